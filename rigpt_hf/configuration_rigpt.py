@@ -1,0 +1,230 @@
+"""The configuration of RiGPT: every option, its default and every cross-check between options."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+
+ATTENTION_SCORES = ("dot", "squared_distance", "distance")
+POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
+# Same formula, evaluated by PyTorch in one pass over memory instead of eight.
+ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
+# These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
+LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
+
+
+@strict
+class RiGPTConfig(PreTrainedConfig):
+    r"""
+    Configuration of a RiGPT, a decoder whose hidden space has no preferred basis.
+
+    Fields that Llama has as well keep Llama's name and meaning. The defaults give a model of GPT-2's size.
+
+    Args:
+        vocab_size (`int`, defaults to 50257):
+            Number of tokens `V`.
+        embedding_size (`int`, *optional*):
+            Lexical size `D`, the length of a token's embedding. When given, `project_in` (`[d, D]`) carries embeddings
+            into the stream and `project_out` (`[D, d]`) carries the last hidden state back, so that a rotation of the
+            stream never touches the table of tokens; `D` may differ from `hidden_size`. `None`: no projections, the
+            embeddings are vectors of the stream.
+        hidden_size (`int`, defaults to 768):
+            Stream size `d`.
+        intermediate_size (`int`, *optional*):
+            Neurons per layer `F`. Defaults to `4 * hidden_size`.
+        num_hidden_layers (`int`, defaults to 12):
+            Number of layers.
+        num_attention_heads (`int`, defaults to 12):
+            Query heads `H`.
+        num_key_value_heads (`int`, *optional*):
+            Key and value heads `K`, a divisor of `H`. Defaults to `num_attention_heads`.
+        head_dim (`int`, *optional*):
+            Dimensions per head `h`. Defaults to `hidden_size // num_attention_heads`.
+        hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`):
+            One of `"gelu"`, `"gelu_pytorch_tanh"` (GPT-2's `"gelu_new"` is accepted and is the same function),
+            `"relu"`, `"relu2"`, `"silu"`.
+        gated_mlp (`bool`, defaults to `False`):
+            `act(gate(x)) * up(x)` instead of `act(up(x))`.
+        attention_bias (`bool`, defaults to `False`):
+            Biases on the query, key and value maps.
+        attention_output_bias (`bool`, defaults to `False`):
+            Bias on the attention's output map.
+        mlp_bias (`bool`, defaults to `False`):
+            Biases on all maps of the MLP.
+        output_bias (`bool`, defaults to `False`):
+            Bias on `project_out`; needs `embedding_size`.
+        position_embedding_type (`str`, defaults to `"rotary"`):
+            `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter rotation
+            group acting on queries and keys.
+        rope_parameters (`dict`, *optional*):
+            `rope_type`, `rope_theta` and what else the library's rope types need. Only with `"rotary"`.
+        rotary_learned_frequencies (`bool`, defaults to `False`):
+            Learn the frequencies, one set per layer and key-value head, starting from those of `rope_parameters`.
+        max_position_embeddings (`int`, defaults to 1024):
+            Longest sequence the model is made for.
+        attention_score (`str`, defaults to `"dot"`):
+            `"dot"`: `q·k`. `"squared_distance"`: `q·k - λ|k|²/2`, which for `λ = 1` is `-|q-k|²/2` up to a constant of
+            the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ` is the learned `self_attn.distance_weight`, one per head.
+        qk_norm (`bool`, defaults to `False`):
+            Normalise queries and keys per head (no gain) before the score.
+        rms_norm_eps (`float`, defaults to 1e-5):
+            `eps` in `n(x) = x / sqrt(mean(x²) + eps)`.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the Gaussian initial weights.
+        attention_dropout (`float`, defaults to 0.0):
+            Dropout of attention probabilities.
+        residual_dropout (`float`, defaults to 0.0):
+            Probability that the output of an attention or MLP block is dropped for a token, the whole vector at once:
+            dropping single coordinates would prefer a basis.
+        embedding_dropout (`float`, defaults to 0.0):
+            The same for the embedding of a token.
+        tie_word_embeddings (`bool`, defaults to `True`):
+            Use the table of tokens for the output as well.
+        use_cache (`bool`, defaults to `True`):
+            Return keys and values for fast generation.
+
+    Raises:
+        ValueError: if a value or a combination of values is impossible; the message names the field and the rule.
+
+    Example:
+
+    ```python
+    >>> from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+
+    >>> config = RiGPTConfig(hidden_size=256, num_attention_heads=4, num_hidden_layers=2, vocab_size=1000)
+    >>> model = RiGPTForCausalLM(config)
+    ```
+    """
+
+    model_type = "rigpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.distance_weight": "colwise",
+        "layers.*.self_attn.rotary_frequencies": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "project_in": (["inputs_embeds"], ["hidden_states"]),
+        "embed_positions": (["position_ids"], ["position_vectors"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 50257
+    embedding_size: int | None = None
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "gelu_pytorch_tanh"
+    gated_mlp: bool = False
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    output_bias: bool = False
+    position_embedding_type: str = "rotary"
+    rope_parameters: RopeParameters | dict | None = None
+    rotary_learned_frequencies: bool = False
+    max_position_embeddings: int = 1024
+    attention_score: str = "dot"
+    qk_norm: bool = False
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    attention_dropout: float | int = 0.0
+    residual_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        self.hidden_act = ACTIVATION_SYNONYMS.get(self.hidden_act, self.hidden_act)
+        rotary = self.position_embedding_type == "rotary"
+        if not rotary and self.rope_parameters:
+            raise ValueError(
+                "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
+                f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
+            )
+        super().__post_init__(**kwargs)
+        if not rotary:  # the base class fills in rotary defaults for every config that has the field
+            self.rope_parameters = None
+
+    def validate_architecture(self):
+        """Cross-checks between fields; called by `@strict` after construction."""
+        self._check_choice("attention_score", ATTENTION_SCORES)
+        self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
+        self._check_choice("hidden_act", ACTIVATIONS)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            self._check_positive(name)
+        if self.embedding_size is not None:
+            self._check_positive("embedding_size")
+        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` is a probability in [0, 1), got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_attention_heads` must be a multiple of `num_key_value_heads`, got {self.num_attention_heads} "
+                f"and {self.num_key_value_heads}. Every key-value head serves the same number of query heads."
+            )
+        if self.output_bias and self.embedding_size is None:
+            raise ValueError(
+                "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
+                "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
+            )
+        if self.rotary_learned_frequencies:
+            self._check_learned_frequencies()
+
+    def _check_learned_frequencies(self):
+        if self.position_embedding_type != "rotary":
+            raise ValueError(
+                "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got "
+                f"{self.position_embedding_type!r}."
+            )
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type in LENGTH_DEPENDENT_ROPE_TYPES:
+            raise ValueError(
+                f"`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of the "
+                f"input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
+            )
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]):
+        if getattr(self, name) not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def _check_positive(self, name: str):
+        if getattr(self, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def lexical_size(self) -> int:
+        """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+
+__all__ = ["RiGPTConfig"]

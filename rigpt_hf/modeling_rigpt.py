@@ -1,0 +1,331 @@
+"""RiGPT: a GPT with no preferred basis. Reads top to bottom; needs only its sibling files, torch and transformers.
+
+Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neurons.
+
+    x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
+    n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
+    x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
+    x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
+
+No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
+changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_rigpt import DISTANCE_BACKENDS, RiGPTAttention, RiGPTRotaryEmbedding
+from .configuration_rigpt import RiGPTConfig
+
+
+class RiGPTRMSNorm(nn.Module):
+    """`n(x) = x / sqrt(mean(x²) + eps)`: RMSNorm without the gain, hence without a basis."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class RiGPTVectorDropout(nn.Module):
+    """Drops whole vectors: one coin per token, where coordinate dropout would toss one per axis."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return hidden_states
+        return hidden_states * nn.functional.dropout(hidden_states.new_ones(*hidden_states.shape[:-1], 1), self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class RiGPTMLP(nn.Module):
+    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))`."""
+
+    def __init__(self, config: RiGPTConfig):
+        super().__init__()
+        sizes = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class RiGPTDecoderLayer(GradientCheckpointingLayer):
+    """Two residual lines around parameter-free norms."""
+
+    def __init__(self, config: RiGPTConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
+        self.self_attn = RiGPTAttention(config, layer_idx)
+        self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
+        self.mlp = RiGPTMLP(config)
+        self.dropout = RiGPTVectorDropout(config.residual_dropout)
+        for writer in (self.self_attn.o_proj, self.mlp.down_proj):
+            writer.writes_to_residual = True
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+class RiGPTPreTrainedModel(PreTrainedModel):
+    """Loading, saving, initialisation and the choice of an attention backend."""
+
+    config: RiGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RiGPTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": RiGPTDecoderLayer, "attentions": RiGPTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """
+        Gaussian weights; maps between frames Haar-orthogonal. Neither law changes under a rotation.
+
+        Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
+        """
+        if isinstance(module, RiGPTAttention):
+            module.reset_own_parameters()
+        elif getattr(module, "carries_between_frames", False):
+            # On the side, in float32: the decomposition behind it does not exist in 16 bits.
+            init.copy_(module.weight, nn.init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float32)))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif getattr(module, "writes_to_residual", False):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
+        score = self.config.attention_score
+        if score == "distance":
+            if requested_attention is None:
+                return "eager"
+            if requested_attention not in DISTANCE_BACKENDS:
+                raise ValueError(
+                    f"`attn_implementation` must be one of {', '.join(DISTANCE_BACKENDS)} for `attention_score="
+                    f"'distance'`, which is no dot product, got {requested_attention!r}. Name one of these, or none."
+                )
+        elif score != "dot" and requested_attention is not None and requested_attention.startswith("paged|"):
+            raise ValueError(
+                f"`attn_implementation` must not be paged for `attention_score={score!r}`: the paged cache is filled "
+                f"behind the score, got {requested_attention!r}. Use 'sdpa' or 'eager'."
+            )
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
+
+
+class RiGPTModel(RiGPTPreTrainedModel):
+    """Embedding, decoder layers and last norm; its output is a vector of the stream."""
+
+    def __init__(self, config: RiGPTConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size, config.pad_token_id)
+        self.project_in = None
+        if config.embedding_size is not None:
+            self.project_in = nn.Linear(config.embedding_size, config.hidden_size, bias=False)
+            self.project_in.carries_between_frames = True
+        self.embed_positions, self.rotary_emb = None, None
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        elif not config.rotary_learned_frequencies:
+            self.rotary_emb = RiGPTRotaryEmbedding(config)
+        self.dropout = RiGPTVectorDropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RiGPTRMSNorm(config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `[B, S]`), or inputs_embeds (of shape `[B, S, D]`): one of the two.
+            attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): 1 for tokens to attend to, 0 for padding.
+            position_ids (`torch.LongTensor` of shape `[B, S]`, *optional*):
+                Defaults to counting on from the cache. Ids that restart mark packed sequences, which then do not see
+                each other, if neither a mask nor a cache is given.
+            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): keys and values of earlier calls.
+
+        Returns:
+            `BaseModelOutputWithPast`; `last_hidden_state` `[B, S, d]` is normalised.
+
+        Raises:
+            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states = inputs_embeds if self.project_in is None else self.project_in(inputs_embeds)  # [B, S, d]
+
+        # Packing is looked for only where there is no cache; an empty one made here must not hide it.
+        mask_cache = past_key_values
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=mask_cache,
+            position_ids=position_ids,
+        )
+
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        hidden_states = self.dropout(hidden_states)
+        position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
+
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
+    """RiGPT with a language-modelling head, tied to the table of tokens or not."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {
+        "project_out": (["hidden_states"], ["hidden_states"]),
+        "lm_head": (["hidden_states"], ["logits"]),
+    }
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: RiGPTConfig):
+        super().__init__(config)
+        self.model = RiGPTModel(config)
+        self.vocab_size = config.vocab_size
+        self.project_out = None
+        if config.embedding_size is not None:
+            self.project_out = nn.Linear(config.hidden_size, config.embedding_size, bias=config.output_bias)
+            self.project_out.carries_between_frames = True
+        self.lm_head = nn.Linear(config.lexical_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        As [`RiGPTModel.forward`], and:
+
+        Args:
+            labels (`torch.LongTensor` of shape `[B, S]`, *optional*):
+                Tokens to predict, -100 where there is nothing to learn; shifted inside. `num_items_in_batch` among the
+                keyword arguments divides the summed loss instead of the count of this batch.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0):
+                Compute logits only for the last so many positions, or for these positions; 0 means all.
+
+        Returns:
+            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = outputs.last_hidden_state[:, kept]
+        if self.project_out is not None:
+            hidden_states = self.project_out(hidden_states)  # [B, S, D]
+        logits = self.lm_head(hidden_states)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreTrainedModel):
+    """RiGPT with a linear classifier on the last token's normalised hidden state."""
+
+    def __init__(self, config: RiGPTConfig):
+        # Past the generic constructor, which finds the base model through the Auto classes: those do not know this
+        # one when the file travels as remote code.
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        self.model = RiGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+__all__ = ["RiGPTForCausalLM", "RiGPTForSequenceClassification", "RiGPTModel", "RiGPTPreTrainedModel"]
