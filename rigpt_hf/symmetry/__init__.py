@@ -1,0 +1,8 @@
+"""The symmetries of a RiGPT: one table of frames, the groups that act on them, and transformations of models."""
+
+from .action import GaugeTransformation, gauge_error
+from .frames import Axis, Frame, axes, frames
+from .groups import haar, so_exp, so_log
+
+
+__all__ = ["Axis", "Frame", "GaugeTransformation", "axes", "frames", "gauge_error", "haar", "so_exp", "so_log"]

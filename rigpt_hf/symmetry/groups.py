@@ -1,0 +1,176 @@
+"""The groups that act on frames: orthogonal, general linear, and the rotations that commute with rotary positions.
+
+All algebra is in float64. A group element is a stack of matrices `[copies, n, n]` that acts on vectors of the frame.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import scipy.linalg
+import torch
+
+
+# Singular values of random general linear elements lie in [1/GL_SPREAD, GL_SPREAD]: far from orthogonal, well conditioned.
+GL_SPREAD = 2.0
+
+
+def haar(
+    n: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+    special: bool = False,
+) -> torch.Tensor:
+    """
+    A random orthogonal matrix `[n, n]`, uniform with respect to the invariant (Haar) measure of O(n).
+
+    QR of a Gaussian matrix with the signs of R's diagonal moved into Q; without them the result is not uniform
+    (Mezzadri, arXiv math-ph/0609050).
+
+    Args:
+        n: Size of the matrix.
+        generator: Source of randomness; the global one if absent.
+        dtype: Of the result. The algebra is done in float64 and cast once.
+        special: Determinant +1 only, i.e. uniform on SO(n). Otherwise both determinants are equally likely.
+
+    Raises:
+        ValueError: if `n` is less than 1.
+    """
+    if n < 1:
+        raise ValueError(f"`n` must be at least 1, got {n}.")
+    gaussian = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    q = q * r.diagonal().sign()
+    if special and torch.linalg.det(q) < 0:
+        q[:, 0].neg_()
+    return q.to(dtype)
+
+
+def so_exp(skew: torch.Tensor) -> torch.Tensor:
+    """Rotation `exp(A)` `[..., n, n]` of a skew-symmetric `A` `[..., n, n]`, determinant +1."""
+    return torch.linalg.matrix_exp(skew)
+
+
+def so_log(rotation: torch.Tensor) -> torch.Tensor:
+    """
+    The skew-symmetric `A` of smallest norm with `exp(A) = rotation`, both `[n, n]`, in float64.
+
+    A real Schur decomposition splits the rotation into planes; each angle is read off its 2x2 block, so nothing is lost
+    near 0 or π. Two half turns (eigenvalues -1) form one plane.
+
+    Raises:
+        ValueError: if the determinant is -1. No path inside O(n) joins such a matrix to the identity.
+    """
+    schur, basis = scipy.linalg.schur(rotation.to(torch.float64).numpy(), output="real")
+    n, skew, half_turns, index = schur.shape[0], torch.zeros_like(rotation, dtype=torch.float64), [], 0
+    while index < n:
+        if index + 1 < n and schur[index + 1, index] != 0:
+            angle = math.atan2(
+                schur[index + 1, index] - schur[index, index + 1], schur[index, index] + schur[index + 1, index + 1]
+            )
+            skew[index + 1, index], skew[index, index + 1] = angle, -angle
+            index += 2
+        else:
+            half_turns += [index] if schur[index, index] < 0 else []
+            index += 1
+    if len(half_turns) % 2:
+        raise ValueError(
+            "`rotation` must have determinant +1: a reflection is not joined to the identity by any path of orthogonal "
+            "matrices. Draw it with `special=True`, or multiply it by a fixed reflection first."
+        )
+    for first, second in zip(half_turns[::2], half_turns[1::2], strict=True):
+        skew[second, first], skew[first, second] = math.pi, -math.pi
+    basis = torch.from_numpy(basis)
+    return basis @ skew @ basis.T
+
+
+class Group(Protocol):
+    """What a frame needs to know of the matrices that may act on it."""
+
+    n: int
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the Lie algebra."""
+
+    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
+        """A random element `[n, n]`; `special`: one that is joined to the identity by a path."""
+
+    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
+        """The point at `t` of the path from the identity (`t = 0`) to `element` `[n, n]` (`t = 1`)."""
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """O(n), with the Haar measure and the geodesics of its invariant metric."""
+
+    n: int
+
+    @property
+    def dimension(self) -> int:
+        return self.n * (self.n - 1) // 2
+
+    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
+        return haar(self.n, generator, special=special)
+
+    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
+        return so_exp(t * so_log(element))
+
+
+@dataclass(frozen=True)
+class GeneralLinear:
+    """GL(n). Random elements: Haar rotations around log-uniform singular values. Paths: rotate and stretch together."""
+
+    n: int
+
+    @property
+    def dimension(self) -> int:
+        return self.n**2
+
+    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
+        exponents = 2 * torch.rand(self.n, generator=generator, dtype=torch.float64) - 1
+        stretch = GL_SPREAD**exponents
+        axes = haar(self.n, generator)
+        return haar(self.n, generator, special=special) @ (axes * stretch) @ axes.T
+
+    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
+        u, stretch, vt = torch.linalg.svd(element)
+        return Orthogonal(self.n).path(u @ vt, t) @ (vt.T * stretch**t) @ vt
+
+
+@dataclass(frozen=True)
+class RotaryCommutant:
+    """
+    Matrices that commute with every rotary rotation of generic frequencies.
+
+    One rotation per plane (dimension i with i + r/2), times a scale per plane where the score allows it, and `rest` on
+    the dimensions that rotary leaves alone.
+    """
+
+    n: int
+    rotary_dim: int
+    scaled: bool
+    rest: Group | None
+
+    @property
+    def dimension(self) -> int:
+        return self.rotary_dim // 2 * (2 if self.scaled else 1) + (self.rest.dimension if self.rest else 0)
+
+    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
+        planes = self.rotary_dim // 2
+        angles = math.pi * (2 * torch.rand(planes, generator=generator, dtype=torch.float64) - 1)
+        exponents = 2 * torch.rand(planes, generator=generator, dtype=torch.float64) - 1
+        scales = GL_SPREAD**exponents if self.scaled else torch.ones_like(exponents)
+        rest = self.rest.random(generator, special) if self.rest else None
+        return self._matrix(angles, scales, rest)
+
+    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
+        half = self.rotary_dim // 2
+        cos, sin = element[:half, :half].diagonal(), element[half : 2 * half, :half].diagonal()
+        rest = self.rest.path(element[2 * half :, 2 * half :], t) if self.rest else None
+        return self._matrix(t * torch.atan2(sin, cos), torch.hypot(cos, sin) ** t, rest)
+
+    def _matrix(self, angles: torch.Tensor, scales: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
+        cos, sin = (scales * angles.cos()).diag(), (scales * angles.sin()).diag()
+        planes = torch.cat((torch.cat((cos, -sin), dim=1), torch.cat((sin, cos), dim=1)))
+        return planes if rest is None else torch.block_diag(planes, rest)
