@@ -19,6 +19,39 @@ from .configuration_rigpt import RiGPTConfig
 
 # Attention kernels want head sizes that are multiples of this.
 KERNEL_ALIGNMENT = 8
+# Up to so many rows `W xᵀ` beats `x Wᵀ` on CPUs.
+FEW_ROWS = 4
+
+
+class RiGPTLinear(nn.Linear):
+    """
+    `nn.Linear` that is quick on few rows on a CPU, as in cached generation.
+
+    There BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at nearly all of
+    it. Same product, other order of operands; `make bench` shows what it brings.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.numel() // self.in_features
+        if not 0 < rows <= FEW_ROWS or not self._plain_inference_on_cpu(hidden_states):
+            return nn.functional.linear(hidden_states, self.weight, self.bias)
+        columns = hidden_states.reshape(rows, self.in_features)
+        if rows == 1:  # a single column would be a matrix-vector product again
+            output = (self.weight @ torch.cat((columns, columns)).t())[:, 0].contiguous()
+        else:
+            output = (self.weight @ columns.t()).t().contiguous()
+        if self.bias is not None:
+            output += self.bias
+        return output.view(*hidden_states.shape[:-1], self.out_features)
+
+    def _plain_inference_on_cpu(self, hidden_states: torch.Tensor) -> bool:
+        return (
+            hidden_states.device.type == "cpu"
+            and hidden_states.dtype == self.weight.dtype == torch.float32
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and type(self.weight) is nn.Parameter  # no quantised or sharded subclass, which knows better
+        )
 
 
 class RiGPTRotaryEmbedding(nn.Module):
@@ -210,10 +243,10 @@ class RiGPTAttention(nn.Module):
 
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = RiGPTLinear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = RiGPTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
         self.distance_weight = None
         if config.attention_score != "dot":
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))

@@ -27,8 +27,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rigpt import DISTANCE_BACKENDS, RiGPTAttention, RiGPTRotaryEmbedding
+from .attention_rigpt import DISTANCE_BACKENDS, RiGPTAttention, RiGPTLinear, RiGPTRotaryEmbedding
 from .configuration_rigpt import RiGPTConfig
+from .loss_rigpt import causal_lm_loss
 
 
 class RiGPTRMSNorm(nn.Module):
@@ -67,9 +68,9 @@ class RiGPTMLP(nn.Module):
     def __init__(self, config: RiGPTConfig):
         super().__init__()
         sizes = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
+        self.gate_proj = RiGPTLinear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up_proj = RiGPTLinear(*sizes, bias=config.mlp_bias)
+        self.down_proj = RiGPTLinear(*reversed(sizes), bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -161,7 +162,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size, config.pad_token_id)
         self.project_in = None
         if config.embedding_size is not None:
-            self.project_in = nn.Linear(config.embedding_size, config.hidden_size, bias=False)
+            self.project_in = RiGPTLinear(config.embedding_size, config.hidden_size, bias=False)
             self.project_in.carries_between_frames = True
         self.embed_positions, self.rotary_emb = None, None
         if config.position_embedding_type == "learned":
@@ -257,9 +258,10 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.project_out = None
         if config.embedding_size is not None:
-            self.project_out = nn.Linear(config.hidden_size, config.embedding_size, bias=config.output_bias)
+            self.project_out = RiGPTLinear(config.hidden_size, config.embedding_size, bias=config.output_bias)
             self.project_out.carries_between_frames = True
-        self.lm_head = nn.Linear(config.lexical_size, config.vocab_size, bias=False)
+        self.lm_head = RiGPTLinear(config.lexical_size, config.vocab_size, bias=False)
+        self.loss_function = causal_lm_loss
         self.post_init()
 
     @can_return_tuple
