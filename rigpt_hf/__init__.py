@@ -5,9 +5,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .configuration_rigpt import RiGPTConfig
 from .modeling_rigpt import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, RiGPTPreTrainedModel
 from .peft_targets import register_with_peft
+from .version import __version__
 
-
-__version__ = "0.1.0"
 
 AutoConfig.register("rigpt", RiGPTConfig)
 AutoModel.register(RiGPTConfig, RiGPTModel)

@@ -27,8 +27,8 @@ class RiGPTLinear(nn.Linear):
     """
     `nn.Linear` that is quick on few rows on a CPU, as in cached generation.
 
-    There BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at nearly all of
-    it. Same product, other order of operands; `make bench` shows what it brings.
+    There BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at nearly all
+    of it. Same product, other order of operands; `make bench` shows what it brings.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -57,15 +57,15 @@ class RiGPTLinear(nn.Linear):
 class RiGPTRotaryEmbedding(nn.Module):
     """Angles of the position rotation `exp(p·A)`: cosines and sines `[B, S, r]` at the library's frequencies."""
 
-    def __init__(self, config: RiGPTConfig):
+    def __init__(self, config: RiGPTConfig, device: torch.device | str | None = None):
         super().__init__()
         self.config = config
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
         inv_freq, self.attention_scaling = rotary_frequencies(config)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+        self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.to(device, copy=True), persistent=False)
 
     @staticmethod
     def compute_default_rope_parameters(config: RiGPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
@@ -76,7 +76,9 @@ class RiGPTRotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     @dynamic_rope_update
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device, torch.float)
         return cos_sin(angles, self.attention_scaling, hidden_states.dtype)
 
@@ -166,7 +168,7 @@ def eager_attention_forward(
             scores.to(torch.promote_types(scores.dtype, torch.float32)),
             squared_norm(query)[..., :, None],
             squared_norm(key)[..., None, :],
-            module.distance_weight[:, None, None],
+            local(module.distance_weight)[:, None, None],
         )
     scores = scores * scaling
     if attention_mask is not None:
@@ -199,7 +201,7 @@ def distance_flex_attention_forward(
             "attn_implementation='eager'."
         )
     groups = module.num_key_value_groups
-    query_norm, key_norm, weight = squared_norm(query), squared_norm(key), module.distance_weight.float()
+    query_norm, key_norm, weight = squared_norm(query), squared_norm(key), local(module.distance_weight).float()
 
     def score_mod(dot, batch, head, query_index, key_index):
         norms = query_norm[batch, head, query_index], key_norm[batch, head // groups, key_index]
@@ -226,6 +228,32 @@ DISTANCE_BACKENDS: dict[str, Callable] = {
 }
 
 
+def check_distance_backend(name: str):
+    """Raises a `ValueError` if the backend of this name cannot express `attention_score='distance'`."""
+    if name not in DISTANCE_BACKENDS:
+        raise ValueError(
+            f"`attn_implementation` must be one of {', '.join(DISTANCE_BACKENDS)} for `attention_score='distance'`, "
+            f"which is no dot product, got {name!r}. Name one of these, or none."
+        )
+
+
+def update_paged_cache(
+    cache, key: torch.Tensor, value: torch.Tensor, layer_idx: int, kwargs: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store new keys and values in the cache of continuous batching; returns all of them, `[1, K, T, h]`."""
+    if kwargs.get("block_table") is not None:
+        raise ValueError(
+            "`max_blocks_per_request` of the continuous batching config must be 0 for an `attention_score` other than "
+            "'dot', whose keys no kernel may fetch by itself. Set it to 0 or use attn_implementation='sdpa'."
+        )
+    return cache.update(key_states=key, value_states=value, layer_idx=layer_idx, kwargs=kwargs)
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a parameter that tensor parallelism splits by heads; otherwise the parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
 class RiGPTAttention(nn.Module):
     """Grouped-query attention whose score depends on (query, key) only through invariants of the head space."""
 
@@ -247,10 +275,10 @@ class RiGPTAttention(nn.Module):
         self.k_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = RiGPTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
-        self.distance_weight = None
+        self.distance_weight: nn.Parameter | None = None
         if config.attention_score != "dot":
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
-        self.rotary_frequencies = None
+        self.rotary_frequencies: nn.Parameter | None = None
         if config.rotary_learned_frequencies:
             frequencies, self.rotary_scaling = rotary_frequencies(config)
             self.rotary_frequencies = nn.Parameter(frequencies.repeat(config.num_key_value_heads, 1))
@@ -262,11 +290,14 @@ class RiGPTAttention(nn.Module):
         if self.rotary_frequencies is not None:
             init.copy_(self.rotary_frequencies, rotary_frequencies(self.config)[0].expand_as(self.rotary_frequencies))
 
-    def learned_rotation(self, position_ids: torch.LongTensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def learned_rotation(
+        self, position_ids: torch.LongTensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines `[B, K, S, r]` of this layer's own frequencies, which learn through them."""
-        accurate = torch.promote_types(self.rotary_frequencies.dtype, torch.float32)
-        frequencies = self.rotary_frequencies.to(accurate)[:, None, :]
-        return cos_sin(position_ids[:, None, :, None].to(accurate) * frequencies, self.rotary_scaling, dtype)
+        frequencies = local(self.rotary_frequencies)[:, None, :]
+        accurate = torch.promote_types(frequencies.dtype, torch.float32)
+        angles = position_ids[:, None, :, None].to(accurate) * frequencies.to(accurate)
+        return cos_sin(angles, self.rotary_scaling, dtype)
 
     def forward(
         self,
@@ -296,12 +327,18 @@ class RiGPTAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
+        backend = self.config._attn_implementation
+        if self.attention_score != "dot":
+            # The paged cache of continuous batching is otherwise filled inside the backend, behind the score.
+            if (paged_cache := kwargs.pop("cache", None)) is not None:
+                key, value = update_paged_cache(paged_cache, key, value, self.layer_idx, kwargs)
+            backend = backend.removeprefix("paged|")
         # After the cache, which keeps plain keys: a rotation or a new λ must not leave stale coordinates in it.
         if self.attention_score == "squared_distance":
-            query, key, value = squared_distance_as_dot(query, key, value, self.distance_weight)
+            query, key, value = squared_distance_as_dot(query, key, value, local(self.distance_weight))
 
-        backend = self.config._attn_implementation
         if self.attention_score == "distance":
+            check_distance_backend(backend)
             attention_interface = DISTANCE_BACKENDS[backend]
         else:
             attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)

@@ -1,9 +1,18 @@
 """The configuration of RiGPT: every option, its default and every cross-check between options."""
 
+from typing import TYPE_CHECKING, Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
+
+if TYPE_CHECKING:  # never None once `__post_init__` has filled it in
+    IntFilledIn = Any
+    RopeFilledIn = Any
+else:
+    IntFilledIn = int | None
+    RopeFilledIn = RopeParameters | dict | None
 
 ATTENTION_SCORES = ("dot", "squared_distance", "distance")
 POSITION_EMBEDDING_TYPES = ("learned", "rotary")
@@ -55,8 +64,8 @@ class RiGPTConfig(PreTrainedConfig):
         output_bias (`bool`, defaults to `False`):
             Bias on `project_out`; needs `embedding_size`.
         position_embedding_type (`str`, defaults to `"rotary"`):
-            `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter rotation
-            group acting on queries and keys.
+            `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter
+            rotation group acting on queries and keys.
         rope_parameters (`dict`, *optional*):
             `rope_type`, `rope_theta` and what else the library's rope types need. Only with `"rotary"`.
         rotary_learned_frequencies (`bool`, defaults to `False`):
@@ -65,7 +74,8 @@ class RiGPTConfig(PreTrainedConfig):
             Longest sequence the model is made for.
         attention_score (`str`, defaults to `"dot"`):
             `"dot"`: `q·k`. `"squared_distance"`: `q·k - λ|k|²/2`, which for `λ = 1` is `-|q-k|²/2` up to a constant of
-            the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ` is the learned `self_attn.distance_weight`, one per head.
+            the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
+            `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
             Normalise queries and keys per head (no gain) before the score.
         rms_norm_eps (`float`, defaults to 1e-5):
@@ -99,33 +109,14 @@ class RiGPTConfig(PreTrainedConfig):
 
     model_type = "rigpt"
     keys_to_ignore_at_inference = ["past_key_values"]
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.distance_weight": "colwise",
-        "layers.*.self_attn.rotary_frequencies": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
-    base_model_pp_plan = {
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "project_in": (["inputs_embeds"], ["hidden_states"]),
-        "embed_positions": (["position_ids"], ["position_vectors"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
-
     vocab_size: int = 50257
     embedding_size: int | None = None
     hidden_size: int = 768
-    intermediate_size: int | None = None
+    intermediate_size: IntFilledIn = None
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    num_key_value_heads: IntFilledIn = None
+    head_dim: IntFilledIn = None
     hidden_act: str = "gelu_pytorch_tanh"
     gated_mlp: bool = False
     attention_bias: bool = False
@@ -133,7 +124,7 @@ class RiGPTConfig(PreTrainedConfig):
     mlp_bias: bool = False
     output_bias: bool = False
     position_embedding_type: str = "rotary"
-    rope_parameters: RopeParameters | dict | None = None
+    rope_parameters: RopeFilledIn = None
     rotary_learned_frequencies: bool = False
     max_position_embeddings: int = 1024
     attention_score: str = "dot"
@@ -209,8 +200,8 @@ class RiGPTConfig(PreTrainedConfig):
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type in LENGTH_DEPENDENT_ROPE_TYPES:
             raise ValueError(
-                f"`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of the "
-                f"input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
+                "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
+                f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
             )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]):
@@ -220,6 +211,37 @@ class RiGPTConfig(PreTrainedConfig):
     def _check_positive(self, name: str):
         if getattr(self, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
+        plan = {
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
+        if self.gated_mlp:
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        if self.attention_score != "dot":
+            plan["layers.*.self_attn.distance_weight"] = "colwise"
+        if self.rotary_learned_frequencies:
+            plan["layers.*.self_attn.rotary_frequencies"] = "colwise"
+        return plan
+
+    @property
+    def base_model_pp_plan(self) -> dict[str, tuple[list[str], list[str]]]:
+        """The stages that pipeline parallelism may cut between, with their inputs and outputs."""
+        plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
+        if self.embedding_size is not None:
+            plan["project_in"] = (["inputs_embeds"], ["hidden_states"])
+        if self.position_embedding_type == "learned":
+            plan["embed_positions"] = (["position_ids"], ["position_vectors"])
+        plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
+        plan["norm"] = (["hidden_states"], ["hidden_states"])
+        return plan
 
     @property
     def lexical_size(self) -> int:

@@ -27,7 +27,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rigpt import DISTANCE_BACKENDS, RiGPTAttention, RiGPTLinear, RiGPTRotaryEmbedding
+from .attention_rigpt import RiGPTAttention, RiGPTLinear, RiGPTRotaryEmbedding, check_distance_backend
 from .configuration_rigpt import RiGPTConfig
 from .loss_rigpt import causal_lm_loss
 
@@ -137,20 +137,9 @@ class RiGPTPreTrainedModel(PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
-        score = self.config.attention_score
-        if score == "distance":
-            if requested_attention is None:
-                return "eager"
-            if requested_attention not in DISTANCE_BACKENDS:
-                raise ValueError(
-                    f"`attn_implementation` must be one of {', '.join(DISTANCE_BACKENDS)} for `attention_score="
-                    f"'distance'`, which is no dot product, got {requested_attention!r}. Name one of these, or none."
-                )
-        elif score != "dot" and requested_attention is not None and requested_attention.startswith("paged|"):
-            raise ValueError(
-                f"`attn_implementation` must not be paged for `attention_score={score!r}`: the paged cache is filled "
-                f"behind the score, got {requested_attention!r}. Use 'sdpa' or 'eager'."
-            )
+        if self.config.attention_score == "distance":
+            requested_attention = requested_attention or "eager"
+            check_distance_backend(requested_attention.removeprefix("paged|"))
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 

@@ -43,5 +43,5 @@ class _FillInOnImport(importlib.abc.MetaPathFinder):
             execute(module)
             fill_in(module)
 
-        spec.loader.exec_module = execute_and_fill_in
+        spec.loader.exec_module = execute_and_fill_in  # type: ignore[method-assign]
         return spec

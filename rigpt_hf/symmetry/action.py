@@ -38,7 +38,9 @@ class GaugeTransformation:
         known = _frame_keys(config)
         for key, element in self.elements.items():
             if key not in known:
-                raise ValueError(f"`elements` must be keyed by frames of the config, got {key!r}. It has {list(known)}.")
+                raise ValueError(
+                    f"`elements` must be keyed by frames of the config, got {key!r}. It has {list(known)}."
+                )
             shape = (known[key].copies, known[key].group.n, known[key].group.n)
             if tuple(element.shape) != shape:
                 raise ValueError(f"`elements[{key!r}]` must have the shape {shape}, got {tuple(element.shape)}.")

@@ -23,7 +23,7 @@ from .groups import GeneralLinear, Group, Orthogonal, RotaryCommutant
 
 @dataclass(frozen=True)
 class Frame:
-    """A space with a free basis: its group, how many independent copies there are, and whether each layer has its own."""
+    """A space with a free basis: its group, the number of independent copies, and whether every layer has its own."""
 
     group: Group
     copies: int = 1
@@ -32,7 +32,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a parameter: the frame it lives in, as a vector or a covector. Other axes are `None` in the table."""
+    """One axis of a parameter: its frame, as a vector or a covector of it. `None` in its place: it never turns."""
 
     frame: str
     covector: bool = False

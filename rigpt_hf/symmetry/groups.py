@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 
 
-# Singular values of random general linear elements lie in [1/GL_SPREAD, GL_SPREAD]: far from orthogonal, well conditioned.
+# Singular values of random general linear elements lie in [1/GL_SPREAD, GL_SPREAD]: not orthogonal, well conditioned.
 GL_SPREAD = 2.0
 
 
@@ -55,8 +55,8 @@ def so_log(rotation: torch.Tensor) -> torch.Tensor:
     """
     The skew-symmetric `A` of smallest norm with `exp(A) = rotation`, both `[n, n]`, in float64.
 
-    A real Schur decomposition splits the rotation into planes; each angle is read off its 2x2 block, so nothing is lost
-    near 0 or π. Two half turns (eigenvalues -1) form one plane.
+    A real Schur decomposition splits the rotation into planes; each angle is read off its 2x2 block, so nothing is
+    lost near 0 or π. Two half turns (eigenvalues -1) form one plane.
 
     Raises:
         ValueError: if the determinant is -1. No path inside O(n) joins such a matrix to the identity.
@@ -75,8 +75,8 @@ def so_log(rotation: torch.Tensor) -> torch.Tensor:
             index += 1
     if len(half_turns) % 2:
         raise ValueError(
-            "`rotation` must have determinant +1: a reflection is not joined to the identity by any path of orthogonal "
-            "matrices. Draw it with `special=True`, or multiply it by a fixed reflection first."
+            "`rotation` must have determinant +1: a reflection is not joined to the identity by any path of "
+            "orthogonal matrices. Draw it with `special=True`, or multiply it by a fixed reflection first."
         )
     for first, second in zip(half_turns[::2], half_turns[1::2], strict=True):
         skew[second, first], skew[first, second] = math.pi, -math.pi
@@ -87,7 +87,9 @@ def so_log(rotation: torch.Tensor) -> torch.Tensor:
 class Group(Protocol):
     """What a frame needs to know of the matrices that may act on it."""
 
-    n: int
+    @property
+    def n(self) -> int:
+        """Size of the matrices."""
 
     @property
     def dimension(self) -> int:
@@ -119,7 +121,7 @@ class Orthogonal:
 
 @dataclass(frozen=True)
 class GeneralLinear:
-    """GL(n). Random elements: Haar rotations around log-uniform singular values. Paths: rotate and stretch together."""
+    """GL(n). Random elements: Haar rotations, log-uniform singular values. Paths: rotate and stretch together."""
 
     n: int
 

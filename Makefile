@@ -1,0 +1,33 @@
+# Every target sets itself up: the virtual environment is made on first use and again only when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint bench clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (about 5 minutes)
+	$(RUN)/rigpt demo --force
+
+test: $(STAMP)  ## Run the tests
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest
+
+lint: $(STAMP)  ## Check style and types
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
+	$(RUN)/python -m rigpt_hf.evaluation.speed
+
+clean:  ## Remove the virtual environment and everything the targets made
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("RiGPT needs Python 3.11 or newer; call make PYTHON=python3.11")'
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Evaluation of RiGPT beside stock GPT-2."""

@@ -1,0 +1,357 @@
+"""
+Speed of RiGPT beside stock GPT-2 of the same shape: `python -m rigpt_hf.evaluation.speed --help`.
+
+Both models live in one process and take turns, so that the machine's moods fall on both. A ratio is GPT-2's time over
+RiGPT's in the same turn; its median and quartiles over all turns are reported. Only peak memory is measured in a process
+of its own per model.
+"""
+
+import gc
+import json
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of both models and of what they are given."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    vocabulary: int
+    context: int
+    batch: int
+    sequence: int
+
+
+SHAPES = {
+    "small": Shape(hidden_size=256, layers=4, heads=4, vocabulary=4096, context=512, batch=8, sequence=256),
+    "124m": Shape(hidden_size=768, layers=12, heads=12, vocabulary=50257, context=1024, batch=2, sequence=256),
+}
+GOALS = {"prefill": 1.10, "cached generation": 1.10, "training step": 1.40}
+NEW_TOKENS = 32
+# Operators that multiply matrices; their share is the part that no rewriting of a layer can save.
+MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: seconds of both models (medians) and the ratio GPT-2 / RiGPT over paired turns."""
+
+    shape: str
+    mode: str
+    what: str
+    gpt2: float
+    rigpt: float
+    ratio: float
+    quartiles: tuple[float, float]
+    turns: int
+    unit: str = "s"
+
+
+def build(name: str, shape: Shape, attention: str) -> PreTrainedModel:
+    """A freshly initialised `"gpt2"` or `"rigpt"` of this shape, without dropout."""
+    if name == "gpt2":
+        config = GPT2Config(
+            n_embd=shape.hidden_size,
+            n_layer=shape.layers,
+            n_head=shape.heads,
+            vocab_size=shape.vocabulary,
+            n_positions=shape.context,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+            attn_implementation=attention,
+        )
+        return GPT2LMHeadModel(config)
+    config = RiGPTConfig(
+        hidden_size=shape.hidden_size,
+        embedding_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=shape.context,
+        position_embedding_type="learned",
+        attention_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        output_bias=True,
+        attn_implementation=attention,
+    )
+    return RiGPTForCausalLM(config)
+
+
+def synchronize(device: torch.device):
+    """Wait for the device, so that a clock read now means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
+    """One pass over the prompt that fills a cache and returns the last logits, as `generate` begins."""
+
+    @torch.inference_mode()
+    def run() -> float:
+        model(ids, use_cache=True, logits_to_keep=1)
+        return 1.0
+
+    return run
+
+
+def generation(model: PreTrainedModel, ids: torch.Tensor, static: bool) -> Callable[[], float]:
+    """`NEW_TOKENS` greedy tokens, one cached step each; the timing counts a single token."""
+    prompt = ids[:1, :NEW_TOKENS]
+
+    @torch.inference_mode()
+    def run() -> float:
+        cache = StaticCache(config=model.config, max_cache_len=2 * NEW_TOKENS) if static else None
+        eager = getattr(model, "_orig_mod", model)
+        output = eager(prompt, use_cache=True, past_key_values=cache, logits_to_keep=1)
+        cache = output.past_key_values
+        for position in range(NEW_TOKENS, 2 * NEW_TOKENS):
+            token = output.logits[:, -1:].argmax(dim=-1)
+            ids_at = torch.full_like(token, position)
+            output = model(token, past_key_values=cache, use_cache=True, position_ids=ids_at)
+        return float(NEW_TOKENS)
+
+    return run
+
+
+def training(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
+    """Forward, loss, backward and a fused AdamW step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def run() -> float:
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return 1.0
+
+    return run
+
+
+def take_turns(actions: dict[str, Callable[[], float]], turns: int, device: torch.device, tick: Callable[[], None]):
+    """Seconds per unit of work for each action, measured in alternation after one unmeasured turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(turns + 1):
+        # The one that goes first changes, so that neither always finds the caches as the other left them.
+        for name in list(actions) if turn % 2 else list(actions)[::-1]:
+            synchronize(device)
+            start = time.perf_counter()
+            units = actions[name]()
+            synchronize(device)
+            if turn:
+                seconds[name].append((time.perf_counter() - start) / units)
+        tick()
+    return seconds
+
+
+def summarise(shape: str, mode: str, what: str, seconds: dict[str, list[float]]) -> Row:
+    """Medians of the times, and median and quartiles of the paired ratios."""
+    ratios = [gpt2 / rigpt for gpt2, rigpt in zip(seconds["gpt2"], seconds["rigpt"], strict=True)]
+    lower, _, upper = statistics.quantiles(ratios, n=4)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return Row(
+        shape=shape,
+        mode=mode,
+        what=what,
+        gpt2=medians["gpt2"],
+        rigpt=medians["rigpt"],
+        ratio=statistics.median(ratios),
+        quartiles=(lower, upper),
+        turns=len(ratios),
+    )
+
+
+def peak_memory(name: str, shape_name: str, attention: str) -> float:
+    """Peak memory in bytes of a fresh process that builds one model and takes two training steps."""
+    command = [sys.executable, __file__, "--peak-memory-of", name]
+    command += ["--shape", shape_name, "--attention", attention]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def print_own_peak_memory(name: str, shape: Shape, attention: str):
+    """What `peak_memory` runs in the process of its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(name, shape, attention).to(device).train()
+    step = training(model, torch.randint(0, shape.vocabulary, (shape.batch, shape.sequence), device=device))
+    for _ in range(2):
+        step()
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(device))
+    else:
+        print(own_peak_memory())
+
+
+def own_peak_memory() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` starts from the peak of the parent process there
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def share_of_matrix_products(action: Callable[[], float]) -> float:
+    """Part of an action's own operator time that is spent multiplying matrices."""
+    action()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        action()
+    events = profiler.key_averages()
+    products = sum(event.self_cpu_time_total for event in events if event.key in MATRIX_PRODUCTS)
+    return products / sum(event.self_cpu_time_total for event in events)
+
+
+def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Progress) -> tuple[list[Row], dict]:
+    """All rows of one shape in one mode, and where the time of a training step goes."""
+    shape = SHAPES[shape_name]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    models = {name: build(name, shape, attention).to(device) for name in ("gpt2", "rigpt")}
+    ids = torch.randint(0, shape.vocabulary, (shape.batch, shape.sequence), device=device)
+    runners = models
+    if mode == "compiled":
+        torch._dynamo.reset()
+        runners = {name: torch.compile(model) for name, model in models.items()}
+    rows, shares = [], {}
+    kinds: dict[str, Callable[[PreTrainedModel], Callable[[], float]]] = {
+        "prefill": lambda model: prefill(model, ids),
+        "cached generation": lambda model: generation(model, ids, static=mode == "compiled"),
+        "training step": lambda model: training(model, ids),
+    }
+    for what, action in kinds.items():
+        for model in models.values():
+            model.train(what == "training step")
+        actions = {name: action(model) for name, model in runners.items()}
+        task = progress.add_task(f"{shape_name}, {mode}: {what}", total=turns + 1)
+        seconds = take_turns(actions, turns, device, lambda task=task: progress.advance(task))
+        rows.append(summarise(shape_name, mode, what, seconds))
+        if what == "training step" and mode == "eager" and device.type == "cpu":
+            shares = {name: share_of_matrix_products(run) for name, run in actions.items()}
+    if mode == "eager":
+        rows.append(measure_loading(shape_name, models, turns, progress))
+        task = progress.add_task(f"{shape_name}: peak memory", total=2)
+        peaks = {}
+        del runners, actions, models
+        gc.collect()
+        for name in ("gpt2", "rigpt"):
+            peaks[name] = peak_memory(name, shape_name, attention)
+            progress.advance(task)
+        ratio = peaks["gpt2"] / peaks["rigpt"]
+        rows.append(Row(shape_name, mode, "peak memory, training", *peaks.values(), ratio, (ratio, ratio), 1, "bytes"))
+    return rows, shares
+
+
+def measure_loading(shape_name: str, models: dict[str, PreTrainedModel], turns: int, progress: Progress) -> Row:
+    """`from_pretrained` of both from a local folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            model.save_pretrained(Path(folder, name))
+        task = progress.add_task(f"{shape_name}: load time", total=turns + 1)
+
+        def load(name: str) -> float:
+            type(models[name]).from_pretrained(Path(folder, name))
+            return 1.0
+
+        actions = {name: lambda name=name: load(name) for name in models}
+        seconds = take_turns(actions, turns, torch.device("cpu"), lambda: progress.advance(task))
+    return summarise(shape_name, "eager", "load time", seconds)
+
+
+def as_table(rows: list[Row]) -> Table:
+    """The rows for the terminal; ratios below their goal are marked."""
+    table = Table(title="RiGPT beside stock GPT-2 (ratio: GPT-2 / RiGPT, more is better)")
+    for column in ("shape", "mode", "what", "GPT-2", "RiGPT", "ratio", "quartiles", "goal"):
+        table.add_column(column, justify="left" if column in ("shape", "mode", "what") else "right")
+    for row in rows:
+        scale, unit = (1e3, "ms") if row.unit == "s" else (1e-6, "MB")
+        goal = GOALS.get(row.what, 1.0)
+        color = "green" if row.ratio >= goal else "yellow" if row.ratio >= 1 else "red"
+        table.add_row(
+            row.shape,
+            row.mode,
+            row.what,
+            f"{row.gpt2 * scale:.1f} {unit}",
+            f"{row.rigpt * scale:.1f} {unit}",
+            f"[{color}]{row.ratio:.3f}[/{color}]",
+            f"{row.quartiles[0]:.3f} to {row.quartiles[1]:.3f}" if row.turns > 1 else "",
+            f"{goal:.2f}",
+        )
+    return table
+
+
+def main(
+    shape: Annotated[
+        list[str] | None, typer.Option(help=f"Shapes to measure: {', '.join(SHAPES)}. Default: all.")
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="eager, compiled. Default: both.")] = None,
+    attention: Annotated[str, typer.Option(help="Attention backend of both models: sdpa or eager.")] = "sdpa",
+    turns: Annotated[int, typer.Option(help="Paired measurements per row, at least 3.", min=3)] = 11,
+    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("runs/bench/speed.json"),
+    peak_memory_of: Annotated[str | None, typer.Option(hidden=True)] = None,
+):
+    """Measure prefill, cached generation, a training step, load time and peak memory against stock GPT-2."""
+    shapes, modes = shape or list(SHAPES), mode or ["eager", "compiled"]
+    if unknown := [*(set(shapes) - set(SHAPES)), *(set(modes) - {"eager", "compiled"})]:
+        raise typer.BadParameter(f"got {unknown}; shapes are {list(SHAPES)}, modes are eager and compiled.")
+    if peak_memory_of is not None:
+        return print_own_peak_memory(peak_memory_of, SHAPES[shapes[0]], attention)
+    transformers.logging.set_verbosity_error()
+    console = Console()
+    rows, shares = [], {}
+    with Progress(console=console) as progress:
+        for name in shapes:
+            for each in modes:
+                more, share = measure(name, each, attention, turns, progress)
+                rows += more
+                shares.update({name: share} if share else {})
+    console.print(as_table(rows))
+    for name, share in shares.items():
+        console.print(
+            f"{name}: matrix products are {share['gpt2']:.0%} of stock GPT-2's training step and {share['rigpt']:.0%} "
+            "of RiGPT's; they are the same products, so that is where the ratio ends."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rigpt_hf": __version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "attention": attention,
+        "shapes": {name: asdict(SHAPES[name]) for name in shapes},
+        "share_of_matrix_products": shares,
+        "rows": [asdict(row) for row in rows],
+    }
+    temporary = output.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    temporary.replace(output)
+    console.print(f"Written to {output}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

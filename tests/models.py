@@ -1,0 +1,67 @@
+"""Tiny models for tests, with nothing left at a value that would hide a mistake: no gain 1, no bias 0, no layers alike."""
+
+import torch
+from torch import nn
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+
+
+# Every option of the config in combinations that are allowed together; keys are the ids of tests.
+OPTIONS: dict[str, dict] = {
+    "learned": {"position_embedding_type": "learned"},
+    "learned-projected": {"position_embedding_type": "learned", "embedding_size": 24, "output_bias": True},
+    "untied-projected": {"embedding_size": 40, "output_bias": True, "tie_word_embeddings": False},
+    "untied": {"tie_word_embeddings": False},
+    "rotary": {},
+    "rotary-partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    "rotary-learned": {"rotary_learned_frequencies": True},
+    "rotary-yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+    "qk-norm": {"qk_norm": True},
+    "squared-distance": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
+    "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True},
+    "distance": {"attention_score": "distance", "rotary_learned_frequencies": True},
+    "multi-head": {"num_key_value_heads": 4},
+    "relu2": {"hidden_act": "relu2"},
+    "gelu": {"hidden_act": "gelu"},
+    "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+    "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+}
+
+
+def tiny_config(**options) -> RiGPTConfig:
+    """A config of 3 layers and 32 dimensions with grouped queries and all biases, changed by `options`."""
+    defaults = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 48,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "mlp_bias": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    return RiGPTConfig(**(defaults | options))
+
+
+@torch.no_grad()
+def randomise_(model: nn.Module, seed: int, scale: float = 0.2) -> nn.Module:
+    """Add Gaussian noise to every parameter in place, so that none keeps its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+    return model
+
+
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> RiGPTForCausalLM:
+    """A randomised model of `tiny_config(**options)` in evaluation mode."""
+    torch.manual_seed(seed)
+    return randomise_(RiGPTForCausalLM(tiny_config(**options)).to(torch.float64), seed).to(dtype).eval()
+
+
+def tokens(*shape: int, vocab_size: int = 61, seed: int = 0) -> torch.Tensor:
+    """Random token ids, none of them padding."""
+    return torch.randint(3, vocab_size, shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,176 @@
+"""Gauge transformations leave the function of a model alone, and only they do."""
+
+import pytest
+import torch
+
+from rigpt_hf.symmetry import GaugeTransformation, frames, gauge_error, haar
+from tests.models import OPTIONS, tiny_config, tiny_model, tokens
+from tests.tolerances import SYMMETRY
+
+
+def every_frame(config) -> list[str]:
+    return list(frames(config))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
+def test_logits_are_invariant_under_all_frames_at_once(options, dtype):
+    model = tiny_model(dtype=dtype, **options)
+    g = GaugeTransformation.random(model.config, generator(), every_frame(model.config))
+    assert gauge_error(model, g, tokens(2, 17)) <= SYMMETRY[dtype]
+    moved = [(a - b).abs().max() for a, b in zip(model.parameters(), g(model).parameters(), strict=True)]
+    assert sum(change > 0.01 for change in moved) > len(moved) / 3, "the transformation did nothing to speak of"
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_logits_are_invariant_under_each_frame_alone(options):
+    model = tiny_model(**options)
+    checked = 0
+    for name in every_frame(model.config):
+        g = GaugeTransformation.random(model.config, generator(1), [name])
+        assert gauge_error(model, g, tokens(2, 9)) <= SYMMETRY[torch.float64], name
+        checked += 1
+    assert checked >= 3
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_hidden_states_turn_along(options):
+    model = tiny_model(**options)
+    g = GaugeTransformation.random(model.config, generator(2), every_frame(model.config))
+    before = model(tokens(2, 9), output_hidden_states=True).hidden_states
+    after = g(model)(tokens(2, 9), output_hidden_states=True).hidden_states
+    rotation = g.elements["stream"][0]
+    assert len(before) == model.config.num_hidden_layers + 1
+    for x, y in zip(before, after, strict=True):
+        assert (y - x @ rotation.T).abs().max() <= SYMMETRY[torch.float64] * x.abs().max()
+        assert (y - x).abs().max() > 0.1 * x.abs().max(), "the hidden states did not turn"
+
+
+@pytest.mark.parametrize("name", ["learned-projected", "rotary", "squared-distance", "distance"])
+def test_cached_generation_is_invariant(name):
+    model = tiny_model(**OPTIONS[name])
+    g = GaugeTransformation.random(model.config, generator(3), every_frame(model.config))
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(model.generate(tokens(2, 5), **settings), g(model).generate(tokens(2, 5), **settings))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_composition_and_inverse(options):
+    model = tiny_model(**options)
+    names = every_frame(model.config)
+    g, h = (GaugeTransformation.random(model.config, generator(seed), names) for seed in (4, 5))
+    both, in_turn, there_and_back = (g @ h)(model), g(h(model)), g.inverse()(g(model))
+    for parameter, product, turns, back in zip(
+        *(m.parameters() for m in (model, both, in_turn, there_and_back)), strict=True
+    ):
+        scale = turns.abs().max()
+        assert (product - turns).abs().max() <= SYMMETRY[torch.float64] * scale
+        assert (back - parameter).abs().max() <= SYMMETRY[torch.float64] * scale
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_the_path_runs_from_the_identity_to_the_transformation(options):
+    config = tiny_config(**options)
+    g = GaugeTransformation.random(config, generator(6), every_frame(config), special=True)
+    start, middle, end = g.at(0.0), g.at(0.5), g.at(1.0)
+    for key, element in g.elements.items():
+        eye = torch.eye(element.shape[-1], dtype=torch.float64)
+        assert (start.elements[key] - eye).abs().max() <= SYMMETRY[torch.float64]
+        assert (end.elements[key] - element).abs().max() <= SYMMETRY[torch.float64]
+        assert (middle.elements[key] - eye).abs().max() > 0.01
+    assert gauge_error(tiny_model(**options), middle, tokens(1, 7)) <= SYMMETRY[torch.float64]
+
+
+def test_the_geodesic_of_the_stream_has_constant_speed():
+    config = tiny_config()
+    g = GaugeTransformation.random(config, generator(6), ["stream"], special=True)
+    half = g.at(0.5).elements["stream"][0]
+    assert (half @ half - g.elements["stream"][0]).abs().max() <= SYMMETRY[torch.float64]
+
+
+def test_a_reflection_has_no_path():
+    config = tiny_config()
+    reflection = torch.eye(config.hidden_size, dtype=torch.float64)
+    reflection[0, 0] = -1
+    g = GaugeTransformation(config, {"stream": reflection[None]})
+    assert gauge_error(tiny_model(), g, tokens(1, 5)) <= SYMMETRY[torch.float64]
+    with pytest.raises(ValueError, match="determinant \\+1"):
+        g.at(0.5)
+
+
+def test_fixing_ones():
+    config = tiny_config()
+    rotation = GaugeTransformation.random(config, generator(7), ["stream"], fix_ones=True).elements["stream"][0]
+    ones = torch.ones(config.hidden_size, dtype=torch.float64)
+    eye = torch.eye(config.hidden_size, dtype=torch.float64)
+    assert (rotation @ ones - ones).abs().max() <= SYMMETRY[torch.float64]
+    assert (rotation @ rotation.T - eye).abs().max() <= SYMMETRY[torch.float64]
+    assert (rotation - eye).abs().max() > 0.1
+
+
+def test_a_matrix_outside_the_group_is_detected():
+    model = tiny_model()
+    shear = haar(model.config.hidden_size, generator(8))
+    shear[0] *= 1.05
+    assert gauge_error(model, GaugeTransformation(model.config, {"stream": shear[None]}), tokens(2, 9)) > 1e-3
+
+
+def test_a_general_matrix_in_the_head_is_detected_where_lengths_matter():
+    options = {"attention_score": "squared_distance", "position_embedding_type": "learned"}
+    model = tiny_model(**options)
+    dot = GaugeTransformation.random(tiny_config(position_embedding_type="learned"), generator(9), ["head_qk"])
+    assert gauge_error(model, GaugeTransformation(model.config, dot.elements), tokens(2, 9)) > 1e-3
+
+
+def test_a_per_channel_gain_is_detected():
+    model = tiny_model()
+    gain = torch.linspace(0.5, 1.5, model.config.hidden_size, dtype=torch.float64)
+    hook = model.model.norm.register_forward_hook
+    g = GaugeTransformation.random(model.config, generator(10), ["stream"])
+    plain, turned = model, g(model)
+    assert gauge_error(plain, g, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    handles = [hook(lambda *args: args[-1] * gain), turned.model.norm.register_forward_hook(lambda *a: a[-1] * gain)]
+    difference = (plain(tokens(2, 9)).logits - turned(tokens(2, 9)).logits).abs().max()
+    for handle in handles:
+        handle.remove()
+    assert difference > 1e-2
+
+
+def test_coordinate_dropout_is_detected():
+    model = tiny_model()
+    g = GaugeTransformation.random(model.config, generator(11), ["stream"])
+    keep = (torch.rand(model.config.hidden_size, generator=generator(12)) > 0.1).to(torch.float64)
+    assert keep.min() == 0, "the mask drops nothing"
+    outputs = []
+    for each in (model, g(model)):
+        each.model.layers[0].mlp.register_forward_hook(lambda *args: args[-1] * keep)
+        outputs.append(each(tokens(2, 9)).logits)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-2
+
+
+def test_state_dicts_transform_like_models():
+    model = tiny_model(**OPTIONS["untied-projected"])
+    g = GaugeTransformation.random(model.config, generator(13), every_frame(model.config))
+    expected = g(model).state_dict()
+    for name, tensor in g.state_dict(model.state_dict()).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_an_unknown_parameter_is_named():
+    g = GaugeTransformation.random(tiny_config(), generator())
+    with pytest.raises(ValueError, match="no parameter 'model.layers.0.self_attn.q_proj.lora_A.weight'"):
+        g.transform("model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(2, 2))
+
+
+def test_an_unknown_frame_is_named():
+    with pytest.raises(ValueError, match="got 'spin'. It has head_qk, head_vo, stream"):
+        GaugeTransformation.random(tiny_config(), generator(), ["spin"])
+
+
+def test_an_element_of_the_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"`elements\['stream'\]` must have the shape \(1, 32, 32\)"):
+        GaugeTransformation(tiny_config(), {"stream": torch.eye(4)[None]})
