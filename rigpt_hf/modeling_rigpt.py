@@ -195,7 +195,11 @@ class RiGPTModel(RiGPTPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        hidden_states = inputs_embeds if self.project_in is None else self.project_in(inputs_embeds)  # [B, S, d]
+        # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
+        first_stage = not self.layers or not isinstance(self.layers[0], nn.Identity)
+        hidden_states = inputs_embeds
+        if first_stage and self.project_in is not None:
+            hidden_states = self.project_in(inputs_embeds)  # [B, S, d]
 
         # Packing is looked for only where there is no cache; an empty one made here must not hide it.
         mask_cache = past_key_values
@@ -212,9 +216,10 @@ class RiGPTModel(RiGPTPreTrainedModel):
             position_ids=position_ids,
         )
 
-        if self.embed_positions is not None:
-            hidden_states = hidden_states + self.embed_positions(position_ids)
-        hidden_states = self.dropout(hidden_states)
+        if first_stage:
+            if self.embed_positions is not None:
+                hidden_states = hidden_states + self.embed_positions(position_ids)
+            hidden_states = self.dropout(hidden_states)
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
 
         for layer in self.layers:
@@ -235,10 +240,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {
-        "project_out": (["hidden_states"], ["hidden_states"]),
-        "lm_head": (["hidden_states"], ["logits"]),
-    }
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: RiGPTConfig):

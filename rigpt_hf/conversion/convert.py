@@ -1,0 +1,57 @@
+"""`convert_model`: a stock model in memory becomes a RiGPT."""
+
+from typing import Any
+
+import torch
+
+from ..modeling_rigpt import RiGPTForCausalLM
+from .assemble import assemble
+from .families import architecture_of
+from .plan import make_plan
+from .sources import StateDictSource
+
+
+def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: str = "vector") -> RiGPTForCausalLM:
+    """
+    The RiGPT that computes the same function as a stock model, exactly up to rounding.
+
+    The algebra runs in float64 and is cast once. The source is not changed and shares no weights with the result.
+
+    Args:
+        hf_model (`GPT2LMHeadModel`, `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`):
+            The source.
+        dtype (`torch.dtype`, *optional*):
+            Of the result; the source's if not given.
+        dropout (`str`, defaults to `"vector"`):
+            What becomes of GPT-2's `resid_pdrop` and `embd_pdrop`, which drop single coordinates of the stream and
+            have no invariant form. `"vector"`: whole vectors are dropped with the same probability, and a warning says
+            so. `"none"`: nothing is dropped. `"refuse"`: a `ValueError` if either is not 0.
+
+    Returns:
+        `RiGPTForCausalLM`, on the source's device and in its mode (training or evaluation), with its generation
+        config.
+
+    Raises:
+        ValueError: if the source's class, an option or a weight of it has no exact counterpart; the message names it.
+    """
+    architecture = architecture_of(hf_model.config, type(hf_model).__name__)
+    state_dict = hf_model.state_dict()
+    if any(tensor.is_meta for tensor in state_dict.values()):
+        raise ValueError(
+            "`hf_model` must have its weights in memory, got some on the meta device. Load it without offloading, or "
+            "use `convert_checkpoint`, which needs no model in memory."
+        )
+    source = StateDictSource(state_dict)
+    plan = make_plan(architecture, hf_model.config, source, dropout, hf_model.device)
+    dtype = dtype or plan.source_dtype
+    tensors = {}
+    for entry in plan.entries:
+        made = entry.make(dtype)
+        # Untouched tables come out as they went in; the result must not share them.
+        tensors[entry.name] = made.clone() if _shares_memory(made, state_dict) else made
+    return assemble(RiGPTForCausalLM, plan.config, tensors, dtype, hf_model, hf_model.config._attn_implementation)
+
+
+def _shares_memory(tensor: torch.Tensor, state_dict: dict[str, torch.Tensor]) -> bool:
+    storage = tensor.untyped_storage().data_ptr()
+    return any(storage == other.untyped_storage().data_ptr() for other in state_dict.values())

@@ -1,0 +1,56 @@
+"""Dropout on the way in and out: coordinates of the stream cannot be dropped one by one without preferring a basis."""
+
+from transformers.utils import logging
+
+from ..configuration_rigpt import RiGPTConfig
+
+
+logger = logging.get_logger(__name__)
+
+CHOICES = ("vector", "none", "refuse")
+
+
+def vector_dropout(probabilities: dict[str, float], choice: str) -> tuple[float, ...]:
+    """
+    What becomes of coordinate-wise dropout, and says so.
+
+    Args:
+        probabilities (`dict[str, float]`): the source's options by name.
+        choice (`str`):
+            `"vector"` keeps the probabilities and drops whole vectors, `"none"` drops nothing, `"refuse"` raises.
+
+    Returns:
+        `tuple[float, ...]`: one probability per option.
+
+    Raises:
+        ValueError: if `choice` is unknown, or is "refuse" and a probability is not 0.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"`dropout` must be one of {', '.join(CHOICES)}, got {choice!r}.")
+    used = ", ".join(f"`{name}={value}`" for name, value in probabilities.items() if value)
+    if not used:
+        return tuple(0.0 for _ in probabilities)
+    if choice == "refuse":
+        raise ValueError(
+            f"{used}: drops single coordinates of the stream, which has no invariant form. Pass `dropout='vector'` to "
+            "drop whole vectors with the same probability, or `dropout='none'` to drop nothing."
+        )
+    if choice == "none":
+        logger.warning(f"{used}: drops single coordinates of the stream and was set to 0 (`dropout='none'`).")
+        return tuple(0.0 for _ in probabilities)
+    logger.warning(
+        f"{used}: drops single coordinates of the stream, which has no invariant form: carried over as dropout of "
+        "whole vectors with the same probability. Evaluation is unaffected; training differs."
+    )
+    return tuple(probabilities.values())
+
+
+def coordinate_dropout(config: RiGPTConfig) -> tuple[float, float]:
+    """The probabilities for a stock model that drops single coordinates; says so where they are not 0."""
+    used = [name for name in ("residual_dropout", "embedding_dropout") if getattr(config, name)]
+    if used:
+        logger.warning(
+            f"{' and '.join(f'`{name}`' for name in used)}: drops whole vectors and is carried over as dropout of "
+            "single coordinates with the same probability, which is all the stock model has. Evaluation is unaffected."
+        )
+    return config.residual_dropout, config.embedding_dropout

@@ -1,0 +1,75 @@
+"""Which stock architectures convert, and why others do not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from . import gpt2, llama
+from .maps import Family
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A stock class, its weight map and the function that reads its configuration."""
+
+    class_name: str
+    family: Family
+    rigpt_config: Callable[[Any, str], RiGPTConfig]
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture("GPT2LMHeadModel", gpt2.GPT2, gpt2.rigpt_config),
+    "llama": Architecture("LlamaForCausalLM", llama.LLAMA, llama.rigpt_config),
+    "mistral": Architecture("MistralForCausalLM", llama.LLAMA, llama.rigpt_config),
+    "qwen2": Architecture("Qwen2ForCausalLM", llama.LLAMA, llama.rigpt_config),
+}
+
+_QK_NORM = (
+    "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "
+    "rotation and folds into no weight"
+)
+_SOFTCAP_GAIN = "its norms stand behind the blocks as well as in front of them, where a gain folds into no weight"
+REASONS = {
+    "rigpt": "it is a RiGPT already",
+    "qwen3": _QK_NORM,
+    "qwen3_moe": _QK_NORM,
+    "olmo2": _QK_NORM,
+    "gemma2": _SOFTCAP_GAIN,
+    "gemma3_text": _SOFTCAP_GAIN,
+}
+
+
+def architecture_of(config: PreTrainedConfig, class_name: str | None = None) -> Architecture:
+    """
+    The entry of the table for a stock configuration.
+
+    Args:
+        config (`PreTrainedConfig`): the source's configuration.
+        class_name (`str`, *optional*): the class of a model in memory, checked too.
+
+    Raises:
+        ValueError: for an architecture that is not in the table, or a quantized checkpoint.
+    """
+    supported = ", ".join(entry.class_name for entry in ARCHITECTURES.values())
+    entry = ARCHITECTURES.get(config.model_type)
+    if entry is None:
+        reason = REASONS.get(config.model_type, "no weight map has been written for it")
+        raise ValueError(
+            f"`model_type={config.model_type!r}` cannot be converted: {reason}. Supported are {supported}."
+        )
+    if class_name is not None and class_name != entry.class_name:
+        raise ValueError(
+            f"`hf_model` must be one of {supported}, got {class_name}. Load the checkpoint with "
+            f"`{entry.class_name}.from_pretrained`."
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise ValueError(
+            f"`quantization_config` ({method}) must be absent: folding needs the weights themselves, not codes for "
+            "them. Dequantize the model (`model.dequantize()`) or start from the checkpoint before quantization."
+        )
+    return entry

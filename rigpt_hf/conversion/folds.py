@@ -1,0 +1,98 @@
+"""The algebra of exact conversion, in float64, one cast at the end, in blocks so that no large float64 copy exists.
+
+Shapes: d stream, D lexical, n outputs of a map. With `C = I - 11ᵀ/d` (identity where the norm does not centre), gain
+`g` and bias `β` of the norm in front:
+
+    readers     W ← W diag(g) C     b ← b + W β         [n, d]
+    writers     W ← C W             b ← C b             [d, n]
+    positions   P ← P C                                 [positions, d]
+    injection   U = C                                   [d, D], D = d
+    extraction  G = diag(g) C       b = β               [D, d], D = d
+
+A centred stream makes LayerNorm without gain and bias equal to `n(x) = x / sqrt(mean(x²) + eps)`; that gains and
+biases fold this way is known from SliceGPT (arXiv 2401.15024) and TransformerLens.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+# Numbers in float64 held at a time: 32 MiB.
+BLOCK = 2**22
+
+
+def in_blocks(
+    tensor: torch.Tensor, dim: int, dtype: torch.dtype, fold: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """`fold` in float64 on slices along `dim`, which it must treat independently; the result is cast to `dtype`."""
+    result = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    count = tensor.shape[dim]
+    step = max(1, BLOCK * count // max(tensor.numel(), 1))
+    for start in range(0, count, step):
+        length = min(step, count - start)
+        block = tensor.narrow(dim, start, length).to(torch.float64)
+        result.narrow(dim, start, length).copy_(fold(block))
+    return result
+
+
+def fold_reader(
+    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """`scale · W diag(g) C` for a reader `[n, d]`; rows do not mix, so no product of matrices is needed."""
+    gain = None if gain is None else gain.to(torch.float64)
+
+    def fold(rows: torch.Tensor) -> torch.Tensor:
+        rows = rows if gain is None else rows * gain
+        rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
+        return rows if scale == 1.0 else rows * scale
+
+    return in_blocks(weight, 0, dtype, fold)
+
+
+def fold_reader_bias(
+    bias: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`scale · (b + W β)`, `[n]`, with the unfolded weight `[n, d]`; either summand may be absent."""
+    total: torch.Tensor | float = 0.0 if bias is None else bias.to(torch.float64)
+    if weight is not None and norm_bias is not None:
+        beta = norm_bias.to(torch.float64)
+        step = max(1, BLOCK // weight.shape[1])
+        total = torch.cat([rows.to(torch.float64) @ beta for rows in weight.split(step)]) + total
+    assert isinstance(total, torch.Tensor)
+    return (total * scale).to(dtype)
+
+
+def fold_writer(weight: torch.Tensor, centred: bool, dtype: torch.dtype) -> torch.Tensor:
+    """`C W` for a writer `[d, n]`, or `C b` for its bias `[d]`."""
+    if not centred:
+        return weight.to(dtype)
+    if weight.dim() == 1:
+        weight64 = weight.to(torch.float64)
+        return (weight64 - weight64.mean()).to(dtype)
+    return in_blocks(weight, 1, dtype, lambda columns: columns - columns.mean(dim=0, keepdim=True))
+
+
+def fold_rows(table: torch.Tensor, centred: bool, dtype: torch.dtype) -> torch.Tensor:
+    """`P C` for a table `[positions, d]` whose rows are vectors of the stream."""
+    return fold_reader(table, None, centred, 1.0, dtype) if centred else table.to(dtype)
+
+
+def projection(
+    size: int, gain: torch.Tensor | None, centred: bool, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    """`diag(g) C`, `[size, size]`: project_in (no gain) and project_out."""
+    gain = torch.ones(size, dtype=torch.float64, device=device) if gain is None else gain.to(torch.float64)
+    result = torch.zeros(size, size, dtype=dtype, device=device)
+    step = max(1, BLOCK // size)
+    for start in range(0, size, step):
+        rows = gain[start : start + step]
+        block = -rows[:, None].expand(-1, size) / size if centred else rows.new_zeros(len(rows), size)
+        block = block.clone()
+        block[torch.arange(len(rows)), torch.arange(start, start + len(rows))] += rows
+        result[start : start + step] = block
+    return result

@@ -1,0 +1,94 @@
+"""English text that every machine has: the docstrings and documents of the installed Python packages."""
+
+import hashlib
+import random
+import re
+import sysconfig
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+# A string that stands alone at the start of a line is a docstring, or a comment in its place.
+DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.DOTALL)
+DOCUMENT_SUFFIXES = (".md", ".rst")
+SHORTEST = 80  # characters; below that a docstring says little
+SMALLEST_SHARE_OF_LETTERS = 0.7  # letters and spaces; below that it is a table or code
+
+
+def gather_documentation(
+    max_bytes: int, seed: int = 0, tick: Callable[[int], None] = lambda n: None, roots: list[Path] | None = None
+) -> list[str]:
+    """
+    Passages of documentation, deduplicated, in an order that depends on `seed` alone.
+
+    Args:
+        max_bytes: Where to stop. All passages are found first, so that the sample does not favour any package.
+        seed: Of the shuffle.
+        tick: Called with the number of files read since the last call.
+        roots: Folders to search; the standard library and the installed packages if not given.
+    """
+    if roots is None:
+        roots = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
+    seen: set[bytes] = set()
+    passages: list[str] = []
+    for path in _files(roots):
+        tick(1)
+        for passage in _passages(path):
+            digest = hashlib.blake2b(" ".join(passage.split()).encode(), digest_size=16).digest()
+            if digest not in seen:
+                seen.add(digest)
+                passages.append(passage)
+    random.Random(seed).shuffle(passages)
+    kept, size = [], 0
+    for passage in passages:
+        size += len(passage.encode())
+        if size > max_bytes:
+            break
+        kept.append(passage)
+    return kept
+
+
+def read_text(path: Path) -> list[str]:
+    """
+    The passages of a text file, which blank lines separate.
+
+    Raises:
+        ValueError: if the file does not exist, is not UTF-8 or holds no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`text` must be a readable UTF-8 file, got {str(path)!r}: {error}") from error
+    passages = [passage.strip() for passage in re.split(r"\n\s*\n", text) if passage.strip()]
+    if not passages:
+        raise ValueError(f"`text` must hold some text, got the empty file {str(path)!r}.")
+    return passages
+
+
+def _files(roots: list[Path]) -> Iterator[Path]:
+    seen: set[Path] = set()
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            wanted = path.suffix in (".py", *DOCUMENT_SUFFIXES) or path.name == "METADATA"
+            if wanted and path not in seen and "tests" not in path.parts:
+                seen.add(path)
+                yield path
+
+
+def _passages(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return  # not ours to mend; there are thousands of other files
+    if path.suffix == ".py":
+        found = [match[2] for match in DOCSTRING.finditer(text)]
+    else:
+        # The header of a METADATA file ends at the first blank line; its description follows.
+        found = re.split(r"\n(?=#+ |[^\n]+\n[=\-~]{4,}\n)", text.partition("\n\n")[2])
+    for passage in found:
+        first, _, rest = passage.partition("\n")
+        passage = (first.strip() + "\n" + textwrap.dedent(rest)).strip()
+        letters = sum(character.isalpha() or character.isspace() for character in passage)
+        if len(passage) >= SHORTEST and letters >= SMALLEST_SHARE_OF_LETTERS * len(passage):
+            yield passage

@@ -1,0 +1,137 @@
+"""What a rotation of the hidden space does to a RiGPT, and what the same rotation does to the stock model."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..conversion.families import architecture_of
+from ..conversion.maps import Role
+from ..modeling_rigpt import RiGPTForCausalLM
+from ..symmetry import GaugeTransformation, gauge_error
+
+
+@dataclass
+class Effect:
+    """Measured before and after a rotation. Relative numbers are max |difference| / max |value|."""
+
+    logits: float
+    hidden_states: float
+    weights: float
+    equivariance: float
+    loss_before: float
+    loss_after: float
+    greedy: tuple[str, str]
+    sampled: tuple[str, str]
+
+
+@dataclass
+class Sweep:
+    """Along the geodesic from the identity to a rotation: the loss of both models and RiGPT's logit error."""
+
+    t: list[float] = field(default_factory=list)
+    rigpt_loss: list[float] = field(default_factory=list)
+    stock_loss: list[float] = field(default_factory=list)
+    rigpt_error: list[float] = field(default_factory=list)
+
+
+@torch.no_grad()
+def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
+    """
+    A copy of a stock model whose stream weights are turned by `rotation` `[d, d]` while its norms stay as they are.
+
+    Everything that writes into the stream turns along, and everything that reads it turns back, exactly as a gauge
+    transformation does in a RiGPT. Only the gains and biases of the norms cannot follow: they act on coordinates.
+    """
+    turned = copy.deepcopy(model)
+    architecture = architecture_of(model.config, type(model).__name__)
+    family, done = architecture.family, set()
+    for rule, _ in family.expand(model.config.num_hidden_layers, model.config.tie_word_embeddings):
+        if rule.source is None or rule.source in done:
+            continue
+        done.add(rule.source)
+        module = turned.get_submodule(rule.source)
+        weight = module.weight.to(torch.float64)
+        transposed = family.is_transposed(rule.source)
+        if rule.role is Role.WRITER:
+            weight = weight @ rotation.T if transposed else rotation @ weight
+            if getattr(module, "bias", None) is not None:
+                module.bias.copy_(rotation @ module.bias.to(torch.float64))
+        else:
+            weight = rotation @ weight if transposed else weight @ rotation.T
+        module.weight.copy_(weight)
+    return turned
+
+
+@torch.no_grad()
+def mean_loss(model: Any, windows: torch.Tensor) -> float:
+    """Loss in nats per token on `windows` `[batch, seq]`."""
+    return model(windows, labels=windows, use_cache=False).loss.item()
+
+
+def continue_text(
+    model: Any, tokenizer: Any, prompt: str, *, sample: bool, new_tokens: int = 40, seed: int = 0
+) -> str:
+    """The prompt and what the model makes of it; sampling repeats with its seed."""
+    torch.manual_seed(seed)
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    length = inputs["input_ids"].shape[1]
+    room = max(1, min(new_tokens, model.config.max_position_embeddings - length))
+    output = model.generate(
+        **inputs, max_new_tokens=room, do_sample=sample, top_k=50, pad_token_id=tokenizer.eos_token_id
+    )
+    return tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def measure_effect(
+    model: RiGPTForCausalLM, g: GaugeTransformation, tokenizer: Any, windows: torch.Tensor, prompt: str
+) -> Effect:
+    """Everything that should change under `g`, and everything that should not."""
+    turned = g(model)
+    before = model(windows, output_hidden_states=True).hidden_states
+    after = turned(windows, output_hidden_states=True).hidden_states
+    rotation = g.elements["stream"][0].to(windows.device)
+    followed = [x.to(torch.float64) @ rotation.T for x in before]
+    pairs = list(zip(model.parameters(), turned.parameters(), strict=True))
+    return Effect(
+        logits=gauge_error(model, g, windows),
+        hidden_states=max(relative(y, x) for x, y in zip(before, after, strict=True)),
+        weights=max(relative(y, x) for x, y in pairs),
+        equivariance=max(relative(y, x) for x, y in zip(followed, after, strict=True)),
+        loss_before=mean_loss(model, windows),
+        loss_after=mean_loss(turned, windows),
+        greedy=tuple(continue_text(m, tokenizer, prompt, sample=False) for m in (model, turned)),
+        sampled=tuple(continue_text(m, tokenizer, prompt, sample=True) for m in (model, turned)),
+    )
+
+
+@torch.no_grad()
+def sweep(
+    model: RiGPTForCausalLM, stock: Any, g: GaugeTransformation, windows: torch.Tensor, points: int, tick: Any
+) -> Sweep:
+    """Both models at equally spaced points of the geodesic to the rotation `g` of the stream."""
+    result = Sweep()
+    for index in range(points):
+        t = index / (points - 1)
+        here = g.at(t)
+        result.t.append(t)
+        result.rigpt_error.append(gauge_error(model, here, windows))
+        result.rigpt_loss.append(mean_loss(here(model), windows))
+        result.stock_loss.append(mean_loss(rotate_stock(stock, here.elements["stream"][0]), windows))
+        tick()
+    return result
+
+
+@torch.no_grad()
+def next_token_probabilities(model: Any, tokenizer: Any, prompt: str) -> torch.Tensor:
+    """Distribution `[V]` over the token after the prompt."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    return model(**inputs, logits_to_keep=1).logits[0, -1].double().softmax(dim=-1).cpu()
+
+
+def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """max |value - reference| / max |reference|."""
+    reference = reference.to(torch.float64)
+    return ((value.to(torch.float64) - reference).abs().max() / reference.abs().max().clamp_min(1e-300)).item()

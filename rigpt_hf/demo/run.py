@@ -1,0 +1,306 @@
+"""The stages of the demo, in order, as a person sees them."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..conversion import certify, convert_model, export_model
+from ..conversion.families import architecture_of
+from ..conversion.output import publish, temporary_sibling
+from ..symmetry import GaugeTransformation
+from .corpus import gather_documentation, read_text
+from .report import SHOWN_TOKENS, Findings, write_report
+from .rotation import (
+    continue_text,
+    mean_loss,
+    measure_effect,
+    next_token_probabilities,
+    rotate_stock,
+    sweep,
+)
+from .stock import Recipe, encode, split, train_gpt2, train_tokenizer
+
+
+PROMPTS = {"trained here": "Returns a new array", "real": "The meaning of a symmetry in physics is"}
+MEGABYTE = 10**6
+
+
+@dataclass
+class DemoOptions:
+    """What `rigpt demo` can be told."""
+
+    output: Path = Path("runs/demo")
+    """Folder for the model and the report."""
+    model: str | None = None
+    """Hub id or folder of a stock model to use instead of training one."""
+    text: Path | None = None
+    """A text file to train on instead of the documentation of the installed packages."""
+    megabytes: float = 20.0
+    """How much documentation to gather at most."""
+    steps: int = Recipe.steps
+    """Training steps."""
+    seed: int = 0
+    """Of everything that is drawn: the order of the text, the training, the rotation, the sampled text."""
+    prompt: str | None = None
+    """What the models continue."""
+    points: int = 9
+    """Points on the way from the identity to the rotation."""
+    force: bool = False
+    """Replace an earlier demo in `output`."""
+
+    def __post_init__(self):
+        if self.model is not None and self.text is not None:
+            raise ValueError(
+                "`text` is what a model is trained on, and `model` needs no training. Leave one of them out."
+            )
+        for name, least in (("steps", 1), ("points", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.megabytes <= 0:
+            raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
+
+
+class Stages:
+    """Says what is being done and keeps how long it took."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, what: str):
+        self.console.rule(f"[bold]{len(self.seconds) + 1}. {what}", align="left")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
+    """
+    Run the demo and return the path of the report.
+
+    Raises:
+        ValueError: if an option is impossible or the output exists and `force` is not given.
+    """
+    console = console or Console()
+    check_output_of_demo(options)
+    stages = Stages(console)
+    source, stock, tokenizer, windows, training = obtain_stock(options, console, stages)
+    windows = windows.to(stock.device)
+    prompt = options.prompt or PROMPTS["trained here" if options.model is None else "real"]
+
+    with stages.stage("convert", "Convert it into a RiGPT and certify that it is the same function"):
+        model = convert_model(stock).eval()
+        certificates = [certify(stock, model, windows)]
+        wide = copy.deepcopy(stock).double()
+        certificates.append(certify(wide, convert_model(wide), windows))
+        for certificate in certificates:
+            console.print(str(certificate), highlight=False)
+            certificate.check()
+
+    with stages.stage("rotate", "Turn the whole hidden space by a random rotation"):
+        generator = torch.Generator().manual_seed(options.seed)
+        g = GaugeTransformation.random(model.config, generator, ("stream", "head"), special=True)
+        effect = measure_effect(model, g, tokenizer, windows, prompt)
+        turned = g(model)
+        stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
+        turned_stock = rotate_stock(stock, g.elements["stream"][0])
+        stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
+        stock_text = tuple(continue_text(m, tokenizer, prompt, sample=False) for m in (stock, turned_stock))
+        show_effect(console, effect, stock_loss, stock_text)
+        with Progress(console=console) as progress:
+            task = progress.add_task("walking along the rotation", total=options.points)
+            walk = sweep(model, stock, stream, windows, options.points, lambda: progress.advance(task))
+        probabilities, tokens = likely_tokens(model, turned, stock, turned_stock, tokenizer, prompt)
+        is_gpt2 = architecture_of(stock.config).family.centred
+        round_trip = certify(stock, export_model(turned, "gpt2"), windows).check() if is_gpt2 else None
+
+    temporary = temporary_sibling(options.output)
+    try:
+        with stages.stage("save", "Save it, and load it back as anyone would"):
+            folder = temporary / "model"
+            quietly_save(model, tokenizer, folder)
+            certificates[0].save(folder)
+            loaded_back = load_back(folder, windows, model)
+            as_remote_code = load_in_fresh_process(folder, windows, model)
+            console.print(f"largest logit difference after loading back: {loaded_back:.1e}")
+            console.print(f"in a fresh process, from the code in the folder: {as_remote_code:.1e}")
+        findings = Findings(
+            source=source,
+            parameters=stock.num_parameters(),
+            seconds=stages.seconds,
+            prompt=prompt,
+            certificates=certificates,
+            effect=effect,
+            sweep=walk,
+            stock_loss=stock_loss,
+            stock_text=stock_text,
+            round_trip=round_trip,
+            loaded_back=loaded_back,
+            loaded_as_remote_code=as_remote_code,
+            probabilities=probabilities,
+            tokens=tokens,
+            seed=options.seed,
+            **training,
+        )
+        write_report(findings, temporary)
+        publish(temporary, options.output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    report = options.output / "report.md"
+    console.rule("[bold green]Done", align="left")
+    console.print(f"Report: {report}\nFigure: {options.output / 'rotation.png'}\nModel:  {options.output / 'model'}")
+    return report
+
+
+def check_output_of_demo(options: DemoOptions):
+    """Raise a `ValueError` if the output folder may not be written."""
+    output = options.output
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / "report.md").is_file():
+        raise ValueError(
+            f"`output` must be absent, empty or an earlier demo, got {str(output)!r}. Name another folder."
+        )
+    if not options.force:
+        raise ValueError(
+            f"`output` holds the demo of an earlier run, got {str(output)!r}. Pass --force to replace it, or name "
+            "another folder."
+        )
+
+
+def obtain_stock(
+    options: DemoOptions, console: Console, stages: Stages
+) -> tuple[str, Any, Any, torch.Tensor, dict[str, Any]]:
+    """The stock model: its description, itself, its tokenizer, held-out windows `[batch, seq]`, facts of training."""
+    if options.model is not None:
+        with stages.stage("load", f"Load {options.model}"):
+            try:
+                stock = AutoModelForCausalLM.from_pretrained(options.model).eval()
+                tokenizer = AutoTokenizer.from_pretrained(options.model)
+            except OSError as error:
+                raise ValueError(
+                    f"`model` must be a folder or a model on the Hub, got {options.model!r}: "
+                    f"{str(error).strip().splitlines()[0]}"
+                ) from error
+            architecture_of(stock.config, type(stock).__name__)
+            with Progress(console=console) as progress:
+                passages = documentation(1.0, options.seed, progress)
+            tokens = encode(tokenizer, passages)
+            length = min(128, stock.config.max_position_embeddings)
+            windows = tokens[: 4 * length].view(4, length)
+        return f"`{options.model}`", stock, tokenizer, windows, {}
+
+    recipe = replace(Recipe(), steps=options.steps)
+    with stages.stage("text", "Gather English text"):
+        if options.text is not None:
+            passages, corpus = read_text(options.text), f"`{options.text.name}`"
+        else:
+            with Progress(console=console) as progress:
+                passages = documentation(options.megabytes, options.seed, progress)
+            size = sum(len(passage.encode()) for passage in passages) / MEGABYTE
+            corpus = f"{size:.1f} MB of documentation of the installed Python packages"
+        console.print(f"{len(passages)} passages, {corpus}")
+    with stages.stage("tokenize", "Train a byte-level tokenizer"):
+        tokenizer = train_tokenizer(passages, recipe.vocabulary)
+        tokens, held_out = split(encode(tokenizer, passages), recipe.context)
+        console.print(f"{len(tokenizer)} tokens in the vocabulary, {len(tokens) / 1e6:.2f} M tokens to train on")
+    with stages.stage("train", "Train a stock GPT-2 on it"):
+        stock, curve = train_gpt2(tokens, tokenizer, recipe, options.seed)
+        windows = held_out[: 4 * recipe.context].view(4, recipe.context)
+        console.print(f"loss on held-out text: {mean_loss(stock, windows.to(stock.device)):.3f} nats per token")
+    return "a stock `GPT2LMHeadModel`", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
+
+
+def documentation(megabytes: float, seed: int, progress: Progress) -> list[str]:
+    """`gather_documentation` behind a progress bar."""
+    task = progress.add_task("reading the installed packages", total=None)
+    return gather_documentation(int(megabytes * MEGABYTE), seed, lambda n: progress.advance(task, n))
+
+
+def show_effect(console: Console, effect: Any, stock_loss: tuple[float, ...], stock_text: tuple[str, ...]):
+    """The table and the texts that a person compares."""
+    table = Table("", "RiGPT", "stock GPT-2", title="The same rotation of the hidden space")
+    table.add_row("weights, relative change", f"{effect.weights:.2f}", "")
+    table.add_row("hidden states, relative change", f"{effect.hidden_states:.2f}", "")
+    table.add_row("hidden states against the turned ones", f"{effect.equivariance:.1e}", "")
+    table.add_row("logits, relative change", f"[green]{effect.logits:.1e}", "")
+    table.add_row(
+        "loss, before and after",
+        f"[green]{effect.loss_before:.4f} -> {effect.loss_after:.4f}",
+        f"[red]{stock_loss[0]:.4f} -> {stock_loss[1]:.4f}",
+    )
+    console.print(table)
+    for title, pair in (
+        ("RiGPT, greedy", effect.greedy),
+        ("RiGPT, sampled with one seed", effect.sampled),
+        ("stock GPT-2, greedy", stock_text),
+    ):
+        verdict = "[green]identical" if pair[0] == pair[1] else "[red]different"
+        console.print(f"[bold]{title}[/bold]: {verdict}")
+        for name, text in zip(("before", "after "), pair, strict=True):
+            console.print(f"  {name} {text!r}", highlight=False, markup=False)
+
+
+def likely_tokens(
+    model: Any, turned: Any, stock: Any, turned_stock: Any, tokenizer: Any, prompt: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Probabilities before and after of the tokens that are likeliest before, and these tokens as text."""
+    distributions = [
+        next_token_probabilities(each, tokenizer, prompt) for each in (model, turned, stock, turned_stock)
+    ]
+    best = distributions[0].topk(SHOWN_TOKENS).indices
+    picked = [distribution[best].tolist() for distribution in distributions]
+    return {"RiGPT": picked[:2], "stock GPT-2": picked[2:]}, [repr(tokenizer.decode(int(index))) for index in best]
+
+
+def quietly_save(model: Any, tokenizer: Any, folder: Path):
+    """Model, code and tokenizer in one folder."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_back(folder: Path, windows: torch.Tensor, model: Any) -> float:
+    """Largest difference of logits after loading through the Auto classes, with the tokenizer."""
+    AutoTokenizer.from_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(windows.device)
+    return (loaded(windows).logits - model(windows).logits).abs().max().item()
+
+
+@torch.no_grad()
+def load_in_fresh_process(folder: Path, windows: torch.Tensor, model: Any) -> float:
+    """The same in a process that never imports this package and trusts the code in the folder."""
+    torch.save(windows.cpu(), folder.parent / "windows.pt")
+    script = (
+        "import sys, torch; from transformers import AutoModelForCausalLM; "
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval(); "
+        "assert 'rigpt_hf' not in sys.modules; "
+        "windows = torch.load(sys.argv[2], weights_only=True); "
+        "torch.save(model(windows).logits.detach(), sys.argv[3])"
+    )
+    paths = [folder, folder.parent / "windows.pt", folder.parent / "logits.pt"]
+    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"Loading {folder} in a fresh process failed:\n{done.stderr.strip()}")
+    logits = torch.load(paths[2], weights_only=True)
+    for path in paths[1:]:
+        path.unlink()
+    return (logits - model(windows).logits.cpu()).abs().max().item()

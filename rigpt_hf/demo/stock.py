@@ -1,0 +1,136 @@
+"""A small stock GPT-2, trained here with `Trainer`, and its byte-level tokenizer."""
+
+import tempfile
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import Dataset
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+
+END = "<|endoftext|>"
+HELD_OUT = 0.02  # share of the tokens that training never sees
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Size of the demo's GPT-2 and of its training; the defaults take about two and a half minutes on two cores."""
+
+    vocabulary: int = 4096
+    context: int = 128
+    hidden_size: int = 192
+    layers: int = 4
+    heads: int = 6
+    batch: int = 32
+    steps: int = 300
+    learning_rate: float = 3e-3
+
+
+class Windows(Dataset):
+    """Consecutive windows of one long row of tokens."""
+
+    def __init__(self, tokens: torch.Tensor, length: int):
+        self.tokens, self.length = tokens, length
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        window = self.tokens[index * self.length : (index + 1) * self.length]
+        return {"input_ids": window, "labels": window}
+
+
+class LossCurve(TrainerCallback):
+    """Keeps (step, loss) of everything that `Trainer` logs."""
+
+    def __init__(self):
+        self.points: list[tuple[int, float]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.points.append((state.global_step, logs["loss"]))
+
+
+def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with an end-of-text token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(passages, trainer, length=len(passages))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END, padding_side="left"
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> torch.Tensor:
+    """All passages as one row of token ids, an end-of-text token after each."""
+    encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
+    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
+
+
+def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Tokens to train on and tokens held out, at least four windows of them.
+
+    Raises:
+        ValueError: if there are too few tokens for both.
+    """
+    held_out = max(int(HELD_OUT * len(tokens)), 4 * context)
+    if len(tokens) < 2 * held_out:
+        raise ValueError(
+            f"`text` must hold at least {8 * context} tokens to train on, got {len(tokens)}. Give a longer text."
+        )
+    return tokens[:-held_out], tokens[-held_out:]
+
+
+def train_gpt2(
+    tokens: torch.Tensor, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int
+) -> tuple[GPT2LMHeadModel, list[tuple[int, float]]]:
+    """The trained model in evaluation mode, and its loss in nats per token as (step, loss)."""
+    set_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=recipe.context,
+        n_embd=recipe.hidden_size,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model, curve = GPT2LMHeadModel(config), LossCurve()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch,
+            learning_rate=recipe.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, recipe.steps // 10),
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            logging_steps=max(1, recipe.steps // 30),
+            logging_strategy="steps",
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            seed=seed,
+        )
+        Trainer(model, arguments, train_dataset=Windows(tokens, recipe.context), callbacks=[curve]).train()
+    model.config.use_cache = True  # Trainer switches it off, and it would be saved that way
+    return model.eval(), curve.points

@@ -1,0 +1,132 @@
+"""Converted models are the same function: logits, gradients, generation, ties, size."""
+
+import logging
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import TOLERANCES, certify, convert_model
+from rigpt_hf.conversion.certificate import norms_in_own_precision
+from rigpt_hf.conversion.gpt2 import rigpt_config
+
+from ..models import tokens
+from ..tolerances import CONVERSION
+from .sources import SOURCES, gpt2_config, stock_model
+
+
+def test_the_certificate_and_the_tests_ask_for_the_same():
+    assert {dtype: TOLERANCES[dtype] for dtype in CONVERSION} == CONVERSION
+
+
+@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+@pytest.mark.parametrize("name", SOURCES)
+def test_logits_are_the_same(name, dtype):
+    source = stock_model(name, dtype)
+    certificate = certify(source, convert_model(source), tokens(2, 36))
+    print(f"{name}: {certificate.relative_logit_error:.2e}")
+    assert certificate.relative_logit_error <= CONVERSION[dtype]
+    assert certificate.max_abs_logit > 0.1  # there was something to compare
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_gradients_agree(name):
+    source = stock_model(name)
+    converted = convert_model(source)
+    weights = torch.randn(2, 9, source.config.vocab_size, dtype=torch.float64)
+    gradients = []
+    for model in (source, converted):
+        embeddings = model.get_input_embeddings().weight
+        inputs = embeddings.detach()[tokens(2, 9)].requires_grad_()
+        with norms_in_own_precision(model):
+            (model(inputs_embeds=inputs, use_cache=False).logits * weights).sum().backward()
+        by_inputs = inputs.grad
+        model.zero_grad()
+        with norms_in_own_precision(model):
+            (model(tokens(2, 9), use_cache=False).logits * weights).sum().backward()
+        gradients.append((by_inputs, embeddings.grad))
+    for expected, got in zip(*gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(got, expected, rtol=0, atol=10 * CONVERSION[torch.float64] * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2-tied"])
+def test_left_padded_cached_generation_gives_the_same_tokens(name):
+    source = stock_model(name)
+    converted = convert_model(source)
+    ids = tokens(3, 8)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = mask[2, :5] = 0
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    generated = [model.generate(ids, attention_mask=mask, **settings) for model in (source, converted)]
+    assert torch.equal(*generated)
+    assert len({tuple(row.tolist()) for row in generated[0]}) == 3
+    certificate = certify(source, converted, ids, mask)
+    assert certificate.passed and certificate.inputs["tokens"] == int(mask.sum())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-tied"])
+def test_embeddings_stay_tied(name, tmp_path):
+    converted = convert_model(stock_model(name))
+    converted.save_pretrained(tmp_path)
+    for model in (converted, RiGPTForCausalLM.from_pretrained(tmp_path)):
+        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert torch.equal(model.model.embed_tokens.weight, stock_model(name).get_input_embeddings().weight)
+
+
+def test_the_result_shares_nothing_with_the_source():
+    source = stock_model("gpt2")
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    converted = convert_model(source)
+    with torch.no_grad():
+        for parameter in converted.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+
+
+def test_the_overhead_at_124m_is_below_one_percent():
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0)
+    with torch.device("meta"):
+        stock = GPT2LMHeadModel(config).num_parameters()
+        converted = RiGPTForCausalLM(rigpt_config(config)).num_parameters()
+    assert stock == 124_439_808
+    print(f"overhead {converted / stock - 1:.4%}")
+    assert 0 < converted - stock <= 0.01 * stock
+
+
+def test_mode_generation_config_and_token_ids_come_along():
+    source = stock_model("llama").train()
+    source.generation_config.temperature = 0.7
+    source.generation_config.do_sample = True
+    converted = convert_model(source)
+    assert converted.training
+    assert converted.generation_config.temperature == 0.7
+    assert (converted.config.bos_token_id, converted.config.eos_token_id) == (1, 2)
+
+
+@pytest.mark.parametrize("choice, probabilities", [("vector", (0.1, 0.2)), ("none", (0.0, 0.0))])
+def test_coordinate_dropout_is_changed_and_said(choice, probabilities, monkeypatch):
+    said = []
+    monkeypatch.setattr("rigpt_hf.conversion.dropout.logger.warning", said.append)
+    config = rigpt_config(gpt2_config(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), choice)
+    assert (config.residual_dropout, config.embedding_dropout) == probabilities
+    assert config.attention_dropout == 0.3
+    assert len(said) == 1 and "`resid_pdrop=0.1`" in said[0] and "`embd_pdrop=0.2`" in said[0]
+
+
+def test_no_dropout_is_not_talked_about(caplog):
+    with caplog.at_level(logging.WARNING):
+        rigpt_config(gpt2_config())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_cast_to_sixteen_bits_comes_last(dtype):
+    source = stock_model("gpt2", torch.float32)
+    converted = convert_model(source, dtype=dtype)
+    exact = convert_model(source, dtype=torch.float64)
+    assert converted.dtype is dtype
+    for (name, got), (_, expected) in zip(converted.named_parameters(), exact.named_parameters(), strict=True):
+        assert torch.equal(got, expected.to(dtype)), name
+    assert certify(source, converted, tokens(2, 20)).passed

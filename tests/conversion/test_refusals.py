@@ -1,0 +1,103 @@
+"""What has no exact form is refused, by name, with what to do; nothing is dropped silently."""
+
+import pytest
+import torch
+from transformers import GPT2Model, Qwen3Config, Qwen3ForCausalLM
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
+from rigpt_hf.conversion.gpt2 import rigpt_config as from_gpt2
+from rigpt_hf.conversion.llama import rigpt_config as from_llama
+from rigpt_hf.conversion.plan import make_plan
+from rigpt_hf.conversion.sources import StateDictSource
+
+from .sources import gpt2_config, llama_config, mistral_config, qwen2_config, stock_model
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: from_gpt2(gpt2_config(add_cross_attention=True)), "`add_cross_attention=True`.*without an encoder"),
+        (lambda: from_gpt2(gpt2_config(activation_function="gelu_fast")), "`activation_function`.*'gelu_fast'"),
+        (lambda: from_gpt2(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
+        (lambda: from_gpt2(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
+        (lambda: from_llama(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),
+        (lambda: from_llama(mistral_config(sliding_window=8)), "`sliding_window=8`.*`max_position_embeddings=64`"),
+        (
+            lambda: from_llama(qwen2_config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+            "`sliding_window=8` is shorter",
+        ),
+        (
+            lambda: from_llama(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
+            "partial_rotary_factor",
+        ),
+        (lambda: architecture_of(Qwen3Config()), "`q_norm` and `k_norm`.*Supported are GPT2LMHeadModel"),
+        (lambda: architecture_of(llama_config(quantization_config={"quant_method": "awq"})), "`quantization_config`"),
+    ],
+)
+def test_options_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("config", [mistral_config(sliding_window=64), qwen2_config(sliding_window=8)])
+def test_windows_that_hide_nothing_are_allowed(config):
+    assert from_llama(config).max_position_embeddings == 64
+
+
+def test_classes_without_a_head_are_refused():
+    with pytest.raises(ValueError, match="`hf_model` must be one of GPT2LMHeadModel.*got GPT2Model"):
+        convert_model(GPT2Model(gpt2_config()))
+
+
+def test_gains_behind_the_query_and_key_norm_are_refused_with_the_model_in_hand():
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    with pytest.raises(ValueError, match="q_norm"):
+        convert_model(model)
+
+
+def test_models_on_the_meta_device_are_refused():
+    with torch.device("meta"):
+        model = type(stock_model("gpt2"))(gpt2_config())
+    with pytest.raises(ValueError, match="meta device.*convert_checkpoint"):
+        convert_model(model)
+
+
+def plan(name: str, change):
+    source = stock_model(name)
+    state_dict = dict(source.state_dict())
+    change(state_dict)
+    return make_plan(ARCHITECTURES[source.config.model_type], source.config, StateDictSource(state_dict))
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("gpt2", lambda d: d.update({"transformer.h.0.adapter": torch.ones(1)}), "`transformer.h.0.adapter`"),
+        ("gpt2", lambda d: d.pop("transformer.h.1.ln_2.bias"), "`transformer.h.1.ln_2.bias` is missing"),
+        ("gpt2", lambda d: d.update({"lm_head.weight": torch.ones(61, 24)}), "`lm_head.weight` differs from"),
+        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "q_proj.bias"),
+        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gain per coord"),
+        ("llama", lambda d: d.pop("lm_head.weight"), "`lm_head.weight` is missing"),
+        ("qwen2", lambda d: d.pop("model.layers.0.self_attn.k_proj.bias"), "k_proj.bias` is missing"),
+    ],
+)
+def test_unknown_and_missing_keys_are_named(name, change, message):
+    with pytest.raises(ValueError, match=message):
+        plan(name, change)
+
+
+def test_shapes_that_contradict_the_configuration_are_named():
+    made = plan("gpt2", lambda d: d.update({"transformer.wpe.weight": torch.ones(7, 24)}))
+    entry = next(entry for entry in made.entries if entry.name == "model.embed_positions.weight")
+    with pytest.raises(ValueError, match=r"`model.embed_positions.weight` must have shape \[40, 24\].*\[7, 24\]"):
+        entry.make(torch.float32)
+
+
+def test_masks_of_older_releases_are_harmless():
+    def add_masks(state_dict):
+        state_dict["transformer.h.0.attn.bias"] = torch.ones(1, 1, 40, 40, dtype=torch.uint8)
+        state_dict["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+
+    assert len(plan("gpt2", add_masks).entries) == len(plan("gpt2", lambda d: None).entries)

@@ -1,0 +1,219 @@
+"""Attention scores: by hand, in every backend that can express them, and their gradients."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rigpt_hf.attention_rigpt import distance_flex_attention_forward, eager_attention_forward, squared_distance_as_dot
+from tests.model.agreement import assert_different, assert_same, assert_same_gradients, difference
+from tests.models import tiny_model, tokens
+from tests.tolerances import SYMMETRY
+
+
+POSITIONS = {
+    "learned": {"position_embedding_type": "learned"},
+    "rotary": {},
+    "rotary-learned": {"rotary_learned_frequencies": True},
+    "rotary-partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+}
+SCORES = ("dot", "squared_distance", "distance")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU needs a C++ compiler")
+
+
+def with_backend(model, name):
+    model.set_attn_implementation(name)
+    return model
+
+
+def by_hand(model, layer, hidden_states):
+    """Attention of one layer without positions, one query at a time, straight from the formulas."""
+    attention = model.model.layers[layer].self_attn
+    batch, length, _ = hidden_states.shape
+    size, groups = attention.head_dim, attention.num_key_value_groups
+    query, key, value = (
+        projection(hidden_states).view(batch, length, -1, size)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if model.config.qk_norm:
+        query, key = (x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() for x in (query, key))
+    output = torch.zeros_like(query)
+    for head in range(query.shape[2]):
+        for position in range(length):
+            q = query[:, position, head, None]
+            k, v = (x[:, : position + 1, head // groups] for x in (key, value))
+            score = (q * k).sum(-1)
+            if attention.attention_score == "squared_distance":
+                score = score - attention.distance_weight[head] * k.square().sum(-1) / 2
+            elif attention.attention_score == "distance":
+                weight = attention.distance_weight[head]
+                score = (1 - weight) * score - weight * (q - k).square().sum(-1).sqrt()
+            probabilities = (score / size**0.5).softmax(-1)
+            output[:, position, head] = (probabilities[..., None] * v).sum(1)
+    return attention.o_proj(output.flatten(2))
+
+
+def causal_mask(length, dtype):
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)[None, None]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
+@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_is_its_formula(score, heads, qk_norm):
+    model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
+    hidden_states = torch.randn(2, 7, 32, dtype=torch.float64)
+    mask = causal_mask(7, torch.float64)
+    for backend in ("eager",) if score == "distance" else ("eager", "sdpa"):
+        with_backend(model, backend)
+        actual, _ = model.model.layers[1].self_attn(hidden_states, attention_mask=mask)
+        assert_same(actual, by_hand(model, 1, hidden_states), f"{score} in {backend}")
+
+
+def test_the_formula_notices_another_weight():
+    model = tiny_model(attention_score="squared_distance")
+    hidden_states = torch.randn(2, 7, 32, dtype=torch.float64)
+    expected = by_hand(model, 1, hidden_states)
+    model.model.layers[1].self_attn.distance_weight.data += 0.1
+    assert_different(by_hand(model, 1, hidden_states), expected)
+
+
+@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
+@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("score", ["dot", "squared_distance"])
+def test_eager_and_sdpa_agree(score, position, qk_norm, heads, dtype):
+    options = POSITIONS[position] | {"attention_score": score, "qk_norm": qk_norm, "num_key_value_heads": heads}
+    model = tiny_model(dtype=dtype, **options)
+    input_ids = tokens(2, 11)
+    mask = torch.ones_like(input_ids)
+    mask[0, :3] = 0
+    for attention_mask in (None, mask):
+        logits = {}
+        for backend in ("eager", "sdpa"):
+            logits[backend] = with_backend(model, backend)(input_ids, attention_mask=attention_mask).logits
+        keep = slice(None) if attention_mask is None else mask.bool()
+        assert_same(logits["sdpa"][keep], logits["eager"][keep])
+
+
+@pytest.mark.parametrize("score", ["dot", "squared_distance"])
+def test_gradients_of_eager_and_sdpa_agree(score):
+    models = []
+    for backend in ("eager", "sdpa"):
+        model = with_backend(tiny_model(attention_score=score, qk_norm=True), backend)
+        model(tokens(2, 11), labels=tokens(2, 11)).loss.backward()
+        models.append(model)
+    assert_same_gradients(*models)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler and the library's use of it
+@pytest.mark.parametrize("score", SCORES)
+def test_flex_agrees_with_eager(score):
+    model = tiny_model(dtype=torch.float32, attention_score=score, head_dim=16)
+    input_ids = tokens(2, 11)
+    mask = torch.ones_like(input_ids)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = with_backend(model, "eager")(input_ids, attention_mask=mask).logits
+        actual = with_backend(model, "flex_attention")(input_ids, attention_mask=mask).logits
+    assert_same(actual[mask.bool()], expected[mask.bool()])
+
+
+def without_compiling(query, key, value, score_mod, block_mask, scale, enable_gqa, **_):
+    """What FlexAttention computes, from the same score modification."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    dot = scale * query @ key.transpose(2, 3)
+    indices = torch.meshgrid(*map(torch.arange, dot.shape), indexing="ij")
+    return (score_mod(dot, *indices) + block_mask).softmax(-1) @ value
+
+
+def test_the_score_modification_of_flex_is_the_eager_score(monkeypatch):
+    monkeypatch.setattr("rigpt_hf.attention_rigpt.compile_friendly_flex_attention", without_compiling)
+    query, key, value = (torch.randn(2, heads, 5, 8) for heads in (4, 2, 2))
+    module = SimpleNamespace(
+        num_key_value_groups=2, attention_score="distance", distance_weight=torch.randn(4), training=False
+    )
+    arguments = (module, query, key, value, causal_mask(5, torch.float32), 0.3)
+    assert_same(distance_flex_attention_forward(*arguments)[0], eager_attention_forward(*arguments)[0])
+
+
+def test_flex_refuses_dropout_in_training():
+    model = with_backend(tiny_model(dtype=torch.float32, attention_score="distance", attention_dropout=0.1), "eager")
+    attention = model.model.layers[0].self_attn.train()
+    attention.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="`attention_dropout` must be 0 to train with 'flex_attention', got 0.1"):
+        attention(torch.randn(1, 3, 32))
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("score", ["squared_distance", "distance"])
+def test_weight_zero_is_the_dot_product(score, backend):
+    if (score, backend) == ("distance", "sdpa"):
+        pytest.skip("plain distance is no dot product")
+    model = with_backend(tiny_model(attention_score=score), backend)
+    for layer in model.model.layers:
+        layer.self_attn.distance_weight.data.zero_()
+    plain = with_backend(tiny_model(), backend)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "distance_weight" not in k})
+    assert difference(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits) <= 1e-14
+    model.model.layers[0].self_attn.distance_weight.data.fill_(0.3)
+    assert_different(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits)
+
+
+def test_weight_one_attends_by_squared_distance():
+    query, key, value = (torch.randn(1, 2, 5, 8, dtype=torch.float64) for _ in range(3))
+    q, k, v = squared_distance_as_dot(query, key, value, torch.ones(2, dtype=torch.float64))
+    assert q.shape[-1] % 8 == k.shape[-1] % 8 == v.shape[-1] % 8 == 0
+    expected = (-(query[..., :, None, :] - key[..., None, :, :]).square().sum(-1) / 2).softmax(-1)
+    assert_same((q @ k.transpose(2, 3)).softmax(-1), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_squared_norm_survives_rounding_to_16_bits(dtype):
+    key = torch.randn(1, 2, 64, 64).to(dtype)
+    query = torch.zeros_like(key)
+    q, k, _ = squared_distance_as_dot(query, key, key, torch.ones(2))
+    exact = -key.double().square().sum(-1) / 2
+    scores = (q.double() @ k.double().transpose(2, 3))[..., 0, :]
+    rounded = exact.to(dtype).double()
+    assert (scores - exact).abs().max() < 0.02 * (rounded - exact).abs().max()
+
+
+@pytest.mark.parametrize("score", ["squared_distance", "distance"])
+def test_the_weight_has_the_gradient_of_finite_differences(score):
+    model = with_backend(tiny_model(attention_score=score, num_hidden_layers=2), "eager")
+    weight = model.model.layers[0].self_attn.distance_weight
+
+    def loss(value):
+        weight.data.copy_(value)
+        return torch.func.functional_call(
+            model, {"model.layers.0.self_attn.distance_weight": value}, (tokens(2, 7),), {"labels": tokens(2, 7)}
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (weight.detach().clone().requires_grad_(),))
+
+
+def test_the_distance_of_equal_vectors_has_a_gradient():
+    model = with_backend(tiny_model(attention_score="distance"), "eager")
+    for layer in model.model.layers:  # one key-value head's query equals its key at every position
+        layer.self_attn.q_proj.weight.data[:16] = layer.self_attn.k_proj.weight.data
+        layer.self_attn.q_proj.bias.data[:16] = layer.self_attn.k_proj.bias.data
+    model(tokens(2, 7), labels=tokens(2, 7)).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_switching_the_backend_keeps_the_score(score):
+    model = with_backend(tiny_model(attention_score=score), "eager")
+    expected = model(tokens(2, 11)).logits
+    plain = with_backend(tiny_model(), "eager")
+    plain.load_state_dict(model.state_dict(), strict=score == "dot")
+    if score != "dot":
+        assert_different(plain(tokens(2, 11)).logits, expected)
+    if score != "distance":
+        with_backend(model, "sdpa")
+    assert_same(with_backend(model, "eager")(tokens(2, 11)).logits, expected)

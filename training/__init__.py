@@ -1,0 +1,1 @@
+"""Programs for `accelerate launch`; installed as `rigpt_hf.training`."""
