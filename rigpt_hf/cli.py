@@ -21,14 +21,20 @@ app = typer.Typer(
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-@app.callback()
-def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-):
-    """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
-    if version:
+def print_version(wanted: bool):
+    """Print the version and stop, before a verb is asked for."""
+    if wanted:
         print(f"rigpt {__version__}")
         raise typer.Exit
+
+
+@app.callback(epilog="`rigpt --debug VERB ...` shows where an error comes from.")
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+):
+    """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
 def to_dtype(name: str | None) -> Any:
@@ -48,7 +54,7 @@ def demo(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text file to train on instead of documentation.")] = None,
     megabytes: Annotated[float, typer.Option(help="How much documentation to gather at most.")] = 20.0,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 350,
     seed: Annotated[int, typer.Option(help="Of the text's order, the training, the rotation, the samples.")] = 0,
     prompt: Annotated[str | None, typer.Option(help="What the models continue.")] = None,
     points: Annotated[int, typer.Option(help="Points on the way from the identity to the rotation.")] = 9,
@@ -153,8 +159,9 @@ def verify(
     """
     from .conversion import certify
 
+    input_ids = None if text is None else text_ids(a, text)
     first, second = load(a, to_dtype(dtype)), load(b, to_dtype(dtype))
-    certificate = certify(first, second, None if text is None else text_ids(a, text, first.config), seed=seed)
+    certificate = certify(first, second, input_ids, seed=seed)
     Console().print(str(certificate), highlight=False)
     if not certificate.passed:
         raise typer.Exit(1)
@@ -216,14 +223,16 @@ def load(source: str, dtype: Any = None) -> Any:
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto").eval()
 
 
-def text_ids(source: str, path: Path, config: Any) -> Any:
+def text_ids(source: str, path: Path) -> Any:
     """Token ids `[1, seq]` of the beginning of a text file, by the tokenizer of `source`."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
+
+    import rigpt_hf  # noqa: F401
 
     if not path.is_file():
         raise ValueError(f"`text` must be a file, got {str(path)!r}.")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    length = min(512, config.max_position_embeddings)
+    length = min(512, AutoConfig.from_pretrained(source).max_position_embeddings)
     text = path.read_text(encoding="utf-8")[: 16 * length]
     return tokenizer(text, return_tensors="pt")["input_ids"][:, :length]
 
@@ -232,9 +241,6 @@ def main():
     """Entry point: bad input ends in one line that says what to do, with exit code 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
     try:
         app(arguments, prog_name="rigpt")
     except (ValueError, OSError) as error:

@@ -157,9 +157,10 @@ class RiGPTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if not rotary:  # the base class fills in rotary defaults for every config that has the field
             self.rope_parameters = None
+        self.validate_architecture()  # `@strict` does so too, but hides the `ValueError` in an exception of its own
 
     def validate_architecture(self):
-        """Cross-checks between fields; called by `@strict` after construction."""
+        """Cross-checks between fields; called by `@strict` after construction and before saving."""
         self._check_choice("attention_score", ATTENTION_SCORES)
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)

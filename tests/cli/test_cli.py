@@ -1,0 +1,135 @@
+"""The command line as a person meets it: what it prints, what it refuses, and how it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import rigpt_hf
+from rigpt_hf import cli
+from rigpt_hf.symmetry import GaugeTransformation
+from tests.models import randomise_, tiny_model
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=61, n_positions=32, n_embd=24, n_layer=2, n_head=3, bos_token_id=1, eos_token_id=2)
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    randomise_(GPT2LMHeadModel(config), 0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rigpt(monkeypatch, capsys):
+    """Runs the command in this process; gives its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rigpt", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_convert_verify_info_export_and_back(rigpt, gpt2_folder, tmp_path):
+    code, out, err = rigpt("convert", gpt2_folder, tmp_path / "rigpt")
+    assert code == 0, err
+    assert "equal up to rounding" in out
+    assert json.loads((tmp_path / "rigpt" / "certificate.json").read_text())["passed"]
+
+    code, out, _ = rigpt("verify", gpt2_folder, tmp_path / "rigpt")
+    assert code == 0 and "equal up to rounding" in out
+
+    code, out, _ = rigpt("info", tmp_path / "rigpt")
+    assert code == 0
+    for expected in ("stream", "Orthogonal(n=24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream*"):
+        assert expected in out
+    assert f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'rigpt').num_parameters():,} parameters" in out
+
+    code, out, err = rigpt("export", tmp_path / "rigpt", tmp_path / "back", "--to", "gpt2")
+    assert code == 0, err
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    code, _, _ = rigpt("verify", gpt2_folder, tmp_path / "back")
+    assert code == 0
+
+
+def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):
+    other = GPT2LMHeadModel.from_pretrained(gpt2_folder)
+    with torch.no_grad():
+        other.transformer.h[0].ln_1.weight[3] *= 1.01
+    other.save_pretrained(tmp_path / "other")
+    code, out, _ = rigpt("verify", gpt2_folder, tmp_path / "other")
+    assert code == 1 and "NOT EQUAL" in out
+
+
+def test_verify_accepts_a_rotated_model(rigpt, tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path / "a")
+    GaugeTransformation.random(model.config, torch.Generator().manual_seed(0))(model).save_pretrained(tmp_path / "b")
+    code, out, _ = rigpt("verify", tmp_path / "a", tmp_path / "b")
+    assert code == 0 and "equal up to rounding" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "no/such/folder", "OUT"), "`source` must be a folder or the id of a repository"),
+        (("convert", "GPT2", "GPT2"), "`output_dir` must not hold the source"),
+        (("convert", "GPT2", "OUT", "--dtype", "int8"), "`dtype` must be one of float64, float32"),
+        (("convert", "GPT2", "OUT", "--dropout", "half"), "`dropout` must be one of"),
+        (("convert", "GPT2", "FULL"), "`output_dir` must be empty or absent"),
+        (("info", "GPT2"), "`source` must be a RiGPT"),
+        (("export", "GPT2", "OUT"), "`source` must be a RiGPT"),
+        (("verify", "GPT2", "GPT2", "--text", "missing.txt"), "`text` must be a file"),
+        (("demo", "--steps", "0"), "`steps` must be at least 1, got 0"),
+        (("demo", "--text", "a.txt", "--model", "b"), "`text` is what a model is trained on"),
+        (("demo", "--output", "FULL"), "`output` must be absent, empty or an earlier demo"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_ends_in_one_line(rigpt, gpt2_folder, tmp_path, arguments, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("keep me")
+    places = {"GPT2": gpt2_folder, "OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    code, _, err = rigpt(*(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert (tmp_path / "full" / "precious.txt").read_text() == "keep me"
+    assert not (tmp_path / "out").exists()
+    assert (gpt2_folder / "model.safetensors").is_file()
+
+
+def test_an_unknown_option_is_refused_with_code_2(rigpt):
+    code, _, err = rigpt("convert", "--no-such-option")
+    assert code == 2 and "--no-such-option" in err
+
+
+@pytest.mark.parametrize("verb", ["demo", "convert", "export", "verify", "info"])
+def test_help_teaches(rigpt, verb):
+    code, out, _ = rigpt(verb, "--help")
+    assert code == 0
+    assert f"rigpt {verb}" in out, "no example"
+    if verb != "info":
+        assert "default:" in out
+
+
+def test_version(rigpt):
+    assert rigpt("--version")[:2] == (0, f"rigpt {rigpt_hf.__version__}\n")
+
+
+def test_help_loads_no_models():
+    script = "import sys; sys.argv = ['rigpt', '--help']; from rigpt_hf import cli"
+    check = "import sys, rigpt_hf.cli; print('matplotlib' in sys.modules, 'peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"], script
