@@ -129,9 +129,17 @@ def test_sampling_is_reproducible(model):
     assert not torch.equal(outputs[0], outputs[2])
 
 
-def test_an_assistant_changes_nothing(model, monkeypatch):
-    # The library calls the assistant in a way that it calls deprecated itself.
-    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.ERROR)
+@pytest.fixture
+def quiet_library():
+    """The library calls an assistant in a way that it calls deprecated itself."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def test_an_assistant_changes_nothing(model, quiet_library):
     input_ids = tokens(1, 7)
     expected = without_cache(model, input_ids)
     small = tiny_model(1, hidden_size=16, num_hidden_layers=1)

@@ -1,0 +1,203 @@
+"""Saving and loading: tied weights, missing weights, devices, dtypes, resized embeddings."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from tests.model.agreement import assert_different, assert_same
+from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
+
+
+CLASSES = {
+    RiGPTModel: AutoModel,
+    RiGPTForCausalLM: AutoModelForCausalLM,
+    RiGPTForSequenceClassification: AutoModelForSequenceClassification,
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+
+def saved_names(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return set(file.keys())
+
+
+@every_option
+def test_a_saved_model_is_the_same_model(options, tmp_path):
+    model = tiny_model(**options)
+    for _ in range(2):  # saving what was loaded must work as well
+        model.save_pretrained(tmp_path)
+        loaded, info = RiGPTForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        for (name, a), (_, b) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype and a.is_contiguous(), name
+        assert torch.equal(loaded.eval()(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
+        model = loaded
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_auto_classes_know_the_model(model_class, tmp_path):
+    model = randomise_(model_class(tiny_config(num_labels=3)), 0).eval()
+    model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), RiGPTConfig)
+    loaded = CLASSES[model_class].from_pretrained(tmp_path)
+    assert type(loaded) is model_class
+    assert torch.equal(loaded(tokens(2, 7))[0], model(tokens(2, 7))[0])
+
+
+@pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_embeddings_stay_tied_or_untied(tied, projected, tmp_path):
+    model = tiny_model(tie_word_embeddings=tied, embedding_size=projected)
+    model.save_pretrained(tmp_path)
+    assert ("lm_head.weight" in saved_names(tmp_path)) != tied
+    for loaded in (model, RiGPTForCausalLM.from_pretrained(tmp_path)):
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+    if tied:
+        loaded.model.embed_tokens.weight.data[5] += 1
+        assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+def test_a_model_without_its_tied_keys_would_be_noticed(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(RiGPTForCausalLM, "_tied_weights_keys", {})
+    loaded, info = RiGPTForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert "lm_head.weight" in info["missing_keys"]
+    assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
+
+
+def test_the_base_model_is_read_from_and_into_the_heads(tmp_path):
+    model = tiny_model(embedding_size=24)
+    model.save_pretrained(tmp_path / "head")
+    base = RiGPTModel.from_pretrained(tmp_path / "head").eval()
+    assert_same(base(tokens(2, 7)).last_hidden_state, model.model(tokens(2, 7)).last_hidden_state)
+    base.save_pretrained(tmp_path / "base")
+    _, info = RiGPTForCausalLM.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert info["missing_keys"] == {"project_out.weight"} and not info["unexpected_keys"]
+
+
+def test_the_folder_has_everything(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "rigpt" and config["dtype"] == "float64"
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
+    for field in RiGPTConfig.__annotations__:
+        if field not in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            assert field in config, field
+
+
+@every_option
+def test_weights_that_a_checkpoint_lacks_get_their_initial_law(options):
+    config = tiny_config(**options)
+    model = RiGPTForCausalLM.from_pretrained(None, config=config, state_dict={})
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    reference = RiGPTForCausalLM(tiny_config(**options))
+    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert a.isfinite().all() and abs(a.std() - b.std()) <= 0.4 * b.std() + 1e-8, name
+    assert model(tokens(2, 7)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+@every_option
+def test_a_model_made_on_the_meta_device_can_be_filled(model_class, options):
+    with torch.device("meta"):
+        model = model_class(tiny_config(**options))
+    assert all(tensor.is_meta for tensor in model.parameters())
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert model.eval()(tokens(2, 7))[0].isfinite().all()
+
+
+DEVICE_MAPS = {
+    "cpu": {"device_map": "cpu"},
+    "auto": {"device_map": "auto"},
+    "dict": {"device_map": {"": "cpu"}},
+    "disk": {
+        "device_map": {
+            "model.embed_tokens": "cpu",
+            "model.project_in": "cpu",
+            "model.rotary_emb": "cpu",
+            "model.embed_positions": "disk",
+            "model.dropout": "cpu",
+            "model.layers.0": "cpu",
+            "model.layers.1": "disk",
+            "model.layers.2": "disk",
+            "model.norm": "cpu",
+            "project_out": "disk",
+            "lm_head": "cpu",
+        }
+    },
+    "auto-with-little-memory": {"device_map": "auto", "max_memory": {"cpu": 120_000}},
+}
+
+
+@pytest.mark.parametrize("options", [OPTIONS["learned-projected"], OPTIONS["distance"]], ids=["learned", "distance"])
+@pytest.mark.parametrize("where", DEVICE_MAPS)
+def test_device_maps(where, options, tmp_path):
+    model = tiny_model(dtype=torch.float32, embedding_size=24, **{k: v for k, v in options.items() if k[:3] != "emb"})
+    model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    modules = {name for name, _ in model.named_modules()}
+    arguments = dict(DEVICE_MAPS[where])
+    if isinstance(arguments["device_map"], dict):
+        arguments["device_map"] = {k: v for k, v in arguments["device_map"].items() if k in modules}
+    loaded = RiGPTForCausalLM.from_pretrained(tmp_path / "model", offload_folder=tmp_path / "offload", **arguments)
+    assert_same(loaded(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
+    if "disk" in where or "little" in where:
+        assert "disk" in loaded.hf_device_map.values()
+    greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    assert torch.equal(loaded.generate(tokens(1, 7), **greedy), model.generate(tokens(1, 7), **greedy))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", torch.bfloat16, "auto"], ids=str)
+def test_dtypes(dtype, tmp_path):
+    tiny_model(dtype=torch.float32, embedding_size=24, attention_score="squared_distance").save_pretrained(tmp_path)
+    model = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    expected = torch.float32 if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert model(tokens(2, 7)).logits.dtype == expected
+
+
+@pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_vocabulary_can_be_resized(tied, projected, tmp_path):
+    model = tiny_model(tie_word_embeddings=tied, embedding_size=projected)
+    before = model(tokens(2, 7)).logits
+    for size in (70, 61, 50):
+        model.resize_token_embeddings(size)
+        assert model.config.vocab_size == size
+        assert model.get_input_embeddings().weight.shape == (size, projected or 32)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        input_ids = tokens(2, 7).clamp_max(size - 1)
+        logits = model(input_ids, labels=input_ids).logits
+        assert logits.shape == (2, 7, size)
+        if size >= 61:
+            assert_same(logits[..., :61], before)
+    head = model.lm_head.weight.clone()
+    model.post_init()
+    assert torch.equal(model.lm_head.weight, head), "made anew"
+    model.save_pretrained(tmp_path)
+    loaded = RiGPTForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+
+
+def test_wrong_sizes_are_refused(tmp_path):
+    RiGPTForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=42)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
+    assert model(tokens(2, 7)).logits.shape == (2, 42)
+
+
+def test_embeddings_can_be_replaced():
+    model = tiny_model()
+    new = torch.nn.Embedding(61, 32, dtype=torch.float64)
+    before = model(tokens(2, 7)).logits
+    model.set_input_embeddings(new)
+    assert model.get_input_embeddings() is new and model.get_output_embeddings() is model.lm_head
+    assert_different(model(tokens(2, 7)).logits, before)

@@ -1,0 +1,231 @@
+"""What the model returns: logits to keep, losses, hidden states, attentions; checkpointing, dtypes, classification."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
+from rigpt_hf.symmetry import haar
+from tests.model.agreement import assert_different, assert_same, assert_same_gradients
+from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
+from tests.tolerances import SYMMETRY
+
+
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+
+@torch.no_grad()
+def turn_the_stream_(model, rotation):
+    """Every axis of the stream turned by hand: what reads from it, what writes to it, and what lies in it."""
+    base = model.model
+    for layer in base.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        readers = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj]
+        for reader in [*readers, mlp.gate_proj] if mlp.gate_proj is not None else readers:
+            reader.weight.copy_(reader.weight @ rotation.T)
+        for writer in (attention.o_proj, mlp.down_proj):
+            writer.weight.copy_(rotation @ writer.weight)
+            if writer.bias is not None:
+                writer.bias.copy_(rotation @ writer.bias)
+    if base.embed_positions is not None:
+        base.embed_positions.weight.copy_(base.embed_positions.weight @ rotation.T)
+    if base.project_in is not None:
+        base.project_in.weight.copy_(rotation @ base.project_in.weight)
+        model.project_out.weight.copy_(model.project_out.weight @ rotation.T)
+    else:
+        base.embed_tokens.weight.copy_(base.embed_tokens.weight @ rotation.T)
+        if not model.config.tie_word_embeddings:
+            model.lm_head.weight.copy_(model.lm_head.weight @ rotation.T)
+
+
+@every_option
+def test_a_rotation_of_the_stream_changes_no_logit_and_turns_the_hidden_states(options):
+    model = tiny_model(**options)
+    rotation = haar(32, torch.Generator().manual_seed(1))
+    before = model(tokens(2, 11), output_hidden_states=True)
+    turn_the_stream_(model, rotation)
+    after = model(tokens(2, 11), output_hidden_states=True)
+    assert_same(after.logits, before.logits)
+    for turned, hidden_states in zip(after.hidden_states, before.hidden_states, strict=True):
+        assert_same(turned, hidden_states @ rotation.T)
+        assert_different(turned, hidden_states)
+
+
+class Gain(nn.Module):
+    """A norm with the gain per channel that RiGPT does without."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.gain = norm, torch.linspace(0.5, 1.5, 32, dtype=torch.float64)
+
+    def forward(self, hidden_states):
+        return self.norm(hidden_states) * self.gain
+
+
+def test_a_gain_per_channel_would_break_the_symmetry():
+    model = tiny_model()
+    model.model.layers[1].input_layernorm = Gain(model.model.layers[1].input_layernorm)
+    before = model(tokens(2, 11)).logits
+    turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
+    assert_different(model(tokens(2, 11)).logits, before)
+
+
+@pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4, 5]), torch.tensor([True, False] * 5 + [True])], ids=str)
+def test_logits_to_keep(keep):
+    model = tiny_model(embedding_size=24)
+    whole = model(tokens(2, 11)).logits
+    expected = whole[:, -keep:] if isinstance(keep, int) else whole[:, keep]
+    assert_same(model(tokens(2, 11), logits_to_keep=keep).logits, expected)
+    assert model(tokens(2, 11), logits_to_keep=0).logits.shape == (2, 11, 61)
+
+
+@pytest.mark.parametrize("items", [None, 37, torch.tensor(37)], ids=["mean", "int", "tensor"])
+@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
+def test_the_loss_is_the_librarys(items, dtype):
+    model, reference = tiny_model(dtype=dtype), tiny_model(dtype=dtype)
+    reference.loss_function = ForCausalLMLoss
+    labels = tokens(3, 11, seed=1)
+    labels[0, :4] = -100
+    losses = []
+    for each in (model, reference):
+        loss = each(tokens(3, 11), labels=labels, num_items_in_batch=items).loss
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1].to(dtype), rtol=2e-7, atol=0)  # the library's sum is in float32
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        assert (a.grad - b.grad).abs().max() <= 2e-5 * b.grad.abs().max() + 1e-7
+
+
+def test_the_loss_honours_labels_that_are_shifted_already():
+    model, labels = tiny_model(), tokens(2, 11, seed=1)
+    shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    expected = model(tokens(2, 11), labels=labels).loss
+    assert_same(model(tokens(2, 11), labels=tokens(2, 11, seed=2), shift_labels=shifted).loss, expected)
+    assert_different(model(tokens(2, 11), labels=labels, shift_labels=tokens(2, 11, seed=2)).loss, expected)
+
+
+def test_keyword_arguments_reach_the_backend(monkeypatch):
+    """Packed flash attention and others depend on it."""
+    seen = []
+    original = "rigpt_hf.attention_rigpt.eager_attention_forward"
+
+    def attention(module, query, key, value, mask, **kwargs):
+        seen.append(kwargs.get("cu_seq_lens_q"))
+        return value.repeat_interleave(2, dim=1).transpose(1, 2), None
+
+    monkeypatch.setattr(original, attention)
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    model(tokens(1, 4), cu_seq_lens_q="mark")
+    assert seen == ["mark"] * 3
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@every_option
+def test_hidden_states_and_attentions(options, backend):
+    if options.get("attention_score") == "distance" and backend == "sdpa":
+        pytest.skip("plain distance is no dot product")
+    model = tiny_model(**options)
+    model.set_attn_implementation(backend)
+    output = model(tokens(2, 7), output_hidden_states=True, use_cache=False)
+    assert [state.shape for state in output.hidden_states] == [(2, 7, 32)] * 4
+    base = model.model(tokens(2, 7))
+    assert_same(output.hidden_states[-1], base.last_hidden_state)
+    assert_same(model.model.norm(output.hidden_states[-2]), model.model.norm(output.hidden_states[2]))
+    if backend == "eager":
+        attentions = model(tokens(2, 7), output_attentions=True).attentions
+        assert [probabilities.shape for probabilities in attentions] == [(2, 4, 7, 7)] * 3
+        for probabilities in attentions:
+            assert_same(probabilities.sum(-1), torch.ones(2, 4, 7, dtype=torch.float64))
+            assert (probabilities.triu(1) == 0).all()
+
+
+def test_hidden_states_and_attentions_keep_their_gradients():
+    model = RiGPTModel._from_config(tiny_config(embedding_size=24), attn_implementation="eager")
+    output = model(tokens(2, 7), output_hidden_states=True, output_attentions=True)
+    kept = (output.hidden_states[0], output.attentions[0])
+    for tensor in kept:
+        tensor.retain_grad()
+    output.last_hidden_state.flatten()[0].backward(retain_graph=True)
+    assert all(tensor.grad is not None for tensor in kept)
+    some = model(tokens(2, 7), output_hidden_states=[0, 2]).hidden_states
+    assert [state is None for state in some] == [False, True, False]
+
+
+def test_outputs_as_a_tuple():
+    model = tiny_model()
+    output = model(tokens(2, 7), labels=tokens(2, 7), output_hidden_states=True, use_cache=True)
+    as_tuple = model(tokens(2, 7), labels=tokens(2, 7), output_hidden_states=True, use_cache=True, return_dict=False)
+    assert len(as_tuple) == 4 and torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+@every_option
+def test_gradient_checkpointing_changes_no_gradient(options, reentrant):
+    expected, model = (tiny_model(**options).train() for _ in range(2))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    calls = []
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(1))
+    for each in (expected, model):
+        each(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss.backward()
+    assert len(calls) == 2, "the layer was not computed again"
+    assert_same_gradients(model, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@every_option
+def test_16_bits(options, dtype):
+    exact = tiny_model(dtype=torch.float32, **options)
+    model = tiny_model(dtype=dtype, **options)
+    logits = model(tokens(2, 11)).logits
+    assert logits.dtype == dtype and logits.isfinite().all()
+    error = (logits.float() - exact(tokens(2, 11)).logits).abs().max() / logits.abs().max()
+    assert error < (0.01 if dtype == torch.float16 else 0.08)
+    model.train()(tokens(2, 11), labels=tokens(2, 11)).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_one_input_and_only_one():
+    model = tiny_model()
+    for wrong in ({}, {"input_ids": tokens(1, 3), "inputs_embeds": torch.zeros(1, 3, 32, dtype=torch.float64)}):
+        with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+            model.model(**wrong)
+
+
+PROBLEMS = {
+    "single": ("single_label_classification", torch.tensor([0, 2])),
+    "multi": ("multi_label_classification", torch.tensor([[1.0, 0, 1], [0, 0, 1]])),
+    "regression": ("regression", torch.tensor([[0.5, 1, 2], [1, 2, 3]])),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS.keys())
+def test_sequence_classification(problem):
+    problem_type, labels = problem
+    config = tiny_config(embedding_size=24, num_labels=3, problem_type=problem_type)
+    model = RiGPTForSequenceClassification(config)
+    output = model(tokens(2, 7), labels=labels)
+    assert output.logits.shape == (2, 3)
+    output.loss.backward()
+    assert model.score.weight.grad.abs().max() > 0
+
+
+def test_the_classifier_reads_the_last_token_that_is_no_padding():
+    model = randomise_(RiGPTForSequenceClassification(tiny_config(num_labels=3)), 0).double().eval()
+    input_ids = tokens(2, 7)
+    padded = input_ids.clone()
+    padded[0, 4:] = 0
+    logits = model(padded).logits
+    assert_same(logits[0], model(input_ids[:1, :4]).logits[0])
+    assert_same(logits[1], model(input_ids[1:]).logits[0])
+    left = torch.cat((torch.zeros(1, 3, dtype=torch.long), input_ids[:1, :4]), dim=1)
+    positions = torch.tensor([[0, 0, 0, 0, 1, 2, 3]])
+    assert_same(model(left, attention_mask=(left != 0).long(), position_ids=positions).logits, logits[:1])
+
+
+def test_packed_sequences_in_a_batch_of_classifications_need_a_padding_token():
+    model = RiGPTForSequenceClassification(tiny_config(pad_token_id=None))
+    with pytest.raises(ValueError, match="padding token"):
+        model(tokens(2, 7))
