@@ -281,7 +281,9 @@ class RiGPTAttention(nn.Module):
         self.rotary_frequencies: nn.Parameter | None = None
         if config.rotary_learned_frequencies:
             frequencies, self.rotary_scaling = rotary_frequencies(config)
-            self.rotary_frequencies = nn.Parameter(frequencies.repeat(config.num_key_value_heads, 1))
+            # At least in single precision whatever the model is in: a position multiplies their rounding error.
+            accurate = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            self.rotary_frequencies = nn.Parameter(frequencies.to(accurate).repeat(config.num_key_value_heads, 1))
 
     def reset_own_parameters(self):
         """λ = 0, where every score is the dot product, and the frequencies of the configured rope type."""

@@ -189,6 +189,13 @@ class RiGPTConfig(PreTrainedConfig):
                 "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
+        if self.position_embedding_type == "rotary":
+            rotated = int(self.head_dim * (self.rope_parameters or {}).get("partial_rotary_factor", 1.0))
+            if rotated < 2 or rotated % 2:
+                raise ValueError(
+                    "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, "
+                    f"which turns dimensions in pairs, got {rotated}. Change `head_dim`."
+                )
         if self.rotary_learned_frequencies:
             self._check_learned_frequencies()
 

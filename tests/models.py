@@ -1,4 +1,4 @@
-"""Tiny models for tests, with nothing left at a value that would hide a mistake: no gain 1, no bias 0, no layers alike."""
+"""Tiny models for tests, with nothing left at a value that would hide a mistake (gain 1, bias 0, layers alike)."""
 
 import torch
 from torch import nn

@@ -84,6 +84,12 @@ def continue_text(
     return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
+def continue_both(models: tuple[Any, Any], tokenizer: Any, prompt: str, *, sample: bool) -> tuple[str, str]:
+    """`continue_text` of two models."""
+    before, after = (continue_text(model, tokenizer, prompt, sample=sample) for model in models)
+    return before, after
+
+
 @torch.no_grad()
 def measure_effect(
     model: RiGPTForCausalLM, g: GaugeTransformation, tokenizer: Any, windows: torch.Tensor, prompt: str
@@ -102,8 +108,8 @@ def measure_effect(
         equivariance=max(relative(y, x) for x, y in zip(followed, after, strict=True)),
         loss_before=mean_loss(model, windows),
         loss_after=mean_loss(turned, windows),
-        greedy=tuple(continue_text(m, tokenizer, prompt, sample=False) for m in (model, turned)),
-        sampled=tuple(continue_text(m, tokenizer, prompt, sample=True) for m in (model, turned)),
+        greedy=continue_both((model, turned), tokenizer, prompt, sample=False),
+        sampled=continue_both((model, turned), tokenizer, prompt, sample=True),
     )
 
 

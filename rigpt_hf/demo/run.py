@@ -24,7 +24,7 @@ from ..symmetry import GaugeTransformation
 from .corpus import gather_documentation, read_text
 from .report import SHOWN_TOKENS, Findings, write_report
 from .rotation import (
-    continue_text,
+    continue_both,
     mean_loss,
     measure_effect,
     next_token_probabilities,
@@ -119,7 +119,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
         stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
         turned_stock = rotate_stock(stock, g.elements["stream"][0])
         stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
-        stock_text = tuple(continue_text(m, tokenizer, prompt, sample=False) for m in (stock, turned_stock))
+        stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=False)
         show_effect(console, effect, stock_loss, stock_text)
         with Progress(console=console) as progress:
             task = progress.add_task("walking along the rotation", total=options.points)

@@ -2,7 +2,18 @@
 
 from .action import GaugeTransformation, gauge_error
 from .frames import Axis, Frame, axes, frames
-from .groups import haar, so_exp, so_log
+from .groups import haar, rotary_form, so_exp, so_log
 
 
-__all__ = ["Axis", "Frame", "GaugeTransformation", "axes", "frames", "gauge_error", "haar", "so_exp", "so_log"]
+__all__ = [
+    "Axis",
+    "Frame",
+    "GaugeTransformation",
+    "axes",
+    "frames",
+    "gauge_error",
+    "haar",
+    "rotary_form",
+    "so_exp",
+    "so_log",
+]

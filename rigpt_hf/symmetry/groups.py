@@ -5,7 +5,7 @@ All algebra is in float64. A group element is a stack of matrices `[copies, n, n
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import scipy.linalg
 import torch
@@ -61,27 +61,66 @@ def so_log(rotation: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the determinant is -1. No path inside O(n) joins such a matrix to the identity.
     """
-    schur, basis = scipy.linalg.schur(rotation.to(torch.float64).numpy(), output="real")
-    n, skew, half_turns, index = schur.shape[0], torch.zeros_like(rotation, dtype=torch.float64), [], 0
-    while index < n:
-        if index + 1 < n and schur[index + 1, index] != 0:
-            angle = math.atan2(
-                schur[index + 1, index] - schur[index, index + 1], schur[index, index] + schur[index + 1, index + 1]
-            )
-            skew[index + 1, index], skew[index, index + 1] = angle, -angle
-            index += 2
-        else:
-            half_turns += [index] if schur[index, index] < 0 else []
-            index += 1
+    schur, basis, planes, alone = _planes(rotation)
+    half_turns = [index for index in alone if schur[index, index] < 0]
     if len(half_turns) % 2:
         raise ValueError(
             "`rotation` must have determinant +1: a reflection is not joined to the identity by any path of "
             "orthogonal matrices. Draw it with `special=True`, or multiply it by a fixed reflection first."
         )
+    skew = torch.zeros_like(basis)
+    for first, second in planes:
+        angle = math.atan2(schur[second, first] - schur[first, second], schur[first, first] + schur[second, second])
+        skew[second, first], skew[first, second] = angle, -angle
     for first, second in zip(half_turns[::2], half_turns[1::2], strict=True):
         skew[second, first], skew[first, second] = math.pi, -math.pi
-    basis = torch.from_numpy(basis)
     return basis @ skew @ basis.T
+
+
+def rotary_form(skew: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Any one-parameter group of rotations `exp(p·A)` is RoPE in a suitable basis: its frequencies and that basis.
+
+    A skew-symmetric matrix is, in some orthonormal basis, a sum of plane rotations. Queries and keys written in that
+    basis turn as rotary positions do, dimension i with i + h/2. That is why rotary positions with learned frequencies
+    lose no generality; STRING (arXiv 2502.02562) treats several commuting generators.
+
+    Args:
+        skew: The generator `A` `[h, h]`, h even.
+
+    Returns:
+        `frequencies` `[h/2]` in radians per position and an orthogonal `basis` `[h, h]`, such that `basis.T @ exp(p·A)
+        @ basis` is the rotary rotation by `p · frequencies`.
+
+    Raises:
+        ValueError: if `h` is odd or `A` is not skew-symmetric.
+    """
+    size = len(skew)
+    if size % 2 or not torch.allclose(skew, -skew.T):
+        raise ValueError(
+            f"`skew` must be skew-symmetric with an even number of rows, got {tuple(skew.shape)}. Use `A - A.T`."
+        )
+    schur, basis, planes, alone = _planes(skew)
+    # What turns in no plane has frequency 0, and may be paired in any way.
+    planes += list(zip(alone[::2], alone[1::2], strict=True))
+    frequencies = torch.tensor([schur[second, first] for first, second in planes], dtype=torch.float64)
+    order = [first for first, _ in planes] + [second for _, second in planes]
+    return frequencies, basis[:, order]
+
+
+def _planes(matrix: torch.Tensor) -> tuple[Any, torch.Tensor, list[tuple[int, int]], list[int]]:
+    """Real Schur form, its orthogonal basis, the planes it turns as pairs of indices, and the indices left over."""
+    schur, basis = scipy.linalg.schur(matrix.to(torch.float64).numpy(), output="real")
+    planes: list[tuple[int, int]] = []
+    alone, index = [], 0
+    while index < len(schur):
+        if index + 1 < len(schur) and schur[index + 1, index] != 0:
+            planes.append((index, index + 1))
+            index += 2
+        else:
+            alone.append(index)
+            index += 1
+    return schur, torch.from_numpy(basis), planes, alone
 
 
 class Group(Protocol):

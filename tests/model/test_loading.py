@@ -34,7 +34,7 @@ def test_a_saved_model_is_the_same_model(options, tmp_path):
         assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         for (name, a), (_, b) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
             assert torch.equal(a, b) and a.dtype == b.dtype and a.is_contiguous(), name
-        assert torch.equal(loaded.eval()(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
+        assert_same(loaded.eval()(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
         model = loaded
 
 
@@ -45,7 +45,7 @@ def test_auto_classes_know_the_model(model_class, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path), RiGPTConfig)
     loaded = CLASSES[model_class].from_pretrained(tmp_path)
     assert type(loaded) is model_class
-    assert torch.equal(loaded(tokens(2, 7))[0], model(tokens(2, 7))[0])
+    assert_same(loaded(tokens(2, 7))[0], model(tokens(2, 7))[0])
 
 
 @pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
@@ -163,6 +163,14 @@ def test_dtypes(dtype, tmp_path):
     assert model(tokens(2, 7)).logits.dtype == expected
 
 
+def test_learned_frequencies_are_never_loaded_in_16_bits(tmp_path):
+    tiny_model(dtype=torch.float32, rotary_learned_frequencies=True).save_pretrained(tmp_path)
+    model = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.endswith("rotary_frequencies") else torch.bfloat16), name
+    assert model(tokens(2, 7)).logits.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_vocabulary_can_be_resized(tied, projected, tmp_path):
@@ -183,7 +191,7 @@ def test_the_vocabulary_can_be_resized(tied, projected, tmp_path):
     assert torch.equal(model.lm_head.weight, head), "made anew"
     model.save_pretrained(tmp_path)
     loaded = RiGPTForCausalLM.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    assert_same(loaded(input_ids).logits, model(input_ids).logits)
 
 
 def test_wrong_sizes_are_refused(tmp_path):

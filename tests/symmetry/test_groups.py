@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from rigpt_hf.symmetry import haar, so_exp, so_log
+from rigpt_hf.attention_rigpt import cos_sin, rotate
+from rigpt_hf.symmetry import haar, rotary_form, so_exp, so_log
 from tests.tolerances import CONVERSION, SYMMETRY
 
 
@@ -62,3 +63,28 @@ def test_half_turns_have_a_logarithm_and_reflections_have_none():
     assert (so_exp(so_log(half_turn)) - half_turn).abs().max() <= EXACT
     with pytest.raises(ValueError, match="determinant \\+1"):
         so_log(torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("degenerate", [False, True], ids=["generic", "with-a-plane-at-rest"])
+def test_every_rotation_group_of_the_head_is_rotary_in_some_basis(degenerate):
+    skew = torch.randn(8, 8, generator=generator(3), dtype=torch.float64)
+    skew = skew - skew.T
+    if degenerate:
+        projector = haar(8, generator(4))[:, :6]
+        skew = projector @ projector.T @ skew @ projector @ projector.T
+    frequencies, basis = rotary_form(skew)
+    assert (basis @ basis.T - torch.eye(8, dtype=torch.float64)).abs().max() <= EXACT
+    query = torch.randn(1, 1, 5, 8, generator=generator(5), dtype=torch.float64)
+    positions = torch.arange(5, dtype=torch.float64)
+    cos, sin = cos_sin(positions[:, None] * frequencies, 1.0, torch.float64)
+    by_rotary = rotate(query @ basis, cos, sin) @ basis.T
+    by_exponential = torch.stack([so_exp(p * skew) @ q for p, q in zip(positions, query[0, 0], strict=True)])
+    assert (by_rotary[0, 0] - by_exponential).abs().max() <= SYMMETRY[torch.float64]
+    assert (by_rotary[0, 0, 1:] - query[0, 0, 1:]).abs().max() > 0.1, "nothing turned"
+    wrong = rotate(query, cos, sin)
+    assert (wrong[0, 0] - by_exponential).abs().max() > 0.1, "the basis does not matter"
+
+
+def test_rotary_form_refuses_what_generates_no_rotations():
+    with pytest.raises(ValueError, match="`skew` must be skew-symmetric"):
+        rotary_form(torch.eye(4, dtype=torch.float64))

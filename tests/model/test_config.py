@@ -1,0 +1,107 @@
+"""The config: defaults, round trips, and every refusal with its text."""
+
+import copy
+
+import pytest
+from transformers import AutoConfig
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
+from tests.models import OPTIONS, tiny_config, tokens
+
+
+WRONG = {
+    "score": ({"attention_score": "cosine"}, "`attention_score` must be one of dot, squared_distance, distance, got"),
+    "position": (
+        {"position_embedding_type": "alibi"},
+        "`position_embedding_type` must be one of learned, rotary, got 'alibi'",
+    ),
+    "activation": ({"hidden_act": "tanh"}, "`hidden_act` must be one of gelu, .* got 'tanh'"),
+    "heads": (
+        {"num_attention_heads": 4, "num_key_value_heads": 3},
+        "`num_attention_heads` must be a multiple of `num_key_value_heads`, got 4 and 3",
+    ),
+    "zero": ({"intermediate_size": 0}, "`intermediate_size` must be at least 1, got 0"),
+    "no-heads": ({"num_attention_heads": 0}, "`num_attention_heads` must be at least 1, got 0"),
+    "lexical": ({"embedding_size": 0}, "`embedding_size` must be at least 1, got 0"),
+    "output-bias": ({"output_bias": True}, "`output_bias` is the bias of `project_out` and needs `embedding_size`"),
+    "rope-without-rotation": (
+        {"position_embedding_type": "learned", "rope_parameters": {"rope_type": "default", "rope_theta": 1.0}},
+        "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`",
+    ),
+    "frequencies-without-rotation": (
+        {"position_embedding_type": "learned", "rotary_learned_frequencies": True},
+        "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got 'learned'",
+    ),
+    "odd-head": ({"head_dim": 7}, "`head_dim` times `partial_rotary_factor` must be even .* got 7"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
+def test_impossible_options_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**options)
+
+
+def without_origin(config):
+    return {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_config_comes_back_as_it_was_saved(options, tmp_path):
+    config = tiny_config(**options)
+    config.save_pretrained(tmp_path)
+    for loaded in (RiGPTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(loaded) is RiGPTConfig
+        assert without_origin(loaded) == without_origin(config)
+    assert RiGPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+
+
+def test_defaults_that_follow_from_other_fields():
+    config = RiGPTConfig(hidden_size=32, num_attention_heads=4)
+    assert (config.intermediate_size, config.num_key_value_heads, config.head_dim) == (128, 4, 8)
+    assert config.lexical_size == 32 and RiGPTConfig(embedding_size=24).lexical_size == 24
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert RiGPTConfig(position_embedding_type="learned").rope_parameters is None
+    assert RiGPTConfig(hidden_act="gelu_new").hidden_act == "gelu_pytorch_tanh"
+    RiGPTConfig()
+
+
+def test_what_the_test_suites_of_the_library_pass():
+    config = RiGPTConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=37,
+        hidden_act="gelu",
+        head_dim=None,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        max_position_embeddings=512,
+        type_vocab_size=16,
+        is_decoder=False,
+        initializer_range=0.02,
+        num_labels=3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        attn_implementation="eager",
+    )
+    assert config.num_labels == 3 and config._attn_implementation == "eager"
+    assert RiGPTForCausalLM(config)(tokens(2, 7)).logits.shape == (2, 7, 99)
+    fewer = config.to_diff_dict()
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "tie_word_embeddings"):
+        fewer.pop(name, None)
+    assert RiGPTModel(RiGPTConfig(**fewer))(tokens(2, 7)).last_hidden_state.shape == (2, 7, 32)
+
+
+def test_common_properties_of_configs():
+    config = tiny_config()
+    for name, value in (("hidden_size", 64), ("num_attention_heads", 8), ("num_hidden_layers", 5)):
+        setattr(config, name, value)
+        assert getattr(config, name) == value
+    for name in ("output_hidden_states", "output_attentions", "return_dict", "num_labels", "id2label"):
+        assert hasattr(config, name)

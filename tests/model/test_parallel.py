@@ -1,0 +1,98 @@
+"""Plans for tensor and pipeline parallelism: every rule names something there is, and the stages compose."""
+
+import copy
+import os
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from tests.model.agreement import assert_different, assert_same
+from tests.models import OPTIONS, tiny_config, tiny_model, tokens
+
+
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+
+
+@pytest.mark.parametrize("model_class", [RiGPTModel, RiGPTForCausalLM, RiGPTForSequenceClassification])
+@every_option
+def test_every_rule_of_the_plans_applies(model_class, options):
+    model = model_class(tiny_config(**options))
+    names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    generic = {re.sub(r"\.\d+", ".*", name) for name in names}
+    assert model.tp_plan and set(model.tp_plan) <= generic
+    assert model.pp_plan and set(model.pp_plan) <= generic
+    assert model._no_split_modules == ["RiGPTDecoderLayer"]
+
+
+@every_option
+def test_everything_with_heads_or_neurons_is_sharded(options):
+    """A parameter that is left whole while its neighbours are split would not fit them."""
+    plan = RiGPTModel(tiny_config(**options)).tp_plan
+    for name, parameter in RiGPTModel(tiny_config(**options)).layers[0].named_parameters():
+        module = name.rpartition(".")[0]
+        rule = plan.get(f"layers.*.{name}") or plan.get(f"layers.*.{module}")
+        assert rule == ("rowwise" if "o_proj" in name or "down_proj" in name else "colwise"), (name, parameter.shape)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS["learned-projected"], OPTIONS["rotary"], OPTIONS["distance"]],
+    ids=["learned-projected", "rotary", "distance"],
+)
+def test_pipeline_stages_compose(options):
+    """A later stage gets the stream of the earlier one as its embeddings, and the layers of others are identities."""
+    model = tiny_model(**options)
+    first, last = copy.deepcopy(model), copy.deepcopy(model)
+    first.model.layers[1] = first.model.layers[2] = IdentityLayer()
+    first.model.norm = nn.Identity()
+    last.model.layers[0] = IdentityLayer()
+    stream = first.model(tokens(2, 7)).last_hidden_state
+    assert_same(last(inputs_embeds=stream).logits, model(tokens(2, 7)).logits)
+    last.model.layers[0] = model.model.layers[0]
+    if stream.shape[-1] == model.config.lexical_size:
+        assert_different(last(inputs_embeds=stream).logits, model(tokens(2, 7)).logits)
+
+
+class IdentityLayer(nn.Identity):
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states
+
+
+def run_sharded(rank, port, folder):
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    torch.set_num_threads(1)
+    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = RiGPTForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2))
+    reference = RiGPTForCausalLM.from_pretrained(folder)
+    for each in (model, reference):
+        each(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
+    assert model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
+    with torch.no_grad():
+        assert_same(model(tokens(2, 9)).logits, reference(tokens(2, 9)).logits)
+    for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        gradient = a.grad.full_tensor() if hasattr(a.grad, "full_tensor") else a.grad
+        assert (gradient - b.grad).abs().max() < 1e-4, name
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_over_two_processes(tmp_path):
+    from accelerate.utils import get_free_port
+
+    model = tiny_model(
+        dtype=torch.float32,
+        attention_score="squared_distance",
+        rotary_learned_frequencies=True,
+        gated_mlp=True,
+        embedding_size=24,
+        output_bias=True,
+    )
+    model.save_pretrained(tmp_path)
+    torch.multiprocessing.spawn(run_sharded, args=(get_free_port(), tmp_path), nprocs=2)
