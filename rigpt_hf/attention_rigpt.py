@@ -4,12 +4,14 @@ Shapes: B batch, S new positions, T positions including the cache, H query heads
 r <= h rotated dims, d stream.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching import PagedAttentionCache
 from transformers.integrations.flex_attention import compile_friendly_flex_attention
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -234,6 +236,15 @@ def check_distance_backend(name: str):
         raise ValueError(
             f"`attn_implementation` must be one of {', '.join(DISTANCE_BACKENDS)} for `attention_score='distance'`, "
             f"which is no dot product, got {name!r}. Name one of these, or none."
+        )
+
+
+def check_paged_cache(score: str, name: str):
+    """Raises a `ValueError` if this version's continuous batching cannot hand over its cache before the score."""
+    if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+        raise ValueError(
+            f"`attn_implementation` must not be paged for `attention_score={score!r}` in this version of Transformers, "
+            f"got {name!r}. Update Transformers, or generate without continuous batching."
         )
 
 

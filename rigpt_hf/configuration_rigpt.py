@@ -154,6 +154,8 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        self.base_model_tp_plan = self._tensor_parallel_plan()
+        self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
         if not rotary:  # the base class fills in rotary defaults for every config that has the field
             self.rope_parameters = None
@@ -220,8 +222,7 @@ class RiGPTConfig(PreTrainedConfig):
         if getattr(self, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def _tensor_parallel_plan(self) -> dict[str, str]:
         """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
         plan = {
             "layers.*.self_attn.q_proj": "colwise",
@@ -239,8 +240,7 @@ class RiGPTConfig(PreTrainedConfig):
             plan["layers.*.self_attn.rotary_frequencies"] = "colwise"
         return plan
 
-    @property
-    def base_model_pp_plan(self) -> dict[str, tuple[list[str], list[str]]]:
+    def _pipeline_parallel_plan(self) -> dict[str, tuple[list[str], list[str]]]:
         """The stages that pipeline parallelism may cut between, with their inputs and outputs."""
         plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
         if self.embedding_size is not None:

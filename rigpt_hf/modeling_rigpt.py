@@ -27,7 +27,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rigpt import RiGPTAttention, RiGPTLinear, RiGPTRotaryEmbedding, check_distance_backend
+from .attention_rigpt import (
+    RiGPTAttention,
+    RiGPTLinear,
+    RiGPTRotaryEmbedding,
+    check_distance_backend,
+    check_paged_cache,
+)
 from .configuration_rigpt import RiGPTConfig
 from .loss_rigpt import causal_lm_loss
 
@@ -140,6 +146,8 @@ class RiGPTPreTrainedModel(PreTrainedModel):
         if self.config.attention_score == "distance":
             requested_attention = requested_attention or "eager"
             check_distance_backend(requested_attention.removeprefix("paged|"))
+        if self.config.attention_score != "dot" and requested_attention and requested_attention.startswith("paged|"):
+            check_paged_cache(self.config.attention_score, requested_attention)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 

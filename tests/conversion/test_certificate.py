@@ -111,5 +111,5 @@ def test_the_loss_is_the_library_s():
     ids = tokens(2, 12)
     certificate = certify(source, convert_model(source), ids)
     with torch.no_grad():
-        assert certificate.loss_a == pytest.approx(float(source(ids, labels=ids).loss), rel=1e-12)
+        assert certificate.loss_a == pytest.approx(float(source(ids, labels=ids).loss), rel=1e-6)  # float32 inside
     assert abs(certificate.loss_difference) < 1e-12

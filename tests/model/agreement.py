@@ -31,3 +31,11 @@ def assert_same_gradients(actual: torch.nn.Module, expected: torch.nn.Module):
         scale = max(b.grad.abs().max().item(), largest / 100)
         error = (a.grad - b.grad).abs().max().item() / scale
         assert error <= SYMMETRY[b.dtype], f"the gradient of {name} differs by {error:.2e}"
+
+
+def recompute_activations(model, reentrant: bool = False):
+    """Gradient checkpointing under the name that this version of Transformers has for it."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})

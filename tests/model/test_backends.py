@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.models import randomise_, tiny_config, tiny_model, tokens
@@ -101,3 +102,13 @@ def test_a_kernel_that_fetches_paged_keys_by_itself_is_refused():
         model.model.layers[0].self_attn(
             torch.randn(1, 3, 32, dtype=torch.float64), cache=object(), block_table=torch.zeros(1)
         )
+
+
+@pytest.mark.parametrize("score", ["squared_distance", "distance"])
+def test_continuous_batching_of_older_libraries_is_refused(score, monkeypatch):
+    model = tiny_model(attention_score=score)
+    model.set_attn_implementation("paged|eager")
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(PagedAttentionCache, "update", lambda self, key, value, read_index, write_index: None)
+    with pytest.raises(ValueError, match="`attn_implementation` must not be paged for `attention_score=.*Update"):
+        model.set_attn_implementation("paged|eager")

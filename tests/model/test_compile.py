@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import StaticCache
 
-from tests.model.agreement import assert_same, assert_same_gradients
+from tests.model.agreement import assert_same, assert_same_gradients, recompute_activations
 from tests.models import tiny_model, tokens
 
 
@@ -61,9 +62,7 @@ def test_compiled_forward_without_graph_breaks(options):
 
 @every_kind
 def test_a_compiled_static_cache(options):
-    """As compiled generation does: prefill, then one token at a time without compiling again."""
-    from transformers import StaticCache
-
+    """As compiled generation does: prefill, then one token at a time."""
     model = tiny_model(**(options | {"num_hidden_layers": 2}))
     input_ids = tokens(2, 9)
     with torch.no_grad():
@@ -83,8 +82,7 @@ def test_a_compiled_static_cache(options):
 @pytest.mark.parametrize("options", [KINDS["squared-distance-rotary"], KINDS["distance-learned"]], ids=["sq", "dist"])
 def test_gradient_checkpointing_compiles(options):
     expected, model = (tiny_model(**(options | {"num_hidden_layers": 2})).train() for _ in range(2))
-    for layer in model.model.layers:
-        layer.gradient_checkpointing = False
+    recompute_activations(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for each in (compiled, expected):
         each(tokens(2, 9), use_cache=False).logits.square().mean().backward()

@@ -188,8 +188,14 @@ def test_a_four_dimensional_mask_is_obeyed(model):
     prefix = tokens(1, 3)
     ends = [tokens(1, 1, seed=seed) for seed in (1, 2, 3)]
     allowed = torch.tensor(
-        [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
-        + [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 0, 1, 0],
+            [1, 1, 1, 0, 0, 1],
+        ]
     )
     mask = (1 - allowed[None, None].double()) * torch.finfo(torch.float64).min
     shared = model(

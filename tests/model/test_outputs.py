@@ -7,7 +7,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
 from rigpt_hf.symmetry import haar
-from tests.model.agreement import assert_different, assert_same, assert_same_gradients
+from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
 from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
@@ -164,7 +164,7 @@ def test_outputs_as_a_tuple():
 @every_option
 def test_gradient_checkpointing_changes_no_gradient(options, reentrant):
     expected, model = (tiny_model(**options).train() for _ in range(2))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    recompute_activations(model, reentrant)
     model.enable_input_require_grads()
     calls = []
     model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -30,7 +30,7 @@ ROPES = {
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 12,
     },
-    "proportional": {"rope_type": "proportional", "factor": 2.0},
+    "proportional": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
 }
 FIXED = [name for name in ROPES if name not in ("dynamic", "longrope")]
 POSITIONS = {
@@ -78,7 +78,7 @@ def test_every_rope_type_is_llamas(rope):
 def test_the_rope_types_differ():
     outputs = []
     for rope in ROPES.values():
-        theirs, ours = llama_twin({"rope_type": "default"})
+        _, ours = llama_twin({"rope_type": "default"})
         config = tiny_config(max_position_embeddings=16, rope_parameters=THETA | rope)
         ours.model.rotary_emb = RiGPTRotaryEmbedding(config)
         outputs.append(ours(tokens(2, 30)).logits)

@@ -1,0 +1,172 @@
+"""Back to unmodified stock classes, from any frame the model was turned into, or a refusal that says why not."""
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
+
+from rigpt_hf.conversion import certify, convert_model, export_model
+from rigpt_hf.symmetry import GaugeTransformation
+
+from ..models import tiny_model, tokens
+from ..tolerances import CONVERSION
+from .sources import SOURCES, stock_model
+
+
+GPT2_SOURCES = [name for name in SOURCES if name.startswith("gpt2")]
+LLAMA_SOURCES = [name for name in SOURCES if not name.startswith("gpt2")]
+
+
+def rotated(model, seed: int = 0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    turned = GaugeTransformation.random(model.config, generator, **options)(model)
+    weights = [other.model.layers[0].mlp.up_proj.weight for other in (model, turned)]
+    assert (weights[0] - weights[1]).abs().max() > 0.01
+    return turned
+
+
+def relative_error(a, b, dtype) -> float:
+    error = certify(a, b, tokens(2, 30)).relative_logit_error
+    print(f"{error:.2e}")
+    assert error <= CONVERSION[dtype]
+    return error
+
+
+@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+@pytest.mark.parametrize("fix_ones", [True, False], ids=["fixing-ones", "any-rotation"])
+@pytest.mark.parametrize("frame", ["auto", "lexical", "stream"])
+@pytest.mark.parametrize("name", GPT2_SOURCES)
+def test_gpt2_round_trips_through_a_rotation(name, frame, fix_ones, dtype):
+    source = stock_model(name, dtype)
+    turned = rotated(convert_model(source), frames=("stream",), fix_ones=fix_ones)
+    back = export_model(turned, "gpt2", frame=frame)
+    assert type(back) is GPT2LMHeadModel and back.dtype is dtype
+    relative_error(source, back, dtype)
+    tied = source.config.tie_word_embeddings and frame != "stream"
+    assert back.config.tie_word_embeddings is tied
+    assert (back.lm_head.weight.data_ptr() == back.transformer.wte.weight.data_ptr()) is tied
+    if frame != "stream":
+        assert torch.equal(back.transformer.wte.weight, source.transformer.wte.weight)
+    assert torch.equal(back.transformer.h[0].ln_1.weight, torch.ones(24, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "qwen2-tied", "llama"])
+def test_turned_heads_do_not_matter(name, dtype):
+    source = stock_model(name, dtype)
+    turned = rotated(convert_model(source), frames=("stream", "head"))
+    # GL(h) transformations stretch the heads and lose digits in float32, so the reference is the turned model.
+    relative_error(turned, export_model(turned, "gpt2" if name == "gpt2" else "llama"), dtype)
+
+
+@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+@pytest.mark.parametrize("name", LLAMA_SOURCES)
+def test_the_llama_family_round_trips_through_a_rotation(name, dtype):
+    source = stock_model(name, dtype)
+    back = export_model(rotated(convert_model(source), frames=("stream",)), "llama")
+    assert type(back) is LlamaForCausalLM
+    relative_error(source, back, dtype)
+    assert back.config.tie_word_embeddings == source.config.tie_word_embeddings
+    assert back.config.rope_parameters == source.config.rope_parameters
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-tied"])
+def test_qwen2_comes_back_as_qwen2(name):
+    source = stock_model(name)
+    back = export_model(rotated(convert_model(source), frames=("stream",)), "qwen2")
+    assert type(back) is Qwen2ForCausalLM
+    relative_error(source, back, torch.float64)
+    assert set(back.state_dict()) == set(source.state_dict())
+
+
+@pytest.mark.parametrize("frame", ["lexical", "stream"])
+def test_a_trained_projection_exports_with_its_head_untied(frame):
+    source = stock_model("gpt2")
+    model = convert_model(source)
+    with torch.no_grad():
+        model.project_out.weight += 0.1 * torch.randn_like(model.project_out.weight)
+    back = export_model(model, "gpt2", frame=frame)
+    assert not back.config.tie_word_embeddings
+    relative_error(model, back, torch.float64)
+    assert not certify(source, back, tokens(2, 30)).passed  # the change arrived
+
+
+def test_a_model_with_a_narrow_lexical_frame_exports():
+    model = tiny_model(
+        position_embedding_type="rotary", embedding_size=24, gated_mlp=True, num_key_value_heads=2, mlp_bias=False
+    )
+    relative_error(model, export_model(model, "llama"), torch.float64)
+
+
+@pytest.mark.parametrize("score, target", [("squared_distance", "gpt2"), ("distance", "gpt2")])
+def test_a_distance_with_weight_zero_is_a_dot_product(score, target):
+    model = convert_model(stock_model("gpt2"))
+    distant = type(model)(type(model.config)(**(model.config.to_dict() | {"attention_score": score})))
+    distant = distant.to(torch.float64).eval()
+    missing, unexpected = distant.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and all(name.endswith("distance_weight") for name in missing)
+    relative_error(distant, export_model(distant, target), torch.float64)
+    with torch.no_grad():
+        distant.model.layers[0].self_attn.distance_weight.fill_(0.5)
+    with pytest.raises(ValueError, match=f"`attention_score='{score}'`.*`self_attn.distance_weight`"):
+        export_model(distant, target)
+
+
+def test_models_without_biases_get_zeros():
+    options = {"position_embedding_type": "learned", "num_key_value_heads": 4}
+    biases = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
+    model = tiny_model(**options, **biases, embedding_size=32)
+    source = convert_model(stock_model("gpt2"))
+    with pytest.raises(ValueError, match="LayerNorm removes one direction"):
+        export_model(model, "gpt2")
+    with torch.no_grad():  # leave a direction of its own unused
+        direction = torch.nn.functional.normalize(torch.randn(32, dtype=torch.float64), dim=0)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("project_in.weight", "o_proj.weight", "down_proj.weight")):
+                parameter -= torch.outer(direction, direction @ parameter)
+            elif name.endswith("embed_positions.weight"):
+                parameter -= torch.outer(parameter @ direction, direction)
+    back = export_model(model, "gpt2")
+    assert not back.transformer.h[0].attn.c_attn.bias.any()
+    relative_error(model, back, torch.float64)
+    assert source is not None
+
+
+@pytest.mark.parametrize(
+    "options, target, message",
+    [
+        ({}, "gpt2", "`position_embedding_type='rotary'` has no counterpart in GPT-2"),
+        ({"position_embedding_type": "learned"}, "gpt2", "`num_key_value_heads=2`"),
+        ({"position_embedding_type": "learned", "gated_mlp": True}, "gpt2", "`gated_mlp=True`"),
+        ({"position_embedding_type": "learned", "num_key_value_heads": 4, "qk_norm": True}, "gpt2", "`qk_norm=True`"),
+        ({"position_embedding_type": "learned", "num_key_value_heads": 4, "head_dim": 4}, "gpt2", "`head_dim=4`"),
+        (
+            {"position_embedding_type": "learned"},
+            "llama",
+            "`position_embedding_type='learned'` has no counterpart in L",
+        ),
+        ({}, "llama", "`gated_mlp=False`"),
+        ({"gated_mlp": True, "rotary_learned_frequencies": True}, "llama", "`rotary_learned_frequencies=True`"),
+        ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
+        ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
+        ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, got 'bloom'"),
+    ],
+)
+def test_what_a_target_cannot_express_is_named(options, target, message):
+    with pytest.raises(ValueError, match=message):
+        export_model(tiny_model(**options), target)
+
+
+def test_a_frame_that_is_not_exact_is_refused_with_the_reason():
+    model = convert_model(stock_model("gpt2"))
+    with pytest.raises(ValueError, match="`frame` must be one of auto, lexical, stream, got 'head'"):
+        export_model(model, frame="head")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight += 0.1
+    with pytest.raises(ValueError, match="`model.layers.1.mlp.down_proj.weight` writes outside"):
+        export_model(model, frame="lexical")
+    with torch.no_grad():
+        model.model.project_in.weight += torch.randn_like(model.model.project_in.weight)
+    with pytest.raises(ValueError, match="`project_in` is no longer a rotation"):
+        export_model(model, frame="lexical")
+    with pytest.raises(ValueError, match="this model's stream uses all 24"):
+        export_model(model)

@@ -1,0 +1,95 @@
+"""PEFT attaches without being told where, trains, and merges."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model.agreement import assert_different, assert_same, recompute_activations
+from tests.models import tiny_model, tokens
+
+
+peft = pytest.importorskip("peft")
+ROOT = Path(__file__).resolve().parents[2]
+ADAPTERS = {
+    "lora": peft.LoraConfig(task_type="CAUSAL_LM", r=4),
+    "dora": peft.LoraConfig(task_type="CAUSAL_LM", r=4, use_dora=True),
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"embedding_size": 24, "attention_score": "distance"}], ids=["dot", "distance"]
+)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_attaches_trains_and_merges(adapter, options, tmp_path):
+    base = tiny_model(dtype=torch.float32, **options)
+    expected = base(tokens(2, 9)).logits.detach()
+    model = peft.get_peft_model(base, ADAPTERS[adapter])
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A.default" in name}
+    assert adapted == {"q_proj", "v_proj"}
+    assert_same(model.eval()(tokens(2, 9)).logits, expected, "with a fresh adapter")
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(25):
+        loss = model(tokens(4, 9), labels=tokens(4, 9)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(p.grad is None for n, p in model.named_parameters() if "lora" not in n)
+    trained = model(tokens(2, 9)).logits.detach()
+    assert_different(trained, expected)
+
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny_model(dtype=torch.float32, **options), tmp_path)
+    assert_same(again.eval()(tokens(2, 9)).logits, trained, "loaded")
+    merged = model.merge_and_unload()
+    assert type(merged).__name__ == "RiGPTForCausalLM"
+    assert_same(merged(tokens(2, 9)).logits, trained, "merged")
+
+
+def test_adapters_train_with_recomputed_activations():
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(tiny_model(), config).train()
+        if recompute:
+            recompute_activations(model.base_model.model)
+            model.enable_input_require_grads()
+        model(tokens(2, 9), labels=tokens(2, 9), use_cache=False).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if "lora_B" in n})
+    assert len(gradients[0]) == 6
+    for name, gradient in gradients[0].items():
+        assert_same(gradients[1][name], gradient, name)
+
+
+ATTACH = """
+model = rigpt_hf.RiGPTForCausalLM(rigpt_hf.RiGPTConfig(
+    vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8))
+print(peft.get_peft_model(model, peft.LoraConfig()).peft_config["default"].target_modules)
+"""
+
+
+@pytest.mark.parametrize("order", ["import rigpt_hf, peft\n", "import peft, rigpt_hf\n"], ids=["before", "after"])
+def test_the_order_of_imports_does_not_matter(order, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", order + ATTACH]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "q_proj" in process.stdout and "v_proj" in process.stdout
+
+
+def test_importing_the_package_does_not_import_peft(tmp_path):
+    """It takes seconds."""
+    script = "import sys, rigpt_hf; print('peft' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.stdout.strip() == "False", process.stderr[-2000:]

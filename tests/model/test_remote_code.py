@@ -1,0 +1,121 @@
+"""Saved folders carry the code: they load in a fresh process with the package and without it."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from tests.model.agreement import difference
+from tests.models import OPTIONS, randomise_, tiny_config, tokens
+from tests.tolerances import SYMMETRY
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# Wherever the package may be installed, this process cannot import it.
+WITHOUT_PACKAGE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "rigpt_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+try:
+    import rigpt_hf
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("rigpt_hf can be imported")
+"""
+WITH_PACKAGE = "import rigpt_hf\n"
+LOAD = """
+import sys, torch, transformers
+folder, auto_class, trust = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder, **({"trust_remote_code": True} if trust else {}))
+input_ids = torch.load(folder + "/input_ids.pt")
+with torch.no_grad():
+    torch.save(model.eval()(input_ids)[0], folder + "/output.pt")
+if auto_class == "AutoModelForCausalLM":
+    model.generate(input_ids, max_new_tokens=3, do_sample=False)
+    model.save_pretrained(folder + "/again")
+print(type(model).__module__)
+"""
+AUTO_CLASSES = {
+    "AutoModelForCausalLM": RiGPTForCausalLM,
+    "AutoModelForSequenceClassification": RiGPTForSequenceClassification,
+    "AutoModel": RiGPTModel,
+}
+
+
+def run(script: str, *arguments: str, cwd: Path, package: bool) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(cwd / "hf"), "HF_MODULES_CACHE": str(cwd / "modules"), "HF_HUB_OFFLINE": "1"}
+    if package:
+        environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def save(model_class, folder: Path, **options) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = randomise_(model_class(tiny_config(num_labels=3, **options)), 0).eval()
+    model.save_pretrained(folder)
+    torch.save(tokens(2, 7), folder / "input_ids.pt")
+    return model(tokens(2, 7))[0].detach()
+
+
+def test_the_code_is_in_the_folder(tmp_path):
+    save(RiGPTForCausalLM, tmp_path)
+    code = {path.name for path in tmp_path.glob("*.py")}
+    assert {"configuration_rigpt.py", "attention_rigpt.py", "modeling_rigpt.py"} <= code
+    imported = set()
+    for path in tmp_path.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= {"torch", "transformers", "huggingface_hub"}, imported
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "options"),
+    [
+        ("AutoModelForCausalLM", OPTIONS["squared-distance"]),
+        ("AutoModelForCausalLM", OPTIONS["distance"]),
+        ("AutoModelForSequenceClassification", OPTIONS["rotary"]),
+        ("AutoModel", OPTIONS["rotary"]),
+    ],
+    ids=["squared-distance", "distance", "classification", "base"],
+)
+def test_a_folder_loads_where_the_package_is_not_installed(auto_class, options, tmp_path):
+    folder = tmp_path / "model"
+    expected = save(AUTO_CLASSES[auto_class], folder, embedding_size=24, **options)
+    process = run(WITHOUT_PACKAGE + LOAD, str(folder), auto_class, "trust", cwd=tmp_path, package=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.strip().splitlines()[-1].startswith("transformers_modules.")
+    assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
+    if auto_class == "AutoModelForCausalLM":  # and what that process saved carries the code on
+        (folder / "again" / "input_ids.pt").write_bytes((folder / "input_ids.pt").read_bytes())
+        process = run(WITHOUT_PACKAGE + LOAD, str(folder / "again"), auto_class, "trust", cwd=tmp_path, package=False)
+        assert process.returncode == 0, process.stderr[-3000:]
+
+
+def test_a_folder_needs_no_trust_with_the_package(tmp_path):
+    folder = tmp_path / "model"
+    expected = save(RiGPTForCausalLM, folder, embedding_size=24)
+    process = run(WITH_PACKAGE + LOAD, str(folder), "AutoModelForCausalLM", "", cwd=tmp_path, package=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.strip().splitlines()[-1] == "rigpt_hf.modeling_rigpt"
+    assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
+
+
+def test_a_folder_without_trust_and_package_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    save(RiGPTForCausalLM, folder)
+    process = run(WITHOUT_PACKAGE + LOAD, str(folder), "AutoModelForCausalLM", "", cwd=tmp_path, package=False)
+    assert process.returncode != 0 and "trust_remote_code" in process.stderr

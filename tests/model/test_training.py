@@ -1,0 +1,144 @@
+"""Training: packed sequences, accumulated gradients and fine-tuning with `Trainer`."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from tests.model.agreement import assert_different, assert_same
+from tests.models import tiny_model, tokens
+
+
+KINDS = {
+    "learned": {"position_embedding_type": "learned"},
+    "rotary": {},
+    "rotary-learned": {"rotary_learned_frequencies": True},
+    "squared-distance": {"attention_score": "squared_distance"},
+    "distance": {"attention_score": "distance"},
+}
+every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
+@every_kind
+def test_packed_sequences_do_not_see_each_other(options, use_cache, backend):
+    if options.get("attention_score") == "distance" and backend == "sdpa":
+        pytest.skip("plain distance is no dot product")
+    model = tiny_model(**options)
+    model.set_attn_implementation(backend)
+    parts = [tokens(1, length, seed=length) for length in (5, 3, 7)]
+    packed = torch.cat(parts, dim=1)
+    positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
+    for training in (True, False):
+        model.train(training)
+        actual = model(packed, position_ids=positions, use_cache=use_cache).logits
+        expected = torch.cat([model(part).logits for part in parts], dim=1)
+        assert_same(actual, expected)
+        leaking = model(packed, position_ids=torch.arange(15)[None], use_cache=use_cache).logits
+        assert_different(leaking[:, 5:], expected[:, 5:])
+
+
+class Examples(torch.utils.data.Dataset):
+    """Sequences with very different numbers of labels, so that a mean of means is not the mean."""
+
+    def __init__(self, count=8):
+        self.input_ids = tokens(count, 12, seed=3)
+        self.labels = self.input_ids.clone()
+        for index in range(count):
+            self.labels[index, 2 + index :] = -100
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
+
+
+class Losses(TrainerCallback):
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.values.append(logs["loss"])
+
+
+def train(model, folder, **arguments):
+    losses = Losses()
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "dataloader_pin_memory": False,
+    }
+    trainer = Trainer(model, TrainingArguments(**(settings | arguments)), train_dataset=Examples(), callbacks=[losses])
+    trainer.train()
+    return losses.values
+
+
+def one_step(folder, batch, accumulation, change=None):
+    model = tiny_model(embedding_size=24, output_bias=True)
+    if change is not None:
+        change(model)
+    arguments = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5}
+    losses = train(
+        model,
+        folder,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        **arguments,
+    )
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), losses[0]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    whole, whole_loss = one_step(tmp_path, 8, 1)
+    accumulated, loss = one_step(tmp_path, 2, 4)
+    start = tiny_model(embedding_size=24, output_bias=True).parameters()
+    assert_different(whole, torch.cat([parameter.detach().flatten() for parameter in start]), "one step")
+    assert_same(accumulated, whole)
+    assert loss == pytest.approx(whole_loss, rel=1e-4)
+
+    def drop_the_count(model):
+        original = model.loss_function
+        model.loss_function = lambda num_items_in_batch=None, **kwargs: original(**kwargs)
+
+    wrong, _ = one_step(tmp_path, 2, 4, drop_the_count)
+    assert_different(wrong, whole, "accumulation without the number of labels")
+
+
+@every_kind
+def test_trainer_fine_tunes(options, tmp_path):
+    model = tiny_model(dtype=torch.float32, **options)
+    before = copy.deepcopy(model.state_dict())
+    losses = train(model, tmp_path, max_steps=30, per_device_train_batch_size=8, learning_rate=0.01)
+    assert losses[-1] < 0.5 * losses[0]
+    changed = [name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])]
+    unchanged = set(before) - set(changed)
+    assert not unchanged, unchanged
+    model.save_pretrained(tmp_path)
+
+
+def test_a_small_model_learns_one_sequence_by_heart():
+    """What the library's training suite asks: loss and gradients vanish, and greedy decoding recites."""
+    model = tiny_model(dtype=torch.float32, hidden_size=64, num_hidden_layers=2).train()
+    sequence = (torch.arange(32) % 19 + 3)[None].repeat(4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(150):
+        loss = model(sequence, labels=sequence).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            first = loss.item(), norm.item()
+    assert loss.item() < 0.1 * first[0] and norm.item() < 0.1 * first[1]
+    recited = model.eval().generate(sequence[:1, :1], max_new_tokens=31, do_sample=False, eos_token_id=-1)
+    assert torch.equal(recited, sequence[:1])
