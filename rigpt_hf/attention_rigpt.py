@@ -243,8 +243,8 @@ def check_paged_cache(score: str, name: str):
     """Raises a `ValueError` if this version's continuous batching cannot hand over its cache before the score."""
     if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
         raise ValueError(
-            f"`attn_implementation` must not be paged for `attention_score={score!r}` in this version of Transformers, "
-            f"got {name!r}. Update Transformers, or generate without continuous batching."
+            f"`attn_implementation` must not be paged for `attention_score={score!r}` in this version of "
+            f"Transformers, got {name!r}. Update Transformers, or generate without continuous batching."
         )
 
 

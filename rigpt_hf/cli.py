@@ -133,7 +133,7 @@ def export(
 
         rigpt export my-rigpt my-gpt2 --to gpt2
     """
-    from .conversion.export_folder import export_checkpoint
+    from .conversion import export_checkpoint
 
     certificate = export_checkpoint(
         source, output, target=to, frame=frame, dtype=to_dtype(dtype), force=force, seed=seed

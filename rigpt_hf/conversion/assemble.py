@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 
@@ -43,3 +46,12 @@ def assemble(
     if generation_config is not None:
         model.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return model.to(like.device).train(like.training)
+
+
+def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
+    """A stock model from a GGUF file, its weights decoded to `dtype`."""
+    options = {}
+    if hasattr(transformers, "GgufConfig"):  # releases without it always decode
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype, **options)

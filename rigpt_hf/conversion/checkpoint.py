@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .assemble import quiet_loading
+from .assemble import load_gguf, quiet_loading
 from .certificate import Certificate, Observation, compare, observe, random_input_ids
 from .companions import TEMPLATE_FILES, TOKENIZER_FILES, save_config, save_generation_config, save_tokenizer
 from .export import export_model
@@ -136,7 +136,7 @@ class _Job:
             if not (self.folder / gguf_file).is_file():
                 raise ValueError(f"`gguf_file` must be a file in {str(self.folder)!r}, got {gguf_file!r}.")
             dtype = self.requested_dtype or torch.float32
-            model = AutoModelForCausalLM.from_pretrained(self.folder, gguf_file=gguf_file, dtype=dtype)
+            model = load_gguf(self.folder, gguf_file, dtype)
             config = model.config
             architecture = architecture_of(config)
             self._observe_source(model.to(self.device))

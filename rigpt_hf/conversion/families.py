@@ -66,7 +66,8 @@ def architecture_of(config: PreTrainedConfig, class_name: str | None = None) -> 
             f"`{entry.class_name}.from_pretrained`."
         )
     quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
+    # A decoded GGUF keeps the record of where it came from, and plain weights.
+    if quantization is not None and not getattr(quantization, "dequantize", False):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise ValueError(
             f"`quantization_config` ({method}) must be absent: folding needs the weights themselves, not codes for "

@@ -1,5 +1,7 @@
 """Which attention backend is chosen, and what happens when it cannot express the score."""
 
+import inspect
+
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -83,6 +85,8 @@ def test_all_backends_of_the_library_are_supported():
     ids=str,
 )
 def test_continuous_batches_equal_single_sequences(score, backend):
+    if score != "dot" and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+        pytest.skip("this version of Transformers fills the paged cache behind the score; that is refused")
     torch.manual_seed(0)
     config = tiny_config(attention_score=score, embedding_size=24)
     model = randomise_(RiGPTForCausalLM._from_config(config, attn_implementation=backend), 0).eval()
@@ -107,8 +111,6 @@ def test_a_kernel_that_fetches_paged_keys_by_itself_is_refused():
 @pytest.mark.parametrize("score", ["squared_distance", "distance"])
 def test_continuous_batching_of_older_libraries_is_refused(score, monkeypatch):
     model = tiny_model(attention_score=score)
-    model.set_attn_implementation("paged|eager")
-    model.set_attn_implementation("eager")
     monkeypatch.setattr(PagedAttentionCache, "update", lambda self, key, value, read_index, write_index: None)
     with pytest.raises(ValueError, match="`attn_implementation` must not be paged for `attention_score=.*Update"):
         model.set_attn_implementation("paged|eager")
