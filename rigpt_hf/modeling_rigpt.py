@@ -156,7 +156,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
 
     def __init__(self, config: RiGPTConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size, config.pad_token_id)
+        # No `padding_idx`: where padding is the end-of-text token, as for GPT-2, that token must keep learning.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size)
         self.project_in = None
         if config.embedding_size is not None:
             self.project_in = RiGPTLinear(config.embedding_size, config.hidden_size, bias=False)

@@ -4,7 +4,7 @@ On one process (the same as `rigpt convert`):
 
     python training/convert.py openai-community/gpt2 gpt2-rigpt
 
-On all GPUs of a machine, or on several CPU processes, each folding and writing its share of the output's shards:
+On all GPUs of a machine, each folding and writing its share of the output's shards:
 
     accelerate launch training/convert.py meta-llama/Llama-3.1-8B llama-rigpt --max-shard-size 2GB
 
