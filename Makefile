@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (about 5 minutes)
+demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (3 to 5 minutes)
 	$(RUN)/rigpt demo --force
 
 test: $(STAMP)  ## Run the tests

@@ -1,5 +1,6 @@
 """The command `rigpt`: one verb per thing a person does with a model. `rigpt VERB --help` explains each."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,18 +8,22 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .version import __version__
 
 
 app = typer.Typer(
     help="RiGPT: a GPT with no preferred basis.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+# Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
+UsageError: Any = typer.BadParameter.__mro__[1]
+# Where Python says `force=True`, a person at the terminal says `--force`.
+SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
 
 
 def print_version(wanted: bool):
@@ -50,21 +55,28 @@ def to_dtype(name: str | None) -> Any:
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path("runs/demo"),
     model: Annotated[
-        str | None, typer.Option(help="Stock model to use instead of training one: a Hub id or a folder.")
+        str | None,
+        typer.Option(help="Stock model to use instead of training one: a Hub id or a folder.", show_default="none"),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="Text file to train on instead of documentation.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file to train on instead of documentation.", show_default="none")
+    ] = None,
     megabytes: Annotated[float, typer.Option(help="How much documentation to gather at most.")] = 20.0,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 350,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
     seed: Annotated[int, typer.Option(help="Of the text's order, the training, the rotation, the samples.")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="What the models continue.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the models continue.", show_default="depends on the model")
+    ] = None,
     points: Annotated[int, typer.Option(help="Points on the way from the identity to the rotation.")] = 9,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in OUTPUT.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier demo in OUTPUT.", show_default="no")
+    ] = False,
 ):
     """
     Turn a stock GPT-2 into a RiGPT, prove it equal, rotate it, save it, and write a report.
 
-    Without options a small GPT-2 is trained first, on the documentation of the installed packages: about four minutes
-    on two cores. With a network, real weights:
+    Without options a small GPT-2 is trained first, on the documentation of the installed packages: about three
+    minutes on two cores. With a network, real weights:
 
         rigpt demo --model openai-community/gpt2
     """
@@ -77,8 +89,12 @@ def demo(
 def convert(
     source: Annotated[str, typer.Argument(help="Folder with safetensors, or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    gguf_file: Annotated[str | None, typer.Option(help="Name of a GGUF file in the folder SOURCE.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
+    ] = None,
+    gguf_file: Annotated[
+        str | None, typer.Option(help="Name of a GGUF file in the folder SOURCE.", show_default="none")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
     ] = None,
@@ -88,7 +104,9 @@ def convert(
     max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
     seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.", show_default="no")
+    ] = False,
 ):
     """
     Convert a GPT-2, Llama, Mistral or Qwen2 checkpoint into a RiGPT folder, with a certificate that it is the same
@@ -98,6 +116,7 @@ def convert(
     """
     from .conversion import convert_checkpoint
 
+    check_device(device)
     certificate = convert_checkpoint(
         source,
         output,
@@ -126,7 +145,9 @@ def export(
         str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.", show_default="no")
+    ] = False,
 ):
     """
     Export a RiGPT to an unmodified stock model, with a certificate that it is the same function.
@@ -159,6 +180,7 @@ def verify(
     """
     from .conversion import certify
 
+    check_comparable(a, b)
     input_ids = None if text is None else text_ids(a, text)
     first, second = load(a, to_dtype(dtype)), load(b, to_dtype(dtype))
     certificate = certify(first, second, input_ids, seed=seed)
@@ -180,7 +202,7 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     from . import RiGPTConfig, RiGPTForCausalLM
     from .symmetry import axes, frames
 
-    config = AutoConfig.from_pretrained(source)
+    config = known(source, AutoConfig)
     if not isinstance(config, RiGPTConfig):
         raise ValueError(
             f"`source` must be a RiGPT, got {source!r} of model type {config.model_type!r}. Convert it first: "
@@ -214,27 +236,83 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     console.print(table)
 
 
+def known(source: str, loader: Any, **options: Any) -> Any:
+    """What `loader` gives for a folder or Hub id; a `ValueError` that names it if there is nothing."""
+    import rigpt_hf  # noqa: F401  so that the Auto classes know RiGPT
+
+    try:
+        return loader.from_pretrained(source, **options)
+    except OSError as error:
+        raise ValueError(
+            f"`source` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
 def load(source: str, dtype: Any = None) -> Any:
     """A causal language model from a folder or the Hub, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
-    import rigpt_hf  # noqa: F401  so that the Auto classes know RiGPT
+    from .conversion.assemble import quiet_loading
 
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto").eval()
+    with quiet_loading():
+        return known(source, AutoModelForCausalLM, dtype=dtype or "auto").eval()
+
+
+def check_comparable(a: str, b: str):
+    """A `ValueError` if two models cannot be given the same tokens; looked up before any weights are read."""
+    from transformers import AutoConfig
+
+    sizes = [known(source, AutoConfig).vocab_size for source in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`a` and `b` must have one vocabulary, got {sizes[0]} tokens in {a!r} and {sizes[1]} in {b!r}. Compare "
+            "a model with what was made from it."
+        )
+
+
+def check_device(device: str):
+    """A `ValueError` if PyTorch cannot put anything on this device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`device` must be one that PyTorch can use here, such as cpu, got {device!r}: {reason}"
+        ) from error
 
 
 def text_ids(source: str, path: Path) -> Any:
     """Token ids `[1, seq]` of the beginning of a text file, by the tokenizer of `source`."""
     from transformers import AutoConfig, AutoTokenizer
 
-    import rigpt_hf  # noqa: F401
-
     if not path.is_file():
         raise ValueError(f"`text` must be a file, got {str(path)!r}.")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    length = min(512, AutoConfig.from_pretrained(source).max_position_embeddings)
-    text = path.read_text(encoding="utf-8")[: 16 * length]
-    return tokenizer(text, return_tensors="pt")["input_ids"][:, :length]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`text` must be UTF-8, got {str(path)!r}: {error}") from error
+    tokenizer = known(source, AutoTokenizer)
+    length = min(512, known(source, AutoConfig).max_position_embeddings)
+    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
+    if input_ids.shape[1] < 2:
+        raise ValueError(
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
+            "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
+        )
+    return input_ids
+
+
+def as_options(message: str) -> str:
+    """A message in one line, with Python's `force=True` and `target='llama'` spelled as options."""
+
+    def spell(match: re.Match) -> str:
+        name, value = match.groups()
+        return f"`{SPELLINGS[name]} {value}`" if value else f"`{SPELLINGS[name]}`"
+
+    return re.sub(rf"`({'|'.join(SPELLINGS)})=(?:True|'(\w+)')`", spell, " ".join(message.split()))
 
 
 def main():
@@ -242,13 +320,27 @@ def main():
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, prog_name="rigpt")
-    except (ValueError, OSError) as error:
+        # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
+        sys.exit(app(arguments or ["--help"], prog_name="rigpt", standalone_mode=False))
+    except UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "rigpt"
+        fail(f"{error.format_message().rstrip('.')}. See {verb} --help")
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
         if debug:
             raise
-        message = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True).print(f"[red]rigpt:[/red] {message}", highlight=False, markup=True)
-        sys.exit(2)
+        if isinstance(error, (ValueError, OSError)):
+            fail(as_options(str(error)))
+        fail(f"{type(error).__name__}: {as_options(str(error))}. To see where it comes from, say rigpt --debug ...")
+
+
+def fail(message: str):
+    """One line to standard error, and exit code 2."""
+    console = Console(stderr=True, soft_wrap=True)
+    # Not as markup: a message may hold anything in square brackets.
+    console.print(Text.assemble(("rigpt: ", "red"), message))
+    sys.exit(2)
 
 
 if __name__ == "__main__":

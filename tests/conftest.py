@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 
-# Before any library reads them: tests need no network and say nothing to anyone.
+# Before any library reads them: tests need no network, say nothing to anyone, and run one per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

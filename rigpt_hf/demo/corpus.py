@@ -4,7 +4,6 @@ import hashlib
 import random
 import re
 import sysconfig
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,18 +11,21 @@ from pathlib import Path
 # A string that stands alone at the start of a line is a docstring, or a comment in its place.
 DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.DOTALL)
 DOCUMENT_SUFFIXES = (".md", ".rst")
-SHORTEST = 80  # characters; below that a docstring says little
-SMALLEST_SHARE_OF_LETTERS = 0.7  # letters and spaces; below that it is a table or code
+SHORTEST, LONGEST = 40, 2000  # characters of a paragraph; shorter ones say little, longer ones are no paragraphs
+SMALLEST_SHARE_OF_LETTERS = 0.85  # letters and spaces; below that it is a table or code
+RULER = "---"  # underlines the headings that NumPy's style of docstring puts above a table of arguments
 
 
 def gather_documentation(
     max_bytes: int, seed: int = 0, tick: Callable[[int], None] = lambda n: None, roots: list[Path] | None = None
 ) -> list[str]:
     """
-    Passages of documentation, deduplicated, in an order that depends on `seed` alone.
+    Paragraphs of English from docstrings and documents, deduplicated, in an order that depends on `seed` alone.
+
+    Code, tables, lists of arguments and headings are left out: what a small model can learn in minutes is prose.
 
     Args:
-        max_bytes: Where to stop. All passages are found first, so that the sample does not favour any package.
+        max_bytes: Where to stop. All paragraphs are found first, so that the sample does not favour any package.
         seed: Of the shuffle.
         tick: Called with the number of files read since the last call.
         roots: Folders to search; the standard library and the installed packages if not given.
@@ -35,7 +37,7 @@ def gather_documentation(
     for path in _files(roots):
         tick(1)
         for passage in _passages(path):
-            digest = hashlib.blake2b(" ".join(passage.split()).encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(passage.encode(), digest_size=16).digest()
             if digest not in seen:
                 seen.add(digest)
                 passages.append(passage)
@@ -71,7 +73,7 @@ def _files(roots: list[Path]) -> Iterator[Path]:
     for root in roots:
         for path in sorted(root.rglob("*")):
             wanted = path.suffix in (".py", *DOCUMENT_SUFFIXES) or path.name == "METADATA"
-            if wanted and path not in seen and "tests" not in path.parts:
+            if wanted and path not in seen and not {"test", "tests"}.intersection(path.relative_to(root).parts):
                 seen.add(path)
                 yield path
 
@@ -82,13 +84,19 @@ def _passages(path: Path) -> Iterator[str]:
     except (OSError, UnicodeDecodeError):
         return  # not ours to mend; there are thousands of other files
     if path.suffix == ".py":
-        found = [match[2] for match in DOCSTRING.finditer(text)]
-    else:
-        # The header of a METADATA file ends at the first blank line; its description follows.
-        found = re.split(r"\n(?=#+ |[^\n]+\n[=\-~]{4,}\n)", text.partition("\n\n")[2])
-    for passage in found:
-        first, _, rest = passage.partition("\n")
-        passage = (first.strip() + "\n" + textwrap.dedent(rest)).strip()
-        letters = sum(character.isalpha() or character.isspace() for character in passage)
-        if len(passage) >= SHORTEST and letters >= SMALLEST_SHARE_OF_LETTERS * len(passage):
-            yield passage
+        text = "\n\n".join(match[2] for match in DOCSTRING.finditer(text))
+    for paragraph in re.split(r"\n\s*\n", text):
+        paragraph = " ".join(paragraph.split())
+        if SHORTEST <= len(paragraph) <= LONGEST and _is_prose(paragraph):
+            yield paragraph
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whether it begins and ends as sentences do, and is made of words."""
+    letters = sum(character.isalpha() or character == " " for character in paragraph)
+    return (
+        paragraph[0].isupper()
+        and paragraph[-1] in ".!?"
+        and letters >= SMALLEST_SHARE_OF_LETTERS * len(paragraph)
+        and RULER not in paragraph
+    )

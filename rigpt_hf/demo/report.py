@@ -15,6 +15,9 @@ matplotlib.use("Agg")
 
 INVARIANT, STOCK = "#1b6ca8", "#c8553d"
 SHOWN_TOKENS = 8
+SHOWN_POSITIONS, SHOWN_DIMENSIONS = 24, 48
+SHARE = "share of the rotation"
+ROUNDING = 2.0**-24  # half a unit in the last place of a float32 near 1
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Findings:
     effect: Effect
     sweep: Sweep
     stock_loss: tuple[float, float]
+    stock_logits: float
     stock_text: tuple[str, str]
     round_trip: Certificate | None
     loaded_back: float
@@ -49,33 +53,45 @@ def write_report(findings: Findings, folder: Path) -> Path:
 
 
 def draw(findings: Findings) -> Figure:
-    """Training curve (where there was one), the walk along the rotation, and next-token probabilities."""
-    columns = 4 if findings.curve else 3
-    figure = Figure(figsize=(4.6 * columns, 4.4), layout="constrained")
-    panels = list(figure.subplots(1, columns))
-    if findings.curve:
-        panel = panels.pop(0)
-        panel.plot(*zip(*findings.curve, strict=True), color=STOCK)
-        panel.set(title="Stock GPT-2 learns", xlabel="step", ylabel="loss (nats per token)")
-    walk, *bars = panels
-    draw_walk(walk, findings.sweep)
-    for panel, name, color in zip(bars, ("RiGPT", "stock GPT-2"), (INVARIANT, STOCK), strict=True):
+    """Left: inside, everything turned. Middle: what comes out. Right: all the way from no rotation to the full one."""
+    figure = Figure(figsize=(13.5, 7.2), layout="constrained")
+    (inside_before, rigpt, losses), (inside_after, stock, errors) = figure.subplots(2, 3)
+    draw_hidden_states(inside_before, inside_after, findings.effect.pictures)
+    for panel, name, color in ((rigpt, "RiGPT", INVARIANT), (stock, "stock GPT-2", STOCK)):
         draw_probabilities(panel, findings, name, color)
-    for panel in figure.axes:
+    draw_losses(losses, findings.sweep)
+    draw_errors(errors, findings.sweep)
+    for panel in (rigpt, stock, losses, errors):
         panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def draw_walk(panel: Any, sweep: Sweep):
+def draw_hidden_states(before_panel: Any, after_panel: Any, pictures: tuple[Any, Any]):
+    """The same hidden states before and after, as pictures on one scale."""
+    before, after = (picture[:SHOWN_POSITIONS, :SHOWN_DIMENSIONS] for picture in pictures)
+    # A few large coordinates would leave the rest of the picture white.
+    scale = max(picture.abs().flatten().quantile(0.97).item() for picture in (before, after))
+    for panel, picture, when in ((before_panel, before, "before"), (after_panel, after, "after the rotation")):
+        panel.imshow(picture.numpy(), cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto", interpolation="nearest")
+        panel.set(title=f"RiGPT inside, {when}", xlabel=f"first {before.shape[1]} dimensions", ylabel="token")
+
+
+def draw_losses(panel: Any, sweep: Sweep):
     """Loss of both models on the way from the identity to the rotation."""
     panel.plot(sweep.t, sweep.stock_loss, "o-", color=STOCK, label="stock GPT-2")
     panel.plot(sweep.t, sweep.rigpt_loss, "o-", color=INVARIANT, label="RiGPT")
-    panel.set(title="The hidden space turns", xlabel="share of the rotation", ylabel="loss (nats per token)")
-    error = f"RiGPT (largest logit error {max(sweep.rigpt_error):.0e})"
-    panel.lines[1].set_label(error)
-    panel.legend(frameon=False, loc="upper left")
-    lowest, highest = panel.get_ylim()
-    panel.set_ylim(lowest, highest + 0.25 * (highest - lowest))  # room for the legend
+    panel.set(title="Loss while the hidden space turns", xlabel=SHARE, ylabel="nats per token")
+    panel.legend(frameon=False)
+
+
+def draw_errors(panel: Any, sweep: Sweep):
+    """Change of the logits on the same way; the start, where it is 0, has no place on a logarithmic axis."""
+    panel.semilogy(sweep.t[1:], sweep.stock_error[1:], "o-", color=STOCK, label="stock GPT-2")
+    panel.semilogy(sweep.t[1:], sweep.rigpt_error[1:], "o-", color=INVARIANT, label="RiGPT")
+    panel.axhline(ROUNDING, color="0.6", linestyle=":", label="rounding of float32")
+    panel.set(title="Change of the logits", xlabel=SHARE, ylabel="largest change / largest logit")
+    panel.set_xlim(-0.05, 1.05)
+    panel.legend(frameon=False, loc="center right")
 
 
 def draw_probabilities(panel: Any, findings: Findings, name: str, color: str):
@@ -86,13 +102,13 @@ def draw_probabilities(panel: Any, findings: Findings, name: str, color: str):
     panel.barh([row + 0.2 for row in rows], after, height=0.38, color=color, alpha=0.4, label="after the rotation")
     panel.set_yticks(list(rows), findings.tokens)
     panel.invert_yaxis()
-    panel.set(title=f"{name}: the next token", xlabel="probability")
+    panel.set(title=f"{name}: after \u201c{findings.prompt}\u201d", xlabel="probability of the next token")
     panel.legend(frameon=False, loc="lower right")
 
 
-def quoted(text: str) -> str:
-    """A Markdown block quote."""
-    return "\n".join(f"> {line}" if line else ">" for line in text.splitlines())
+def cell(text: str) -> str:
+    """Text as code in a cell of a Markdown table."""
+    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def same(pair: tuple[str, str]) -> str:
@@ -115,13 +131,13 @@ def markdown(findings: Findings) -> str:
         if trip
         else "The source is not a GPT-2, so there is no way back to one to show."
     )
-    corpus = f" It was trained here on {findings.corpus}." if findings.corpus else ""
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in findings.seconds.items())
     return f"""# A GPT-2 with no preferred basis
 
-The source is {findings.source} with {findings.parameters / 1e6:.1f} M parameters.{corpus} It was converted into a
-RiGPT, and then the whole hidden space was turned by a random rotation, uniform over all rotations (seed
-{findings.seed}).
+{origin(findings)}
+
+It was converted into a RiGPT, and then the whole hidden space was turned by a random rotation, uniform over all
+rotations (seed {findings.seed}).
 
 ![What the rotation does](rotation.png)
 
@@ -133,30 +149,28 @@ RiGPT, and then the whole hidden space was turned by a random rotation, uniform 
 
 ## Rotated: everything inside changes, nothing outside does
 
-| RiGPT | measured |
+| | RiGPT | stock GPT-2 |
+|---|---|---|
+| weights, relative change | {effect.weights:.2f} | |
+| hidden states, relative change | {effect.hidden_states:.2f} | |
+| hidden states against the turned old ones | {effect.equivariance:.1e} | |
+| **logits, relative change** | **{effect.logits:.1e}** | **{findings.stock_logits:.1e}** |
+| loss (nats per token) | {effect.loss_before:.4f} → {effect.loss_after:.4f} | \
+{findings.stock_loss[0]:.4f} → {findings.stock_loss[1]:.4f} |
+| greedy text | {same(effect.greedy)} | |
+| sampled text, same seed | {same(effect.sampled)} | {same(findings.stock_text)} |
+
+The stock model got the same rotation in every matrix that reads or writes the hidden space. Only its norms could not
+follow: they act on single coordinates.
+
+| sampled with one seed | |
 |---|---|
-| weights, relative change | {effect.weights:.2f} |
-| hidden states, relative change | {effect.hidden_states:.2f} |
-| hidden states against the turned old ones, relative | {effect.equivariance:.1e} |
-| logits, relative change | {effect.logits:.1e} |
-| loss (nats per token) | {effect.loss_before:.6f} → {effect.loss_after:.6f} |
-| greedy text | {same(effect.greedy)} |
-| sampled text, same seed | {same(effect.sampled)} |
-
-The same rotation applied to the stock model, whose norms act on single coordinates and cannot follow: loss
-{findings.stock_loss[0]:.2f} → {findings.stock_loss[1]:.2f}.
-
-RiGPT, before and after:
-
-{quoted(effect.greedy[1])}
-
-Stock GPT-2 before:
-
-{quoted(findings.stock_text[0])}
-
-Stock GPT-2 after:
-
-{quoted(findings.stock_text[1])}
+| RiGPT, before | {cell(effect.sampled[0])} |
+| RiGPT, after | {cell(effect.sampled[1])} |
+| stock GPT-2, before | {cell(findings.stock_text[0])} |
+| stock GPT-2, after | {cell(findings.stock_text[1])} |
+| RiGPT, greedy, before | {cell(effect.greedy[0])} |
+| RiGPT, greedy, after | {cell(effect.greedy[1])} |
 
 ## Saved and loaded back
 
@@ -166,3 +180,17 @@ Stock GPT-2 after:
 
 Time: {times}.
 """
+
+
+def origin(findings: Findings) -> str:
+    """Where the stock model comes from."""
+    parameters = f"{findings.parameters / 1e6:.1f} M parameters"
+    if not findings.curve:
+        return f"The source is {findings.source} with {parameters}."
+    (_, first), (steps, last) = findings.curve[0], findings.curve[-1]
+    return (
+        f"The source is {findings.source} with {parameters}, trained here on {findings.corpus}; in {steps} steps its "
+        f"loss fell from {first:.2f} to {last:.2f} nats per token. The gains of its norms started spread out "
+        "(log-normal) rather than all at 1: long training spreads them, minutes would not. With `--model`, nothing is "
+        "set by hand."
+    )

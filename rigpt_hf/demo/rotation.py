@@ -24,16 +24,19 @@ class Effect:
     loss_after: float
     greedy: tuple[str, str]
     sampled: tuple[str, str]
+    pictures: tuple[torch.Tensor, torch.Tensor]
+    """Hidden states `[tokens, d]` of the first window in the middle of the network."""
 
 
 @dataclass
 class Sweep:
-    """Along the geodesic from the identity to a rotation: the loss of both models and RiGPT's logit error."""
+    """Along the geodesic from the identity to a rotation: loss and relative logit error of both models."""
 
     t: list[float] = field(default_factory=list)
     rigpt_loss: list[float] = field(default_factory=list)
     stock_loss: list[float] = field(default_factory=list)
     rigpt_error: list[float] = field(default_factory=list)
+    stock_error: list[float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -44,7 +47,7 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     Everything that writes into the stream turns along, and everything that reads it turns back, exactly as a gauge
     transformation does in a RiGPT. Only the gains and biases of the norms cannot follow: they act on coordinates.
     """
-    turned = copy.deepcopy(model)
+    turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
     architecture = architecture_of(model.config, type(model).__name__)
     family, done = architecture.family, set()
     for rule, _ in family.expand(model.config.num_hidden_layers, model.config.tie_word_embeddings):
@@ -79,7 +82,10 @@ def continue_text(
     length = inputs["input_ids"].shape[1]
     room = max(1, min(new_tokens, model.config.max_position_embeddings - length))
     output = model.generate(
-        **inputs, max_new_tokens=room, do_sample=sample, top_k=50, pad_token_id=tokenizer.eos_token_id
+        **inputs,
+        max_new_tokens=room,
+        pad_token_id=tokenizer.eos_token_id,
+        **({"do_sample": True, "top_k": 50, "temperature": 0.7} if sample else {"do_sample": False}),
     )
     return tokenizer.decode(output[0], skip_special_tokens=True)
 
@@ -101,15 +107,17 @@ def measure_effect(
     rotation = g.elements["stream"][0].to(windows.device)
     followed = [x.to(torch.float64) @ rotation.T for x in before]
     pairs = list(zip(model.parameters(), turned.parameters(), strict=True))
+    middle = len(before) // 2
     return Effect(
         logits=gauge_error(model, g, windows),
         hidden_states=max(relative(y, x) for x, y in zip(before, after, strict=True)),
-        weights=max(relative(y, x) for x, y in pairs),
+        weights=max(relative(y, x) for x, y in pairs if x.any()),
         equivariance=max(relative(y, x) for x, y in zip(followed, after, strict=True)),
         loss_before=mean_loss(model, windows),
         loss_after=mean_loss(turned, windows),
         greedy=continue_both((model, turned), tokenizer, prompt, sample=False),
         sampled=continue_both((model, turned), tokenizer, prompt, sample=True),
+        pictures=(before[middle][0].float().cpu(), after[middle][0].float().cpu()),
     )
 
 
@@ -119,13 +127,16 @@ def sweep(
 ) -> Sweep:
     """Both models at equally spaced points of the geodesic to the rotation `g` of the stream."""
     result = Sweep()
+    logits = stock(windows, use_cache=False).logits
     for index in range(points):
         t = index / (points - 1)
         here = g.at(t)
+        turned_stock = rotate_stock(stock, here.elements["stream"][0])
         result.t.append(t)
         result.rigpt_error.append(gauge_error(model, here, windows))
+        result.stock_error.append(relative(turned_stock(windows, use_cache=False).logits, logits))
         result.rigpt_loss.append(mean_loss(here(model), windows))
-        result.stock_loss.append(mean_loss(rotate_stock(stock, here.elements["stream"][0]), windows))
+        result.stock_loss.append(mean_loss(turned_stock, windows))
         tick()
     return result
 

@@ -6,18 +6,22 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from logging import NullHandler
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from ..conversion import certify, convert_model, export_model
+from ..conversion.assemble import quiet_loading
 from ..conversion.families import architecture_of
 from ..conversion.output import publish, temporary_sibling
 from ..symmetry import GaugeTransformation
@@ -28,14 +32,17 @@ from .rotation import (
     mean_loss,
     measure_effect,
     next_token_probabilities,
+    relative,
     rotate_stock,
     sweep,
 )
 from .stock import Recipe, encode, split, train_gpt2, train_tokenizer
 
 
-PROMPTS = {"trained here": "Returns a new array", "real": "The meaning of a symmetry in physics is"}
+PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
 MEGABYTE = 10**6
+# What a demo leaves in its folder; anything else there is somebody's and is not replaced.
+MADE_HERE = {"model", "report.md", "rotation.png"}
 
 
 @dataclass
@@ -73,6 +80,19 @@ class DemoOptions:
             raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
 
 
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """Without the library's remarks about the stock model's own configuration, which nobody here can act on."""
+    silence = NullHandler()
+    logging.add_handler(silence)
+    logging.disable_default_handler()
+    try:
+        yield
+    finally:
+        logging.enable_default_handler()
+        logging.remove_handler(silence)
+
+
 class Stages:
     """Says what is being done and keeps how long it took."""
 
@@ -97,6 +117,11 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
     """
     console = console or Console()
     check_output_of_demo(options)
+    with quiet_library():
+        return _run(options, console)
+
+
+def _run(options: DemoOptions, console: Console) -> Path:
     stages = Stages(console)
     source, stock, tokenizer, windows, training = obtain_stock(options, console, stages)
     windows = windows.to(stock.device)
@@ -119,8 +144,9 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
         stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
         turned_stock = rotate_stock(stock, g.elements["stream"][0])
         stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
-        stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=False)
-        show_effect(console, effect, stock_loss, stock_text)
+        stock_logits = logit_change(stock, turned_stock, windows)
+        stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=True)
+        show_effect(console, effect, stock_loss, stock_logits, stock_text)
         with Progress(console=console) as progress:
             task = progress.add_task("walking along the rotation", total=options.points)
             walk = sweep(model, stock, stream, windows, options.points, lambda: progress.advance(task))
@@ -147,6 +173,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
             effect=effect,
             sweep=walk,
             stock_loss=stock_loss,
+            stock_logits=stock_logits,
             stock_text=stock_text,
             round_trip=round_trip,
             loaded_back=loaded_back,
@@ -172,9 +199,10 @@ def check_output_of_demo(options: DemoOptions):
     output = options.output
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / "report.md").is_file():
+    if not output.is_dir() or not {path.name for path in output.iterdir()} <= MADE_HERE:
         raise ValueError(
-            f"`output` must be absent, empty or an earlier demo, got {str(output)!r}. Name another folder."
+            f"`output` must be absent, empty or an earlier demo and nothing else, got {str(output)!r}. Name another "
+            "folder."
         )
     if not options.force:
         raise ValueError(
@@ -190,14 +218,18 @@ def obtain_stock(
     if options.model is not None:
         with stages.stage("load", f"Load {options.model}"):
             try:
-                stock = AutoModelForCausalLM.from_pretrained(options.model).eval()
+                config = AutoConfig.from_pretrained(options.model)
+                architecture_of(config)  # before gigabytes are fetched in vain
                 tokenizer = AutoTokenizer.from_pretrained(options.model)
+                stock = AutoModelForCausalLM.from_pretrained(options.model).eval()
             except OSError as error:
                 raise ValueError(
-                    f"`model` must be a folder or a model on the Hub, got {options.model!r}: "
+                    f"`model` must be a folder or a model on the Hub, with its tokenizer, got {options.model!r}: "
                     f"{str(error).strip().splitlines()[0]}"
                 ) from error
             architecture_of(stock.config, type(stock).__name__)
+            if not tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
+                raise ValueError(f"`model` must come with its tokenizer, got {options.model!r}, which has none.")
             with Progress(console=console) as progress:
                 passages = documentation(1.0, options.seed, progress)
             tokens = encode(tokenizer, passages)
@@ -220,7 +252,15 @@ def obtain_stock(
         tokens, held_out = split(encode(tokenizer, passages), recipe.context)
         console.print(f"{len(tokenizer)} tokens in the vocabulary, {len(tokens) / 1e6:.2f} M tokens to train on")
     with stages.stage("train", "Train a stock GPT-2 on it"):
-        stock, curve = train_gpt2(tokens, tokenizer, recipe, options.seed)
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+            task = progress.add_task("training", total=recipe.steps)
+
+            def tick(loss: float | None):
+                progress.update(
+                    task, advance=1, description="training" if loss is None else f"training, loss {loss:.2f}"
+                )
+
+            stock, curve = train_gpt2(tokens, tokenizer, recipe, options.seed, tick)
         windows = held_out[: 4 * recipe.context].view(4, recipe.context)
         console.print(f"loss on held-out text: {mean_loss(stock, windows.to(stock.device)):.3f} nats per token")
     return "a stock `GPT2LMHeadModel`", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
@@ -232,13 +272,21 @@ def documentation(megabytes: float, seed: int, progress: Progress) -> list[str]:
     return gather_documentation(int(megabytes * MEGABYTE), seed, lambda n: progress.advance(task, n))
 
 
-def show_effect(console: Console, effect: Any, stock_loss: tuple[float, ...], stock_text: tuple[str, ...]):
+@torch.no_grad()
+def logit_change(a: Any, b: Any, windows: torch.Tensor) -> float:
+    """max |Δlogit| / max |logit| of two models."""
+    return relative(b(windows, use_cache=False).logits, a(windows, use_cache=False).logits)
+
+
+def show_effect(
+    console: Console, effect: Any, stock_loss: tuple[float, ...], stock_logits: float, stock_text: tuple[str, ...]
+):
     """The table and the texts that a person compares."""
     table = Table("", "RiGPT", "stock GPT-2", title="The same rotation of the hidden space")
     table.add_row("weights, relative change", f"{effect.weights:.2f}", "")
     table.add_row("hidden states, relative change", f"{effect.hidden_states:.2f}", "")
     table.add_row("hidden states against the turned ones", f"{effect.equivariance:.1e}", "")
-    table.add_row("logits, relative change", f"[green]{effect.logits:.1e}", "")
+    table.add_row("logits, relative change", f"[green]{effect.logits:.1e}", f"[red]{stock_logits:.1e}")
     table.add_row(
         "loss, before and after",
         f"[green]{effect.loss_before:.4f} -> {effect.loss_after:.4f}",
@@ -248,7 +296,7 @@ def show_effect(console: Console, effect: Any, stock_loss: tuple[float, ...], st
     for title, pair in (
         ("RiGPT, greedy", effect.greedy),
         ("RiGPT, sampled with one seed", effect.sampled),
-        ("stock GPT-2, greedy", stock_text),
+        ("stock GPT-2, sampled with that seed", stock_text),
     ):
         verdict = "[green]identical" if pair[0] == pair[1] else "[red]different"
         console.print(f"[bold]{title}[/bold]: {verdict}")
@@ -270,7 +318,8 @@ def likely_tokens(
 
 def quietly_save(model: Any, tokenizer: Any, folder: Path):
     """Model, code and tokenizer in one folder."""
-    model.save_pretrained(folder)
+    with quiet_loading():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -278,7 +327,8 @@ def quietly_save(model: Any, tokenizer: Any, folder: Path):
 def load_back(folder: Path, windows: torch.Tensor, model: Any) -> float:
     """Largest difference of logits after loading through the Auto classes, with the tokenizer."""
     AutoTokenizer.from_pretrained(folder)
-    loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(windows.device)
+    with quiet_loading():
+        loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(windows.device)
     return (loaded(windows).logits - model(windows).logits).abs().max().item()
 
 

@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, what it refuses, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -91,16 +92,29 @@ def test_verify_accepts_a_rotated_model(rigpt, tmp_path):
         (("info", "GPT2"), "`source` must be a RiGPT"),
         (("export", "GPT2", "OUT"), "`source` must be a RiGPT"),
         (("verify", "GPT2", "GPT2", "--text", "missing.txt"), "`text` must be a file"),
+        (("convert", "GPT2", "OUT", "--device", "nowhere"), "`device` must be one that PyTorch can use here"),
+        (("convert", "GPT2", "FULL"), "or pass `--force` to replace it"),
+        (("info", "no/such/folder"), "`source` must be the folder of a saved model or the id of a repository"),
+        (("verify", "GPT2", "OTHER"), "`a` and `b` must have one vocabulary, got 61 tokens"),
+        (("verify", "GPT2", "GPT2", "--text", "TEXT"), "`text` must give at least two tokens by the tokenizer of"),
+        (("convert", "GPT2"), "Missing argument 'output'. See rigpt convert --help"),
+        (("convert", "--no-such-option"), "No such option: --no-such-option"),
+        (("convret", "GPT2", "OUT"), "No such command 'convret'. Did you mean 'convert'?"),
+        (("demo", "--steps", "many"), "Invalid value for '--steps'"),
         (("demo", "--steps", "0"), "`steps` must be at least 1, got 0"),
         (("demo", "--text", "a.txt", "--model", "b"), "`text` is what a model is trained on"),
         (("demo", "--output", "FULL"), "`output` must be absent, empty or an earlier demo"),
+        (("demo", "--output", "FULL", "--force"), "`output` must be absent, empty or an earlier demo"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_bad_input_ends_in_one_line(rigpt, gpt2_folder, tmp_path, arguments, message):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("keep me")
+    (tmp_path / "text.txt").write_text("Some text.")
+    GPT2Config(vocab_size=62).save_pretrained(tmp_path / "other")
     places = {"GPT2": gpt2_folder, "OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    places |= {"OTHER": tmp_path / "other", "TEXT": tmp_path / "text.txt"}
     code, _, err = rigpt(*(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in err
@@ -110,26 +124,45 @@ def test_bad_input_ends_in_one_line(rigpt, gpt2_folder, tmp_path, arguments, mes
     assert (gpt2_folder / "model.safetensors").is_file()
 
 
-def test_an_unknown_option_is_refused_with_code_2(rigpt):
-    code, _, err = rigpt("convert", "--no-such-option")
-    assert code == 2 and "--no-such-option" in err
+def test_a_message_is_printed_as_it_is(rigpt, monkeypatch):
+    def fails():
+        raise ValueError("`x` must be one of\n  [red] and [batch, seq].")
+
+    monkeypatch.setattr(cli, "app", lambda *arguments, **options: fails())
+    assert rigpt("info", "x")[2] == "rigpt: `x` must be one of [red] and [batch, seq].\n"
+
+
+def test_what_nobody_foresaw_ends_in_one_line_too(rigpt, monkeypatch):
+    def fails():
+        raise KeyError("lost")
+
+    monkeypatch.setattr(cli, "app", lambda *arguments, **options: fails())
+    code, _, err = rigpt("info", "x")
+    assert code == 2 and len(err.splitlines()) == 1 and "KeyError" in err and "rigpt --debug" in err
+    with pytest.raises(KeyError):
+        rigpt("--debug", "info", "x")
 
 
 @pytest.mark.parametrize("verb", ["demo", "convert", "export", "verify", "info"])
 def test_help_teaches(rigpt, verb):
     code, out, _ = rigpt(verb, "--help")
     assert code == 0
-    assert f"rigpt {verb}" in out, "no example"
-    if verb != "info":
-        assert "default:" in out
+    assert out.count(f"rigpt {verb}") >= 2, "no example beside the usage line"
+    options = re.findall(r"│ (--\S+).*", out)
+    assert "--help" in options
+    assert out.count("[default:") == len(options) - 1
+
+
+def test_no_verb_at_all_shows_the_help(rigpt):
+    code, out, _ = rigpt()
+    assert code == 0 and "convert" in out and "--debug" in out
 
 
 def test_version(rigpt):
     assert rigpt("--version")[:2] == (0, f"rigpt {rigpt_hf.__version__}\n")
 
 
-def test_help_loads_no_models():
-    script = "import sys; sys.argv = ['rigpt', '--help']; from rigpt_hf import cli"
-    check = "import sys, rigpt_hf.cli; print('matplotlib' in sys.modules, 'peft' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"], script
+def test_help_loads_nothing_heavy():
+    script = "import sys, rigpt_hf.cli; print([name in sys.modules for name in ('matplotlib', 'peft', 'datasets')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[False, False, False]"

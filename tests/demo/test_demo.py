@@ -41,6 +41,15 @@ def test_the_report_has_a_figure_and_figures(demo):
     assert "Exported back from the rotated frame to an unmodified `GPT2LMHeadModel`" in page
 
 
+def test_the_rotation_spares_only_the_rigpt(demo):
+    _, report, _ = demo
+    row = next(line for line in report.read_text().splitlines() if "logits, relative change" in line)
+    ours, stock = (float(cell.strip(" *")) for cell in row.split("|")[2:4])
+    assert 0 < ours <= SYMMETRY[torch.float32]
+    assert stock > 0.1
+    assert "sampled text, same seed | identical | different" in report.read_text()
+
+
 def test_the_saved_model_is_complete(demo):
     options, _, _ = demo
     model = AutoModelForCausalLM.from_pretrained(options.output / "model")
@@ -81,17 +90,42 @@ def test_a_missing_or_empty_text_is_named(tmp_path):
         read_text(tmp_path / "empty.txt")
 
 
-def test_documentation_is_deduplicated_and_repeatable(tmp_path):
+def test_a_model_without_a_tokenizer_or_already_a_rigpt_is_refused(tmp_path):
+    console = Console(file=io.StringIO())
+    stock = stock_model("gpt2")
+    stock.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="`model` must come with its tokenizer"):
+        run_demo(DemoOptions(output=tmp_path / "out", model=str(tmp_path / "gpt2")), console)
+    convert_model(stock).save_pretrained(tmp_path / "rigpt")
+    with pytest.raises(ValueError, match="it is a RiGPT already"):
+        run_demo(DemoOptions(output=tmp_path / "out", model=str(tmp_path / "rigpt")), console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_documentation_is_prose_deduplicated_and_repeatable(tmp_path):
     docstring = "This is a docstring that says something of note about a function. " * 3
     for name in ("a", "b"):
         (tmp_path / f"{name}.py").write_text(f'def f():\n    """{docstring}"""\n    return "{docstring}"\n')
-    (tmp_path / "c.py").write_text(f'def g():\n    """{docstring} And more."""\n')
+    (tmp_path / "c.py").write_text(
+        f'def g():\n    """{docstring} And more.\n\n    Args:\n        x: a number.\n    """\n'
+    )
     (tmp_path / "short.py").write_text('"""Short."""\n')
-    (tmp_path / "table.py").write_text('"""' + "| 1.0 | 2.0 " * 30 + '"""\n')
+    (tmp_path / "table.py").write_text('"""T' + "| 1.0 | 2.0 " * 30 + '."""\n')
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "d.py").write_text(
+        '"""A test is no documentation of anything that a person would read."""\n'
+    )
+    (tmp_path / "page.md").write_text(
+        "# Title\n\nA page of documentation is wrapped\nat any place, and this one too.\n"
+    )
     passages = gather_documentation(10**6, roots=[tmp_path])
-    assert len(passages) == 2 and all(passage.startswith("This is a docstring") for passage in passages)
+    assert len(passages) == 3
+    assert "A page of documentation is wrapped at any place, and this one too." in passages
+    assert sum(passage.startswith("This is a docstring") for passage in passages) == 2
     assert passages == gather_documentation(10**6, roots=[tmp_path])
-    assert len(gather_documentation(300, roots=[tmp_path])) == 1
+    assert len(gather_documentation(300, roots=[tmp_path])) in (1, 2)
+    # A virtual environment may itself lie below a folder of this name.
+    assert gather_documentation(10**6, roots=[tmp_path / "tests"])
 
 
 def test_rotating_the_stock_model_misses_only_the_gains():
