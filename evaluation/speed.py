@@ -2,8 +2,8 @@
 Speed of RiGPT beside stock GPT-2 of the same shape: `python -m rigpt_hf.evaluation.speed --help`.
 
 Both models live in one process and take turns, so that the machine's moods fall on both. A ratio is GPT-2's time over
-RiGPT's in the same turn; its median and quartiles over all turns are reported. Only peak memory is measured in a process
-of its own per model.
+RiGPT's in the same turn; its median and quartiles over all turns are reported. Only peak memory is measured in a
+process of its own per model.
 """
 
 import gc
@@ -320,6 +320,7 @@ def main(
     if peak_memory_of is not None:
         return print_own_peak_memory(peak_memory_of, SHAPES[shapes[0]], attention)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     console = Console()
     rows, shares = [], {}
     with Progress(console=console) as progress:
