@@ -333,7 +333,7 @@ def main(
     for name, share in shares.items():
         console.print(
             f"{name}: matrix products are {share['gpt2']:.0%} of stock GPT-2's training step and {share['rigpt']:.0%} "
-            "of RiGPT's; they are the same products, so that is where the ratio ends."
+            "of RiGPT's; they are the same products, so only the rest can be gained on."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = {
