@@ -225,12 +225,13 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     entries = axes(config)
-    table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (* covector)")
+    table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
     for name, parameter in model.named_parameters():
         pattern = name.replace(".layers.0.", ".layers.*.")
         if pattern in entries:
             turning = [
-                "-" if axis is None else axis.frame + ("*" if axis.covector else "") for axis in entries[pattern]
+                " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
+                for axis in entries[pattern]
             ]
             table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
     console.print(table)

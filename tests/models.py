@@ -27,6 +27,32 @@ OPTIONS: dict[str, dict] = {
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
+# More of them for what depends on nothing but the table of frames.
+SYMMETRIES: dict[str, dict] = OPTIONS | {
+    "learned-untied": {"position_embedding_type": "learned", "tie_word_embeddings": False},
+    "learned-untied-projected": {
+        "position_embedding_type": "learned",
+        "tie_word_embeddings": False,
+        "embedding_size": 24,
+        "output_bias": True,
+    },
+    "rotary-zero-frequencies": {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+    "squared-distance-partial": {
+        "attention_score": "squared_distance",
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+    },
+    "squared-distance-learned-frequencies": {
+        "attention_score": "squared_distance",
+        "rotary_learned_frequencies": True,
+    },
+    "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
+    "qk-norm-learned": {"qk_norm": True, "position_embedding_type": "learned"},
+    "one-key-value-head": {"num_key_value_heads": 1},
+    "relu": {"hidden_act": "relu"},
+    "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
+    "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
+}
+
 
 def tiny_config(**options) -> RiGPTConfig:
     """A config of 3 layers and 32 dimensions with grouped queries and all biases, changed by `options`."""

@@ -2,17 +2,24 @@
 
 from .action import GaugeTransformation, gauge_error
 from .frames import Axis, Frame, axes, frames
-from .groups import haar, rotary_form, so_exp, so_log
+from .groups import MatrixGroup
+from .permutations import HeadPermutations, NeuronGroup, Translations
+from .rotations import haar, o_log, rotary_form, so_exp, so_log
 
 
 __all__ = [
     "Axis",
     "Frame",
     "GaugeTransformation",
+    "HeadPermutations",
+    "MatrixGroup",
+    "NeuronGroup",
+    "Translations",
     "axes",
     "frames",
     "gauge_error",
     "haar",
+    "o_log",
     "rotary_form",
     "so_exp",
     "so_log",

@@ -1,31 +1,49 @@
-"""Gauge transformations: one matrix per frame, acting on models, state dicts and single tensors through the table."""
+"""Gauge transformations: one element per frame, acting on models, state dicts and single tensors through the table."""
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from .frames import Axis, Frame, axes, frames, row
-from .groups import Orthogonal
+from .frames import (
+    Frame,
+    Read,
+    Turn,
+    axes,
+    frame_keys,
+    frames,
+    in_layer,
+    kind_of,
+    layer_of,
+    pattern_of,
+    prefix_of,
+    row,
+    shifts,
+)
+from .groups import orthogonal
+from .permutations import HeadPermutations, Translations
 
 
 # Names that `frames=` accepts besides those of the table.
-FRAME_GROUPS = {"head": ("head_qk", "head_vo")}
+FRAME_GROUPS = {"head": ("head_qk", "head_vo"), "shifts": ("key_shift", "value_shift", "position_shift")}
 
 
 class GaugeTransformation:
     """
     A change of basis in some or all frames of a RiGPT, which leaves its function alone.
 
-    Elements are stacks of matrices `[copies, n, n]` in float64, keyed by frame, `layers.{i}.` before those that every
-    layer has of its own. Frames that are not listed stay as they are.
+    Elements are stacks, one entry per copy of the frame, in the form its group defines (matrices `[copies, n, n]` for
+    most), keyed by frame, `layers.{i}.` before those that every layer has of its own. Frames that are not listed stay
+    as they are. Translations act first, then matrices, then permutations.
 
     Args:
         config (`RiGPTConfig`): The configuration of the models it acts on.
-        elements (`Mapping[str, torch.Tensor]`): The matrices.
+        elements (`Mapping[str, torch.Tensor]`): The elements.
 
     Raises:
         ValueError: if an element belongs to no frame of `config` or has another shape than its frame.
@@ -33,17 +51,20 @@ class GaugeTransformation:
 
     def __init__(self, config: RiGPTConfig, elements: Mapping[str, torch.Tensor]):
         self.config = config
-        self.elements = {key: element.to(torch.float64) for key, element in elements.items()}
-        self._table = axes(config)
-        known = _frame_keys(config)
-        for key, element in self.elements.items():
-            if key not in known:
+        self.frames = frame_keys(config)
+        self.elements: dict[str, torch.Tensor] = {}
+        self._table, self._shifts = axes(config), shifts(config)
+        for key, element in elements.items():
+            if key not in self.frames:
                 raise ValueError(
-                    f"`elements` must be keyed by frames of the config, got {key!r}. It has {list(known)}."
+                    f"`elements` must be keyed by frames of the config, got {key!r}. It has {list(self.frames)}."
                 )
-            shape = (known[key].copies, known[key].group.n, known[key].group.n)
-            if tuple(element.shape) != shape:
-                raise ValueError(f"`elements[{key!r}]` must have the shape {shape}, got {tuple(element.shape)}.")
+            group, copies = self.frames[key].group, self.frames[key].copies
+            if tuple(element.shape) != group.shape(copies):
+                raise ValueError(
+                    f"`elements[{key!r}]` must have the shape {group.shape(copies)}, got {tuple(element.shape)}."
+                )
+            self.elements[key] = element.to(torch.int64 if isinstance(group, HeadPermutations) else torch.float64)
 
     @classmethod
     def identity(cls, config: RiGPTConfig) -> "GaugeTransformation":
@@ -55,7 +76,7 @@ class GaugeTransformation:
         cls,
         config: RiGPTConfig,
         generator: torch.Generator | None = None,
-        frames: Iterable[str] = ("stream", "head"),
+        frames: Iterable[str] | str = ("stream", "head"),
         *,
         special: bool = False,
         fix_ones: bool = False,
@@ -66,7 +87,8 @@ class GaugeTransformation:
         Args:
             config: The configuration of the models it acts on.
             generator: Source of randomness; the global one if absent.
-            frames: Names from the table of frames, or `"head"` for both frames of the heads.
+            frames: Names from the table of frames, `"head"` for the spaces of the heads, `"shifts"` for all
+                translations, or `"all"` for the whole group.
             special: Only elements that a path joins to the identity, as `at` needs.
             fix_ones: Only rotations of the stream that leave the vector of ones alone; for those a converted GPT-2 can
                 be run by the stock class in its new frame.
@@ -74,34 +96,47 @@ class GaugeTransformation:
         Raises:
             ValueError: if a name is unknown.
         """
-        wanted = [name for group in frames for name in FRAME_GROUPS.get(group, (group,))]
-        known = _frame_keys(config)
-        kinds = {_kind(key) for key in known}
-        for name in wanted:
-            if name not in kinds:
-                raise ValueError(
-                    f"`frames` must name frames of this configuration, got {name!r}. It has "
-                    f"{', '.join(sorted(kinds))}; 'head' means head_qk and head_vo."
-                )
+        known = frame_keys(config)
+        wanted = resolve_frames(config, frames)
         elements = {}
         for key, frame in known.items():
-            if _kind(key) not in wanted:
+            if kind_of(key) not in wanted:
                 continue
             if key == "stream" and fix_ones:
-                elements[key] = _fixing_ones(frame.group.n, generator, special)[None]
+                elements[key] = _fixing_ones(config.hidden_size, generator, special)[None]
             else:
-                elements[key] = torch.stack([frame.group.random(generator, special) for _ in range(frame.copies)])
+                elements[key] = frame.group.random(frame.copies, generator, special)
         return cls(config, elements)
 
     def inverse(self) -> "GaugeTransformation":
         """The transformation that undoes this one."""
-        return GaugeTransformation(self.config, {key: torch.linalg.inv(m) for key, m in self.elements.items()})
+        linear = self._only(translations=False)
+        elements = {}
+        for key, element in self.elements.items():
+            group = self.frames[key].group
+            if isinstance(group, Translations):
+                elements[key] = -linear._carry(key, element)
+            else:
+                inverse, order = group.inverse(element), self._carrier(key)
+                elements[key] = inverse if order is None else inverse[order]
+        return GaugeTransformation(self.config, elements)
 
     def __matmul__(self, other: "GaugeTransformation") -> "GaugeTransformation":
-        """`(g @ h)(model) = g(h(model))`."""
+        """
+        `(g @ h)(model) = g(h(model))`.
+
+        Permutations of heads act last, so what `g` does in a head, `g @ h` does in the head that `h` takes it from;
+        and a translation of `g` is seen from the frame before `h`.
+        """
+        undone = other._only(translations=False).inverse()
         product = dict(other.elements)
-        for key, matrix in self.elements.items():
-            product[key] = matrix @ product[key] if key in product else matrix
+        for key, element in self.elements.items():
+            group = self.frames[key].group
+            if isinstance(group, Translations):
+                element = undone._carry(key, element)
+            elif (order := other._carrier(key)) is not None:
+                element = element[order.argsort()]
+            product[key] = group.product(element, product[key]) if key in product else element
         return GaugeTransformation(self.config, product)
 
     def at(self, t: float) -> "GaugeTransformation":
@@ -112,46 +147,116 @@ class GaugeTransformation:
         Raises:
             ValueError: if an element is not joined to the identity; draw with `special=True`.
         """
-        known = _frame_keys(self.config)
         return GaugeTransformation(
-            self.config,
-            {key: torch.stack([known[key].group.path(m, t) for m in stack]) for key, stack in self.elements.items()},
+            self.config, {key: self.frames[key].group.path(element, t) for key, element in self.elements.items()}
         )
 
-    def transform(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The parameter `name` after the transformation: computed in float64, cast once to the dtype it had."""
+    def transform(self, name: str, tensor: torch.Tensor, read: Read | None = None) -> torch.Tensor:
+        """
+        The parameter `name` after the transformation: computed in float64, cast once to the dtype it had.
+
+        Args:
+            name: Of the parameter.
+            tensor: Its value.
+            read: Gives other parameters of the same model, as they were before; only translations need it.
+
+        Raises:
+            ValueError: if the table has no such parameter, or a translation needs `read`.
+        """
         entry, layer = row(name, self._table)
-        if len(entry) != tensor.dim():
+        if len(entry) not in (1, tensor.dim()):
             raise ValueError(f"`{name}` has {tensor.dim()} axes where the table of frames has {len(entry)}.")
-        turned = tensor
+        moved = self._translate(name, tensor, read)
         for dim, axis in enumerate(entry):
-            matrices = self._matrices(axis, layer)
-            if matrices is not None:
-                turned = _act(turned.to(torch.float64), dim, matrices.to(tensor.device))
-        return turned.to(tensor.dtype)
+            for turn in axis:
+                if (key := self._key(turn, layer)) is not None:
+                    whole = moved.to(torch.float64)
+                    front = whole.flatten() if len(entry) == 1 else whole.movedim(dim, 0)
+                    turned = self.frames[key].group.act(self.elements[key], turn.role, front.reshape(len(front), -1))
+                    moved = turned.reshape(front.shape).movedim(0, dim)
+        return tensor if moved is tensor else moved.reshape(tensor.shape).to(tensor.dtype)
 
     def state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A transformed copy of a state dict; tensors that do not turn are the same objects."""
-        return {name: self.transform(name, tensor) for name, tensor in state_dict.items()}
+        return {name: self.transform(name, tensor, state_dict.__getitem__) for name, tensor in state_dict.items()}
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
         """Transform a model in place. Tied parameters turn once."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self.transform(name, parameter))
+        parameters = dict(model.named_parameters())
+        # What is read by a translation changes after it.
+        translated = {name: self.transform(name, parameters[name], parameters.get) for name in self.reads(parameters)}
+        for name, parameter in parameters.items():
+            parameter.copy_(translated[name] if name in translated else self.transform(name, parameter))
         return model
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """A transformed copy of a model."""
         return self.apply_(copy.deepcopy(model))
 
-    def _matrices(self, axis: Axis | None, layer: str) -> torch.Tensor | None:
-        if axis is None:
+    def reads(self, names: Iterable[str]) -> list[str]:
+        """Those of the named parameters whose new value depends on other parameters."""
+        return [name for name in names if self._moves(name)]
+
+    def save(self, path: str | Path) -> None:
+        """Write the elements to a safetensors file."""
+        save_file({key: element.contiguous() for key, element in self.elements.items()}, path)
+
+    @classmethod
+    def load(cls, path: str | Path, config: RiGPTConfig) -> "GaugeTransformation":
+        """Read what [`save`] wrote."""
+        with safe_open(path, framework="pt") as file:
+            return cls(config, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  no mapping
+
+    def _key(self, turn: Turn, layer: str) -> str | None:
+        """The key of the element behind a turn, if there is one."""
+        return next((key for key in (turn.frame, layer + turn.frame) if key in self.elements), None)
+
+    def _only(self, translations: bool) -> "GaugeTransformation":
+        chosen = {
+            key: element
+            for key, element in self.elements.items()
+            if isinstance(self.frames[key].group, Translations) == translations
+        }
+        return GaugeTransformation(self.config, chosen)
+
+    def _carrier(self, key: str) -> torch.Tensor | None:
+        """Where the copies of a frame are taken from when this permutes heads."""
+        frame: Frame = self.frames[key]
+        carrier = prefix_of(key) + (frame.carrier or "")
+        if frame.carrier is None or carrier not in self.elements:
             return None
-        matrices = self.elements.get(axis.frame, self.elements.get(layer + axis.frame))
-        if matrices is None or not axis.covector:
-            return matrices
-        return torch.linalg.inv(matrices).mT
+        group = self.frames[carrier].group
+        assert isinstance(group, HeadPermutations)
+        return group.key_value(self.elements[carrier])
+
+    def _carry(self, key: str, vectors: torch.Tensor) -> torch.Tensor:
+        """A translation's vectors `[copies, n]` as they are after this (linear) transformation."""
+        name = in_layer(self._shifts[kind_of(key)].like, prefix_of(key))
+        entry, layer = row(name, self._table)
+        moved = vectors.reshape(-1, 1)
+        for turn in entry[-1]:
+            if (element := self._key(turn, layer)) is not None:
+                moved = self.frames[element].group.act(self.elements[element], turn.role, moved)
+        return moved.reshape(vectors.shape)
+
+    def _moves(self, name: str) -> list[str]:
+        """Keys of the translations that change a parameter."""
+        pattern, layer = pattern_of(name), layer_of(name)
+        keys = [key for kind, shift in self._shifts.items() if pattern in shift.moves for key in (layer + kind, kind)]
+        return [key for key in dict.fromkeys(keys) if key in self.elements]
+
+    def _translate(self, name: str, tensor: torch.Tensor, read: Read | None) -> torch.Tensor:
+        def read_here(pattern: str) -> torch.Tensor:
+            if read is None:
+                raise ValueError(f"`read` must give the other parameters to translate `{name}`, got none.")
+            return read(in_layer(pattern, layer_of(name))).to(torch.float64)
+
+        for key in self._moves(name):
+            vector = self.elements[key].flatten().to(tensor.device)
+            change = self._shifts[kind_of(key)].moves[pattern_of(name)](vector, read_here)
+            tensor = tensor.to(torch.float64) + change
+        return tensor
 
 
 @torch.no_grad()
@@ -167,25 +272,24 @@ def gauge_error(model: nn.Module, g: GaugeTransformation, input_ids: torch.Tenso
     return ((after - before).abs().max() / before.abs().max()).item()
 
 
-def _act(tensor: torch.Tensor, dim: int, matrices: torch.Tensor) -> torch.Tensor:
-    """Multiply axis `dim`, of length copies · repeats · n, by `matrices` `[copies, n, n]`; repeats share a matrix."""
-    copies, n, _ = matrices.shape
-    moved = tensor.movedim(dim, 0)
-    blocks = moved.reshape(copies, -1, n, math.prod(moved.shape[1:]))
-    return (matrices[:, None] @ blocks).reshape(moved.shape).movedim(0, dim)
+def resolve_frames(config: RiGPTConfig, names: Iterable[str] | str) -> list[str]:
+    """
+    The frames that are meant by names from the table, `"head"`, `"shifts"` or `"all"`.
 
-
-def _frame_keys(config: RiGPTConfig) -> dict[str, Frame]:
-    """All frames of a configuration, those that every layer has of its own once per layer."""
-    keys = {}
-    for name, frame in frames(config).items():
-        prefixes = [f"layers.{index}." for index in range(config.num_hidden_layers)] if frame.per_layer else [""]
-        keys.update({prefix + name: frame for prefix in prefixes})
-    return keys
-
-
-def _kind(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    known = frames(config)
+    resolved: list[str] = []
+    for name in [names] if isinstance(names, str) else names:
+        members = tuple(known) if name == "all" else FRAME_GROUPS.get(name, (name,))
+        if name not in known and name != "all" and name not in FRAME_GROUPS:
+            raise ValueError(
+                f"`frames` must name frames of this configuration, got {name!r}. It has "
+                f"{', '.join(sorted(known))}; 'head' means head_qk and head_vo, 'all' means all."
+            )
+        resolved += [member for member in members if member in known and member not in resolved]
+    return resolved
 
 
 def _fixing_ones(n: int, generator: torch.Generator | None, special: bool) -> torch.Tensor:
@@ -200,5 +304,5 @@ def _fixing_ones(n: int, generator: torch.Generator | None, special: bool) -> to
     # The reflection that exchanges the first axis and the direction of ones.
     swap = torch.eye(n, dtype=torch.float64) - 2 * torch.outer(normal, normal)
     inner = torch.eye(n, dtype=torch.float64)
-    inner[1:, 1:] = Orthogonal(n - 1).random(generator, special)
+    inner[1:, 1:] = orthogonal(n - 1).random(1, generator, special)[0]
     return swap @ inner @ swap

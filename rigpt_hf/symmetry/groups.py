@@ -1,217 +1,318 @@
-"""The groups that act on frames: orthogonal, general linear, and the rotations that commute with rotary positions.
+"""
+Groups of matrices that act on frames, with what follows from each: its algebra, its paths, its compact part.
 
-All algebra is in float64. A group element is a stack of matrices `[copies, n, n]` that acts on vectors of the frame.
+Every group here is cut out of GL(n) by two questions, and its methods read only the answers:
+
+    stretch   "none": lengths matter, so rotations and reflections only;  "common": and one factor for all directions;
+              "free": any invertible matrix
+    planes    pairs of dimensions that rotary positions turn; the group must commute with these rotations, which leaves
+              one rotation (and stretch) per plane, and the full group on the dimensions outside of them
+
+so O(n) is ("none", no planes), GL(n) is ("free", no planes). Elements are stacks `[copies, n, n]` in float64. How a
+tensor turns depends on its *role*:
+
+    vector     x -> M x
+    covector   x -> M^-T x, so that its product with a vector stays
+    metric     λ -> s² λ for the common stretch s: the weight of |covector|² beside vector·covector
+    planes     the frequency of each plane: planes may change places or orientation, and their frequencies with them
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Literal
 
 import scipy.linalg
+import scipy.optimize
 import torch
 
-
-# Singular values of random general linear elements lie in [1/GL_SPREAD, GL_SPREAD]: not orthogonal, well conditioned.
-GL_SPREAD = 2.0
+from .rotations import haar, so_exp, so_log
 
 
-def haar(
-    n: int,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    special: bool = False,
-) -> torch.Tensor:
+Role = str
+Stretch = Literal["none", "common", "free"]
+# Singular values of random elements lie in [1/SPREAD, SPREAD]: not orthogonal, well conditioned.
+SPREAD = 2.0
+
+
+@dataclass(frozen=True)
+class MatrixGroup:
     """
-    A random orthogonal matrix `[n, n]`, uniform with respect to the invariant (Haar) measure of O(n).
-
-    QR of a Gaussian matrix with the signs of R's diagonal moved into Q; without them the result is not uniform
-    (Mezzadri, arXiv math-ph/0609050).
+    A group of matrices `[n, n]`, see the head of this file.
 
     Args:
-        n: Size of the matrix.
-        generator: Source of randomness; the global one if absent.
-        dtype: Of the result. The algebra is done in float64 and cast once.
-        special: Determinant +1 only, i.e. uniform on SO(n). Otherwise both determinants are equally likely.
-
-    Raises:
-        ValueError: if `n` is less than 1.
+        n: Size of the matrices.
+        stretch: Which symmetric positive factors are allowed besides rotations.
+        planes: Pairs of dimensions with a rotation of their own that the group must commute with.
+        movable: Whether planes may be exchanged and mirrored, as their frequencies are parameters too.
     """
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}.")
-    gaussian = torch.randn(n, n, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(gaussian)
-    q = q * r.diagonal().sign()
-    if special and torch.linalg.det(q) < 0:
-        q[:, 0].neg_()
-    return q.to(dtype)
 
+    n: int
+    stretch: Stretch = "none"
+    planes: tuple[tuple[int, int], ...] = ()
+    movable: bool = field(default=False)
 
-def so_exp(skew: torch.Tensor) -> torch.Tensor:
-    """Rotation `exp(A)` `[..., n, n]` of a skew-symmetric `A` `[..., n, n]`, determinant +1."""
-    return torch.linalg.matrix_exp(skew)
-
-
-def so_log(rotation: torch.Tensor) -> torch.Tensor:
-    """
-    The skew-symmetric `A` of smallest norm with `exp(A) = rotation`, both `[n, n]`, in float64.
-
-    A real Schur decomposition splits the rotation into planes; each angle is read off its 2x2 block, so nothing is
-    lost near 0 or π. Two half turns (eigenvalues -1) form one plane.
-
-    Raises:
-        ValueError: if the determinant is -1. No path inside O(n) joins such a matrix to the identity.
-    """
-    schur, basis, planes, alone = _planes(rotation)
-    half_turns = [index for index in alone if schur[index, index] < 0]
-    if len(half_turns) % 2:
-        raise ValueError(
-            "`rotation` must have determinant +1: a reflection is not joined to the identity by any path of "
-            "orthogonal matrices. Draw it with `special=True`, or multiply it by a fixed reflection first."
-        )
-    skew = torch.zeros_like(basis)
-    for first, second in planes:
-        angle = math.atan2(schur[second, first] - schur[first, second], schur[first, first] + schur[second, second])
-        skew[second, first], skew[first, second] = angle, -angle
-    for first, second in zip(half_turns[::2], half_turns[1::2], strict=True):
-        skew[second, first], skew[first, second] = math.pi, -math.pi
-    return basis @ skew @ basis.T
-
-
-def rotary_form(skew: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Any one-parameter group of rotations `exp(p·A)` is RoPE in a suitable basis: its frequencies and that basis.
-
-    A skew-symmetric matrix is, in some orthonormal basis, a sum of plane rotations. Queries and keys written in that
-    basis turn as rotary positions do, dimension i with i + h/2. That is why rotary positions with learned frequencies
-    lose no generality; STRING (arXiv 2502.02562) treats several commuting generators.
-
-    Args:
-        skew: The generator `A` `[h, h]`, h even.
-
-    Returns:
-        `frequencies` `[h/2]` in radians per position and an orthogonal `basis` `[h, h]`, such that `basis.T @ exp(p·A)
-        @ basis` is the rotary rotation by `p · frequencies`.
-
-    Raises:
-        ValueError: if `h` is odd or `A` is not skew-symmetric.
-    """
-    size = len(skew)
-    if size % 2 or not torch.allclose(skew, -skew.T):
-        raise ValueError(
-            f"`skew` must be skew-symmetric with an even number of rows, got {tuple(skew.shape)}. Use `A - A.T`."
-        )
-    schur, basis, planes, alone = _planes(skew)
-    # What turns in no plane has frequency 0, and may be paired in any way.
-    planes += list(zip(alone[::2], alone[1::2], strict=True))
-    frequencies = torch.tensor([schur[second, first] for first, second in planes], dtype=torch.float64)
-    order = [first for first, _ in planes] + [second for _, second in planes]
-    return frequencies, basis[:, order]
-
-
-def _planes(matrix: torch.Tensor) -> tuple[Any, torch.Tensor, list[tuple[int, int]], list[int]]:
-    """Real Schur form, its orthogonal basis, the planes it turns as pairs of indices, and the indices left over."""
-    schur, basis = scipy.linalg.schur(matrix.to(torch.float64).numpy(), output="real")
-    planes: list[tuple[int, int]] = []
-    alone, index = [], 0
-    while index < len(schur):
-        if index + 1 < len(schur) and schur[index + 1, index] != 0:
-            planes.append((index, index + 1))
-            index += 2
-        else:
-            alone.append(index)
-            index += 1
-    return schur, torch.from_numpy(basis), planes, alone
-
-
-class Group(Protocol):
-    """What a frame needs to know of the matrices that may act on it."""
+    def __str__(self) -> str:
+        rest = len(self._rest)
+        families = {"none": "O({})", "common": "O({})", "free": "GL({})"}
+        parts = [families[self.stretch].format(rest)] if rest else []
+        if self.planes:
+            circle = "GL(1,C)" if self.stretch == "free" else "U(1)"
+            parts.insert(0, f"{circle}^{len(self.planes)}")
+        if self.stretch == "common":
+            parts.insert(0, "R+")
+        if self.movable:
+            parts.append(f"signed permutations of {len(self.planes)} planes")
+        return " x ".join(parts)
 
     @property
-    def n(self) -> int:
-        """Size of the matrices."""
+    def _rest(self) -> list[int]:
+        """Dimensions outside of all planes."""
+        turned = {index for plane in self.planes for index in plane}
+        return [index for index in range(self.n) if index not in turned]
+
+    @property
+    def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """First and second dimensions of the planes."""
+        return torch.tensor([i for i, _ in self.planes]).long(), torch.tensor([j for _, j in self.planes]).long()
 
     @property
     def dimension(self) -> int:
         """Dimension of the Lie algebra."""
+        rest, planes = len(self._rest), len(self.planes)
+        turns = rest * (rest - 1) // 2 + planes
+        return turns + {"none": 0, "common": 1, "free": rest * (rest + 1) // 2 + planes}[self.stretch]
 
-    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
-        """A random element `[n, n]`; `special`: one that is joined to the identity by a path."""
+    def shape(self, copies: int) -> tuple[int, ...]:
+        """Shape of a stack of elements."""
+        return (copies, self.n, self.n)
+
+    def identity(self, copies: int = 1) -> torch.Tensor:
+        """The stack of elements that change nothing."""
+        return torch.eye(self.n, dtype=torch.float64).repeat(copies, 1, 1)
+
+    def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """First `b`, then `a`."""
+        return a @ b
+
+    def inverse(self, element: torch.Tensor) -> torch.Tensor:
+        """The stack of inverses."""
+        return torch.linalg.inv(element)
+
+    def random(self, copies: int = 1, generator: torch.Generator | None = None, special: bool = False) -> torch.Tensor:
+        """
+        Random elements: the compact part from the Haar measure, stretches log-uniform in `[1/SPREAD, SPREAD]`.
+
+        `special`: only such that a path joins to the identity.
+        """
+        return torch.stack([self._random(generator, special) for _ in range(copies)])
+
+    def _random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
+        def stretches(count: int) -> torch.Tensor:
+            return SPREAD ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+
+        free, rest = self.stretch == "free", self._rest
+        element = torch.zeros(self.n, self.n, dtype=torch.float64)
+        if self.planes:
+            angles = math.pi * (2 * torch.rand(len(self.planes), generator=generator, dtype=torch.float64) - 1)
+            element = self._from_planes(angles, stretches(len(self.planes)) if free else torch.ones_like(angles))
+        if rest:
+            block = haar(len(rest), generator, special=special)
+            if free:
+                axes = haar(len(rest), generator)
+                block = block @ (axes * stretches(len(rest))) @ axes.T
+            element[torch.tensor(rest)[:, None], torch.tensor(rest)] = block
+        if self.stretch == "common":
+            element = element * stretches(1)
+        if self.movable and not special:
+            order = torch.randperm(len(self.planes), generator=generator)
+            mirrored = torch.rand(len(self.planes), generator=generator, dtype=torch.float64) < 0.5
+            element = self._moved_planes(order, mirrored) @ element
+        return element
+
+    def _from_planes(self, angles: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """`[n, n]`: turn and stretch every plane, and the identity outside of them."""
+        first, second = self._pairs
+        matrix = torch.eye(self.n, dtype=torch.float64)
+        cos, sin = scales * angles.cos(), scales * angles.sin()
+        matrix[first, first], matrix[second, second] = cos, cos
+        matrix[second, first], matrix[first, second] = sin, -sin
+        return matrix
+
+    def _moved_planes(self, order: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """`[n, n]`: plane i of the result is plane `order[i]`, its second axis turned round where `mirrored[i]`."""
+        first, second = self._pairs
+        matrix = self.identity()[0]
+        matrix[first] = matrix[first][order]
+        matrix[second] = torch.where(mirrored, -1.0, 1.0)[:, None] * self.identity()[0][second][order]
+        return matrix
+
+    def exp(self, algebra: torch.Tensor) -> torch.Tensor:
+        """Elements `[copies, n, n]` from the Lie algebra."""
+        return so_exp(algebra)
+
+    def log(self, element: torch.Tensor) -> torch.Tensor:
+        """
+        The Lie algebra elements `[copies, n, n]` whose exponentials are `element`.
+
+        Raises:
+            ValueError: where there is none: determinant -1, planes that changed places, or, in GL(n), a negative
+                eigenvalue without a partner.
+        """
+        return torch.stack([self._log(matrix) for matrix in element])
+
+    def _log(self, matrix: torch.Tensor) -> torch.Tensor:
+        self._check_connected(matrix)
+        angles, scales = self._plane_coordinates(matrix)
+        first, second = self._pairs
+        result = torch.zeros_like(matrix)
+        result[first, first] = result[second, second] = scales.log()
+        result[second, first], result[first, second] = angles, -angles
+        rest = self._rest
+        if rest:
+            index = torch.tensor(rest)
+            block = matrix[index[:, None], index]
+            if self.stretch == "free":
+                logarithm = torch.from_numpy(scipy.linalg.logm(block.numpy()))
+                if logarithm.is_complex() and logarithm.imag.abs().max() > 1e-9 * logarithm.abs().max():
+                    raise ValueError(
+                        "`element` has no real logarithm: a negative eigenvalue has no partner. `path` joins it to "
+                        "the identity by another way if its determinant is positive."
+                    )
+                logarithm = logarithm.real if logarithm.is_complex() else logarithm
+            else:
+                scale = self.scale(block[None])[0]
+                logarithm = so_log(block / scale) + scale.log() * torch.eye(len(rest), dtype=torch.float64)
+            result[index[:, None], index] = logarithm
+        return result
 
     def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
-        """The point at `t` of the path from the identity (`t = 0`) to `element` `[n, n]` (`t = 1`)."""
+        """
+        The point at `t` on the path from the identity (`t = 0`) to `element` (`t = 1`): rotate along the geodesic, and
+        stretch along the symmetric factor of the polar decomposition meanwhile.
+
+        Raises:
+            ValueError: if an element is not joined to the identity.
+        """
+        return torch.stack([self._path(matrix, t) for matrix in element])
+
+    def _path(self, matrix: torch.Tensor, t: float) -> torch.Tensor:
+        self._check_connected(matrix)
+        angles, scales = self._plane_coordinates(matrix)
+        result = self._from_planes(t * angles, scales**t)
+        rest = self._rest
+        if rest:
+            index = torch.tensor(rest)
+            u, stretch, vt = torch.linalg.svd(matrix[index[:, None], index])
+            result[index[:, None], index] = so_exp(t * so_log(u @ vt)) @ (vt.T * stretch**t) @ vt
+        return result
+
+    def _plane_coordinates(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Angle and stretch of every plane."""
+        first, second = self._pairs
+        cos, sin = matrix[first, first], matrix[second, first]
+        return torch.atan2(sin, cos), torch.hypot(cos, sin)
+
+    def _check_connected(self, matrix: torch.Tensor) -> None:
+        if self.movable and not torch.allclose(self._commuting(matrix), matrix):
+            raise ValueError(
+                "`element` exchanges or mirrors planes, which no path joins to the identity. Draw it with "
+                "`special=True`."
+            )
+
+    def scale(self, element: torch.Tensor) -> torch.Tensor:
+        """The common stretch `[copies]` of elements."""
+        return (torch.linalg.slogdet(element).logabsdet / element.shape[-1]).exp()
+
+    def matrices(self, element: torch.Tensor, role: Role) -> torch.Tensor:
+        """What multiplies a tensor in this role: `[copies, n, n]`, `[copies, 1, 1]` or `[copies, planes, planes]`."""
+        match role:
+            case "vector":
+                return element
+            case "covector":
+                return torch.linalg.inv(element).mT
+            case "metric":
+                scale = self.scale(element) if self.stretch == "common" else torch.ones(len(element)).double()
+                return scale.square()[:, None, None]
+        first, second = self._pairs  # frequencies
+        rows = element[:, first]
+        moved = torch.hypot(rows[:, :, first], rows[:, :, second])
+        blocks = [element[:, i[:, None], j] for i in (first, second) for j in (first, second)]
+        orientation = (blocks[0] * blocks[3] - blocks[1] * blocks[2]).sign()
+        return orientation * (moved > 1e-9).double()
+
+    def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
+        """Turn `[copies · repeats · n, rest]`; the repeats of one copy share its matrix."""
+        matrices = self.matrices(element, role).to(tensor.device)
+        return (matrices[:, None] @ self._blocks(tensor, matrices.shape[0], role)).reshape(tensor.shape)
+
+    def _blocks(self, tensor: torch.Tensor, copies: int, role: Role) -> torch.Tensor:
+        size = {"metric": 1, "planes": len(self.planes)}.get(role, self.n)
+        return tensor.reshape(copies, -1, size, tensor.shape[-1])
+
+    def contract(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
+        """
+        `Σ a bᵀ` over everything but the frame, `[copies, n, n]`, of two tensors `[copies · repeats · n, rest]`.
+
+        A metric weight gives `(a·b / n) 1`, so that its trace counts the weight once; frequencies give zero.
+        """
+        if role == "planes":
+            return torch.zeros(self.shape(copies), dtype=a.dtype, device=a.device)
+        blocks = [self._blocks(tensor, copies, role).movedim(1, 2).flatten(2) for tensor in (a, b)]
+        if role == "metric":
+            weight = (blocks[0] * blocks[1]).sum(-1, keepdim=True) / self.n
+            return weight * torch.eye(self.n, dtype=a.dtype, device=a.device)
+        return blocks[0] @ blocks[1].mT
+
+    def generator(self, contractions: dict[Role, torch.Tensor]) -> torch.Tensor:
+        """
+        From `Σ a bᵀ` by role, the pairing of `a` with the motion of `b` under every generator: `[copies, n, n]`.
+
+        For a generator X vectors move by X b, covectors by -Xᵀ b, metric weights by 2 tr(X)/n b; `<a, motion>` is
+        `tr(Xᵀ P)` for the P given here, projected on the Lie algebra.
+        """
+        total = torch.zeros(())
+        for role, value in contractions.items():
+            match role:
+                case "vector":
+                    total = total + value
+                case "covector":
+                    total = total - value.mT
+                case "metric":
+                    total = total + 2 * value
+        return self.project(total)
+
+    def project(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The nearest element `[copies, n, n]` of the Lie algebra."""
+        commuting = self._commuting(matrix)
+        if self.stretch == "free":
+            return commuting
+        skew = (commuting - commuting.mT) / 2
+        if self.stretch == "none":
+            return skew
+        trace = commuting.diagonal(dim1=-2, dim2=-1).mean(-1)
+        return skew + trace[..., None, None] * torch.eye(self.n, dtype=matrix.dtype, device=matrix.device)
+
+    def _commuting(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The part that commutes with the rotations of the planes."""
+        if not self.planes:
+            return matrix
+        first, second = self._pairs
+        result = torch.zeros_like(matrix)
+        cos = (matrix[..., first, first] + matrix[..., second, second]) / 2
+        sin = (matrix[..., second, first] - matrix[..., first, second]) / 2
+        result[..., first, first] = result[..., second, second] = cos
+        result[..., second, first], result[..., first, second] = sin, -sin
+        if self._rest:
+            rest = torch.tensor(self._rest)
+            result[..., rest[:, None], rest] = matrix[..., rest[:, None], rest]
+        return result
 
 
-@dataclass(frozen=True)
-class Orthogonal:
-    """O(n), with the Haar measure and the geodesics of its invariant metric."""
-
-    n: int
-
-    @property
-    def dimension(self) -> int:
-        return self.n * (self.n - 1) // 2
-
-    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
-        return haar(self.n, generator, special=special)
-
-    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
-        return so_exp(t * so_log(element))
+def orthogonal(n: int) -> MatrixGroup:
+    """O(n): rotations and reflections."""
+    return MatrixGroup(n, "none")
 
 
-@dataclass(frozen=True)
-class GeneralLinear:
-    """GL(n). Random elements: Haar rotations, log-uniform singular values. Paths: rotate and stretch together."""
-
-    n: int
-
-    @property
-    def dimension(self) -> int:
-        return self.n**2
-
-    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
-        exponents = 2 * torch.rand(self.n, generator=generator, dtype=torch.float64) - 1
-        stretch = GL_SPREAD**exponents
-        axes = haar(self.n, generator)
-        return haar(self.n, generator, special=special) @ (axes * stretch) @ axes.T
-
-    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
-        u, stretch, vt = torch.linalg.svd(element)
-        return Orthogonal(self.n).path(u @ vt, t) @ (vt.T * stretch**t) @ vt
-
-
-@dataclass(frozen=True)
-class RotaryCommutant:
-    """
-    Matrices that commute with every rotary rotation of generic frequencies.
-
-    One rotation per plane (dimension i with i + r/2), times a scale per plane where the score allows it, and `rest` on
-    the dimensions that rotary leaves alone.
-    """
-
-    n: int
-    rotary_dim: int
-    scaled: bool
-    rest: Group | None
-
-    @property
-    def dimension(self) -> int:
-        return self.rotary_dim // 2 * (2 if self.scaled else 1) + (self.rest.dimension if self.rest else 0)
-
-    def random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
-        planes = self.rotary_dim // 2
-        angles = math.pi * (2 * torch.rand(planes, generator=generator, dtype=torch.float64) - 1)
-        exponents = 2 * torch.rand(planes, generator=generator, dtype=torch.float64) - 1
-        scales = GL_SPREAD**exponents if self.scaled else torch.ones_like(exponents)
-        rest = self.rest.random(generator, special) if self.rest else None
-        return self._matrix(angles, scales, rest)
-
-    def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
-        half = self.rotary_dim // 2
-        cos, sin = element[:half, :half].diagonal(), element[half : 2 * half, :half].diagonal()
-        rest = self.rest.path(element[2 * half :, 2 * half :], t) if self.rest else None
-        return self._matrix(t * torch.atan2(sin, cos), torch.hypot(cos, sin) ** t, rest)
-
-    def _matrix(self, angles: torch.Tensor, scales: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
-        cos, sin = (scales * angles.cos()).diag(), (scales * angles.sin()).diag()
-        planes = torch.cat((torch.cat((cos, -sin), dim=1), torch.cat((sin, cos), dim=1)))
-        return planes if rest is None else torch.block_diag(planes, rest)
+def general_linear(n: int) -> MatrixGroup:
+    """GL(n): every invertible matrix."""
+    return MatrixGroup(n, "free")
