@@ -172,8 +172,7 @@ class GaugeTransformation:
                 if (key := self._key(turn, layer)) is not None:
                     whole = moved.to(torch.float64)
                     front = whole.flatten() if len(entry) == 1 else whole.movedim(dim, 0)
-                    turned = self.frames[key].group.act(self.elements[key], turn.role, front.reshape(len(front), -1))
-                    moved = turned.reshape(front.shape).movedim(0, dim)
+                    moved = self._act(key, turn, front.reshape(len(front), -1)).reshape(front.shape).movedim(0, dim)
         return tensor if moved is tensor else moved.reshape(tensor.shape).to(tensor.dtype)
 
     def state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -237,8 +236,13 @@ class GaugeTransformation:
         moved = vectors.reshape(-1, 1)
         for turn in entry[-1]:
             if (element := self._key(turn, layer)) is not None:
-                moved = self.frames[element].group.act(self.elements[element], turn.role, moved)
+                moved = self._act(element, turn, moved)
         return moved.reshape(vectors.shape)
+
+    def _act(self, key: str, turn: Turn, tensor: torch.Tensor) -> torch.Tensor:
+        group = self.frames[key].group
+        assert not isinstance(group, Translations), "translations turn no axis"
+        return group.act(self.elements[key], turn.role, tensor)
 
     def _moves(self, name: str) -> list[str]:
         """Keys of the translations that change a parameter."""

@@ -1,8 +1,8 @@
 """
 The table of frames: how every axis of every parameter turns. The single source of truth; nothing else may know it.
 
-A *frame* is a space whose basis is a free choice; a *group* says which choices leave the function alone; an *axis* of a
-parameter lists the frames it turns with and its role in each (see `groups.py`, `permutations.py`), innermost first.
+A *frame* is a space whose basis is a free choice; a *group* says which choices leave the function alone; an *axis* of
+a parameter lists the frames it turns with and its role in each (see `groups.py`, `permutations.py`), innermost first.
 
     frame           group                                                    axes that carry it
     stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions
