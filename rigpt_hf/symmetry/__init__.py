@@ -1,6 +1,8 @@
 """The symmetries of a RiGPT: one table of frames, the groups that act on them, and transformations of models."""
 
 from .action import GaugeTransformation, gauge_error
+from .conservation import Pairing, charges, gradient_pairing
+from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .frames import Axis, Frame, axes, frames
 from .groups import MatrixGroup
 from .permutations import HeadPermutations, NeuronGroup, Translations
@@ -12,14 +14,20 @@ __all__ = [
     "Frame",
     "GaugeTransformation",
     "HeadPermutations",
+    "JacobianSpectrum",
     "MatrixGroup",
     "NeuronGroup",
+    "Pairing",
     "Translations",
     "axes",
+    "charges",
     "frames",
     "gauge_error",
+    "gradient_pairing",
     "haar",
+    "jacobian_spectrum",
     "o_log",
+    "redundant_dimensions",
     "rotary_form",
     "so_exp",
     "so_log",

@@ -71,7 +71,7 @@ def so_log(rotation: torch.Tensor) -> torch.Tensor:
 
 def o_log(matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
-    Coordinates of any orthogonal matrix `[n, n]`: a skew-symmetric `A` and a sign `s`, `matrix = exp(A) diag(s, 1, ..)`.
+    Coordinates of any orthogonal matrix `[n, n]`: a skew `A` and a sign `s` with `matrix = exp(A) diag(s, 1, ...)`.
 
     `s` is the determinant and says which of the two components of O(n) the matrix is in; for `s = 1` it is [`so_log`].
     """

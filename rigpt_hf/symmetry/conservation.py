@@ -1,0 +1,116 @@
+"""
+Noether's theorem for weights: every continuous gauge symmetry pairs to zero with the gradient, and every one whose
+generator is symmetric (stretches, not rotations) conserves a quadratic charge under gradient flow.
+
+If `L(exp(tX) θ) = L(θ)` then `<∇L, Xθ> = 0` (Noether 1918, for a parameter redundancy; Hashimoto, Hirono and Sannai,
+arXiv 2402.02362). For `X = Xᵀ` this is the time derivative of `-θᵀXθ/2` along `dθ/dt = -∇L`, which therefore stays.
+With a rate μ of weight decay, `dθ/dt = -∇L - μθ`, it dies as `exp(-2μt)`; under gradient descent with step η it changes
+by exactly `η² ∇Lᵀ X ∇L` per step, hence by O(η) over a fixed time.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .contraction import carriers, contract, weights_of
+from .frames import frame_keys, in_layer, kind_of, prefix_of, shifts
+from .groups import MatrixGroup
+from .permutations import NeuronGroup, Translations
+
+
+class Pairing(NamedTuple):
+    """
+    The pairing of the gradient with all generators of one frame.
+
+    Args:
+        value (`torch.Tensor`): in the Lie algebra: `[copies, n, n]` for matrices (antisymmetric where the group is
+            orthogonal), `[1, 2, F]` for scalings of neurons, `[copies, n]` for translations. Zero by Noether.
+        relative (`float`): its norm divided by `Σ |∇W| |W|` over the parameters that carry the frame; for
+            translations by the norm of the whole gradient.
+    """
+
+    value: torch.Tensor
+    relative: float
+
+
+def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module], torch.Tensor]) -> dict[str, Pairing]:
+    """
+    The pairing of the gradient with every generator of the gauge group: zero up to rounding, for every loss that
+    depends on the weights through the logits only.
+
+    Args:
+        model: A RiGPT, with gradients enabled.
+        loss: A scalar computed from it, or a function that computes one.
+
+    Returns:
+        One [`Pairing`] per frame that has generators; for the stream one antisymmetric d×d matrix.
+
+    Raises:
+        ValueError: if `loss` is no scalar that depends on the model's parameters.
+    """
+    value = loss if isinstance(loss, torch.Tensor) else loss(model)
+    if value.numel() != 1 or not value.requires_grad:
+        raise ValueError(
+            f"`loss` must be a scalar computed from the model with gradients enabled, got shape {tuple(value.shape)} "
+            f"and requires_grad={value.requires_grad}."
+        )
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+    gradient = {name: g.detach().double() for name, g in zip(parameters, gradients, strict=True)}
+    weights = weights_of(model)
+    carried = carriers(model.config, weights)
+    pairings = {}
+    for key, roles in contract(model.config, gradient, weights).items():
+        group = frame_keys(model.config)[key].group
+        scale = sum(float(gradient[name].norm() * weights[name].norm()) for name in carried[key])
+        if group.dimension:
+            pairing = group.generator(roles)
+            pairings[key] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
+    norm = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
+    for key, frame in frame_keys(model.config).items():
+        if isinstance(frame.group, Translations):
+            pairing = _translation_pairing(model.config, key, gradient, weights)
+            pairings[key] = Pairing(pairing, float(pairing.norm()) / max(norm, 1e-300))
+    return pairings
+
+
+def _translation_pairing(config, key: str, gradient: dict, weights: dict) -> torch.Tensor:
+    """The derivative of `<∇L, motion>` by the translation's vector, to which the motion is linear."""
+    frame = frame_keys(config)[key]
+    vector = torch.zeros(frame.copies * frame.group.n, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for pattern, move in shifts(config)[kind_of(key)].moves.items():
+        motion = move(vector, lambda other: weights[in_layer(other, prefix_of(key))])
+        total = total + (gradient[in_layer(pattern, prefix_of(key))] * motion).sum()
+    (pairing,) = torch.autograd.grad(total, vector)
+    return frame.group.project(pairing.reshape(frame.copies, -1))
+
+
+def charges(model: nn.Module) -> dict[str, torch.Tensor]:
+    """
+    The quantities that gradient flow conserves, by frame: one per generator that is a symmetric matrix.
+
+    - GL frames: `Σ W Wᵀ` over vectors minus over covectors, `[copies, n, n]`; for values and o_proj `v vᵀ - oᵀ o`, for
+      queries and keys `q qᵀ - k kᵀ` (of each plane the trace alone, where positions are rotary; with squared distances
+      `|q|² - |k|² + 2 λ²`), for tokens `EᵀE - UᵀU - G Gᵀ - b bᵀ`.
+    - Scalings of neurons, `[1, 2, F]`: `|w|² - p |d|²` for an activation of degree p, `|u|² - |d|²` for a linear factor.
+    - Biases of keys where the softmax does not see them: these do not move at all.
+
+    Rotations have no charge of this kind: their generators are antisymmetric. All charges vanish exactly on the
+    representative of least norm, the one that [`canonicalize`] chooses and weight decay drives to. Sources: the head of
+    this file.
+    """
+    config, weights = model.config, weights_of(model)
+    result = {}
+    for key, roles in contract(config, weights, weights, lambda key: kind_of(key) != "stream").items():
+        group = frame_keys(config)[key].group
+        conserves = isinstance(group, NeuronGroup) or (isinstance(group, MatrixGroup) and group.stretch != "none")
+        if conserves and group.dimension:
+            result[key] = group.generator(roles)
+    for key, frame in frame_keys(config).items():
+        if kind_of(key) == "key_shift" and len(shifts(config)["key_shift"].moves) == 1:
+            bias = weights[in_layer(shifts(config)["key_shift"].like, prefix_of(key))]
+            result[key] = frame.group.project(bias.reshape(frame.copies, -1))
+    return result

@@ -1,0 +1,82 @@
+"""How many parameters are redundant: counted from the table, and measured as the rank deficiency of the network."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..configuration_rigpt import RiGPTConfig
+from .frames import frames
+
+
+def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
+    """
+    The dimension of the gauge group by frame, and their sum under `"total"`: so many directions of parameter space
+    change nothing.
+
+    A generic model has no others as long as no frame is wider than what it stands between (`head_dim` at most
+    `hidden_size`; `embedding_size` at most `hidden_size`, or twice that where the embeddings are tied): then the
+    total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures. A wider frame has room that
+    no weight fills, and the deficiency is larger. Frequencies of rotary positions are taken to be distinct.
+
+    For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
+    """
+    layers = config.num_hidden_layers
+    parts = {
+        name: frame.group.dimension * frame.copies * (layers if frame.per_layer else 1)
+        for name, frame in frames(config).items()
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+class JacobianSpectrum(NamedTuple):
+    """
+    The derivative of a network's logits by its parameters.
+
+    Args:
+        singular_values (`torch.Tensor` of shape `[parameters]`): in descending order.
+        rank (`int`): how many are not zero, judged by the widest gap in the lower half of the logarithms.
+        deficiency (`int`): parameters minus rank.
+        gap (`float`): the ratio between the last singular value that counts and the first that does not.
+    """
+
+    singular_values: torch.Tensor
+    rank: int
+    deficiency: int
+    gap: float
+
+
+def jacobian_spectrum(
+    model: nn.Module, input_ids: torch.Tensor, generator: torch.Generator | None = None, surplus: int = 20
+) -> JacobianSpectrum:
+    """
+    Singular values of the Jacobian of all logits on `input_ids` `[B, S]` by all parameters.
+
+    Its rows are drawn as random combinations of logits, `surplus` more than there are parameters, each one backward
+    pass: for models of some hundred parameters, in float64. The inputs must exercise every parameter (all tokens, all
+    positions) and give more logits than there are parameters.
+
+    Raises:
+        ValueError: if there are fewer logits than rows.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in parameters)
+    logits = model.eval()(input_ids, use_cache=False).logits
+    if logits.numel() < size + surplus:
+        raise ValueError(
+            f"`input_ids` must give at least {size + surplus} logits to see {size} parameters, got {logits.numel()}. "
+            "Give more sequences."
+        )
+    rows = []
+    for _ in range(size + surplus):
+        direction = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+        gradients = torch.autograd.grad(logits, parameters, direction, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    values = torch.linalg.svdvals(torch.stack(rows).double())
+    logarithms = values.clamp_min(values[0] * 1e-20).log()
+    # A redundant direction is zero up to rounding, the weakest real one is orders of magnitude above it.
+    candidates = (logarithms[:-1] - logarithms[1:]).where(logarithms[1:] < logarithms[0] - 16, torch.tensor(0.0))
+    if candidates.max() < 5:
+        return JacobianSpectrum(values, size, 0, float("inf"))
+    rank = int(candidates.argmax()) + 1
+    return JacobianSpectrum(values, rank, size - rank, float(candidates.max().exp()))
