@@ -4,8 +4,8 @@ generator is symmetric (stretches, not rotations) conserves a quadratic charge u
 
 If `L(exp(tX) θ) = L(θ)` then `<∇L, Xθ> = 0` (Noether 1918, for a parameter redundancy; Hashimoto, Hirono and Sannai,
 arXiv 2402.02362). For `X = Xᵀ` this is the time derivative of `-θᵀXθ/2` along `dθ/dt = -∇L`, which therefore stays.
-With a rate μ of weight decay, `dθ/dt = -∇L - μθ`, it dies as `exp(-2μt)`; under gradient descent with step η it changes
-by exactly `η² ∇Lᵀ X ∇L` per step, hence by O(η) over a fixed time.
+With a rate μ of weight decay, `dθ/dt = -∇L - μθ`, it dies as `exp(-2μt)`; under gradient descent with step η it
+changes by exactly `η² ∇Lᵀ X ∇L` per step, hence by O(η) over a fixed time.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..configuration_rigpt import RiGPTConfig
 from .contraction import carriers, contract, weights_of
 from .frames import frame_keys, in_layer, kind_of, prefix_of, shifts
 from .groups import MatrixGroup
@@ -62,12 +63,12 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
     weights = weights_of(model)
     carried = carriers(model.config, weights)
     pairings = {}
-    for key, roles in contract(model.config, gradient, weights).items():
+    for key, roles in contract(model.config, gradient, weights, _has_generators(model.config)).items():
         group = frame_keys(model.config)[key].group
+        assert isinstance(group, MatrixGroup | NeuronGroup)
         scale = sum(float(gradient[name].norm() * weights[name].norm()) for name in carried[key])
-        if group.dimension:
-            pairing = group.generator(roles)
-            pairings[key] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
+        pairing = group.generator(roles)
+        pairings[key] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
     norm = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
     for key, frame in frame_keys(model.config).items():
         if isinstance(frame.group, Translations):
@@ -76,16 +77,22 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
     return pairings
 
 
-def _translation_pairing(config, key: str, gradient: dict, weights: dict) -> torch.Tensor:
+def _has_generators(config: RiGPTConfig) -> Callable[[str], bool]:
+    keys = frame_keys(config)
+    return lambda key: keys[key].group.dimension > 0
+
+
+def _translation_pairing(config: RiGPTConfig, key: str, gradient: dict, weights: dict) -> torch.Tensor:
     """The derivative of `<∇L, motion>` by the translation's vector, to which the motion is linear."""
-    frame = frame_keys(config)[key]
-    vector = torch.zeros(frame.copies * frame.group.n, dtype=torch.float64, requires_grad=True)
+    group, copies = frame_keys(config)[key].group, frame_keys(config)[key].copies
+    assert isinstance(group, Translations)
+    vector = torch.zeros(copies * group.n, dtype=torch.float64, requires_grad=True)
     total = torch.zeros((), dtype=torch.float64)
     for pattern, move in shifts(config)[kind_of(key)].moves.items():
         motion = move(vector, lambda other: weights[in_layer(other, prefix_of(key))])
         total = total + (gradient[in_layer(pattern, prefix_of(key))] * motion).sum()
     (pairing,) = torch.autograd.grad(total, vector)
-    return frame.group.project(pairing.reshape(frame.copies, -1))
+    return group.project(pairing.reshape(copies, -1))
 
 
 def charges(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -95,22 +102,23 @@ def charges(model: nn.Module) -> dict[str, torch.Tensor]:
     - GL frames: `Σ W Wᵀ` over vectors minus over covectors, `[copies, n, n]`; for values and o_proj `v vᵀ - oᵀ o`, for
       queries and keys `q qᵀ - k kᵀ` (of each plane the trace alone, where positions are rotary; with squared distances
       `|q|² - |k|² + 2 λ²`), for tokens `EᵀE - UᵀU - G Gᵀ - b bᵀ`.
-    - Scalings of neurons, `[1, 2, F]`: `|w|² - p |d|²` for an activation of degree p, `|u|² - |d|²` for a linear factor.
+    - Scalings of neurons, `[1, 2, F]`: `|w|² - p |d|²` for an activation of degree p, `|u|² - |d|²` for a linear
+      factor.
     - Biases of keys where the softmax does not see them: these do not move at all.
 
-    Rotations have no charge of this kind: their generators are antisymmetric. All charges vanish exactly on the
-    representative of least norm, the one that [`canonicalize`] chooses and weight decay drives to. Sources: the head of
-    this file.
+    Rotations have no charge of this kind: their generators are antisymmetric. The quadratic charges vanish exactly on
+    the representatives of least norm, of which [`canonicalize`] chooses one and to which weight decay drives. Sources:
+    the head of this file.
     """
     config, weights = model.config, weights_of(model)
     result = {}
-    for key, roles in contract(config, weights, weights, lambda key: kind_of(key) != "stream").items():
+    for key, roles in contract(config, weights, weights, _has_generators(config)).items():
         group = frame_keys(config)[key].group
-        conserves = isinstance(group, NeuronGroup) or (isinstance(group, MatrixGroup) and group.stretch != "none")
-        if conserves and group.dimension:
+        if isinstance(group, NeuronGroup) or (isinstance(group, MatrixGroup) and group.stretch != "none"):
             result[key] = group.generator(roles)
     for key, frame in frame_keys(config).items():
         if kind_of(key) == "key_shift" and len(shifts(config)["key_shift"].moves) == 1:
+            assert isinstance(frame.group, Translations)
             bias = weights[in_layer(shifts(config)["key_shift"].like, prefix_of(key))]
             result[key] = frame.group.project(bias.reshape(frame.copies, -1))
     return result

@@ -1,8 +1,8 @@
 """
 One bilinear map behind everything that is measured in a frame: `Σ a bᵀ` over all parameters that carry it.
 
-With weights twice it gives Gram matrices and conserved charges, with gradients and weights the pairing with generators,
-with the weights of two models the cross-covariance that alignment needs.
+With weights twice it gives Gram matrices and conserved charges, with gradients and weights the pairing with
+generators, with the weights of two models the cross-covariance that alignment needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from torch import nn
 from ..configuration_rigpt import RiGPTConfig
 from .frames import axes, frame_keys, row
 from .groups import Role
-from .permutations import HeadPermutations
+from .permutations import Translations
 
 
 Weights = Mapping[str, torch.Tensor]
@@ -36,10 +36,11 @@ def contract(
     Args:
         config: The configuration of both.
         a, b: Tensors by parameter name, such as weights or gradients; of the same names and shapes.
-        wanted: Which frames (by key, `layers.3.head_qk`) to compute; all that have coordinates by default.
+        wanted: Which frames (by key, `layers.3.head_qk`) to compute; all by default.
 
     Returns:
-        By key of the frame and role, what the frame's group makes of it: `[copies, n, n]` for groups of matrices.
+        By key of the frame and role, what the frame's group makes of it: `[copies, n, n]` for groups of matrices, one
+        number per head or neuron for groups of permutations.
     """
     table, keys = axes(config), frame_keys(config)
     result: dict[str, dict[Role, torch.Tensor]] = {}
@@ -49,9 +50,10 @@ def contract(
             for turn in axis:
                 key = turn.frame if turn.frame in keys else layer + turn.frame
                 frame = keys[key]
-                if isinstance(frame.group, HeadPermutations) or not wanted(key):
+                if not wanted(key):
                     continue
                 first, second = (_unfold(value, dim, len(entry)) for value in (tensor, b[name]))
+                assert not isinstance(frame.group, Translations), "translations turn no axis"
                 part = frame.group.contract(turn.role, first, second, frame.copies)
                 roles = result.setdefault(key, {})
                 roles[turn.role] = roles[turn.role] + part if turn.role in roles else part

@@ -52,7 +52,7 @@ class MatrixGroup:
     movable: bool = field(default=False)
 
     def __str__(self) -> str:
-        rest = len(self._rest)
+        rest = len(self.rest)
         families = {"none": "O({})", "common": "O({})", "free": "GL({})"}
         parts = [families[self.stretch].format(rest)] if rest else []
         if self.planes:
@@ -65,20 +65,20 @@ class MatrixGroup:
         return " x ".join(parts)
 
     @property
-    def _rest(self) -> list[int]:
+    def rest(self) -> list[int]:
         """Dimensions outside of all planes."""
         turned = {index for plane in self.planes for index in plane}
         return [index for index in range(self.n) if index not in turned]
 
     @property
-    def _pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """First and second dimensions of the planes."""
         return torch.tensor([i for i, _ in self.planes]).long(), torch.tensor([j for _, j in self.planes]).long()
 
     @property
     def dimension(self) -> int:
         """Dimension of the Lie algebra."""
-        rest, planes = len(self._rest), len(self.planes)
+        rest, planes = len(self.rest), len(self.planes)
         turns = rest * (rest - 1) // 2 + planes
         return turns + {"none": 0, "common": 1, "free": rest * (rest + 1) // 2 + planes}[self.stretch]
 
@@ -110,11 +110,11 @@ class MatrixGroup:
         def stretches(count: int) -> torch.Tensor:
             return SPREAD ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
 
-        free, rest = self.stretch == "free", self._rest
+        free, rest = self.stretch == "free", self.rest
         element = torch.zeros(self.n, self.n, dtype=torch.float64)
         if self.planes:
             angles = math.pi * (2 * torch.rand(len(self.planes), generator=generator, dtype=torch.float64) - 1)
-            element = self._from_planes(angles, stretches(len(self.planes)) if free else torch.ones_like(angles))
+            element = self.from_planes(angles, stretches(len(self.planes)) if free else torch.ones_like(angles))
         if rest:
             block = haar(len(rest), generator, special=special)
             if free:
@@ -126,21 +126,21 @@ class MatrixGroup:
         if self.movable and not special:
             order = torch.randperm(len(self.planes), generator=generator)
             mirrored = torch.rand(len(self.planes), generator=generator, dtype=torch.float64) < 0.5
-            element = self._moved_planes(order, mirrored) @ element
+            element = self.moved_planes(order, mirrored) @ element
         return element
 
-    def _from_planes(self, angles: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def from_planes(self, angles: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """`[n, n]`: turn and stretch every plane, and the identity outside of them."""
-        first, second = self._pairs
+        first, second = self.pairs
         matrix = torch.eye(self.n, dtype=torch.float64)
         cos, sin = scales * angles.cos(), scales * angles.sin()
         matrix[first, first], matrix[second, second] = cos, cos
         matrix[second, first], matrix[first, second] = sin, -sin
         return matrix
 
-    def _moved_planes(self, order: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    def moved_planes(self, order: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """`[n, n]`: plane i of the result is plane `order[i]`, its second axis turned round where `mirrored[i]`."""
-        first, second = self._pairs
+        first, second = self.pairs
         matrix = self.identity()[0]
         matrix[first] = matrix[first][order]
         matrix[second] = torch.where(mirrored, -1.0, 1.0)[:, None] * self.identity()[0][second][order]
@@ -163,11 +163,11 @@ class MatrixGroup:
     def _log(self, matrix: torch.Tensor) -> torch.Tensor:
         self._check_connected(matrix)
         angles, scales = self._plane_coordinates(matrix)
-        first, second = self._pairs
+        first, second = self.pairs
         result = torch.zeros_like(matrix)
         result[first, first] = result[second, second] = scales.log()
         result[second, first], result[first, second] = angles, -angles
-        rest = self._rest
+        rest = self.rest
         if rest:
             index = torch.tensor(rest)
             block = matrix[index[:, None], index]
@@ -198,8 +198,8 @@ class MatrixGroup:
     def _path(self, matrix: torch.Tensor, t: float) -> torch.Tensor:
         self._check_connected(matrix)
         angles, scales = self._plane_coordinates(matrix)
-        result = self._from_planes(t * angles, scales**t)
-        rest = self._rest
+        result = self.from_planes(t * angles, scales**t)
+        rest = self.rest
         if rest:
             index = torch.tensor(rest)
             u, stretch, vt = torch.linalg.svd(matrix[index[:, None], index])
@@ -208,7 +208,7 @@ class MatrixGroup:
 
     def _plane_coordinates(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Angle and stretch of every plane."""
-        first, second = self._pairs
+        first, second = self.pairs
         cos, sin = matrix[first, first], matrix[second, first]
         return torch.atan2(sin, cos), torch.hypot(cos, sin)
 
@@ -233,7 +233,7 @@ class MatrixGroup:
             case "metric":
                 scale = self.scale(element) if self.stretch == "common" else torch.ones(len(element)).double()
                 return scale.square()[:, None, None]
-        first, second = self._pairs  # frequencies
+        first, second = self.pairs  # frequencies
         rows = element[:, first]
         moved = torch.hypot(rows[:, :, first], rows[:, :, second])
         blocks = [element[:, i[:, None], j] for i in (first, second) for j in (first, second)]
@@ -296,14 +296,14 @@ class MatrixGroup:
         """The part that commutes with the rotations of the planes."""
         if not self.planes:
             return matrix
-        first, second = self._pairs
+        first, second = self.pairs
         result = torch.zeros_like(matrix)
         cos = (matrix[..., first, first] + matrix[..., second, second]) / 2
         sin = (matrix[..., second, first] - matrix[..., first, second]) / 2
         result[..., first, first] = result[..., second, second] = cos
         result[..., second, first], result[..., first, second] = sin, -sin
-        if self._rest:
-            rest = torch.tensor(self._rest)
+        if self.rest:
+            rest = torch.tensor(self.rest)
             result[..., rest[:, None], rest] = matrix[..., rest[:, None], rest]
         return result
 

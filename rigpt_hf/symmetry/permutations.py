@@ -86,6 +86,11 @@ class HeadPermutations:
         order = (element[0] if role == "query" else self.key_value(element)).to(tensor.device)
         return tensor.reshape(len(order), -1)[order].reshape(tensor.shape)
 
+    def contract(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
+        """`a·b` per head, `[1, H]` or `[1, K]`, of two tensors `[heads · size, rest]`."""
+        heads = self.key_value_heads * (self.repeats if role == "query" else 1)
+        return (a * b).reshape(heads, -1).sum(-1)[None]
+
 
 @dataclass(frozen=True)
 class NeuronGroup:

@@ -1,0 +1,6 @@
+"""`python -m rigpt_hf.cli` is `rigpt`."""
+
+from . import main
+
+
+main()
