@@ -29,8 +29,8 @@ def rotate(
     t: Annotated[
         float,
         typer.Option(
-            help="How far to go: 0 is the model as it is, 1 the whole way. Other than 1: towards a transformation that "
-            "has a way, so without exchanges and reflections."
+            help="How far to go along the geodesic: 0 stays, 1 is the whole way. Other than 1, what is drawn has no "
+            "exchanges and reflections, as nothing leads to them step by step."
         ),
     ] = 1.0,
     transformation: Annotated[
@@ -55,12 +55,11 @@ def rotate(
     ] = False,
 ):
     """
-    Turn the free frames of a RiGPT: other weights, with a certificate that they are the same function.
+    Turn the free frames of a RiGPT: other weights, the same function, with a certificate that it is.
+
+    By default the stream and the spaces of all heads turn at random. What was saved can be repeated, and undone:
 
         rigpt rotate my-rigpt turned --frames all --save-transformation turn.safetensors
-
-    and back again:
-
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
     from ..symmetry.checkpoint import transform_checkpoint
@@ -78,8 +77,8 @@ def rotate(
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
     if save_transformation is not None and output.resolve() in save_transformation.resolve().parents:
         raise ValueError(
-            f"`save_transformation` must lie outside of the model, got {str(save_transformation)!r} in {str(output)!r}."
-            " Name another place: a model's folder holds its own weights only."
+            f"`save_transformation` must lie outside of the model's folder, got {str(save_transformation)!r} in "
+            f"{str(output)!r}. Name another place."
         )
     config = rigpt_config(source, revision)
     if transformation is None:

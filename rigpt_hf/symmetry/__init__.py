@@ -1,6 +1,7 @@
 """The symmetries of a RiGPT: one table of frames, the groups that act on them, and transformations of models."""
 
 from .action import GaugeTransformation, gauge_error
+from .canonical import CanonicalGauge, canonical_gauge, canonicalize, invariants
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .frames import Axis, Frame, axes, frames
@@ -11,6 +12,7 @@ from .rotations import haar, o_log, rotary_form, so_exp, so_log
 
 __all__ = [
     "Axis",
+    "CanonicalGauge",
     "Frame",
     "GaugeTransformation",
     "HeadPermutations",
@@ -20,11 +22,14 @@ __all__ = [
     "Pairing",
     "Translations",
     "axes",
+    "canonical_gauge",
+    "canonicalize",
     "charges",
     "frames",
     "gauge_error",
     "gradient_pairing",
     "haar",
+    "invariants",
     "jacobian_spectrum",
     "o_log",
     "redundant_dimensions",

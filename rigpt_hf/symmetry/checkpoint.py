@@ -155,38 +155,40 @@ def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, sour
 
 
 def _entries(weights: SafetensorsSource, g: GaugeTransformation, config: RiGPTConfig) -> tuple[Entry, ...]:
-    """Every tensor of the result and its recipe; a tied head is not written twice."""
-    with torch.device("meta"):
-        model = RiGPTForCausalLM(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = model._tied_weights_keys if config.tie_word_embeddings else {}
-    shapes = {name: shape for name, shape in shapes.items() if name not in tied}
-    for problem, names in (
-        ("lacks", shapes.keys() - weights.keys()),
-        ("has no place for", weights.keys() - shapes.keys() - tied.keys()),
-        (
-            "gives another shape to",
-            {name for name in shapes.keys() & weights.keys() if weights.shape(name) != shapes[name]},
-        ),
-    ):
-        if names:
-            raise ValueError(
-                f"`source` must hold the weights of its configuration, but {problem} {name_some(names)}. Save the whole "
-                f"{RiGPTForCausalLM.__name__} once more with `save_pretrained`."
-            )
-    for copy, original in tied.items():
-        if copy in weights.keys() and not torch.equal(weights.read(copy), weights.read(original)):
-            raise ValueError(
-                f"`{copy}` differs from `{original}` although `tie_word_embeddings=True`. Set "
-                "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
-            )
+    """Every tensor of the result and its recipe."""
     table = axes(config)
     entries = []
-    for name, shape in shapes.items():
+    for name, shape in _checked_shapes(weights, config).items():
         turns, _ = row(name, table)
         rows_mix = len(turns) != len(shape) or turns[0] != FIXED
         entries.append(Entry(name, shape, _recipe(weights, g, name, rows_mix)))
     return tuple(entries)
+
+
+def _checked_shapes(weights: SafetensorsSource, config: RiGPTConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model and their shapes, the same on disk; a tied head is not one of them."""
+    with torch.device("meta"):
+        model = RiGPTForCausalLM(config)
+    tied = model._tied_weights_keys if config.tie_word_embeddings else {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    keys = weights.keys()
+    for problem, names in (
+        ("lacks", shapes.keys() - keys),
+        ("has no place for", keys - shapes.keys() - tied.keys()),
+        ("gives another shape to", {name for name in shapes.keys() & keys if weights.shape(name) != shapes[name]}),
+    ):
+        if names:
+            raise ValueError(
+                f"`source` must hold the weights of its configuration, but {problem} {name_some(names)}. Save the "
+                f"whole {RiGPTForCausalLM.__name__} once more with `save_pretrained`."
+            )
+    for copy, original in tied.items():
+        if copy in keys and not torch.equal(weights.read(copy), weights.read(original)):
+            raise ValueError(
+                f"`{copy}` differs from `{original}` although `tie_word_embeddings=True`. Set "
+                "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
+            )
+    return shapes
 
 
 def _recipe(

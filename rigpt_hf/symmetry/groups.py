@@ -292,6 +292,10 @@ class MatrixGroup:
         trace = commuting.diagonal(dim1=-2, dim2=-1).mean(-1)
         return skew + trace[..., None, None] * torch.eye(self.n, dtype=matrix.dtype, device=matrix.device)
 
+    def symmetric(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The part `[copies, n, n]` of a symmetric matrix that commutes with the rotations of the planes."""
+        return self._commuting(matrix)
+
     def _commuting(self, matrix: torch.Tensor) -> torch.Tensor:
         """The part that commutes with the rotations of the planes."""
         if not self.planes:

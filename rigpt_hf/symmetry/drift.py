@@ -1,0 +1,289 @@
+"""
+How well gradient descent keeps what gradient flow conserves, and how fast weight decay forgets it.
+
+With step size η and rate μ of weight decay one step is `θ' = (1 - ημ)θ - η∇L`. The pairing of the gradient with the
+generators is zero, so a quadratic charge becomes exactly `Q' = (1 - ημ)² Q + η² Q[∇L]`, where `Q[∇L]` is the same form
+evaluated on the gradient. Over a fixed time there are `time / η` steps: the charge follows `exp(-2μt) Q(0)` up to O(η).
+Linear charges follow `exp(-μt)`. See `conservation.py` for where the charges come from.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .conservation import charges
+from .contraction import carriers, weights_of
+from .frames import frame_keys, frames, kind_of
+from .permutations import Translations
+
+
+# A charge is looked at so many times along a descent: it costs about as much as a step.
+POINTS = 16
+# Below this share of the weights a charge or its drift is rounding.
+ROUNDING = 1e-13
+# A whole number of steps has to reach `time` up to this share of a step.
+WHOLE = 1e-6
+
+
+@dataclass(frozen=True)
+class Descent:
+    """
+    The charges along one gradient descent. Dictionaries are by kind of frame (`head_qk`), all layers together; lists
+    run along `times`.
+
+    Args:
+        learning_rate: The step size η.
+        times: `steps · η`, from 0 to the whole time.
+        losses: In nats per token.
+        drift: `|Q(t) - exp(-rate · t) Q(0)| / Σ|W|²` over the parameters that carry the frame, for linear charges
+            `/ |Q(0)|`: how far the charges are from what gradient flow makes of them.
+        kept: `<Q(t), Q(0)> / |Q(0)|²`, which stays at 1 without weight decay; NaN where a charge is zero from the
+            start.
+    """
+
+    learning_rate: float
+    times: list[float]
+    losses: list[float]
+    drift: dict[str, list[float]]
+    kept: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """
+    What `charge_drift` measured.
+
+    Args:
+        time: Length of every descent, in units of `steps · learning rate`.
+        weight_decay: The rate μ.
+        descents: One per learning rate, from the largest to the smallest.
+        orders: By kind of frame the exponent p of `drift ~ η^p` at the end, a least-squares fit in logarithms; NaN
+            where nothing drifts. Predicted: 1.
+        predicted_rates: Of decay per unit of time: 2μ for quadratic charges, μ for linear ones.
+        measured_rates: `-log(kept) / time` at the smallest learning rate; NaN where a charge is zero from the start.
+    """
+
+    time: float
+    weight_decay: float
+    descents: list[Descent]
+    orders: dict[str, float]
+    predicted_rates: dict[str, float]
+    measured_rates: dict[str, float]
+
+
+def charge_drift(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    *,
+    learning_rates: Sequence[float] = (0.1, 0.05, 0.025),
+    time: float = 2.0,
+    weight_decay: float = 0.0,
+    progress: bool = True,
+) -> DriftReport:
+    """
+    Descend the loss on `input_ids`, all of them in every step, from the same weights with every learning rate over the
+    same time, and measure what becomes of the charges.
+
+    The descents run on one copy of the model in float64, without dropout; the model itself stays as it is. The
+    defaults take 140 steps. The order is 1 once steps are small enough for descent to follow the flow: where it is
+    not, lower the learning rates.
+
+    Args:
+        model: A RiGPT with a language-modelling head.
+        input_ids (`torch.Tensor` of shape `[B, S]`): Tokens, also the labels.
+        learning_rates: Step sizes η, at least one.
+        time: How long to descend; a whole number of steps of every learning rate.
+        weight_decay: Decoupled, as a rate μ: a step takes `η μ` of the weights away.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: if a learning rate or the time is not positive, the time is no whole number of steps, the decay is
+            negative, or a descent diverges.
+    """
+    rates = sorted({float(rate) for rate in learning_rates}, reverse=True)
+    counts = _step_counts(rates, time, weight_decay)
+    trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
+    predicted = {
+        kind: weight_decay * (1 if isinstance(frames(model.config)[kind].group, Translations) else 2)
+        for kind in dict.fromkeys(map(kind_of, charges(trial)))
+    }
+    descents = []
+    with tqdm(total=sum(counts), desc="Descending", unit="step", disable=not progress) as bar:
+        for rate, steps in zip(rates, counts, strict=True):
+            _restore_(trial, model)
+            descents.append(_descend(trial, input_ids, rate, steps, weight_decay, predicted, bar))
+    return DriftReport(
+        time=time,
+        weight_decay=weight_decay,
+        descents=descents,
+        orders={kind: _order(rates, [descent.drift[kind][-1] for descent in descents]) for kind in predicted},
+        predicted_rates=predicted,
+        measured_rates={kind: _rate(descents[-1].kept[kind][-1], time) for kind in predicted},
+    )
+
+
+def plot_drift(report: DriftReport, path: str | Path) -> Path:
+    """
+    Draw a report: the drift at the end against the step size beside a line of order 1, and, with weight decay, what is
+    kept of the charges along time beside the predicted exponentials.
+
+    The picture is written beside `path` and then moved there; the suffix names the format. Returns the path.
+    """
+    from matplotlib.figure import Figure
+
+    decays = report.weight_decay > 0
+    figure = Figure(figsize=(11 if decays else 5.5, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2 if decays else 1, squeeze=False)[0]
+    _draw_drift(panels[0], report)
+    if decays:
+        _draw_decay(panels[1], report)
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False)
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    figure.savefig(part, dpi=120)
+    os.replace(part, path)
+    return path
+
+
+def _step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
+    if not rates or min(rates) <= 0:
+        raise ValueError(f"`learning_rates` must be one or more positive step sizes, got {rates}.")
+    if time <= 0:
+        raise ValueError(f"`time` must be positive, got {time}.")
+    if weight_decay < 0:
+        raise ValueError(f"`weight_decay` must not be negative, got {weight_decay}.")
+    counts = [round(time / rate) for rate in rates]
+    for rate, count in zip(rates, counts, strict=True):
+        if count < 1 or abs(time / rate - count) > WHOLE:
+            raise ValueError(
+                f"`time` must be a whole number of steps of every learning rate, got {time} with a learning rate of "
+                f"{rate}. Choose learning rates that divide it."
+            )
+    return counts
+
+
+@torch.no_grad()
+def _restore_(trial: nn.Module, model: nn.Module) -> None:
+    for parameter, start in zip(trial.parameters(), model.parameters(), strict=True):
+        parameter.copy_(start)
+
+
+def _descend(
+    trial: nn.Module,
+    input_ids: torch.Tensor,
+    rate: float,
+    steps: int,
+    weight_decay: float,
+    predicted: dict[str, float],
+    bar: tqdm,
+) -> Descent:
+    """Descend in place, and look at the charges now and then."""
+    parameters = list(trial.parameters())
+    device = parameters[0].device
+    input_ids = input_ids.to(device)
+    start, scales = charges(trial), _scales(trial)
+    # As many looks as there are, no step twice.
+    looks = sorted({round(steps * look / POINTS) for look in range(POINTS + 1)})
+    descent = Descent(rate, [], [], {kind: [] for kind in predicted}, {kind: [] for kind in predicted})
+    for step in range(steps + 1):
+        loss = trial(input_ids, labels=input_ids, use_cache=False).loss
+        if not math.isfinite(loss.item()):
+            raise ValueError(
+                f"`learning_rates` must be small enough to descend, got {rate}: after {step} steps the loss is "
+                f"{loss.item()}. Lower it."
+            )
+        if step in looks:
+            descent.times.append(step * rate)
+            descent.losses.append(loss.item())
+            _look(descent, start, charges(trial), scales, predicted)
+        if step == steps:
+            return descent
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.mul_(1 - rate * weight_decay).sub_(gradient, alpha=rate)
+        bar.update()
+    raise AssertionError("the last step returns")
+
+
+def _scales(model: nn.Module) -> dict[str, float]:
+    """By kind of frame `Σ|W|²` of the parameters that carry it; of linear charges, which none carries, nothing."""
+    weights = weights_of(model)
+    squares = {name: float(weight.square().sum()) for name, weight in weights.items()}
+    scales = {kind_of(key): 0.0 for key in frame_keys(model.config)}
+    for key, names in carriers(model.config, weights).items():
+        scales[kind_of(key)] += sum(squares[name] for name in set(names))
+    return scales
+
+
+def _look(
+    descent: Descent,
+    start: dict[str, torch.Tensor],
+    now: dict[str, torch.Tensor],
+    scales: dict[str, float],
+    predicted: dict[str, float],
+) -> None:
+    """Compare the charges with those at the start."""
+    for kind, rate in predicted.items():
+        keys = [key for key in start if kind_of(key) == kind]
+        before, after = (torch.cat([charge[key].flatten() for key in keys]) for charge in (start, now))
+        expected = before * math.exp(-rate * descent.times[-1])
+        square = float(before @ before)
+        scale = scales[kind] or math.sqrt(square)
+        known = math.sqrt(square) > ROUNDING * scale
+        descent.drift[kind].append(float((after - expected).norm()) / scale if scale else 0.0)
+        descent.kept[kind].append(float(after @ before) / square if known else math.nan)
+
+
+def _order(rates: list[float], drifts: list[float]) -> float:
+    """The slope of log drift against log step size."""
+    if len(rates) < 2 or min(drifts) < ROUNDING:
+        return math.nan
+    x, y = torch.tensor(rates).double().log(), torch.tensor(drifts).double().log()
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / (x @ x))
+
+
+def _rate(kept: float, time: float) -> float:
+    """The rate of an exponential decay to `kept`; NaN where the charge turned round."""
+    return -math.log(kept) / time if kept > 0 else math.nan
+
+
+def _draw_drift(panel, report: DriftReport) -> None:
+    rates = [descent.learning_rate for descent in report.descents]
+    top = 0.0
+    for kind, order in report.orders.items():
+        drifts = [descent.drift[kind][-1] for descent in report.descents]
+        if min(drifts) < ROUNDING:
+            continue
+        label = kind if math.isnan(order) else f"{kind}, order {order:.2f}"
+        panel.loglog(rates, drifts, "o-", label=label)
+        top = max(top, drifts[0])
+    if top:
+        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="order 1")
+    title = "Charges under gradient descent"
+    panel.set(title=title, xlabel="step size η", ylabel=f"drift at time {report.time:g} / Σ|W|²")
+
+
+def _draw_decay(panel, report: DriftReport) -> None:
+    descent = report.descents[-1]
+    for kind, kept in descent.kept.items():
+        if not any(math.isnan(value) for value in kept):
+            panel.semilogy(descent.times, [abs(value) for value in kept], "o", markersize=4, label=kind)
+    for rate in sorted(set(report.predicted_rates.values())):
+        label = f"exp(-{rate / report.weight_decay:.0f}μt)"
+        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], "-", color="0.5", label=label)
+    panel.set(
+        title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
+        xlabel="time",
+        ylabel="<Q(t), Q(0)> / |Q(0)|²",
+    )
