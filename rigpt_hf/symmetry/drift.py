@@ -3,13 +3,13 @@ How well gradient descent keeps what gradient flow conserves, and how fast weigh
 
 With step size η and rate μ of weight decay one step is `θ' = (1 - ημ)θ - η∇L`. The pairing of the gradient with the
 generators is zero, so a quadratic charge becomes exactly `Q' = (1 - ημ)² Q + η² Q[∇L]`, where `Q[∇L]` is the same form
-evaluated on the gradient. Over a fixed time there are `time / η` steps: the charge follows `exp(-2μt) Q(0)` up to O(η).
-Linear charges follow `exp(-μt)`. See `conservation.py` for where the charges come from.
+evaluated on the gradient. Over a fixed time there are `time / η` steps: what the gradient does adds up to O(η), and the
+factors of weight decay multiply to `exp(-2μt)` up to O(η). Linear charges see no gradient and decay as `exp(-μt)`. See
+`conservation.py` for where the charges come from.
 """
 
 import copy
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,10 @@ class Descent:
         learning_rate: The step size η.
         times: `steps · η`, from 0 to the whole time.
         losses: In nats per token.
-        drift: `|Q(t) - exp(-rate · t) Q(0)| / Σ|W|²` over the parameters that carry the frame, for linear charges
-            `/ |Q(0)|`: how far the charges are from what gradient flow makes of them.
-        kept: `<Q(t), Q(0)> / |Q(0)|²`, which stays at 1 without weight decay; NaN where a charge is zero from the
-            start.
+        drift: `|Q(t) - (1 - ημ)^2n Q(0)| / Σ|W|²` after n steps, over the parameters that carry the frame; for linear
+            charges the power is n and `|Q(0)|` divides. What the gradient has done to the charges.
+        kept: `<Q(t), Q(0)> / |Q(0)|²`, which under gradient flow is 1 without weight decay and an exponential with it;
+            NaN where a charge is zero from the start.
     """
 
     learning_rate: float
@@ -64,8 +64,8 @@ class DriftReport:
         time: Length of every descent, in units of `steps · learning rate`.
         weight_decay: The rate μ.
         descents: One per learning rate, from the largest to the smallest.
-        orders: By kind of frame the exponent p of `drift ~ η^p` at the end, a least-squares fit in logarithms; NaN
-            where nothing drifts. Predicted: 1.
+        orders: By kind of frame the exponent p of `drift ~ η^p` at the end, fitted over all learning rates; NaN where
+            nothing drifts. Predicted: 1.
         predicted_rates: Of decay per unit of time: 2μ for quadratic charges, μ for linear ones.
         measured_rates: `-log(kept) / time` at the smallest learning rate; NaN where a charge is zero from the start.
     """
@@ -82,8 +82,8 @@ def charge_drift(
     model: nn.Module,
     input_ids: torch.Tensor,
     *,
-    learning_rates: Sequence[float] = (0.1, 0.05, 0.025),
-    time: float = 2.0,
+    learning_rates: Sequence[float] = (0.04, 0.02, 0.01),
+    time: float = 0.8,
     weight_decay: float = 0.0,
     progress: bool = True,
 ) -> DriftReport:
@@ -110,31 +110,37 @@ def charge_drift(
     rates = sorted({float(rate) for rate in learning_rates}, reverse=True)
     counts = _step_counts(rates, time, weight_decay)
     trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
-    predicted = {
-        kind: weight_decay * (1 if isinstance(frames(model.config)[kind].group, Translations) else 2)
+    powers = {
+        kind: 1 if isinstance(frames(model.config)[kind].group, Translations) else 2
         for kind in dict.fromkeys(map(kind_of, charges(trial)))
     }
     descents = []
     with tqdm(total=sum(counts), desc="Descending", unit="step", disable=not progress) as bar:
         for rate, steps in zip(rates, counts, strict=True):
             _restore_(trial, model)
-            descents.append(_descend(trial, input_ids, rate, steps, weight_decay, predicted, bar))
+            descents.append(_descend(trial, input_ids, rate, steps, weight_decay, powers, bar))
     return DriftReport(
         time=time,
         weight_decay=weight_decay,
         descents=descents,
-        orders={kind: _order(rates, [descent.drift[kind][-1] for descent in descents]) for kind in predicted},
-        predicted_rates=predicted,
-        measured_rates={kind: _rate(descents[-1].kept[kind][-1], time) for kind in predicted},
+        orders={kind: _order(rates, [descent.drift[kind][-1] for descent in descents]) for kind in powers},
+        predicted_rates={kind: power * weight_decay for kind, power in powers.items()},
+        measured_rates={kind: _rate(descents[-1].kept[kind][-1], time) for kind in powers},
     )
 
 
-def plot_drift(report: DriftReport, path: str | Path) -> Path:
+def plot_drift(report: DriftReport, path: str | Path, picture_format: str | None = None) -> Path:
     """
     Draw a report: the drift at the end against the step size beside a line of order 1, and, with weight decay, what is
     kept of the charges along time beside the predicted exponentials.
 
-    The picture is written beside `path` and then moved there; the suffix names the format. Returns the path.
+    Args:
+        report: What `charge_drift` measured.
+        path: Of the file.
+        picture_format: Such as `"png"` or `"svg"`; the suffix of `path` says so if absent.
+
+    Returns:
+        The path.
     """
     from matplotlib.figure import Figure
 
@@ -148,9 +154,7 @@ def plot_drift(report: DriftReport, path: str | Path) -> Path:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
     path = Path(path)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(part, dpi=120)
-    os.replace(part, path)
+    figure.savefig(path, dpi=120, format=picture_format or path.suffix[1:] or "png")
     return path
 
 
@@ -183,7 +187,7 @@ def _descend(
     rate: float,
     steps: int,
     weight_decay: float,
-    predicted: dict[str, float],
+    powers: dict[str, int],
     bar: tqdm,
 ) -> Descent:
     """Descend in place, and look at the charges now and then."""
@@ -193,7 +197,7 @@ def _descend(
     start, scales = charges(trial), _scales(trial)
     # As many looks as there are, no step twice.
     looks = sorted({round(steps * look / POINTS) for look in range(POINTS + 1)})
-    descent = Descent(rate, [], [], {kind: [] for kind in predicted}, {kind: [] for kind in predicted})
+    descent = Descent(rate, [], [], {kind: [] for kind in powers}, {kind: [] for kind in powers})
     for step in range(steps + 1):
         loss = trial(input_ids, labels=input_ids, use_cache=False).loss
         if not math.isfinite(loss.item()):
@@ -204,7 +208,8 @@ def _descend(
         if step in looks:
             descent.times.append(step * rate)
             descent.losses.append(loss.item())
-            _look(descent, start, charges(trial), scales, predicted)
+            shares = {kind: (1 - rate * weight_decay) ** (power * step) for kind, power in powers.items()}
+            _look(descent, start, charges(trial), scales, shares)
         if step == steps:
             return descent
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
@@ -230,17 +235,16 @@ def _look(
     start: dict[str, torch.Tensor],
     now: dict[str, torch.Tensor],
     scales: dict[str, float],
-    predicted: dict[str, float],
+    shares: dict[str, float],
 ) -> None:
-    """Compare the charges with those at the start."""
-    for kind, rate in predicted.items():
+    """Compare the charges with those at the start, of which weight decay leaves the given shares."""
+    for kind, left in shares.items():
         keys = [key for key in start if kind_of(key) == kind]
         before, after = (torch.cat([charge[key].flatten() for key in keys]) for charge in (start, now))
-        expected = before * math.exp(-rate * descent.times[-1])
         square = float(before @ before)
         scale = scales[kind] or math.sqrt(square)
         known = math.sqrt(square) > ROUNDING * scale
-        descent.drift[kind].append(float((after - expected).norm()) / scale if scale else 0.0)
+        descent.drift[kind].append(float((after - left * before).norm()) / scale if scale else 0.0)
         descent.kept[kind].append(float(after @ before) / square if known else math.nan)
 
 

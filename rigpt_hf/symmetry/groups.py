@@ -253,10 +253,9 @@ class MatrixGroup:
         """
         `Σ a bᵀ` over everything but the frame, `[copies, n, n]`, of two tensors `[copies · repeats · n, rest]`.
 
-        A metric weight gives `(a·b / n) 1`, so that its trace counts the weight once; frequencies give zero.
+        A metric weight gives `(a·b / n) 1`, so that its trace counts the weight once; frequencies give the products
+        `[copies, planes, planes]` of all pairs.
         """
-        if role == "planes":
-            return torch.zeros(self.shape(copies), dtype=a.dtype, device=a.device)
         blocks = [self._blocks(tensor, copies, role).movedim(1, 2).flatten(2) for tensor in (a, b)]
         if role == "metric":
             weight = (blocks[0] * blocks[1]).sum(-1, keepdim=True) / self.n

@@ -24,24 +24,6 @@ def gpt2_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def rigpt(monkeypatch, capsys):
-    """Runs the command in this process; gives its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rigpt", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_convert_verify_info_export_and_back(rigpt, gpt2_folder, tmp_path):
     code, out, err = rigpt("convert", gpt2_folder, tmp_path / "rigpt")
     assert code == 0, err
@@ -53,7 +35,7 @@ def test_convert_verify_info_export_and_back(rigpt, gpt2_folder, tmp_path):
 
     code, out, _ = rigpt("info", tmp_path / "rigpt")
     assert code == 0
-    for expected in ("stream", "Orthogonal(n=24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream*"):
+    for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream*"):
         assert expected in out
     assert f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'rigpt').num_parameters():,} parameters" in out
 
@@ -143,7 +125,7 @@ def test_what_nobody_foresaw_ends_in_one_line_too(rigpt, monkeypatch):
         rigpt("--debug", "info", "x")
 
 
-@pytest.mark.parametrize("verb", ["demo", "convert", "export", "verify", "info"])
+@pytest.mark.parametrize("verb", ["demo", "convert", "export", "verify", "info", "rotate"])
 def test_help_teaches(rigpt, verb):
     code, out, _ = rigpt(verb, "--help")
     assert code == 0

@@ -1,0 +1,174 @@
+"""The dimension of the gauge group, from the table, is the rank deficiency of the network, as measured."""
+
+import pytest
+import torch
+
+from rigpt_hf import RiGPTConfig
+from rigpt_hf.symmetry import jacobian_spectrum, redundant_dimensions
+from tests.models import SYMMETRIES, tiny_model
+from tests.tolerances import JACOBIAN_GAP
+
+
+# Some hundred parameters. A tiny eps would make the length of the stream almost redundant.
+SMALL = {
+    "vocab_size": 9,
+    "hidden_size": 6,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "intermediate_size": 5,
+    "max_position_embeddings": 7,
+    "rms_norm_eps": 0.1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+KINKED = ("relu", "relu2")
+
+
+def small_model(name: str, **changes):
+    """The model of `SYMMETRIES[name]` in a size at which a singular value decomposition takes no time."""
+    options = SMALL | {key: value for key, value in SYMMETRIES[name].items() if key not in SMALL}
+    options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
+    options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
+    return tiny_model(**(options | changes))
+
+
+def inputs(sequences: int = 24) -> torch.Tensor:
+    """Sequences of full length in which every token occurs."""
+    shape = sequences, SMALL["max_position_embeddings"]
+    return torch.randint(0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def centre_neurons_(model, input_ids: torch.Tensor) -> list[torch.Tensor]:
+    """
+    Set the biases before activations so that every neuron is active on half of the inputs; returns per layer on which
+    share each is. One that is active never, or always, has more freedom than the table knows.
+    """
+    shares = []
+    for layer in model.model.layers:
+        into = layer.mlp.up_proj if layer.mlp.gate_proj is None else layer.mlp.gate_proj
+        seen: list[torch.Tensor] = []
+        handle = layer.mlp.act_fn.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        model(input_ids, use_cache=False)
+        into.bias -= seen[-1].flatten(0, 1).median(dim=0).values
+        model(input_ids, use_cache=False)
+        handle.remove()
+        shares.append((seen[-1] > 0).double().mean(dim=(0, 1)))
+    return shares
+
+
+def measure(model, input_ids: torch.Tensor):
+    spectrum = jacobian_spectrum(model, input_ids, torch.Generator().manual_seed(1))
+    assert len(spectrum.singular_values) == sum(parameter.numel() for parameter in model.parameters())
+    return spectrum
+
+
+def check_count(model, input_ids: torch.Tensor) -> None:
+    if model.config.hidden_act in KINKED:
+        for share in centre_neurons_(model, input_ids):
+            assert share.min() > 0.25 and share.max() < 0.75, "a neuron is dead, or linear"
+    spectrum = measure(model, input_ids)
+    assert spectrum.gap > JACOBIAN_GAP
+    assert 0 < spectrum.rank < len(spectrum.singular_values)
+    assert spectrum.deficiency == redundant_dimensions(model.config)["total"]
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_count_is_the_rank_deficiency(name):
+    check_count(small_model(name), inputs())
+
+
+@pytest.mark.parametrize("name", ["learned-untied-projected", "squared-distance", "gated-relu2"])
+def test_layers_add_up(name):
+    model = small_model(name, num_hidden_layers=2)
+    one, two = (redundant_dimensions(m.config) for m in (small_model(name), model))
+    assert two["total"] > one["total"]
+    assert two["head_vo"] == 2 * one["head_vo"] and two["stream"] == one["stream"]
+    check_count(model, inputs(40))
+
+
+def test_every_option_is_counted_differently_where_it_should_be():
+    totals = {name: redundant_dimensions(small_model(name).config)["total"] for name in SYMMETRIES}
+    assert totals["relu2"] == totals["gelu"] + SMALL["intermediate_size"]
+    assert totals["gated-relu"] == totals["gated"] + SMALL["intermediate_size"]
+    assert totals["distance"] < totals["rotary"] < totals["learned"]
+    assert len(set(totals.values())) > 10
+
+
+def test_a_gain_in_the_stream_takes_away_its_rotations():
+    model = small_model("learned")
+    gain = torch.linspace(0.5, 1.5, SMALL["hidden_size"], dtype=torch.float64)
+    counted = redundant_dimensions(model.config)
+    before = measure(model, inputs())
+    # Between the last norm and the head, which is tied: no other weight can take the gain up.
+    model.model.norm.register_forward_hook(lambda module, args, output: output * gain)
+    after = measure(model, inputs())
+    assert before.deficiency == counted["total"]
+    assert after.deficiency == counted["total"] - counted["stream"] < counted["total"]
+    assert after.gap > JACOBIAN_GAP
+
+
+def test_layers_that_see_only_the_range_of_a_narrow_embedding_have_more_room():
+    # Nothing but `project_in` has written to the stream where the first layer reads it, and rotary positions add
+    # nothing there: what queries, keys and values read outside of its range is free.
+    config = {"embedding_size": SMALL["hidden_size"] - 1}
+    rotary, learned = small_model("untied-projected", **config), small_model("learned-untied-projected", **config)
+    heads = rotary.config.num_attention_heads + 2 * rotary.config.num_key_value_heads
+    unread = rotary.config.head_dim * heads * (rotary.config.hidden_size - rotary.config.embedding_size)
+    assert unread == 16
+    assert measure(rotary, inputs()).deficiency == redundant_dimensions(rotary.config)["total"] + unread
+    assert measure(learned, inputs()).deficiency == redundant_dimensions(learned.config)["total"]
+
+
+def test_the_parts_of_gpt2():
+    config = RiGPTConfig(
+        embedding_size=768,
+        position_embedding_type="learned",
+        attention_bias=True,
+        attention_output_bias=True,
+        mlp_bias=True,
+        output_bias=True,
+    )
+    assert redundant_dimensions(config) == {
+        "stream": 768 * 767 // 2,
+        "lexical": 768 * 768,
+        "head_qk": 12 * 12 * 64 * 64,
+        "head_vo": 12 * 12 * 64 * 64,
+        "heads": 0,
+        "neurons": 0,
+        "key_shift": 12 * 768,
+        "value_shift": 12 * 768,
+        "total": 294_528 + 589_824 + 589_824 + 589_824 + 9_216 + 9_216,
+    }
+
+
+def test_the_parts_of_a_llama():
+    config = RiGPTConfig(
+        embedding_size=2048,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        hidden_act="silu",
+        gated_mlp=True,
+    )
+    assert redundant_dimensions(config) == {
+        "stream": 2048 * 2047 // 2,
+        "lexical": 2048 * 2048,
+        "head_qk": 16 * 8 * 2 * 32,
+        "head_vo": 16 * 8 * 64 * 64,
+        "heads": 0,
+        "neurons": 16 * 8192,
+        "total": 2_096_128 + 4_194_304 + 8_192 + 524_288 + 131_072,
+    }
+
+
+def test_too_few_logits_are_named():
+    model = small_model("rotary")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    with pytest.raises(ValueError, match=f"`input_ids` must give at least {size + 20} logits to see {size} parameters"):
+        jacobian_spectrum(model, inputs(2))
