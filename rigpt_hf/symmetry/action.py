@@ -57,7 +57,9 @@ class GaugeTransformation:
         for key, element in elements.items():
             if key not in self.frames:
                 raise ValueError(
-                    f"`elements` must be keyed by frames of the config, got {key!r}. It has {list(self.frames)}."
+                    f"`elements` must be keyed by frames of the config, got {key!r}. It has "
+                    f"{', '.join(sorted({kind_of(known) for known in self.frames}))}, with `layers.0.` and so on before "
+                    "those that every layer has."
                 )
             group, copies = self.frames[key].group, self.frames[key].copies
             if tuple(element.shape) != group.shape(copies):
@@ -151,14 +153,17 @@ class GaugeTransformation:
             self.config, {key: self.frames[key].group.path(element, t) for key, element in self.elements.items()}
         )
 
-    def transform(self, name: str, tensor: torch.Tensor, read: Read | None = None) -> torch.Tensor:
+    def transform(
+        self, name: str, tensor: torch.Tensor, read: Read | None = None, algebra: torch.dtype = torch.float64
+    ) -> torch.Tensor:
         """
-        The parameter `name` after the transformation: computed in float64, cast once to the dtype it had.
+        The parameter `name` after the transformation: computed in `algebra`, cast once to the dtype it had.
 
         Args:
             name: Of the parameter.
             tensor: Its value.
             read: Gives other parameters of the same model, as they were before; only translations need it.
+            algebra: float64, unless the result is no more than a guess.
 
         Raises:
             ValueError: if the table has no such parameter, or a translation needs `read`.
@@ -170,14 +175,17 @@ class GaugeTransformation:
         for dim, axis in enumerate(entry):
             for turn in axis:
                 if (key := self._key(turn, layer)) is not None:
-                    whole = moved.to(torch.float64)
+                    whole = moved.to(algebra)
                     front = whole.flatten() if len(entry) == 1 else whole.movedim(dim, 0)
                     moved = self._act(key, turn, front.reshape(len(front), -1)).reshape(front.shape).movedim(0, dim)
         return tensor if moved is tensor else moved.reshape(tensor.shape).to(tensor.dtype)
 
-    def state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], algebra: torch.dtype = torch.float64
+    ) -> dict[str, torch.Tensor]:
         """A transformed copy of a state dict; tensors that do not turn are the same objects."""
-        return {name: self.transform(name, tensor, state_dict.__getitem__) for name, tensor in state_dict.items()}
+        read = state_dict.__getitem__
+        return {name: self.transform(name, tensor, read, algebra) for name, tensor in state_dict.items()}
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:

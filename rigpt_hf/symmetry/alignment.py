@@ -53,7 +53,7 @@ class Alignment:
 
 
 def align(
-    model: nn.Module, reference: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-6, progress: bool = False
+    model: nn.Module, reference: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-5, progress: bool = False
 ) -> GaugeTransformation:
     """
     The transformation that brings `model` nearest to `reference`: `align(a, b)(a)` is `a` in the frames of `b`.
@@ -71,7 +71,7 @@ def align(
     return found.transformation
 
 
-def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-6) -> float:
+def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-5) -> float:
     """
     The distance between the orbits of two models, relative to their size: `|w_a - w_b| / sqrt((|w_a|² + |w_b|²) / 2)`
     for balanced, aligned weights.
@@ -84,30 +84,33 @@ def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, toleran
 
 @torch.no_grad()
 def find_alignment(
-    model: nn.Module, reference: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-6, progress: bool = False
+    model: nn.Module, reference: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-5, progress: bool = False
 ) -> Alignment:
     """As [`align`], with all that was learned on the way."""
     check_alike(model.config, reference.config)
     config = reference.config
+    dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
+    from_model, weights = _balanced(model, dtype)
+    from_reference, target = _balanced(reference, dtype)
+    search = _Search(config, weights, target)
+    search.turn_by_tokens()
     with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
-        from_model, weights = balance(config, weights_of(model))
-        from_reference, target = balance(config, weights_of(reference))
-        search = _Search(config, weights, target)
-        search.turn_by_tokens()
-        distances = [search.distance()]
-        converged = False
-        while not converged and len(distances) <= max_sweeps:
-            before = search.weights, search.total
-            search.sweep()
-            distances.append(search.distance())
-            converged = distances[-2] - distances[-1] <= tolerance * distances[-1]
-            if distances[-1] > distances[-2]:  # which rounding can do at the end
-                search.weights, search.total = before
-                distances.pop()
-            bar.set_postfix_str(f"distance {distances[-1]:.3g}")
-            bar.update()
+        # Which heads and neurons belong together is found in the models' own precision, the angles in float64.
+        distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar)
+        if dtype != torch.float64:
+            from_model = search.total @ from_model
+            weights = from_model.state_dict(weights_of(model))
+            target = from_reference.state_dict(weights_of(reference))
+            search = _Search(config, weights, target)
+            polished, converged = search.run(max_sweeps, tolerance, bar, match=False)
+            distances += polished
     total = from_reference.inverse() @ search.total @ from_model
     return Alignment(total, from_reference, search.weights, target, distances, converged)
+
+
+def _balanced(model: nn.Module, dtype: torch.dtype) -> tuple[GaugeTransformation, Weights]:
+    transformation, weights = balance(model.config, weights_of(model), passes=1)
+    return transformation, {name: tensor.to(dtype) for name, tensor in weights.items()}
 
 
 def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
@@ -126,6 +129,8 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
             )
 
 
+# A sweep that lowers the distance by less than this part of it finds no more heads or neurons.
+FOUND = 1e-3
 # What decides the shapes of parameters and the groups that act on them.
 STRUCTURE = (
     "vocab_size",
@@ -157,6 +162,7 @@ class _Search:
 
     def __init__(self, config: RiGPTConfig, weights: Weights, target: Weights):
         self.config, self.weights, self.target = config, weights, target
+        self.dtype = next(iter(target.values())).dtype
         self.total = GaugeTransformation.identity(config)
         self.frames = frame_keys(config)
         self.table = axes(config)
@@ -168,14 +174,33 @@ class _Search:
 
     def go(self, elements: dict[str, torch.Tensor]) -> None:
         step = GaugeTransformation(self.config, elements)
-        self.weights, self.total = step.state_dict(self.weights), step @ self.total
+        self.weights, self.total = step.state_dict(self.weights, self.dtype), step @ self.total
 
-    def sweep(self) -> None:
-        """Every frame once."""
+    def run(self, max_sweeps: int, tolerance: float, bar: tqdm, match: bool = True) -> tuple[list[float], bool]:
+        """Sweep until that changes nothing to speak of; the distances before and after every sweep, and whether."""
+        distances = [self.distance()]
+        while len(distances) <= max_sweeps:
+            before = self.total
+            self.sweep(match)
+            distances.append(self.distance())
+            bar.set_postfix_str(f"distance {distances[-1]:.3g}")
+            bar.update()
+            if distances[-1] > distances[-2]:  # by rounding, at the end
+                step_back = before @ self.total.inverse()
+                self.weights, self.total = step_back.state_dict(self.weights, self.dtype), before
+                return distances[:-1], True
+            if distances[-2] - distances[-1] <= tolerance * distances[-1]:
+                return distances, True
+        return distances, False
+
+    def sweep(self, match: bool = True) -> None:
+        """Every frame once; `match`: those of heads and neurons too."""
         self.turn_spaces("lexical", "output")
-        self.go({key: self.match_heads(key) for key in self.keys("heads")})
+        if match:
+            self.go({key: self.match_heads(key) for key in self.keys("heads")})
         self.turn_spaces("head_qk", "head_vo")
-        self.go({key: self.match_neurons(key) for key in self.keys("neurons")})
+        if match:
+            self.go({key: self.match_neurons(key) for key in self.keys("neurons")})
         self.turn_spaces("stream")
 
     def keys(self, *kinds: str) -> list[str]:
@@ -186,7 +211,7 @@ class _Search:
         cross = token_vectors(self.target).T @ token_vectors(self.weights)
         group = self.frames["stream"].group
         assert isinstance(group, MatrixGroup)
-        self.go({"stream": nearest(group, cross[None])})
+        self.go({"stream": nearest(group, cross[None].double())})
 
     def turn_spaces(self, *kinds: str) -> None:
         elements = {}
@@ -194,7 +219,7 @@ class _Search:
         for key, roles in contract(self.config, self.target, self.weights, lambda key: key in wanted).items():
             group = self.frames[key].group
             assert isinstance(group, MatrixGroup)
-            elements[key] = nearest(group, roles["vector"] + roles["covector"], roles.get("planes"))
+            elements[key] = nearest(group, (roles["vector"] + roles["covector"]).double(), roles.get("planes"))
         self.go(elements)
 
     def carriers(self, key: str, kind: str) -> list[tuple[str, int, str]]:
@@ -223,12 +248,12 @@ class _Search:
         cross = {kind: self._cross_blocks(key, kind, group) for kind in kinds}
         inside = torch.arange(repeats).repeat(heads, heads, 1)
         if repeats > 1:
-            likeness = torch.zeros(heads, heads, repeats, repeats, dtype=torch.float64)
+            likeness = torch.zeros(heads, heads, repeats, repeats, dtype=self.dtype)
             for shared, queries in cross.values():
                 part = torch.einsum("klij,kglmij->klgm", shared, queries)
                 likeness += part / part.abs().max().clamp_min(1e-300)
             inside = torch.stack([torch.stack([assignment(gains) for gains in rows]) for rows in likeness])
-        gains = torch.zeros(heads, heads, dtype=torch.float64)
+        gains = torch.zeros(heads, heads, dtype=self.dtype)
         for kind, (shared, queries) in cross.items():
             space = self.frames[prefix_of(key) + kind].group
             assert isinstance(space, MatrixGroup)
@@ -245,8 +270,8 @@ class _Search:
         """
         heads, repeats = group.key_value_heads, group.repeats
         size = self.config.head_dim
-        shared = torch.zeros(heads, heads, size, size, dtype=torch.float64)
-        queries = torch.zeros(heads, repeats, heads, repeats, size, size, dtype=torch.float64)
+        shared = torch.zeros(heads, heads, size, size, dtype=self.dtype)
+        queries = torch.zeros(heads, repeats, heads, repeats, size, size, dtype=self.dtype)
         for name, dim, role in self.carriers(key, kind):
             length = self.target[name].shape[dim]
             b, a = (side[name].movedim(dim, 0).reshape(length, -1) for side in (self.target, self.weights))

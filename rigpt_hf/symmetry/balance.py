@@ -22,18 +22,21 @@ RANK_TOLERANCE = 1e-12
 PASSES = 2
 
 
-def balance(config: RiGPTConfig, weights: Weights) -> tuple[GaugeTransformation, dict[str, torch.Tensor]]:
+def balance(
+    config: RiGPTConfig, weights: Weights, passes: int = PASSES
+) -> tuple[GaugeTransformation, dict[str, torch.Tensor]]:
     """
     The transformation that balances a model's weights, and the balanced weights in float64.
 
     Args:
         config: Of the model.
         weights: Parameters by name, as [`weights_of`] gives them.
+        passes: How often the balancing is refined.
     """
     total = _without_translations(config, weights)
     balanced = total.state_dict({name: tensor.to(torch.float64) for name, tensor in weights.items()})
     keys = {key: frame.group for key, frame in frame_keys(config).items()}
-    for _ in range(PASSES):
+    for _ in range(passes):
         elements = {}
         for key, roles in contract(config, balanced, balanced, lambda key: can_stretch(keys[key])).items():
             group = keys[key]

@@ -3,9 +3,9 @@ How well gradient descent keeps what gradient flow conserves, and how fast weigh
 
 With step size η and rate μ of weight decay one step is `θ' = (1 - ημ)θ - η∇L`. The pairing of the gradient with the
 generators is zero, so a quadratic charge becomes exactly `Q' = (1 - ημ)² Q + η² Q[∇L]`, where `Q[∇L]` is the same form
-evaluated on the gradient. Over a fixed time there are `time / η` steps: what the gradient does adds up to O(η), and the
-factors of weight decay multiply to `exp(-2μt)` up to O(η). Linear charges see no gradient and decay as `exp(-μt)`. See
-`conservation.py` for where the charges come from.
+evaluated on the gradient. Over a fixed time there are `time / η` steps: what the gradient does adds up to O(η), and
+the factors of weight decay multiply to `exp(-2μt)` up to O(η). Linear charges see no gradient and decay as
+`exp(-μt)`. See `conservation.py` for where the charges come from.
 """
 
 import copy
@@ -82,8 +82,8 @@ def charge_drift(
     model: nn.Module,
     input_ids: torch.Tensor,
     *,
-    learning_rates: Sequence[float] = (0.04, 0.02, 0.01),
-    time: float = 0.8,
+    learning_rates: Sequence[float] = (0.02, 0.01, 0.005),
+    time: float = 0.4,
     weight_decay: float = 0.0,
     progress: bool = True,
 ) -> DriftReport:
@@ -280,12 +280,15 @@ def _draw_drift(panel, report: DriftReport) -> None:
 
 def _draw_decay(panel, report: DriftReport) -> None:
     descent = report.descents[-1]
-    for kind, kept in descent.kept.items():
+    # Charges of one rate lie on top of each other: rings of different sizes let all of them be seen.
+    for index, (kind, kept) in enumerate(descent.kept.items()):
         if not any(math.isnan(value) for value in kept):
-            panel.semilogy(descent.times, [abs(value) for value in kept], "o", markersize=4, label=kind)
-    for rate in sorted(set(report.predicted_rates.values())):
-        label = f"exp(-{rate / report.weight_decay:.0f}μt)"
-        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], "-", color="0.5", label=label)
+            size = 4 + 3 * index
+            panel.semilogy(descent.times, [abs(value) for value in kept], "o", ms=size, mfc="none", label=kind)
+    for rate, style in zip(sorted(set(report.predicted_rates.values())), ("-", "--"), strict=False):
+        power = round(rate / report.weight_decay)
+        label = f"exp(-{power if power > 1 else ''}μt)"
+        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], style, color="0.5", label=label)
     panel.set(
         title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
         xlabel="time",

@@ -228,6 +228,8 @@ class MatrixGroup:
         match role:
             case "vector":
                 return element
+            case "covector" if self.stretch == "none":
+                return element  # orthogonal: its own inverse transpose
             case "covector":
                 return torch.linalg.inv(element).mT
             case "metric":
@@ -242,7 +244,7 @@ class MatrixGroup:
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
         """Turn `[copies · repeats · n, rest]`; the repeats of one copy share its matrix."""
-        matrices = self.matrices(element, role).to(tensor.device)
+        matrices = self.matrices(element, role).to(tensor)
         return (matrices[:, None] @ self._blocks(tensor, matrices.shape[0], role)).reshape(tensor.shape)
 
     def _blocks(self, tensor: torch.Tensor, copies: int, role: Role) -> torch.Tensor:

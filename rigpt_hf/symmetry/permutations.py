@@ -186,7 +186,7 @@ class NeuronGroup:
         element = element[0].to(tensor.device)
         powers = self.exponents(role).to(tensor.device)
         scale = (element[1:] ** powers[:, None]).prod(dim=0)
-        return (scale[:, None] * tensor)[element[0].long()]
+        return (scale[:, None].to(tensor) * tensor)[element[0].long()]
 
     def contract(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
         """`a·b` per neuron, `[1, F]`, of two tensors `[F, rest]`."""

@@ -35,7 +35,7 @@ def test_convert_verify_info_export_and_back(rigpt, gpt2_folder, tmp_path):
 
     code, out, _ = rigpt("info", tmp_path / "rigpt")
     assert code == 0
-    for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream*"):
+    for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream:covector"):
         assert expected in out
     assert f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'rigpt').num_parameters():,} parameters" in out
 

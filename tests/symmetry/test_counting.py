@@ -123,6 +123,14 @@ def test_layers_that_see_only_the_range_of_a_narrow_embedding_have_more_room():
     assert measure(learned, inputs()).deficiency == redundant_dimensions(learned.config)["total"]
 
 
+def test_heads_wider_than_the_stream_are_counted_wrong():
+    # Dimensions that neither factor fills: some freedom the group does not know, some elements that do nothing.
+    for head_dim, right in ((6, True), (8, False)):
+        model = small_model("learned", head_dim=head_dim)
+        deficiency, total = measure(model, inputs(40)).deficiency, redundant_dimensions(model.config)["total"]
+        assert (deficiency == total) == right, head_dim
+
+
 def test_the_parts_of_gpt2():
     config = RiGPTConfig(
         embedding_size=768,
@@ -170,5 +178,7 @@ def test_the_parts_of_a_llama():
 def test_too_few_logits_are_named():
     model = small_model("rotary")
     size = sum(parameter.numel() for parameter in model.parameters())
-    with pytest.raises(ValueError, match=f"`input_ids` must give at least {size + 20} logits to see {size} parameters"):
+    with pytest.raises(
+        ValueError, match=f"`input_ids` must give at least {size + 20} logits to see {size} parameters"
+    ):
         jacobian_spectrum(model, inputs(2))

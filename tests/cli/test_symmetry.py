@@ -1,0 +1,232 @@
+"""The verbs that use the freedom of a RiGPT, as a person meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import GPT2Config, PreTrainedTokenizerFast
+
+from rigpt_hf import RiGPTForSequenceClassification
+from rigpt_hf.cli.common import check_same_vocabulary, load_rigpt
+from rigpt_hf.symmetry import GaugeTransformation
+from tests.models import tiny_config, tiny_model
+from tests.tolerances import SYMMETRY
+
+
+OPTIONS = {"position_embedding_type": "learned", "tie_word_embeddings": False}  # has every kind of frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "rigpt"
+    tiny_model(**OPTIONS).save_pretrained(path)
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and len(first) > 15
+    return max(float((first[name] - second[name]).abs().max() / first[name].abs().max()) for name in first)
+
+
+def test_rotate_turns_stream_and_heads_by_the_seed(rigpt, folder, tmp_path):
+    code, out, err = rigpt("rotate", folder, tmp_path / "a", "--seed", 3)
+    assert code == 0, err
+    assert "equal up to rounding" in out and f"Written to {tmp_path / 'a'}" in out
+    assert json.loads((tmp_path / "a" / "certificate.json").read_text())["passed"]
+    g = GaugeTransformation.random(tiny_config(**OPTIONS), torch.Generator().manual_seed(3))
+    g(tiny_model(**OPTIONS)).save_pretrained(tmp_path / "expected")
+    assert largest_difference(tmp_path / "a", tmp_path / "expected") <= SYMMETRY[torch.float64]
+    rigpt("rotate", folder, tmp_path / "b", "--seed", 4)
+    assert largest_difference(tmp_path / "a", tmp_path / "b") > 0.1
+
+
+@pytest.mark.parametrize(
+    "way", [(), ("--t", 0.3), ("--frames", "all", "--t", "-1"), ("--frames", "stream,heads"), ("--frames", "all")]
+)
+def test_what_was_saved_is_undone(rigpt, folder, tmp_path, way):
+    saved = tmp_path / "kept" / "g.safetensors"
+    code, out, err = rigpt("rotate", folder, tmp_path / "there", "--save-transformation", saved, *way)
+    assert code == 0 and f"--transformation {saved} --inverse" in out, err
+    code, _, err = rigpt("rotate", tmp_path / "there", tmp_path / "back", "--transformation", saved, "--inverse")
+    assert code == 0, err
+    assert largest_difference(tmp_path / "back", folder) <= SYMMETRY[torch.float64]
+    assert largest_difference(tmp_path / "there", folder) > 0.1, "nothing was turned"
+    assert sorted(path.name for path in tmp_path.rglob("*.partial")) == []
+
+
+def test_what_was_saved_is_repeated_and_walked(rigpt, folder, tmp_path):
+    g = tmp_path / "g.safetensors"
+    GaugeTransformation.random(tiny_config(**OPTIONS), torch.Generator().manual_seed(0), "all", special=True).save(g)
+    half = tmp_path / "half.safetensors"
+    steps = [("whole",), ("nothing", "--t", 0), ("there", "--t", 0.5, "--save-transformation", half)]
+    steps += [("again",), ("back", "--t", 0.5, "--inverse")]
+    for name, *way in steps:
+        source = tmp_path / "there" if name == "back" else folder
+        code, _, err = rigpt("rotate", source, tmp_path / name, "--transformation", g, *way)
+        assert code == 0, err
+    assert largest_difference(tmp_path / "whole", tmp_path / "again") == 0
+    for name in ("nothing", "back"):
+        assert largest_difference(tmp_path / name, folder) <= SYMMETRY[torch.float64]
+    for other in (folder, tmp_path / "whole"):
+        assert largest_difference(tmp_path / "there", other) > 0.05
+    code, _, _ = rigpt("rotate", folder, tmp_path / "by-half", "--transformation", half)
+    assert code == 0
+    assert largest_difference(tmp_path / "by-half", tmp_path / "there") <= SYMMETRY[torch.float64]
+
+
+def test_rotate_takes_dtype_and_shards(rigpt, folder, tmp_path):
+    code, _, err = rigpt("rotate", folder, tmp_path / "out", "--dtype", "float32", "--max-shard-size", "20KB")
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    assert load_rigpt(str(tmp_path / "out")).dtype is torch.float32
+    code, out, _ = rigpt("verify", folder, tmp_path / "out")
+    assert code == 0 and "equal up to rounding" in out
+
+
+def test_force_replaces_model_and_file(rigpt, folder, tmp_path):
+    command = ("rotate", folder, tmp_path / "out", "--save-transformation", tmp_path / "g.safetensors")
+    assert rigpt(*command)[0] == 0
+    before = (tmp_path / "g.safetensors").read_bytes(), (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert rigpt(*command, "--seed", 1)[0] == 2
+    assert before == ((tmp_path / "g.safetensors").read_bytes(), (tmp_path / "out" / "model.safetensors").read_bytes())
+    assert rigpt(*command, "--seed", 1, "--force")[0] == 0
+    after = (tmp_path / "g.safetensors").read_bytes(), (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
+    shear = torch.eye(32, dtype=torch.float64)[None]
+    shear[0, 0, 1] = 0.5
+    save_file({"stream": shear}, tmp_path / "shear.safetensors")
+    arguments = ("--transformation", tmp_path / "shear.safetensors", "--save-transformation", tmp_path / "kept")
+    code, _, err = rigpt("rotate", folder, tmp_path / "out", *arguments)
+    assert code == 2 and "`transformation` must leave the function of" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"shear.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("GPT2", "OUT"), "`source` must be a RiGPT, got"),
+        (("HEADLESS", "OUT"), "`source` must be a RiGPTForCausalLM, got"),
+        (("no/such/folder", "OUT"), "`source` must be the folder of a saved model or the id of a repository"),
+        (("RIGPT", "FULL"), "or pass `--force` to replace it"),
+        (("RIGPT", "RIGPT"), "`output_dir` must not hold the source"),
+        (("RIGPT", "OUT", "--inverse"), "`inverse` undoes a transformation in a file, got none. Name it with"),
+        (("RIGPT", "OUT", "--transformation", "G", "--frames", "stream"), "`frames` says what to turn at random"),
+        (("RIGPT", "OUT", "--transformation", "G", "--t", "0.5"), "`t` must be 1 for the `transformation` in"),
+        (("RIGPT", "OUT", "--transformation", "absent"), "`transformation` must be a file, got 'absent'"),
+        (("RIGPT", "OUT", "--transformation", "TEXT"), "`transformation` must be a file that `rigpt rotate --save-tr"),
+        (
+            ("RIGPT", "OUT", "--transformation", "MODEL"),
+            "`transformation` must be a file that `rigpt rotate --save-tr",
+        ),
+        (("RIGPT", "OUT", "--frames", "spin"), "`frames` must name frames of this configuration, got 'spin'"),
+        (("RIGPT", "OUT", "--frames", ","), "`frames` must name frames that this configuration has, got ','"),
+        (
+            ("PLAIN", "OUT", "--frames", "shifts"),
+            "`frames` must name frames that this configuration has, got 'shifts'",
+        ),
+        (("RIGPT", "OUT", "--t", "nan"), "`t` must be a finite number, got nan"),
+        (("RIGPT", "OUT", "--t", "half"), "Invalid value for '--t'"),
+        (("RIGPT", "OUT", "--dtype", "int8"), "`dtype` must be one of float64, float32"),
+        (("RIGPT", "OUT", "--max-shard-size", "big"), "`max_shard_size` must be a number of bytes or a text"),
+        (("RIGPT", "OUT", "--revision", "main"), "`revision` names a version on the Hub"),
+        (("RIGPT", "OUT", "--save-transformation", "TEXT"), "must not exist yet, got"),
+        (("RIGPT", "OUT", "--save-transformation", "FULL"), "`save_transformation` must be a file, got the folder"),
+        (("RIGPT", "OUT", "--save-transformation", "INSIDE"), "must lie outside of the model's folder"),
+        (("RIGPT",), "Missing argument 'output'. See rigpt rotate --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_ends_in_one_line(rigpt, folder, tmp_path, arguments, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("keep me")
+    (tmp_path / "text.txt").write_text("Some text.")
+    GPT2Config(vocab_size=61).save_pretrained(tmp_path / "gpt2")
+    tiny_config(attention_bias=False).save_pretrained(tmp_path / "plain")
+    config = tiny_config()
+    config.architectures = [RiGPTForSequenceClassification.__name__]
+    config.save_pretrained(tmp_path / "headless")
+    generator = torch.Generator().manual_seed(0)
+    GaugeTransformation.random(tiny_config(**OPTIONS), generator, "all").save(tmp_path / "g")
+    names = {"OUT": "out", "FULL": "full", "GPT2": "gpt2", "PLAIN": "plain", "HEADLESS": "headless", "G": "g"}
+    names |= {"TEXT": "text.txt", "INSIDE": "out/g.safetensors"}
+    places = {key: tmp_path / name for key, name in names.items()}
+    places |= {"RIGPT": folder, "MODEL": folder / "model.safetensors"}
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = rigpt("rotate", *(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before, "something was left behind or lost"
+
+
+class TestLoading:
+    def test_a_rigpt(self, folder):
+        model = load_rigpt(str(folder))
+        assert not model.training and model.dtype is torch.float64
+        assert load_rigpt(str(folder), torch.float32).dtype is torch.float32
+
+    @pytest.mark.parametrize("problem", ["lacks", "has no place for"])
+    def test_weights_that_are_not_those_of_the_configuration(self, problem, folder, tmp_path):
+        tensors = weights(folder)
+        if problem == "lacks":
+            del tensors["lm_head.weight"]
+        else:
+            tensors["model.layers.1.self_attn.extra"] = torch.ones(2)
+        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=f"`source` must hold the weights of its configuration, .* {problem} `"):
+            load_rigpt(str(tmp_path))
+
+    def test_anything_else(self, tmp_path):
+        GPT2Config().save_pretrained(tmp_path / "gpt2")
+        with pytest.raises(ValueError, match="`source` must be a RiGPT, got .* Convert it first: rigpt convert"):
+            load_rigpt(str(tmp_path / "gpt2"))
+        with pytest.raises(ValueError, match="`source` must be the folder of a saved model"):
+            load_rigpt(str(tmp_path / "absent"))
+
+
+class TestSameVocabulary:
+    def make(self, path: Path, vocabulary: str | None = "abcd", merges=(("a", "b"),), **options) -> str:
+        tiny_config(**options).save_pretrained(path)
+        if vocabulary is not None:
+            ids = {token: index for index, token in enumerate(["ab", "cd", *vocabulary])}
+            backend = Tokenizer(models.BPE(ids, list(merges)))
+            PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(path)
+        return str(path)
+
+    def test_the_same(self, tmp_path):
+        check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "b"))
+        check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "c", None))
+
+    def test_another_size(self, tmp_path):
+        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", vocab_size=62)
+        with pytest.raises(ValueError, match="must have one vocabulary, got 61 tokens in .*a' and 62 in .*b'"):
+            check_same_vocabulary(a, b)
+
+    def test_another_order(self, tmp_path):
+        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", "abdc")
+        message = "differ in 2 tokens, such as 'c': id 4 in .*a', id 5 in .*b'. Take two models"
+        with pytest.raises(ValueError, match=message):
+            check_same_vocabulary(a, b)
+
+    def test_another_token(self, tmp_path):
+        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", "abcde")
+        with pytest.raises(ValueError, match="'e': absent in .*a', id 6 in .*b'"):
+            check_same_vocabulary(a, b)
+
+    def test_other_merges(self, tmp_path):
+        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", merges=(("c", "d"),))
+        with pytest.raises(ValueError, match="merge characters differently"):
+            check_same_vocabulary(a, b)

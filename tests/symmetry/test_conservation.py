@@ -1,0 +1,316 @@
+"""Noether's theorem for weights: what the gradient pairs to zero with, what descent conserves, what decay forgets."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from rigpt_hf.symmetry import charges, gradient_pairing
+from rigpt_hf.symmetry.contraction import contract, weights_of
+from rigpt_hf.symmetry.drift import charge_drift, plot_drift
+from rigpt_hf.symmetry.frames import frame_keys, kind_of
+from rigpt_hf.symmetry.permutations import Translations
+from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.tolerances import ORDER, PAIRING
+
+
+# Every kind of charge, and the frames that have one.
+CHARGED = {
+    "multi-head": {"head_qk", "head_vo"},
+    "learned": {"head_qk", "head_vo", "key_shift"},
+    "learned-untied-projected": {"head_qk", "head_vo", "key_shift", "lexical", "output"},
+    "learned-projected": {"head_qk", "head_vo", "key_shift", "lexical"},
+    "rotary-partial": {"head_qk", "head_vo", "key_shift"},
+    "squared-distance": {"head_qk", "head_vo"},
+    "squared-distance-partial": {"head_qk", "head_vo"},
+    "qk-norm": {"head_vo"},
+    "relu2": {"head_qk", "head_vo", "neurons"},
+    "gated": {"head_qk", "head_vo", "neurons"},
+    "gated-relu2": {"head_qk", "head_vo", "neurons"},
+}
+# Charges that are sums of weights: no gradient reaches them.
+LINEAR = {"key_shift", "position_shift"}
+LEARNING_RATES, TIME, DECAY = (0.02, 0.01, 0.005), 0.4, 0.5
+
+
+def charged_model(name: str):
+    return tiny_model(num_hidden_layers=1, **SYMMETRIES[name])
+
+
+def batch() -> torch.Tensor:
+    return tokens(4, 12)
+
+
+def loss_of(model) -> torch.Tensor:
+    return model(batch(), labels=batch(), use_cache=False).loss
+
+
+def gradient_of(model) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss_of(model), parameters), strict=True))
+
+
+def size(tensors) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_gradient_pairs_to_zero_with_every_generator(name):
+    model = tiny_model(**SYMMETRIES[name])
+    pairings = gradient_pairing(model, loss_of(model))
+    keys = frame_keys(model.config)
+    assert set(pairings) == {key for key, frame in keys.items() if frame.group.dimension}
+    assert {kind_of(key) for key in pairings} >= {"stream", "head_vo"}
+    for key, pairing in pairings.items():
+        assert pairing.relative <= PAIRING, key
+    stream = pairings["stream"].value[0]
+    assert stream.shape == (32, 32) and torch.equal(stream, -stream.T)
+    # The terms that cancel are not small one by one.
+    gradient, weights = gradient_of(model), weights_of(model)
+    assert size(gradient.values()) > 0.01
+    for key, roles in contract(model.config, gradient, weights, lambda key: key in pairings).items():
+        terms = [size([value]) for role, value in roles.items() if role not in ("metric", "planes")]
+        assert len(terms) >= 2 and min(terms) > 1e-6, key
+
+
+def test_any_loss_of_the_logits_will_do():
+    model = tiny_model(**SYMMETRIES["learned-untied-projected"])
+    pairings = gradient_pairing(model, lambda model: model(batch(), use_cache=False).logits.pow(3).mean())
+    assert len(pairings) >= 10
+    assert max(pairing.relative for pairing in pairings.values()) <= PAIRING
+
+
+def test_a_loss_that_sees_hidden_coordinates_does_not_pair_with_the_stream():
+    model = tiny_model(**SYMMETRIES["learned-projected"])
+    pairings = gradient_pairing(model, model.model(batch()).last_hidden_state[..., 0].mean())
+    assert pairings.pop("stream").relative > 1e-3
+    assert max(pairing.relative for pairing in pairings.values()) <= PAIRING, "the other frames see nothing of it"
+
+
+@pytest.mark.parametrize("name", CHARGED)
+def test_weight_decay_pairs_with_stretches_and_not_with_rotations(name):
+    model = charged_model(name)
+    decay = sum(parameter.square().sum() for parameter in model.parameters()) / 2
+    pairings, conserved = gradient_pairing(model, loss_of(model) + decay), charges(model)
+    assert pairings["stream"].relative <= PAIRING
+    assert conserved
+    for key, charge in conserved.items():
+        # The gradient of |θ|²/2 is θ, and its pairing with the generators is what the charge is.
+        assert pairings[key].relative > 1e-5, key
+        assert (pairings[key].value - charge).abs().max() <= PAIRING * size(weights_of(model).values()) ** 2, key
+
+
+def test_a_loss_that_is_no_scalar_is_named():
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"`loss` must be a scalar .* got shape \(4, 12, 61\) and requires_grad=True"):
+        gradient_pairing(model, model(batch()).logits)
+
+
+def test_a_loss_without_gradients_is_named():
+    model = tiny_model()
+    with torch.no_grad():
+        loss = loss_of(model)
+    with pytest.raises(ValueError, match=r"`loss` must be a scalar .* got shape \(\) and requires_grad=False"):
+        gradient_pairing(model, loss)
+
+
+@pytest.mark.parametrize("name", CHARGED)
+def test_the_frames_that_have_charges(name):
+    assert {kind_of(key) for key in charges(charged_model(name))} == CHARGED[name]
+
+
+def test_the_charges_of_a_general_model_by_hand():
+    model = charged_model("learned-untied-projected")
+    values, weights = charges(model), weights_of(model)
+    attention = "model.layers.0.self_attn."
+    q, k, v = (
+        torch.cat([weights[f"{attention}{x}_proj.weight"], weights[f"{attention}{x}_proj.bias"][:, None]], dim=1)
+        for x in "qkv"
+    )
+    o = weights[attention + "o_proj.weight"]
+    for head, (first, second) in enumerate(((0, 1), (2, 3))):  # query heads that share the key-value head
+        keys = slice(8 * head, 8 * head + 8)
+        queries = [slice(8 * index, 8 * index + 8) for index in (first, second)]
+        expected = sum(q[rows] @ q[rows].T for rows in queries) - k[keys] @ k[keys].T
+        assert (values["layers.0.head_qk"][head] - expected).abs().max() <= PAIRING * expected.abs().max()
+        expected = v[keys] @ v[keys].T - sum(o[:, rows].T @ o[:, rows] for rows in queries)
+        assert (values["layers.0.head_vo"][head] - expected).abs().max() <= PAIRING * expected.abs().max()
+        assert torch.equal(values["layers.0.key_shift"][head], k[keys, -1])
+    embed, into = weights["model.embed_tokens.weight"], weights["model.project_in.weight"]
+    out, bias, head = (weights[name] for name in ("project_out.weight", "project_out.bias", "lm_head.weight"))
+    expected = embed.T @ embed - into.T @ into
+    assert (values["lexical"][0] - expected).abs().max() <= PAIRING * expected.abs().max()
+    expected = out @ out.T + torch.outer(bias, bias) - head.T @ head
+    assert (values["output"][0] - expected).abs().max() <= PAIRING * expected.abs().max()
+
+
+def test_the_charges_of_lengths_and_neurons_by_hand():
+    model = charged_model("squared-distance")
+    weights, total = weights_of(model), 0.0
+    for name, sign in (("q_proj.weight", 1), ("q_proj.bias", 1), ("k_proj.weight", -1), ("k_proj.bias", -1)):
+        total = total + sign * weights[f"model.layers.0.self_attn.{name}"].reshape(2, -1).square().sum(1)
+    metric = weights["model.layers.0.self_attn.distance_weight"].reshape(2, -1).square().sum(1)
+    traces = charges(model)["layers.0.head_qk"].diagonal(dim1=-2, dim2=-1).sum(-1)
+    assert metric.min() > 1e-3
+    assert (traces - (total + 2 * metric)).abs().max() <= PAIRING * total.abs().max()
+
+    model = charged_model("gated-relu2")
+    mlp = {name.split("mlp.")[1]: weight for name, weight in weights_of(model).items() if ".mlp." in name}
+    active, linear = (
+        mlp[f"{name}_proj.weight"].square().sum(1) + mlp[f"{name}_proj.bias"].square() for name in ("gate", "up")
+    )
+    down = mlp["down_proj.weight"].square().sum(0)
+    values = charges(model)["layers.0.neurons"][0]
+    assert (values - torch.stack([active - 2 * down, linear - down])).abs().max() <= PAIRING * active.max()
+
+
+@pytest.mark.parametrize("name", CHARGED)
+@pytest.mark.parametrize("decay", [0.0, DECAY], ids=["plain", "decay"])
+def test_one_step_changes_charges_by_their_form_on_the_gradient(name, decay):
+    model, rate = charged_model(name), 1.0
+    before, gradient = charges(model), gradient_of(model)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.mul_(1 - rate * decay).sub_(gradient[parameter_name], alpha=rate)
+    after, keys = charges(model), frame_keys(model.config)
+    forms = contract(model.config, gradient, gradient)
+    moved = 0
+    for key in before:
+        if isinstance(keys[key].group, Translations):
+            expected = (1 - rate * decay) * before[key]
+        else:
+            form = keys[key].group.generator(forms[key])
+            expected = (1 - rate * decay) ** 2 * before[key] + rate**2 * form
+            moved += form.abs().max() > 1e-6
+        assert (after[key] - expected).abs().max() <= PAIRING * expected.abs().max(), key
+    assert moved >= 1
+
+
+@pytest.mark.parametrize("name", CHARGED)
+def test_the_drift_of_charges_under_gradient_descent_is_of_first_order(name):
+    model = charged_model(name)
+    report = charge_drift(model, batch(), learning_rates=LEARNING_RATES, time=TIME, progress=False)
+    assert set(report.orders) == CHARGED[name]
+    for kind, order in report.orders.items():
+        drifts = [max(descent.drift[kind]) for descent in report.descents]
+        if kind in LINEAR:
+            assert max(drifts) <= PAIRING and math.isnan(order)
+            continue
+        assert abs(order - 1) <= ORDER, kind
+        for coarse, fine in pairwise(drifts):
+            assert abs(coarse / fine - 2) <= 2 * ORDER, kind
+        assert drifts[-1] > 1e3 * PAIRING, "nothing drifted"
+    for descent in report.descents:
+        assert descent.losses[-1] < 0.9 * descent.losses[0], "nothing was learned"
+
+
+@pytest.mark.parametrize("name", CHARGED)
+def test_weight_decay_forgets_charges_at_the_predicted_rate(name):
+    model = charged_model(name)
+    report = charge_drift(model, batch(), learning_rates=LEARNING_RATES, time=TIME, weight_decay=DECAY, progress=False)
+    for kind, rate in report.predicted_rates.items():
+        assert rate == (DECAY if kind in LINEAR else 2 * DECAY)
+        errors = [abs(descent.kept[kind][-1] - math.exp(-rate * TIME)) for descent in report.descents]
+        for coarse, fine in pairwise(errors):
+            assert abs(coarse / fine - 2) <= 2 * ORDER, kind
+        assert abs(report.measured_rates[kind] / rate - 1) <= ORDER * ORDER, kind
+        if kind not in LINEAR:
+            assert abs(report.orders[kind] - 1) <= ORDER, kind
+
+
+def descend(model, optimizer_class, rate: float, time: float) -> tuple[float, ...]:
+    """How far the charges of values drift, and the Gram matrix of values alone."""
+    model = copy.deepcopy(model)
+    optimizer = optimizer_class(model.parameters(), lr=rate)
+
+    def observed() -> tuple[torch.Tensor, torch.Tensor]:
+        values = weights_of(model)["model.layers.0.self_attn.v_proj.weight"]
+        return charges(model)["layers.0.head_vo"], values @ values.T
+
+    start = observed()
+    for _ in range(round(time / rate)):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+    return tuple(size([now - then]) / size([then]) for now, then in zip(observed(), start, strict=True))
+
+
+def test_what_is_no_charge_moves():
+    model = charged_model("learned")
+    moves = [descend(model, torch.optim.SGD, rate, TIME) for rate in LEARNING_RATES[::2]]
+    charge, gram = zip(*moves, strict=True)
+    assert abs(charge[0] / charge[1] - 4) <= 4 * ORDER
+    assert abs(gram[0] / gram[1] - 1) <= ORDER, "the Gram matrix moves by the same at every step size"
+    assert gram[1] > 100 * charge[1]
+
+
+def test_adam_does_not_conserve():
+    model = charged_model("learned")
+    # Adam moves every weight by its learning rate in a step, which makes for a long way in a short time.
+    coarse, fine = (descend(model, torch.optim.Adam, rate, TIME / 8)[0] for rate in (0.01, 0.00125))
+    assert fine > 0.7 * coarse, "steps of an eighth of the size do not help"
+    assert fine > 0.01
+
+
+def test_drift_measures_what_descent_does():
+    model = charged_model("learned")
+    before = copy.deepcopy(model.state_dict())
+    report = charge_drift(model, batch(), learning_rates=[0.1], time=0.2, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "the model changed"
+    (descent,) = report.descents
+    assert descent.times == [0.0, 0.1, 0.2]
+    start = charges(model)["layers.0.head_vo"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for loss in descent.losses[:-1]:
+        optimizer.zero_grad()
+        current = loss_of(model)
+        current.backward()
+        optimizer.step()
+        assert abs(current.item() - loss) <= PAIRING * loss
+    end = charges(model)["layers.0.head_vo"]
+    attention, now = "model.layers.0.self_attn.", before
+    names = [attention + name for name in ("v_proj.weight", "v_proj.bias", "o_proj.weight")]
+    scale = size(now[name] for name in names) ** 2
+    assert abs(descent.drift["head_vo"][-1] - size([end - start]) / scale) <= PAIRING
+    assert descent.drift["head_vo"][-1] > 1e3 * PAIRING
+    assert math.isnan(report.orders["head_vo"]), "one learning rate has no order"
+
+
+def test_drift_of_a_model_in_single_precision():
+    model = tiny_model(dtype=torch.float32, num_hidden_layers=2, **SYMMETRIES["rotary-learned"])
+    report = charge_drift(model, batch(), learning_rates=(0.04, 0.02), time=0.4, progress=False)
+    assert abs(report.orders["head_vo"] - 1) <= ORDER
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("decay", [0.0, DECAY], ids=["plain", "decay"])
+def test_the_picture_of_the_drift(decay, tmp_path):
+    model = charged_model("learned")
+    report = charge_drift(model, batch(), learning_rates=(0.2, 0.1), time=0.4, weight_decay=decay, progress=False)
+    picture = plot_drift(report, tmp_path / "drift.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    drawn = plot_drift(report, tmp_path / "drift.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["drift.png", "drift.svg"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rates": ()}, r"`learning_rates` must be one or more positive step sizes, got \[\]"),
+        ({"learning_rates": (0.1, -0.1)}, r"`learning_rates` must be .* positive step sizes, got \[0.1, -0.1\]"),
+        ({"time": 0.0}, "`time` must be positive, got 0.0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must not be negative, got -1.0"),
+        ({"learning_rates": (0.3,), "time": 1.0}, "`time` must be a whole number of steps .* got 1.0 with .* 0.3"),
+        (
+            {"learning_rates": (100.0,), "time": 1e5, "weight_decay": 1.0},
+            "`learning_rates` must be small enough to descend, got 100.0: after .* steps the loss is nan. Lower it.",
+        ),
+    ],
+    ids=["no-rates", "negative-rate", "no-time", "negative-decay", "broken-step", "divergence"],
+)
+def test_impossible_descents_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        charge_drift(charged_model("learned"), batch(), progress=False, **settings)
