@@ -58,8 +58,8 @@ class GaugeTransformation:
             if key not in self.frames:
                 raise ValueError(
                     f"`elements` must be keyed by frames of the config, got {key!r}. It has "
-                    f"{', '.join(sorted({kind_of(known) for known in self.frames}))}, with `layers.0.` and so on before "
-                    "those that every layer has."
+                    f"{', '.join(sorted({kind_of(known) for known in self.frames}))}, behind `layers.0.` and so on "
+                    "where every layer has its own."
                 )
             group, copies = self.frames[key].group, self.frames[key].copies
             if tuple(element.shape) != group.shape(copies):

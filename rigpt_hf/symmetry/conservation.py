@@ -59,7 +59,7 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
         )
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
-    gradient = {name: g.detach().double() for name, g in zip(parameters, gradients, strict=True)}
+    gradient = {name: g.detach().to("cpu", torch.float64) for name, g in zip(parameters, gradients, strict=True)}
     weights = weights_of(model)
     carried = carriers(model.config, weights)
     pairings = {}
@@ -104,7 +104,8 @@ def charges(model: nn.Module) -> dict[str, torch.Tensor]:
       `|q|² - |k|² + 2 λ²`), for tokens `EᵀE - UᵀU - G Gᵀ - b bᵀ`.
     - Scalings of neurons, `[1, 2, F]`: `|w|² - p |d|²` for an activation of degree p, `|u|² - |d|²` for a linear
       factor.
-    - Biases of keys where the softmax does not see them: these do not move at all.
+    - Translations by constant vectors, `[copies, n]`: biases of keys where the softmax does not see them, which do not
+      move at all, and the sum of all token vectors minus that of all positions (untied head, no projections).
 
     Rotations have no charge of this kind: their generators are antisymmetric. The quadratic charges vanish exactly on
     the representatives of least norm, of which [`canonicalize`] chooses one and to which weight decay drives. Sources:
@@ -116,9 +117,12 @@ def charges(model: nn.Module) -> dict[str, torch.Tensor]:
         group = frame_keys(config)[key].group
         if isinstance(group, NeuronGroup) or (isinstance(group, MatrixGroup) and group.stretch != "none"):
             result[key] = group.generator(roles)
-    for key, frame in frame_keys(config).items():
-        if kind_of(key) == "key_shift" and len(shifts(config)["key_shift"].moves) == 1:
-            assert isinstance(frame.group, Translations)
-            bias = weights[in_layer(shifts(config)["key_shift"].like, prefix_of(key))]
-            result[key] = frame.group.project(bias.reshape(frame.copies, -1))
+    # Translations by constant vectors; where other weights say how far to move, nothing is conserved.
+    constant = {
+        "key_shift": config.attention_score != "squared_distance",
+        "position_shift": config.embedding_size is None,
+    }
+    for key in frame_keys(config):
+        if constant.get(kind_of(key)):
+            result[key] = _translation_pairing(config, key, weights, weights)
     return result

@@ -20,8 +20,8 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
-    """The parameters of a model by name, tied ones once, detached, in `dtype` (`None`: as they are)."""
-    return {name: parameter.detach().to(dtype or parameter.dtype) for name, parameter in model.named_parameters()}
+    """The parameters of a model by name, tied ones once, detached, on the CPU, in `dtype` (`None`: as they are)."""
+    return {name: weight.detach().to("cpu", dtype or weight.dtype) for name, weight in model.named_parameters()}
 
 
 def contract(

@@ -14,10 +14,11 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     The dimension of the gauge group by frame, and their sum under `"total"`: so many directions of parameter space
     change nothing.
 
-    A generic model has no others as long as no frame is wider than what it stands between (`head_dim` at most
-    `hidden_size`; `embedding_size` at most `hidden_size`, or twice that where the embeddings are tied): then the
-    total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures. A wider frame has room that
-    no weight fills, and the deficiency is larger. Frequencies of rotary positions are taken to be distinct.
+    A generic model has no others as long as `head_dim` is at most `hidden_size`, and `embedding_size` is at most
+    `hidden_size`, or equal to it where positions are rotary: then the total equals the rank deficiency of the
+    Jacobian, which [`jacobian_spectrum`] measures. Beyond that the two differ: wider frames have directions that no
+    weight fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. Frequencies
+    of rotary positions are taken to be distinct.
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """

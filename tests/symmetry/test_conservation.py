@@ -22,6 +22,7 @@ CHARGED = {
     "learned": {"head_qk", "head_vo", "key_shift"},
     "learned-untied-projected": {"head_qk", "head_vo", "key_shift", "lexical", "output"},
     "learned-projected": {"head_qk", "head_vo", "key_shift", "lexical"},
+    "learned-untied": {"head_qk", "head_vo", "key_shift", "position_shift"},
     "rotary-partial": {"head_qk", "head_vo", "key_shift"},
     "squared-distance": {"head_qk", "head_vo"},
     "squared-distance-partial": {"head_qk", "head_vo"},
