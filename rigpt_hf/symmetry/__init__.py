@@ -1,12 +1,21 @@
-"""The symmetries of a RiGPT: one table of frames, the groups that act on them, and transformations of models."""
+"""
+The symmetries of a RiGPT: one table of frames, and what follows from it.
+
+Reading order: `rotations`, `groups`, `permutations` (what may act), `frames` (the table), `action` (how it acts),
+`contraction` (what is measured in a frame); then, each on its own, `counting`, `conservation` and `drift`, `balance`
+and `canonical`, `procrustes`, `alignment`, `comparison` and `merging`; `checkpoint` for what does not fit in memory.
+"""
 
 from .action import GaugeTransformation, gauge_error
 from .alignment import Alignment, align, find_alignment, gauge_distance
 from .canonical import CanonicalGauge, canonical_gauge, canonicalize, invariants
+from .comparison import Comparison, compare, plot_comparison
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
+from .drift import DriftReport, charge_drift, plot_drift
 from .frames import Axis, Frame, axes, frames
 from .groups import MatrixGroup
+from .merging import LossPath, loss_path, merge, plot_paths
 from .permutations import HeadPermutations, NeuronGroup, Translations
 from .rotations import haar, o_log, rotary_form, so_exp, so_log
 
@@ -15,10 +24,13 @@ __all__ = [
     "Alignment",
     "Axis",
     "CanonicalGauge",
+    "Comparison",
+    "DriftReport",
     "Frame",
     "GaugeTransformation",
     "HeadPermutations",
     "JacobianSpectrum",
+    "LossPath",
     "MatrixGroup",
     "NeuronGroup",
     "Pairing",
@@ -27,7 +39,9 @@ __all__ = [
     "axes",
     "canonical_gauge",
     "canonicalize",
+    "charge_drift",
     "charges",
+    "compare",
     "find_alignment",
     "frames",
     "gauge_distance",
@@ -36,7 +50,12 @@ __all__ = [
     "haar",
     "invariants",
     "jacobian_spectrum",
+    "loss_path",
+    "merge",
     "o_log",
+    "plot_comparison",
+    "plot_drift",
+    "plot_paths",
     "redundant_dimensions",
     "rotary_form",
     "so_exp",

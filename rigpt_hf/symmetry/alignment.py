@@ -92,7 +92,7 @@ def find_alignment(
     dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
     from_model, weights = _balanced(model, dtype)
     from_reference, target = _balanced(reference, dtype)
-    search = _Search(config, weights, target)
+    search = Search(config, weights, target)
     search.turn_by_tokens()
     with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
         # Which heads and neurons belong together is found in the models' own precision, the angles in float64.
@@ -101,9 +101,10 @@ def find_alignment(
             from_model = search.total @ from_model
             weights = from_model.state_dict(weights_of(model))
             target = from_reference.state_dict(weights_of(reference))
-            search = _Search(config, weights, target)
-            polished, converged = search.run(max_sweeps, tolerance, bar, match=False)
-            distances += polished
+            search = Search(config, weights, target)
+            if distances[-1] < 1:  # beyond, there are no angles worth more digits
+                polished, converged = search.run(max_sweeps, tolerance, bar, match=False)
+                distances += polished
     total = from_reference.inverse() @ search.total @ from_model
     return Alignment(total, from_reference, search.weights, target, distances, converged)
 
@@ -157,7 +158,7 @@ STRUCTURE = (
 )
 
 
-class _Search:
+class Search:
     """Balanced weights on their way to a target; `total` is the way so far."""
 
     def __init__(self, config: RiGPTConfig, weights: Weights, target: Weights):
@@ -176,15 +177,18 @@ class _Search:
         step = GaugeTransformation(self.config, elements)
         self.weights, self.total = step.state_dict(self.weights, self.dtype), step @ self.total
 
-    def run(self, max_sweeps: int, tolerance: float, bar: tqdm, match: bool = True) -> tuple[list[float], bool]:
+    def run(
+        self, max_sweeps: int, tolerance: float, bar: tqdm | None = None, match: bool = True
+    ) -> tuple[list[float], bool]:
         """Sweep until that changes nothing to speak of; the distances before and after every sweep, and whether."""
         distances = [self.distance()]
         while len(distances) <= max_sweeps:
             before = self.total
             self.sweep(match)
             distances.append(self.distance())
-            bar.set_postfix_str(f"distance {distances[-1]:.3g}")
-            bar.update()
+            if bar is not None:
+                bar.set_postfix_str(f"distance {distances[-1]:.3g}")
+                bar.update()
             if distances[-1] > distances[-2]:  # by rounding, at the end
                 step_back = before @ self.total.inverse()
                 self.weights, self.total = step_back.state_dict(self.weights, self.dtype), before

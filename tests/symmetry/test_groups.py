@@ -1,90 +1,487 @@
-"""The groups: uniform sampling, exponentials and logarithms."""
+"""The groups are groups: their laws, algebras, paths and roles, checked against definitions written out here."""
 
 import math
 
 import pytest
 import torch
 
-from rigpt_hf.attention_rigpt import cos_sin, rotate
-from rigpt_hf.symmetry import haar, rotary_form, so_exp, so_log
-from tests.tolerances import CONVERSION, SYMMETRY
+from rigpt_hf.symmetry import HeadPermutations, MatrixGroup, NeuronGroup, Translations, haar
+from rigpt_hf.symmetry.groups import SPREAD, general_linear, orthogonal
+from tests.tolerances import SYMMETRY
 
 
-EXACT = CONVERSION[torch.float64]
+TIGHT = SYMMETRY[torch.float64]
+PLANES = ((0, 2), (1, 3))
+# What each stretch is combined with: size, planes, whether these move.
+SHAPES = {
+    "one-plane": (2, ((0, 1),), False),
+    "planes": (4, PLANES, False),
+    "planes-and-rest": (7, PLANES, False),
+    "planes-and-one-more": (5, PLANES, False),
+    "movable-planes": (6, ((0, 3), (1, 4), (2, 5)), True),
+    "movable-planes-and-rest": (7, PLANES, True),
+}
+MATRIX_GROUPS: dict[str, MatrixGroup] = {
+    "O(1)": orthogonal(1),
+    "O(2)": orthogonal(2),
+    "O(5)": orthogonal(5),
+    "GL(1)": general_linear(1),
+    "GL(4)": general_linear(4),
+    "common-1": MatrixGroup(1, "common"),
+    "common-4": MatrixGroup(4, "common"),
+} | {
+    f"{stretch}-{name}": MatrixGroup(n, stretch, planes, movable)
+    for stretch in ("none", "common", "free")
+    for name, (n, planes, movable) in SHAPES.items()
+}
+HEAD_GROUPS = {
+    "heads-4": HeadPermutations(4, 1),
+    "heads-3x2": HeadPermutations(3, 2),
+    "heads-1x3": HeadPermutations(1, 3),
+}
+NEURON_GROUPS = {
+    f"neurons-degree-{degree}{'-gated' if gated else ''}": NeuronGroup(6, degree, gated)
+    for degree in (None, 1, 2)
+    for gated in (False, True)
+}
+TRANSLATIONS = {
+    "translations": Translations(5),
+    "translations-of-some": Translations(5, (1, 4)),
+}
+GROUPS = MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS | TRANSLATIONS
 
 
-def generator(seed: int) -> torch.Generator:
+def over(groups: dict):
+    return pytest.mark.parametrize("group", groups.values(), ids=groups.keys())
+
+
+def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 33])
-def test_haar_is_orthogonal_with_both_determinants(n):
-    draws = [haar(n, generator(seed)) for seed in range(20)]
-    for q in draws:
-        assert (q @ q.T - torch.eye(n, dtype=torch.float64)).abs().max() <= EXACT
-    assert {round(torch.linalg.det(q).item()) for q in draws} == {-1, 1}
-    assert all(torch.linalg.det(haar(n, generator(seed), special=True)) > 0 for seed in range(20))
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
-def test_haar_is_uniform():
-    # For Haar matrices the trace has mean 0 and variance 1; without the sign fix of QR its mean is far from 0.
-    traces = torch.stack([haar(6, generator(seed)).trace() for seed in range(2000)])
-    assert abs(traces.mean()) < 4 / math.sqrt(2000)
-    assert abs(traces.var() - 1) < 0.2
-    biased = [torch.linalg.qr(torch.randn(6, 6, generator=generator(s), dtype=torch.float64))[0] for s in range(2000)]
-    assert abs(torch.stack([q.trace() for q in biased]).mean()) > 4 / math.sqrt(2000), "the test cannot tell"
+def copies_of(group) -> int:
+    """Heads and neurons are one per layer; the rest comes in stacks, whose copies must not mix."""
+    return 1 if isinstance(group, HeadPermutations | NeuronGroup) else 3
 
 
-def test_haar_repeats_with_its_generator_and_casts_once():
-    assert torch.equal(haar(5, generator(1)), haar(5, generator(1)))
-    assert torch.equal(haar(5, generator(1), dtype=torch.float32), haar(5, generator(1)).to(torch.float32))
-    with pytest.raises(ValueError, match="`n` must be at least 1"):
-        haar(0)
+def draw(group, seed: int = 0, special: bool = False) -> torch.Tensor:
+    return group.random(copies_of(group), generator(seed), special)
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, 33])
-@pytest.mark.parametrize("largest_angle", [1e-8, 0.1, 2.0, math.pi - 1e-3], ids=lambda angle: f"{angle:.4g}")
-def test_log_inverts_exp(n, largest_angle):
-    skew = torch.randn(n, n, generator=generator(n), dtype=torch.float64)
-    skew = skew - skew.T
-    skew *= largest_angle / torch.linalg.matrix_norm(skew, ord=2)
-    assert (so_log(so_exp(skew)) - skew).abs().max() <= EXACT
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of two tensors, relative to the larger entries but not to less than one."""
+    assert a.shape == b.shape
+    return (a - b).abs().max().item() / max(1.0, b.abs().max().item())
 
 
-@pytest.mark.parametrize("n", [2, 3, 8, 33])
-def test_exp_inverts_log(n):
-    for seed in range(5):
-        rotation = haar(n, generator(seed), special=True)
-        assert (so_exp(so_log(rotation)) - rotation).abs().max() <= SYMMETRY[torch.float64]
+def small_algebra(group, copies: int, seed: int = 0) -> torch.Tensor:
+    """Elements of the Lie algebra short enough to be the logarithm of their exponential."""
+    match group:
+        case MatrixGroup():
+            return 0.2 * group.project(gaussian(copies, group.n, group.n, seed=seed))
+        case NeuronGroup():
+            return 0.2 * group.allowed[:, None] * gaussian(copies, 2, group.n, seed=seed)
+        case Translations():
+            return group.project(gaussian(copies, group.n, seed=seed))
+    return torch.zeros(copies, 0, dtype=torch.float64)
 
 
-def test_half_turns_have_a_logarithm_and_reflections_have_none():
-    half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
-    assert (so_exp(so_log(half_turn)) - half_turn).abs().max() <= EXACT
-    with pytest.raises(ValueError, match="determinant \\+1"):
-        so_log(torch.diag(torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)))
+def plane_rotation(group: MatrixGroup, angles: torch.Tensor) -> torch.Tensor:
+    """What rotary positions do to a vector when they turn every plane by its angle."""
+    matrix = torch.eye(group.n, dtype=torch.float64)
+    for (i, j), angle in zip(group.planes, angles.tolist(), strict=True):
+        matrix[i, i] = matrix[j, j] = math.cos(angle)
+        matrix[j, i], matrix[i, j] = math.sin(angle), -math.sin(angle)
+    return matrix
 
 
-@pytest.mark.parametrize("degenerate", [False, True], ids=["generic", "with-a-plane-at-rest"])
-def test_every_rotation_group_of_the_head_is_rotary_in_some_basis(degenerate):
-    skew = torch.randn(8, 8, generator=generator(3), dtype=torch.float64)
-    skew = skew - skew.T
-    if degenerate:
-        projector = haar(8, generator(4))[:, :6]
-        skew = projector @ projector.T @ skew @ projector @ projector.T
-    frequencies, basis = rotary_form(skew)
-    assert (basis @ basis.T - torch.eye(8, dtype=torch.float64)).abs().max() <= EXACT
-    query = torch.randn(1, 1, 5, 8, generator=generator(5), dtype=torch.float64)
-    positions = torch.arange(5, dtype=torch.float64)
-    cos, sin = cos_sin(positions[:, None] * frequencies, 1.0, torch.float64)
-    by_rotary = rotate(query @ basis, cos, sin) @ basis.T
-    by_exponential = torch.stack([so_exp(p * skew) @ q for p, q in zip(positions, query[0, 0], strict=True)])
-    assert (by_rotary[0, 0] - by_exponential).abs().max() <= SYMMETRY[torch.float64]
-    assert (by_rotary[0, 0, 1:] - query[0, 0, 1:]).abs().max() > 0.1, "nothing turned"
-    wrong = rotate(query, cos, sin)
-    assert (wrong[0, 0] - by_exponential).abs().max() > 0.1, "the basis does not matter"
+def distance_from(group: MatrixGroup, matrix: torch.Tensor) -> float:
+    """How far a matrix `[n, n]` is from the group by its definition; large for singular ones."""
+    gram = matrix.T @ matrix
+    eye = torch.eye(group.n, dtype=torch.float64)
+    length = {"none": eye, "common": gram.trace() / group.n * eye, "free": gram}[group.stretch]
+    off = difference(gram, length) if torch.linalg.det(matrix).abs() > TIGHT else math.inf
+    if group.planes:
+        # Angles at which no two planes turn alike, not even mirrored.
+        angles = torch.arange(1, len(group.planes) + 1, dtype=torch.float64) / len(group.planes)
+        turned = group.act(matrix[None], "planes", angles[:, None])[:, 0] if group.movable else angles
+        off = max(off, difference(matrix @ plane_rotation(group, angles), plane_rotation(group, turned) @ matrix))
+    return off
 
 
-def test_rotary_form_refuses_what_generates_no_rotations():
-    with pytest.raises(ValueError, match="`skew` must be skew-symmetric"):
-        rotary_form(torch.eye(4, dtype=torch.float64))
+@over(GROUPS)
+def test_the_laws_of_a_group(group):
+    a, b, c = (draw(group, seed) for seed in (1, 2, 3))
+    identity = group.identity(copies_of(group))
+    assert a.shape == group.shape(copies_of(group)) == identity.shape
+    assert difference(group.product(a, identity), a) == difference(group.product(identity, a), a) == 0
+    left, right = group.product(group.product(a, b), c), group.product(a, group.product(b, c))
+    assert difference(left, right) <= TIGHT
+    for product in (group.product(a, group.inverse(a)), group.product(group.inverse(a), a)):
+        assert difference(product, identity) <= TIGHT
+    assert difference(group.inverse(group.inverse(a)), a) <= TIGHT
+    backwards = group.product(group.inverse(b), group.inverse(a))
+    assert difference(group.inverse(group.product(a, b)), backwards) <= TIGHT
+
+
+@over(GROUPS)
+def test_random_elements_repeat_with_their_generator_and_differ_otherwise(group):
+    assert torch.equal(draw(group, 1), draw(group, 1))
+    draws = [draw(group, seed) for seed in range(12)]
+    assert any(not torch.equal(draws[0], other) for other in draws)
+    copies = group.random(2, generator(1))
+    assert copies.shape == group.shape(2)
+    assert any(not torch.equal(*group.random(2, generator(seed))) for seed in range(12)), "the copies are alike"
+
+
+@over(MATRIX_GROUPS)
+def test_elements_are_in_the_group_and_commute_with_rotary_positions(group):
+    a, b = draw(group, 4), draw(group, 5)
+    path = group.path(draw(group, 6, special=True), 0.3)
+    elements = [a, b, group.product(a, b), group.inverse(a), path, group.exp(small_algebra(group, 3))]
+    for stack in elements:
+        for matrix in stack:
+            assert distance_from(group, matrix) <= TIGHT
+    # Wherever only rotations are in the group, or only what commutes, most matrices are not.
+    shear = torch.eye(group.n, dtype=torch.float64)
+    shear[0, -1] += 0.1
+    turn = haar(group.n, generator(7), special=True)
+    outside = [distance_from(group, matrix) > 0.01 for matrix in (shear, turn)]
+    assert outside == [
+        group.n > 1 and (group.stretch != "free" or bool(group.planes)),
+        bool(group.planes) and group.n > 2,
+    ]
+
+
+@over(MATRIX_GROUPS)
+def test_stretches_stay_in_bounds_and_both_orientations_occur(group):
+    stack = group.random(60, generator(8))
+    singular_values = torch.linalg.svdvals(stack)
+    assert singular_values.max() <= SPREAD * (1 + TIGHT) and singular_values.min() >= (1 - TIGHT) / SPREAD
+    ratios = singular_values[:, 0] / singular_values[:, -1]
+    assert ((singular_values.log().abs() > 0.1).any() == (group.stretch != "none")).all()
+    several = len(group.planes) > 1 or len(group.rest) > 1 or bool(group.planes and group.rest)
+    assert (ratios.max() > 1.1) == (group.stretch == "free" and several)
+    determinants = torch.linalg.det(stack).sign().unique().tolist()
+    assert determinants == ([-1, 1] if group.rest or group.movable else [1])
+    assert (torch.linalg.det(group.random(60, generator(8), special=True)) > 0).all()
+
+
+def test_planes_turn_by_uniform_angles():
+    group = MatrixGroup(4, "free", PLANES)
+    stack = group.random(3000, generator(9))
+    angles = torch.atan2(stack[:, 2, 0], stack[:, 0, 0])
+    # Kolmogorov's statistic; its 99.9 % quantile is 1.95.
+    empirical = torch.arange(1, len(angles) + 1) / len(angles)
+    uniform = (angles.sort().values + math.pi) / (2 * math.pi)
+    assert (empirical - uniform).abs().max() * len(angles) ** 0.5 < 1.95
+    halved = (angles.sort().values / 2 + math.pi) / (2 * math.pi)
+    assert (empirical - halved).abs().max() * len(angles) ** 0.5 > 1.95, "the test cannot tell"
+
+
+def test_all_signed_orders_of_planes_occur_equally_often():
+    group = MatrixGroup(4, "none", PLANES, movable=True)
+    moves = group.matrices(group.random(2000, generator(10)), "planes")
+    signs, orders = moves.sum(-1), moves[:, 0, 0] != 0
+    assert torch.equal(moves.abs().sum(-1), torch.ones(2000, 2).double())
+    cells = torch.stack([signs[:, 0] > 0, signs[:, 1] > 0, orders]).long().T @ torch.tensor([1, 2, 4])
+    counts = torch.bincount(cells, minlength=8)
+    # χ² of 7 degrees of freedom; its 99.9 % quantile is 24.3.
+    assert ((counts - 250) ** 2 / 250).sum() < 24.3
+
+
+@over(GROUPS)
+def test_special_elements_have_a_path(group):
+    element = draw(group, 11, special=True)
+    identity = group.identity(copies_of(group))
+    assert difference(group.path(element, 0.0), identity) <= TIGHT
+    assert difference(group.path(element, 1.0), element) <= TIGHT
+    near, middle = group.path(element, 0.5 - 1e-6), group.path(element, 0.5)
+    assert difference(near, middle) < 1e-4, "the path jumps"
+    moved = difference(middle, identity) > 0.01
+    assert moved == (group.dimension > 0)
+
+
+@over({name: group for name, group in GROUPS.items() if not isinstance(group, Translations)})
+def test_elements_of_another_component_have_no_path(group):
+    refused = 0
+    for seed in range(12):
+        try:
+            group.path(group.random(1, generator(seed)), 0.5)
+        except ValueError as error:
+            assert "special=True" in str(error)
+            refused += 1
+    components = not isinstance(group, MatrixGroup) or bool(group.rest) or group.movable
+    assert (refused > 0) == components
+
+
+@over(GROUPS)
+def test_exp_inverts_log(group):
+    checked = 0
+    for seed in range(12):
+        element = group.random(1, generator(seed), special=True)
+        try:
+            logarithm = group.log(element)
+        except ValueError as error:
+            # In GL(n) an element may have a path and no logarithm.
+            assert getattr(group, "stretch", None) == "free" and "`element` has no real logarithm" in str(error)
+            continue
+        assert difference(group.exp(logarithm), element) <= TIGHT
+        if isinstance(group, MatrixGroup):
+            assert difference(group.project(logarithm), logarithm) <= TIGHT, "not in the algebra"
+        checked += 1
+    assert checked >= 6
+
+
+@over(GROUPS)
+def test_log_inverts_exp(group):
+    algebra = small_algebra(group, copies_of(group))
+    assert difference(group.log(group.exp(algebra)) + 0, algebra) <= TIGHT if algebra.numel() else True
+    assert (difference(group.exp(algebra), group.identity(copies_of(group))) > 0.01) == (group.dimension > 0)
+
+
+@pytest.mark.parametrize("t", [0.25, -1.0])
+@over({name: group for name, group in GROUPS.items() if getattr(group, "stretch", None) != "free"})
+def test_paths_are_one_parameter_groups(group, t):
+    element = draw(group, 12, special=True)
+    assert difference(group.path(element, t), group.exp(t * group.log(element))) <= TIGHT
+
+
+def test_what_has_no_logarithm_in_the_general_linear_group():
+    group = general_linear(2)
+    stretched_half_turn = -torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))[None]
+    with pytest.raises(ValueError, match="`element` has no real logarithm: a negative eigenvalue has no partner"):
+        group.log(stretched_half_turn)
+    assert difference(group.path(stretched_half_turn, 1.0), stretched_half_turn) <= TIGHT
+    with pytest.raises(ValueError, match="`element` has no real logarithm"):
+        group.log(torch.diag(torch.tensor([-1.0, 2.0], dtype=torch.float64))[None])
+    with pytest.raises(ValueError, match="`rotation` must have determinant \\+1"):
+        group.path(torch.diag(torch.tensor([-1.0, 2.0], dtype=torch.float64))[None], 0.5)
+
+
+def test_a_half_turn_has_a_logarithm_in_the_general_linear_group():
+    half_turn = -2 * torch.eye(2, dtype=torch.float64)[None]
+    group = general_linear(2)
+    assert difference(group.exp(group.log(half_turn)), half_turn) <= TIGHT
+
+
+def test_moved_planes_have_neither_path_nor_logarithm():
+    group = MatrixGroup(4, "none", PLANES, movable=True)
+    for order, mirrored in (([1, 0], [False, False]), ([0, 1], [True, False]), ([0, 1], [True, True])):
+        element = group.moved_planes(torch.tensor(order), torch.tensor(mirrored))[None]
+        assert distance_from(group, element[0]) <= TIGHT
+        for refused in (lambda element=element: group.path(element, 0.5), lambda element=element: group.log(element)):
+            with pytest.raises(ValueError, match="`element` exchanges or mirrors planes"):
+                refused()
+
+
+def test_exchanged_heads_and_neurons_have_no_path():
+    with pytest.raises(ValueError, match="`element` exchanges heads"):
+        HeadPermutations(2, 1).path(torch.tensor([[1, 0]]), 0.5)
+    group, ones = NeuronGroup(2, 1, True), torch.ones(2)
+    for order, linear in ((torch.tensor([1, 0]), ones), (torch.tensor([0, 1]), -ones)):
+        for refused in (group.log, lambda element: group.path(element, 0.5)):
+            with pytest.raises(ValueError, match="`element` exchanges neurons or turns their sign"):
+                refused(group.element(order, ones, linear))
+
+
+@over(MATRIX_GROUPS)
+def test_the_dimension_is_the_rank_of_the_projection_on_the_algebra(group):
+    n = group.n
+    basis = torch.eye(n * n, dtype=torch.float64).reshape(n * n, n, n)
+    images = group.project(basis)
+    assert torch.linalg.matrix_rank(images.reshape(n * n, -1)) == group.dimension
+    assert difference(group.project(images), images) <= TIGHT, "no projection"
+    # The nearest element: what is taken away is orthogonal to all that is kept.
+    assert ((basis - images).reshape(n * n, -1) @ images.reshape(n * n, -1).T).abs().max() <= TIGHT
+    shear = torch.zeros(n, n, dtype=torch.float64)
+    shear[0, -1] = 1
+    whole = group.stretch == "free" and not group.planes
+    stays = whole or (n == 1 and group.stretch == "common")
+    assert (difference(group.project(shear[None])[0], shear) <= 0.1) == stays
+
+
+@over(MATRIX_GROUPS)
+def test_the_algebra_is_closed_under_commutators(group):
+    a, b = (small_algebra(group, 2, seed) for seed in (13, 14))
+    commutator = a @ b - b @ a
+    assert difference(group.project(commutator), commutator) <= TIGHT
+
+
+@over(NEURON_GROUPS)
+def test_the_dimension_is_the_number_of_scalings_that_do_something(group):
+    ones = torch.ones(group.n, 1, dtype=torch.float64)
+    roles = ["active", "down", *(["linear"] if group.gated else [])]
+    basis = torch.eye(2 * group.n, dtype=torch.float64).reshape(-1, 2, group.n)
+    images = [
+        torch.cat([group.act(group.exp(direction[None]), role, ones).log() for role in roles]).flatten()
+        for direction in basis
+    ]
+    assert torch.linalg.matrix_rank(torch.stack(images)) == group.dimension
+
+
+@over(TRANSLATIONS)
+def test_translations_move_only_what_is_free(group):
+    assert torch.linalg.matrix_rank(group.project(torch.eye(group.n))) == group.dimension
+    element = draw(group, 15)
+    free = torch.zeros(group.n, dtype=torch.bool)
+    free[list(range(group.n) if group.free is None else group.free)] = True
+    assert (element[:, ~free] == 0).all() and (element[:, free] != 0).all()
+
+
+def test_groups_name_themselves():
+    assert str(orthogonal(5)) == "O(5)" and str(general_linear(4)) == "GL(4)"
+    assert str(MatrixGroup(3, "common")) == "R+ x O(3)"
+    assert str(MatrixGroup(7, "free", PLANES)) == "GL(1,C)^2 x GL(3)"
+    assert str(MatrixGroup(4, "none", PLANES, movable=True)) == "U(1)^2 x signed permutations of 2 planes"
+    assert str(NeuronGroup(6, 1, True)) == "S6 x (R+)^6 x (R*)^6" and str(NeuronGroup(6)) == "S6"
+    assert str(HeadPermutations(3, 2)) == "S2 wr S3" and str(HeadPermutations(4, 1)) == "S4"
+    assert str(Translations(5, (1, 4))) == "R^2"
+
+
+def carried(group) -> dict[str, torch.Tensor]:
+    """A tensor for every role that the group has."""
+    copies, columns, repeats = copies_of(group), 3, 2
+    match group:
+        case HeadPermutations():
+            heads = group.key_value_heads
+            sizes = {"query": heads * group.repeats * 5, "key_value": heads * 5}
+        case NeuronGroup():
+            sizes = {"active": group.n, "linear": group.n, "down": group.n}
+        case MatrixGroup():
+            sizes = {role: copies * repeats * group.n for role in ("vector", "covector")}
+            sizes |= {"metric": copies * repeats} | ({"planes": copies * len(group.planes)} if group.planes else {})
+    return {role: gaussian(size, columns, seed=size) for role, size in sizes.items()}
+
+
+@over(MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS)
+def test_every_role_is_a_homomorphism(group):
+    changed = 0
+    for seed in (16, 17, 18):
+        a, b = draw(group, seed), draw(group, seed + 10)
+        for role, tensor in carried(group).items():
+            in_turn = group.act(a, role, group.act(b, role, tensor))
+            assert difference(group.act(group.product(a, b), role, tensor), in_turn) <= TIGHT, role
+            assert difference(group.act(group.inverse(a), role, group.act(a, role, tensor)), tensor) <= TIGHT, role
+            identity = group.identity(copies_of(group))
+            assert torch.equal(group.act(identity, role, tensor), tensor), role
+            changed += difference(group.act(a, role, tensor), tensor) > 0.01
+    assert changed
+
+
+@over(MATRIX_GROUPS)
+def test_roles_do_not_commute_with_the_wrong_order(group):
+    """Negative control of the homomorphism: where the group is not abelian, `product(b, a)` is another element."""
+    a, b = draw(group, 16), draw(group, 26)
+    vectors = carried(group)["vector"]
+    in_turn = group.act(a, "vector", group.act(b, "vector", vectors))
+    abelian = not group.movable and (len(group.rest) < 2)
+    assert (difference(group.act(group.product(b, a), "vector", vectors), in_turn) <= 0.01) == abelian
+
+
+@over(MATRIX_GROUPS)
+def test_vectors_and_covectors_pair_to_invariants(group):
+    element = draw(group, 19)
+    shape = (3 * 2, group.n, 3)  # copies and repeats, frame, rest
+    vector, covector = (gaussian(3 * 2 * group.n, 3, seed=seed) for seed in (20, 21))
+    turned, against = group.act(element, "vector", vector), group.act(element, "covector", covector)
+
+    def paired(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.reshape(shape) * b.reshape(shape)).sum(1)
+
+    assert difference(paired(turned, against), paired(vector, covector)) <= TIGHT
+    assert difference(turned, vector) > 0.01
+    if group.stretch == "none":
+        assert difference(paired(turned, turned), paired(vector, vector)) <= TIGHT
+    else:
+        assert difference(paired(turned, turned), paired(vector, vector)) > 0.01, "lengths stayed"
+
+
+@over({name: group for name, group in MATRIX_GROUPS.items() if group.stretch != "free"})
+def test_the_metric_weighs_the_square_of_covectors(group):
+    element = draw(group, 22)
+    covector = gaussian(3 * 2 * group.n, 1, seed=23)
+    weight = gaussian(3 * 2, 1, seed=24)
+
+    def weighed(weights: torch.Tensor, covectors: torch.Tensor) -> torch.Tensor:
+        return weights * covectors.reshape(-1, group.n).square().sum(1, keepdim=True)
+
+    after = group.act(element, "covector", covector)
+    assert difference(weighed(group.act(element, "metric", weight), after), weighed(weight, covector)) <= TIGHT
+    assert (difference(weighed(weight, after), weighed(weight, covector)) > 0.01) == (group.stretch == "common")
+
+
+@over({name: group for name, group in MATRIX_GROUPS.items() if group.planes})
+def test_frequencies_move_with_their_planes(group):
+    moved = 0
+    for seed in range(6):
+        (element,) = group.random(1, generator(seed))
+        frequencies = gaussian(len(group.planes), 1, seed=seed)
+        after = group.act(element[None], "planes", frequencies)
+        before_and_after = (plane_rotation(group, f[:, 0]) for f in (frequencies, after))
+        before, turned = before_and_after
+        assert difference(turned @ element, element @ before) <= TIGHT
+        moved += not torch.equal(after, frequencies)
+        if not torch.equal(after, frequencies):
+            assert difference(before @ element, element @ before) > 0.01
+    assert (moved > 0) == group.movable
+
+
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x).square()
+
+
+ACTIVATIONS = {None: torch.nn.functional.gelu, 1: torch.relu, 2: relu2}
+
+
+@over(NEURON_GROUPS)
+def test_the_scalings_of_neurons_leave_the_mlp_alone(group):
+    element = draw(group, 25)
+    active, linear, down = (gaussian(group.n, 4, seed=seed) for seed in (26, 27, 28))
+    x = gaussian(9, 4, seed=29)
+
+    def mlp(act, active: torch.Tensor, linear: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+        neurons = act(x @ active.T)
+        return (neurons * (x @ linear.T) if group.gated else neurons) @ down
+
+    before = {"active": active, "linear": linear, "down": down}
+    after = {role: group.act(element, role, tensor) for role, tensor in before.items()}
+    act = ACTIVATIONS[group.degree]
+    assert difference(mlp(act, **after), mlp(act, **before)) <= TIGHT
+    assert difference(after["active"], active) > 0.1
+    # A function with no such scaling tells whether there was one.
+    other = torch.nn.functional.silu
+    assert (difference(mlp(other, **after), mlp(other, **before)) > 0.01) == (group.degree is not None)
+    # All columns are taken along: none of the three roles may be left out.
+    assert difference(mlp(act, **(after | {"down": down})), mlp(act, **before)) > 0.01
+
+
+@over(HEAD_GROUPS)
+def test_query_heads_stay_with_their_key_value_head(group):
+    heads = torch.arange(group.key_value_heads).double()[:, None]
+    served = heads.repeat_interleave(group.repeats, dim=0)
+    for seed in range(6):
+        element = draw(group, seed)
+        moved = group.act(element, "key_value", heads)
+        assert torch.equal(group.act(element, "query", served), moved.repeat_interleave(group.repeats, dim=0))
+        assert torch.equal(element.sort().values, group.identity())
+
+
+@over(MATRIX_GROUPS | NEURON_GROUPS)
+def test_generators_are_the_derivative_of_the_action(group):
+    """For every role at once, `generator` is the gradient of `Σ a · act(exp X) b` at X = 0 along the algebra."""
+    copies = copies_of(group)
+    algebra = torch.zeros_like(small_algebra(group, copies)).requires_grad_()
+    total, contractions = torch.zeros(()), {}
+    for role, moved in carried(group).items():
+        covariant = gaussian(*moved.shape, seed=30)
+        total = total + (covariant * group.act(group.exp(algebra), role, moved)).sum()
+        contractions[role] = group.contract(role, covariant, moved, copies)
+    (gradient,) = torch.autograd.grad(total, algebra)
+    expected = group.project(gradient) if isinstance(group, MatrixGroup) else gradient
+    assert difference(group.generator(contractions), expected) <= TIGHT
+    assert (expected.abs().max() > 0.01) == (group.dimension > 0)

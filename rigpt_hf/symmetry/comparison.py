@@ -1,0 +1,237 @@
+"""
+Is one model another in disguise, a relative of it, or neither? In numbers, words and a picture.
+
+Three distances are held against each other, all between balanced weights, relative to their size: after alignment;
+what rounding to the stored precision would cause by itself; and what aligning with noise of the same spectra achieves,
+since a search over rotations and permutations finds some likeness anywhere.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .action import GaugeTransformation
+from .alignment import FOUND, Alignment, Search, find_alignment
+from .balance import balance
+from .contraction import Weights, weights_of
+from .frames import kind_of
+
+
+# A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
+ROUNDINGS = 2.0
+# Algebra in the working precision loses so many units in the last place on its way through a few matrix products.
+ALGEBRA = 100.0
+# Closer than this no chance brings two models; up to it rounding is worth estimating.
+CLEARLY_RELATED = 0.7
+# An unrelated pair comes as close as chance does, give or take.
+CHANCE_MARGIN = 0.95
+# Unrelated models would go on gaining a little for long; the verdict does not change.
+SWEEPS = 3
+VERDICTS = {
+    "same": "B is A: every weight is equal.",
+    "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
+    "relative": "B is a relative of A: fine-tuned or trained on from it, or from a common ancestor.",
+    "unrelated": "B is unrelated to A: no closer than chance.",
+}
+
+
+@dataclass
+class Part:
+    """
+    One part of the models.
+
+    Args:
+        name (`str`): such as `layers.3.self_attn`.
+        distance (`float`): after alignment; before (`float`): of the weights as they are.
+        rounding (`float`, *optional*): what rounding explains; chance (`float`, *optional*): what noise achieves.
+    """
+
+    name: str
+    distance: float
+    before: float
+    rounding: float | None = None
+    chance: float | None = None
+
+
+@dataclass
+class Comparison:
+    """
+    The outcome of comparing B with A.
+
+    Args:
+        verdict (`str`): `same`, `disguise`, `relative` or `unrelated`.
+        total (`Part`): over all weights; parts (`list[Part]`): per part of the network.
+        precision (`list[str]`): the coarsest dtypes that hold the weights of A and of B exactly.
+        turned (`dict[str, str]`): what the alignment does in each kind of frame, in words.
+        transformation (`GaugeTransformation`): brings A to B.
+        sweeps (`int`): rounds of the search.
+    """
+
+    verdict: str
+    total: Part
+    parts: list[Part]
+    precision: list[str]
+    turned: dict[str, str]
+    transformation: GaugeTransformation = field(repr=False)
+    sweeps: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the transformation, as JSON can hold it."""
+        return {
+            "verdict": self.verdict,
+            "meaning": VERDICTS[self.verdict],
+            "total": asdict(self.total),
+            "parts": [asdict(part) for part in self.parts],
+            "precision": self.precision,
+            "turned": self.turned,
+            "sweeps": self.sweeps,
+        }
+
+
+@torch.no_grad()
+def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False) -> Comparison:
+    """
+    Align A with B and say what the distance means.
+
+    Args:
+        a, b: Two RiGPTs of one configuration; neither is changed.
+        seed: Of the noise that stands for chance.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: if the two have different shapes or options.
+    """
+    found = find_alignment(a, b, max_sweeps=SWEEPS, progress=progress)
+    names = list(found.reference)
+    before = part_distances(balance(a.config, weights_of(a), passes=1)[1], found.reference)
+    after = part_distances(found.aligned, found.reference)
+    parts = {name: Part(name, after[name], before[name]) for name in after}
+    precisions = [stored_precision(model) for model in (a, b)]
+    if after["all"] < CLEARLY_RELATED:
+        for name, value in _rounding(found, precisions).items():
+            parts[name].rounding = value
+    else:
+        for name, value in _chance(found, a.dtype, seed).items():
+            parts[name].chance = value
+    total = parts.pop("all")
+    raw = [dict(model.named_parameters()) for model in (a, b)]
+    same = all(torch.equal(raw[0][name].cpu(), raw[1][name].cpu()) for name in names)
+    working = [torch.promote_types(precision, torch.float32) for precision in precisions]
+    floor = ALGEBRA * max(torch.finfo(dtype).eps for dtype in working)
+    verdict = "same" if same else _verdict(total, floor)
+    return Comparison(
+        verdict,
+        total,
+        list(parts.values()),
+        [str(precision).removeprefix("torch.") for precision in precisions],
+        describe(found.transformation),
+        found.transformation,
+        len(found.distances) - 1,
+    )
+
+
+def _verdict(total: Part, floor: float) -> str:
+    if total.rounding is not None:
+        return "disguise" if total.distance <= max(ROUNDINGS * total.rounding, floor) else "relative"
+    assert total.chance is not None
+    return "relative" if total.distance < CHANCE_MARGIN * total.chance else "unrelated"
+
+
+def part_of(name: str) -> str:
+    """The part of the network a parameter belongs to: `layers.3.self_attn`, or `embed_tokens` outside the layers."""
+    pieces = name.removeprefix("model.").split(".")
+    return ".".join(pieces[:3] if pieces[0] == "layers" else pieces[:1])
+
+
+def part_distances(a: Weights, b: Weights) -> dict[str, float]:
+    """Relative distances between two sets of weights, by part of the network and over `all`."""
+    squares: dict[str, list[float]] = {}
+    for name, tensor in a.items():
+        values = [float(each.double().square().sum()) for each in (tensor - b[name], tensor, b[name])]
+        for key in ("all", part_of(name)):
+            squares[key] = [x + y for x, y in zip(squares.get(key, [0.0] * 3), values, strict=True)]
+    return {
+        key: (difference / max((first + second) / 2, 1e-300)) ** 0.5
+        for key, (difference, first, second) in squares.items()
+    }
+
+
+def stored_precision(model: nn.Module) -> torch.dtype:
+    """The coarsest dtype that holds all weights exactly: weights cast to more digits still have only the fewer."""
+    parameters = [parameter.detach() for parameter in model.parameters()]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if all(torch.equal(parameter.to(dtype).to(parameter.dtype), parameter) for parameter in parameters):
+            return dtype
+    return torch.float64
+
+
+def _rounding(found: Alignment, precisions: list[torch.dtype]) -> dict[str, float]:
+    """The distance that casting A to the precisions of both models, in the frames of B, would cause."""
+    in_frames_of_b = found.to_balanced.inverse().state_dict(found.aligned)
+    squares: dict[str, float] = {}
+    for precision in precisions:
+        rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in in_frames_of_b.items()}
+        for name, value in part_distances(found.to_balanced.state_dict(rounded), found.aligned).items():
+            squares[name] = squares.get(name, 0.0) + value**2
+    return {name: square**0.5 for name, square in squares.items()}
+
+
+def _chance(found: Alignment, dtype: torch.dtype, seed: int) -> dict[str, float]:
+    """How near the same search brings A to a model with the spectra of B's weights, and nothing else of them."""
+    generator = torch.Generator().manual_seed(seed)
+    working = torch.promote_types(dtype, torch.float32)
+    scrambled = {}
+    for name, tensor in found.reference.items():
+        for dim in range(tensor.dim()):
+            order = torch.randperm(tensor.shape[dim], generator=generator)
+            signs = torch.where(torch.rand(tensor.shape[dim], generator=generator) < 0.5, -1.0, 1.0).to(tensor)
+            tensor = (tensor.movedim(dim, -1)[..., order] * signs).movedim(-1, dim)
+        scrambled[name] = tensor.to(working)
+    weights = {name: tensor.to(working) for name, tensor in found.aligned.items()}
+    search = Search(found.transformation.config, weights, scrambled)
+    search.turn_by_tokens()
+    search.run(SWEEPS, FOUND)
+    return part_distances(search.weights, scrambled)
+
+
+def describe(transformation: GaugeTransformation) -> dict[str, str]:
+    """What a transformation does in each kind of frame: how many of its copies move, and how far."""
+    moved: dict[str, list[float]] = {}
+    for key, element in transformation.elements.items():
+        frame = transformation.frames[key]
+        difference = (element - frame.group.identity(frame.copies)).double().flatten(1)
+        scale = frame.group.identity(1).double().norm().clamp_min(1.0)
+        moved.setdefault(kind_of(key), []).extend((difference.norm(dim=1) / scale).tolist())
+    words = {}
+    for kind, values in moved.items():
+        count = sum(value > 1e-2 for value in values)
+        words[kind] = "as it was" if count == 0 else f"{count} of {len(values)} moved"
+    return words
+
+
+def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -> None:
+    """A picture of the distances per part of the network, as PNG, SVG or PDF by the name of `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parts = comparison.parts
+    figure = Figure(figsize=(max(7.0, 0.28 * len(parts) + 3), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    positions = list(range(len(parts)))
+    smallest = min([part.distance for part in parts] + [part.rounding for part in parts if part.rounding]) or 1e-16
+    axes.bar(positions, [max(part.distance, smallest) for part in parts], color="#3b6ea5", label="aligned")
+    axes.plot(positions, [part.before for part in parts], "o", color="#999999", ms=4, label="as they are")
+    for name, color, text in (("rounding", "#2f8f4e", "explained by rounding"), ("chance", "#c0392b", "chance")):
+        values = [getattr(part, name) for part in parts]
+        if all(value is not None for value in values):
+            axes.plot(positions, values, "_", color=color, ms=12, mew=2, label=text)
+    axes.set_yscale("log")
+    axes.set_xticks(positions, [part.name.replace("layers.", "") for part in parts], rotation=90, fontsize=7)
+    axes.set_ylabel("relative distance")
+    axes.set_title(title or VERDICTS[comparison.verdict], fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)

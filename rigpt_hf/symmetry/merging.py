@@ -1,0 +1,213 @@
+"""Merging models: align, then average; and what the loss does on the way from one model to the other."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .alignment import find_alignment
+from .balance import balance
+from .contraction import Weights, weights_of
+
+
+METHODS = ("linear", "spherical")
+# A spherical mean of more than two needs a few steps; of two it is there after one.
+STEPS, PRECISE = 100, 1e-14
+
+
+@torch.no_grad()
+def merge(
+    models: Sequence[nn.Module],
+    weights: Sequence[float] | None = None,
+    *,
+    method: str = "linear",
+    aligned: bool = True,
+    progress: bool = False,
+) -> nn.Module:
+    """
+    The average of several models, once they are brought into the frames of the first.
+
+    The average is taken between balanced weights (`balance.py`), so that neither the result's function nor its
+    quality depends on the frames that the models come in, and is then put into the frames of the first: with weights
+    (1, 0) it is the first model.
+
+    Args:
+        models: RiGPTs of one configuration.
+        weights: How much of each; they must sum to 1. Equal parts if not given.
+        method: `"linear"`, or `"spherical"`: along the great circle between parameters of one name, for more than two
+            models their Karcher mean, and the norms linearly.
+        aligned: Whether to align first. Without, this is the ordinary average of weights as they are.
+        progress: Show a progress bar.
+
+    Returns:
+        A new model of the first one's dtype; the others stay as they are.
+
+    Raises:
+        ValueError: if there are fewer than two models, the weights do not fit, or shapes or options differ.
+    """
+    parts = check_weights(models, weights, method)
+    first = models[0]
+    if aligned:
+        to_balanced, reference = balance(first.config, weights_of(first))
+        found = [find_alignment(model, first, progress=progress).aligned for model in models[1:]]
+        mean = average([reference, *found], parts, method)
+        mean = to_balanced.inverse().state_dict(mean)
+    else:
+        mean = average([weights_of(model) for model in models], parts, method)
+    return with_weights(first, mean)
+
+
+def check_weights(models: Sequence[nn.Module], weights: Sequence[float] | None, method: str) -> list[float]:
+    """The weights to use; a `ValueError` if there are too few models, or the weights do not fit them or the method."""
+    if len(models) < 2:
+        raise ValueError(f"`models` must be at least two, got {len(models)}.")
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    parts = [1 / len(models)] * len(models) if weights is None else [float(weight) for weight in weights]
+    if len(parts) != len(models) or abs(sum(parts) - 1) > 1e-6:
+        raise ValueError(
+            f"`weights` must be {len(models)} numbers, one per model, that sum to 1, got {parts}. Divide them by "
+            "their sum."
+        )
+    if method == "spherical" and min(parts) < 0:
+        raise ValueError(f"`weights` must not be negative for `method='spherical'`, got {parts}. Use 'linear'.")
+    return parts
+
+
+def average(models: Sequence[Weights], parts: Sequence[float], method: str) -> dict[str, torch.Tensor]:
+    """The average of weights by parameter name, as they are."""
+    result = {}
+    for name in models[0]:
+        tensors = torch.stack([model[name].to(torch.float64) for model in models])
+        portions = torch.tensor(list(parts), dtype=torch.float64).reshape(-1, *[1] * (tensors.dim() - 1))
+        linear = (portions * tensors).sum(dim=0)
+        result[name] = linear if method == "linear" else _spherical(tensors, portions, linear)
+    return result
+
+
+def _spherical(tensors: torch.Tensor, portions: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+    """The Karcher mean of directions times the mean of norms; `linear` where a tensor, or the mean, has none."""
+    flat, share = tensors.flatten(1), portions.flatten()
+    norms = flat.norm(dim=1)
+    if (norms == 0).any() or linear.norm() <= PRECISE * norms.max():
+        return linear
+    directions = flat / norms[:, None]
+    mean = linear.flatten() / linear.norm()
+    for _ in range(STEPS):
+        cosines = (directions @ mean).clamp(-1, 1)
+        tangents = directions - cosines[:, None] * mean
+        sines = tangents.norm(dim=1)
+        angles = torch.atan2(sines, cosines)
+        # Logarithms on the sphere: the tangent to each direction, as long as the arc.
+        step = (share * torch.where(sines > PRECISE, angles / sines.clamp_min(PRECISE), 1.0)) @ tangents
+        length = step.norm()
+        if length < PRECISE:
+            break
+        mean = length.cos() * mean + length.sin() * step / length
+        mean = mean / mean.norm()
+    return ((share * norms).sum() * mean).reshape(linear.shape)
+
+
+@torch.no_grad()
+def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
+    """A copy of a model with other weights, cast once; tied parameters stay tied."""
+    result = copy.deepcopy(model)
+    for name, parameter in result.named_parameters():
+        parameter.copy_(weights[name])
+    return result
+
+
+@dataclass
+class LossPath:
+    """
+    The loss on the straight way from B (`t = 0`) to A (`t = 1`), before and after alignment.
+
+    Args:
+        t (`list[float]`): where.
+        before, after (`list[float]`): losses in nats per token with A's weights as they are, and aligned with B.
+    """
+
+    t: list[float]
+    before: list[float]
+    after: list[float]
+
+    @property
+    def barrier_before(self) -> float:
+        """The largest loss above the straight line between the two ends, in nats per token, before alignment."""
+        return self._barrier(self.before)
+
+    @property
+    def barrier_after(self) -> float:
+        """The same after alignment."""
+        return self._barrier(self.after)
+
+    def _barrier(self, losses: list[float]) -> float:
+        return max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(self.t, losses, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return asdict(self) | {"barrier_before": self.barrier_before, "barrier_after": self.barrier_after}
+
+
+@torch.no_grad()
+def loss_path(
+    a: nn.Module,
+    b: nn.Module,
+    loss: Callable[[nn.Module], float],
+    *,
+    points: int = 11,
+    progress: bool = False,
+) -> LossPath:
+    """
+    The loss along the straight path between two models, before and after aligning A with B.
+
+    Args:
+        a, b: RiGPTs of one configuration.
+        loss: Gives the loss of a model, in nats per token.
+        points: How many points, both ends included.
+        progress: Show progress bars.
+
+    Raises:
+        ValueError: if `points` is less than 2, or shapes or options differ.
+    """
+    if points < 2:
+        raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
+    found = find_alignment(a, b, progress=progress)
+    back = found.to_balanced.inverse()
+    ways = {
+        "before": (weights_of(b), weights_of(a)),
+        "after": (back.state_dict(found.reference), back.state_dict(found.aligned)),
+    }
+    grid = [index / (points - 1) for index in range(points)]
+    losses: dict[str, list[float]] = {"before": [], "after": []}
+    with tqdm(total=2 * points, desc="Losses on the way", disable=not progress) as bar:
+        for name, ends in ways.items():
+            for t in grid:
+                losses[name].append(float(loss(with_weights(b, average(ends, [1 - t, t], "linear")))))
+                bar.update()
+    return LossPath(grid, losses["before"], losses["after"])
+
+
+def plot_paths(
+    paths: Sequence[LossPath], path: str | Path, title: str = "The way from one model to the other"
+) -> None:
+    """A picture of one or several paths before and after alignment, as PNG, SVG or PDF by the name of `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index, each in enumerate(paths):
+        axes.plot(each.t, each.before, color="#c0392b", alpha=0.8, label=None if index else "as they are")
+        axes.plot(each.t, each.after, color="#3b6ea5", alpha=0.8, label=None if index else "aligned")
+    axes.set_xlabel("share of model A")
+    axes.set_ylabel("loss in nats per token")
+    axes.set_title(title, fontsize=10)
+    axes.legend()
+    figure.savefig(path, dpi=150)
