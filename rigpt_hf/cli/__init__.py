@@ -10,7 +10,8 @@ from rich.text import Text
 from ..version import __version__
 from .common import as_options
 from .conversion import convert, demo, export, info, verify
-from .symmetry import rotate
+from .measures import charges, diff
+from .symmetry import canonicalize, merge, rotate
 
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-for _verb in (demo, convert, export, verify, info, rotate):
+for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges):
     app.command()(_verb)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 
+PICTURES = (".png", ".svg", ".pdf")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 # Where Python says `force=True`, a person at the terminal says `--force`.
 SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
@@ -56,13 +57,14 @@ def rigpt_config(source: str, revision: str | None = None) -> Any:
     return check_rigpt(known(source, AutoConfig, **({"revision": revision} if revision else {})), source)
 
 
-def load_rigpt(source: str, dtype: Any = None) -> Any:
+def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> Any:
     """
     A `RiGPTForCausalLM` from a folder or the Hub, in evaluation mode.
 
     Args:
         source: Folder or Hub id.
         dtype (`torch.dtype`, *optional*): To load as; as saved if not given.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
         ValueError: if it is not a RiGPT, or its weights are not those that its configuration asks for.
@@ -71,9 +73,10 @@ def load_rigpt(source: str, dtype: Any = None) -> Any:
     from ..conversion.assemble import quiet_loading
     from ..conversion.maps import name_some
 
-    rigpt_config(source)
+    rigpt_config(source, revision)
+    where = {"revision": revision} if revision else {}
     with quiet_loading():
-        model, report = known(source, RiGPTForCausalLM, dtype=dtype or "auto", output_loading_info=True)
+        model, report = known(source, RiGPTForCausalLM, dtype=dtype or "auto", output_loading_info=True, **where)
     # The library would go on with random weights, or without some.
     for problem, names in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
         if names:
@@ -200,6 +203,47 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_picture(path: Path):
+    """A `ValueError` if no picture can be written under this name."""
+    if path.suffix not in PICTURES:
+        raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
+
+
+def numbers(text: str, argument: str) -> list[float]:
+    """The numbers in a list with commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"`{argument}` must be numbers separated by commas, got {text!r}.") from error
+
+
+def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
+    """
+    Write a model with the tokenizer of `source` and some JSON files; the folder appears complete or not at all.
+
+    `output` must have been looked at by `check_output` before.
+    """
+    import shutil
+
+    from ..conversion.assemble import quiet_loading
+    from ..conversion.checkpoint import local_folder
+    from ..conversion.companions import save_tokenizer
+    from ..conversion.output import publish, temporary_sibling
+
+    temporary = temporary_sibling(output)
+    temporary.mkdir(parents=True)
+    try:
+        with quiet_loading():
+            model.save_pretrained(temporary)
+        save_tokenizer(local_folder(source), temporary)
+        for name, values in facts.items():
+            (temporary / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        publish(temporary, output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def report(certificate: Any, output: Path):

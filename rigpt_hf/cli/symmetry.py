@@ -1,14 +1,28 @@
 """Verbs that use the freedom of a RiGPT: other weights, the same function."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from .common import DTYPES, new_file, report, rigpt_config, to_dtype
+from .common import (
+    DTYPES,
+    check_picture,
+    check_same_vocabulary,
+    load_rigpt,
+    new_file,
+    numbers,
+    report,
+    rigpt_config,
+    save_model,
+    text_ids,
+    to_dtype,
+)
 
 
 DEFAULT_FRAMES = "stream,head"
@@ -75,23 +89,14 @@ def rotate(
         )
     if not isfinite(t):
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
-    if save_transformation is not None and output.resolve() in save_transformation.resolve().parents:
-        raise ValueError(
-            f"`save_transformation` must lie outside of the model's folder, got {str(save_transformation)!r} in "
-            f"{str(output)!r}. Name another place."
-        )
+    check_outside(save_transformation, output)
     config = rigpt_config(source, revision)
     if transformation is None:
         g = random_transformation(config, frames or DEFAULT_FRAMES, seed, t)
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
-    keeping = (
-        nullcontext() if save_transformation is None else new_file(save_transformation, "save_transformation", force)
-    )
-    with keeping as place:
-        if place is not None:
-            g.save(place)
+    with keep(g, save_transformation, force):
         certificate = transform_checkpoint(
             source,
             output,
@@ -105,6 +110,158 @@ def rotate(
     report(certificate, output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse")
+
+
+def check_outside(path: Path | None, output: Path):
+    """A `ValueError` if a file would lie in the folder of the model to make."""
+    if path is not None and output.resolve() in path.resolve().parents:
+        raise ValueError(
+            f"A file beside the model must lie outside of its folder, got {str(path)!r} in {str(output)!r}. Name "
+            "another place."
+        )
+
+
+@contextmanager
+def keep(transformation: Any, path: Path | None, force: bool) -> Iterator[None]:
+    """Write a transformation to a file, if there is a name for one, once the block has ended well."""
+    if path is None:
+        yield
+        return
+    with new_file(path, "save_transformation", force) as place:
+        transformation.save(place)
+        yield
+
+
+def canonicalize(
+    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    save_transformation: Annotated[
+        Path | None, typer.Option(help="File to write the transformation to.", show_default="none")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
+    ] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
+    seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
+    ] = False,
+):
+    """
+    Bring a RiGPT into its canonical form: the same function, in frames that the function alone determines.
+
+    Whatever rotation, stretch or permutation lies between two models of one function, their canonical forms have the
+    same weights. A table says how well each frame is determined; with weights rounded to few digits only large gaps
+    mean much, and `rigpt diff` is the better judge.
+
+        rigpt canonicalize my-rigpt canonical
+    """
+    from ..conversion.output import check_output
+    from ..symmetry import canonical_gauge
+    from ..symmetry.checkpoint import transform_checkpoint
+
+    check_output(output, source, force)
+    check_outside(save_transformation, output)
+    gauge = canonical_gauge(load_rigpt(source, revision=revision))
+    with keep(gauge.transformation, save_transformation, force):
+        certificate = transform_checkpoint(
+            source,
+            output,
+            gauge.transformation,
+            revision=revision,
+            dtype=to_dtype(dtype),
+            force=force,
+            max_shard_size=max_shard_size,
+            seed=seed,
+        )
+    table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
+    for kind, gap in gauge.gaps.items():
+        table.add_row(kind, f"{gap:.1e}")
+    Console().print(table)
+    for text in gauge.undetermined:
+        Console().print(f"Not determined by spectra: {text}. Token vectors decided.")
+    report(certificate, output)
+
+
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="Two or more RiGPTs: folders or Hub ids.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="How much of each, separated by commas; their sum is 1.", show_default="equal parts"),
+    ] = None,
+    method: Annotated[str, typer.Option(help="linear, or spherical (along great circles).")] = "linear",
+    as_they_are: Annotated[
+        bool, typer.Option("--as-they-are", help="Do not align first: the ordinary average.", show_default="no")
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text to measure the loss on, on the way between the first two models.", show_default="none"
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="File for a plot of that loss, with TEXT.", show_default="none")
+    ] = None,
+    points: Annotated[int, typer.Option(help="Points on the way, with TEXT.")] = 11,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
+    ] = False,
+):
+    """
+    Merge RiGPTs: bring all into the frames of the first, average, and write an ordinary checkpoint.
+
+        rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
+    """
+    from ..conversion.output import check_output
+    from ..symmetry.merging import check_weights
+    from ..symmetry.merging import merge as merge_models
+
+    if picture is not None and text is None:
+        raise ValueError(
+            f"`picture` shows the loss on a text, got {str(picture)!r} without `text`. Give `--text FILE`."
+        )
+    parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
+    for source in sources:
+        check_output(output, source, force)
+        check_same_vocabulary(sources[0], source)
+    check_outside(picture, output)
+    input_ids = None if text is None else text_ids(sources[0], text)
+    models = [load_rigpt(source) for source in sources]
+    merged = merge_models(models, parts, method=method, aligned=not as_they_are, progress=True)
+    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not as_they_are}
+    if input_ids is not None:
+        facts["loss"] = measure_way(models, merged, input_ids, points, picture, force)
+    save_model(merged, sources[0], output, {"merge.json": facts})
+    Console().print(f"Written to {output}")
+
+
+def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
+    """Losses of the models, of the merged one, and on the way between the first two; printed, and drawn if asked."""
+    from ..symmetry import loss_path, plot_paths
+
+    def loss(model: Any) -> float:
+        return model(input_ids, labels=input_ids, use_cache=False).loss.item()
+
+    way = loss_path(models[1], models[0], loss, points=points, progress=True)
+    table = Table("model", "loss (nats per token)")
+    for index, model in enumerate(models, 1):
+        table.add_row(f"source {index}", f"{loss(model):.4f}")
+    table.add_row("merged", f"{loss(merged):.4f}")
+    Console().print(table)
+    Console().print(
+        f"Barrier on the straight way between the first two: {way.barrier_before:.4f} nats as they are, "
+        f"{way.barrier_after:.4f} aligned."
+    )
+    if picture is not None:
+        check_picture(picture)
+        with new_file(picture, "picture", force) as place:
+            plot_paths([way], place, picture_format=picture.suffix[1:])
+        Console().print(f"Picture in {picture}")
+    return way.to_dict() | {"merged": loss(merged), "sources": [loss(model) for model in models]}
 
 
 def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:

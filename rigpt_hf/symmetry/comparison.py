@@ -212,8 +212,10 @@ def describe(transformation: GaugeTransformation) -> dict[str, str]:
     return words
 
 
-def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -> None:
-    """A picture of the distances per part of the network, as PNG, SVG or PDF by the name of `path`."""
+def plot_comparison(
+    comparison: Comparison, path: str | Path, title: str = "", picture_format: str | None = None
+) -> None:
+    """A picture of the distances per part of the network; its format by the name of `path` if not given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -234,4 +236,4 @@ def plot_comparison(comparison: Comparison, path: str | Path, title: str = "") -
     axes.set_ylabel("relative distance")
     axes.set_title(title or VERDICTS[comparison.verdict], fontsize=10)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=picture_format)

@@ -11,7 +11,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .alignment import find_alignment
-from .balance import balance
 from .contraction import Weights, weights_of
 
 
@@ -53,10 +52,9 @@ def merge(
     parts = check_weights(models, weights, method)
     first = models[0]
     if aligned:
-        to_balanced, reference = balance(first.config, weights_of(first))
-        found = [find_alignment(model, first, progress=progress).aligned for model in models[1:]]
-        mean = average([reference, *found], parts, method)
-        mean = to_balanced.inverse().state_dict(mean)
+        found = [find_alignment(model, first, progress=progress) for model in models[1:]]
+        mean = average([found[0].reference, *(each.aligned for each in found)], parts, method)
+        mean = found[0].to_balanced.inverse().state_dict(mean)
     else:
         mean = average([weights_of(model) for model in models], parts, method)
     return with_weights(first, mean)
@@ -194,9 +192,13 @@ def loss_path(
 
 
 def plot_paths(
-    paths: Sequence[LossPath], path: str | Path, title: str = "The way from one model to the other"
+    paths: Sequence[LossPath],
+    path: str | Path,
+    title: str = "The way from one model to the other",
+    picture_format: str | None = None,
 ) -> None:
-    """A picture of one or several paths before and after alignment, as PNG, SVG or PDF by the name of `path`."""
+    """A picture of one or several paths before and after alignment, its format by the name of `path`
+    if not given."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -210,4 +212,4 @@ def plot_paths(
     axes.set_ylabel("loss in nats per token")
     axes.set_title(title, fontsize=10)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=picture_format)

@@ -1,0 +1,158 @@
+"""Verbs that measure what models are, and change nothing."""
+
+import json
+from math import log10
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from .common import check_picture, check_same_vocabulary, load_rigpt, new_file, numbers, text_ids
+
+
+# Width of a bar in a table, in characters, and what an empty one stands for.
+BAR, SMALLEST = 12, 1e-6
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="File for a plot of the distances: PNG, SVG or PDF.", show_default="none")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for all numbers.", show_default="none")
+    ] = None,
+    save_transformation: Annotated[
+        Path | None, typer.Option(help="File for the transformation that brings A to B.", show_default="none")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise that stands for chance.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier files.", show_default="no")] = False,
+):
+    """
+    Say whether B is A in disguise, a relative of it, or unrelated, from the weights alone. Exit code 1 unless they are
+    the same up to frames and rounding.
+
+    A is brought as near to B as rotations, stretches and permutations of its frames allow. The distance that is left
+    is held against what rounding explains and against what chance achieves, over all weights and part by part.
+
+        rigpt diff my-rigpt suspect --picture diff.png
+    """
+    from ..symmetry import compare, plot_comparison
+    from ..symmetry.comparison import VERDICTS
+
+    for path in (picture,) if picture else ():
+        check_picture(path)
+    check_same_vocabulary(a, b)
+    comparison = compare(load_rigpt(a), load_rigpt(b), seed=seed, progress=True)
+    console = Console()
+    table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding", "chance")
+    table.title = "Relative distances"
+    for part in (*comparison.parts, comparison.total):
+        explained = [f"{value:.2g}" if value is not None else "-" for value in (part.rounding, part.chance)]
+        name = "all" if part is comparison.total else part.name
+        table.add_row(name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
+    console.print(table)
+    for kind, words in comparison.turned.items():
+        console.print(f"{kind}: {words}")
+    console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
+    console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
+    if picture is not None:
+        with new_file(picture, "picture", force) as place:
+            plot_comparison(comparison, place, title=f"{a} and {b}", picture_format=picture.suffix[1:])
+        console.print(f"Picture in {picture}")
+    if json_file is not None:
+        with new_file(json_file, "json", force) as place:
+            place.write_text(json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if save_transformation is not None:
+        with new_file(save_transformation, "save_transformation", force) as place:
+            comparison.transformation.save(place)
+    if comparison.verdict not in ("same", "disguise"):
+        raise typer.Exit(1)
+
+
+def bar(value: float) -> str:
+    """A bar whose length grows with the logarithm of a value between `SMALLEST` and 1."""
+    share = 1 - log10(max(value, SMALLEST)) / log10(SMALLEST)
+    return "█" * round(BAR * min(max(share, 0.0), 1.0))
+
+
+def charges(
+    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Descend the loss and measure how the charges move.", show_default="no"),
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Text to descend on, with --measure.", show_default="random tokens")
+    ] = None,
+    learning_rates: Annotated[
+        str, typer.Option(help="Step sizes, separated by commas, with --measure.")
+    ] = "0.02,0.01,0.005",
+    time: Annotated[float, typer.Option(help="Steps times step size, with --measure.")] = 0.4,
+    weight_decay: Annotated[float, typer.Option(help="Rate of decay, with --measure.")] = 0.0,
+    picture: Annotated[Path | None, typer.Option(help="File for a plot, with --measure.", show_default="none")] = None,
+    seed: Annotated[int, typer.Option(help="Of random tokens.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.", show_default="no")] = False,
+):
+    """
+    Show the charges that gradient flow conserves, one set per symmetry that stretches, and whether descent keeps them.
+
+    A charge of zero is balance: the representative of least norm, where weight decay leads. With --measure a copy of
+    the model descends the loss with several step sizes over the same time: the drift must shrink as the step does.
+
+        rigpt charges my-rigpt
+        rigpt charges my-rigpt --measure --weight-decay 0.5 --picture charges.png
+    """
+    import torch
+
+    from ..conversion.certificate import random_input_ids
+    from ..symmetry import charge_drift, plot_drift
+    from ..symmetry import charges as charges_of
+    from ..symmetry.contraction import carriers, weights_of
+
+    if picture is not None and not measure:
+        raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
+    if picture is not None:
+        check_picture(picture)
+    rates = numbers(learning_rates, "learning_rates")
+    model = load_rigpt(source)
+    config = model.config
+    weights = weights_of(model)
+    carried = carriers(config, weights)
+    table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
+    for key, value in charges_of(model).items():
+        scale = sum(float(weights[name].square().sum()) for name in carried[key])
+        relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
+        table.add_row(key, f"{float(value.norm()):.3g}", relative)
+    console = Console()
+    console.print(table)
+    if not measure:
+        return
+    if text is not None:
+        input_ids = text_ids(source, text)
+    else:
+        input_ids = random_input_ids(config.vocab_size, min(config.max_position_embeddings, 64), seed=seed)
+    with torch.enable_grad():
+        drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
+    show_drift(drift, console)
+    if picture is not None:
+        with new_file(picture, "picture", force) as place:
+            plot_drift(drift, place, picture_format=picture.suffix[1:])
+        console.print(f"Picture in {picture}")
+
+
+def show_drift(drift: Any, console: Console):
+    """A table of what `charge_drift` measured."""
+    columns = [*(f"step {descent.learning_rate:g}" for descent in drift.descents), "order"]
+    decays = drift.weight_decay > 0
+    table = Table(Column("frame", no_wrap=True), *columns, *(["decay", "predicted"] if decays else []))
+    table.title = "Drift under gradient descent (predicted order in the step: 1)"
+    for kind, order in drift.orders.items():
+        row = [kind, *(f"{descent.drift[kind][-1]:.2e}" for descent in drift.descents), f"{order:.3f}"]
+        if decays:
+            row += [f"{drift.measured_rates[kind]:.4f}", f"{drift.predicted_rates[kind]:.4f}"]
+        table.add_row(*row)
+    console.print(table)
