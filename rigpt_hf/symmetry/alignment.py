@@ -9,6 +9,8 @@ ends: it starts from the tokens, whose order is the same in both models.
 Related: Git Re-Basin (arXiv 2209.04836) matches permutations; here the rotations that a RiGPT allows come first.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -84,9 +86,15 @@ def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, toleran
 
 @torch.no_grad()
 def find_alignment(
-    model: nn.Module, reference: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-5, progress: bool = False
+    model: nn.Module,
+    reference: nn.Module,
+    *,
+    max_sweeps: int = 100,
+    tolerance: float = 1e-5,
+    hopeless: float = float("inf"),
+    progress: bool = False,
 ) -> Alignment:
-    """As [`align`], with all that was learned on the way."""
+    """As [`align`], with all that was learned on the way; the first sweep is the last if it ends beyond `hopeless`."""
     check_alike(model.config, reference.config)
     config = reference.config
     dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
@@ -96,14 +104,14 @@ def find_alignment(
     search.turn_by_tokens()
     with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
         # Which heads and neurons belong together is found in the models' own precision, the angles in float64.
-        distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar)
+        distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar, hopeless)
         if dtype != torch.float64:
             from_model = search.total @ from_model
             weights = from_model.state_dict(weights_of(model))
             target = from_reference.state_dict(weights_of(reference))
             search = Search(config, weights, target)
-            if distances[-1] < 1:  # beyond, there are no angles worth more digits
-                polished, converged = search.run(max_sweeps, tolerance, bar, match=False)
+            if distances[-1] < min(1.0, hopeless):  # beyond, there are no angles worth more digits
+                polished, converged = search.run(max_sweeps, tolerance, bar, hopeless, match=False)
                 distances += polished
     total = from_reference.inverse() @ search.total @ from_model
     return Alignment(total, from_reference, search.weights, target, distances, converged)
@@ -158,6 +166,17 @@ STRUCTURE = (
 )
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Many small decompositions take many times longer if each is shared among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Search:
     """Balanced weights on their way to a target; `total` is the way so far."""
 
@@ -178,7 +197,12 @@ class Search:
         self.weights, self.total = step.state_dict(self.weights, self.dtype), step @ self.total
 
     def run(
-        self, max_sweeps: int, tolerance: float, bar: tqdm | None = None, match: bool = True
+        self,
+        max_sweeps: int,
+        tolerance: float,
+        bar: tqdm | None = None,
+        hopeless: float = float("inf"),
+        match: bool = True,
     ) -> tuple[list[float], bool]:
         """Sweep until that changes nothing to speak of; the distances before and after every sweep, and whether."""
         distances = [self.distance()]
@@ -195,13 +219,16 @@ class Search:
                 return distances[:-1], True
             if distances[-2] - distances[-1] <= tolerance * distances[-1]:
                 return distances, True
+            if distances[-1] > hopeless:
+                break
         return distances, False
 
     def sweep(self, match: bool = True) -> None:
         """Every frame once; `match`: those of heads and neurons too."""
         self.turn_spaces("lexical", "output")
         if match:
-            self.go({key: self.match_heads(key) for key in self.keys("heads")})
+            with one_thread():
+                self.go({key: self.match_heads(key) for key in self.keys("heads")})
         self.turn_spaces("head_qk", "head_vo")
         if match:
             self.go({key: self.match_neurons(key) for key in self.keys("neurons")})

@@ -89,7 +89,9 @@ def _balancing(group: MatrixGroup, vectors: torch.Tensor, covectors: torch.Tenso
     if group.rest:
         index = torch.tensor(group.rest)
         block = index[:, None], index
-        element[block] = contragredient(vectors[block], covectors[block])
+        # Of all that balance the symmetric positive one: it turns nothing, and is near 1 where little is to do.
+        _, stretches, axes = torch.linalg.svd(contragredient(vectors[block], covectors[block]))
+        element[block] = (axes.T * stretches) @ axes
     return element
 
 

@@ -1,7 +1,7 @@
 """
 Is one model another in disguise, a relative of it, or neither? In numbers, words and a picture.
 
-Three distances are held against each other, all between balanced weights, relative to their size: after alignment;
+Three distances are held against each other, between balanced weights and relative to their size: after alignment;
 what rounding to the stored precision would cause by itself; and what aligning with noise of the same spectra achieves,
 since a search over rotations and permutations finds some likeness anywhere.
 """
@@ -15,7 +15,6 @@ from torch import nn
 
 from .action import GaugeTransformation
 from .alignment import FOUND, Alignment, Search, find_alignment
-from .balance import balance
 from .contraction import Weights, weights_of
 from .frames import kind_of
 
@@ -28,8 +27,8 @@ ALGEBRA = 100.0
 CLEARLY_RELATED = 0.7
 # An unrelated pair comes as close as chance does, give or take.
 CHANCE_MARGIN = 0.95
-# Unrelated models would go on gaining a little for long; the verdict does not change.
-SWEEPS = 3
+# Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
+SWEEPS, HOPELESS = 10, 0.9
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
@@ -104,9 +103,9 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
     Raises:
         ValueError: if the two have different shapes or options.
     """
-    found = find_alignment(a, b, max_sweeps=SWEEPS, progress=progress)
+    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, hopeless=HOPELESS, progress=progress)
     names = list(found.reference)
-    before = part_distances(balance(a.config, weights_of(a), passes=1)[1], found.reference)
+    before = part_distances(weights_of(a), weights_of(b))
     after = part_distances(found.aligned, found.reference)
     parts = {name: Part(name, after[name], before[name]) for name in after}
     precisions = [stored_precision(model) for model in (a, b)]
@@ -114,7 +113,7 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
         for name, value in _rounding(found, precisions).items():
             parts[name].rounding = value
     else:
-        for name, value in _chance(found, a.dtype, seed).items():
+        for name, value in _chance(found, a.dtype, seed, sweeps=len(found.distances) - 1).items():
             parts[name].chance = value
     total = parts.pop("all")
     raw = [dict(model.named_parameters()) for model in (a, b)]
@@ -179,8 +178,8 @@ def _rounding(found: Alignment, precisions: list[torch.dtype]) -> dict[str, floa
     return {name: square**0.5 for name, square in squares.items()}
 
 
-def _chance(found: Alignment, dtype: torch.dtype, seed: int) -> dict[str, float]:
-    """How near the same search brings A to a model with the spectra of B's weights, and nothing else of them."""
+def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dict[str, float]:
+    """How near as many sweeps bring A to a model with the spectra of B's weights, and nothing else of them."""
     generator = torch.Generator().manual_seed(seed)
     working = torch.promote_types(dtype, torch.float32)
     scrambled = {}
@@ -193,7 +192,7 @@ def _chance(found: Alignment, dtype: torch.dtype, seed: int) -> dict[str, float]
     weights = {name: tensor.to(working) for name, tensor in found.aligned.items()}
     search = Search(found.transformation.config, weights, scrambled)
     search.turn_by_tokens()
-    search.run(SWEEPS, FOUND)
+    search.run(sweeps, FOUND)
     return part_distances(search.weights, scrambled)
 
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.symmetry import GaugeTransformation, frames, gauge_error, haar
-from tests.models import OPTIONS, SYMMETRIES, tiny_config, tiny_model, tokens
+from rigpt_hf.symmetry.action import resolve_frames
+from tests.models import OPTIONS, SYMMETRIES, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
@@ -56,6 +58,73 @@ def test_cached_generation_is_invariant(name):
     g = GaugeTransformation.random(model.config, generator(3), every_frame(model.config))
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(model.generate(tokens(2, 5), **settings), g(model).generate(tokens(2, 5), **settings))
+
+
+@torch.no_grad()
+def decode(model, input_ids: torch.Tensor, prefill: int, cache=None) -> tuple[torch.Tensor, object]:
+    """Logits `[B, S - prefill, V]` of feeding one token at a time, after the first ones at once; and the cache."""
+    logits = []
+    if cache is None:
+        cache = model(input_ids[:, :prefill], use_cache=True).past_key_values
+    for position in range(prefill, input_ids.shape[1]):
+        output = model(input_ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1), cache
+
+
+@pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
+@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
+def test_every_step_of_cached_decoding_is_invariant(options, dtype):
+    model, inputs, prefill = tiny_model(dtype=dtype, **options), tokens(2, 12), 4
+    turned = GaugeTransformation.random(model.config, generator(14), "all")(model)
+    before, after = (decode(m, inputs, prefill)[0] for m in (model, turned))
+    scale = before.abs().max()
+    assert before.shape == (2, 8, 61)
+    assert (after - before).abs().max() <= SYMMETRY[dtype] * scale
+    at_once = turned(inputs, use_cache=False).logits[:, prefill:]
+    assert (at_once - before).abs().max() <= SYMMETRY[dtype] * scale
+    # A cache is written in the frames of its model: another's is of no use, so the steps do read it.
+    cache = model(inputs[:, :prefill], use_cache=True).past_key_values
+    assert (decode(turned, inputs, prefill, cache)[0] - before).abs().max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
+@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
+def test_the_loss_is_invariant(options, dtype):
+    model, inputs = tiny_model(dtype=dtype, **options), tokens(3, 11)
+    labels = inputs.masked_fill(torch.rand(inputs.shape, generator=generator(15)) < 0.2, -100)
+    assert (labels == -100).any()
+    g = GaugeTransformation.random(model.config, generator(16), "all")
+    before, after = (m(inputs, labels=labels).loss for m in (model, g(model)))
+    assert abs(after - before) <= SYMMETRY[dtype] * before
+    assert abs(model(inputs, labels=inputs).loss - before) > 1e-4 * before, "the loss does not see its labels"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pad_token_id": 0},
+        {"position_embedding_type": "learned"},
+        {"position_embedding_type": "learned", "embedding_size": 24},
+        {"embedding_size": 40, "attention_score": "squared_distance"},
+    ],
+    ids=["rotary", "learned", "learned-projected", "projected-squared-distance"],
+)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_classification_is_invariant(options, tied):
+    config = tiny_config(num_labels=3, tie_word_embeddings=tied, **options)
+    model = randomise_(RiGPTForSequenceClassification(config).to(torch.float64), 0).eval()
+    inputs = tokens(4, 9)
+    inputs[1, 6:] = config.pad_token_id
+    g = GaugeTransformation.random(config, generator(17), "all")
+    assert gauge_error(model, g, inputs) <= SYMMETRY[torch.float64]
+    assert ("position_shift" in g.elements) == (not tied and "position_embedding_type" in options)
+    turned = g(model)
+    for (name, before), after in zip(model.named_parameters(), turned.parameters(), strict=True):
+        assert (after - before).abs().max() > 0.01, f"{name} stayed"
+    turned.score.weight.data.copy_(model.score.weight.data)
+    logits = (m(inputs, use_cache=False).logits for m in (model, turned))
+    assert torch.sub(*logits).abs().max() > 1e-2, "a classifier that did not turn along goes unnoticed"
 
 
 @pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
@@ -173,6 +242,59 @@ def test_an_unknown_parameter_is_named():
 def test_an_unknown_frame_is_named():
     with pytest.raises(ValueError, match="got 'spin'. It has head_qk, head_vo, heads, neurons, stream, value_shift"):
         GaugeTransformation.random(tiny_config(), generator(), ["spin"])
+
+
+@pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
+def test_groups_of_frames(options):
+    config = tiny_config(**options)
+    known = every_frame(config)
+    assert resolve_frames(config, "all") == known
+    assert resolve_frames(config, "head") == ["head_qk", "head_vo"]
+    assert resolve_frames(config, "shifts") == [name for name in known if name.endswith("_shift")]
+    assert resolve_frames(config, ["heads", "head", "head_qk"]) == ["heads", "head_qk", "head_vo"]
+    assert resolve_frames(config, []) == []
+    g = GaugeTransformation.random(config, generator(), "head")
+    layers = range(config.num_hidden_layers)
+    assert set(g.elements) == {f"layers.{index}.{name}" for index in layers for name in ("head_qk", "head_vo")}
+
+
+@pytest.mark.parametrize(
+    ("options", "shifts"),
+    [
+        ("rotary", ["value_shift"]),
+        ("learned", ["key_shift", "value_shift"]),
+        ("learned-untied", ["key_shift", "value_shift", "position_shift"]),
+        ("rotary-partial", ["key_shift", "value_shift"]),
+        ("rotary-zero-frequencies", ["key_shift", "value_shift"]),
+        ("qk-norm-learned", ["value_shift"]),
+        ("distance-learned", ["value_shift"]),
+        ("no-biases", []),
+    ],
+)
+def test_which_translations_there_are(options, shifts):
+    assert resolve_frames(tiny_config(**SYMMETRIES[options]), "shifts") == shifts
+
+
+def test_a_frame_that_this_configuration_lacks_is_named():
+    with pytest.raises(ValueError, match="`frames` must name frames of this configuration, got 'key_shift'. It has"):
+        GaugeTransformation.random(tiny_config(), generator(), ["stream", "key_shift"])
+
+
+def test_what_translations_read():
+    model = tiny_model(**SYMMETRIES["learned-untied-projected"])
+    names = [name for name, _ in model.named_parameters()]
+    g = GaugeTransformation.random(model.config, generator(18), "shifts")
+    reads = g.reads(names)
+    bias = "model.layers.0.self_attn.o_proj.bias"
+    assert {bias, "model.embed_positions.weight"} <= set(reads) < set(names)
+    parameters = dict(model.named_parameters())
+    for name in set(names) - set(reads):
+        assert g.transform(name, parameters[name]) is parameters[name]
+    with pytest.raises(ValueError, match=f"`read` must give the other parameters to translate `{bias}`, got none"):
+        g.transform(bias, parameters[bias])
+    assert (g.transform(bias, parameters[bias], parameters.get) - parameters[bias]).abs().max() > 0.01
+    without = GaugeTransformation.random(model.config, generator(18), ["stream", "head", "heads", "neurons"])
+    assert without.reads(names) == []
 
 
 def test_an_element_of_the_wrong_shape_is_named():

@@ -1,8 +1,8 @@
 """Properties of the group over random architectures, frames and dtypes, with what lies outside of it as a control."""
 
+import copy
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -81,7 +81,7 @@ def architectures(draw) -> dict:
         "qk_norm": draw(st.booleans()),
         "hidden_act": draw(st.sampled_from(["gelu", "relu", "relu2", "silu"])),
         "gated_mlp": draw(st.booleans()),
-    } | POSITIONS[positions]
+    } | copy.deepcopy(POSITIONS[positions])  # configs fill in what rotary parameters leave out
 
 
 @st.composite
@@ -103,13 +103,130 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
-    """The largest difference between two models' parameters, each relative to its size."""
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return max(difference(x, y) for x, y in pairs)
+    """The largest difference of two models' parameters, each relative to its largest entry."""
+    return max(difference(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def moves_nothing(g: GaugeTransformation) -> bool:
-    """Whether a draw is the identity: permutations of one thing or with `special`, translations of nothing."""
+def does_nothing(g: GaugeTransformation) -> bool:
+    """Whether a draw is the identity, as permutations of one thing are and, with `special`, all permutations."""
     return all(
         torch.equal(element, g.frames[key].group.identity(g.frames[key].copies)) for key, element in g.elements.items()
     )
+
+
+def moved(case: Case, g: GaugeTransformation) -> bool:
+    """Whether `g` changes parameters visibly; fails if they stay where they should not."""
+    model = case.model()
+    visibly = apart(g(model), model) > 0.01
+    assert visibly != does_nothing(g), "parameters did not move"
+    return visibly
+
+
+@examples
+@given(cases())
+def test_logits_and_loss_are_invariant(case):
+    model, g, inputs = case.model(), case.transformation(), case.inputs()
+    before, after = model(inputs, labels=inputs), g(model)(inputs, labels=inputs)
+    assert difference(after.logits, before.logits) <= case.tolerance
+    assert difference(after.loss, before.loss) <= case.tolerance
+    assert moved(case, g) or case.special or len(case.frames) < 3
+    # The loss depends on the logits, the logits on the input.
+    assert difference(model(inputs.flip(1), labels=inputs).loss, before.loss) > 1e-4
+
+
+@examples
+@given(cases())
+def test_hidden_states_turn_along(case):
+    model, g, inputs = case.model(), case.transformation(), case.inputs()
+    before, after = (m(inputs, output_hidden_states=True).hidden_states for m in (model, g(model)))
+    assert len(before) == case.options["num_hidden_layers"] + 1
+    size = case.options["hidden_size"]
+    rotation = g.elements.get("stream", torch.eye(size, dtype=torch.float64)[None])[0].to(case.dtype)
+    for x, y in zip(before, after, strict=True):
+        assert difference(y, x @ rotation.T) <= case.tolerance
+        assert (difference(y, x) > 0.01) == ("stream" in case.frames)
+
+
+@examples
+@given(cases())
+def test_products_and_inverses_act_as_they_should(case):
+    model, g, h = case.model(), case.transformation(), case.transformation(1)
+    in_turn = g(h(model))
+    assert apart((g @ h)(model), in_turn) <= case.tolerance
+    assert apart(((g @ h) @ g)(model), (g @ (h @ g))(model)) <= case.tolerance
+    assert apart(g.inverse()(g(model)), model) <= case.tolerance
+    assert apart(g(g.inverse()(model)), model) <= case.tolerance
+    assert apart((g @ h).inverse()(in_turn), model) <= case.tolerance
+    identity = GaugeTransformation.identity(model.config)
+    for neutral in (g @ identity, identity @ g):
+        assert apart(neutral(model), g(model)) == 0
+    moved(case, g)
+    if "stream" in case.frames:
+        assert apart((h @ g)(model), in_turn) > 0.01, "the order of factors does not matter"
+
+
+@examples
+@given(cases(special=True), st.floats(-0.5, 1.5))
+def test_all_of_the_path_is_in_the_group(case, t):
+    model, g = case.model(), case.transformation()
+    assert gauge_error(model, g.at(t), case.inputs()) <= case.tolerance
+    assert apart(g.at(0.0)(model), model) <= case.tolerance
+    assert apart(g.at(1.0)(model), g(model)) <= case.tolerance
+    assert moved(case, g.at(0.5)) == moved(case, g)
+
+
+@examples
+@given(cases())
+def test_state_dicts_transform_like_models_and_ties_hold(case):
+    model, g = case.model(), case.transformation()
+    turned, before = g(model), model.state_dict()
+    expected, after = turned.state_dict(), g.state_dict(before)
+    assert after.keys() == expected.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == case.dtype
+        assert torch.equal(tensor, expected[name]), name
+    tied = case.options["tie_word_embeddings"]
+    assert (turned.lm_head.weight is turned.model.embed_tokens.weight) == tied
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"]) == tied
+    in_place = case.model()
+    assert g.apply_(in_place) is in_place and apart(in_place, turned) == 0
+    moved(case, g)
+
+
+@examples
+@given(case=cases())
+def test_transformations_survive_saving(tmp_path_factory, case):
+    g = case.transformation()
+    path = tmp_path_factory.mktemp("gauge") / "g.safetensors"
+    g.save(path)
+    loaded = GaugeTransformation.load(path, tiny_config(**case.options))
+    assert loaded.elements.keys() == g.elements.keys() != set()
+    for key, element in g.elements.items():
+        assert torch.equal(loaded.elements[key], element) and loaded.elements[key].dtype == element.dtype
+        assert torch.equal(case.transformation().elements[key], element), "a draw repeats with its generator"
+    # To rounding, as the elements may lie in memory in another order of axes.
+    assert apart(loaded(case.model()), g(case.model())) <= case.tolerance
+    moved(case, g)
+
+
+def outside(group: MatrixGroup, copies: int, seed: int) -> torch.Tensor:
+    """Invertible matrices `[copies, n, n]` that stretch, shear and heed no plane."""
+    generator = torch.Generator().manual_seed(seed)
+    stretches = torch.logspace(-0.3, 0.3, group.n, dtype=torch.float64)
+    return torch.stack([(haar(group.n, generator) * stretches) @ haar(group.n, generator) for _ in range(copies)])
+
+
+@examples
+@given(cases(dtypes=(torch.float64,)))
+def test_what_is_outside_of_the_group_is_detected(case):
+    model, g, inputs = case.model(), case.transformation(), case.inputs()
+    assert gauge_error(model, g, inputs) <= case.tolerance
+    checked = []
+    for key, frame in g.frames.items():
+        group = frame.group
+        if not isinstance(group, MatrixGroup) or (group.stretch == "free" and not group.planes):
+            continue
+        wrong = GaugeTransformation(model.config, {key: outside(group, frame.copies, case.seed)})
+        assert gauge_error(model, g @ wrong, inputs) > 1e-4, key
+        checked.append(kind_of(key))
+    assert "stream" in checked
