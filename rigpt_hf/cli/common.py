@@ -175,6 +175,18 @@ def text_ids(source: str, path: Path) -> Any:
     return input_ids
 
 
+def check_file(path: Path | None, argument: str, force: bool):
+    """A `ValueError` if a file cannot be written under this name: a folder, or a file without `force`. None is fine."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
+    if path.exists() and not force:
+        raise ValueError(
+            f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
+        )
+
+
 @contextmanager
 def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     """
@@ -190,12 +202,7 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     """
     from ..conversion.output import temporary_sibling
 
-    if path.is_dir():
-        raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
-    if path.exists() and not force:
-        raise ValueError(
-            f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
-        )
+    check_file(path, argument, force)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
     try:
@@ -205,9 +212,10 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_picture(path: Path):
-    """A `ValueError` if no picture can be written under this name."""
-    if path.suffix not in PICTURES:
+def check_picture(path: Path | None, force: bool):
+    """A `ValueError` if no picture can be written under this name. None is fine."""
+    check_file(path, "picture", force)
+    if path is not None and path.suffix not in PICTURES:
         raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from .common import check_picture, check_same_vocabulary, load_rigpt, new_file, numbers, text_ids
+from .common import check_file, check_picture, check_same_vocabulary, load_rigpt, new_file, numbers, text_ids
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -43,8 +43,9 @@ def diff(
     from ..symmetry import compare, plot_comparison
     from ..symmetry.comparison import VERDICTS
 
-    for path in (picture,) if picture else ():
-        check_picture(path)
+    check_picture(picture, force)
+    check_file(json_file, "json", force)
+    check_file(save_transformation, "save_transformation", force)
     check_same_vocabulary(a, b)
     comparison = compare(load_rigpt(a), load_rigpt(b), seed=seed, progress=True)
     console = Console()
@@ -115,8 +116,7 @@ def charges(
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
-    if picture is not None:
-        check_picture(picture)
+    check_picture(picture, force)
     rates = numbers(learning_rates, "learning_rates")
     model = load_rigpt(source)
     config = model.config

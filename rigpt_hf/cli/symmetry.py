@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .common import (
     DTYPES,
+    check_file,
     check_picture,
     check_same_vocabulary,
     load_rigpt,
@@ -165,6 +166,7 @@ def canonicalize(
 
     check_output(output, source, force)
     check_outside(save_transformation, output)
+    check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
     with keep(gauge.transformation, save_transformation, force):
         certificate = transform_checkpoint(
@@ -221,9 +223,8 @@ def merge(
     from ..symmetry.merging import merge as merge_models
 
     if picture is not None and text is None:
-        raise ValueError(
-            f"`picture` shows the loss on a text, got {str(picture)!r} without `text`. Give `--text FILE`."
-        )
+        raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
+    check_picture(picture, force)
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
     for source in sources:
         check_output(output, source, force)
@@ -257,7 +258,6 @@ def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture:
         f"{way.barrier_after:.4f} aligned."
     )
     if picture is not None:
-        check_picture(picture)
         with new_file(picture, "picture", force) as place:
             plot_paths([way], place, picture_format=picture.suffix[1:])
         Console().print(f"Picture in {picture}")

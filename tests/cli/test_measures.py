@@ -1,0 +1,171 @@
+"""`rigpt canonicalize`, `diff`, `merge` and `charges`: what they print, what they write, and what they refuse."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
+from tests.models import SYMMETRIES, tiny_model
+from tests.tolerances import SYMMETRY
+
+
+OPTIONS = SYMMETRIES["learned-projected"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model, its disguise in bfloat16, an unrelated one, and one of another shape."""
+    root = tmp_path_factory.mktemp("models")
+    model = tiny_model(dtype=torch.float32, **OPTIONS)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(1), "all")
+    models = {
+        "model": model,
+        "disguise": g(model).to(torch.bfloat16),
+        "unrelated": tiny_model(seed=7, dtype=torch.float32, **OPTIONS),
+        "wider": tiny_model(dtype=torch.float32, **OPTIONS, intermediate_size=40),
+        "other-vocabulary": tiny_model(dtype=torch.float32, **OPTIONS, vocab_size=60),
+    }
+    for name, each in models.items():
+        each.save_pretrained(root / name)
+    (root / "text.txt").write_text("no tokenizer here")
+    return root
+
+
+def test_canonical_forms_of_one_orbit_are_one_model(rigpt, folders, tmp_path):
+    code, out, err = rigpt("rotate", folders / "model", tmp_path / "turned", "--frames", "all", "--dtype", "float64")
+    assert code == 0, err
+    results = []
+    for name, source in (("a", folders / "model"), ("b", tmp_path / "turned")):
+        code, out, err = rigpt("canonicalize", source, tmp_path / name, "--dtype", "float64")
+        assert code == 0, err
+        assert "equal up to rounding" in out and "smallest gap" in out and "stream" in out
+        results.append(AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float64))
+    for a, b in zip(*(model.parameters() for model in results), strict=True):
+        assert (a - b).abs().max() <= SYMMETRY[torch.float32] * a.abs().max()
+
+
+def test_canonicalize_keeps_its_transformation_and_refuses_to_overwrite(rigpt, folders, tmp_path):
+    arguments = (
+        "canonicalize",
+        folders / "model",
+        tmp_path / "c",
+        "--save-transformation",
+        tmp_path / "g.safetensors",
+    )
+    assert rigpt(*arguments)[0] == 0
+    code, _, err = rigpt(*arguments)
+    assert code == 2 and "must be empty or absent" in err and "--force" in err
+    code, _, err = rigpt(
+        "rotate", tmp_path / "c", tmp_path / "back", "--transformation", tmp_path / "g.safetensors", "--inverse"
+    )
+    assert code == 0, err
+    original = AutoModelForCausalLM.from_pretrained(folders / "model")
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    for a, b in zip(original.parameters(), back.parameters(), strict=True):
+        assert (a - b).abs().max() <= SYMMETRY[torch.float32] * a.abs().max()
+
+
+def test_diff_recognises_a_disguise(rigpt, folders, tmp_path):
+    code, out, err = rigpt(
+        "diff", folders / "model", folders / "disguise", "--picture", tmp_path / "d.png", "--json", tmp_path / "d.json"
+    )
+    assert code == 0, err
+    assert "B is A in disguise" in out and "layers.1.self_attn" in out and "float32 and bfloat16" in out
+    assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((tmp_path / "d.json").read_text())
+    assert facts["verdict"] == "disguise" and len(facts["parts"]) >= 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.png"]
+
+
+def test_diff_tells_the_unrelated_by_its_exit_code(rigpt, folders):
+    code, out, _ = rigpt("diff", folders / "model", folders / "unrelated")
+    assert code == 1 and "unrelated" in out
+    code, out, _ = rigpt("diff", folders / "model", folders / "model")
+    assert code == 0 and "every weight is equal" in out
+
+
+def test_diff_keeps_the_transformation(rigpt, folders, tmp_path):
+    saved = tmp_path / "g.safetensors"
+    assert rigpt("diff", folders / "model", folders / "disguise", "--save-transformation", saved)[0] == 0
+    assert rigpt("rotate", folders / "model", tmp_path / "as-b", "--transformation", saved)[0] == 0
+    aligned = AutoModelForCausalLM.from_pretrained(tmp_path / "as-b")
+    disguise = AutoModelForCausalLM.from_pretrained(folders / "disguise", dtype=torch.float32)
+    relative = [
+        float(((a - b).norm() / b.norm()).detach())
+        for a, b in zip(aligned.parameters(), disguise.parameters(), strict=True)
+    ]
+    assert max(relative) < 0.02, "not within the rounding of bfloat16"
+
+
+def test_merging_a_model_with_its_disguise_gives_it_back(rigpt, folders, tmp_path):
+    code, _, err = rigpt("merge", folders / "model", folders / "disguise", tmp_path / "m", "--weights", "0.75,0.25")
+    assert code == 0, err
+    merged, model = (AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "m", folders / "model"))
+    assert gauge_distance(merged, model) < 0.002
+    facts = json.loads((tmp_path / "m" / "merge.json").read_text())
+    assert facts["weights"] == [0.75, 0.25] and facts["aligned"] and facts["method"] == "linear"
+    code, _, err = rigpt(
+        "merge", folders / "model", folders / "disguise", tmp_path / "n", "--as-they-are", "--method", "spherical"
+    )
+    assert code == 0, err
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "n")
+    assert gauge_distance(plain, model) > 0.1, "merging without alignment did no harm, so the test shows nothing"
+
+
+def test_charges_are_listed_and_measured(rigpt, folders, tmp_path):
+    code, out, err = rigpt("charges", folders / "model")
+    assert code == 0, err
+    for expected in ("lexical", "layers.2.head_qk", "layers.0.key_shift"):
+        assert expected in out
+    code, out, err = rigpt(
+        "charges",
+        folders / "model",
+        "--measure",
+        "--time",
+        "0.1",
+        "--weight-decay",
+        "0.5",
+        "--picture",
+        tmp_path / "c.svg",
+    )
+    assert code == 0, err
+    assert "order" in out and "decay" in out
+    assert "<svg" in (tmp_path / "c.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("diff", "model", "wider"), "`intermediate_size`"),
+        (("diff", "model", "other-vocabulary"), "one vocabulary"),
+        (("merge", "model", "wider", "new"), "`intermediate_size`"),
+        (("merge", "model", "new"), "`models` must be at least two"),
+        (("merge", "model", "unrelated", "new", "--weights", "1,1"), "sum to 1"),
+        (("merge", "model", "unrelated", "new", "--weights", "a,b"), "`weights` must be numbers"),
+        (("merge", "model", "unrelated", "new", "--method", "cubic"), "`method` must be one of"),
+        (("merge", "model", "unrelated", "new", "--picture", "p.png"), "Add `--text FILE`"),
+        (("merge", "model", "unrelated", "model"), "must not hold the source"),
+        (("charges", "model", "--picture", "p.png"), "without `--measure`"),
+        (("charges", "model", "--measure", "--picture", "p.bmp"), "must end in one of"),
+        (("diff", "model", "unrelated", "--picture", "text.txt"), "must not exist yet"),
+        (("diff", "model", "unrelated", "--json", "model"), "must be a file, got the folder"),
+        (("charges", "model", "--measure", "--learning-rates", "fast"), "`learning_rates` must be numbers"),
+        (("canonicalize", "nowhere", "new"), "`source` must be"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_refusals_are_one_line(rigpt, folders, arguments, message, monkeypatch):
+    monkeypatch.chdir(folders)
+    before = sorted(folders.iterdir())
+    code, _, err = rigpt(*arguments)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("rigpt: ") and message in last
+    assert sorted(folders.iterdir()) == before, "something was left behind"
+
+
+@pytest.mark.parametrize("verb", ["canonicalize", "diff", "merge", "charges"])
+def test_help_teaches_by_example(rigpt, verb):
+    code, out, _ = rigpt(verb, "--help")
+    assert code == 0 and f"rigpt {verb} my-" in out.replace("model-a", "my-a")
