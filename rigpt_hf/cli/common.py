@@ -176,7 +176,7 @@ def text_ids(source: str, path: Path) -> Any:
 
 
 def check_file(path: Path | None, argument: str, force: bool):
-    """A `ValueError` if a file cannot be written under this name: a folder, or a file without `force`. None is fine."""
+    """A `ValueError` if no file can be written under this name: a folder, or a file without `force`. None is fine."""
     if path is None:
         return
     if path.is_dir():

@@ -88,8 +88,7 @@ def invariants(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     Spectra that no gauge transformation changes, in descending order, float64.
 
-    - `stream` `[d]`: eigenvalues of the stream's Gram matrix (of everything read from and written to it, each
-      parameter normalised to one);
+    - `stream` `[d]`: eigenvalues of the stream's Gram matrix (of everything read from and written to it);
     - `lexical`, `output` `[D]`: singular values of the product of embedding and projections;
     - `layers.{i}.head_vo`, `layers.{i}.head_qk`: singular values of the maps that the heads of a layer apply, resp.
       score with, all heads together (eigenvalues of the Gram matrix where lengths matter, one value per plane where
@@ -113,9 +112,8 @@ def invariants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _stream_gram(config: RiGPTConfig, weights: Weights) -> torch.Tensor:
-    """Of everything that is read from and written to the stream, `[d, d]`; every parameter counts the same."""
-    scaled = {name: tensor / tensor.norm().clamp_min(1e-300) for name, tensor in weights.items()}
-    return sum(contract(config, scaled, scaled, lambda key: key == "stream")["stream"].values())[0]
+    """Of everything that is read from and written to the stream, `[d, d]`."""
+    return sum(contract(config, weights, weights, lambda key: key == "stream")["stream"].values())[0]
 
 
 def _orient_stream(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge) -> GaugeTransformation:
@@ -157,10 +155,7 @@ def _orient_spaces(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge)
     for key, roles in contract(config, weights, weights, lambda key: key in wanted).items():
         group, copies = keys[key].group, keys[key].copies
         assert isinstance(group, MatrixGroup)
-        grams = sum(
-            roles[role] / roles[role].diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-300)[:, None, None]
-            for role in ("vector", "covector")
-        )
+        grams = roles["vector"] + roles["covector"]
         anchors = _anchors(config, weights, key)
         vectors = anchors.reshape(len(anchors), copies, group.n).transpose(0, 1)
         elements[key] = torch.stack(
