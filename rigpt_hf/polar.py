@@ -4,7 +4,7 @@ import torch
 
 
 # Quintic iterations `x -> a x + b x³ + c x⁵` on singular values: K. Jordan's choice for Muon, whose slope at 0 is as
-# large as it can be. It leaves singular values between about 0.7 and 1.2 rather than at 1, which training does not mind.
+# large as it can be. It leaves singular values between about 0.7 and 1.2, not at 1, which training does not mind.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 # Added to norms that divide.

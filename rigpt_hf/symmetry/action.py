@@ -81,6 +81,7 @@ class GaugeTransformation:
         frames: Iterable[str] | str = ("stream", "head"),
         *,
         special: bool = False,
+        compact: bool = False,
         fix_ones: bool = False,
     ) -> "GaugeTransformation":
         """
@@ -92,6 +93,7 @@ class GaugeTransformation:
             frames: Names from the table of frames, `"head"` for the spaces of the heads, `"shifts"` for all
                 translations, or `"all"` for the whole group.
             special: Only elements that a path joins to the identity, as `at` needs.
+            compact: Only elements that keep all lengths: rotations, reflections, exchanges and signs.
             fix_ones: Only rotations of the stream that leave the vector of ones alone; for those a converted GPT-2 can
                 be run by the stock class in its new frame.
 
@@ -107,7 +109,7 @@ class GaugeTransformation:
             if key == "stream" and fix_ones:
                 elements[key] = _fixing_ones(config.hidden_size, generator, special)[None]
             else:
-                elements[key] = frame.group.random(frame.copies, generator, special)
+                elements[key] = frame.group.random(frame.copies, generator, special, compact)
         return cls(config, elements)
 
     def inverse(self) -> "GaugeTransformation":

@@ -18,7 +18,7 @@ tensor turns depends on its *role*:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import scipy.linalg
@@ -98,13 +98,20 @@ class MatrixGroup:
         """The stack of inverses."""
         return torch.linalg.inv(element)
 
-    def random(self, copies: int = 1, generator: torch.Generator | None = None, special: bool = False) -> torch.Tensor:
+    def random(
+        self,
+        copies: int = 1,
+        generator: torch.Generator | None = None,
+        special: bool = False,
+        compact: bool = False,
+    ) -> torch.Tensor:
         """
         Random elements: the compact part from the Haar measure, stretches log-uniform in `[1/SPREAD, SPREAD]`.
 
-        `special`: only such that a path joins to the identity.
+        `special`: only such that a path joins to the identity; `compact`: only such that keep all lengths.
         """
-        return torch.stack([self._random(generator, special) for _ in range(copies)])
+        group = replace(self, stretch="none") if compact else self
+        return torch.stack([group._random(generator, special) for _ in range(copies)])
 
     def _random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
         def stretches(count: int) -> torch.Tensor:

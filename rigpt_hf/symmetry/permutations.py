@@ -49,7 +49,13 @@ class HeadPermutations:
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
         return element.argsort(dim=1)
 
-    def random(self, copies: int = 1, generator: torch.Generator | None = None, special: bool = False) -> torch.Tensor:
+    def random(
+        self,
+        copies: int = 1,
+        generator: torch.Generator | None = None,
+        special: bool = False,
+        compact: bool = False,
+    ) -> torch.Tensor:
         """Uniform; `special`: the identity, as nothing else is joined to it by a path."""
         if special:
             return self.identity(copies)
@@ -151,13 +157,22 @@ class NeuronGroup:
         scales = (1 / element[:, 1:]).gather(2, order[:, None].expand(-1, 2, -1))
         return torch.cat([order.argsort(dim=1)[:, None].double(), scales], dim=1)
 
-    def random(self, copies: int = 1, generator: torch.Generator | None = None, special: bool = False) -> torch.Tensor:
-        """Uniform permutations, scalings log-uniform in `[1/SPREAD, SPREAD]`; `special`: no exchange, no sign."""
+    def random(
+        self,
+        copies: int = 1,
+        generator: torch.Generator | None = None,
+        special: bool = False,
+        compact: bool = False,
+    ) -> torch.Tensor:
+        """
+        Uniform permutations, scalings log-uniform in `[1/SPREAD, SPREAD]`; `special`: no exchange, no sign; `compact`:
+        no scaling but signs.
+        """
         elements = []
         for _ in range(copies):
             order = torch.arange(self.n) if special else torch.randperm(self.n, generator=generator)
             draws = 2 * torch.rand(3, self.n, generator=generator, dtype=torch.float64) - 1
-            scales = torch.where(self.allowed[:, None], SPREAD ** draws[:2], 1.0)
+            scales = torch.where(self.allowed[:, None] & (not compact), SPREAD ** draws[:2], 1.0)
             if self.gated and not special:
                 scales[1] *= draws[2].sign()
             elements.append(self.element(order, *scales))
@@ -238,8 +253,16 @@ class Translations:
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
         return -element
 
-    def random(self, copies: int = 1, generator: torch.Generator | None = None, special: bool = False) -> torch.Tensor:
-        """Gaussian."""
+    def random(
+        self,
+        copies: int = 1,
+        generator: torch.Generator | None = None,
+        special: bool = False,
+        compact: bool = False,
+    ) -> torch.Tensor:
+        """Gaussian; `compact`: none, as lengths change."""
+        if compact:
+            return self.identity(copies)
         return self.project(torch.randn(copies, self.n, generator=generator, dtype=torch.float64))
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
