@@ -28,7 +28,7 @@ CLEARLY_RELATED = 0.7
 # An unrelated pair comes as close as chance does, give or take.
 CHANCE_MARGIN = 0.95
 # Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
-SWEEPS, HOPELESS = 10, 0.9
+SWEEPS, HOPELESS = 50, 0.9
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",

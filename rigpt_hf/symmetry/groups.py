@@ -182,8 +182,8 @@ class MatrixGroup:
                 logarithm = torch.from_numpy(scipy.linalg.logm(block.numpy()))
                 if logarithm.is_complex() and logarithm.imag.abs().max() > 1e-9 * logarithm.abs().max():
                     raise ValueError(
-                        "`element` has no real principal logarithm, as it has negative eigenvalues. `path` joins it to "
-                        "the identity by another way if its determinant is positive."
+                        "`element` has no real principal logarithm, as it has negative eigenvalues. `path` joins it "
+                        "to the identity by another way if its determinant is positive."
                     )
                 logarithm = logarithm.real if logarithm.is_complex() else logarithm
             else:

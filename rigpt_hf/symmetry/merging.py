@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .alignment import find_alignment
+from .alignment import check_alike, find_alignment
 from .contraction import Weights, weights_of
 
 
@@ -51,6 +51,8 @@ def merge(
     """
     parts = check_weights(models, weights, method)
     first = models[0]
+    for model in models[1:]:
+        check_alike(model.config, first.config)
     if aligned:
         found = [find_alignment(model, first, progress=progress) for model in models[1:]]
         mean = average([found[0].reference, *(each.aligned for each in found)], parts, method)
