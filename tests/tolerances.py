@@ -17,3 +17,20 @@ PAIRING = 1e-10
 
 # Convergence: how far a measured order in the step size may be from the predicted one, in absolute terms.
 ORDER = 0.1
+
+# Training in float64 from a turned start against the turned training, relative to the way that was gone.
+TRAINING = 1e-10
+
+# Balancing: charges in float64, relative to the squared norm of all weights, and the equations that it solves.
+BALANCE = 1e-12
+
+# Canonical forms: two members of one orbit give the same weights. Rounding counts by 1 / smallest gap.
+CANONICAL = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+# Distance between orbits, which is relative to the norm of all weights: of a disguise of the same dtype, and
+# how much may depend on the member of the orbit, and on the order of the two, when they are not the same.
+DISTANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+LOCAL_MINIMUM = 1e-3
+
+# Noise of a known relative size, as the distance shows it: relative.
+NOISE = 0.05

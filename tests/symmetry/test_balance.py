@@ -1,0 +1,304 @@
+"""Balancing: charges vanish, the norm is least, the function stays, and only a compact freedom is left."""
+
+import pytest
+import torch
+
+from rigpt_hf.symmetry import GaugeTransformation, NeuronGroup, charges, gauge_error
+from rigpt_hf.symmetry.balance import (
+    _common_stretch,
+    balance,
+    balancing_matrices,
+    balancing_scales,
+    can_stretch,
+    contragredient,
+)
+from rigpt_hf.symmetry.contraction import weights_of
+from rigpt_hf.symmetry.frames import frame_keys, kind_of
+from rigpt_hf.symmetry.groups import MatrixGroup, general_linear, orthogonal
+from rigpt_hf.symmetry.permutations import Translations
+from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.tolerances import BALANCE, SYMMETRY
+
+
+# With D > d the projections leave directions of token vectors empty: what one side alone fills has no least length.
+LONELY = {"untied-projected": {"lexical", "output"}}
+SEEDS = range(5)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def square(weights) -> float:
+    return sum(float(tensor.square().sum()) for tensor in weights.values())
+
+
+def quadratic_charges(model, name: str) -> dict[str, torch.Tensor]:
+    """Those of stretches; translations have charges that are linear in the weights."""
+    keys, lonely = frame_keys(model.config), LONELY.get(name, set())
+    return {
+        key: charge
+        for key, charge in charges(model).items()
+        if not isinstance(keys[key].group, Translations) and kind_of(key) not in lonely
+    }
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_balanced_models_have_no_charge(name):
+    model = tiny_model(**SYMMETRIES[name])
+    transformation, weights = balance(model.config, weights_of(model))
+    balanced = transformation(model)
+    before, after = quadratic_charges(model, name), quadratic_charges(balanced, name)
+    assert {kind_of(key) for key in after} >= {"head_vo"}
+    assert all(float(charge.norm()) <= BALANCE * square(weights) for charge in after.values())
+    assert all(float(charge.norm()) > 1e-4 * square(weights) for charge in before.values()), "there was none before"
+    # The second result is the first applied.
+    for key, tensor in weights_of(balanced).items():
+        assert (tensor - weights[key]).abs().max() <= SYMMETRY[torch.float64] * tensor.abs().max(), key
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_balancing_is_a_gauge_transformation(name):
+    model = tiny_model(**SYMMETRIES[name])
+    transformation, weights = balance(model.config, weights_of(model))
+    assert gauge_error(model, transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    changed = [name for name, tensor in weights_of(model).items() if not torch.allclose(tensor, weights[name])]
+    assert len(changed) >= 3 * model.config.num_hidden_layers, "balancing did nothing to speak of"
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_translations_are_gone(name):
+    model = tiny_model(**SYMMETRIES[name])
+    config = model.config
+    again, _ = balance(config, balance(config, weights_of(model))[1])
+    first, _ = balance(config, weights_of(model))
+    checked = [key for key, frame in frame_keys(config).items() if isinstance(frame.group, Translations)]
+    assert len(checked) >= config.num_hidden_layers or name == "no-biases"
+    for key in checked:
+        size = first.elements[key].abs().max()
+        assert size > 0.01
+        assert again.elements[key].abs().max() <= BALANCE * size, key
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_balanced_norm_is_the_least_of_the_orbit(name):
+    model = tiny_model(**SYMMETRIES[name])
+    config, lonely = model.config, LONELY.get(name, set())
+    translated = balance(config, weights_of(model), passes=0)[1]
+    balanced = balance(config, weights_of(model))[1]
+    least = square(balanced)
+    if not lonely:
+        assert least < square(translated)
+    keys = frame_keys(config)
+    stretching = {kind_of(key) for key, frame in keys.items() if can_stretch(frame.group)} - lonely
+    compact = {"stream", "heads"} | {kind_of(key) for key in keys if kind_of(key) == "head_qk"} - stretching
+    for seed in SEEDS:
+        other = GaugeTransformation.random(config, generator(seed), stretching)
+        assert square(other.state_dict(balanced)) > 1.001 * least
+        turned = GaugeTransformation.random(config, generator(seed), compact)
+        assert abs(square(turned.state_dict(balanced)) - least) <= BALANCE * least
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(name):
+    """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
+    model = tiny_model(**SYMMETRIES[name])
+    g = GaugeTransformation.random(model.config, generator(1), "all")
+    disguised = g(model)
+    first, second = (balance(model.config, weights_of(each))[1] for each in (model, disguised))
+    raw = weights_of(disguised)
+    stretched = 0
+    for parameter, tensor in first.items():
+        norm = float(tensor.norm())
+        assert abs(float(second[parameter].norm()) - norm) <= SYMMETRY[torch.float64] * norm, parameter
+        stretched += abs(float(raw[parameter].norm()) - norm) > 0.01 * norm
+    assert stretched >= 2 * model.config.num_hidden_layers, "the disguise stretched nothing to speak of"
+
+
+def gram(n: int, rank: int, seed: int, scales: torch.Tensor | None = None) -> torch.Tensor:
+    factor = torch.randn(n, rank, generator=generator(seed), dtype=torch.float64)
+    return factor @ factor.T if scales is None else (factor * scales) @ factor.T
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 24])
+def test_contragredient_matrices(n):
+    vectors, covectors = gram(n, n + 3, 0), gram(n, 2 * n, 1)
+    m = contragredient(vectors, covectors)
+    inverse = torch.linalg.inv(m)
+    first, second = m @ vectors @ m.T, inverse.T @ covectors @ inverse
+    diagonal = first.diagonal()
+    assert (first - second).abs().max() <= BALANCE * diagonal.max()
+    assert (first - diagonal.diag()).abs().max() <= BALANCE * diagonal.max()
+    assert (diagonal.diff() <= 0).all() and diagonal.min() > 0
+    # The singular values of the product of the factors.
+    product = torch.linalg.cholesky(vectors).T @ torch.linalg.cholesky(covectors)
+    assert (torch.linalg.svdvals(product) - diagonal).abs().max() <= BALANCE * diagonal.max()
+    assert (vectors - covectors).abs().max() > 0.1 * vectors.abs().max(), "they were balanced before"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shared"),
+    [((8, 5), 5), ((5, 8), 5), ((8, 0), 0), ((0, 8), 0), ((0, 0), 0), ((5, 5), 5), ((3, 6), 3), ((6, 3), 3)],
+    ids=str,
+)
+def test_contragredient_matrices_of_low_rank(ranks, shared):
+    """In general position: the product of the factors has the smaller rank."""
+    n = 8
+    vectors, covectors = gram(n, ranks[0], 2), gram(n, ranks[1], 3)
+    m = contragredient(vectors, covectors)
+    inverse = torch.linalg.inv(m)
+    first, second = m @ vectors @ m.T, inverse.T @ covectors @ inverse
+    scale = max(float(first.abs().max()), float(second.abs().max()), 1.0)
+    checked = {"both": 0, "vectors": 0, "covectors": 0, "none": 0}
+    for value in (first, second):
+        assert (value - value.diagonal().diag()).abs().max() <= BALANCE * scale
+    for a, b in zip(first.diagonal(), second.diagonal(), strict=True):
+        filled = bool(a > BALANCE * scale), bool(b > BALANCE * scale)
+        kind = {(True, True): "both", (True, False): "vectors", (False, True): "covectors"}.get(filled, "none")
+        checked[kind] += 1
+        if kind == "both":
+            assert abs(a - b) <= BALANCE * scale
+    assert checked == {
+        "both": shared,
+        "vectors": ranks[0] - shared,
+        "covectors": ranks[1] - shared,
+        "none": n - ranks[0] - ranks[1] + shared,
+    }
+
+
+@pytest.mark.parametrize("ranks", [(8, 8), (8, 5), (5, 8), (5, 5), (3, 6), (8, 0), (0, 4)], ids=str)
+def test_what_contragredient_matrices_find_does_not_depend_on_the_frame(ranks):
+    vectors, covectors = gram(8, ranks[0], 4), gram(8, ranks[1], 5)
+    h = general_linear(8).random(generator=generator(6))[0]
+    back = torch.linalg.inv(h)
+    spectra = []
+    for a, b in ((vectors, covectors), (h @ vectors @ h.T, back.T @ covectors @ back)):
+        m = contragredient(a, b)
+        inverse = torch.linalg.inv(m)
+        spectra.append([torch.linalg.eigvalsh(x) for x in (m @ a @ m.T, inverse.T @ b @ inverse)])
+    for one, other in zip(*spectra, strict=True):
+        assert (one - other).abs().max() <= BALANCE * max(float(one.max()), 1.0)
+    raw = torch.linalg.eigvalsh(vectors), torch.linalg.eigvalsh(h @ vectors @ h.T)
+    assert ranks[0] == 0 or (raw[0] - raw[1]).abs().max() > 0.01 * raw[0].max(), "the frames hardly differ"
+
+
+def test_balancing_turns_nothing():
+    """Of all elements that balance the symmetric positive one is taken, so what is balanced stays."""
+    group = MatrixGroup(8, "free", planes=((0, 2), (1, 3)))
+    vectors, covectors = gram(8, 12, 7), gram(8, 12, 8)
+    element = balancing_matrices(group, {"vector": vectors[None], "covector": covectors[None]})[0]
+    assert (element - element.T).abs().max() <= BALANCE and torch.linalg.eigvalsh(element).min() > 0
+    inverse = torch.linalg.inv(element)
+    balanced = {"vector": (element @ vectors @ element.T)[None], "covector": (inverse.T @ covectors @ inverse)[None]}
+    charge = group.project(balanced["vector"] - balanced["covector"])
+    assert charge.abs().max() <= BALANCE * vectors.abs().max()
+    again = balancing_matrices(group, balanced)[0]
+    eye = torch.eye(8, dtype=torch.float64)
+    assert (again - eye).abs().max() <= SYMMETRY[torch.float64] < 0.1 < (element - eye).abs().max()
+
+
+def test_where_lengths_matter_nothing_is_stretched():
+    group = orthogonal(4)
+    grams = {"vector": gram(4, 6, 0)[None], "covector": gram(4, 6, 1)[None]}
+    assert torch.equal(balancing_matrices(group, grams), group.identity())
+    assert not can_stretch(group) and can_stretch(general_linear(4))
+    assert not can_stretch(NeuronGroup(4)) and can_stretch(NeuronGroup(4, 1)) and can_stretch(NeuronGroup(4, None, True))
+
+
+@pytest.mark.parametrize("metric", [0.0, 0.3, 40.0])
+def test_the_common_stretch_solves_its_equation(metric):
+    checked = 0
+    for exponent in range(-6, 7, 3):
+        a, b, c = torch.tensor([2.0, 3.0 * 10.0**exponent, metric], dtype=torch.float64)
+        s = _common_stretch(a, b, c)
+        assert abs(s * a - b / s + 2 * s**2 * c) <= BALANCE * (b / s)
+        if metric == 0:
+            assert abs(s - (b / a).sqrt()) <= BALANCE * s
+        checked += abs(float(s) - 1) > 0.1
+    assert checked >= 3
+
+
+def test_the_common_stretch_of_nothing():
+    zero, one = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert _common_stretch(zero, one, zero) == 1 == _common_stretch(one, zero, one)
+
+
+SCALINGS = {
+    "relu": NeuronGroup(12, 1),
+    "relu2": NeuronGroup(12, 2),
+    "gated": NeuronGroup(12, None, True),
+    "gated-relu": NeuronGroup(12, 1, True),
+    "gated-relu2": NeuronGroup(12, 2, True),
+}
+
+
+def norms_of(group: NeuronGroup, seed: int = 0) -> dict[str, torch.Tensor]:
+    roles = ("active", "linear", "down") if group.gated else ("active", "down")
+    draw = generator(seed)
+    return {role: (4 * torch.randn(1, group.n, generator=draw, dtype=torch.float64)).exp() for role in roles}
+
+
+def scaled(group: NeuronGroup, element: torch.Tensor, norms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {role: group.act(element, role, norm[0].sqrt()[:, None]).square().T for role, norm in norms.items()}
+
+
+@pytest.mark.parametrize("group", SCALINGS.values(), ids=SCALINGS.keys())
+def test_scales_of_neurons_have_least_norm(group):
+    norms = norms_of(group)
+    balanced = scaled(group, balancing_scales(group, norms), norms)
+    total = sum(balanced.values())
+    assert (group.generator(balanced) / total).abs().max() <= BALANCE
+    assert (group.generator(norms) / sum(norms.values())).abs().max() > 0.1, "they were balanced before"
+    for seed in SEEDS:
+        element = group.random(generator=generator(seed), special=True)
+        assert (sum(scaled(group, element, balanced).values()) >= total).all()
+
+
+EMPTY = [
+    (name, empty)
+    for name, group in SCALINGS.items()
+    for empty in ("active", "down", "linear", "active down", "active linear")
+    if group.gated or "linear" not in empty
+]
+
+
+@pytest.mark.parametrize(("name", "empty"), EMPTY)
+def test_neurons_with_an_empty_factor_are_scaled_to_one_point_of_their_orbit(name, empty):
+    """There is no least norm, as it tends to 0; but the point must not depend on where it came from."""
+    group = SCALINGS[name]
+    norms = norms_of(group)
+    for role in empty.split():
+        norms[role] = norms[role] * (torch.arange(group.n) % 2)
+    members = [norms, *(scaled(group, group.random(generator=generator(seed), special=True), norms) for seed in SEEDS)]
+    balanced = [scaled(group, balancing_scales(group, member), member) for member in members]
+    for other in balanced[1:]:
+        for role, norm in balanced[0].items():
+            assert ((other[role] - norm).abs() <= BALANCE * norm).all(), role
+    assert all((member["down"] != norms["down"]).any() or "down" in empty for member in members[1:])
+    charge = group.generator(balanced[0]) / sum(balanced[0].values())
+    assert charge[..., 1::2].abs().max() <= BALANCE, "the neurons that are whole are not balanced"
+
+
+@pytest.mark.parametrize("stretch", ["free", "none"])
+def test_planes_that_only_one_side_fills_are_scaled_to_one_point_of_their_orbit(stretch):
+    group = MatrixGroup(6, stretch, planes=((0, 2), (1, 3)))
+    vectors, covectors = gram(6, 9, 9), gram(6, 9, 10)
+    for gone, gram_of in ((0, vectors), (1, covectors)):
+        gram_of[[gone, gone + 2]] = 0
+        gram_of[:, [gone, gone + 2]] = 0
+    results = []
+    for seed in SEEDS:
+        h = group.random(generator=generator(seed))[0]
+        back = torch.linalg.inv(h)
+        a, b = h @ vectors @ h.T, back.T @ covectors @ back
+        m = balancing_matrices(group, {"vector": a[None], "covector": b[None]})[0]
+        inverse = torch.linalg.inv(m)
+        results.append(torch.cat([torch.linalg.eigvalsh(x) for x in (m @ a @ m.T, inverse.T @ b @ inverse)]))
+    assert max(float((other - results[0]).abs().max()) for other in results[1:]) <= BALANCE * float(results[0].max())
+
+
+def test_balancing_a_model_does_not_touch_it():
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+    balance(model.config, weights_of(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())

@@ -1,0 +1,396 @@
+"""One canonical member per orbit: the same from everywhere, the same function, stable, and honest where it is not."""
+
+import copy
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, frames, gauge_error, invariants
+from rigpt_hf.symmetry.canonical import DEGENERATE, odd_moments, token_vectors
+from rigpt_hf.symmetry.contraction import weights_of
+from rigpt_hf.symmetry.frames import axes, row
+from tests.conversion.sources import gpt2_config, stock_model
+from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.tolerances import CANONICAL, SYMMETRY
+
+
+# Everything whose eigenvectors or axes are a basis; heads and neurons are put in order, which is right or wrong.
+CONTINUOUS = {"stream", "lexical", "output", "head_qk", "head_vo", "planes"}
+# With D > d there are directions of token vectors that project_in does not see.
+UNSEEN = {"untied-projected": ["8 equal eigenvalues in lexical", "7 equal eigenvalues in output"]}
+LAYER = 1
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def disguise(model, seed: int = 0, frames="all"):
+    return GaugeTransformation.random(model.config, generator(seed), frames)(model)
+
+
+def difference(a, b, *members) -> float:
+    """The largest between two parameters, relative to the largest entry it has in any of these models."""
+    others = [weights_of(model) for model in (b, *members)]
+    scales = {name: max(float(each[name].abs().max()) for each in others) for name in others[0]}
+    return max(float((w - others[0][name]).abs().max()) / max(scales[name], 1e-300) for name, w in weights_of(a).items())
+
+
+@torch.no_grad()
+def noisy(model, size: float, seed: int = 0):
+    """Gaussian noise on every parameter, `size` relative to its root mean square."""
+    model, draw = copy.deepcopy(model), generator(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+        parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
+    return model
+
+
+def assert_canonical(model, seeds=(0, 1)) -> list[str]:
+    """Members of the orbit have one canonical form, with the same function; returns what is reported undetermined."""
+    canonical = canonicalize(model)
+    assert gauge_error(model, canonical_gauge(model).transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    for seed in seeds:
+        other = disguise(model, seed)
+        assert difference(other, model) > 0.1, "the disguise did nothing to speak of"
+        assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float64]
+    assert difference(canonicalize(canonical), canonical, model) <= CANONICAL[torch.float64]
+    undetermined = canonical_gauge(model).undetermined
+    assert canonical_gauge(other).undetermined == undetermined
+    return undetermined
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_members_of_an_orbit_have_one_canonical_form(name):
+    model = tiny_model(**SYMMETRIES[name])
+    before = copy.deepcopy(model)
+    assert assert_canonical(model) == UNSEEN.get(name, [])
+    assert difference(canonicalize(model), model) > 0.1, "the model was canonical before"
+    assert difference(model, before) == 0, "the model itself changed"
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_each_frame_alone_changes_nothing(name):
+    model = tiny_model(**SYMMETRIES[name])
+    canonical = canonicalize(model)
+    checked = 0
+    for frame in frames(model.config):
+        other = disguise(model, 2, [frame])
+        moved = difference(other, model)
+        assert moved > 0.01 or (frame == "heads" and model.config.num_attention_heads == 1), frame
+        assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float64], frame
+        checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_in_float32(name):
+    model = tiny_model(dtype=torch.float32, **SYMMETRIES[name])
+    other = disguise(model, 3)
+    gauge, canonical = canonical_gauge(model), canonicalize(model)
+    assert {parameter.dtype for parameter in canonical.parameters()} == {torch.float32}
+    assert gauge_error(model, gauge.transformation, tokens(2, 9)) <= SYMMETRY[torch.float32]
+    assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float32]
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_noise_moves_the_canonical_form_by_noise_over_gap(name):
+    model = tiny_model(**SYMMETRIES[name])
+    gauge, canonical = canonical_gauge(model), canonicalize(model)
+    gaps = {kind: gap for kind, gap in gauge.gaps.items() if kind in CONTINUOUS}
+    gap = min(value for value in gaps.values() if value >= DEGENERATE)
+    noise = CANONICAL[torch.float64] / 10
+    assert min(value for value in gauge.gaps.values() if value >= DEGENERATE) > noise, "the order itself may change"
+    moved = [difference(canonicalize(noisy(model, noise, seed)), canonical) for seed in range(3)]
+    assert max(moved) <= noise / gap
+    assert min(moved) >= noise / 10, "there was no noise"
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_invariants(name):
+    model = tiny_model(**SYMMETRIES[name])
+    spectra = invariants(model)
+    config = model.config
+    assert spectra["stream"].shape == (config.hidden_size,)
+    assert spectra["layers.0.neurons"].shape == (config.intermediate_size,)
+    assert spectra["layers.0.heads"].shape == (config.num_attention_heads,)
+    assert spectra["layers.2.head_vo"].shape == (config.num_key_value_heads * config.head_dim,)
+    assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(frames(config))
+
+    def deviation(other) -> dict[str, float]:
+        found = invariants(other)
+        assert set(found) == set(spectra)
+        return {key: float((found[key] - value).abs().max() / value.abs().max()) for key, value in spectra.items()}
+
+    for value in spectra.values():
+        assert value.dtype == torch.float64 and (value.diff() <= 0).all() and value[0] > 0
+    assert max(deviation(disguise(model, 4)).values()) <= SYMMETRY[torch.float64]
+    assert max(deviation(canonicalize(model)).values()) <= SYMMETRY[torch.float64]
+    # Negative controls: another function, near or far.
+    assert min(deviation(noisy(model, 1e-4)).values()) > 1e-7
+    assert min(deviation(tiny_model(1, **SYMMETRIES[name])).values()) > 1e-3
+
+
+def test_the_squares_of_head_maps_are_the_invariants_of_heads():
+    """For GL(h) heads these are singular values of what the head applies, which nobody has to balance to see."""
+    model = tiny_model(**SYMMETRIES["learned"], num_key_value_heads=4, attention_bias=False)
+    attention, spectra = model.model.layers[0].self_attn, invariants(model)
+    heads = [weight.reshape(4, 8, 32) for weight in (attention.q_proj.weight, attention.k_proj.weight)]
+    products = torch.linalg.svdvals(heads[0].mT @ heads[1])[:, :8].flatten().sort(descending=True).values
+    assert (products - spectra["layers.0.head_qk"]).abs().max() <= SYMMETRY[torch.float64] * products.max()
+    values = attention.v_proj.weight.reshape(4, 8, 32)
+    outputs = attention.o_proj.weight.reshape(32, 4, 8).movedim(1, 0)
+    products = torch.linalg.svdvals(outputs @ values)[:, :8].flatten().sort(descending=True).values
+    assert (products - spectra["layers.0.head_vo"]).abs().max() <= SYMMETRY[torch.float64] * products.max()
+
+
+def test_a_matrix_outside_the_group_has_another_canonical_form():
+    model = tiny_model()
+    shear = GaugeTransformation.random(model.config, generator(5), ["stream"]).elements["stream"].clone()
+    shear[0, 0] *= 1.05
+    other = GaugeTransformation(model.config, {"stream": shear})(model)
+    assert difference(canonicalize(other), canonicalize(model)) > 1e-3
+
+
+def test_the_canonical_frames_are_what_they_are_said_to_be():
+    model = canonicalize(tiny_model(**SYMMETRIES["rotary-learned"], gated_mlp=True))
+    weights = weights_of(model)
+    moments = odd_moments(token_vectors(weights))
+    assert moments.shape == (32,) and moments.min() > 0
+    gram = torch.zeros(32, 32, dtype=torch.float64)
+    for name, weight in weights.items():
+        entry, _ = row(name, axes(model.config))
+        for dim, axis in enumerate(entry):
+            if any(turn.frame == "stream" for turn in axis):
+                flat = weight.movedim(dim, 0).reshape(32, -1)
+                gram += flat @ flat.T
+    diagonal = gram.diagonal()
+    assert (gram - diagonal.diag()).abs().max() <= SYMMETRY[torch.float64] * diagonal.max()
+    assert (diagonal.diff() < 0).all()
+    for layer in model.model.layers:
+        frequencies = layer.self_attn.rotary_frequencies
+        assert (frequencies > 0).all() and (frequencies.diff(dim=1) <= 0).all()
+        norms = sum(weight.square().sum(dim=1) for weight in (layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight))
+        norms = norms + layer.mlp.gate_proj.bias.square() + layer.mlp.up_proj.bias.square()
+        assert ((norms + layer.mlp.down_proj.weight.square().sum(dim=0)).diff() < 0).all()
+        assert odd_moments(layer.mlp.up_proj.weight.T).min() > 0
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_a_fresh_model(name):
+    """All biases zero, all heads with the same frequencies: nothing that the canonical form may lean on."""
+    torch.manual_seed(0)
+    model = RiGPTForCausalLM(tiny_config(**SYMMETRIES[name])).to(torch.float64).eval()
+    assert any(parameter.abs().max() == 0 for parameter in model.parameters()) or name == "no-biases"
+    undetermined = assert_canonical(model, seeds=(0,))
+    assert len(undetermined) == len(UNSEEN.get(name, []))
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": False}], ids=["tied", "untied"])
+def test_a_converted_gpt2_has_a_direction_that_nothing_fills(options):
+    model = convert_model(stock_model("gpt2", **options))
+    stream = invariants(model)["stream"]
+    assert abs(stream[-1]) <= DEGENERATE * stream[0] < 0.01 * stream[-2]
+    assert assert_canonical(model) == []
+
+
+def test_a_fresh_gpt2():
+    torch.manual_seed(1)
+    stock = type(stock_model("gpt2"))(gpt2_config()).to(torch.float64).eval()
+    assert assert_canonical(convert_model(stock)) == []
+
+
+@torch.no_grad()
+def confine_(model, frame: str, keep: int):
+    """Project all that a frame of one copy carries on its first `keep` dimensions."""
+    for name, parameter in model.named_parameters():
+        entry, _ = row(name, axes(model.config))
+        for dim, axis in enumerate(entry):
+            if any(turn.frame == frame for turn in axis):
+                parameter.movedim(dim, 0)[keep:] = 0
+    return model
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned", "untied-projected", "gated", "distance"])
+def test_a_stream_with_empty_directions(name):
+    model = confine_(tiny_model(**SYMMETRIES[name]), "stream", 29)
+    assert "3 equal eigenvalues in stream, all zero" in assert_canonical(model)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 13, 35])
+def test_fewer_tokens_than_dimensions_of_token_vectors(vocab_size):
+    model = tiny_model(vocab_size=vocab_size, **SYMMETRIES["untied-projected"])
+    canonical = canonicalize(model)
+    for seed in range(2):
+        other = disguise(model, seed)
+        assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float64]
+
+
+def query_heads(model) -> int:
+    return model.config.num_attention_heads // model.config.num_key_value_heads
+
+
+def head_parts(model) -> dict[str, torch.Tensor]:
+    """Views `[heads, ...]` of one layer's parameters of attention that have an entry per head."""
+    config, parts = model.config, {}
+    for name, parameter in model.model.layers[LAYER].self_attn.named_parameters():
+        if name == "o_proj.weight":
+            parts[name] = parameter.view(config.hidden_size, config.num_attention_heads, -1).movedim(1, 0)
+        elif name.startswith(("q_proj", "distance_weight")):
+            parts[name] = parameter.view(config.num_attention_heads, -1)
+        elif name != "o_proj.bias":
+            parts[name] = parameter.view(config.num_key_value_heads, -1)
+    return parts
+
+
+def of_queries(name: str) -> bool:
+    return name.startswith(("q_proj", "o_proj", "distance_weight"))
+
+
+def twin_heads_(model) -> None:
+    repeats = query_heads(model)
+    for name, part in head_parts(model).items():
+        if of_queries(name):
+            part[repeats : 2 * repeats] = part[:repeats].clone()
+        else:
+            part[1] = part[0]
+
+
+def twin_query_heads_(model) -> None:
+    for name, part in head_parts(model).items():
+        if of_queries(name):
+            part[1] = part[0]
+
+
+def dead_heads_(model) -> None:
+    for part in head_parts(model).values():
+        part[:] = 0
+
+
+def dead_head_(model) -> None:
+    for name, part in head_parts(model).items():
+        part[: query_heads(model) if of_queries(name) else 1] = 0
+
+
+def dead_query_head_(model) -> None:
+    for name, part in head_parts(model).items():
+        if of_queries(name):
+            part[0] = 0
+
+
+def blind_heads_(model) -> None:
+    """Queries of zero, so that keys have any length."""
+    for name, part in head_parts(model).items():
+        if name.startswith("q_proj"):
+            part[:] = 0
+
+
+def silent_heads_(model) -> None:
+    """Outputs of zero, so that values have any length; as where residual branches start at zero."""
+    head_parts(model)["o_proj.weight"][:] = 0
+
+
+def mlp_parts(model) -> dict[str, torch.Tensor]:
+    """Views `[neurons, ...]` of one layer's MLP."""
+    parts = dict(model.model.layers[LAYER].mlp.named_parameters())
+    del parts["down_proj.bias"]
+    return {name: part.T if name == "down_proj.weight" else part for name, part in parts.items()}
+
+
+def twin_neurons_(model) -> None:
+    for part in mlp_parts(model).values():
+        part[5] = part[3]
+
+
+def dead_neurons_(model) -> None:
+    for part in mlp_parts(model).values():
+        part[[2, 7]] = 0
+
+
+def silent_neuron_(model) -> None:
+    mlp_parts(model)["down_proj.weight"][2] = 0
+
+
+def blind_neuron_(model) -> None:
+    for name, part in mlp_parts(model).items():
+        if name != "down_proj.weight":
+            part[2] = 0
+
+
+CHANGES: dict[str, Callable] = {
+    "twin heads": twin_heads_,
+    "twin query heads": twin_query_heads_,
+    "dead heads": dead_heads_,
+    "dead head": dead_head_,
+    "dead query head": dead_query_head_,
+    "blind heads": blind_heads_,
+    "silent heads": silent_heads_,
+    "twin neurons": twin_neurons_,
+    "dead neurons": dead_neurons_,
+    "silent neuron": silent_neuron_,
+    "blind neuron": blind_neuron_,
+}
+# What must be said about it, as a part of one of the texts; where nothing is listed nothing need be.
+REPORTED = {
+    "twin heads": "equal norms in layers.1.heads",
+    "twin query heads": "equal norms in layers.1.heads",
+    "dead heads": "equal eigenvalues in layers.1.head_vo, all zero",
+    "dead head": "equal eigenvalues in layers.1.head_vo, all zero",
+    "silent heads": "equal eigenvalues in layers.1.head_vo",
+    "twin neurons": "1 equal norms in layers.1.neurons",
+    "dead neurons": "1 equal norms in layers.1.neurons",
+}
+DEGENERATES = [
+    (change, name)
+    for change in CHANGES
+    for name in ("rotary", "learned", "rotary-learned", "multi-head", "relu2", "gated", "gated-relu2", "no-biases")
+    if change != "twin query heads" or name != "multi-head"
+]
+
+
+@pytest.mark.parametrize(("change", "name"), DEGENERATES)
+def test_equal_and_empty_heads_and_neurons(change, name):
+    model = tiny_model(**SYMMETRIES[name])
+    with torch.no_grad():
+        CHANGES[change](model)
+    assert difference(model, tiny_model(**SYMMETRIES[name])) > 0.1, "the change did nothing"
+    undetermined = assert_canonical(model, seeds=(0,))
+    assert any(REPORTED.get(change, "") in text for text in [*undetermined, *([] if change in REPORTED else [""])])
+
+
+def test_what_is_not_determined_is_logged(caplog):
+    model = tiny_model()
+    with torch.no_grad():
+        twin_neurons_(model)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        canonicalize(tiny_model())
+        assert not caplog.records
+        canonicalize(model)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The canonical form is not determined everywhere: 1 equal norms in layers.1.neurons."
+    ]
+
+
+def test_an_ambiguity_is_reported():
+    """Values of zero leave nothing that could orient what reads them, and different neurons may have equal norms."""
+    model = tiny_model(**SYMMETRIES["learned"])
+    with torch.no_grad():
+        for name, part in head_parts(model).items():
+            if name.startswith("v_proj"):
+                part[:] = 0
+    assert any("equal eigenvalues in layers.1.head_vo" in text for text in canonical_gauge(model).undetermined)
+    model = tiny_model()
+    with torch.no_grad():
+        for part in mlp_parts(model).values():
+            part[5] = -part[3]
+    gauge = canonical_gauge(model)
+    assert gauge.undetermined == ["1 equal norms in layers.1.neurons"]
+    assert gauge.gaps["neurons"] < DEGENERATE < canonical_gauge(tiny_model()).gaps["neurons"]

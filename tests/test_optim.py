@@ -1,0 +1,231 @@
+"""The equivariant optimizer: training from a rotated start is the rotated training."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from rigpt_hf.optim import TREATMENTS, EquivariantOptimizer, equivariant_param_groups, treatment_of
+from rigpt_hf.polar import exact_polar, newton_schulz
+from rigpt_hf.symmetry import GaugeTransformation, haar
+from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.tolerances import SYMMETRY, TRAINING
+
+
+# At three times this rate training of `gated-relu2` is chaotic: whatever differs, rounding included, doubles every ten
+# steps after the hundredth.
+STEPS, LEARNING_RATE = 200, 1e-3
+BATCHES = [tokens(4, 17, seed=seed) for seed in range(10)]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def train(model, optimizer, steps: int) -> float:
+    model.train()
+    for step in range(steps):
+        ids = BATCHES[step % len(BATCHES)]
+        loss = model(ids, labels=ids, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def equivariant(model, **options) -> EquivariantOptimizer:
+    return EquivariantOptimizer(equivariant_param_groups(model, lr=LEARNING_RATE), **options)
+
+
+def adamw(model) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+
+
+@torch.no_grad()
+def apart(a, b, start) -> float:
+    """The distance between two models, relative to the way that one has gone from its start."""
+    way, gap = (
+        sum(float((p - q).double().square().sum()) for p, q in zip(x.parameters(), b.parameters(), strict=True))
+        for x in (start, a)
+    )
+    return (gap / way) ** 0.5
+
+
+def trained_both_ways(options: dict, make, steps: int, dtype: torch.dtype = torch.float64) -> float:
+    """The distance between training from a turned start and the turned training."""
+    model = tiny_model(dtype=dtype, **options)
+    g = GaugeTransformation.random(model.config, generator(3), "all", compact=True)
+    start = g(model)
+    turned = copy.deepcopy(start)
+    first, second = train(model, make(model), steps), train(turned, make(turned), steps)
+    assert first < 4.3, "nothing was learned"
+    if make is not adamw and dtype == torch.float64:
+        assert abs(first - second) <= TRAINING
+    return apart(g(model), turned, start)
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_training_turns_along(name):
+    assert trained_both_ways(SYMMETRIES[name], equivariant, STEPS) <= TRAINING
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])
+def test_training_with_exact_polar_factors_turns_along(name):
+    assert trained_both_ways(SYMMETRIES[name], lambda model: equivariant(model, polar="svd"), 50) <= TRAINING
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])
+def test_training_with_adamw_does_not(name):
+    assert trained_both_ways(SYMMETRIES[name], adamw, 50) > 1e-2
+
+
+def test_every_parameter_is_in_one_group_and_every_treatment_occurs():
+    seen = set()
+    for options in SYMMETRIES.values():
+        model = tiny_model(**options)
+        groups = equivariant_param_groups(model)
+        names = [name for group in groups for name in group["names"]]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        seen |= {group["treatment"] for group in groups}
+        for group in groups:
+            assert (group["weight_decay"] > 0) == (group["treatment"] in ("polar", "rows"))
+    assert seen == set(TREATMENTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.embed_tokens.weight", ("rows", 1)),
+        ("model.project_in.weight", ("polar", 1)),
+        ("model.layers.0.self_attn.q_proj.weight", ("polar", 1)),
+        ("model.layers.0.self_attn.q_proj.bias", ("vectors", 4)),
+        ("model.layers.0.self_attn.k_proj.bias", ("vectors", 2)),
+        ("model.layers.0.self_attn.o_proj.bias", ("vectors", 1)),
+        ("model.layers.0.mlp.up_proj.weight", ("polar", 1)),
+        ("model.layers.0.mlp.up_proj.bias", ("elements", 1)),
+        ("model.layers.0.mlp.down_proj.bias", ("vectors", 1)),
+        ("model.layers.0.self_attn.distance_weight", ("elements", 1)),
+        ("model.layers.0.self_attn.rotary_frequencies", ("elements", 1)),
+    ],
+)
+def test_treatments_follow_from_the_table(name, expected):
+    config = tiny_config(embedding_size=24, output_bias=True, attention_score="squared_distance")
+    assert treatment_of(config, name) == expected
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (6, 48)], ids=str)
+def test_matrices_move_as_muon_moves_them(shape):
+    weight = torch.randn(shape, generator=generator(1))
+    ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    groups = [{"params": [ours], "treatment": "polar"}]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    optimizers = (
+        EquivariantOptimizer(groups, **settings),
+        torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings),
+    )
+    for step in range(5):
+        gradient = torch.randn(shape, generator=generator(step))
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - weight).norm()
+    # Muon iterates in bfloat16, so the two agree to its rounding.
+    assert (ours - theirs).norm() <= 0.02 * moved
+    assert moved > 0.01
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)], ids=str)
+def test_polar_factors(shape):
+    matrices = torch.randn(3, *shape, generator=generator(2), dtype=torch.float64)
+    exact = exact_polar(matrices)
+    short = min(shape)
+    gram = exact @ exact.mT if shape[0] <= shape[1] else exact.mT @ exact
+    assert (gram - torch.eye(short, dtype=torch.float64)).abs().max() <= SYMMETRY[torch.float64]
+    singular = torch.linalg.svdvals(newton_schulz(matrices))
+    assert singular.min() > 0.5 and singular.max() < 1.4
+    left, right = haar(shape[0], generator(3)), haar(shape[1], generator(4))
+    for method in (exact_polar, newton_schulz):
+        turned = method(left @ matrices @ right)
+        assert (turned - left @ method(matrices) @ right).abs().max() <= SYMMETRY[torch.float64]
+    deficient = matrices.clone()
+    deficient[:, 1:] = deficient[:, :1]
+    assert torch.linalg.matrix_rank(exact_polar(deficient)).tolist() == [1, 1, 1]
+
+
+def test_state_dicts_resume_exactly():
+    straight, broken = tiny_model(), tiny_model()
+    train(straight, equivariant(straight), 10)
+    # `train` starts over with the batches, so both halves of five see the first five.
+    first = equivariant(broken)
+    train(broken, first, 10)
+    resumed = copy.deepcopy(broken)
+    second = equivariant(resumed)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(broken, first, 5)
+    train(resumed, second, 5)
+    for a, b in zip(broken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    fresh = copy.deepcopy(straight)
+    train(fresh, equivariant(fresh), 5)
+    assert apart(fresh, broken, tiny_model()) > 1e-3, "the state does not matter, so the test shows nothing"
+
+
+def test_schedulers_and_closures():
+    model = tiny_model()
+    optimizer = equivariant(model)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(BATCHES[0], labels=BATCHES[0]).loss
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    scheduler.step()
+    before = copy.deepcopy(model)
+    second = optimizer.step(closure)
+    assert second < first
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
+
+
+def test_multipliers_and_frozen_parameters():
+    model = tiny_model(embedding_size=24)
+    model.model.embed_tokens.requires_grad_(False)
+    groups = equivariant_param_groups(model, lr=1.0, multipliers={"vectors": 0.3})
+    assert {group["lr"] for group in groups if group["treatment"] == "vectors"} == {0.3}
+    assert {group["lr"] for group in groups if group["treatment"] != "vectors"} == {1.0}
+    assert not any("embed_tokens" in name for group in groups for name in group["names"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "`lr` must be at least 0, got -1.0"),
+        ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\)"),
+        ({"betas": (0.9, 1.0)}, "`betas` must be two numbers"),
+        ({"eps": 0.0}, "`eps` must be positive"),
+        ({"weight_decay": -0.1}, "`weight_decay` must be at least 0"),
+        ({"polar": "qr"}, "`polar` must be one of newton_schulz, svd"),
+        ({"steps": 0}, "`steps` must be at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        EquivariantOptimizer(equivariant_param_groups(tiny_model()), **options)
+
+
+def test_plain_parameters_are_refused():
+    with pytest.raises(ValueError, match="Pass `equivariant_param_groups\\(model\\)`"):
+        EquivariantOptimizer(tiny_model().parameters())
+    with pytest.raises(ValueError, match="`multipliers` must be keyed by polar, rows"):
+        equivariant_param_groups(tiny_model(), multipliers={"biases": 1.0})
+
+
+def test_an_unknown_parameter_is_named():
+    model = tiny_model()
+    model.model.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no parameter 'model.extra.weight'"):
+        equivariant_param_groups(model)
