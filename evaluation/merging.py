@@ -35,7 +35,6 @@ from rigpt_hf.demo.stock import encode, split, train_tokenizer
 from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge, plot_paths
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import contract, weights_of
-from rigpt_hf.symmetry.frames import kind_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
 from rigpt_hf.symmetry.procrustes import assignment
 
@@ -174,7 +173,7 @@ def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30)
     distances = [search.distance()]
     while len(distances) <= max_sweeps:
         for kind in ("stream", "head_vo"):
-            found = contract(b.config, search.target, search.weights, lambda key, kind=kind: kind_of(key) == kind)
+            found = contract(b.config, search.target, search.weights, set(search.keys(kind)).__contains__)
             crosses = {key: roles["vector"] + roles["covector"] for key, roles in found.items()}
             search.go({key: torch.stack([permutation(each) for each in cross]) for key, cross in crosses.items()})
         search.go({key: search.match_heads(key) for key in search.keys("heads")})
@@ -228,8 +227,8 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
 
 def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
     """The pairs for the terminal."""
-    table = Table(title="From one model to the other: nats per token above the straight line between their losses")
-    for column in ("seeds", "losses", "as they are", "permuted, t = 1/2", "aligned", "left"):
+    table = Table(title="Barriers in nats per token (permuted: half way)")
+    for column in ("seeds", "losses", "as they are", "permuted", "aligned", "left"):
         table.add_column(column, justify="right")
     for pair in pairs:
         table.add_row(

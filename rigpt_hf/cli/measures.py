@@ -51,10 +51,10 @@ def diff(
     console = Console()
     table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding", "chance")
     table.title = "Relative distances"
-    for part in (*comparison.parts, comparison.total):
+    comparison.layers.name, comparison.total.name = "all layers", "all"
+    for part in (*comparison.parts, comparison.layers, comparison.total):
         explained = [f"{value:.2g}" if value is not None else "-" for value in (part.rounding, part.chance)]
-        name = "all" if part is comparison.total else part.name
-        table.add_row(name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
+        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
     console.print(table)
     for kind, words in comparison.turned.items():
         console.print(f"{kind}: {words}")

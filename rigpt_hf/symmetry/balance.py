@@ -83,8 +83,8 @@ def balancing_matrices(group: MatrixGroup, grams: dict[Role, torch.Tensor]) -> t
 def _balancing(group: MatrixGroup, vectors: torch.Tensor, covectors: torch.Tensor) -> torch.Tensor:
     first, second = group.pairs
     strengths = [gram[first, first] + gram[second, second] for gram in (vectors, covectors)]
-    seen = (strengths[0] > 0) & (strengths[1] > 0)
-    scales = torch.where(seen, strengths[1] / strengths[0], 1.0) ** 0.25
+    # As below, but one number per plane: where only one side is filled that one gets length one.
+    scales = (or_one(strengths[1]) / or_one(strengths[0])) ** torch.where(strengths[0] * strengths[1] > 0, 0.25, 0.5)
     element = group.from_planes(torch.zeros_like(scales), scales)
     if group.rest:
         index = torch.tensor(group.rest)
@@ -97,21 +97,31 @@ def _balancing(group: MatrixGroup, vectors: torch.Tensor, covectors: torch.Tenso
 
 def contragredient(vectors: torch.Tensor, covectors: torch.Tensor) -> torch.Tensor:
     """
-    `M` `[n, n]` with `M A Mᵀ = M⁻ᵀ B M⁻¹` diagonal and descending, for Gram matrices `A` of vectors, `B` of covectors.
+    `M` `[n, n]` with `M A Mᵀ` and `M⁻ᵀ B M⁻¹` diagonal, for Gram matrices `A` of vectors and `B` of covectors.
 
-    The diagonal holds the singular values of the product of the two factors. Known from control theory as balancing
-    (Moore 1981). Directions that only one of the two fills are whitened in that one; the other has nothing there.
+    Where both fill a direction the two diagonals are equal: the singular values of the product of the two factors, in
+    descending order (known from control theory as balancing, Moore 1981). Directions that only one of the two fills
+    come next and are whitened in that one; those that neither fills come last.
     """
-    if torch.linalg.matrix_rank(vectors, hermitian=True) < torch.linalg.matrix_rank(covectors, hermitian=True):
-        return torch.linalg.inv(contragredient(covectors, vectors)).T
-    strengths, basis = torch.linalg.eigh(vectors)
-    floor = RANK_TOLERANCE * strengths[-1]
-    # In directions that no vector fills any length will do.
-    root = basis * torch.where(strengths > floor, strengths, torch.ones_like(strengths)).sqrt()
-    squared, turn = torch.linalg.eigh(root.T @ covectors @ root)
-    squared, turn = squared.flip(0), turn.flip(1)
-    balanced = torch.where(squared > RANK_TOLERANCE * squared[0], squared, torch.ones_like(squared))
-    return balanced[:, None] ** 0.25 * (turn.T @ torch.linalg.inv(root))
+    first, second = _factor(vectors), _factor(covectors)  # A = F Fᵀ, B = K Kᵀ
+    left, values, right = torch.linalg.svd(first.T @ second)
+    shared = int((values > RANK_TOLERANCE * values.max()).sum()) if values.numel() else 0
+    roots = values[:shared].sqrt()
+    # Directions that vectors fill, and forms that covectors are; those of one index are each other's duals.
+    directions = first @ torch.cat([left[:, :shared] / roots, left[:, shared:]], dim=1)
+    forms = second @ torch.cat([right[:shared].T / roots, right[shared:].T], dim=1)
+    # Duals of the forms that no vector meets, and what is left; how these are chosen changes no weight.
+    duals = torch.linalg.pinv(forms).T[:, shared:]
+    used = torch.cat([forms, directions[:, shared:]], dim=1)
+    complement = torch.linalg.svd(used, full_matrices=True).U[:, used.shape[1] :]
+    return torch.linalg.inv(torch.cat([directions, duals, complement], dim=1))
+
+
+def _factor(gram: torch.Tensor) -> torch.Tensor:
+    """`F` `[n, rank]` with `F Fᵀ` the Gram matrix."""
+    strengths, basis = torch.linalg.eigh(gram)
+    filled = strengths > RANK_TOLERANCE * strengths[-1].clamp_min(1e-300)
+    return basis[:, filled] * strengths[filled].sqrt()
 
 
 def _common_stretch(vectors: torch.Tensor, covectors: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
@@ -120,8 +130,8 @@ def _common_stretch(vectors: torch.Tensor, covectors: torch.Tensor, metric: torc
 
     Newton's method on `log s`, in which the sum `s A + B/s + s² C` that it makes least is convex.
     """
-    if vectors + metric == 0 or covectors == 0:
-        return torch.ones_like(vectors)
+    if covectors == 0 or vectors + metric == 0:  # only one side is filled: to length one
+        return or_one(covectors) / or_one(vectors)
     position = torch.zeros_like(vectors)
     for _ in range(100):
         up, down, weight = position.exp() * vectors, covectors / position.exp(), 2 * (2 * position).exp() * metric
@@ -133,20 +143,36 @@ def _common_stretch(vectors: torch.Tensor, covectors: torch.Tensor, metric: torc
 
 
 def balancing_scales(group: NeuronGroup, norms: dict[Role, torch.Tensor]) -> torch.Tensor:
-    """The element of least norm among a layer's scalings of neurons, from `|.|²` `[1, F]` by role."""
+    """
+    The element of least norm among a layer's scalings of neurons, from `|.|²` `[1, F]` by role.
+
+    Where one of a neuron's factors is empty there is no least norm: then what is filled gets length one, the column
+    by the scaling of the factor that is empty.
+    """
     down = norms["down"][0]
-    active, linear = (norms.get(role, norms["down"])[0] for role in ("active", "linear"))
-    alive = (down > 0) & (active > 0) & (linear > 0)
     ones = torch.ones_like(down)
-    scaled_active, scaled_linear = group.allowed.tolist()
+    scales_active, scales_linear = group.allowed.tolist()
     degree = group.degree or 0
+    active = norms["active"][0] if scales_active else ones
+    linear = norms["linear"][0] if scales_linear else ones
     # Least `a² A + b² B + D / (a^2p b²)` where `a² A = p D'` and `b² B = D'`, D' being the last term.
-    if scaled_active and scaled_linear:
-        last = (down * linear * (active / degree) ** degree) ** (1 / (2 + degree))
-    elif scaled_active:
-        last = (down * (active / degree) ** degree) ** (1 / (1 + degree))
-    else:
-        last = (down * linear).sqrt()
-    squares = [degree * last / active if scaled_active else ones, last / linear if scaled_linear else ones]
-    scales = [torch.where(alive, square, ones).sqrt() for square in squares]
-    return group.element(torch.arange(group.n), *scales)
+    last = down * (linear if scales_linear else ones) * (active / max(degree, 1)) ** degree
+    last = last ** (1 / (1 + degree + scales_linear))
+    balanced = degree * last / or_one(active), last / or_one(linear)
+    spare = down * or_one(linear) * or_one(active) ** degree  # of the column, once the filled factors have length one
+    by_active = (active == 0) & scales_active & ~((linear == 0) & scales_linear)
+    alone = (
+        torch.where(by_active, or_one(spare) ** (1 / max(degree, 1)), 1 / or_one(active)),
+        torch.where((linear == 0) & scales_linear, or_one(spare), 1 / or_one(linear)),
+    )
+    alive = (down > 0) & (active > 0) & (linear > 0)
+    squares = [
+        torch.where(alive, *pair) if allowed else ones
+        for *pair, allowed in zip(balanced, alone, (scales_active, scales_linear), strict=True)
+    ]
+    return group.element(torch.arange(group.n), *(square.sqrt() for square in squares))
+
+
+def or_one(values: torch.Tensor) -> torch.Tensor:
+    """`values`, and one in the place of zero."""
+    return torch.where(values > 0, values, torch.ones_like(values))

@@ -202,7 +202,9 @@ def test_where_lengths_matter_nothing_is_stretched():
     grams = {"vector": gram(4, 6, 0)[None], "covector": gram(4, 6, 1)[None]}
     assert torch.equal(balancing_matrices(group, grams), group.identity())
     assert not can_stretch(group) and can_stretch(general_linear(4))
-    assert not can_stretch(NeuronGroup(4)) and can_stretch(NeuronGroup(4, 1)) and can_stretch(NeuronGroup(4, None, True))
+    assert (
+        not can_stretch(NeuronGroup(4)) and can_stretch(NeuronGroup(4, 1)) and can_stretch(NeuronGroup(4, None, True))
+    )
 
 
 @pytest.mark.parametrize("metric", [0.0, 0.3, 40.0])

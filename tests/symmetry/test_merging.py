@@ -11,7 +11,7 @@ from torch import nn
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge, plot_paths
 from rigpt_hf.symmetry.merging import average
-from tests.models import SYMMETRIES, randomise_, tiny_model, tokens
+from tests.models import OPTIONS, SYMMETRIES, randomise_, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
@@ -84,9 +84,9 @@ def test_unrelated_models_in_any_frames(name, method):
     assert weights_differ(merge(models, (0.5, 0.3, 0.2), method=method), merged) > 1e-3, "the weights do nothing"
 
 
-@every
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_a_model_merged_with_its_disguise_is_itself(options):
-    model = tiny_model(**options)
+    model = tiny_model(num_hidden_layers=2, **options)
     pair = [model, disguised(model, 2)]
     assert weights_differ(merge(pair), model) <= SYMMETRY[torch.float64]
     assert functions_differ(merge(pair, aligned=False), model) > 0.1
@@ -162,14 +162,14 @@ def test_the_dtype_is_the_first_ones(dtype):
 @pytest.mark.parametrize("aligned", [True, False])
 def test_tied_stays_tied_and_untied_untied(aligned):
     for name, tied in (("learned-projected", True), ("untied-projected", False)):
-        models = [tiny_model(seed=seed, **SYMMETRIES[name]) for seed in (0, 9)]
+        models = [tiny_model(**SYMMETRIES[name]), relative(tiny_model(**SYMMETRIES[name]))]
         merged = merge(models, aligned=aligned)
         assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
         assert merged.state_dict().keys() == models[0].state_dict().keys()
 
 
 def test_a_merged_model_is_an_ordinary_checkpoint(tmp_path):
-    merged = merge([tiny_model(), tiny_model(seed=9)])
+    merged = merge([tiny_model(), relative(tiny_model())])
     merged.save_pretrained(tmp_path)
     loaded = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     assert functions_differ(loaded, merged) == 0
@@ -177,7 +177,7 @@ def test_a_merged_model_is_an_ordinary_checkpoint(tmp_path):
 
 @methods
 def test_the_models_stay_as_they_are(method):
-    models = [tiny_model(seed=seed) for seed in (0, 9, 11)]
+    models = [tiny_model(), relative(tiny_model()), disguised(tiny_model())]
     before = [parameter.clone() for model in models for parameter in model.parameters()]
     merged = merge(models, method=method)
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_a_way_of_one_point_is_refused():
 
 
 def test_negative_weights_extrapolate():
-    a, b = tiny_model(), tiny_model(seed=9)
+    a, b = tiny_model(), relative(tiny_model())
     beyond, end = merge([a, b], (2, -1)), merge([a, b], (0, 1))
     for outer, parameter, other in zip(beyond.parameters(), a.parameters(), end.parameters(), strict=True):
         expected = 2 * parameter - other
@@ -249,7 +249,7 @@ def test_pictures_of_paths(tmp_path):
 # A text to learn: every token depends on the two before it, so that attention has something to do.
 VOCABULARY, CONTEXT, TRAINING_WINDOWS, HELD_OUT_WINDOWS = 24, 16, 600, 60
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 120, 16, 1e-2, 0.1
-# The barrier that is left after alignment, as a part of the one before; it was a tenth when this was written.
+# The barrier that is left after alignment is a small part of the one before (about a twentieth here).
 CLEARLY_LOWER = 0.3
 
 

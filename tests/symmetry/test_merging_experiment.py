@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 import typer
-from rigpt_hf.evaluation.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
 from torch import nn
 from typer.testing import CliRunner
 
+from rigpt_hf.evaluation.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.groups import MatrixGroup
 from tests.models import tiny_config, tiny_model

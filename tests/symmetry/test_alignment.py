@@ -1,0 +1,262 @@
+"""Alignment finds the disguise, whatever it is, and the distance between orbits depends on the orbits alone."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.symmetry import GaugeTransformation, align, find_alignment, gauge_distance, gauge_error
+from rigpt_hf.symmetry.alignment import check_alike
+from rigpt_hf.symmetry.contraction import weights_of
+from rigpt_hf.symmetry.groups import MatrixGroup, orthogonal
+from rigpt_hf.symmetry.procrustes import assignment, largest_trace, nearest
+from tests.conversion.sources import gpt2_config, stock_model
+from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.tolerances import DISTANCE, LOCAL_MINIMUM, NOISE, SYMMETRY
+
+
+# For what does not depend on the option in question; together they have every frame and every kind of group.
+SOME = ["learned-untied", "untied-projected", "rotary-learned", "squared-distance-partial", "gated-relu2"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def disguise(model, seed: int = 0, frames="all", dtype: torch.dtype | None = None):
+    disguised = GaugeTransformation.random(model.config, generator(seed), frames)(model)
+    return disguised if dtype is None else disguised.to(dtype)
+
+
+def difference(a, b) -> float:
+    """The largest between two parameters, relative to the largest entry of each."""
+    ours, theirs = weights_of(a), weights_of(b)
+    return max(float((ours[name] - weight).abs().max() / weight.abs().max()) for name, weight in theirs.items())
+
+
+@torch.no_grad()
+def noisy(model, size: float, seed: int = 0):
+    """Gaussian noise on every parameter, `size` relative to its root mean square: stands for fine-tuning."""
+    model, draw = copy.deepcopy(model), generator(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+        parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
+    return model
+
+
+def fresh_model(seed: int = 0, **options):
+    """As training finds it: biases zero, all heads with the same frequencies."""
+    torch.manual_seed(seed)
+    return RiGPTForCausalLM(tiny_config(**options)).to(torch.float64).eval()
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_align_recovers_a_disguise(name):
+    model = tiny_model(**SYMMETRIES[name])
+    disguised = disguise(model)
+    before = copy.deepcopy(model), copy.deepcopy(disguised)
+    found = align(model, disguised)
+    assert difference(found(model), disguised) <= SYMMETRY[torch.float64] < 0.1 < difference(model, disguised)
+    assert gauge_error(model, found, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    assert difference(model, before[0]) == difference(disguised, before[1]) == 0, "a model was changed"
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_distance_of_a_disguise_is_zero(name):
+    model = tiny_model(**SYMMETRIES[name])
+    found = find_alignment(model, disguise(model, 1))
+    assert found.converged and found.distance == found.distances[-1] <= DISTANCE[torch.float64]
+    assert len(found.distances) >= 2 and found.distances[0] > 0.1, "there was nothing to find"
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_a_disguise_in_bfloat16_is_far_nearer_than_another_model(name):
+    model, other = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+    rounded = disguise(model, 2, dtype=torch.bfloat16)
+    assert DISTANCE[torch.float64] < gauge_distance(rounded, model) <= DISTANCE[torch.bfloat16]
+    assert gauge_distance(other.to(torch.bfloat16), model, max_sweeps=5) > 1.0
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_disguise_in_float32(name):
+    model = tiny_model(dtype=torch.float32, **SYMMETRIES[name])
+    assert gauge_distance(model, disguise(model, 3)) <= DISTANCE[torch.float32]
+    both = (disguise(tiny_model(**SYMMETRIES[name]), seed, dtype=torch.bfloat16) for seed in (4, 5))
+    assert gauge_distance(*both) <= DISTANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_the_distance_of_a_relative_is_the_noise_between(name):
+    model = tiny_model(**SYMMETRIES[name])
+    relative = noisy(model, NOISE)
+    found = find_alignment(relative, disguise(model, 6))
+    assert found.converged and found.distance == pytest.approx(NOISE, rel=NOISE)
+    assert gauge_error(relative, found.transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    back = gauge_distance(disguise(model, 6), relative)
+    assert back == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
+    elsewhere = gauge_distance(disguise(relative, 7), disguise(model, 8))
+    assert elsewhere == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_distance_of_unrelated_models_depends_on_their_orbits_alone(name):
+    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+    found = find_alignment(a, b)
+    assert 1.0 < found.distance < found.distances[0]
+    assert gauge_error(a, found.transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
+    assert gauge_distance(b, a) == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
+    assert gauge_distance(disguise(a, 9), disguise(b, 10)) == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_every_sweep_comes_nearer(name):
+    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (2, 3))
+    found = find_alignment(a, b)
+    assert len(found.distances) >= 3
+    assert all(later <= earlier for earlier, later in itertools.pairwise(found.distances))
+    short = find_alignment(a, b, max_sweeps=2)
+    assert short.distances == found.distances[:3] and not short.converged
+    assert find_alignment(a, b, hopeless=0.5).distances == found.distances[:2]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_what_an_alignment_holds_belongs_together(name):
+    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+    found = find_alignment(a, b)
+    aligned = (found.to_balanced @ found.transformation).state_dict(weights_of(a))
+    reference = found.to_balanced.state_dict(weights_of(b))
+    for key, weight in aligned.items():
+        assert (weight - found.aligned[key]).abs().max() <= SYMMETRY[torch.float64] * weight.abs().max(), key
+        assert (reference[key] - found.reference[key]).abs().max() <= SYMMETRY[torch.float64] * weight.abs().max(), key
+    norms = [sum(float(weight.square().sum()) for weight in side.values()) for side in (aligned, reference)]
+    squared = sum(float((weight - reference[key]).square().sum()) for key, weight in aligned.items())
+    assert found.distance == pytest.approx((squared / (sum(norms) / 2)) ** 0.5)
+
+
+def test_a_matrix_outside_the_group_is_no_disguise():
+    model = tiny_model()
+    shear = GaugeTransformation.random(model.config, generator(11), ["stream"]).elements["stream"].clone()
+    shear[0, 0] *= 1.5
+    assert gauge_distance(model, GaugeTransformation(model.config, {"stream": shear})(model)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["rotary", "rotary-learned", "multi-head", "gated", "untied", "untied-projected"])
+@pytest.mark.parametrize("make", [tiny_model, fresh_model], ids=["randomised", "fresh"])
+@pytest.mark.parametrize("vocab_size", [5, 13])
+def test_tokens_that_do_not_span_the_stream(name, make, vocab_size):
+    """The rotation of the stream has to be found from the layers too."""
+    model = make(vocab_size=vocab_size, **SYMMETRIES[name])
+    assert vocab_size < model.config.hidden_size
+    other = disguise(model, 12)
+    assert gauge_distance(model, other) <= DISTANCE[torch.float64]
+    assert gauge_distance(other.to(torch.bfloat16), model) <= DISTANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned", "rotary-learned", "distance", "gated-relu2"])
+def test_fresh_models(name):
+    model = fresh_model(**SYMMETRIES[name])
+    assert gauge_distance(model, disguise(model, 13)) <= DISTANCE[torch.float64]
+    assert gauge_distance(disguise(model, 13, dtype=torch.bfloat16), model) <= DISTANCE[torch.bfloat16]
+    assert gauge_distance(model, fresh_model(1, **SYMMETRIES[name]), max_sweeps=5) > 1.0
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_converted_gpt2(fresh):
+    stock = stock_model("gpt2")
+    model = convert_model(type(stock)(gpt2_config()).to(torch.float64).eval() if fresh else stock)
+    assert gauge_distance(model, disguise(model, 14)) <= DISTANCE[torch.float64]
+    assert gauge_distance(disguise(model, 14, dtype=torch.bfloat16), model) <= DISTANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"vocab_size": 60},
+            "`reference` must have the same `vocab_size` as `model`, got 60 and 61. Models of different",
+        ),
+        ({"hidden_size": 64}, "the same `hidden_size` as `model`, got 64 and 32"),
+        ({"embedding_size": 24}, "the same `embedding_size` as `model`, got 24 and None"),
+        ({"intermediate_size": 96}, "the same `intermediate_size` as `model`, got 96 and 128"),
+        ({"num_hidden_layers": 2}, "the same `num_hidden_layers` as `model`, got 2 and 3"),
+        ({"num_key_value_heads": 4}, "the same `num_key_value_heads` as `model`, got 4 and 2"),
+        ({"hidden_act": "relu"}, "the same `hidden_act` as `model`, got 'relu' and"),
+        ({"attention_bias": False}, "the same `attention_bias` as `model`, got False and True"),
+        ({"position_embedding_type": "learned"}, "the same `position_embedding_type` as `model`, got 'learned' and"),
+        ({"attention_score": "distance"}, "the same `attention_score` as `model`, got 'distance' and 'dot'"),
+        ({"tie_word_embeddings": False}, "the same `tie_word_embeddings` as `model`, got False and True"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_models_of_different_shape_are_refused(options, text):
+    a, b = tiny_config(), tiny_config(**options)
+    check_alike(a, tiny_config())
+    with pytest.raises(ValueError) as error:
+        check_alike(a, b)
+    assert text in str(error.value) and "compare models made from one configuration" in str(error.value)
+    with pytest.raises(ValueError, match="`reference` must have the same"):
+        align(RiGPTForCausalLM(a), RiGPTForCausalLM(b))
+
+
+PLANES = ((0, 3), (1, 4), (2, 5))
+GROUPS = {
+    "orthogonal": orthogonal(6),
+    "free": MatrixGroup(6, "free"),
+    "planes": MatrixGroup(6, "none", PLANES),
+    "planes-rest": MatrixGroup(9, "free", PLANES),
+    "movable": MatrixGroup(6, "free", PLANES, movable=True),
+    "movable-rest": MatrixGroup(9, "none", PLANES, movable=True),
+    "common": MatrixGroup(6, "common"),
+}
+
+
+def compact(group: MatrixGroup) -> MatrixGroup:
+    return MatrixGroup(group.n, "none", group.planes, group.movable)
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
+def test_nearest_beats_every_other_compact_element(group):
+    cross = torch.randn(3, group.n, group.n, generator=generator(15), dtype=torch.float64)
+    found = nearest(group, cross)
+    gains = (found * cross).sum(dim=(1, 2))
+    assert torch.allclose(gains, largest_trace(group, cross), rtol=SYMMETRY[torch.float64])
+    eye = torch.eye(group.n, dtype=torch.float64)
+    assert (found @ found.mT - eye).abs().max() <= SYMMETRY[torch.float64]
+    others = compact(group).random(3000, generator(16))
+    best = torch.einsum("gij,cij->gc", others, cross).max(dim=0).values
+    assert (gains > best).all() and (best > 0).all()
+    # Elements of the group come back as they are: what is found is in the group.
+    given = compact(group).random(3, generator(17))
+    vectors = torch.randn(group.n, 40, generator=generator(18), dtype=torch.float64)
+    assert (nearest(group, given @ vectors @ vectors.T) - given).abs().max() <= 1e3 * SYMMETRY[torch.float64]
+    outside = torch.linalg.qr(cross)[0] if group.planes else 2 * given
+    assert (nearest(group, outside) - outside).abs().max() > 0.1
+
+
+def test_planes_are_told_apart_by_their_frequencies():
+    group = GROUPS["movable"]
+    given = compact(group).random(1, generator(19))
+    frequencies = torch.tensor([[0.5, 1.0, 2.0]], dtype=torch.float64)
+    moved = group.act(given, "planes", frequencies.reshape(3, 1)).reshape(1, 3)
+    products = moved[:, :, None] * frequencies[:, None, :]
+    nothing = torch.zeros(1, 6, 6, dtype=torch.float64)
+    found = nearest(group, nothing, products)
+    assert torch.equal(group.act(found, "planes", frequencies.reshape(3, 1)).reshape(1, 3), moved)
+    assert not torch.equal(moved, frequencies)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_assignments_are_those_of_scipy(n):
+    hard = 0
+    for seed in range(10):
+        gains = torch.rand(n, n, generator=generator(seed), dtype=torch.float64)
+        if seed % 2:  # every row has its own favourite
+            gains[torch.arange(n), torch.randperm(n, generator=generator(seed))] += 1
+        expected = torch.from_numpy(linear_sum_assignment(gains.numpy(), maximize=True)[1])
+        assert torch.equal(assignment(gains), expected)
+        hard += len(gains.argmax(dim=1).unique()) < n
+    assert hard >= 2 or n <= 2
