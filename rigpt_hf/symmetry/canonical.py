@@ -228,10 +228,12 @@ def _eigenbasis(gram: torch.Tensor, anchors: torch.Tensor, key: str, gauge: Cano
         rows[start:end] = _orthogonalised(anchors @ rows[start:end].T, float(anchors.norm())) @ rows[start:end]
     if len(gaps):
         gauge.note(kind, float(gaps.min()), 0.0, "")
-    moments = odd_moments(anchors @ rows.T)
-    weak = int((moments.abs() < UNSIGNED).sum())
-    if len(moments):
-        gauge.note("signs", float(moments.abs().min()), UNSIGNED, f"{weak} signs in {key}")
+    coordinates = anchors @ rows.T
+    moments = odd_moments(coordinates)
+    filled = coordinates.norm(dim=0) > DEGENERATE * anchors.norm()  # elsewhere either sign is right
+    if filled.any():
+        weak = int((moments[filled].abs() < UNSIGNED).sum())
+        gauge.note("signs", float(moments[filled].abs().min()), UNSIGNED, f"{weak} signs in {key}")
     return torch.where(moments < 0, -1.0, 1.0).double()[:, None] * rows
 
 
