@@ -184,7 +184,7 @@ def canonicalize(
         table.add_row(kind, f"{gap:.1e}")
     Console().print(table)
     for text in gauge.undetermined:
-        Console().print(f"Not determined by spectra: {text}. Token vectors decided.")
+        Console().print(f"Not determined by spectra and norms: {text}.")
     report(certificate, output)
 
 

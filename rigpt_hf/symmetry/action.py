@@ -133,6 +133,7 @@ class GaugeTransformation:
         Permutations of heads act last, so what `g` does in a head, `g @ h` does in the head that `h` takes it from;
         and a translation of `g` is seen from the frame before `h`.
         """
+        self._check_frames(other.config)
         undone = other._only(translations=False).inverse()
         product = dict(other.elements)
         for key, element in self.elements.items():
@@ -192,7 +193,13 @@ class GaugeTransformation:
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Transform a model in place. Tied parameters turn once."""
+        """
+        Transform a model in place. Tied parameters turn once.
+
+        Raises:
+            ValueError: if the model's frames are not those this transformation was made for.
+        """
+        self._check_frames(model.config)
         parameters = dict(model.named_parameters())
         # What is read by a translation changes after it.
         translated = {name: self.transform(name, parameters[name], parameters.get) for name in self.reads(parameters)}
@@ -203,6 +210,17 @@ class GaugeTransformation:
     def __call__(self, model: nn.Module) -> nn.Module:
         """A transformed copy of a model."""
         return self.apply_(copy.deepcopy(model))
+
+    def _check_frames(self, config: RiGPTConfig) -> None:
+        theirs = frame_keys(config)
+        if theirs == self.frames:
+            return
+        key = next(key for key in (*self.frames, *theirs) if self.frames.get(key) != theirs.get(key))
+        here, there = (str(table[key].group) if key in table else "none" for table in (self.frames, theirs))
+        raise ValueError(
+            f"`config` must have the frames that this transformation was made for, got {there} in the frame {key!r}, "
+            f"where it has {here}. Make the transformation from the model's own config."
+        )
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Those of the named parameters whose new value depends on other parameters."""
@@ -293,9 +311,9 @@ def gauge_error(model: nn.Module, g: GaugeTransformation, input_ids: torch.Tenso
 
     Zero up to rounding for every gauge transformation of a RiGPT; of order one for a model with a preferred basis.
     """
-    model = model.eval()
-    before = model(input_ids, use_cache=False).logits
-    after = g(model)(input_ids, use_cache=False).logits
+    plain, turned = copy.deepcopy(model).eval(), g(model).eval()
+    before = plain(input_ids, use_cache=False).logits
+    after = turned(input_ids, use_cache=False).logits
     return ((after - before).abs().max() / before.abs().max()).item()
 
 

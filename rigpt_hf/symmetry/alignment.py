@@ -118,7 +118,7 @@ def find_alignment(
 
 
 def _balanced(model: nn.Module, dtype: torch.dtype) -> tuple[GaugeTransformation, Weights]:
-    transformation, weights = balance(model.config, weights_of(model), passes=1)
+    transformation, weights = balance(model.config, weights_of(model), passes=1, lone=LONE)
     return transformation, {name: tensor.to(dtype) for name, tensor in weights.items()}
 
 
@@ -140,7 +140,10 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
 
 # A sweep that lowers the distance by less than this part of it finds no more heads or neurons.
 FOUND = 1e-3
-# What decides the shapes of parameters and the groups that act on them.
+# Weights that nothing reads, or that read nothing, must not count: with the slightest noise on their other side their
+# least norm would be near zero.
+LONE = 1e-3
+# What decides the shapes of parameters, the groups that act on them, and what the same weights compute.
 STRUCTURE = (
     "vocab_size",
     "hidden_size",
@@ -163,6 +166,7 @@ STRUCTURE = (
     "tie_word_embeddings",
     "max_position_embeddings",
     "rope_parameters",
+    "rms_norm_eps",
 )
 
 
@@ -282,7 +286,7 @@ class Search:
             likeness = torch.zeros(heads, heads, repeats, repeats, dtype=self.dtype)
             for shared, queries in cross.values():
                 part = torch.einsum("klij,kglmij->klgm", shared, queries)
-                likeness += part / part.abs().max().clamp_min(1e-300)
+                likeness += part / part.abs().max().clamp_min(torch.finfo(part.dtype).tiny)
             inside = torch.stack([torch.stack([assignment(gains) for gains in rows]) for rows in likeness])
         gains = torch.zeros(heads, heads, dtype=self.dtype)
         for kind, (shared, queries) in cross.items():

@@ -16,7 +16,7 @@ from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
 from .balance import balance
 from .contraction import Weights, contract, weights_of
-from .frames import Axis, axes, frame_keys, in_layer, kind_of, prefix_of
+from .frames import Axis, axes, frame_keys, in_layer, kind_of, prefix_of, row
 from .groups import MatrixGroup, Role
 from .permutations import HeadPermutations, NeuronGroup
 
@@ -24,6 +24,8 @@ from .permutations import HeadPermutations, NeuronGroup
 logger = logging.get_logger(__name__)
 # Eigenvalues (relative to the largest) and sorting keys (relative) closer than this count as equal.
 DEGENERATE = 1e-9
+# An anchor leads if it is longer than this part of the longest.
+LEADS = 1e-6
 # An odd moment this small decides no sign.
 UNSIGNED = 1e-9
 
@@ -39,8 +41,9 @@ class CanonicalGauge:
             For each kind of frame the smallest relative distance between two eigenvalues or sorting keys, or the
             smallest odd moment. Noise in the weights moves the canonical form by about noise / gap.
         undetermined (`list[str]`):
-            What the moments above do not determine, in words; there token vectors (or rows of keys and values) take
-            over, in order, and if those vanish as well any choice gives the same weights.
+            What the spectra and moments above do not determine, in words. There the vectors themselves decide (those
+            of tokens, keys, values, in order), or a third moment for heads and neurons of equal norm; where these
+            coincide too the form is not canonical, unless the weights in question are equal or zero.
     """
 
     transformation: GaugeTransformation
@@ -165,19 +168,26 @@ def _orient_spaces(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge)
 
 
 def _anchors(config: RiGPTConfig, weights: Weights, key: str) -> torch.Tensor:
-    """All vectors `[N, copies · n]` in this frame that only the stream and the order of key-value heads turn."""
-    kind = kind_of(key)
+    """
+    All vectors `[N, copies · n]` in this frame that only the stream and the order of key-value heads turn; of those
+    that every query head has of its own, the sums over the query heads of a key-value head.
+    """
+    kind, frame = kind_of(key), frame_keys(config)[key]
     found = []
     for name, entry in axes(config).items():
         dims = [dim for dim, axis in enumerate(entry) if any(turn.frame == kind for turn in axis)]
         parameter = weights.get(in_layer(name, prefix_of(key)))
-        if parameter is not None and len(entry) == 2 and dims and all(_is_inert(axis, kind) for axis in entry):
-            found.append(parameter.movedim(dims[0], 1))
+        if parameter is None or len(entry) != 2 or not dims or not all(_is_inert(axis, kind) for axis in entry):
+            continue
+        assert isinstance(frame.group, MatrixGroup)
+        vectors = parameter.movedim(dims[0], 0)
+        summed = vectors.reshape(frame.copies, -1, frame.group.n, vectors.shape[1]).sum(dim=1)
+        found.append(summed.reshape(frame.copies * frame.group.n, -1).T)
     return torch.cat(found)
 
 
 def _is_inert(axis: Axis, kind: str) -> bool:
-    return all(turn.frame in {"stream", "heads", kind} and turn.role != "query" for turn in axis)
+    return all(turn.frame in {"stream", "heads", kind} for turn in axis)
 
 
 def _carrier(config: RiGPTConfig, role: Role) -> str:
@@ -195,9 +205,16 @@ def _orientation(
     # The principal axis of each plane becomes its first dimension.
     across, along = 2 * gram[first, second], gram[first, first] - gram[second, second]
     angles = -torch.atan2(across, along) / 2
+    if group.planes:
+        # Where there is none, the first anchor that has something in the plane does.
+        size = (gram[first, first] + gram[second, second]).clamp_min(1e-300)
+        lengths = torch.hypot(anchors[:, first], anchors[:, second])
+        leader = (lengths > LEADS * lengths.max().clamp_min(1e-300)).double().argmax(dim=0, keepdim=True)
+        leading = [anchors[:, index].gather(0, leader)[0] for index in (first, second)]
+        round_one = torch.hypot(across, along) <= DEGENERATE * size
+        angles = torch.where(round_one, -torch.atan2(leading[1], leading[0]), angles)
     element = group.from_planes(angles, torch.ones_like(angles))
     if group.planes:
-        size = (gram[first, first] + gram[second, second]).clamp_min(1e-300)
         gap = float((torch.hypot(across, along) / size).min())
         gauge.note("planes", gap, DEGENERATE, f"a plane of {key} has no principal axis")
         moments = odd_moments((anchors @ element.T)[:, first])
@@ -278,11 +295,15 @@ def _sort(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge) -> Gauge
         group = keys[key].group
         if isinstance(group, HeadPermutations):
             queries = roles["query"][0].reshape(group.key_value_heads, group.repeats)
-            heads = _descending(roles["key_value"][0] + queries.sum(dim=1), key, gauge)
-            inside = torch.stack([_descending(values, key, gauge) for values in queries[heads]])
+            second = _odd_sums(config, weights, key, "query").reshape(queries.shape)
+            shared = _odd_sums(config, weights, key, "key_value") + second.sum(dim=1)
+            heads = _descending(roles["key_value"][0] + queries.sum(dim=1), shared, key, gauge)
+            inside = torch.stack(
+                [_descending(*pair, key, gauge) for pair in zip(queries[heads], second[heads], strict=True)]
+            )
             elements[key] = group.from_parts(heads, inside)
         elif isinstance(group, NeuronGroup):
-            order = _descending(sum(roles.values())[0], key, gauge)
+            order = _descending(sum(roles.values())[0], _odd_sums(config, weights, key, "active"), key, gauge)
             signs = torch.ones(group.n).double()
             if group.gated:
                 moments = odd_moments(weights[in_layer(_carrier(config, "linear"), prefix_of(key))].T)
@@ -292,10 +313,27 @@ def _sort(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge) -> Gauge
     return GaugeTransformation(config, elements)
 
 
-def _descending(values: torch.Tensor, key: str, gauge: CanonicalGauge) -> torch.Tensor:
+def _odd_sums(config: RiGPTConfig, weights: Weights, key: str, role: Role) -> torch.Tensor:
+    """For each head or neuron the sum of the cubes of its weights in one role; other frames are canonical by now."""
+    totals = []
+    for name, tensor in weights.items():
+        entry, layer = row(name, axes(config))
+        for dim, axis in enumerate(entry):
+            if layer == prefix_of(key) and any(turn.frame == kind_of(key) and turn.role == role for turn in axis):
+                heads = {"query": config.num_attention_heads, "key_value": config.num_key_value_heads}
+                count = heads.get(role, config.intermediate_size)
+                front = tensor.flatten() if len(entry) == 1 else tensor.movedim(dim, 0)
+                totals.append(front.reshape(count, -1).pow(3).sum(dim=1))
+    return torch.stack(totals).sum(dim=0)
+
+
+def _descending(values: torch.Tensor, spare: torch.Tensor, key: str, gauge: CanonicalGauge) -> torch.Tensor:
+    """The order that sorts `values`; where they coincide, `spare` decides."""
     values, order = values.sort(descending=True)
     if len(values) > 1:
         gaps = (values[:-1] - values[1:]) / values[0].clamp_min(1e-300)
         ties = int((gaps < DEGENERATE).sum())
         gauge.note(kind_of(key), float(gaps.min()), DEGENERATE, f"{ties} equal norms in {key}")
+        for start, end in _clusters(gaps):
+            order[start:end] = order[start:end][spare[order[start:end]].argsort(descending=True)]
     return order

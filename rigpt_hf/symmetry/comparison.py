@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
-from .alignment import FOUND, Alignment, Search, find_alignment
+from .alignment import FOUND, LONE, Alignment, Search, find_alignment
+from .balance import balance
 from .contraction import Weights, weights_of
 from .frames import frames, kind_of
 
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
-ROUNDINGS = 2.0
+ROUNDINGS = 3.0
 # Algebra in the working precision loses so many units in the last place on its way through a few matrix products.
 ALGEBRA = 100.0
 # Closer than this no chance brings the layers of two models; up to it rounding is worth estimating.
@@ -115,7 +117,7 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
     parts = {name: Part(name, after[name], before[name]) for name in after}
     precisions = [stored_precision(model) for model in (a, b)]
     if after["layers"] < CLEARLY_RELATED:
-        for name, value in _rounding(found, precisions).items():
+        for name, value in _rounding(found, b, precisions).items():
             parts[name].rounding = value
     else:
         for name, value in _chance(found, a.dtype, seed, sweeps=len(found.distances) - 1).items():
@@ -174,15 +176,31 @@ def stored_precision(model: nn.Module) -> torch.dtype:
     return torch.float64
 
 
-def _rounding(found: Alignment, precisions: list[torch.dtype]) -> dict[str, float]:
-    """The distance that casting A to the precisions of both models, in the frames of B, would cause."""
+def _rounding(found: Alignment, b: nn.Module, precisions: list[torch.dtype]) -> dict[str, float]:
+    """
+    The distance that casting would cause: A in the frames of B to the precision of B, and the other way round.
+
+    The coarser of the two decides; both count where they are alike.
+    """
     in_frames_of_b = found.to_balanced.inverse().state_dict(found.aligned)
+    in_frames_of_a = found.transformation.inverse().state_dict(weights_of(b))
+    coarsest = max(torch.finfo(precision).eps for precision in precisions)
     squares: dict[str, float] = {}
-    for precision in precisions:
-        rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in in_frames_of_b.items()}
-        for name, value in part_distances(found.to_balanced.state_dict(rounded), found.aligned).items():
+    for precision, weights in zip(precisions, (in_frames_of_a, in_frames_of_b), strict=True):
+        if 4 * torch.finfo(precision).eps < coarsest:
+            continue
+        for name, value in _cast_distances(found.transformation.config, weights, precision).items():
             squares[name] = squares.get(name, 0.0) + value**2
     return {name: square**0.5 for name, square in squares.items()}
+
+
+def _cast_distances(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> dict[str, float]:
+    """How far a cast moves weights between balanced forms, which follow by no linear map, once aligned again."""
+    rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
+    balanced = [balance(config, each, passes=1, lone=LONE)[1] for each in (rounded, weights)]
+    search = Search(config, *balanced)
+    search.run(2, FOUND, match=False)
+    return part_distances(search.weights, search.target)
 
 
 def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dict[str, float]:

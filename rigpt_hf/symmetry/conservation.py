@@ -58,6 +58,12 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
             f"and requires_grad={value.requires_grad}."
         )
     parameters = dict(model.named_parameters())
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"`model` must have no frozen parameters, as all of them move along with a symmetry, got {frozen[0]!r}. "
+            "Call `model.requires_grad_(True)`."
+        )
     gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
     gradient = {name: g.detach().to("cpu", torch.float64) for name, g in zip(parameters, gradients, strict=True)}
     weights = weights_of(model)

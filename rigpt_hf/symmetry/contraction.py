@@ -20,8 +20,17 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
-    """The parameters of a model by name, tied ones once, detached, on the CPU, in `dtype` (`None`: as they are)."""
-    return {name: weight.detach().to("cpu", dtype or weight.dtype) for name, weight in model.named_parameters()}
+    """
+    The parameters of a model by name, tied ones once, detached, on the CPU, in `dtype` (`None`: as they are).
+
+    Raises:
+        ValueError: if one of them is not finite.
+    """
+    weights = {name: weight.detach().to("cpu", dtype or weight.dtype) for name, weight in model.named_parameters()}
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"`model` must have finite weights, got NaN or infinity in {name!r}. Check its training.")
+    return weights
 
 
 def contract(

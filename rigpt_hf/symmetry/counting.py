@@ -14,11 +14,11 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     The dimension of the gauge group by frame, and their sum under `"total"`: so many directions of parameter space
     change nothing.
 
-    A generic model has no others as long as `head_dim` is at most `hidden_size`, and `embedding_size` is at most
-    `hidden_size`, or equal to it where positions are rotary: then the total equals the rank deficiency of the
-    Jacobian, which [`jacobian_spectrum`] measures. Beyond that the two differ: wider frames have directions that no
-    weight fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. Frequencies
-    of rotary positions are taken to be distinct.
+    A generic model has no others as long as `head_dim` is at most `hidden_size`, `embedding_size` is at most
+    `hidden_size`, or equal to it where positions are rotary, and there are at least as many tokens as dimensions: then
+    the total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures. Beyond that the two
+    differ: wider frames have directions that no weight fills, and with rotary positions the first layer reads only the
+    range of a narrow `project_in`. Frequencies of rotary positions are taken to be distinct.
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """
@@ -62,7 +62,9 @@ def jacobian_spectrum(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters)
+    was_training = model.training
     logits = model.eval()(input_ids, use_cache=False).logits
+    model.train(was_training)
     if logits.numel() < size + surplus:
         raise ValueError(
             f"`input_ids` must give at least {size + surplus} logits to see {size} parameters, got {logits.numel()}. "

@@ -69,7 +69,7 @@ def check_weights(models: Sequence[nn.Module], weights: Sequence[float] | None, 
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     parts = [1 / len(models)] * len(models) if weights is None else [float(weight) for weight in weights]
-    if len(parts) != len(models) or abs(sum(parts) - 1) > 1e-6:
+    if len(parts) != len(models) or not abs(sum(parts) - 1) <= 1e-6:  # NaN compares false
         raise ValueError(
             f"`weights` must be {len(models)} numbers, one per model, that sum to 1, got {parts}. Divide them by "
             "their sum."

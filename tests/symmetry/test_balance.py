@@ -115,25 +115,34 @@ def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(name):
     assert stretched >= 2 * model.config.num_hidden_layers, "the disguise stretched nothing to speak of"
 
 
-def gram(n: int, rank: int, seed: int, scales: torch.Tensor | None = None) -> torch.Tensor:
-    factor = torch.randn(n, rank, generator=generator(seed), dtype=torch.float64)
-    return factor @ factor.T if scales is None else (factor * scales) @ factor.T
+def factor(n: int, rank: int, seed: int) -> torch.Tensor:
+    """Of this rank; more columns where it is full, as a square random matrix is nearly singular."""
+    rank = rank if rank < n else max(rank, n + 4)
+    return torch.randn(n, rank, generator=generator(seed), dtype=torch.float64)
+
+
+def gram(n: int, rank: int, seed: int) -> torch.Tensor:
+    vectors = factor(n, rank, seed)
+    return vectors @ vectors.T
+
+
+def contragredient_grams(vectors: torch.Tensor, covectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gram matrices of what has been transformed, as transforming Gram matrices squares condition numbers."""
+    m = contragredient(vectors @ vectors.T, covectors @ covectors.T)
+    turned = m @ vectors, torch.linalg.solve(m.T, covectors)
+    return turned[0] @ turned[0].T, turned[1] @ turned[1].T
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 24])
 def test_contragredient_matrices(n):
-    vectors, covectors = gram(n, n + 3, 0), gram(n, 2 * n, 1)
-    m = contragredient(vectors, covectors)
-    inverse = torch.linalg.inv(m)
-    first, second = m @ vectors @ m.T, inverse.T @ covectors @ inverse
+    vectors, covectors = factor(n, n, 0), factor(n, 2 * n, 1)
+    first, second = contragredient_grams(vectors, covectors)
     diagonal = first.diagonal()
     assert (first - second).abs().max() <= BALANCE * diagonal.max()
     assert (first - diagonal.diag()).abs().max() <= BALANCE * diagonal.max()
     assert (diagonal.diff() <= 0).all() and diagonal.min() > 0
-    # The singular values of the product of the factors.
-    product = torch.linalg.cholesky(vectors).T @ torch.linalg.cholesky(covectors)
-    assert (torch.linalg.svdvals(product) - diagonal).abs().max() <= BALANCE * diagonal.max()
-    assert (vectors - covectors).abs().max() > 0.1 * vectors.abs().max(), "they were balanced before"
+    assert (torch.linalg.svdvals(vectors.T @ covectors)[:n] - diagonal).abs().max() <= BALANCE * diagonal.max()
+    assert (vectors @ vectors.T - covectors @ covectors.T).abs().max() > 0.1, "they were balanced before"
 
 
 @pytest.mark.parametrize(
@@ -144,11 +153,8 @@ def test_contragredient_matrices(n):
 def test_contragredient_matrices_of_low_rank(ranks, shared):
     """In general position: the product of the factors has the smaller rank."""
     n = 8
-    vectors, covectors = gram(n, ranks[0], 2), gram(n, ranks[1], 3)
-    m = contragredient(vectors, covectors)
-    inverse = torch.linalg.inv(m)
-    first, second = m @ vectors @ m.T, inverse.T @ covectors @ inverse
-    scale = max(float(first.abs().max()), float(second.abs().max()), 1.0)
+    first, second = contragredient_grams(factor(n, ranks[0], 2), factor(n, ranks[1], 3))
+    scale = max(float(first.abs().max()), float(second.abs().max()))
     checked = {"both": 0, "vectors": 0, "covectors": 0, "none": 0}
     for value in (first, second):
         assert (value - value.diagonal().diag()).abs().max() <= BALANCE * scale
@@ -168,18 +174,17 @@ def test_contragredient_matrices_of_low_rank(ranks, shared):
 
 @pytest.mark.parametrize("ranks", [(8, 8), (8, 5), (5, 8), (5, 5), (3, 6), (8, 0), (0, 4)], ids=str)
 def test_what_contragredient_matrices_find_does_not_depend_on_the_frame(ranks):
-    vectors, covectors = gram(8, ranks[0], 4), gram(8, ranks[1], 5)
+    vectors, covectors = factor(8, ranks[0], 4), factor(8, ranks[1], 5)
     h = general_linear(8).random(generator=generator(6))[0]
-    back = torch.linalg.inv(h)
-    spectra = []
-    for a, b in ((vectors, covectors), (h @ vectors @ h.T, back.T @ covectors @ back)):
-        m = contragredient(a, b)
-        inverse = torch.linalg.inv(m)
-        spectra.append([torch.linalg.eigvalsh(x) for x in (m @ a @ m.T, inverse.T @ b @ inverse)])
-    for one, other in zip(*spectra, strict=True):
-        assert (one - other).abs().max() <= BALANCE * max(float(one.max()), 1.0)
-    raw = torch.linalg.eigvalsh(vectors), torch.linalg.eigvalsh(h @ vectors @ h.T)
-    assert ranks[0] == 0 or (raw[0] - raw[1]).abs().max() > 0.01 * raw[0].max(), "the frames hardly differ"
+    other = h @ vectors, torch.linalg.solve(h.T, covectors)
+    spectra = [
+        [torch.linalg.eigvalsh(found) for found in contragredient_grams(*pair)]
+        for pair in ((vectors, covectors), other)
+    ]
+    for one, two in zip(*spectra, strict=True):
+        assert (one - two).abs().max() <= BALANCE * max(float(each.max()) for pair in spectra for each in pair)
+    raw = [torch.linalg.svdvals(each) for each in ((vectors, other[0]) if ranks[0] else (covectors, other[1]))]
+    assert (raw[0] - raw[1]).abs().max() > 0.01 * raw[0].max(), "the frames hardly differ"
 
 
 def test_balancing_turns_nothing():
@@ -221,8 +226,13 @@ def test_the_common_stretch_solves_its_equation(metric):
 
 
 def test_the_common_stretch_of_nothing():
-    zero, one = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert _common_stretch(zero, one, zero) == 1 == _common_stretch(one, zero, one)
+    """There is no least norm, as it tends to 0; but the point must not depend on where it came from."""
+    zero, one, four = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    assert abs(_common_stretch(four, zero, zero) * 4 - _common_stretch(one, zero, zero)) <= BALANCE
+    assert abs(_common_stretch(zero, four, zero) - 4 * _common_stretch(zero, one, zero)) <= BALANCE * _common_stretch(
+        zero, four, zero
+    )
+    assert _common_stretch(zero, zero, zero) == 1
 
 
 SCALINGS = {
