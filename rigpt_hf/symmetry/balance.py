@@ -39,14 +39,16 @@ def balance(
     total = _without_translations(config, weights)
     balanced = total.state_dict({name: tensor.to(torch.float64) for name, tensor in weights.items()})
     keys = {key: frame.group for key, frame in frame_keys(config).items()}
-    for _ in range(passes):
+    for one_pass in range(passes):
+        # Short lengths cost digits, so they come last.
+        length = lone if one_pass == passes - 1 else 1.0
         elements = {}
         for key, roles in contract(config, balanced, balanced, lambda key: can_stretch(keys[key])).items():
             group = keys[key]
             if isinstance(group, MatrixGroup):
-                elements[key] = balancing_matrices(group, roles, lone)
+                elements[key] = balancing_matrices(group, roles, length)
             elif isinstance(group, NeuronGroup):
-                elements[key] = balancing_scales(group, roles, lone)
+                elements[key] = balancing_scales(group, roles, length)
         step = GaugeTransformation(config, elements)
         total, balanced = step @ total, step.state_dict(balanced)
     return total, balanced
@@ -78,7 +80,8 @@ def balancing_matrices(group: MatrixGroup, grams: dict[Role, torch.Tensor], lone
     if group.stretch == "common":
         metric = grams["metric"].diagonal(dim1=-2, dim2=-1).sum(-1)
         traces = [gram.diagonal(dim1=-2, dim2=-1).sum(-1) for gram in (vectors, covectors)]
-        squares = torch.stack([_common_stretch(*values, lone=lone) for values in zip(*traces, metric, strict=True)])
+        totals = zip(traces[0], traces[1], metric, strict=True)
+        squares = torch.stack([_common_stretch(*values, lone) for values in totals])
         return group.identity(len(vectors)) * squares.sqrt()[:, None, None]
     return torch.stack([_balancing(group, *pair, lone) for pair in zip(vectors, covectors, strict=True)])
 

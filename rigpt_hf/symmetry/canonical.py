@@ -273,8 +273,8 @@ def _orthogonalised(vectors: torch.Tensor, scale: float) -> torch.Tensor:
         if len(rows) == size:
             break
         for _ in range(2):  # once more, against rounding
-            for row in rows:
-                vector = vector - (row @ vector) * row
+            for previous in rows:
+                vector = vector - (previous @ vector) * previous
         if vector.norm() > 1e-6 * max(scale, 1e-300) / len(vectors) ** 0.5:
             rows.append(vector / vector.norm())
     return torch.stack(rows)
