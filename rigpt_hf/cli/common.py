@@ -164,7 +164,13 @@ def text_ids(source: str, path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"`text` must be UTF-8, got {str(path)!r}: {error}") from error
-    tokenizer = known(source, AutoTokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ValueError(
+            f"`text` needs a tokenizer, and {source!r} has none that loads here: "
+            f"{str(error).strip().splitlines()[0]} Add the tokenizer's files to the folder, or leave the text out."
+        ) from error
     length = min(512, known(source, AutoConfig).max_position_embeddings)
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
@@ -203,8 +209,14 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     from ..conversion.output import temporary_sibling
 
     check_file(path, argument, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}` must be a place that can be written to, got {str(path)!r}: {error.strerror}. Name another."
+        ) from error
     try:
         yield temporary
         temporary.replace(path)

@@ -9,11 +9,22 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from .common import check_file, check_picture, check_same_vocabulary, load_rigpt, new_file, numbers, text_ids
+from .common import (
+    check_file,
+    check_picture,
+    check_same_vocabulary,
+    load_rigpt,
+    new_file,
+    numbers,
+    rigpt_config,
+    text_ids,
+)
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
 BAR, SMALLEST = 12, 1e-6
+# Orders farther from 1 than this show steps too large for the theory, not its failure.
+ORDER_MARGIN = 0.25
 
 
 def diff(
@@ -46,6 +57,8 @@ def diff(
     check_picture(picture, force)
     check_file(json_file, "json", force)
     check_file(save_transformation, "save_transformation", force)
+    for source in (a, b):
+        rigpt_config(source)
     check_same_vocabulary(a, b)
     comparison = compare(load_rigpt(a), load_rigpt(b), seed=seed, progress=True)
     console = Console()
@@ -105,6 +118,7 @@ def charges(
     the model descends the loss with several step sizes over the same time: the drift must shrink as the step does.
 
         rigpt charges my-rigpt
+
         rigpt charges my-rigpt --measure --weight-decay 0.5 --picture charges.png
     """
     import torch
@@ -113,11 +127,15 @@ def charges(
     from ..symmetry import charge_drift, plot_drift
     from ..symmetry import charges as charges_of
     from ..symmetry.contraction import carriers, weights_of
+    from ..symmetry.drift import step_counts
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
     check_picture(picture, force)
     rates = numbers(learning_rates, "learning_rates")
+    step_counts(rates, time, weight_decay)
+    if text is not None and not measure:
+        raise ValueError(f"`text` is what `--measure` descends on, got {str(text)!r} without it. Add it.")
     model = load_rigpt(source)
     config = model.config
     weights = weights_of(model)
@@ -156,3 +174,9 @@ def show_drift(drift: Any, console: Console):
             row += [f"{drift.measured_rates[kind]:.4f}", f"{drift.predicted_rates[kind]:.4f}"]
         table.add_row(*row)
     console.print(table)
+    astray = [kind for kind, order in drift.orders.items() if abs(order - 1) > ORDER_MARGIN]
+    if astray:
+        console.print(
+            f"Not near 1 in {', '.join(astray)}: these steps do not follow the flow. Lower --learning-rates (and "
+            "--time with them)."
+        )

@@ -75,6 +75,7 @@ def rotate(
     By default the stream and the spaces of all heads turn at random. What was saved can be repeated, and undone:
 
         rigpt rotate my-rigpt turned --frames all --save-transformation turn.safetensors
+
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
     from ..symmetry.checkpoint import transform_checkpoint
@@ -225,8 +226,11 @@ def merge(
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
     check_picture(picture, force)
+    if points < 2:
+        raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
     for source in sources:
+        rigpt_config(source)
         check_output(output, source, force)
         check_same_vocabulary(sources[0], source)
     check_outside(picture, output)

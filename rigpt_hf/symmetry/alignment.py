@@ -96,6 +96,7 @@ def find_alignment(
 ) -> Alignment:
     """As [`align`], with all that was learned on the way; the first sweep is the last if it ends beyond `hopeless`."""
     check_alike(model.config, reference.config)
+    check_same_parameters(model, reference)
     dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
     with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
         limits = max_sweeps, tolerance, bar, hopeless
@@ -159,6 +160,23 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
                 f"`reference` must have the same `{name}` as `model`, got {second!r} and {first!r}. Models of "
                 "different shape share no gauge group; compare models made from one configuration."
             )
+
+
+def check_same_parameters(a: nn.Module, b: nn.Module) -> None:
+    """
+    Raise if two models of one configuration do not have the same parameters: heads of two kinds, or an adapter.
+
+    Raises:
+        ValueError: names the first parameter that only one of them has.
+    """
+    first, second = (dict(model.named_parameters()).keys() for model in (a, b))
+    differing = sorted(first ^ second)
+    if differing:
+        owner = "model" if differing[0] in first else "reference"
+        raise ValueError(
+            f"`model` and `reference` must have the same parameters, got {differing[0]!r} in `{owner}` only. Compare "
+            "models with heads of one kind, and merge adapters first."
+        )
 
 
 # A sweep that lowers the distance by less than this part of it finds no more heads or neurons.

@@ -135,18 +135,28 @@ def token_vectors(weights: Weights) -> torch.Tensor:
 
 
 def _sort_planes(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge) -> GaugeTransformation:
-    """Learned frequencies positive and descending."""
+    """Learned frequencies positive and descending; of equal ones the plane that carries most comes first."""
     elements = {}
-    for key, frame in frame_keys(config).items():
-        group = frame.group
-        if isinstance(group, MatrixGroup) and group.movable:
-            frequencies = weights[in_layer(_carrier(config, "planes"), prefix_of(key))]
-            values, order = frequencies.abs().sort(dim=1, descending=True)
-            gaps = values.diff(dim=1).abs() / values[:, :1].clamp_min(1e-300)
-            if gaps.numel():
-                gauge.note("planes", float(gaps.min()), DEGENERATE, f"two frequencies of a head in {key} are equal")
-            mirrored = (frequencies < 0).gather(1, order)
-            elements[key] = torch.stack([group.moved_planes(*pair) for pair in zip(order, mirrored, strict=True)])
+    keys = frame_keys(config)
+    wanted = [key for key, frame in keys.items() if isinstance(frame.group, MatrixGroup) and frame.group.movable]
+    for key, roles in contract(config, weights, weights, lambda key: key in wanted).items():
+        group = keys[key].group
+        assert isinstance(group, MatrixGroup)
+        frequencies = weights[in_layer(_carrier(config, "planes"), prefix_of(key))]
+        values, order = frequencies.abs().sort(dim=1, descending=True)
+        gaps = values.diff(dim=1).abs() / values[:, :1].clamp_min(1e-300)
+        if gaps.numel():
+            gauge.note("planes", float(gaps.min()), DEGENERATE, f"two frequencies of a head in {key} are equal")
+        first, second = group.pairs
+        strengths = (roles["vector"] + roles["covector"]).diagonal(dim1=1, dim2=2)
+        strengths = (strengths[:, first] + strengths[:, second]).gather(1, order)
+        # Stable sorts, the last one first: by strength inside runs of equal frequencies.
+        by_strength = strengths.sort(dim=1, descending=True, stable=True).indices
+        runs = torch.cat([torch.zeros_like(values[:, :1]), (gaps >= DEGENERATE).to(values).cumsum(dim=1)], dim=1)
+        by_run = runs.gather(1, by_strength).sort(dim=1, stable=True).indices
+        order = order.gather(1, by_strength.gather(1, by_run))
+        mirrored = (frequencies < 0).gather(1, order)
+        elements[key] = torch.stack([group.moved_planes(*pair) for pair in zip(order, mirrored, strict=True)])
     return GaugeTransformation(config, elements)
 
 

@@ -108,7 +108,7 @@ def charge_drift(
             negative, or a descent diverges.
     """
     rates = sorted({float(rate) for rate in learning_rates}, reverse=True)
-    counts = _step_counts(rates, time, weight_decay)
+    counts = step_counts(rates, time, weight_decay)
     trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
     powers = {
         kind: 1 if isinstance(frames(model.config)[kind].group, Translations) else 2
@@ -158,13 +158,15 @@ def plot_drift(report: DriftReport, path: str | Path, picture_format: str | None
     return path
 
 
-def _step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
-    if not rates or min(rates) <= 0:
+def step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
+    """How many steps of each learning rate make up `time`; a `ValueError` as `charge_drift` says."""
+    # Comparisons with NaN are false, so each says what must hold.
+    if not rates or not all(0 < rate < math.inf for rate in rates):
         raise ValueError(f"`learning_rates` must be one or more positive step sizes, got {rates}.")
-    if time <= 0:
-        raise ValueError(f"`time` must be positive, got {time}.")
-    if weight_decay < 0:
-        raise ValueError(f"`weight_decay` must not be negative, got {weight_decay}.")
+    if not 0 < time < math.inf:
+        raise ValueError(f"`time` must be positive and finite, got {time}.")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"`weight_decay` must not be negative, and finite, got {weight_decay}.")
     counts = [round(time / rate) for rate in rates]
     for rate, count in zip(rates, counts, strict=True):
         if count < 1 or abs(time / rate - count) > WHOLE:

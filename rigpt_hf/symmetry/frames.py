@@ -224,6 +224,11 @@ def row(name: str, table: dict[str, tuple[Axis, ...]]) -> tuple[tuple[Axis, ...]
         ValueError: if the table has no such parameter. A parameter that nobody said how to turn must not be guessed.
     """
     pattern = pattern_of(name)
+    if pattern not in table and f"model.{pattern}" in table:
+        raise ValueError(
+            f"Parameters must have the names of a model with its head, got {name!r}, which is the bare "
+            "`RiGPTModel`'s. Pass the `RiGPTForCausalLM` that it belongs to."
+        )
     if pattern not in table:
         raise ValueError(
             f"The table of frames has no parameter {name!r}, so nothing is known about how it turns. Merge or remove "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .alignment import check_alike, find_alignment
+from .alignment import check_alike, check_same_parameters, find_alignment
 from .contraction import Weights, weights_of
 
 
@@ -53,6 +53,7 @@ def merge(
     first = models[0]
     for model in models[1:]:
         check_alike(model.config, first.config)
+        check_same_parameters(model, first)
     if aligned:
         found = [find_alignment(model, first, progress=progress) for model in models[1:]]
         mean = average([found[0].reference, *(each.aligned for each in found)], parts, method)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
+from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
 from tests.tolerances import SYMMETRY
 
@@ -29,6 +30,7 @@ def folders(tmp_path_factory):
     }
     for name, each in models.items():
         each.save_pretrained(root / name)
+    stock_model("gpt2").save_pretrained(root / "stock")
     (root / "text.txt").write_text("no tokenizer here")
     return root
 
@@ -152,6 +154,17 @@ def test_charges_are_listed_and_measured(rigpt, folders, tmp_path):
         (("diff", "model", "unrelated", "--picture", "text.txt"), "must not exist yet"),
         (("diff", "model", "unrelated", "--json", "model"), "must be a file, got the folder"),
         (("charges", "model", "--measure", "--learning-rates", "fast"), "`learning_rates` must be numbers"),
+        (("charges", "model", "--measure", "--time", "nan"), "`time` must be positive and finite"),
+        (
+            ("charges", "model", "--measure", "--learning-rates", "inf"),
+            "`learning_rates` must be one or more",
+        ),
+        (("charges", "model", "--measure", "--weight-decay", "-1"), "`weight_decay` must not be negative"),
+        (("charges", "model", "--measure", "--text", "text.txt"), "`text` needs a tokenizer"),
+        (("charges", "model", "--text", "text.txt"), "`--measure` descends on"),
+        (("merge", "model", "unrelated", "new", "--points", "1"), "`points` must be at least 2"),
+        (("diff", "model", "stock"), "must be a RiGPT"),
+        (("diff", "model", "disguise", "--json", "text.txt/d.json"), "`json` must be a place that can be written to"),
         (("canonicalize", "nowhere", "new"), "`source` must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",

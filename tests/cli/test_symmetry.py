@@ -143,7 +143,7 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
         (("RIGPT", "OUT", "--revision", "main"), "`revision` names a version on the Hub"),
         (("RIGPT", "OUT", "--save-transformation", "TEXT"), "must not exist yet, got"),
         (("RIGPT", "OUT", "--save-transformation", "FULL"), "`save_transformation` must be a file, got the folder"),
-        (("RIGPT", "OUT", "--save-transformation", "INSIDE"), "must lie outside of the model's folder"),
+        (("RIGPT", "OUT", "--save-transformation", "INSIDE"), "must lie outside of its folder"),
         (("RIGPT",), "Missing argument 'output'. See rigpt rotate --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -404,3 +404,17 @@ def test_an_ambiguity_is_reported():
     gauge = canonical_gauge(model)
     assert gauge.undetermined == ["1 equal norms in layers.1.neurons"]
     assert gauge.gaps["neurons"] < DEGENERATE < canonical_gauge(tiny_model()).gaps["neurons"]
+
+
+@torch.no_grad()
+def test_equal_learned_frequencies_are_told_apart_by_what_their_planes_carry():
+    """As when learning starts from frequencies of zero: planes of one frequency may change places."""
+    options = SYMMETRIES["rotary-learned"]
+    model = tiny_model(**options)
+    frequencies = model.model.layers[0].self_attn.rotary_frequencies
+    frequencies[:, 1:3] = 0.3
+    turned = GaugeTransformation.random(model.config, generator(8), "all")(model)
+    gauges = [canonical_gauge(each) for each in (model, turned)]
+    assert all(any("two frequencies" in text for text in gauge.undetermined) for gauge in gauges)
+    a, b = (gauge.transformation(each) for gauge, each in zip(gauges, (model, turned), strict=True))
+    assert difference(a, b) <= CANONICAL < 0.1 < difference(model, turned)

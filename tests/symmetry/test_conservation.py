@@ -302,15 +302,28 @@ def test_the_picture_of_the_drift(decay, tmp_path):
     [
         ({"learning_rates": ()}, r"`learning_rates` must be one or more positive step sizes, got \[\]"),
         ({"learning_rates": (0.1, -0.1)}, r"`learning_rates` must be .* positive step sizes, got \[0.1, -0.1\]"),
-        ({"time": 0.0}, "`time` must be positive, got 0.0"),
-        ({"weight_decay": -1.0}, "`weight_decay` must not be negative, got -1.0"),
+        ({"time": 0.0}, "`time` must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must not be negative, and finite, got -1.0"),
+        ({"learning_rates": (float("nan"),)}, r"`learning_rates` must be .* got \[nan\]"),
+        ({"time": float("inf")}, "`time` must be positive and finite, got inf"),
+        ({"weight_decay": float("nan")}, "`weight_decay` must not be negative, and finite, got nan"),
         ({"learning_rates": (0.3,), "time": 1.0}, "`time` must be a whole number of steps .* got 1.0 with .* 0.3"),
         (
             {"learning_rates": (100.0,), "time": 1e5, "weight_decay": 1.0},
             "`learning_rates` must be small enough to descend, got 100.0: after .* steps the loss is nan. Lower it.",
         ),
     ],
-    ids=["no-rates", "negative-rate", "no-time", "negative-decay", "broken-step", "divergence"],
+    ids=[
+        "no-rates",
+        "negative-rate",
+        "no-time",
+        "negative-decay",
+        "nan-rate",
+        "endless-time",
+        "nan-decay",
+        "broken-step",
+        "divergence",
+    ],
 )
 def test_impossible_descents_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
