@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .configuration_rigpt import RiGPTConfig
 from .modeling_rigpt import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, RiGPTPreTrainedModel
 from .peft_targets import register_with_peft
+from .trainer_optimizer import register_with_trainer
 from .version import __version__
 
 
@@ -20,6 +21,7 @@ RiGPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 RiGPTForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 register_with_peft()
+register_with_trainer()
 
 __all__ = [
     "RiGPTConfig",

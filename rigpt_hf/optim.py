@@ -3,7 +3,7 @@ An optimizer without a preferred basis: training from a rotated start is the rot
 
 How a parameter is treated follows from how it turns (`symmetry/frames.py`):
 
-    polar      matrices between two frames: momentum, then the polar factor, as in Muon
+    polar      matrices between two frames: momentum, then the polar factor, as in Muon; of each head by itself
     rows       tables whose rows are vectors of a frame: Adam with one second moment per row
     vectors    biases of a frame: Adam with one second moment per vector, i.e. per head or for the stream
     elements   what does not rotate (scalars, frequencies, biases of neurons): Adam
@@ -13,22 +13,75 @@ not covered: of those weight decay takes care (`symmetry/conservation.py`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from .polar import exact_polar, newton_schulz
-from .symmetry.frames import axes, frame_keys, row
+from .symmetry.frames import Axis, axes, frame_keys, row
 from .symmetry.groups import MatrixGroup
+from .workshare import agreeing_group, shared_work
 
 
 Treatment = Literal["polar", "rows", "vectors", "elements"]
 TREATMENTS: tuple[Treatment, ...] = ("polar", "rows", "vectors", "elements")
 POLAR_METHODS = ("newton_schulz", "svd")
+SHARING = ("auto", "none")
 # The root mean square of AdamW's updates in units of its learning rate, measured in language models (Liu et al., arXiv
 # 2502.16982): with it, learning rates and weight decays of AdamW carry over.
 ADAMW_RMS = 0.2
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    How a parameter is updated.
+
+    Args:
+        treatment: One of `TREATMENTS`.
+        blocks: Into how many parts it falls that are treated by themselves, one per head.
+        dim: The axis along which it falls into them.
+    """
+
+    treatment: Treatment
+    blocks: int = 1
+    dim: int = 0
+
+
+def treatment_of(config: Any, name: str) -> Rule:
+    """
+    How the parameter `name` is updated, read from the table of frames.
+
+    Raises:
+        ValueError: if the table of frames has no such parameter.
+    """
+    entry, layer = row(name, axes(config))
+    parts = [_parts(config, axis, layer) for axis in entry]
+    if len(entry) == 1:
+        return Rule("vectors", parts[0]) if parts[0] else Rule("elements")
+    if not (entry[0] and entry[1]):
+        return Rule("rows")
+    # Neurons only change places, but a matrix from or to a frame has them on its other side.
+    dim = 1 if parts[1] > max(parts[0], 1) else 0
+    return Rule("polar", max(parts[dim], 1), dim)
+
+
+def _parts(config: Any, axis: Axis, layer: str) -> int:
+    """How many vectors an axis holds, each of a frame of its own; 0 if it holds none."""
+    keys = frame_keys(config)
+    parts = 0
+    for turn in axis:
+        frame = keys.get(turn.frame) or keys[layer + turn.frame]
+        if isinstance(frame.group, MatrixGroup) and turn.role in ("vector", "covector"):
+            parts = frame.copies
+        elif parts and turn.role == "query":
+            parts = config.num_attention_heads
+    return parts
 
 
 def equivariant_param_groups(
@@ -44,66 +97,76 @@ def equivariant_param_groups(
     Weight decay applies to matrices and tables; vectors and single numbers have none, as is usual.
 
     Args:
-        model: A RiGPT.
+        model: A RiGPT, also as DDP, FSDP2 or `torch.compile` wrap it.
         lr: Learning rate as one would give it to AdamW.
         weight_decay: Decoupled, as a rate: a step takes `lr · weight_decay` of the weights away.
-        multipliers: By treatment, what `lr` is multiplied by; 1 if not given.
+        multipliers: What `lr` is multiplied by, by treatment (`"rows"`) or by the end of a parameter's module
+            (`"embed_tokens"`), which goes first; 1 if not given.
 
     Raises:
-        ValueError: if the table of frames lacks a parameter, or `multipliers` names no treatment.
+        ValueError: if the table of frames lacks a parameter, or `multipliers` names nothing that there is.
     """
     multipliers = dict(multipliers or {})
-    for name in multipliers:
-        if name not in TREATMENTS:
-            raise ValueError(f"`multipliers` must be keyed by {', '.join(TREATMENTS)}, got {name!r}.")
-    groups: dict[tuple[Treatment, int], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    unused = set(multipliers)
+    groups: dict[tuple[Rule, float], dict[str, Any]] = {}
+    for wrapped, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        treatment, blocks = treatment_of(model.config, name)
-        decay = weight_decay if treatment in ("polar", "rows") else 0.0
+        name = unwrapped_name(wrapped)
+        rule = treatment_of(config_of(model), name)
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        key = module if module in multipliers else rule.treatment
+        unused -= {module, rule.treatment}
+        factor = multipliers.get(key, 1.0)
         group = groups.setdefault(
-            (treatment, blocks),
+            (rule, factor),
             {
                 "params": [],
                 "names": [],
-                "treatment": treatment,
-                "blocks": blocks,
-                "lr": lr * multipliers.get(treatment, 1.0),
-                "weight_decay": decay,
+                "shapes": [],
+                "treatment": rule.treatment,
+                "blocks": rule.blocks,
+                "dim": rule.dim,
+                "lr": lr * factor,
+                "weight_decay": weight_decay if rule.treatment in ("polar", "rows") else 0.0,
             },
         )
         group["params"].append(parameter)
         group["names"].append(name)
+        group["shapes"].append(list(parameter.shape))
+    if unused - set(TREATMENTS):
+        raise ValueError(
+            f"`multipliers` must be keyed by {', '.join(TREATMENTS)} or modules of the model, got "
+            f"{', '.join(sorted(unused - set(TREATMENTS)))}. Take names such as embed_tokens or q_proj."
+        )
     return list(groups.values())
 
 
-def treatment_of(config: Any, name: str) -> tuple[Treatment, int]:
-    """
-    How the parameter `name` is updated, and into how many vectors it falls (1 unless the treatment is `vectors`).
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a model, whatever is wrapped around it."""
+    while not hasattr(model, "config"):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            raise ValueError(
+                f"`model` must be a RiGPT, got a {type(model).__name__} without a configuration. Pass the model."
+            )
+        model = inner
+    return model.config
 
-    Raises:
-        ValueError: if the table of frames has no such parameter.
-    """
-    entry, layer = row(name, axes(config))
-    keys = frame_keys(config)
-    if len(entry) == 2:
-        # Neurons only change places, but a matrix from or to a frame has them on its other side.
-        return ("polar", 1) if entry[0] and entry[1] else ("rows", 1)
-    vectors = 0
-    for turn in entry[0]:
-        frame = keys.get(turn.frame) or keys[layer + turn.frame]
-        if isinstance(frame.group, MatrixGroup) and turn.role in ("vector", "covector"):
-            vectors = frame.copies
-        elif vectors and turn.role == "query":
-            vectors = config.num_attention_heads
-    return ("vectors", vectors) if vectors else ("elements", 1)
+
+def unwrapped_name(name: str) -> str:
+    """The name of a parameter without what DDP, `torch.compile` and activation checkpointing put into it."""
+    wrappers = ("module", "_orig_mod", "_checkpoint_wrapped_module")
+    return ".".join(piece for piece in name.split(".") if piece not in wrappers)
 
 
 class EquivariantOptimizer(torch.optim.Optimizer):
     """
     Updates that turn along with the frames of a RiGPT: polar factors for matrices, Adam with shared second moments for
-    the rest. An ordinary optimizer otherwise: state dicts, closures, schedulers.
+    the rest. An ordinary optimizer otherwise: state dicts, closures, schedulers, learning rates that are tensors.
+
+    Under DDP and FSDP2 the polar factors, which all processes need, are shared among them. DeepSpeed and FSDP1 hand
+    out flat pieces of parameters, which have no polar factor: they end in an error.
 
     Args:
         params: What [`equivariant_param_groups`] gives.
@@ -115,6 +178,8 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: Of groups that have none of their own; decoupled.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
+        sharing: `"auto"`: share work among the processes of the default group if all of them train one model, which
+            the first step finds out; `"none"`: every process does all of it.
 
     Raises:
         ValueError: if a group does not say its treatment, or a number is out of its range.
@@ -131,6 +196,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         polar: str = "newton_schulz",
         steps: int = 5,
+        sharing: str = "auto",
     ):
         for name, value, valid, rule in (
             ("lr", lr, lr >= 0, "at least 0"),
@@ -140,9 +206,14 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             ("weight_decay", weight_decay, weight_decay >= 0, "at least 0"),
             ("polar", polar, polar in POLAR_METHODS, f"one of {', '.join(POLAR_METHODS)}"),
             ("steps", steps, steps >= 1, "at least 1"),
+            ("sharing", sharing, sharing in SHARING, f"one of {', '.join(SHARING)}"),
         ):
             if not valid:
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+        self.sharing = sharing
+        # Whether processes share work is found out in the first step.
+        self._group: Any = None
+        self._asked = False
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -162,6 +233,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
                 "`equivariant_param_groups(model)`, not `model.parameters()`."
             )
         param_group.setdefault("blocks", 1)
+        param_group.setdefault("dim", 0)
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -171,43 +243,100 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check()
+        matrices = [group for group in self.param_groups if group["treatment"] == "polar"]
+        self._step_matrices(matrices)
         for group in self.param_groups:
+            if group["treatment"] != "polar":
+                self._step_adam(group)
+        return loss
+
+    def _check(self) -> None:
+        for group in self.param_groups:
+            shapes = group.get("shapes") or [list(parameter.shape) for parameter in group["params"]]
+            for parameter, shape in zip(group["params"], shapes, strict=True):
+                if list(parameter.shape) != shape or (group["treatment"] == "polar" and parameter.dim() != 2):
+                    raise ValueError(
+                        f"`params` must have their own shapes, got {list(parameter.shape)} where a model has {shape}: "
+                        "DeepSpeed's ZeRO and FSDP1 flatten parameters, and a flat piece has no frames to turn with. "
+                        "Use DDP or FSDP2."
+                    )
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    raise ValueError(
+                        "`params` must have dense gradients, got a sparse one. Use `nn.Embedding(sparse=False)`."
+                    )
+
+    def _step_matrices(self, groups: list[dict[str, Any]]) -> None:
+        stacks: dict[tuple, list[torch.Tensor]] = {}
+        places: list[tuple[dict[str, Any], torch.Tensor, tuple, int]] = []
+        for group in groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            if any(parameter.grad.is_sparse for parameter in parameters):
-                raise ValueError(
-                    "`params` must have dense gradients, got a sparse one. Use `nn.Embedding(sparse=False)`."
-                )
-            if group["treatment"] == "polar":
-                self._step_matrices(group, parameters)
-            else:
-                self._step_adam(group, parameters)
-        return loss
+            gradients = [parameter.grad for parameter in parameters]
+            buffers = [self._state(parameter, "momentum_buffer") for parameter in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients)
+            directions = torch._foreach_mul(buffers, group["momentum"])
+            torch._foreach_add_(directions, gradients)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for parameter, direction in zip(parameters, directions, strict=True):
+                blocks = into_blocks(whole(direction), group["blocks"], group["dim"])
+                key = (*blocks.shape[1:], blocks.dtype, blocks.device, group["polar"], group["steps"])
+                places.append((group, parameter, key, sum(len(part) for part in stacks.get(key, []))))
+                stacks.setdefault(key, []).append(blocks)
+        if not stacks:
+            return
+        factors = self._polar_factors({key: torch.cat(parts) for key, parts in stacks.items()})
+        for group, parameter, key, start in places:
+            size = ADAMW_RMS * max(key[:2]) ** 0.5
+            blocks = factors[key][start : start + group["blocks"]]
+            update = from_blocks(blocks, group["dim"]) * (group["lr"] * size)
+            parameter.sub_(local_like(update, parameter))
 
-    def _step_matrices(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
-        buffers = [self._state(parameter, "momentum_buffer") for parameter in parameters]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, gradients)
-        directions = torch._foreach_mul(buffers, group["momentum"])
-        torch._foreach_add_(directions, gradients)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for indices in _of_equal_shape(parameters):
-            stacked = torch.stack([directions[index] for index in indices])
-            factors = exact_polar(stacked) if group["polar"] == "svd" else newton_schulz(stacked, group["steps"])
-            size = ADAMW_RMS * max(stacked.shape[-2:]) ** 0.5
-            chosen = [parameters[index] for index in indices]
-            torch._foreach_sub_(chosen, torch._foreach_mul(list(factors.to(chosen[0].dtype)), group["lr"] * size))
+    def _polar_factors(self, stacks: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
+        if dist.is_available() and dist.is_initialized():
+            return self._shared_polar_factors(stacks)
+        return {key: _polar_factor(stack, *key[-2:]) for key, stack in stacks.items()}
 
-    def _step_adam(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+    @torch.compiler.disable
+    def _shared_polar_factors(self, stacks: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
+        if not self._asked:
+            self._find_group(next(iter(stacks.values())).device)
+        factors: dict[tuple, torch.Tensor] = {}
+        # One collective holds one dtype, and all that a method has to do.
+        for kind in dict.fromkeys(key[2:] for key in stacks):
+            keys = [key for key in stacks if key[2:] == kind]
+            function = partial(_polar_factor, method=kind[-2], steps=kind[-1])
+            results = shared_work([stacks[key] for key in keys], function, self._group)
+            factors.update(zip(keys, results, strict=True))
+        return factors
+
+    def _find_group(self, device: torch.device) -> None:
+        self._asked = True
+        if self.sharing == "none":
+            return
+        facts = []
+        for group in self.param_groups:
+            facts.append(str((group.get("names"), group["treatment"], group["blocks"])))
+            for parameter in group["params"]:
+                # Models of one shape on different processes are told apart by their weights.
+                facts.append(f"{tuple(parameter.shape)} {float(whole(parameter.detach()).double().sum()).hex()}")
+        self._group = agreeing_group(" ".join(facts), device)
+
+    def _step_adam(self, group: dict[str, Any]) -> None:
         first, second = group["betas"]
-        for parameter in parameters:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
             gradient = parameter.grad
+            if group["treatment"] == "vectors":
+                # A vector may lie across the borders of shards; it is short, so it is put together first.
+                gradient = whole(gradient)
             state = self.state[parameter]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg"] = torch.zeros_like(gradient)
                 state["exp_avg_sq"] = torch.zeros_like(_shared_square(gradient, group))
             step = state["step"].add_(1)
             state["exp_avg"].lerp_(gradient, 1 - first)
@@ -215,8 +344,10 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             mean = state["exp_avg"] / (1 - first**step)
             root = (state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"]
-            update = (mean.reshape(*root.shape[:-1], -1) / root).reshape(parameter.shape)
-            parameter.sub_(group["lr"] * update)
+            if group["treatment"] == "vectors":
+                mean = mean.reshape(group["blocks"], -1)
+            update = group["lr"] * (mean / root).reshape(gradient.shape)
+            parameter.sub_(local_like(update, parameter))
 
     def _state(self, parameter: torch.Tensor, name: str) -> torch.Tensor:
         state = self.state[parameter]
@@ -225,21 +356,40 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         return state[name]
 
 
+def _polar_factor(stack: torch.Tensor, method: str, steps: int) -> torch.Tensor:
+    return exact_polar(stack) if method == "svd" else newton_schulz(stack, steps)
+
+
 def _shared_square(gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-    """The mean square `[..., 1]` over what turns together: a row, a vector, or a single number."""
+    """The mean square over what turns together: `[V, 1]` of rows, `[blocks, 1]` of vectors, each of elements."""
     match group["treatment"]:
         case "rows":
-            vectors = gradient
+            return gradient.square().mean(-1, keepdim=True)
         case "vectors":
-            vectors = gradient.reshape(group["blocks"], -1)
+            return gradient.reshape(group["blocks"], -1).square().mean(-1, keepdim=True)
         case _:
-            vectors = gradient.reshape(-1, 1)
-    return vectors.square().mean(-1, keepdim=True)
+            return gradient.square()
 
 
-def _of_equal_shape(parameters: list[torch.Tensor]) -> list[list[int]]:
-    """Indices of parameters that can be treated as one stack."""
-    stacks: dict[tuple, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        stacks.setdefault((tuple(parameter.shape), parameter.dtype, parameter.device), []).append(index)
-    return list(stacks.values())
+def into_blocks(matrix: torch.Tensor, blocks: int, dim: int) -> torch.Tensor:
+    """`[blocks, m, n]` from a matrix that falls into as many along one axis."""
+    return torch.stack(matrix.chunk(blocks, dim))
+
+
+def from_blocks(blocks: torch.Tensor, dim: int) -> torch.Tensor:
+    """The matrix again."""
+    return torch.cat(list(blocks), dim)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded, on every process as a whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor that is there as a whole, sharded as a parameter is; each process takes its part, nothing is sent."""
+    if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):
+        return tensor.to(parameter.dtype)
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(tensor.to(parameter.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=parameter.placements)

@@ -23,6 +23,12 @@ def newton_schulz(matrices: torch.Tensor, steps: int = STEPS, dtype: torch.dtype
         dtype: To compute in; bfloat16 on accelerators and float32 on CPUs (float64 for float64) if not given.
     """
     dtype = dtype or working_dtype(matrices)
+    # A step inside of `autocast` must not lose the digits that it asks for.
+    with torch.autocast(matrices.device.type, enabled=False):
+        return _newton_schulz(matrices, steps, dtype)
+
+
+def _newton_schulz(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
     factor = matrices.to(dtype)
     wide = factor.shape[-2] <= factor.shape[-1]
     factor = factor if wide else factor.mT

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rigpt_hf.optim import TREATMENTS, EquivariantOptimizer, equivariant_param_groups, treatment_of
+from rigpt_hf.optim import TREATMENTS, EquivariantOptimizer, Rule, equivariant_param_groups, treatment_of
 from rigpt_hf.polar import exact_polar, newton_schulz
 from rigpt_hf.symmetry import GaugeTransformation, haar
 from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
@@ -96,17 +96,20 @@ def test_every_parameter_is_in_one_group_and_every_treatment_occurs():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("model.embed_tokens.weight", ("rows", 1)),
-        ("model.project_in.weight", ("polar", 1)),
-        ("model.layers.0.self_attn.q_proj.weight", ("polar", 1)),
-        ("model.layers.0.self_attn.q_proj.bias", ("vectors", 4)),
-        ("model.layers.0.self_attn.k_proj.bias", ("vectors", 2)),
-        ("model.layers.0.self_attn.o_proj.bias", ("vectors", 1)),
-        ("model.layers.0.mlp.up_proj.weight", ("polar", 1)),
-        ("model.layers.0.mlp.up_proj.bias", ("elements", 1)),
-        ("model.layers.0.mlp.down_proj.bias", ("vectors", 1)),
-        ("model.layers.0.self_attn.distance_weight", ("elements", 1)),
-        ("model.layers.0.self_attn.rotary_frequencies", ("elements", 1)),
+        ("model.embed_tokens.weight", Rule("rows")),
+        ("model.project_in.weight", Rule("polar")),
+        ("model.layers.0.self_attn.q_proj.weight", Rule("polar", 4)),
+        ("model.layers.0.self_attn.k_proj.weight", Rule("polar", 2)),
+        ("model.layers.0.self_attn.o_proj.weight", Rule("polar", 4, 1)),
+        ("model.layers.0.self_attn.q_proj.bias", Rule("vectors", 4)),
+        ("model.layers.0.self_attn.k_proj.bias", Rule("vectors", 2)),
+        ("model.layers.0.self_attn.o_proj.bias", Rule("vectors")),
+        ("model.layers.0.mlp.up_proj.weight", Rule("polar")),
+        ("model.layers.0.mlp.down_proj.weight", Rule("polar")),
+        ("model.layers.0.mlp.up_proj.bias", Rule("elements")),
+        ("model.layers.0.mlp.down_proj.bias", Rule("vectors")),
+        ("model.layers.0.self_attn.distance_weight", Rule("elements")),
+        ("model.layers.0.self_attn.rotary_frequencies", Rule("elements")),
     ],
 )
 def test_treatments_follow_from_the_table(name, expected):

@@ -34,3 +34,6 @@ LOCAL_MINIMUM = 1e-3
 
 # Noise of a known relative size, as the distance shows it: relative.
 NOISE = 0.05
+
+# The same training in float32, in other orders of summation: over processes, batches or compiled.
+DISTRIBUTED = 1e-5

@@ -1,0 +1,85 @@
+"""`TrainingArguments(optim="equivariant")`: the equivariant optimizer among those that `Trainer` knows by name."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+
+if TYPE_CHECKING:
+    from .optim import EquivariantOptimizer
+
+NAME = "equivariant"
+# What `optim_args` may set, and how to read it from a string.
+ARGUMENTS = {"momentum": float, "steps": int, "polar": str, "sharing": str}
+
+
+class EquivariantFactory:
+    """
+    What `Trainer(optimizer_cls_and_kwargs=(EquivariantFactory, {...}))` calls with the model, so that the groups of
+    parameters come from the table of frames.
+
+    `lr`, `weight_decay` and `multipliers` are as in [`equivariant_param_groups`], the rest as in
+    [`EquivariantOptimizer`].
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        multipliers: dict[str, float] | None = None,
+        **options: Any,
+    ) -> "EquivariantOptimizer":
+        # Here, as importing the package registers this and must stay quick.
+        from .optim import EquivariantOptimizer, equivariant_param_groups
+
+        groups = equivariant_param_groups(model, lr, weight_decay, multipliers=multipliers)
+        return EquivariantOptimizer(groups, lr=lr, weight_decay=weight_decay, **options)
+
+
+def register_with_trainer() -> bool:
+    """
+    Make `"equivariant"` a valid value of `TrainingArguments.optim`; says whether that worked.
+
+    `optim_args` takes `momentum`, `steps`, `polar`, `sharing`, and multipliers of the learning rate such as
+    `embed_tokens=0.3`. Idempotent. Where the library has no table of optimizers to add to, `EquivariantFactory` is the
+    way.
+    """
+    try:
+        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
+        from transformers.training_args import OptimizerNames
+    except ImportError:
+        return False
+    if NAME not in OptimizerNames._value2member_map_:
+        member = str.__new__(OptimizerNames, NAME)
+        member._name_, member._value_ = NAME.upper(), NAME
+        OptimizerNames._member_map_[member._name_] = member
+        OptimizerNames._value2member_map_[NAME] = member
+        OptimizerNames._member_names_.append(member._name_)
+    _OPTIMIZER_HANDLERS[OptimizerNames(NAME)] = _from_arguments
+    return True
+
+
+def _from_arguments(context: Any) -> tuple[Any, dict[str, Any]]:
+    """The factory and what `TrainingArguments` say; the shape that `Trainer` wants."""
+    arguments = context.args
+    options: dict[str, Any] = {
+        "lr": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+    }
+    multipliers = {}
+    for name, value in context.optim_args.items():
+        try:
+            if name in ARGUMENTS:
+                options[name] = ARGUMENTS[name](value)
+            else:
+                multipliers[name] = float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"`optim_args` must be numbers for {name!r}, got {value!r}. It takes {', '.join(ARGUMENTS)}, and "
+                "multipliers of the learning rate such as embed_tokens=0.3."
+            ) from error
+    return EquivariantFactory, options | {"multipliers": multipliers}

@@ -1,0 +1,280 @@
+"""The equivariant optimizer in other people's hands: Trainer, DDP, FSDP2, compiled, averaged, in half precision."""
+
+import copy
+import os
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import Trainer, TrainingArguments
+
+from rigpt_hf import RiGPTForCausalLM, optim
+from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.trainer_optimizer import EquivariantFactory, register_with_trainer
+from rigpt_hf.workshare import assign, shared_work
+from tests.models import tiny_config, tiny_model, tokens
+from tests.tolerances import DISTRIBUTED
+
+
+OPTIONS = {"attention_score": "squared_distance", "embedding_size": 24, "output_bias": True, "attention_bias": True}
+BATCHES = [tokens(4, 17, seed=seed) for seed in range(4)]
+STEPS = 8
+
+
+def make_optimizer(model, **options):
+    return EquivariantOptimizer(equivariant_param_groups(model, lr=3e-3), **options)
+
+
+def losses_of(model, optimizer, rows=slice(None), clip=None) -> list[float]:
+    losses = []
+    for step in range(STEPS):
+        ids = BATCHES[step % len(BATCHES)][rows]
+        loss = model(ids, labels=ids, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def reference(clip=None) -> tuple[nn.Module, list[float]]:
+    model = tiny_model(dtype=torch.float32, **OPTIONS)
+    return model, losses_of(model, make_optimizer(model), clip=clip)
+
+
+def run_distributed(rank: int, port: int, kind: str, folder: str):
+    torch.set_num_threads(1)
+    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = tiny_model(dtype=torch.float32, **OPTIONS)
+    done = []
+    real = optim.newton_schulz
+    optim.newton_schulz = lambda stack, steps: done.append(len(stack)) or real(stack, steps)
+    if kind == "ensemble":
+        model = tiny_model(seed=rank, dtype=torch.float32, **OPTIONS)
+        wrapped = model
+    elif kind == "fsdp2":
+        mesh = torch.distributed.init_device_mesh("cpu", (2,))
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
+    else:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = make_optimizer(wrapped, sharing="none" if kind == "ddp-unshared" else "auto")
+    halves = slice(2 * rank, 2 * rank + 2)
+    losses = losses_of(wrapped, optimizer, slice(None) if kind == "ensemble" else halves, clip=0.5)
+    whole = {name: optim.whole(parameter.detach()) for name, parameter in model.named_parameters()}
+    result = {"losses": losses, "done": sum(done), "weights": whole}
+    torch.save(result, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def launch(kind: str, folder) -> list[dict]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(run_distributed, args=(port, kind, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "ddp-unshared", "fsdp2"])
+def test_two_processes_train_as_one(kind, tmp_path):
+    model, losses = reference(clip=0.5)
+    first, second = launch(kind, tmp_path)
+    mean = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"], strict=True)]
+    assert losses[0] - losses[-1] > 0.05, "nothing was learned"
+    assert max(abs(a - b) for a, b in zip(mean, losses, strict=True)) <= DISTRIBUTED
+    for name, parameter in model.named_parameters():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert (first["weights"][name] - parameter).norm() <= DISTRIBUTED * parameter.norm() + 1e-7, name
+    blocks = sum(
+        group["blocks"] * len(group["params"])
+        for group in equivariant_param_groups(model)
+        if group["treatment"] == "polar"
+    )
+    if kind == "ddp-unshared":
+        assert first["done"] == second["done"] == STEPS * blocks
+    else:
+        assert first["done"] + second["done"] == STEPS * blocks, "work was repeated"
+        assert 0.3 < first["done"] / (STEPS * blocks) < 0.7
+
+
+@pytest.mark.slow
+def test_processes_with_models_of_their_own_share_nothing(tmp_path):
+    for seed, result in enumerate(launch("ensemble", tmp_path)):
+        model = tiny_model(seed=seed, dtype=torch.float32, **OPTIONS)
+        losses = losses_of(model, make_optimizer(model), clip=0.5)
+        assert max(abs(a - b) for a, b in zip(result["losses"], losses, strict=True)) <= DISTRIBUTED
+
+
+def test_the_costliest_matrices_are_spread():
+    owners = assign([(3, 64, 64), (1, 64, 256), (8, 8, 64)], 2)
+    load = [0, 0]
+    for shape, row in zip([(64, 64), (64, 256), (8, 64)], owners, strict=True):
+        for owner in row:
+            load[owner] += shape[0] * shape[1] * min(shape)
+    assert abs(load[0] - load[1]) <= 64**3 and owners[1] == [0] and owners[0] == [1, 1, 1]
+    stacks = [torch.randn(3, 4, 5), torch.randn(1, 2, 2)]
+    alone = shared_work(stacks, lambda stack: 2 * stack, None)
+    assert all(torch.equal(2 * stack, result) for stack, result in zip(stacks, alone, strict=True))
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        row = BATCHES[index % 4][index // 4]
+        return {"input_ids": row, "labels": row}
+
+
+def arguments(folder, **options):
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        weight_decay=0.2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+
+
+def test_training_arguments_alone_select_it(tmp_path):
+    trained = {}
+    for name in ("equivariant", "adamw_torch"):
+        model = tiny_model(dtype=torch.float32, **OPTIONS)
+        options = {"optim_args": "momentum=0.9,embed_tokens=0.5"} if name == "equivariant" else {}
+        trainer = Trainer(model, arguments(tmp_path, optim=name, **options), train_dataset=Rows())
+        trainer.train()
+        trained[name] = model
+        if name == "equivariant":
+            inner = trainer.optimizer.optimizer
+            assert isinstance(inner, EquivariantOptimizer) and inner.defaults["momentum"] == 0.9
+            rates = {end: group["initial_lr"] for group in inner.param_groups for end in group["names"]}
+            assert rates["model.embed_tokens.weight"] == pytest.approx(1.5e-3)
+            assert rates["model.project_in.weight"] == 3e-3
+            assert inner.defaults["weight_decay"] == 0.2 and inner.defaults["betas"] == (0.9, 0.999)
+    a, b = (model.state_dict()["model.project_in.weight"] for model in trained.values())
+    assert not torch.allclose(a, b)
+
+
+def test_the_factory_serves_trainers_without_a_table(tmp_path):
+    by_name, by_factory = (tiny_model(dtype=torch.float32) for _ in range(2))
+    Trainer(by_name, arguments(tmp_path, optim="equivariant"), train_dataset=Rows()).train()
+    options = {"lr": 3e-3, "weight_decay": 0.2, "betas": (0.9, 0.999)}
+    Trainer(
+        by_factory, arguments(tmp_path), train_dataset=Rows(), optimizer_cls_and_kwargs=(EquivariantFactory, options)
+    ).train()
+    assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), by_factory.parameters(), strict=True))
+    assert register_with_trainer(), "registering twice must do nothing"
+
+
+def test_unknown_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match="`optim_args` must be numbers for 'steps', got 'many'"):
+        Trainer(
+            tiny_model(dtype=torch.float32),
+            arguments(tmp_path, optim="equivariant", optim_args="steps=many"),
+            train_dataset=Rows(),
+        ).train()
+    with pytest.raises(ValueError, match="`multipliers` must be keyed by .*, got velocity"):
+        Trainer(
+            tiny_model(dtype=torch.float32),
+            arguments(tmp_path, optim="equivariant", optim_args="velocity=2"),
+            train_dataset=Rows(),
+        ).train()
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    whole, parts = (tiny_model(dtype=torch.float32, **OPTIONS) for _ in range(2))
+    Trainer(whole, arguments(tmp_path, optim="equivariant"), train_dataset=Rows()).train()
+    halves = arguments(tmp_path, optim="equivariant", gradient_accumulation_steps=2)
+    halves.per_device_train_batch_size = 2
+    Trainer(parts, halves, train_dataset=Rows()).train()
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert (a - b).norm() <= DISTRIBUTED * a.norm() + 1e-7
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_step():
+    """With the learning rate as a tensor, so that a schedule does not compile anew."""
+    plain, compiled = (tiny_model(dtype=torch.float32, num_hidden_layers=1, **OPTIONS) for _ in range(2))
+    optimizers = [make_optimizer(model) for model in (plain, compiled)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+    step = torch.compile(optimizers[1].step, backend="aot_eager")
+    for index, ids in enumerate(BATCHES):
+        for model, optimizer, advance in zip((plain, compiled), optimizers, (optimizers[0].step, step), strict=True):
+            optimizer.zero_grad()
+            model(ids, labels=ids, use_cache=False).loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"].fill_(3e-3 / (1 + index))
+            advance()
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        assert (a - b).norm() <= DISTRIBUTED * a.norm() + 1e-7
+
+
+def test_averages_of_weights_turn_along():
+    model = tiny_model(dtype=torch.float32)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = make_optimizer(model)
+    for _ in range(3):
+        losses_of(model, optimizer)
+        average.update_parameters(model)
+    assert average.module.config == model.config
+    way = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(model.parameters(), average.module.parameters(), strict=True)
+    )
+    assert way > 0
+
+
+@torch.no_grad()
+def test_flat_pieces_of_parameters_are_refused():
+    """What DeepSpeed's ZeRO leaves in the groups: one flat piece of all parameters per group."""
+    model = tiny_model(dtype=torch.float32)
+    optimizer = make_optimizer(model)
+    for group in optimizer.param_groups:
+        flat = nn.Parameter(torch.cat([parameter.flatten() for parameter in group["params"]])[::2].clone())
+        flat.grad = torch.ones_like(flat)
+        group["params"] = [flat]
+    with pytest.raises(ValueError, match="DeepSpeed's ZeRO and FSDP1 flatten parameters.*Use DDP or FSDP2"):
+        optimizer.step()
+
+
+def test_half_precision_weights_are_trained():
+    model = tiny_model(dtype=torch.bfloat16)
+    losses = losses_of(model, make_optimizer(model))
+    # The batches come round after four steps.
+    assert losses[4] < losses[0] - 0.1
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = tiny_model(dtype=torch.float32)
+        losses = losses_of(mixed, make_optimizer(mixed))
+    assert losses[4] < losses[0] - 0.1 and next(mixed.parameters()).dtype == torch.float32
+    matrices = torch.randn(2, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = optim.newton_schulz(matrices)
+    assert torch.equal(inside, optim.newton_schulz(matrices)), "the step lost digits to autocast"
+
+
+def test_wrapped_models_have_the_same_groups():
+    model = RiGPTForCausalLM(tiny_config())
+    wrapped = torch.compile(copy.deepcopy(model), backend="eager")
+    names = [[group["names"] for group in equivariant_param_groups(each)] for each in (model, wrapped)]
+    assert names[0] == names[1]
+    with pytest.raises(ValueError, match="`model` must be a RiGPT, got a Linear without a configuration"):
+        equivariant_param_groups(nn.Linear(2, 2))
