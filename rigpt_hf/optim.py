@@ -330,23 +330,23 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             gradient = parameter.grad
-            if group["treatment"] == "vectors":
-                # A vector may lie across the borders of shards; it is short, so it is put together first.
-                gradient = whole(gradient)
+            vectors = group["treatment"] == "vectors"
+            # A vector may lie across the borders of shards; it is short, so it is put together.
+            square = _shared_square(whole(gradient) if vectors else gradient, group)
             state = self.state[parameter]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(gradient)
-                state["exp_avg_sq"] = torch.zeros_like(_shared_square(gradient, group))
+                state["exp_avg_sq"] = torch.zeros_like(square)
             step = state["step"].add_(1)
             state["exp_avg"].lerp_(gradient, 1 - first)
-            state["exp_avg_sq"].lerp_(_shared_square(gradient, group), 1 - second)
+            state["exp_avg_sq"].lerp_(square, 1 - second)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             mean = state["exp_avg"] / (1 - first**step)
             root = (state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"]
-            if group["treatment"] == "vectors":
-                mean = mean.reshape(group["blocks"], -1)
-            update = group["lr"] * (mean / root).reshape(gradient.shape)
+            if vectors:
+                mean = whole(mean).reshape(group["blocks"], -1)
+            update = group["lr"] * (mean / root).reshape(parameter.shape)
             parameter.sub_(local_like(update, parameter))
 
     def _state(self, parameter: torch.Tensor, name: str) -> torch.Tensor:
@@ -386,10 +386,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def local_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:
     """A tensor that is there as a whole, sharded as a parameter is; each process takes its part, nothing is sent."""
+    tensor = tensor if keep_dtype else tensor.to(parameter.dtype)
     if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):
-        return tensor.to(parameter.dtype)
+        return tensor
     mesh = parameter.device_mesh
-    replicated = DTensor.from_local(tensor.to(parameter.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return replicated.redistribute(placements=parameter.placements)

@@ -1,0 +1,111 @@
+"""Small pretraining runs for tests; as a program, one that is killed and started again until it is done."""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rigpt_hf.training.data import from_tokens
+from rigpt_hf.training.loop import PretrainingRun, RunReport
+from rigpt_hf.training.options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions, RunOptions
+
+
+MODEL = {
+    "hidden_size": 16,
+    "embedding_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "attention_bias": True,
+    "residual_dropout": 0.1,
+}
+VOCABULARY, END = 61, 0
+
+
+def make_data(folder: Path) -> Path:
+    """Tokens with something to learn: each is the one before plus one, most of the time."""
+    draw = np.random.default_rng(0)
+    files = {}
+    for split, size in (("train", 20_000), ("validation", 4_000)):
+        jumps = np.where(draw.random(size) < 0.1, draw.integers(0, VOCABULARY, size), 1)
+        files[split] = folder / f"{split}.bin"
+        (np.cumsum(jumps) % VOCABULARY).astype("<u2").tofile(files[split])
+    return (
+        from_tokens(files, folder / "data", vocab_size=VOCABULARY, end_of_text=END, progress=False) and folder / "data"
+    )
+
+
+def make_options(data: Path, output: Path, optimizer: dict | None = None, model: dict | None = None, **run):
+    defaults = {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2, "save_every": 3}
+    return PretrainOptions(
+        ModelOptions(**({"config": MODEL} | (model or {}))),
+        DataOptions(path=str(data), source=None, context=16),
+        OptimizerOptions(**({"lr": 1e-2, "warmup": 3} | (optimizer or {}))),
+        RunOptions(**({"output": str(output), "trackers": [], "deterministic": True} | defaults | run)),
+    )
+
+
+def pretrain(data: Path, output: Path, **options) -> RunReport:
+    return PretrainingRun(make_options(data, output, **options), progress=False).train()
+
+
+def log_of(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(rank: int, world: int, port: int, data: Path, output: Path, options: dict) -> int:
+    """A child process that trains as one of `world`."""
+    child = os.fork()
+    if child:
+        return child
+    if world > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    try:
+        pretrain(data, output, **options)
+        os._exit(0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(3)
+
+
+def main(data: str, output: str, world: int, kills: int, options: dict) -> None:
+    """Kill the processes of a run `kills` times with SIGKILL, each time start them again; then let it end."""
+    draw, killed_at = random.Random(0), []
+    log = Path(output) / "metrics.jsonl"
+    while True:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        children = [start(rank, world, port, Path(data), Path(output), options) for rank in range(world)]
+        if len(killed_at) < kills:
+            # Steps are short beside the start of a process, so the wait is for a step, and then a part of one more.
+            before = len(log.read_text().splitlines()) if log.exists() else 0
+            wanted = before + draw.randint(0, 3)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                if log.exists() and len(log.read_text().splitlines()) > wanted:
+                    break
+                if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    break
+                time.sleep(0.001)
+            time.sleep(draw.random() * 0.05)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            killed_at.append(len(log.read_text().splitlines()) if log.exists() else 0)
+        codes = [os.waitpid(child, 0)[1] for child in children]
+        if all(code == 0 for code in codes) and len(killed_at) >= kills:
+            break
+        if any(os.WIFEXITED(code) and os.WEXITSTATUS(code) == 3 for code in codes) and len(killed_at) >= kills:
+            sys.exit("a process failed")
+    print(json.dumps({"killed_at": killed_at}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))

@@ -1,0 +1,50 @@
+"""Checkpoints to save and to look at, for tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rigpt_hf.training.checkpoints import Checkpoint
+
+
+FILES = ("model.safetensors", "state/part-0.bin", "state/part-1.bin", "empty")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """A kill spares the memory of the operating system, so these tests need no disk; a busy one would take minutes."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def writer(step: int, size: int = 2000):
+    """A `write` whose files tell the step."""
+
+    def write(folder: Path):
+        (folder / "state").mkdir()
+        save_file({"step": torch.full((size,), step, dtype=torch.float64)}, folder / "model.safetensors")
+        for part in range(2):
+            (folder / f"state/part-{part}.bin").write_bytes(f"{step} {part} ".encode() * size)
+        (folder / "empty").touch()
+
+    return write
+
+
+def content(checkpoint: Checkpoint) -> int:
+    """The step that the files tell."""
+    checkpoint.verify()
+    [step] = set(load_file(checkpoint.path / "model.safetensors")["step"].tolist())
+    for part in range(2):
+        text = (checkpoint.path / f"state/part-{part}.bin").read_text()
+        assert set(zip(*[iter(text.split())] * 2, strict=True)) == {(str(int(step)), str(part))}
+    return int(step)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir())
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(item.relative_to(folder)): item.read_bytes() for item in folder.rglob("*") if item.is_file()}

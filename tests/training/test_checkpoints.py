@@ -1,0 +1,368 @@
+"""Checkpoints that are whole or not there: damage, retention, several processes."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rigpt_hf.training import checkpoints as module
+from rigpt_hf.training.checkpoints import RECORD, CheckpointStore, check_facts
+from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
+
+
+def test_what_is_saved_is_found(tmp_path):
+    store = CheckpointStore(tmp_path / "a" / "run")
+    assert store.latest() is None and store.best() is None and store.clean() == [] and store.checkpoints() == []
+    facts = {"lr": 0.1, "sizes": (1, 2), "none": None, "nan": float("inf")}
+    path = store.save(7, writer(7), metric=2.5, facts=facts)
+    assert path == tmp_path / "a" / "run" / "step-00000007" and names(store.folder) == [path.name]
+    found = CheckpointStore(store.folder).latest(verify=True)
+    assert (found.path, found.step, found.metric, content(found)) == (path, 7, 2.5, 7)
+    assert found.facts == facts | {"sizes": [1, 2]}
+    assert sorted(found.files) == sorted(FILES) and found.files["empty"]["size"] == 0
+    store.save(100_000_000, writer(100_000_000))
+    assert content(store.latest()) == 100_000_000 and store.latest().metric is None and store.latest().facts == {}
+    assert store.best().step == 7
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [
+        (1, 0, [6]),
+        (2, 0, [5, 6]),
+        (1, 1, [2, 6]),
+        (2, 2, [2, 3, 5, 6]),
+        (3, 1, [2, 4, 5, 6]),
+        (9, 9, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_last_and_the_best_are_kept(keep_last, keep_best, kept, tmp_path):
+    store = CheckpointStore(tmp_path, keep_last, keep_best)
+    for step, metric in zip(range(1, 7), (9.0, 1.0, 1.0, 5.0, None, 7.0), strict=True):
+        store.save(step, writer(step), metric=metric)
+    assert [one.step for one in store.checkpoints()] == kept
+    assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
+    assert [content(one) for one in store.checkpoints()] == kept
+    assert store.latest().step == 6
+    if keep_best:
+        assert store.best().step == 2, "the earlier of two that are equally good"
+
+
+def test_removal_comes_after_the_new_one_is_there(tmp_path, monkeypatch):
+    store, seen = CheckpointStore(tmp_path, keep_last=1), []
+    store.save(1, writer(1))
+    remove = shutil.rmtree
+
+    def watched(path, **options):
+        if Path(path).exists():
+            seen.append((Path(path).name, [one.step for one in store.checkpoints() if content(one) == one.step]))
+        remove(path, **options)
+
+    monkeypatch.setattr(module.shutil, "rmtree", watched)
+    store.save(2, writer(2))
+    assert seen == [(".step-00000001.removed", [2])]
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, writer(1))
+    seen: list = []
+    rename = Path.rename
+
+    def renamed(path: Path, to: Path) -> Path:
+        seen.append(to.name)
+        return rename(path, to)
+
+    monkeypatch.setattr(module.os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(Path, "rename", renamed)
+    path = store.save(2, writer(2))
+    there = {item.stat().st_ino for item in (path, *path.rglob("*"))}
+    named = seen.index(path.name)
+    assert len(there) == 7 and set(seen[:named]) == there
+    assert seen[named:] == [path.name, tmp_path.stat().st_ino, ".step-00000001.removed"]
+
+
+def test_a_removal_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, writer(1))
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", refuse)
+        store.save(2, writer(2))
+    assert "step-00000001' could not be removed: [Errno 16] Device or resource busy" in caplog.text
+    assert content(store.latest()) == 2 and [one.step for one in store.checkpoints()] == [2]
+    assert [path.name for path in store.clean()] == [".step-00000001.removed"]
+
+
+def test_clean_removes_leftovers_and_nothing_else(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer(1))
+    leftovers = [".step-00000002.partial", ".step-00000001.removed", ".step-123456789.partial"]
+    others = [".step-00000003.partial.txt", ".git", "step-2", ".step-3.partial", "x.step-00000001.removed", "final"]
+    for name in leftovers + others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".step-00000004.partial").touch()  # a file, which no save leaves
+    assert [one.step for one in store.checkpoints()] == [1]
+    assert [path.name for path in store.clean()] == sorted(leftovers)
+    assert names(tmp_path) == sorted([*others, ".step-00000004.partial", "step-00000001"])
+
+
+def test_leftovers_of_the_same_step_do_not_mix_in(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (store.begin(3) / "stale").touch()
+    assert sorted(CheckpointStore(tmp_path).save(3, writer(3)).iterdir()) and store.latest(verify=True).step == 3
+    assert sorted(store.latest().files) == sorted(FILES) and names(tmp_path) == ["step-00000003"]
+
+
+IMPOSSIBLE = {
+    "same": (lambda store: store.save(5, writer(5)), "^`step` must be above .* got 5 with '.*step-00000005' there. "),
+    "earlier": (lambda store: store.save(4, writer(4)), "^`step` must be above .* got 4 with .* Resume from the new"),
+    "negative": (lambda store: store.save(-1, writer(1)), "^`step` must be a whole number, 0 or more, got -1"),
+    "float": (lambda store: store.save(6.0, writer(6)), "^`step` must be a whole number, 0 or more, got 6.0"),
+    "nan": (
+        lambda store: store.save(6, writer(6), metric=math.nan),
+        "^`metric` must be .* got nan at step 6. Nothing",
+    ),
+    "inf": (
+        lambda store: store.save(6, writer(6), metric=math.inf),
+        "^`metric` must be .* got inf at step 6. Nothing",
+    ),
+    "facts": (lambda store: store.save(6, writer(6), facts={"a": {1}}), "^`facts` must be what JSON takes, .*set"),
+    "name": (lambda store: store.save(6, lambda at: (at / RECORD).touch()), "^`write` must leave the name checkpoint"),
+    "last": (lambda store: CheckpointStore(store.folder, 0), "^`keep_last` must be 1 or more .* got 0, 1"),
+    "best": (lambda store: CheckpointStore(store.folder, 1, -1), "^`keep_last` .* `keep_best` 0 or more, got 1, -1"),
+    "file": (
+        lambda store: CheckpointStore(store.latest().path / "empty").save(1, writer(1)),
+        "^`folder` must take .* Not a directory: .* untouched",
+    ),
+}
+
+
+@pytest.mark.parametrize(("act", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_saves_change_nothing(act, message, tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(5, writer(5))
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        act(store)
+    assert "\n" not in str(error.value)
+    assert tree(tmp_path) == before and names(tmp_path) == ["step-00000005"]
+
+
+def edit(path: Path, change: Callable[[bytearray], object]):
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(data)
+
+
+# File, what happens to it, what the message says of it.
+DAMAGE = {
+    "cut": (FILES[1], lambda path: os.truncate(path, 11), "has 11 bytes instead of 8000"),
+    "emptied": (FILES[0], lambda path: os.truncate(path, 0), "has 0 bytes instead of 1"),
+    "flipped": (FILES[0], lambda path: edit(path, lambda data: data.reverse()), "has other contents than were saved"),
+    "removed": (FILES[3], lambda path: path.unlink(), "is missing"),
+    "grown": (FILES[3], lambda path: path.write_text("x"), "has 1 bytes instead of 0"),
+    "record-removed": (RECORD, lambda path: path.unlink(), "is missing"),
+    "record-cut": (RECORD, lambda path: os.truncate(path, 40), "is damaged ("),
+    "record-of-zeros": (RECORD, lambda path: path.write_bytes(bytes(9)), "is damaged ("),
+    "record-other": (RECORD, lambda path: path.write_text("[]"), "is damaged ("),
+    "record-edited": (
+        RECORD,
+        lambda path: path.write_text(path.read_text().replace('"metric": 0', '"metric": 1')),
+        "is damaged (its own sha256 does not fit)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_with_the_way_out(kind, tmp_path):
+    name, harm, problem = DAMAGE[kind]
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer(1), metric=0.5)
+    store.save(2, writer(2), metric=0.25)
+    assert content(store.latest(verify=True)) == 2
+    first, last = (one.path for one in store.checkpoints())
+    harm(last / name)
+    with pytest.raises(ValueError, match="^`checkpoint` must be as it was saved, got ") as error:
+        store.latest(verify=True)
+    assert f"{str(last)!r}, in which {name} {problem}" in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).endswith(f"Remove that folder and resume from {str(first)!r}.")
+    shutil.rmtree(last)
+    assert content(store.latest(verify=True)) == 1
+    harm(first / name)
+    with pytest.raises(ValueError, match="There is no earlier one: remove that folder and start the run again.$"):
+        store.latest(verify=True)
+
+
+def test_a_record_damaged_meanwhile_neither_ends_the_run_nor_costs_a_good_checkpoint(tmp_path, caplog):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        if step == 3:
+            (tmp_path / "step-00000002" / RECORD).unlink()
+        store.save(step, writer(step))
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (1, 2, 3)]
+    assert "checkpoint.json is missing. Remove that folder and resume from" in caplog.text
+    assert content(store.latest()) == 3
+    with pytest.raises(ValueError, match="checkpoint.json is missing"):
+        store.best()
+    store.save(4, writer(4))
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (2, 3, 4)]
+
+
+def full_disk(error: OSError):
+    def write(folder: Path):
+        (folder / "half").write_bytes(b"x" * 1000)
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EDQUOT, "Disk quota")],
+)
+def test_a_disk_that_takes_no_more_loses_nothing(code, text, tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, writer(1))
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=rf"^`folder` must take the checkpoint of step 2, .*{text}.*model") as error:
+        store.save(2, full_disk(OSError(code, os.strerror(code), "model")))
+    assert "The earlier checkpoints are untouched." in str(error.value) and "\n" not in str(error.value)
+    assert tree(tmp_path) == before and names(tmp_path) == ["step-00000001"]
+    store.save(2, writer(2))
+    assert content(store.latest()) == 2
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "write_text"])
+def test_a_disk_that_fails_late_loses_nothing(call, tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, writer(1))
+    before = tree(tmp_path)
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*(module.os, call) if call == "fsync" else (Path, call), fail)
+        with pytest.raises(ValueError, match="Input/output error. The earlier checkpoints are untouched."):
+            store.save(2, writer(2))
+    assert tree(tmp_path) == before and names(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt])
+def test_other_failures_of_write_come_through_and_leave_nothing(kind, tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer(1))
+    with pytest.raises(kind, match="as it was"):
+        store.save(2, full_disk(kind("as it was")))
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def together(tmp_path: Path, fail: tuple[int, BaseException] | None = None) -> list:
+    """What three processes get from a save, or raise; threads stand for processes."""
+    count = 3
+    barrier = threading.Barrier(count, timeout=10)
+    slots: list[list] = [[]] * count
+    results: list = [None] * count
+
+    def run(rank: int):
+        def gather(own: list) -> list:
+            slots[rank] = own
+            barrier.wait()
+            joined = [item for slot in slots for item in slot]
+            barrier.wait()
+            return joined
+
+        def write(folder: Path):
+            time.sleep(0.02 * rank)
+            if fail and fail[0] == rank:
+                raise fail[1]
+            (folder / f"rank-{rank}").write_text(str(rank))
+
+        store = CheckpointStore(tmp_path, keep_last=1)
+        facts = {"rank": rank}
+        try:
+            results[rank] = store.save_together(2, write, is_main=rank == 0, gather=gather, metric=1.0, facts=facts)
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_processes_save_together(tmp_path):
+    assert together(tmp_path) == [tmp_path / "step-00000002"] * 3
+    saved = CheckpointStore(tmp_path).latest(verify=True)
+    assert sorted(saved.files) == ["rank-0", "rank-1", "rank-2"] and saved.facts == {"rank": 0}
+    assert names(tmp_path) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_failure_of_one_process_is_a_failure_of_all(rank, tmp_path):
+    CheckpointStore(tmp_path).save(1, writer(1))
+    results = together(tmp_path, (rank, OSError(errno.ENOSPC, "No space left on device")))
+    assert all(isinstance(result, ValueError) for result in results)
+    assert str(results[rank]).startswith("`folder` must take the checkpoint of step 2, got ")
+    assert str(results[1]).startswith(
+        "The checkpoint of step 2 was not saved, for another process failed with ValueErr"
+    )
+    assert all("No space left on device" in str(result) for result in results)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_refusal_by_the_main_process_reaches_all(tmp_path):
+    CheckpointStore(tmp_path).save(2, writer(2))
+    results = together(tmp_path)
+    assert all("`step` must be above that of every checkpoint" in str(result) for result in results)
+    assert content(CheckpointStore(tmp_path).latest()) == 2
+
+
+def test_stages_by_hand(tmp_path):
+    store = CheckpointStore(tmp_path)
+    assert store.begin(1) == store.temporary(1) and store.latest() is None
+    writer(1)(store.temporary(1))
+    assert store.commit(1, metric=1.0) == store.latest().path and content(store.latest()) == 1
+    with pytest.raises(ValueError, match="^`folder` must take the checkpoint of step 2, .* No such file"):
+        store.commit(2)
+
+
+def test_unchanged_facts_pass():
+    facts = {"lr": 0.1, "data": {"files": [1, 2], "sha256": {}}, "epochs": 1, "limit": float("nan")}
+    check_facts({}, {})
+    check_facts(json.loads(json.dumps(facts)), facts | {"data": {"sha256": {}, "files": (1, 2)}, "epochs": 1.0})
+
+
+def test_changed_facts_are_listed():
+    saved = {"lr": 0.1, "data": {"seed": 1, "files": ["a"], "old": True}, "model": {"layers": 2}, "database": 1}
+    now = {"lr": 0.2, "data": {"seed": 1, "files": ["b" * 200], "new": None}, "model": {"layers": 2}, "database": 2}
+    with pytest.raises(
+        ValueError, match="^`facts` must be those that the run was started with, but changed: "
+    ) as error:
+        check_facts(saved, now)
+    long = '["' + "b" * 78
+    listed = (
+        f'data.files ["a"] → {long}…; data.new absent → null; data.old true → absent; database 1 → 2; lr 0.1 → 0.2.'
+    )
+    assert listed in str(error.value) and "layers" not in str(error.value) and "\n" not in str(error.value)
+    assert "start in a new folder, or pass `ignore` to go on" in str(error.value)
+    with pytest.raises(ValueError, match="changed: database 1 → 2; lr 0.1 → 0.2. .* or pass --anyway to go on"):
+        check_facts(saved, now, ignore=["data"], override="--anyway")
+    with pytest.raises(ValueError, match="changed: data.new absent → null; data.old true → absent. "):
+        check_facts(saved, now, ignore=["lr", "database", "data.files", "mod"])
+    check_facts(saved, now, ignore=("lr", "data", "database"))

@@ -1,0 +1,159 @@
+"""Sources of text: every kind gives its documents, and each mistake is named."""
+
+import gzip
+import json
+import tracemalloc
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset, IterableDataset
+
+from rigpt_hf.training.data import documents, sources
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files of every kind, with blank texts and other columns among them."""
+    (tmp_path / "a.txt").write_text("First.\n<|endoftext|>\nSecond,\nof two lines.\n<|endoftext|>\n\n")
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"text": text, "n": 1}) for text in ("Third.", "", "4th.")))
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"other": 1, "text": "Fifth."}))
+    Dataset.from_dict({"text": ["Sixth.", None, "  "], "m": [1, 2, 3]}).to_parquet(tmp_path / "d.parquet")
+    (tmp_path / "e.json").write_text(json.dumps([{"text": "Seventh."}]))
+    (tmp_path / "f.jsonl").touch()
+    (tmp_path / "ignored.csv").write_text("text\nno\n")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "g.txt").write_text("no")
+    return tmp_path
+
+
+def test_a_folder_gives_the_documents_of_its_files_in_order(folder):
+    expected = ["First.", "Second,\nof two lines.", "Third.", "4th.", "Fifth.", "Sixth.", "Seventh."]
+    assert list(documents(str(folder))) == expected
+    assert list(documents(folder / "d.parquet")) == ["Sixth."]
+
+
+def test_a_text_file_is_one_document_unless_it_holds_the_separator(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("One.\n\nStill one.\n")
+    assert list(documents(path)) == ["One.\n\nStill one.\n"]
+    assert list(documents(path, separator="\n\n")) == ["One.", "Still one."]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_separators_at_the_border_of_what_is_read_at_once(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(sources, "CHUNK", chunk)
+    (tmp_path / "a.txt").write_text("ab--cd---e--")
+    assert list(documents(tmp_path / "a.txt", separator="--")) == ["ab", "cd", "-e"]
+
+
+def test_a_long_file_is_not_read_whole(tmp_path):
+    (tmp_path / "a.txt").write_text(("x" * 1000 + "\n\n") * 20_000)
+    size = (tmp_path / "a.txt").stat().st_size
+
+    def peak(**options) -> int:
+        tracemalloc.start()
+        assert sum(len(text) for text in documents(tmp_path / "a.txt", **options)) >= 20_000 * 1000
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    assert peak(separator="\n\n") < size / 2 < size <= peak()
+
+
+def test_documentation_of_installed_packages(monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "gather_documentation", lambda size: asked.append(size) or ["A passage.", "Another."])
+    assert list(documents("docs", megabytes=0.5)) == ["A passage.", "Another."]
+    assert asked == [500_000]
+
+
+class Hub:
+    """What `datasets` and the Hub's client would answer."""
+
+    def __init__(self, rows=None, error=None):
+        self.rows, self.error, self.asked = rows, error, []
+
+    def load_dataset(self, **options):
+        self.asked.append(options)
+        if self.error:
+            raise self.error
+        return IterableDataset.from_generator(lambda: iter(self.rows))
+
+    def dataset_info(self, source, revision):
+        if self.error:
+            raise self.error
+        return SimpleNamespace(sha=f"commit of {revision}")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def install(**facts) -> Hub:
+        fake = Hub(**facts)
+        monkeypatch.setattr(sources, "load_dataset", fake.load_dataset)
+        monkeypatch.setattr(sources, "HfApi", lambda: fake)
+        return fake
+
+    return install
+
+
+def test_a_data_set_on_the_hub_is_streamed_at_a_revision(hub):
+    fake = hub(rows=[{"body": "One.", "n": 1}, {"body": None, "n": 2}, {"body": "Two.", "n": 3}])
+    texts = documents("someone/texts", text_column="body", split="test", name="small", revision="abc")
+    assert list(texts) == ["One.", "Two."]
+    expected = {"path": "someone/texts", "name": "small", "split": "test", "revision": "abc", "streaming": True}
+    assert fake.asked == [expected]
+
+
+def test_only_a_data_set_on_the_hub_is_pinned(hub, tmp_path):
+    hub()
+    assert sources.pinned("someone/texts", "main") == "commit of main"
+    assert sources.pinned("docs", None) is None
+    assert sources.pinned(str(tmp_path), None) is None
+
+
+def test_an_unreachable_hub_is_named(hub):
+    hub(error=ConnectionError("Couldn't reach\n 'someone/texts' on the Hub"))
+    expected = "`source` must be data that `datasets` can read, got 'someone/texts': Couldn't reach 'someone/texts' on"
+    with pytest.raises(ValueError, match=expected):
+        list(documents("someone/texts"))
+    with pytest.raises(ValueError, match=expected):
+        sources.pinned("someone/texts", None)
+
+
+@pytest.mark.parametrize("file_name", ["b.jsonl", "d.parquet"])
+def test_a_missing_column(folder, file_name):
+    with pytest.raises(ValueError, match=r"`text_column` must be a column of .*, got 'body'. Take one of text, "):
+        list(documents(folder / file_name, text_column="body"))
+
+
+def test_a_column_without_text(folder):
+    with pytest.raises(ValueError, match="`text_column` must hold text, got int in 'n' of .* Name another column"):
+        list(documents(folder / "b.jsonl", text_column="n"))
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "nowhere/at/all", "nowhere.txt", "some/texts.jsonl"])
+def test_a_missing_path(source):
+    with pytest.raises(ValueError, match=r"`source` must be 'docs', an existing file .*, got '.*'. Check the path"):
+        documents(source)  # at once, before anything is read
+
+
+def test_impossible_sources(tmp_path):
+    with pytest.raises(ValueError, match=r"`source` must be or hold files that end in .txt, .*, got"):
+        documents(tmp_path)
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"`source` must hold some text, got .*a.txt', where all is blank"):
+        list(documents(tmp_path / "a.txt"))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"`source` must hold readable UTF-8 files, got .*b.txt'"):
+        list(documents(tmp_path / "b.txt"))
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
+    with pytest.raises(ValueError, match=r"`source` must be data that `datasets` can read, got .*c.jsonl': JSON"):
+        list(documents(tmp_path / "c.jsonl"))
+    (tmp_path / "d.parquet").write_text("no such thing")
+    with pytest.raises(ValueError, match=r"`source` must be data that `datasets` can read, got .*d.parquet': "):
+        list(documents(tmp_path / "d.parquet"))
+    with pytest.raises(ValueError, match="`separator` must be some text, got ''"):
+        documents(tmp_path / "a.txt", separator="")
+    with pytest.raises(ValueError, match="`megabytes` must be positive, got 0"):
+        documents("docs", megabytes=0)

@@ -1,0 +1,490 @@
+"""Fine-tuning: what is learned, what is masked, what is held out, what is saved, what is refused."""
+
+import io
+import json
+import os
+import random
+import socket
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.demo.stock import END, train_tokenizer
+from rigpt_hf.optim import EquivariantOptimizer
+from rigpt_hf.training import finetune as program
+from rigpt_hf.training import finetune_data as data
+from rigpt_hf.training.finetune import FinetuneOptions, finetune
+from tests.conversion.sources import stock_model
+from tests.model.agreement import assert_different, assert_same
+from tests.models import tiny_config, tiny_model, tokens
+
+
+TEXT = "The cat sat on the mat.\n\nThe dog looked at the cat and thought of bones.\n\n" * 12
+CHAT = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Woof, cat."},
+    {"role": "user", "content": "And you?"},
+    {"role": "assistant", "content": "Bones!"},
+]
+# The same conversation as text; the second says which part of a message the assistant makes.
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}[assistant] {% generation %}{{ m.content }}{{ eos_token }}"
+    "{% endgeneration %}{% else %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([TEXT], 280)
+
+
+@pytest.fixture
+def with_template(tokenizer):
+    """Sets the chat template for one test."""
+
+    def use(template):
+        tokenizer.chat_template = template
+        return tokenizer
+
+    yield use
+    tokenizer.chat_template = None
+
+
+@pytest.fixture(scope="module")
+def model_folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    config = tiny_config(vocab_size=len(tokenizer), num_hidden_layers=2, **end)
+    RiGPTForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(model_folder, tmp_path):
+    """Options for a few quick steps on TEXT, changed by the arguments."""
+
+    def make(content=TEXT, name="data.txt", **changes):
+        path = tmp_path / name
+        path.write_text(content)
+        defaults = {"steps": 12, "batch_size": 4, "context": 24, "learning_rate": 1e-2, "cpu": True, "quiet": True}
+        places = {"model": str(model_folder), "data": str(path), "output_dir": str(tmp_path / "out")}
+        return FinetuneOptions(**(places | defaults | changes))
+
+    return make
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def logits(model):
+    return model.eval()(tokens(2, 9)).logits.detach()
+
+
+def difference_from_start(model, model_folder):
+    start = RiGPTForCausalLM.from_pretrained(model_folder)
+    both = zip(model.named_parameters(), start.parameters(), strict=True)
+    return {name for (name, now), then in both if not torch.equal(now, then)}
+
+
+def test_all_weights_learn_a_text_and_load_as_a_whole_model(options, model_folder, tmp_path):
+    report = finetune(options(eval_share=0.0, steps=25))
+    assert report.measured_on == "training"
+    assert report.loss_after < 0.6 * report.loss_before
+    assert report.trained == report.parameters
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert isinstance(model, RiGPTForCausalLM)
+    assert model.config.use_cache, "Trainer's setting leaked into the saved model"
+    assert difference_from_start(model, model_folder) == {name for name, _ in model.named_parameters()}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer("The cat", return_tensors="pt")
+    grown = model.generate(**prompt, max_new_tokens=6, do_sample=False)
+    assert grown.shape[1] > prompt["input_ids"].shape[1]
+    assert (tmp_path / "out" / "modeling_rigpt.py").is_file(), "the code of the model"
+    assert not (tmp_path / "out.checkpoints").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data.txt", "out"}, "nothing partial is left"
+
+    record = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert record["options"]["steps"] == 25 and record["versions"]["torch"] == torch.__version__
+    assert record["result"]["loss_after"] == report.loss_after
+    assert record["result"]["steps"] == report.steps == 25
+
+
+def test_the_measured_loss_is_the_mean_over_tokens(options, model_folder):
+    """By hand; a mean over batches would weigh the short last window as much as a full one."""
+    choice = options(eval_share=0.0, steps=1, batch_size=1, learning_rate=1e-9)
+    report = finetune(choice)
+    model, tokenizer = RiGPTForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
+    ids = torch.tensor(tokenizer(TEXT)["input_ids"] + [tokenizer.eos_token_id])
+    windows = [window for window in ids.split(24) if len(window) > 1]
+    losses = [model(window[None], labels=window[None]).loss.item() for window in windows]
+    counts = [len(window) - 1 for window in windows]
+    expected = np.average(losses, weights=counts)
+    assert len(windows) == report.examples and len(windows[-1]) < 24
+    assert report.loss_before == pytest.approx(expected, rel=1e-5)
+    assert report.loss_before != pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_an_adapter_trains_alone_and_merges(options, model_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    report = finetune(options(lora=4, lora_target="q_proj,up_proj", merge=True))
+    assert report.loss_after < report.loss_before
+    assert 0 < report.trained < 0.2 * report.parameters
+
+    base = RiGPTForCausalLM.from_pretrained(model_folder)
+    untrained = logits(base)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out" / "adapter")
+    names = {name.split(".")[-4] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert names == {"q_proj", "up_proj"}
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.config.use_cache and merged.dtype == torch.float32
+    assert_same(logits(merged), logits(adapted), "merged")
+    assert_different(logits(merged), untrained, "trained")
+    changed = difference_from_start(merged, model_folder)
+    assert changed and all("q_proj.weight" in name or "up_proj.weight" in name for name in changed)
+
+
+def test_an_adapter_alone_is_saved_as_one(options, model_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    finetune(options(lora=2, steps=3))
+    assert not list((tmp_path / "out").glob("model*.safetensors"))
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.peft_config["default"].base_model_name_or_path == str(model_folder)
+    assert_different(logits(model), logits(RiGPTForCausalLM.from_pretrained(model_folder)))
+    # An adapter has no config.json, and is replaced all the same.
+    finetune(options(lora=2, steps=1, force=True))
+    assert json.loads((tmp_path / "out" / "finetune.json").read_text())["result"]["steps"] == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 2}], ids=["full", "lora"])
+def test_a_model_saved_in_bfloat16_stays_so(changes, options, tokenizer, tmp_path):
+    if changes:
+        pytest.importorskip("peft")
+        changes = changes | {"merge": True}
+    small = tmp_path / "small"
+    RiGPTForCausalLM(tiny_config(vocab_size=len(tokenizer))).bfloat16().save_pretrained(small)
+    tokenizer.save_pretrained(small)
+    report = finetune(options(model=str(small), steps=8, bf16=True, gradient_checkpointing=True, **changes))
+    assert report.loss_after < report.loss_before
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16 and model.config.dtype == torch.bfloat16
+
+
+def test_the_equivariant_optimizer_trains(options, tmp_path):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+            seen.append(optimizer.optimizer)
+
+    report = finetune(options(optim="equivariant", gradient_checkpointing=True), [Look()])
+    assert isinstance(seen[0], EquivariantOptimizer)
+    assert report.loss_after < 0.9 * report.loss_before
+
+
+@pytest.mark.parametrize("optim", ["adamw", "equivariant"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(optim, options, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    settings = {"steps": 8, "save_steps": 3, "optim": optim}
+    whole = finetune(options(output_dir=str(tmp_path / "whole"), **settings))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(options(**settings), [Stop()])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"interrupted run in .* Pass `resume=True` to go on, or `force=True`"):
+        finetune(options(**settings))
+    with pytest.raises(ValueError, match=r"`seed` must be as in the interrupted run, which had 0, got 1"):
+        finetune(options(**settings, seed=1, resume=True))
+    with pytest.raises(ValueError, match="`data` must be as in the interrupted run"):
+        finetune(options(TEXT + "More.", **settings, resume=True))
+    resumed = finetune(options(**settings, resume=True))
+    assert (resumed.loss_before, resumed.steps, resumed.tokens) == (whole.loss_before, whole.steps, whole.tokens)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "whole"))
+    assert_same(logits(ours), logits(theirs), "resumed")
+    again = finetune(options(output_dir=str(tmp_path / "short"), **(settings | {"steps": 3})))
+    assert again.loss_after != pytest.approx(whole.loss_after, rel=1e-3)
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["by beginnings", "by marks"])
+def test_only_what_the_assistant_says_has_labels(template, with_template):
+    tokenizer = with_template(template)
+    input_ids, labels = data.encode_chat(CHAT, tokenizer)
+    text = f"[user] Hi{END}[assistant] Woof, cat.{END}[user] And you?{END}[assistant] Bones!{END}"
+    assert tokenizer.decode(input_ids) == text
+    spans, current = [], []
+    for token, label in zip(input_ids, labels, strict=True):
+        if label == data.IGNORED:
+            spans, current = spans + [current] * bool(current), []
+        else:
+            assert label == token
+            current.append(token)
+    assert [tokenizer.decode(span) for span in [*spans, current]] == [f"Woof, cat.{END}", f"Bones!{END}"]
+
+
+def test_a_template_that_rewrites_the_past_must_mark(with_template):
+    """As those that drop earlier thoughts: a beginning of the chat is no beginning of the text."""
+    last = "{% for m in messages %}{% if loop.last %}>{% endif %}" + PLAIN.removeprefix("{% for m in messages %}")
+    with pytest.raises(ValueError, match=r"`chat_template` must render the beginning .* generation"):
+        data.encode_chat(CHAT, with_template(last))
+    marked = "{% for m in messages %}{% if loop.last %}>{% endif %}" + MARKED.removeprefix("{% for m in messages %}")
+    assert (data.encode_chat(CHAT, with_template(marked))[1] != data.IGNORED).any()
+    strict = "{{ raise_exception('a system message first') }}"
+    with pytest.raises(ValueError, match=r"chats that the chat template accepts, got row 3: a system message first"):
+        data.encode_chat(CHAT, with_template(strict), "row 3")
+
+
+def rows_of(tmp_path, rows, name="rows.jsonl"):
+    (tmp_path / name).write_text(lines(rows))
+    return data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")
+
+
+def test_long_chats_are_cut_and_those_without_an_answer_left_out(with_template, tmp_path, caplog):
+    tokenizer = with_template(MARKED)
+    silent = [CHAT[0]]
+    late = [{"role": "user", "content": "Hi " * 30}, CHAT[1]]
+    rows = rows_of(tmp_path, [{"messages": chat} for chat in (CHAT, silent, late, CHAT[:2])])
+    everything = np.ones(4, dtype=bool)
+    examples = data.encode(rows, everything, tokenizer, 28)
+    assert (len(examples), examples.cut, examples.lost, examples.silent) == (2, 2, 1, 1)
+    whole = data.encode_chat(CHAT, tokenizer)
+    assert len(whole[0]) > 28
+    assert np.array_equal(examples.pairs[0][0], whole[0][:28]) and np.array_equal(examples.pairs[0][1], whole[1][:28])
+    examples.tell(28)
+    said = caplog.text
+    assert "2 chats are longer than 28 tokens" in said and "1 of them had no assistant's token" in said
+    with pytest.raises(ValueError, match="1 chats have no assistant's token in their first 28 tokens"):
+        data.encode(rows, np.array([False, False, True, False]), tokenizer, 28)
+
+
+def test_a_batch_is_padded_where_nothing_looks(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer))
+    pairs = [(np.arange(3, 3 + n), np.where(np.arange(n) < 2, data.IGNORED, np.arange(3, 3 + n))) for n in (7, 4)]
+    batch = data.PadRight(5)(list(data.Examples(pairs)))
+    assert batch["attention_mask"].sum(1).tolist() == [7, 4]
+    loss = model(**batch).loss
+    other = data.PadRight(9)(list(data.Examples(pairs)))
+    assert not torch.equal(other["input_ids"], batch["input_ids"])
+    assert torch.equal(model(**other).loss, loss)
+    alone = [model(one["input_ids"][None], labels=one["labels"][None]).loss for one in data.Examples(pairs)]
+    assert loss.item() == pytest.approx((5 * alone[0].item() + 2 * alone[1].item()) / 7, rel=1e-9)
+
+
+def test_chats_fine_tune(options, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text(MARKED)
+    chats = [{"messages": [{"role": "user", "content": f"Hi {n}"}, CHAT[1]]} for n in range(30)]
+    report = finetune(
+        options(lines(chats), "chats.jsonl", chat_template=str(template), context=48, eval_share=0.2, steps=20)
+    )
+    assert report.measured_on == "held-out" and 0 < report.held_out < 15
+    assert report.held_out + report.examples == 30
+    assert report.loss_after < 0.5 * report.loss_before
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == MARKED
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    prompt = tokenizer.apply_chat_template(chats[0]["messages"][:1], add_generation_prompt=True, return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer) == CHAT[1]["content"] + END
+
+
+def test_what_is_held_out_depends_on_content_alone(tmp_path):
+    rows = [{"text": f"Passage {n % 90} of a book."} for n in range(100)]
+    rows += [{"messages": [{"role": "user", "content": str(n)}, CHAT[1]]} for n in range(50)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+
+    def held(rows, name, share):
+        table = rows_of(tmp_path, rows, name)
+        mask, fingerprint = data.hold_out(table, share)
+        contents = [json.dumps(piece.content) for piece in table]
+        return sorted(c for c, out in zip(contents, mask, strict=True) if out), fingerprint
+
+    expected, fingerprint = held(rows, "a.jsonl", 0.3)
+    assert 25 < len(expected) < 65 and len(expected) > len(set(expected)), "equal rows are on one side"
+    again, other = held(shuffled, "b.jsonl", 0.3)
+    assert again == expected and other != fingerprint
+    fewer = held(shuffled[:75], "c.jsonl", 0.3)[0]
+    assert 0 < len(fewer) < len(expected) and set(fewer) <= set(expected)
+    assert set(expected) < set(held(rows, "d.jsonl", 0.6)[0])
+    assert len(held(rows[:20], "e.jsonl", 1e-9)[0]) == 1, "at least one"
+    assert held(rows, "f.jsonl", 0.0)[0] == []
+    with pytest.raises(ValueError, match=r"`eval_share` must leave something to train on, got 0.3 of 1 piece"):
+        held(rows[:1], "g.jsonl", 0.3)
+
+
+def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
+    files = {"a.txt": "One.\n\nTwo, \nand on.\n \n\nThree.\n", "b.txt": "Four.", "c.txt": " \n"}
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    rows = data.read_rows(str(folder), cache=tmp_path / "cache")
+    assert [piece.content.strip() for piece in rows] == ["One.", "Two, \nand on.", "Three.", "Four."]
+    (window,) = data.encode(rows, np.ones(4, dtype=bool), tokenizer, 1000).pairs
+    assert tokenizer.decode(window[0]) == files["a.txt"] + END + files["b.txt"] + END
+    (window,) = data.encode(rows, np.array([True, False, True, False]), tokenizer, 1000).pairs
+    assert tokenizer.decode(window[0]) == "One.\n\nThree.\n" + END
+
+
+def test_windows_are_the_whole_text(tokenizer, tmp_path):
+    rows = rows_of(tmp_path, [{"text": TEXT}, {"text": ""}, {"text": "The end."}])
+    examples = data.encode(rows, np.ones(2, dtype=bool), tokenizer, 16)
+    assert {len(ids) for ids, _ in examples.pairs[:-1]} == {16}
+    joined = np.concatenate([ids for ids, _ in examples.pairs])
+    assert tokenizer.decode(joined) == TEXT + END + "The end." + END
+
+
+def test_parquet_and_lists_are_read(tmp_path):
+    import datasets
+
+    expected = [CHAT, CHAT[:2]]
+    table = datasets.Dataset.from_dict({"messages": expected, "id": [1, 2]})
+    table.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps([{"messages": chat} for chat in expected]))
+    for name in ("a.parquet", "a.json"):
+        assert [piece.content for piece in data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": 0}, "`lora` must be at least 1, got 0"),
+        ({"context": 1}, "`context` must be at least 2, got 1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be positive, got -1.0"),
+        ({"eval_share": 1.0}, r"`eval_share` must be in \[0, 1\), got 1.0"),
+        ({"scheduler": "wsd"}, "`scheduler` must be one of linear, .*, got 'wsd'"),
+        ({"epochs": 1.0}, "`epochs` must not be given with `steps`, got 1.0 and 12"),
+        ({"merge": True}, "`merge` needs `lora`, got True without it"),
+        ({"lora": 4, "optim": "equivariant"}, "`optim` must be 'adamw' with `lora`.* no row for adapters"),
+        ({"chat_template": "nowhere"}, "`chat_template` must be a file, got 'nowhere'"),
+        ({"context": 4000}, "`context` must be at most the model's 48, got 4000"),
+        ({"resume": True}, "`resume` needs a checkpoint, got none in"),
+        ({"data": "./nowhere.txt"}, "`data` must be a file, .* got './nowhere.txt': no such file"),
+        ({"data": "nobody/nothing"}, "that `datasets` can read, with the split 'train', got 'nobody/nothing': "),
+        (
+            {"model": "nobody/nothing"},
+            "`model` must be the folder of a saved model or the id .*, got 'nobody/nothing'",
+        ),
+        ({"data_split": "test"}, "with the split 'test', got .*data.txt"),
+        ({"data_revision": "main"}, "`data_config` and `data_revision` name parts of a data set on the Hub"),
+        ({"content": "\n\n"}, "`data` must hold text, got .* where all rows are empty"),
+        ({"content": "a,b", "name": "data.csv"}, "`data` must be files of one kind, .txt, .json, .* with .csv"),
+        ({"content": '{"a": 1, "prompt": "x"}', "name": "d.jsonl"}, "`messages`, got .* with the columns a, prompt"),
+        ({"content": '{"messages": [{"text": "x"}]}', "name": "d.jsonl"}, "each with `role` and `content`"),
+        ({"content": '{"text": [1, 2]}', "name": "d.jsonl"}, "strings in the column `text`, got list in row 0"),
+        ({"content": "{", "name": "d.jsonl"}, "that `datasets` can read, with the split 'train', got .*d.jsonl"),
+        (
+            {"content": lines([{"messages": CHAT}]), "name": "d.jsonl", "eval_share": 0.0},
+            "`chat_template` must be given for rows with `messages`, .* `--chat-template FILE`",
+        ),
+    ],
+)
+def test_refusals(changes, message, options, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        finetune(options(**changes))
+    assert "\n" not in str(caught.value)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".txt", ".csv", ".jsonl"}, "something was left"
+
+
+def test_wrong_models_are_refused(options, tokenizer, tmp_path):
+    stock_model("gpt2").save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match=r"`model` must be a RiGPT, got .* 'gpt2'. Convert it first: rigpt convert"):
+        finetune(options(model=str(tmp_path / "stock")))
+    bare = tmp_path / "bare"
+    tiny_model(dtype=torch.float32).save_pretrained(bare)
+    with pytest.raises(ValueError, match=r"`model` must have a tokenizer, got"):
+        finetune(options(model=str(bare)))
+    tokenizer.save_pretrained(bare)
+    with pytest.raises(ValueError, match=rf"each of its tokenizer's {len(tokenizer)} tokens, got 61 in"):
+        finetune(options(model=str(bare)))
+    pytest.importorskip("peft")
+    for target, rule in (("nothing", "name layers of the model"), ("lm_head", "not be a table that is used twice")):
+        with pytest.raises(ValueError, match=f"`lora_target` must {rule}.*'{target}'"):
+            finetune(options(lora=2, lora_target=target))
+
+
+def test_nothing_is_overwritten_unasked(options, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "precious").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(ValueError, match="`output_dir`"):
+            finetune(options(force=force))
+    assert (output / "precious").read_text() == "mine"
+    working = tmp_path / "new.checkpoints"
+    working.mkdir()
+    (working / "precious").write_text("mine")
+    for changes in ({"force": True}, {"resume": True}, {}):
+        with pytest.raises(ValueError, match="`output_dir`|`resume`"):
+            finetune(options(output_dir=str(tmp_path / "new"), **changes))
+    assert (working / "precious").read_text() == "mine"
+    with pytest.raises(ValueError, match="`output_dir` must not hold what is read"):
+        finetune(options(output_dir=str(tmp_path), force=True))
+
+
+def run_process(rank, port, arguments):
+    """One of two, on half of each batch."""
+    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    program.main(arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(options, tmp_path):
+    """With everything but their number the same; gradients of one process alone would give other weights."""
+    book = "\n\n".join(f"Passage {n} of a book on cats." for n in range(80))
+    alone = options(book, output_dir=str(tmp_path / "alone"), steps=4, batch_size=4)
+    report = finetune(alone)
+    assert report.examples >= 16, "the batch is never cut short by the end of an epoch"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    settings = ["--steps", "4", "--batch-size", "2", "--context", "24", "--learning-rate", "1e-2", "--cpu", "--quiet"]
+    words = [alone.model, alone.data, str(tmp_path / "together"), *settings]
+    torch.multiprocessing.spawn(run_process, args=(port, words), nprocs=2)
+    together = json.loads((tmp_path / "together" / "finetune.json").read_text())["result"]
+    for name in ("loss_before", "loss_after", "tokens", "steps"):
+        assert together[name] == pytest.approx(getattr(report, name), rel=1e-5), name
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("alone", "together"))
+    assert_same(logits(two), logits(one), "two processes")
+    half = finetune(options(book, output_dir=str(tmp_path / "half"), steps=4, batch_size=2))
+    assert half.loss_after != pytest.approx(report.loss_after, rel=1e-5)
+
+
+def test_the_command_line(options, tmp_path, capsys, monkeypatch):
+    choice = options()
+    words = [choice.model, choice.data, choice.output_dir, "--steps", "2", "--context", "24", "--cpu", "--quiet"]
+    report = program.main(words)
+    shown = capsys.readouterr().out
+    assert f"Before: loss {report.loss_before:.4f}" in shown
+    assert f"{report.loss_after:.4f}" in shown and f"Written to {tmp_path / 'out'}" in shown
+    with pytest.raises(SystemExit) as caught:
+        program.main(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("finetune.py: `output_dir` must be empty or absent")
+    page = program.make_parser().format_help()
+    assert "--lora-target" in page and "accelerate launch training/finetune.py" in page
+
+
+def test_the_table_shows_what_was_measured():
+    report = program.FinetuneReport("out", 10, 20, 3, 1, "held-out", 2.0, 1.0, 5, 1234, 6.5, [])
+    output = io.StringIO()
+    Console(file=output, width=100).print(report.table())
+    page = output.getvalue()
+    for part in ("held-out", "2.0000", "1.0000", "7.39", "2.72", "1,234", "6.5"):
+        assert part in page

@@ -1,0 +1,129 @@
+"""The model, the optimizer and the data that the options of a run describe."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
+
+from .data import prepare
+from .data.sources import documents
+from .options import DataOptions, ModelOptions, OptimizerOptions
+
+
+# Characters of the source that a tokenizer of the run's own is made from.
+TOKENIZER_TEXT = 20_000_000
+
+
+def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_text: int | None, seed: int) -> nn.Module:
+    """
+    A model with random weights, or that of `options.start`.
+
+    Raises:
+        ValueError: if a field does not exist, values do not fit each other, or the start has another vocabulary.
+    """
+    from rigpt_hf.cli.common import load
+
+    set_seed(seed)
+    if options.start is not None:
+        model = load(options.start, dtype=torch.float32)
+        if model.config.vocab_size < vocab_size:
+            raise ValueError(
+                f"`model.start` must know all {vocab_size} tokens of the data, got {options.start!r} with "
+                f"{model.config.vocab_size}. Tokenise the data with that model's tokenizer."
+            )
+        return model.train()
+    config_class: Any = RiGPTConfig if options.kind == "rigpt" else GPT2Config
+    defaults: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings" if options.kind == "rigpt" else "n_positions": context,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+    }
+    if options.kind == "stock-gpt2":
+        defaults |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    unknown = sorted(set(options.config) - set(config_class().to_dict()))
+    if unknown:
+        raise ValueError(
+            f"`model.config` must hold fields of {config_class.__name__}, got {', '.join(unknown)}. See its docstring."
+        )
+    model_class: Any = RiGPTForCausalLM if options.kind == "rigpt" else GPT2LMHeadModel
+    return model_class(config_class(**(defaults | options.config))).train()
+
+
+def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a wrapped model; every group keeps its share of the peak rate as `multiplier`."""
+    optimizer: torch.optim.Optimizer
+    betas = options.beta1, options.beta2
+    if options.name == "equivariant":
+        if config_of(model).model_type != "rigpt":
+            raise ValueError(
+                f"`optimizer.name` must be `adamw` for a {config_of(model).model_type}, got `equivariant`: its "
+                "parameters are not in the table of frames. Convert it first with `rigpt convert`."
+            )
+        groups = equivariant_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
+    else:
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+        others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=True)
+    for group in optimizer.param_groups:
+        group["multiplier"] = group["lr"] / options.lr
+    return optimizer
+
+
+def ensure_data(options: DataOptions, progress: bool = True) -> Path:
+    """
+    The folder of tokenised shards, made first if it is not there; for the main process.
+
+    Raises:
+        ValueError: if there is neither a folder nor a source.
+    """
+    path = Path(options.path)
+    if (path / "manifest.json").is_file():
+        return path
+    if options.source is None:
+        raise ValueError(
+            f"`data.path` must be a folder of tokenised shards, got {str(path)!r}. Name a `data.source` "
+            "to make it from."
+        )
+    prepare(
+        options.source,
+        build_tokenizer(options),
+        path,
+        validation=options.validation,
+        max_tokens=options.max_tokens,
+        progress=progress,
+        **options.source_options,
+    )
+    return path
+
+
+def build_tokenizer(options: DataOptions) -> PreTrainedTokenizerFast:
+    """The tokenizer named by the options, or one made from the beginning of the source."""
+    from rigpt_hf.demo.stock import train_tokenizer
+
+    kind, _, size = options.tokenizer.partition(":")
+    if kind != "train" or not size:
+        return AutoTokenizer.from_pretrained(options.tokenizer)
+    if not size.isdigit() or int(size) < 300:
+        raise ValueError(
+            f"`data.tokenizer` must be a folder, a Hub id or train:N with N at least 300, got {options.tokenizer!r}."
+        )
+    texts, length = [], 0
+    assert options.source is not None
+    for text in documents(options.source, **options.source_options):
+        texts.append(text)
+        length += len(text)
+        if length > TOKENIZER_TEXT:
+            break
+    return train_tokenizer(texts, int(size))

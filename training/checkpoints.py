@@ -1,0 +1,400 @@
+"""
+Checkpoints that are whole or not there at all, kept and removed so that a kill at any moment loses none.
+
+A checkpoint is a folder `step-00001000` with the files of the caller and `checkpoint.json`: step, metric, facts, and
+size and SHA-256 of every file. It is filled under a temporary name, brought to the disk, and then renamed.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+RECORD = "checkpoint.json"
+FOLDER = re.compile(r"step-(\d{8,})")
+LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|removed)")
+
+Facts = dict[str, Any]
+Write = Callable[[Path], Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    One saved checkpoint.
+
+    Args:
+        path (`Path`): its folder.
+        step (`int`): optimizer steps done when it was saved.
+        metric (`float`, *optional*): what it was judged by; lower is better.
+        facts (`dict`): what the caller recorded, as JSON gives it back: tuples are lists, keys strings.
+        files (`dict[str, dict]`): `size` in bytes and `sha256` of each file, by its path in the folder.
+    """
+
+    path: Path
+    step: int
+    metric: float | None
+    facts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Read the record only; a `ValueError` that says what to do if that is absent or damaged."""
+        try:
+            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            digest = record.pop("sha256")
+            if digest != _digest_of(record):
+                raise ValueError("its own sha256 does not fit")
+            return cls(path, record["step"], record["metric"], record["facts"], record["files"])
+        except FileNotFoundError as error:
+            raise _damaged(path, f"{RECORD} is missing") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, f"{RECORD} is damaged ({' '.join(str(error).split())})") from error
+
+    def verify(self) -> None:
+        """
+        Read every file once more.
+
+        Raises:
+            ValueError: if one is absent, or has another size or other contents than when it was saved; it names the
+                file, what is wrong with it, and what to do.
+        """
+        for name, saved in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise _damaged(self.path, f"{name} is missing")
+            if (size := file.stat().st_size) != saved["size"]:
+                raise _damaged(self.path, f"{name} has {size} bytes instead of {saved['size']}")
+            try:
+                digest = _digest(file)
+            except OSError as error:
+                raise _damaged(self.path, f"{name} cannot be read ({error.strerror})") from error
+            if digest != saved["sha256"]:
+                raise _damaged(self.path, f"{name} has other contents than were saved: its sha256 does not fit")
+
+
+class CheckpointStore:
+    """
+    The checkpoints of one run, in a folder that no other run writes to.
+
+    Args:
+        folder (`Path`): where they lie; made by the first save. All processes of a run must see it.
+        keep_last (`int`): how many of the newest are kept, at least 1.
+        keep_best (`int`): how many of those with the lowest metric are kept besides.
+    """
+
+    def __init__(self, folder: Path | str, keep_last: int = 2, keep_best: int = 1):
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"`keep_last` must be 1 or more and `keep_best` 0 or more, got {keep_last}, {keep_best}.")
+
+    def save(self, step: int, write: Write, *, metric: float | None = None, facts: Facts | None = None) -> Path:
+        """
+        Save a checkpoint from the one process that has everything; then remove those that need not be kept.
+
+        Args:
+            step (`int`): optimizer steps done; above that of every checkpoint in the folder.
+            write (`Callable[[Path], Any]`): fills the empty folder that it is given.
+            metric (`float`, *optional*): lower is better; for `best`.
+            facts (`dict`, *optional*): anything JSON takes, such as the settings of the run, for `check_facts`.
+
+        Returns:
+            `Path`: the folder of the checkpoint, which is on the disk as a whole when this returns.
+
+        Raises:
+            ValueError: if an argument is impossible, or nothing can be written, as on a full disk. What `write` itself
+                raises comes through. The earlier checkpoints stay as they are, and nothing is left of this one.
+        """
+        alone: dict[str, Any] = {"is_main": True, "gather": lambda problems: problems}
+        return self.save_together(step, write, **alone, metric=metric, facts=facts)
+
+    def save_together(
+        self,
+        step: int,
+        write: Write,
+        *,
+        is_main: bool,
+        gather: Callable[[list[str | None]], list[str | None]],
+        metric: float | None = None,
+        facts: Facts | None = None,
+    ) -> Path:
+        """
+        Save a checkpoint that several processes write to, each its own files; every process calls this.
+
+        Args:
+            step (`int`): as in `save`.
+            write (`Callable[[Path], Any]`): writes the files of this process; no two may write one file.
+            is_main (`bool`): whether this is the process that makes, records, renames and removes folders.
+            gather (`Callable`): joins the lists of all processes, and so makes them wait for each other:
+                `accelerate.utils.gather_object`.
+            metric, facts: as in `save`; those of the main process count.
+
+        Raises:
+            ValueError: as in `save`, in every process if any of them fails.
+        """
+        temporary = self.temporary(step)
+
+        def begin():
+            _header(step, metric, facts)
+            self.begin(step)
+
+        stages: list[tuple[bool, Callable[[], Any]]] = [
+            (is_main, begin),
+            (True, lambda: write(temporary)),
+            (is_main, lambda: self.commit(step, metric, facts)),
+        ]
+        try:
+            for mine, act in stages:
+                failure: Exception | None = None
+                try:
+                    with self._explained(step):
+                        if mine:
+                            act()
+                except Exception as error:
+                    failure = error
+                problems = gather([None if failure is None else f"{type(failure).__name__}: {failure}"])
+                if failure is not None:
+                    raise failure
+                if told := [problem for problem in problems if problem is not None]:
+                    raise ValueError(
+                        f"The checkpoint of step {step} was not saved, for another process failed with "
+                        f"{' '.join(told[0].split())}"
+                    )
+        finally:
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return self._path(step)
+
+    def temporary(self, step: int) -> Path:
+        """The folder that is filled for this step; the same in every process."""
+        return self.folder / f".{self._path(step).name}.partial"
+
+    def begin(self, step: int) -> Path:
+        """
+        Make the folder to fill, empty; for the main process, before `commit`.
+
+        Raises:
+            ValueError: if the step is not above that of every checkpoint in the folder, or nothing can be written.
+        """
+        if (folders := _folders(self.folder)) and folders[-1][0] >= step:
+            raise ValueError(
+                f"`step` must be above that of every checkpoint, got {step} with {str(folders[-1][1])!r} there. "
+                "Resume from the newest, or save to a new folder."
+            )
+        temporary = self.temporary(step)
+        with self._explained(step):
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir(parents=True)
+        return temporary
+
+    def commit(self, step: int, metric: float | None = None, facts: Facts | None = None) -> Path:
+        """
+        Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept; for
+        the main process, once every process has written its files. Raises as `save`.
+        """
+        temporary, path = self.temporary(step), self._path(step)
+        record = _header(step, metric, facts)
+        with self._explained(step):
+            inside = sorted(temporary.rglob("*"))
+            files = {}
+            for file in inside:
+                if file.is_file():
+                    _sync(file)
+                    name = file.relative_to(temporary).as_posix()
+                    files[name] = {"size": file.stat().st_size, "sha256": _digest(file)}
+            if RECORD in files:
+                raise ValueError(f"`write` must leave the name {RECORD} free: the record of the checkpoint has it.")
+            record["files"] = files
+            record["sha256"] = _digest_of(record)
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _sync(temporary / RECORD)
+            for folder in (*(item for item in inside if item.is_dir()), temporary):
+                _sync(folder)
+            temporary.rename(path)
+            _sync(self.folder)
+        self._retain()
+        return path
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All of them, by step; a `ValueError` if the record of one is absent or damaged."""
+        return [Checkpoint.read(path) for _, path in _folders(self.folder)]
+
+    def latest(self, verify: bool = False) -> Checkpoint | None:
+        """
+        The newest checkpoint; `None` if there is none.
+
+        Args:
+            verify (`bool`): whether to read all its files and compare them with what was saved.
+
+        Raises:
+            ValueError: if it is damaged. An earlier one is not taken silently; the message names it.
+        """
+        if not (folders := _folders(self.folder)):
+            return None
+        checkpoint = Checkpoint.read(folders[-1][1])
+        if verify:
+            checkpoint.verify()
+        return checkpoint
+
+    def best(self) -> Checkpoint | None:
+        """The one with the lowest metric, the earlier of equals; `None` if none has one. Raises as `checkpoints`."""
+        return next(iter(_ranked(self.checkpoints())), None)
+
+    def clean(self) -> list[Path]:
+        """Remove what killed saves and removals have left, and nothing else; for the main process, at the start."""
+        items = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        leftovers = [item for item in items if LEFTOVER.fullmatch(item.name) and item.is_dir()]
+        for leftover in leftovers:
+            shutil.rmtree(leftover)
+        return leftovers
+
+    def _path(self, step: int) -> Path:
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"`step` must be a whole number, 0 or more, got {step!r}.")
+        return self.folder / f"step-{step:08d}"
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Turn what operating system and safetensors say about a failed write into one line for a person."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"`folder` must take the checkpoint of step {step}, got {str(self.folder)!r}: "
+                f"{' '.join(str(error).split())}. The earlier checkpoints are untouched. Correct that (a full disk: "
+                "free space, or keep fewer) and resume."
+            ) from error
+
+    def _retain(self) -> None:
+        """Remove all but the last and the best; a damaged checkpoint is neither counted nor touched."""
+        whole = []
+        for _, path in _folders(self.folder):
+            try:
+                whole.append(Checkpoint.read(path))
+            except ValueError as error:
+                logger.warning(str(error))
+        kept = {one.path for one in (*whole[-self.keep_last :], *_ranked(whole)[: self.keep_best])}
+        for one in whole:
+            try:
+                if one.path not in kept:
+                    # A folder half removed must not have the name of a checkpoint.
+                    shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))
+            except OSError as error:
+                # The new checkpoint is safe; that an old one stays is no reason to end the run.
+                logger.warning(f"{str(one.path)!r} could not be removed: {error}")
+
+
+def check_facts(saved: Facts, now: Facts, ignore: Iterable[str] = (), override: str = "`ignore`") -> None:
+    """
+    Raise if a run goes on with other settings, data or versions than it was started with.
+
+    Args:
+        saved (`dict`): `facts` of a checkpoint.
+        now (`dict`): the same of this run; both may be nested.
+        ignore (`Iterable[str]`): dotted names, such as `data.folder`, that may differ, with all below them.
+        override (`str`): how the message calls the way to go on all the same.
+
+    Raises:
+        ValueError: if any other field differs; it lists them, old → new.
+    """
+    before, after = (dict(_dotted(json.loads(json.dumps(facts)))) for facts in (saved, now))
+    allowed = tuple(f"{name}." for name in ignore)
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = (_json(facts[name]) if name in facts else "absent" for facts in (before, after))
+        # 1 and 1.0 are equal though spelled differently; NaN is spelled as itself though not equal to it.
+        same = old == new or (name in before and name in after and before[name] == after[name])
+        if not same and not f"{name}.".startswith(allowed):
+            changes.append(f"{name} {_short(old)} → {_short(new)}")
+    if changes:
+        raise ValueError(
+            f"`facts` must be those that the run was started with, but changed: {'; '.join(changes)}. Go back to the "
+            f"old ones, start in a new folder, or pass {override} to go on with the new ones."
+        )
+
+
+def _dotted(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _header(step: int, metric: float | None, facts: Facts | None) -> dict[str, Any]:
+    """The record of a checkpoint without its files, as it comes back from JSON; a `ValueError` if that cannot be."""
+    if metric is not None and not math.isfinite(metric):
+        raise ValueError(
+            f"`metric` must be a finite number, got {metric} at step {step}. Nothing was saved, and the earlier "
+            "checkpoints are untouched: resume from one of them, with a lower learning rate."
+        )
+    try:
+        plain = json.loads(json.dumps(facts or {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`facts` must be what JSON takes, got something else: {error}.") from error
+    return {"step": step, "metric": None if metric is None else float(metric), "facts": plain}
+
+
+def _ranked(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Those with a metric, the best first."""
+    return sorted((one for one in checkpoints if one.metric is not None), key=lambda one: (one.metric, one.step))
+
+
+def _folders(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints in a folder, by step."""
+    items = folder.iterdir() if folder.is_dir() else ()
+    matches = ((FOLDER.fullmatch(item.name), item) for item in items if item.is_dir())
+    return sorted((int(match[1]), item) for match, item in matches if match)
+
+
+def _damaged(path: Path, problem: str) -> ValueError:
+    match = FOLDER.fullmatch(path.name)
+    earlier = [item for step, item in _folders(path.parent) if match and step < int(match[1])]
+    advice = (
+        f"Remove that folder and resume from {str(earlier[-1])!r}."
+        if earlier
+        else "There is no earlier one: remove that folder and start the run again."
+    )
+    return ValueError(f"`checkpoint` must be as it was saved, got {str(path)!r}, in which {problem}. {advice}")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the memory of the operating system to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

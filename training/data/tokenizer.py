@@ -1,0 +1,78 @@
+"""The tokenizer of pretraining: fast, with an end-of-text token, and recognised again by a fingerprint."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+
+def load_tokenizer(tokenizer: str | os.PathLike | PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """
+    A fast tokenizer from a folder, a Hub id or a tokenizer.json; one that is loaded already is handed through.
+
+    Raises:
+        ValueError: if it does not load or is not fast.
+    """
+    if isinstance(tokenizer, str | os.PathLike):
+        name = os.fspath(tokenizer)
+        try:
+            if Path(name).is_file():
+                loaded = PreTrainedTokenizerFast(tokenizer_file=name)
+            else:
+                loaded = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # the tokenizers library raises bare `Exception`
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"`tokenizer` must be the folder, Hub id or tokenizer.json of a tokenizer, got {name!r}: {reason}"
+            ) from error
+    else:
+        loaded = tokenizer
+    if not loaded.is_fast:
+        raise ValueError(
+            f"`tokenizer` must be a fast one, got {type(loaded).__name__}. Convert it to a tokenizer.json first."
+        )
+    return loaded
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """
+    The id of the token that ends a document.
+
+    Raises:
+        ValueError: if the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"`tokenizer` must have an end-of-text token, got {tokenizer.name_or_path or 'one'!r} without. Set its "
+            "`eos_token` first."
+        )
+    return tokenizer.eos_token_id
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the largest id, added tokens included; ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of the serialised backend, less its padding and truncation, which are state of its last use."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added; names of special tokens in the text are ordinary text."""
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]

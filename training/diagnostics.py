@@ -1,0 +1,69 @@
+"""What is measured of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# Long enough to outlast the start of a clock, short enough not to be noticed.
+PEAK_SIZE, PEAK_SECONDS = 1024, 0.3
+
+
+@torch.no_grad()
+def stream_kurtosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[float]:
+    """
+    Excess kurtosis over the coordinates of the stream, the mean over tokens; one number per layer, the first of the
+    embeddings, the last of the last layer (after the norm, as the library gives it).
+
+    Zero for a Gaussian; large where few coordinates carry much, as models with a preferred basis have it.
+    """
+    was_training = model.training
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    states = model.eval()(**inputs, use_cache=False, output_hidden_states=True).hidden_states
+    model.train(was_training)
+    return [float(excess_kurtosis(state.double()).mean()) for state in states]
+
+
+def excess_kurtosis(values: torch.Tensor) -> torch.Tensor:
+    """Along the last axis: the fourth central moment over the squared variance, less 3."""
+    centred = values - values.mean(-1, keepdim=True)
+    return centred.pow(4).mean(-1) / centred.square().mean(-1).square() - 3
+
+
+@torch.no_grad()
+def invariance_error(model: nn.Module, batch: dict[str, torch.Tensor], seed: int = 0) -> float:
+    """How much the logits change, relative to the largest, under a random element of the whole gauge group."""
+    from rigpt_hf.symmetry import GaugeTransformation, gauge_error
+
+    generator = torch.Generator().manual_seed(seed)
+    g = GaugeTransformation.random(model.config, generator, "all", compact=True)
+    return gauge_error(model, g, batch["input_ids"][:1])
+
+
+def flops_per_token(model: nn.Module, context: int) -> float:
+    """
+    Floating-point operations of a training step per token: 6 per weight of a matrix product, and `12 L H h S` for
+    scores and mixing (Chowdhery et al., arXiv 2204.02311, appendix B), causal masking not counted off.
+    """
+    config: Any = model.config
+    tables = {id(model.get_input_embeddings().weight)} if not config.tie_word_embeddings else set()
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in tables)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return 6 * weights + 12 * config.num_hidden_layers * width * context
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of large matrix products, measured here and now: what utilisation is relative to."""
+    # No random numbers: those of the run must not depend on how often it was started.
+    a = torch.full((PEAK_SIZE, PEAK_SIZE), 1e-3, device=device, dtype=dtype)
+    products, start = 0, time.perf_counter()
+    while time.perf_counter() - start < PEAK_SECONDS:
+        a @ a
+        products += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return products * 2 * PEAK_SIZE**3 / (time.perf_counter() - start)

@@ -1,0 +1,372 @@
+"""A pretraining run: steps, checkpoints, and going on from one as if nothing had happened."""
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from .build import build_model, build_optimizer, ensure_data
+from .checkpoints import Checkpoint, CheckpointStore, check_facts
+from .data import TokenShards, Windows, validation_batches
+from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis
+from .options import PretrainOptions
+from .records import Records, plot_losses, write_model
+from .schedule import make_schedule
+from .sharding import (
+    gather_optimizer,
+    gather_weights,
+    local_gradients,
+    restore_optimizer_,
+    restore_weights_,
+    shard,
+)
+from .state import load_state, rng_state, save_state, set_rng_state
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RunReport:
+    """
+    What a run came to.
+
+    Args:
+        steps (`int`): done in all; started (`int`): the step at which this call began.
+        losses (`list[float]`): of training, nats per token, one per step of this call.
+        validation (`list[tuple[int, float]]`): step and loss.
+        model_folder (`Path`, *optional*): the final model; `None` if the run was interrupted.
+    """
+
+    steps: int
+    started: int
+    losses: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    model_folder: Path | None = None
+
+
+class PretrainingRun:
+    """
+    A run in a folder, on this process and its peers.
+
+    Args:
+        options (`PretrainOptions`): all options.
+        progress (`bool`): whether the main process shows a bar.
+
+    Raises:
+        ValueError: if options do not fit each other, the data, the number of processes, or the checkpoint there is.
+    """
+
+    def __init__(self, options: PretrainOptions, progress: bool = True):
+        self.options, self.progress = options, progress
+        run = options.run
+        if run.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.accelerator = Accelerator(
+            mixed_precision="no" if run.fsdp else run.precision,
+            cpu=not torch.cuda.is_available(),
+            log_with=run.trackers or None,
+            project_dir=str(options.output),
+        )
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self._check_processes()
+        self._open_data()
+        self.store = CheckpointStore(options.output / "checkpoints", run.keep_last, run.keep_best)
+        self.records = Records(options.output / "metrics.jsonl")
+        self._build()
+        self.step = 0
+        self.best_validation: float | None = None
+        self.stopping = False
+
+    def _check_processes(self) -> None:
+        run = self.options.run
+        if run.batch_size % self.world:
+            raise ValueError(
+                f"`run.batch_size` must be a multiple of the number of processes, got {run.batch_size} "
+                f"and {self.world}."
+            )
+        if run.fsdp and self.world == 1:
+            raise ValueError(
+                "`run.fsdp` shards among processes, got one. Start more with torchrun or accelerate launch."
+            )
+        if run.fsdp and run.precision == "fp16":
+            raise ValueError("`run.precision` must be `no` or `bf16` with `run.fsdp`, got `fp16`.")
+
+    def _open_data(self) -> None:
+        data = self.options.data
+        with self.accelerator.main_process_first():
+            folder = ensure_data(data, self.progress and self.accelerator.is_main_process)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+        train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
+        self.manifest = train.manifest
+        end = self.manifest.end_of_text
+        plain = {"cross_document": data.cross_document}
+        self.windows = Windows(train, data.context, end, **plain)
+        run = self.options.run
+        self.validation = list(
+            validation_batches(held_out, data.context, run.batch_size, run.evaluate_batches, end_of_text=end, **plain)
+        )
+
+    def _build(self) -> None:
+        options = self.options
+        model = build_model(
+            options.model, self.manifest.vocab_size, options.data.context, self.manifest.end_of_text, options.run.seed
+        )
+        self.plain = model
+        self.flops = flops_per_token(model, options.data.context)
+        if options.run.fsdp:
+            self.model = shard(model.to(self.device), options.run.precision)
+        else:
+            self.model = self.accelerator.prepare(model)
+        self.optimizer = build_optimizer(options.optimizer, self.model)
+        self.forward = torch.compile(self.model) if options.run.compile else self.model
+        self.scaler = getattr(self.accelerator, "scaler", None)
+        self.schedule = make_schedule(options.optimizer, options.run.steps)
+
+    def train(self) -> RunReport:
+        """Train to the last step, from the newest checkpoint of the folder if there is one."""
+        run = self.options.run
+        if self.accelerator.is_main_process:
+            self.store.clean()
+        self.accelerator.wait_for_everyone()
+        self._resume()
+        report = RunReport(self.step, self.step)
+        if self.accelerator.is_main_process:
+            self.records.cut(self.step)
+        self._start_trackers()
+        peak = peak_flops(self.device, torch.bfloat16 if run.precision == "bf16" else torch.float32) * self.world
+        with self._signals(), self._bar() as bar:
+            while self.step < run.steps and not self.stopping:
+                began = time.perf_counter()
+                entry = self._advance()
+                report.losses.append(entry["loss"])
+                seconds = time.perf_counter() - began
+                entry["tokens_per_second"] = run.batch_size * self.options.data.context / seconds
+                entry["mfu"] = entry["tokens_per_second"] * self.flops / peak
+                done = self.step == run.steps
+                if done or self.step % run.evaluate_every == 0:
+                    entry["validation_loss"] = self._validate()
+                    report.validation.append((self.step, entry["validation_loss"]))
+                    if self.best_validation is None or entry["validation_loss"] < self.best_validation:
+                        self.best_validation = entry["validation_loss"]
+                if done or (run.diagnose_every and self.step % run.diagnose_every == 0):
+                    entry |= self._diagnose()
+                self._log(entry, bar)
+                if done or self.stopping or self.step % run.save_every == 0:
+                    self._save(entry.get("validation_loss"))
+        report.steps = self.step
+        if self.step == run.steps:
+            report.model_folder = self._finish()
+        self.accelerator.end_training()
+        return report
+
+    def _advance(self) -> dict[str, Any]:
+        """One optimizer step; what the log says of it."""
+        options = self.options
+        own = options.run.batch_size // self.world
+        batch = self.windows.batch(self.step, options.run.batch_size, self.rank, self.world, seed=options.run.seed)
+        # Losses are means over all tokens of the step, wherever they are: so neither the number of processes nor
+        # accumulation shows in them.
+        count = self._summed((batch["labels"][:, 1:] != -100).sum())
+        micro = options.run.micro_batch_size or own
+        starts = range(0, own, micro)
+        total = torch.zeros((), dtype=torch.float64)
+        for start in starts:
+            part = {key: value[start : start + micro].to(self.device) for key, value in batch.items()}
+            with local_gradients(self.accelerator, self.model, start == starts[-1]), self.accelerator.autocast():
+                # The sum over processes is what DDP and FSDP make a mean of.
+                loss = self.forward(**part, use_cache=False, num_items_in_batch=count.to(self.device)).loss
+                (self.scaler.scale(loss * self.world) if self.scaler else loss * self.world).backward()
+            total += loss.detach().double().cpu()
+        loss, stop = self._summed(torch.stack([total, torch.tensor(float(self.stopping)).double()])).tolist()
+        self.stopping = stop > 0
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} in step {self.step + 1}. The checkpoints in {str(self.store.folder)!r} are "
+                "untouched. Go on from one with a lower --optimizer.lr, or more --optimizer.warmup, and "
+                "--run.allow_changes true."
+            )
+        rate = options.optimizer.lr * self.schedule(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["multiplier"]
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.optimizer.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return {"step": self.step, "loss": loss, "lr": rate, "gradient_norm": float(norm)}
+
+    def _summed(self, value: torch.Tensor) -> torch.Tensor:
+        if self.world == 1:
+            return value
+        value = value.to(self.device)
+        dist.all_reduce(value)
+        return value.cpu()
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """The mean loss over the validation batches, which are divided among processes by rows."""
+        self.model.eval()
+        rows = self.options.run.batch_size // self.world
+        totals = torch.zeros(2, dtype=torch.float64)
+        for batch in self.validation:
+            part = {
+                key: value[self.rank * rows : (self.rank + 1) * rows].to(self.device) for key, value in batch.items()
+            }
+            count = (part["labels"][:, 1:] != -100).sum()
+            with self.accelerator.autocast():
+                loss = self.model(**part, use_cache=False, num_items_in_batch=torch.ones_like(count)).loss
+            totals += torch.stack([loss.double().cpu(), count.double().cpu()])
+        self.model.train()
+        loss, count = self._summed(totals).tolist()
+        return loss / count
+
+    def _diagnose(self) -> dict[str, Any]:
+        """Kurtosis of every layer, and for an unsharded RiGPT the invariance error."""
+        batch = {
+            key: value[: max(len(value) // self.world, 1)].to(self.device) for key, value in self.validation[0].items()
+        }
+        found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch)}
+        if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
+            found["invariance_error"] = invariance_error(self.accelerator.unwrap_model(self.model).eval(), batch)
+            self.model.train()
+        return found
+
+    def _facts(self) -> dict[str, Any]:
+        hashes = {name: [shard.sha256 for shard in split.shards] for name, split in self.manifest.splits.items()}
+        return self.options.facts() | {"data_hashes": hashes}
+
+    def _save(self, metric: float | None) -> None:
+        weights, optimizer = gather_weights(self.model), gather_optimizer(self.model, self.optimizer)
+        scaler = self.scaler.state_dict() if self.scaler else {}
+
+        def write(folder: Path) -> None:
+            save_state(rng_state(), folder / f"rng-{self.rank}")
+            if self.accelerator.is_main_process:
+                write_model(self.plain, weights, None, folder / "model")
+                save_state({"optimizer": optimizer, "scaler": scaler}, folder / "optimizer")
+                self.records.copy_to(folder / "metrics.jsonl")
+
+        facts = self._facts() | {"world": self.world, "best_validation": self.best_validation}
+        self.store.save_together(
+            self.step,
+            write,
+            is_main=self.accelerator.is_main_process,
+            gather=gather_object,
+            metric=metric,
+            facts=facts,
+        )
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint, looked through by the main process; damage ends all processes with the message."""
+        found, problem = None, None
+        try:
+            found = self.store.latest(verify=self.accelerator.is_main_process)
+        except ValueError as error:
+            problem = error
+        told = [text for text in gather_object([None if problem is None else str(problem)]) if text is not None]
+        if told:
+            raise ValueError(told[0]) from problem
+        return found
+
+    def _resume(self) -> None:
+        found = self._newest()
+        if found is None:
+            if self.accelerator.is_main_process and self.records.path.exists():
+                self.records.cut(0)
+            return
+        if not self.options.run.allow_changes:
+            saved = {key: value for key, value in found.facts.items() if key not in ("world", "best_validation")}
+            check_facts(saved, self._facts(), override="--run.allow_changes true")
+        state = load_state(found.path / "optimizer.safetensors")
+        # Not mapped from the file: see `load_state`.
+        mapped = load_file(found.path / "model" / "model.safetensors")
+        weights = {name: tensor.clone() for name, tensor in mapped.items()}
+        restore_weights_(self.model, weights)
+        restore_optimizer_(self.model, self.optimizer, state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        if found.facts["world"] == self.world:
+            set_rng_state(load_state(found.path / f"rng-{self.rank}.safetensors"))
+        else:
+            logger.warning(f"Saved by {found.facts['world']} processes, continued by {self.world}: dropout differs.")
+        self.step, self.best_validation = found.step, found.facts["best_validation"]
+
+    def _start_trackers(self) -> None:
+        if self.options.run.trackers:
+            self.accelerator.init_trackers("pretrain")
+
+    def _bar(self) -> tqdm:
+        shown = self.progress and self.accelerator.is_main_process
+        return tqdm(
+            total=self.options.run.steps, initial=self.step, desc="Pretraining", unit="step", disable=not shown
+        )
+
+    def _log(self, entry: dict[str, Any], bar: tqdm) -> None:
+        bar.update()
+        validation = f", validation {entry['validation_loss']:.3f}" if "validation_loss" in entry else ""
+        speed = f"{entry['tokens_per_second']:.0f} tokens/s, MFU {entry['mfu']:.0%}"
+        bar.set_postfix_str(f"loss {entry['loss']:.3f}{validation}, {speed}")
+        if len(entry) == SHORT and entry["step"] % self.options.run.log_every:
+            return
+        if self.accelerator.is_main_process:
+            self.records.append(entry)
+        scalars = {key: value for key, value in entry.items() if isinstance(value, float)}
+        for index, value in enumerate(entry.get("kurtosis", [])):
+            scalars[f"kurtosis/{index}"] = value
+        self.accelerator.log(scalars, step=entry["step"])
+
+    def _finish(self) -> Path:
+        """Write the final model and the curves."""
+        weights = gather_weights(self.model)
+        folder = self.options.output / "model"
+        if self.accelerator.is_main_process:
+            write_model(self.plain, weights, self.tokenizer, folder)
+            plot_losses([self.records.path], self.options.output / "loss.png")
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _signals(self) -> Any:
+        return Interruptions(self)
+
+
+# Entries of a step at which nothing but the step itself was measured.
+SHORT = 6
+
+
+class Interruptions:
+    """Inside, SIGTERM and SIGINT end the run after the current step, with a checkpoint."""
+
+    def __init__(self, run: PretrainingRun):
+        self.run = run
+
+    def __enter__(self) -> None:
+        self.earlier = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.run.stopping = True
+        # A second one ends it at once.
+        signal.signal(number, self.earlier[signal.Signals(number)])

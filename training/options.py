@@ -1,0 +1,249 @@
+"""Every option of a pretraining run: dataclasses, a YAML file or the command line fills them."""
+
+import importlib.util
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+@dataclass
+class ModelOptions:
+    """What is trained."""
+
+    kind: Literal["rigpt", "stock-gpt2"] = "rigpt"
+    """The class: RiGPT, or stock GPT-2 to compare with."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of its configuration; the vocabulary comes from the data."""
+    start: str | None = None
+    """Folder or Hub id to go on from, instead of random weights."""
+
+    def __post_init__(self):
+        if self.start is not None and self.config:
+            raise ValueError(
+                f"`model.config` must be left out with `model.start`, got both. The model in {self.start!r} "
+                "has its own."
+            )
+        if "vocab_size" in self.config:
+            raise ValueError("`model.config` must not set vocab_size, which comes from the data. Leave it out.")
+
+
+@dataclass
+class DataOptions:
+    """What it is trained on."""
+
+    path: str = "runs/data/docs"
+    """Folder of tokenised shards; made from `source` if it does not exist yet."""
+    source: str | None = "docs"
+    """`docs` (the documentation of the installed packages), a local text, JSONL or parquet file or folder, or a
+    data set on the Hub."""
+    source_options: dict[str, Any] = field(default_factory=dict)
+    """What else the source needs: name, revision, split, text_column, megabytes."""
+    tokenizer: str = "train:4096"
+    """Folder or Hub id of a tokenizer; `train:N` makes one with N tokens from the beginning of the source."""
+    validation: float = 0.005
+    """Share of documents held out, chosen by a hash of their text."""
+    max_tokens: int | None = None
+    """Stop tokenising after so many."""
+    context: int = 256
+    """Tokens per window."""
+    cross_document: bool = False
+    """Let tokens attend to earlier documents of their window; faster on some backends."""
+
+    def __post_init__(self):
+        if self.context < 2:
+            raise ValueError(f"`data.context` must be at least 2, got {self.context}.")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"`data.validation` must be between 0 and 1, got {self.validation}.")
+
+
+@dataclass
+class OptimizerOptions:
+    """How its weights move."""
+
+    name: Literal["equivariant", "adamw"] = "equivariant"
+    """The optimizer; stock GPT-2 needs `adamw`."""
+    lr: float = 1e-2
+    """Peak learning rate, in AdamW's units for both."""
+    weight_decay: float = 0.1
+    """Decoupled rate; not on biases and gains."""
+    momentum: float = 0.95
+    """Of matrices (equivariant)."""
+    beta1: float = 0.9
+    """Of Adam's first moments."""
+    beta2: float = 0.95
+    """Of Adam's second moments."""
+    multipliers: dict[str, float] = field(default_factory=dict)
+    """Of the learning rate, by treatment or module, such as `embed_tokens: 0.3` (equivariant)."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls at the end."""
+    warmup: int = 40
+    """Steps of linear warm-up."""
+    decay: float = 0.5
+    """Share of all steps, at the end, over which it falls."""
+    final: float = 0.02
+    """Share of the peak that it falls to."""
+
+    def __post_init__(self):
+        for name, value, valid, rule in (
+            ("lr", self.lr, self.lr > 0, "positive"),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            ("clip", self.clip, self.clip is None or self.clip > 0, "positive, or null for none"),
+            ("warmup", self.warmup, self.warmup >= 0, "at least 0"),
+            ("decay", self.decay, 0 <= self.decay <= 1, "a share between 0 and 1"),
+            ("final", self.final, 0 <= self.final <= 1, "a share between 0 and 1"),
+        ):
+            if not valid:
+                raise ValueError(f"`optimizer.{name}` must be {rule}, got {value}.")
+        if self.multipliers and self.name != "equivariant":
+            raise ValueError("`optimizer.multipliers` must be left out with `adamw`, which has one rate for all.")
+
+
+@dataclass
+class RunOptions:
+    """How long, how often, and where to."""
+
+    output: str = "runs/pretrain"
+    """Folder of the run: checkpoints, metrics, curves, the final model."""
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Windows per step, over all processes."""
+    micro_batch_size: int | None = None
+    """Windows that one process puts through the model at once; all of its share if not given."""
+    seed: int = 0
+    """Of initial weights, order of the data, and dropout."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    fsdp: bool = False
+    """Shard parameters, gradients and optimizer among processes (FSDP2) instead of repeating them (DDP)."""
+    compile: bool = False
+    """Compile the model."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time."""
+    log_every: int = 1
+    """Steps between entries of the log."""
+    evaluate_every: int = 100
+    """Steps between validation losses."""
+    evaluate_batches: int = 12
+    """Batches of the validation loss."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints kept, the newest."""
+    keep_best: int = 1
+    """Checkpoints kept besides, with the lowest validation loss."""
+    diagnose_every: int = 0
+    """Steps between measurements of kurtosis, update norm and invariance; 0: only at the end."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Where Accelerate sends the log besides: tensorboard, wandb, trackio."""
+    allow_changes: bool = False
+    """Go on from a checkpoint although options have changed since."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_batches", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`run.{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("keep_last", "keep_best", "diagnose_every"):
+            if getattr(self, name) < (1 if name == "keep_last" else 0):
+                raise ValueError(f"`run.{name}` is too small, got {getattr(self, name)}.")
+        for name in self.trackers:
+            if name not in TRACKERS or importlib.util.find_spec(name) is None:
+                raise ValueError(
+                    f"`run.trackers` must be installed ones of {', '.join(TRACKERS)}, got {name!r}. Install it, or "
+                    "pass --run.trackers '[]'."
+                )
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"`run.micro_batch_size` must be at least 1, got {self.micro_batch_size}.")
+
+
+@dataclass
+class PretrainOptions:
+    """A pretraining run."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """What is trained."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """What it is trained on."""
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    """How its weights move."""
+    run: RunOptions = field(default_factory=RunOptions)
+    """How long, how often, and where to."""
+
+    def __post_init__(self):
+        if self.model.kind == "stock-gpt2" and self.optimizer.name == "equivariant":
+            raise ValueError(
+                "`optimizer.name` must be `adamw` for `model.kind` `stock-gpt2`, got `equivariant`: its parameters "
+                "are not in the table of frames. Pass --optimizer.name adamw."
+            )
+        if self.optimizer.warmup > self.run.steps:
+            raise ValueError(
+                f"`optimizer.warmup` must not be longer than `run.steps`, got {self.optimizer.warmup} and "
+                f"{self.run.steps}. Shorten it."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the numbers of a run; a checkpoint may only be continued with the same."""
+        facts = asdict(self)
+        for name in NOT_DECISIVE:
+            facts["run"].pop(name)
+        for name in ("path", "source", "source_options", "tokenizer", "validation", "max_tokens"):
+            facts["data"].pop(name)
+        return facts
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.output)
+
+
+# Options that may change between a checkpoint and its continuation without changing what is computed. The data are
+# compared by the hashes of their shards instead of by their place.
+NOT_DECISIVE = (
+    "output",
+    "micro_batch_size",
+    "fsdp",
+    "compile",
+    "deterministic",
+    "log_every",
+    "evaluate_every",
+    "evaluate_batches",
+    "save_every",
+    "keep_last",
+    "keep_best",
+    "diagnose_every",
+    "trackers",
+    "allow_changes",
+)
+
+
+def make_parser() -> Any:
+    """The command line, with every option and its help."""
+    try:
+        from jsonargparse import ArgumentParser, set_parsing_settings
+    except ImportError as error:
+        raise ValueError(
+            "The training programs need `jsonargparse`. Install it with: pip install rigpt-hf[train]"
+        ) from error
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="pretrain.py",
+        description="Pretrain a RiGPT, or a stock GPT-2 to compare with. Start it with `accelerate launch` or "
+        "`torchrun`; called again on the same folder it goes on from the last checkpoint. Example: accelerate launch "
+        "training/pretrain.py --config training/presets/smoke.yaml --run.steps 100",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the options; see training/presets.")
+    parser.add_class_arguments(PretrainOptions)
+    return parser
+
+
+def parse_options(arguments: list[str] | None = None) -> PretrainOptions:
+    """Options from a command line; those of `--config` files first."""
+    parser = make_parser()
+    parsed = parser.instantiate(parser.parse_args(arguments))
+    return PretrainOptions(parsed.model, parsed.data, parsed.optimizer, parsed.run)

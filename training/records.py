@@ -1,0 +1,105 @@
+"""What a run writes besides checkpoints: a log of metrics, curves, and the model itself."""
+
+import copy
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rigpt_hf.conversion.output import temporary_sibling
+
+
+class Records:
+    """
+    The log of a run, one JSON object per line, by step.
+
+    Args:
+        path (`Path`): of the file; only the main process writes.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """One more line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All entries; a last line that a kill has cut is left out."""
+        entries = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return entries
+
+    def cut(self, step: int) -> None:
+        """Drop what came after `step`: it will be done again."""
+        if not self.path.exists():
+            return
+        kept = [entry for entry in self.read() if entry["step"] <= step]
+        temporary = temporary_sibling(self.path)
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def copy_to(self, path: Path) -> None:
+        """A copy beside a checkpoint."""
+        if self.path.exists():
+            shutil.copyfile(self.path, path)
+
+
+def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
+    """
+    A folder that `AutoModelForCausalLM` loads; it appears complete, in the place of an earlier one.
+
+    Args:
+        model: Gives configuration and code; may be sharded.
+        weights: Its state dict, gathered.
+        tokenizer: Saved with it if not `None`.
+        folder: Where to.
+    """
+    from rigpt_hf.conversion.assemble import quiet_loading
+
+    temporary = temporary_sibling(folder)
+    try:
+        with quiet_loading(), torch.device("meta"):
+            shell: Any = type(model)(copy.deepcopy(model.config))
+        with quiet_loading():
+            shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def plot_losses(logs: list[Path], path: Path, names: list[str] | None = None) -> None:
+    """Training losses as lines, validation losses as dots, of one run or several, against tokens or steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, log in enumerate(logs):
+        entries = Records(log).read()
+        name = names[index] if names else log.parent.name
+        points = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry["loss"])]
+        axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=0.8, alpha=0.7, label=name)
+        held_out = [(entry["step"], entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), "o", color=f"C{index}", ms=4, label=f"{name}, validation")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    temporary = temporary_sibling(path)
+    figure.savefig(temporary, dpi=120, format=path.suffix[1:])
+    os.replace(temporary, path)

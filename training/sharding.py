@@ -1,0 +1,101 @@
+"""Models and optimizers on one process or many: wrapping them, and gathering and restoring what they hold by name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from rigpt_hf.optim import local_like, unwrapped_name, whole
+
+
+def shard(model: nn.Module, precision: str) -> nn.Module:
+    """
+    FSDP2 over all processes: every layer by itself, then what is left.
+
+    Args:
+        model: A model with its layers in `model.model.layers` or `model.transformer.h`.
+        precision: `"bf16"` computes in bfloat16; master weights and reductions stay in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = torch.distributed.init_device_mesh(device, (torch.distributed.get_world_size(),))
+    inner: Any = getattr(model, "model", None) or model.transformer
+    for layer in getattr(inner, "layers", None) or inner.h:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def local_gradients(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """Backward passes inside leave gradients on their process, unless it is the `last` of a step."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(last)
+        yield
+        return
+    with nullcontext() if last else accelerator.no_sync(model):
+        yield
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters under the names they have without wrappers."""
+    return {unwrapped_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and saved buffers as wholes on the CPU; every process must call this."""
+    state = {unwrapped_name(name): tensor for name, tensor in model.state_dict().items()}
+    return {name: whole(tensor.detach()).cpu() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def restore_weights_(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """
+    Put back what `gather_weights` gave, of which files may hold tied tensors once.
+
+    Raises:
+        ValueError: if a parameter is absent or has another shape.
+    """
+    for name, parameter in parameters_by_name(model).items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            held = tuple(weights[name].shape) if name in weights else "nothing"
+            raise ValueError(
+                f"`weights` must fit the model, got {held} for {name!r} of shape {tuple(parameter.shape)}. Resume "
+                "with the options that the run began with."
+            )
+        parameter.copy_(local_like(weights[name].to(parameter.device), parameter))
+
+
+def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """An optimizer's state by name of parameter, as wholes on the CPU; every process must call this."""
+    return {
+        name: {
+            key: whole(value).detach().cpu() if isinstance(value, torch.Tensor) else value
+            for key, value in optimizer.state[parameter].items()
+        }
+        for name, parameter in parameters_by_name(model).items()
+        if parameter in optimizer.state
+    }
+
+
+@torch.no_grad()
+def restore_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
+    """Put back what `gather_optimizer` gave, whatever number of processes gave it."""
+    for name, parameter in parameters_by_name(model).items():
+        if name in state:
+            optimizer.state[parameter] = {
+                key: _placed(value, parameter) if isinstance(value, torch.Tensor) else value
+                for key, value in state[name].items()
+            }
+
+
+def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """A tensor of an optimizer's state on its parameter's device, and sharded as it is if it has its rows."""
+    value = value.to(parameter.device)
+    sharded = value.dim() == parameter.dim() == 2 and value.shape[0] == parameter.shape[0]
+    same = value.shape == parameter.shape
+    return local_like(value, parameter, keep_dtype=True) if sharded or same else value
