@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rigpt_hf.optim import whole
+
 
 # Long enough to outlast the start of a clock, short enough not to be noticed.
 PEAK_SIZE, PEAK_SECONDS = 1024, 0.3
@@ -30,6 +32,16 @@ def excess_kurtosis(values: torch.Tensor) -> torch.Tensor:
     """Along the last axis: the fourth central moment over the squared variance, less 3."""
     centred = values - values.mean(-1, keepdim=True)
     return centred.pow(4).mean(-1) / centred.square().mean(-1).square() - 3
+
+
+@torch.no_grad()
+def update_norm(model: nn.Module, before: list[torch.Tensor]) -> float:
+    """How far a step has moved all weights together, relative to their norm before it."""
+    moved, size = 0.0, 0.0
+    for parameter, earlier in zip(model.parameters(), before, strict=True):
+        moved += float(whole((parameter.detach() - earlier).double().square().sum()))
+        size += float(whole(earlier.double().square().sum()))
+    return (moved / max(size, 1e-300)) ** 0.5
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .build import build_model, build_optimizer, ensure_data
 from .checkpoints import Checkpoint, CheckpointStore, check_facts
 from .data import TokenShards, Windows, validation_batches
-from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis
+from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis, update_norm
 from .options import PretrainOptions
 from .records import Records, plot_losses, write_model
 from .schedule import make_schedule
@@ -157,12 +157,13 @@ class PretrainingRun:
                 entry["tokens_per_second"] = run.batch_size * self.options.data.context / seconds
                 entry["mfu"] = entry["tokens_per_second"] * self.flops / peak
                 done = self.step == run.steps
+                diagnosed = "update_norm" in entry
                 if done or self.step % run.evaluate_every == 0:
                     entry["validation_loss"] = self._validate()
                     report.validation.append((self.step, entry["validation_loss"]))
                     if self.best_validation is None or entry["validation_loss"] < self.best_validation:
                         self.best_validation = entry["validation_loss"]
-                if done or (run.diagnose_every and self.step % run.diagnose_every == 0):
+                if diagnosed:
                     entry |= self._diagnose()
                 self._log(entry, bar)
                 if done or self.stopping or self.step % run.save_every == 0:
@@ -206,6 +207,7 @@ class PretrainingRun:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.optimizer.clip or math.inf)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        before = [parameter.detach().clone() for parameter in self.model.parameters()] if self._diagnosed else []
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -213,7 +215,14 @@ class PretrainingRun:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return {"step": self.step, "loss": loss, "lr": rate, "gradient_norm": float(norm)}
+        entry = {"step": self.step, "loss": loss, "lr": rate, "gradient_norm": float(norm)}
+        return entry | ({"update_norm": update_norm(self.model, before)} if before else {})
+
+    @property
+    def _diagnosed(self) -> bool:
+        """Whether the step that is about to be done is one to measure everything of."""
+        run, step = self.options.run, self.step + 1
+        return step == run.steps or bool(run.diagnose_every and step % run.diagnose_every == 0)
 
     def _summed(self, value: torch.Tensor) -> torch.Tensor:
         if self.world == 1:

@@ -262,6 +262,7 @@ def test_from_tokens_keeps_memory_bounded(tmp_path, monkeypatch):
     tracemalloc.start()
     from_tokens({"train": path}, tmp_path / "tokens", vocab_size=1000, end_of_text=None, progress=False)
     copied = tracemalloc.get_traced_memory()[1]
+    assert len(TokenShards(tmp_path / "tokens")) == 4_000_000
     tracemalloc.reset_peak()
     np.fromfile(path, "<u2")
     read = tracemalloc.get_traced_memory()[1]

@@ -109,7 +109,7 @@ def test_what_a_run_leaves(data, tmp_path):
     log = log_of(tmp_path / "run")
     assert [entry["step"] for entry in log] == list(range(1, 13))
     assert [step for step, _ in report.validation] == [6, 12]
-    assert all(len(log[step]["kurtosis"]) == 3 for step in (5, 11))
+    assert all(len(log[step]["kurtosis"]) == 3 and 1e-5 < log[step]["update_norm"] < 1 for step in (5, 11))
     assert log[-1]["invariance_error"] <= SYMMETRY[torch.float32]
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept[-2:] == ["step-00000009", "step-00000012"] and len(kept) <= 3

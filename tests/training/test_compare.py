@@ -1,0 +1,115 @@
+"""The programs that compare and measure training: the same data for all, numbers that mean what they say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tqdm.auto import tqdm
+from typer.testing import CliRunner
+
+from rigpt_hf.evaluation import equivariance, optimizer_cost
+from rigpt_hf.training import candidates, compare
+from rigpt_hf.training.build import build_model
+from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+from tests.tolerances import TRAINING
+
+
+@pytest.fixture
+def files(tmp_path):
+    draw = np.random.default_rng(0)
+    paths = []
+    for split, size in (("train", 20_000), ("validation", 6_000)):
+        jumps = np.where(draw.random(size) < 0.1, draw.integers(0, 61, size), 1)
+        paths.append(tmp_path / f"{split}.bin")
+        (np.cumsum(jumps) % 61).astype("<u2").tofile(paths[-1])
+    return paths
+
+
+def test_windows_are_those_of_the_protocol():
+    tokens = np.arange(5000, dtype="<u2")
+    windows = compare.DrawnWindows(tokens, 256, 16, 3, seed=0)
+    draw = np.random.default_rng(0)
+    for step in range(3):
+        starts = draw.integers(0, len(tokens) - 257, 16)
+        batch = windows.batch(step, 16)
+        assert batch["input_ids"].shape == (16, 257) and torch.equal(batch["labels"], batch["input_ids"])
+        assert batch["input_ids"][:, 0].tolist() == starts.tolist()
+        shares = [windows.batch(step, 16, rank, 4)["input_ids"] for rank in range(4)]
+        assert torch.equal(torch.cat(shares), batch["input_ids"])
+
+
+def test_tokens_to_reach_a_loss():
+    result = {"validation": [(25, 5.0), (50, 4.0), (75, 3.0)], "tokens_per_step": 10}
+    assert compare.tokens_to_reach(result, 3.5) == 625
+    assert compare.tokens_to_reach(result, 4.0) == 500
+    assert compare.tokens_to_reach(result, 6.0) == 250
+    assert math.isnan(compare.tokens_to_reach(result, 2.0))
+
+
+def test_every_candidate_is_a_model_with_rates_of_its_own():
+    sizes = {}
+    for name, candidate in candidates.CANDIDATES.items():
+        model = build_model(candidate.model, 4096, 256, None, 0)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        assert len(candidates.RATES[name]) >= 3
+    for name, size in sizes.items():
+        if name not in ("rigpt-untied", "rigpt-no-projections"):
+            assert abs(size / sizes["stock-gpt2"] - 1) <= 0.03, name
+
+
+def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
+    stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
+    monkeypatch.setitem(
+        compare.CANDIDATES, "rigpt", candidates.Candidate(ModelOptions(config=tiny), OptimizerOptions())
+    )
+    monkeypatch.setitem(
+        compare.CANDIDATES,
+        "stock-gpt2",
+        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(name="adamw")),
+    )
+    monkeypatch.setattr(compare, "BATCH", 2)
+    monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
+    arguments = dict(only="stock-gpt2,rigpt", rates="0.003,0.01", seeds=2, steps=6, summary=tmp_path / "summary.json")
+    compare.main(*files, tmp_path / "runs", **arguments)
+    facts = json.loads((tmp_path / "summary.json").read_text())
+    assert set(facts["sweeps"]["rigpt"]) == {"0.003", "0.01"}
+    for name in ("rigpt", "stock-gpt2"):
+        best = min(facts["sweeps"][name], key=lambda rate: facts["sweeps"][name][rate])
+        runs = facts["results"][name]
+        assert [run["seed"] for run in runs] == [0, 1] and {f"{run['lr']:g}" for run in runs} == {best}
+        assert runs[0]["final_loss"] != runs[1]["final_loss"] and runs[0]["final_loss"] < 8.4
+    assert (tmp_path / "runs" / "losses.png").exists()
+    # What is done is not done again.
+    monkeypatch.setattr(compare, "PretrainingRun", None)
+    compare.main(*files, tmp_path / "runs", **arguments)
+    assert json.loads((tmp_path / "summary.json").read_text()) == facts
+
+
+def test_the_equivariance_that_is_reported():
+    with tqdm(disable=True) as bar:
+        exact, control = (equivariance.pair(kind, 10, 3e-3, 0, bar) for kind in ("float64", "float64, AdamW"))
+    assert exact["distance"] <= TRAINING < 0.1 < control["distance"]
+    assert exact["loss"] < 5.6 and exact["loss_difference"] <= TRAINING
+
+
+def test_the_cost_that_is_reported():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    result = optimizer_cost.measure(shape, 64, 16, 2, turns=2, device=torch.device("cpu"))
+    passes, ratios = result["forward and backward"], result["ratio of training steps"]
+    assert len(passes) == len(ratios) == 2
+    for index, ratio in enumerate(ratios):
+        adamw, ours = (passes[index] + result[name][index] for name in ("fused AdamW", "equivariant"))
+        assert ratio == pytest.approx(ours / adamw) and ratio > 0
+    answer = CliRunner().invoke(make_app(), ["--shape", "huge"])
+    assert answer.exit_code == 2 and "`shape` must be one of" in answer.output
+
+
+def make_app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(optimizer_cost.main)
+    return app

@@ -1,0 +1,199 @@
+"""Compare recipes on one row of tokens: the same data, the same budget, learning rates swept, several seeds.
+
+    python training/compare.py TRAIN.bin VALIDATION.bin --output runs/compare
+
+TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN are drawn uniformly by NumPy's
+`default_rng(0)`, the same for every run, and the validation loss is the mean over 12 batches whose windows
+`default_rng(1)` draws. Runs that are done are not done again, so that the command can be stopped and repeated.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rigpt_hf.training.candidates import CANDIDATES, RATES
+from rigpt_hf.training.data import from_tokens
+from rigpt_hf.training.loop import PretrainingRun
+from rigpt_hf.training.options import DataOptions, PretrainOptions, RunOptions
+from rigpt_hf.training.records import Records, plot_losses
+
+
+VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
+
+
+class DrawnWindows:
+    """
+    Windows that begin anywhere in a row of tokens, drawn once for all runs.
+
+    Args:
+        tokens (`np.ndarray`): The row.
+        context, batch_size, steps (`int`): Tokens in a window, windows in a batch, batches in all.
+        seed (`int`): Of the draw.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, steps: int, seed: int):
+        draw = np.random.default_rng(seed)
+        self.starts = [draw.integers(0, len(tokens) - context - 1, batch_size) for _ in range(steps)]
+        self.tokens, self.context = tokens, context
+
+    def batch(
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """The share of one process in a step; as [`Windows.batch`], but the seed of the run plays no part."""
+        own = np.array_split(self.starts[step], world)[rank]
+        # One token more than the context, as every one of them is predicted.
+        rows = np.stack([self.tokens[start : start + self.context + 1] for start in own])
+        input_ids = torch.from_numpy(rows.astype(np.int64))
+        return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def run_one(name: str, rate: float, seed: int, files: tuple[Path, Path], output: Path, steps: int) -> dict[str, Any]:
+    """One training run, or what an earlier call wrote of it."""
+    folder = output / name / f"lr-{rate:g}-seed-{seed}"
+    result_file = folder / "result.json"
+    if result_file.exists():
+        return json.loads(result_file.read_text(encoding="utf-8"))
+    data = output / "data"
+    if not (data / "manifest.json").exists():
+        splits = dict(zip(("train", "validation"), files, strict=True))
+        from_tokens(splits, data, vocab_size=VOCABULARY, end_of_text=None, progress=False)
+    candidate = CANDIDATES[name]
+    options = PretrainOptions(
+        candidate.model,
+        DataOptions(path=str(data), source=None, context=CONTEXT, cross_document=True),
+        replace(candidate.optimizer, lr=rate, warmup=min(40, steps // 4)),
+        RunOptions(
+            output=str(folder),
+            steps=steps,
+            batch_size=BATCH,
+            seed=seed,
+            evaluate_every=25,
+            evaluate_batches=1,
+            save_every=steps,
+            keep_last=1,
+            keep_best=0,
+            trackers=[],
+        ),
+    )
+    run = PretrainingRun(options)
+    train, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)
+    run.windows = DrawnWindows(train, CONTEXT, BATCH, steps, seed=0)
+    drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
+    run.validation = [drawn.batch(index, BATCH) for index in range(VALIDATION_BATCHES)]
+    report = run.train()
+    entries = Records(folder / "metrics.jsonl").read()
+    result = {
+        "candidate": name,
+        "lr": rate,
+        "seed": seed,
+        "steps": steps,
+        "tokens_per_step": CONTEXT * BATCH,
+        "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
+        "validation": report.validation,
+        "final_loss": report.validation[-1][1],
+        "kurtosis": entries[-1]["kurtosis"],
+        "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),
+        "threads": torch.get_num_threads(),
+    }
+    result_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
+    """Tokens after which the validation loss was first at most `loss`, linear between measurements; NaN if never."""
+    before: tuple[int, float] | None = None
+    for step, value in result["validation"]:
+        if value <= loss:
+            if before is not None:
+                share = (before[1] - loss) / (before[1] - value)
+                step = before[0] + share * (step - before[0])
+            return step * result["tokens_per_step"]
+        before = (step, value)
+    return math.nan
+
+
+def main(
+    train: Annotated[Path, typer.Argument(help="Tokens to train on.", exists=True)],
+    validation: Annotated[Path, typer.Argument(help="Tokens to validate on.", exists=True)],
+    output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/compare"),
+    only: Annotated[
+        str | None, typer.Option(help=f"Some of: {', '.join(CANDIDATES)}; separated by commas.", show_default="all")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to sweep, separated by commas.", show_default="each its own")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
+    summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
+):
+    """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
+    names = only.split(",") if only else list(CANDIDATES)
+    for name in names:
+        if name not in CANDIDATES:
+            raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
+    results: dict[str, list[dict[str, Any]]] = {}
+    sweeps: dict[str, dict[str, float]] = {}
+    for name in names:
+        sweep = [float(rate) for rate in rates.split(",")] if rates else list(RATES[name])
+        first = [run_one(name, rate, 0, (train, validation), output, steps) for rate in sweep]
+        best = min(first, key=lambda result: result["final_loss"])
+        sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
+        more = [run_one(name, best["lr"], seed, (train, validation), output, steps) for seed in range(1, seeds)]
+        results[name] = [best, *more]
+    show(results)
+    folders = {name: output / name / f"lr-{runs[0]['lr']:g}-seed-0" for name, runs in results.items()}
+    plot_losses([folder / "metrics.jsonl" for folder in folders.values()], output / "losses.png", list(folders))
+    if summary is not None:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
+        summary.write_text(
+            json.dumps(facts | {"sweeps": sweeps, "results": results}, indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def show(results: dict[str, list[dict[str, Any]]]) -> None:
+    """A table of medians with ranges; tokens are relative to the whole of a stock GPT-2's."""
+    baseline = results.get("stock-gpt2")
+    goal = statistics.mean(run["final_loss"] for run in baseline) if baseline else math.nan
+    table = Table(
+        "candidate", "parameters", "rate", "final loss", "tokens to GPT-2's loss", "largest |kurtosis|", "time"
+    )
+    for name, runs in results.items():
+        shares = [tokens_to_reach(run, goal) / (run["steps"] * run["tokens_per_step"]) for run in runs]
+        table.add_row(
+            name,
+            f"{runs[0]['parameters'] / 1e6:.2f}M",
+            f"{runs[0]['lr']:g}",
+            spread([run["final_loss"] for run in runs], "{:.3f}"),
+            spread(shares, "{:.1%}"),
+            spread([max(map(abs, run["kurtosis"])) for run in runs], "{:.2f}"),
+            spread([run["seconds"] for run in runs], "{:.0f} s"),
+        )
+    Console().print(table)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and 95 % confidence interval (Student's t), as text; the value alone if there is one."""
+    if any(math.isnan(value) for value in values):
+        return "not reached"
+    mean: Callable[[list[float]], float] = statistics.mean
+    if len(values) == 1:
+        return form.format(values[0])
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{form.format(mean(values))} ± {form.format(half)}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
