@@ -178,8 +178,8 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: Of groups that have none of their own; decoupled.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
-        sharing: `"auto"`: share work among the processes of the default group if all of them train one model, which
-            the first step finds out; `"none"`: every process does all of it.
+        sharing: `"auto"`: share work among the processes of the default group where all of them are about to do the
+            same, which every step finds out; `"none"`: every process does all of it.
 
     Raises:
         ValueError: if a group does not say its treatment, or a number is out of its range.
@@ -210,10 +210,6 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         ):
             if not valid:
                 raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
-        self.sharing = sharing
-        # Whether processes share work is found out in the first step.
-        self._group: Any = None
-        self._asked = False
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -222,6 +218,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "polar": polar,
             "steps": steps,
+            "sharing": sharing,
         }
         super().__init__(params, defaults)
 
@@ -301,28 +298,29 @@ class EquivariantOptimizer(torch.optim.Optimizer):
 
     @torch.compiler.disable
     def _shared_polar_factors(self, stacks: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
-        if not self._asked:
-            self._find_group(next(iter(stacks.values())).device)
+        group = self._sharing_group(stacks)
         factors: dict[tuple, torch.Tensor] = {}
         # One collective holds one dtype, and all that a method has to do.
         for kind in dict.fromkeys(key[2:] for key in stacks):
             keys = [key for key in stacks if key[2:] == kind]
             function = partial(_polar_factor, method=kind[-2], steps=kind[-1])
-            results = shared_work([stacks[key] for key in keys], function, self._group)
+            results = shared_work([stacks[key] for key in keys], function, group)
             factors.update(zip(keys, results, strict=True))
         return factors
 
-    def _find_group(self, device: torch.device) -> None:
-        self._asked = True
-        if self.sharing == "none":
-            return
-        facts = []
-        for group in self.param_groups:
-            facts.append(str((group.get("names"), group["treatment"], group["blocks"])))
-            for parameter in group["params"]:
-                # Models of one shape on different processes are told apart by their weights.
-                facts.append(f"{tuple(parameter.shape)} {float(whole(parameter.detach()).double().sum()).hex()}")
-        self._group = agreeing_group(" ".join(facts), device)
+    def _sharing_group(self, stacks: dict[tuple, torch.Tensor]) -> Any:
+        """
+        The processes that are about to compute the same factors; `None` if they do not, or are not to share.
+
+        Looked at in every step: that all train one model is known from what they are about to do, not from how they
+        began. Ensembles, sweeps and pipeline stages have process groups too.
+        """
+        if self.defaults["sharing"] == "none":
+            return None
+        facts = [str([(tuple(stack.shape), stack.dtype, *key[-2:]) for key, stack in stacks.items()])]
+        # One row of each matrix says as much as all of it, and is quickly sent.
+        facts += [stack[:, 0].flatten().cpu().double().sum().item().hex() for stack in stacks.values()]
+        return agreeing_group(" ".join(facts), next(iter(stacks.values())).device)
 
     def _step_adam(self, group: dict[str, Any]) -> None:
         first, second = group["betas"]

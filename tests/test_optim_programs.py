@@ -56,8 +56,7 @@ def run_distributed(rank: int, port: int, kind: str, folder: str):
     done = []
     real = optim.newton_schulz
     optim.newton_schulz = lambda stack, steps: done.append(len(stack)) or real(stack, steps)
-    if kind == "ensemble":
-        model = tiny_model(seed=rank, dtype=torch.float32, **OPTIONS)
+    if kind == "ensemble":  # of one start, each with data of its own
         wrapped = model
     elif kind == "fsdp2":
         mesh = torch.distributed.init_device_mesh("cpu", (2,))
@@ -68,7 +67,7 @@ def run_distributed(rank: int, port: int, kind: str, folder: str):
         wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = make_optimizer(wrapped, sharing="none" if kind == "ddp-unshared" else "auto")
     halves = slice(2 * rank, 2 * rank + 2)
-    losses = losses_of(wrapped, optimizer, slice(None) if kind == "ensemble" else halves, clip=0.5)
+    losses = losses_of(wrapped, optimizer, halves, clip=0.5)
     whole = {name: optim.whole(parameter.detach()) for name, parameter in model.named_parameters()}
     result = {"losses": losses, "done": sum(done), "weights": whole}
     torch.save(result, f"{folder}/{rank}.pt")
@@ -109,9 +108,9 @@ def test_two_processes_train_as_one(kind, tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_models_of_their_own_share_nothing(tmp_path):
-    for seed, result in enumerate(launch("ensemble", tmp_path)):
-        model = tiny_model(seed=seed, dtype=torch.float32, **OPTIONS)
-        losses = losses_of(model, make_optimizer(model), clip=0.5)
+    for rank, result in enumerate(launch("ensemble", tmp_path)):
+        model = tiny_model(dtype=torch.float32, **OPTIONS)
+        losses = losses_of(model, make_optimizer(model), slice(2 * rank, 2 * rank + 2), clip=0.5)
         assert max(abs(a - b) for a, b in zip(result["losses"], losses, strict=True)) <= DISTRIBUTED
 
 
@@ -226,6 +225,17 @@ def test_a_compiled_step_is_the_step():
             advance()
     for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         assert (a - b).norm() <= DISTRIBUTED * a.norm() + 1e-7
+
+
+def test_copies_of_an_optimizer_work():
+    model = tiny_model(dtype=torch.float32)
+    optimizer = make_optimizer(model, sharing="none")
+    losses_of(model, optimizer)
+    copied = copy.deepcopy(optimizer)
+    assert copied.defaults == optimizer.defaults and copied.defaults["sharing"] == "none"
+    for parameter in copied.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    copied.step()
 
 
 def test_averages_of_weights_turn_along():

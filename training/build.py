@@ -1,22 +1,25 @@
 """The model, the optimizer and the data that the options of a run describe."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
 
-from .data import prepare
-from .data.sources import documents
+from .data import Manifest, documents, prepare
+from .data.tokenizer import load_tokenizer
 from .options import DataOptions, ModelOptions, OptimizerOptions
 
 
 # Characters of the source that a tokenizer of the run's own is made from.
 TOKENIZER_TEXT = 20_000_000
+# What a folder of shards was asked for, besides what its manifest says.
+REQUEST = "request.json"
 
 
 def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_text: int | None, seed: int) -> nn.Module:
@@ -26,11 +29,15 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
     Raises:
         ValueError: if a field does not exist, values do not fit each other, or the start has another vocabulary.
     """
-    from rigpt_hf.cli.common import load
-
     set_seed(seed)
     if options.start is not None:
-        model = load(options.start, dtype=torch.float32)
+        model = start_from(options)
+        longest = model.config.max_position_embeddings
+        if context > longest:
+            raise ValueError(
+                f"`data.context` must be at most the {longest} positions of {options.start!r}, got {context}. "
+                "Shorten it."
+            )
         if model.config.vocab_size < vocab_size:
             raise ValueError(
                 f"`model.start` must know all {vocab_size} tokens of the data, got {options.start!r} with "
@@ -53,7 +60,31 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
             f"`model.config` must hold fields of {config_class.__name__}, got {', '.join(unknown)}. See its docstring."
         )
     model_class: Any = RiGPTForCausalLM if options.kind == "rigpt" else GPT2LMHeadModel
-    return model_class(config_class(**(defaults | options.config))).train()
+    config = config_class(**(defaults | options.config))
+    if context > config.max_position_embeddings:
+        raise ValueError(
+            f"`data.context` must be at most the positions of `model.config`, got {context} and "
+            f"{config.max_position_embeddings}. Shorten one, or leave the positions out."
+        )
+    return model_class(config).train()
+
+
+def start_from(options: ModelOptions) -> nn.Module:
+    """The model named by `options.start`, in float32."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(options.start, revision=options.revision, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model.start` must be the folder of a saved model or the id of a repository on the Hub, got "
+            f"{options.start!r}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    kind = {"rigpt": "rigpt", "gpt2": "stock-gpt2"}.get(model.config.model_type)
+    if kind != options.kind:
+        raise ValueError(
+            f"`model.kind` must be that of `model.start`, got {options.kind!r} for {options.start!r}, a "
+            f"{model.config.model_type}. Pass --model.kind, or convert it with `rigpt convert`."
+        )
+    return model
 
 
 def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.Optimizer:
@@ -90,6 +121,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     """
     path = Path(options.path)
     if (path / "manifest.json").is_file():
+        check_data(options, Manifest.read(path), path)
         return path
     if options.source is None:
         raise ValueError(
@@ -105,7 +137,30 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
         progress=progress,
         **options.source_options,
     )
+    (path / REQUEST).write_text(json.dumps({"tokenizer": options.tokenizer}) + "\n", encoding="utf-8")
     return path
+
+
+def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
+    """
+    Raise if a folder of shards was made from something else than the options say.
+
+    Raises:
+        ValueError: names the option; with `source: null` a folder is taken as it is.
+    """
+    if options.source is None:
+        return
+    request = path / REQUEST
+    made: dict[str, Any] = {**manifest.source, "validation": manifest.validation}
+    made |= json.loads(request.read_text(encoding="utf-8")) if request.is_file() else {"tokenizer": options.tokenizer}
+    wanted = {"source": options.source, **options.source_options, "max_tokens": options.max_tokens}
+    wanted |= {"validation": options.validation, "tokenizer": options.tokenizer}
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise ValueError(
+                f"`data.path` must hold what `data.{name}` says, got {str(path)!r} made with {made.get(name)!r} "
+                f"instead of {value!r}. Name another `data.path`, or pass --data.source null to take it as it is."
+            )
 
 
 def build_tokenizer(options: DataOptions) -> PreTrainedTokenizerFast:
@@ -114,7 +169,7 @@ def build_tokenizer(options: DataOptions) -> PreTrainedTokenizerFast:
 
     kind, _, size = options.tokenizer.partition(":")
     if kind != "train" or not size:
-        return AutoTokenizer.from_pretrained(options.tokenizer)
+        return load_tokenizer(options.tokenizer)
     if not size.isdigit() or int(size) < 300:
         raise ValueError(
             f"`data.tokenizer` must be a folder, a Hub id or train:N with N at least 300, got {options.tokenizer!r}."

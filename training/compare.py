@@ -47,7 +47,7 @@ class DrawnWindows:
         self.tokens, self.context = tokens, context
 
     def batch(
-        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, offset: int = 0
     ) -> dict[str, torch.Tensor]:
         """The share of one process in a step; as [`Windows.batch`], but the seed of the run plays no part."""
         own = np.array_split(self.starts[step], world)[rank]

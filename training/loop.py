@@ -1,9 +1,10 @@
 """A pretraining run: steps, checkpoints, and going on from one as if nothing had happened."""
 
 import math
-import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from .build import build_model, build_optimizer, ensure_data
 from .checkpoints import Checkpoint, CheckpointStore, check_facts
 from .data import TokenShards, Windows, validation_batches
 from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis, update_norm
+from .folder import StopRequests, claim, lock
 from .options import PretrainOptions
 from .records import Records, plot_losses, write_model
 from .schedule import make_schedule
 from .sharding import (
+    check_processes,
     gather_optimizer,
     gather_weights,
     local_gradients,
@@ -36,6 +39,9 @@ from .state import load_state, rng_state, save_state, set_rng_state
 
 
 logger = logging.get_logger(__name__)
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What a checkpoint records besides the options: it changes from one to the next.
+PROGRESS = ("world", "best_validation", "windows")
 
 
 @dataclass
@@ -82,28 +88,17 @@ class PretrainingRun:
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self._check_processes()
+        check_processes(run, self.world)
         self._open_data()
         self.store = CheckpointStore(options.output / "checkpoints", run.keep_last, run.keep_best)
         self.records = Records(options.output / "metrics.jsonl")
         self._build()
         self.step = 0
         self.best_validation: float | None = None
+        self.skipped = 0
+        self.requests = StopRequests()
+        # What all processes have agreed on; a request is only one's own.
         self.stopping = False
-
-    def _check_processes(self) -> None:
-        run = self.options.run
-        if run.batch_size % self.world:
-            raise ValueError(
-                f"`run.batch_size` must be a multiple of the number of processes, got {run.batch_size} "
-                f"and {self.world}."
-            )
-        if run.fsdp and self.world == 1:
-            raise ValueError(
-                "`run.fsdp` shards among processes, got one. Start more with torchrun or accelerate launch."
-            )
-        if run.fsdp and run.precision == "fp16":
-            raise ValueError("`run.precision` must be `no` or `bf16` with `run.fsdp`, got `fp16`.")
 
     def _open_data(self) -> None:
         data = self.options.data
@@ -111,6 +106,9 @@ class PretrainingRun:
             folder = ensure_data(data, self.progress and self.accelerator.is_main_process)
         self.tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
         train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
+        if data.verify:
+            for shards in (train, held_out):
+                self._together(partial(shards.verify, progress=False))
         self.manifest = train.manifest
         end = self.manifest.end_of_text
         plain = {"cross_document": data.cross_document}
@@ -135,20 +133,27 @@ class PretrainingRun:
         self.forward = torch.compile(self.model) if options.run.compile else self.model
         self.scaler = getattr(self.accelerator, "scaler", None)
         self.schedule = make_schedule(options.optimizer, options.run.steps)
+        # Weights are the same on every process, dropout must not be.
+        set_seed(options.run.seed + 1 + self.rank)
 
     def train(self) -> RunReport:
         """Train to the last step, from the newest checkpoint of the folder if there is one."""
+        held = self._together(self._enter)
+        try:
+            return self._train()
+        finally:
+            if held is not None:
+                held.release()
+
+    def _train(self) -> RunReport:
         run = self.options.run
-        if self.accelerator.is_main_process:
-            self.store.clean()
-        self.accelerator.wait_for_everyone()
         self._resume()
         report = RunReport(self.step, self.step)
-        if self.accelerator.is_main_process:
-            self.records.cut(self.step)
-        self._start_trackers()
-        peak = peak_flops(self.device, torch.bfloat16 if run.precision == "bf16" else torch.float32) * self.world
-        with self._signals(), self._bar() as bar:
+        self._together(lambda: self.records.cut(self.step))
+        if run.trackers:
+            self.accelerator.init_trackers("pretrain")
+        peak = peak_flops(self.device, PRECISIONS[run.precision]) * self.world
+        with self.requests, self._bar() as bar:
             while self.step < run.steps and not self.stopping:
                 began = time.perf_counter()
                 entry = self._advance()
@@ -174,11 +179,38 @@ class PretrainingRun:
         self.accelerator.end_training()
         return report
 
+    def _enter(self) -> Any:
+        """Take the folder, for this run alone; the lock goes with the process, however it ends."""
+        held = lock(self.options.output)
+        try:
+            self.store.clean()
+            found = bool(self.store.checkpoints())
+            claim(self.options.output, self._facts(), found, self.options.run.force)
+        except BaseException:
+            held.release()
+            raise
+        return held
+
+    def _together(self, act: Callable[[], Any]) -> Any:
+        """Do something on the main process; if it fails, all processes end with its message, and none waits."""
+        result, problem = None, None
+        if self.accelerator.is_main_process:
+            try:
+                result = act()
+            except (ValueError, OSError) as error:
+                problem = error
+        told = [text for text in gather_object([None if problem is None else str(problem)]) if text is not None]
+        if told:
+            raise ValueError(told[0]) from problem
+        return result
+
     def _advance(self) -> dict[str, Any]:
         """One optimizer step; what the log says of it."""
         options = self.options
         own = options.run.batch_size // self.world
-        batch = self.windows.batch(self.step, options.run.batch_size, self.rank, self.world, seed=options.run.seed)
+        batch = self.windows.batch(
+            self.step, options.run.batch_size, self.rank, self.world, seed=options.run.seed, offset=self.skipped
+        )
         # Losses are means over all tokens of the step, wherever they are: so neither the number of processes nor
         # accumulation shows in them.
         count = self._summed((batch["labels"][:, 1:] != -100).sum())
@@ -192,7 +224,8 @@ class PretrainingRun:
                 loss = self.forward(**part, use_cache=False, num_items_in_batch=count.to(self.device)).loss
                 (self.scaler.scale(loss * self.world) if self.scaler else loss * self.world).backward()
             total += loss.detach().double().cpu()
-        loss, stop = self._summed(torch.stack([total, torch.tensor(float(self.stopping)).double()])).tolist()
+        requested = torch.tensor(float(self.requests.received), dtype=torch.float64)
+        loss, stop = self._summed(torch.stack([total, requested])).tolist()
         self.stopping = stop > 0
         if not math.isfinite(loss):
             raise ValueError(
@@ -207,6 +240,12 @@ class PretrainingRun:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.optimizer.clip or math.inf)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not self.scaler and not math.isfinite(float(norm)):  # a scaler skips such steps and goes on
+            raise ValueError(
+                f"The norm of the gradient is {float(norm)} in step {self.step + 1}, which would spoil all weights. "
+                f"The checkpoints in {str(self.store.folder)!r} are untouched. Go on from one with a lower "
+                "--optimizer.lr and --run.allow_changes true."
+            )
         before = [parameter.detach().clone() for parameter in self.model.parameters()] if self._diagnosed else []
         if self.scaler:
             self.scaler.step(self.optimizer)
@@ -256,7 +295,9 @@ class PretrainingRun:
         }
         found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch)}
         if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
-            found["invariance_error"] = invariance_error(self.accelerator.unwrap_model(self.model).eval(), batch)
+            # Not in mixed precision: the error is that of the model, not of rounding.
+            bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            found["invariance_error"] = invariance_error(bare.eval(), batch)
             self.model.train()
         return found
 
@@ -272,10 +313,11 @@ class PretrainingRun:
             save_state(rng_state(), folder / f"rng-{self.rank}")
             if self.accelerator.is_main_process:
                 write_model(self.plain, weights, None, folder / "model")
-                save_state({"optimizer": optimizer, "scaler": scaler}, folder / "optimizer")
-                self.records.copy_to(folder / "metrics.jsonl")
+                name = self.options.optimizer.name
+                save_state({"name": name, "optimizer": optimizer, "scaler": scaler}, folder / "optimizer")
 
-        facts = self._facts() | {"world": self.world, "best_validation": self.best_validation}
+        windows = self.skipped + self.step * self.options.run.batch_size
+        facts = self._facts() | {"world": self.world, "best_validation": self.best_validation, "windows": windows}
         self.store.save_together(
             self.step,
             write,
@@ -285,44 +327,36 @@ class PretrainingRun:
             facts=facts,
         )
 
-    def _newest(self) -> Checkpoint | None:
-        """The newest checkpoint, looked through by the main process; damage ends all processes with the message."""
-        found, problem = None, None
-        try:
-            found = self.store.latest(verify=self.accelerator.is_main_process)
-        except ValueError as error:
-            problem = error
-        told = [text for text in gather_object([None if problem is None else str(problem)]) if text is not None]
-        if told:
-            raise ValueError(told[0]) from problem
-        return found
-
     def _resume(self) -> None:
-        found = self._newest()
+        self._together(lambda: self.store.latest(verify=True))
+        found: Checkpoint | None = self.store.latest()
         if found is None:
-            if self.accelerator.is_main_process and self.records.path.exists():
-                self.records.cut(0)
             return
+        if found.step > self.options.run.steps:
+            raise ValueError(
+                f"`run.steps` must be at least the {found.step} steps that are done in {str(self.options.output)!r}, "
+                f"got {self.options.run.steps}. Name another folder for a shorter run."
+            )
         if not self.options.run.allow_changes:
-            saved = {key: value for key, value in found.facts.items() if key not in ("world", "best_validation")}
+            saved = {key: value for key, value in found.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--run.allow_changes true")
         state = load_state(found.path / "optimizer.safetensors")
         # Not mapped from the file: see `load_state`.
         mapped = load_file(found.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
         restore_weights_(self.model, weights)
-        restore_optimizer_(self.model, self.optimizer, state["optimizer"])
-        if self.scaler:
+        if state["name"] == self.options.optimizer.name:
+            restore_optimizer_(self.model, self.optimizer, state["optimizer"])
+        else:
+            logger.warning(f"The optimizer was {state['name']!r} before: its moments are of no use and start afresh.")
+        if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if found.facts["world"] == self.world:
             set_rng_state(load_state(found.path / f"rng-{self.rank}.safetensors"))
         else:
             logger.warning(f"Saved by {found.facts['world']} processes, continued by {self.world}: dropout differs.")
         self.step, self.best_validation = found.step, found.facts["best_validation"]
-
-    def _start_trackers(self) -> None:
-        if self.options.run.trackers:
-            self.accelerator.init_trackers("pretrain")
+        self.skipped = found.facts["windows"] - self.step * self.options.run.batch_size
 
     def _bar(self) -> tqdm:
         shown = self.progress and self.accelerator.is_main_process
@@ -354,28 +388,6 @@ class PretrainingRun:
         self.accelerator.wait_for_everyone()
         return folder
 
-    def _signals(self) -> Any:
-        return Interruptions(self)
-
 
 # Entries of a step at which nothing but the step itself was measured.
 SHORT = 6
-
-
-class Interruptions:
-    """Inside, SIGTERM and SIGINT end the run after the current step, with a checkpoint."""
-
-    def __init__(self, run: PretrainingRun):
-        self.run = run
-
-    def __enter__(self) -> None:
-        self.earlier = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: object) -> None:
-        self.run.stopping = True
-        # A second one ends it at once.
-        signal.signal(number, self.earlier[signal.Signals(number)])

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -19,6 +21,8 @@ class ModelOptions:
     """Fields of its configuration; the vocabulary comes from the data."""
     start: str | None = None
     """Folder or Hub id to go on from, instead of random weights."""
+    revision: str | None = None
+    """Branch, tag or commit of `start` on the Hub."""
 
     def __post_init__(self):
         if self.start is not None and self.config:
@@ -49,6 +53,8 @@ class DataOptions:
     """Stop tokenising after so many."""
     context: int = 256
     """Tokens per window."""
+    verify: bool = True
+    """Compare the shards with their hashes before the run begins."""
     cross_document: bool = False
     """Let tokens attend to earlier documents of their window; faster on some backends."""
 
@@ -99,6 +105,9 @@ class OptimizerOptions:
         ):
             if not valid:
                 raise ValueError(f"`optimizer.{name}` must be {rule}, got {value}.")
+        for name, factor in self.multipliers.items():
+            if factor < 0:
+                raise ValueError(f"`optimizer.multipliers` must be at least 0, got {factor} for {name!r}.")
         if self.multipliers and self.name != "equivariant":
             raise ValueError("`optimizer.multipliers` must be left out with `adamw`, which has one rate for all.")
 
@@ -141,6 +150,8 @@ class RunOptions:
     """Steps between measurements of kurtosis, update norm and invariance; 0: only at the end."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Where Accelerate sends the log besides: tensorboard, wandb, trackio."""
+    force: bool = False
+    """Replace the results of another run that lie in `output`, if there is no checkpoint to go on from."""
     allow_changes: bool = False
     """Go on from a checkpoint although options have changed since."""
 
@@ -151,6 +162,8 @@ class RunOptions:
         for name in ("keep_last", "keep_best", "diagnose_every"):
             if getattr(self, name) < (1 if name == "keep_last" else 0):
                 raise ValueError(f"`run.{name}` is too small, got {getattr(self, name)}.")
+        if self.precision == "fp16" and not torch.cuda.is_available():
+            raise ValueError("`run.precision` must be `no` or `bf16` on a CPU, got `fp16`.")
         for name in self.trackers:
             if name not in TRACKERS or importlib.util.find_spec(name) is None:
                 raise ValueError(
@@ -185,13 +198,19 @@ class PretrainOptions:
                 f"`optimizer.warmup` must not be longer than `run.steps`, got {self.optimizer.warmup} and "
                 f"{self.run.steps}. Shorten it."
             )
+        falling = round(self.run.steps * self.optimizer.decay) if self.optimizer.schedule != "constant" else 0
+        if self.optimizer.warmup + falling > self.run.steps:
+            raise ValueError(
+                f"`optimizer.warmup` and `optimizer.decay` must leave room for each other, got "
+                f"{self.optimizer.warmup} and {falling} of {self.run.steps} steps. Shorten one."
+            )
 
     def facts(self) -> dict[str, Any]:
         """What decides the numbers of a run; a checkpoint may only be continued with the same."""
         facts = asdict(self)
         for name in NOT_DECISIVE:
             facts["run"].pop(name)
-        for name in ("path", "source", "source_options", "tokenizer", "validation", "max_tokens"):
+        for name in ("path", "source", "source_options", "tokenizer", "validation", "max_tokens", "verify"):
             facts["data"].pop(name)
         return facts
 
@@ -218,6 +237,7 @@ NOT_DECISIVE = (
     "diagnose_every",
     "trackers",
     "allow_changes",
+    "force",
 )
 
 

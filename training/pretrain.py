@@ -7,6 +7,8 @@
 
 import sys
 
+from huggingface_hub.errors import StrictDataclassError
+
 from rigpt_hf.training.loop import PretrainingRun
 from rigpt_hf.training.options import parse_options
 
@@ -16,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = PretrainingRun(parse_options(arguments))
         report = run.train()
-    except ValueError as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         print(f"pretrain: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if run.accelerator.is_main_process:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.conversion.output import publish, temporary_sibling
 
 
 class Records:
@@ -50,11 +50,6 @@ class Records:
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         os.replace(temporary, self.path)
 
-    def copy_to(self, path: Path) -> None:
-        """A copy beside a checkpoint."""
-        if self.path.exists():
-            shutil.copyfile(self.path, path)
-
 
 def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
     """
@@ -76,9 +71,7 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

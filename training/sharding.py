@@ -10,6 +10,25 @@ from torch import nn
 
 from rigpt_hf.optim import local_like, unwrapped_name, whole
 
+from .options import RunOptions
+
+
+def check_processes(run: RunOptions, world: int) -> None:
+    """
+    Raise if options of a run do not fit the number of processes or the machine.
+
+    Raises:
+        ValueError: says which.
+    """
+    if run.batch_size % world:
+        raise ValueError(
+            f"`run.batch_size` must be a multiple of the number of processes, got {run.batch_size} and {world}."
+        )
+    if run.fsdp and world == 1:
+        raise ValueError("`run.fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
+    if run.fsdp and run.precision == "fp16":
+        raise ValueError("`run.precision` must be `no` or `bf16` with `run.fsdp`, got `fp16`.")
+
 
 def shard(model: nn.Module, precision: str) -> nn.Module:
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.loop import PretrainingRun, RunReport
 from rigpt_hf.training.options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions, RunOptions
@@ -67,6 +68,17 @@ def start(rank: int, world: int, port: int, data: Path, output: Path, options: d
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    signalled = options.pop("signalled", None)
+    if signalled is not None:
+        step = EquivariantOptimizer.step
+
+        def interrupted(self, closure=None):
+            signalled[1] -= 1
+            if rank == signalled[0] and signalled[1] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, closure)
+
+        EquivariantOptimizer.step = interrupted
     try:
         pretrain(data, output, **options)
         os._exit(0)

@@ -3,21 +3,26 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.training import loop
+from rigpt_hf.training import folder, loop
+from rigpt_hf.training.build import ensure_data
+from rigpt_hf.training.data import window_index
 from rigpt_hf.training.diagnostics import excess_kurtosis, flops_per_token
-from rigpt_hf.training.options import NOT_DECISIVE, OptimizerOptions, RunOptions, parse_options
+from rigpt_hf.training.options import NOT_DECISIVE, DataOptions, OptimizerOptions, RunOptions, parse_options
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.schedule import make_schedule
+from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED, SYMMETRY
 from tests.training.runs import MODEL, log_of, make_data, make_options, pretrain
 
@@ -57,14 +62,14 @@ def same_files(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world):
     """With dropout, whose random numbers are kept with each checkpoint."""
-    launch(data, tmp_path / "straight", world, steps=40)
-    killed = launch(data, tmp_path / "killed", world, kills=10, steps=40)["killed_at"]
-    assert len(killed) == 10 and len(set(killed)) >= 5 and max(killed) < 40, killed
+    launch(data, tmp_path / "straight", world, steps=60)
+    killed = launch(data, tmp_path / "killed", world, kills=10, steps=60)["killed_at"]
+    assert len(killed) == 10 and len(set(killed)) >= 5 and max(killed) < 60, killed
     straight, other = numbers_of(tmp_path / "straight"), numbers_of(tmp_path / "killed")
-    assert len(straight) == 40 and straight[0]["loss"] - straight[-1]["loss"] > 1.0
+    assert len(straight) == 60 and straight[0]["loss"] - straight[-1]["loss"] > 1.0
     assert straight == other
     assert same_files(tmp_path / "straight", tmp_path / "killed")
-    launch(data, tmp_path / "seed", world, steps=40, seed=1)
+    launch(data, tmp_path / "seed", world, steps=60, seed=1)
     assert numbers_of(tmp_path / "seed") != straight
 
 
@@ -124,10 +129,11 @@ def test_stock_gpt2_trains_too(data, tmp_path):
     assert isinstance(AutoModelForCausalLM.from_pretrained(report.model_folder), GPT2LMHeadModel)
     assert report.losses[-1] < report.losses[0] - 0.2
     going_on = {"kind": "rigpt", "start": str(report.model_folder), "config": {}}
-    more = pretrain(data, tmp_path / "more", model=going_on, optimizer={"name": "adamw"}, steps=3)
+    with pytest.raises(ValueError, match="`model.kind` must be that of `model.start`, got 'rigpt'.*a gpt2"):
+        pretrain(data, tmp_path / "kind", model=going_on)
+    going_on["kind"] = "stock-gpt2"
+    more = pretrain(data, tmp_path / "more", model=going_on, optimizer={"name": "adamw"}, steps=8)
     assert more.losses[0] < report.losses[0] - 0.2
-    with pytest.raises(ValueError, match="`optimizer.name` must be `adamw` for a gpt2.*rigpt convert"):
-        pretrain(data, tmp_path / "equivariant", model=going_on)
 
 
 def test_a_signal_ends_a_run_with_a_checkpoint(data, tmp_path, monkeypatch):
@@ -145,6 +151,114 @@ def test_a_signal_ends_a_run_with_a_checkpoint(data, tmp_path, monkeypatch):
     assert pretrain(data, tmp_path / "run").started == 5
     pretrain(data, tmp_path / "straight")
     assert same_files(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_ends_both(data, tmp_path):
+    """In the middle of the fourth step, when both have agreed already to do it."""
+    launch(data, tmp_path / "run", 2, model=CALM, signalled=[0, 4])
+    assert len(log_of(tmp_path / "run")) == 5
+    launch(data, tmp_path / "run", 2, model=CALM)
+    launch(data, tmp_path / "straight", 2, model=CALM)
+    assert same_files(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_gradient_that_is_no_number_spoils_nothing(data, tmp_path, monkeypatch):
+    clip = torch.nn.utils.clip_grad_norm_
+    steps = []
+
+    def poisoned(parameters, limit):
+        parameters = list(parameters)
+        steps.append(1)
+        if len(steps) == 4:
+            parameters[0].grad[0] = float("inf")
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    with pytest.raises(ValueError, match="The norm of the gradient is inf in step 4.*are untouched"):
+        pretrain(data, tmp_path / "run", save_every=1, keep_last=1)
+    monkeypatch.undo()
+    assert pretrain(data, tmp_path / "run", save_every=1, keep_last=1).started == 3
+
+
+def test_what_belongs_to_others_stays(data, tmp_path):
+    """A folder with something in it, another run's results, and a run that is still going."""
+    foreign = tmp_path / "run" / "model"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="`run.output` must be empty or a run's own.*model.*--run.force true"):
+        pretrain(data, tmp_path / "run")
+    assert (foreign / "thesis.txt").read_text() == "years of work"
+    pretrain(data, tmp_path / "run", force=True)
+    assert not (foreign / "thesis.txt").exists()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    log = log_of(tmp_path / "run")
+    with pytest.raises(ValueError, match="run.seed.*0.*7.*--run.force true"):
+        pretrain(data, tmp_path / "run", seed=7)
+    assert log_of(tmp_path / "run") == log
+    held = folder.lock(tmp_path / "run")
+    with pytest.raises(ValueError, match="`run.output` must be a folder that no other run is in"):
+        pretrain(data, tmp_path / "run")
+    held.release()
+    assert pretrain(data, tmp_path / "run").started == 0
+
+
+def test_data_made_from_something_else_are_refused(tmp_path):
+    text = "\n<|endoftext|>\n".join(f"The number {index} follows the number {index - 1}." for index in range(3000))
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(text)
+    ours = {"path": str(tmp_path / "data"), "tokenizer": "train:320", "context": 16, "validation": 0.1}
+
+    def prepared(**changes):
+        return ensure_data(DataOptions(**(ours | {"source": str(tmp_path / "one.txt")} | changes)), progress=False)
+
+    assert prepared() == prepared() == prepared(source=None)
+    for changes, name in (
+        ({"source": str(tmp_path / "two.txt")}, "source"),
+        ({"tokenizer": "train:400"}, "tokenizer"),
+        ({"validation": 0.2}, "validation"),
+        ({"max_tokens": 100}, "max_tokens"),
+    ):
+        with pytest.raises(ValueError, match=f"`data.path` must hold what `data.{name}` says"):
+            prepared(**changes)
+
+
+def test_another_optimizer_starts_with_fresh_moments(data, tmp_path):
+    for first, second in (("adamw", "equivariant"), ("equivariant", "adamw")):
+        output = tmp_path / first
+        pretrain(data, output, optimizer={"name": first}, steps=6)
+        report = pretrain(data, output, optimizer={"name": second}, steps=12, allow_changes=True)
+        assert report.started == 6 and report.losses[-1] < report.losses[0]
+
+
+def test_another_batch_size_goes_on_with_the_next_windows(data, tmp_path, monkeypatch):
+    seen = []
+    take = loop.Windows.take
+    monkeypatch.setattr(loop.Windows, "take", lambda self, windows: seen.extend(windows) or take(self, windows))
+    pretrain(data, tmp_path, steps=6)
+    trained = len(seen)
+    pretrain(data, tmp_path, steps=12, batch_size=2, allow_changes=True)
+    # Validation windows are taken through another object, at the start of each call.
+    split = loop.Windows(loop.TokenShards(data), 16, 0)
+    expected = window_index(np.arange(24 + 12), len(split), 0).tolist()
+    drawn = [int(window) for window in seen]
+    assert [*drawn[trained - 24 : trained], *drawn[-12:]] == expected
+
+
+def test_dropout_differs_between_processes(data, tmp_path):
+    launch(data, tmp_path, 2)
+    states = [load_state(path) for path in sorted((tmp_path / "checkpoints" / "step-00000012").glob("rng-*"))]
+    assert len(states) == 2 and not torch.equal(states[0]["torch"], states[1]["torch"])
+
+
+def test_corrupted_shards_are_found(data, tmp_path):
+    other = make_data_copy(data, tmp_path / "copy")
+    shard = other / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[500:900] = bytes(400)
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="train-00000.bin"):
+        pretrain(other, tmp_path / "new")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoints(data, tmp_path, monkeypatch):
@@ -171,6 +285,8 @@ def test_changed_options_are_named(data, tmp_path):
         pretrain(data, tmp_path / "run", steps=12, optimizer={"lr": 0.02})
     with pytest.raises(ValueError, match="run.steps"):
         pretrain(data, tmp_path / "run", steps=15)
+    with pytest.raises(ValueError, match="`run.steps` must be at least the 12 steps that are done"):
+        pretrain(data, tmp_path / "run", steps=9, allow_changes=True)
     report = pretrain(data, tmp_path / "run", steps=15, allow_changes=True)
     assert report.started == 12 and report.steps == 15
 
@@ -205,6 +321,14 @@ def make_data_copy(data: Path, folder: Path) -> Path:
         ({"optimizer": {"warmup": 100}}, "`optimizer.warmup` must not be longer than `run.steps`"),
         ({"steps": 0}, "`run.steps` must be at least 1, got 0"),
         ({"fsdp": True}, "`run.fsdp` shards among processes, got one"),
+        ({"precision": "fp16"}, "`run.precision` must be `no` or `bf16` on a CPU, got `fp16`"),
+        ({"optimizer": {"warmup": 8}}, "must leave room for each other, got 8 and 6 of 12 steps"),
+        ({"optimizer": {"multipliers": {"rows": -1.0}}}, "`optimizer.multipliers` must be at least 0, got -1.0"),
+        (
+            {"model": {"config": MODEL | {"max_position_embeddings": 8}}},
+            "`data.context` must be at most the positions",
+        ),
+        ({"model": {"start": "nowhere", "config": {}}}, "`model.start` must be the folder of a saved model"),
         ({"trackers": ["nobody"]}, "`run.trackers` must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -52,7 +52,7 @@ class Windows:
         return len(self.shards) // self.context
 
     def batch(
-        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, offset: int = 0
     ) -> dict[str, torch.Tensor]:
         """
         One process's share of a step: of the windows at the positions `step * batch_size` and following of the endless
@@ -63,6 +63,7 @@ class Windows:
             batch_size (`int`): Windows in a step, on all processes together.
             rank (`int`), world (`int`): This process among how many.
             seed (`int`): Of the order.
+            offset (`int`): Added to all positions; for a run whose batch size has changed on the way.
 
         Returns:
             `dict` as of [`packed`], b = `batch_size / world`.
@@ -70,7 +71,7 @@ class Windows:
         Raises:
             ValueError: if `batch_size` is not a multiple of `world`, or `rank` is not below it.
         """
-        positions = step * batch_size + share(batch_size, rank, world)
+        positions = offset + step * batch_size + share(batch_size, rank, world)
         return self.take(window_index(positions, len(self), seed))
 
     def take(self, windows: np.ndarray) -> dict[str, torch.Tensor]:

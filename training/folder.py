@@ -1,0 +1,80 @@
+"""A run's folder: whose it is, one run at a time in it, and signals that ask the run to stop."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rigpt_hf.conversion.output import temporary_sibling
+
+from .checkpoints import check_facts
+
+
+OWNER, LOCK = "run.json", ".lock"
+# What a run leaves beside its checkpoints, and what a new one would replace.
+LEFT = ("metrics.jsonl", "model", "loss.png")
+
+
+def lock(folder: Path) -> FileLock:
+    """
+    Keep other runs out until the lock is released or this process ends, however it ends; for the main process.
+
+    Raises:
+        ValueError: if another run is in the folder, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / LOCK)
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"`run.output` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"`run.output` must be a folder that can be written to, got {str(folder)!r}: {error.strerror}."
+        ) from error
+    return held
+
+
+def claim(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:
+    """
+    Say whose folder this is, before anything in it is replaced; for the main process.
+
+    Raises:
+        ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from.
+    """
+    owner = folder / OWNER
+    saved = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else None
+    left = [name for name in LEFT if (folder / name).exists()]
+    if left and not has_checkpoints and not force:
+        if saved is None:
+            raise ValueError(
+                f"`run.output` must be empty or a run's own, got {str(folder)!r} with {', '.join(left)} of something "
+                "else. Name another folder, or pass --run.force true to replace them."
+            )
+        check_facts(saved, facts, override="--run.force true to replace its results")
+    temporary = temporary_sibling(owner)
+    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, owner)
+
+
+class StopRequests:
+    """Inside, SIGTERM and SIGINT are noted in `received`; a second one acts as it would have without this."""
+
+    received = False
+
+    def __enter__(self) -> "StopRequests":
+        self.earlier = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = True
+        signal.signal(number, self.earlier[signal.Signals(number)])
