@@ -1,8 +1,11 @@
 """`TrainingArguments(optim="equivariant")`: the equivariant optimizer among those that `Trainer` knows by name."""
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from .when_imported import when_imported
 
 
 if TYPE_CHECKING:
@@ -38,27 +41,32 @@ class EquivariantFactory:
         return EquivariantOptimizer(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
-def register_with_trainer() -> bool:
+def register_with_trainer():
     """
-    Make `"equivariant"` a valid value of `TrainingArguments.optim`; says whether that worked.
+    Make `"equivariant"` a valid value of `TrainingArguments.optim`, as soon as the library's trainer is loaded.
 
     `optim_args` takes `momentum`, `steps`, `polar`, `sharing`, and multipliers of the learning rate such as
-    `embed_tokens=0.3`. Idempotent. Where the library has no table of optimizers to add to, `EquivariantFactory` is the
-    way.
+    `embed_tokens=0.3`. Where the library has no table of optimizers to add to, `EquivariantFactory` is the way.
     """
-    try:
-        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
-        from transformers.training_args import OptimizerNames
-    except ImportError:
-        return False
-    if NAME not in OptimizerNames._value2member_map_:
-        member = str.__new__(OptimizerNames, NAME)
+    when_imported("transformers.training_args", add_name)
+    when_imported("transformers.trainer_optimizer", add_handler)
+
+
+def add_name(training_args: ModuleType):
+    """Add a member to the names of optimizers, which a plain subclass of `Enum` cannot be asked for."""
+    names: Any = training_args.OptimizerNames
+    if NAME not in names._value2member_map_:
+        member = str.__new__(names, NAME)
         member._name_, member._value_ = NAME.upper(), NAME
-        OptimizerNames._member_map_[member._name_] = member
-        OptimizerNames._value2member_map_[NAME] = member
-        OptimizerNames._member_names_.append(member._name_)
-    _OPTIMIZER_HANDLERS[OptimizerNames(NAME)] = _from_arguments
-    return True
+        names._member_map_[member._name_] = member
+        names._value2member_map_[NAME] = member
+        names._member_names_.append(member._name_)
+
+
+def add_handler(trainer_optimizer: ModuleType):
+    """Say what the name stands for."""
+    add_name(trainer_optimizer)
+    trainer_optimizer._OPTIMIZER_HANDLERS[trainer_optimizer.OptimizerNames(NAME)] = _from_arguments
 
 
 def _from_arguments(context: Any) -> tuple[Any, dict[str, Any]]:

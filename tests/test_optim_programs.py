@@ -3,6 +3,8 @@
 import copy
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from rigpt_hf import RiGPTForCausalLM, optim
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
@@ -179,7 +182,18 @@ def test_the_factory_serves_trainers_without_a_table(tmp_path):
         by_factory, arguments(tmp_path), train_dataset=Rows(), optimizer_cls_and_kwargs=(EquivariantFactory, options)
     ).train()
     assert all(torch.equal(a, b) for a, b in zip(by_name.parameters(), by_factory.parameters(), strict=True))
-    assert register_with_trainer(), "registering twice must do nothing"
+    names = list(OptimizerNames)
+    register_with_trainer()
+    assert list(OptimizerNames) == names, "registering twice must do nothing"
+
+
+@pytest.mark.parametrize("order", ["import rigpt_hf, transformers", "import transformers.trainer, rigpt_hf"])
+def test_the_order_of_imports_does_not_matter(order):
+    script = (
+        f"{order}; from transformers import TrainingArguments as A; print(A('x', optim='equivariant').optim.value)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "equivariant", done.stderr[-2000:]
 
 
 def test_unknown_arguments_are_named(tmp_path):
@@ -232,7 +246,7 @@ def test_copies_of_an_optimizer_work():
     optimizer = make_optimizer(model, sharing="none")
     losses_of(model, optimizer)
     copied = copy.deepcopy(optimizer)
-    assert copied.defaults == optimizer.defaults and copied.defaults["sharing"] == "none"
+    assert copied.defaults["sharing"] == "none"
     for parameter in copied.param_groups[0]["params"]:
         parameter.grad = torch.ones_like(parameter)
     copied.step()
