@@ -177,6 +177,10 @@ class PretrainingRun:
         if self.step == run.steps:
             report.model_folder = self._finish()
         self.accelerator.end_training()
+        if self.world > 1:
+            # Gloo's worker needs the interpreter's lock to drop its last tensors; whoever drops the model and with it
+            # the process group holds that lock and waits for the worker. Asleep, this thread lets the worker go first.
+            time.sleep(SETTLE)
         return report
 
     def _enter(self) -> Any:
@@ -389,5 +393,7 @@ class PretrainingRun:
         return folder
 
 
+# Seconds for the threads of the process group to come to rest.
+SETTLE = 0.2
 # Entries of a step at which nothing but the step itself was measured.
 SHORT = 6
