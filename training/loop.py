@@ -144,6 +144,10 @@ class PretrainingRun:
         finally:
             if held is not None:
                 held.release()
+            if self.world > 1:
+                # Gloo's worker needs the interpreter's lock to drop its last tensors; whoever drops the model and with
+                # it the process group holds that lock and waits for the worker. Asleep, this thread lets it go first.
+                time.sleep(SETTLE)
 
     def _train(self) -> RunReport:
         run = self.options.run
@@ -177,10 +181,6 @@ class PretrainingRun:
         if self.step == run.steps:
             report.model_folder = self._finish()
         self.accelerator.end_training()
-        if self.world > 1:
-            # Gloo's worker needs the interpreter's lock to drop its last tensors; whoever drops the model and with it
-            # the process group holds that lock and waits for the worker. Asleep, this thread lets the worker go first.
-            time.sleep(SETTLE)
         return report
 
     def _enter(self) -> Any:
