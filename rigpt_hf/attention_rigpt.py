@@ -265,6 +265,15 @@ def local(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
+def has_value_embedding(config: RiGPTConfig, layer_idx: int) -> bool:
+    """
+    Whether a layer adds vectors of the tokens to its values: every so many, counted back from the last, but not the
+    first, which sees nothing but tokens anyway.
+    """
+    period = config.value_embedding_period
+    return period is not None and layer_idx > 0 and (config.num_hidden_layers - 1 - layer_idx) % period == 0
+
+
 class RiGPTAttention(nn.Module):
     """Grouped-query attention whose score depends on (query, key) only through invariants of the head space."""
 
@@ -286,6 +295,13 @@ class RiGPTAttention(nn.Module):
         self.k_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = RiGPTLinear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = RiGPTLinear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.value_embedding: nn.Embedding | None = None
+        self.value_gate: RiGPTLinear | None = None
+        if has_value_embedding(config, layer_idx):
+            self.value_embedding = nn.Embedding(config.vocab_size, key_value_size)
+            self.value_gate = RiGPTLinear(config.hidden_size, config.num_key_value_heads, bias=False)
+            # Neutral: zero vectors behind gates of one.
+            self.value_embedding.starts_at_zero = self.value_gate.starts_at_zero = True
         self.distance_weight: nn.Parameter | None = None
         if config.attention_score != "dot":
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
@@ -312,6 +328,13 @@ class RiGPTAttention(nn.Module):
         angles = position_ids[:, None, :, None].to(accurate) * frequencies.to(accurate)
         return cos_sin(angles, self.rotary_scaling, dtype)
 
+    def gated_value_embedding(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """What the tokens themselves add to the values, `[B, S, K·h]`; a gate between 0 and 2 per head, first 1."""
+        # Looked up by hand, so that tensor parallelism finds the vectors of its own heads only.
+        vectors = nn.functional.embedding(input_ids, local(self.value_embedding.weight))
+        gate = 2 * torch.sigmoid(self.value_gate(hidden_states))  # [B, S, K]
+        return (vectors.unflatten(-1, (-1, self.head_dim)) * gate[..., None]).flatten(-2)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -319,13 +342,17 @@ class RiGPTAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        input_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)  # [B, H, S, h]
         key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)  # [B, K, S, h]
-        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states)
+        if self.value_embedding is not None:
+            value = value + self.gated_value_embedding(hidden_states, input_ids)
+        value = value.view(head_shape).transpose(1, 2)
 
         if self.qk_norm_eps is not None:
             query, key = (nn.functional.rms_norm(x, (self.head_dim,), eps=self.qk_norm_eps) for x in (query, key))

@@ -78,6 +78,16 @@ class RiGPTConfig(PreTrainedConfig):
             `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
             Normalise queries and keys per head (no gain) before the score.
+        embedding_norm (`bool`, defaults to `False`):
+            Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
+        residual_scalars (`bool`, defaults to `False`):
+            Two learned numbers per layer but the first, `x <- a x + b x0` before it, starting from `a = 1` and `b = 0`.
+        value_embedding_period (`int`, *optional*):
+            Every so many layers, counted back from the last and without the first, a token adds a vector of its own
+            to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
+            needs `input_ids`.
+        final_logit_softcapping (`float`, *optional*):
+            `c tanh(logits / c)` for this `c`, which bounds the logits softly. `None`: as they are.
         rms_norm_eps (`float`, defaults to 1e-5):
             `eps` in `n(x) = x / sqrt(mean(x²) + eps)`.
         initializer_range (`float`, defaults to 0.02):
@@ -129,6 +139,10 @@ class RiGPTConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     attention_score: str = "dot"
     qk_norm: bool = False
+    embedding_norm: bool = False
+    residual_scalars: bool = False
+    value_embedding_period: int | None = None
+    final_logit_softcapping: float | int | None = None
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     attention_dropout: float | int = 0.0
@@ -174,6 +188,18 @@ class RiGPTConfig(PreTrainedConfig):
                 self._check_positive(name)
         if self.embedding_size is not None:
             self._check_positive("embedding_size")
+        if self.value_embedding_period is not None:
+            self._check_positive("value_embedding_period")
+            if self.num_hidden_layers < 2:
+                raise ValueError(
+                    "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, got "
+                    f"{self.num_hidden_layers}. Leave it out."
+                )
+        if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
+            raise ValueError(
+                f"`final_logit_softcapping` must be positive, got {self.final_logit_softcapping}. Leave it out (None) "
+                "for logits as they are."
+            )
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` is a probability in [0, 1), got {getattr(self, name)}.")
@@ -232,12 +258,20 @@ class RiGPTConfig(PreTrainedConfig):
             plan["layers.*.mlp.gate_proj"] = "colwise"
         if self.attention_score != "dot":
             plan["layers.*.self_attn.distance_weight"] = "colwise"
+        if self.value_embedding_period is not None:
+            plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
+            plan["layers.*.self_attn.value_gate"] = "colwise"
         if self.rotary_learned_frequencies:
             plan["layers.*.self_attn.rotary_frequencies"] = "colwise"
         return plan
 
-    def _pipeline_parallel_plan(self) -> dict[str, tuple[list[str], list[str]]]:
-        """The stages that pipeline parallelism may cut between, with their inputs and outputs."""
+    def _pipeline_parallel_plan(self) -> dict[str, tuple[list[str], list[str]]] | None:
+        """
+        The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
+        read the beginning again.
+        """
+        if self.residual_scalars or self.value_embedding_period is not None:
+            return None
         plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
         if self.embedding_size is not None:
             plan["project_in"] = (["inputs_embeds"], ["hidden_states"])

@@ -3,7 +3,9 @@
 Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neurons.
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
+    x0     = n(x0)                          with `embedding_norm`
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
+    x      = a x + b x0                     with `residual_scalars`, two numbers per layer
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
@@ -90,6 +92,12 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
+        self.residual_weight: nn.Parameter | None = None
+        self.embedding_weight: nn.Parameter | None = None
+        # Before the first layer both are the same vector, whose length the embeddings have in their own hands.
+        if config.residual_scalars and layer_idx > 0:
+            self.residual_weight = nn.Parameter(torch.ones(1))
+            self.embedding_weight = nn.Parameter(torch.zeros(1))
         self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.self_attn = RiGPTAttention(config, layer_idx)
         self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
@@ -98,7 +106,21 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         for writer in (self.self_attn.o_proj, self.mlp.down_proj):
             writer.writes_to_residual = True
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def reset_own_parameters(self):
+        """The residual line as it is: `a = 1`, `b = 0`."""
+        if self.residual_weight is not None:
+            init.ones_(self.residual_weight)
+            init.zeros_(self.embedding_weight)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        initial_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """`hidden_states` `[B, S, d]`; `initial_states`: what the first layer got, for `residual_scalars`."""
+        if self.residual_weight is not None:
+            hidden_states = self.residual_weight * hidden_states + self.embedding_weight * initial_states
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
@@ -126,8 +148,10 @@ class RiGPTPreTrainedModel(PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention):
+        if isinstance(module, RiGPTAttention | RiGPTDecoderLayer):
             module.reset_own_parameters()
+        elif getattr(module, "starts_at_zero", False):
+            init.zeros_(module.weight)
         elif getattr(module, "carries_between_frames", False):
             # On the side, in float32: the decomposition behind it does not exist in 16 bits.
             init.copy_(module.weight, nn.init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float32)))
@@ -140,6 +164,15 @@ class RiGPTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As for every model; the tables of values get as many rows as that of the tokens."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, RiGPTAttention) and module.value_embedding is not None:
+                resized = self._get_resized_embeddings(module.value_embedding, embeddings.num_embeddings)
+                module.value_embedding = resized
+        return embeddings
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
@@ -167,6 +200,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif not config.rotary_learned_frequencies:
             self.rotary_emb = RiGPTRotaryEmbedding(config)
+        self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
@@ -198,10 +232,16 @@ class RiGPTModel(RiGPTPreTrainedModel):
             `BaseModelOutputWithPast`; `last_hidden_state` `[B, S, d]` is normalised.
 
         Raises:
-            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given.
+            ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, or only embeddings where
+                `value_embedding_period` asks for tokens.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if input_ids is None and self.config.value_embedding_period is not None:
+            raise ValueError(
+                "`inputs_embeds` must be left out with `value_embedding_period="
+                f"{self.config.value_embedding_period}`, whose layers look up vectors of their own. Pass `input_ids`."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
@@ -228,17 +268,24 @@ class RiGPTModel(RiGPTPreTrainedModel):
         if first_stage:
             if self.embed_positions is not None:
                 hidden_states = hidden_states + self.embed_positions(position_ids)
+            if self.embedding_norm is not None:
+                hidden_states = self.embedding_norm(hidden_states)
             hidden_states = self.dropout(hidden_states)
+        # By position, as reentrant checkpointing lets gradients through to nothing else.
+        initial = (hidden_states,) if self.config.residual_scalars else ()
+        tokens = {} if self.config.value_embedding_period is None else {"input_ids": input_ids}
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
 
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
+                *initial,
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                **tokens,
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
@@ -263,6 +310,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         self.lm_head = RiGPTLinear(config.lexical_size, config.vocab_size, bias=False)
         self.loss_function = causal_lm_loss
         self.post_init()
+        if config.base_model_pp_plan is None:
+            self._pp_plan = {}
 
     @can_return_tuple
     def forward(
@@ -304,6 +353,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         if self.project_out is not None:
             hidden_states = self.project_out(hidden_states)  # [B, S, D]
         logits = self.lm_head(hidden_states)
+        if (bound := self.config.final_logit_softcapping) is not None:
+            logits = torch.tanh(logits / bound) * bound
 
         loss = None
         if labels is not None:

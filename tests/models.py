@@ -24,6 +24,19 @@ OPTIONS: dict[str, dict] = {
     "relu2": {"hidden_act": "relu2"},
     "gelu": {"hidden_act": "gelu"},
     "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+    "embedding-norm": {"embedding_norm": True, "position_embedding_type": "learned"},
+    "residual-scalars": {"residual_scalars": True},
+    "value-embeddings": {"value_embedding_period": 2},
+    "softcapped": {"final_logit_softcapping": 3.0},
+    "recipe": {
+        "embedding_norm": True,
+        "residual_scalars": True,
+        "value_embedding_period": 1,
+        "final_logit_softcapping": 15,
+        "tie_word_embeddings": False,
+        "qk_norm": True,
+        "hidden_act": "relu2",
+    },
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 

@@ -16,6 +16,7 @@ from . import gpt2, llama
 from .assemble import assemble
 from .frames import StockFrame, choose_frame
 from .maps import Family, Role, Rule, name_some
+from .neutral import refuse_options
 
 
 TARGETS = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
@@ -49,7 +50,7 @@ def export_model(
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
     config: RiGPTConfig = model.config
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    _refuse_score(config, state)
+    idle = refuse_options(config, state)
     family = gpt2.GPT2 if target == "gpt2" else llama.LLAMA
     make_config = {
         "gpt2": gpt2.stock_config,
@@ -63,22 +64,14 @@ def export_model(
     dtype = dtype or model.dtype
     with torch.device("meta"):
         skeleton = stock_class(stock_config)
-    tensors = _unfold(family, stock_frame, state, skeleton, dtype)
+    used = {name: tensor for name, tensor in state.items() if name not in idle}
+    tensors = _unfold(family, stock_frame, used, skeleton, dtype)
     return assemble(stock_class, stock_config, tensors, dtype, model, _stock_backend(model))
 
 
 def _stock_backend(model: RiGPTForCausalLM) -> str:
     backend = model.config._attn_implementation
     return backend if backend in ("eager", "sdpa", "flash_attention_2", "flex_attention") else "sdpa"
-
-
-def _refuse_score(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> None:
-    weights = [tensor for name, tensor in state.items() if name.endswith("distance_weight")]
-    if config.attention_score != "dot" and any(bool(weight.any()) for weight in weights):
-        raise ValueError(
-            f"`attention_score={config.attention_score!r}` has no counterpart in stock models unless every "
-            "`self_attn.distance_weight` is 0, where it is the dot product. Keep this model as RiGPT."
-        )
 
 
 def _unfold(
@@ -122,7 +115,7 @@ def _unfold(
                 f"`{name}` of the target must have shape {list(example.shape)}, the source gives {list(tensor.shape)}."
             )
         tensors[name] = tensor.to(dtype).contiguous().clone()
-    unused = set(state) - used - _PLACED_BY_FRAME - {name for name in state if name.endswith("distance_weight")}
+    unused = set(state) - used - _PLACED_BY_FRAME
     if unused:
         raise ValueError(f"{name_some(unused)} of the source has no place in {family.name}.")
     return tensors

@@ -186,31 +186,18 @@ FOUND = 1e-3
 LONE = 1e-2
 # A distance below this is rounding in float64.
 EXACT = 1e-8
-# What decides the shapes of parameters, the groups that act on them, and what the same weights compute.
-STRUCTURE = (
-    "vocab_size",
-    "hidden_size",
-    "embedding_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "gated_mlp",
-    "attention_bias",
-    "attention_output_bias",
-    "mlp_bias",
-    "output_bias",
-    "position_embedding_type",
-    "rotary_learned_frequencies",
-    "attention_score",
-    "qk_norm",
-    "tie_word_embeddings",
-    "max_position_embeddings",
-    "rope_parameters",
-    "rms_norm_eps",
-)
+# What neither shapes of parameters, nor the groups that act on them, nor what weights compute depends on.
+INCIDENTAL = {
+    "initializer_range",
+    "attention_dropout",
+    "residual_dropout",
+    "embedding_dropout",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
+STRUCTURE = tuple(name for name in RiGPTConfig.__annotations__ if name not in INCIDENTAL)
 
 
 @contextmanager

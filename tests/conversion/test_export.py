@@ -1,10 +1,13 @@
 """Back to unmodified stock classes, from any frame the model was turned into, or a refusal that says why not."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
 from rigpt_hf.conversion import certify, convert_model, export_model
+from rigpt_hf.conversion.neutral import NEUTRAL
 from rigpt_hf.symmetry import GaugeTransformation
 
 from ..models import tiny_model, tokens
@@ -107,8 +110,33 @@ def test_a_distance_with_weight_zero_is_a_dot_product(score, target):
     relative_error(distant, export_model(distant, target), torch.float64)
     with torch.no_grad():
         distant.model.layers[0].self_attn.distance_weight.fill_(0.5)
-    with pytest.raises(ValueError, match=f"`attention_score='{score}'`.*`self_attn.distance_weight`"):
+    with pytest.raises(ValueError, match=f"`attention_score='{score}'`.*`distance_weight`"):
         export_model(distant, target)
+
+
+NEUTRAL_OPTIONS = {"attention_score": "squared_distance", "residual_scalars": True, "value_embedding_period": 1}
+
+
+@pytest.mark.parametrize("name, target", [("gpt2", "gpt2"), ("llama", "llama")])
+def test_options_at_their_neutral_values_change_nothing(name, target, tmp_path):
+    """A converted model may get every option with parameters of its own, and is what it was until it learns."""
+    model = convert_model(stock_model(name))
+    model.save_pretrained(tmp_path)
+    richer, report = type(model).from_pretrained(
+        tmp_path, dtype=torch.float64, output_loading_info=True, **NEUTRAL_OPTIONS
+    )
+    new = {key.rpartition("layers.")[2].partition(".")[2] for key in report["missing_keys"]}
+    endings = {ending for option in NEUTRAL_OPTIONS for ending in NEUTRAL[option]}
+    assert {next(e for e in endings if key.endswith(e)) for key in new} == endings
+    relative_error(model, richer.eval(), torch.float64)
+    relative_error(richer, export_model(richer, target), torch.float64)
+    for ending, option in ((e, o) for o in NEUTRAL_OPTIONS for e, value in NEUTRAL[o].items() if value is not None):
+        changed = copy.deepcopy(richer)
+        with torch.no_grad():
+            next(p for key, p in changed.named_parameters() if key.endswith(ending)).add_(0.5)
+        assert not certify(model, changed, tokens(2, 30)).passed
+        with pytest.raises(ValueError, match=f"`{option}=.*`{ending}`"):
+            export_model(changed, target)
 
 
 def test_models_without_biases_get_zeros():
@@ -148,6 +176,8 @@ def test_models_without_biases_get_zeros():
         ({"gated_mlp": True, "rotary_learned_frequencies": True}, "llama", "`rotary_learned_frequencies=True`"),
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
+        ({"embedding_norm": True}, "llama", "`embedding_norm=True` has no counterpart in stock models"),
+        ({"final_logit_softcapping": 30.0}, "gpt2", "`final_logit_softcapping=30.0` has no counterpart"),
         ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, got 'bloom'"),
     ],
 )

@@ -22,7 +22,8 @@ def turn_the_stream_(model, rotation):
     for layer in base.layers:
         attention, mlp = layer.self_attn, layer.mlp
         readers = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj]
-        for reader in [*readers, mlp.gate_proj] if mlp.gate_proj is not None else readers:
+        readers += [reader for reader in (mlp.gate_proj, attention.value_gate) if reader is not None]
+        for reader in readers:
             reader.weight.copy_(reader.weight @ rotation.T)
         for writer in (attention.o_proj, mlp.down_proj):
             writer.weight.copy_(rotation @ writer.weight)

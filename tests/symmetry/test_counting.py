@@ -32,6 +32,8 @@ def small_model(name: str, **changes):
     options = SMALL | {key: value for key, value in SYMMETRIES[name].items() if key not in SMALL}
     options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
+    # The first layer has no value embeddings and one scalar only.
+    options |= {"num_hidden_layers": 2} if name in ("residual-scalars", "value-embeddings", "recipe") else {}
     return tiny_model(**(options | changes))
 
 

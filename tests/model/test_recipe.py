@@ -1,0 +1,143 @@
+"""Ingredients of pretraining recipes: each does what its formula says, starts neutral, and refuses what it cannot do."""
+
+import pytest
+import torch
+from torch import nn
+
+from rigpt_hf import RiGPTForCausalLM
+from tests.model.agreement import assert_different, assert_same
+from tests.models import tiny_config, tiny_model, tokens
+
+
+def test_the_stream_starts_from_normalised_embeddings():
+    model = tiny_model(embedding_norm=True, position_embedding_type="learned")
+    states = model(tokens(2, 9), output_hidden_states=True).hidden_states[0]
+    base = model.model
+    vectors = base.embed_tokens(tokens(2, 9)) + base.embed_positions.weight[:9]
+    assert_same(states, vectors / (vectors.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt())
+    assert_different(states, vectors)
+
+
+def test_scalars_mix_the_stream_with_its_beginning():
+    """By hand: every layer but the first is fed `a x + b x0`."""
+    model = tiny_model(residual_scalars=True)
+    plain = tiny_model()
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(dict(model.named_parameters())[name])
+    layers = model.model.layers
+    assert layers[0].residual_weight is None
+    weights = [(float(layer.residual_weight), float(layer.embedding_weight)) for layer in layers[1:]]
+    assert all(abs(a - 1) > 0.01 and abs(b) > 0.01 for a, b in weights)
+    beginning: list[torch.Tensor] = []
+    plain.model.layers[0].register_forward_pre_hook(lambda module, args: beginning.append(args[0]))
+    for layer, (a, b) in zip(plain.model.layers[1:], weights, strict=True):
+        layer.register_forward_pre_hook(lambda module, args, a=a, b=b: (a * args[0] + b * beginning[0], *args[1:]))
+    with_hooks = plain(tokens(2, 9)).logits
+    assert_same(with_hooks, model(tokens(2, 9)).logits)
+    assert_different(with_hooks, tiny_model()(tokens(2, 9)).logits)
+
+
+class WithVectors(nn.Module):
+    """A value projection that adds vectors of the tokens, written with explicit loops over heads."""
+
+    def __init__(self, attention, input_ids):
+        super().__init__()
+        self.attention, self.input_ids, self.projection = attention, input_ids, attention.v_proj
+
+    def forward(self, hidden_states):
+        value, size = self.projection(hidden_states), self.attention.head_dim
+        heads = []
+        for head in range(value.shape[-1] // size):
+            part = slice(head * size, (head + 1) * size)
+            vectors = self.attention.value_embedding.weight[self.input_ids][..., part]
+            gate = 2 / (1 + torch.exp(-(hidden_states @ self.attention.value_gate.weight[head])))
+            heads.append(value[..., part] + gate[..., None] * vectors)
+        return torch.cat(heads, dim=-1)
+
+
+def test_tokens_add_gated_vectors_to_their_values():
+    model = tiny_model(value_embedding_period=2, num_hidden_layers=4)
+    owners = [index for index, layer in enumerate(model.model.layers) if layer.self_attn.value_embedding is not None]
+    assert owners == [1, 3]
+    by_hand = tiny_model(value_embedding_period=2, num_hidden_layers=4)
+    for index in owners:
+        attention = by_hand.model.layers[index].self_attn
+        attention.v_proj = WithVectors(attention, tokens(2, 9))
+    for index in owners:
+        by_hand.model.layers[index].self_attn.gated_value_embedding = lambda hidden_states, input_ids: 0.0
+    assert_same(by_hand(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    with torch.no_grad():
+        for index in owners:
+            model.model.layers[index].self_attn.value_embedding.weight.zero_()
+    assert_different(by_hand(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+
+
+def test_the_first_layer_has_no_value_embedding():
+    model = tiny_model(value_embedding_period=1)
+    assert [layer.self_attn.value_embedding is None for layer in model.model.layers] == [True, False, False]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_soft_capped_logits(tied):
+    model = tiny_model(final_logit_softcapping=2.0, tie_word_embeddings=tied)
+    plain = tiny_model(tie_word_embeddings=tied)(tokens(2, 9)).logits
+    capped = model(tokens(2, 9), labels=tokens(2, 9))
+    assert plain.abs().max() > 2.5
+    assert_same(capped.logits, 2 * torch.tanh(plain / 2))
+    assert capped.logits.abs().max() < 2
+    assert_same(capped.loss, model.loss_function(logits=capped.logits, labels=tokens(2, 9), vocab_size=61))
+
+
+def test_new_options_start_neutral():
+    torch.manual_seed(0)
+    plain = RiGPTForCausalLM(tiny_config()).eval()
+    richer = RiGPTForCausalLM(tiny_config(residual_scalars=True, value_embedding_period=1)).eval()
+    missing, unexpected = richer.load_state_dict(plain.state_dict(), strict=False)
+    assert len(missing) == 2 * 2 + 2 * 2 and not unexpected
+    torch.testing.assert_close(richer(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
+
+
+def test_tables_of_values_grow_with_the_vocabulary():
+    model = tiny_model(value_embedding_period=1, embedding_size=24)
+    before = model(tokens(2, 9)).logits
+    model.resize_token_embeddings(70)
+    assert model.model.layers[1].self_attn.value_embedding.weight.shape == (70, 16)
+    assert_same(model(tokens(2, 9)).logits[..., :61], before)
+    assert model(torch.full((1, 3), 69)).logits.shape == (1, 3, 70)
+
+
+def test_embeddings_in_place_of_tokens_are_refused():
+    model = tiny_model(value_embedding_period=1)
+    with pytest.raises(ValueError, match="`inputs_embeds` must be left out with `value_embedding_period=1`"):
+        model(inputs_embeds=model.model.embed_tokens(tokens(1, 3)))
+    plain = tiny_model()
+    assert_same(plain(inputs_embeds=plain.model.embed_tokens(tokens(1, 3))).logits, plain(tokens(1, 3)).logits)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_reach_the_beginning_through_checkpoints(reentrant):
+    """The beginning of the stream goes to every layer besides the stream, and reentrant checkpoints are choosy."""
+    gradients = []
+    for checkpointed in (False, True):
+        model = tiny_model(residual_scalars=True, value_embedding_period=1).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model(tokens(2, 9), labels=tokens(2, 9), use_cache=False).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        assert_same(gradients[1][name], gradient)
+
+
+IMPOSSIBLE = {
+    "period": ({"value_embedding_period": 0}, "`value_embedding_period` must be at least 1, got 0"),
+    "one-layer": ({"value_embedding_period": 1, "num_hidden_layers": 1}, "`value_embedding_period` needs .* got 1"),
+    "cap": ({"final_logit_softcapping": 0.0}, "`final_logit_softcapping` must be positive, got 0.0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_impossible_values_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**options)
