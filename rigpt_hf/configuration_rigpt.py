@@ -81,7 +81,7 @@ class RiGPTConfig(PreTrainedConfig):
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
         residual_scalars (`bool`, defaults to `False`):
-            Two learned numbers per layer but the first, `x <- a x + b x0` before it, starting from `a = 1` and `b = 0`.
+            Two learned numbers per layer but the first: `x <- a x + b x0` before it, at first `a = 1` and `b = 0`.
         value_embedding_period (`int`, *optional*):
             Every so many layers, counted back from the last and without the first, a token adds a vector of its own
             to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
@@ -192,8 +192,8 @@ class RiGPTConfig(PreTrainedConfig):
             self._check_positive("value_embedding_period")
             if self.num_hidden_layers < 2:
                 raise ValueError(
-                    "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, got "
-                    f"{self.num_hidden_layers}. Leave it out."
+                    "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, "
+                    f"got {self.num_hidden_layers}. Leave it out."
                 )
         if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
             raise ValueError(

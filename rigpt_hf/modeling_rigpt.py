@@ -92,8 +92,7 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
-        self.residual_weight: nn.Parameter | None = None
-        self.embedding_weight: nn.Parameter | None = None
+        self.residual_weight = self.embedding_weight = None
         # Before the first layer both are the same vector, whose length the embeddings have in their own hands.
         if config.residual_scalars and layer_idx > 0:
             self.residual_weight = nn.Parameter(torch.ones(1))

@@ -29,8 +29,8 @@ def refuse_options(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> set[s
     for option, neutral in FUNCTIONS.items():
         if (value := getattr(config, option)) != neutral:
             raise ValueError(
-                f"`{option}={value!r}` has no counterpart in stock models, whose value is {neutral!r}. Keep this model "
-                "as RiGPT."
+                f"`{option}={value!r}` has no counterpart in stock models, whose value is {neutral!r}. Keep this "
+                "model as RiGPT."
             )
     idle = set()
     for option, parameters in NEUTRAL.items():

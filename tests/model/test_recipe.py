@@ -1,4 +1,4 @@
-"""Ingredients of pretraining recipes: each does what its formula says, starts neutral, and refuses what it cannot do."""
+"""Ingredients of pretraining recipes: what their formulas say, neutral starts, refusals."""
 
 import pytest
 import torch
