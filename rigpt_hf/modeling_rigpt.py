@@ -92,7 +92,8 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
-        self.residual_weight = self.embedding_weight = None
+        self.residual_weight: nn.Parameter | None = None
+        self.embedding_weight: nn.Parameter | None = None
         # Before the first layer both are the same vector, whose length the embeddings have in their own hands.
         if config.residual_scalars and layer_idx > 0:
             self.residual_weight = nn.Parameter(torch.ones(1))
@@ -118,7 +119,7 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """`hidden_states` `[B, S, d]`; `initial_states`: what the first layer got, for `residual_scalars`."""
-        if self.residual_weight is not None:
+        if self.residual_weight is not None and self.embedding_weight is not None:
             hidden_states = self.residual_weight * hidden_states + self.embedding_weight * initial_states
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)

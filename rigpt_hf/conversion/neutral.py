@@ -26,10 +26,10 @@ def refuse_options(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> set[s
     Raises:
         ValueError: if an option is in use that no stock model has; the message names it.
     """
-    for option, neutral in FUNCTIONS.items():
-        if (value := getattr(config, option)) != neutral:
+    for option, stock in FUNCTIONS.items():
+        if (value := getattr(config, option)) != stock:
             raise ValueError(
-                f"`{option}={value!r}` has no counterpart in stock models, whose value is {neutral!r}. Keep this "
+                f"`{option}={value!r}` has no counterpart in stock models, whose value is {stock!r}. Keep this "
                 "model as RiGPT."
             )
     idle = set()
