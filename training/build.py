@@ -13,11 +13,17 @@ from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_gr
 
 from .data import Manifest, documents, prepare
 from .data.tokenizer import load_tokenizer
+from .modern import ModernGPTConfig, ModernGPTForCausalLM, muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
 
 
 # Characters of the source that a tokenizer of the run's own is made from.
 TOKENIZER_TEXT = 20_000_000
+KINDS: dict[str, tuple[Any, Any]] = {
+    "rigpt": (RiGPTConfig, RiGPTForCausalLM),
+    "stock-gpt2": (GPT2Config, GPT2LMHeadModel),
+    "modern-gpt": (ModernGPTConfig, ModernGPTForCausalLM),
+}
 # What a folder of shards was asked for, besides what its manifest says.
 REQUEST = "request.json"
 
@@ -44,10 +50,10 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
                 f"{model.config.vocab_size}. Tokenise the data with that model's tokenizer."
             )
         return model.train()
-    config_class: Any = RiGPTConfig if options.kind == "rigpt" else GPT2Config
+    config_class, model_class = KINDS[options.kind]
     defaults: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "max_position_embeddings" if options.kind == "rigpt" else "n_positions": context,
+        "n_positions" if options.kind == "stock-gpt2" else "max_position_embeddings": context,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
@@ -59,7 +65,6 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
         raise ValueError(
             f"`model.config` must hold fields of {config_class.__name__}, got {', '.join(unknown)}. See its docstring."
         )
-    model_class: Any = RiGPTForCausalLM if options.kind == "rigpt" else GPT2LMHeadModel
     config = config_class(**(defaults | options.config))
     if context > config.max_position_embeddings:
         raise ValueError(
@@ -78,7 +83,7 @@ def start_from(options: ModelOptions) -> nn.Module:
             f"`model.start` must be the folder of a saved model or the id of a repository on the Hub, got "
             f"{options.start!r}: {str(error).strip().splitlines()[0]}"
         ) from error
-    kind = {"rigpt": "rigpt", "gpt2": "stock-gpt2"}.get(model.config.model_type)
+    kind = next((kind for kind, (known, _) in KINDS.items() if model.config.model_type == known.model_type), None)
     if kind != options.kind:
         raise ValueError(
             f"`model.kind` must be that of `model.start`, got {options.kind!r} for {options.start!r}, a "
@@ -94,10 +99,13 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
     if options.name == "equivariant":
         if config_of(model).model_type != "rigpt":
             raise ValueError(
-                f"`optimizer.name` must be `adamw` for a {config_of(model).model_type}, got `equivariant`: its "
-                "parameters are not in the table of frames. Convert it first with `rigpt convert`."
+                f"`optimizer.name` must be `adamw` or `muon` for a {config_of(model).model_type}, got `equivariant`: "
+                "its parameters are not in the table of frames. Convert it first with `rigpt convert`."
             )
         groups = equivariant_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
+    elif options.name == "muon":
+        groups = muon_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
         optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
     else:
         matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]

@@ -15,8 +15,8 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 class ModelOptions:
     """What is trained."""
 
-    kind: Literal["rigpt", "stock-gpt2"] = "rigpt"
-    """The class: RiGPT, or stock GPT-2 to compare with."""
+    kind: Literal["rigpt", "stock-gpt2", "modern-gpt"] = "rigpt"
+    """The class: RiGPT; or to compare with, stock GPT-2 or a modern GPT with a preferred basis."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
     start: str | None = None
@@ -69,8 +69,8 @@ class DataOptions:
 class OptimizerOptions:
     """How its weights move."""
 
-    name: Literal["equivariant", "adamw"] = "equivariant"
-    """The optimizer; stock GPT-2 needs `adamw`."""
+    name: Literal["equivariant", "adamw", "muon"] = "equivariant"
+    """The optimizer: `adamw`; `muon` for matrices and AdamW for the rest; `equivariant` for RiGPT alone."""
     lr: float = 1e-2
     """Peak learning rate, in AdamW's units for both."""
     weight_decay: float = 0.1
@@ -82,7 +82,7 @@ class OptimizerOptions:
     beta2: float = 0.95
     """Of Adam's second moments."""
     multipliers: dict[str, float] = field(default_factory=dict)
-    """Of the learning rate, by treatment or module, such as `embed_tokens: 0.3` (equivariant)."""
+    """Of the learning rate, by treatment (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
     clip: float | None = 1.0
     """Largest norm of the gradient."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -108,7 +108,7 @@ class OptimizerOptions:
         for name, factor in self.multipliers.items():
             if factor < 0:
                 raise ValueError(f"`optimizer.multipliers` must be at least 0, got {factor} for {name!r}.")
-        if self.multipliers and self.name != "equivariant":
+        if self.multipliers and self.name == "adamw":
             raise ValueError("`optimizer.multipliers` must be left out with `adamw`, which has one rate for all.")
 
 
@@ -188,10 +188,10 @@ class PretrainOptions:
     """How long, how often, and where to."""
 
     def __post_init__(self):
-        if self.model.kind == "stock-gpt2" and self.optimizer.name == "equivariant":
+        if self.model.kind != "rigpt" and self.optimizer.name == "equivariant":
             raise ValueError(
-                "`optimizer.name` must be `adamw` for `model.kind` `stock-gpt2`, got `equivariant`: its parameters "
-                "are not in the table of frames. Pass --optimizer.name adamw."
+                f"`optimizer.name` must be `adamw` or `muon` for `model.kind` `{self.model.kind}`, got `equivariant`: "
+                "its parameters are not in the table of frames. Pass --optimizer.name adamw."
             )
         if self.optimizer.warmup > self.run.steps:
             raise ValueError(
