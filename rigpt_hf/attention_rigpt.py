@@ -239,9 +239,15 @@ def check_distance_backend(name: str):
         )
 
 
-def check_paged_cache(score: str, name: str):
-    """Raises a `ValueError` if this version's continuous batching cannot hand over its cache before the score."""
-    if "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+def check_paged_cache(config: RiGPTConfig, name: str):
+    """Raises a `ValueError` if continuous batching cannot hand over its cache before the score, or previous tokens."""
+    if config.previous_token_mixing:
+        raise ValueError(
+            f"`attn_implementation` must not be paged with `previous_token_mixing=True`, got {name!r}: continuous "
+            "batching does not keep the last vector of a text. Generate without it."
+        )
+    score = config.attention_score
+    if score != "dot" and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
         raise ValueError(
             f"`attn_implementation` must not be paged for `attention_score={score!r}` in this version of "
             f"Transformers, got {name!r}. Update Transformers, or generate without continuous batching."

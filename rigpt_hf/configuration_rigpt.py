@@ -80,6 +80,9 @@ class RiGPTConfig(PreTrainedConfig):
             Normalise queries and keys per head (no gain) before the score.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
+        previous_token_mixing (`bool`, defaults to `False`):
+            Add the vector of the previous token to that of each, times a learned number and a scalar gate that reads
+            the token's own vector.
         residual_scalars (`bool`, defaults to `False`):
             Two learned numbers per layer but the first: `x <- a x + b x0` before it, at first `a = 1` and `b = 0`.
         value_embedding_period (`int`, *optional*):
@@ -140,6 +143,7 @@ class RiGPTConfig(PreTrainedConfig):
     attention_score: str = "dot"
     qk_norm: bool = False
     embedding_norm: bool = False
+    previous_token_mixing: bool = False
     residual_scalars: bool = False
     value_embedding_period: int | None = None
     final_logit_softcapping: float | int | None = None
@@ -168,6 +172,11 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        if self.previous_token_mixing:
+            # What the library's caches go by: the first layer's also keeps the last vector.
+            kwargs["layer_types"] = ["hybrid"] + ["full_attention"] * (self.num_hidden_layers - 1)
+        else:
+            kwargs.pop("layer_types", None)
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)

@@ -4,6 +4,7 @@ Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neu
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
     x0     = n(x0)                          with `embedding_norm`
+    x0[t] += c sigmoid(w·x0[t]) x0[t-1]     with `previous_token_mixing`
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
     x      = a x + b x0                     with `residual_scalars`, two numbers per layer
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
@@ -38,6 +39,7 @@ from .attention_rigpt import (
 )
 from .configuration_rigpt import RiGPTConfig
 from .loss_rigpt import causal_lm_loss
+from .previous_rigpt import RiGPTPreviousToken
 
 
 class RiGPTRMSNorm(nn.Module):
@@ -148,7 +150,7 @@ class RiGPTPreTrainedModel(PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention | RiGPTDecoderLayer):
+        if isinstance(module, RiGPTAttention | RiGPTDecoderLayer | RiGPTPreviousToken):
             module.reset_own_parameters()
         elif getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
@@ -179,8 +181,8 @@ class RiGPTPreTrainedModel(PreTrainedModel):
         if self.config.attention_score == "distance":
             requested_attention = requested_attention or "eager"
             check_distance_backend(requested_attention.removeprefix("paged|"))
-        if self.config.attention_score != "dot" and requested_attention and requested_attention.startswith("paged|"):
-            check_paged_cache(self.config.attention_score, requested_attention)
+        if requested_attention and requested_attention.startswith("paged|"):
+            check_paged_cache(self.config, requested_attention)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
@@ -201,6 +203,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
         elif not config.rotary_learned_frequencies:
             self.rotary_emb = RiGPTRotaryEmbedding(config)
         self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
+        self.previous_token = RiGPTPreviousToken(config) if config.previous_token_mixing else None
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
@@ -242,6 +245,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
                 "`inputs_embeds` must be left out with `value_embedding_period="
                 f"{self.config.value_embedding_period}`, whose layers look up vectors of their own. Pass `input_ids`."
             )
+        if kwargs.get("cache") is not None:  # that of continuous batching
+            check_paged_cache(self.config, self.config._attn_implementation)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
@@ -257,6 +262,9 @@ class RiGPTModel(RiGPTPreTrainedModel):
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
+        padding = attention_mask
+        if isinstance(attention_mask, dict):  # generation hands over one mask per kind of layer
+            attention_mask, padding = attention_mask["full_attention"], attention_mask["linear_attention"]
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -270,6 +278,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
                 hidden_states = hidden_states + self.embed_positions(position_ids)
             if self.embedding_norm is not None:
                 hidden_states = self.embedding_norm(hidden_states)
+            if self.previous_token is not None:
+                hidden_states = self.previous_token(hidden_states, position_ids, padding, past_key_values)
             hidden_states = self.dropout(hidden_states)
         # By position, as reentrant checkpointing lets gradients through to nothing else.
         initial = (hidden_states,) if self.config.residual_scalars else ()

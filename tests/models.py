@@ -25,11 +25,13 @@ OPTIONS: dict[str, dict] = {
     "gelu": {"hidden_act": "gelu"},
     "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
     "embedding-norm": {"embedding_norm": True, "position_embedding_type": "learned"},
+    "previous-token": {"previous_token_mixing": True},
     "residual-scalars": {"residual_scalars": True},
     "value-embeddings": {"value_embedding_period": 2},
     "softcapped": {"final_logit_softcapping": 3.0},
     "recipe": {
         "embedding_norm": True,
+        "previous_token_mixing": True,
         "residual_scalars": True,
         "value_embedding_period": 1,
         "final_logit_softcapping": 15,

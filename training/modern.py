@@ -33,6 +33,7 @@ class ModernGPTConfig(RiGPTConfig):
             "hidden_act": "relu2",
             "qk_norm": True,
             "embedding_norm": True,
+            "previous_token_mixing": True,
             "residual_scalars": True,
             "value_embedding_period": 2,
             "final_logit_softcapping": 15.0,
@@ -43,6 +44,8 @@ class ModernGPTConfig(RiGPTConfig):
 
 class CoordinateGate(nn.Linear):
     """A linear map of the first coordinates: which ones those are is a choice of basis."""
+
+    starts_at_zero = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states[..., : self.in_features])
@@ -73,11 +76,12 @@ class ModernGPTModel(StartsAsRecipesDo, RiGPTModel):
 
     def __init__(self, config: ModernGPTConfig):
         super().__init__(config)
+        read = min(GATE_COORDINATES, config.hidden_size)
         for layer in self.layers:
             if layer.self_attn.value_gate is not None:
-                read = min(GATE_COORDINATES, config.hidden_size)
                 layer.self_attn.value_gate = CoordinateGate(read, config.num_key_value_heads, bias=False)
-                layer.self_attn.value_gate.starts_at_zero = True
+        if self.previous_token is not None:
+            self.previous_token.gate = CoordinateGate(read, 1, bias=False)
         self.post_init()
 
 

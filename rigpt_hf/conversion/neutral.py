@@ -9,6 +9,7 @@ from ..configuration_rigpt import RiGPTConfig
 # vectors that are zero may be anything.
 NEUTRAL: dict[str, dict[str, float | None]] = {
     "attention_score": {"distance_weight": 0.0},
+    "previous_token_mixing": {"previous_token.weight": 0.0, "previous_token.gate.weight": None},
     "residual_scalars": {"residual_weight": 1.0, "embedding_weight": 0.0},
     "value_embedding_period": {"value_embedding.weight": 0.0, "value_gate.weight": None},
 }

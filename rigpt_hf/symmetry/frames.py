@@ -161,6 +161,8 @@ def axes(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
         ATTENTION + "value_embedding.weight": (FIXED, value),
         ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), stream_in),
+        "model.previous_token.gate.weight": (FIXED, stream_in),
+        "model.previous_token.weight": (FIXED,),
         "model.layers.*.residual_weight": (FIXED,),
         "model.layers.*.embedding_weight": (FIXED,),
         MLP + "gate_proj.weight": (active, stream_in),
