@@ -1,0 +1,202 @@
+"""
+Why do weights of high stable rank suffer more from four bits? `python -m rigpt_hf.evaluation.four_bits MODEL...`
+
+Every matrix inside of the layers is rounded to nearest, with one scale per row or per group of neighbours in a row,
+and the loss on held-out tokens is measured again. Beside it stand the stable rank of the matrices, `|W|²_F / |W|²_2`,
+and how far rounding moves what they put out, relative to its size, on the very inputs that they get.
+
+Rounding to `b` bits adds to every row noise of a fixed share `ε` of its length, spread evenly over all directions. A
+matrix that answers its inputs with its strongest directions puts out much more than `|W|_F |x| / √n`, and the noise is
+small beside it; one whose singular values are alike puts out just that, and gets all of `ε`:
+
+    relative error of the output = ε · (|W|_F |x| / √n) / |W x|
+
+So what counts is not stable rank alone but the gain of the inputs, `|W x| √n / (|W|_F |x|)`, which is listed too. How
+much a model minds is another matter: the last column is the loss when the same noise is scaled until every output is
+wrong by 5 %.
+"""
+
+import inspect
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+import rigpt_hf.training.modern  # noqa: F401  so that the Auto classes know the baseline
+from rigpt_hf.conversion.output import temporary_sibling
+
+
+BITS = 4
+# Of every output, where models are compared at equal noise.
+EQUAL_ERROR = 0.05
+# Scales per row (0), and per so many neighbours in a row.
+GROUPS = (0, 64, 32)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The experiment; the fields are the options of the command."""
+
+    models: Annotated[list[Path], typer.Argument(help="Folders of models.", exists=True)]
+    tokens: Annotated[Path, typer.Option(help="Held-out tokens, little-endian uint16.", exists=True)]
+    windows: Annotated[int, typer.Option(help="Windows of held-out tokens.")] = 64
+    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 256
+    output: Annotated[Path | None, typer.Option(help="File for the results, JSON.", show_default="none")] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
+
+    def __post_init__(self):
+        for name in ("windows", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.output is not None and self.output.exists() and not self.force:
+            raise ValueError(f"`output` must not exist, got {str(self.output)!r}. Pass --force to replace it.")
+
+
+def rounded(weight: torch.Tensor, bits: int = BITS, group: int = 0) -> torch.Tensor:
+    """
+    A matrix `[m, n]` rounded to nearest, symmetric, the largest of each row or group exactly represented.
+
+    Args:
+        weight: Rows are outputs.
+        bits: Of each number.
+        group: Neighbours in a row that share a scale; 0 for all of them.
+
+    Raises:
+        ValueError: if `group` does not divide a row.
+    """
+    if group and weight.shape[1] % group:
+        raise ValueError(f"`group` must divide the {weight.shape[1]} numbers of a row, got {group}.")
+    parts = weight.reshape(-1, group or weight.shape[1])
+    largest = 2 ** (bits - 1) - 1
+    scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / largest
+    return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(weight.shape)
+
+
+def matrices_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear maps inside of the layers."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.shape[0] > 1
+    }
+
+
+def rows_of(module: nn.Module) -> torch.Tensor:
+    """The weight `[outputs, inputs]` of a linear map; GPT-2 keeps it the other way round."""
+    weight: Any = module.weight
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
+    """Nats per token on windows `[N, context + 1]`."""
+    losses = [float(model(input_ids=part, labels=part, use_cache=False).loss) for part in windows.split(16)]
+    return statistics.mean(losses)
+
+
+@torch.no_grad()
+def measure(folder: Path, windows: torch.Tensor) -> dict[str, Any]:
+    """What rounding does to one model."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    matrices = matrices_of(model)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
+
+    def look(name: str):
+        def hook(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+            inputs, weight = arguments[0].flatten(0, -2), rows_of(module)
+            answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
+            noise = inputs @ (rounded(weight) - weight).T
+            found[name].append(
+                {
+                    "gain": float(answer.norm()) / size,
+                    "output_error": float(noise.norm() / answer.norm()),
+                    "weight_error": float((rounded(weight) - weight).norm() / weight.norm()),
+                    "stable_rank": float(weight.square().sum() / torch.linalg.matrix_norm(weight, 2) ** 2),
+                }
+            )
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in matrices.items()]
+    model(input_ids=windows[:4], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    per_matrix = {name: entries[0] for name, entries in found.items() if entries}
+    result: dict[str, Any] = {"model": folder.name, "loss": mean_loss(model, windows), "per_matrix": per_matrix}
+    for key in ("stable_rank", "gain", "weight_error", "output_error"):
+        result[key] = statistics.median(entry[key] for entry in per_matrix.values())
+    kept = {name: rows_of(module).clone() for name, module in matrices.items()}
+    for group in GROUPS:
+        usable = {name: weight for name, weight in kept.items() if not group or weight.shape[1] % group == 0}
+        for name, weight in usable.items():
+            rows_of(matrices[name]).copy_(rounded(weight, group=group))
+        label = f"group {group}" if group else "row"
+        result[f"loss, scale per {label}"] = mean_loss(model, windows)
+        for name, weight in kept.items():
+            rows_of(matrices[name]).copy_(weight)
+    for name, entry in per_matrix.items():
+        share = EQUAL_ERROR / max(entry["output_error"], 1e-12)
+        rows_of(matrices[name]).lerp_(rounded(kept[name]), share)
+    result["loss at equal error"] = mean_loss(model, windows)
+    return result
+
+
+def run(options: Options, console: Console | None = None) -> list[dict[str, Any]]:
+    """Measure all models, show a table, and write the results if there is a file for them."""
+    console = console or Console()
+    tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
+    if len(tokens) < options.windows * (options.context + 1):
+        raise ValueError(
+            f"`windows` must fit into the {len(tokens)} tokens of {str(options.tokens)!r}, got {options.windows}."
+        )
+    rows = np.array(tokens[: options.windows * (options.context + 1)]).reshape(options.windows, -1)
+    windows = torch.from_numpy(rows.astype(np.int64))
+    results = [measure(folder, windows) | {"folder": str(folder)} for folder in track(options.models, console=console)]
+    losses = [f"loss, scale per {f'group {group}' if group else 'row'}" for group in GROUPS]
+    columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
+    table = Table("model", "loss", *columns)
+    for result in results:
+        more = (f"{result[key] - result['loss']:+.4f}" for key in losses)
+        numbers = f"{result['stable_rank']:.1f}", f"{result['gain']:.2f}", f"{result['output_error']:.1%}"
+        more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
+        table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
+    console.print(table)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_sibling(options.output)
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(options.output)
+    return results
+
+
+def main(**values: Any):
+    """
+    Round the weights of models to four bits and say what that costs, and why.
+
+        python -m rigpt_hf.evaluation.four_bits runs/a/model runs/b/model --tokens val.bin
+    """
+    try:
+        run(Options(**values))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+# The command takes what `Options` takes.
+main.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
+main.__annotations__ = Options.__annotations__
+
+
+if __name__ == "__main__":
+    typer.run(main)
