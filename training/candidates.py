@@ -8,43 +8,80 @@ from .options import ModelOptions, OptimizerOptions
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and how it is trained; the learning rate is set by the sweep."""
+    """A model and how it is trained; the learning rate is set by the sweep, over `rates`."""
 
     model: ModelOptions
     optimizer: OptimizerOptions
+    rates: tuple[float, ...]
 
 
 WIDTH, LAYERS, HEADS = 192, 6, 6
 # Windows hold one token more than are predicted.
 LENGTH = 257
-RIGPT: dict[str, Any] = {
+ADAMW_RATES, POLAR_RATES = (1.5e-3, 3e-3, 6e-3), (3e-3, 5e-3, 1e-2)
+# Rates of tables relative to those of matrices.
+TABLES = {"embed_tokens": 2.0, "lm_head": 2.0}
+VALUES = {"value_embedding": 2.0}
+SMALL: dict[str, Any] = {
     "hidden_size": WIDTH,
-    "embedding_size": WIDTH,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
-    "hidden_act": "relu2",
-    "qk_norm": True,
     "max_position_embeddings": LENGTH,
 }
-STOCK = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": LENGTH}
-ADAMW_RATES, RATES_POLAR = (1e-3, 3e-3, 6e-3), (5e-3, 1e-2, 2e-2)
+# The network of DESIGN with projections and one table, as many parameters as stock GPT-2 has.
+PLAIN = SMALL | {"embedding_size": WIDTH, "hidden_act": "relu2", "qk_norm": True}
+# What the ablations below support, and a little under 6.6 million parameters.
+RECIPE = SMALL | {
+    "hidden_act": "relu2",
+    "qk_norm": True,
+    "tie_word_embeddings": False,
+    "embedding_norm": True,
+    "previous_token_mixing": True,
+    "residual_scalars": True,
+    "value_embedding_period": 2,
+}
 
 
-def rigpt(optimizer: str = "equivariant", **options: Any) -> Candidate:
+def stock(width: int, heads: int) -> Candidate:
+    """A stock GPT-2 of six layers."""
+    config = {"n_embd": width, "n_layer": LAYERS, "n_head": heads, "n_positions": LENGTH}
+    return Candidate(ModelOptions("stock-gpt2", config), OptimizerOptions(name="adamw"), ADAMW_RATES)
+
+
+def rigpt(base: dict[str, Any], optimizer: str = "equivariant", **options: Any) -> Candidate:
     """A RiGPT with some options changed."""
-    return Candidate(ModelOptions(config=RIGPT | options), OptimizerOptions(name=optimizer))  # type: ignore[arg-type]
+    config = base | options
+    tables = {} if config.get("tie_word_embeddings", True) else TABLES
+    tables = tables | (VALUES if config.get("value_embedding_period") else {})
+    settings = OptimizerOptions(name=optimizer, multipliers={} if optimizer == "adamw" else tables)  # type: ignore[arg-type]
+    return Candidate(ModelOptions(config=config), settings, ADAMW_RATES if optimizer == "adamw" else POLAR_RATES)
 
+
+MODERN = Candidate(
+    ModelOptions("modern-gpt", SMALL), OptimizerOptions(name="muon", multipliers=TABLES | VALUES), POLAR_RATES
+)
 
 CANDIDATES = {
-    "stock-gpt2": Candidate(ModelOptions("stock-gpt2", STOCK), OptimizerOptions(name="adamw")),
-    "rigpt-adamw": rigpt("adamw"),
-    "rigpt": rigpt(),
-    "rigpt-untied": rigpt(tie_word_embeddings=False),
-    "rigpt-no-qk-norm": rigpt(qk_norm=False),
-    "rigpt-gelu": rigpt(hidden_act="gelu_pytorch_tanh"),
-    "rigpt-learned-positions": rigpt(position_embedding_type="learned"),
-    "rigpt-squared-distance": rigpt(attention_score="squared_distance", qk_norm=False),
-    "rigpt-distance": rigpt(attention_score="distance"),
-    "rigpt-no-projections": rigpt(embedding_size=None),
+    "stock-gpt2": stock(WIDTH, HEADS),
+    "stock-gpt2-wide": stock(272, 8),
+    "modern": MODERN,
+    "rigpt": rigpt(PLAIN),
+    "rigpt-adamw": rigpt(PLAIN, "adamw"),
+    "recipe": rigpt(RECIPE),
+    # The recipe without one of its parts.
+    "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),
+    "recipe-no-embedding-norm": rigpt(RECIPE, embedding_norm=False),
+    "recipe-no-previous-token": rigpt(RECIPE, previous_token_mixing=False),
+    "recipe-no-scalars": rigpt(RECIPE, residual_scalars=False),
+    "recipe-no-values": rigpt(RECIPE, value_embedding_period=None),
+    "recipe-no-qk-norm": rigpt(RECIPE, qk_norm=False),
+    # Or with another.
+    "recipe-softcapped": rigpt(RECIPE, final_logit_softcapping=15.0),
+    "recipe-projections": rigpt(RECIPE, embedding_size=WIDTH),
+    "recipe-gelu": rigpt(RECIPE, hidden_act="gelu_pytorch_tanh"),
+    "recipe-learned-positions": rigpt(RECIPE, position_embedding_type="learned"),
+    "recipe-squared-distance": rigpt(RECIPE, attention_score="squared_distance"),
+    "recipe-distance": rigpt(RECIPE, attention_score="distance"),
+    "recipe-adamw": rigpt(RECIPE, "adamw"),
+    "recipe-muon": rigpt(RECIPE, "muon"),
 }
-RATES = {name: ADAMW_RATES if "adamw" in name or "stock" in name else RATES_POLAR for name in CANDIDATES}

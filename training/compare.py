@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rigpt_hf.training.candidates import CANDIDATES, RATES
+from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.training.candidates import CANDIDATES
 from rigpt_hf.training.data import from_tokens
+from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
 from rigpt_hf.training.options import DataOptions, PretrainOptions, RunOptions
 from rigpt_hf.training.records import Records, plot_losses
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
+# Windows that go through a model at once: small enough for the caches of a CPU.
+MICRO_BATCH = 4
+# Decimals of the logs in the summary.
+DIGITS = 4
 
 
 class DrawnWindows:
@@ -57,7 +63,15 @@ class DrawnWindows:
         return {"input_ids": input_ids, "labels": input_ids.clone()}
 
 
-def run_one(name: str, rate: float, seed: int, files: tuple[Path, Path], output: Path, steps: int) -> dict[str, Any]:
+def run_one(
+    name: str,
+    rate: float,
+    seed: int,
+    files: tuple[Path, Path],
+    output: Path,
+    steps: int,
+    precision: Literal["no", "bf16"] = "no",
+) -> dict[str, Any]:
     """One training run, or what an earlier call wrote of it."""
     folder = output / name / f"lr-{rate:g}-seed-{seed}"
     result_file = folder / "result.json"
@@ -76,7 +90,9 @@ def run_one(name: str, rate: float, seed: int, files: tuple[Path, Path], output:
             output=str(folder),
             steps=steps,
             batch_size=BATCH,
+            micro_batch_size=math.gcd(MICRO_BATCH, BATCH),
             seed=seed,
+            precision=precision,
             evaluate_every=25,
             evaluate_batches=1,
             save_every=steps,
@@ -99,11 +115,14 @@ def run_one(name: str, rate: float, seed: int, files: tuple[Path, Path], output:
         "steps": steps,
         "tokens_per_step": CONTEXT * BATCH,
         "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
+        "precision": precision,
         "validation": report.validation,
         "final_loss": report.validation[-1][1],
         "kurtosis": entries[-1]["kurtosis"],
+        "kurtosis_in_random_frames": kurtosis_in_random_frames(run.plain, run.validation[0]),
         "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),
         "threads": torch.get_num_threads(),
+        "logs": {key: [round(entry[key], DIGITS) for entry in entries] for key in ("loss", "gradient_norm")},
     }
     result_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
@@ -134,6 +153,7 @@ def main(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3,
     steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
+    precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "no",
     summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
 ):
     """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
@@ -141,14 +161,17 @@ def main(
     for name in names:
         if name not in CANDIDATES:
             raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
+    if precision not in ("no", "bf16"):
+        raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
+    how: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
     results: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
     for name in names:
-        sweep = [float(rate) for rate in rates.split(",")] if rates else list(RATES[name])
-        first = [run_one(name, rate, 0, (train, validation), output, steps) for rate in sweep]
+        sweep = [float(rate) for rate in rates.split(",")] if rates else list(CANDIDATES[name].rates)
+        first = [run_one(name, rate, 0, **how) for rate in sweep]
         best = min(first, key=lambda result: result["final_loss"])
         sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
-        more = [run_one(name, best["lr"], seed, (train, validation), output, steps) for seed in range(1, seeds)]
+        more = [run_one(name, best["lr"], seed, **how) for seed in range(1, seeds)]
         results[name] = [best, *more]
     show(results)
     folders = {name: output / name / f"lr-{runs[0]['lr']:g}-seed-0" for name, runs in results.items()}
@@ -156,9 +179,10 @@ def main(
     if summary is not None:
         summary.parent.mkdir(parents=True, exist_ok=True)
         facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
-        summary.write_text(
-            json.dumps(facts | {"sweeps": sweeps, "results": results}, indent=2) + "\n", encoding="utf-8"
-        )
+        temporary = temporary_sibling(summary)
+        text = json.dumps(facts | {"sweeps": sweeps, "results": results}) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(summary)
 
 
 def show(results: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,5 +1,6 @@
 """What is measured of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
 
+import statistics
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from rigpt_hf.optim import whole
+from rigpt_hf.symmetry import haar
 
 
 # Long enough to outlast the start of a clock, short enough not to be noticed.
@@ -21,11 +23,36 @@ def stream_kurtosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[fl
 
     Zero for a Gaussian; large where few coordinates carry much, as models with a preferred basis have it.
     """
+    return [float(excess_kurtosis(state).mean()) for state in _states(model, batch)]
+
+
+@torch.no_grad()
+def kurtosis_in_random_frames(
+    model: nn.Module, batch: dict[str, torch.Tensor], frames: int = 16, seed: int = 0
+) -> list[tuple[float, float]]:
+    """
+    [`stream_kurtosis`] after Haar rotations of the stream: per layer its mean over rotations and its deviation.
+
+    The mean over all rotations is `-6 / (d + 2)` for every vector. So in a model without a preferred basis, whose frame
+    is as good as any other, kurtosis is a draw from this law; the deviation is large where few directions carry much.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for state in _states(model, batch):
+        values = []
+        for _ in range(frames):
+            rotation = haar(state.shape[-1], generator).to(state)
+            values.append(float(excess_kurtosis(state @ rotation.T).mean()))
+        result.append((statistics.mean(values), statistics.stdev(values)))
+    return result
+
+
+def _states(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     was_training = model.training
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     states = model.eval()(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     model.train(was_training)
-    return [float(excess_kurtosis(state.double()).mean()) for state in states]
+    return [state.double() for state in states]
 
 
 def excess_kurtosis(values: torch.Tensor) -> torch.Tensor:

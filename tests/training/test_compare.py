@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
 from rigpt_hf.evaluation import equivariance, optimizer_cost
-from rigpt_hf.training import candidates, compare
-from rigpt_hf.training.build import build_model
+from rigpt_hf.training import candidates, compare, diagnostics
+from rigpt_hf.training.build import build_model, build_optimizer
 from rigpt_hf.training.options import ModelOptions, OptimizerOptions
 from tests.tolerances import TRAINING
 
@@ -53,22 +54,25 @@ def test_every_candidate_is_a_model_with_rates_of_its_own():
     for name, candidate in candidates.CANDIDATES.items():
         model = build_model(candidate.model, 4096, 256, None, 0)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-        assert len(candidates.RATES[name]) >= 3
-    for name, size in sizes.items():
-        if name not in ("rigpt-untied", "rigpt-no-projections"):
-            assert abs(size / sizes["stock-gpt2"] - 1) <= 0.03, name
+        assert len(candidate.rates) >= 3
+        assert build_optimizer(candidate.optimizer, model).param_groups
+    # The same parameters where they are compared: the plain network with stock GPT-2, the recipe with a wider one.
+    for name in ("rigpt", "rigpt-adamw"):
+        assert abs(sizes[name] / sizes["stock-gpt2"] - 1) <= 0.01, name
+    for name in ("recipe", "modern"):
+        assert abs(sizes[name] / sizes["stock-gpt2-wide"] - 1) <= 0.01 and sizes[name] <= 6.6e6, name
 
 
 def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
     stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
     monkeypatch.setitem(
-        compare.CANDIDATES, "rigpt", candidates.Candidate(ModelOptions(config=tiny), OptimizerOptions())
+        compare.CANDIDATES, "rigpt", candidates.Candidate(ModelOptions(config=tiny), OptimizerOptions(), (0.01,))
     )
     monkeypatch.setitem(
         compare.CANDIDATES,
         "stock-gpt2",
-        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(name="adamw")),
+        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(name="adamw"), (0.003,)),
     )
     monkeypatch.setattr(compare, "BATCH", 2)
     monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
@@ -81,11 +85,28 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
         runs = facts["results"][name]
         assert [run["seed"] for run in runs] == [0, 1] and {f"{run['lr']:g}" for run in runs} == {best}
         assert runs[0]["final_loss"] != runs[1]["final_loss"] and runs[0]["final_loss"] < 8.4
+        assert all(len(run["logs"]["loss"]) == 6 and run["precision"] == "no" for run in runs)
     assert (tmp_path / "runs" / "losses.png").exists()
     # What is done is not done again.
     monkeypatch.setattr(compare, "PretrainingRun", None)
     compare.main(*files, tmp_path / "runs", **arguments)
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
+
+
+def test_kurtosis_over_all_frames_is_known():
+    """Minus 6/(d + 2) for any vectors; and one vector alone is spread more widely than many."""
+    one, many = (torch.randn(count, 1, 64, generator=torch.Generator().manual_seed(0)) for count in (1, 64))
+
+    class Stub(torch.nn.Module):
+        def forward(self, states, **kwargs):
+            return SimpleNamespace(hidden_states=[states])
+
+    found = [diagnostics.kurtosis_in_random_frames(Stub(), {"states": x}, frames=400)[0] for x in (one, many)]
+    for mean, deviation in found:
+        assert abs(mean + 6 / 66) <= 4 * deviation / 400**0.5
+    assert found[0][1] > 4 * found[1][1]
+    axis = torch.nn.functional.one_hot(torch.zeros(1, 1, dtype=torch.int64), 64).float()
+    assert diagnostics.stream_kurtosis(Stub(), {"states": axis})[0] > 50
 
 
 def test_the_equivariance_that_is_reported():
