@@ -33,8 +33,9 @@ def kurtosis_in_random_frames(
     """
     [`stream_kurtosis`] after Haar rotations of the stream: per layer its mean over rotations and its deviation.
 
-    The mean over all rotations is `-6 / (d + 2)` for every vector. So in a model without a preferred basis, whose frame
-    is as good as any other, kurtosis is a draw from this law; the deviation is large where few directions carry much.
+    The mean over all rotations is `-6 / (d + 2)` for every vector. So in a model without a preferred basis, whose
+    frame is as good as any other, kurtosis is a draw from this law; the deviation is large where few directions carry
+    much.
     """
     generator = torch.Generator().manual_seed(seed)
     result = []
