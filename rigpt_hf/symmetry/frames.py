@@ -5,7 +5,8 @@ A *frame* is a space whose basis is a free choice; a *group* says which choices 
 a parameter lists the frames it turns with and its role in each (see `groups.py`, `permutations.py`), innermost first.
 
     frame           group                                                    axes that carry it
-    stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions, gates
+    stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions,
+                                                                             gates
     lexical         GL(D)                                                    embeddings, project_in; head if tied
     output          GL(D), only with an untied head                          project_out, lm_head
     head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
