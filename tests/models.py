@@ -1,5 +1,7 @@
 """Tiny models for tests, with nothing left at a value that would hide a mistake (gain 1, bias 0, layers alike)."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -101,6 +103,16 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> 
     """A randomised model of `tiny_config(**options)` in evaluation mode."""
     torch.manual_seed(seed)
     return randomise_(RiGPTForCausalLM(tiny_config(**options)).to(torch.float64), seed).to(dtype).eval()
+
+
+@torch.no_grad()
+def noisy(model: nn.Module, size: float, seed: int = 0) -> nn.Module:
+    """A copy with Gaussian noise on every parameter, `size` relative to its root mean square, as after fine-tuning."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
+    return model
 
 
 def tokens(*shape: int, vocab_size: int = 61, seed: int = 0) -> torch.Tensor:

@@ -12,6 +12,7 @@ from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
 
 from .data import Manifest, documents, prepare
+from .data.sources import pinned
 from .data.tokenizer import load_tokenizer
 from .modern import ModernGPTConfig, ModernGPTForCausalLM, muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
@@ -136,16 +137,21 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
             f"`data.path` must be a folder of tokenised shards, got {str(path)!r}. Name a `data.source` "
             "to make it from."
         )
+    source_options = dict(options.source_options)
+    # Before anything is read from it, so that a tokenizer made here and the shards see the same text.
+    if (revision := pinned(options.source, source_options.get("revision"))) is not None:
+        source_options["revision"] = revision
     prepare(
         options.source,
-        build_tokenizer(options),
+        build_tokenizer(options, source_options),
         path,
         validation=options.validation,
         max_tokens=options.max_tokens,
         progress=progress,
-        **options.source_options,
+        **source_options,
     )
-    (path / REQUEST).write_text(json.dumps({"tokenizer": options.tokenizer}) + "\n", encoding="utf-8")
+    request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
+    (path / REQUEST).write_text(json.dumps(request) + "\n", encoding="utf-8")
     return path
 
 
@@ -163,6 +169,7 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
     made |= json.loads(request.read_text(encoding="utf-8")) if request.is_file() else {"tokenizer": options.tokenizer}
     wanted = {"source": options.source, **options.source_options, "max_tokens": options.max_tokens}
     wanted |= {"validation": options.validation, "tokenizer": options.tokenizer}
+    wanted |= {"tokenizer_revision": options.tokenizer_revision} if options.tokenizer_revision else {}
     for name, value in wanted.items():
         if made.get(name) != value:
             raise ValueError(
@@ -171,20 +178,20 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
             )
 
 
-def build_tokenizer(options: DataOptions) -> PreTrainedTokenizerFast:
+def build_tokenizer(options: DataOptions, source_options: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer named by the options, or one made from the beginning of the source."""
     from rigpt_hf.demo.stock import train_tokenizer
 
     kind, _, size = options.tokenizer.partition(":")
     if kind != "train" or not size:
-        return load_tokenizer(options.tokenizer)
+        return load_tokenizer(options.tokenizer, options.tokenizer_revision)
     if not size.isdigit() or int(size) < 300:
         raise ValueError(
             f"`data.tokenizer` must be a folder, a Hub id or train:N with N at least 300, got {options.tokenizer!r}."
         )
     texts, length = [], 0
     assert options.source is not None
-    for text in documents(options.source, **options.source_options):
+    for text in documents(options.source, **source_options):
         texts.append(text)
         length += len(text)
         if length > TOKENIZER_TEXT:

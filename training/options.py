@@ -47,6 +47,8 @@ class DataOptions:
     """What else the source needs: name, revision, split, text_column, megabytes."""
     tokenizer: str = "train:4096"
     """Folder or Hub id of a tokenizer; `train:N` makes one with N tokens from the beginning of the source."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of a tokenizer on the Hub."""
     validation: float = 0.005
     """Share of documents held out, chosen by a hash of their text."""
     max_tokens: int | None = None
@@ -210,7 +212,8 @@ class PretrainOptions:
         facts = asdict(self)
         for name in NOT_DECISIVE:
             facts["run"].pop(name)
-        for name in ("path", "source", "source_options", "tokenizer", "validation", "max_tokens", "verify"):
+        # What the shards hold is known by their hashes.
+        for name in asdict(DataOptions()).keys() - {"context", "cross_document"}:
             facts["data"].pop(name)
         return facts
 

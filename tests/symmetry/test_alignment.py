@@ -15,7 +15,7 @@ from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.groups import MatrixGroup, orthogonal
 from rigpt_hf.symmetry.procrustes import assignment, largest_trace, nearest
 from tests.conversion.sources import gpt2_config, stock_model
-from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
 from tests.tolerances import DISTANCE, LOCAL_MINIMUM, NOISE, SYMMETRY
 
 
@@ -36,16 +36,6 @@ def difference(a, b) -> float:
     """The largest between two parameters, relative to the largest entry of each."""
     ours, theirs = weights_of(a), weights_of(b)
     return max(float((ours[name] - weight).abs().max() / weight.abs().max()) for name, weight in theirs.items())
-
-
-@torch.no_grad()
-def noisy(model, size: float, seed: int = 0):
-    """Gaussian noise on every parameter, `size` relative to its root mean square: stands for fine-tuning."""
-    model, draw = copy.deepcopy(model), generator(seed)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
-        parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
-    return model
 
 
 def fresh_model(seed: int = 0, **options):

@@ -14,7 +14,7 @@ from rigpt_hf.symmetry.canonical import DEGENERATE, odd_moments, token_vectors
 from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.frames import axes, row
 from tests.conversion.sources import gpt2_config, stock_model
-from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
 from tests.tolerances import CANONICAL, SYMMETRY
 
 
@@ -40,16 +40,6 @@ def difference(a, b, *members) -> float:
     return max(
         float((w - others[0][name]).abs().max()) / max(scales[name], 1e-300) for name, w in weights_of(a).items()
     )
-
-
-@torch.no_grad()
-def noisy(model, size: float, seed: int = 0):
-    """Gaussian noise on every parameter, `size` relative to its root mean square."""
-    model, draw = copy.deepcopy(model), generator(seed)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
-        parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
-    return model
 
 
 def assert_canonical(model, seeds=(0,)) -> list[str]:

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, IterableDataset
 
+from rigpt_hf.training import build
 from rigpt_hf.training.data import documents, sources
+from rigpt_hf.training.data import tokenizer as tokenizer_module
+from rigpt_hf.training.options import DataOptions
 
 
 @pytest.fixture
@@ -157,3 +160,41 @@ def test_impossible_sources(tmp_path):
         documents(tmp_path / "a.txt", separator="")
     with pytest.raises(ValueError, match="`megabytes` must be positive, got 0"):
         documents("docs", megabytes=0)
+
+
+def test_a_tokenizer_made_here_and_the_shards_see_one_commit(tmp_path, monkeypatch):
+    """A branch may move between two readings, so it is resolved once."""
+    seen = {}
+
+    def read(source, **options):
+        seen["tokenizer"] = options
+        return iter(["some text of a page"] * 400)
+
+    def write(source, tokenizer, path, **options):
+        seen["shards"] = options
+        path.mkdir()
+
+    monkeypatch.setattr(build, "pinned", lambda source, revision: f"commit of {revision}")
+    monkeypatch.setattr(build, "documents", read)
+    monkeypatch.setattr(build, "prepare", write)
+    asked = {"name": "part", "revision": "branch"}
+    options = DataOptions(str(tmp_path / "data"), "owner/pages", asked, tokenizer="train:300")
+    build.ensure_data(options)
+    assert seen["tokenizer"] == {"name": "part", "revision": "commit of branch"}
+    assert seen["shards"]["revision"] == "commit of branch" and asked["revision"] == "branch"
+
+
+def test_a_tokenizer_is_asked_for_by_revision(tmp_path, monkeypatch):
+    asked = []
+
+    class Hub:
+        @staticmethod
+        def from_pretrained(name, revision):
+            asked.append((name, revision))
+            raise OSError("no network")
+
+    monkeypatch.setattr(tokenizer_module, "AutoTokenizer", Hub)
+    options = DataOptions(str(tmp_path / "data"), "docs", tokenizer="owner/tokenizer", tokenizer_revision="abc")
+    with pytest.raises(ValueError, match="`tokenizer` must be the folder, Hub id or tokenizer.json .* no network"):
+        build.ensure_data(options)
+    assert asked == [("owner/tokenizer", "abc")]

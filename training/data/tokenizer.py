@@ -8,9 +8,15 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
-def load_tokenizer(tokenizer: str | os.PathLike | PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    tokenizer: str | os.PathLike | PreTrainedTokenizerFast, revision: str | None = None
+) -> PreTrainedTokenizerFast:
     """
     A fast tokenizer from a folder, a Hub id or a tokenizer.json; one that is loaded already is handed through.
+
+    Args:
+        tokenizer: The tokenizer, or where it is.
+        revision: Branch, tag or commit on the Hub; not looked at elsewhere.
 
     Raises:
         ValueError: if it does not load or is not fast.
@@ -21,7 +27,7 @@ def load_tokenizer(tokenizer: str | os.PathLike | PreTrainedTokenizerFast) -> Pr
             if Path(name).is_file():
                 loaded = PreTrainedTokenizerFast(tokenizer_file=name)
             else:
-                loaded = AutoTokenizer.from_pretrained(name)
+                loaded = AutoTokenizer.from_pretrained(name, revision=revision or "main")
         except Exception as error:  # the tokenizers library raises bare `Exception`
             reason = " ".join(str(error).split())[:300]
             raise ValueError(

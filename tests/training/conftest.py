@@ -1,0 +1,52 @@
+"""A tokenizer, a small model and options for tests of fine-tuning."""
+
+import pytest
+import torch
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.demo.stock import train_tokenizer
+from rigpt_hf.training.finetune import FinetuneOptions
+from tests.models import tiny_config
+from tests.training.texts import TEXT
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([TEXT], 280)
+
+
+@pytest.fixture
+def with_template(tokenizer):
+    """Sets the chat template for one test."""
+
+    def use(template):
+        tokenizer.chat_template = template
+        return tokenizer
+
+    yield use
+    tokenizer.chat_template = None
+
+
+@pytest.fixture(scope="module")
+def model_folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    end = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    config = tiny_config(vocab_size=len(tokenizer), num_hidden_layers=2, **end)
+    RiGPTForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(model_folder, tmp_path):
+    """Options for a few quick steps on TEXT, changed by the arguments."""
+
+    def make(content=TEXT, name="data.txt", **changes):
+        path = tmp_path / name
+        path.write_text(content)
+        defaults = {"steps": 12, "batch_size": 4, "context": 24, "learning_rate": 1e-2, "cpu": True, "quiet": True}
+        places = {"model": str(model_folder), "data": str(path), "output_dir": str(tmp_path / "out")}
+        return FinetuneOptions(**(places | defaults | changes))
+
+    return make

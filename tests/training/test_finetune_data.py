@@ -1,0 +1,134 @@
+"""What fine-tuning makes of text and chats: labels, windows, held-out rows, padding."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rigpt_hf.demo.stock import END
+from rigpt_hf.training import finetune_data as data
+from tests.models import tiny_model
+from tests.training.texts import CHAT, MARKED, PLAIN, TEXT, lines
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["by beginnings", "by marks"])
+def test_only_what_the_assistant_says_has_labels(template, with_template):
+    tokenizer = with_template(template)
+    input_ids, labels = data.encode_chat(CHAT, tokenizer)
+    text = f"[user] Hi{END}[assistant] Woof, cat.{END}[user] And you?{END}[assistant] Bones!{END}"
+    assert tokenizer.decode(input_ids) == text
+    spans, current = [], []
+    for token, label in zip(input_ids, labels, strict=True):
+        if label == data.IGNORED:
+            spans, current = spans + [current] * bool(current), []
+        else:
+            assert label == token
+            current.append(token)
+    assert [tokenizer.decode(span) for span in [*spans, current]] == [f"Woof, cat.{END}", f"Bones!{END}"]
+
+
+def test_a_template_that_rewrites_the_past_must_mark(with_template):
+    """As those that drop earlier thoughts: a beginning of the chat is no beginning of the text."""
+    last = "{% for m in messages %}{% if loop.last %}>{% endif %}" + PLAIN.removeprefix("{% for m in messages %}")
+    with pytest.raises(ValueError, match=r"`chat_template` must render the beginning .* generation"):
+        data.encode_chat(CHAT, with_template(last))
+    marked = "{% for m in messages %}{% if loop.last %}>{% endif %}" + MARKED.removeprefix("{% for m in messages %}")
+    assert (data.encode_chat(CHAT, with_template(marked))[1] != data.IGNORED).any()
+    strict = "{{ raise_exception('a system message first') }}"
+    with pytest.raises(ValueError, match=r"chats that the chat template accepts, got row 3: a system message first"):
+        data.encode_chat(CHAT, with_template(strict), "row 3")
+
+
+def rows_of(tmp_path, rows, name="rows.jsonl"):
+    (tmp_path / name).write_text(lines(rows))
+    return data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")
+
+
+def test_long_chats_are_cut_and_those_without_an_answer_left_out(with_template, tmp_path, caplog):
+    tokenizer = with_template(MARKED)
+    silent = [CHAT[0]]
+    late = [{"role": "user", "content": "Hi " * 30}, CHAT[1]]
+    rows = rows_of(tmp_path, [{"messages": chat} for chat in (CHAT, silent, late, CHAT[:2])])
+    everything = np.ones(4, dtype=bool)
+    examples = data.encode(rows, everything, tokenizer, 28)
+    assert (len(examples), examples.cut, examples.lost, examples.silent) == (2, 2, 1, 1)
+    whole = data.encode_chat(CHAT, tokenizer)
+    assert len(whole[0]) > 28
+    assert np.array_equal(examples.pairs[0][0], whole[0][:28]) and np.array_equal(examples.pairs[0][1], whole[1][:28])
+    examples.tell(28)
+    said = caplog.text
+    assert "2 chats are longer than 28 tokens" in said and "1 of them had no assistant's token" in said
+    with pytest.raises(ValueError, match="1 chats have no assistant's token in their first 28 tokens"):
+        data.encode(rows, np.array([False, False, True, False]), tokenizer, 28)
+
+
+def test_a_batch_is_padded_where_nothing_looks(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer))
+    pairs = [(np.arange(3, 3 + n), np.where(np.arange(n) < 2, data.IGNORED, np.arange(3, 3 + n))) for n in (7, 4)]
+    batch = data.PadRight(5)(list(data.Examples(pairs)))
+    assert batch["attention_mask"].sum(1).tolist() == [7, 4]
+    loss = model(**batch).loss
+    other = data.PadRight(9)(list(data.Examples(pairs)))
+    assert not torch.equal(other["input_ids"], batch["input_ids"])
+    assert torch.equal(model(**other).loss, loss)
+    alone = [model(one["input_ids"][None], labels=one["labels"][None]).loss for one in data.Examples(pairs)]
+    assert loss.item() == pytest.approx((5 * alone[0].item() + 2 * alone[1].item()) / 7, rel=1e-9)
+
+
+def test_what_is_held_out_depends_on_content_alone(tmp_path):
+    rows = [{"text": f"Passage {n % 90} of a book."} for n in range(100)]
+    rows += [{"messages": [{"role": "user", "content": str(n)}, CHAT[1]]} for n in range(50)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+
+    def held(rows, name, share):
+        table = rows_of(tmp_path, rows, name)
+        mask, fingerprint = data.hold_out(table, share)
+        contents = [json.dumps(piece.content) for piece in table]
+        return sorted(c for c, out in zip(contents, mask, strict=True) if out), fingerprint
+
+    expected, fingerprint = held(rows, "a.jsonl", 0.3)
+    assert 25 < len(expected) < 65 and len(expected) > len(set(expected)), "equal rows are on one side"
+    again, other = held(shuffled, "b.jsonl", 0.3)
+    assert again == expected and other != fingerprint
+    fewer = held(shuffled[:75], "c.jsonl", 0.3)[0]
+    assert 0 < len(fewer) < len(expected) and set(fewer) <= set(expected)
+    assert set(expected) < set(held(rows, "d.jsonl", 0.6)[0])
+    assert len(held(rows[:20], "e.jsonl", 1e-9)[0]) == 1, "at least one"
+    assert held(rows, "f.jsonl", 0.0)[0] == []
+    with pytest.raises(ValueError, match=r"`eval_share` must leave something to train on, got 0.3 of 1 piece"):
+        held(rows[:1], "g.jsonl", 0.3)
+
+
+def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
+    files = {"a.txt": "One.\n\nTwo, \nand on.\n \n\nThree.\n", "b.txt": "Four.", "c.txt": " \n"}
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    rows = data.read_rows(str(folder), cache=tmp_path / "cache")
+    assert [piece.content.strip() for piece in rows] == ["One.", "Two, \nand on.", "Three.", "Four."]
+    (window,) = data.encode(rows, np.ones(4, dtype=bool), tokenizer, 1000).pairs
+    assert tokenizer.decode(window[0]) == files["a.txt"] + END + files["b.txt"] + END
+    (window,) = data.encode(rows, np.array([True, False, True, False]), tokenizer, 1000).pairs
+    assert tokenizer.decode(window[0]) == "One.\n\nThree.\n" + END
+
+
+def test_windows_are_the_whole_text(tokenizer, tmp_path):
+    rows = rows_of(tmp_path, [{"text": TEXT}, {"text": ""}, {"text": "The end."}])
+    examples = data.encode(rows, np.ones(2, dtype=bool), tokenizer, 16)
+    assert {len(ids) for ids, _ in examples.pairs[:-1]} == {16}
+    joined = np.concatenate([ids for ids, _ in examples.pairs])
+    assert tokenizer.decode(joined) == TEXT + END + "The end." + END
+
+
+def test_parquet_and_lists_are_read(tmp_path):
+    import datasets
+
+    expected = [CHAT, CHAT[:2]]
+    table = datasets.Dataset.from_dict({"messages": expected, "id": [1, 2]})
+    table.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps([{"messages": chat} for chat in expected]))
+    for name in ("a.parquet", "a.json"):
+        assert [piece.content for piece in data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")] == expected
