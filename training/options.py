@@ -1,6 +1,7 @@
 """Every option of a pretraining run: dataclasses, a YAML file or the command line fills them."""
 
 import importlib.util
+from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -259,6 +260,7 @@ def make_parser() -> Any:
         description="Pretrain a RiGPT, or a stock GPT-2 to compare with. Start it with `accelerate launch` or "
         "`torchrun`; called again on the same folder it goes on from the last checkpoint. Example: accelerate launch "
         "training/pretrain.py --config training/presets/smoke.yaml --run.steps 100",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options; see training/presets.")
     parser.add_class_arguments(PretrainOptions)
@@ -266,7 +268,15 @@ def make_parser() -> Any:
 
 
 def parse_options(arguments: list[str] | None = None) -> PretrainOptions:
-    """Options from a command line; those of `--config` files first."""
+    """
+    Options from a command line; those of `--config` files first.
+
+    Raises:
+        ValueError: if one does not exist or does not fit.
+    """
     parser = make_parser()
-    parsed = parser.instantiate(parser.parse_args(arguments))
+    try:
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise ValueError(f"{str(error).rstrip('.')}. Try --help.") from error
     return PretrainOptions(parsed.model, parsed.data, parsed.optimizer, parsed.run)
