@@ -107,6 +107,8 @@ def run_one(
     drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
     run.validation = [drawn.batch(index, BATCH) for index in range(VALIDATION_BATCHES)]
     report = run.train()
+    with run.average.applied():
+        frames = kurtosis_in_random_frames(run.plain, run.validation[0])
     entries = Records(folder / "metrics.jsonl").read()
     result = {
         "candidate": name,
@@ -119,7 +121,7 @@ def run_one(
         "validation": report.validation,
         "final_loss": report.validation[-1][1],
         "kurtosis": entries[-1]["kurtosis"],
-        "kurtosis_in_random_frames": kurtosis_in_random_frames(run.plain, run.validation[0]),
+        "kurtosis_in_random_frames": frames,
         "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),
         "threads": torch.get_num_threads(),
         "logs": {key: [round(entry[key], DIGITS) for entry in entries] for key in ("loss", "gradient_norm")},

@@ -27,6 +27,19 @@ def stream_kurtosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[fl
 
 
 @torch.no_grad()
+def summed_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """`[2]`, float64: the loss summed over all tokens to predict, and their number; the model is in training after."""
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        count = (batch["labels"][:, 1:] != -100).sum()
+        loss = model(**batch, use_cache=False, num_items_in_batch=torch.ones_like(count)).loss
+        totals += torch.stack([loss.double().cpu(), count.double().cpu()])
+    model.train()
+    return totals
+
+
+@torch.no_grad()
 def kurtosis_in_random_frames(
     model: nn.Module, batch: dict[str, torch.Tensor], frames: int = 16, seed: int = 0
 ) -> list[tuple[float, float]]:

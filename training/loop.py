@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
+from .averaging import WeightAverage
 from .build import build_model, build_optimizer, ensure_data
 from .checkpoints import Checkpoint, CheckpointStore, check_facts
 from .data import TokenShards, Windows, validation_batches
-from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis, update_norm
+from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis, summed_loss, update_norm
 from .folder import StopRequests, claim, lock
 from .options import PretrainOptions
 from .records import Records, plot_losses, write_model
@@ -130,6 +131,7 @@ class PretrainingRun:
         else:
             self.model = self.accelerator.prepare(model)
         self.optimizer = build_optimizer(options.optimizer, self.model)
+        self.average = WeightAverage(self.model, self.optimizer, options.optimizer.average)
         self.forward = torch.compile(self.model) if options.run.compile else self.model
         self.scaler = getattr(self.accelerator, "scaler", None)
         self.schedule = make_schedule(options.optimizer, options.run.steps)
@@ -258,6 +260,7 @@ class PretrainingRun:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.average.update(self.step)
         entry = {"step": self.step, "loss": loss, "lr": rate, "gradient_norm": float(norm)}
         return entry | ({"update_norm": update_norm(self.model, before)} if before else {})
 
@@ -277,18 +280,11 @@ class PretrainingRun:
     @torch.no_grad()
     def _validate(self) -> float:
         """The mean loss over the validation batches, which are divided among processes by rows."""
-        self.model.eval()
         rows = self.options.run.batch_size // self.world
-        totals = torch.zeros(2, dtype=torch.float64)
-        for batch in self.validation:
-            part = {
-                key: value[self.rank * rows : (self.rank + 1) * rows].to(self.device) for key, value in batch.items()
-            }
-            count = (part["labels"][:, 1:] != -100).sum()
-            with self.accelerator.autocast():
-                loss = self.model(**part, use_cache=False, num_items_in_batch=torch.ones_like(count)).loss
-            totals += torch.stack([loss.double().cpu(), count.double().cpu()])
-        self.model.train()
+        own = slice(self.rank * rows, (self.rank + 1) * rows)
+        parts = [{key: value[own].to(self.device) for key, value in batch.items()} for batch in self.validation]
+        with self.average.applied(), self.accelerator.autocast():
+            totals = summed_loss(self.model, parts)
         loss, count = self._summed(totals).tolist()
         return loss / count
 
@@ -297,12 +293,13 @@ class PretrainingRun:
         batch = {
             key: value[: max(len(value) // self.world, 1)].to(self.device) for key, value in self.validation[0].items()
         }
-        found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch)}
-        if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
-            # Not in mixed precision: the error is that of the model, not of rounding.
-            bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            found["invariance_error"] = invariance_error(bare.eval(), batch)
-            self.model.train()
+        with self.average.applied():
+            found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch)}
+            if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
+                # Not in mixed precision: the error is that of the model, not of rounding.
+                bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+                found["invariance_error"] = invariance_error(bare.eval(), batch)
+                self.model.train()
         return found
 
     def _facts(self) -> dict[str, Any]:
@@ -384,10 +381,12 @@ class PretrainingRun:
 
     def _finish(self) -> Path:
         """Write the final model and the curves."""
-        weights = gather_weights(self.model)
         folder = self.options.output / "model"
+        with self.average.applied():
+            weights = gather_weights(self.model)
+            if self.accelerator.is_main_process:
+                write_model(self.plain, weights, self.tokenizer, folder)
         if self.accelerator.is_main_process:
-            write_model(self.plain, weights, self.tokenizer, folder)
             plot_losses([self.records.path], self.options.output / "loss.png")
         self.accelerator.wait_for_everyone()
         return folder

@@ -86,6 +86,8 @@ class OptimizerOptions:
     """Of Adam's second moments."""
     multipliers: dict[str, float] = field(default_factory=dict)
     """Of the learning rate, by treatment (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
+    average: float | None = None
+    """Share kept per step of a moving average of the weights, which is validated and becomes the final model."""
     clip: float | None = 1.0
     """Largest norm of the gradient."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -101,6 +103,12 @@ class OptimizerOptions:
         for name, value, valid, rule in (
             ("lr", self.lr, self.lr > 0, "positive"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            (
+                "average",
+                self.average,
+                self.average is None or 0 < self.average < 1,
+                "between 0 and 1, or null for none",
+            ),
             ("clip", self.clip, self.clip is None or self.clip > 0, "positive, or null for none"),
             ("warmup", self.warmup, self.warmup >= 0, "at least 0"),
             ("decay", self.decay, 0 <= self.decay <= 1, "a share between 0 and 1"),

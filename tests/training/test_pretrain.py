@@ -366,15 +366,8 @@ def test_the_command_line(capsys, tmp_path, data):
     assert "--optimizer.lr" in shown and "Peak learning rate" in shown and "presets/smoke.yaml" in shown
     options = parse_options(["--config", str(PRESETS[0]), "--run.steps", "7", "--optimizer.warmup", "2"])
     assert options.run.steps == 7
-    with pytest.raises(SystemExit):
-        parse_options(["--run.stepz", "7"])
-    for wrong in (
-        ["--run.stepz", "7"],
-        ["--optimizer.name", "sgd"],
-        ["--run.steps", "many"],
-        ["--config", "none.yaml"],
-    ):
-        assert main(wrong) == 2
+    for wrong in ("--run.stepz 7", "--optimizer.name sgd", "--run.steps many", "--config none.yaml"):
+        assert main(wrong.split()) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("pretrain: ") and shown.count("\n") == 1 and shown.endswith("Try --help.\n"), shown
     assert main(["--data.path", str(tmp_path / "none"), "--data.source", "null", "--run.output", str(tmp_path)]) == 2

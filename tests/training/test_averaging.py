@@ -1,0 +1,98 @@
+"""The moving average of weights: the formula, in place and out again, and through checkpoints."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.training.averaging import WeightAverage
+from tests.models import tiny_model, tokens
+from tests.tolerances import TRAINING
+from tests.training.runs import log_of, make_data, pretrain
+
+
+def trained(model, steps: int = 12, optimizer_class=None):
+    """A model after a few steps, its average, and its weights along the way."""
+    if optimizer_class is None:
+        optimizer = EquivariantOptimizer(equivariant_param_groups(model, lr=3e-3))
+    else:
+        optimizer = optimizer_class(model.parameters(), lr=3e-3)
+    average, path = WeightAverage(model, optimizer, 0.9), []
+    for step in range(steps):
+        ids = tokens(4, 17, seed=step)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(step + 1)
+        path.append([parameter.detach().clone() for parameter in model.parameters()])
+    return average, path
+
+
+@pytest.mark.parametrize("optimizer_class", [None, torch.optim.AdamW], ids=["equivariant", "adamw"])
+def test_the_average_is_that_of_the_path(optimizer_class):
+    model = tiny_model()
+    average, path = trained(model, optimizer_class=optimizer_class)
+    expected = path[0]
+    for step, weights in enumerate(path[1:], 2):
+        kept = min(0.9, step / (step + 9))
+        expected = [kept * old + (1 - kept) * new for old, new in zip(expected, weights, strict=True)]
+    with average.applied():
+        for parameter, value, last in zip(model.parameters(), expected, path[-1], strict=True):
+            torch.testing.assert_close(parameter.detach(), value, rtol=1e-12, atol=1e-14)
+            assert (parameter - last).abs().max() > 1e-5
+    for parameter, last in zip(model.parameters(), path[-1], strict=True):
+        assert torch.equal(parameter, last)
+
+
+def test_weights_come_back_whatever_happens_inside():
+    model = tiny_model()
+    average, path = trained(model, steps=3)
+    with pytest.raises(RuntimeError, match="inside"), average.applied():
+        raise RuntimeError("inside")
+    assert all(torch.equal(p, last) for p, last in zip(model.parameters(), path[-1], strict=True))
+    none = WeightAverage(model, average.optimizer, None)
+    with none.applied():
+        assert all(torch.equal(p, last) for p, last in zip(model.parameters(), path[-1], strict=True))
+
+
+def test_the_average_turns_along():
+    model = tiny_model(embedding_size=24)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
+    turned = g(model)
+    averages = [trained(each.train())[0] for each in (model, turned)]
+    with averages[0].applied(), averages[1].applied():
+        for a, b in zip(g(model).parameters(), turned.parameters(), strict=True):
+            assert (a - b).abs().max() <= TRAINING
+
+
+def test_a_resumed_run_has_the_same_average(tmp_path):
+    data = make_data(tmp_path)
+    optimizer = {"average": 0.8}
+    straight = pretrain(data, tmp_path / "straight", optimizer=optimizer)
+    pretrain(data, tmp_path / "resumed", optimizer=optimizer)
+    for folder in ("step-00000009", "step-00000012"):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / folder)
+    kept = sorted(path.name for path in (tmp_path / "resumed" / "checkpoints").iterdir())
+    again = pretrain(data, tmp_path / "resumed", optimizer=optimizer)
+    assert again.started == int(kept[-1][-8:]) if kept else again.started == 0
+    assert again.validation[-1] == straight.validation[-1]
+    final, last = (
+        load_file(tmp_path / "straight" / part / "model.safetensors")
+        for part in ("model", "checkpoints/step-00000012/model")
+    )
+    resumed = load_file(tmp_path / "resumed" / "model" / "model.safetensors")
+    assert all(torch.equal(final[name], resumed[name]) for name in final)
+    assert any(not torch.equal(final[name], last[name]) for name in final)
+    plain = pretrain(data, tmp_path / "plain")
+    assert [entry["loss"] for entry in log_of(tmp_path / "plain")] == [
+        entry["loss"] for entry in log_of(tmp_path / "straight")
+    ]
+    assert plain.validation[-1] != straight.validation[-1]
+
+
+def test_impossible_averages_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`optimizer.average` must be between 0 and 1, or null for none, got 1.0"):
+        pretrain(tmp_path, tmp_path, optimizer={"average": 1.0})

@@ -1,0 +1,62 @@
+"""An average of the weights along the way, which learns what the last steps have in common and forgets their noise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+# In an optimizer's state, where checkpoints and FSDP2 keep it beside the moments.
+AVERAGE = "average"
+
+
+class WeightAverage:
+    """
+    An exponential moving average of a model's weights: linear, so it turns along with whatever the weights turn with.
+
+    Args:
+        model, optimizer: Those of a run, prepared.
+        decay (`float` or `None`): What is kept in a step, less in the first ones; `None` does nothing at all.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float | None):
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer, self.decay = optimizer, decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After step number `step`, counted from 1."""
+        if self.decay is None:
+            return
+        kept = min(self.decay, step / (step + 9))
+        for parameter in self.parameters:
+            state = self.optimizer.state[parameter]
+            # A state of nothing but an average would look begun to the optimizer.
+            if AVERAGE in state:
+                state[AVERAGE].lerp_(parameter.detach(), 1 - kept)
+            elif state:
+                state[AVERAGE] = parameter.detach().clone()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the average in place of its weights."""
+        pairs = [
+            (parameter, self.optimizer.state[parameter][AVERAGE])
+            for parameter in self.parameters
+            if self.decay is not None and AVERAGE in self.optimizer.state.get(parameter, {})
+        ]
+        exchange(pairs)
+        try:
+            yield
+        finally:
+            exchange(pairs)
+
+
+@torch.no_grad()
+def exchange(pairs: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """Exchange the values of parameters and tensors, sharded alike."""
+    for parameter, other in pairs:
+        kept = parameter.detach().clone()
+        parameter.copy_(other)
+        other.copy_(kept)
