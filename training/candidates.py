@@ -21,6 +21,8 @@ LENGTH = 257
 ADAMW_RATES, POLAR_RATES = (1.5e-3, 3e-3, 6e-3), (6e-3, 1.2e-2, 2.4e-2)
 # In runs as short as these a shorter memory is better than the usual 0.95.
 MOMENTUM = 0.75
+# Twenty steps: what makes the weights of a high rate usable before it falls.
+AVERAGE = 0.95
 # As public recipes have them: the table of tokens starts at length one per coordinate and moves by 0.3.
 MODERN = {"embed_tokens": 30.0, "value_embedding": 10.0}
 SMALL: dict[str, Any] = {
@@ -43,21 +45,24 @@ RECIPE = SMALL | {
 }
 
 
-def stock(width: int, heads: int) -> Candidate:
+def stock(width: int, heads: int, average: float | None = None) -> Candidate:
     """A stock GPT-2 of six layers."""
     config = {"n_embd": width, "n_layer": LAYERS, "n_head": heads, "n_positions": LENGTH}
-    return Candidate(ModelOptions("stock-gpt2", config), OptimizerOptions(name="adamw"), ADAMW_RATES)
+    return Candidate(ModelOptions("stock-gpt2", config), OptimizerOptions(name="adamw", average=average), ADAMW_RATES)
 
 
-def rigpt(base: dict[str, Any], optimizer: str = "equivariant", **options: Any) -> Candidate:
+def rigpt(
+    base: dict[str, Any], optimizer: str = "equivariant", average: float | None = AVERAGE, **options: Any
+) -> Candidate:
     """A RiGPT with some options changed."""
-    settings = OptimizerOptions(name=optimizer, momentum=MOMENTUM)  # type: ignore[arg-type]
+    settings = OptimizerOptions(name=optimizer, momentum=MOMENTUM, average=average)  # type: ignore[arg-type]
     rates = ADAMW_RATES if optimizer == "adamw" else POLAR_RATES
     return Candidate(ModelOptions(config=base | options), settings, rates)
 
 
 CANDIDATES = {
     "stock-gpt2": stock(WIDTH, HEADS),
+    "stock-gpt2-averaged": stock(WIDTH, HEADS, AVERAGE),
     "stock-gpt2-wide": stock(272, 8),
     "modern": Candidate(
         ModelOptions("modern-gpt", SMALL), OptimizerOptions(name="muon", multipliers=MODERN), POLAR_RATES
@@ -72,6 +77,7 @@ CANDIDATES = {
     "recipe-no-scalars": rigpt(RECIPE, residual_scalars=False),
     "recipe-no-values": rigpt(RECIPE, value_embedding_period=None),
     "recipe-no-qk-norm": rigpt(RECIPE, qk_norm=False),
+    "recipe-no-average": rigpt(RECIPE, average=None),
     # Or with another.
     "recipe-softcapped": rigpt(RECIPE, final_logit_softcapping=15.0),
     "recipe-projections": rigpt(RECIPE, embedding_size=WIDTH),
