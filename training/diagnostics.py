@@ -1,6 +1,5 @@
 """What is measured of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
 
-import statistics
 import time
 from typing import Any
 
@@ -42,25 +41,31 @@ def summed_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> tor
 @torch.no_grad()
 def kurtosis_in_random_frames(
     model: nn.Module, batch: dict[str, torch.Tensor], frames: int = 16, seed: int = 0
-) -> list[tuple[float, float]]:
+) -> dict[str, list[float]]:
     """
-    [`stream_kurtosis`] after Haar rotations of the stream: per layer its mean over rotations and its deviation.
+    [`stream_kurtosis`] after Haar rotations of the stream, per layer.
 
     The mean over all rotations is `-6 / (d + 2)` for every vector. So in a model without a preferred basis, whose
     frame is as good as any other, kurtosis is a draw from this law; the deviation is large where few directions carry
-    much.
+    much, and any draw may be taken: turning the model so changes nothing else.
+
+    Args:
+        model, batch: As for [`stream_kurtosis`].
+        frames (`int`): Rotations to draw, each for all layers.
+        seed (`int`): Of the draw.
+
+    Returns:
+        `dict`: `mean` and `deviation` over the rotations, and `calmest`, the rotation whose largest value is least.
     """
     generator = torch.Generator().manual_seed(seed)
-    result = []
-    for state in _states(model, batch):
-        values = []
-        for _ in range(frames):
-            rotation = haar(state.shape[-1], generator).to(state)
-            values.append(float(excess_kurtosis(state @ rotation.T).mean()))
-        result.append((statistics.mean(values), statistics.stdev(values)))
-    return result
+    states = _states(model, batch)
+    rotations = [haar(states[0].shape[-1], generator).to(states[0]) for _ in range(frames)]
+    values = torch.tensor([[excess_kurtosis(state @ turn.T).mean() for state in states] for turn in rotations])
+    calmest = values[values.abs().amax(dim=1).argmin()]
+    return {"mean": values.mean(0).tolist(), "deviation": values.std(0).tolist(), "calmest": calmest.tolist()}
 
 
+@torch.no_grad()
 def _states(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     was_training = model.training
     inputs = {key: value for key, value in batch.items() if key != "labels"}

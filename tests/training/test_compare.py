@@ -101,10 +101,11 @@ def test_kurtosis_over_all_frames_is_known():
         def forward(self, states, **kwargs):
             return SimpleNamespace(hidden_states=[states])
 
-    found = [diagnostics.kurtosis_in_random_frames(Stub(), {"states": x}, frames=400)[0] for x in (one, many)]
-    for mean, deviation in found:
-        assert abs(mean + 6 / 66) <= 4 * deviation / 400**0.5
-    assert found[0][1] > 4 * found[1][1]
+    found = [diagnostics.kurtosis_in_random_frames(Stub(), {"states": x}, frames=400) for x in (one, many)]
+    for each in found:
+        assert abs(each["mean"][0] + 6 / 66) <= 4 * each["deviation"][0] / 400**0.5
+        assert abs(each["calmest"][0]) < each["deviation"][0] / 10
+    assert found[0]["deviation"][0] > 4 * found[1]["deviation"][0]
     axis = torch.nn.functional.one_hot(torch.zeros(1, 1, dtype=torch.int64), 64).float()
     assert diagnostics.stream_kurtosis(Stub(), {"states": axis})[0] > 50
 
