@@ -27,7 +27,7 @@ from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
 from rigpt_hf.training.options import DataOptions, PretrainOptions, RunOptions
-from rigpt_hf.training.records import Records, plot_losses
+from rigpt_hf.training.records import Records
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
@@ -130,6 +130,14 @@ def run_one(
     return result
 
 
+def done(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What there is of a candidate: the final loss of every rate with seed 0, and all runs of the best of them."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    first = {f"{run['lr']:g}": run["final_loss"] for run in runs if run["seed"] == 0}
+    best = min(first, key=lambda rate: first[rate], default=None)
+    return first, [run for run in runs if f"{run['lr']:g}" == best]
+
+
 def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
     """Tokens after which the validation loss was first at most `loss`, linear between measurements; NaN if never."""
     before: tuple[int, float] | None = None
@@ -156,7 +164,11 @@ def main(
     seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3,
     steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
     precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "no",
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing: report the runs that are done.")
+    ] = False,
     summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for the curves, PNG.", show_default="in `output`")] = None,
 ):
     """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
     names = only.split(",") if only else list(CANDIDATES)
@@ -169,15 +181,20 @@ def main(
     results: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
     for name in names:
+        if finished:
+            sweeps[name], results[name] = done(output / name)
+            continue
         sweep = [float(rate) for rate in rates.split(",")] if rates else list(CANDIDATES[name].rates)
         first = [run_one(name, rate, 0, **how) for rate in sweep]
         best = min(first, key=lambda result: result["final_loss"])
         sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
         more = [run_one(name, best["lr"], seed, **how) for seed in range(1, seeds)]
         results[name] = [best, *more]
+    results = {name: runs for name, runs in results.items() if runs}
+    if not results:
+        raise typer.BadParameter(f"`finished` needs runs that are done in {str(output)!r}, got none. Leave it out.")
     show(results)
-    folders = {name: output / name / f"lr-{runs[0]['lr']:g}-seed-0" for name, runs in results.items()}
-    plot_losses([folder / "metrics.jsonl" for folder in folders.values()], output / "losses.png", list(folders))
+    plot(results, figure or output / "losses.png")
     if summary is not None:
         summary.parent.mkdir(parents=True, exist_ok=True)
         facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
@@ -206,6 +223,26 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
             spread([run["seconds"] for run in runs], "{:.0f} s"),
         )
     Console().print(table)
+
+
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Validation losses by tokens: the mean of a candidate's seeds, and a band from the lowest to the highest."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    panel = drawing.subplots()
+    for name, runs in results.items():
+        curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
+        millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
+        (line,) = panel.plot(millions, curves.mean(0), label=f"{name}, {runs[0]['parameters'] / 1e6:.1f}M")
+        panel.fill_between(millions, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2)
+    if "stock-gpt2" in results:
+        goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
+        panel.axhline(goal, color="0.6", linestyle=":")
+    panel.set(xlabel="million tokens", ylabel="validation loss, nats per token")
+    panel.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=150)
 
 
 def spread(values: list[float], form: str) -> str:

@@ -29,6 +29,8 @@ def turn_the_stream_(model, rotation):
             writer.weight.copy_(rotation @ writer.weight)
             if writer.bias is not None:
                 writer.bias.copy_(rotation @ writer.bias)
+    if base.previous_token is not None:
+        base.previous_token.gate.weight.copy_(base.previous_token.gate.weight @ rotation.T)
     if base.embed_positions is not None:
         base.embed_positions.weight.copy_(base.embed_positions.weight @ rotation.T)
     if base.project_in is not None:

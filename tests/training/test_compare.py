@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
@@ -87,6 +88,13 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
         assert runs[0]["final_loss"] != runs[1]["final_loss"] and runs[0]["final_loss"] < 8.4
         assert all(len(run["logs"]["loss"]) == 6 and run["precision"] == "no" for run in runs)
     assert (tmp_path / "runs" / "losses.png").exists()
+    # Runs that are done can be reported alone.
+    reported = arguments | {"finished": True, "summary": tmp_path / "again.json", "figure": tmp_path / "curves.png"}
+    compare.main(*files, tmp_path / "runs", **reported)
+    assert json.loads((tmp_path / "again.json").read_text()) == facts
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(typer.BadParameter, match="`finished` needs runs that are done"):
+        compare.main(*files, tmp_path / "nothing", **reported)
     # What is done is not done again.
     monkeypatch.setattr(compare, "PretrainingRun", None)
     compare.main(*files, tmp_path / "runs", **arguments)
