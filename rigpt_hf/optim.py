@@ -100,8 +100,8 @@ def equivariant_param_groups(
         model: A RiGPT, also as DDP, FSDP2 or `torch.compile` wrap it.
         lr: Learning rate as one would give it to AdamW.
         weight_decay: Decoupled, as a rate: a step takes `lr · weight_decay` of the weights away.
-        multipliers: What `lr` is multiplied by, by treatment (`"rows"`) or by the end of a parameter's module
-            (`"embed_tokens"`), which goes first; 1 if not given.
+        multipliers: What `lr` is multiplied by, by treatment (`"rows"`) or by the end of a parameter's name
+            (`"residual_weight"`) or module (`"embed_tokens"`), which go first; 1 if not given.
 
     Raises:
         ValueError: if the table of frames lacks a parameter, or `multipliers` names nothing that there is.
@@ -114,9 +114,9 @@ def equivariant_param_groups(
             continue
         name = unwrapped_name(wrapped)
         rule = treatment_of(config_of(model), name)
-        module = name.rpartition(".")[0].rpartition(".")[2]
-        key = module if module in multipliers else rule.treatment
-        unused -= {module, rule.treatment}
+        pieces = name.split(".")[-2:]  # module and parameter
+        key = next((piece for piece in reversed(pieces) if piece in multipliers), rule.treatment)
+        unused -= {*pieces, rule.treatment}
         factor = multipliers.get(key, 1.0)
         group = groups.setdefault(
             (rule, factor),

@@ -23,6 +23,10 @@ MODEL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "attention_bias": True,
+    "embedding_norm": True,
+    "previous_token_mixing": True,
+    "residual_scalars": True,
+    "value_embedding_period": 1,
     "residual_dropout": 0.1,
 }
 VOCABULARY, END = 61, 0
