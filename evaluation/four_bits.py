@@ -1,7 +1,7 @@
 """
 Why do weights of high stable rank suffer more from four bits? `python -m rigpt_hf.evaluation.four_bits MODEL...`
 
-Every matrix inside of the layers is rounded to nearest, with one scale per row or per group of neighbours in a row,
+Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row,
 and the loss on held-out tokens is measured again. Beside it stand the stable rank of the matrices, `|W|²_F / |W|²_2`,
 and how far rounding moves what they put out, relative to its size, on the very inputs that they get.
 
@@ -52,6 +52,7 @@ class Options:
     tokens: Annotated[Path, typer.Option(help="Held-out tokens, little-endian uint16.", exists=True)]
     windows: Annotated[int, typer.Option(help="Windows of held-out tokens.")] = 64
     context: Annotated[int, typer.Option(help="Tokens in a window.")] = 256
+    leave: Annotated[str, typer.Option(help="Modules to leave alone, by the ends of their names, with commas.")] = ""
     output: Annotated[Path | None, typer.Option(help="File for the results, JSON.", show_default="none")] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
 
@@ -83,13 +84,14 @@ def rounded(weight: torch.Tensor, bits: int = BITS, group: int = 0) -> torch.Ten
     return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(weight.shape)
 
 
-def matrices_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear maps inside of the layers."""
+def matrices_of(model: nn.Module, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The linear maps but the head and those whose names end as `leave` says."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.shape[0] > 1
+        if name.rpartition(".")[2] not in leave
     }
 
 
@@ -107,15 +109,16 @@ def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(folder: Path, windows: torch.Tensor) -> dict[str, Any]:
+def measure(folder: Path, windows: torch.Tensor, leave: tuple[str, ...] = ()) -> dict[str, Any]:
     """What rounding does to one model."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    matrices = matrices_of(model)
+    matrices = matrices_of(model, leave)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
 
     def look(name: str):
         def hook(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
-            inputs, weight = arguments[0].flatten(0, -2), rows_of(module)
+            weight = rows_of(module)
+            inputs = arguments[0].flatten(0, -2)[:, : weight.shape[1]]  # a gate may read the first coordinates only
             answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
             noise = inputs @ (rounded(weight) - weight).T
             found[name].append(
@@ -163,7 +166,11 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         )
     rows = np.array(tokens[: options.windows * (options.context + 1)]).reshape(options.windows, -1)
     windows = torch.from_numpy(rows.astype(np.int64))
-    results = [measure(folder, windows) | {"folder": str(folder)} for folder in track(options.models, console=console)]
+    leave = tuple(filter(None, options.leave.split(",")))
+    results = [
+        measure(folder, windows, leave) | {"folder": str(folder), "left alone": list(leave)}
+        for folder in track(options.models, console=console)
+    ]
     losses = [f"loss, scale per {f'group {group}' if group else 'row'}" for group in GROUPS]
     columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
     table = Table("model", "loss", *columns)

@@ -172,6 +172,10 @@ def test_the_law_of_rounding_noise(model_and_tokens):
     assert all(abs(result[f"loss, scale per {group}"] - plain) > 1e-6 for group in ("row", "group 32"))
     assert abs(result["loss at equal error"] - plain) > 1e-6
     assert json.loads((folder / "out.json").read_text()) == [result]
+    left = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, leave="v_proj,o_proj")
+    (other,) = four_bits.run(left)
+    assert len(other["per_matrix"]) == 3 * 4 and other["left alone"] == ["v_proj", "o_proj"]
+    assert other["loss"] == plain and other["loss, scale per row"] != result["loss, scale per row"]
     with pytest.raises(ValueError, match="`output` must not exist"):
         four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, folder / "out.json")
 
