@@ -161,7 +161,7 @@ def model_and_tokens(tmp_path):
 def test_the_law_of_rounding_noise(model_and_tokens):
     """The error of every output is that of the weights over the gain of the inputs."""
     _, folder = model_and_tokens
-    options = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, folder / "out.json")
+    options = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, output=folder / "out.json")
     (result,) = four_bits.run(options)
     assert len(result["per_matrix"]) == 3 * 6
     for entry in result["per_matrix"].values():
@@ -177,7 +177,7 @@ def test_the_law_of_rounding_noise(model_and_tokens):
     assert len(other["per_matrix"]) == 3 * 4 and other["left alone"] == ["v_proj", "o_proj"]
     assert other["loss"] == plain and other["loss, scale per row"] != result["loss, scale per row"]
     with pytest.raises(ValueError, match="`output` must not exist"):
-        four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, folder / "out.json")
+        four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, output=folder / "out.json")
 
 
 def test_tokens_must_be_enough(model_and_tokens):
