@@ -1,7 +1,5 @@
 """Generation: every strategy and every cache gives what the model without a cache gives."""
 
-import logging
-
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache, pipeline, set_seed
@@ -127,16 +125,6 @@ def test_sampling_is_reproducible(model):
         outputs.append(model.generate(tokens(2, 7), use_cache=cache, **sampled))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
-
-
-@pytest.fixture
-def quiet_library():
-    """The library calls an assistant in a way that it calls deprecated itself."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def test_an_assistant_changes_nothing(model, quiet_library):

@@ -1,7 +1,5 @@
 """Ingredients of pretraining recipes: what their formulas say, neutral starts, refusals."""
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -111,16 +109,6 @@ def test_generation_remembers_it_too(options):
     with torch.no_grad():
         model.model.previous_token.weight.zero_()
     assert not torch.equal(model.generate(ids, use_cache=False, **settings, **beams), reference)
-
-
-@pytest.fixture
-def quiet_library():
-    """The library calls an assistant in a way that it calls deprecated itself."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def test_assisted_generation_takes_back_what_was_not_accepted(quiet_library):
