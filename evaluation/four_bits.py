@@ -16,7 +16,6 @@ much a model minds is another matter: the last column is the loss when the same 
 wrong by 5 %.
 """
 
-import inspect
 import json
 import statistics
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 import rigpt_hf.training.modern  # noqa: F401  so that the Auto classes know the baseline
 from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.evaluation.command import command
 
 
 BITS = 4
@@ -188,21 +188,13 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     return results
 
 
-def main(**values: Any):
+@command(Options, run)
+def main() -> None:
     """
     Round the weights of models to four bits and say what that costs, and why.
 
         python -m rigpt_hf.evaluation.four_bits runs/a/model runs/b/model --tokens val.bin
     """
-    try:
-        run(Options(**values))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-# The command takes what `Options` takes.
-main.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
-main.__annotations__ = Options.__annotations__
 
 
 if __name__ == "__main__":

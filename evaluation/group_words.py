@@ -11,7 +11,6 @@ Learning rates of every model are swept on the first seed, by the loss on new wo
 one is repeated with the other seeds.
 """
 
-import inspect
 import json
 import shutil
 import statistics
@@ -34,6 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.evaluation.command import command
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -319,7 +319,8 @@ def write(results: dict[str, Any], options: Options) -> None:
         raise
 
 
-def main(**values: Any):
+@command(Options, run)
+def main() -> None:
     """
     Compare RiGPT, its ablations and stock GPT-2 on products in finite groups.
 
@@ -327,15 +328,6 @@ def main(**values: Any):
 
         python -m rigpt_hf.evaluation.group_words --groups S3 --seeds 1 --steps 200
     """
-    try:
-        run(Options(**values))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-# The command takes what `Options` takes.
-main.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
-main.__annotations__ = Options.__annotations__
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ The barrier is the largest loss on the path above the straight line between the 
 (Frankle et al., arXiv 1912.05671, with an added slope); matching by permutations is Git Re-Basin (arXiv 2209.04836).
 """
 
-import inspect
 import json
 import math
 import platform
@@ -32,6 +31,7 @@ from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
 from rigpt_hf.demo.corpus import gather_documentation, read_text
 from rigpt_hf.demo.stock import encode, split, train_tokenizer
+from rigpt_hf.evaluation.command import command
 from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge, plot_paths
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import contract, weights_of
@@ -356,7 +356,8 @@ def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
         raise
 
 
-def main(**values: Any):
+@command(Options, run)
+def main() -> None:
     """
     Measure how much alignment lowers the loss barrier between independently trained RiGPTs.
 
@@ -365,15 +366,6 @@ def main(**values: Any):
 
         python -m rigpt_hf.evaluation.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
     """
-    try:
-        run(Options(**values))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-# The command takes what `Options` takes.
-main.__signature__ = inspect.signature(Options)  # type: ignore[attr-defined]
-main.__annotations__ = Options.__annotations__
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_scalars_mix_the_stream_with_its_beginning():
             parameter.copy_(dict(model.named_parameters())[name])
     layers = model.model.layers
     assert layers[0].residual_weight is None
-    weights = [(float(layer.residual_weight), float(layer.embedding_weight)) for layer in layers[1:]]
+    weights = [(layer.residual_weight.item(), layer.embedding_weight.item()) for layer in layers[1:]]
     assert all(abs(a - 1) > 0.01 and abs(b) > 0.01 for a, b in weights)
     beginning: list[torch.Tensor] = []
     plain.model.layers[0].register_forward_pre_hook(lambda module, args: beginning.append(args[0]))
