@@ -86,7 +86,7 @@ def rounded(weight: torch.Tensor, bits: int = BITS, group: int = 0) -> torch.Ten
 
 def matrices_of(model: nn.Module, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """The linear maps but the head and those whose names end as `leave` says."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     return {
         name: module
         for name, module in model.named_modules()
@@ -175,7 +175,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
     table = Table("model", "loss", *columns)
     for result in results:
-        more = (f"{result[key] - result['loss']:+.4f}" for key in losses)
+        more = tuple(f"{result[key] - result['loss']:+.4f}" for key in losses)
         numbers = f"{result['stable_rank']:.1f}", f"{result['gain']:.2f}", f"{result['output_error']:.1%}"
         more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)

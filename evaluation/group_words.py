@@ -156,9 +156,7 @@ def make_model(name: str, vocabulary: int, options: Options, seed: int) -> nn.Mo
         sizes = {"n_embd": options.hidden_size, "n_layer": options.layers, "n_head": options.heads}
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         ends = {"bos_token_id": None, "eos_token_id": None}
-        return GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocabulary, n_positions=positions, **sizes, **dropout, **ends)  # type: ignore[arg-type]
-        )
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=positions, **sizes, **dropout, **ends))
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": options.hidden_size,
