@@ -30,14 +30,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 import rigpt_hf.training.modern  # noqa: F401  so that the Auto classes know the baseline
 from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.evaluation.command import command
+from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
 
 
-BITS = 4
 # Of every output, where models are compared at equal noise.
 EQUAL_ERROR = 0.05
 # Scales per row (0), and per so many neighbours in a row.
@@ -62,43 +61,6 @@ class Options:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.output is not None and self.output.exists() and not self.force:
             raise ValueError(f"`output` must not exist, got {str(self.output)!r}. Pass --force to replace it.")
-
-
-def rounded(weight: torch.Tensor, bits: int = BITS, group: int = 0) -> torch.Tensor:
-    """
-    A matrix `[m, n]` rounded to nearest, symmetric, the largest of each row or group exactly represented.
-
-    Args:
-        weight: Rows are outputs.
-        bits: Of each number.
-        group: Neighbours in a row that share a scale; 0 for all of them.
-
-    Raises:
-        ValueError: if `group` does not divide a row.
-    """
-    if group and weight.shape[1] % group:
-        raise ValueError(f"`group` must divide the {weight.shape[1]} numbers of a row, got {group}.")
-    parts = weight.reshape(-1, group or weight.shape[1])
-    largest = 2 ** (bits - 1) - 1
-    scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / largest
-    return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(weight.shape)
-
-
-def matrices_of(model: nn.Module, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """The linear maps but the head and those whose names end as `leave` says."""
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and module.weight.shape[0] > 1
-        if name.rpartition(".")[2] not in leave
-    }
-
-
-def rows_of(module: nn.Module) -> torch.Tensor:
-    """The weight `[outputs, inputs]` of a linear map; GPT-2 keeps it the other way round."""
-    weight: Any = module.weight
-    return weight.T if isinstance(module, Conv1D) else weight
 
 
 @torch.no_grad()

@@ -9,13 +9,10 @@ process of its own per model.
 import gc
 import json
 import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +25,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, StaticCache
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
+from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, own_peak_memory, prefill, take_turns
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ SHAPES = {
     "124m": Shape(hidden_size=768, layers=12, heads=12, vocabulary=50257, context=1024, batch=2, sequence=256),
 }
 GOALS = {"prefill": 1.10, "cached generation": 1.10, "training step": 1.40}
-NEW_TOKENS = 32
 # Operators that multiply matrices; their share is the part that no rewriting of a layer can save.
 MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -105,42 +102,6 @@ def build(name: str, shape: Shape, attention: str) -> PreTrainedModel:
     return RiGPTForCausalLM(config)
 
 
-def synchronize(device: torch.device):
-    """Wait for the device, so that a clock read now means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def prefill(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
-    """One pass over the prompt that fills a cache and returns the last logits, as `generate` begins."""
-
-    @torch.inference_mode()
-    def run() -> float:
-        model(ids, use_cache=True, logits_to_keep=1)
-        return 1.0
-
-    return run
-
-
-def generation(model: PreTrainedModel, ids: torch.Tensor, static: bool) -> Callable[[], float]:
-    """`NEW_TOKENS` greedy tokens, one cached step each; the timing counts a single token."""
-    prompt = ids[:1, :NEW_TOKENS]
-
-    @torch.inference_mode()
-    def run() -> float:
-        cache = StaticCache(config=model.config, max_cache_len=2 * NEW_TOKENS) if static else None
-        eager = getattr(model, "_orig_mod", model)
-        output = eager(prompt, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        cache = output.past_key_values
-        for position in range(NEW_TOKENS, 2 * NEW_TOKENS):
-            token = output.logits[:, -1:].argmax(dim=-1)
-            ids_at = torch.full_like(token, position)
-            output = model(token, past_key_values=cache, use_cache=True, position_ids=ids_at)
-        return float(NEW_TOKENS)
-
-    return run
-
-
 def training(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
     """Forward, loss, backward and a fused AdamW step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -152,22 +113,6 @@ def training(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
         return 1.0
 
     return run
-
-
-def take_turns(actions: dict[str, Callable[[], float]], turns: int, device: torch.device, tick: Callable[[], None]):
-    """Seconds per unit of work for each action, measured in alternation after one unmeasured turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(turns + 1):
-        # The one that goes first changes, so that neither always finds the caches as the other left them.
-        for name in list(actions) if turn % 2 else list(actions)[::-1]:
-            synchronize(device)
-            start = time.perf_counter()
-            units = actions[name]()
-            synchronize(device)
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / units)
-        tick()
-    return seconds
 
 
 def summarise(shape: str, mode: str, what: str, seconds: dict[str, list[float]]) -> Row:
@@ -207,14 +152,6 @@ def print_own_peak_memory(name: str, shape: Shape, attention: str):
         print(own_peak_memory())
 
 
-def own_peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # `getrusage` starts from the peak of the parent process there
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def share_of_matrix_products(action: Callable[[], float]) -> float:
     """Part of an action's own operator time that is spent multiplying matrices."""
     action()
@@ -239,7 +176,7 @@ def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Pr
     rows, shares = [], {}
     kinds: dict[str, Callable[[PreTrainedModel], Callable[[], float]]] = {
         "prefill": lambda model: prefill(model, ids),
-        "cached generation": lambda model: generation(model, ids, static=mode == "compiled"),
+        "cached generation": lambda model: generation(model, ids[:1, :NEW_TOKENS], static=mode == "compiled"),
         "training step": lambda model: training(model, ids),
     }
     for what, action in kinds.items():
@@ -261,7 +198,19 @@ def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Pr
             peaks[name] = peak_memory(name, shape_name, attention)
             progress.advance(task)
         ratio = peaks["gpt2"] / peaks["rigpt"]
-        rows.append(Row(shape_name, mode, "peak memory, training", *peaks.values(), ratio, (ratio, ratio), 1, "bytes"))
+        rows.append(
+            Row(
+                shape_name,
+                mode,
+                "peak memory, training",
+                peaks["gpt2"],
+                peaks["rigpt"],
+                ratio,
+                (ratio, ratio),
+                1,
+                "bytes",
+            )
+        )
     return rows, shares
 
 

@@ -1,0 +1,197 @@
+"""
+Outliers: how unequally the coordinates of what a model computes are filled, layer by layer.
+
+Quantised numbers share a scale, so one large coordinate costs all others their precision. Three measures of that, for
+the stream after every layer and for the input of every linear map:
+
+- excess kurtosis, `E[(x - μ)⁴] / E[(x - μ)²]² - 3`: 0 for a Gaussian; per token over its coordinates (the mean over
+  tokens), and pooled over all tokens and coordinates;
+- largest over median absolute value;
+- crest factor, largest absolute value over root mean square.
+
+All are given with and without the first position, where models keep what they attend to when there is nothing to
+attend to ("massive activations", Sun et al., arXiv 2402.17762).
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rigpt_hf.training.diagnostics import excess_kurtosis
+
+from .likelihood import Tick, no_tick
+from .rounding import all_matrices
+from .subjects import Texts, subject
+
+
+# Bins of the histogram that the pooled median is read from: from 2⁻⁶⁴ to 2⁶⁴, 1/128 of an octave each (0.5 %).
+OCTAVES, PER_OCTAVE = 64, 128
+# A part of a layer in the names of modules: `layers.3.mlp.up_proj`, `h.3.attn.c_attn`.
+PART = re.compile(r"\.(\d+)\.(\w+)\.")
+
+
+class Collected:
+    """What is known of the values at one place; holds sums, not values, so it is small however much is seen."""
+
+    def __init__(self) -> None:
+        self.tokens, self.values = 0, 0
+        self.per_token = torch.zeros(3, dtype=torch.float64)
+        self.powers = torch.zeros(4, dtype=torch.float64)
+        self.largest = 0.0
+        self.histogram = torch.zeros(2 * OCTAVES * PER_OCTAVE, dtype=torch.float64)
+
+    def add(self, states: torch.Tensor) -> None:
+        """See the vectors `[tokens, d]`."""
+        x = states.detach().double().cpu()
+        sizes = x.abs()
+        # A vector of zeros has no shape; it counts as even.
+        even = sizes.amax(-1) == 0
+        rms = x.square().mean(-1).sqrt().masked_fill(even, 1.0)
+        median = sizes.median(-1).values.clamp_min(torch.finfo(torch.float64).tiny)
+        measures = [excess_kurtosis(x), sizes.amax(-1) / median, sizes.amax(-1) / rms]
+        fallbacks = (-3.0, 1.0, 1.0)
+        self.per_token += torch.stack(
+            [each.masked_fill(even, value).sum() for each, value in zip(measures, fallbacks, strict=True)]
+        )
+        self.powers += torch.stack([x.pow(power).sum() for power in (1, 2, 3, 4)])
+        self.largest = max(self.largest, float(sizes.max()))
+        places = sizes.clamp_min(2.0**-OCTAVES).log2().clamp_max(OCTAVES - 1e-9) + OCTAVES
+        self.histogram += torch.bincount((places * PER_OCTAVE).long().flatten(), minlength=len(self.histogram))
+        self.tokens += len(x)
+        self.values += x.numel()
+
+    def result(self) -> dict[str, Any]:
+        """All measures, as JSON can hold them."""
+        if self.tokens == 0:
+            return {}
+        kurtosis, ratio, crest = (self.per_token / self.tokens).tolist()
+        mean, second, third, fourth = (self.powers / self.values).tolist()
+        variance = second - mean**2
+        central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
+        half = (self.histogram.cumsum(0) >= self.values / 2).nonzero()[0].item()
+        median = 2.0 ** ((half + 0.5) / PER_OCTAVE - OCTAVES)
+        return {
+            "per_token": {"excess_kurtosis": kurtosis, "max_over_median": ratio, "crest_factor": crest},
+            "pooled": {
+                "excess_kurtosis": central / variance**2 - 3 if variance > 0 else -3.0,
+                "max_over_median": self.largest / median,
+                "crest_factor": self.largest / second**0.5 if second > 0 else 1.0,
+            },
+        }
+
+
+class Place:
+    """One place in the network, with and without the first position of every row."""
+
+    def __init__(self) -> None:
+        self.all, self.later = Collected(), Collected()
+
+    def add(self, states: torch.Tensor) -> None:
+        """See the states `[batch, seq, d]`."""
+        self.all.add(states.flatten(0, -2))
+        if states.shape[1] > 1:
+            self.later.add(states[:, 1:].flatten(0, -2))
+
+    def result(self) -> dict[str, Any]:
+        """`all`, and `without_first`."""
+        return {"all": self.all.result(), "without_first": self.later.result()}
+
+
+@torch.no_grad()
+def outliers(
+    model: Any,
+    texts: Texts,
+    tokenizer: Any = None,
+    *,
+    context: int | None = None,
+    windows: int = 32,
+    tick: Tick = no_tick,
+) -> dict[str, Any]:
+    """
+    Outliers of the stream and of every linear map's input.
+
+    Args:
+        model, tokenizer: As for [`subject`].
+        texts: Texts or rows of token ids, cut into windows.
+        context (`int`, *optional*): Tokens of a window; all the model takes, at most 1,024, if not given.
+        windows (`int`, defaults to 32): How many are read at most.
+        tick: Called with the number of windows that were read.
+
+    Returns:
+        `dict`: `stream`: a list, the first of the embeddings, then one per layer, the last after the final norm, as
+        the library gives it; `linear_inputs`: by the names of modules. Each holds `all` and `without_first`, and these
+        `per_token` and `pooled`, with `excess_kurtosis`, `max_over_median` and `crest_factor`. `summary`: of the
+        stream per token the largest absolute excess kurtosis and the largest crest factor; and
+        `outlier_safe_pretraining`: the excess kurtosis over the coordinates of each vector that enters an attention
+        or feedforward block (after its norm), averaged over tokens and blocks; our reading of Park et al., arXiv
+        2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam. `protocol`.
+
+    Raises:
+        ValueError: if an argument is impossible, or no text has two tokens.
+    """
+    measured = subject(model, tokenizer)
+    context = measured.context(context)
+    if windows < 1:
+        raise ValueError(f"`windows` must be at least 1, got {windows}.")
+    pieces = list(pieces_of(measured.encode(texts), context, windows))
+    if not pieces:
+        raise ValueError("`predictions` must hold a text of at least two tokens, got none.")
+    stream: list[Place] = []
+    inputs: dict[str, Place] = {}
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, arguments: tuple) -> None:
+            if arguments and arguments[0].dim() == 3:
+                inputs.setdefault(name, Place()).add(arguments[0])
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in all_matrices(measured.model).items()]
+    try:
+        for piece in pieces:
+            ids = torch.tensor([piece], device=measured.device)
+            states = measured.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+            stream = stream or [Place() for _ in states]
+            for place, state in zip(stream, states, strict=True):
+                place.add(state)
+            tick(1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    blocks = [inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in first_of_blocks(inputs)]
+    found = [place.result() for place in stream]
+    per_token = [each["all"]["per_token"] for each in found]
+    return {
+        "stream": found,
+        "linear_inputs": {name: place.result() for name, place in inputs.items()},
+        "summary": {
+            "excess_kurtosis": max((each["excess_kurtosis"] for each in per_token), key=abs),
+            "crest_factor": max(each["crest_factor"] for each in per_token),
+            "outlier_safe_pretraining": sum(blocks) / len(blocks) if blocks else None,
+        },
+        "protocol": {"context": context, "windows": len(pieces), "tokens": sum(map(len, pieces))},
+    }
+
+
+def pieces_of(rows: list[list[int]], context: int, most: int) -> Iterable[list[int]]:
+    """At most `most` pieces of at most `context` and at least two tokens, in the order of the rows."""
+    count = 0
+    for row in rows:
+        for begin in range(0, len(row), context):
+            piece = row[begin : begin + context]
+            if len(piece) > 1 and count < most:
+                count += 1
+                yield piece
+
+
+def first_of_blocks(names: Iterable[str]) -> list[str]:
+    """Of the linear maps, in the order in which they were called, the first in every part of every layer."""
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        match = PART.search(name)
+        if match:
+            found.setdefault((match[1], match[2]), name)
+    return list(found.values())

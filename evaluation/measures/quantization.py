@@ -1,0 +1,151 @@
+"""What a model loses when weights and activations are rounded to few bits, from several frames."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rigpt_hf import RiGPTConfig
+from rigpt_hf.conversion import convert_model
+
+from .frames import FRAMES, in_frame
+from .invariance import first_rows
+from .likelihood import Tick, no_tick
+from .perplexity import perplexity
+from .rounding import matrices_of, rounded, rows_of
+from .subjects import Subject, Texts, subject
+
+
+SCHEMES = ("W8A8", "W4A16", "W4A8", "W4A4")
+SCHEME = re.compile(r"W(\d+)A(\d+)")
+# Numbers of so many bits are left as they are.
+WHOLE = 16
+
+
+@torch.no_grad()
+def quantization_robustness(
+    model: Any,
+    texts: Texts,
+    tokenizer: Any = None,
+    *,
+    schemes: Sequence[str] = SCHEMES,
+    frames: Sequence[str] | None = None,
+    group_size: int = 0,
+    leave: Sequence[str] = (),
+    context: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    tick: Tick = no_tick,
+) -> dict[str, Any]:
+    """
+    Loss and perplexity under simulated rounding to nearest, per scheme and frame.
+
+    Weights of all linear maps but the head are rounded once, their inputs token by token, on symmetric grids: a weight
+    shares its scale with its row, or with `group_size` neighbours in it; an activation with its token. Nothing is
+    calibrated. Frames other than the model's own are exact changes of basis of a RiGPT; a stock model is converted
+    first, exactly too, which the result says.
+
+    Args:
+        model, tokenizer: As for [`subject`]; left as it is.
+        texts: Texts or rows of token ids.
+        schemes (`list[str]`): Such as `"W4A8"`: bits of weights and of activations; 16 leaves them as they are.
+        frames (`list[str]`, *optional*): Among `"identity"`, `"haar"`, `"hadamard"` and `"pca"`, see [`in_frame`]; all
+            of them for a RiGPT and `"identity"` for others if not given.
+        group_size (`int`, defaults to 0): Neighbours in a row of a weight that share a scale; 0 for all of them.
+        leave (`list[str]`): Modules that stay in full precision, by the ends of their names.
+        context, batch_size, tick: As for [`perplexity`].
+        seed (`int`, defaults to 0): Of random frames.
+
+    Returns:
+        `dict`: `loss` and `perplexity` of the model as it is; `rounded`: per frame, per scheme `loss`, `perplexity`,
+        `increase` (of the loss, nats) and `samples`; `protocol`.
+
+    Raises:
+        ValueError: if an argument is impossible, `group_size` does not divide the rows of a weight, or another frame
+            is asked for of a family that cannot be converted.
+    """
+    measured = subject(model, tokenizer)
+    is_rigpt = isinstance(getattr(measured.model, "config", None), RiGPTConfig)
+    if frames is None:
+        frames = FRAMES if is_rigpt else ("identity",)
+    bits = {scheme: bits_of(scheme) for scheme in schemes}
+    if unknown := [frame for frame in frames if frame not in FRAMES]:
+        raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {unknown[0]!r}.")
+    options: dict[str, Any] = {"context": context, "batch_size": batch_size, "tick": tick}
+    whole = perplexity(measured, texts, **options)
+    found: dict[str, dict[str, Any]] = {}
+    for frame in frames:
+        turned = _turned(measured, frame, texts, context, seed)
+        found[frame] = {}
+        for scheme, (weight_bits, activation_bits) in bits.items():
+            rough = Subject(
+                quantized(turned.model, weight_bits, activation_bits, group_size, tuple(leave)),
+                measured.tokenizer,
+                measured.name,
+            )
+            result = perplexity(rough, texts, **options)
+            found[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
+            found[frame][scheme]["increase"] = result["loss"] - whole["loss"]
+    return {
+        "loss": whole["loss"],
+        "perplexity": whole["perplexity"],
+        "samples": whole["samples"],
+        "rounded": found,
+        "protocol": whole["protocol"]
+        | {
+            "grid": "symmetric, to nearest",
+            "weights": f"scale per {f'{group_size} of a row' if group_size else 'row'}",
+            "activations": "scale per token",
+            "left alone": ["output embeddings", *leave],
+            "converted": not is_rigpt and any(frame != "identity" for frame in frames),
+            "seed": seed,
+        },
+    }
+
+
+def bits_of(scheme: str) -> tuple[int, int]:
+    """
+    Bits of weights and activations.
+
+    Raises:
+        ValueError: if the name does not say them, or says less than 2.
+    """
+    match = SCHEME.fullmatch(scheme)
+    if match is None or min(int(match[1]), int(match[2])) < 2:
+        raise ValueError(f"`schemes` must be such as W4A8, with at least 2 bits each, got {scheme!r}.")
+    return int(match[1]), int(match[2])
+
+
+@torch.no_grad()
+def quantized(
+    model: nn.Module, weight_bits: int, activation_bits: int, group_size: int = 0, leave: tuple[str, ...] = ()
+) -> nn.Module:
+    """A copy whose linear maps work with rounded weights and inputs; arguments as for [`quantization_robustness`]."""
+    rough: Any = copy.deepcopy(model)
+    for name, module in matrices_of(rough, leave).items():
+        weight = rows_of(module)
+        if group_size and weight.shape[1] % group_size:
+            raise ValueError(
+                f"`group_size` must divide the {weight.shape[1]} numbers of a row of {name}, got {group_size}."
+            )
+        if weight_bits < WHOLE:
+            weight.copy_(rounded(weight, weight_bits, group_size))
+        if activation_bits < WHOLE:
+            module.register_forward_pre_hook(
+                lambda module, arguments: (rounded(arguments[0], activation_bits), *arguments[1:])
+            )
+    return rough
+
+
+def _turned(measured: Subject, frame: str, texts: Texts, context: int | None, seed: int) -> Subject:
+    if frame == "identity":
+        return measured
+    model = measured.model
+    if not isinstance(model.config, RiGPTConfig):
+        model = convert_model(model).eval()
+    ids = first_rows(measured.encode(texts), measured.context(context)).to(measured.device)
+    generator = torch.Generator().manual_seed(seed)
+    return Subject(in_frame(model, frame, generator=generator, input_ids=ids), measured.tokenizer, measured.name)

@@ -1,0 +1,55 @@
+"""Numbers of a few bits, simulated: rounded to nearest on a grid that is symmetric around zero."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+def rounded(values: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor:
+    """
+    Values `[..., n]` rounded to nearest, symmetric, the largest of each row or group exactly represented.
+
+    Args:
+        values: Rows share a scale: those of a weight are outputs, those of activations are tokens.
+        bits: Of each number.
+        group: Neighbours in a row that share a scale; 0 for all of them.
+
+    Raises:
+        ValueError: if `group` does not divide a row, or `bits` is below 2.
+    """
+    width = values.shape[-1]
+    if bits < 2:
+        raise ValueError(f"`bits` must be at least 2, one of them for the sign, got {bits}.")
+    if group and width % group:
+        raise ValueError(f"`group` must divide the {width} numbers of a row, got {group}.")
+    parts = values.reshape(-1, group or width)
+    largest = 2 ** (bits - 1) - 1
+    scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) / largest
+    return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(values.shape)
+
+
+def all_matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """All linear maps with more than one output, by the names of their modules."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.shape[0] > 1
+    }
+
+
+def matrices_of(model: Any, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """[`all_matrices`] but the head and those whose names end as `leave` says."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in all_matrices(model).items()
+        if module is not head and name.rpartition(".")[2] not in leave
+    }
+
+
+def rows_of(module: nn.Module) -> torch.Tensor:
+    """The weight `[outputs, inputs]` of a linear map; GPT-2 keeps it the other way round."""
+    weight: Any = module.weight
+    return weight.T if isinstance(module, Conv1D) else weight

@@ -1,0 +1,268 @@
+"""Outliers, rounding, frames, invariance and speed: closed forms, and what must and must not change them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kurtosis
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.measures.frames import FRAMES, cosine_transform, hadamard, in_frame
+from rigpt_hf.evaluation.measures.invariance import invariance
+from rigpt_hf.evaluation.measures.outliers import Collected, first_of_blocks, outliers
+from rigpt_hf.evaluation.measures.perplexity import perplexity
+from rigpt_hf.evaluation.measures.quantization import bits_of, quantization_robustness, quantized
+from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
+from rigpt_hf.evaluation.measures.throughput import throughput
+from tests.evaluation.toys import rows, tiny_gpt2
+from tests.models import OPTIONS, tiny_model
+from tests.tolerances import SYMMETRY
+
+
+# An odd size keeps the median from lying between two values.
+D = 33
+
+
+def test_outliers_of_known_vectors():
+    """One coordinate of size c among ones: every measure has a closed form."""
+    c, x = 10.0, torch.ones(D, dtype=torch.float64)
+    x[0] = c
+    collected = Collected()
+    collected.add(torch.stack([x, -2 * x]))  # scale and sign of a token play no part per token
+    found = collected.result()["per_token"]
+    p = 1 / D  # a two-point law: excess kurtosis 1 / (p (1 - p)) - 6
+    assert found["excess_kurtosis"] == pytest.approx(1 / (p * (1 - p)) - 6)
+    assert found["max_over_median"] == pytest.approx(c)
+    assert found["crest_factor"] == pytest.approx(c / math.sqrt((c**2 + D - 1) / D))
+
+
+def test_pooled_outliers_are_those_of_all_values():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, D, generator=generator, dtype=torch.float64) ** 3 + 0.5
+    collected = Collected()
+    for part in x.split(77):
+        collected.add(part)
+    found = collected.result()["pooled"]
+    values = x.flatten().numpy()
+    assert found["excess_kurtosis"] == pytest.approx(kurtosis(values), rel=1e-9)
+    assert found["crest_factor"] == pytest.approx(np.abs(values).max() / np.sqrt((values**2).mean()), rel=1e-12)
+    assert found["max_over_median"] == pytest.approx(np.abs(values).max() / np.median(np.abs(values)), rel=6e-3)
+
+
+def test_vectors_of_zeros_do_not_spoil_the_mean():
+    collected = Collected()
+    collected.add(torch.zeros(3, D))
+    found = collected.result()
+    assert found["per_token"] == {"excess_kurtosis": -3.0, "max_over_median": 1.0, "crest_factor": 1.0}
+    assert all(map(math.isfinite, found["pooled"].values()))
+
+
+@pytest.mark.parametrize("kind", ["stock", "rigpt"])
+def test_outliers_are_found_where_they_are(kind):
+    """A coordinate of the stream that the embeddings blow up shows in the stream, and where the stream is read."""
+    model = tiny_gpt2() if kind == "stock" else tiny_model()
+    calm = outliers(model, rows(), context=20)
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table[:, 5] += 40.0
+    wild = outliers(model, rows(), context=20)
+    assert wild["summary"]["excess_kurtosis"] > 20 > abs(calm["summary"]["excess_kurtosis"])
+    assert wild["stream"][0]["all"]["per_token"]["crest_factor"] == pytest.approx(math.sqrt(32), rel=0.1)
+    layers = model.config.num_hidden_layers
+    assert len(calm["stream"]) == layers + 1
+    assert len(calm["linear_inputs"]) == (4 * layers + 1 if kind == "stock" else 6 * layers + 1)
+    assert calm["protocol"] == {"context": 20, "windows": 12, "tokens": 240}
+
+
+def test_the_first_position_is_told_apart():
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.transformer.wpe.weight[0, 3] = 500.0
+    found = outliers(model, rows(), context=20)["stream"][0]
+    assert found["all"]["pooled"]["crest_factor"] > 3 * found["without_first"]["pooled"]["crest_factor"]
+    assert found["all"]["per_token"]["excess_kurtosis"] > found["without_first"]["per_token"]["excess_kurtosis"] + 1
+
+
+def test_the_published_definition():
+    """What enters attention and feedforward blocks, per token, averaged over tokens and blocks; by hand."""
+    model, data = tiny_gpt2().double(), rows(3, 20)
+    seen = []
+    for layer in model.transformer.h:
+        for norm in (layer.ln_1, layer.ln_2):
+            norm.register_forward_hook(lambda module, arguments, output: seen.append(output.detach()))
+    found = outliers(model, data)["summary"]["outlier_safe_pretraining"]
+    assert len(seen) == 4 * len(data)
+    expected = np.mean([kurtosis(each[0].numpy(), axis=-1).mean() for each in seen])
+    assert found == pytest.approx(expected, rel=1e-9)
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj"]
+    assert first_of_blocks([*names, "lm_head"]) == [names[0], names[2]]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 12, 20, 24, 28, 36, 64, 72, 96, 192, 576, 768, 960])
+def test_hadamard_matrices_are_even(n):
+    matrix = hadamard(n)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(matrix.abs(), torch.full_like(matrix, n**-0.5), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 6, 9, 50, 100, 184])
+def test_other_sizes_are_orthogonal_and_nearly_even(n):
+    matrix = hadamard(n)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
+    assert float(matrix.abs().max()) <= math.sqrt(2 / n) + 1e-12
+    assert np.allclose(cosine_transform(5) @ cosine_transform(5).T, np.eye(5))
+
+
+@pytest.mark.parametrize("option", ["learned-projected", "rotary", "recipe", "squared-distance"])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_frames_do_not_change_the_function(option, frame):
+    model = tiny_model(**OPTIONS[option]).double()
+    ids = torch.tensor(rows(2, 12))
+    turned = in_frame(model, frame, generator=torch.Generator().manual_seed(1), input_ids=ids)
+    before, after = (each(input_ids=ids, use_cache=False).logits for each in (model, turned))
+    assert float((before - after).abs().max() / before.abs().max()) < SYMMETRY[torch.float64]
+    moved = (model.model.layers[0].mlp.up_proj.weight - turned.model.layers[0].mlp.up_proj.weight).abs().max()
+    assert (float(moved) > 0.01) is (frame != "identity")
+
+
+def test_principal_axes_hold_most_in_few_coordinates():
+    model, ids = tiny_model().double(), torch.tensor(rows(4, 20))
+    turned = in_frame(model, "pca", input_ids=ids)
+    states = torch.cat([s.flatten(0, 1) for s in turned(ids, output_hidden_states=True).hidden_states])
+    states = states / states.square().mean(-1, keepdim=True).sqrt()
+    moments = states.T @ states / len(states)
+    off = moments - torch.diag(moments.diagonal())
+    assert float(off.abs().max()) < 1e-9 * float(moments.diagonal().max())
+
+
+def test_rounding_is_to_the_nearest_of_a_grid():
+    x = torch.tensor([[7.0, -3.4, 0.6, 0.4], [0.0, 0.0, 0.0, 0.0]])
+    assert rounded(x, 4).tolist() == [[7.0, -3.0, 1.0, 0.0], [0.0] * 4]
+    assert rounded(x, 4, group=2)[0].tolist() == pytest.approx([7.0, -3.0, 0.6, 0.6 * 5 / 7])
+    with pytest.raises(ValueError, match="`group` must divide the 4 numbers of a row, got 3"):
+        rounded(x, 4, group=3)
+    with pytest.raises(ValueError, match="`bits` must be at least 2"):
+        rounded(x, 1)
+
+
+def test_quantized_models_compute_with_rounded_numbers():
+    model = tiny_gpt2()
+    rough = quantized(model, 4, 8, leave=("c_proj",))
+    module, original = rough.transformer.h[0].attn.c_attn, model.transformer.h[0].attn.c_attn
+    assert torch.equal(module.weight.T, rounded(original.weight.T, 4))
+    assert torch.equal(rough.transformer.h[0].attn.c_proj.weight, model.transformer.h[0].attn.c_proj.weight)
+    assert torch.equal(rough.lm_head.weight, model.lm_head.weight)
+    x = torch.randn(2, 3, 32)
+    expected = rounded(x, 8) @ module.weight + module.bias
+    assert torch.allclose(module(x), expected, atol=1e-6)
+    assert len(matrices_of(model)) == 8 and rows_of(original).shape == (96, 32)
+
+
+def test_more_bits_lose_less_and_many_lose_nothing():
+    model, data = tiny_model(), rows()
+    result = quantization_robustness(model, data, schemes=("W16A16", "W12A12", "W6A6", "W3A3"), frames=("identity",))
+    increases = [abs(each["increase"]) for each in result["rounded"]["identity"].values()]
+    assert increases[0] == 0
+    assert increases[1] < 1e-3 < increases[3] and increases[2] < increases[3]
+    assert result["loss"] == pytest.approx(perplexity(model, data)["loss"], rel=1e-12)
+
+
+def test_turning_away_an_outlier_helps():
+    """A stock model whose stream has one huge coordinate: in its own frame activations of 4 bits keep nothing else."""
+    model, data = tiny_gpt2(), rows()
+    with torch.no_grad():
+        model.transformer.wte.weight[:, 7] += 30.0
+    result = quantization_robustness(model, data, schemes=("W16A4",), frames=("identity", "haar", "hadamard"))
+    assert result["protocol"]["converted"] is True
+    lost = {frame: each["W16A4"]["increase"] for frame, each in result["rounded"].items()}
+    assert abs(lost["haar"]) < 0.8 * abs(lost["identity"]), lost
+
+
+def test_frames_of_quantization_are_measured_on_the_same_function():
+    result = quantization_robustness(tiny_model().double(), rows(), schemes=("W16A16",))
+    assert list(result["rounded"]) == list(FRAMES)
+    for each in result["rounded"].values():
+        assert abs(each["W16A16"]["increase"]) < 1e-11
+    assert list(quantization_robustness(tiny_gpt2(), rows(), schemes=("W8A8",))["rounded"]) == ["identity"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"schemes": ("W4",)}, "`schemes` must be such as W4A8, with at least 2 bits each, got 'W4'"),
+        ({"schemes": ("W1A8",)}, "`schemes` must be such as W4A8"),
+        ({"frames": ("sideways",)}, "`frames` must be among identity, haar, hadamard, pca, got 'sideways'"),
+        ({"group_size": 5}, "`group_size` must divide the 32 numbers of a row of .*q_proj, got 5"),
+    ],
+)
+def test_refusals_of_quantization(options, message):
+    with pytest.raises(ValueError, match=message):
+        quantization_robustness(tiny_model(), rows(), **({"frames": ("identity",)} | options))
+    assert bits_of("W4A16") == (4, 16)
+
+
+@pytest.mark.parametrize("option", ["learned-projected", "recipe", "gated"])
+def test_invariance_of_rigpt(option):
+    model = tiny_model(**OPTIONS[option])
+    result = invariance(model, rows(), draws=2)
+    print(result["largest"])
+    assert {"stream", "head_qk", "head_vo", "neurons"} <= set(result["errors"])
+    assert result["largest"]["float64"] < SYMMETRY[torch.float64]
+    assert 1e-12 < result["largest"]["float32"] < SYMMETRY[torch.float32]
+    assert next(model.parameters()).dtype is torch.float64, "what is measured is left as it is"
+
+
+def test_a_stock_model_is_not_invariant():
+    model = tiny_gpt2()
+    result = invariance(model, rows(), dtypes=("float64",), draws=2)
+    assert result["largest"]["float64"] > 0.05 and result["protocol"]["stock"] is True
+    assert invariance(convert_model(model), rows(), dtypes=("float64",), draws=1)["largest"]["float64"] < 1e-11
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frame": "lexical"}, "`frame` must be among stream, .*, got 'lexical'"),
+        ({"dtypes": ("int8",)}, "`dtypes` must be names of floating-point dtypes, such as 'float64', got 'int8'"),
+        ({"dtypes": ()}, "`dtypes` must name at least one dtype"),
+        ({"draws": 0}, "`draws` must be at least 1, got 0"),
+        ({"texts": [[3]]}, "`predictions` must hold a text of at least two tokens, got 1"),
+    ],
+)
+def test_refusals_of_invariance(options, message):
+    with pytest.raises(ValueError, match=message):
+        invariance(tiny_model(), **({"texts": rows()} | options))
+
+
+def test_throughput_counts_tokens():
+    models = {"rigpt": tiny_model(), "stock": tiny_gpt2()}
+    ticks = []
+    result = throughput(models, prompt=8, new_tokens=3, batch_size=2, turns=3, memory=False, tick=ticks.append)
+    assert len(ticks) == 3 * 4
+    for each in result["models"].values():
+        assert each["prefill_tokens_per_second"]["median"] > each["decode_tokens_per_second"]["median"] > 0
+        assert each["time_to_first_token"]["lower"] <= each["time_to_first_token"]["upper"] < 10
+    assert list(result["ratios"]) == ["rigpt"]
+    assert 0.01 < result["ratios"]["rigpt"]["prefill_tokens_per_second"]["median"] < 100
+
+
+@pytest.mark.slow
+def test_peak_memory_grows_with_the_model():
+    models = {"large": tiny_gpt2(n_embd=1024, n_head=4), "small": tiny_gpt2()}
+    found = throughput(models, prompt=4, new_tokens=2, turns=3)["models"]
+    weights = 4 * models["large"].num_parameters()
+    assert found["large"]["peak_memory"] > found["small"]["peak_memory"] + 0.5 * weights
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"models": {}}, "`models` must hold at least one model"),
+        ({"turns": 2}, "`turns` must be at least 3, got 2"),
+        ({"prompt": 60, "new_tokens": 10}, "`prompt` and `new_tokens` must fit into the 64 positions of rigpt"),
+    ],
+)
+def test_refusals_of_throughput(options, message):
+    with pytest.raises(ValueError, match=message):
+        throughput(**({"models": {"rigpt": tiny_gpt2()}, "memory": False} | options))
