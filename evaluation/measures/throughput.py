@@ -112,7 +112,7 @@ def throughput(
         `dict`: per model `prefill_tokens_per_second`, `decode_tokens_per_second`, `time_to_first_token` (seconds; a
         `generate` call of one token, with all that it does around the model), each with `median`, `lower` and `upper`
         quartile, and `peak_memory` (bytes); `ratios`: of every model but the last, its speed over the last one's in
-        the same turn, so more is faster; `protocol`.
+        the same turn, so more is faster, with all `values`; `protocol`.
 
     Raises:
         ValueError: if an argument is impossible, or prompt and answer do not fit a model.
@@ -151,7 +151,8 @@ def throughput(
             found[name][key] = spread([tokens / value if tokens else value for value in seconds[name]])
         for name in others:
             pairs = zip(seconds[last], seconds[name], strict=True)
-            ratios.setdefault(name, {})[key] = spread([theirs / own for theirs, own in pairs])
+            turns_of = [theirs / own for theirs, own in pairs]
+            ratios.setdefault(name, {})[key] = spread(turns_of) | {"values": turns_of}
     if memory:
         for name, each in subjects.items():
             found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)

@@ -10,6 +10,7 @@ from rich.text import Text
 from ..version import __version__
 from .common import as_options
 from .conversion import convert, demo, export, info, verify
+from .evaluation import evaluate
 from .measures import charges, diff
 from .symmetry import canonicalize, merge, rotate
 
@@ -40,7 +41,7 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges):
+for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges, evaluate):
     app.command()(_verb)
 
 

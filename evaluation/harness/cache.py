@@ -1,0 +1,70 @@
+"""What is not measured twice: results by the hash of everything they depend on."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rigpt_hf.conversion.output import temporary_sibling
+
+from .. import measures
+from ..measures.subjects import Subject
+
+
+def fingerprint(subject: Subject) -> str:
+    """SHA-256 of a model's weights, configuration and tokenizer, wherever they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(subject.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    config = subject.model.config.to_dict()
+    # Where a model lies and what saved it say nothing about what it computes.
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    backend = getattr(subject.tokenizer, "backend_tokenizer", None)
+    digest.update(b"" if backend is None else backend.to_str().encode())
+    return digest.hexdigest()
+
+
+@cache
+def code_fingerprint() -> str:
+    """SHA-256 of the code that measures."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(measures.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Cache:
+    """
+    Results in a folder, one file each.
+
+    Args:
+        folder (`Path`): Made when something is first kept.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def key(self, **depends_on: Any) -> str:
+        """The name of a result that depends on these values and on the code that measures."""
+        values = json.dumps(depends_on | {"code": code_fingerprint()}, sort_keys=True)
+        return hashlib.sha256(values.encode()).hexdigest()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """What is kept under a name; `None` if nothing is, or a file that cannot be read."""
+        try:
+            return json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, result: dict[str, Any]) -> None:
+        """Keep a result; the file appears whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{key}.json"
+        temporary = temporary_sibling(path)
+        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        temporary.replace(path)

@@ -1,0 +1,223 @@
+"""What an evaluation found: the data behind table and report, and how it is written."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rigpt_hf import __version__
+from rigpt_hf.conversion.certificate import library_versions
+from rigpt_hf.conversion.output import temporary_sibling
+
+from ..measures.subjects import Subject
+from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
+from .suites import Suite, Task
+from .tasks import Quantity, is_together, quantities
+from .texts import Texts
+
+
+# Raised when a reader of older results would misread newer ones.
+SCHEMA = 1
+# What an evaluation leaves in its folder.
+RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
+MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
+# Of a result, what is needed for tests but too long to keep.
+LONG = ("samples", "values")
+
+
+def build(
+    options: Any,
+    suite: Suite,
+    texts: Texts,
+    subjects: dict[str, Subject],
+    hashes: dict[str, str],
+    cells: list[Any],
+    found: dict[str, dict[str, Any] | None],
+    errors: dict[str, str],
+) -> dict[str, Any]:
+    """
+    The results, as JSON holds them.
+
+    Args:
+        options, suite, texts, subjects: What was asked for.
+        hashes: Of every model.
+        cells: All measurements.
+        found: What each gave, by its key; `None` for those that failed.
+        errors: A line for each of those.
+    """
+    tasks: list[dict[str, Any]] = []
+    for name in dict.fromkeys(cell.task for cell in cells):
+        task = next((each for each in suite.tasks if each.name == name), None)
+        entry = {"task": name, "metric": task.metric if task else "lm-eval", "models": {}, "errors": {}}
+        per_model: dict[str, dict[str, Any]] = {}
+        for cell in (each for each in cells if each.task == name):
+            result = found[cell.key]
+            if result is None:
+                entry["errors"] |= dict.fromkeys(cell.models, errors.get(cell.key, "not measured"))
+            elif task and is_together(task):
+                for model in cell.models:
+                    per_model[model] = result["models"][model] | {"protocol": result["protocol"]}
+                    per_model[model]["ratios"] = result["ratios"].get(model, {})
+            else:
+                per_model[cell.models[0]] = result
+        entry["models"] = {model: without_long(result) for model, result in per_model.items()}
+        entry["quantities"] = _compared(task, per_model, list(subjects))
+        tasks.append(entry)
+    _correct(tasks)
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": {"rigpt_hf": __version__, "commit": commit()},
+        "versions": library_versions(),
+        "hardware": hardware(next(iter(subjects.values())).device),
+        "suite": {"name": suite.name, "description": suite.description, "text": texts.source},
+        "batch_size": options.batch_size,
+        "statistics": {"level": LEVEL, "resamples": RESAMPLES, "correction": "Holm, over all differences"},
+        "models": {name: _model(each, hashes[name]) for name, each in subjects.items()},
+        "baseline": list(subjects)[1] if len(subjects) > 1 else None,
+        "tasks": tasks,
+    }
+
+
+def _model(subject: Subject, digest: str) -> dict[str, Any]:
+    config = subject.model.config
+    return {
+        # A folder's last part: where it lies on this machine is nobody's business.
+        "source": Path(subject.name).name if os.path.exists(subject.name) else subject.name,
+        "type": config.model_type,
+        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
+        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        "sha256": digest,
+        "tokenizer": None if subject.tokenizer is None else len(subject.tokenizer),
+    }
+
+
+def _compared(task: Task | None, results: dict[str, dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    """The numbers of all models beside each other, with intervals, and differences to the baseline with tests."""
+    listed = {name: _quantities(task, result) for name, result in results.items()}
+    labels = dict.fromkeys((each.name, each.unit, each.better) for name in names for each in listed.get(name, []))
+    entries = []
+    for label, unit, better in labels:
+        own = {name: next((q for q in listed.get(name, []) if q.name == label), None) for name in names}
+        entry: dict[str, Any] = {"name": label, "unit": unit, "better": better, "models": {}}
+        for name, quantity in own.items():
+            if quantity is not None:
+                entry["models"][name] = _value(quantity)
+        if len(names) > 1 and own[names[0]] is not None and own[names[1]] is not None:
+            difference = _difference(own[names[0]], own[names[1]])  # type: ignore[arg-type]
+            if difference is not None:
+                entry["difference"] = difference[0].to_dict() | {"kind": difference[1]}
+        entries.append(entry)
+    return entries
+
+
+def _quantities(task: Task | None, result: dict[str, Any]) -> list[Quantity]:
+    if task is not None:
+        return quantities(task, result)
+    from .standard_tasks import LESS
+
+    found = []
+    for name, value in result["metrics"].items():
+        amounts = result["samples"].get(name)
+        ones = None if amounts is None else [1.0] * len(amounts)
+        found.append(Quantity(name, "", value, "less" if name in LESS else "more", amounts, ones))
+    return found
+
+
+def _value(quantity: Quantity) -> dict[str, Any]:
+    if quantity.amounts is None or quantity.weights is None or len(quantity.amounts) < 2:
+        return {"value": finite(quantity.value)}
+    interval = ratio_interval(quantity.amounts, quantity.weights)
+    return {"value": finite(quantity.value), "low": interval.low, "high": interval.high}
+
+
+def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] | None:
+    """The difference, and whether it is a difference or a ratio; `None` where nothing can be tested."""
+    if model.ratios is not None and len(model.ratios) > 2:
+        # Times become speeds, so that more is faster for all of them.
+        return paired_ratio(model.ratios), "ratio of speeds"
+    if model.amounts is None or baseline.amounts is None or model.weights is None or baseline.weights is None:
+        return None
+    if len(model.amounts) != len(baseline.amounts) or model.weights != baseline.weights:
+        return None  # other tokens: a mean over them is another thing
+    if len(model.amounts) < 2:
+        return None
+    return paired_difference(model.amounts, baseline.amounts, model.weights), "difference"
+
+
+def _correct(tasks: list[dict[str, Any]]) -> None:
+    """Say which differences hold when all of the run are looked at together."""
+    differences = [each["difference"] for task in tasks for each in task["quantities"] if "difference" in each]
+    for difference, holds in zip(differences, holm([each["p_value"] for each in differences]), strict=True):
+        difference["significant"] = holds
+
+
+def without_long(value: Any) -> Any:
+    """A result without what was kept for the tests only."""
+    if isinstance(value, dict):
+        return {key: without_long(each) for key, each in value.items() if key not in LONG}
+    return [without_long(each) for each in value] if isinstance(value, list) else finite(value)
+
+
+def finite(value: Any) -> Any:
+    """A number that JSON has, or `None`."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What it was measured on."""
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code comes from, `+` where it was changed since; `None` outside of one."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    found = git("log", "-1", "--format=%h", "--", ".")
+    if not found:
+        return None
+    return found + ("+" if git("status", "--porcelain", "--", ".") else "")
+
+
+def write(results: dict[str, Any], output: Path) -> None:
+    """The three files, each whole or not at all; what was there of an earlier run stays until then."""
+    from .report import as_html
+    from .tables import as_markdown
+
+    output.mkdir(parents=True, exist_ok=True)
+    texts = {
+        RESULTS: json.dumps(results, indent=2, allow_nan=False) + "\n",
+        TABLE: as_markdown(results),
+        REPORT: as_html(results),
+    }
+    for name, text in texts.items():
+        temporary = temporary_sibling(output / name)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(output / name)
+
+
+def failures(results: dict[str, Any]) -> list[str]:
+    """A line for every measurement that failed."""
+    return [f"{task['task']}, {model}: {line}" for task in results["tasks"] for model, line in task["errors"].items()]

@@ -1,0 +1,208 @@
+"""The whole of an evaluation: models are loaded, measured task by task, compared, and the output is written."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+
+from ..measures.subjects import Subject, subject
+from . import results as writing
+from .cache import Cache, fingerprint
+from .standard_tasks import StandardOptions, check_standard_tasks, measure_standard_task
+from .suites import Suite, load_suite
+from .tasks import is_together, measure, measure_together
+from .texts import Texts, load_texts
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What `rigpt evaluate` can be told."""
+
+    model: str
+    """Folder or Hub id of the model."""
+    against: str | None = None
+    """Folder or Hub id of the baseline."""
+    suite: str = "core"
+    """A packaged suite, or a YAML file."""
+    output: Path = Path("runs/evaluation")
+    """Folder for results, report and cache."""
+    text: str | None = None
+    """Where the text comes from, instead of what the suite says."""
+    documents: int | None = None
+    """How many documents, instead of what the suite says."""
+    standard_tasks: tuple[str, ...] = ()
+    """Tasks of `lm-eval`."""
+    standard: StandardOptions = field(default_factory=StandardOptions)
+    """How they are run."""
+    batch_size: int = 8
+    """Rows that go through a model at once."""
+    device: str | None = None
+    """Where to compute; the first GPU if there is one."""
+    dtype: str | None = None
+    """Precision of the weights; as they are stored if not given."""
+    names: tuple[str, str] = ("model", "baseline")
+    """What to call the two in tables and figures."""
+
+
+@dataclass
+class Cell:
+    """One measurement: of one model, or of all together."""
+
+    task: str
+    models: tuple[str, ...]
+    key: str
+    run: Any
+    alone: bool = False
+
+
+def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[str, Any]:
+    """
+    Measure a model, and a baseline beside it, and write `results.json`, `table.md` and `report.html`.
+
+    A measurement that fails is one line in the results; the others are kept. What was measured before, of the same
+    weights on the same text with the same arguments, is not measured again. Under `accelerate launch` the measurements
+    are shared among the processes, but for those of speed, which one process takes when all others are done.
+
+    Raises:
+        ValueError: if an option is impossible, before anything is measured.
+    """
+    console = console or Console()
+    state = PartialState()
+    suite = _suite(options)
+    check_output(options.output)
+    check_standard_tasks(options.standard_tasks, options.standard)
+    texts = load_texts(suite.text)
+    subjects = _subjects(options, state)
+    hashes = {name: fingerprint(each) for name, each in subjects.items()}
+    cache = Cache(options.output / "cache")
+    cells = list(_cells(options, suite, texts, subjects, hashes, cache))
+    own = [
+        cell
+        for index, cell in enumerate(c for c in cells if not c.alone)
+        if index % state.num_processes == state.process_index
+    ]
+    errors = _run(own, cache, console if state.is_main_process else Console(quiet=True), batch=options.batch_size)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        errors |= _run([cell for cell in cells if cell.alone], cache, console, batch=options.batch_size)
+    state.wait_for_everyone()
+    gathered = {key: line for part in _gathered(errors, state) for key, line in part.items()}
+    found = {cell.key: cache.get(cell.key) for cell in cells}
+    results = writing.build(options, suite, texts, subjects, hashes, cells, found, gathered)
+    if state.is_main_process:
+        writing.write(results, options.output)
+    state.wait_for_everyone()
+    return results
+
+
+def _suite(options: EvaluateOptions) -> Suite:
+    suite = load_suite(options.suite)
+    text = suite.text
+    if options.text is not None:
+        text = replace(text, source=options.text)
+    if options.documents is not None:
+        text = replace(text, documents=options.documents)
+    return replace(suite, text=text)
+
+
+def check_output(output: Path) -> None:
+    """A `ValueError` if the folder holds something that no evaluation left."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
+    strange = sorted({path.name for path in output.iterdir()} - writing.MADE_HERE)
+    if strange:
+        raise ValueError(
+            f"`output` must be absent, empty or an earlier evaluation, got {str(output)!r} with {strange[0]!r}. Name "
+            "another folder."
+        )
+
+
+def _subjects(options: EvaluateOptions, state: PartialState) -> dict[str, Subject]:
+    device = options.device or str(state.device)
+    if options.names[0] == options.names[1]:
+        raise ValueError(f"`names` must differ, got {options.names[0]!r} twice.")
+    sources = dict(zip(options.names, (options.model, options.against), strict=True))
+    return {
+        name: subject(source, device=device, dtype=options.dtype)
+        for name, source in sources.items()
+        if source is not None
+    }
+
+
+def _cells(
+    options: EvaluateOptions,
+    suite: Suite,
+    texts: Texts,
+    subjects: dict[str, Subject],
+    hashes: dict[str, str],
+    cache: Cache,
+) -> Iterator[Cell]:
+    for task in suite.tasks:
+        what = asdict(task) | {"text": texts.source["sha256"]}
+        if is_together(task):
+            key = cache.key(task=asdict(task), models=list(hashes.values()), threads=torch.get_num_threads())
+            yield Cell(task.name, tuple(subjects), key, lambda task=task, **_: measure_together(task, subjects), True)
+            continue
+        for name, each in subjects.items():
+            key = cache.key(task=what, model=hashes[name])
+            yield Cell(
+                task.name,
+                (name,),
+                key,
+                lambda batch, task=task, each=each: measure(task, each, texts, batch),
+            )
+    for standard in options.standard_tasks:
+        for name, each in subjects.items():
+            key = cache.key(standard=standard, options=asdict(options.standard), model=hashes[name])
+            yield Cell(
+                standard,
+                (name,),
+                key,
+                lambda batch, standard=standard, each=each: measure_standard_task(
+                    standard, each, options.standard, batch
+                ),
+            )
+
+
+def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[str, str]:
+    """Measure what is not in the cache yet; returns a line for each failure, by its key."""
+    errors = {}
+    columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("measuring", total=len(cells))
+        for cell in cells:
+            progress.update(bar, description=f"{cell.task}: {' and '.join(cell.models)}")
+            if cache.get(cell.key) is None:
+                try:
+                    cache.put(cell.key, cell.run(batch=batch))
+                except (torch.OutOfMemoryError, MemoryError):
+                    errors[cell.key] = f"out of memory with `batch_size` {batch}. Give a smaller one, and run again."
+                except (ValueError, TypeError, RuntimeError, OSError) as error:
+                    errors[cell.key] = one_line(error)
+                if cell.key in errors:
+                    console.print(f"{cell.task}, {' and '.join(cell.models)}: {errors[cell.key]}", style="red")
+            progress.advance(bar)
+    return errors
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line; memory that ran out in words that say what to do."""
+    line = " ".join(str(error).split())[:300]
+    if "out of memory" in line or "can't allocate memory" in line:
+        return "out of memory. Give a smaller `batch_size`, and run again."
+    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+
+
+def _gathered(errors: dict[str, str], state: PartialState) -> list[dict[str, str]]:
+    if state.num_processes == 1:
+        return [errors]
+    everywhere: list[Any] = [None] * state.num_processes
+    torch.distributed.all_gather_object(everywhere, errors)
+    return everywhere

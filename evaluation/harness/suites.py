@@ -1,0 +1,121 @@
+"""What is measured: suites are YAML files, the packaged ones or anybody's own."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+FOLDER = Path(__file__).parents[1] / "suites"
+PACKAGED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+METRICS = (
+    "perplexity",
+    "cloze",
+    "multiple_choice",
+    "invariance",
+    "outliers",
+    "quantization_robustness",
+    "throughput",
+)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Where the text comes from."""
+
+    source: str = "docs"
+    """`docs` for the documentation of the installed packages; a text, JSONL or parquet file or a folder of them; a
+    file of little-endian uint16 token ids that ends in .bin; or a data set on the Hub."""
+    documents: int = 128
+    """How many documents are read at most; windows of a .bin file."""
+    split: str = "test"
+    """Of a data set on the Hub."""
+    name: str | None = None
+    """Configuration of a data set on the Hub."""
+    revision: str | None = None
+    """Commit of a data set on the Hub."""
+    column: str = "text"
+    """Column that holds the text."""
+    window: int = 257
+    """Token ids in a window of a .bin file."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement of every model."""
+
+    metric: str
+    """Which metric."""
+    name: str = ""
+    """What to call it; the metric if not given."""
+    documents: int | None = None
+    """How many of the suite's documents are read; all if not given."""
+    examples: int = 200
+    """Questions that are made of the documents, for `cloze` and `multiple_choice`."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the metric."""
+
+    def __post_init__(self):
+        if self.metric not in METRICS:
+            raise ValueError(f"`metric` must be one of {', '.join(METRICS)}, got {self.metric!r}.")
+        if not self.name:
+            object.__setattr__(self, "name", self.metric)
+        for key, value in (("documents", self.documents), ("examples", self.examples)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{key}` of {self.name} must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A text and the measurements on it."""
+
+    name: str
+    text: TextOptions
+    tasks: tuple[Task, ...]
+    description: str = ""
+
+    def __post_init__(self):
+        names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("`tasks` must name at least one measurement, got none.")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`tasks` must have different names, got {twice[0]!r} twice. Give one a `name`.")
+
+
+def load_suite(name: str) -> Suite:
+    """
+    A packaged suite, or that of a YAML file.
+
+    Args:
+        name (`str`): `"core"`, `"full"` or the path of a file.
+
+    Raises:
+        ValueError: if there is no such suite, or something in it is unknown or impossible.
+    """
+    path = FOLDER / f"{name}.yaml" if name in PACKAGED else Path(name)
+    if not path.is_file():
+        raise ValueError(f"`suite` must be one of {', '.join(PACKAGED)} or a YAML file, got {name!r}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"`suite` must be YAML, got {str(path)!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("tasks"), list):
+        raise ValueError(f"`suite` must hold a list of `tasks`, got {str(path)!r} without one.")
+    if unknown := sorted(set(values) - {"description", "text", "tasks"}):
+        raise ValueError(f"`suite` must hold description, text and tasks, got {unknown[0]!r} in {str(path)!r}.")
+    text = _made(TextOptions, values.get("text") or {}, "text")
+    tasks = tuple(_made(Task, each, "tasks") for each in values["tasks"])
+    return Suite(path.stem, text, tasks, values.get("description") or "")
+
+
+def _made(kind: Any, values: Any, where: str) -> Any:
+    known = [each.name for each in fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"`{where}` must hold {', '.join(known)}, got {values!r}.")
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"`{where}` must hold some of {', '.join(known)}, got {unknown[0]!r}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"`{where}` is incomplete: {error}.") from error

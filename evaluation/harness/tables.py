@@ -1,0 +1,116 @@
+"""Results as people read them: numbers with the digits that mean something, and one word for every difference."""
+
+import math
+from typing import Any
+
+
+# Where a number's unit says nothing about its size, so many digits are shown.
+DIGITS = 4
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A number for a table."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if unit == "bytes":
+        return f"{value / 1e6:,.0f} MB"
+    if value == 0:
+        return "0"
+    if abs(value) >= 10**DIGITS or abs(value) < 1e-3:
+        return f"{value:,.0f}" if abs(value) >= 10**DIGITS else f"{value:.1e}"
+    return f"{value:.{max(0, DIGITS - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def with_interval(entry: dict[str, Any] | None, unit: str = "") -> str:
+    """A value, and its interval where it has one."""
+    if entry is None:
+        return "–"
+    text = number(entry["value"], unit)
+    if "low" in entry and entry["low"] is not None:
+        text += f" ({number(entry['low'], unit)} to {number(entry['high'], unit)})"
+    return text
+
+
+def verdict(quantity: dict[str, Any]) -> str:
+    """
+    What the difference to the baseline is worth: `"better"`, `"worse"`, `"no difference shown"`, or nothing where
+    nothing was tested.
+    """
+    difference = quantity.get("difference")
+    if difference is None:
+        return ""
+    if not difference["significant"]:
+        return "no difference shown"
+    is_ratio = difference["kind"] != "difference"
+    more = difference["value"] > (1 if is_ratio else 0)
+    if not is_ratio and not quantity["better"]:
+        return "more" if more else "less"
+    # A ratio of speeds is better when it is more, whatever its unit.
+    return "better" if more is (is_ratio or quantity["better"] == "more") else "worse"
+
+
+def difference_text(quantity: dict[str, Any]) -> str:
+    """A difference or ratio with its interval; nothing where nothing was tested."""
+    difference = quantity.get("difference")
+    if difference is None:
+        return ""
+    low, high = number(difference["low"]), number(difference["high"])
+    if difference["kind"] != "difference":
+        return f"× {number(difference['value'])} ({low} to {high})"
+    return f"{difference['value']:+.4g} ({low} to {high})"
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """The cells of the table: task, quantity, unit, every model, difference, verdict."""
+    names = list(results["models"])
+    found = []
+    for task in results["tasks"]:
+        for quantity in task["quantities"]:
+            values = [with_interval(quantity["models"].get(name), quantity["unit"]) for name in names]
+            compared = [difference_text(quantity), verdict(quantity)] if len(names) > 1 else []
+            found.append([task["task"], quantity["name"], quantity["unit"], *values, *compared])
+        for model, line in task["errors"].items():
+            values = [f"failed: {line}" if name == model else "–" for name in names]
+            found.append([task["task"], "", "", *values, *([""] * (2 if len(names) > 1 else 0))])
+    return found
+
+
+def header(results: dict[str, Any]) -> list[str]:
+    """Names of the columns."""
+    names = list(results["models"])
+    return ["task", "quantity", "unit", *names, *(["difference", "worth"] if len(names) > 1 else [])]
+
+
+def description(results: dict[str, Any]) -> str:
+    """What was measured, in a sentence or two."""
+    text, versions = results["suite"]["text"], results["versions"]
+    models = "; ".join(
+        f"{name} is {facts['source']} ({facts['type']}, {facts['parameters']:,} parameters, {facts['dtype']})"
+        for name, facts in results["models"].items()
+    )
+    device = (
+        results["hardware"].get("gpu") or f"{results['hardware']['device']}, {results['hardware']['threads']} threads"
+    )
+    return (
+        f"Suite {results['suite']['name']} on {text['documents']} documents of {text['source']}; {models}. "
+        f"{device}; torch {versions['torch']}, transformers {versions['transformers']}, rigpt_hf "
+        f"{results['code']['rigpt_hf']} ({results['code']['commit'] or 'no commit'})."
+    )
+
+
+FOOTNOTE = (
+    "Intervals are 95 % bootstrap percentiles over examples. A difference is called one when a paired randomisation "
+    "test (of speeds: Student's t of paired logarithms) rejects chance at 5 % after Holm's correction for all "
+    "differences of the run; numbers without examples, such as kurtosis, are not tested."
+)
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The table for a README or card."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    columns = header(results)
+    table = [line(columns), line(["---"] * len(columns)), *map(line, rows(results))]
+    return "\n".join([description(results), "", *table, "", FOOTNOTE, ""])

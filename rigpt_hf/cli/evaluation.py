@@ -1,0 +1,98 @@
+"""Verbs that measure models and say what came out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model, RiGPT or any other.")],
+    against: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the baseline to compare with.", show_default="none")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="What is measured: core, full, or a YAML file of your own.")] = "core",
+    output: Annotated[Path, typer.Option(help="Folder for results.json, table.md, report.html.")] = Path(
+        "runs/evaluation"
+    ),
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to measure on: docs, a file or folder, a .bin of token ids, a data set on the Hub.",
+            show_default="what the suite says",
+        ),
+    ] = None,
+    documents: Annotated[
+        int | None, typer.Option(help="How many documents.", show_default="what the suite says")
+    ] = None,
+    standard_tasks: Annotated[
+        str, typer.Option(help="Tasks of lm-eval, with commas, such as lambada_openai,hellaswag,piqa.")
+    ] = "",
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of lm-eval task files of your own.", show_default="none")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Examples of each lm-eval task at most.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows that go through a model at once.", min=1)] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda:0.", show_default="the best there is")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Such as float32 or bfloat16.", show_default="as the weights are stored")
+    ] = None,
+    names: Annotated[str, typer.Option(help="What to call the two, with a comma.")] = "model,baseline",
+):
+    """
+    Measure a model, beside a baseline if there is one, and say what the difference is worth.
+
+    Writes numbers (results.json), a table for a README (table.md) and a page with pictures (report.html). What was
+    measured before is taken from the folder, so a run that was stopped goes on where it was. A measurement that fails
+    is one line, and the others are kept; the exit code is 1 then.
+
+        rigpt evaluate my-rigpt --against gpt2 --output runs/evaluation
+
+        rigpt evaluate my-rigpt --suite full --standard-tasks lambada_openai,blimp --batch-size 16
+
+        accelerate launch --multi_gpu -m rigpt_hf.cli evaluate my-rigpt --against gpt2
+    """
+    from ..conversion.assemble import quiet_loading
+    from ..evaluation.harness.results import failures
+    from ..evaluation.harness.runner import EvaluateOptions
+    from ..evaluation.harness.runner import evaluate as run
+    from ..evaluation.harness.standard_tasks import StandardOptions
+    from ..evaluation.harness.tables import header, rows
+    from .common import check_device, to_dtype
+
+    to_dtype(dtype)
+    if device is not None:
+        check_device(device)
+    called = tuple(name.strip() for name in names.split(","))
+    if len(called) != 2 or not all(called):
+        raise ValueError(f"`names` must be two names with a comma, got {names!r}.")
+    console = Console()
+    options = EvaluateOptions(
+        model=model,
+        against=against,
+        suite=suite,
+        output=output,
+        text=text,
+        documents=documents,
+        standard_tasks=tuple(name.strip() for name in standard_tasks.split(",") if name.strip()),
+        standard=StandardOptions(include_path=str(include_path) if include_path else None, limit=limit),
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        names=called,
+    )
+    with quiet_loading():
+        results = run(options, console)
+    table = Table(*header(results))
+    for cells in rows(results):
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"Report in {output / 'report.html'}")
+    if failures(results):
+        raise typer.Exit(1)

@@ -1,0 +1,335 @@
+"""The harness: what it measures is what the metrics give, it goes on where it stopped, and it fails in one line."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness import runner
+from rigpt_hf.evaluation.harness.cache import fingerprint
+from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
+from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
+from rigpt_hf.evaluation.harness.tables import number, verdict
+from rigpt_hf.evaluation.harness.texts import endings, last_words, load_texts
+from rigpt_hf.evaluation.measures.perplexity import perplexity
+from rigpt_hf.evaluation.measures.subjects import Subject
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+
+
+WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
+SUITE = """
+description: A small one.
+text: {{source: {source}, documents: 12, window: 33}}
+tasks:
+  - metric: perplexity
+    arguments: {{context: 32}}
+  - metric: invariance
+    documents: 2
+    arguments: {{draws: 1}}
+  - metric: outliers
+    arguments: {{context: 32, windows: 4}}
+  - metric: quantization_robustness
+    arguments: {{schemes: [W8A8, W3A3], frames: [identity, hadamard]}}
+  - metric: throughput
+    arguments: {{prompt: 8, new_tokens: 4, turns: 3, memory: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Two models with a tokenizer, a row of tokens and a suite."""
+    folder = tmp_path_factory.mktemp("world")
+    gpt2 = tiny_gpt2()
+    for name, model in (("gpt2", gpt2), ("rigpt", convert_model(gpt2)), ("other", tiny_gpt2(seed=1))):
+        model.save_pretrained(folder / name)
+        word_tokenizer(WORDS).save_pretrained(folder / name)
+    np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
+    (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(world, tmp_path_factory):
+    """A whole run of a GPT-2's conversion against it."""
+    output = tmp_path_factory.mktemp("out") / "evaluation"
+    results = evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+    return output, results
+
+
+def options(world: Path, output: Path, model: str = "rigpt", against: str | None = None, **more) -> EvaluateOptions:
+    values = {"suite": str(world / "suite.yaml"), "device": "cpu", "names": ("RiGPT", "GPT-2")} | more
+    return EvaluateOptions(str(world / model), str(world / against) if against else None, output=output, **values)
+
+
+def by_name(results, task):
+    return next(each for each in results["tasks"] if each["task"] == task)
+
+
+def test_a_conversion_beside_its_source(evaluation):
+    output, results = evaluation
+    assert sorted(path.name for path in output.iterdir()) == ["cache", "report.html", "results.json", "table.md"]
+    assert json.loads((output / "results.json").read_text()) == results
+    assert results["schema"] == 1 and results["baseline"] == "GPT-2"
+    assert not any(task["errors"] for task in results["tasks"])
+    loss = next(q for q in by_name(results, "perplexity")["quantities"] if q["name"] == "loss")
+    # The same function: the same loss, and a difference that nobody calls one.
+    assert loss["models"]["RiGPT"]["value"] == pytest.approx(loss["models"]["GPT-2"]["value"], rel=1e-5)
+    assert loss["models"]["RiGPT"]["low"] < loss["models"]["RiGPT"]["value"] < loss["models"]["RiGPT"]["high"]
+    assert abs(loss["difference"]["value"]) < 1e-4
+    errors = by_name(results, "invariance")["quantities"][0]["models"]
+    assert errors["RiGPT"]["value"] < 1e-11 and errors["GPT-2"]["value"] > 1e-2
+    frames = by_name(results, "quantization_robustness")["models"]
+    assert list(frames["RiGPT"]["rounded"]) == ["identity", "hadamard"]
+    assert frames["GPT-2"]["protocol"]["converted"] is True
+
+
+def test_results_say_what_was_run_and_no_path_of_the_machine(evaluation, world):
+    output, results = evaluation
+    assert results["models"]["RiGPT"]["source"] == "rigpt" and results["models"]["RiGPT"]["type"] == "rigpt"
+    assert len(results["models"]["RiGPT"]["sha256"]) == 64 and results["versions"]["torch"] == torch.__version__
+    assert results["suite"]["text"]["documents"] == 12
+    for name in ("results.json", "table.md", "report.html"):
+        text = (output / name).read_text()
+        assert str(world) not in text and str(world.parent) not in text, name
+    assert "samples" not in json.dumps(results["tasks"])
+
+
+def test_numbers_are_those_of_the_metrics(evaluation, world):
+    _, results = evaluation
+    rows = load_texts(load_suite(str(world / "suite.yaml")).text).rows
+    expected = perplexity(tiny_gpt2(), rows, context=32)
+    found = by_name(results, "perplexity")["models"]["GPT-2"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-9) and found["tokens"] == 12 * 32
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br", "img", "path", "use", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open and self.open.pop() != tag:
+                pass
+
+
+def test_the_report_needs_nothing_else(evaluation):
+    output, results = evaluation
+    page = (output / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    names = [tag for tag, _ in tags.seen]
+    assert names.count("svg") == 5 and names.count("section") == len(results["tasks"])
+    assert "script" not in names and "link" not in names and "img" not in names
+    for tag, attributes in tags.seen:
+        for key in ("src", "href", "xlink:href"):
+            value = attributes.get(key, "#")
+            assert value.startswith("#"), f"<{tag}> loads {value!r}"
+    assert not tags.open
+
+
+def test_the_table_has_a_row_for_every_number(evaluation):
+    output, results = evaluation
+    lines = [line for line in (output / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + sum(len(task["quantities"]) for task in results["tasks"])
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_nothing_is_measured_twice(evaluation, world, monkeypatch):
+    output, results = evaluation
+    kept = {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
+    assert len(kept) == 4 * 2 + 1
+
+    def fail(*arguments, **more):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(runner, "measure", fail)
+    monkeypatch.setattr(runner, "measure_together", fail)
+    again = evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+    assert again["tasks"] == results["tasks"]
+    assert kept == {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
+
+
+def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
+    measured = []
+    original = runner.measure
+
+    def until_killed(task, subject, texts, batch):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(task.name)
+        return original(task, subject, texts, batch)
+
+    monkeypatch.setattr(runner, "measure", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    assert len(list((tmp_path / "out/cache").iterdir())) == 2 and not (tmp_path / "out/results.json").exists()
+    rest = []
+    monkeypatch.setattr(runner, "measure", lambda *given: rest.append(given[0].name) or original(*given))
+    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    assert measured == ["perplexity", "invariance"] and rest == ["outliers", "quantization_robustness"]
+    assert results["baseline"] is None and not any(task["errors"] for task in results["tasks"])
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
+    evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    count = len(list((tmp_path / "out/cache").iterdir()))
+    evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
+    assert len(list((tmp_path / "out/cache").iterdir())) == 2 * count
+    evaluate(options(world, tmp_path / "out", documents=10), Console(quiet=True))
+    # Speed does not depend on the text.
+    assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
+
+
+def test_fingerprints_know_weights_config_and_tokenizer():
+    a = Subject(tiny_gpt2(), word_tokenizer(WORDS))
+    assert fingerprint(a) == fingerprint(Subject(tiny_gpt2(), word_tokenizer(WORDS)))
+    others = [Subject(tiny_gpt2(seed=1), a.tokenizer), Subject(a.model, word_tokenizer(WORDS[::-1])), Subject(a.model)]
+    other = tiny_gpt2()
+    other.config.layer_norm_epsilon = 1e-3
+    others.append(Subject(other, a.tokenizer))
+    assert len({fingerprint(each) for each in [a, *others]}) == 5
+
+
+def test_what_fails_is_one_line_and_the_rest_is_kept(world, tmp_path, monkeypatch):
+    original = runner.measure
+
+    def scarce(task, subject, texts, batch):
+        if task.metric == "outliers":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB.")
+        if task.metric == "invariance":
+            raise RuntimeError("broken\nin two lines")
+        return original(task, subject, texts, batch)
+
+    monkeypatch.setattr(runner, "measure", scarce)
+    results = evaluate(options(world, tmp_path / "out", batch_size=4), Console(quiet=True))
+    assert by_name(results, "outliers")["errors"] == {
+        "RiGPT": "out of memory with `batch_size` 4. Give a smaller one, and run again."
+    }
+    assert by_name(results, "invariance")["errors"] == {"RiGPT": "RuntimeError: broken in two lines"}
+    assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] > 0
+    assert "broken in two lines" in (tmp_path / "out/report.html").read_text()
+    assert "failed: out of memory" in (tmp_path / "out/table.md").read_text()
+    monkeypatch.setattr(runner, "measure", original)
+    assert not any(task["errors"] for task in evaluate(options(world, tmp_path / "out"), Console(quiet=True))["tasks"])
+
+
+def test_a_tokenizer_that_does_not_fit_is_one_line(world, tmp_path):
+    folder = tmp_path / "model"
+    tiny_gpt2(vocab_size=20).save_pretrained(folder)
+    word_tokenizer(WORDS).save_pretrained(folder)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("text: {source: " + str(tmp_path / "text.txt") + "}\ntasks: [{metric: perplexity}]")
+    (tmp_path / "text.txt").write_text(" w30 w40 w50")
+    results = evaluate(EvaluateOptions(str(folder), suite=str(suite), output=tmp_path / "out"), Console(quiet=True))
+    (line,) = by_name(results, "perplexity")["errors"].values()
+    assert "must give token ids from 0 to 19" in line and "Is this its tokenizer?" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("tasks: [{metric: bleu}]", "`metric` must be one of perplexity, .*, got 'bleu'"),
+        ("tasks: []", "`tasks` must name at least one measurement"),
+        ("tasks: [{metric: perplexity}, {metric: perplexity}]", "`tasks` must have different names"),
+        ("tasks: [{metrik: perplexity}]", "`tasks` must hold some of metric, .*, got 'metrik'"),
+        ("tasks: [{name: x}]", "`tasks` is incomplete"),
+        ("tasks: [{metric: perplexity, documents: 0}]", "`documents` of perplexity must be at least 1, got 0"),
+        ("text: {sauce: docs}\ntasks: [{metric: perplexity}]", "`text` must hold some of source, .*, got 'sauce'"),
+        ("tusks: 1\ntasks: [{metric: perplexity}]", "`suite` must hold description, text and tasks, got 'tusks'"),
+        ("tasks: {", "`suite` must be YAML"),
+        ("nothing: here", "`suite` must hold a list of `tasks`"),
+    ],
+)
+def test_suites_that_are_refused(text, message, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_suite(str(tmp_path / "s.yaml"))
+
+
+def test_packaged_suites_are_whole():
+    assert PACKAGED == ("core", "full")
+    for name in PACKAGED:
+        suite = load_suite(name)
+        assert {task.metric for task in suite.tasks} == set(load_suite("core").tasks[i].metric for i in range(7))
+    with pytest.raises(ValueError, match="`suite` must be one of core, full or a YAML file, got 'huge'"):
+        load_suite("huge")
+
+
+def test_an_output_that_is_not_ours_is_left_alone(world, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"`output` must be absent, empty or an earlier evaluation.*'thesis.tex'"):
+        evaluate(options(world, tmp_path))
+    with pytest.raises(ValueError, match="`output` must be a folder, got the file"):
+        evaluate(options(world, tmp_path / "thesis.tex"))
+
+
+def test_questions_are_made_of_documents():
+    text = "The cat that sat near the other cat was larger than what we had called the small cat. More follows here."
+    (question,) = last_words([text, "Too short."], 5)
+    assert question.target == " cat" and question.prompt.endswith("the small")
+    with pytest.raises(ValueError, match="`documents` must hold one that ends in a word of its own"):
+        last_words(["Nothing to be known here, whatever one reads before the very end."], 5)
+    documents = [" ".join(f"{letter}{index}" for index in range(40)) for letter in "abcdefg"]
+    questions = endings(documents, 5)
+    assert len(questions) == 5 and {each.answer for each in questions} <= {0, 1, 2, 3}
+    for each in questions:
+        letter = each.prompt[0]
+        assert [choice[1] == letter for choice in each.choices].index(True) == each.answer
+        assert sum(choice[1] == letter for choice in each.choices) == 1
+    with pytest.raises(ValueError, match="`documents` must be at least 4 of sixteen words"):
+        endings(documents[:2], 5)
+
+
+def test_texts_are_the_same_every_time_and_say_where_they_are_from(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"Document {index}."}) for index in range(9)))
+    texts = load_texts(TextOptions(source=str(tmp_path / "a.jsonl"), documents=5, split="train"))
+    assert texts.rows == [f"Document {index}." for index in range(5)] and texts.source["source"] == "a.jsonl"
+    assert texts.source == load_texts(TextOptions(source=str(tmp_path / "a.jsonl"), documents=5, split="train")).source
+    with pytest.raises(ValueError, match="`documents` must be at least 1"):
+        load_texts(TextOptions(documents=0))
+
+
+def test_numbers_are_shown_with_the_digits_that_mean_something():
+    assert [number(value) for value in (3.14159, 31.4159, 0.0314159, 31415.9, 3.1e-7, 0, None)] == [
+        "3.142",
+        "31.42",
+        "0.03142",
+        "31,416",
+        "3.1e-07",
+        "0",
+        "–",
+    ]
+    assert number(5e8, "bytes") == "500 MB"
+
+
+@pytest.mark.parametrize(
+    "better, kind, value, significant, word",
+    [
+        ("less", "difference", -0.1, True, "better"),
+        ("less", "difference", 0.1, True, "worse"),
+        ("more", "difference", 0.1, True, "better"),
+        ("less", "ratio of speeds", 1.2, True, "better"),
+        ("more", "ratio of speeds", 0.9, True, "worse"),
+        ("less", "difference", -9.0, False, "no difference shown"),
+    ],
+)
+def test_a_difference_is_called_one_only_when_it_is(better, kind, value, significant, word):
+    quantity = {"better": better, "difference": {"kind": kind, "value": value, "significant": significant}}
+    assert verdict(quantity) == word
