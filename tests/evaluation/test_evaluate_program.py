@@ -1,0 +1,133 @@
+"""`rigpt evaluate` as a person runs it: one process, several, and a page in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rigpt_hf.cli import app
+from rigpt_hf.conversion import convert_model
+from tests.evaluation.toys import tiny_gpt2
+
+
+SUITE = """
+text: {{source: {source}, documents: 10, window: 33}}
+tasks:
+  - {{metric: perplexity, arguments: {{context: 32}}}}
+  - {{metric: outliers, arguments: {{context: 32}}}}
+  - {{metric: throughput, arguments: {{prompt: 8, new_tokens: 4, turns: 3, memory: false}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    gpt2 = tiny_gpt2()
+    gpt2.save_pretrained(folder / "gpt2")
+    convert_model(gpt2).save_pretrained(folder / "rigpt")
+    np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
+    (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
+    return folder
+
+
+def command(world, output):
+    return [
+        "evaluate",
+        str(world / "rigpt"),
+        "--against",
+        str(world / "gpt2"),
+        "--suite",
+        str(world / "suite.yaml"),
+        "--output",
+        str(output),
+        "--device",
+        "cpu",
+        "--names",
+        "RiGPT,GPT-2",
+    ]
+
+
+def test_the_command(world, tmp_path):
+    result = CliRunner().invoke(app, command(world, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "report.html" in result.output
+    assert (tmp_path / "out/report.html").stat().st_size > 10_000
+
+
+def test_a_failed_measurement_shows_in_the_exit_code(world, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text((world / "suite.yaml").read_text().replace("context: 32", "context: 320", 1))
+    arguments = command(world, tmp_path / "out")
+    arguments[arguments.index("--suite") + 1] = str(suite)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    line = re.sub(r"\s+", " ", result.output)
+    assert "`context` must be at most the 64 positions" in line
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("--names", "one"), "`names` must be two names with a comma, got 'one'"),
+        (("--names", "a,a"), "`names` must differ, got 'a' twice"),
+        (("--device", "nowhere"), "`device` must be one that PyTorch can use here"),
+        (("--dtype", "int3"), "`dtype` must be one of"),
+        (("--suite", "none.yaml"), "`suite` must be one of core, full or a YAML file"),
+        (("--text", "/no/such/file.bin"), "`source` must be a file of token ids"),
+        (("--against", "/no/such/model"), "`model` must be a model, or the folder or Hub id"),
+    ],
+)
+def test_refusals(world, tmp_path, change, message):
+    result = CliRunner().invoke(app, [*command(world, tmp_path / "out"), *change])
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(world, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    outputs = {}
+    for name, prefix in (("one", [sys.executable]), ("two", launch)):
+        outputs[name] = tmp_path / name
+        done = subprocess.run(
+            [*prefix, "-m", "rigpt_hf.cli", *command(world, outputs[name])],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in outputs.values())
+    for a, b in zip(one["tasks"][:2], two["tasks"][:2], strict=True):
+        assert a == b
+    assert not any(task["errors"] for task in two["tasks"])
+    assert len(list((tmp_path / "two/cache").iterdir())) == 5
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no headless browser on this machine")
+def test_the_report_in_a_browser(world, tmp_path):
+    """What the browser makes of the page: every picture has a size, and nothing was asked of a network."""
+    assert CliRunner().invoke(app, command(world, tmp_path / "out")).exit_code == 0
+    page = tmp_path / "out/report.html"
+    probe = (
+        "<script>document.title = JSON.stringify([...document.querySelectorAll('svg')].map("
+        "s => Math.round(s.getBoundingClientRect().width)).concat(performance.getEntriesByType('resource').length,"
+        " document.documentElement.scrollWidth <= window.innerWidth))</script>"
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,1200"]
+    folder = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [*browser, folder, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    *widths, resources, fits = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert len(widths) == 3 and min(widths) > 300
+    assert resources == 0 and fits is True

@@ -1,0 +1,119 @@
+"""Tasks of lm-eval, offline from local files: they agree with our own accuracy, and end in tables and tests."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
+from rigpt_hf.evaluation.harness.standard_tasks import StandardOptions, check_standard_tasks, measure_standard_task
+from rigpt_hf.evaluation.measures.accuracy import MultipleChoice, multiple_choice_accuracy
+from rigpt_hf.evaluation.measures.subjects import Subject
+from tests.evaluation.toys import rows, tiny_gpt2, word_tokenizer
+
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
+TASK = """
+task: tiny_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+doc_to_choice: "{{{{choices}}}}"
+target_delimiter: ""
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder with a task of twenty questions, and the questions."""
+    folder = tmp_path_factory.mktemp("tasks")
+    questions = []
+    for index, row in enumerate(rows(20, 12, 60, seed=4)):
+        words = [f" w{each}" for each in row]
+        choices = [words[8], words[9] + words[10], words[11]]
+        questions.append({"prompt": "".join(words[:8])[1:], "choices": choices, "answer": index % 3})
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (folder / "tiny_choices.yaml").write_text(TASK.format(data=folder / "questions.jsonl"))
+    return folder, questions
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path):
+    """What the library of data sets makes of the questions stays in the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
+
+
+def test_the_library_and_our_own_accuracy_agree(tasks):
+    folder, questions = tasks
+    subject = Subject(convert_model(tiny_gpt2()).eval(), word_tokenizer(WORDS), "rigpt")
+    found = measure_standard_task("tiny_choices", subject, StandardOptions(include_path=str(folder)), batch_size=4)
+    examples = [MultipleChoice(each["prompt"], each["choices"], each["answer"]) for each in questions]
+    own = multiple_choice_accuracy(subject, examples)
+    assert found["examples"] == 20 and 0 < own["accuracy"] < 1
+    assert found["metrics"] == {
+        "acc": pytest.approx(own["accuracy"]),
+        "acc_norm": pytest.approx(own["accuracy_normalized"]),
+    }
+    assert [bool(each) for each in found["samples"]["acc"]] == own["samples"]["accuracy"]
+    assert found["protocol"]["lm_eval"] and found["protocol"]["fewshot"] == 0
+
+
+def test_they_are_part_of_an_evaluation(tasks, tmp_path):
+    folder, _ = tasks
+    for name, seed in (("a", 0), ("b", 1)):
+        tiny_gpt2(seed=seed).save_pretrained(tmp_path / name)
+        word_tokenizer(WORDS).save_pretrained(tmp_path / name)
+    suite = tmp_path / "suite.yaml"
+    (tmp_path / "text.txt").write_text("".join(WORDS[1:40]))
+    suite.write_text(f"text: {{source: {tmp_path / 'text.txt'}}}\ntasks: [{{metric: perplexity}}]")
+    options = EvaluateOptions(
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+        str(suite),
+        tmp_path / "out",
+        standard_tasks=("tiny_choices",),
+        standard=StandardOptions(include_path=str(folder), limit=10),
+        device="cpu",
+    )
+    results = evaluate(options, Console(quiet=True))
+    task = results["tasks"][-1]
+    assert task["metric"] == "lm-eval" and not task["errors"]
+    assert task["models"]["model"]["examples"] == 10
+    accuracy = next(each for each in task["quantities"] if each["name"] == "acc")
+    assert set(accuracy["difference"]) >= {"value", "low", "high", "p_value", "significant"}
+    assert "tiny_choices" in (tmp_path / "out/table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "names, options, message",
+    [
+        (("no_such_task",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'no_such_task'"),
+        (("hellaswag",), {"limit": 0}, "`limit` must be at least 1, got 0"),
+        (("hellaswag",), {"include_path": "/no/such"}, "`include_path` must be a folder of task files"),
+    ],
+)
+def test_refusals(names, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_standard_tasks(names, StandardOptions(**options))
+
+
+def test_the_standard_names_are_known():
+    check_standard_tasks(
+        ("lambada_openai", "hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande", "blimp"), StandardOptions()
+    )
+
+
+def test_without_the_library_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'`standard_tasks` need lm-eval. Install it with pip install "rigpt-hf\[lm'):
+        check_standard_tasks(("piqa",), StandardOptions())
