@@ -20,7 +20,7 @@ lint: $(STAMP)  ## Check style and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/mypy training
-	$(RUN)/mypy evaluation
+	$(RUN)/mypy evaluation model_cards
 
 bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.speed

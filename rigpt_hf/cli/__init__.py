@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..version import __version__
+from .cards import card
 from .common import as_options
 from .conversion import convert, demo, export, info, verify
 from .evaluation import evaluate
@@ -41,7 +42,7 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges, evaluate):
+for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges, evaluate, card):
     app.command()(_verb)
 
 

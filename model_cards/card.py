@@ -1,0 +1,224 @@
+"""The card: facts in the order in which a stranger asks for them."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rigpt_hf import RiGPTConfig, __version__
+from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.evaluation.harness.tables import as_markdown
+from rigpt_hf.evaluation.measures.subjects import subject
+
+from .facts import (
+    CardFacts,
+    author_facts,
+    certificate_of,
+    evaluation_of,
+    invariance_of,
+    model_facts,
+    training_facts,
+)
+
+
+CARD = "README.md"
+# Names that the Hub's widgets know, by the quantities of an evaluation.
+METRIC_TYPES = {
+    "perplexity": "perplexity",
+    "word perplexity": "word_perplexity",
+    "bits per byte": "bits_per_byte",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "accuracy, normalized": "accuracy_normalized",
+    "acc": "accuracy",
+    "acc_norm": "accuracy_normalized",
+}
+CITATION = """@misc{rigpt,
+  title = {RiGPT: a GPT with no preferred basis},
+  year = {2026},
+  note = {Version VERSION. Gauge symmetry of networks: Hashimoto, Hirono, Sannai, arXiv 2402.02362}
+}"""
+
+
+def gather(folder: Path, results: Path | None = None, facts: Path | None = None) -> CardFacts:
+    """
+    All that is known of a saved model.
+
+    Args:
+        folder (`Path`): Of the model; the record of its training is found there or above it.
+        results (`Path`, *optional*): `results.json` of an evaluation; that of the folder if there is one.
+        facts (`Path`, *optional*): YAML file with what only people know.
+
+    Raises:
+        ValueError: if something cannot be read, or is of another model.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}.")
+    measured = subject(folder)
+    if not isinstance(measured.model.config, RiGPTConfig):
+        raise ValueError(
+            f"`folder` must hold a RiGPT, got a {measured.model.config.model_type}. Convert it with rigpt convert."
+        )
+    if results is None and (folder / "results.json").exists():
+        results = folder / "results.json"
+    author = author_facts(facts)
+    evaluation, name = evaluation_of(results, measured)
+    return CardFacts(
+        model=model_facts(measured),
+        author=author,
+        training=training_facts(folder),
+        certificate=certificate_of(folder),
+        invariance=invariance_of(evaluation, name, measured),
+        evaluation=evaluation,
+        evaluated_as=name,
+    )
+
+
+def card_text(
+    folder: Path, *, repo_id: str | None = None, results: Path | None = None, facts: Path | None = None
+) -> str:
+    """
+    The card of a saved model: metadata for the Hub, then Markdown.
+
+    Args:
+        folder, results, facts: As for [`gather`].
+        repo_id (`str`, *optional*): Where it will be found on the Hub.
+
+    Raises:
+        ValueError: as [`gather`], or if `repo_id` is none.
+    """
+    if repo_id is not None:
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"`repo_id` must be a name such as me/my-model, got {repo_id!r}.") from error
+    return render(gather(Path(folder), results, facts), repo_id)
+
+
+def render(facts: CardFacts, repo_id: str | None = None) -> str:
+    """The text of a card."""
+    environment = Environment(
+        loader=PackageLoader("rigpt_hf.model_cards", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    title = facts.author.title or (repo_id.partition("/")[2] or repo_id if repo_id else "RiGPT")
+    body = environment.get_template("card.md.j2").render(
+        facts=facts,
+        model=facts.model,
+        author=facts.author,
+        training=facts.training,
+        certificate=facts.certificate,
+        invariance=facts.invariance,
+        title=title,
+        repo_id=repo_id or "FOLDER",
+        table=as_markdown(facts.evaluation) if facts.evaluation else None,
+        citation=facts.author.citation or CITATION.replace("VERSION", __version__),
+        absent=absent(facts),
+    )
+    return f"---\n{metadata(facts, title).to_yaml()}\n---\n\n{body}"
+
+
+def metadata(facts: CardFacts, title: str) -> ModelCardData:
+    """What the Hub reads: tags, licence, and the results that its widgets show."""
+    author = facts.author
+    return ModelCardData(
+        language=author.language,
+        license=author.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rigpt", "gauge-symmetry", "rotation-invariance"],
+        datasets=author.datasets or None,
+        base_model=author.base_model,
+        model_name=title,
+        eval_results=eval_results(facts) or None,
+    )
+
+
+def eval_results(facts: CardFacts) -> list[EvalResult]:
+    """The numbers of an evaluation that the Hub has names for."""
+    if facts.evaluation is None:
+        return []
+    text = facts.evaluation["suite"]["text"]
+    found: list[EvalResult] = []
+    for task in facts.evaluation["tasks"]:
+        standard = task["metric"] == "lm-eval"
+        for quantity in task["quantities"]:
+            value: Any = quantity["models"].get(facts.evaluated_as, {}).get("value")
+            if quantity["name"] not in METRIC_TYPES or value is None:
+                continue
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    task_name=task["task"],
+                    dataset_type=task["task"] if standard else text["source"],
+                    dataset_name=task["task"] if standard else f"{text['documents']} documents of {text['source']}",
+                    dataset_revision=None if standard else text["revision"],
+                    metric_type=METRIC_TYPES[quantity["name"]],
+                    metric_name=quantity["name"],
+                    metric_value=value,
+                )
+            )
+    return found
+
+
+def absent(facts: CardFacts) -> list[str]:
+    """What a stranger would ask for and nobody has said or measured."""
+    author, missing = facts.author, []
+    if facts.training is None and facts.certificate is None:
+        missing.append("how it was trained")
+    elif facts.training is not None and facts.training.source is None:
+        missing.append("on what text it was trained")
+    if facts.evaluation is None:
+        missing.append("perplexity, accuracy, outliers, robustness to rounding and speed")
+    else:
+        measured = {task["metric"] for task in facts.evaluation["tasks"] if facts.evaluated_as in task["models"]}
+        names = {
+            "perplexity": "perplexity",
+            "outliers": "outliers",
+            "quantization_robustness": "robustness to rounding",
+            "throughput": "speed",
+        }
+        missing += [words for metric, words in names.items() if metric not in measured]
+    for name in ("license", "language", "intended_use", "limits", "authors"):
+        if getattr(author, name) is None:
+            missing.append(name.replace("_", " "))
+    if not facts.model.has_tokenizer:
+        missing.append("a tokenizer")
+    return missing
+
+
+def write_card(
+    folder: Path,
+    *,
+    repo_id: str | None = None,
+    results: Path | None = None,
+    facts: Path | None = None,
+    force: bool = False,
+) -> Path:
+    """
+    Write a card into the folder of its model, whole or not at all.
+
+    Args:
+        folder, repo_id, results, facts: As for [`card_text`].
+        force (`bool`, defaults to `False`): Whether to replace a card that is there.
+
+    Returns:
+        `Path`: of the card.
+
+    Raises:
+        ValueError: as [`card_text`], or if there is a card and `force` is not given.
+    """
+    path = Path(folder) / CARD
+    if path.exists() and not force:
+        raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
+    text = card_text(folder, repo_id=repo_id, results=results, facts=facts)
+    temporary = temporary_sibling(path)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,245 @@
+"""What is known of a model, grouped by who knows it; every group is absent where nobody does."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rigpt_hf.conversion.certificate import CERTIFICATE_NAME, Certificate
+from rigpt_hf.evaluation.harness.cache import fingerprint
+from rigpt_hf.evaluation.harness.results import SCHEMA
+from rigpt_hf.evaluation.measures.invariance import invariance
+from rigpt_hf.evaluation.measures.subjects import Subject
+
+
+# Rows of random tokens on which the error is measured where no evaluation did.
+ROWS, LENGTH = 2, 64
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the configuration and the weights say."""
+
+    type: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    positions: int
+    position_type: str
+    attention_score: str
+    tied: bool
+    dtype: str
+    has_tokenizer: bool
+    options: list[str]
+    """Options of the architecture that are on."""
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a pretraining run wrote down."""
+
+    steps: int
+    tokens: int
+    """That were trained on, repetitions counted."""
+    batch_size: int
+    context: int | None
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    precision: str
+    seed: int
+    loss: float | None
+    """Of validation at the end, nats per token."""
+    source: str | None
+    """Of the text."""
+    seconds: float | None
+    start: str | None
+    """What the run started from; nothing if from random weights."""
+
+
+@dataclass(frozen=True)
+class AuthorFacts:
+    """What only people know; the fields of a YAML file."""
+
+    title: str | None = None
+    """What the model is called."""
+    description: str | None = None
+    """A sentence or two."""
+    license: str | None = None
+    """An identifier of the Hub, such as apache-2.0."""
+    language: str | list[str] | None = None
+    """Codes such as en."""
+    datasets: list[str] = field(default_factory=list)
+    """Ids on the Hub."""
+    base_model: str | None = None
+    """Id on the Hub of the model that this one comes from."""
+    authors: str | None = None
+    """Who made it."""
+    intended_use: str | None = None
+    """What it is for."""
+    limits: str | None = None
+    """What it must not be used for, and what it cannot do."""
+    citation: str | None = None
+    """BibTeX."""
+
+    def __post_init__(self):
+        for name in ("title", "description", "license", "base_model", "authors", "intended_use", "limits", "citation"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise ValueError(f"`{name}` in `facts` must be some text, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card is made of."""
+
+    model: ModelFacts
+    author: AuthorFacts
+    training: TrainingFacts | None
+    certificate: Certificate | None
+    invariance: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    evaluated_as: str | None
+    """Name of the model in the evaluation."""
+
+
+def model_facts(subject: Subject) -> ModelFacts:
+    """From the configuration and the weights of a RiGPT."""
+    config = subject.model.config
+    switches = {
+        "gated_mlp": "gated feedforward",
+        "qk_norm": "query-key norm",
+        "embedding_norm": "normalised embeddings",
+        "previous_token_mixing": "previous token mixed in",
+        "residual_scalars": "scalars on the residual stream",
+        "value_embedding_period": "value embeddings",
+        "final_logit_softcapping": "soft-capped logits",
+        "rotary_learned_frequencies": "learned rotary frequencies",
+    }
+    return ModelFacts(
+        type=config.model_type,
+        parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_key_value_heads,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+        position_type=config.position_embedding_type,
+        attention_score=config.attention_score,
+        tied=config.tie_word_embeddings,
+        dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        has_tokenizer=subject.tokenizer is not None,
+        options=[words for name, words in switches.items() if getattr(config, name)],
+    )
+
+
+def training_facts(folder: Path) -> TrainingFacts | None:
+    """
+    From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
+
+    Raises:
+        ValueError: if the record cannot be read.
+    """
+    place = folder if (folder / "run.json").exists() else folder.parent
+    if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
+        return None
+    try:
+        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        run, data, optimizer = record["run"], record["data"], record["optimizer"]
+        tokens_per_step = run["batch_size"] * (data["context"])
+        steps, loss, seconds = run["steps"], None, None
+        log = place / "metrics.jsonl"
+        if log.exists():
+            entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+            losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
+            loss = losses[-1] if losses else None
+            steps = entries[-1]["step"] if entries else steps
+            seconds = sum(tokens_per_step / entry["tokens_per_second"] for entry in entries) or None
+        return TrainingFacts(
+            steps=steps,
+            tokens=steps * tokens_per_step,
+            batch_size=run["batch_size"],
+            context=data["context"],
+            optimizer=optimizer["name"],
+            learning_rate=optimizer["lr"],
+            weight_decay=optimizer["weight_decay"],
+            precision=run["precision"],
+            seed=run["seed"],
+            loss=loss,
+            source=data.get("source"),
+            seconds=seconds,
+            start=record["model"].get("start"),
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r}."
+        ) from error
+
+
+def author_facts(path: Path | None) -> AuthorFacts:
+    """
+    From a YAML file.
+
+    Raises:
+        ValueError: if there is no such file, or something in it is unknown.
+    """
+    if path is None:
+        return AuthorFacts()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`facts` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}") from error
+    known = [each.name for each in fields(AuthorFacts)]
+    if not isinstance(values, dict) or set(values) - set(known):
+        strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values
+        raise ValueError(f"`facts` must hold some of {', '.join(known)}, got {strange!r}.")
+    return AuthorFacts(**values)
+
+
+def certificate_of(folder: Path) -> Certificate | None:
+    """The certificate of a conversion, if there is one."""
+    return Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
+
+
+def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:
+    """
+    An evaluation, and what the model is called in it.
+
+    Raises:
+        ValueError: if the file cannot be read, or none of the models in it has these weights.
+    """
+    if path is None:
+        return None, None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        schema, models = results["schema"], results["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`results` must be a results.json of rigpt evaluate, got {str(path)!r}.") from error
+    if schema != SCHEMA:
+        raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")
+    own = fingerprint(subject)
+    for name, facts in models.items():
+        if facts["sha256"] == own:
+            return results, name
+    raise ValueError(
+        f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "
+        f"{', '.join(models)}. Run rigpt evaluate on this folder."
+    )
+
+
+def invariance_of(results: dict[str, Any] | None, name: str | None, subject: Subject) -> dict[str, Any]:
+    """The gauge error of the weights: of the evaluation, or measured now on random tokens."""
+    for task in (results or {}).get("tasks", []):
+        if task["metric"] == "invariance" and name in task["models"]:
+            return task["models"][name]
+    generator = torch.Generator().manual_seed(0)
+    length = min(LENGTH, subject.context(None))
+    rows = torch.randint(subject.model.config.vocab_size, (ROWS, length), generator=generator).tolist()
+    return invariance(subject, rows, draws=1) | {"random_tokens": True}

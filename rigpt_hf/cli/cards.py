@@ -1,0 +1,44 @@
+"""The verb that writes model cards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def card(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved RiGPT.")],
+    repo: Annotated[
+        str | None, typer.Option(help="Where it will be on the Hub, such as me/my-rigpt.", show_default="none")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="results.json of rigpt evaluate on this folder.", show_default="that of the folder, if any"),
+    ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with what only you know: title, description, license, language, datasets, base_model, "
+            "authors, intended_use, limits, citation.",
+            show_default="none",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier card.", show_default="no")] = False,
+):
+    """
+    Write the model card (README.md) of a saved RiGPT from what is known of it.
+
+    The shape comes from the configuration, the training from the run that wrote the folder, exactness from the
+    certificate of a conversion, numbers from an evaluation of these very weights, and the rest from you. Nothing is
+    made up: what nobody has stated or measured is listed as such. Without an evaluation the invariance error is
+    measured now, on random tokens.
+
+        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --facts facts.yaml
+    """
+    from ..conversion.assemble import quiet_loading
+    from ..model_cards.card import write_card
+
+    with quiet_loading():
+        path = write_card(folder, repo_id=repo, results=results, facts=facts, force=force)
+    Console().print(f"Card in {path}")

@@ -1,0 +1,279 @@
+"""Cards: golden texts of fixed facts, and nothing in a card that nobody stated or measured."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rigpt_hf.cli import app
+from rigpt_hf.conversion import certify, convert_model
+from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
+from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
+from rigpt_hf.model_cards.facts import AuthorFacts, CardFacts, ModelFacts, TrainingFacts
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+from tests.models import tiny_model
+
+
+GOLDEN = Path(__file__).parent / "golden"
+WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
+MODEL = ModelFacts(
+    type="rigpt",
+    parameters=124_439_808,
+    layers=12,
+    hidden_size=768,
+    heads=12,
+    key_value_heads=4,
+    vocabulary=50257,
+    positions=1024,
+    position_type="rotary",
+    attention_score="dot",
+    tied=True,
+    dtype="bfloat16",
+    has_tokenizer=True,
+    options=["query-key norm", "value embeddings"],
+)
+TRAINING = TrainingFacts(
+    steps=500,
+    tokens=2_048_000,
+    batch_size=16,
+    context=256,
+    optimizer="equivariant",
+    learning_rate=0.012,
+    weight_decay=0.1,
+    precision="bf16",
+    seed=3,
+    loss=3.1415926,
+    source="docs",
+    seconds=7200.0,
+    start=None,
+)
+AUTHOR = AuthorFacts(
+    title="RiGPT of the documentation",
+    description="Writes docstrings.",
+    license="apache-2.0",
+    language=["en"],
+    datasets=["me/docs"],
+    authors="Ada and Emmy",
+    intended_use="Experiments with symmetry.",
+    limits="It knows nothing but Python.",
+)
+INVARIANCE = {
+    "errors": {
+        "stream": {"float64": {"mean": 1e-15, "largest": 2e-15}, "float32": {"mean": 5e-7, "largest": 6e-7}},
+        "neurons": {"float64": {"mean": 1e-15, "largest": 1e-15}, "float32": {"mean": 1e-7, "largest": 2e-7}},
+    },
+    "largest": {"float64": 2e-15, "float32": 6e-7},
+    "protocol": {"draws": 2, "seed": 0, "tokens": [4, 128]},
+}
+EVALUATION = {
+    "suite": {"name": "core", "text": {"source": "docs", "documents": 128, "revision": None}},
+    "code": {"rigpt_hf": "0.1.0", "commit": "abc1234"},
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+    "hardware": {"device": "cpu", "threads": 2},
+    "models": {
+        "RiGPT": {"source": "rigpt", "type": "rigpt", "parameters": 124_439_808, "dtype": "bfloat16"},
+        "GPT-2": {"source": "gpt2", "type": "gpt2", "parameters": 124_439_808, "dtype": "float32"},
+    },
+    "baseline": "GPT-2",
+    "tasks": [
+        {
+            "task": "perplexity",
+            "metric": "perplexity",
+            "models": {"RiGPT": {}, "GPT-2": {}},
+            "errors": {},
+            "quantities": [
+                {
+                    "name": "bits per byte",
+                    "unit": "bits",
+                    "better": "less",
+                    "models": {
+                        "RiGPT": {"value": 1.25, "low": 1.2, "high": 1.3},
+                        "GPT-2": {"value": 1.5, "low": 1.4, "high": 1.6},
+                    },
+                    "difference": {
+                        "value": -0.25,
+                        "low": -0.3,
+                        "high": -0.2,
+                        "p_value": 0.0005,
+                        "significant": True,
+                        "kind": "difference",
+                    },
+                }
+            ],
+        }
+    ],
+}
+CASES = {
+    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, INVARIANCE, EVALUATION, "RiGPT"),
+    "bare": CardFacts(
+        replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
+        AuthorFacts(),
+        None,
+        None,
+        INVARIANCE | {"random_tokens": True},
+        None,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name):
+    """`RIGPT_WRITE_GOLDEN=1 pytest tests/model_cards` writes them anew; look at the difference before you keep it."""
+    text = render(CASES[name], "me/my-rigpt")
+    path = GOLDEN / f"{name}.md"
+    if os.environ.get("RIGPT_WRITE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_the_hub_reads_the_metadata():
+    data = ModelCard(render(CASES["trained"], "me/my-rigpt")).data
+    assert data.license == "apache-2.0" and data.library_name == "transformers"
+    (result,) = data.eval_results
+    assert result.metric_type == "bits_per_byte" and result.metric_value == 1.25
+    bare = ModelCard(render(CASES["bare"])).data
+    assert bare.license is None and bare.eval_results is None
+
+
+def test_what_nobody_said_is_said_to_be_absent():
+    bare = CASES["bare"]
+    assert absent(bare) == [
+        "how it was trained",
+        "perplexity, accuracy, outliers, robustness to rounding and speed",
+        "license",
+        "language",
+        "intended use",
+        "limits",
+        "authors",
+        "a tokenizer",
+    ]
+    text = render(bare)
+    for heading in ("Training", "Conversion", "Evaluation", "Intended use"):
+        assert f"## {heading}" not in text
+    assert absent(CASES["trained"]) == ["outliers", "robustness to rounding", "speed"]
+
+
+def test_every_number_of_a_card_is_a_fact():
+    """Numbers in the golden card are those of the facts above, or stand in the template for anybody to see."""
+    text = render(CASES["trained"], "me/my-rigpt")
+    body = text.split("---\n", 2)[2].split("## How to cite")[0]
+    allowed = (
+        "124,439,808 12 768 4 1024 50,257 2.0e-15 6.0e-07 1.0e-15 2.0e-07 128 2 2,048,000 500 16 256 0.012 0.1 3 2.0"
+    )
+    allowed += " 3.1416 1.250 1.200 1.300 1.500 1.400 1.600 -0.25 -0.3000 -0.2000 95 5 0.1.0 2.13.0 5.23.0"
+    allowed += " 32 64 bf16 1234"  # float32, float64, the commit
+    numbers = set(re.findall(r"(?<![\w.])-?\d[\d,.e+-]*(?<![.,])", body.replace("GPT-2", "").replace("gpt2", "")))
+    strange = {each for each in numbers if each.rstrip(".,-") not in allowed.split()}
+    assert len(numbers) > 20 and not strange
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A converted model with tokenizer and certificate, and an evaluation of it."""
+    folder = tmp_path_factory.mktemp("world")
+    gpt2 = tiny_gpt2()
+    rigpt = convert_model(gpt2)
+    gpt2.save_pretrained(folder / "gpt2")
+    rigpt.save_pretrained(folder / "rigpt")
+    certify(gpt2, rigpt).save(folder / "rigpt")
+    for name in ("gpt2", "rigpt"):
+        word_tokenizer(WORDS).save_pretrained(folder / name)
+    (folder / "text.txt").write_text("<|endoftext|>".join("".join(WORDS[i : i + 30]) for i in range(1, 20)))
+    (folder / "suite.yaml").write_text(
+        f"text: {{source: {folder / 'text.txt'}}}\n"
+        "tasks: [{metric: perplexity}, {metric: invariance, arguments: {draws: 1}}]"
+    )
+    options = EvaluateOptions(
+        str(folder / "rigpt"), str(folder / "gpt2"), str(folder / "suite.yaml"), folder / "out", device="cpu"
+    )
+    evaluate(options, Console(quiet=True))
+    return folder
+
+
+def test_a_card_of_a_converted_and_evaluated_model(world):
+    text = card_text(world / "rigpt", repo_id="me/tiny", results=world / "out/results.json")
+    certificate = json.loads((world / "rigpt/certificate.json").read_text())
+    assert f"{certificate['max_abs_logit_error']:.2e}" in text
+    results = json.loads((world / "out/results.json").read_text())
+    bits = next(q for q in results["tasks"][0]["quantities"] if q["name"] == "bits per byte")
+    card = ModelCard(text)
+    values = {each.metric_type: each.metric_value for each in card.data.eval_results}
+    assert values["bits_per_byte"] == bits["models"]["model"]["value"] and "perplexity" in values
+    assert "## Training" not in text and "how it was trained" not in text and "AutoTokenizer" in text
+    assert str(world) not in text
+
+
+def test_results_of_other_weights_are_refused(world, tmp_path):
+    tiny_model().float().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="`results` must be of this model, .* got those of model, baseline"):
+        card_text(tmp_path / "other", results=world / "out/results.json")
+    (tmp_path / "r.json").write_text("{}")
+    with pytest.raises(ValueError, match="`results` must be a results.json of rigpt evaluate"):
+        card_text(world / "rigpt", results=tmp_path / "r.json")
+    newer = json.loads((world / "out/results.json").read_text()) | {"schema": 99}
+    (tmp_path / "r.json").write_text(json.dumps(newer))
+    with pytest.raises(ValueError, match="`results` must have the schema 1, got 99"):
+        card_text(world / "rigpt", results=tmp_path / "r.json")
+
+
+def test_training_is_read_from_the_run(tmp_path):
+    tiny_model().float().save_pretrained(tmp_path / "model")
+    record = {
+        "model": {"kind": "rigpt", "config": {}, "start": None},
+        "data": {"context": 8, "source": "docs"},
+        "optimizer": {"name": "equivariant", "lr": 0.01, "weight_decay": 0.1},
+        "run": {"steps": 9, "batch_size": 4, "seed": 1, "precision": "no"},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    training = gather(tmp_path / "model").training
+    # Two steps are in the log, whatever was planned.
+    assert training.steps == 2 and training.tokens == 64 and training.loss == 2.5 and training.seconds == 6.0
+    assert "| text | docs |" in card_text(tmp_path / "model")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="`folder` must lie in a whole run"):
+        gather(tmp_path / "model")
+
+
+def test_authors_facts(world, tmp_path):
+    (tmp_path / "facts.yaml").write_text(yaml.safe_dump({"title": "Tiny", "license": "mit", "language": "en"}))
+    text = card_text(world / "rigpt", facts=tmp_path / "facts.yaml")
+    assert "# Tiny\n" in text and ModelCard(text).data.license == "mit"
+    for content, message in (
+        ("licence: mit", "`facts` must hold some of title, .*, got 'licence'"),
+        ("title: 3", "`title` in `facts` must be some text, got 3"),
+        ("{", "`facts` must be a YAML file"),
+    ):
+        (tmp_path / "facts.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            card_text(world / "rigpt", facts=tmp_path / "facts.yaml")
+
+
+def test_other_refusals(world, tmp_path):
+    with pytest.raises(ValueError, match="`folder` must be the folder of a saved model"):
+        card_text(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`folder` must hold a RiGPT, got a gpt2. Convert it with rigpt convert"):
+        card_text(world / "gpt2")
+    with pytest.raises(ValueError, match="`repo_id` must be a name such as me/my-model, got 'a b'"):
+        card_text(world / "rigpt", repo_id="a b")
+
+
+def test_the_command_does_not_replace_a_card(world, tmp_path):
+    tiny_model().float().save_pretrained(tmp_path / "model")
+    assert CliRunner().invoke(app, ["card", str(tmp_path / "model")]).exit_code == 0
+    (tmp_path / "model/README.md").write_text("mine")
+    result = CliRunner().invoke(app, ["card", str(tmp_path / "model")])
+    assert "`folder` must have no card yet" in str(result.exception)
+    assert (tmp_path / "model/README.md").read_text() == "mine"
+    assert CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"]).exit_code == 0
+    assert "preferred basis" in (tmp_path / "model/README.md").read_text()
+    assert write_card(tmp_path / "model", force=True) == tmp_path / "model/README.md"
