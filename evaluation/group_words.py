@@ -80,10 +80,10 @@ class Options:
     )
     groups: Annotated[str, typer.Option(help=f"Some of {', '.join(GROUPS)}; separated by commas.")] = ",".join(GROUPS)
     seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 600
+    steps: Annotated[int, typer.Option(help="Steps of training.")] = 800
     batch: Annotated[int, typer.Option(help="Words per step.")] = 64
-    length: Annotated[int, typer.Option(help="Elements of a word that is trained on.")] = 16
-    longer: Annotated[int, typer.Option(help="Elements of the longest held-out words.")] = 32
+    length: Annotated[int, typer.Option(help="Elements of a word that is trained on.")] = 8
+    longer: Annotated[int, typer.Option(help="Elements of the longest held-out words.")] = 16
     hidden_size: Annotated[int, typer.Option(help="Stream size.")] = 64
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 3
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 4

@@ -81,6 +81,12 @@ CANDIDATES = {
     ),
     "rigpt": rigpt(TIED),
     "rigpt-adamw": rigpt(TIED, "adamw"),
+    # Without any of the ingredients of recipes but the activation and the norm of queries and keys.
+    "rigpt-plain": rigpt(TIED, embedding_norm=False, previous_token_mixing=False, residual_scalars=False),
+    "rigpt-no-embedding-norm": rigpt(TIED, embedding_norm=False),
+    "rigpt-no-previous-token": rigpt(TIED, previous_token_mixing=False),
+    "rigpt-no-scalars": rigpt(TIED, residual_scalars=False),
+    "rigpt-values": rigpt(TIED, value_embedding_period=2),
     "recipe": rigpt(RECIPE),
     # The recipe without one of its parts.
     "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),

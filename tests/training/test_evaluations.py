@@ -125,7 +125,7 @@ def test_group_words_from_end_to_end(tmp_path):
     [
         ({"groups": "E8"}, "`groups` must name some of SO"),
         ({"only": "GPT-5"}, "`only` must name some of stock GPT-2, RiGPT"),
-        ({"longer": 16}, "`longer` must be more than `length`, got 16 and 16"),
+        ({"longer": 8}, "`longer` must be more than `length`, got 8 and 8"),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
     ],
 )
