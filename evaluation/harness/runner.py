@@ -148,7 +148,13 @@ def _cells(
         what = asdict(task) | {"text": texts.source["sha256"]}
         if is_together(task):
             key = cache.key(task=asdict(task), models=list(hashes.values()), threads=torch.get_num_threads())
-            yield Cell(task.name, tuple(subjects), key, lambda task=task, **_: measure_together(task, subjects), True)
+            yield Cell(
+                task.name,
+                tuple(subjects),
+                key,
+                lambda batch, tick, task=task: measure_together(task, subjects, tick),
+                True,
+            )
             continue
         for name, each in subjects.items():
             key = cache.key(task=what, model=hashes[name])
@@ -156,7 +162,7 @@ def _cells(
                 task.name,
                 (name,),
                 key,
-                lambda batch, task=task, each=each: measure(task, each, texts, batch),
+                lambda batch, tick, task=task, each=each: measure(task, each, texts, batch, tick),
             )
     for standard in options.standard_tasks:
         for name, each in subjects.items():
@@ -165,7 +171,7 @@ def _cells(
                 standard,
                 (name,),
                 key,
-                lambda batch, standard=standard, each=each: measure_standard_task(
+                lambda batch, tick, standard=standard, each=each: measure_standard_task(
                     standard, each, options.standard, batch
                 ),
             )
@@ -177,11 +183,18 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
     columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("measuring", total=len(cells))
+        # How many windows a measurement needs only it knows; that they move says that it is alive.
+        windows = progress.add_task("windows", total=None)
+
+        def tick(done: int) -> None:
+            progress.advance(windows, done)
+            progress.update(windows, description=f"windows or turns: {progress.tasks[windows].completed:.0f}")
+
         for cell in cells:
             progress.update(bar, description=f"{cell.task}: {' and '.join(cell.models)}")
             if cache.get(cell.key) is None:
                 try:
-                    cache.put(cell.key, cell.run(batch=batch))
+                    cache.put(cell.key, cell.run(batch=batch, tick=tick))
                 except (torch.OutOfMemoryError, MemoryError):
                     errors[cell.key] = f"out of memory with `batch_size` {batch}. Give a smaller one, and run again."
                 except (ValueError, TypeError, RuntimeError, OSError) as error:

@@ -10,6 +10,7 @@ from rigpt_hf.conversion.families import architecture_of
 
 from ..measures.accuracy import cloze_accuracy, multiple_choice_accuracy
 from ..measures.invariance import invariance
+from ..measures.likelihood import Tick, no_tick
 from ..measures.outliers import outliers
 from ..measures.perplexity import perplexity
 from ..measures.quantization import quantization_robustness
@@ -45,9 +46,9 @@ class Quantity:
     ratios: list[float] | None = None
 
 
-def measure(task: Task, subject: Subject, texts: Texts, batch_size: int) -> dict[str, Any]:
+def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: Tick = no_tick) -> dict[str, Any]:
     """
-    One metric of one model.
+    One metric of one model; `tick` is called with the number of windows that went through it.
 
     Raises:
         ValueError: if the metric needs what the texts or the model do not have, or an argument is impossible.
@@ -55,27 +56,28 @@ def measure(task: Task, subject: Subject, texts: Texts, batch_size: int) -> dict
     rows = texts.rows[: task.documents]
     arguments = dict(task.arguments)
     if task.metric == "perplexity":
-        return perplexity(subject, rows, batch_size=batch_size, **arguments)
+        return perplexity(subject, rows, batch_size=batch_size, tick=tick, **arguments)
     if task.metric in ("cloze", "multiple_choice"):
         if texts.are_tokens:
             raise ValueError(f"`{task.name}` is made of words, and the suite's text is token ids. Leave it out.")
         if task.metric == "cloze":
-            return cloze_accuracy(subject, last_words(rows, task.examples), batch_size=batch_size, **arguments)
+            questions: Any = last_words(rows, task.examples)
+            return cloze_accuracy(subject, questions, batch_size=batch_size, tick=tick, **arguments)
         questions = endings(rows, task.examples)
-        return multiple_choice_accuracy(subject, questions, batch_size=batch_size, **arguments)
+        return multiple_choice_accuracy(subject, questions, batch_size=batch_size, tick=tick, **arguments)
     if task.metric == "invariance":
         return invariance(subject, rows, **arguments)
     if task.metric == "outliers":
-        return outliers(subject, rows, **arguments)
+        return outliers(subject, rows, tick=tick, **arguments)
     if "frames" in arguments and not convertible(subject):
         # Of a model that cannot be brought into another frame there is only its own.
         arguments["frames"] = [frame for frame in arguments["frames"] if frame == "identity"]
-    return quantization_robustness(subject, rows, batch_size=batch_size, **arguments)
+    return quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, **arguments)
 
 
-def measure_together(task: Task, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+def measure_together(task: Task, subjects: Mapping[str, Subject], tick: Tick = no_tick) -> dict[str, Any]:
     """A metric that models take turns in."""
-    return throughput(subjects, **task.arguments)
+    return throughput(subjects, tick=tick, **task.arguments)
 
 
 def is_together(task: Task) -> bool:

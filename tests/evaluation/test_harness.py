@@ -169,11 +169,11 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
     measured = []
     original = runner.measure
 
-    def until_killed(task, subject, texts, batch):
+    def until_killed(task, subject, texts, batch, tick):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(task.name)
-        return original(task, subject, texts, batch)
+        return original(task, subject, texts, batch, tick)
 
     monkeypatch.setattr(runner, "measure", until_killed)
     with pytest.raises(KeyboardInterrupt):
@@ -210,12 +210,12 @@ def test_fingerprints_know_weights_config_and_tokenizer():
 def test_what_fails_is_one_line_and_the_rest_is_kept(world, tmp_path, monkeypatch):
     original = runner.measure
 
-    def scarce(task, subject, texts, batch):
+    def scarce(task, subject, texts, batch, tick):
         if task.metric == "outliers":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB.")
         if task.metric == "invariance":
             raise RuntimeError("broken\nin two lines")
-        return original(task, subject, texts, batch)
+        return original(task, subject, texts, batch, tick)
 
     monkeypatch.setattr(runner, "measure", scarce)
     results = evaluate(options(world, tmp_path / "out", batch_size=4), Console(quiet=True))
