@@ -1,9 +1,10 @@
 """
 Why do weights of high stable rank suffer more from four bits? `python -m rigpt_hf.evaluation.four_bits MODEL...`
 
-Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row,
-and the loss on held-out tokens is measured again. Beside it stand the stable rank of the matrices, `|W|²_F / |W|²_2`,
-and how far rounding moves what they put out, relative to its size, on the very inputs that they get.
+Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row, and the
+loss on held-out tokens is measured again; once more with what a column loses made good by the others (GPTQ). Beside it
+stand the stable rank of the matrices, `|W|²_F / |W|²_2`, and how far rounding to nearest moves what they put out,
+relative to its size, on inputs from other tokens.
 
 Rounding to `b` bits adds to every row noise of a fixed share `ε` of its length, spread evenly over all directions. A
 matrix that answers its inputs with its strongest directions puts out much more than `|W|_F |x| / √n`, and the noise is
@@ -34,13 +35,15 @@ from transformers import AutoModelForCausalLM
 import rigpt_hf.training.modern  # noqa: F401  so that the Auto classes know the baseline
 from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.evaluation.command import command
-from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
+from rigpt_hf.evaluation.measures.rounding import compensated, matrices_of, rounded, rows_of
 
 
 # Of every output, where models are compared at equal noise.
 EQUAL_ERROR = 0.05
 # Scales per row (0), and per so many neighbours in a row.
 GROUPS = (0, 64, 32)
+# Windows on which inputs are looked at, behind those on which the loss is measured.
+CALIBRATION = 8
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,20 @@ def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(folder: Path, windows: torch.Tensor, leave: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What rounding does to one model."""
+def measure(
+    folder: Path, windows: torch.Tensor, calibration: torch.Tensor, leave: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What rounding does to one model; inputs of its matrices are looked at on windows of their own."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     matrices = matrices_of(model, leave)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
+    moments: dict[str, torch.Tensor] = {}
 
     def look(name: str):
         def hook(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
             weight = rows_of(module)
             inputs = arguments[0].flatten(0, -2)[:, : weight.shape[1]]  # a gate may read the first coordinates only
+            moments[name] = inputs.double().T @ inputs.double()
             answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
             noise = inputs @ (rounded(weight) - weight).T
             found[name].append(
@@ -95,7 +102,7 @@ def measure(folder: Path, windows: torch.Tensor, leave: tuple[str, ...] = ()) ->
         return hook
 
     handles = [module.register_forward_hook(look(name)) for name, module in matrices.items()]
-    model(input_ids=windows[:4], use_cache=False)
+    model(input_ids=calibration, use_cache=False)
     for handle in handles:
         handle.remove()
     per_matrix = {name: entries[0] for name, entries in found.items() if entries}
@@ -111,6 +118,14 @@ def measure(folder: Path, windows: torch.Tensor, leave: tuple[str, ...] = ()) ->
         result[f"loss, scale per {label}"] = mean_loss(model, windows)
         for name, weight in kept.items():
             rows_of(matrices[name]).copy_(weight)
+    for group in (0, GROUPS[-1]):
+        for name in per_matrix:
+            weight = kept[name]
+            usable_group = group if group and weight.shape[1] % group == 0 else 0
+            rows_of(matrices[name]).copy_(compensated(weight, moments[name], group=usable_group))
+        result[f"loss, compensated, scale per {f'group {group}' if group else 'row'}"] = mean_loss(model, windows)
+        for name, weight in kept.items():
+            rows_of(matrices[name]).copy_(weight)
     for name, entry in per_matrix.items():
         share = EQUAL_ERROR / max(entry["output_error"], 1e-12)
         rows_of(matrices[name]).lerp_(rounded(kept[name]), share)
@@ -122,18 +137,21 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     """Measure all models, show a table, and write the results if there is a file for them."""
     console = console or Console()
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
-    if len(tokens) < options.windows * (options.context + 1):
+    count = options.windows + CALIBRATION
+    if len(tokens) < count * (options.context + 1):
         raise ValueError(
-            f"`windows` must fit into the {len(tokens)} tokens of {str(options.tokens)!r}, got {options.windows}."
+            f"`windows` must fit into the {len(tokens)} tokens of {str(options.tokens)!r} with {CALIBRATION} more to "
+            f"look at, got {options.windows}."
         )
-    rows = np.array(tokens[: options.windows * (options.context + 1)]).reshape(options.windows, -1)
-    windows = torch.from_numpy(rows.astype(np.int64))
+    rows = np.array(tokens[: count * (options.context + 1)]).reshape(count, -1)
+    windows, calibration = torch.from_numpy(rows.astype(np.int64)).split([options.windows, CALIBRATION])
     leave = tuple(filter(None, options.leave.split(",")))
     results = [
-        measure(folder, windows, leave) | {"folder": str(folder), "left alone": list(leave)}
+        measure(folder, windows, calibration, leave) | {"folder": str(folder), "left alone": list(leave)}
         for folder in track(options.models, console=console)
     ]
     losses = [f"loss, scale per {f'group {group}' if group else 'row'}" for group in GROUPS]
+    losses += [f"loss, compensated, scale per {f'group {group}' if group else 'row'}" for group in (0, GROUPS[-1])]
     columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
     table = Table("model", "loss", *columns)
     for result in results:

@@ -56,9 +56,13 @@ def stock(width: int, heads: int, average: float | None = None) -> Candidate:
 
 
 def rigpt(
-    base: dict[str, Any], optimizer: str = "equivariant", average: float | None = AVERAGE, **options: Any
+    base: dict[str, Any],
+    optimizer: str = "equivariant",
+    average: float | None = AVERAGE,
+    training: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Candidate:
-    """A RiGPT with some options changed."""
+    """A RiGPT with some options changed, and those of the optimizer in `training`."""
     config = base | options
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
@@ -67,6 +71,7 @@ def rigpt(
         momentum=MOMENTUM,
         average=average,
         multipliers={} if optimizer == "adamw" else multipliers,
+        **(training or {}),
     )
     rates = ADAMW_RATES if optimizer == "adamw" else POLAR_RATES
     return Candidate(ModelOptions(config=config), settings, rates)
@@ -87,6 +92,10 @@ CANDIDATES = {
     "rigpt-no-previous-token": rigpt(TIED, previous_token_mixing=False),
     "rigpt-no-scalars": rigpt(TIED, residual_scalars=False),
     "rigpt-values": rigpt(TIED, value_embedding_period=2),
+    # What four bits cost may depend on how training ends.
+    "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
+    "rigpt-strong-decay": rigpt(TIED, training={"weight_decay": 0.4}),
+    "rigpt-long-tail": rigpt(TIED, training={"decay": 0.9}),
     "recipe": rigpt(RECIPE),
     # The recipe without one of its parts.
     "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),

@@ -7,6 +7,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 
+# Added to the moments of the inputs, relative to their mean, so that directions never seen do not blow up.
+DAMPING = 0.01
+
+
 def rounded(values: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor:
     """
     Values `[..., n]` rounded to nearest, symmetric, the largest of each row or group exactly represented.
@@ -28,6 +32,38 @@ def rounded(values: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor
     largest = 2 ** (bits - 1) - 1
     scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) / largest
     return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(values.shape)
+
+
+def compensated(weight: torch.Tensor, moments: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor:
+    """
+    A matrix `[m, n]` on the same grid as [`rounded`], column by column, with what a column loses made good by those
+    that come after it (GPTQ: Frantar et al., arXiv 2210.17323).
+
+    Args:
+        weight: Rows are outputs.
+        moments: `[n, n]`, the second moments of the inputs. With a multiple of the identity nothing is made good.
+        bits, group: As for [`rounded`].
+
+    Raises:
+        ValueError: as [`rounded`], or if `moments` does not fit.
+    """
+    width = weight.shape[1]
+    if moments.shape != (width, width):
+        raise ValueError(f"`moments` must be [{width}, {width}], got {list(moments.shape)}.")
+    rounded(weight, bits, group)  # refuses what it refuses
+    left, grid = weight.double().clone(), torch.empty_like(weight, dtype=torch.float64)
+    moments = moments.double()
+    damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    largest, size = 2 ** (bits - 1) - 1, group or width
+    for column in range(width):
+        if column % size == 0:
+            reach = left[:, column : column + size].abs().amax(dim=1)
+            scale = reach.clamp_min(torch.finfo(torch.float64).tiny) / largest
+        grid[:, column] = (left[:, column] / scale).round().clamp(-largest, largest) * scale
+        lost = (left[:, column] - grid[:, column]) / inverse[column, column]
+        left[:, column:] -= lost[:, None] * inverse[column, column:]
+    return grid.to(weight.dtype)
 
 
 def all_matrices(model: nn.Module) -> dict[str, nn.Module]:

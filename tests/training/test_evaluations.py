@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from rigpt_hf.evaluation import four_bits, group_words
+from rigpt_hf.evaluation.measures.rounding import compensated
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_model
 
@@ -149,12 +150,30 @@ def test_rounding_to_four_bits(group):
         four_bits.rounded(weight, group=5)
 
 
+def test_compensation_makes_good_what_inputs_see():
+    """Where inputs are correlated the outputs are nearer; where they are not, it is rounding to nearest."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 16, generator=generator, dtype=torch.float64)
+    assert torch.allclose(compensated(weight, torch.eye(16)), four_bits.rounded(weight))
+    assert torch.allclose(compensated(weight, torch.eye(16), group=4), four_bits.rounded(weight, group=4))
+    mixing = torch.randn(16, 16, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, 16)[:, None]
+    inputs = torch.randn(400, 16, generator=generator, dtype=torch.float64) @ mixing
+    moments = inputs.T @ inputs
+    for group in (0, 8):
+        nearest, better = four_bits.rounded(weight, group=group), compensated(weight, moments, group=group)
+        errors = [float((inputs @ (each - weight).T).norm()) for each in (nearest, better)]
+        assert errors[1] < 0.8 * errors[0]
+        assert float((better - weight).norm()) > float((nearest - weight).norm())
+    with pytest.raises(ValueError, match=r"`moments` must be \[16, 16\], got \[3, 3\]"):
+        compensated(weight, torch.eye(3))
+
+
 @pytest.fixture
 def model_and_tokens(tmp_path):
     model = tiny_model(dtype=torch.float32, attention_bias=False)
     GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "stream").apply_(model)
     model.save_pretrained(tmp_path / "model")
-    np.random.default_rng(0).integers(3, 61, 33 * 8).astype("<u2").tofile(tmp_path / "tokens.bin")
+    np.random.default_rng(0).integers(3, 61, 33 * 16).astype("<u2").tofile(tmp_path / "tokens.bin")
     return model, tmp_path
 
 
@@ -170,6 +189,7 @@ def test_the_law_of_rounding_noise(model_and_tokens):
         assert entry["output_error"] == pytest.approx(predicted, rel=0.25)
     plain = result["loss"]
     assert all(abs(result[f"loss, scale per {group}"] - plain) > 1e-6 for group in ("row", "group 32"))
+    assert abs(result["loss, compensated, scale per row"] - plain) > 1e-6
     assert abs(result["loss at equal error"] - plain) > 1e-6
     assert json.loads((folder / "out.json").read_text()) == [result]
     left = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, leave="v_proj,o_proj")
@@ -185,4 +205,4 @@ def test_tokens_must_be_enough(model_and_tokens):
     app = typer.Typer()
     app.command()(four_bits.main)
     answer = CliRunner().invoke(app, [str(folder / "model"), "--tokens", str(folder / "tokens.bin")])
-    assert answer.exit_code == 2 and "`windows` must fit into the 264 tokens" in " ".join(answer.output.split())
+    assert answer.exit_code == 2 and "`windows` must fit into the 528 tokens" in " ".join(answer.output.split())
