@@ -13,6 +13,7 @@ from .common import as_options
 from .conversion import convert, demo, export, info, verify
 from .evaluation import evaluate
 from .measures import charges, diff
+from .publishing import publish
 from .symmetry import canonicalize, merge, rotate
 
 
@@ -42,7 +43,11 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-for _verb in (demo, convert, export, verify, info, rotate, canonicalize, diff, merge, charges, evaluate, card):
+for _verb in (demo, convert, export, verify, info):
+    app.command()(_verb)
+for _verb in (rotate, canonicalize, diff, merge, charges):
+    app.command()(_verb)
+for _verb in (evaluate, card, publish):
     app.command()(_verb)
 
 

@@ -1,0 +1,103 @@
+"""The verb that puts a model on the Hub."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder of a RiGPT.")],
+    repo: Annotated[str, typer.Argument(help="Repository, such as me/my-rigpt; it is made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to publish on; it is made if there is none.", show_default="main")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="results.json of an evaluation; report.html and table.md beside it go along.",
+            show_default="that of the folder",
+        ),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Card to use.", show_default="README.md of the folder, or written"),
+    ] = None,
+    facts: Annotated[
+        Path | None, typer.Option(help="YAML file with what only people know, for a card that is written.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list what would be published.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Overwrite another kind of model; publish code that differs from the installed package."
+        ),
+    ] = False,
+):
+    """
+    Put a model on the Hub: weights, code, tokenizer, certificate, card, evaluation.
+
+    Everything is checked first, and the model is loaded; then all of it appears in one commit. If the connection
+    breaks, say the same command again: what has arrived is not sent again.
+
+    A repository that holds a RiGPT is updated: what belonged to the earlier model and not to this one (weights, code,
+    tokenizer, evaluation) goes in the same commit, the card is replaced, other files stay, and all of it remains in
+    the repository's history. A repository that holds another kind of model is refused without --force.
+
+    The token is that of hf auth login, or HF_TOKEN; it is never shown or stored. HF_ENDPOINT names another Hub.
+
+        rigpt publish my-rigpt me/my-rigpt --dry-run
+
+        rigpt publish my-rigpt me/my-rigpt --private --results runs/evaluation/results.json
+    """
+    from ..publishing.repository import repository_files
+    from ..publishing.upload import check_repo_id, check_revision
+    from ..publishing.upload import publish as run
+
+    console = Console()
+    if dry_run:
+        check_repo_id(repo)
+        check_revision(revision)
+        contents = repository_files(folder, repo_id=repo, results=results, card=card, facts=facts, force=force)
+        table = Table("file", "size")
+        table.columns[1].justify = "right"
+        for file in contents.files:
+            table.add_row(file.path, decimal(file.size))
+        console.print(table)
+        console.print(f"{len(contents.files)} files, {decimal(contents.size)}, would go to {repo}. Nothing was sent.")
+        say_left_out(console, contents.left_out)
+        return
+    report = run(
+        folder,
+        repo,
+        private=private,
+        revision=revision,
+        results=results,
+        card=card,
+        facts=facts,
+        force=force,
+        console=console,
+    )
+    size = decimal(sum(file.size for file in report.files))
+    console.print(f"Published {len(report.files)} files, {size}, to {report.repo_id}", highlight=False)
+    if report.removed:
+        console.print(f"Removed there: {', '.join(report.removed)}", highlight=False)
+    say_left_out(console, report.left_out)
+    console.print(report.url, soft_wrap=True)
+    console.print(
+        f'AutoModelForCausalLM.from_pretrained("{report.repo_id}", revision="{report.commit}", '
+        "trust_remote_code=True)",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def say_left_out(console: Any, names: tuple[str, ...]):
+    """One line if the folder has files that a repository does not hold."""
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        console.print(f"Left out: {shown}", highlight=False, markup=False)

@@ -1,0 +1,358 @@
+"""What a repository on the Hub holds of a saved model, and the checks that a stranger can load it."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from ..conversion.maps import name_some
+
+
+CARD = "README.md"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Written beside the weights by the library and by this package; a folder may hold anything else.
+FACTS = ("generation_config.json", "certificate.json", "merge.json")
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+EVALUATION = ("results.json", "report.html", "table.md")
+TEMPLATES = "additional_chat_templates/*.jinja"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# `Trainer` leaves its arguments beside every model that it saves; they stay at home.
+HARMLESS = ("training_args.bin",)
+STATE = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "checkpoint.json", "*.distcp")
+CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
+ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+
+
+@dataclass(frozen=True)
+class RepositoryFile:
+    """
+    One file of a repository.
+
+    Args:
+        path (`str`): its name there.
+        content (`Path` or `bytes`): where it comes from, or what it holds.
+    """
+
+    path: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def read(self) -> bytes:
+        """All of it; for files that are not weights."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+
+
+@dataclass(frozen=True)
+class RepositoryContents:
+    """
+    What is published, and what is not.
+
+    Args:
+        files (`tuple[RepositoryFile, ...]`): by name.
+        left_out (`tuple[str, ...]`): files and folders of the model's folder that a repository does not hold.
+    """
+
+    files: tuple[RepositoryFile, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(file.size for file in self.files)
+
+
+def repository_files(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    results: str | Path | None = None,
+    card: str | Path | None = None,
+    facts: str | Path | None = None,
+    force: bool = False,
+    check_loading: bool = True,
+) -> RepositoryContents:
+    """
+    The files that a repository holds of a saved RiGPT: weights, code, configuration, tokenizer, certificate, card and
+    evaluation. Every other file of the folder is left out, but for what must not lie beside a model at all.
+
+    Args:
+        folder (`str` or `Path`): of a RiGPT, as `save_pretrained` and the verbs of `rigpt` write it.
+        repo_id (`str`, *optional*): for the card, if one is written.
+        results (`str` or `Path`, *optional*): `results.json` of an evaluation, which goes to `evaluation/` with the
+            `report.html` and `table.md` beside it; that of the folder if there is one.
+        card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
+            has none, written from the facts.
+        facts (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
+        force (`bool`, defaults to `False`): let code go out that is not that of the installed package.
+        check_loading (`bool`, defaults to `True`): load the model on the CPU, as the last check.
+
+    Raises:
+        ValueError: if the folder is not a whole RiGPT with its code, holds pickles, an optimizer state, checkpoints,
+            an access token, or code and weights that the model does not use; the message names which.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    _check_nothing_forbidden(folder)
+    names = ["config.json", *_weights(folder), *_code(folder, config, force)]
+    if any((folder / name).is_file() for name in VOCABULARY_FILES):
+        names += [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    names += [name for name in (*FACTS, *TEMPLATE_FILES) if (folder / name).is_file()]
+    names += [path.name for path in folder.iterdir() if any(fnmatch(path.name, name) for name in LICENCES)]
+    names += [path.relative_to(folder).as_posix() for path in sorted(folder.glob(TEMPLATES))]
+    if results is None and (folder / EVALUATION[0]).is_file():
+        results = folder / EVALUATION[0]
+    evaluation = [] if results is None else _evaluation(Path(results))
+    if check_loading:
+        check_that_it_loads(folder, config)
+    readme = _card(folder, repo_id, results, card, facts)
+    names += _pictures_of(readme.read(), folder)
+    files = [RepositoryFile(name, folder / name) for name in names] + evaluation + [readme]
+    check_no_token(files)
+    published = {file.content for file in files} | {folder / CARD}
+    left_out = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path not in published
+    )
+    return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out))
+
+
+def is_managed(path: str) -> bool:
+    """Whether a file of a repository belongs to the model in it, and goes when that model is replaced."""
+    patterns = ("*.safetensors", INDEX, "pytorch_model*", "*.py", "config.json", *FACTS, *TOKENIZER_FILES)
+    if "/" in path:
+        return fnmatch(path, TEMPLATES) or path in {f"evaluation/{name}" for name in EVALUATION}
+    return any(fnmatch(path, pattern) for pattern in (*patterns, *TEMPLATE_FILES))
+
+
+def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
+    """
+    Load the model on the CPU with the classes of this package.
+
+    Raises:
+        ValueError: if it does not load, or its weights are not those that its configuration asks for.
+    """
+    import rigpt_hf
+
+    from ..conversion.assemble import quiet_loading
+
+    name = (config.get("architectures") or ["RiGPTForCausalLM"])[0]
+    model_class = getattr(rigpt_hf, name, None) if name in rigpt_hf.__all__ else None
+    if model_class is None or not hasattr(model_class, "from_pretrained"):
+        raise ValueError(f"`folder` must hold one of the models of this package, got {str(folder)!r} with a {name!r}.")
+    try:
+        with quiet_loading():
+            _, report = model_class.from_pretrained(
+                folder, dtype="auto", output_loading_info=True, local_files_only=True
+            )
+    # Damaged files give errors of many libraries.
+    except Exception as error:
+        raise ValueError(
+            f"`folder` must hold a model that loads, got {str(folder)!r}, which gives {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]} Save the model once more with `save_pretrained`."
+        ) from error
+    for problem, weights in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
+        if weights:
+            raise ValueError(
+                f"`folder` must hold the weights of its configuration, got {str(folder)!r}, which {problem} "
+                f"{name_some(weights)}. Save the whole model once more with `save_pretrained`."
+            )
+
+
+def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
+    """A `ValueError` if a file that is not weights holds `token` or any other access token of the Hub."""
+    for file in files:
+        if file.path.endswith(".safetensors"):
+            continue
+        content = file.read()
+        if ACCESS_TOKEN.search(content) or (token and token.encode() in content):
+            raise ValueError(
+                f"`folder` must not hold an access token, got one in {file.path!r}. Remove it there, and revoke it in "
+                "your settings on the Hub if others may have seen it."
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"`folder` must be the folder of a saved model, got {str(folder)!r}, which has no `config.json`. Save the "
+            "model with `save_pretrained`."
+        )
+    config = _read_json(folder / "config.json", "folder")
+    if config.get("model_type") != "rigpt":
+        raise ValueError(
+            f"`folder` must hold a RiGPT, got {str(folder)!r} of model type {config.get('model_type')!r}. Convert it "
+            f"first: rigpt convert {folder} OUTPUT"
+        )
+    return config
+
+
+def _read_json(path: Path, argument: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{argument}` must be readable JSON, got {str(path)!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`{argument}` must be a JSON object, got {str(path)!r} with {type(content).__name__}.")
+    return content
+
+
+def _check_nothing_forbidden(folder: Path) -> None:
+    def state(path: Path) -> bool:
+        return bool(CHECKPOINTS.fullmatch(path.name)) or any(fnmatch(path.name, pattern) for pattern in STATE)
+
+    def pickled(path: Path) -> bool:
+        return path.is_file() and path.suffix in PICKLES and path.name not in HARMLESS
+
+    rules: tuple[tuple[Callable[[Path], bool], str, str], ...] = (
+        (state, "the state of a training", "Save the finished model to a folder of its own, and publish that"),
+        (pickled, "pickles, which run code when they are read", "Remove them, or save the model as safetensors"),
+    )
+    for forbidden, what, advice in rules:
+        found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if forbidden(path)]
+        if found:
+            raise ValueError(f"`folder` must not hold {what}, got {name_some(found)} in {str(folder)!r}. {advice}.")
+
+
+def _weights(folder: Path) -> list[str]:
+    if (folder / INDEX).is_file():
+        mapping = _read_json(folder / INDEX, "folder").get("weight_map")
+        shards = set(mapping.values()) if isinstance(mapping, dict) else set()
+        names = [INDEX, *sorted(shards)]
+    else:
+        names = [SINGLE]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent or len(names) == names.count(INDEX):
+        raise ValueError(
+            f"`folder` must hold all weights as safetensors, got {str(folder)!r} without "
+            f"{name_some(absent or ['weight_map'])}. Save the model once more with `save_pretrained`."
+        )
+    unused = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")} - set(names)
+    if unused:
+        raise ValueError(
+            f"`folder` must hold the weights of one model, got {str(folder)!r}, which also has {name_some(unused)}. "
+            "Move what does not belong to the model out of the folder."
+        )
+    return names
+
+
+def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
+    """The files that `auto_map` names and what they import; a stranger runs these."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    advice = "Load the model with this package and save it once more with `save_pretrained`."
+    classes = list((config.get("auto_map") or {}).values())
+    if not classes:
+        raise ValueError(
+            f"`folder` must have an `auto_map` in its config.json, got {str(folder)!r} without one: nobody could load "
+            f"it who has not installed this package. {advice}"
+        )
+    elsewhere = [name for name in classes if not isinstance(name, str) or "--" in name]
+    if elsewhere:
+        raise ValueError(
+            f"`folder` must bring the code of its `auto_map` along, got {str(folder)!r} with {elsewhere[0]!r}, which "
+            f"is in another repository. {advice}"
+        )
+    needed = [folder / f"{name.partition('.')[0]}.py" for name in classes]
+    named = {path.name for path in needed}
+    for path in [path for path in dict.fromkeys(needed) if path.is_file()]:
+        try:
+            named |= {Path(file).name for file in get_relative_import_files(path)}
+        # It opens what a file imports, and says no more than that one is missing.
+        except FileNotFoundError as error:
+            named.add(Path(error.filename).name)
+    present = {path.name for path in folder.glob("*.py")}
+    for problem, names in (("lacks", named - present), ("also has", present - named)):
+        if names:
+            raise ValueError(
+                f"`folder` must hold the code that its `auto_map` names and no other, got {str(folder)!r}, which "
+                f"{problem} {name_some(names)}. {advice}"
+            )
+    package = Path(__file__).parents[1]
+    ours = {name: package / name for name in named}
+    changed = [n for n, path in ours.items() if not path.is_file() or path.read_bytes() != (folder / n).read_bytes()]
+    if changed and not force:
+        raise ValueError(
+            f"`folder` must hold the code of the installed package, got {str(folder)!r}, where {name_some(changed)} "
+            f"differs. {advice} Or pass `force=True` if it is meant to differ."
+        )
+    return sorted(named)
+
+
+def _evaluation(results: Path) -> list[RepositoryFile]:
+    if not results.is_file():
+        raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
+    _read_json(results, "results")
+    beside = [results.parent / name for name in EVALUATION[1:]]
+    places = [(EVALUATION[0], results), *((path.name, path) for path in beside if path.is_file())]
+    return [RepositoryFile(f"evaluation/{name}", path) for name, path in places]
+
+
+def _card(
+    folder: Path,
+    repo_id: str | None,
+    results: str | Path | None,
+    card: str | Path | None,
+    facts: str | Path | None,
+) -> RepositoryFile:
+    path = Path(card) if card is not None else folder / CARD
+    if card is not None and not path.is_file():
+        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}: no such file.")
+    if path.is_file():
+        if facts is not None:
+            raise ValueError(
+                f"`facts` are for a card that is written, got {str(facts)!r} although there is {str(path)!r}. Leave "
+                "one of them out."
+            )
+        _check_metadata(path)
+        return RepositoryFile(CARD, path)
+    from ..conversion.assemble import quiet_loading
+    from ..model_cards.card import card_text
+
+    with quiet_loading():
+        text = card_text(
+            folder,
+            repo_id=repo_id,
+            results=None if results is None else Path(results),
+            facts=None if facts is None else Path(facts),
+        )
+    return RepositoryFile(CARD, text.encode())
+
+
+def _check_metadata(path: Path) -> None:
+    """The Hub refuses a card with a broken header, which is better known before anything is sent."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"`card` must be Markdown with metadata in YAML between two lines of ---, got {str(path)!r}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _pictures_of(card: bytes, folder: Path) -> list[str]:
+    """The pictures in the folder that the card shows."""
+    text = card.decode()
+    pictures = [path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in PICTURES]
+    names = sorted(path.relative_to(folder).as_posix() for path in pictures)
+    return [name for name in names if re.search(rf"(?<![\w/.-])(\./)?{re.escape(name)}(?![\w.-])", text)]
+
+
+def foreign(paths: Iterable[str], model_type: str | None) -> str | None:
+    """What a repository holds that is no RiGPT and would be overwritten; `None` if nothing."""
+    if model_type is not None:
+        return None if model_type == "rigpt" else f"a model of type {model_type!r}"
+    weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]
+    return f"{name_some(weights)} without a `config.json`" if weights else None
