@@ -43,11 +43,10 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-for _verb in (demo, convert, export, verify, info):
-    app.command()(_verb)
-for _verb in (rotate, canonicalize, diff, merge, charges):
-    app.command()(_verb)
-for _verb in (evaluate, card, publish):
+CONVERSION = (demo, convert, export, verify, info)
+SYMMETRY = (rotate, canonicalize, diff, merge, charges)
+RESULTS = (evaluate, card, publish)
+for _verb in (*CONVERSION, *SYMMETRY, *RESULTS):
     app.command()(_verb)
 
 

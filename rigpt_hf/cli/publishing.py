@@ -30,6 +30,19 @@ def publish(
     facts: Annotated[
         Path | None, typer.Option(help="YAML file with what only people know, for a card that is written.")
     ] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also make a Space in which people turn the model by an angle.")
+    ] = False,
+    space_repo: Annotated[
+        str | None, typer.Option(help="Repository of the Space.", show_default="named as the model")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Stock model that the Space shows beside it, with the same tokenizer, such as openai-community/gpt2.",
+            show_default="an export of the model",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list what would be published.")] = False,
     force: Annotated[
         bool,
@@ -48,17 +61,28 @@ def publish(
     tokenizer, evaluation) goes in the same commit, the card is replaced, other files stay, and all of it remains in
     the repository's history. A repository that holds another kind of model is refused without --force.
 
+    With --space a small Gradio app is published too: one drags an angle, RiGPT's next-token distribution stands still
+    and that of a stock model falls apart. It installs this package by its version, so that must be on PyPI.
+
     The token is that of hf auth login, or HF_TOKEN; it is never shown or stored. HF_ENDPOINT names another Hub.
 
         rigpt publish my-rigpt me/my-rigpt --dry-run
 
         rigpt publish my-rigpt me/my-rigpt --private --results runs/evaluation/results.json
+
+        rigpt publish my-rigpt me/my-rigpt --space --baseline openai-community/gpt2
     """
     from ..publishing.repository import repository_files
     from ..publishing.upload import check_repo_id, check_revision
     from ..publishing.upload import publish as run
 
     console = Console()
+    if not space and (space_repo or baseline):
+        raise ValueError("`space_repo` and `baseline` are for a Space, got one of them without `--space`. Add it.")
+    if space:
+        from ..publishing.upload_space import check_tokenizer, publish_space
+
+        check_tokenizer(path.name for path in folder.glob("*"))
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
@@ -94,6 +118,9 @@ def publish(
         soft_wrap=True,
         markup=False,
     )
+    if space:
+        shown = publish_space(report, space_repo, private=private, baseline=baseline, force=force, console=console)
+        console.print(f"Space: {shown.url}", soft_wrap=True)
 
 
 def say_left_out(console: Any, names: tuple[str, ...]):

@@ -100,13 +100,13 @@ def publish(
     check_repo_id(repo_id)
     check_revision(revision)
     say = console.print if console is not None else lambda text: None
-    token = _checked_token(token)
+    token = checked_token(token)
     say(f"Checking {folder}")
     contents = repository_files(folder, repo_id=repo_id, results=results, card=card, facts=facts, force=force)
     check_no_token(contents.files, token)
     branch = revision or constants.DEFAULT_REVISION
     api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
-    with _plain_errors(repo_id, token, api.endpoint):
+    with plain_errors(repo_id, token, api.endpoint):
         repo_id = _with_owner(repo_id, api.whoami())
         existing = _existing(api, repo_id, branch)
         _check_existing(existing, repo_id, private, force)
@@ -120,7 +120,7 @@ def publish(
         path for path in (existing.paths if existing else ()) if is_managed(path) and path not in published
     )
     say(f"Sending {len(contents.files)} files to {repo_id}")
-    with _plain_errors(repo_id, token, api.endpoint, sending=True):
+    with plain_errors(repo_id, token, api.endpoint, sending=True):
         additions = [CommitOperationAdd(file.path, file.content) for file in contents.files]
         commit = api.create_commit(
             repo_id,
@@ -161,7 +161,7 @@ def check_revision(revision: str | None) -> None:
         )
 
 
-def _checked_token(token: str | None) -> str:
+def checked_token(token: str | None) -> str:
     token = token if token is not None else get_token()
     advice = "Make one with the right to write in your settings on the Hub, then say hf auth login, or set HF_TOKEN."
     if not token:
@@ -221,7 +221,7 @@ def _check_existing(existing: _Existing | None, repo_id: str, private: bool, for
 
 
 @contextmanager
-def _plain_errors(repo_id: str, token: str, endpoint: str, sending: bool = False) -> Iterator[None]:
+def plain_errors(repo_id: str, token: str, endpoint: str, sending: bool = False) -> Iterator[None]:
     """Errors of the client and of the network as one line that says what to do, and never shows the token."""
     try:
         yield

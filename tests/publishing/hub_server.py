@@ -126,13 +126,13 @@ class HubServer:
     def readable(self, repo_id: str, token: str | None) -> Repo:
         account = self.account(token)
         repo = self.repos.get(repo_id)
-        if repo is None or (repo.private and (account is None or account[0] != repo_id.split("/")[0])):
+        if repo is None or (repo.private and (account is None or account[0] != repo_id.split("/")[-2])):
             raise Refused(404 if account else 401, "Repository not found", "RepoNotFound")
         return repo
 
     def writable(self, repo_id: str, token: str | None) -> Repo:
         repo = self.readable(repo_id, token)
-        self.check_right(repo_id.split("/")[0], token)
+        self.check_right(repo_id.split("/")[-2], token)
         return repo
 
     def check_right(self, owner: str, token: str | None):
@@ -159,7 +159,8 @@ class HubServer:
         account = self.account(token)
         owner = body.get("organization") or (account[0] if account else "")
         self.check_right(owner, token)
-        repo_id = f"{owner}/{body['name']}"
+        kind = "spaces/" if body.get("type") == "space" else ""
+        repo_id = f"{kind}{owner}/{body['name']}"
         if repo_id in self.repos:
             raise Refused(409, "You already created this model repo", url=f"{self.endpoint}/{repo_id}")
         repo = self.repos[repo_id] = Repo(body.get("visibility") == "private" or bool(body.get("private")))
@@ -288,6 +289,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+def as_models(parts: list[str]) -> list[str]:
+    """The parts of an address, where a Space stands as a model of the owner `spaces/owner`."""
+    if parts[:2] == ["api", "spaces"]:
+        return ["api", "models", f"spaces/{parts[2]}", *parts[3:]]
+    return [f"spaces/{parts[1]}", *parts[2:]] if parts[0] == "spaces" else parts
+
+
 def api_handler(hub: HubServer) -> type[Handler]:
     """The Hub's API and its links to files."""
 
@@ -311,7 +319,7 @@ def api_handler(hub: HubServer) -> type[Handler]:
         do_GET = do_HEAD = do_POST = respond
 
         def route(self, url: Any, body: bytes, token: str | None):
-            parts = [unquote(part) for part in url.path.strip("/").split("/")]
+            parts = as_models([unquote(part) for part in url.path.strip("/").split("/")])
             match self.command, parts:
                 case "GET", ["api", "whoami-v2"]:
                     result: Any = hub.whoami(token)

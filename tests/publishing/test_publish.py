@@ -186,6 +186,37 @@ def test_published_models_load_where_the_package_is_not_installed(hub, folder, t
 
 
 @pytest.mark.slow
+def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path):
+    hub.put_files("spaces/me/taken", {"app.py": b"print('mine')"})
+    bare = tmp_path / "bare"
+    tiny_model(0, dtype=torch.float32).save_pretrained(bare)
+    (bare / "README.md").write_text(CARD)
+    place = tmp_path / "place"
+    model, again, taken, forced, alone, stray = rigpt(
+        (["publish", folder, "me/tiny", "--space", "--baseline", "me/stock"], WRITE),
+        (["publish", folder, "me/tiny", "--space"], WRITE),
+        (["publish", folder, "me/tiny", "--space", "--space-repo", "me/taken"], WRITE),
+        (["publish", folder, "me/tiny", "--space", "--space-repo", "me/taken", "--force"], WRITE),
+        (["publish", bare, "me/bare", "--space"], WRITE),
+        (["publish", folder, "me/tiny", "--baseline", "me/stock"], WRITE),
+        place=place,
+        endpoint=hub.endpoint,
+    )
+    assert [answer[0] for answer in (model, again, taken, forced, alone, stray)] == [0, 0, 2, 0, 2, 2], (model, alone)
+    assert f"Space: {hub.endpoint}/spaces/me/tiny" in model[1]
+    files = hub.files("spaces/me/tiny")
+    assert {"app.py", "README.md", "requirements.txt", "settings.json"} <= set(files)
+    settings = json.loads(files["settings.json"])
+    assert settings["revision"] == commit_of(again[1]) and settings["model"] == "me/tiny"
+    assert b"models:\n- me/tiny" in files["README.md"]
+    assert "which holds 'app.py' and no settings of ours" in taken[2]
+    assert b"gradio" in hub.files("spaces/me/taken")["app.py"]
+    assert "`space` needs a model with its tokenizer" in alone[2] and "me/bare" not in hub.repos
+    assert "are for a Space" in stray[2]
+    check_no_token_seen(place)
+
+
+@pytest.mark.slow
 def test_a_broken_upload_goes_on_where_it_was(hub, folder, tmp_path):
     shards = {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
     broken = min(shards)

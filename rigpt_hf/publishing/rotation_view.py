@@ -1,0 +1,305 @@
+"""
+What one sees of a RiGPT and of a stock model while the hidden space of both turns, for any program that shows it.
+
+Shapes: V vocabulary, d hidden size, L layers.
+"""
+
+import math
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..configuration_rigpt import RiGPTConfig
+from ..conversion.assemble import quiet_loading
+from ..conversion.export import TARGETS, export_model
+from ..conversion.families import architecture_of
+from ..demo.rotation import rotate_stock
+from ..symmetry import GaugeTransformation, haar, so_exp, so_log
+
+
+MAX_TOKENS = 128  # a prompt; every hidden state of it is kept
+MAX_SEED = 2**31 - 1
+REMEMBERED_VIEWS = 16
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A RiGPT, a stock model of the same vocabulary, what to call the latter, and the tokenizer of both."""
+
+    rigpt: Any
+    stock: Any
+    stock_name: str
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model makes of a prompt: next-token probabilities `[V]` and hidden states `[L + 1, tokens, d]`."""
+
+    probabilities: torch.Tensor
+    hidden_states: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One model in its own frame and in the turned one."""
+
+    name: str
+    before: State
+    now: State
+    rotation: torch.Tensor
+    """`[d, d]`, float64."""
+
+    @property
+    def distance(self) -> float:
+        """Total variation distance between the two distributions: 0 for equal ones, 1 for disjoint ones."""
+        return total_variation(self.before.probabilities, self.now.probabilities)
+
+    @property
+    def changes(self) -> list[float]:
+        """Of the embeddings and of every layer: `|h_now - h| / |h|`."""
+        return self._relative(self.before.hidden_states.double())
+
+    @property
+    def departures(self) -> list[float]:
+        """Of the embeddings and of every layer: `|h_now - R h| / |h|`, zero if the hidden states only turned along."""
+        return self._relative(self.before.hidden_states.double() @ self.rotation.T)
+
+    def _relative(self, expected: torch.Tensor) -> list[float]:
+        difference = (self.now.hidden_states.double() - expected).flatten(1).norm(dim=1)
+        return (difference / expected.flatten(1).norm(dim=1).clamp_min(1e-300)).tolist()
+
+
+@dataclass(frozen=True)
+class View:
+    """Both models at one point of the path; angles in degrees."""
+
+    prompt: str
+    tokens: list[str]
+    t: float
+    angle: float
+    largest_angle: float
+    rigpt: Pair
+    stock: Pair
+
+
+class RotationView:
+    """
+    Two models whose hidden spaces turn by one random rotation, uniform over SO(d) for every seed.
+
+    What does not depend on the angle is computed once: the path of each seed, and what a prompt gives unrotated. The
+    turned models are kept until another angle or seed is asked for. Threads take turns.
+
+    Args:
+        subjects ([`Subjects`]): The models; not changed.
+    """
+
+    def __init__(self, subjects: Subjects):
+        self.subjects = subjects
+        self._paths: dict[tuple[int, int], torch.Tensor] = {}
+        self._unrotated: OrderedDict[str, tuple[State, State]] = OrderedDict()
+        self._views: OrderedDict[tuple[str, float, int], View] = OrderedDict()
+        self._turned: tuple[Any, tuple[Any, Any]] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def layers(self) -> int:
+        """Layers that both models have."""
+        return min(model.config.num_hidden_layers for model in (self.subjects.rigpt, self.subjects.stock))
+
+    def at(self, prompt: str, t: float, seed: int = 0) -> View:
+        """
+        Both models at `t` on the geodesic from no rotation (0) to the random one of `seed` (1).
+
+        Raises:
+            ValueError: if `t` or `seed` is out of range, or the prompt has no tokens or too many.
+        """
+        t, seed = check_t(t), check_seed(seed)
+        with self._lock:
+            key = (prompt, t, seed)
+            if key not in self._views:
+                remember(self._views, key, self._view(prompt, t, seed))
+            self._views.move_to_end(key)
+            return self._views[key]
+
+    def _view(self, prompt: str, t: float, seed: int) -> View:
+        both = (self.subjects.rigpt, self.subjects.stock)
+        input_ids = self._input_ids(prompt)
+        if prompt not in self._unrotated:
+            remember(self._unrotated, prompt, (observe(both[0], input_ids), observe(both[1], input_ids)))
+        before = self._unrotated[prompt]
+        paths = [self._path(model.config.hidden_size, seed) for model in both]
+        rotations = (so_exp(t * paths[0]), so_exp(t * paths[1]))
+        now = before
+        if t > 0:  # else nothing is turned, and copies of the same weights elsewhere in memory may round otherwise
+            turned = self._turn(t, seed, rotations)
+            now = (observe(turned[0], input_ids), observe(turned[1], input_ids))
+        names = ("RiGPT", self.subjects.stock_name)
+        rigpt, stock = (Pair(*fields) for fields in zip(names, before, now, rotations, strict=True))
+        largest = largest_angle(paths[0])
+        tokens = [self.subjects.tokenizer.decode([index]) for index in input_ids[0].tolist()]
+        return View(prompt, tokens, t, t * largest, largest, rigpt, stock)
+
+    def _turn(self, t: float, seed: int, rotations: tuple[torch.Tensor, torch.Tensor]) -> tuple[Any, Any]:
+        """Both models in their turned frames."""
+        if self._turned is None or self._turned[0] != (t, seed):
+            self._turned = None  # frees the last ones before there are new ones
+            turned = (
+                turn_rigpt(self.subjects.rigpt, rotations[0]),
+                rotate_stock(self.subjects.stock, rotations[1]),
+            )
+            self._turned = ((t, seed), turned)
+        return self._turned[1]
+
+    def _path(self, size: int, seed: int) -> torch.Tensor:
+        """The direction `[d, d]` of the geodesic, skew-symmetric; `exp` of it is the whole rotation."""
+        if (size, seed) not in self._paths:
+            if len(self._paths) > REMEMBERED_VIEWS:
+                self._paths.clear()
+            self._paths[size, seed] = so_log(haar(size, torch.Generator().manual_seed(seed), special=True))
+        return self._paths[size, seed]
+
+    def _input_ids(self, prompt: str) -> torch.Tensor:
+        """Token ids `[1, tokens]`."""
+        longest = min(
+            MAX_TOKENS,
+            *(model.config.max_position_embeddings for model in (self.subjects.rigpt, self.subjects.stock)),
+        )
+        input_ids = self.subjects.tokenizer(prompt)["input_ids"]
+        if not 0 < len(input_ids) <= longest:
+            raise ValueError(
+                f"`prompt` must have 1 to {longest} tokens, got {len(input_ids)}. Write "
+                f"{'a shorter' if input_ids else 'another'} one."
+            )
+        return torch.tensor([input_ids])
+
+
+def load_subjects(model: str, *, revision: str | None = None, baseline: str | None = None) -> Subjects:
+    """
+    A RiGPT and the stock model to show beside it, in float32 on the CPU.
+
+    Args:
+        model: Folder or Hub id of the RiGPT, with its tokenizer.
+        revision (`str`, *optional*): Branch, tag or commit of `model` on the Hub.
+        baseline (`str`, *optional*): Folder or Hub id of the stock model. If not given, it is the export of the RiGPT,
+            whose norms inside the layers have gain 1 as they were folded: it has less to lose by a rotation than the
+            model the RiGPT came from.
+
+    Raises:
+        ValueError: if one of them is not there or not of its kind, the tokenizer is missing, the vocabularies differ,
+            or there is no baseline and nothing stock to export to.
+    """
+    rigpt = obtain(model, "model", trust_remote_code=True, **({"revision": revision} if revision else {}))
+    if not isinstance(rigpt.config, RiGPTConfig):
+        raise ValueError(
+            f"`model` must be a RiGPT, got {model!r} of model type {rigpt.config.model_type!r}. Convert it first: "
+            f"rigpt convert {model} OUTPUT"
+        )
+    tokenizer = tokenizer_for(model, revision)
+    if baseline is None:
+        stock = exported(rigpt, model)
+    else:
+        stock = obtain(baseline, "baseline")
+        architecture_of(stock.config, type(stock).__name__)
+        check_vocabulary(rigpt, stock, tokenizer, baseline)
+    name = type(stock).__name__.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
+    return Subjects(rigpt, stock, f"stock {'GPT-2' if name == 'GPT2' else name}", tokenizer)
+
+
+def obtain(source: str, argument: str, **options: Any) -> Any:
+    """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
+    try:
+        with quiet_loading():
+            return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options).eval()
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def tokenizer_for(model: str, revision: str | None) -> Any:
+    """The tokenizer of a folder or Hub id; a `ValueError` that says what to do if it has none."""
+    with suppress(OSError, ValueError, ImportError, KeyError):
+        tokenizer = AutoTokenizer.from_pretrained(model, **({"revision": revision} if revision else {}))
+        if tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
+            return tokenizer
+    raise ValueError(
+        f"`model` must come with its tokenizer, got {model!r}, which has none that loads here. Save it beside the "
+        "weights with `tokenizer.save_pretrained`."
+    )
+
+
+def exported(rigpt: Any, model: str) -> Any:
+    """The stock model that a RiGPT computes the function of."""
+    reasons = []
+    for target in TARGETS:
+        try:
+            return export_model(rigpt, target).eval()
+        except ValueError as error:
+            reasons.append(f"not {target} ({error})")
+    raise ValueError(
+        f"`baseline` must be given for {model!r}, which no stock model computes: {' '.join(' '.join(reasons).split())}"
+    )
+
+
+def check_vocabulary(rigpt: Any, stock: Any, tokenizer: Any, baseline: str):
+    """A `ValueError` if the tokens of the RiGPT mean something else, or nothing, to the baseline."""
+    advice = "Take the model that the RiGPT was made from, or one with its tokenizer."
+    sizes = [model.config.vocab_size for model in (rigpt, stock)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"`baseline` must have {sizes[0]} tokens, got {sizes[1]} in {baseline!r}. {advice}")
+    try:
+        theirs = tokenizer_for(baseline, None).get_vocab()
+    except ValueError:
+        return
+    if theirs != tokenizer.get_vocab():
+        raise ValueError(f"`baseline` must have the tokenizer of the RiGPT, got another in {baseline!r}. {advice}")
+
+
+def turn_rigpt(model: Any, rotation: torch.Tensor) -> Any:
+    """A copy of a RiGPT whose stream is turned by `rotation` `[d, d]`."""
+    return GaugeTransformation(model.config, {"stream": rotation[None]})(model)
+
+
+@torch.no_grad()
+def observe(model: Any, input_ids: torch.Tensor) -> State:
+    """What a model makes of `input_ids` `[1, tokens]`."""
+    output = model(input_ids, logits_to_keep=1, output_hidden_states=True, use_cache=False)
+    return State(output.logits[0, -1].double().softmax(dim=-1), torch.cat(output.hidden_states))
+
+
+def total_variation(p: torch.Tensor, q: torch.Tensor) -> float:
+    """`Σ |p - q| / 2` of two distributions `[V]`: the largest difference in the probability of any event."""
+    return 0.5 * (p - q).abs().sum().item()
+
+
+def largest_angle(skew: torch.Tensor) -> float:
+    """The largest angle, in degrees, that `exp(skew)` turns a plane by: `skew`'s largest singular value."""
+    return math.degrees(torch.linalg.matrix_norm(skew, ord=2).item())
+
+
+def check_t(t: float) -> float:
+    """A `ValueError` unless `t` is on the path."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"`t` must be between 0 (no rotation) and 1 (the whole one), got {t}.")
+    return float(t)
+
+
+def check_seed(seed: int) -> int:
+    """A `ValueError` unless `seed` can seed a generator."""
+    if seed is None or int(seed) != seed or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"`seed` must be a whole number between 0 and {MAX_SEED}, got {seed}.")
+    return int(seed)
+
+
+def remember(memory: OrderedDict, key: Any, value: Any):
+    """Put into a memory that forgets what was asked for longest ago."""
+    memory[key] = value
+    if len(memory) > REMEMBERED_VIEWS:
+        memory.popitem(last=False)

@@ -1,0 +1,142 @@
+"""A RiGPT and a stock model while the hidden space of both turns by the same random rotation."""
+
+import html
+import json
+import os
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from rigpt_hf.publishing.rotation_pictures import draw_layer, draw_layers, draw_probabilities, likeliest
+from rigpt_hf.publishing.rotation_view import MAX_SEED, Pair, RotationView, View, load_subjects
+
+
+SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
+# Another model than the one of the settings, such as a folder on the machine where one tries this.
+LOCAL = os.environ.get("RIGPT_SPACE_MODEL")
+BASELINE = os.environ.get("RIGPT_SPACE_BASELINE", None if LOCAL else SETTINGS["baseline"])
+
+subjects = load_subjects(
+    LOCAL or SETTINGS["model"], revision=None if LOCAL else SETTINGS["revision"], baseline=BASELINE
+)
+views = RotationView(subjects)
+
+INTRODUCTION = f"""# {SETTINGS["title"]}
+
+Every matrix of both models that writes into the hidden space is turned by **one random rotation**, and every matrix
+that reads it is turned back. RiGPT prefers no basis, so its distribution over the next token **stands still**. The
+norms of {subjects.stock_name} act on single coordinates, cannot turn along, and its distribution **falls apart**.
+"""
+# The angle stays in sight above the pictures.
+CSS = """
+.gradio-container { overflow: clip !important; }
+.form:has(> #angle) { position: sticky; top: 0; z-index: 20; }
+.readout { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.readout > div { border: 1px solid var(--border-color-primary); border-left: 6px solid; border-radius: 8px;
+  padding: 10px 16px; }
+.readout .rigpt { border-left-color: #1b6ca8; }
+.readout .stock { border-left-color: #c8553d; }
+.readout strong { font-size: 1.7em; font-variant-numeric: tabular-nums; }
+.readout small { font-size: 0.95em; opacity: 0.8; }
+@media (max-width: 640px) { .readout { grid-template-columns: 1fr; } }
+"""
+
+
+def readable(function):
+    """What was asked for wrongly, as a message on the page."""
+
+    @wraps(function)
+    def wrapped(*inputs):
+        try:
+            return function(*inputs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return wrapped
+
+
+def card(pair: Pair, kind: str) -> str:
+    before, now = (likeliest(state.probabilities)[0].item() for state in (pair.before, pair.now))
+    was, is_now = (html.escape(repr(subjects.tokenizer.decode([token]))) for token in (before, now))
+    shares = (pair.before.probabilities[before].item(), pair.now.probabilities[now].item())
+    return (
+        f'<div class="{kind}">{html.escape(pair.name)}<br>'
+        f'<strong id="{kind}-distance">{pair.distance:.6f}</strong> total variation distance<br>'
+        f"<small>likeliest: <code>{was}</code> {shares[0]:.0%} before, "
+        f"<code>{is_now}</code> {shares[1]:.0%} now</small></div>"
+    )
+
+
+def readout(view: View) -> str:
+    return f'<div class="readout">{card(view.rigpt, "rigpt")}{card(view.stock, "stock")}</div>'
+
+
+def turned_by(view: View) -> str:
+    return (
+        f"Turned by up to **{view.angle:.1f}°** of {view.largest_angle:.1f}° "
+        f"(the plane that turns furthest, of {subjects.rigpt.config.hidden_size // 2})"
+    )
+
+
+@readable
+def show(prompt: str, t: float, seed: int, layer: float):
+    view = views.at(prompt, t, seed)
+    return (
+        turned_by(view),
+        readout(view),
+        draw_probabilities(view, subjects.tokenizer),
+        draw_layer(view, int(layer)),
+        draw_layers(view),
+    )
+
+
+@readable
+def show_layer(prompt: str, t: float, seed: int, layer: float):
+    return draw_layer(views.at(prompt, t, seed), int(layer))
+
+
+with gr.Blocks(title=SETTINGS["title"], analytics_enabled=False) as demo:
+    gr.Markdown(INTRODUCTION)
+    with gr.Row(equal_height=True):
+        prompt = gr.Textbox(
+            SETTINGS["prompt"], label="Prompt", scale=4, max_lines=1, submit_btn=True, elem_id="prompt"
+        )
+        seed = gr.Number(
+            0, label="Seed of the rotation", precision=0, minimum=0, maximum=MAX_SEED, scale=1, min_width=140
+        )
+    t = gr.Slider(0, 1, 0, step=0.01, label="Angle: from no rotation (0) to the whole random one (1)", elem_id="angle")
+    degrees = gr.Markdown()
+    distances = gr.HTML(padding=False)
+    probabilities = gr.Plot(show_label=False, elem_id="probabilities")
+    with gr.Accordion("Inside: the hidden states turn in both models"):
+        gr.Markdown(
+            "One row per token. In both models the coordinates change as they turn. In RiGPT that is all that "
+            f"happens; in {subjects.stock_name} the layers compute something else."
+        )
+        layer = gr.Slider(
+            0, views.layers, views.layers // 2, step=1, label="Layer (0: the embeddings)", elem_id="layer"
+        )
+        pictures = gr.Plot(show_label=False, elem_id="pictures")
+        by_layer = gr.Plot(show_label=False, elem_id="by-layer")
+    if not LOCAL and not BASELINE:
+        gr.Markdown(SETTINGS["sources"])
+
+    inputs, outputs = [prompt, t, seed, layer], [degrees, distances, probabilities, pictures, by_layer]
+    # While one drags, the angle that was reached last is shown next, and those passed meanwhile are not.
+    drawing: dict[str, Any] = {
+        "trigger_mode": "always_last",
+        "show_progress": "minimal",
+        "show_progress_on": [degrees],
+        "concurrency_id": "models",
+    }
+    gr.on([demo.load, t.change, seed.change, prompt.submit], show, inputs, outputs, **drawing)
+    layer.change(show_layer, inputs, pictures, **drawing)
+
+if __name__ == "__main__":
+    # Fonts of the reader's system: the page asks nothing of other hosts.
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    demo.launch(theme=theme, css=CSS, ssr_mode=False, footer_links=["gradio"])

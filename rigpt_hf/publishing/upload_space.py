@@ -1,0 +1,108 @@
+"""`publish_space`: the Space of a model that is on the Hub, in one commit."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from ..version import __version__
+from .space import FILES, TITLE, build_space
+from .upload import PublishedReport, check_repo_id, checked_token, plain_errors
+
+
+@dataclass(frozen=True)
+class SpaceReport:
+    """
+    What was published.
+
+    Args:
+        repo_id (`str`): of the Space.
+        url (`str`): where people look at it.
+        commit (`str`): that holds it.
+    """
+
+    repo_id: str
+    url: str
+    commit: str
+
+
+def publish_space(
+    model: PublishedReport,
+    repo_id: str | None = None,
+    *,
+    private: bool = False,
+    baseline: str | None = None,
+    title: str = TITLE,
+    token: str | None = None,
+    force: bool = False,
+    console: Any = None,
+) -> SpaceReport:
+    """
+    Put a Space on the Hub in which people turn a published RiGPT and a stock model by an angle; see [`build_space`].
+
+    Args:
+        model (`PublishedReport`): What [`publish`] returned; the Space loads just this commit.
+        repo_id (`str`, *optional*): Of the Space; that of the model if not given, as the two do not get in each
+            other's way.
+        private (`bool`, defaults to `False`): Make a new Space private.
+        baseline (`str`, *optional*), title (`str`): As for [`build_space`].
+        token (`str`, *optional*): As for [`publish`].
+        force (`bool`, defaults to `False`): Whether another kind of Space may be overwritten.
+        console (`rich.console.Console`, *optional*): To say what is being done.
+
+    Raises:
+        ValueError: if the model has no tokenizer, the Space is somebody's other one, or the Hub refuses.
+    """
+    repo_id = repo_id or model.repo_id
+    check_repo_id(repo_id)
+    check_tokenizer(file.path for file in model.files)
+    token = checked_token(token)
+    api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
+    with tempfile.TemporaryDirectory() as place:
+        folder = build_space(
+            Path(place) / "space",
+            repo_id=model.repo_id,
+            model=model.repo_id,
+            revision=model.commit,
+            baseline=baseline,
+            title=title,
+        )
+        with plain_errors(repo_id, token, api.endpoint):
+            _check_existing(api, repo_id, force)
+            api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+        if console is not None:
+            console.print(f"Sending the Space to {repo_id}")
+        with plain_errors(repo_id, token, api.endpoint, sending=True):
+            commit = api.create_commit(
+                repo_id,
+                [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
+                repo_type="space",
+                commit_message=f"Show {model.repo_id} at {model.commit[:8]}",
+            )
+    return SpaceReport(repo_id, f"{api.endpoint}/spaces/{repo_id}", commit.oid)
+
+
+def check_tokenizer(names: Any) -> None:
+    """A `ValueError` if none of these files is a tokenizer's."""
+    if not any(name.startswith(("tokenizer", "vocab")) for name in names):
+        raise ValueError(
+            "`space` needs a model with its tokenizer, got a folder without one. Save the tokenizer there, or leave "
+            "`--space` out."
+        )
+
+
+def _check_existing(api: HfApi, repo_id: str, force: bool) -> None:
+    try:
+        info = api.space_info(repo_id)
+    except RepositoryNotFoundError:
+        return
+    names = {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes"}
+    # Ours has settings of its own; an app without them is somebody's.
+    if names and not names >= FILES and not force:
+        raise ValueError(
+            f"`space` must be new, or one of these Spaces to update, got {repo_id!r}, which holds "
+            f"{sorted(names)[0]!r} and no settings of ours. Name another, or pass `force=True` to overwrite its app."
+        )

@@ -1,0 +1,417 @@
+"""The Space: what it computes, the folder of it, and the page in a browser."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import SpaceCard
+from PIL import Image
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.publishing.rotation_pictures import draw_layer, draw_layers, draw_probabilities, layer_pictures, plain
+from rigpt_hf.publishing.rotation_view import RotationView, View, load_subjects, turn_rigpt
+from rigpt_hf.publishing.space import GRADIO, build_space
+from rigpt_hf.symmetry import GaugeTransformation, haar
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+from tests.model.agreement import difference
+from tests.models import tiny_model
+from tests.tolerances import SYMMETRY
+
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = "<s> The capital of France is Paris a city in Europe and it was not red blue house cat dog river two $x$ <b>"
+PROMPT = "The capital of France is"
+FALLEN_APART = 0.05  # total variation distance of what did not stand still, at least
+SHOWN = 1e-4  # and of what did, on the page
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """`stock`: a GPT-2 with a tokenizer. `rigpt`: converted from it. `alone`: that without a tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+    words = [word if index < 2 else f" {word}" for index, word in enumerate(WORDS.split())]
+    tokenizer = word_tokenizer(words + [f" w{index}" for index in range(61 - len(words))])
+    stock = tiny_gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = convert_model(stock)
+    for folder, each in (("stock", stock), ("rigpt", model), ("alone", model)):
+        each.save_pretrained(root / folder)
+        if folder != "alone":
+            tokenizer.save_pretrained(root / folder)
+    return root
+
+
+@pytest.fixture(scope="module")
+def views(folders) -> RotationView:
+    return RotationView(load_subjects(str(folders / "rigpt"), baseline=str(folders / "stock")))
+
+
+@pytest.fixture(scope="module")
+def turned(views) -> View:
+    return views.at(PROMPT, 1.0)
+
+
+# What is computed
+
+
+def test_rigpt_stands_still_and_stock_gpt2_falls_apart(turned):
+    rigpt, stock = turned.rigpt, turned.stock
+    assert difference(rigpt.now.probabilities, rigpt.before.probabilities) <= SYMMETRY[torch.float32]
+    assert rigpt.distance <= SYMMETRY[torch.float32]
+    assert stock.distance > FALLEN_APART
+    for pair in (rigpt, stock):
+        assert pair.before.probabilities.sum().item() == pytest.approx(1)
+    assert difference(stock.before.probabilities, rigpt.before.probabilities) <= SYMMETRY[torch.float32]
+
+
+def test_the_export_falls_apart_too(folders):
+    subjects = load_subjects(str(folders / "rigpt"))
+    view = RotationView(subjects).at(PROMPT, 1.0)
+    assert subjects.stock_name == "stock GPT-2"
+    assert view.rigpt.distance <= SYMMETRY[torch.float32] and view.stock.distance > FALLEN_APART
+
+
+def test_nothing_changes_where_nothing_is_turned(views, turned):
+    view = views.at(PROMPT, 0.0)
+    for pair, there in ((view.rigpt, turned.rigpt), (view.stock, turned.stock)):
+        assert torch.equal(pair.now.probabilities, pair.before.probabilities) and pair.distance == 0
+        assert torch.equal(pair.now.hidden_states, pair.before.hidden_states)
+        assert pair.departures == [0.0] * 3 and view.angle == 0
+        assert torch.equal(pair.before.probabilities, there.before.probabilities)
+        assert not torch.equal(there.now.probabilities, there.before.probabilities)
+
+
+def test_pictures_of_every_layer_change_in_both_and_only_rigpt_turned_along(turned):
+    for pair in (turned.rigpt, turned.stock):
+        for layer in range(3):
+            before, now = layer_pictures(pair, layer)
+            assert before.shape == (len(turned.tokens), 32)
+            assert difference(now, before) > FALLEN_APART
+        assert min(pair.changes) > FALLEN_APART
+    assert max(turned.rigpt.departures) <= SYMMETRY[torch.float32]
+    assert max(turned.stock.departures) > FALLEN_APART
+
+
+def test_the_path_is_the_geodesic_of_the_symmetry(views):
+    g = GaugeTransformation(
+        views.subjects.rigpt.config, {"stream": haar(32, torch.Generator().manual_seed(3), special=True)[None]}
+    )
+    for t in (0.3, 1.0):
+        view = views.at(PROMPT, t, seed=3)
+        assert difference(view.rigpt.rotation, g.at(t).elements["stream"][0]) <= SYMMETRY[torch.float64]
+        assert view.angle == pytest.approx(t * view.largest_angle) and 90 < view.largest_angle <= 180
+        assert torch.equal(view.rigpt.rotation, view.stock.rotation)
+    assert difference(views.at(PROMPT, 1.0, seed=4).rigpt.rotation, view.rigpt.rotation) > FALLEN_APART
+
+
+def test_the_models_really_turn(views, turned):
+    model = views.subjects.rigpt
+    moved = [
+        difference(after, before)
+        for before, after in zip(
+            model.parameters(), turn_rigpt(model, turned.rigpt.rotation).parameters(), strict=True
+        )
+        if before.any()
+    ]
+    assert max(moved) > FALLEN_APART
+
+
+def test_what_was_computed_is_kept(views, monkeypatch):
+    view = views.at(PROMPT, 0.7)
+    monkeypatch.setattr("rigpt_hf.publishing.rotation_view.observe", None)
+    assert views.at(PROMPT, 0.7) is view
+    with pytest.raises(TypeError):
+        views.at(PROMPT, 0.71)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PROMPT, 1.5, 0), "`t` must be between 0 .no rotation. and 1 .the whole one., got 1.5."),
+        ((PROMPT, 0.5, -1), "`seed` must be a whole number between 0 and 2147483647, got -1."),
+        ((PROMPT, 0.5, None), "`seed` must be a whole number between 0 and 2147483647, got None."),
+        (("", 0.5, 0), "`prompt` must have 1 to 64 tokens, got 0. Write another one."),
+        ((" it" * 65, 0.5, 0), "`prompt` must have 1 to 64 tokens, got 65. Write a shorter one."),
+    ],
+    ids=["angle", "seed", "no-seed", "empty", "long"],
+)
+def test_what_cannot_be_shown_is_refused(views, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        views.at(*arguments)
+
+
+def test_models_that_cannot_be_shown_are_refused(folders, tmp_path):
+    rigpt, stock, alone = (str(folders / name) for name in ("rigpt", "stock", "alone"))
+    with pytest.raises(ValueError, match="`model` must come with its tokenizer, got .*alone.*`tokenizer.save_pretr"):
+        load_subjects(alone)
+    with pytest.raises(ValueError, match="`model` must be a RiGPT, got .*stock.* of model type 'gpt2'. Convert it"):
+        load_subjects(stock)
+    with pytest.raises(ValueError, match="`model` must be the folder of a saved model or the id .*, got .*absent"):
+        load_subjects(str(tmp_path / "absent"))
+    tiny_gpt2(vocab_size=60).save_pretrained(tmp_path / "smaller")
+    with pytest.raises(ValueError, match="`baseline` must have 61 tokens, got 60 in .*smaller"):
+        load_subjects(rigpt, baseline=str(tmp_path / "smaller"))
+    other = tmp_path / "other"
+    tiny_gpt2().save_pretrained(other)
+    word_tokenizer(["<s>", *(f"v{index}" for index in range(60))]).save_pretrained(other)
+    with pytest.raises(ValueError, match="`baseline` must have the tokenizer of the RiGPT, got another in .*other"):
+        load_subjects(rigpt, baseline=str(other))
+    shutil.copytree(rigpt, tmp_path / "distance")
+    tiny_model(dtype=torch.float32, attention_score="distance").save_pretrained(tmp_path / "distance")
+    with pytest.raises(ValueError, match="`baseline` must be given for .*distance.*, which no stock model computes"):
+        load_subjects(str(tmp_path / "distance"))
+
+
+# Pictures
+
+
+def test_pictures_are_drawn(views, turned):
+    start = views.at(PROMPT, 0.0)
+    drawings = {
+        "probabilities": lambda view: draw_probabilities(view, views.subjects.tokenizer),
+        "layer": lambda view: draw_layer(view, 1),
+        "layers": draw_layers,
+    }
+    for name, draw in drawings.items():
+        first, second, again = (rendered(draw(view)) for view in (start, turned, start))
+        assert first.shape == second.shape and (first != second).any(), name
+        assert torch.equal(first, again), name
+    assert (rendered(draw_layer(turned, 0)) != rendered(draw_layer(turned, 1))).any()
+    with pytest.raises(ValueError, match="`layer` must be between 0 .the embeddings. and 2, got 3"):
+        draw_layer(turned, 3)
+
+
+def test_tokens_are_labels_and_not_formulas(views):
+    assert plain(" $x$\n") == r"·\$x\$\n"
+    view = views.at("The $x$ <b> $x$", 0.0)
+    assert (rendered(draw_layer(view, 1)) < 255).any()
+
+
+def rendered(figure) -> torch.Tensor:
+    """The pixels of a figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8).clone()
+
+
+# The folder
+
+
+def test_the_folder_is_a_space(tmp_path):
+    space = build_space(
+        tmp_path / "deep" / "space",
+        repo_id="someone/rigpt",
+        model="someone/rigpt",
+        revision="0123abc",
+        baseline="openai-community/gpt2",
+        title='A "title": with $signs',
+    )
+    assert {path.name for path in space.iterdir()} == {"README.md", "app.py", "requirements.txt", "settings.json"}
+    assert not list(space.parent.glob(".*"))
+    card = SpaceCard.load(space / "README.md")
+    assert (card.data.sdk, card.data.sdk_version, card.data.app_file) == ("gradio", GRADIO, "app.py")
+    assert card.data.title == 'A "title": with $signs' and card.data.python_version == "3.11"
+    assert card.data.models == ["someone/rigpt", "openai-community/gpt2"]
+    assert len(card.data.short_description) <= 60  # the Hub refuses longer ones
+    assert "$" not in card.text.replace("$signs", "") and "`0123abc`" in card.text
+    settings = json.loads((space / "settings.json").read_text(encoding="utf-8"))
+    assert settings["model"] == "someone/rigpt" and settings["revision"] == "0123abc"
+    assert settings["baseline"] == "openai-community/gpt2"
+    compile((space / "app.py").read_text(encoding="utf-8"), "app.py", "exec")
+
+
+def test_requirements_are_pinned(tmp_path):
+    space = build_space(tmp_path / "space", repo_id="someone/rigpt", model="someone/rigpt")
+    pins = dict(line.split("==") for line in (space / "requirements.txt").read_text().splitlines())
+    assert {"rigpt-hf", "torch", "transformers", "huggingface_hub", "matplotlib"} <= set(pins)
+    assert pins["transformers"] == version("transformers")
+    assert all(pin and "+" not in pin for pin in pins.values()), pins
+    assert "gradio" not in pins  # the Space installs `sdk_version`
+
+
+def test_the_pinned_gradio_is_the_tested_one():
+    try:
+        installed = version("gradio")
+    except PackageNotFoundError:
+        pytest.skip("needs gradio")
+    assert installed == GRADIO
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"repo_id": "a/b/c"}, "`repo_id` must be the id of a model on the Hub such as `someone/rigpt`, got 'a/b/c'"),
+        ({"model": "runs/my model"}, "`model` must be the id .*, got 'runs/my model'. A Space cannot read folders"),
+        ({"baseline": "gpt2--x"}, "`baseline` must be the id of a model on the Hub"),
+        ({"repo_id": ""}, "`repo_id` must be the id of a model on the Hub such as `someone/rigpt`, got ''"),
+        ({"revision": "a b"}, "`revision` must be a branch, tag or commit, got 'a b'. Give the commit to be sure."),
+        ({"revision": ""}, "`revision` must be a branch, tag or commit, got ''"),
+        ({"title": "two\nlines"}, "`title` must be one line with something in it, got 'two.nlines'"),
+        ({"prompt": " "}, "`prompt` must be one line with something in it, got ' '"),
+    ],
+    ids=["repo-id", "folder", "baseline", "empty", "revision", "no-revision", "title", "prompt"],
+)
+def test_what_is_no_space_is_refused(changed, message, tmp_path):
+    arguments = {"repo_id": "someone/rigpt", "model": "someone/rigpt"} | changed
+    with pytest.raises(ValueError, match=message):
+        build_space(tmp_path / "space", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    ids, output = {"repo_id": "someone/rigpt", "model": "someone/rigpt"}, tmp_path / "space"
+    build_space(output, **ids, title="First")
+    with pytest.raises(ValueError, match="`output` holds a Space already, got .*`force=True` to replace it"):
+        build_space(output, **ids, title="Second")
+    assert "First" in (output / "README.md").read_text()
+    build_space(output, **ids, title="Second", force=True)
+    assert "Second" in (output / "README.md").read_text()
+    (output / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="`output` must be absent, empty or an earlier Space and nothing else"):
+        build_space(output, **ids, force=True)
+    with pytest.raises(ValueError, match="`output` must be a folder, got the file"):
+        build_space(output / "mine.txt", **ids, force=True)
+    assert (output / "mine.txt").read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+# The page
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium that finds no host but this one, and logs what it asks for."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip(f"needs {'chromedriver' if chromium else 'chromium'}")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--no-proxy-server",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--window-size=1280,2000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(folders, tmp_path):
+    """The address of the app, as `python app.py` serves it."""
+    pytest.importorskip("gradio", reason="needs gradio")
+    space = build_space(tmp_path / "space", repo_id="someone/rigpt", model="someone/rigpt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "RIGPT_SPACE_MODEL": str(folders / "rigpt"),
+        "RIGPT_SPACE_BASELINE": str(folders / "stock"),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    log = tmp_path / "app.log"
+    with log.open("w") as lines:
+        app = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=space, env=environment, stdout=lines, stderr=subprocess.STDOUT
+        )
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
+        while not answers(address):
+            assert app.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield address
+    finally:
+        app.terminate()
+        try:
+            app.wait(20)
+        except subprocess.TimeoutExpired:
+            app.kill()
+            app.wait()
+
+
+def answers(address: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(address, timeout=10).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(browser, page, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, 60)
+
+    def shown(kind: str) -> float:
+        found = browser.find_elements(By.ID, f"{kind}-distance")
+        return float(found[0].text or "nan") if found else float("nan")
+
+    def picture(name: str) -> str:
+        """The source of a picture that is there with a size."""
+        image = wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, f"#{name} img"))[0]
+        wait.until(lambda _: int(image.get_property("naturalWidth")) > 500 and image.size["height"] > 100)
+        return image.get_attribute("src")
+
+    browser.get(page)
+    wait.until(lambda _: shown("stock") == 0)
+    before = {name: picture(name) for name in ("probabilities", "pictures", "by-layer")}
+    assert shown("rigpt") == 0
+
+    slider = browser.find_element(By.CSS_SELECTOR, "#angle input[type=range]")
+    slider.send_keys(Keys.END)
+    wait.until(lambda _: shown("stock") > FALLEN_APART)
+    assert shown("rigpt") <= SHOWN
+    for name, source in before.items():
+        wait.until(lambda _, name=name, source=source: picture(name) != source)
+    whole = shown("stock")
+
+    layer = picture("pictures")
+    browser.find_element(By.CSS_SELECTOR, "#layer input[type=range]").send_keys(Keys.HOME)
+    wait.until(lambda _: picture("pictures") != layer)
+    screenshot = tmp_path / "space.png"
+    assert browser.save_screenshot(str(screenshot)) and Image.open(screenshot).size[0] >= 1200
+
+    for _ in range(60):
+        slider.send_keys(Keys.ARROW_LEFT)
+    wait.until(lambda _: "72.0°" in browser.find_element(By.TAG_NAME, "body").text)
+    assert FALLEN_APART < shown("stock") != whole and shown("rigpt") <= SHOWN
+
+    prompt = browser.find_element(By.CSS_SELECTOR, "#prompt textarea, #prompt input")
+    turned = picture("probabilities")
+    prompt.clear()
+    prompt.send_keys("it was not a", Keys.ENTER)
+    wait.until(lambda _: picture("probabilities") != turned)
+    assert shown("rigpt") <= SHOWN
+    prompt.send_keys(" it" * 65, Keys.ENTER)
+    wait.until(lambda _: "`prompt` must have 1 to 64 tokens" in browser.find_element(By.TAG_NAME, "body").text)
+
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
+    ]
+    assert any(url.startswith(page) for url in asked)
+    assert not [url for url in asked if url.startswith(("http", "ws")) and not url.startswith(page)]
