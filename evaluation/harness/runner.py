@@ -147,7 +147,9 @@ def _cells(
     for task in suite.tasks:
         what = asdict(task) | {"text": texts.source["sha256"]}
         if is_together(task):
-            key = cache.key(task=asdict(task), models=list(hashes.values()), threads=torch.get_num_threads())
+            # Speed depends on the machine, and on nothing that the models read.
+            machine = writing.hardware(next(iter(subjects.values())).device)
+            key = cache.key(task=asdict(task), models=list(hashes.values()), machine=machine)
             yield Cell(
                 task.name,
                 tuple(subjects),
