@@ -167,6 +167,9 @@ def main(
     finished: Annotated[
         bool, typer.Option("--finished", help="Train nothing: report the runs that are done.")
     ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Candidate that final losses are held against.", show_default="none")
+    ] = None,
     summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
     figure: Annotated[Path | None, typer.Option(help="File for the curves, PNG.", show_default="in `output`")] = None,
 ):
@@ -193,7 +196,9 @@ def main(
     results = {name: runs for name, runs in results.items() if runs}
     if not results:
         raise typer.BadParameter(f"`finished` needs runs that are done in {str(output)!r}, got none. Leave it out.")
-    show(results)
+    if reference is not None and reference not in results:
+        raise typer.BadParameter(f"`reference` must be a candidate with runs, got {reference!r}.")
+    show(results, reference)
     plot(results, figure or output / "losses.png")
     if summary is not None:
         summary.parent.mkdir(parents=True, exist_ok=True)
@@ -204,13 +209,12 @@ def main(
         temporary.replace(summary)
 
 
-def show(results: dict[str, list[dict[str, Any]]]) -> None:
-    """A table of medians with ranges; tokens are relative to the whole of a stock GPT-2's."""
+def show(results: dict[str, list[dict[str, Any]]], reference: str | None = None) -> None:
+    """A table of means with intervals; tokens are relative to the whole of a stock GPT-2's."""
     baseline = results.get("stock-gpt2")
     goal = statistics.mean(run["final_loss"] for run in baseline) if baseline else math.nan
-    table = Table(
-        "candidate", "parameters", "rate", "final loss", "tokens to GPT-2's loss", "largest |kurtosis|", "time"
-    )
+    columns = ["candidate", "parameters", "rate", "final loss", "tokens to GPT-2's loss", "largest |kurtosis|", "time"]
+    table = Table(*columns, *([f"less {reference}"] if reference else []))
     for name, runs in results.items():
         shares = [tokens_to_reach(run, goal) / (run["steps"] * run["tokens_per_step"]) for run in runs]
         table.add_row(
@@ -221,8 +225,15 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
             spread(shares, "{:.1%}"),
             spread([max(map(abs, run["kurtosis"])) for run in runs], "{:.2f}"),
             spread([run["seconds"] for run in runs], "{:.0f} s"),
+            *([spread(differences(runs, results[reference]), "{:+.3f}")] if reference else []),
         )
     Console().print(table)
+
+
+def differences(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+    """Final losses less those of other runs with the same seeds; NaN if there is no seed that both have."""
+    final = {run["seed"]: run["final_loss"] for run in others}
+    return [run["final_loss"] - final[run["seed"]] for run in runs if run["seed"] in final] or [math.nan]
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -248,7 +259,7 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def spread(values: list[float], form: str) -> str:
     """Mean and 95 % confidence interval (Student's t), as text; the value alone if there is one."""
     if any(math.isnan(value) for value in values):
-        return "not reached"
+        return "–"
     mean: Callable[[list[float]], float] = statistics.mean
     if len(values) == 1:
         return form.format(values[0])

@@ -50,6 +50,14 @@ def test_tokens_to_reach_a_loss():
     assert math.isnan(compare.tokens_to_reach(result, 2.0))
 
 
+def test_differences_are_those_of_the_same_seeds():
+    runs = [{"seed": 0, "final_loss": 3.0}, {"seed": 2, "final_loss": 3.5}]
+    others = [{"seed": 2, "final_loss": 3.0}, {"seed": 1, "final_loss": 9.0}]
+    assert compare.differences(runs, others) == [0.5]
+    assert math.isnan(compare.differences(runs, others[1:])[0])
+    assert compare.spread(compare.differences(runs, others[1:]), "{:+.3f}") == "–"
+
+
 def test_every_candidate_is_a_model_with_rates_of_its_own():
     sizes = {}
     for name, candidate in candidates.CANDIDATES.items():
