@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+import rigpt_hf
+from rigpt_hf.conversion.certificate import library_versions
 from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.training import diagnostics
 
 from .. import measures
 from ..measures.subjects import Subject
@@ -24,17 +27,27 @@ def fingerprint(subject: Subject) -> str:
     # Where a model lies and what saved it say nothing about what it computes.
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    backend = getattr(subject.tokenizer, "backend_tokenizer", None)
-    digest.update(b"" if backend is None else backend.to_str().encode())
+    digest.update(tokenizer_fingerprint(subject.tokenizer).encode())
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """What a tokenizer makes of text, as text; nothing if there is none."""
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else backend.to_str()
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    return json.dumps([rules, special, type(tokenizer).__name__], sort_keys=True, default=str)
 
 
 @cache
 def code_fingerprint() -> str:
-    """SHA-256 of the code that measures."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(measures.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    """SHA-256 of all code of this package that a measurement may run, and of the libraries' versions."""
+    digest = hashlib.sha256(json.dumps(library_versions()).encode())
+    for folder in (Path(rigpt_hf.__file__), Path(measures.__file__), Path(__file__), Path(diagnostics.__file__)):
+        for path in sorted(folder.parent.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

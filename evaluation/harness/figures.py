@@ -1,6 +1,7 @@
 """Pictures of results, as SVG that stands in a page."""
 
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,26 +15,28 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00")
 STYLES = {"identity": "-", "haar": "--", "hadamard": ":", "pca": "-."}
 SIZE = (6.4, 3.6)
-Draw = Callable[[Axes, dict[str, Any], list[str]], None]
+# Models that have a result, and the colour of each.
+Names = dict[str, str]
+Draw = Callable[[Axes, dict[str, Any], Names], None]
 
 
-def _layers(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
+def _layers(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """Kurtosis of the stream, layer by layer."""
-    for colour, name in zip(COLOURS, names, strict=False):
+    for name, colour in names.items():
         stream = task["models"][name]["stream"]
         for key, style, label in (("all", "-", name), ("without_first", ":", f"{name}, without the first position")):
-            values = [each[key].get("per_token", {}).get("excess_kurtosis") for each in stream]
+            values = [number(each[key].get("per_token", {}).get("excess_kurtosis")) for each in stream]
             axes.plot(range(len(values)), values, style, marker="o", markersize=3, color=colour, label=label)
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=1)
     axes.set(xlabel="layer (0: embeddings)", ylabel="excess kurtosis per token")
 
 
-def _rounding(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
+def _rounding(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """What rounding costs, scheme by scheme."""
-    for colour, name in zip(COLOURS, names, strict=False):
+    for name, colour in names.items():
         for frame, schemes in task["models"][name]["rounded"].items():
-            values = [max(each["increase"], 0) for each in schemes.values()]
+            values = [max(number(each["increase"]), 0) for each in schemes.values()]
             label = name if len(task["models"][name]["rounded"]) == 1 else f"{name}, {frame}"
             axes.plot(list(schemes), values, STYLES[frame], marker="o", markersize=4, color=colour, label=label)
     axes.set_yscale("symlog", linthresh=1e-3)
@@ -41,11 +44,12 @@ def _rounding(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
     axes.set(xlabel="bits of weights and activations", ylabel="increase of the loss (nats per token)")
 
 
-def _speed(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
+def _speed(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """Speeds relative to the last model's."""
     labels = {"prefill_tokens_per_second": "prefill", "decode_tokens_per_second": "decoding"}
-    last = task["models"][names[-1]]
-    for index, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+    last_name = list(names)[-1]
+    last = task["models"][last_name]
+    for index, (name, colour) in enumerate(names.items()):
         places = [place + 0.8 * index / len(names) for place in range(len(labels))]
         values = [task["models"][name][key]["median"] / last[key]["median"] for key in labels]
         bounds = [
@@ -58,34 +62,34 @@ def _speed(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
         axes.bar(places, values, 0.36, yerr=bounds, capsize=4, color=colour, label=name)
     axes.set_xticks([place + 0.2 * (len(names) - 1) for place in range(len(labels))], list(labels.values()))
     axes.axhline(1, color="0.5", linewidth=0.8)
-    axes.set(ylabel=f"speed, {names[-1]} = 1")
+    axes.set(ylabel=f"speed, {last_name} = 1")
 
 
-def _errors(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
+def _errors(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """Gauge errors, frame by frame."""
     markers = ("o", "s", "^", "D")
-    for colour, name in zip(COLOURS, names, strict=False):
+    for name, colour in names.items():
         errors = task["models"][name]["errors"]
         for marker, dtype in zip(markers, next(iter(errors.values())), strict=False):
-            values = [each[dtype]["largest"] for each in errors.values()]
+            values = [number(each[dtype]["largest"]) for each in errors.values()]
             axes.plot(list(errors), values, marker, color=colour, label=f"{name}, {dtype}", fillstyle="none")
     axes.set_yscale("log")
     axes.tick_params(axis="x", labelrotation=30)
     axes.set(ylabel="max |Δlogit| / max |logit|")
 
 
-def _values(axes: Axes, task: dict[str, Any], names: list[str]) -> None:
+def _values(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """The numbers that were tested, with their intervals."""
     tested = [each for each in task["quantities"] if any("low" in value for value in each["models"].values())]
     for index, name in enumerate(names):
         shown = [(place, each["models"][name]) for place, each in enumerate(tested) if name in each["models"]]
         places = [place + 0.2 * index for place, _ in shown]
-        values = [each["value"] for _, each in shown]
+        values = [number(each["value"]) for _, each in shown]
         bounds = [
-            [each["value"] - each.get("low", each["value"]) for _, each in shown],
-            [each.get("high", each["value"]) - each["value"] for _, each in shown],
+            [abs(number(each["value"]) - number(each.get(end, each["value"]))) for _, each in shown]
+            for end in ("low", "high")
         ]
-        axes.errorbar(values, places, xerr=bounds, fmt="o", capsize=4, color=COLOURS[index], label=name)
+        axes.errorbar(values, places, xerr=bounds, fmt="o", capsize=4, color=names[name], label=name)
     axes.set_yticks(
         [place + 0.1 * (len(names) - 1) for place in range(len(tested))], [each["name"] for each in tested]
     )
@@ -105,14 +109,21 @@ DRAWINGS: dict[str, tuple[str, Draw]] = {
 }
 
 
-def figure(task: dict[str, Any]) -> tuple[str, str] | None:
+def number(value: float | None) -> float:
+    """A number that a picture leaves out if there is none."""
+    return math.nan if value is None else value
+
+
+def figure(task: dict[str, Any], models: list[str]) -> tuple[str, str] | None:
     """
     The picture of one task: its title and its SVG; `None` where there is nothing to draw.
 
     Args:
         task (`dict`): An entry of the results.
+        models (`list[str]`): All models of the results, so that each has its colour in all pictures.
     """
-    names = list(task["models"])
+    colours = dict(zip(models, COLOURS, strict=False))
+    names = {name: colours[name] for name in task["models"]}
     title, draw = DRAWINGS[task["metric"]]
     if not names or (
         draw is _values and not any("low" in v for q in task["quantities"] for v in q["models"].values())

@@ -30,7 +30,7 @@ def as_html(results: dict[str, Any]) -> str:
     }
     pictures = {}
     for task in results["tasks"]:
-        drawn = figure(task)
+        drawn = figure(task, list(results["models"]))
         if drawn is not None:
             # Made here from numbers; names in it are escaped by the library that draws.
             pictures[task["task"]] = {"title": drawn[0], "svg": Markup(drawn[1])}

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,16 @@ def build(
             if result is None:
                 entry["errors"] |= dict.fromkeys(cell.models, errors.get(cell.key, "not measured"))
             elif task and is_together(task):
-                for model in cell.models:
-                    per_model[model] = result["models"][model] | {"protocol": result["protocol"]}
-                    per_model[model]["ratios"] = result["ratios"].get(model, {})
+                for index, model in enumerate(cell.models):
+                    per_model[model] = result["models"][str(index)] | {"protocol": result["protocol"]}
+                    per_model[model]["ratios"] = result["ratios"].get(str(index), {})
             else:
                 per_model[cell.models[0]] = result
         entry["models"] = {model: without_long(result) for model, result in per_model.items()}
         entry["quantities"] = _compared(task, per_model, list(subjects))
         tasks.append(entry)
     _correct(tasks)
-    return {
+    results = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": {"rigpt_hf": __version__, "commit": commit()},
@@ -84,13 +85,14 @@ def build(
         "baseline": list(subjects)[1] if len(subjects) > 1 else None,
         "tasks": tasks,
     }
+    return without_long(results)
 
 
 def _model(subject: Subject, digest: str) -> dict[str, Any]:
     config = subject.model.config
     return {
         # A folder's last part: where it lies on this machine is nobody's business.
-        "source": Path(subject.name).name if os.path.exists(subject.name) else subject.name,
+        "source": Path(subject.source).name if os.path.exists(subject.source) else subject.source,
         "type": config.model_type,
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
@@ -207,14 +209,15 @@ def write(results: dict[str, Any], output: Path) -> None:
     from .tables import as_markdown
 
     output.mkdir(parents=True, exist_ok=True)
-    texts = {
-        RESULTS: json.dumps(results, indent=2, allow_nan=False) + "\n",
-        TABLE: as_markdown(results),
-        REPORT: as_html(results),
-    }
-    for name, text in texts.items():
+    # Numbers first: should a picture fail, they are kept.
+    files: tuple[tuple[str, Callable[[], str]], ...] = (
+        (RESULTS, lambda: json.dumps(results, indent=2, allow_nan=False) + "\n"),
+        (TABLE, lambda: as_markdown(results)),
+        (REPORT, lambda: as_html(results)),
+    )
+    for name, make in files:
         temporary = temporary_sibling(output / name)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(make(), encoding="utf-8")
         temporary.replace(output / name)
 
 

@@ -1,7 +1,10 @@
 """The whole of an evaluation: models are loaded, measured task by task, compared, and the output is written."""
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,20 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
+from rich.text import Text
 
 from ..measures.subjects import Subject, subject
+from ..measures.throughput import NEW_TOKENS, PROMPT
 from . import results as writing
 from .cache import Cache, fingerprint
-from .standard_tasks import StandardOptions, check_standard_tasks, measure_standard_task
+from .standard_tasks import StandardOptions, check_standard_tasks, fingerprint_of_tasks, measure_standard_task
 from .suites import Suite, load_suite
 from .tasks import is_together, measure, measure_together
 from .texts import Texts, load_texts
+
+
+# What tables, figures, terminals and pages all show as it is.
+NAME = re.compile(r"[A-Za-z0-9][\w .,+/()-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,16 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
         ValueError: if an option is impossible, before anything is measured.
     """
     console = console or Console()
-    state = PartialState()
+    # Processes wait for each other's measurements, which may take hours.
+    state = PartialState(timeout=timedelta(days=7))
     suite = _suite(options)
     check_output(options.output)
+    check_names(options, suite)
     check_standard_tasks(options.standard_tasks, options.standard)
     texts = load_texts(suite.text)
     subjects = _subjects(options, state)
+    check_one_vocabulary(texts, subjects)
+    suite = fitted(suite, subjects)
     hashes = {name: fingerprint(each) for name, each in subjects.items()}
     cache = Cache(options.output / "cache")
     cells = list(_cells(options, suite, texts, subjects, hashes, cache))
@@ -116,7 +129,9 @@ def check_output(output: Path) -> None:
         return
     if not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
-    strange = sorted({path.name for path in output.iterdir()} - writing.MADE_HERE)
+    # What a run that was killed was writing is nobody's.
+    there = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
+    strange = sorted(there - writing.MADE_HERE)
     if strange:
         raise ValueError(
             f"`output` must be absent, empty or an earlier evaluation, got {str(output)!r} with {strange[0]!r}. Name "
@@ -126,14 +141,54 @@ def check_output(output: Path) -> None:
 
 def _subjects(options: EvaluateOptions, state: PartialState) -> dict[str, Subject]:
     device = options.device or str(state.device)
-    if options.names[0] == options.names[1]:
-        raise ValueError(f"`names` must differ, got {options.names[0]!r} twice.")
     sources = dict(zip(options.names, (options.model, options.against), strict=True))
+    # Messages go into results that are published; where a model lies on this machine is nobody's business.
     return {
-        name: subject(source, device=device, dtype=options.dtype)
+        name: replace(subject(source, device=device, dtype=options.dtype), name=name)
         for name, source in sources.items()
         if source is not None
     }
+
+
+def check_names(options: EvaluateOptions, suite: Suite) -> None:
+    """A `ValueError` if names of models or tasks are taken twice, or cannot stand in tables, figures and messages."""
+    if options.names[0] == options.names[1]:
+        raise ValueError(f"`names` must differ, got {options.names[0]!r} twice.")
+    for argument, names in (("names", options.names), ("tasks", tuple(task.name for task in suite.tasks))):
+        if strange := [name for name in names if not NAME.fullmatch(name)]:
+            raise ValueError(
+                f"`{argument}` must be letters, digits, spaces and . , + - / ( ), the first a letter or digit, got "
+                f"{strange[0]!r}."
+            )
+    if twice := {task.name for task in suite.tasks} & set(options.standard_tasks):
+        raise ValueError(f"`standard_tasks` must not be named as a task of the suite, got {sorted(twice)[0]!r}.")
+
+
+def check_one_vocabulary(texts: Texts, subjects: dict[str, Subject]) -> None:
+    """A `ValueError` if the text is token ids and models are known to mean different tokens by them."""
+    tokenizers = [each.tokenizer for each in subjects.values() if each.tokenizer is not None]
+    if texts.are_tokens and len({json.dumps(each.get_vocab(), sort_keys=True) for each in tokenizers}) > 1:
+        raise ValueError(
+            f"`text` must be words where tokenizers differ, got the token ids of {texts.source['source']!r}. Give "
+            "a text, JSONL or parquet file."
+        )
+
+
+def fitted(suite: Suite, subjects: dict[str, Subject]) -> Suite:
+    """The suite with windows and prompts that fit into every model; results say which they were."""
+    most = min((each.positions for each in subjects.values() if each.positions is not None), default=None)
+    tasks = []
+    for task in suite.tasks:
+        arguments = dict(task.arguments)
+        if most is not None and "context" in arguments:
+            arguments["context"] = min(arguments["context"], most)
+            if "stride" in arguments:
+                arguments["stride"] = min(arguments["stride"], arguments["context"])
+        if most is not None and is_together(task):
+            new = min(arguments.get("new_tokens", NEW_TOKENS), max(most // 2, 1))
+            arguments |= {"new_tokens": new, "prompt": min(arguments.get("prompt", PROMPT), max(most - new, 1))}
+        tasks.append(replace(task, arguments=arguments))
+    return replace(suite, tasks=tuple(tasks))
 
 
 def _cells(
@@ -144,6 +199,8 @@ def _cells(
     hashes: dict[str, str],
     cache: Cache,
 ) -> Iterator[Cell]:
+    # Kept without the names, which may be others the next time.
+    numbered = {str(index): each for index, each in enumerate(subjects.values())}
     for task in suite.tasks:
         what = asdict(task) | {"text": texts.source["sha256"]}
         if is_together(task):
@@ -154,7 +211,7 @@ def _cells(
                 task.name,
                 tuple(subjects),
                 key,
-                lambda batch, tick, task=task: measure_together(task, subjects, tick),
+                lambda batch, tick, task=task: measure_together(task, numbered, tick),
                 True,
             )
             continue
@@ -166,9 +223,10 @@ def _cells(
                 key,
                 lambda batch, tick, task=task, each=each: measure(task, each, texts, batch, tick),
             )
+    own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
     for standard in options.standard_tasks:
         for name, each in subjects.items():
-            key = cache.key(standard=standard, options=asdict(options.standard), model=hashes[name])
+            key = cache.key(standard=standard, options=asdict(options.standard), files=own_tasks, model=hashes[name])
             yield Cell(
                 standard,
                 (name,),
@@ -199,10 +257,11 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
                     cache.put(cell.key, cell.run(batch=batch, tick=tick))
                 except (torch.OutOfMemoryError, MemoryError):
                     errors[cell.key] = f"out of memory with `batch_size` {batch}. Give a smaller one, and run again."
-                except (ValueError, TypeError, RuntimeError, OSError) as error:
+                except Exception as error:  # one measurement must not cost the others
                     errors[cell.key] = one_line(error)
                 if cell.key in errors:
-                    console.print(f"{cell.task}, {' and '.join(cell.models)}: {errors[cell.key]}", style="red")
+                    line = f"{cell.task}, {' and '.join(cell.models)}: {errors[cell.key]}"
+                    console.print(Text(line, style="red"))
             progress.advance(bar)
     return errors
 

@@ -5,16 +5,20 @@ The standard tasks, run by EleutherAI's `lm-eval` on the very same models: LAMBA
 YAML files in a folder, which may name local data and then need no network.
 """
 
+import hashlib
 import importlib.util
+import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..measures.perplexity import exponential
 from ..measures.subjects import Subject
 
 
 # Names of metrics of `lm-eval` of which less is better.
-LESS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+LESS = ("perplexity", "log perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
         raise ValueError(f"`include_path` must be a folder of task files, got {options.include_path!r}.")
     known = _manager(options)
     for name in names:
-        if not known.match_tasks([name]):
+        # A pattern would stand for several tasks, and a result for one.
+        if known.match_tasks([name]) != [name]:
             raise ValueError(f"`standard_tasks` must be tasks that lm-eval knows, got {name!r}. See lm-eval ls tasks.")
 
 
@@ -54,6 +59,24 @@ def _manager(options: StandardOptions) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=options.include_path)
+
+
+def fingerprint_of_tasks(options: StandardOptions) -> str:
+    """SHA-256 of the task files of one's own and of the data beside them, and the version of the library."""
+    import lm_eval
+
+    digest = hashlib.sha256(str(lm_eval.__version__).encode())
+    if options.include_path is not None:
+        for path in sorted(Path(options.include_path).rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(options.include_path)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _parts(name: str, groups: dict[str, list[str]]) -> list[str]:
+    """The tasks that a group stands for, of groups in it too."""
+    members = groups.get(name, [])
+    return [part for member in members for part in _parts(member, groups)] if members else [name]
 
 
 def measure_standard_task(name: str, subject: Subject, options: StandardOptions, batch_size: int) -> dict[str, Any]:
@@ -95,22 +118,35 @@ def measure_standard_task(name: str, subject: Subject, options: StandardOptions,
     )
     if found is None or name not in found["results"]:
         raise ValueError(f"lm-eval gave no result for {name!r}.")
+    examples = found["samples"]
+    parts = (
+        [name] if name in examples else [part for part in _parts(name, found["group_subtasks"]) if part in examples]
+    )
     metrics, samples = {}, {}
     for key, value in found["results"][name].items():
         metric, _, variant = key.partition(",")
-        if isinstance(value, int | float) and variant and not metric.endswith("_stderr"):
-            metrics[metric] = value
-            values = [each.get(metric) for each in found["samples"].get(name, [])]
-            # Perplexities of whole texts keep more than a number per example.
-            if values and all(isinstance(each, int | float) for each in values):
-                samples[metric] = values
+        if not isinstance(value, int | float) or not variant or metric.endswith("_stderr"):
+            continue
+        # Answers that are read in several ways are listed once for each.
+        rows = [each for part in parts for each in examples[part] if each.get("filter", variant) == variant]
+        label = metric if variant == "none" else f"{metric} ({variant})"
+        metrics[label] = value
+        values = [each.get(metric) for each in rows]
+        if not values or not all(isinstance(each, int | float) for each in values):
+            continue
+        if math.isclose(statistics.fmean(values), value, rel_tol=1e-6, abs_tol=1e-9):
+            samples[label] = [float(each) for each in values]
+        elif math.isclose(exponential(-statistics.fmean(values)), value, rel_tol=1e-6):
+            # Of a perplexity the library keeps the log-likelihood of each example.
+            metrics[f"log {label}"] = -statistics.fmean(values)
+            samples[f"log {label}"] = [-float(each) for each in values]
     return {
         "metrics": metrics,
         "samples": samples,
-        "examples": len(found["samples"].get(name, [])),
+        "examples": max((len(each) for each in samples.values()), default=sum(len(examples[part]) for part in parts)),
         "protocol": {
             "version": found["versions"].get(name),
-            "lm_eval": lm_eval.__version__ if hasattr(lm_eval, "__version__") else None,
+            "lm_eval": lm_eval.__version__,
             "fewshot": found.get("n-shot", {}).get(name),
             "limit": options.limit,
         },

@@ -57,7 +57,8 @@ def difference_text(quantity: dict[str, Any]) -> str:
     low, high = number(difference["low"]), number(difference["high"])
     if difference["kind"] != "difference":
         return f"× {number(difference['value'])} ({low} to {high})"
-    return f"{difference['value']:+.4g} ({low} to {high})"
+    value = difference["value"]
+    return f"{'–' if value is None else format(value, '+.4g')} ({low} to {high})"
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rigpt_hf import RiGPTConfig
-from rigpt_hf.conversion.families import architecture_of
+from rigpt_hf.conversion import convert_model
 
 from ..measures.accuracy import cloze_accuracy, multiple_choice_accuracy
 from ..measures.invariance import invariance
 from ..measures.likelihood import Tick, no_tick
 from ..measures.outliers import outliers
-from ..measures.perplexity import perplexity
+from ..measures.perplexity import beginning, perplexity
 from ..measures.quantization import quantization_robustness
 from ..measures.subjects import Subject
 from ..measures.throughput import throughput
@@ -56,6 +56,9 @@ def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: T
     rows = texts.rows[: task.documents]
     arguments = dict(task.arguments)
     if task.metric == "perplexity":
+        if not texts.are_tokens:
+            # Every token counts then, whatever the tokenizer makes the first one of.
+            arguments.setdefault("bos", can_begin(subject))
         return perplexity(subject, rows, batch_size=batch_size, tick=tick, **arguments)
     if task.metric in ("cloze", "multiple_choice"):
         if texts.are_tokens:
@@ -75,6 +78,15 @@ def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: T
     return quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, **arguments)
 
 
+def can_begin(subject: Subject) -> bool:
+    """Whether there is a token that texts may begin with."""
+    try:
+        beginning(subject)
+    except ValueError:
+        return False
+    return True
+
+
 def measure_together(task: Task, subjects: Mapping[str, Subject], tick: Tick = no_tick) -> dict[str, Any]:
     """A metric that models take turns in."""
     return throughput(subjects, tick=tick, **task.arguments)
@@ -87,11 +99,10 @@ def is_together(task: Task) -> bool:
 
 def convertible(subject: Subject) -> bool:
     """Whether a model is a RiGPT or can be made one."""
-    config = subject.model.config
-    if isinstance(config, RiGPTConfig):
+    if isinstance(subject.model.config, RiGPTConfig):
         return True
     try:
-        architecture_of(config, type(subject.model).__name__)
+        convert_model(subject.model)  # which looks at more than the family
     except ValueError:
         return False
     return True
@@ -105,11 +116,14 @@ def quantities(task: Task, result: dict[str, Any]) -> list[Quantity]:
 def _perplexity(result: dict[str, Any]) -> list[Quantity]:
     samples = result["samples"]
     found = [Quantity("perplexity", "per token", result["perplexity"])]
-    if "bits_per_byte" not in result:
-        found.append(Quantity("loss", "nats per token", result["loss"], "less", samples["nats"], samples["tokens"]))
-    elif "bytes" in samples:
-        bits = [nats / math.log(2) for nats in samples["nats"]]
+    bits = [nats / math.log(2) for nats in samples["nats"]]
+    if "bytes" in samples:
         found.append(Quantity("bits per byte", "bits", result["bits_per_byte"], "less", bits, samples["bytes"]))
+    else:
+        # Token ids, or texts joined to one, whose windows have a number of tokens but not of bytes.
+        found.append(Quantity("loss", "nats per token", result["loss"], "less", samples["nats"], samples["tokens"]))
+        if "bits_per_byte" in result:
+            found.append(Quantity("bits per byte", "bits", result["bits_per_byte"]))
     if "word_perplexity" in result:
         found.append(Quantity("word perplexity", "per word", result["word_perplexity"]))
     return found
@@ -142,13 +156,13 @@ def _outliers(result: dict[str, Any]) -> list[Quantity]:
 
 
 def _quantization(result: dict[str, Any]) -> list[Quantity]:
-    whole = result["samples"]
     found = []
     for frame, schemes in result["rounded"].items():
         for scheme, each in schemes.items():
-            lost = [after - before for after, before in zip(each["samples"]["nats"], whole["nats"], strict=True)]
+            samples = each["samples"]
+            lost = [after - before for after, before in zip(samples["nats"], samples["before"], strict=True)]
             name = f"loss of {scheme}, {frame}"
-            found.append(Quantity(name, "nats per token", each["increase"], "less", lost, whole["tokens"]))
+            found.append(Quantity(name, "nats per token", each["increase"], "less", lost, samples["tokens"]))
     return found
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .likelihood import Score, Side, Tick, Window, no_tick, score
-from .perplexity import exponential
+from .perplexity import beginning, exponential
 from .subjects import Subject, subject
 
 
@@ -65,14 +65,15 @@ def multiple_choice_accuracy(
 
     Args:
         model, tokenizer: As for [`subject`].
-        examples: Questions.
+        examples: Questions. Where the tokenizer begins texts with a token of its own, so do they; and where nothing
+            comes before an answer.
         context (`int`, *optional*): Tokens that the model reads at once; prompts that are longer lose their beginning.
         batch_size, padding_side, tick: As for [`score`].
 
     Returns:
         `dict`: `accuracy`, by the probability of the whole choice; `accuracy_normalized`, by its mean logarithm per
-        character, which does not favour short choices; `chance`, the accuracy of guessing; `examples`; `samples`,
-        whether each was right, both ways; `protocol`.
+        character, not counting the space it begins with, which does not favour short choices; `chance`, the accuracy
+        of guessing; `examples`; `samples`, whether each was right, both ways; `protocol`.
 
     Raises:
         ValueError: if there is no example, or a choice alone is longer than the context.
@@ -86,7 +87,7 @@ def multiple_choice_accuracy(
     right, right_normalized = [], []
     for each in examples:
         sums = [-float(next(scores).losses.sum()) for _ in each.choices]
-        means = [value / len(choice) for value, choice in zip(sums, each.choices, strict=True)]
+        means = [value / len(choice.lstrip()) for value, choice in zip(sums, each.choices, strict=True)]
         right.append(_largest(sums) == each.answer)
         right_normalized.append(_largest(means) == each.answer)
     return {
@@ -160,8 +161,9 @@ def _window(measured: Subject, prompt: str, ending: str, context: int) -> Window
     ending, prompt = prompt[len(kept) :] + ending, kept
     together = measured.encode([prompt + ending], "examples")[0]
     before = len(measured.encode([prompt], "examples")[0]) if prompt else 0
-    # Something must be read before the first token that is asked for.
-    before = max(before, 1)
+    if measured.begins_texts or not before:
+        # As the model was trained, or because something must be read before the first token that is asked for.
+        together, before = [beginning(measured), *together], before + 1
     targets = together[before:]
     if not targets:
         raise ValueError(f"`examples` must end in a token of their own, got {ending!r} after {prompt[-40:]!r}.")

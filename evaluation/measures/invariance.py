@@ -57,6 +57,8 @@ def invariance(
     measured = subject(model, tokenizer)
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1, got {draws}.")
+    if context < 2:
+        raise ValueError(f"`context` must be at least 2, got {context}.")
     if not dtypes:
         raise ValueError("`dtypes` must name at least one dtype, such as 'float64', got none.")
     precisions = {name: _dtype(name) for name in dtypes}
@@ -64,6 +66,8 @@ def invariance(
     config = measured.model.config
     known = list(frames(config)) if isinstance(config, RiGPTConfig) else [STREAM]
     wanted = known if frame == "all" else [frame] if isinstance(frame, str) else list(frame)
+    if not wanted:
+        raise ValueError("`frame` must name at least one frame, or 'all', got none.")
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"`frame` must be among {', '.join(known)} for this model, or 'all', got {unknown[0]!r}.")
     errors: dict[str, dict[str, dict[str, float]]] = {name: {} for name in wanted}

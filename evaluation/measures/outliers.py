@@ -10,7 +10,9 @@ the stream after every layer and for the input of every linear map:
 - crest factor, largest absolute value over root mean square.
 
 All are given with and without the first position, where models keep what they attend to when there is nothing to
-attend to ("massive activations", Sun et al., arXiv 2402.17762).
+attend to ("massive activations", Sun et al., arXiv 2402.17762). Where a tokenizer begins texts with a token of its
+own, so do the windows here. Vectors without spread have no kurtosis and those that are mostly zeros no median; they
+are left out of these means.
 """
 
 import re
@@ -23,12 +25,16 @@ from torch import nn
 from rigpt_hf.training.diagnostics import excess_kurtosis
 
 from .likelihood import Tick, no_tick
+from .perplexity import beginning
 from .rounding import all_matrices
 from .subjects import Texts, subject
 
 
 # Bins of the histogram that the pooled median is read from: from 2⁻⁶⁴ to 2⁶⁴, 1/128 of an octave each (0.5 %).
 OCTAVES, PER_OCTAVE = 64, 128
+MEASURES = ("excess_kurtosis", "max_over_median", "crest_factor")
+# Spread relative to size below which it is rounding.
+FLAT = 1e-9
 # A part of a layer in the names of modules: `layers.3.mlp.up_proj`, `h.3.attn.c_attn`.
 PART = re.compile(r"\.(\d+)\.(\w+)\.")
 
@@ -37,49 +43,49 @@ class Collected:
     """What is known of the values at one place; holds sums, not values, so it is small however much is seen."""
 
     def __init__(self) -> None:
-        self.tokens, self.values = 0, 0
-        self.per_token = torch.zeros(3, dtype=torch.float64)
+        self.values, self.largest = 0, 0.0
+        # Sums of the three measures over tokens, and of how many tokens they are.
+        self.sums, self.tokens = torch.zeros(2, 3, dtype=torch.float64)
         self.powers = torch.zeros(4, dtype=torch.float64)
-        self.largest = 0.0
         self.histogram = torch.zeros(2 * OCTAVES * PER_OCTAVE, dtype=torch.float64)
 
     def add(self, states: torch.Tensor) -> None:
         """See the vectors `[tokens, d]`."""
         x = states.detach().double().cpu()
         sizes = x.abs()
-        # A vector of zeros has no shape; it counts as even.
-        even = sizes.amax(-1) == 0
-        rms = x.square().mean(-1).sqrt().masked_fill(even, 1.0)
-        median = sizes.median(-1).values.clamp_min(torch.finfo(torch.float64).tiny)
-        measures = [excess_kurtosis(x), sizes.amax(-1) / median, sizes.amax(-1) / rms]
-        fallbacks = (-3.0, 1.0, 1.0)
-        self.per_token += torch.stack(
-            [each.masked_fill(even, value).sum() for each, value in zip(measures, fallbacks, strict=True)]
-        )
+        ordered, middle = sizes.sort(-1).values, x.shape[-1] // 2
+        median = (ordered[:, middle] + ordered[:, -middle - 1]) / 2
+        largest, rms = ordered[:, -1], x.square().mean(-1).sqrt()
+        # Vectors without spread, or mostly zeros, have no such number, and do not count.
+        measures = torch.stack([excess_kurtosis(x), largest / median, largest / rms])
+        known = torch.stack([x.std(-1) > FLAT * rms, median > 0, rms > 0])
+        self.sums += measures.masked_fill(~known, 0).sum(-1)
+        self.tokens += known.sum(-1)
         self.powers += torch.stack([x.pow(power).sum() for power in (1, 2, 3, 4)])
         self.largest = max(self.largest, float(sizes.max()))
         places = sizes.clamp_min(2.0**-OCTAVES).log2().clamp_max(OCTAVES - 1e-9) + OCTAVES
         self.histogram += torch.bincount((places * PER_OCTAVE).long().flatten(), minlength=len(self.histogram))
-        self.tokens += len(x)
         self.values += x.numel()
 
     def result(self) -> dict[str, Any]:
-        """All measures, as JSON can hold them."""
-        if self.tokens == 0:
+        """All measures, as JSON can hold them; `None` where there is none."""
+        if self.values == 0:
             return {}
-        kurtosis, ratio, crest = (self.per_token / self.tokens).tolist()
+        means = [float(total / count) if count else None for total, count in zip(self.sums, self.tokens, strict=True)]
         mean, second, third, fourth = (self.powers / self.values).tolist()
         variance = second - mean**2
         central = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
         half = (self.histogram.cumsum(0) >= self.values / 2).nonzero()[0].item()
-        median = 2.0 ** ((half + 0.5) / PER_OCTAVE - OCTAVES)
+        # The lowest bin holds zeros too.
+        median = 2.0 ** ((half + 0.5) / PER_OCTAVE - OCTAVES) if half else 0.0
+        pooled = (
+            central / variance**2 - 3 if variance > (FLAT**2) * second else None,
+            self.largest / median if median else None,
+            self.largest / second**0.5 if second else None,
+        )
         return {
-            "per_token": {"excess_kurtosis": kurtosis, "max_over_median": ratio, "crest_factor": crest},
-            "pooled": {
-                "excess_kurtosis": central / variance**2 - 3 if variance > 0 else -3.0,
-                "max_over_median": self.largest / median,
-                "crest_factor": self.largest / second**0.5 if second > 0 else 1.0,
-            },
+            "per_token": dict(zip(MEASURES, means, strict=True)),
+            "pooled": dict(zip(MEASURES, pooled, strict=True)),
         }
 
 
@@ -136,7 +142,8 @@ def outliers(
     context = measured.context(context)
     if windows < 1:
         raise ValueError(f"`windows` must be at least 1, got {windows}.")
-    pieces = list(pieces_of(measured.encode(texts), context, windows))
+    start = [beginning(measured)] if measured.begins_texts and context > 1 else []
+    pieces = [[*start, *piece] for piece in pieces_of(measured.encode(texts), context - len(start), windows)]
     if not pieces:
         raise ValueError("`predictions` must hold a text of at least two tokens, got none.")
     stream: list[Place] = []
@@ -161,19 +168,24 @@ def outliers(
     finally:
         for handle in handles:
             handle.remove()
-    blocks = [inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in first_of_blocks(inputs)]
+    blocks = known(inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in first_of_blocks(inputs))
     found = [place.result() for place in stream]
     per_token = [each["all"]["per_token"] for each in found]
     return {
         "stream": found,
         "linear_inputs": {name: place.result() for name, place in inputs.items()},
         "summary": {
-            "excess_kurtosis": max((each["excess_kurtosis"] for each in per_token), key=abs),
-            "crest_factor": max(each["crest_factor"] for each in per_token),
+            "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), key=abs, default=None),
+            "crest_factor": max(known(each["crest_factor"] for each in per_token), default=None),
             "outlier_safe_pretraining": sum(blocks) / len(blocks) if blocks else None,
         },
         "protocol": {"context": context, "windows": len(pieces), "tokens": sum(map(len, pieces))},
     }
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are numbers."""
+    return [value for value in values if value is not None]
 
 
 def pieces_of(rows: list[list[int]], context: int, most: int) -> Iterable[list[int]]:

@@ -25,7 +25,6 @@ WIKITEXT = (
     (r"\[ (.*?) \]", r"[\1]"),
     (r"\{ (.*?) \}", r"{\1}"),
     (r"\" (.*?) \"", r'"\1"'),
-    (r"' (.*?) '", r"'\1'"),
     (r" '(s|t|re|ve|m|ll|d)\b", r"'\1"),
     (r"= = = = (.*?) = = = =", r"==== \1 ===="),
     (r"= = = (.*?) = = =", r"=== \1 ==="),
@@ -81,7 +80,8 @@ def perplexity(
         `dict`: `loss` (nats per token), `perplexity` (its exponential), `tokens` (that were scored). For texts also
         `word_perplexity` and `byte_perplexity`, the exponentials of all nats over the number of words and of UTF-8
         bytes of the texts *as given*, before the detokenizer, which is what makes models with different tokenizers
-        comparable; `bits_per_byte`, `words`, `bytes`. `samples`: nats, tokens and bytes of each text (of each window
+        comparable (the bytes of a first token that is not scored do not count, its word does); `bits_per_byte`,
+        `words`, `bytes`. `samples`: nats, tokens and bytes of each text (of each window
         where texts are joined), which paired tests need. `protocol`: all arguments that the number depends on.
 
     Raises:
@@ -103,6 +103,9 @@ def perplexity(
     rows = measured.encode(given)
     if bos:
         rows = [[beginning(measured), *row] for row in rows]
+    elif bytes_ is not None:
+        # What is not asked for must not be counted, or long tokens would make a model look good.
+        bytes_ = [size - first_bytes(measured, row) for size, row in zip(bytes_, rows, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]
     scores = score(measured, chain.from_iterable(windows), batch_size=batch_size, padding_side=padding_side, tick=tick)
     sums = [[float(next(scores).losses.sum()) for _ in each] for each in windows]
@@ -139,6 +142,11 @@ def perplexity(
     return result
 
 
+def first_bytes(measured: Subject, row: list[int]) -> int:
+    """UTF-8 bytes of the first token of a text."""
+    return len(measured.tokenizer.decode(row[:1]).encode()) if row else 0
+
+
 def exponential(value: float) -> float:
     """`exp`, infinite where it is too large for a number."""
     return math.exp(value) if value < 700 else math.inf
@@ -149,11 +157,12 @@ def beginning(measured: Subject) -> int:
     The id of the token that texts begin with; GPT-2's end-of-text serves as that too.
 
     Raises:
-        ValueError: if neither the tokenizer nor the configuration knows one.
+        ValueError: if neither the tokenizer nor the configuration knows one that the model has a row for.
     """
     for source in (measured.tokenizer, getattr(measured.model, "config", None)):
         for name in ("bos_token_id", "eos_token_id"):
             value = getattr(source, name, None)
-            if isinstance(value, int):
+            size = getattr(getattr(measured.model, "config", None), "vocab_size", None)
+            if isinstance(value, int) and (size is None or 0 <= value < size):
                 return value
     raise ValueError("`bos` needs a token that texts begin with, and the tokenizer has none. Leave it out.")

@@ -28,10 +28,12 @@ def rounded(values: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor
         raise ValueError(f"`bits` must be at least 2, one of them for the sign, got {bits}.")
     if group and width % group:
         raise ValueError(f"`group` must divide the {width} numbers of a row, got {group}.")
-    parts = values.reshape(-1, group or width)
+    # In half precision a scale and what is divided by it would be off by more than a step.
+    work = values if values.dtype is torch.float64 else values.float()
+    parts = work.reshape(-1, group or width)
     largest = 2 ** (bits - 1) - 1
-    scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) / largest
-    return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(values.shape)
+    scale = parts.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(work.dtype).tiny) / largest
+    return ((parts / scale).round().clamp(-largest, largest) * scale).reshape(values.shape).to(values.dtype)
 
 
 def compensated(weight: torch.Tensor, moments: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import rigpt_hf  # noqa: F401  so that the Auto classes know RiGPT
 
@@ -26,16 +27,27 @@ class Subject:
             `position_ids`, it gives `logits`.
         tokenizer: Of the model; `None` if it reads rows of token ids only.
         name (`str`): What to call it in a message or table.
+        source (`str`): Folder or Hub id that it comes from, if any.
     """
 
     model: Any
     tokenizer: Any = None
     name: str = ""
+    source: str = ""
 
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
         return torch.device(getattr(self.model, "device", "cpu"))
+
+    @property
+    def begins_texts(self) -> bool:
+        """Whether the tokenizer by itself begins texts with a token of its own, as Llama's does."""
+        start = getattr(self.tokenizer, "bos_token_id", None)
+        if start is None:
+            return False
+        whole, bare = (self.tokenizer("a", add_special_tokens=wanted)["input_ids"] for wanted in (True, False))
+        return whole[:1] == [start] and len(whole) > len(bare)
 
     @property
     def positions(self) -> int | None:
@@ -88,9 +100,11 @@ class Subject:
         if size is None:
             return
         largest = max((max(row) for row in rows if row), default=0)
-        if largest >= size or min((min(row) for row in rows if row), default=0) < 0:
+        smallest = min((min(row) for row in rows if row), default=0)
+        if largest >= size or smallest < 0:
             raise ValueError(
-                f"`{argument}` must give token ids from 0 to {size - 1} for {self.name or 'the model'}, got {largest}."
+                f"`{argument}` must give token ids from 0 to {size - 1} for {self.name or 'the model'}, got"
+                f" {smallest if smallest < 0 else largest}."
                 " Is this its tokenizer?"
             )
 
@@ -121,7 +135,7 @@ def subject(
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
         loaded = _load(name, device, dtype, revision)
-        return Subject(loaded, _tokenizer(tokenizer if tokenizer is not None else name, revision), name)
+        return Subject(loaded, _tokenizer(tokenizer if tokenizer is not None else name, revision), name, name)
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
     if tokenizer is None and os.path.isdir(name):
         tokenizer = name
@@ -137,7 +151,7 @@ def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
         model, report = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype or "auto", revision=revision, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"`model` must be a model, or the folder or Hub id of a causal language model, got {name!r}: "
             f"{' '.join(str(error).split())[:200]}"

@@ -191,8 +191,11 @@ def peak_memory(measured: Subject, ids: torch.Tensor, new_tokens: int) -> int:
     device = measured.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        # Other models may lie there too.
+        before = torch.cuda.memory_allocated(device)
         generation(measured.model, ids.to(device), new_tokens)()
-        return torch.cuda.max_memory_allocated(device)
+        own = sum(tensor.numel() * tensor.element_size() for tensor in measured.model.state_dict().values())
+        return torch.cuda.max_memory_allocated(device) - before + own
     with tempfile.TemporaryDirectory() as folder:
         measured.model.save_pretrained(folder)
         shape = [str(size) for size in ids.shape]

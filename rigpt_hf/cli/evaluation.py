@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -91,7 +92,7 @@ def evaluate(
         results = run(options, console)
     table = Table(*header(results))
     for cells in rows(results):
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     console.print(table)
     console.print(f"Report in {output / 'report.html'}")
     if failures(results):

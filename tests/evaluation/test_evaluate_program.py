@@ -62,13 +62,13 @@ def test_the_command(world, tmp_path):
 
 def test_a_failed_measurement_shows_in_the_exit_code(world, tmp_path):
     suite = tmp_path / "suite.yaml"
-    suite.write_text((world / "suite.yaml").read_text().replace("context: 32", "context: 320", 1))
+    suite.write_text((world / "suite.yaml").read_text().replace("context: 32", "context: 0", 1))
     arguments = command(world, tmp_path / "out")
     arguments[arguments.index("--suite") + 1] = str(suite)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     line = re.sub(r"\s+", " ", result.output)
-    assert "`context` must be at most the 64 positions" in line
+    assert "perplexity, RiGPT: `context` must be at least 1, got 0." in line
 
 
 @pytest.mark.parametrize(

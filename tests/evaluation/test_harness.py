@@ -333,3 +333,104 @@ def test_numbers_are_shown_with_the_digits_that_mean_something():
 def test_a_difference_is_called_one_only_when_it_is(better, kind, value, significant, word):
     quantity = {"better": better, "difference": {"kind": kind, "value": value, "significant": significant}}
     assert verdict(quantity) == word
+
+
+def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
+    output, results = evaluation
+    monkeypatch.setattr(runner, "measure_together", None)
+    monkeypatch.setattr(runner, "measure", None)
+    renamed = evaluate(options(world, output, against="gpt2", names=("A", "B")), Console(quiet=True))
+    speeds = [by_name(each, "throughput")["models"] for each in (results, renamed)]
+    assert list(speeds[0].values()) == list(speeds[1].values()) and list(speeds[1]) == ["A", "B"]
+    # The other way round it is another measurement: ratios are to the second.
+    assert "'NoneType' object is not callable" in str(
+        evaluate(options(world, output, model="gpt2", against="rigpt"), Console(quiet=True))["tasks"][-1]["errors"]
+    )
+    evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+
+
+def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):
+    broken = tiny_gpt2()
+    with torch.no_grad():
+        broken.transformer.h[1].mlp.c_fc.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    alone = options(tmp_path, tmp_path / "out", model="broken", suite=str(world / "suite.yaml"))
+    results = evaluate(alone, Console(quiet=True))
+    assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] is None
+    beside = EvaluateOptions(
+        str(world / "rigpt"),
+        str(tmp_path / "broken"),
+        str(world / "suite.yaml"),
+        tmp_path / "beside",
+        device="cpu",
+        names=("RiGPT", "broken"),
+    )
+    results = evaluate(beside, Console(quiet=True))
+    assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] > 0
+    loss = next(each for each in by_name(results, "perplexity")["quantities"] if each["name"] == "loss")
+    assert not loss["difference"]["significant"] and loss["difference"]["value"] is None
+    for name in ("results.json", "table.md", "report.html"):
+        text = (tmp_path / "beside" / name).read_text()
+        assert "NaN" not in text and ">nan<" not in text, name
+
+
+def test_any_exception_is_one_line(world, tmp_path, monkeypatch):
+    def odd(task, *given):
+        raise IndexError("index 7 is out of range")
+
+    monkeypatch.setattr(runner, "measure", odd)
+    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    assert by_name(results, "perplexity")["errors"] == {"RiGPT": "IndexError: index 7 is out of range"}
+    assert by_name(results, "throughput")["models"]["RiGPT"]["prefill_tokens_per_second"]["median"] > 0
+
+
+@pytest.mark.parametrize("name", ["<b>x</b>", "[red]", "a$b$", "_hidden", "", "a|b"])
+def test_names_that_would_be_taken_for_markup_are_refused(world, tmp_path, name):
+    with pytest.raises(ValueError, match="`names` must be letters, digits, spaces"):
+        evaluate(options(world, tmp_path / "out", names=(name, "b")), Console(quiet=True))
+
+
+def test_token_ids_of_other_tokenizers_are_refused(world, tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path / "reversed")
+    word_tokenizer(WORDS[::-1]).save_pretrained(tmp_path / "reversed")
+    mixed = EvaluateOptions(
+        str(world / "rigpt"), str(tmp_path / "reversed"), str(world / "suite.yaml"), tmp_path / "o"
+    )
+    with pytest.raises(ValueError, match="`text` must be words where tokenizers differ, got the token ids of 'tokens"):
+        evaluate(mixed, Console(quiet=True))
+
+
+def test_windows_fit_into_the_smallest_model(world, tmp_path):
+    tiny_gpt2(n_positions=9).save_pretrained(tmp_path / "short")
+    word_tokenizer(WORDS).save_pretrained(tmp_path / "short")
+    short = EvaluateOptions(
+        str(world / "rigpt"), str(tmp_path / "short"), str(world / "suite.yaml"), tmp_path / "out", device="cpu"
+    )
+    results = evaluate(short, Console(quiet=True))
+    errors = [line for task in results["tasks"] for line in task["errors"].values()]
+    assert not errors
+    for name in ("model", "baseline"):
+        assert by_name(results, "perplexity")["models"][name]["protocol"]["context"] == 9
+        assert by_name(results, "throughput")["models"][name]["protocol"]["prompt"] == 5
+
+
+def test_what_a_killed_run_was_writing_is_no_obstacle(world, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.results.json.abcd.partial").write_text("{")
+    assert evaluate(options(world, tmp_path / "out"), Console(quiet=True))["tasks"]
+
+
+def test_tokenizers_with_other_special_tokens_have_other_fingerprints():
+    a, b = word_tokenizer(WORDS), word_tokenizer(WORDS)
+    b.bos_token = WORDS[1]
+    model = tiny_gpt2()
+    assert fingerprint(Subject(model, a)) != fingerprint(Subject(model, b))
+
+
+def test_text_begins_where_the_tokenizer_can(world, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(WORDS[1:40]))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"text: {{source: {tmp_path / 'text.txt'}}}\ntasks: [{{metric: perplexity}}]")
+    results = evaluate(options(world, tmp_path / "out", suite=str(suite)), Console(quiet=True))
+    found = by_name(results, "perplexity")["models"]["RiGPT"]
+    assert found["protocol"]["bos"] is True and found["tokens"] == 39

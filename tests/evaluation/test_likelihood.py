@@ -40,13 +40,14 @@ def bigrams():
 
 def test_perplexity_of_bigrams(bigrams):
     result = perplexity(bigrams, [TEXT])
-    assert result["tokens"] == 3 and result["words"] == 4 and result["bytes"] == BYTES
+    # The first token is not asked for, and its byte does not count.
+    assert result["tokens"] == 3 and result["words"] == 4 and result["bytes"] == BYTES - 1
     exact = {
         "loss": NATS / 3,
         "perplexity": math.exp(NATS / 3),
         "word_perplexity": math.exp(NATS / 4),
-        "byte_perplexity": math.exp(NATS / BYTES),
-        "bits_per_byte": NATS / BYTES / math.log(2),
+        "byte_perplexity": math.exp(NATS / (BYTES - 1)),
+        "bits_per_byte": NATS / (BYTES - 1) / math.log(2),
     }
     for key, value in exact.items():
         assert result[key] == pytest.approx(value, rel=1e-12), key
@@ -62,10 +63,10 @@ def test_a_beginning_makes_the_first_token_count(bigrams):
 def test_texts_alone_and_joined(bigrams):
     alone = perplexity(bigrams, [TEXT, TEXT])
     assert alone["tokens"] == 6 and alone["loss"] == pytest.approx(NATS / 3, rel=1e-12)
-    assert alone["samples"]["nats"] == pytest.approx([NATS, NATS]) and alone["samples"]["bytes"] == [BYTES] * 2
+    assert alone["samples"]["nats"] == pytest.approx([NATS, NATS]) and alone["samples"]["bytes"] == [BYTES - 1] * 2
     joined = perplexity(bigrams, [TEXT, TEXT[1:]], separator="")  # "a b a cc b a cc"
     assert joined["tokens"] == 6
-    assert joined["bytes"] == 2 * BYTES - 1
+    assert joined["bytes"] == 2 * BYTES - 2
     assert joined["loss"] == pytest.approx((NATS - math.log(0.4 * 0.5 * 0.1)) / 6, rel=1e-12)
 
 
@@ -147,6 +148,7 @@ def test_incomplete_weights_are_refused(tmp_path):
         ("a well @-@ known ( or not ) thing", "a well-known (or not) thing"),
         (" = = Heading = = ", " == Heading == "),
         ("the ship 's crew", "the ship's crew"),
+        ("the players ' first game in the teams ' history", "the players ' first game in the teams ' history"),
         ('he said " so " ; she left', 'he said "so"; she left'),
     ],
 )
@@ -156,8 +158,8 @@ def test_wikitext_is_written_as_people_write(raw, plain):
 
 
 def test_words_are_counted_before_the_detokenizer(bigrams):
-    result = perplexity(bigrams, ["a , a cc"], detokenizer="wikitext")
-    assert result["words"] == 4 and result["bytes"] == 8
+    result = perplexity(bigrams, ["a b , a"], detokenizer="wikitext")
+    assert result["words"] == 4 and result["bytes"] == 6
     assert result["protocol"]["detokenizer"] == "wikitext"
 
 
@@ -167,6 +169,7 @@ def test_words_are_counted_before_the_detokenizer(bigrams):
         ({"texts": []}, "`predictions` must be a list of texts or of rows of token ids"),
         ({"texts": "a b"}, "`predictions` must be a list of texts"),
         ({"texts": ["a"]}, "`predictions` must give at least two tokens, got 1 in 1 texts"),
+        ({"texts": [[1, -7]]}, "`predictions` must give token ids from 0 to 4 for bigrams, got -7"),
         ({"texts": [[1, 7]]}, "`predictions` must give token ids from 0 to 4 for bigrams, got 7"),
         ({"texts": [[1, 2]], "separator": " "}, "`detokenizer` and `separator` are for texts"),
         ({"context": 0}, "`context` must be at least 1, got 0"),
@@ -195,15 +198,39 @@ def test_choices_of_bigrams(bigrams):
         MultipleChoice("a", [" b", " cc"], 1),
         MultipleChoice("a", [" b", " cc"], 0),
         MultipleChoice("a b", [" a", " cc", " b"], 0),
-        # log 0.4 / 3 characters beats log 0.3 / 2, and both 0.3 * 0.5 over 4; by sums the last is the least.
+        # By sums the longer is the less likely.
         MultipleChoice("a", [" b", " b a"], 1),
     ]
     result = multiple_choice_accuracy(bigrams, examples)
     assert result["samples"]["accuracy"] == [True, False, True, False]
-    # By characters: log .3 / 2 = -0.602, log .15 / 4 = -0.474.
+    # By characters without the first space: log .3 / 1 = -1.20, log .15 / 3 = -0.63; and log .4 / 2 > log .3 / 1.
     assert result["samples"]["accuracy_normalized"] == [True, False, True, True]
     assert result["accuracy"] == 0.5 and result["accuracy_normalized"] == 0.75
     assert result["chance"] == pytest.approx((3 / 2 + 1 / 3) / 4)
+
+
+def test_tokens_that_texts_begin_with(bigrams):
+    """Of a tokenizer that puts one there, as Llama's does; and of any where nothing else is read before."""
+    (nothing,) = cloze_accuracy(bigrams, [Cloze("", "a")])["samples"]["nats"]
+    assert nothing == pytest.approx(-math.log(0.5))
+    assert multiple_choice_accuracy(bigrams, [MultipleChoice("", ["a b", " a b"], 0)])["samples"]["accuracy"] == [True]
+
+    class Beginning:
+        """Adds the first word of the list, unless it is told not to."""
+
+        bos_token_id = 0
+
+        def __call__(self, texts, add_special_tokens=True, **options):
+            found = bigrams.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            start = [0] if add_special_tokens else []
+            one = isinstance(texts, str)
+            return {"input_ids": [*start, *found] if one else [[*start, *row] for row in found]}
+
+    seen = Subject(Bigrams(TABLE), Beginning(), "beginning")
+    assert seen.begins_texts and not bigrams.begins_texts
+    cloze_accuracy(seen, [Cloze("a b", " a")])
+    cloze_accuracy(bigrams, [Cloze("a b", " a")])
+    assert seen.model.shapes[-1] == (1, 3) and bigrams.model.shapes[-1] == (1, 2)
 
 
 def test_the_end_of_a_text(bigrams):

@@ -50,12 +50,30 @@ def test_pooled_outliers_are_those_of_all_values():
     assert found["max_over_median"] == pytest.approx(np.abs(values).max() / np.median(np.abs(values)), rel=6e-3)
 
 
-def test_vectors_of_zeros_do_not_spoil_the_mean():
+def test_vectors_without_a_measure_do_not_spoil_the_mean():
+    """Zeros, a constant, and one that is mostly zeros, as a ReLU leaves them, beside one that has all measures."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(1, D, generator=generator, dtype=torch.float64)
+    sparse = torch.zeros(1, D, dtype=torch.float64)
+    sparse[0, :3] = 1.0
+    alone, among, nothing = Collected(), Collected(), Collected()
+    alone.add(plain)
+    among.add(torch.cat([plain, torch.zeros(2, D), torch.full((2, D), 0.3), sparse]))
+    nothing.add(torch.zeros(3, D))
+    expected, found = alone.result()["per_token"], among.result()["per_token"]
+    sparse_kurtosis = 1 / (3 / D * (1 - 3 / D)) - 6
+    assert found["excess_kurtosis"] == pytest.approx((expected["excess_kurtosis"] + sparse_kurtosis) / 2)
+    assert found["max_over_median"] == pytest.approx((expected["max_over_median"] + 2) / 3)
+    assert all(value is None for kind in nothing.result().values() for value in kind.values())
+
+
+def test_the_median_of_an_even_number_lies_between_two():
+    x = torch.randn(5, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     collected = Collected()
-    collected.add(torch.zeros(3, D))
-    found = collected.result()
-    assert found["per_token"] == {"excess_kurtosis": -3.0, "max_over_median": 1.0, "crest_factor": 1.0}
-    assert all(map(math.isfinite, found["pooled"].values()))
+    collected.add(x)
+    sizes = x.abs().numpy()
+    expected = (sizes.max(-1) / np.median(sizes, axis=-1)).mean()
+    assert collected.result()["per_token"]["max_over_median"] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["stock", "rigpt"])
@@ -142,6 +160,9 @@ def test_rounding_is_to_the_nearest_of_a_grid():
     assert rounded(x, 4, group=2)[0].tolist() == pytest.approx([7.0, -3.0, 0.6, 0.6 * 5 / 7])
     with pytest.raises(ValueError, match="`group` must divide the 4 numbers of a row, got 3"):
         rounded(x, 4, group=3)
+    # In half precision the grid is the same one, and only what is put out is rounded to it.
+    wide = torch.randn(20, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    assert torch.equal(rounded(wide, 8), rounded(wide.float(), 8).bfloat16())
     with pytest.raises(ValueError, match="`bits` must be at least 2"):
         rounded(x, 1)
 
@@ -177,6 +198,12 @@ def test_turning_away_an_outlier_helps():
     assert result["protocol"]["converted"] is True
     lost = {frame: each["W16A4"]["increase"] for frame, each in result["rounded"].items()}
     assert abs(lost["haar"]) < 0.8 * abs(lost["identity"]), lost
+
+
+def test_in_half_precision_a_change_of_frame_is_not_taken_for_rounding():
+    model = tiny_model().bfloat16()
+    result = quantization_robustness(model, rows(), schemes=("W16A16",), frames=("identity", "haar"))
+    assert [each["W16A16"]["increase"] for each in result["rounded"].values()] == [0.0, 0.0]
 
 
 def test_frames_of_quantization_are_measured_on_the_same_function():
@@ -227,6 +254,8 @@ def test_a_stock_model_is_not_invariant():
         ({"dtypes": ("int8",)}, "`dtypes` must be names of floating-point dtypes, such as 'float64', got 'int8'"),
         ({"dtypes": ()}, "`dtypes` must name at least one dtype"),
         ({"draws": 0}, "`draws` must be at least 1, got 0"),
+        ({"frame": []}, "`frame` must name at least one frame"),
+        ({"context": 1}, "`context` must be at least 2, got 1"),
         ({"texts": [[3]]}, "`predictions` must hold a text of at least two tokens, got 1"),
     ],
 )

@@ -1,14 +1,21 @@
 """Tasks of lm-eval, offline from local files: they agree with our own accuracy, and end in tables and tests."""
 
 import json
+import shutil
 
 import pytest
 from rich.console import Console
 
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness.results import _quantities
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
-from rigpt_hf.evaluation.harness.standard_tasks import StandardOptions, check_standard_tasks, measure_standard_task
-from rigpt_hf.evaluation.measures.accuracy import MultipleChoice, multiple_choice_accuracy
+from rigpt_hf.evaluation.harness.standard_tasks import (
+    StandardOptions,
+    check_standard_tasks,
+    fingerprint_of_tasks,
+    measure_standard_task,
+)
+from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
 from rigpt_hf.evaluation.measures.subjects import Subject
 from tests.evaluation.toys import rows, tiny_gpt2, word_tokenizer
 
@@ -32,6 +39,29 @@ metadata: {{version: 1.0}}
 """
 
 
+LAST_WORD = """
+task: tiny_last_word
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{choices[0]}}}}"
+target_delimiter: ""
+metric_list:
+  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+GROUP = """
+group: tiny_group
+task: [tiny_choices]
+aggregate_metric_list:
+  - {metric: acc, aggregation: mean, weight_by_size: true}
+metadata: {version: 1.0}
+"""
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A folder with a task of twenty questions, and the questions."""
@@ -43,6 +73,8 @@ def tasks(tmp_path_factory):
         questions.append({"prompt": "".join(words[:8])[1:], "choices": choices, "answer": index % 3})
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     (folder / "tiny_choices.yaml").write_text(TASK.format(data=folder / "questions.jsonl"))
+    (folder / "tiny_last_word.yaml").write_text(LAST_WORD.format(data=folder / "questions.jsonl"))
+    (folder / "tiny_group.yaml").write_text(GROUP)
     return folder, questions
 
 
@@ -66,6 +98,44 @@ def test_the_library_and_our_own_accuracy_agree(tasks):
     }
     assert [bool(each) for each in found["samples"]["acc"]] == own["samples"]["accuracy"]
     assert found["protocol"]["lm_eval"] and found["protocol"]["fewshot"] == 0
+
+
+def test_perplexity_of_last_words_is_tested_by_its_logarithm(tasks):
+    folder, questions = tasks
+    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    found = measure_standard_task("tiny_last_word", subject, StandardOptions(include_path=str(folder)), batch_size=4)
+    own = cloze_accuracy(subject, [Cloze(each["prompt"], each["choices"][0]) for each in questions])
+    assert found["metrics"]["perplexity"] == pytest.approx(own["target_perplexity"], rel=1e-5)
+    assert "perplexity" not in found["samples"]
+    assert found["samples"]["log perplexity"] == pytest.approx(own["samples"]["nats"], rel=1e-4)
+    assert [bool(each) for each in found["samples"]["acc"]] == own["samples"]["accuracy"]
+    # And the model with less of it is the better one.
+    quantities = _quantities(None, found)
+    assert {each.name: each.better for each in quantities} == {
+        "perplexity": "less",
+        "log perplexity": "less",
+        "acc": "more",
+    }
+
+
+def test_groups_are_tested_on_the_examples_of_their_tasks(tasks):
+    folder, _ = tasks
+    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    options = StandardOptions(include_path=str(folder))
+    whole, part = (measure_standard_task(name, subject, options, 4) for name in ("tiny_group", "tiny_choices"))
+    assert whole["metrics"]["acc"] == part["metrics"]["acc"] and whole["samples"]["acc"] == part["samples"]["acc"]
+    assert whole["examples"] == 20
+
+
+def test_other_files_are_other_tasks(tasks, tmp_path):
+    folder, _ = tasks
+    shutil.copytree(folder, tmp_path / "tasks")
+    options = StandardOptions(include_path=str(tmp_path / "tasks"))
+    before = fingerprint_of_tasks(options)
+    assert before == fingerprint_of_tasks(StandardOptions(include_path=str(folder)))
+    with (tmp_path / "tasks/questions.jsonl").open("a") as file:
+        file.write("\n")
+    assert fingerprint_of_tasks(options) != before
 
 
 def test_they_are_part_of_an_evaluation(tasks, tmp_path):
@@ -98,6 +168,7 @@ def test_they_are_part_of_an_evaluation(tasks, tmp_path):
     "names, options, message",
     [
         (("no_such_task",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'no_such_task'"),
+        (("arc_*",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'arc_\\*'"),
         (("hellaswag",), {"limit": 0}, "`limit` must be at least 1, got 0"),
         (("hellaswag",), {"include_path": "/no/such"}, "`include_path` must be a folder of task files"),
     ],

@@ -65,6 +65,29 @@ def test_other_examples_are_refused():
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0], [1.0, 1.0])
 
 
+def test_shares_near_the_edge_have_an_interval():
+    """All right of thirty is no proof of certainty; a bootstrap would say so."""
+    interval = ratio_interval([1.0] * 30, [1.0] * 30)
+    assert interval.value == interval.high == 1.0 and 0.8 < interval.low < 0.95
+    draw = np.random.default_rng(5)
+    covered = 0
+    for _ in range(300):
+        interval = ratio_interval((draw.random(60) < 0.03).astype(float), np.ones(60))
+        covered += interval.low <= 0.03 <= interval.high
+    assert covered / 300 > 0.9
+
+
+def test_many_differences_do_not_hide_a_large_one():
+    """The least p-value there is must survive the correction for hundreds of others."""
+    base = np.random.default_rng(6).normal(0, 1, 200)
+    p_value = paired_difference(base + 1, base, np.ones(200)).p_value
+    assert holm([p_value] + [0.9] * 300)[0]
+
+
+def test_ratios_that_are_all_one_are_no_difference():
+    assert paired_ratio([1.0] * 5).p_value == 1.0
+
+
 def test_ratios_are_symmetric():
     """Twice as fast and half as fast are the same finding."""
     ratios = [2.0, 2.2, 1.9, 2.1]
