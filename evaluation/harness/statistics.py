@@ -86,7 +86,7 @@ def paired_difference(
         raise ValueError(f"`model` and `baseline` must have the same examples, got {len(a)} and {len(b)}.")
     differences = a - b
     value = float(differences.sum() / w.sum())
-    if len(a) < 2:
+    if len(a) < 2 or math.isnan(value):
         return Difference(value, math.nan, math.nan, 1.0)
     low, high = _percentiles(_resampled(differences, w, seed))
     test = stats.permutation_test(
