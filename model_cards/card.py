@@ -19,7 +19,10 @@ from .facts import (
     evaluation_of,
     invariance_of,
     model_facts,
+    sources_of_merge,
     training_facts,
+    tuned_from,
+    without_path,
 )
 
 
@@ -65,11 +68,15 @@ def gather(folder: Path, results: Path | None = None, facts: Path | None = None)
         results = folder / "results.json"
     author = author_facts(facts)
     evaluation, name = evaluation_of(results, measured)
+    certificate, doubt = certificate_of(folder, measured)
     return CardFacts(
         model=model_facts(measured),
         author=author,
         training=training_facts(folder),
-        certificate=certificate_of(folder),
+        certificate=certificate,
+        doubt=doubt,
+        merged=sources_of_merge(folder),
+        tuned=tuned_from(folder),
         invariance=invariance_of(evaluation, name, measured),
         evaluation=evaluation,
         evaluated_as=name,
@@ -114,6 +121,7 @@ def render(facts: CardFacts, repo_id: str | None = None) -> str:
         author=facts.author,
         training=facts.training,
         certificate=facts.certificate,
+        made_from=facts.author.base_model or (without_path(facts.certificate.source) if facts.certificate else None),
         invariance=facts.invariance,
         title=title,
         repo_id=repo_id or "FOLDER",
@@ -158,7 +166,10 @@ def eval_results(facts: CardFacts) -> list[EvalResult]:
                     task_name=task["task"],
                     dataset_type=task["task"] if standard else text["source"],
                     dataset_name=task["task"] if standard else f"{text['documents']} documents of {text['source']}",
+                    # Tasks on one text would be taken for one otherwise.
+                    dataset_config=None if standard else task["task"],
                     dataset_revision=None if standard else text["revision"],
+                    metric_args=task["models"][facts.evaluated_as].get("protocol"),
                     metric_type=METRIC_TYPES[quantity["name"]],
                     metric_name=quantity["name"],
                     metric_value=value,
@@ -170,10 +181,12 @@ def eval_results(facts: CardFacts) -> list[EvalResult]:
 def absent(facts: CardFacts) -> list[str]:
     """What a stranger would ask for and nobody has said or measured."""
     author, missing = facts.author, []
-    if facts.training is None and facts.certificate is None:
+    if facts.training is None and facts.tuned is None:
         missing.append("how it was trained")
     elif facts.training is not None and facts.training.source is None:
         missing.append("on what text it was trained")
+    if facts.doubt:
+        missing.append(facts.doubt)
     if facts.evaluation is None:
         missing.append("perplexity, accuracy, outliers, robustness to rounding and speed")
     else:

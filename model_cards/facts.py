@@ -1,20 +1,34 @@
 """What is known of a model, grouped by who knows it; every group is absent where nobody does."""
 
 import json
+import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from rigpt_hf.conversion.certificate import CERTIFICATE_NAME, Certificate
+from rigpt_hf.conversion.certificate import (
+    CERTIFICATE_NAME,
+    TOLERANCES,
+    Certificate,
+    next_token_loss,
+    observe,
+    random_input_ids,
+)
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.training.records import Records
 
 
+# Of a machine: with two parts at least, or in the home of somebody.
+PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[~/\\][\w.~-]*(?:[/\\][\w.~-]+)+")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
 
@@ -93,6 +107,27 @@ class AuthorFacts:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise ValueError(f"`{name}` in `facts` must be some text, got {value!r}.")
+        for name in ("title", "license", "base_model"):
+            if len((getattr(self, name) or "").splitlines()) > 1:
+                raise ValueError(f"`{name}` in `facts` must be one line, got {getattr(self, name)!r}.")
+        codes = [self.language] if isinstance(self.language, str) else self.language
+        if codes is not None and not (
+            isinstance(codes, list)
+            and codes
+            and all(isinstance(code, str) and LANGUAGE.fullmatch(code) for code in codes)
+        ):
+            raise ValueError(
+                f"`language` in `facts` must be codes such as en, in quotes where YAML takes them for a word, got "
+                f"{self.language!r}."
+            )
+        ids = [*(self.datasets if isinstance(self.datasets, list) else [self.datasets]), self.base_model]
+        for value in (each for each in ids if each is not None):
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise ValueError(
+                    f"`datasets` and `base_model` in `facts` must be ids on the Hub, got {value!r}."
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -103,6 +138,12 @@ class CardFacts:
     author: AuthorFacts
     training: TrainingFacts | None
     certificate: Certificate | None
+    doubt: str
+    """Why there is none, if there is a file of one."""
+    merged: list[tuple[str, float]]
+    """Sources and weights."""
+    tuned: str | None
+    """What was fine-tuned."""
     invariance: dict[str, Any] | None
     evaluation: dict[str, Any] | None
     evaluated_as: str | None
@@ -147,6 +188,7 @@ def training_facts(folder: Path) -> TrainingFacts | None:
     Raises:
         ValueError: if the record cannot be read.
     """
+    folder = folder.resolve()
     place = folder if (folder / "run.json").exists() else folder.parent
     if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
         return None
@@ -157,7 +199,7 @@ def training_facts(folder: Path) -> TrainingFacts | None:
         steps, loss, seconds = run["steps"], None, None
         log = place / "metrics.jsonl"
         if log.exists():
-            entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+            entries = Records(log).read()
             losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
             loss = losses[-1] if losses else None
             steps = entries[-1]["step"] if entries else steps
@@ -173,9 +215,9 @@ def training_facts(folder: Path) -> TrainingFacts | None:
             precision=run["precision"],
             seed=run["seed"],
             loss=loss,
-            source=data.get("source"),
+            source=None if data.get("source") is None else without_path(str(data["source"])),
             seconds=seconds,
-            start=record["model"].get("start"),
+            start=None if record["model"].get("start") is None else without_path(str(record["model"]["start"])),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
@@ -203,9 +245,63 @@ def author_facts(path: Path | None) -> AuthorFacts:
     return AuthorFacts(**values)
 
 
-def certificate_of(folder: Path) -> Certificate | None:
-    """The certificate of a conversion, if there is one."""
-    return Certificate.load(folder) if (folder / CERTIFICATE_NAME).exists() else None
+def certificate_of(folder: Path, subject: Subject) -> tuple[Certificate | None, str]:
+    """
+    The certificate beside the weights, if it is still theirs: they must give the loss that it says, on the inputs that
+    it names. Otherwise `None`, and why.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = folder / CERTIFICATE_NAME
+    if not path.exists():
+        return None, ""
+    try:
+        certificate = Certificate.load(folder)
+        shape, seed = certificate.inputs["shape"], certificate.inputs.get("seed")
+        expected = float(certificate.loss_b)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"`folder` must have a certificate that can be read or none, got {str(path)!r}.") from error
+    if not certificate.passed:
+        return None, "whether it is what it was made from: its certificate did not pass"
+    if seed is None:
+        return None, "whether it is what it was made from: the inputs of its certificate are not here"
+    config = subject.model.config
+    ids = random_input_ids(config.vocab_size, config.max_position_embeddings, shape[0], shape[1], seed)
+    seen = observe(subject.model, ids)
+    loss = next_token_loss(seen.logits, ids, torch.ones_like(ids, dtype=torch.bool))
+    if abs(loss - expected) > max(TOLERANCES[seen.dtype], certificate.tolerance) * max(abs(expected), 1):
+        return None, "whether it is what it was made from: its certificate is of other weights"
+    return certificate, ""
+
+
+def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
+    """What a merged model was merged from, and the weight of each; nothing if it was not."""
+    path = folder / "merge.json"
+    if not path.exists():
+        return []
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        pairs = zip(facts["sources"], facts["weights"], strict=True)
+        return [(without_path(str(source)), float(weight)) for source, weight in pairs]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`folder` must have a merge.json that can be read or none, got {str(path)!r}.") from error
+
+
+def tuned_from(folder: Path) -> str | None:
+    """What a fine-tuned model started from; `None` if it was not fine-tuned here."""
+    path = folder / "finetune.json"
+    if not path.exists():
+        return None
+    try:
+        return without_path(str(json.loads(path.read_text(encoding="utf-8"))["options"]["model"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`folder` must have a finetune.json that can be read or none, got {str(path)!r}.") from error
+
+
+def without_path(text: str) -> str:
+    """A text in which paths of a machine are their last part: where things lay is nobody's business."""
+    return PATH.sub(lambda match: PurePath(match[0]).name, text)
 
 
 def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:
@@ -225,8 +321,8 @@ def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] |
     if schema != SCHEMA:
         raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")
     own = fingerprint(subject)
-    for name, facts in models.items():
-        if facts["sha256"] == own:
+    for name, facts in models.items() if isinstance(models, dict) else ():
+        if isinstance(facts, dict) and facts.get("sha256") == own and isinstance(results.get("tasks"), list):
             return results, name
     raise ValueError(
         f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "

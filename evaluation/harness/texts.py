@@ -124,7 +124,7 @@ def endings(rows: list[str], count: int, seed: int = 0) -> list[MultipleChoice]:
     draw = random.Random(seed)
     halves = []
     for row in rows:
-        words = row.split(" ")[:80]
+        words = row.split()[:80]
         if len(words) >= 16:
             middle = len(words) // 2
             halves.append((" ".join(words[:middle]), " " + " ".join(words[middle : middle + 12])))

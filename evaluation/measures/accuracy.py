@@ -87,7 +87,9 @@ def multiple_choice_accuracy(
     right, right_normalized = [], []
     for each in examples:
         sums = [-float(next(scores).losses.sum()) for _ in each.choices]
-        means = [value / len(choice.lstrip()) for value, choice in zip(sums, each.choices, strict=True)]
+        means = [
+            value / (len(choice.lstrip()) or len(choice)) for value, choice in zip(sums, each.choices, strict=True)
+        ]
         right.append(_largest(sums) == each.answer)
         right_normalized.append(_largest(means) == each.answer)
     return {

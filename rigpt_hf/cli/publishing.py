@@ -80,9 +80,19 @@ def publish(
     if not space and (space_repo or baseline):
         raise ValueError("`space_repo` and `baseline` are for a Space, got one of them without `--space`. Add it.")
     if space:
-        from ..publishing.upload_space import check_tokenizer, publish_space
+        from huggingface_hub import get_token
 
-        check_tokenizer(path.name for path in folder.glob("*"))
+        from ..publishing.upload_space import check_space, publish_space
+
+        space_repo = check_space(
+            folder,
+            repo,
+            space_repo,
+            private=private,
+            baseline=baseline,
+            token=None if dry_run else get_token(),
+            force=force,
+        )
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
@@ -119,7 +129,12 @@ def publish(
         markup=False,
     )
     if space:
-        shown = publish_space(report, space_repo, private=private, baseline=baseline, force=force, console=console)
+        try:
+            shown = publish_space(report, space_repo, baseline=baseline, force=force, console=console)
+        except ValueError as error:
+            raise ValueError(
+                f"The model is published at {report.url}, its Space is not: {error} The same command tries again."
+            ) from error
         console.print(f"Space: {shown.url}", soft_wrap=True)
 
 

@@ -15,7 +15,9 @@ from ..conversion.maps import name_some
 CARD = "README.md"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
-FACTS = ("generation_config.json", "certificate.json", "merge.json")
+CERTIFICATE = "certificate.json"
+RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
+FACTS = ("generation_config.json", *RECORDS)
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 EVALUATION = ("results.json", "report.html", "table.md")
@@ -23,7 +25,7 @@ TEMPLATES = "additional_chat_templates/*.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # `Trainer` leaves its arguments beside every model that it saves; they stay at home.
 HARMLESS = ("training_args.bin",)
-STATE = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "checkpoint.json", "*.distcp")
+STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
 CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
 ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
@@ -106,18 +108,20 @@ def repository_files(
     if any((folder / name).is_file() for name in VOCABULARY_FILES):
         names += [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     names += [name for name in (*FACTS, *TEMPLATE_FILES) if (folder / name).is_file()]
-    names += [path.name for path in folder.iterdir() if any(fnmatch(path.name, name) for name in LICENCES)]
+    files_here = [path.name for path in folder.iterdir() if path.is_file()]
+    names += [name for name in files_here if any(fnmatch(name, pattern) for pattern in LICENCES)]
     names += [path.relative_to(folder).as_posix() for path in sorted(folder.glob(TEMPLATES))]
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
-    evaluation = [] if results is None else _evaluation(Path(results))
+    evaluation = [] if results is None else _evaluation(Path(results), folder)
     if check_loading:
         check_that_it_loads(folder, config)
+        _check_tokenizer(folder)
     readme = _card(folder, repo_id, results, card, facts)
     names += _pictures_of(readme.read(), folder)
-    files = [RepositoryFile(name, folder / name) for name in names] + evaluation + [readme]
+    files = [RepositoryFile(name, _content(folder, name)) for name in names] + evaluation + [readme]
     check_no_token(files)
-    published = {file.content for file in files} | {folder / CARD}
+    published = {folder / name for name in (*names, CARD)}
     left_out = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path not in published
     )
@@ -126,7 +130,8 @@ def repository_files(
 
 def is_managed(path: str) -> bool:
     """Whether a file of a repository belongs to the model in it, and goes when that model is replaced."""
-    patterns = ("*.safetensors", INDEX, "pytorch_model*", "*.py", "config.json", *FACTS, *TOKENIZER_FILES)
+    weights = ("model*.safetensors", INDEX, "pytorch_model*")
+    patterns = (*weights, "*_rigpt.py", "config.json", *FACTS, *TOKENIZER_FILES)
     if "/" in path:
         return fnmatch(path, TEMPLATES) or path in {f"evaluation/{name}" for name in EVALUATION}
     return any(fnmatch(path, pattern) for pattern in (*patterns, *TEMPLATE_FILES))
@@ -236,7 +241,8 @@ def _weights(folder: Path) -> list[str]:
             f"`folder` must hold all weights as safetensors, got {str(folder)!r} without "
             f"{name_some(absent or ['weight_map'])}. Save the model once more with `save_pretrained`."
         )
-    unused = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")} - set(names)
+    # Those in folders, such as an adapter that was merged, are left out as all other files are.
+    unused = {path.name for path in folder.glob("*.safetensors")} - set(names)
     if unused:
         raise ValueError(
             f"`folder` must hold the weights of one model, got {str(folder)!r}, which also has {name_some(unused)}. "
@@ -288,10 +294,59 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     return sorted(named)
 
 
-def _evaluation(results: Path) -> list[RepositoryFile]:
+def _content(folder: Path, name: str) -> Path | bytes:
+    """A file as it is, or, of facts about a model, without the paths of this machine."""
+    from ..model_cards.facts import certificate_of, without_path
+
+    if name not in RECORDS:
+        return folder / name
+    if name == CERTIFICATE:
+        _, doubt = certificate_of(folder, subject_of(folder))
+        if "other weights" in doubt:
+            raise ValueError(
+                f"`folder` must have the certificate of its own weights or none, got {str(folder / name)!r} of others."
+                " Remove it."
+            )
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [cleaned(each) for each in value]
+        return without_path(value) if isinstance(value, str) else value
+
+    return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
+
+
+def subject_of(folder: Path) -> Any:
+    """The model of a folder, to measure it."""
+    from ..conversion.assemble import quiet_loading
+    from ..evaluation.measures.subjects import subject
+
+    with quiet_loading():
+        return subject(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        return
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # damaged files give errors of many libraries
+        raise ValueError(
+            f"`folder` must hold a tokenizer that loads or none, got {str(folder)!r}, which gives "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]} Save the tokenizer once more."
+        ) from error
+
+
+def _evaluation(results: Path, folder: Path) -> list[RepositoryFile]:
+    from ..model_cards.facts import evaluation_of
+
     if not results.is_file():
         raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
-    _read_json(results, "results")
+    evaluation_of(results, subject_of(folder))
     beside = [results.parent / name for name in EVALUATION[1:]]
     places = [(EVALUATION[0], results), *((path.name, path) for path in beside if path.is_file())]
     return [RepositoryFile(f"evaluation/{name}", path) for name, path in places]

@@ -107,7 +107,7 @@ def publish(
     branch = revision or constants.DEFAULT_REVISION
     api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
     with plain_errors(repo_id, token, api.endpoint):
-        repo_id = _with_owner(repo_id, api.whoami())
+        repo_id = with_owner(repo_id, api.whoami())
         existing = _existing(api, repo_id, branch)
         _check_existing(existing, repo_id, private, force)
         if existing is None:
@@ -154,7 +154,12 @@ def check_revision(revision: str | None) -> None:
     """A `ValueError` if no branch can have this name."""
     if revision is None:
         return
-    if not revision.strip() or revision.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", revision):
+    if (
+        not revision.strip()
+        or revision.startswith("refs/")
+        or re.fullmatch(r"[0-9a-f]{40}", revision)
+        or (re.search(r"[\s~^:?*\[\\]|\.\.|//|^[./-]|[./]$", revision))
+    ):
         raise ValueError(
             f"`revision` must be the name of a branch, got {revision!r}. A commit gets its name when it is published; "
             "tags are set on the Hub."
@@ -172,7 +177,7 @@ def checked_token(token: str | None) -> str:
     return token
 
 
-def _with_owner(repo_id: str, account: dict[str, Any]) -> str:
+def with_owner(repo_id: str, account: dict[str, Any]) -> str:
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise ValueError(

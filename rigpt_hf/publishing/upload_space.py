@@ -9,8 +9,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..version import __version__
+from .repository import subject_of
+from .rotation_view import exported
 from .space import FILES, TITLE, build_space
-from .upload import PublishedReport, check_repo_id, checked_token, plain_errors
+from .upload import PublishedReport, check_repo_id, checked_token, plain_errors, with_owner
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,6 @@ def publish_space(
         ValueError: if the model has no tokenizer, the Space is somebody's other one, or the Hub refuses.
     """
     repo_id = repo_id or model.repo_id
-    check_repo_id(repo_id)
-    check_tokenizer(file.path for file in model.files)
     token = checked_token(token)
     api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
     with tempfile.TemporaryDirectory() as place:
@@ -85,13 +85,58 @@ def publish_space(
     return SpaceReport(repo_id, f"{api.endpoint}/spaces/{repo_id}", commit.oid)
 
 
-def check_tokenizer(names: Any) -> None:
-    """A `ValueError` if none of these files is a tokenizer's."""
-    if not any(name.startswith(("tokenizer", "vocab")) for name in names):
+def check_space(
+    folder: Path,
+    model: str,
+    repo_id: str | None = None,
+    *,
+    private: bool = False,
+    baseline: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+) -> str:
+    """
+    All that can be known to be wrong with a Space before its model is published.
+
+    Args:
+        folder (`Path`): Of the model.
+        model (`str`): Where it will be.
+        repo_id, private, baseline, token, force: As for [`publish_space`]. Without a token the Hub is not asked.
+
+    Returns:
+        `str`: The Space's id, with its owner if there is a token.
+
+    Raises:
+        ValueError: if the model has no tokenizer or no stock model computes it and no `baseline` is given, an id is
+            none, the Space could not read a private model, is somebody's other one, or may not be written.
+    """
+    repo_id = repo_id or model
+    check_repo_id(repo_id)
+    if private:
+        raise ValueError(
+            "`private` is not for a model with a Space, which has no right to read it. Leave one of them out."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
+    measured = subject_of(folder)
+    if measured.tokenizer is None:
         raise ValueError(
             "`space` needs a model with its tokenizer, got a folder without one. Save the tokenizer there, or leave "
             "`--space` out."
         )
+    if baseline is None:
+        exported(measured.model, model)
+    with tempfile.TemporaryDirectory() as place:
+        owned = model if "/" in model else f"owner/{model}"
+        build_space(Path(place) / "space", repo_id=owned, model=owned, revision="0" * 40, baseline=baseline)
+    if token is None:
+        return repo_id
+    token = checked_token(token)
+    api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
+    with plain_errors(repo_id, token, api.endpoint):
+        repo_id = with_owner(repo_id, api.whoami())
+        _check_existing(api, repo_id, force)
+    return repo_id
 
 
 def _check_existing(api: HfApi, repo_id: str, force: bool) -> None:

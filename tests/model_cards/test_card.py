@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,11 +112,14 @@ EVALUATION = {
     ],
 }
 CASES = {
-    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, INVARIANCE, EVALUATION, "RiGPT"),
+    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT"),
     "bare": CardFacts(
         replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
         AuthorFacts(),
         None,
+        None,
+        "whether it is what it was made from: its certificate is of other weights",
+        [("me/a", 0.7), ("b", 0.3)],
         None,
         INVARIANCE | {"random_tokens": True},
         None,
@@ -147,6 +151,7 @@ def test_what_nobody_said_is_said_to_be_absent():
     bare = CASES["bare"]
     assert absent(bare) == [
         "how it was trained",
+        "whether it is what it was made from: its certificate is of other weights",
         "perplexity, accuracy, outliers, robustness to rounding and speed",
         "license",
         "language",
@@ -207,8 +212,41 @@ def test_a_card_of_a_converted_and_evaluated_model(world):
     card = ModelCard(text)
     values = {each.metric_type: each.metric_value for each in card.data.eval_results}
     assert values["bits_per_byte"] == bits["models"]["model"]["value"] and "perplexity" in values
-    assert "## Training" not in text and "how it was trained" not in text and "AutoTokenizer" in text
+    assert "## Training" not in text and "how it was trained" in text and "AutoTokenizer" in text
     assert str(world) not in text
+
+
+def test_a_certificate_of_earlier_weights_is_not_repeated(world, tmp_path):
+    """As it lies there when a converted model was trained on and saved to the same folder."""
+    shutil.copytree(world / "rigpt", tmp_path / "model")
+    facts = gather(tmp_path / "model")
+    assert facts.certificate is not None and facts.doubt == ""
+    tiny_model(3, vocab_size=61).float().save_pretrained(tmp_path / "model")
+    facts = gather(tmp_path / "model")
+    assert facts.certificate is None and facts.doubt.endswith("its certificate is of other weights")
+    assert "same function" not in card_text(tmp_path / "model")
+    (tmp_path / "model/certificate.json").write_text("[]")
+    with pytest.raises(ValueError, match="`folder` must have a certificate that can be read or none"):
+        gather(tmp_path / "model")
+
+
+def test_what_a_model_was_made_of(tmp_path):
+    tiny_model().float().save_pretrained(tmp_path / "model")
+    (tmp_path / "model/merge.json").write_text(json.dumps({"sources": ["/home/ada/a", "me/b"], "weights": [0.7, 0.3]}))
+    (tmp_path / "model/finetune.json").write_text(json.dumps({"options": {"model": "/data/models/base"}}))
+    text = card_text(tmp_path / "model")
+    assert "- a, with weight 0.7\n- me/b, with weight 0.3" in text and "from base; its options" in text
+    assert "how it was trained" not in text and "/home" not in text and "/data" not in text
+
+
+def test_tasks_on_one_text_are_told_apart_on_the_hub(world):
+    facts = gather(world / "rigpt", results=world / "out/results.json")
+    task = facts.evaluation["tasks"][0]
+    again = task | {"task": "perplexity, again"}
+    doubled = replace(facts, evaluation=facts.evaluation | {"tasks": [task, again]})
+    found = ModelCard(render(doubled, "me/tiny")).data.eval_results
+    assert {each.dataset_config for each in found} == {"perplexity", "perplexity, again"}
+    assert all(each.metric_args["context"] == task["models"]["model"]["protocol"]["context"] for each in found)
 
 
 def test_results_of_other_weights_are_refused(world, tmp_path):
@@ -234,7 +272,8 @@ def test_training_is_read_from_the_run(tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    # The last line was being written when the run was killed.
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, entries)) + '\n{"step": 3, "tok')
     training = gather(tmp_path / "model").training
     # Two steps are in the log, whatever was planned.
     assert training.steps == 2 and training.tokens == 64 and training.loss == 2.5 and training.seconds == 6.0
@@ -252,6 +291,11 @@ def test_authors_facts(world, tmp_path):
         ("licence: mit", "`facts` must hold some of title, .*, got 'licence'"),
         ("title: 3", "`title` in `facts` must be some text, got 3"),
         ("{", "`facts` must be a YAML file"),
+        ("language: no", "`language` in `facts` must be codes such as en, .*, got False"),
+        ("language: English", "`language` in `facts` must be codes such as en"),
+        ("base_model: /home/me/gpt2 x", "`datasets` and `base_model` in `facts` must be ids on the Hub"),
+        ("datasets: [{a: 1}]", "`datasets` and `base_model` in `facts` must be ids on the Hub"),
+        ('title: "a\\nb"', "`title` in `facts` must be one line"),
     ):
         (tmp_path / "facts.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):

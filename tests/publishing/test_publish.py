@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rigpt_hf.conversion import certify
 from rigpt_hf.publishing.repository import repository_files
 from tests.evaluation.toys import word_tokenizer
 from tests.model.agreement import difference
@@ -83,10 +84,11 @@ def folder(tmp_path) -> Path:
 
 def save(folder: Path, seed: int = 0, shards: str = "30KB") -> Path:
     """A whole model with all that may lie beside it."""
-    tiny_model(seed, dtype=torch.float32).save_pretrained(folder, max_shard_size=shards)
+    model = tiny_model(seed, dtype=torch.float32)
+    model.save_pretrained(folder, max_shard_size=shards)
     word_tokenizer(["<s>", " a", " b"]).save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
-    (folder / "certificate.json").write_text("{}")
+    certify(model, model).save(folder)
     (folder / "notes.txt").write_text("not for others")
     (folder / "pictures").mkdir()
     for name in ("loss.png", "other.png"):
@@ -192,27 +194,37 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path):
     tiny_model(0, dtype=torch.float32).save_pretrained(bare)
     (bare / "README.md").write_text(CARD)
     place = tmp_path / "place"
-    model, again, taken, forced, alone, stray = rigpt(
-        (["publish", folder, "me/tiny", "--space", "--baseline", "me/stock"], WRITE),
-        (["publish", folder, "me/tiny", "--space"], WRITE),
-        (["publish", folder, "me/tiny", "--space", "--space-repo", "me/taken"], WRITE),
-        (["publish", folder, "me/tiny", "--space", "--space-repo", "me/taken", "--force"], WRITE),
-        (["publish", bare, "me/bare", "--space"], WRITE),
-        (["publish", folder, "me/tiny", "--baseline", "me/stock"], WRITE),
+    shown = ["--space", "--baseline", "me/stock"]
+    refusals = {
+        "which holds 'app.py' and no settings of ours": [folder, "me/new", *shown, "--space-repo", "me/taken"],
+        "`space` needs a model with its tokenizer": [bare, "me/new", *shown],
+        "`baseline` must be given": [folder, "me/new", "--space"],
+        "are for a Space": [folder, "me/new", "--baseline", "me/stock"],
+        "`private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
+        "`repo` must be a name": [folder, "me/new", *shown, "--space-repo", "bad id"],
+        "`baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
+        "`token` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
+    }
+    model, again, forced, *refused = rigpt(
+        (["publish", folder, "me/tiny", *shown], WRITE),
+        (["publish", folder, "me/tiny", *shown], WRITE),
+        (["publish", folder, "me/tiny", *shown, "--space-repo", "taken", "--force"], WRITE),
+        *((["publish", *arguments], WRITE) for arguments in refusals.values()),
         place=place,
         endpoint=hub.endpoint,
     )
-    assert [answer[0] for answer in (model, again, taken, forced, alone, stray)] == [0, 0, 2, 0, 2, 2], (model, alone)
+    assert [answer[0] for answer in (model, again, forced)] == [0, 0, 0], (model, forced)
     assert f"Space: {hub.endpoint}/spaces/me/tiny" in model[1]
     files = hub.files("spaces/me/tiny")
     assert {"app.py", "README.md", "requirements.txt", "settings.json"} <= set(files)
     settings = json.loads(files["settings.json"])
     assert settings["revision"] == commit_of(again[1]) and settings["model"] == "me/tiny"
     assert b"models:\n- me/tiny" in files["README.md"]
-    assert "which holds 'app.py' and no settings of ours" in taken[2]
     assert b"gradio" in hub.files("spaces/me/taken")["app.py"]
-    assert "`space` needs a model with its tokenizer" in alone[2] and "me/bare" not in hub.repos
-    assert "are for a Space" in stray[2]
+    for message, (code, _, err) in zip(refusals, refused, strict=True):
+        assert code == 2 and message in err and len(err.splitlines()) == 1, err
+    # All of that is known before the model is published, but for whose the other Space is.
+    assert "me/new" not in hub.repos or "The model is published at" in refused[-1][2]
     check_no_token_seen(place)
 
 

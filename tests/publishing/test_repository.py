@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from rigpt_hf.conversion import certify
+from rigpt_hf.evaluation.harness.cache import fingerprint
+from rigpt_hf.evaluation.measures.subjects import subject
 from rigpt_hf.publishing.repository import foreign, is_managed, repository_files
 from rigpt_hf.publishing.upload import publish
+from tests.models import tiny_model
 from tests.publishing.test_publish import save
 
 
@@ -33,11 +38,12 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
 
 def test_an_evaluation_goes_along(folder, tmp_path):
     (tmp_path / "evaluation").mkdir()
-    for name, text in {"results.json": "{}", "report.html": "<p>", "cache.json": "{}"}.items():
+    own = {"schema": 1, "models": {"it": {"sha256": fingerprint(subject(folder))}}, "tasks": []}
+    for name, text in {"results.json": json.dumps(own), "report.html": "<p>", "cache.json": "{}"}.items():
         (tmp_path / "evaluation" / name).write_text(text)
     paths = {file.path for file in repository_files(folder, results=tmp_path / "evaluation" / "results.json").files}
     assert {path for path in paths if "evaluation" in path} == {"evaluation/results.json", "evaluation/report.html"}
-    (folder / "results.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps(own))
     assert "evaluation/results.json" in {file.path for file in repository_files(folder).files}
 
 
@@ -67,6 +73,27 @@ def test_code_may_differ_if_it_is_meant_to(folder):
     with pytest.raises(ValueError, match=r"`modeling_rigpt.py` differs.*pass `force=True`"):
         repository_files(folder)
     assert repository_files(folder, force=True)
+
+
+def test_paths_of_this_machine_stay_at_home(folder):
+    record = json.loads((folder / "certificate.json").read_text())
+    record |= {"source": "/home/alice/secret/gpt2 (GPT2LMHeadModel)", "target": "me/tiny"}
+    (folder / "certificate.json").write_text(json.dumps(record))
+    (folder / "merge.json").write_text(json.dumps({"sources": ["/data/a", "you/b"], "weights": [0.5, 0.5]}))
+    files = {file.path: file for file in repository_files(folder).files}
+    sent = json.loads(files["certificate.json"].read())
+    assert sent["source"] == "gpt2 (GPT2LMHeadModel)" and sent["target"] == "me/tiny"
+    assert sent["max_abs_logit_error"] == record["max_abs_logit_error"]
+    assert json.loads(files["merge.json"].read())["sources"] == ["a", "you/b"]
+    for file in files.values():
+        if not file.path.endswith(".safetensors"):
+            assert b"alice" not in file.read() and str(folder).encode() not in file.read()
+
+
+def test_an_adapter_that_was_merged_stays_at_home(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter/adapter_model.safetensors").write_bytes(b"")
+    assert "adapter/adapter_model.safetensors" in repository_files(folder).left_out
 
 
 def test_what_trainer_leaves_beside_a_model_stays_at_home(folder):
@@ -117,6 +144,19 @@ REFUSALS = {
         lambda f: (f / "README.md").write_text("---\na: [\n---\n"),
         r"`card` must be Markdown with metadata",
     ),
+    "certificate-of-others": (
+        lambda f: certify(tiny_model(5, dtype=torch.float32), tiny_model(5, dtype=torch.float32)).save(f),
+        r"certificate of its own weights or none.*Remove it",
+    ),
+    "broken-certificate": (lambda f: (f / "certificate.json").write_text("{}"), r"a certificate that can be read"),
+    "broken-tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text((f / "tokenizer.json").read_text()[:40]),
+        r"a tokenizer that loads or none",
+    ),
+    "results-of-others": (
+        lambda f: (f / "results.json").write_text(json.dumps({"schema": 1, "models": {}, "tasks": []})),
+        r"`results` must be of this model",
+    ),
     "token": (
         lambda f: (f / "README.md").write_text("hf_" + "aB3" * 12),
         r"must not hold an access token.*'README.md'",
@@ -140,6 +180,8 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
         ({"repo_id": "me/my model"}, r"`repo` must be a name such as me/my-model.*'me/my model'"),
         ({"repo_id": "a/b/c"}, r"`repo` must be a name"),
         ({"revision": "a" * 40}, r"`revision` must be the name of a branch"),
+        ({"revision": "a b"}, r"`revision` must be the name of a branch"),
+        ({"revision": "a..b"}, r"`revision` must be the name of a branch"),
         ({"revision": "refs/pr/1"}, r"`revision` must be the name of a branch"),
         ({"token": "two\nlines8840"}, r"`token` must be one word of ASCII characters.*not shown"),
         ({"token": ""}, r"`token` must be an access token of the Hub, got none.*hf auth login"),
@@ -163,5 +205,14 @@ def test_what_is_overwritten():
     assert "`model.gguf`" in foreign(["model.gguf"], None)
     managed = ["model.safetensors", "modeling_rigpt.py", "tokenizer.json", "evaluation/table.md", "config.json"]
     assert all(is_managed(path) for path in managed)
-    kept = ["README.md", ".gitattributes", "LICENSE", "data/model.safetensors", "evaluation/mine.md", "demo/app.py"]
+    kept = [
+        "eval.py",
+        "adapter_model.safetensors",
+        "README.md",
+        ".gitattributes",
+        "LICENSE",
+        "data/model.safetensors",
+        "evaluation/mine.md",
+        "demo/app.py",
+    ]
     assert not any(is_managed(path) for path in kept)
