@@ -29,6 +29,8 @@ SCHEMA = 1
 # What an evaluation leaves in its folder.
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
+# Relative difference that is arithmetic: what float32 leaves of two ways to compute the same.
+ROUNDING = 1e-5
 # Of a result, what is needed for tests but too long to keep.
 LONG = ("samples", "values")
 
@@ -156,9 +158,18 @@ def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] |
 
 def _correct(tasks: list[dict[str, Any]]) -> None:
     """Say which differences hold when all of the run are looked at together."""
-    differences = [each["difference"] for task in tasks for each in task["quantities"] if "difference" in each]
-    for difference, holds in zip(differences, holm([each["p_value"] for each in differences]), strict=True):
-        difference["significant"] = holds
+    compared = [each for task in tasks for each in task["quantities"] if "difference" in each]
+    holds = holm([each["difference"]["p_value"] for each in compared])
+    for quantity, holding in zip(compared, holds, strict=True):
+        quantity["difference"]["significant"] = holding and not _is_rounding(quantity)
+
+
+def _is_rounding(quantity: dict[str, Any]) -> bool:
+    """Whether two numbers are one up to arithmetic, which may err to the same side on every example."""
+    if quantity["difference"]["kind"] != "difference":
+        return False
+    size = max((abs(each["value"] or 0.0) for each in quantity["models"].values()), default=0.0)
+    return abs(quantity["difference"]["value"]) <= ROUNDING * size
 
 
 def without_long(value: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import fingerprint
+from rigpt_hf.evaluation.harness.results import _correct
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.tables import number, verdict
@@ -317,6 +318,18 @@ def test_numbers_are_shown_with_the_digits_that_mean_something():
         "–",
     ]
     assert number(5e8, "bytes") == "500 MB"
+
+
+def test_rounding_is_no_difference_however_regular():
+    def compared(difference):
+        quantity = {
+            "models": {"a": {"value": 1.0 + difference}, "b": {"value": 1.0}},
+            "difference": {"kind": "difference", "value": difference, "p_value": 1e-4},
+        }
+        _correct([{"quantities": [quantity]}])
+        return quantity["difference"]["significant"]
+
+    assert compared(1e-3) and not compared(4e-8) and not compared(-4e-8)
 
 
 @pytest.mark.parametrize(
