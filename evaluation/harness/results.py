@@ -131,7 +131,16 @@ def _quantities(task: Task | None, result: dict[str, Any]) -> list[Quantity]:
     for name, value in result["metrics"].items():
         amounts = result["samples"].get(name)
         ones = None if amounts is None else [1.0] * len(amounts)
-        found.append(Quantity(name, "", value, "less" if name in LESS else "more", amounts, ones))
+        found.append(
+            Quantity(
+                name,
+                "",
+                value,
+                "less" if name.removeprefix("log ").partition(" (")[0] in LESS else "more",
+                amounts,
+                ones,
+            )
+        )
     return found
 
 

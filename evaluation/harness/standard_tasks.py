@@ -18,7 +18,7 @@ from ..measures.subjects import Subject
 
 
 # Names of metrics of `lm-eval` of which less is better.
-LESS = ("perplexity", "log perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+LESS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"`model` must be a model, or the folder or Hub id of a causal language model, got {name!r}: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{str(error).strip().splitlines()[0]}"
         ) from error
     if report["missing_keys"] or report.get("mismatched_keys"):
         missing = sorted([*report["missing_keys"], *(key[0] for key in report.get("mismatched_keys") or [])])

@@ -167,6 +167,7 @@ def check_revision(revision: str | None) -> None:
 
 
 def checked_token(token: str | None) -> str:
+    """A token, or that of the machine; a `ValueError` that does not show it if there is none or it cannot be one."""
     token = token if token is not None else get_token()
     advice = "Make one with the right to write in your settings on the Hub, then say hf auth login, or set HF_TOKEN."
     if not token:
@@ -178,6 +179,7 @@ def checked_token(token: str | None) -> str:
 
 
 def with_owner(repo_id: str, account: dict[str, Any]) -> str:
+    """A repository's name with its owner; a `ValueError` if the account may only read."""
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise ValueError(

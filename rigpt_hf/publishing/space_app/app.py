@@ -58,6 +58,7 @@ def readable(function):
 
 
 def card(pair: Pair, kind: str) -> str:
+    """How far one model's distribution has moved, and what it finds likeliest, as HTML."""
     before, now = (likeliest(state.probabilities)[0].item() for state in (pair.before, pair.now))
     was, is_now = (html.escape(repr(subjects.tokenizer.decode([token]))) for token in (before, now))
     shares = (pair.before.probabilities[before].item(), pair.now.probabilities[now].item())
@@ -70,10 +71,12 @@ def card(pair: Pair, kind: str) -> str:
 
 
 def readout(view: View) -> str:
+    """Both models beside each other."""
     return f'<div class="readout">{card(view.rigpt, "rigpt")}{card(view.stock, "stock")}</div>'
 
 
 def turned_by(view: View) -> str:
+    """The angle in words."""
     return (
         f"Turned by up to **{view.angle:.1f}°** of {view.largest_angle:.1f}° "
         f"(the plane that turns furthest, of {subjects.rigpt.config.hidden_size // 2})"
@@ -82,6 +85,7 @@ def turned_by(view: View) -> str:
 
 @readable
 def show(prompt: str, t: float, seed: int, layer: float):
+    """All that depends on the angle, in the order of the outputs."""
     view = views.at(prompt, t, seed)
     return (
         turned_by(view),
@@ -94,6 +98,7 @@ def show(prompt: str, t: float, seed: int, layer: float):
 
 @readable
 def show_layer(prompt: str, t: float, seed: int, layer: float):
+    """What depends on the layer."""
     return draw_layer(views.at(prompt, t, seed), int(layer))
 
 
