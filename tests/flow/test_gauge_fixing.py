@@ -1,0 +1,344 @@
+"""Weight decay picks the balanced point of an orbit: along the orbit alone, and in training whatever the loss is."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from rigpt_hf.flow.figures_gauge_fixing import plot_gauge_fixing, toy_model, toy_text
+from rigpt_hf.flow.gauge_fixing import (
+    balance_distance,
+    compact_part,
+    decay_direction,
+    follow_decay,
+    minimum_norm,
+    next_token_loss,
+)
+from rigpt_hf.symmetry import GaugeTransformation, canonicalize, charges, gauge_error, gradient_pairing
+from rigpt_hf.symmetry.balance import can_stretch
+from rigpt_hf.symmetry.contraction import contract, weights_of
+from rigpt_hf.symmetry.frames import frame_keys, kind_of
+from rigpt_hf.symmetry.permutations import Translations
+from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
+
+
+# Every kind of stretch: GL of heads and tokens (tied and not), planes, one common factor, every scaling of neurons.
+STRETCHED = [
+    "learned",
+    "learned-projected",
+    "learned-untied-projected",
+    "rotary-partial",
+    "rotary-learned",
+    "squared-distance",
+    "qk-norm",
+    "relu",
+    "relu2",
+    "gated",
+    "gated-relu2",
+    "no-biases",
+]
+TOLERANCE = SYMMETRY[torch.float64]
+TIME, DECAY, LEARNING_RATES = 1.0, 0.5, (0.02, 0.01)
+
+
+def model_of(name: str):
+    return tiny_model(num_hidden_layers=1, **({"intermediate_size": 48} | SYMMETRIES[name]))
+
+
+def small_model(name: str):
+    """Of half the width."""
+    options = SYMMETRIES[name] | ({"embedding_size": 12} if "embedding_size" in SYMMETRIES[name] else {})
+    return tiny_model(num_hidden_layers=1, **(options | {"hidden_size": 16, "intermediate_size": 24}))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def norm(weights) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in weights.values()))
+
+
+def stretching(config) -> set[str]:
+    return {kind_of(key) for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+
+
+def stretch_charge(model) -> float:
+    keys = frame_keys(model.config)
+    return norm({key: q for key, q in charges(model).items() if not isinstance(keys[key].group, Translations)})
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(name):
+    model = model_of(name)
+    start = GaugeTransformation.random(model.config, generator(1), "all")(model)
+    assert balance_distance(start) > 0.1, "the start is balanced already"
+    reached, report = minimum_norm(start)
+    canonical = canonicalize(model)
+    least = norm(weights_of(canonical))
+    assert abs(report.norm - least) <= BALANCE * least and abs(report.canonical_norm - least) <= BALANCE * least
+    assert abs(norm(weights_of(reached)) - least) <= BALANCE * least
+    assert all(later < earlier * (1 + BALANCE) for earlier, later in pairwise(report.norms)), "the norm rose"
+    assert report.norms[0] > 1.01 * least
+    assert report.distance <= TOLERANCE and balance_distance(reached) <= TOLERANCE
+    # Rotations are not fixed by decay: entry by entry the two differ.
+    assert norm({key: tensor - weights_of(reached)[key] for key, tensor in weights_of(canonical).items()}) > 0.1
+    assert stretch_charge(reached) <= BALANCE * least**2 < 1e-3 * stretch_charge(start)
+    assert gauge_error(start, report.transformation, tokens(2, 9)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", STRETCHED[2::2])
+def test_two_starts_reach_one_point_up_to_rotations(name):
+    model = model_of(name)
+    first, second = (GaugeTransformation.random(model.config, generator(seed), "all") for seed in (1, 2))
+    (one, to_one), (two, to_two) = (minimum_norm(g(model)) for g in (first, second))
+
+    def apart(relation, a, b) -> float:
+        turned, target = weights_of(compact_part(relation)(a)), weights_of(b)
+        return norm({key: turned[key] - target[key] for key in target}) / norm(target)
+
+    between = second @ first.inverse()
+    assert apart(between, first(model), second(model)) > 0.1, "the starts differ by a rotation only"
+    relation = to_two.transformation @ between @ to_one.transformation.inverse()
+    assert apart(relation, one, two) <= TOLERANCE
+
+
+def test_the_distance_sees_stretches_and_not_rotations():
+    balanced = canonicalize(model_of("no-biases"))
+    config = balanced.config
+    turned = GaugeTransformation.random(config, generator(1), "all", compact=True)(balanced)
+    stretched = GaugeTransformation.random(config, generator(1), stretching(config), special=True)(balanced)
+    assert balance_distance(turned) <= TOLERANCE
+    assert balance_distance(stretched) > 0.1
+
+
+def test_the_compact_part_of_what_keeps_lengths_is_itself():
+    model = model_of("gated-relu2")
+    compact = GaugeTransformation.random(model.config, generator(3), "all", compact=True)
+    general = GaugeTransformation.random(model.config, generator(3), "all")
+    for g, same in ((compact, True), (general, False)):
+        before, after = (weights_of(h(model)) for h in (g, compact_part(g)))
+        difference = norm({key: before[key] - after[key] for key in before}) / norm(before)
+        assert (difference <= TOLERANCE) == same
+        kept = [abs(norm({0: after[key]}) / norm({0: weight}) - 1) for key, weight in weights_of(model).items()]
+        assert max(kept) <= TOLERANCE and len(kept) >= 10
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
+    """What is left of -θ once Xθ is taken away is orthogonal to the motion under every stretch."""
+    model = model_of(name)
+    config, weights = model.config, weights_of(model)
+    keys = {key: frame for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+    names = list(weights)
+
+    def motion(algebra) -> dict[str, torch.Tensor]:
+        """The derivative of exp(tX)θ at t = 0."""
+
+        def moved(t):
+            elements = {key: keys[key].group.exp(t * x) for key, x in algebra.items()}
+            state = GaugeTransformation(config, elements).state_dict(weights)
+            return tuple(state[name] for name in names)
+
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        return dict(zip(names, torch.autograd.functional.jvp(moved, zero, one)[1], strict=True))
+
+    direction, _ = decay_direction(config, weights)
+    assert set(direction) == set(keys)
+    along = motion(direction)
+    left = {name: -weights[name] - along[name] for name in names}
+    for seed in range(3):
+        other = {}
+        for key, x in direction.items():
+            draw = torch.randn(x.shape, generator=generator(seed), dtype=torch.float64)
+            group = keys[key].group
+            other[key] = group.project(draw) if hasattr(group, "project") else draw
+        tangent = motion(other)
+        size = norm(tangent) * norm(weights)
+        assert abs(sum(float((tangent[name] * left[name]).sum()) for name in names)) <= PAIRING * size
+        # Without the projection it is not, and the projection is not all of -θ.
+        assert abs(sum(float((tangent[name] * weights[name]).sum()) for name in names)) > 1e-5 * size
+    assert 1e-3 < norm(along) / norm(weights) < 0.9
+
+
+def test_decay_along_the_orbit_forgets_charges_as_training_does():
+    errors = []
+    for step in (0.04, 0.02):
+        report = minimum_norm(toy_model(), step=step, tolerance=0.01)[1]
+        assert report.times[-1] > 0.8 and report.charges[-1] < 0.2
+        pairs = zip(report.times, report.charges, strict=True)
+        errors.append(max(abs(charge - math.exp(-2 * t)) for t, charge in pairs if t < 0.81))
+    assert abs(errors[0] / errors[1] - 2) <= 2 * ORDER and 1e3 * PAIRING < errors[1] < 0.02
+
+
+@pytest.mark.parametrize("name", ["learned", "squared-distance", "learned-untied-projected"])
+def test_the_least_norm_of_translations_is_not_at_zero(name):
+    model = small_model(name)
+    disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
+    reached, report = minimum_norm(model, translations="least")
+    _, other = minimum_norm(disguised, translations="least")
+    assert report.norm < report.canonical_norm * (1 - 1e-4), "the canonical form is as short"
+    assert report.distance > 1e-3
+    assert abs(other.norm - report.norm) <= TOLERANCE * report.norm
+    assert gauge_error(model, report.transformation, tokens(2, 9)) <= TOLERANCE
+    assert balance_distance(reached, translations="least") <= TOLERANCE
+
+    def square(model):
+        return sum(parameter.square().sum() for parameter in model.parameters()) / 2
+
+    # The norm is at rest under every generator there, and not under translations in the canonical form.
+    at_rest, canonical = gradient_pairing(reached, square), gradient_pairing(canonicalize(model), square)
+    assert max(pairing.relative for pairing in at_rest.values()) <= PAIRING
+    moved = {kind_of(key) for key, pairing in canonical.items() if pairing.relative > 1e-4}
+    assert moved and moved <= {"key_shift", "value_shift", "position_shift"}
+
+
+def test_without_translations_the_two_settings_are_one():
+    model = model_of("no-biases")
+    assert not any(isinstance(frame.group, Translations) for frame in frame_keys(model.config).values())
+    zero, least = (minimum_norm(model, translations=at)[1] for at in ("zero", "least"))
+    assert abs(zero.norm - least.norm) <= BALANCE * zero.norm and least.distance <= TOLERANCE
+
+
+def test_an_orbit_without_a_least_norm_is_refused():
+    with pytest.raises(ValueError, match="`model` must have an orbit .* directions in 'lexical' that only one of two"):
+        minimum_norm(model_of("untied-projected"))
+
+
+def deviations(model, batches, rate, **options):
+    trained, record = follow_decay(
+        model, batches, rate, options.pop("decay", DECAY), round(TIME / rate), 25, **options
+    )
+    return trained, record
+
+
+def two_batches() -> list[torch.Tensor]:
+    return [tokens(4, 12, seed=seed) for seed in range(2)]
+
+
+@pytest.mark.parametrize("name", ["learned", "relu2"])
+def test_charges_decay_at_the_predicted_rate_in_training(name):
+    model, batches = small_model(name), two_batches()
+    runs = [deviations(model, batches, rate)[1] for rate in LEARNING_RATES]
+    assert set(runs[0].charges) >= {"head_qk", "head_vo"} and runs[0].times[-1] == pytest.approx(TIME)
+    for kind, coarse in runs[0].deviations.items():
+        fine = runs[1].deviations[kind]
+        rate = 1 if kind == "key_shift" else 2
+        assert runs[1].predicted[kind][-1] == pytest.approx(math.exp(-rate * DECAY * TIME))
+        assert abs(coarse[-1] / fine[-1] - 2) <= 2 * ORDER, kind
+        assert fine[-1] < 0.02 < 1 - runs[1].charges[kind][-1], kind
+    assert runs[1].losses[-1] < runs[1].losses[0]
+
+
+def test_without_decay_charges_stay_and_adam_does_as_it_likes():
+    model, batches = small_model("relu2"), two_batches()
+    plain = deviations(model, batches, LEARNING_RATES[0], decay=0.0)[1]
+    adam = deviations(model, batches, LEARNING_RATES[0], optimizer=torch.optim.AdamW)[1]
+    assert set(plain.charges) == {"head_qk", "head_vo", "neurons"}
+    for kind in ("head_qk", "head_vo", "neurons"):
+        assert plain.predicted[kind] == [1.0] * len(plain.times)
+        assert plain.deviations[kind][-1] < 0.01
+        assert adam.deviations[kind][-1] > 0.2, kind
+
+
+def test_the_law_does_not_depend_on_the_loss():
+    model, batches = small_model("relu2"), two_batches()
+
+    def cubic(model, batch):
+        return model(batch, use_cache=False).logits.pow(3).mean() / 10
+
+    def hidden(model, batch):
+        return 10 * model.model(batch).last_hidden_state[..., 0].square().mean() + sum(
+            layer.self_attn.v_proj.weight.square().sum() for layer in model.model.layers
+        )
+
+    start = weights_of(model)
+    ends = {}
+    for loss in (None, cubic, hidden):
+        trained, record = deviations(model, batches, LEARNING_RATES[0], loss=loss)
+        ends[loss] = {key: weight - start[key] for key, weight in weights_of(trained).items()}
+        if loss is hidden:
+            assert record.deviations["head_vo"][-1] > 0.1, "a loss that sees the values themselves obeys the law"
+        else:
+            assert max(values[-1] for values in record.deviations.values()) < 0.02
+    difference = norm({key: change - ends[cubic][key] for key, change in ends[None].items()})
+    assert difference > 0.05 * norm(ends[None]), "both losses lead to the same weights"
+
+
+def test_training_with_decay_balances_and_training_without_does_not():
+    model, text = toy_model(), [toy_text()]
+    gaps = {}
+    for decay in (0.2, 0.0):
+        before = copy.deepcopy(model.state_dict())
+        trained, record = follow_decay(model, text, 0.05, decay, 120, 60)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        gaps[decay] = [a**2 - b**2 for a, b in zip(record.norms, record.balanced_norms, strict=True)]
+        assert len(record.times) == 3 and min(gaps[decay]) > 0
+        assert record.distances[-1] == pytest.approx(balance_distance(trained))
+        assert record.balanced_norms[-1] == pytest.approx(norm(weights_of(canonicalize(trained))))
+        assert record.losses[-1] < 0.9 * record.losses[0]
+    assert gaps[0.2][-1] < 0.2 * gaps[0.2][0]
+    assert gaps[0.0][-1] > 0.7 * gaps[0.0][0]
+
+
+def test_nothing_but_decay_acts_on_the_length_of_what_writes_into_the_stream():
+    """Why a training with decay does not come to rest: the gradient has no part along the weights of writers."""
+    model = toy_model()  # its tokens live in a frame of their own, so that everything that writes does nothing else
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-30
+    loss = next_token_loss(model, toy_text())
+    gradient = dict(zip(weights_of(model), torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    state = weights_of(model)
+    pairing = contract(model.config, gradient, state, lambda key: key == "stream")["stream"]
+    sizes = {role: float(value[0].trace().abs()) / (norm(gradient) * norm(state)) for role, value in pairing.items()}
+    assert sizes["vector"] <= PAIRING < 1e-4 < sizes["covector"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step": 1.0}, "`step` must be between 0 and 1, got 1.0"),
+        ({"translations": "gone"}, '`translations` must be "zero" or "least", got \'gone\''),
+        ({"max_steps": 3}, "`max_steps` must be enough .* got 3, after which it is .* Raise it, or `tolerance`"),
+    ],
+    ids=["step", "translations", "too-few"],
+)
+def test_impossible_descents_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        minimum_norm(toy_model(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batches": []}, "`batches` must have at least one batch, got none"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite, got 0.0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must not be negative, and finite, got -1.0"),
+        ({"steps": 0}, "`steps` must be positive and finite, got 0"),
+        ({"every": 0}, "`every` must be positive and finite, got 0"),
+        ({"learning_rate": 1e4}, "`learning_rate` must be small enough to descend, got 10000.0: after .* steps"),
+    ],
+    ids=["no-batch", "no-rate", "negative-decay", "no-steps", "never", "divergence"],
+)
+def test_impossible_trainings_are_named(settings, message):
+    given = {"batches": [toy_text()], "learning_rate": 0.01, "weight_decay": 0.1, "steps": 50, "every": 50} | settings
+    with pytest.raises(ValueError, match=message):
+        follow_decay(toy_model(), **given)
+
+
+def test_the_picture(tmp_path):
+    figure = plot_gauge_fixing(steps=5)
+    panels = figure.get_axes()
+    assert len(panels) == 3 and all(
+        panel.get_title() and panel.get_xlabel() and panel.get_ylabel() for panel in panels
+    )
+    prediction = [line for line in panels[1].get_lines() if line.get_label() == "exp(-2λt)"]
+    assert len(prediction) == 1 and len(prediction[0].get_ydata()) == 6
+    ends = [line.get_ydata()[-1] for line in panels[0].get_lines() if len(line.get_xdata()) > 2]
+    assert len(ends) == 4 and max(ends) - min(ends) <= PAIRING * max(ends)
+    figure.savefig(tmp_path / "gauge.png")
+    assert (tmp_path / "gauge.png").stat().st_size > 20_000
