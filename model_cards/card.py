@@ -1,5 +1,7 @@
 """The card: facts in the order in which a stranger asks for them."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ def gather(folder: Path, results: Path | None = None, facts: Path | None = None)
     """
     if not folder.is_dir():
         raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}.")
+    if (made_for := _architecture(folder)).endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"`folder` must hold a causal language model, got a {made_for}, of which nothing is measured here. Write "
+            "its card by hand."
+        )
     measured = subject(folder)
     if not isinstance(measured.model.config, RiGPTConfig):
         raise ValueError(
@@ -81,6 +88,13 @@ def gather(folder: Path, results: Path | None = None, facts: Path | None = None)
         evaluation=evaluation,
         evaluated_as=name,
     )
+
+
+def _architecture(folder: Path) -> str:
+    """The class that was saved, if the folder says."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")[0])
+    return ""
 
 
 def card_text(

@@ -157,10 +157,9 @@ def model_facts(subject: Subject) -> ModelFacts:
         "gated_mlp": "gated feedforward",
         "qk_norm": "query-key norm",
         "embedding_norm": "normalised embeddings",
-        "previous_token_mixing": "previous token mixed in",
-        "residual_scalars": "scalars on the residual stream",
+        "local_frames": "a frame per layer",
         "value_embedding_period": "value embeddings",
-        "final_logit_softcapping": "soft-capped logits",
+        "depth_solver": "depth as time",
         "rotary_learned_frequencies": "learned rotary frequencies",
     }
     return ModelFacts(

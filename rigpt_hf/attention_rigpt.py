@@ -240,12 +240,7 @@ def check_distance_backend(name: str):
 
 
 def check_paged_cache(config: RiGPTConfig, name: str):
-    """Raises a `ValueError` if continuous batching cannot hand over its cache before the score, or previous tokens."""
-    if config.previous_token_mixing:
-        raise ValueError(
-            f"`attn_implementation` must not be paged with `previous_token_mixing=True`, got {name!r}: continuous "
-            "batching does not keep the last vector of a text. Generate without it."
-        )
+    """Raises a `ValueError` if continuous batching cannot hand over its cache before the score."""
     score = config.attention_score
     if score != "dot" and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
         raise ValueError(

@@ -16,6 +16,11 @@ else:
 
 ATTENTION_SCORES = ("dot", "squared_distance", "distance")
 POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+# Solvers of torchdiffeq that make `depth_steps` steps per layer, with their evaluations of the field per step.
+FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+# And those that choose their steps.
+ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+DEPTH_INTERPOLATIONS = ("constant", "linear")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -80,17 +85,29 @@ class RiGPTConfig(PreTrainedConfig):
             Normalise queries and keys per head (no gain) before the score.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
-        previous_token_mixing (`bool`, defaults to `False`):
-            Add the vector of the previous token to that of each, times a learned number and a scalar gate that reads
-            the token's own vector.
-        residual_scalars (`bool`, defaults to `False`):
-            Two learned numbers per layer but the first: `x <- a x + b x0` before it, at first `a = 1` and `b = 0`.
         value_embedding_period (`int`, *optional*):
             Every so many layers, counted back from the last and without the first, a token adds a vector of its own
             to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
             needs `input_ids`.
-        final_logit_softcapping (`float`, *optional*):
-            `c tanh(logits / c)` for this `c`, which bounds the logits softly. `None`: as they are.
+        local_frames (`bool`, defaults to `False`):
+            Give every layer a frame of its own; frozen orthogonal maps, `transport`, carry the stream from each to the
+            next and from the last back. At first identities. See [`rigpt_hf.symmetry.to_local_frames`].
+        depth_solver (`str`, *optional*):
+            Read depth as time: the stream follows `dx/dt = layer(x) - x` from layer to layer, integrated by this
+            solver of torchdiffeq (the extra `flow`). With fixed steps: `"euler"` (whose single step per layer is the
+            ordinary network), `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"`. With steps of its own choice: `"dopri5"`,
+            `"dopri8"`, `"bosh3"`, `"fehlberg2"`, `"adaptive_heun"`: those look at all positions at once, so later
+            tokens bear on earlier ones within the tolerances, and there is no cache. `None`: the ordinary network.
+        depth_steps (`int`, defaults to 1):
+            Steps per layer of a solver with fixed steps.
+        depth_interpolation (`str`, defaults to `"constant"`):
+            Weights between the layers: `"constant"` keeps a layer's until the next, `"linear"` interpolates. Weights
+            of neighbours are then added, so all layers share the frames of their heads and neurons.
+        depth_rtol (`float`, defaults to 1e-5), depth_atol (`float`, defaults to 1e-6):
+            Relative and absolute tolerance of a solver that chooses its steps.
+        depth_adjoint (`bool`, defaults to `False`):
+            Gradients from the adjoint equation, solved backwards, instead of through the steps of the solver: memory
+            does not grow with the steps, and gradients are exact only in the limit of many.
         rms_norm_eps (`float`, defaults to 1e-5):
             `eps` in `n(x) = x / sqrt(mean(x²) + eps)`.
         initializer_range (`float`, defaults to 0.02):
@@ -143,10 +160,14 @@ class RiGPTConfig(PreTrainedConfig):
     attention_score: str = "dot"
     qk_norm: bool = False
     embedding_norm: bool = False
-    previous_token_mixing: bool = False
-    residual_scalars: bool = False
     value_embedding_period: int | None = None
-    final_logit_softcapping: float | int | None = None
+    local_frames: bool = False
+    depth_solver: str | None = None
+    depth_steps: int = 1
+    depth_interpolation: str = "constant"
+    depth_rtol: float = 1e-5
+    depth_atol: float = 1e-6
+    depth_adjoint: bool = False
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     attention_dropout: float | int = 0.0
@@ -172,17 +193,18 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
-        if self.previous_token_mixing:
-            # What the library's caches go by: the first layer's also keeps the last vector.
-            kwargs["layer_types"] = ["hybrid"] + ["full_attention"] * (self.num_hidden_layers - 1)
-        else:
-            kwargs.pop("layer_types", None)
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
         if not rotary:  # the base class fills in rotary defaults for every config that has the field
             self.rope_parameters = None
         self.validate_architecture()  # `@strict` does so too, but hides the `ValueError` in an exception of its own
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As for every config; fields among the keyword arguments, which `from_pretrained` takes, are checked too."""
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in RiGPTConfig.__annotations__}
+        return super().from_dict(config_dict | changes, **kwargs)
 
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
@@ -204,11 +226,7 @@ class RiGPTConfig(PreTrainedConfig):
                     "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, "
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
-        if self.final_logit_softcapping is not None and not self.final_logit_softcapping > 0:
-            raise ValueError(
-                f"`final_logit_softcapping` must be positive, got {self.final_logit_softcapping}. Leave it out (None) "
-                "for logits as they are."
-            )
+        self._check_depth()
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` is a probability in [0, 1), got {getattr(self, name)}.")
@@ -245,6 +263,35 @@ class RiGPTConfig(PreTrainedConfig):
                 f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
             )
 
+    def _check_depth(self):
+        self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)
+        self._check_positive("depth_steps")
+        for name in ("depth_rtol", "depth_atol"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.depth_solver is None:
+            for name, default in (("depth_steps", 1), ("depth_interpolation", "constant"), ("depth_adjoint", False)):
+                if (value := getattr(self, name)) != default:
+                    raise ValueError(f"`{name}` needs a `depth_solver`, got {value!r} without. Name one, or leave it.")
+            return
+        self._check_choice("depth_solver", (*FIXED_STEP_SOLVERS, *ADAPTIVE_SOLVERS))
+        if self.depth_solver in ADAPTIVE_SOLVERS and self.depth_steps != 1:
+            raise ValueError(
+                f"`depth_steps` must be 1 for `depth_solver={self.depth_solver!r}`, which chooses its steps, got "
+                f"{self.depth_steps}. Set `depth_rtol` and `depth_atol` instead."
+            )
+        if self.depth_interpolation == "linear":
+            if self.value_embedding_period is not None:
+                raise ValueError(
+                    "`depth_interpolation='linear'` needs layers with the same parameters, got "
+                    f"`value_embedding_period={self.value_embedding_period}`. Use 'constant', or leave one of them."
+                )
+            if self.local_frames:
+                raise ValueError(
+                    "`depth_interpolation='linear'` adds weights of neighbouring layers and needs one frame for all, "
+                    "got `local_frames=True`. Use 'constant', or `rigpt_hf.symmetry.to_global_frame`."
+                )
+
     def _check_choice(self, name: str, choices: tuple[str, ...]):
         if getattr(self, name) not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -277,9 +324,9 @@ class RiGPTConfig(PreTrainedConfig):
     def _pipeline_parallel_plan(self) -> dict[str, tuple[list[str], list[str]]] | None:
         """
         The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
-        read the beginning again.
+        read the beginning again, or need the weights of the next.
         """
-        if self.residual_scalars or self.value_embedding_period is not None:
+        if self.value_embedding_period is not None or self.depth_interpolation == "linear":
             return None
         plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
         if self.embedding_size is not None:
@@ -287,6 +334,8 @@ class RiGPTConfig(PreTrainedConfig):
         if self.position_embedding_type == "learned":
             plan["embed_positions"] = (["position_ids"], ["position_vectors"])
         plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
+        if self.local_frames:
+            plan["transport"] = (["hidden_states"], ["hidden_states"])
         plan["norm"] = (["hidden_states"], ["hidden_states"])
         return plan
 

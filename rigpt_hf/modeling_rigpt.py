@@ -4,16 +4,18 @@ Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neu
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
     x0     = n(x0)                          with `embedding_norm`
-    x0[t] += c sigmoid(w·x0[t]) x0[t-1]     with `previous_token_mixing`
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
-    x      = a x + b x0                     with `residual_scalars`, two numbers per layer
+    x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
+With `depth_solver` the two lines of a layer are the increment that a flow follows: `depth_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -37,39 +39,10 @@ from .attention_rigpt import (
     check_distance_backend,
     check_paged_cache,
 )
-from .configuration_rigpt import RiGPTConfig
+from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig
+from .depth_rigpt import flow_through, make_room, torchdiffeq, use_of_cache
 from .loss_rigpt import causal_lm_loss
-from .previous_rigpt import RiGPTPreviousToken
-
-
-class RiGPTRMSNorm(nn.Module):
-    """`n(x) = x / sqrt(mean(x²) + eps)`: RMSNorm without the gain, hence without a basis."""
-
-    def __init__(self, eps: float):
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps}"
-
-
-class RiGPTVectorDropout(nn.Module):
-    """Drops whole vectors: one coin per token, where coordinate dropout would toss one per axis."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0:
-            return hidden_states
-        return hidden_states * nn.functional.dropout(hidden_states.new_ones(*hidden_states.shape[:-1], 1), self.p)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
+from .stream_rigpt import RiGPTRMSNorm, RiGPTTransport, RiGPTVectorDropout, freeze_transports
 
 
 class RiGPTMLP(nn.Module):
@@ -90,16 +63,11 @@ class RiGPTMLP(nn.Module):
 
 
 class RiGPTDecoderLayer(GradientCheckpointingLayer):
-    """Two residual lines around parameter-free norms."""
+    """Two residual lines around parameter-free norms; with `depth_solver` the flow that they are an Euler step of."""
 
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
-        self.residual_weight: nn.Parameter | None = None
-        self.embedding_weight: nn.Parameter | None = None
-        # Before the first layer both are the same vector, whose length the embeddings have in their own hands.
-        if config.residual_scalars and layer_idx > 0:
-            self.residual_weight = nn.Parameter(torch.ones(1))
-            self.embedding_weight = nn.Parameter(torch.zeros(1))
+        self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
         self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.self_attn = RiGPTAttention(config, layer_idx)
         self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
@@ -108,21 +76,21 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         for writer in (self.self_attn.o_proj, self.mlp.down_proj):
             writer.writes_to_residual = True
 
-    def reset_own_parameters(self):
-        """The residual line as it is: `a = 1`, `b = 0`."""
-        if self.residual_weight is not None:
-            init.ones_(self.residual_weight)
-            init.zeros_(self.embedding_weight)
-
     def forward(
         self,
         hidden_states: torch.Tensor,
-        initial_states: torch.Tensor | None = None,
+        following: nn.Module | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """`hidden_states` `[B, S, d]`; `initial_states`: what the first layer got, for `residual_scalars`."""
-        if self.residual_weight is not None and self.embedding_weight is not None:
-            hidden_states = self.residual_weight * hidden_states + self.embedding_weight * initial_states
+        """`hidden_states` `[B, S, d]`; `following`: the next layer, towards whose weights a flow may go."""
+        if self.transport is not None:
+            hidden_states = self.transport(hidden_states)
+        if self.self_attn.config.depth_solver is not None:
+            return flow_through(self, following, hidden_states, **kwargs)
+        return self.block(hidden_states, **kwargs)
+
+    def block(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """The two lines."""
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
@@ -150,8 +118,10 @@ class RiGPTPreTrainedModel(PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention | RiGPTDecoderLayer | RiGPTPreviousToken):
+        if isinstance(module, RiGPTAttention):
             module.reset_own_parameters()
+        elif isinstance(module, RiGPTTransport):
+            init.eye_(module.weight)
         elif getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
         elif getattr(module, "carries_between_frames", False):
@@ -166,6 +136,13 @@ class RiGPTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As for every model; what is frozen by its nature is so again."""
+        result = super().from_pretrained(*args, **kwargs)
+        freeze_transports(result[0] if isinstance(result, tuple) else result)
+        return result
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As for every model; the tables of values get as many rows as that of the tokens."""
@@ -191,6 +168,9 @@ class RiGPTModel(RiGPTPreTrainedModel):
 
     def __init__(self, config: RiGPTConfig):
         super().__init__(config)
+        if config.depth_solver is not None:
+            config.validate_architecture()  # fields may have been set since the config was made
+            torchdiffeq()
         # No `padding_idx`: where padding is the end-of-text token, as for GPT-2, that token must keep learning.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size)
         self.project_in = None
@@ -203,9 +183,9 @@ class RiGPTModel(RiGPTPreTrainedModel):
         elif not config.rotary_learned_frequencies:
             self.rotary_emb = RiGPTRotaryEmbedding(config)
         self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
-        self.previous_token = RiGPTPreviousToken(config) if config.previous_token_mixing else None
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -247,6 +227,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
             )
         if kwargs.get("cache") is not None:  # that of continuous batching
             check_paged_cache(self.config, self.config._attn_implementation)
+        if self.config.depth_solver is not None:
+            use_cache = use_of_cache(self.config, past_key_values, use_cache, kwargs.get("cache") is not None)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
@@ -259,12 +241,11 @@ class RiGPTModel(RiGPTPreTrainedModel):
         mask_cache = past_key_values
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if self.config.depth_solver is not None and past_key_values is not None:
+            make_room(past_key_values, self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
-        padding = attention_mask
-        if isinstance(attention_mask, dict):  # generation hands over one mask per kind of layer
-            attention_mask, padding = attention_mask["full_attention"], attention_mask["linear_attention"]
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -278,26 +259,25 @@ class RiGPTModel(RiGPTPreTrainedModel):
                 hidden_states = hidden_states + self.embed_positions(position_ids)
             if self.embedding_norm is not None:
                 hidden_states = self.embedding_norm(hidden_states)
-            if self.previous_token is not None:
-                hidden_states = self.previous_token(hidden_states, position_ids, padding, past_key_values)
             hidden_states = self.dropout(hidden_states)
-        # By position, as reentrant checkpointing lets gradients through to nothing else.
-        initial = (hidden_states,) if self.config.residual_scalars else ()
         tokens = {} if self.config.value_embedding_period is None else {"input_ids": input_ids}
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
 
-        for layer in self.layers:
+        for layer, following in pairwise([*self.layers, None]):
+            beyond = {"following": following} if self.config.depth_interpolation == "linear" else {}
             hidden_states = layer(
                 hidden_states,
-                *initial,
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 **tokens,
+                **beyond,
                 **kwargs,
             )
+        if self.transport is not None:
+            hidden_states = self.transport(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
@@ -322,6 +302,17 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         self.post_init()
         if config.base_model_pp_plan is None:
             self._pp_plan = {}
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """As for every model; none for a solver that chooses its steps from all positions at once."""
+        if self.config.depth_solver in ADAPTIVE_SOLVERS:
+            if model_kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    f"`inputs_embeds` cannot start a generation with `depth_solver={self.config.depth_solver!r}`, "
+                    "which has no cache to keep them in. Pass `input_ids`, or use a solver with fixed steps."
+                )
+            generation_config.use_cache = False
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -363,8 +354,6 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         if self.project_out is not None:
             hidden_states = self.project_out(hidden_states)  # [B, S, D]
         logits = self.lm_head(hidden_states)
-        if (bound := self.config.final_logit_softcapping) is not None:
-            logits = torch.tanh(logits / bound) * bound
 
         loss = None
         if labels is not None:

@@ -6,7 +6,7 @@ How a parameter is treated follows from how it turns (`symmetry/frames.py`):
     polar      matrices between two frames: momentum, then the polar factor, as in Muon; of each head by itself
     rows       tables whose rows are vectors of a frame: Adam with one second moment per row
     vectors    biases of a frame: Adam with one second moment per vector, i.e. per head or for the stream
-    elements   what does not rotate (scalars, frequencies, biases of neurons): Adam
+    elements   what does not rotate (λ, frequencies, biases of neurons): Adam
 
 Every one of these commutes with rotations and permutations of all frames. Stretches, which no norm survives, are
 not covered: of those weight decay takes care (`symmetry/conservation.py`).
@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from .polar import exact_polar, newton_schulz
-from .symmetry.frames import Axis, axes, frame_keys, row
+from .symmetry.frames import Axis, axes, frame_keys, key_of, row
 from .symmetry.groups import MatrixGroup
 from .workshare import agreeing_group, shared_work
 
@@ -76,7 +76,7 @@ def _parts(config: Any, axis: Axis, layer: str) -> int:
     keys = frame_keys(config)
     parts = 0
     for turn in axis:
-        frame = keys.get(turn.frame) or keys[layer + turn.frame]
+        frame = keys[key_of(turn, layer, keys)]
         if isinstance(frame.group, MatrixGroup) and turn.role in ("vector", "covector"):
             parts = frame.copies
         elif parts and turn.role == "query":
@@ -101,7 +101,7 @@ def equivariant_param_groups(
         lr: Learning rate as one would give it to AdamW.
         weight_decay: Decoupled, as a rate: a step takes `lr · weight_decay` of the weights away.
         multipliers: What `lr` is multiplied by, by treatment (`"rows"`) or by the end of a parameter's name
-            (`"residual_weight"`) or module (`"embed_tokens"`), which go first; 1 if not given.
+            (`"distance_weight"`) or module (`"embed_tokens"`), which go first; 1 if not given.
 
     Raises:
         ValueError: if the table of frames lacks a parameter, or `multipliers` names nothing that there is.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.symmetry import haar, to_local_frames
 
 
 # Every option of the config in combinations that are allowed together; keys are the ids of tests.
@@ -27,20 +28,17 @@ OPTIONS: dict[str, dict] = {
     "gelu": {"hidden_act": "gelu"},
     "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
     "embedding-norm": {"embedding_norm": True, "position_embedding_type": "learned"},
-    "previous-token": {"previous_token_mixing": True},
-    "residual-scalars": {"residual_scalars": True},
     "value-embeddings": {"value_embedding_period": 2},
-    "softcapped": {"final_logit_softcapping": 3.0},
+    "local-frames": {"local_frames": True},
+    "local-frames-projected": {"local_frames": True, "embedding_size": 24, "position_embedding_type": "learned"},
     "recipe": {
         "embedding_norm": True,
-        "previous_token_mixing": True,
-        "residual_scalars": True,
         "value_embedding_period": 1,
-        "final_logit_softcapping": 15,
         "tie_word_embeddings": False,
         "qk_norm": True,
         "hidden_act": "relu2",
     },
+    "depth": {"depth_solver": "euler"},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -67,6 +65,7 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "one-key-value-head": {"num_key_value_heads": 1},
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
+    "depth-midpoint": {"depth_solver": "midpoint"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
 }
 
@@ -90,11 +89,16 @@ def tiny_config(**options) -> RiGPTConfig:
     return RiGPTConfig(**(defaults | options))
 
 
+def learned(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but what is frozen: the orthogonal maps between local frames."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 @torch.no_grad()
 def randomise_(model: nn.Module, seed: int, scale: float = 0.2) -> nn.Module:
-    """Add Gaussian noise to every parameter in place, so that none keeps its initial value."""
+    """Add Gaussian noise to every parameter that is learned, in place, so that none keeps its initial value."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for parameter in learned(model):
         parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
     return model
 
@@ -102,14 +106,20 @@ def randomise_(model: nn.Module, seed: int, scale: float = 0.2) -> nn.Module:
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **options) -> RiGPTForCausalLM:
     """A randomised model of `tiny_config(**options)` in evaluation mode."""
     torch.manual_seed(seed)
-    return randomise_(RiGPTForCausalLM(tiny_config(**options)).to(torch.float64), seed).to(dtype).eval()
+    model = randomise_(RiGPTForCausalLM(tiny_config(**options)).to(torch.float64), seed)
+    if model.config.local_frames:
+        generator = torch.Generator().manual_seed(seed + 1000)
+        layers, size = model.config.num_hidden_layers, model.config.hidden_size
+        model = to_local_frames(model, torch.stack([haar(size, generator) for _ in range(layers)]))
+    return model.to(dtype).eval()
 
 
 @torch.no_grad()
 def noisy(model: nn.Module, size: float, seed: int = 0) -> nn.Module:
     """A copy with Gaussian noise on every parameter, `size` relative to its root mean square, as after fine-tuning."""
-    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    # Not the numbers that `randomise_` added: noise along the weights would be no more than a factor.
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed + 2000)
+    for parameter in learned(model):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter += size * parameter.square().mean().sqrt() * noise.to(parameter.dtype)
     return model

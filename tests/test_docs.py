@@ -16,9 +16,9 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_reference_to_code_leads_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    references = re.findall(r"`(?:rigpt_hf/symmetry/)?(\w+)\.py::([\w.]+)`", text)
-    for module, path in references:
-        place = importlib.import_module(f"rigpt_hf.symmetry.{module}")
+    references = re.findall(r"`(?:rigpt_hf/(symmetry|flow)/)?(\w+)\.py::([\w.]+)`", text)
+    for package, module, path in references:
+        place = importlib.import_module(f"rigpt_hf.{package or 'symmetry'}.{module}")
         for name in path.split("."):
             place = getattr(place, name)
     paths = set(re.findall(r"(?:training|evaluation|tests|docs|rigpt_hf)/[\w/.-]+\w", text))
@@ -40,7 +40,7 @@ def test_every_pretraining_line_is_understood(page):
     """Presets that exist, and options that the program takes."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"training/pretrain\.py( --config [^#\n`]*)", text)
-    assert lines or page.name in ("symmetry.md", "evaluation.md")
+    assert lines or page.name in ("symmetry.md", "evaluation.md", "flow.md")
     for line in lines:
         options = parse_options([word.replace("training/", f"{ROOT}/training/") for word in line.split()])
         assert options.run.steps >= 100

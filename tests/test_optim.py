@@ -200,12 +200,13 @@ def test_multipliers_and_frozen_parameters():
     assert {group["lr"] for group in groups if group["treatment"] == "vectors"} == {0.3}
     assert {group["lr"] for group in groups if group["treatment"] != "vectors"} == {1.0}
     assert not any("embed_tokens" in name for group in groups for name in group["names"])
-    model = tiny_model(residual_scalars=True, value_embedding_period=1)
-    wanted = {"value_embedding": 10.0, "residual_weight": 0.5, "elements": 0.1}
+    model = tiny_model(attention_score="squared_distance", value_embedding_period=1)
+    wanted = {"value_embedding": 10.0, "distance_weight": 0.5, "elements": 0.1}
     groups = equivariant_param_groups(model, lr=1.0, multipliers=wanted)
     rates = {name: group["lr"] for group in groups for name in group["names"]}
     assert rates["model.layers.1.self_attn.value_embedding.weight"] == 10.0
-    assert rates["model.layers.1.residual_weight"] == 0.5 and rates["model.layers.1.embedding_weight"] == 0.1
+    assert rates["model.layers.1.self_attn.distance_weight"] == 0.5
+    assert rates["model.layers.1.mlp.up_proj.bias"] == 0.1
     assert rates["model.embed_tokens.weight"] == 1.0
 
 

@@ -40,8 +40,6 @@ PARTS: dict[str, Any] = {
     "hidden_act": "relu2",
     "qk_norm": True,
     "embedding_norm": True,
-    "previous_token_mixing": True,
-    "residual_scalars": True,
 }
 # One table and two projections: as many parameters as stock GPT-2 has.
 TIED = SMALL | PARTS | {"embedding_size": WIDTH}
@@ -86,11 +84,7 @@ CANDIDATES = {
     ),
     "rigpt": rigpt(TIED),
     "rigpt-adamw": rigpt(TIED, "adamw"),
-    # Without any of the ingredients of recipes but the activation and the norm of queries and keys.
-    "rigpt-plain": rigpt(TIED, embedding_norm=False, previous_token_mixing=False, residual_scalars=False),
     "rigpt-no-embedding-norm": rigpt(TIED, embedding_norm=False),
-    "rigpt-no-previous-token": rigpt(TIED, previous_token_mixing=False),
-    "rigpt-no-scalars": rigpt(TIED, residual_scalars=False),
     "rigpt-values": rigpt(TIED, value_embedding_period=2),
     # What four bits cost may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
@@ -100,13 +94,10 @@ CANDIDATES = {
     # The recipe without one of its parts.
     "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),
     "recipe-no-embedding-norm": rigpt(RECIPE, embedding_norm=False),
-    "recipe-no-previous-token": rigpt(RECIPE, previous_token_mixing=False),
-    "recipe-no-scalars": rigpt(RECIPE, residual_scalars=False),
     "recipe-no-values": rigpt(RECIPE, value_embedding_period=None),
     "recipe-no-qk-norm": rigpt(RECIPE, qk_norm=False),
     "recipe-no-average": rigpt(RECIPE, average=None),
     # Or with another.
-    "recipe-softcapped": rigpt(RECIPE, final_logit_softcapping=15.0),
     "recipe-projections": rigpt(RECIPE, embedding_size=WIDTH),
     "recipe-gelu": rigpt(RECIPE, hidden_act="gelu_pytorch_tanh"),
     "recipe-learned-positions": rigpt(RECIPE, position_embedding_type="learned"),

@@ -9,7 +9,7 @@ from scipy.linalg import hadamard as sylvester
 from sympy import isprime
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.symmetry import GaugeTransformation, haar
+from rigpt_hf.symmetry import GaugeTransformation, haar, to_global_frame
 from rigpt_hf.symmetry.frames import frame_keys, kind_of
 
 
@@ -109,6 +109,7 @@ def in_frame(
         raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {frame!r}.")
     if frame == "identity":
         return model
+    model = to_global_frame(model) if model.config.local_frames else model
     config = model.config
     if frame == "pca":
         if input_ids is None:

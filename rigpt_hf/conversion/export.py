@@ -12,6 +12,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
+from ..symmetry.local_frames import to_global_frame
 from . import gpt2, llama
 from .assemble import assemble
 from .frames import StockFrame, choose_frame
@@ -48,6 +49,8 @@ def export_model(
     """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
+    if model.config.local_frames:
+        model = to_global_frame(model)
     config: RiGPTConfig = model.config
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     idle = refuse_options(config, state)

@@ -9,12 +9,10 @@ from ..configuration_rigpt import RiGPTConfig
 # vectors that are zero may be anything.
 NEUTRAL: dict[str, dict[str, float | None]] = {
     "attention_score": {"distance_weight": 0.0},
-    "previous_token_mixing": {"previous_token.weight": 0.0, "previous_token.gate.weight": None},
-    "residual_scalars": {"residual_weight": 1.0, "embedding_weight": 0.0},
     "value_embedding_period": {"value_embedding.weight": 0.0, "value_gate.weight": None},
 }
 # Options without parameters: the function is another one, whatever the weights are.
-FUNCTIONS = {"embedding_norm": False, "final_logit_softcapping": None}
+FUNCTIONS = {"embedding_norm": False, "depth_solver": None}
 
 
 def refuse_options(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> set[str]:

@@ -2,8 +2,9 @@
 The symmetries of a RiGPT: one table of frames, and what follows from it.
 
 Reading order: `rotations`, `groups`, `permutations` (what may act), `frames` (the table), `action` (how it acts),
-`contraction` (what is measured in a frame); then, each on its own, `counting`, `conservation` and `drift`, `balance`
-and `canonical`, `procrustes`, `alignment`, `comparison` and `merging`; `checkpoint` for what does not fit in memory.
+`contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
+`conservation` and `drift`, `balance` and `canonical`, `procrustes`, `alignment`, `comparison` and `merging`;
+`checkpoint` for what does not fit in memory.
 """
 
 from .action import GaugeTransformation, gauge_error
@@ -15,6 +16,7 @@ from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .drift import DriftReport, charge_drift, plot_drift
 from .frames import Axis, Frame, axes, frames
 from .groups import MatrixGroup
+from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
 from .merging import LossPath, loss_path, merge, plot_paths
 from .permutations import HeadPermutations, NeuronGroup, Translations
 from .rotations import haar, o_log, rotary_form, so_exp, so_log
@@ -42,12 +44,15 @@ __all__ = [
     "charge_drift",
     "charges",
     "compare",
+    "connection",
+    "curvature",
     "find_alignment",
     "frames",
     "gauge_distance",
     "gauge_error",
     "gradient_pairing",
     "haar",
+    "holonomy",
     "invariants",
     "jacobian_spectrum",
     "loss_path",
@@ -60,4 +65,6 @@ __all__ = [
     "rotary_form",
     "so_exp",
     "so_log",
+    "to_global_frame",
+    "to_local_frames",
 ]

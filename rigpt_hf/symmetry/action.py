@@ -19,6 +19,7 @@ from .frames import (
     frame_keys,
     frames,
     in_layer,
+    key_of,
     kind_of,
     layer_of,
     pattern_of,
@@ -250,7 +251,8 @@ class GaugeTransformation:
 
     def _key(self, turn: Turn, layer: str) -> str | None:
         """The key of the element behind a turn, if there is one."""
-        return next((key for key in (turn.frame, layer + turn.frame) if key in self.elements), None)
+        key = key_of(turn, layer, self.frames)
+        return key if key in self.elements else None
 
     def _only(self, translations: bool) -> "GaugeTransformation":
         chosen = {

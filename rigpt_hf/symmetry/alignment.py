@@ -24,6 +24,7 @@ from .canonical import token_vectors
 from .contraction import Weights, contract, weights_of
 from .frames import axes, frame_keys, kind_of, layer_of, prefix_of, row
 from .groups import MatrixGroup
+from .local_frames import along, without_transports
 from .permutations import HeadPermutations, NeuronGroup
 from .procrustes import assignment, largest_trace, nearest
 
@@ -220,10 +221,12 @@ class Search:
         self.total = GaugeTransformation.identity(config)
         self.frames = frame_keys(config)
         self.table = axes(config)
-        self.norm = sum(float(tensor.square().sum()) for side in (weights, target) for tensor in side.values()) / 2
+        self.compared = list(without_transports(target))
+        sides = [side[name] for side in (weights, target) for name in self.compared]
+        self.norm = sum(float(tensor.square().sum()) for tensor in sides) / 2
 
     def distance(self) -> float:
-        squared = sum(float((self.weights[name] - self.target[name]).square().sum()) for name in self.target)
+        squared = sum(float((self.weights[name] - self.target[name]).square().sum()) for name in self.compared)
         return (squared / self.norm) ** 0.5
 
     def go(self, elements: dict[str, torch.Tensor]) -> None:
@@ -266,7 +269,7 @@ class Search:
         self.turn_spaces("head_qk", "head_vo")
         if match:
             self.go({key: self.match_neurons(key) for key in self.keys("neurons")})
-        self.turn_spaces("stream")
+        self.turn_stream()
 
     def keys(self, *kinds: str) -> list[str]:
         return [key for key in self.frames if kind_of(key) in kinds]
@@ -276,7 +279,17 @@ class Search:
         cross = token_vectors(self.target).T @ token_vectors(self.weights)
         group = self.frames["stream"].group
         assert isinstance(group, MatrixGroup)
-        self.go({"stream": nearest(group, cross[None].double())})
+        self.go(along(self.config, nearest(group, cross[None].double())[0]))
+
+    def turn_stream(self) -> None:
+        """The stream's frame, and with it those of the layers where they have their own."""
+        ours, theirs = without_transports(self.weights), without_transports(self.target)
+        wanted = self.keys("stream", "local")
+        found = contract(self.config, theirs, ours, lambda key: key in wanted)
+        cross = torch.stack([part for roles in found.values() for part in roles.values()]).sum(dim=0)
+        group = self.frames["stream"].group
+        assert isinstance(group, MatrixGroup)
+        self.go(along(self.config, nearest(group, cross.double())[0]))
 
     def turn_spaces(self, *kinds: str) -> None:
         elements = {}

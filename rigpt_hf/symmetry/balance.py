@@ -1,5 +1,6 @@
 """
-The balanced representative: translations removed, stretches chosen so that every conserved charge is zero.
+The balanced representative: translations removed, local frames made one, stretches chosen so that every conserved
+charge is zero.
 
 On the orbit of a group of matrices the points of least norm are those where the charges vanish, and any two of them
 differ by an element of the compact part only (Kempf and Ness 1979). So balancing reduces the whole gauge group to
@@ -11,8 +12,9 @@ import torch
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
 from .contraction import Weights, contract
-from .frames import frame_keys, in_layer, kind_of, prefix_of, shifts
+from .frames import frame_keys, in_layer, kind_of, prefix_of, refuse_shared_frames, shifts
 from .groups import MatrixGroup, Role
+from .local_frames import flattening
 from .permutations import NeuronGroup, Translations
 
 
@@ -36,7 +38,8 @@ def balance(
             that is the same for the whole orbit will do, and a small one is near to what the slightest filling of the
             other factor would give.
     """
-    total = _without_translations(config, weights)
+    refuse_shared_frames(config, "Balancing, on which canonical forms and alignment stand,")
+    total = _without_translations(config, weights) @ flattening(config, weights)
     balanced = total.state_dict({name: tensor.to(torch.float64) for name, tensor in weights.items()})
     keys = {key: frame.group for key, frame in frame_keys(config).items()}
     for one_pass in range(passes):

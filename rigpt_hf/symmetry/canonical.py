@@ -18,6 +18,7 @@ from .balance import balance
 from .contraction import Weights, contract, weights_of
 from .frames import Axis, axes, frame_keys, in_layer, kind_of, prefix_of, row
 from .groups import MatrixGroup, Role
+from .local_frames import along, without_transports
 from .permutations import HeadPermutations, NeuronGroup
 
 
@@ -26,6 +27,8 @@ logger = logging.get_logger(__name__)
 DEGENERATE = 1e-9
 # An anchor leads if it is longer than this part of the longest.
 LEADS = 1e-6
+# Frames that are one after balancing.
+STREAMS = ("stream", "local")
 # An odd moment this small decides no sign.
 UNSIGNED = 1e-9
 
@@ -101,7 +104,7 @@ def invariants(model: nn.Module) -> dict[str, torch.Tensor]:
     config = model.config
     _, weights = balance(config, weights_of(model))
     result = {"stream": torch.linalg.eigvalsh(_stream_gram(config, weights)).flip(0)}
-    for key, roles in contract(config, weights, weights, lambda key: kind_of(key) != "stream").items():
+    for key, roles in contract(config, weights, weights, lambda key: kind_of(key) not in STREAMS).items():
         group = frame_keys(config)[key].group
         if isinstance(group, MatrixGroup):
             gram = group.symmetric((roles["vector"] + roles["covector"]) / 2)
@@ -116,12 +119,14 @@ def invariants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _stream_gram(config: RiGPTConfig, weights: Weights) -> torch.Tensor:
     """Of everything that is read from and written to the stream, `[d, d]`."""
-    return sum(contract(config, weights, weights, lambda key: key == "stream")["stream"].values())[0]
+    weights = without_transports(weights)
+    found = contract(config, weights, weights, lambda key: kind_of(key) in STREAMS)
+    return torch.stack([gram[0] for roles in found.values() for gram in roles.values()]).sum(dim=0)
 
 
 def _orient_stream(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge) -> GaugeTransformation:
     basis = _eigenbasis(_stream_gram(config, weights), token_vectors(weights), "stream", gauge)
-    return GaugeTransformation(config, {"stream": basis[None]})
+    return GaugeTransformation(config, along(config, basis))
 
 
 def token_vectors(weights: Weights) -> torch.Tensor:
@@ -164,7 +169,8 @@ def _orient_spaces(config: RiGPTConfig, weights: Weights, gauge: CanonicalGauge)
     """Every space but the stream to its eigenbasis; the stream is canonical already, so its axes decide signs."""
     elements = {}
     keys = frame_keys(config)
-    wanted = [key for key, frame in keys.items() if isinstance(frame.group, MatrixGroup) and key != "stream"]
+    spaces = [key for key in keys if kind_of(key) not in STREAMS]
+    wanted = [key for key in spaces if isinstance(keys[key].group, MatrixGroup)]
     for key, roles in contract(config, weights, weights, lambda key: key in wanted).items():
         group, copies = keys[key].group, keys[key].copies
         assert isinstance(group, MatrixGroup)
@@ -197,7 +203,7 @@ def _anchors(config: RiGPTConfig, weights: Weights, key: str) -> torch.Tensor:
 
 
 def _is_inert(axis: Axis, kind: str) -> bool:
-    return all(turn.frame in {"stream", "heads", kind} for turn in axis)
+    return all(turn.frame in {*STREAMS, "heads", kind} for turn in axis)
 
 
 def _carrier(config: RiGPTConfig, role: Role) -> str:

@@ -19,6 +19,7 @@ from .alignment import FOUND, LONE, Alignment, Search, find_alignment
 from .balance import balance
 from .contraction import Weights, weights_of
 from .frames import frames, kind_of
+from .local_frames import without_transports
 
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
@@ -154,9 +155,12 @@ def part_of(name: str) -> str:
 
 
 def part_distances(a: Weights, b: Weights) -> dict[str, float]:
-    """Relative distances between two sets of weights, by part of the network, over all `layers`, and over `all`."""
+    """
+    Relative distances between two sets of weights, by part of the network, over all `layers`, and over `all`; without
+    the maps between local frames, which are a choice.
+    """
     squares: dict[str, list[float]] = {}
-    for name, tensor in a.items():
+    for name, tensor in without_transports(a).items():
         values = [float(each.double().square().sum()) for each in (tensor - b[name], tensor, b[name])]
         part = part_of(name)
         for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from .contraction import carriers, contract, weights_of
-from .frames import frame_keys, in_layer, kind_of, prefix_of, shifts
+from .frames import frame_keys, in_layer, kind_of, prefix_of, refuse_shared_frames, shifts
 from .groups import MatrixGroup
 from .permutations import NeuronGroup, Translations
 
@@ -92,6 +92,8 @@ def _translation_pairing(config: RiGPTConfig, key: str, gradient: dict, weights:
     """The derivative of `<∇L, motion>` by the translation's vector, to which the motion is linear."""
     group, copies = frame_keys(config)[key].group, frame_keys(config)[key].copies
     assert isinstance(group, Translations)
+    if not prefix_of(key) and "layers" in shifts(config)[kind_of(key)].like:
+        refuse_shared_frames(config, "The pairing with translations of heads")
     vector = torch.zeros(copies * group.n, dtype=torch.float64, requires_grad=True)
     total = torch.zeros((), dtype=torch.float64)
     for pattern, move in shifts(config)[kind_of(key)].moves.items():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from .frames import axes, frame_keys, row
+from .frames import axes, frame_keys, key_of, row
 from .groups import Role
 from .permutations import Translations
 
@@ -57,7 +57,7 @@ def contract(
         entry, layer = row(name, table)
         for dim, axis in enumerate(entry):
             for turn in axis:
-                key = turn.frame if turn.frame in keys else layer + turn.frame
+                key = key_of(turn, layer, keys)
                 frame = keys[key]
                 if not wanted(key):
                     continue
@@ -76,7 +76,7 @@ def carriers(config: RiGPTConfig, names) -> dict[str, list[str]]:
     for name in names:
         entry, layer = row(name, table)
         for turn in [turn for axis in entry for turn in axis]:
-            result[turn.frame if turn.frame in keys else layer + turn.frame].append(name)
+            result[key_of(turn, layer, keys)].append(name)
     return result
 
 

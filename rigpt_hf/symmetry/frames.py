@@ -7,6 +7,8 @@ a parameter lists the frames it turns with and its role in each (see `groups.py`
     frame           group                                                    axes that carry it
     stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions,
                                                                              gates
+    local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
+                                                                             into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
     output          GL(D), only with an untied head                          project_out, lm_head
     head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
@@ -26,7 +28,7 @@ The last three are translations: they add to parameters where the others multipl
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +44,8 @@ Read = Callable[[str], torch.Tensor]
 # `act(a z) = a^p act(z)` for a > 0; activations that are not listed allow no scaling.
 DEGREES = {"relu": 1, "relu2": 2}
 ATTENTION, MLP = "model.layers.*.self_attn.", "model.layers.*.mlp."
+# What carries the stream from one local frame to the next: into a layer, and behind the last.
+TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class Turn:
-    """One frame that an axis turns with, and as what."""
+    """
+    One frame that an axis turns with, and as what.
+
+    Args:
+        frame, role: Of it.
+        step: The layer meant, counted from the parameter's own; outside the layers, from behind the last.
+    """
 
     frame: str
     role: str = "vector"
+    step: int = 0
 
 
 Axis = tuple[Turn, ...]
@@ -78,21 +89,27 @@ def frames(config: RiGPTConfig) -> dict[str, Frame]:
     """The frames a configuration has, by name, in the order in which they act on an axis."""
     heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     table = {"stream": Frame(orthogonal(config.hidden_size))}
+    if config.local_frames:
+        table["local"] = Frame(orthogonal(config.hidden_size), per_layer=True)
     if config.embedding_size is not None:
         table["lexical"] = Frame(general_linear(config.embedding_size))
         if not config.tie_word_embeddings:
             table["output"] = Frame(general_linear(config.embedding_size))
     score = _score_group(config)
-    table["head_qk"] = Frame(score, heads, per_layer=True, carrier="heads")
-    table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=True, carrier="heads")
-    table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=True)
+    # Interpolation adds weights of neighbouring layers, which must then be in the same frame.
+    own = config.depth_interpolation == "constant"
+    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads")
+    table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
+    table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
     degree = DEGREES.get(config.hidden_act)
-    table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=True)
+    table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
     still = _unturned(config)
     if config.attention_bias and still and not config.qk_norm and config.attention_score != "distance":
-        table["key_shift"] = Frame(Translations(config.head_dim, still), heads, per_layer=True)
+        # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
+        constant = own or config.attention_score == "dot"
+        table["key_shift"] = Frame(Translations(config.head_dim, still), heads, per_layer=constant)
     if config.attention_bias and config.attention_output_bias:
-        table["value_shift"] = Frame(Translations(config.head_dim), heads, per_layer=True)
+        table["value_shift"] = Frame(Translations(config.head_dim), heads, per_layer=own)
     if config.position_embedding_type == "learned" and not config.tie_word_embeddings:
         table["position_shift"] = Frame(Translations(config.lexical_size))
     return table
@@ -145,34 +162,36 @@ def axes(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     key = (Turn("head_qk", "covector"), Turn("heads", "key_value"))
     value = (Turn("head_vo"), Turn("heads", "key_value"))
     value_in = (Turn("head_vo", "covector"), Turn("heads", "query"))
+    # What reads and writes inside of a layer; the frame before the first layer's is the stream's.
+    inner = "local" if config.local_frames else "stream"
+    layer_out, layer_in = (Turn(inner),), (Turn(inner, "covector"),)
+    before = (Turn("local", "covector", step=-1),)
     active, linear, down = ((Turn("neurons", role),) for role in ("active", "linear", "down"))
     up = linear if config.gated_mlp else active
     return {
         "model.embed_tokens.weight": (FIXED, lexical),
         "model.project_in.weight": (stream, (Turn("lexical", "covector"),)),
         "model.embed_positions.weight": (FIXED, stream),
-        ATTENTION + "q_proj.weight": (query, stream_in),
+        ATTENTION + "q_proj.weight": (query, layer_in),
         ATTENTION + "q_proj.bias": (query,),
-        ATTENTION + "k_proj.weight": (key, stream_in),
+        ATTENTION + "k_proj.weight": (key, layer_in),
         ATTENTION + "k_proj.bias": (key,),
-        ATTENTION + "v_proj.weight": (value, stream_in),
+        ATTENTION + "v_proj.weight": (value, layer_in),
         ATTENTION + "v_proj.bias": (value,),
-        ATTENTION + "o_proj.weight": (stream, value_in),
-        ATTENTION + "o_proj.bias": (stream,),
+        ATTENTION + "o_proj.weight": (layer_out, value_in),
+        ATTENTION + "o_proj.bias": (layer_out,),
         ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), Turn("heads", "query")),),
         ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
         ATTENTION + "value_embedding.weight": (FIXED, value),
-        ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), stream_in),
-        "model.previous_token.gate.weight": (FIXED, stream_in),
-        "model.previous_token.weight": (FIXED,),
-        "model.layers.*.residual_weight": (FIXED,),
-        "model.layers.*.embedding_weight": (FIXED,),
-        MLP + "gate_proj.weight": (active, stream_in),
+        ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
+        MLP + "gate_proj.weight": (active, layer_in),
         MLP + "gate_proj.bias": (active,),
-        MLP + "up_proj.weight": (up, stream_in),
+        MLP + "up_proj.weight": (up, layer_in),
         MLP + "up_proj.bias": (up,),
-        MLP + "down_proj.weight": (stream, down),
-        MLP + "down_proj.bias": (stream,),
+        MLP + "down_proj.weight": (layer_out, down),
+        MLP + "down_proj.bias": (layer_out,),
+        TRANSPORTS[0]: (layer_out, before),
+        TRANSPORTS[1]: (stream, before),
         "project_out.weight": (output, stream_in),
         "project_out.bias": (output,),
         "lm_head.weight": (FIXED, head),
@@ -257,8 +276,8 @@ def layer_of(name: str) -> str:
 
 
 def in_layer(pattern: str, prefix: str) -> str:
-    """The parameter that `pattern` means in the layer of the frames' prefix `layers.3.`."""
-    return pattern.replace("layers.*.", prefix)
+    """The parameter that `pattern` means in the layer of the frames' prefix `layers.3.`; without one in the first."""
+    return pattern.replace("layers.*.", prefix or "layers.0.")
 
 
 def frame_keys(config: RiGPTConfig) -> dict[str, Frame]:
@@ -268,6 +287,33 @@ def frame_keys(config: RiGPTConfig) -> dict[str, Frame]:
         prefixes = [f"layers.{index}." for index in range(config.num_hidden_layers)] if frame.per_layer else [""]
         keys.update({prefix + name: frame for prefix in prefixes})
     return keys
+
+
+def key_of(turn: Turn, layer: str, keys: Mapping[str, Frame]) -> str:
+    """
+    The key in `keys` ([`frame_keys`]) of the frame that a turn of a parameter means.
+
+    Args:
+        turn, layer: As [`row`] gives them. Before the first layer's own stream there is the stream of all.
+    """
+    if turn.frame in keys:
+        return turn.frame
+    if turn.step:
+        count = sum(kind_of(key) == turn.frame for key in keys)
+        index = (int(layer.split(".")[1]) if layer else count) + turn.step
+        if index < 0:
+            return "stream"
+        layer = f"layers.{index}."
+    return layer + turn.frame
+
+
+def refuse_shared_frames(config: RiGPTConfig, what: str) -> None:
+    """Raises a `ValueError` for `what` has not been worked out where layers share the frames of heads and neurons."""
+    if config.depth_interpolation != "constant":
+        raise ValueError(
+            f"{what} needs layers with frames of their own, got `depth_interpolation="
+            f"{config.depth_interpolation!r}`, which adds weights of neighbours. Use 'constant'."
+        )
 
 
 def kind_of(key: str) -> str:

@@ -116,8 +116,6 @@ def test_a_distance_with_weight_zero_is_a_dot_product(score, target):
 
 NEUTRAL_OPTIONS = {
     "attention_score": "squared_distance",
-    "previous_token_mixing": True,
-    "residual_scalars": True,
     "value_embedding_period": 1,
 }
 
@@ -182,7 +180,6 @@ def test_models_without_biases_get_zeros():
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
         ({"embedding_norm": True}, "llama", "`embedding_norm=True` has no counterpart in stock models"),
-        ({"final_logit_softcapping": 30.0}, "gpt2", "`final_logit_softcapping=30.0` has no counterpart"),
         ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, got 'bloom'"),
     ],
 )

@@ -8,7 +8,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
 from rigpt_hf.symmetry import haar
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
-from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
+from tests.models import OPTIONS, learned, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
@@ -29,8 +29,9 @@ def turn_the_stream_(model, rotation):
             writer.weight.copy_(rotation @ writer.weight)
             if writer.bias is not None:
                 writer.bias.copy_(rotation @ writer.bias)
-    if base.previous_token is not None:
-        base.previous_token.gate.weight.copy_(base.previous_token.gate.weight @ rotation.T)
+    for transport in [base.transport, *(layer.transport for layer in base.layers)]:
+        if transport is not None:
+            transport.weight.copy_(rotation @ transport.weight @ rotation.T)
     if base.embed_positions is not None:
         base.embed_positions.weight.copy_(base.embed_positions.weight @ rotation.T)
     if base.project_in is not None:
@@ -187,7 +188,7 @@ def test_16_bits(options, dtype):
     error = (logits.float() - exact(tokens(2, 11)).logits).abs().max() / logits.abs().max()
     assert error < (0.01 if dtype == torch.float16 else 0.08)
     model.train()(tokens(2, 11), labels=tokens(2, 11)).loss.backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in learned(model))
 
 
 def test_one_input_and_only_one():

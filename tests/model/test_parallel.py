@@ -26,7 +26,7 @@ def test_every_rule_of_the_plans_applies(model_class, options):
     assert model.tp_plan and set(model.tp_plan) <= generic
     assert set(model.pp_plan) <= generic
     # Later stages of a pipeline do not have what these options read again.
-    again = model.config.residual_scalars or model.config.value_embedding_period is not None
+    again = model.config.value_embedding_period is not None
     assert bool(model.pp_plan) is not again
     assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
 
@@ -35,7 +35,7 @@ def test_every_rule_of_the_plans_applies(model_class, options):
 def test_everything_with_heads_or_neurons_is_sharded(options):
     """A parameter that is left whole while its neighbours are split would not fit them."""
     plan = RiGPTModel(tiny_config(**options)).tp_plan
-    rules = {"o_proj": "rowwise", "down_proj": "rowwise", "value_embedding": "embedding_colwise"}
+    rules = {"o_proj": "rowwise", "down_proj": "rowwise", "value_embedding": "embedding_colwise", "transport": None}
     for name, parameter in RiGPTModel(tiny_config(**options)).layers[-1].named_parameters():
         module = name.rpartition(".")[0]
         rule = plan.get(f"layers.*.{name}") or plan.get(f"layers.*.{module}")
@@ -100,7 +100,6 @@ def test_tensor_parallelism_over_two_processes(tmp_path):
         gated_mlp=True,
         embedding_size=24,
         output_bias=True,
-        residual_scalars=True,
         value_embedding_period=1,
     )
     model.save_pretrained(tmp_path)

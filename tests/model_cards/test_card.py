@@ -13,13 +13,14 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 from typer.testing import CliRunner
 
+from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import certify, convert_model
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
 from rigpt_hf.model_cards.facts import AuthorFacts, CardFacts, ModelFacts, TrainingFacts
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
-from tests.models import tiny_model
+from tests.models import tiny_config, tiny_model
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -307,6 +308,11 @@ def test_other_refusals(world, tmp_path):
         card_text(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="`folder` must hold a RiGPT, got a gpt2. Convert it with rigpt convert"):
         card_text(world / "gpt2")
+    RiGPTForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(
+        ValueError, match="`folder` must hold a causal language model, got a RiGPTForSequenceCl"
+    ):
+        card_text(tmp_path / "classifier")
     with pytest.raises(ValueError, match="`repo_id` must be a name such as me/my-model, got 'a b'"):
         card_text(world / "rigpt", repo_id="a b")
 

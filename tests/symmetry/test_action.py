@@ -45,9 +45,12 @@ def test_hidden_states_turn_along(options):
     g = GaugeTransformation.random(model.config, generator(2), every_frame(model.config))
     before = model(tokens(2, 9), output_hidden_states=True).hidden_states
     after = g(model)(tokens(2, 9), output_hidden_states=True).hidden_states
-    rotation = g.elements["stream"][0]
-    assert len(before) == model.config.num_hidden_layers + 1
-    for x, y in zip(before, after, strict=True):
+    layers = model.config.num_hidden_layers
+    assert len(before) == layers + 1
+    stream = g.elements["stream"][0]
+    inside = [g.elements[f"layers.{index}.local"][0] for index in range(layers - 1) if model.config.local_frames]
+    rotations = [stream, *(inside or [stream] * (layers - 1)), stream]
+    for x, y, rotation in zip(before, after, rotations, strict=True):
         assert (y - x @ rotation.T).abs().max() <= SYMMETRY[torch.float64] * x.abs().max()
         assert (y - x).abs().max() > 0.1 * x.abs().max(), "the hidden states did not turn"
 

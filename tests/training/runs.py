@@ -24,8 +24,6 @@ MODEL = {
     "num_attention_heads": 2,
     "attention_bias": True,
     "embedding_norm": True,
-    "previous_token_mixing": True,
-    "residual_scalars": True,
     "value_embedding_period": 1,
     "residual_dropout": 0.1,
 }

@@ -56,7 +56,7 @@ def test_only_its_gates_prefer_a_basis(gated):
     if not gated:
         with torch.no_grad():
             model.model.layers[2].self_attn.value_gate.weight.zero_()
-            model.model.previous_token.gate.weight.zero_()
+            model.model.layers[0].previous_token.gate.weight.zero_()
     before = model(tokens(2, 11)).logits
     turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
     (assert_different if gated else assert_same)(model(tokens(2, 11)).logits, before)

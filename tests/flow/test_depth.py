@@ -1,0 +1,280 @@
+"""Depth as time: the field of the layers, solvers that converge at their orders, frames of interpolated weights."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torchdiffeq import odeint
+
+from rigpt_hf.flow.depth import fitted_order, flow_end, layer_field, refinement, trajectory
+from rigpt_hf.flow.figures_depth import plot_depth
+from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.symmetry import (
+    GaugeTransformation,
+    canonicalize,
+    gauge_distance,
+    gauge_error,
+    gradient_pairing,
+    haar,
+    redundant_dimensions,
+    to_local_frames,
+)
+from rigpt_hf.symmetry.frames import frame_keys
+from tests.model.agreement import assert_different, assert_same
+from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
+from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.symmetry.test_counting import inputs, measure, small_model
+from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY
+
+
+# How far a fitted order may be from the solver's.
+ORDER = 0.15
+ORDERS = {"euler": (1, (16, 32, 64)), "midpoint": (2, (8, 16, 32)), "rk4": (4, (8, 16, 32))}
+INTERPOLATIONS = ("constant", "linear")
+INTERPOLATED = {"depth_solver": "midpoint", "depth_interpolation": "linear"}
+# Those whose layers can be interpolated.
+JOINED = {
+    name: options
+    for name, options in SYMMETRIES.items()
+    if not APART & options.keys() and "depth_solver" not in options
+}
+
+
+@pytest.fixture(scope="module", params=INTERPOLATIONS)
+def flow(request):
+    """A smooth model, an interpolation, and where its flow ends."""
+    model = smooth_model()
+    return model, request.param, flow_end(model, tokens(1, 5), interpolation=request.param)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_solvers_converge_at_their_orders(flow, solver):
+    model, interpolation, end = flow
+    order, steps = ORDERS[solver]
+    records = refinement(model, tokens(1, 5), solver, steps, interpolation=interpolation, reference=end)
+    fitted = fitted_order(records)
+    print(f"{solver}, {interpolation}: {fitted:.2f}, errors {records[0].error:.1e} to {records[-1].error:.1e}")
+    assert abs(fitted - order) <= ORDER
+    assert records[-1].error > 1e-9, "nothing but rounding was seen"
+
+
+def test_steps_across_layers_lose_the_order(flow):
+    """The weights' jumps, or kinks, are then inside of steps."""
+    model, interpolation, end = flow
+    settings = {"interpolation": interpolation, "reference": end, "across_layers": True}
+    records = refinement(model, tokens(1, 5), "rk4", (8, 16, 32), **settings)
+    fitted = fitted_order(records)
+    print(f"rk4 across layers, {interpolation}: {fitted:.2f}")
+    assert fitted < {"constant": 1.2, "linear": 2.3}[interpolation]
+
+
+def test_kinks_of_the_activation_lose_the_order():
+    """`relu` is not smooth, so no fine step helps Runge and Kutta to their order."""
+    model = smooth_model()
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.ReLU()
+    with torch.no_grad():
+        end = trajectory(model, tokens(1, 5), solver="rk4", steps=300)[-1]
+    fitted = fitted_order(refinement(model, tokens(1, 5), "rk4", (8, 16, 32), reference=end))
+    print(f"rk4 with relu: {fitted:.2f}")
+    assert fitted < 3
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_euler_s_trajectory_is_the_network_s_hidden_states(name):
+    if "local_frames" in ORDINARY[name]:
+        with pytest.raises(ValueError, match="`model` must have one frame for all layers"):
+            layer_field(tiny_model(**ORDINARY[name]), tokens(1, 5))
+        return
+    model = tiny_model(**ORDINARY[name])
+    expected = model.model(tokens(2, 7), output_hidden_states=True).hidden_states
+    states = trajectory(model, tokens(2, 7), solver="euler")
+    assert states.shape == (4, 2, 7, 32)
+    for state, hidden in zip(states[:-1], expected[:-1], strict=True):
+        assert difference(state, hidden) <= SAME_NETWORK
+    assert difference(model.model.norm(states[-1]), expected[-1]) <= SAME_NETWORK
+    assert_different(trajectory(model, tokens(2, 7), solver="rk4")[1], expected[1])
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_the_model_that_follows_the_flow_ends_where_the_trajectory_does(interpolation):
+    model = smooth_model()
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    options = {"depth_solver": "rk4", "depth_steps": 3, "depth_interpolation": interpolation}
+    states = trajectory(model, tokens(2, 5), solver="rk4", steps=3, interpolation=interpolation, attention_mask=mask)
+    follows = smooth_model(**options)
+    expected = follows.model(tokens(2, 5), attention_mask=mask).last_hidden_state
+    assert_same(follows.model.norm(states[-1]), expected)
+    assert_different(model.model.norm(states[-1]), model.model(tokens(2, 5)).last_hidden_state)
+    # Nor does it matter whether the model is asked that follows the flow itself.
+    assert_same(trajectory(follows, tokens(2, 5), solver="rk4", steps=3, attention_mask=mask)[-1], states[-1])
+
+
+def test_times_in_between_are_points_of_the_same_path(flow):
+    model, interpolation, _ = flow
+    settings = {"solver": "dopri5", "interpolation": interpolation}
+    few, many = (trajectory(model, tokens(1, 5), times, **settings) for times in ([0.5, 3.0], [0.25, 0.5, 1.7, 3.0]))
+    for state, again in zip(few, many[[1, 3]], strict=True):
+        assert difference(again, state) < 1e-6
+    field, start = layer_field(model, tokens(1, 5), interpolation=interpolation)
+    times = torch.tensor([0.0, 0.5], dtype=torch.float64)
+    direct = odeint(field, start, times, rtol=1e-10, atol=1e-12)[-1]
+    assert difference(direct, few[0]) < 1e-6
+    assert_different(start, few[0])
+
+
+def test_the_field_jumps_or_has_kinks_at_the_layers():
+    model = smooth_model()
+    before, at, after = (torch.tensor(t, dtype=torch.float64) for t in (1 - 1e-9, 1.0, 1 + 1e-9))
+    constant, x = layer_field(model, tokens(1, 5))
+    assert_different(constant(before, x), constant(at, x))
+    assert torch.equal(constant(at, x), constant(after, x)) and torch.equal(constant.inside(1)(at, x), constant(at, x))
+    linear, _ = layer_field(model, tokens(1, 5), interpolation="linear")
+    assert difference(linear(before, x), linear(at, x)) < 1e-7 and torch.equal(linear(at, x), constant(at, x))
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    slopes = []
+    for t in (before, after):
+        t.requires_grad_(True)
+        slopes.append(torch.autograd.grad((linear(t, x.detach()) * weights).sum(), t)[0])
+    assert_different(*slopes)
+    step = torch.tensor(1e-5, dtype=torch.float64)
+    change = ((linear(after + step, x) - linear(after, x)) * weights).sum() / step
+    assert difference(change, slopes[1]) < 1e-4
+    outside = [torch.tensor(t, dtype=torch.float64) for t in (-0.5, 2.0, 3.5)]
+    assert torch.equal(linear(outside[0], x), linear(0 * at, x))
+    assert torch.equal(linear(outside[1], x), linear(outside[2], x))
+
+
+def test_the_field_has_gradients_by_inputs_and_weights():
+    model = smooth_model()
+    trajectory(model, tokens(1, 5), solver="midpoint", interpolation="linear")[-1].square().sum().backward()
+    unseen = ("lm_head", "k_proj.bias")
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in model.named_parameters() if n not in unseen)
+
+
+def test_what_is_no_field_is_refused():
+    model = smooth_model()
+    with pytest.raises(ValueError, match="`interpolation` must be one of constant, linear, got 'cubic'"):
+        layer_field(model, tokens(1, 5), interpolation="cubic")
+    with pytest.raises(ValueError, match="`interpolation` must be 'constant' for layers with different parameters"):
+        layer_field(tiny_model(value_embedding_period=2), tokens(1, 5), interpolation="linear")
+    with pytest.raises(ValueError, match="`model` must not drop anything.* Call `model.eval"):
+        layer_field(tiny_model(residual_dropout=0.1).train(), tokens(1, 5))
+    with pytest.raises(ValueError, match="`solver` must be one of euler, .*, got 'dopri5'"):
+        refinement(model, tokens(1, 5), "dopri5", (1, 2))
+    for times in ([0.0, 4.0], [1.0, 1.0], [-1.0, 2.0], []):
+        with pytest.raises(
+            ValueError, match="`times` must increase from 0 or later to at most 3, the layers there are"
+        ):
+            trajectory(model, tokens(1, 5), times)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_interpolated_layers_share_their_frames(name):
+    """Every element of the table, also composed, leaves the flow alone."""
+    model = tiny_model(**JOINED[name] | INTERPOLATED)
+    first, second = (
+        GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed), "all") for seed in (0, 1)
+    )
+    assert not any(key.startswith("layers.") for key in first.elements if not key.endswith("key_shift"))
+    for g in (first, second.inverse() @ first):
+        error = gauge_error(model, g, tokens(2, 9))
+        print(f"{error:.1e}")
+        assert error <= SYMMETRY[torch.float64]
+
+
+@pytest.mark.parametrize("frame", ["head_qk", "head_vo", "heads", "neurons", "value_shift"])
+def test_frames_of_their_own_would_change_interpolated_layers(frame):
+    """And do not change constant ones."""
+    between = {"depth_solver": "midpoint", "depth_interpolation": "constant"}
+    constant = tiny_model(**SYMMETRIES["learned"] | between)
+    g = GaugeTransformation.random(constant.config, torch.Generator().manual_seed(0), frame)
+    assert len(g.elements) == 3
+    turned = g(constant)
+    assert_same(turned(tokens(2, 9)).logits, constant(tokens(2, 9)).logits)
+    for model in (constant, turned):
+        model.config.depth_interpolation = "linear"
+    assert_different(turned(tokens(2, 9)).logits, constant(tokens(2, 9)).logits)
+
+
+def test_the_flow_turns_along_with_the_stream():
+    model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
+    rotation = haar(32, torch.Generator().manual_seed(1))
+    turned = GaugeTransformation(model.config, {"stream": rotation[None]})(model)
+    before, after = (trajectory(each, tokens(2, 7), [0.5, 1.7], solver="rk4") for each in (model, turned))
+    assert_same(after, before @ rotation.T)
+    assert_different(after, before)
+
+
+def test_shared_frames_are_counted_once():
+    """As many redundant directions as the Jacobian shows, for two layers."""
+    options = {"hidden_act": "relu2", "depth_steps": 1} | INTERPOLATED
+    model = small_model("no-biases", num_hidden_layers=2, **options)
+    counted = redundant_dimensions(model.config)
+    own = redundant_dimensions(small_model("no-biases", num_hidden_layers=2).config)
+    assert 2 * counted["head_vo"] == own["head_vo"]
+    spectrum = measure(model, inputs(48))
+    assert spectrum.gap > JACOBIAN_GAP and spectrum.deficiency == counted["total"]
+
+
+def test_gradients_pair_to_zero_with_shared_frames():
+    model = tiny_model(**SYMMETRIES["no-biases"] | INTERPOLATED)
+    loss = model(tokens(2, 9), labels=tokens(2, 9), use_cache=False).loss
+    pairings = gradient_pairing(model, loss)
+    assert {"stream", "head_vo", "head_qk"} <= set(pairings)
+    assert all(pairing.relative < PAIRING for pairing in pairings.values())
+
+
+def test_training_of_interpolated_layers_turns_along():
+    model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
+    turned, start = g(model), copy.deepcopy(model)
+    for each in (model, turned):
+        optimizer = EquivariantOptimizer(equivariant_param_groups(each, lr=1e-3))
+        for seed in range(5):
+            optimizer.zero_grad()
+            each(tokens(2, 9, seed=seed), labels=tokens(2, 9, seed=seed), use_cache=False).loss.backward()
+            optimizer.step()
+    for (name, a), (_, b) in zip(g(model).named_parameters(), turned.named_parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-10, name
+    assert_different(model(tokens(2, 9)).logits, start(tokens(2, 9)).logits)
+
+
+def test_what_has_not_been_worked_out_for_shared_frames_is_refused():
+    model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
+    for act in (canonicalize, lambda model: gauge_distance(model, model)):
+        with pytest.raises(
+            ValueError, match="Balancing.* needs layers with frames of their own, got `depth_interpola"
+        ):
+            act(model)
+    loss = model(tokens(2, 9), labels=tokens(2, 9), use_cache=False).loss
+    with pytest.raises(
+        ValueError, match="The pairing with translations of heads needs layers with frames of their own"
+    ):
+        gradient_pairing(model, loss)
+    assert frame_keys(tiny_config()).keys() != frame_keys(model.config).keys()
+
+
+def test_local_frames_follow_the_same_flow():
+    """The stream is carried into a layer's frame before it flows there."""
+    model = tiny_model(depth_solver="rk4", depth_steps=2)
+    rotations = torch.stack([haar(32, torch.Generator().manual_seed(seed)) for seed in range(3)])
+    local = to_local_frames(model, rotations)
+    assert local.config.local_frames and local.config.depth_solver == "rk4"
+    assert_same(local(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    with pytest.raises(ValueError, match="`depth_interpolation='linear'` adds weights of neighbouring layers"):
+        to_local_frames(tiny_model(**INTERPOLATED), rotations)
+
+
+def test_the_figure_shows_the_flow_and_the_orders(tmp_path: Path):
+    figure = plot_depth(seed=1)
+    left, right = figure.axes
+    assert left.get_xlabel() and right.get_xlabel() and figure.get_suptitle()
+    slopes = {}
+    for line in right.get_lines():
+        step, error = (torch.tensor(values, dtype=torch.float64).log() for values in line.get_data())
+        slopes[line.get_label()] = float((error[-1] - error[-2]) / (step[-1] - step[-2]))
+    assert abs(slopes["rk4, layer by layer"] - 4) < 0.3 and slopes["rk4, across layers"] < 1.5
+    figure.savefig(tmp_path / "depth.png")
+    assert (tmp_path / "depth.png").stat().st_size > 20_000
