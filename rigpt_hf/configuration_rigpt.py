@@ -204,6 +204,9 @@ class RiGPTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As for every config; fields among the keyword arguments, which `from_pretrained` takes, are checked too."""
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in RiGPTConfig.__annotations__}
+        if "depth_solver" in changes and changes["depth_solver"] is None:
+            # What only a solver has goes with it.
+            changes = {"depth_steps": 1, "depth_interpolation": "constant", "depth_adjoint": False} | changes
         return super().from_dict(config_dict | changes, **kwargs)
 
     def validate_architecture(self):

@@ -90,6 +90,16 @@ class LayerBetween:
                     f"`depth_interpolation='linear'` needs layers with the same parameters, got {name!r} in one of "
                     "two neighbours only. Use 'constant'."
                 )
+            if name.count(".") > 2:
+                raise ValueError(
+                    "`depth_interpolation='linear'` must not meet adapters, as a product of interpolated factors is "
+                    f"no interpolated product, got {name!r}. Merge them first, or use 'constant'."
+                )
+            if first[name].device != second[name].device:
+                raise ValueError(
+                    "`depth_interpolation='linear'` needs neighbouring layers in one place, got "
+                    f"{name!r} on {first[name].device} and {second[name].device}. Load without offloading."
+                )
         self.ends = {f"layer.{name}": (weight, second[name]) for name, weight in first.items()}
         self.module = LayerWithWeights(layer)
 
@@ -134,10 +144,13 @@ def flow_through(
     """
     config = layer.self_attn.config
     check_dropout(layer, config)
-    if config.depth_solver in ADAPTIVE_SOLVERS and hidden_states.dtype in (torch.float16, torch.bfloat16):
+    precision = hidden_states.dtype
+    if torch.is_autocast_enabled(hidden_states.device.type):
+        precision = torch.get_autocast_dtype(hidden_states.device.type)
+    if config.depth_solver in ADAPTIVE_SOLVERS and precision in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"`depth_solver={config.depth_solver!r}` needs at least single precision to choose its steps, got "
-            f"{hidden_states.dtype}. Load with dtype='float32', or use a solver with fixed steps."
+            f"{precision}. Use dtype='float32' without mixed precision, or a solver with fixed steps."
         )
     if past_key_values is not None:
         first = layer.self_attn.layer_idx * (evaluations_per_layer(config) or 0)
@@ -207,11 +220,14 @@ def check_dropout(layer: nn.Module, config: RiGPTConfig) -> None:
     """Raises a `ValueError` where evaluations of one layer in training would each draw a dropout of their own."""
     if not layer.training or (evaluations_per_layer(config) == 1 and not config.depth_adjoint):
         return
-    for name in ("attention_dropout", "residual_dropout"):
-        if getattr(config, name) > 0:
+    rates = {name: getattr(config, name) for name in ("attention_dropout", "residual_dropout")}
+    # Adapters bring their own.
+    rates["dropout"] = max((m.p for m in layer.modules() if isinstance(m, nn.Dropout) and m.training), default=0.0)
+    for name, rate in rates.items():
+        if rate > 0:
             raise ValueError(
                 f"`{name}` must be 0 to train with `depth_solver={config.depth_solver!r}`, which evaluates a layer "
-                f"more than once and would drop anew each time, got {getattr(config, name)}. Set it to 0."
+                f"more than once and would drop anew each time, got {rate}. Set it to 0."
             )
 
 
@@ -241,13 +257,15 @@ def make_room(cache: Cache, config: RiGPTConfig) -> None:
     A place in a cache for every evaluation of the field, before the first one is filled.
 
     Raises:
-        ValueError: if the cache has too few and has been filled, by another model or another solver.
+        ValueError: if the cache has been filled by another model or another solver, as far as their number tells.
     """
     wanted = config.num_hidden_layers * (evaluations_per_layer(config) or 0)
-    layers = getattr(cache, "layers", None)
-    if getattr(cache, "layer_class_to_replicate", None) is not None or (layers and len(layers) >= wanted):
+    layers: Any = getattr(cache, "layers", None)
+    filled = bool(layers) and any(layer.is_initialized for layer in layers)
+    grows = getattr(cache, "layer_class_to_replicate", None) is not None
+    if len(layers or ()) == wanted if filled else grows or len(layers or ()) >= wanted:
         return
-    if not layers or any(layer.is_initialized for layer in layers):
+    if not layers or filled:
         raise ValueError(
             f"`past_key_values` must be empty or have a place for each of {wanted} evaluations with "
             f"`depth_solver={config.depth_solver!r}`, got {type(cache).__name__} of {len(layers or ())}. Pass a new "

@@ -139,10 +139,21 @@ class RiGPTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As for every model; what is frozen by its nature is so again."""
-        result = super().from_pretrained(*args, **kwargs)
-        freeze_transports(result[0] if isinstance(result, tuple) else result)
-        return result
+        """
+        As for every model; what is frozen by its nature is so again.
+
+        Raises:
+            ValueError: if the weights have local frames and the configuration has not, which is another function.
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if any(name.endswith("transport.weight") for name in report["unexpected_keys"]):
+            raise ValueError(
+                "`local_frames` must be True for weights that have them, got False. Load them as they are, then call "
+                "`rigpt_hf.symmetry.to_global_frame`."
+            )
+        freeze_transports(model)
+        return (model, report) if wanted else model
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As for every model; the tables of values get as many rows as that of the tokens."""

@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from .attention_rigpt import RiGPTLinear
-
 
 class RiGPTRMSNorm(nn.Module):
     """`n(x) = x / sqrt(mean(x²) + eps)`: RMSNorm without the gain, hence without a basis."""
@@ -36,16 +34,23 @@ class RiGPTVectorDropout(nn.Module):
         return f"p={self.p}"
 
 
-class RiGPTTransport(RiGPTLinear):
+class RiGPTTransport(nn.Module):
     """
     `x -> T x` from one frame of the stream to another; at first the same frame.
 
-    An orthogonal `T` is a choice of frames and nothing to be learned, so it is frozen.
+    An orthogonal `T` is a choice of frames and nothing to be learned, so it is frozen; and it is no `nn.Linear`, which
+    adapters and quantizers look for.
     """
 
     def __init__(self, size: int):
-        super().__init__(size, size, bias=False)
-        self.weight.requires_grad_(False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size), requires_grad=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden_states, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"size={self.weight.shape[0]}"
 
 
 def freeze_transports(model: nn.Module) -> None:

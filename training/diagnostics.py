@@ -45,9 +45,9 @@ def kurtosis_in_random_frames(
     """
     [`stream_kurtosis`] after Haar rotations of the stream, per layer.
 
-    The mean over all rotations is `-6 / (d + 2)` for every vector. So in a model without a preferred basis, whose
-    frame is as good as any other, kurtosis is a draw from this law; the deviation is large where few directions carry
-    much, and any draw may be taken: turning the model so changes nothing else.
+    The mean over all rotations is `-6 / (d + 1)` for every vector, whose own mean is subtracted. So in a model without
+    a preferred basis, whose frame is as good as any other, kurtosis is a draw from this law; the deviation is large
+    where few directions carry much, and any draw may be taken: turning the model so changes nothing else.
 
     Args:
         model, batch: As for [`stream_kurtosis`].

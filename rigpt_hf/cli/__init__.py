@@ -12,6 +12,7 @@ from .cards import card
 from .common import as_options
 from .conversion import convert, demo, export, info, verify
 from .evaluation import evaluate
+from .lab import lab
 from .measures import charges, diff
 from .publishing import publish
 from .symmetry import canonicalize, merge, rotate
@@ -46,7 +47,8 @@ def before_the_verb(
 CONVERSION = (demo, convert, export, verify, info)
 SYMMETRY = (rotate, canonicalize, diff, merge, charges)
 RESULTS = (evaluate, card, publish)
-for _verb in (*CONVERSION, *SYMMETRY, *RESULTS):
+LEARNING = (lab,)
+for _verb in (*CONVERSION, *SYMMETRY, *RESULTS, *LEARNING):
     app.command()(_verb)
 
 

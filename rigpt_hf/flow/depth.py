@@ -92,7 +92,9 @@ def layer_field(
             "`interpolation` must be 'constant' for layers with different parameters, got 'linear' with "
             f"`value_embedding_period={config.value_embedding_period}`."
         )
-    if model.training and (config.attention_dropout or config.residual_dropout):
+    if inputs.get("past_key_values") is not None:
+        raise ValueError("`past_key_values` must be left out, as a field is of whole sequences, got a cache.")
+    if model.training and (config.attention_dropout or config.residual_dropout or config.embedding_dropout):
         raise ValueError("`model` must not drop anything, or the field is random, got dropout. Call `model.eval()`.")
     base = getattr(model, model.base_model_prefix, model)
     seen: list[tuple[Tensor, dict[str, Any]]] = []

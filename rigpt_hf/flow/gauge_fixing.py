@@ -38,6 +38,7 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
+from ..stream_rigpt import freeze_transports
 from ..symmetry.action import GaugeTransformation
 from ..symmetry.balance import balance, can_stretch
 from ..symmetry.canonical import canonical_gauge
@@ -345,7 +346,9 @@ def follow_decay(
         raise ValueError("`batches` must have at least one batch, got none. Give tokens of shape [B, S].")
     measure = loss or next_token_loss
     trained = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
-    stepper = optimizer(trained.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    freeze_transports(trained)
+    moving = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    stepper = optimizer(moving, lr=learning_rate, weight_decay=weight_decay)
     start, record = charges(trained), DecayRecord(learning_rate, weight_decay)
     for step, batch in zip(range(steps + 1), itertools.cycle(supply), strict=False):
         value = measure(trained, batch)

@@ -62,7 +62,7 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
     if frozen:
         raise ValueError(
             f"`model` must have no frozen parameters, as all of them move along with a symmetry, got {frozen[0]!r}. "
-            "Call `model.requires_grad_(True)`."
+            "Take `copy.deepcopy(model).requires_grad_(True)`."
         )
     gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
     gradient = {name: g.detach().to("cpu", torch.float64) for name, g in zip(parameters, gradients, strict=True)}

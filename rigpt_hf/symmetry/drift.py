@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..stream_rigpt import freeze_transports
 from .conservation import charges
 from .contraction import carriers, weights_of
 from .frames import frame_keys, frames, kind_of
@@ -110,6 +111,7 @@ def charge_drift(
     rates = sorted({float(rate) for rate in learning_rates}, reverse=True)
     counts = step_counts(rates, time, weight_decay)
     trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
+    freeze_transports(trial)
     powers = {
         kind: 1 if isinstance(frames(model.config)[kind].group, Translations) else 2
         for kind in dict.fromkeys(map(kind_of, charges(trial)))
@@ -193,7 +195,7 @@ def _descend(
     bar: tqdm,
 ) -> Descent:
     """Descend in place, and look at the charges now and then."""
-    parameters = list(trial.parameters())
+    parameters = [parameter for parameter in trial.parameters() if parameter.requires_grad]
     device = parameters[0].device
     input_ids = input_ids.to(device)
     start, scales = charges(trial), _scales(trial)

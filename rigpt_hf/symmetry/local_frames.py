@@ -20,11 +20,12 @@ from torch import nn
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
 from .contraction import Weights, weights_of
-from .frames import TRANSPORTS, frame_keys, in_layer, kind_of, pattern_of, prefix_of
+from .frames import TRANSPORTS, axes, frame_keys, in_layer, kind_of, pattern_of, prefix_of, row
 
 
-# Largest deviation of a holonomy from the identity, in units of the dtype's rounding and per transport.
-FLAT = 100.0
+# Largest deviation of a holonomy from the identity, in units of the dtype's rounding and per transport; and in any
+# dtype, as no entry of a rotation is further than 2 from the identity's.
+FLAT, FLAT_AT_MOST = 100.0, 0.05
 
 
 def connection(model: nn.Module) -> torch.Tensor:
@@ -35,6 +36,7 @@ def connection(model: nn.Module) -> torch.Tensor:
         ValueError: if the model has no local frames.
     """
     _check_local(model.config)
+    _check_whole(model)
     return _transports(model.config, weights_of(model))
 
 
@@ -52,8 +54,9 @@ def curvature(transports: torch.Tensor) -> float:
     """
     The largest deviation from the identity around a plaquette of layers and positions.
 
-    Attention carries values between positions of one layer as they are, so a plaquette is to the next layer at one
-    position, to the next position, back at that one, and back: `T_l(s)ᵀ T_l(s + 1) - 1`.
+    Positions of one layer share its frame, so from one to the next a vector stays as it is, and a plaquette is to the
+    next layer at one position, to the next position, back at that one, and back: `T_l(s)ᵀ T_l(s + 1) - 1`. It is zero
+    for whatever transports do not depend on the position; [`holonomy`] is what tells whether they fit together.
 
     Args:
         transports (`torch.Tensor` of shape `[L, S, d, d]`): orthogonal, into layer `l` at position `s`; those of
@@ -85,6 +88,7 @@ def to_local_frames(model: nn.Module, rotations: torch.Tensor | None = None) -> 
         ValueError: if `rotations` has another shape or is not orthogonal.
     """
     config = copy.deepcopy(model.config)
+    _check_whole(model)
     if not config.local_frames:
         config.local_frames = True
         model = _with_config(model, config)
@@ -113,10 +117,11 @@ def to_global_frame(model: nn.Module) -> nn.Module:
         ValueError: if the transports are not flat, so that no one frame does it.
     """
     config = copy.deepcopy(model.config)
+    _check_whole(model)
     if not config.local_frames:
         return copy.deepcopy(model)
     left = holonomy(model)
-    allowed = FLAT * torch.finfo(model.dtype).eps * (config.num_hidden_layers + 1)
+    allowed = min(FLAT * torch.finfo(model.dtype).eps * (config.num_hidden_layers + 1), FLAT_AT_MOST)
     if left > allowed:
         raise ValueError(
             f"`model` must have transports whose product is the identity, to {allowed:.1e} in {model.dtype}, got a "
@@ -177,14 +182,20 @@ def _check_local(config: RiGPTConfig) -> None:
         )
 
 
+def _check_whole(model: nn.Module) -> None:
+    """Raises a `ValueError` for the bare model and for adapters, whose parameters the table of frames has not."""
+    for name, _ in model.named_parameters():
+        row(name, axes(model.config))
+
+
 def _with_config(model: nn.Module, config: RiGPTConfig, weights: Weights | None = None) -> nn.Module:
     """A model of the same class with another config: new transports are identities, those that are gone are left."""
     result = type(model)(config).to(device=model.device, dtype=model.dtype).train(model.training)
     given = dict(model.named_parameters()) if weights is None else weights
+    learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in result.named_parameters():
         if name in given:
             parameter.copy_(given[name])
-        else:
-            assert pattern_of(name) in TRANSPORTS, name
+            parameter.requires_grad_(parameter.requires_grad and learned[name])
     result.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
     return result

@@ -74,6 +74,7 @@ def test_diagram_commutes(kind):
     slope, element, double = KINDS[kind]
     layers, x, elements = network(slope), normal(4, 3), [ONE, element, ONE]
     errors = commutation_errors(layers, elements, x, double=double, **SOLVER)
+    print(f"{kind}: {max(errors):.1e}")
     assert len(errors) == 3 and max(errors) <= FLOW
     # The transformed net is the same function with other weights, and so is the ODE.
     after = [layer.transformed(*ends) for layer, ends in zip(layers, itertools.pairwise(elements), strict=True)]

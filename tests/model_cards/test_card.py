@@ -309,9 +309,7 @@ def test_other_refusals(world, tmp_path):
     with pytest.raises(ValueError, match="`folder` must hold a RiGPT, got a gpt2. Convert it with rigpt convert"):
         card_text(world / "gpt2")
     RiGPTForSequenceClassification(tiny_config()).save_pretrained(tmp_path / "classifier")
-    with pytest.raises(
-        ValueError, match="`folder` must hold a causal language model, got a RiGPTForSequenceCl"
-    ):
+    with pytest.raises(ValueError, match="`folder` must hold a causal language model, got a RiGPTForSequenceCl"):
         card_text(tmp_path / "classifier")
     with pytest.raises(ValueError, match="`repo_id` must be a name such as me/my-model, got 'a b'"):
         card_text(world / "rigpt", repo_id="a b")

@@ -5,15 +5,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf.conversion import convert_model, export_model
 from rigpt_hf.flow.figures_local_frames import connection_errors, velocity
+from rigpt_hf.flow.gauge_fixing import follow_decay
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import (
     GaugeTransformation,
     align,
     canonicalize,
+    charge_drift,
     connection,
     curvature,
     gauge_distance,
@@ -204,3 +207,43 @@ def test_the_logarithm_of_a_transport_tends_to_the_connection():
     skew = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
     here, there = (velocity(torch.tensor(t).double(), (skew - skew.mT) / 6) for t in (0.7, 0.9))
     assert (here - there).norm() > 50 * errors[-1] * here.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_flatness_is_asked_for_in_16_bits_too(dtype):
+    local = tiny_model(local_frames=True, dtype=dtype)
+    assert not to_global_frame(local).config.local_frames
+    with torch.no_grad():
+        local.model.layers[1].transport.weight.copy_(torch.eye(32))
+    with pytest.raises(ValueError, match="`model` must have transports whose product is the identity"):
+        to_global_frame(local)
+
+
+def test_nothing_learns_a_transport():
+    """Not descent that follows charges, and not adapters on every linear map."""
+    model = tiny_model(local_frames=True, attention_score="dot")
+    report = charge_drift(model, tokens(2, 9), learning_rates=[0.02], time=0.2, weight_decay=0.5)
+    assert report.descents[0].losses[-1] < report.descents[0].losses[0]
+    trained, _ = follow_decay(model, [tokens(2, 9)], 0.02, 0.05, 10, 10)
+    assert torch.equal(connection(trained), connection(model))
+    moved = (trained.model.layers[0].mlp.up_proj.weight - model.model.layers[0].mlp.up_proj.weight).abs().max()
+    assert moved > 1e-4
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", r=2))
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert names and not any("transport" in name for name in names)
+
+
+def test_weights_with_local_frames_are_not_loaded_without(tmp_path):
+    tiny_model(local_frames=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`local_frames` must be True for weights that have them, got False. Load"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, local_frames=False)
+
+
+def test_what_was_frozen_stays_so_and_bare_models_are_named():
+    model = tiny_model()
+    model.model.embed_tokens.requires_grad_(False)
+    local = to_local_frames(model, rotations(model))
+    assert not local.model.embed_tokens.weight.requires_grad and local.model.layers[0].mlp.up_proj.weight.requires_grad
+    for function, bare in ((to_local_frames, model.model), (to_global_frame, local.model), (holonomy, local.model)):
+        with pytest.raises(ValueError, match="which is the bare `RiGPTModel`'s. Pass the `RiGPTForCausalLM`"):
+            function(bare)

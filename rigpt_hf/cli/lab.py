@@ -1,0 +1,74 @@
+"""The verb that draws: figures to learn from, of the course and of the library."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .common import check_file, new_file
+
+
+def lab(
+    name: Annotated[str | None, typer.Argument(help="Which one, or all.", show_default="none: list them all")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/lab"),
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier pictures.", show_default="no")] = False,
+):
+    """
+    Make figures that explain RiGPT, as PNG, and say what is to be seen in them. Without a name: list them.
+
+    The chapters of the course in docs/course run as a whole for their figures, each in under a minute.
+
+        rigpt lab
+
+        rigpt lab lie-groups --output pictures
+
+        rigpt lab all --seed 1
+    """
+    from ..lab.registry import LABS, file_names, is_there
+    from ..lab.registry import lab as known
+
+    console = Console(soft_wrap=True)
+    if name is None:
+        table = Table("lab", "what is to be seen", "pictures")
+        for each, entry in LABS.items():
+            there = is_there(entry)
+            table.add_row(each, entry.line, str(len(file_names(each))) if there else "not in this version")
+        console.print(table)
+        return
+    names = list(LABS) if name == "all" else [name]
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another one.")
+    for each in names:
+        if is_there(known(each)):
+            for file in file_names(each):
+                check_file(output / file, "output", force)
+    failed = []
+    for each in names:
+        try:
+            make(each, output, seed, force, console)
+        except ValueError as error:
+            if name != "all":
+                raise
+            failed.append(each)
+            console.print(Text(f"{each}: {error}"))
+    if failed:
+        console.print(f"Not made: {', '.join(failed)}.")
+        raise typer.Exit(1)
+
+
+def make(name: str, output: Path, seed: int, force: bool, console: Console):
+    """Make the pictures of one lab; what is to be seen in each, and its path, are printed."""
+    from ..lab.running import run_lab
+    from ..lab.showing import png
+
+    with console.status(f"Making {name}"):
+        shown = run_lab(name, seed)
+    for each in shown:
+        path = output / ("-".join(filter(None, (name, each.name))) + ".png")
+        with new_file(path, "output", force) as place:
+            place.write_bytes(png(each.figure))
+        console.print(Text.assemble((str(path), "bold"), f": {each.seen}"))

@@ -1,0 +1,98 @@
+"""
+The notebooks of the course, made from its scripts: `python -m rigpt_hf.lab.notebooks`, or with `--check` only told
+whether they are up to date.
+
+A script in percent format is what people edit, and what a diff shows. The notebook holds the same cells and no
+outputs, so that it changes only where its script does. Cells are named by what is in them.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rigpt_hf.conversion.output import temporary_sibling
+
+from .registry import chapters
+
+
+METADATA = {
+    # With the extension of Jupytext an edit of either of the two becomes one of the other.
+    "jupytext": {"formats": "ipynb,py:percent"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def to_notebook(script: Path) -> Any:
+    """
+    The notebook of a script in percent format, as an nbformat node.
+
+    Raises:
+        ValueError: if Jupytext is not installed.
+    """
+    try:
+        import jupytext
+        import nbformat
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"Notebooks need the package {error.name}. Install it with `pip install 'rigpt-hf[course]'`."
+        ) from error
+    notebook = jupytext.reads(script.read_text(encoding="utf-8"), fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        # In a script two blank lines stand before a function; a cell begins with it.
+        cell.source = cell.source.strip("\n")
+        name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        seen[name] = seen.get(name, 0) + 1
+        cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        cell.metadata = nbformat.from_dict({})
+    nbformat.validate(notebook)
+    return notebook
+
+
+def to_text(script: Path) -> str:
+    """What the file of the notebook of a script must hold."""
+    import nbformat
+
+    return nbformat.writes(to_notebook(script)) + "\n"
+
+
+def outdated() -> list[Path]:
+    """The notebooks that are missing, or not what their scripts give."""
+    found = []
+    for script in chapters():
+        notebook = script.with_suffix(".ipynb")
+        if not notebook.is_file() or notebook.read_text(encoding="utf-8") != to_text(script):
+            found.append(notebook)
+    return found
+
+
+def main(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if a notebook is outdated.")
+    ] = False,
+):
+    """Make the notebooks of the course from its scripts."""
+    console = Console(soft_wrap=True)
+    stale = outdated()
+    if not stale:
+        console.print(f"All {len(chapters())} notebooks are those of their scripts.")
+        return
+    if check:
+        names = ", ".join(notebook.name for notebook in stale)
+        console.print(f"Not those of their scripts: {names}. Run `python -m rigpt_hf.lab.notebooks`.")
+        raise typer.Exit(1)
+    for notebook in stale:
+        temporary = temporary_sibling(notebook)
+        temporary.write_text(to_text(notebook.with_suffix(".py")), encoding="utf-8")
+        temporary.replace(notebook)
+        console.print(f"Written: {notebook}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
