@@ -80,7 +80,12 @@ def build(
         "code": {"rigpt_hf": __version__, "commit": commit()},
         "versions": library_versions(),
         "hardware": hardware(next(iter(subjects.values())).device),
-        "suite": {"name": suite.name, "description": suite.description, "text": texts.source},
+        "suite": {
+            "name": suite.name,
+            "description": suite.description,
+            "fraction": suite.fraction,
+            "text": texts.source,
+        },
         "batch_size": options.batch_size,
         "statistics": {"level": LEVEL, "resamples": RESAMPLES, "correction": "Holm, over all differences"},
         "models": {name: _model(each, hashes[name]) for name, each in subjects.items()},

@@ -44,6 +44,8 @@ class EvaluateOptions:
     """Where the text comes from, instead of what the suite says."""
     documents: int | None = None
     """How many documents, instead of what the suite says."""
+    fraction: float = 1.0
+    """Share of the suite's documents and examples that is measured, where `documents` does not say how many."""
     standard_tasks: tuple[str, ...] = ()
     """Tasks of `lm-eval`."""
     standard: StandardOptions = field(default_factory=StandardOptions)
@@ -114,7 +116,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
 
 
 def _suite(options: EvaluateOptions) -> Suite:
-    suite = load_suite(options.suite)
+    suite = load_suite(options.suite).part(options.fraction)
     text = suite.text
     if options.text is not None:
         text = replace(text, source=options.text)

@@ -1,6 +1,7 @@
 """What is measured: suites are YAML files, the packaged ones or anybody's own."""
 
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ class Suite:
     text: TextOptions
     tasks: tuple[Task, ...]
     description: str = ""
+    fraction: float = 1.0
+    """Of the documents and examples that the file of the suite names."""
 
     def __post_init__(self):
         names = [task.name for task in self.tasks]
@@ -81,6 +84,30 @@ class Suite:
             raise ValueError("`tasks` must name at least one measurement, got none.")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"`tasks` must have different names, got {twice[0]!r} twice. Give one a `name`.")
+
+    def part(self, fraction: float) -> "Suite":
+        """
+        The same measurements on a share of the documents and examples, each at least one: for a model too slow for all.
+
+        Raises:
+            ValueError: if `fraction` is not above 0 and at most 1.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` must be above 0 and at most 1, got {fraction}.")
+
+        def share(count: int) -> int:
+            return math.ceil(fraction * count)
+
+        tasks = tuple(
+            replace(
+                task,
+                documents=None if task.documents is None else share(task.documents),
+                examples=share(task.examples),
+            )
+            for task in self.tasks
+        )
+        text = replace(self.text, documents=share(self.text.documents))
+        return replace(self, text=text, tasks=tasks, fraction=self.fraction * fraction)
 
 
 def load_suite(name: str) -> Suite:

@@ -92,8 +92,10 @@ def description(results: dict[str, Any]) -> str:
     device = (
         results["hardware"].get("gpu") or f"{results['hardware']['device']}, {results['hardware']['threads']} threads"
     )
+    fraction = results["suite"].get("fraction", 1.0)
+    part = "" if fraction == 1 else f", {fraction:g} of its documents and examples,"
     return (
-        f"Suite {results['suite']['name']} on {text['documents']} documents of {text['source']}; {models}. "
+        f"Suite {results['suite']['name']}{part} on {text['documents']} documents of {text['source']}; {models}. "
         f"{device}; torch {versions['torch']}, transformers {versions['transformers']}, rigpt_hf "
         f"{results['code']['rigpt_hf']} ({results['code']['commit'] or 'no commit'})."
     )

@@ -28,6 +28,9 @@ def evaluate(
     documents: Annotated[
         int | None, typer.Option(help="How many documents.", show_default="what the suite says")
     ] = None,
+    fraction: Annotated[
+        float, typer.Option(help="Share of the suite's documents and examples, for a model too slow for all.")
+    ] = 1.0,
     standard_tasks: Annotated[
         str, typer.Option(help="Tasks of lm-eval, with commas, such as lambada_openai,hellaswag,piqa.")
     ] = "",
@@ -81,6 +84,7 @@ def evaluate(
         output=output,
         text=text,
         documents=documents,
+        fraction=fraction,
         standard_tasks=tuple(name.strip() for name in standard_tasks.split(",") if name.strip()),
         standard=StandardOptions(include_path=str(include_path) if include_path else None, limit=limit),
         batch_size=batch_size,

@@ -281,6 +281,23 @@ def test_an_output_that_is_not_ours_is_left_alone(world, tmp_path):
         evaluate(options(world, tmp_path / "thesis.tex"))
 
 
+def test_part_of_a_suite_has_all_measurements_of_fewer_documents(world, tmp_path):
+    whole, part = load_suite("full"), load_suite("full").part(0.25)
+    assert [task.arguments for task in part.tasks] == [task.arguments for task in whole.tasks]
+    assert part.text.documents == 128 and part.fraction == 0.25
+    assert [(task.documents, task.examples) for task in part.tasks] == [
+        (None if task.documents is None else task.documents // 4, task.examples // 4) for task in whole.tasks
+    ]
+    assert whole.part(1.0) == whole and load_suite("core").part(1e-9).text.documents == 1
+    for fraction in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="`fraction` must be above 0 and at most 1"):
+            whole.part(fraction)
+    results = evaluate(options(world, tmp_path / "out", fraction=0.5), Console(quiet=True))
+    assert results["suite"]["fraction"] == 0.5 and results["suite"]["text"]["documents"] == 6
+    assert "0.5 of its documents and examples" in (tmp_path / "out/table.md").read_text()
+    assert not any(task["errors"] for task in results["tasks"])
+
+
 def test_questions_are_made_of_documents():
     text = "The cat that sat near the other cat was larger than what we had called the small cat. More follows here."
     (question,) = last_words([text, "Too short."], 5)
