@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
 
+from .affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
 from .data import Manifest, documents, prepare
 from .data.sources import pinned
 from .data.tokenizer import load_tokenizer
@@ -24,6 +25,12 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "rigpt": (RiGPTConfig, RiGPTForCausalLM),
     "stock-gpt2": (GPT2Config, GPT2LMHeadModel),
     "modern-gpt": (ModernGPTConfig, ModernGPTForCausalLM),
+    "affine-norm-rigpt": (AffineNormConfig, AffineNormForCausalLM),
+}
+# Of the equivariant optimizer, by model type; those of other models have no rows in the table of frames.
+EQUIVARIANT_GROUPS: dict[str, Any] = {
+    RiGPTConfig.model_type: equivariant_param_groups,
+    AffineNormConfig.model_type: affine_norm_param_groups,
 }
 # What a folder of shards was asked for, besides what its manifest says.
 REQUEST = "request.json"
@@ -98,12 +105,14 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
     optimizer: torch.optim.Optimizer
     betas = options.beta1, options.beta2
     if options.name == "equivariant":
-        if config_of(model).model_type != "rigpt":
+        model_type = config_of(model).model_type
+        if model_type not in EQUIVARIANT_GROUPS:
             raise ValueError(
-                f"`optimizer.name` must be `adamw` or `muon` for a {config_of(model).model_type}, got `equivariant`: "
+                f"`optimizer.name` must be `adamw` or `muon` for a {model_type}, got `equivariant`: "
                 "its parameters are not in the table of frames. Convert it first with `rigpt convert`."
             )
-        groups = equivariant_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        of_model = EQUIVARIANT_GROUPS[model_type]
+        groups = of_model(model, options.lr, options.weight_decay, multipliers=options.multipliers)
         optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
     elif options.name == "muon":
         groups = muon_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)

@@ -1,7 +1,7 @@
 """The recipes that `compare.py` trains; equal in data and budget, each with the learning rates worth a try."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .options import ModelOptions, OptimizerOptions
 
@@ -58,9 +58,10 @@ def rigpt(
     optimizer: str = "equivariant",
     average: float | None = AVERAGE,
     training: dict[str, Any] | None = None,
+    kind: Literal["rigpt", "affine-norm-rigpt"] = "rigpt",
     **options: Any,
 ) -> Candidate:
-    """A RiGPT with some options changed, and those of the optimizer in `training`."""
+    """A RiGPT with some options changed, or one with gains, and those of the optimizer in `training`."""
     config = base | options
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
@@ -72,7 +73,7 @@ def rigpt(
         **(training or {}),
     )
     rates = ADAMW_RATES if optimizer == "adamw" else POLAR_RATES
-    return Candidate(ModelOptions(config=config), settings, rates)
+    return Candidate(ModelOptions(kind, config), settings, rates)
 
 
 CANDIDATES = {
@@ -85,6 +86,8 @@ CANDIDATES = {
     "rigpt": rigpt(TIED),
     "rigpt-adamw": rigpt(TIED, "adamw"),
     "rigpt-no-embedding-norm": rigpt(TIED, embedding_norm=False),
+    "rigpt-rmsnorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="rmsnorm"),
+    "rigpt-layernorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="layernorm"),
     "rigpt-values": rigpt(TIED, value_embedding_period=2),
     # What four bits cost may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),

@@ -10,14 +10,16 @@ import torch
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+# Kinds of models whose matrices have rows in the table of frames, as the equivariant optimizer needs them.
+WITH_FRAMES = ("rigpt", "affine-norm-rigpt")
 
 
 @dataclass
 class ModelOptions:
     """What is trained."""
 
-    kind: Literal["rigpt", "stock-gpt2", "modern-gpt"] = "rigpt"
-    """The class: RiGPT; or to compare with, stock GPT-2 or a modern GPT with a preferred basis."""
+    kind: Literal["rigpt", "stock-gpt2", "modern-gpt", "affine-norm-rigpt"] = "rigpt"
+    """The class: RiGPT; or to compare with, stock GPT-2, a modern GPT with a preferred basis, or RiGPT with gains."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
     start: str | None = None
@@ -199,7 +201,7 @@ class PretrainOptions:
     """How long, how often, and where to."""
 
     def __post_init__(self):
-        if self.model.kind != "rigpt" and self.optimizer.name == "equivariant":
+        if self.model.kind not in WITH_FRAMES and self.optimizer.name == "equivariant":
             raise ValueError(
                 f"`optimizer.name` must be `adamw` or `muon` for `model.kind` `{self.model.kind}`, got `equivariant`: "
                 "its parameters are not in the table of frames. Pass --optimizer.name adamw."

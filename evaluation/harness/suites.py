@@ -87,7 +87,7 @@ class Suite:
 
     def part(self, fraction: float) -> "Suite":
         """
-        The same measurements on a share of the documents and examples, each at least one: for a model too slow for all.
+        The same measurements on a share of the documents and examples, each at least one.
 
         Raises:
             ValueError: if `fraction` is not above 0 and at most 1.

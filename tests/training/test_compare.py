@@ -66,7 +66,7 @@ def test_every_candidate_is_a_model_with_rates_of_its_own():
         assert len(candidate.rates) >= 3
         assert build_optimizer(candidate.optimizer, model).param_groups
     # The same parameters where they are compared: the plain network with stock GPT-2, the recipe with a wider one.
-    for name in ("rigpt", "rigpt-adamw"):
+    for name in ("rigpt", "rigpt-adamw", "rigpt-rmsnorm", "rigpt-layernorm"):
         assert abs(sizes[name] / sizes["stock-gpt2"] - 1) <= 0.01, name
     for name in ("recipe", "modern"):
         assert abs(sizes[name] / sizes["stock-gpt2-wide"] - 1) <= 0.01 and sizes[name] <= 6.6e6, name
