@@ -83,6 +83,12 @@ CANDIDATES = {
     "modern": Candidate(
         ModelOptions("modern-gpt", SMALL), OptimizerOptions(name="muon", multipliers=MODERN), POLAR_RATES
     ),
+    # The same with what RiGPT's runs gained from: a shorter memory and the moving average.
+    "modern-tuned": Candidate(
+        ModelOptions("modern-gpt", SMALL),
+        OptimizerOptions(name="muon", momentum=MOMENTUM, average=AVERAGE, multipliers=MODERN),
+        POLAR_RATES,
+    ),
     "rigpt": rigpt(TIED),
     "rigpt-adamw": rigpt(TIED, "adamw"),
     "rigpt-no-embedding-norm": rigpt(TIED, embedding_norm=False),
