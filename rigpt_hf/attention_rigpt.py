@@ -6,6 +6,7 @@ r <= h rotated dims, d stream.
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -247,6 +248,27 @@ def check_paged_cache(config: RiGPTConfig, name: str):
             f"`attn_implementation` must not be paged for `attention_score={score!r}` in this version of "
             f"Transformers, got {name!r}. Update Transformers, or generate without continuous batching."
         )
+
+
+def packed_lengths(position_ids: torch.LongTensor, batch_size: int) -> dict[str, Any]:
+    """
+    Where packed sequences begin, for flash attention, which is given no mask and would let them see each other.
+
+    Args:
+        position_ids: `[B or 1, S]`; a sequence begins where they do not go up by one.
+        batch_size: B.
+
+    Returns:
+        The arguments of the library for sequences of different lengths, with `N + 1` offsets into all `B·S` positions;
+        nothing if every row is one sequence.
+    """
+    goes_on = position_ids.diff(dim=-1) == 1
+    if bool(goes_on.all()):
+        return {}
+    begins = ~nn.functional.pad(goes_on, (1, 0)).expand(batch_size, -1).flatten()
+    offsets = nn.functional.pad(begins.nonzero()[:, 0], (0, 1), value=begins.numel()).to(torch.int32)
+    longest = int(offsets.diff().max())
+    return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
 
 
 def update_paged_cache(

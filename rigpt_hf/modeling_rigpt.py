@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_rigpt import (
@@ -38,6 +38,7 @@ from .attention_rigpt import (
     RiGPTRotaryEmbedding,
     check_distance_backend,
     check_paged_cache,
+    packed_lengths,
 )
 from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig
 from .depth_rigpt import flow_through, make_room, torchdiffeq, use_of_cache
@@ -254,7 +255,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if self.config.depth_solver is not None and past_key_values is not None:
             make_room(past_key_values, self.config)
-        if position_ids is None:
+        positions_given = position_ids is not None
+        if not positions_given:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
         causal_mask = create_causal_mask(
@@ -264,6 +266,13 @@ class RiGPTModel(RiGPTPreTrainedModel):
             past_key_values=mask_cache,
             position_ids=position_ids,
         )
+        may_be_packed = positions_given and attention_mask is None and mask_cache is None
+        if (
+            may_be_packed
+            and is_flash_attention_requested(self.config)
+            and not {"cache", "cu_seq_lens_q"} & set(kwargs)
+        ):
+            kwargs.update(packed_lengths(position_ids, len(hidden_states)))
 
         if first_stage:
             if self.embed_positions is not None:

@@ -1,13 +1,15 @@
 """Training: packed sequences, accumulated gradients and fine-tuning with `Trainer`."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.model.agreement import assert_different, assert_same
-from tests.models import tiny_model, tokens
+from tests.models import randomise_, tiny_model, tokens
 
 
 KINDS = {
@@ -38,6 +40,46 @@ def test_packed_sequences_do_not_see_each_other(options, use_cache, backend):
         assert_same(actual, expected)
         leaking = model(packed, position_ids=torch.arange(15)[None], use_cache=use_cache).logits
         assert_different(leaking[:, 5:], expected[:, 5:])
+
+
+def flash_without_a_gpu(module, query, key, value, mask, scaling, cu_seq_lens_q=None, max_length_q=None, **kwargs):
+    """What flash attention computes: no mask, and rows cut where it is told to."""
+    assert mask is None
+    rows, heads, positions, _ = query.shape
+    groups = heads // key.shape[1]
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, *(x.repeat_interleave(groups, 1) for x in (key, value)))]
+    ends = list(range(0, (rows + 1) * positions, positions)) if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    lengths = [end - begin for begin, end in pairwise(ends)]
+    assert max_length_q is None or max_length_q == max(lengths)
+    parts = [x.split(lengths) for x in flat]
+    outputs = []
+    for q, k, v in zip(*parts, strict=True):
+        scores = torch.einsum("shd,thd->hst", q, k) * scaling
+        scores = scores.masked_fill(torch.ones(len(q), len(q)).triu(1).bool(), -torch.inf)
+        outputs.append(torch.einsum("hst,thd->shd", scores.softmax(-1), v))
+    return torch.cat(outputs).view(rows, positions, heads, -1), None
+
+
+@pytest.mark.parametrize("score", ["dot", "squared_distance"])
+def test_flash_attention_is_told_where_packed_sequences_begin(score, monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash_without_a_gpu)
+    model = randomise_(tiny_model(attention_score=score), 0).eval()
+    packed = tokens(2, 15, seed=1)
+    rows = [[5, 3, 7], [15]]
+    positions = torch.stack([torch.cat([torch.arange(length) for length in lengths]) for lengths in rows])
+    expected = {
+        given: model(packed, position_ids=ids).logits
+        for given, ids in (("each", positions), ("one", positions[:1]), ("plain", torch.arange(15)[None]))
+    }
+    model.config._attn_implementation = "flash_attention_2"
+    for use_cache in (False, True):
+        for given, ids in (("each", positions), ("one", positions[:1]), ("plain", torch.arange(15)[None])):
+            assert_same(model(packed, position_ids=ids, use_cache=use_cache).logits, expected[given], given)
+        assert_same(model(packed, use_cache=use_cache).logits, expected["plain"])
+    assert_different(expected["each"], expected["plain"])
+    # What somebody says himself is left alone.
+    ends = torch.tensor([0, 5, 8, 15, 30], dtype=torch.int32)
+    assert_same(model(packed, position_ids=positions, cu_seq_lens_q=ends, max_length_q=15).logits, expected["each"])
 
 
 class Examples(torch.utils.data.Dataset):
