@@ -130,9 +130,14 @@ def run_one(
     return result
 
 
-def done(folder: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What there is of a candidate: the final loss of every rate with seed 0, and all runs of the best of them."""
+def done(folder: Path) -> list[dict[str, Any]]:
+    """All runs that there are of a candidate, seed by seed."""
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    return sorted(runs, key=lambda run: (run["lr"], run["seed"]))
+
+
+def at_the_best_rate(runs: list[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The final loss of every rate with seed 0, and all runs of the best of them."""
     first = {f"{run['lr']:g}": run["final_loss"] for run in runs if run["seed"] == 0}
     best = min(first, key=lambda rate: first[rate], default=None)
     return first, [run for run in runs if f"{run['lr']:g}" == best]
@@ -182,10 +187,13 @@ def main(
         raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
     how: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
     results: dict[str, list[dict[str, Any]]] = {}
+    others: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
     for name in names:
         if finished:
-            sweeps[name], results[name] = done(output / name)
+            runs = done(output / name)
+            sweeps[name], results[name] = at_the_best_rate(runs)
+            others[name] = [run for run in runs if run not in results[name]]
             continue
         sweep = [float(rate) for rate in rates.split(",")] if rates else list(CANDIDATES[name].rates)
         first = [run_one(name, rate, 0, **how) for rate in sweep]
@@ -193,6 +201,7 @@ def main(
         sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
         more = [run_one(name, best["lr"], seed, **how) for seed in range(1, seeds)]
         results[name] = [best, *more]
+        others[name] = [run for run in first if run is not best]
     results = {name: runs for name, runs in results.items() if runs}
     if not results:
         raise typer.BadParameter(f"`finished` needs runs that are done in {str(output)!r}, got none. Leave it out.")
@@ -204,7 +213,7 @@ def main(
         summary.parent.mkdir(parents=True, exist_ok=True)
         facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
         temporary = temporary_sibling(summary)
-        text = json.dumps(facts | {"sweeps": sweeps, "results": results}) + "\n"
+        text = json.dumps(facts | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(summary)
 

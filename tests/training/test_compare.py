@@ -95,6 +95,8 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
         assert [run["seed"] for run in runs] == [0, 1] and {f"{run['lr']:g}" for run in runs} == {best}
         assert runs[0]["final_loss"] != runs[1]["final_loss"] and runs[0]["final_loss"] < 8.4
         assert all(len(run["logs"]["loss"]) == 6 and run["precision"] == "no" for run in runs)
+        (other,) = facts["other_rates"][name]
+        assert f"{other['lr']:g}" != best and len(other["logs"]["loss"]) == 6
     assert (tmp_path / "runs" / "losses.png").exists()
     # Runs that are done can be reported alone.
     reported = arguments | {"finished": True, "summary": tmp_path / "again.json", "figure": tmp_path / "curves.png"}
