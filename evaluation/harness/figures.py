@@ -35,9 +35,13 @@ def _layers(axes: Axes, task: dict[str, Any], names: Names) -> None:
 def _rounding(axes: Axes, task: dict[str, Any], names: Names) -> None:
     """What rounding costs, scheme by scheme."""
     for name, colour in names.items():
-        for frame, schemes in task["models"][name]["rounded"].items():
+        result = task["models"][name]
+        for frame, schemes in result["rounded"].items():
             values = [max(number(each["increase"]), 0) for each in schemes.values()]
-            label = name if len(task["models"][name]["rounded"]) == 1 else f"{name}, {frame}"
+            # Only a RiGPT has other frames than its own.
+            is_converted = frame != "identity" and result["protocol"].get("converted") is True
+            called = f"{name}, converted" if is_converted else name
+            label = called if len(result["rounded"]) == 1 else f"{called}, {frame}"
             axes.plot(list(schemes), values, STYLES[frame], marker="o", markersize=4, color=colour, label=label)
     axes.set_yscale("symlog", linthresh=1e-3)
     axes.set_ylim(bottom=0)

@@ -7,7 +7,16 @@ from markupsafe import Markup
 
 from .figures import figure
 from .results import failures
-from .tables import FOOTNOTE, description, difference_text, number, verdict, with_interval
+from .tables import (
+    FOOTNOTE,
+    description,
+    difference_text,
+    not_applicable,
+    number,
+    quantity_text,
+    verdict,
+    with_interval,
+)
 
 
 TEMPLATE = "report.html.j2"
@@ -27,6 +36,8 @@ def as_html(results: dict[str, Any]) -> str:
         "with_interval": with_interval,
         "verdict": verdict,
         "difference_text": difference_text,
+        "quantity_text": quantity_text,
+        "not_applicable": not_applicable,
     }
     pictures = {}
     for task in results["tasks"]:

@@ -18,10 +18,11 @@ from rigpt_hf.conversion.certificate import library_versions
 from rigpt_hf.conversion.output import temporary_sibling
 
 from ..measures.subjects import Subject
+from .cache import code_fingerprint
 from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
 from .suites import Suite, Task
 from .tasks import Quantity, is_together, quantities
-from .texts import Texts
+from .texts import Texts, name_of
 
 
 # Raised when a reader of older results would misread newer ones.
@@ -29,10 +30,13 @@ SCHEMA = 1
 # What an evaluation leaves in its folder.
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
-# Relative difference that is arithmetic: what float32 leaves of two ways to compute the same.
+# Difference that is arithmetic, relative to the numbers that were computed: what float32 leaves of two ways to compute
+# the same. Of an increase of the loss these are the losses.
 ROUNDING = 1e-5
 # Of a result, what is needed for tests but too long to keep.
 LONG = ("samples", "values")
+# Folders of a checkout that hold what a number may depend on.
+CODE = ("rigpt_hf", "evaluation", "training", "model_cards")
 
 
 def build(
@@ -58,18 +62,28 @@ def build(
     tasks: list[dict[str, Any]] = []
     for name in dict.fromkeys(cell.task for cell in cells):
         task = next((each for each in suite.tasks if each.name == name), None)
-        entry = {"task": name, "metric": task.metric if task else "lm-eval", "models": {}, "errors": {}}
+        entry: dict[str, Any] = {"task": name, "metric": task.metric if task else "lm-eval", "models": {}}
+        entry |= {"errors": {}, "absent": []}
+        if task:
+            entry["arguments"] = task.arguments
         per_model: dict[str, dict[str, Any]] = {}
         for cell in (each for each in cells if each.task == name):
             result = found[cell.key]
             if result is None:
                 entry["errors"] |= dict.fromkeys(cell.models, errors.get(cell.key, "not measured"))
+            elif "not applicable" in result:
+                entry["absent"] += [_absent(model, "", result["not applicable"]) for model in cell.models]
             elif task and is_together(task):
                 for index, model in enumerate(cell.models):
+                    if str(index) in result.get("absent", {}):
+                        entry["absent"].append(_absent(model, "", result["absent"][str(index)]))
+                        continue
                     per_model[model] = result["models"][str(index)] | {"protocol": result["protocol"]}
                     per_model[model]["ratios"] = result["ratios"].get(str(index), {})
             else:
-                per_model[cell.models[0]] = result
+                (model,) = cell.models
+                entry["absent"] += [_absent(model, *each) for each in result.get("absent", {}).items()]
+                per_model[model] = {key: value for key, value in result.items() if key != "absent"}
         entry["models"] = {model: without_long(result) for model, result in per_model.items()}
         entry["quantities"] = _compared(task, per_model, list(subjects))
         tasks.append(entry)
@@ -77,7 +91,7 @@ def build(
     results = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": {"rigpt_hf": __version__, "commit": commit()},
+        "code": {"rigpt_hf": __version__, "commit": commit(), "sha256": code_fingerprint()},
         "versions": library_versions(),
         "hardware": hardware(next(iter(subjects.values())).device),
         "suite": {
@@ -95,11 +109,16 @@ def build(
     return without_long(results)
 
 
+def _absent(model: str, what: str, reason: str) -> dict[str, str]:
+    """What was not measured because it says nothing about a model: part of a task, or all of it if not named."""
+    return {"model": model, "what": what, "reason": reason}
+
+
 def _model(subject: Subject, digest: str) -> dict[str, Any]:
     config = subject.model.config
     return {
         # A folder's last part: where it lies on this machine is nobody's business.
-        "source": Path(subject.source).name if os.path.exists(subject.source) else subject.source,
+        "source": name_of(subject.source),
         "type": config.model_type,
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
         "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
@@ -150,10 +169,13 @@ def _quantities(task: Task | None, result: dict[str, Any]) -> list[Quantity]:
 
 
 def _value(quantity: Quantity) -> dict[str, Any]:
+    found = {"value": finite(quantity.value)}
+    if quantity.scale is not None:
+        found["scale"] = finite(quantity.scale)
     if quantity.amounts is None or quantity.weights is None or len(quantity.amounts) < 2:
-        return {"value": finite(quantity.value)}
+        return found
     interval = ratio_interval(quantity.amounts, quantity.weights)
-    return {"value": finite(quantity.value), "low": interval.low, "high": interval.high}
+    return found | {"low": interval.low, "high": interval.high}
 
 
 def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] | None:
@@ -182,7 +204,7 @@ def _is_rounding(quantity: dict[str, Any]) -> bool:
     """Whether two numbers are one up to arithmetic, which may err to the same side on every example."""
     if quantity["difference"]["kind"] != "difference":
         return False
-    size = max((abs(each["value"] or 0.0) for each in quantity["models"].values()), default=0.0)
+    size = max((abs(each.get("scale", each["value"]) or 0.0) for each in quantity["models"].values()), default=0.0)
     return abs(quantity["difference"]["value"]) <= ROUNDING * size
 
 
@@ -212,20 +234,31 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this code comes from, `+` where it was changed since; `None` outside of one."""
+def commit(here: Path = Path(__file__)) -> str | None:
+    """
+    The commit that is checked out where this code lies, `+` where tracked files of the code differ from it; `None` if
+    this is no checkout.
+
+    Args:
+        here (`Path`): A file of the code.
+    """
     if shutil.which("git") is None:
         return None
-    here = Path(__file__).parent
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+    def git(folder: Path, *arguments: str) -> str | None:
+        # Reading must leave nothing behind, not even a refreshed index.
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    found = git("log", "-1", "--format=%h", "--", ".")
-    if not found:
+    # A package that is installed inside somebody's repository is no part of it.
+    if git(here.parent, "ls-files", "--error-unmatch", "--", here.name) is None:
         return None
-    return found + ("+" if git("status", "--porcelain", "--", ".") else "")
+    top, found = git(here.parent, "rev-parse", "--show-toplevel"), git(here.parent, "rev-parse", "--short", "HEAD")
+    if not top or not found:
+        return None
+    changed = git(Path(top), "status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    return found + ("" if changed == "" else "+")
 
 
 def write(results: dict[str, Any], output: Path) -> None:

@@ -17,15 +17,18 @@ from rich.text import Text
 from ..measures.subjects import Subject, subject
 from ..measures.throughput import NEW_TOKENS, PROMPT
 from . import results as writing
+from .arguments import arguments_of
 from .cache import Cache, fingerprint
 from .standard_tasks import StandardOptions, check_standard_tasks, fingerprint_of_tasks, measure_standard_task
 from .suites import Suite, load_suite
-from .tasks import is_together, measure, measure_together
+from .tasks import NotApplicable, is_together, measure, measure_together
 from .texts import Texts, load_texts
 
 
 # What tables, figures, terminals and pages all show as it is.
 NAME = re.compile(r"[A-Za-z0-9][\w .,+/()-]*", re.ASCII)
+# Some metrics take one window at a time, and speed is that of a prompt.
+SMALLER = "Give a smaller `batch_size`, or a smaller `context` or `prompt` in the suite, and run again."
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class EvaluateOptions:
     """Precision of the weights; as they are stored if not given."""
     names: tuple[str, str] = ("model", "baseline")
     """What to call the two in tables and figures."""
+    force: bool = False
+    """Whether results of other models in the folder may be replaced."""
 
 
 @dataclass
@@ -94,6 +99,8 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     check_one_vocabulary(texts, subjects)
     suite = fitted(suite, subjects)
     hashes = {name: fingerprint(each) for name, each in subjects.items()}
+    if not options.force:
+        check_same_models(options.output, hashes)
     cache = Cache(options.output / "cache")
     cells = list(_cells(options, suite, texts, subjects, hashes, cache))
     own = [
@@ -141,6 +148,22 @@ def check_output(output: Path) -> None:
         )
 
 
+def check_same_models(output: Path, hashes: dict[str, str]) -> None:
+    """A `ValueError` if results in the folder are of a model that is not measured now; they would be lost."""
+    path = output / writing.RESULTS
+    if not path.is_file():
+        return
+    try:
+        recorded = {name: each["sha256"] for name, each in json.loads(path.read_text("utf-8"))["models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        recorded = {writing.RESULTS: "cannot be read"}
+    if lost := [name for name, digest in recorded.items() if digest not in hashes.values()]:
+        raise ValueError(
+            f"`output` must hold results of the same weights or none, got {str(output)!r} with others' ({lost[0]}). "
+            "Name another folder, or pass `force=True` to replace them; what was measured stays in its cache."
+        )
+
+
 def _subjects(options: EvaluateOptions, state: PartialState) -> dict[str, Subject]:
     device = options.device or str(state.device)
     sources = dict(zip(options.names, (options.model, options.against), strict=True))
@@ -177,15 +200,26 @@ def check_one_vocabulary(texts: Texts, subjects: dict[str, Subject]) -> None:
 
 
 def fitted(suite: Suite, subjects: dict[str, Subject]) -> Suite:
-    """The suite with windows and prompts that fit into every model; results say which they were."""
+    """
+    The suite with windows and prompts that fit into every model, and are the same for all where a suite leaves them to
+    the model; results say which they were.
+    """
     most = min((each.positions for each in subjects.values() if each.positions is not None), default=None)
+    own = {each.context(None) for each in subjects.values()}
     tasks = []
     for task in suite.tasks:
         arguments = dict(task.arguments)
-        if most is not None and "context" in arguments:
-            arguments["context"] = min(arguments["context"], most)
-            if "stride" in arguments:
-                arguments["stride"] = min(arguments["stride"], arguments["context"])
+        known = arguments_of(task.metric)
+        # What is not given or null is what each model takes, and other windows are another measurement.
+        context = arguments.get("context")
+        if context is None and "context" in known:
+            context = known["context"][1]
+        if "context" in known and context is None and len(own) > 1:
+            arguments["context"] = min(own)
+        elif most is not None and context is not None and context > most:
+            arguments["context"] = most
+        if arguments.get("context") is not None and arguments.get("stride") is not None:
+            arguments["stride"] = min(arguments["stride"], arguments["context"])
         if most is not None and is_together(task):
             new = min(arguments.get("new_tokens", NEW_TOKENS), max(most // 2, 1))
             arguments |= {"new_tokens": new, "prompt": min(arguments.get("prompt", PROMPT), max(most - new, 1))}
@@ -257,8 +291,10 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
             if cache.get(cell.key) is None:
                 try:
                     cache.put(cell.key, cell.run(batch=batch, tick=tick))
+                except NotApplicable as reason:
+                    cache.put(cell.key, {"not applicable": without_paths(str(reason))})
                 except (torch.OutOfMemoryError, MemoryError):
-                    errors[cell.key] = f"out of memory with `batch_size` {batch}. Give a smaller one, and run again."
+                    errors[cell.key] = f"out of memory with `batch_size` {batch}. {SMALLER}"
                 except Exception as error:  # one measurement must not cost the others
                     errors[cell.key] = one_line(error)
                 if cell.key in errors:
@@ -270,10 +306,17 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
 
 def one_line(error: Exception) -> str:
     """An error in one line; memory that ran out in words that say what to do."""
-    line = " ".join(str(error).split())[:300]
+    line = without_paths(" ".join(str(error).split()))[:300]
     if "out of memory" in line or "can't allocate memory" in line:
-        return "out of memory. Give a smaller `batch_size`, and run again."
+        return f"out of memory. {SMALLER}"
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+
+
+def without_paths(line: str) -> str:
+    """A line in which paths of this machine are their last part, as results are published."""
+    from rigpt_hf.model_cards.facts import without_path  # which imports this package
+
+    return without_path(line)
 
 
 def _gathered(errors: dict[str, str], state: PartialState) -> list[dict[str, str]]:

@@ -38,9 +38,16 @@ class StandardOptions:
 def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> None:
     """
     Raises:
-        ValueError: if there are tasks to run and `lm-eval` is not installed, or does not know one of them.
+        ValueError: if there are tasks to run and `lm-eval` is not installed, or does not know one of them; or if there
+            are none and something is said about them.
     """
     if not names:
+        given = {"include_path": options.include_path, "limit": options.limit, "fewshot": options.fewshot}
+        if alone := [(name, value) for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"`{alone[0][0]}` is for `standard_tasks`, got {alone[0][1]!r} and no such task. Name some, or leave "
+                "it out."
+            )
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError('`standard_tasks` need lm-eval. Install it with pip install "rigpt-hf[lm-eval]".')

@@ -3,22 +3,16 @@
 import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
+
+from .arguments import MEASURES, check_arguments, check_type
 
 
 FOLDER = Path(__file__).parents[1] / "suites"
 PACKAGED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-METRICS = (
-    "perplexity",
-    "cloze",
-    "multiple_choice",
-    "invariance",
-    "outliers",
-    "quantization_robustness",
-    "throughput",
-)
+METRICS = tuple(MEASURES)
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,8 @@ class TextOptions:
     """`docs` for the documentation of the installed packages; a text, JSONL or parquet file or a folder of them; a
     file of little-endian uint16 token ids that ends in .bin; or a data set on the Hub."""
     documents: int = 128
-    """How many documents are read at most; windows of a .bin file."""
+    """How many documents are read at most; windows of a .bin file. A .txt file is one document unless it has
+    `<|endoftext|>` between several; each row of JSONL or parquet is one."""
     split: str = "test"
     """Of a data set on the Hub."""
     name: str | None = None
@@ -118,7 +113,7 @@ def load_suite(name: str) -> Suite:
         name (`str`): `"core"`, `"full"` or the path of a file.
 
     Raises:
-        ValueError: if there is no such suite, or something in it is unknown or impossible.
+        ValueError: if there is no such suite, or something in it is unknown, impossible or of another type.
     """
     path = FOLDER / f"{name}.yaml" if name in PACKAGED else Path(name)
     if not path.is_file():
@@ -131,9 +126,14 @@ def load_suite(name: str) -> Suite:
         raise ValueError(f"`suite` must hold a list of `tasks`, got {str(path)!r} without one.")
     if unknown := sorted(set(values) - {"description", "text", "tasks"}):
         raise ValueError(f"`suite` must hold description, text and tasks, got {unknown[0]!r} in {str(path)!r}.")
-    text = _made(TextOptions, values.get("text") or {}, "text")
+    # A key without a value is nothing said.
+    said = {key: value for key, value in values.items() if value is not None}
+    text = _made(TextOptions, said.get("text", {}), "text")
     tasks = tuple(_made(Task, each, "tasks") for each in values["tasks"])
-    return Suite(path.stem, text, tasks, values.get("description") or "")
+    for task in tasks:
+        check_arguments(task.metric, task.name, task.arguments)
+    check_type("description", "the suite", said.get("description", ""), str)
+    return Suite(path.stem, text, tasks, said.get("description", ""))
 
 
 def _made(kind: Any, values: Any, where: str) -> Any:
@@ -142,6 +142,10 @@ def _made(kind: Any, values: Any, where: str) -> Any:
         raise ValueError(f"`{where}` must hold {', '.join(known)}, got {values!r}.")
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"`{where}` must hold some of {', '.join(known)}, got {unknown[0]!r}.")
+    named = [values[key] for key in ("name", "metric") if kind is Task and isinstance(values.get(key), str)]
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        check_type(name, next(iter(named), f"`{where}`"), value, hints[name])
     try:
         return kind(**values)
     except TypeError as error:

@@ -61,6 +61,29 @@ def difference_text(quantity: dict[str, Any]) -> str:
     return f"{'–' if value is None else format(value, '+.4g')} ({low} to {high})"
 
 
+def converted(task: dict[str, Any], quantity: dict[str, Any]) -> list[str]:
+    """Models whose number here is that of their conversion, as only a RiGPT has other frames than its own."""
+    if task["metric"] != "quantization_robustness" or quantity["name"].endswith(", identity"):
+        return []
+    return [
+        name
+        for name in quantity["models"]
+        if task["models"].get(name, {}).get("protocol", {}).get("converted") is True
+    ]
+
+
+def quantity_text(task: dict[str, Any], quantity: dict[str, Any]) -> str:
+    """What a row is about, and whose number in it is not of the model as it is."""
+    names = converted(task, quantity)
+    return f"{quantity['name']} ({' and '.join(names)}, converted)" if names else quantity["name"]
+
+
+def not_applicable(task: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What says nothing about a model: the model, the part of the task (all if not named), the reason."""
+    # Results of earlier versions do not have it.
+    return [(each["model"], each["what"], each["reason"]) for each in task.get("absent", [])]
+
+
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """The cells of the table: task, quantity, unit, every model, difference, verdict."""
     names = list(results["models"])
@@ -69,10 +92,12 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
         for quantity in task["quantities"]:
             values = [with_interval(quantity["models"].get(name), quantity["unit"]) for name in names]
             compared = [difference_text(quantity), verdict(quantity)] if len(names) > 1 else []
-            found.append([task["task"], quantity["name"], quantity["unit"], *values, *compared])
-        for model, line in task["errors"].items():
-            values = [f"failed: {line}" if name == model else "–" for name in names]
-            found.append([task["task"], "", "", *values, *([""] * (2 if len(names) > 1 else 0))])
+            found.append([task["task"], quantity_text(task, quantity), quantity["unit"], *values, *compared])
+        lines = [(model, what, f"not applicable: {reason}") for model, what, reason in not_applicable(task)]
+        lines += [(model, "", f"failed: {line}") for model, line in task["errors"].items()]
+        for model, what, line in lines:
+            values = [line if name == model else "–" for name in names]
+            found.append([task["task"], what, "", *values, *([""] * (2 if len(names) > 1 else 0))])
     return found
 
 
@@ -102,9 +127,10 @@ def description(results: dict[str, Any]) -> str:
 
 
 FOOTNOTE = (
-    "Intervals are 95 % bootstrap percentiles over examples. A difference is called one when a paired randomisation "
-    "test (of speeds: Student's t of paired logarithms) rejects chance at 5 % after Holm's correction for all "
-    "differences of the run; numbers without examples, such as kurtosis, are not tested."
+    "Intervals are at 95 %: bootstrap percentiles over examples, and Wilson's for shares of right answers. A "
+    "difference is called one when a paired randomisation test (of speeds: Student's t of paired logarithms) rejects "
+    "chance at 5 % after Holm's correction for all differences of the run; numbers without examples, such as "
+    "kurtosis, are not tested."
 )
 
 

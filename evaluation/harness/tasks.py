@@ -1,5 +1,6 @@
 """How each metric is called, and by which of its numbers models are compared."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.conversion.families import architecture_of
 
 from ..measures.accuracy import cloze_accuracy, multiple_choice_accuracy
 from ..measures.invariance import invariance
@@ -35,6 +37,8 @@ class Quantity:
         amounts, weights (*optional*): Per example; the value is the sum of the former over the sum of the latter, and
             intervals and tests are made of them. Absent for numbers that no repetition would change.
         ratios (*optional*): To the baseline, of repeated measurements side by side.
+        scale (`float`, *optional*): Of the numbers that the value was computed from, whose rounding it has; the value
+            itself if not given.
     """
 
     name: str
@@ -44,13 +48,23 @@ class Quantity:
     amounts: list[float] | None = None
     weights: list[float] | None = None
     ratios: list[float] | None = None
+    scale: float | None = None
+
+
+class NotApplicable(Exception):
+    """A metric says nothing about a model, which is no failure; the message is the reason."""
 
 
 def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: Tick = no_tick) -> dict[str, Any]:
     """
     One metric of one model; `tick` is called with the number of windows that went through it.
 
+    Returns:
+        `dict`: What the metric gives; and where part of it does not apply to this model, `absent`: the reason of each,
+        by what is absent.
+
     Raises:
+        NotApplicable: if the metric says nothing about such a model.
         ValueError: if the metric needs what the texts or the model do not have, or an argument is impossible.
     """
     rows = texts.rows[: task.documents]
@@ -69,13 +83,23 @@ def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: T
         questions = endings(rows, task.examples)
         return multiple_choice_accuracy(subject, questions, batch_size=batch_size, tick=tick, **arguments)
     if task.metric == "invariance":
+        if reason := why_unknown(subject):
+            raise NotApplicable(reason)
         return invariance(subject, rows, **arguments)
     if task.metric == "outliers":
         return outliers(subject, rows, tick=tick, **arguments)
-    if "frames" in arguments and not convertible(subject):
+    absent: dict[str, str] = {}
+    others = [frame for frame in arguments.get("frames") or () if frame != "identity"]
+    if others and (reason := why_not_convertible(subject)):
         # Of a model that cannot be brought into another frame there is only its own.
+        absent = {f"frame {frame}": reason for frame in others}
         arguments["frames"] = [frame for frame in arguments["frames"] if frame == "identity"]
-    return quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, **arguments)
+        if not arguments["frames"]:
+            raise NotApplicable(reason)
+    if not texts.are_tokens:
+        arguments.setdefault("bos", can_begin(subject))
+    result = quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, **arguments)
+    return result | ({"absent": absent} if absent else {})
 
 
 def can_begin(subject: Subject) -> bool:
@@ -88,8 +112,20 @@ def can_begin(subject: Subject) -> bool:
 
 
 def measure_together(task: Task, subjects: Mapping[str, Subject], tick: Tick = no_tick) -> dict[str, Any]:
-    """A metric that models take turns in."""
-    return throughput(subjects, tick=tick, **task.arguments)
+    """
+    A metric that models take turns in.
+
+    Returns:
+        `dict`: What the metric gives of the models that can take part; `absent`: the reason of each other one, if any.
+
+    Raises:
+        NotApplicable: if none can.
+    """
+    absent = {name: reason for name, each in subjects.items() if (reason := why_no_cache(each))}
+    able = {name: each for name, each in subjects.items() if name not in absent}
+    if not able:
+        raise NotApplicable(next(iter(absent.values())))
+    return throughput(able, tick=tick, **task.arguments) | ({"absent": absent} if absent else {})
 
 
 def is_together(task: Task) -> bool:
@@ -97,15 +133,32 @@ def is_together(task: Task) -> bool:
     return task.metric == "throughput"
 
 
-def convertible(subject: Subject) -> bool:
-    """Whether a model is a RiGPT or can be made one."""
+def why_unknown(subject: Subject) -> str:
+    """Why nobody knows how a model's stream would turn; nothing if that is known."""
+    return "" if isinstance(subject.model.config, RiGPTConfig) else _refusal(architecture_of, subject)
+
+
+def why_not_convertible(subject: Subject) -> str:
+    """Why a model is no RiGPT and cannot be made one; nothing if it is or can."""
     if isinstance(subject.model.config, RiGPTConfig):
-        return True
+        return ""
+    # Which looks at more than the family.
+    return _refusal(architecture_of, subject) or _refusal(lambda *_: convert_model(subject.model), subject)
+
+
+def why_no_cache(subject: Subject) -> str:
+    """Why a model cannot generate token by token with `past_key_values`; nothing if it can."""
+    if "past_key_values" in inspect.signature(subject.model.forward).parameters:
+        return ""
+    return f"{type(subject.model).__name__} takes no `past_key_values`, with which decoding is timed."
+
+
+def _refusal(function: Callable[..., Any], subject: Subject) -> str:
     try:
-        convert_model(subject.model)  # which looks at more than the family
-    except ValueError:
-        return False
-    return True
+        function(subject.model.config, type(subject.model).__name__)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def quantities(task: Task, result: dict[str, Any]) -> list[Quantity]:
@@ -162,7 +215,10 @@ def _quantization(result: dict[str, Any]) -> list[Quantity]:
             samples = each["samples"]
             lost = [after - before for after, before in zip(samples["nats"], samples["before"], strict=True)]
             name = f"loss of {scheme}, {frame}"
-            found.append(Quantity(name, "nats per token", each["increase"], "less", lost, samples["tokens"]))
+            scale = each["loss"]
+            found.append(
+                Quantity(name, "nats per token", each["increase"], "less", lost, samples["tokens"], scale=scale)
+            )
     return found
 
 

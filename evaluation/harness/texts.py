@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import re
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from .suites import TextOptions
 
 # Megabytes of documentation from which documents are drawn.
 MEGABYTES = 4.0
-# Characters of a document; shorter ones say little about anything.
+# Characters of a page of documentation that is drawn, shorter ones say little; a question is made of so many at most.
 SHORTEST, LONGEST = 200, 8000
 # The last word of a sentence, without what ends it.
 LAST_WORD = re.compile(r"^(.{40,}\S)( [A-Za-z]{3,})[.!?]$", re.DOTALL)
 CHOICES = 4
+# What people take for many documents is often one.
+UNIT = "a .txt file is one document unless <|endoftext|> parts it, each row of JSONL or parquet is one"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,18 @@ def load_texts(options: TextOptions) -> Texts:
             name=options.name,
             revision=options.revision,
         )
-        rows = [row[:LONGEST] for row in islice(found, options.documents)]
+        # Whole, however long: the metrics cut them into windows.
+        rows = list(islice(found, options.documents))
     if not rows:
         raise ValueError(f"`source` must hold at least one document, got none from {options.source!r}.")
     digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
-    name = (
-        options.source if options.source == "docs" or not Path(options.source).exists() else Path(options.source).name
-    )
+    name = options.source if options.source == "docs" else name_of(options.source)
     return Texts(rows, {"source": name, "documents": len(rows), "sha256": digest, "revision": options.revision})
+
+
+def name_of(source: str) -> str:
+    """The last part of a path, as nobody needs to know where things lie on this machine; a Hub id as it is."""
+    return Path(os.path.abspath(source)).name if os.path.exists(source) else source
 
 
 def _windows(options: TextOptions) -> list[list[int]]:
@@ -95,13 +102,14 @@ def _windows(options: TextOptions) -> list[list[int]]:
 def last_words(rows: list[str], count: int) -> list[Cloze]:
     """
     At most `count` texts without their last word, which is asked for; of those that also occur in the text before it,
-    as in LAMBADA a reader can know it, no matter what they know otherwise.
+    as in LAMBADA a reader can know it, no matter what they know otherwise. Only the first 8,000 characters of a
+    document are searched.
 
     Raises:
         ValueError: if no document ends so.
     """
     found = []
-    for row in rows:
+    for row in (row[:LONGEST] for row in rows):
         for end in re.finditer(r"[.!?](?=\s|$)", row):
             match = LAST_WORD.match(row[: end.end()])
             if match and match[2].strip().lower() in match[1].lower().split():
@@ -109,7 +117,8 @@ def last_words(rows: list[str], count: int) -> list[Cloze]:
                 break
     if not found:
         raise ValueError(
-            "`documents` must hold one that ends in a word of its own, got none. Give more or longer ones."
+            f"`documents` must hold one with a sentence that ends in a word from before, got {len(rows)} without. "
+            f"Give more or longer ones; {UNIT}."
         )
     return found[:count]
 
@@ -129,7 +138,9 @@ def endings(rows: list[str], count: int, seed: int = 0) -> list[MultipleChoice]:
             middle = len(words) // 2
             halves.append((" ".join(words[:middle]), " " + " ".join(words[middle : middle + 12])))
     if len(halves) < CHOICES:
-        raise ValueError(f"`documents` must be at least {CHOICES} of sixteen words or more, got {len(halves)}.")
+        raise ValueError(
+            f"`documents` must be at least {CHOICES} of sixteen words or more, got {len(halves)}. Give more; {UNIT}."
+        )
     questions = []
     for index, (prompt, own) in enumerate(halves[:count]):
         others = draw.sample([half for other, (_, half) in enumerate(halves) if other != index], CHOICES - 1)

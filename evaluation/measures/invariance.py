@@ -1,7 +1,7 @@
 """How far a model is from having no preferred basis: what a random turn of its inner spaces changes."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def invariance(
 
     Returns:
         `dict`: `errors`: per frame, per dtype, `mean` and `largest` over the draws; `largest` per dtype over all
-        frames; `protocol`.
+        frames; NaN where a logit is no number or infinite; `protocol`.
 
     Raises:
         ValueError: if an argument is impossible, or the model is of a family whose spaces nobody knows how to turn.
@@ -76,10 +76,10 @@ def invariance(
         for name in wanted:
             generator = torch.Generator().manual_seed(seed)
             values = [_error(copied, name, generator, ids.to(measured.device)) for _ in range(draws)]
-            errors[name][label] = {"mean": statistics.mean(values), "largest": max(values)}
+            errors[name][label] = {"mean": statistics.mean(values), "largest": largest(values)}
     return {
         "errors": errors,
-        "largest": {label: max(errors[name][label]["largest"] for name in wanted) for label in precisions},
+        "largest": {label: largest(errors[name][label]["largest"] for name in wanted) for label in precisions},
         "protocol": {
             "draws": draws,
             "seed": seed,
@@ -88,6 +88,11 @@ def invariance(
             "stock": not isinstance(config, RiGPTConfig),
         },
     }
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest, NaN if one of them is: `max` would lose it."""
+    return float(torch.tensor(list(values), dtype=torch.float64).max())
 
 
 def _dtype(name: str) -> torch.dtype:

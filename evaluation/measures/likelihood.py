@@ -93,7 +93,7 @@ def score(
         tick: Called with the number of windows that were scored.
 
     Raises:
-        ValueError: if `batch_size` or `padding_side` is impossible.
+        ValueError: if `batch_size` or `padding_side` is impossible, or a loss is no finite number.
         torch.OutOfMemoryError: if a batch does not fit; a smaller `batch_size` gives the same numbers.
     """
     if batch_size < 1:
@@ -136,5 +136,11 @@ def _score(subject: Subject, batch: list[Window], side: Side) -> list[Score]:
         asked = asked if asked.dtype is torch.float64 else asked.float()
         targets = torch.tensor(window.targets, device=asked.device)
         losses = cross_entropy(asked, targets, reduction="none").double().cpu()
+        if not bool(losses.isfinite().all()):
+            wrong = float(losses[~losses.isfinite()][0])
+            raise ValueError(
+                f"`model` must give finite losses, got {wrong} from {subject.name or 'the model'} in {logits.dtype}. "
+                "See whether its weights are finite, or load it with another `dtype`."
+            )
         scores.append(Score(losses, (asked.argmax(-1) == targets).cpu()))
     return scores

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rigpt_hf.stream_rigpt import RiGPTTransport
 from rigpt_hf.training.diagnostics import excess_kurtosis
 
 from .likelihood import Tick, no_tick
 from .perplexity import beginning
-from .rounding import all_matrices
+from .rounding import all_matrices, in_short, matrices_of, other_matrices
 from .subjects import Texts, subject
 
 
@@ -35,8 +36,8 @@ OCTAVES, PER_OCTAVE = 64, 128
 MEASURES = ("excess_kurtosis", "max_over_median", "crest_factor")
 # Spread relative to size below which it is rounding.
 FLAT = 1e-9
-# A part of a layer in the names of modules: `layers.3.mlp.up_proj`, `h.3.attn.c_attn`.
-PART = re.compile(r"\.(\d+)\.(\w+)\.")
+# A part of a layer in the names of modules: `layers.3.mlp.up_proj`, `h.3.attn.c_attn`; OPT's `layers.3.fc1` has none.
+PART = re.compile(r"\.(\d+)\.(?:(\w+)\.)?")
 
 
 class Collected:
@@ -96,7 +97,7 @@ class Place:
         self.all, self.later = Collected(), Collected()
 
     def add(self, states: torch.Tensor) -> None:
-        """See the states `[batch, seq, d]`."""
+        """See the states `[batch, seq, d]`, the first of each row first."""
         self.all.add(states.flatten(0, -2))
         if states.shape[1] > 1:
             self.later.add(states[:, 1:].flatten(0, -2))
@@ -133,10 +134,12 @@ def outliers(
         stream per token the largest absolute excess kurtosis and the largest crest factor; and
         `outlier_safe_pretraining`: the excess kurtosis over the coordinates of each vector that enters an attention
         or feedforward block (after its norm), averaged over tokens and blocks; our reading of Park et al., arXiv
-        2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam. `protocol`.
+        2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam; `None` where not every block
+        is seen. `protocol`, with the matrices that are `not covered`: those whose input is not one vector for each
+        token, such as experts among which tokens are shared out.
 
     Raises:
-        ValueError: if an argument is impossible, or no text has two tokens.
+        ValueError: if an argument is impossible, no text has two tokens, or no linear map inside the model is seen.
     """
     measured = subject(model, tokenizer)
     context = measured.context(context)
@@ -148,18 +151,23 @@ def outliers(
         raise ValueError("`predictions` must hold a text of at least two tokens, got none.")
     stream: list[Place] = []
     inputs: dict[str, Place] = {}
+    strange: set[str] = set()
+    length = 0
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, arguments: tuple) -> None:
-            if arguments and arguments[0].dim() == 3:
-                inputs.setdefault(name, Place()).add(arguments[0])
+            # Only where there is a vector for each token, in their order, is it known which is the first one's.
+            if arguments and arguments[0].shape[:-1] in ((1, length), (length,)):
+                inputs.setdefault(name, Place()).add(arguments[0].reshape(1, length, -1))
+            else:
+                strange.add(name)
 
         return hook
 
     handles = [module.register_forward_pre_hook(look(name)) for name, module in all_matrices(measured.model).items()]
     try:
         for piece in pieces:
-            ids = torch.tensor([piece], device=measured.device)
+            ids, length = torch.tensor([piece], device=measured.device), len(piece)
             states = measured.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
             stream = stream or [Place() for _ in states]
             for place, state in zip(stream, states, strict=True):
@@ -168,7 +176,18 @@ def outliers(
     finally:
         for handle in handles:
             handle.remove()
-    blocks = known(inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in first_of_blocks(inputs))
+    inputs = {name: place for name, place in inputs.items() if name not in strange}
+    inside = matrices_of(measured.model)
+    if not inputs.keys() & inside.keys():
+        raise ValueError(
+            "`model` must have linear maps (`nn.Linear` or `Conv1D`) that read one vector for each token, got "
+            f"{type(measured.model).__name__} with none. Leave `outliers` out for it."
+        )
+    others = other_matrices(measured.model, inputs)
+    seen, unseen = blocks_of(inputs), blocks_of(without_transports(measured.model, others))
+    blocks = known(inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in seen.values())
+    # A mean over some of them would be another number.
+    whole = blocks and not unseen.keys() - seen.keys()
     found = [place.result() for place in stream]
     per_token = [each["all"]["per_token"] for each in found]
     return {
@@ -177,9 +196,14 @@ def outliers(
         "summary": {
             "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), key=abs, default=None),
             "crest_factor": max(known(each["crest_factor"] for each in per_token), default=None),
-            "outlier_safe_pretraining": sum(blocks) / len(blocks) if blocks else None,
+            "outlier_safe_pretraining": sum(blocks) / len(blocks) if whole else None,
         },
-        "protocol": {"context": context, "windows": len(pieces), "tokens": sum(map(len, pieces))},
+        "protocol": {
+            "context": context,
+            "windows": len(pieces),
+            "tokens": sum(map(len, pieces)),
+            "not covered": in_short(measured.model, others),
+        },
     }
 
 
@@ -199,11 +223,21 @@ def pieces_of(rows: list[list[int]], context: int, most: int) -> Iterable[list[i
                 yield piece
 
 
-def first_of_blocks(names: Iterable[str]) -> list[str]:
-    """Of the linear maps, in the order in which they were called, the first in every part of every layer."""
+def blocks_of(names: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Of linear maps, in the order in which they are called, the first in every part of every layer."""
     found: dict[tuple[str, str], str] = {}
     for name in names:
         match = PART.search(name)
         if match:
-            found.setdefault((match[1], match[2]), name)
-    return list(found.values())
+            # What lies in a layer without a part of its own is one part: OPT's feedforward block.
+            found.setdefault((match[1], match[2] or ""), name)
+    return found
+
+
+def without_transports(model: nn.Module, parameters: Iterable[str]) -> list[str]:
+    """Names of maps, from those of their weights, but of those that only carry a RiGPT's stream to another frame."""
+    return [
+        name.removesuffix(".weight")
+        for name in parameters
+        if not isinstance(model.get_submodule(name.rpartition(".")[0]), RiGPTTransport)
+    ]

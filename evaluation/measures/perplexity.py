@@ -12,6 +12,8 @@ import re
 from itertools import chain
 from typing import Any
 
+from tokenizers.pre_tokenizers import ByteLevel
+
 from .likelihood import Side, Tick, no_tick, rolling_windows, score
 from .subjects import Subject, Texts, subject
 
@@ -31,6 +33,8 @@ WIKITEXT = (
     (r"= = (.*?) = =", r"== \1 =="),
     (r" N ", " 1 "),
 )
+# How tokens of single bytes are called, where all are written as characters that can be seen, and where some are.
+BYTES, BYTE = frozenset(ByteLevel.alphabet()), re.compile(r"<0x[0-9A-F]{2}>")
 DETOKENIZERS = {"none": (), "wikitext": WIKITEXT}
 
 
@@ -93,10 +97,9 @@ def perplexity(
     if not as_text and (detokenizer != "none" or separator is not None):
         raise ValueError("`detokenizer` and `separator` are for texts, got rows of token ids. Leave them out.")
     words = bytes_ = None
-    given: Any = texts
+    given = plain(texts, detokenizer)
     if as_text:
         words, bytes_ = [len(text.split()) for text in texts], [len(text.encode()) for text in texts]  # type: ignore[union-attr]
-        given = [detokenize(text, detokenizer) for text in texts]  # type: ignore[arg-type]
         if separator is not None:
             joints = len(separator.encode()) * (len(given) - 1)
             words, bytes_, given = [sum(words)], [sum(bytes_) + joints], [separator.join(given)]
@@ -105,7 +108,8 @@ def perplexity(
         rows = [[beginning(measured), *row] for row in rows]
     elif bytes_ is not None:
         # What is not asked for must not be counted, or long tokens would make a model look good.
-        bytes_ = [size - first_bytes(measured, row) for size, row in zip(bytes_, rows, strict=True)]
+        firsts = [first_bytes(measured, row, text) for row, text in zip(rows, given, strict=True)]
+        bytes_ = [max(size - first, 0) for size, first in zip(bytes_, firsts, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]
     scores = score(measured, chain.from_iterable(windows), batch_size=batch_size, padding_side=padding_side, tick=tick)
     sums = [[float(next(scores).losses.sum()) for _ in each] for each in windows]
@@ -142,14 +146,33 @@ def perplexity(
     return result
 
 
-def first_bytes(measured: Subject, row: list[int]) -> int:
-    """UTF-8 bytes of the first token of a text."""
-    return len(measured.tokenizer.decode(row[:1]).encode()) if row else 0
+def plain(texts: Texts, detokenizer: str) -> Any:
+    """Texts as the model reads them; rows of token ids as they are."""
+    if isinstance(texts, str) or len(texts) == 0 or not isinstance(texts[0], str):
+        return texts
+    return [detokenize(text, detokenizer) for text in texts]  # type: ignore[arg-type]
+
+
+def first_bytes(measured: Subject, row: list[int], text: str) -> int:
+    """UTF-8 bytes of a text that its first token stands for."""
+    if not row:
+        return 0
+    piece = measured.tokenizer.decode(row[:1])
+    # A space that the tokenizer put there is not of the text.
+    added = piece.startswith(" ") and not text.startswith(" ")
+    if "\ufffd" in piece:
+        # Part of a character, which decodes to a mark of three bytes; the token's own name says how many it has.
+        token = measured.tokenizer.convert_ids_to_tokens(row[0])
+        if BYTE.fullmatch(token):
+            return 1
+        if set(token) <= BYTES:
+            return len(token) - added
+    return len(piece.encode()) - added
 
 
 def exponential(value: float) -> float:
     """`exp`, infinite where it is too large for a number."""
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value >= 700 else math.exp(value)
 
 
 def beginning(measured: Subject) -> int:

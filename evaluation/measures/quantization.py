@@ -14,8 +14,8 @@ from rigpt_hf.conversion import convert_model
 from .frames import FRAMES, in_frame
 from .invariance import first_rows
 from .likelihood import Tick, no_tick
-from .perplexity import perplexity
-from .rounding import matrices_of, rounded, rows_of
+from .perplexity import beginning, perplexity, plain
+from .rounding import in_short, matrices_of, other_matrices, rounded, rows_of
 from .subjects import Subject, Texts, subject
 
 
@@ -36,6 +36,8 @@ def quantization_robustness(
     group_size: int = 0,
     leave: Sequence[str] = (),
     context: int | None = None,
+    bos: bool = False,
+    detokenizer: str = "none",
     batch_size: int = 8,
     seed: int = 0,
     tick: Tick = no_tick,
@@ -45,9 +47,9 @@ def quantization_robustness(
 
     What rounding costs is counted from the loss in the same frame and precision. Weights of all linear maps but the
     head are rounded once, their inputs token by token, on symmetric grids: a weight shares its scale with its row,
-    or with `group_size` neighbours in it; an activation with its token. Nothing is calibrated; principal axes are
-    those of the first texts. Frames other than the model's own are exact changes of basis of a RiGPT; a stock model
-    is converted first, exactly too, which the result says.
+    or with `group_size` neighbours in it; an activation with its token. Nothing is calibrated but principal axes,
+    which are those of the first of the texts that are scored. Frames other than the model's own are exact changes of
+    basis of a RiGPT; a stock model is converted first, exactly too, which the result says.
 
     Args:
         model, tokenizer: As for [`subject`]; left as it is.
@@ -57,16 +59,17 @@ def quantization_robustness(
             of them for a RiGPT and `"identity"` for others if not given.
         group_size (`int`, defaults to 0): Neighbours in a row of a weight that share a scale; 0 for all of them.
         leave (`list[str]`): Modules that stay in full precision, by the ends of their names.
-        context, batch_size, tick: As for [`perplexity`].
+        context, bos, detokenizer, batch_size, tick: As for [`perplexity`].
         seed (`int`, defaults to 0): Of random frames.
 
     Returns:
         `dict`: `loss` and `perplexity` of the model as it is; `rounded`: per frame, per scheme `loss`, `perplexity`,
-        `increase` (of the loss, nats) and `samples`; `protocol`.
+        `increase` (of the loss, nats) and `samples`; `protocol`, with all matrices that are `left alone` (embeddings
+        aside), and as `calibration` on how many windows of how many tokens principal axes were found.
 
     Raises:
-        ValueError: if an argument is impossible, `group_size` does not divide the rows of a weight, or another frame
-            is asked for of a family that cannot be converted.
+        ValueError: if an argument is impossible, `group_size` does not divide the rows of a weight, another frame
+            is asked for of a family that cannot be converted, or no linear map inside the model can be rounded.
     """
     measured = subject(model, tokenizer)
     is_rigpt = isinstance(getattr(measured.model, "config", None), RiGPTConfig)
@@ -75,11 +78,23 @@ def quantization_robustness(
     bits = {scheme: bits_of(scheme) for scheme in schemes}
     if unknown := [frame for frame in frames if frame not in FRAMES]:
         raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {unknown[0]!r}.")
-    options: dict[str, Any] = {"context": context, "batch_size": batch_size, "tick": tick}
+    check_matrices(measured.model)
+    options: dict[str, Any] = {
+        "context": context,
+        "bos": bos,
+        "detokenizer": detokenizer,
+        "batch_size": batch_size,
+        "tick": tick,
+    }
     whole = perplexity(measured, texts, **options)
+    start = [beginning(measured)] if bos else []
+    read = [[*start, *row] for row in measured.encode(plain(texts, detokenizer))]
+    ids = first_rows(read, measured.context(context))
+    others: dict[str, None] = {}
     found: dict[str, dict[str, Any]] = {}
     for frame in frames:
-        turned = _turned(measured, frame, texts, context, seed)
+        turned = _turned(measured, frame, ids, seed)
+        others |= dict.fromkeys(left_alone(turned.model))
         # In half precision a change of basis rounds too, and that is not what is asked about.
         is_rough = next(measured.model.parameters()).element_size() < 4
         own = perplexity(turned, texts, **options) if is_rough and frame != "identity" else whole
@@ -104,11 +119,31 @@ def quantization_robustness(
             "grid": "symmetric, to nearest",
             "weights": f"scale per {f'{group_size} of a row' if group_size else 'row'}",
             "activations": "scale per token",
-            "left alone": ["output embeddings", *leave],
+            "left alone": ["output embeddings", *leave, *others],
             "converted": not is_rigpt and any(frame != "identity" for frame in frames),
             "seed": seed,
-        },
+        }
+        | ({"calibration": calibration(ids)} if "pca" in frames else {}),
     }
+
+
+def check_matrices(model: Any) -> None:
+    """A `ValueError` if no linear map inside a model can be rounded."""
+    if not matrices_of(model):
+        raise ValueError(
+            "`model` must have linear maps (`nn.Linear` or `Conv1D`) to round, got "
+            f"{type(model).__name__} with none but its head. Leave `quantization_robustness` out for it."
+        )
+
+
+def left_alone(model: Any) -> list[str]:
+    """Parameters that stay in full precision although they are matrices."""
+    return in_short(model, other_matrices(model, matrices_of(model)))
+
+
+def calibration(ids: torch.Tensor) -> dict[str, Any]:
+    """What principal axes are found on, `[windows, tokens]`."""
+    return {"frame": "pca", "windows": len(ids), "tokens": ids.shape[1], "text": "the first of what is scored"}
 
 
 def bits_of(scheme: str) -> tuple[int, int]:
@@ -145,12 +180,15 @@ def quantized(
     return rough
 
 
-def _turned(measured: Subject, frame: str, texts: Texts, context: int | None, seed: int) -> Subject:
+def _turned(measured: Subject, frame: str, ids: torch.Tensor, seed: int) -> Subject:
     if frame == "identity":
         return measured
     model = measured.model
     if not isinstance(model.config, RiGPTConfig):
         model = convert_model(model).eval()
-    ids = first_rows(measured.encode(texts), measured.context(context)).to(measured.device)
     generator = torch.Generator().manual_seed(seed)
-    return Subject(in_frame(model, frame, generator=generator, input_ids=ids), measured.tokenizer, measured.name)
+    return Subject(
+        in_frame(model, frame, generator=generator, input_ids=ids.to(measured.device)),
+        measured.tokenizer,
+        measured.name,
+    )

@@ -1,5 +1,7 @@
 """Numbers of a few bits, simulated: rounded to nearest on a grid that is symmetric around zero."""
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 # Added to the moments of the inputs, relative to their mean, so that directions never seen do not blow up.
 DAMPING = 0.01
+# Numbers in the names of modules: of layers, and of experts.
+NUMBER = re.compile(r"\.\d+(?=\.)")
 
 
 def rounded(values: torch.Tensor, bits: int = 4, group: int = 0) -> torch.Tensor:
@@ -85,6 +89,31 @@ def matrices_of(model: Any, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]
         for name, module in all_matrices(model).items()
         if module is not head and name.rpartition(".")[2] not in leave
     }
+
+
+def other_matrices(model: Any, covered: Iterable[str]) -> list[str]:
+    """
+    What of a model is left when `covered` modules are looked at: names of all parameters of at least two dimensions
+    longer than one that are no embedding and in none of these modules, such as the fused experts of Mixtral.
+    """
+    modules = set(covered)
+    embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    embeddings.add(id(getattr(model.get_output_embeddings(), "weight", None)))
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] not in modules
+        and id(parameter) not in embeddings
+        and sum(size > 1 for size in parameter.shape) > 1
+    ]
+
+
+def in_short(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Names of parameters with `*` for their numbers, but where others, that are not among them, are named so too."""
+    wanted = dict.fromkeys(names)
+    others = {NUMBER.sub(".*", name) for name, _ in model.named_parameters() if name not in wanted}
+    short = {name: NUMBER.sub(".*", name) for name in wanted}
+    return list(dict.fromkeys(name if star in others else star for name, star in short.items()))
 
 
 def rows_of(module: nn.Module) -> torch.Tensor:

@@ -149,7 +149,7 @@ def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", revision=revision, output_loading_info=True
+            name, dtype=dtype or "auto", revision=revision, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -171,7 +171,7 @@ def _tokenizer(source: Any, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(source), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(source), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError):
         return None
     # Where there are no files of a tokenizer the library may make up an empty one.

@@ -21,6 +21,8 @@ from .subjects import Subject, subject
 # A prompt, and tokens that are generated after it.
 PROMPT, NEW_TOKENS = 128, 32
 Action = Callable[[], float]
+# How the last line of a traceback begins.
+ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception|Interrupt|Exit))\b", re.MULTILINE)
 
 
 def synchronize(device: torch.device) -> None:
@@ -109,10 +111,12 @@ def throughput(
         tick: Called with 1 after every turn; there are `3 * (turns + 1)`.
 
     Returns:
-        `dict`: per model `prefill_tokens_per_second`, `decode_tokens_per_second`, `time_to_first_token` (seconds; a
-        `generate` call of one token, with all that it does around the model), each with `median`, `lower` and `upper`
-        quartile, and `peak_memory` (bytes); `ratios`: of every model but the last, its speed over the last one's in
-        the same turn, so more is faster, with all `values`; `protocol`.
+        `dict`: `models`: of each `prefill_tokens_per_second`, `decode_tokens_per_second` (over the time that the new
+        tokens and the pass over their prompt take), `time_to_first_token` (seconds; a `generate` call of one token,
+        with all that it does around the model), each with `median`, `lower` and `upper` quartile, and `peak_memory`
+        (bytes); `ratios`: of every model but the last, its speed over the last one's in the same turn, so more is
+        faster, with all `values`; `protocol`. Where memory could not be measured it is absent, and `peak_memory` of
+        the protocol, a line for each model in their order, says why.
 
     Raises:
         ValueError: if an argument is impossible, or prompt and answer do not fit a model.
@@ -153,21 +157,25 @@ def throughput(
             pairs = zip(seconds[last], seconds[name], strict=True)
             turns_of = [theirs / own for theirs, own in pairs]
             ratios.setdefault(name, {})[key] = spread(turns_of) | {"values": turns_of}
-    if memory:
-        for name, each in subjects.items():
-            found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)
-    return {
-        "models": found,
-        "ratios": ratios,
-        "protocol": {
-            "prompt": prompt,
-            "new_tokens": new_tokens,
-            "batch_size": batch_size,
-            "turns": turns,
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        },
+    protocol: dict[str, Any] = {
+        "prompt": prompt,
+        "new_tokens": new_tokens,
+        "batch_size": batch_size,
+        "turns": turns,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+    if memory:
+        protocol["peak_memory"] = []
+        for name, each in subjects.items():
+            try:
+                found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)
+                line = "allocated on the device" if each.device.type == "cuda" else "resident, of a process of its own"
+            except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
+                # What was timed before must not be lost with it.
+                line = f"not measured: {reason(error)}"
+            protocol["peak_memory"].append(line)
+    return {"models": found, "ratios": ratios, "protocol": protocol}
 
 
 def first_token(model: Any, ids: torch.Tensor) -> Action:
@@ -186,6 +194,20 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median, "lower": lower, "upper": upper}
 
 
+def own_bytes(model: Any) -> int:
+    """Bytes that the weights of a model take; those that several names share count once."""
+    storages = [tensor.untyped_storage() for tensor in model.state_dict().values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def reason(error: Exception) -> str:
+    """Why memory could not be measured, without what messages tell of this machine, such as paths."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return type(error).__name__
+    kinds = ERROR.findall(error.stderr or "")
+    return f"its process ended with status {error.returncode}" + (f" ({kinds[-1]})" if kinds else "")
+
+
 def peak_memory(measured: Subject, ids: torch.Tensor, new_tokens: int) -> int:
     """Peak memory in bytes while a model reads a prompt and generates."""
     device = measured.device
@@ -194,8 +216,7 @@ def peak_memory(measured: Subject, ids: torch.Tensor, new_tokens: int) -> int:
         # Other models may lie there too.
         before = torch.cuda.memory_allocated(device)
         generation(measured.model, ids.to(device), new_tokens)()
-        own = sum(tensor.numel() * tensor.element_size() for tensor in measured.model.state_dict().values())
-        return torch.cuda.max_memory_allocated(device) - before + own
+        return torch.cuda.max_memory_allocated(device) - before + own_bytes(measured.model)
     with tempfile.TemporaryDirectory() as folder:
         measured.model.save_pretrained(folder)
         shape = [str(size) for size in ids.shape]

@@ -21,7 +21,8 @@ def evaluate(
     text: Annotated[
         str | None,
         typer.Option(
-            help="Text to measure on: docs, a file or folder, a .bin of token ids, a data set on the Hub.",
+            help="Text to measure on: docs, a file or folder, a .bin of token ids, a data set on the Hub. A .txt file "
+            "is one document unless <|endoftext|> stands between several; each row of JSONL or parquet is one.",
             show_default="what the suite says",
         ),
     ] = None,
@@ -48,13 +49,15 @@ def evaluate(
         str | None, typer.Option(help="Such as float32 or bfloat16.", show_default="as the weights are stored")
     ] = None,
     names: Annotated[str, typer.Option(help="What to call the two, with a comma.")] = "model,baseline",
+    force: Annotated[bool, typer.Option(help="Replace results of other models in the output folder.")] = False,
 ):
     """
     Measure a model, beside a baseline if there is one, and say what the difference is worth.
 
     Writes numbers (results.json), a table for a README (table.md) and a page with pictures (report.html). What was
     measured before is taken from the folder, so a run that was stopped goes on where it was. A measurement that fails
-    is one line, and the others are kept; the exit code is 1 then.
+    is one line, and the others are kept; the exit code is 1 then. What says nothing about a model is not applicable,
+    and no failure.
 
         rigpt evaluate my-rigpt --against gpt2 --output runs/evaluation
 
@@ -62,6 +65,8 @@ def evaluate(
 
         accelerate launch --multi_gpu -m rigpt_hf.cli evaluate my-rigpt --against gpt2
     """
+    from accelerate import PartialState
+
     from ..conversion.assemble import quiet_loading
     from ..evaluation.harness.results import failures
     from ..evaluation.harness.runner import EvaluateOptions
@@ -91,13 +96,16 @@ def evaluate(
         device=device,
         dtype=dtype,
         names=called,
+        force=force,
     )
     with quiet_loading():
         results = run(options, console)
-    table = Table(*header(results))
-    for cells in rows(results):
-        table.add_row(*map(escape, cells))
-    console.print(table)
-    console.print(f"Report in {output / 'report.html'}")
+    # Every process has the results; one says them.
+    if PartialState().is_main_process:
+        table = Table(*header(results))
+        for cells in rows(results):
+            table.add_row(*map(escape, cells))
+        console.print(table)
+        console.print(f"Report in {output / 'report.html'}")
     if failures(results):
         raise typer.Exit(1)

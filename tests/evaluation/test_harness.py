@@ -191,9 +191,12 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
 def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
     evaluate(options(world, tmp_path / "out"), Console(quiet=True))
     count = len(list((tmp_path / "out/cache").iterdir()))
-    evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
+    with pytest.raises(ValueError, match="`output` must hold results of the same weights or none"):
+        evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
+    assert len(list((tmp_path / "out/cache").iterdir())) == count
+    evaluate(options(world, tmp_path / "out", model="other", force=True), Console(quiet=True))
     assert len(list((tmp_path / "out/cache").iterdir())) == 2 * count
-    evaluate(options(world, tmp_path / "out", documents=10), Console(quiet=True))
+    evaluate(options(world, tmp_path / "out", model="other", documents=10), Console(quiet=True))
     # Speed does not depend on the text.
     assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
 
@@ -221,7 +224,8 @@ def test_what_fails_is_one_line_and_the_rest_is_kept(world, tmp_path, monkeypatc
     monkeypatch.setattr(runner, "measure", scarce)
     results = evaluate(options(world, tmp_path / "out", batch_size=4), Console(quiet=True))
     assert by_name(results, "outliers")["errors"] == {
-        "RiGPT": "out of memory with `batch_size` 4. Give a smaller one, and run again."
+        "RiGPT": "out of memory with `batch_size` 4. Give a smaller `batch_size`, or a smaller `context` or "
+        "`prompt` in the suite, and run again."
     }
     assert by_name(results, "invariance")["errors"] == {"RiGPT": "RuntimeError: broken in two lines"}
     assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] > 0
@@ -302,7 +306,9 @@ def test_questions_are_made_of_documents():
     text = "The cat that sat near the other cat was larger than what we had called the small cat. More follows here."
     (question,) = last_words([text, "Too short."], 5)
     assert question.target == " cat" and question.prompt.endswith("the small")
-    with pytest.raises(ValueError, match="`documents` must hold one that ends in a word of its own"):
+    with pytest.raises(
+        ValueError, match="`documents` must hold one with a sentence that ends in a word from before, got 1 without"
+    ):
         last_words(["Nothing to be known here, whatever one reads before the very end."], 5)
     documents = [" ".join(f"{letter}{index}" for index in range(40)) for letter in "abcdefg"]
     questions = endings(documents, 5)

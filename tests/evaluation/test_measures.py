@@ -10,7 +10,7 @@ from scipy.stats import kurtosis
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.measures.frames import FRAMES, cosine_transform, hadamard, in_frame
 from rigpt_hf.evaluation.measures.invariance import invariance
-from rigpt_hf.evaluation.measures.outliers import Collected, first_of_blocks, outliers
+from rigpt_hf.evaluation.measures.outliers import Collected, blocks_of, outliers
 from rigpt_hf.evaluation.measures.perplexity import perplexity
 from rigpt_hf.evaluation.measures.quantization import bits_of, quantization_robustness, quantized
 from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
@@ -90,7 +90,7 @@ def test_outliers_are_found_where_they_are(kind):
     layers = model.config.num_hidden_layers
     assert len(calm["stream"]) == layers + 1
     assert len(calm["linear_inputs"]) == (4 * layers + 1 if kind == "stock" else 6 * layers + 1)
-    assert calm["protocol"] == {"context": 20, "windows": 12, "tokens": 240}
+    assert calm["protocol"] == {"context": 20, "windows": 12, "tokens": 240, "not covered": []}
 
 
 def test_the_first_position_is_told_apart():
@@ -114,7 +114,7 @@ def test_the_published_definition():
     expected = np.mean([kurtosis(each[0].numpy(), axis=-1).mean() for each in seen])
     assert found == pytest.approx(expected, rel=1e-9)
     names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj"]
-    assert first_of_blocks([*names, "lm_head"]) == [names[0], names[2]]
+    assert list(blocks_of([*names, "lm_head"]).values()) == [names[0], names[2]]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 12, 20, 24, 28, 36, 64, 72, 96, 192, 576, 768, 960])

@@ -1,0 +1,161 @@
+"""What a suite may say is checked before anything is loaded, and text is measured as it was given."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rigpt_hf.evaluation.harness import tasks
+from rigpt_hf.evaluation.harness.arguments import arguments_of, check_arguments
+from rigpt_hf.evaluation.harness.runner import fitted
+from rigpt_hf.evaluation.harness.suites import METRICS, PACKAGED, Suite, Task, TextOptions, load_suite
+from rigpt_hf.evaluation.harness.texts import LONGEST, SHORTEST, Texts, endings, last_words, load_texts, name_of
+from rigpt_hf.evaluation.measures.subjects import Subject
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+
+
+SLIPS = [
+    ("tasks: [{metric: perplexity, arguments: }]", "`arguments` of perplexity must be names with values, got None. C"),
+    (
+        "tasks: [{metric: perplexity, arguments: {context: '32'}}]",
+        "`context` of perplexity must be a whole number or null, got '32'. Correct the suite, or leave it out",
+    ),
+    ("tasks: [{metric: perplexity, arguments: {context: true}}]", "`context` of perplexity must be a whole number"),
+    ("tasks: [{metric: perplexity, arguments: {bos: 1}}]", "`bos` of perplexity must be true or false, got 1"),
+    ("tasks: [{metric: perplexity, arguments: {padding_side: up}}]", "must be one of left, right, got 'up'"),
+    ("tasks: [{metric: cloze, examples: }]", "`examples` of cloze must be a whole number, got None"),
+    ("tasks: [{metric: cloze, examples: 1.5}]", "`examples` of cloze must be a whole number, got 1.5"),
+    ("text: {documents: '12'}\ntasks: [{metric: cloze}]", "`documents` of `text` must be a whole number, got '12'"),
+    ("text: {source: }\ntasks: [{metric: cloze}]", "`source` of `text` must be text, got None"),
+    (
+        "text: {revision: 1234567}\ntasks: [{metric: cloze}]",
+        "`revision` of `text` must be text or null, got 1234567. Put it in quotes",
+    ),
+    ("tasks: [{metric: cloze, name: 3}]", "`name` of cloze must be text, got 3. Put it in quotes"),
+    ("tasks: [{metric: 3}]", "`metric` of `tasks` must be text, got 3"),
+    ("tasks: [{metric: []}]", r"`metric` of `tasks` must be text, got \[\]"),
+    (
+        "tasks: [{metric: quantization_robustness, name: q, arguments: {schemes: W8A8}}]",
+        "`schemes` of q must be a list, each text, got 'W8A8'. Correct the suite",
+    ),
+    (
+        "tasks: [{metric: quantization_robustness, arguments: {schemes: []}}]",
+        r"`schemes` of quantization_robustness must hold at least one, got \[\]. Name one, or leave it out",
+    ),
+    (
+        "tasks: [{metric: quantization_robustness, arguments: {schemes: [8]}}]",
+        r"`schemes` of quantization_robustness must be a list, each text, got \[8\]",
+    ),
+    (
+        "tasks: [{metric: perplexity, arguments: {contxt: 3}}]",
+        "`arguments` of perplexity must be among context, stride, .*, got 'contxt'",
+    ),
+    ("tasks: [{metric: perplexity, arguments: {batch_size: 3}}]", "`arguments` of perplexity .* got 'batch_size'"),
+    ("tasks: [{metric: throughput, arguments: {tick: 3}}]", "`arguments` of throughput .* got 'tick'"),
+    ("description: 3\ntasks: [{metric: cloze}]", "`description` of the suite must be text, got 3"),
+    ("text: []\ntasks: [{metric: cloze}]", r"`text` must hold source, .*, got \[\]"),
+]
+
+
+@pytest.mark.parametrize("text, message", SLIPS)
+def test_slips_are_one_line(text, message, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_suite(str(tmp_path / "s.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_right_is_taken(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "description:\ntext:\ntasks:\n"
+        "  - {metric: perplexity, arguments: {context: 32, stride: null, bos: true, padding_side: left}}\n"
+        "  - {metric: invariance, arguments: {frame: [stream], dtypes: [float64]}}\n"
+        "  - {metric: invariance, name: other, arguments: {frame: stream}, documents: null}\n"
+        "  - {metric: quantization_robustness, arguments: {leave: [], frames: null, group_size: 8}}\n"
+        "  - {metric: throughput, arguments: {batch_size: 2, memory: false}}\n"
+    )
+    suite = load_suite(str(tmp_path / "s.yaml"))
+    assert len(suite.tasks) == 5 and suite.text == TextOptions() and suite.description == ""
+    assert suite.tasks[0].arguments["stride"] is None
+    assert all(load_suite(name).tasks for name in PACKAGED)
+    for metric in METRICS:
+        # Every default is of the type that it says it is.
+        known = arguments_of(metric)
+        assert known and not {"tick", "model", "texts", "tokenizer", "models"} & set(known)
+        plain = {name: default for name, (_, default) in known.items() if not isinstance(default, tuple)}
+        check_arguments(metric, metric, plain)
+
+
+def test_local_documents_are_whole(tmp_path):
+    long = "word " * 5000
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in (long, "short")))
+    assert [len(row) for row in load_texts(TextOptions(source=str(tmp_path / "a.jsonl"))).rows] == [len(long), 5]
+    (tmp_path / "b.txt").write_text(long)
+    assert len(long) > LONGEST and len(load_texts(TextOptions(source=str(tmp_path / "b.txt"))).rows[0]) > LONGEST
+    (tmp_path / "b.txt").write_text(long + "<|endoftext|>" + long)
+    assert len(load_texts(TextOptions(source=str(tmp_path / "b.txt"))).rows) == 2
+
+
+def test_of_documentation_those_of_a_usual_length_are_drawn(monkeypatch):
+    pages = ["a" * size for size in (SHORTEST - 1, SHORTEST, LONGEST, LONGEST + 1)]
+    monkeypatch.setattr("rigpt_hf.demo.corpus.gather_documentation", lambda *given, **more: pages)
+    assert load_texts(TextOptions()).rows == pages[1:3]
+
+
+def test_too_few_documents_say_what_a_document_is():
+    unit = "a .txt file is one document unless <|endoftext|> parts it, each row of JSONL or parquet is one"
+    with pytest.raises(
+        ValueError, match="`documents` must be at least 4 of sixteen words or more, got 1. Give"
+    ) as few:
+        endings(["word " * 40], 5)
+    with pytest.raises(ValueError, match="`documents` must hold one with a sentence that ends") as none:
+        last_words(["No end"], 5)
+    assert unit in str(few.value) and unit in str(none.value)
+
+
+def test_a_folder_has_its_name_however_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert name_of(".") == name_of(str(tmp_path / "model")) == name_of("../model/") == "model"
+    assert name_of("me/model") == "me/model"
+
+
+def of_positions(count: int | None) -> Subject:
+    return Subject(SimpleNamespace(config=SimpleNamespace(max_position_embeddings=count)))
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "throughput"])
+def test_windows_are_the_same_for_both_models(metric):
+    def context(*positions, **arguments):
+        suite = Suite("s", TextOptions(), (Task(metric, arguments=arguments),))
+        return (
+            fitted(suite, {str(index): of_positions(each) for index, each in enumerate(positions)}).tasks[0].arguments
+        )
+
+    assert context(64, 48)["context"] == 48 == context(48, None)["context"]
+    assert context(64, 48, context=None)["context"] == 48
+    assert context(64, 48, context=32) == {"context": 32} and context(64, 48, context=50)["context"] == 48
+    if metric == "invariance":  # which reads 128 tokens, or what a model takes
+        assert context(512, 256) == {} and context(64, 64) == {"context": 64}
+    else:
+        # Models that take the same, and those that take more than any reads, need not be told.
+        assert context(64, 64) == context(4096, 2048) == context(64) == {}
+    if metric == "perplexity":
+        assert context(64, 48, stride=60) == {"context": 48, "stride": 48}
+        # What is impossible is not made possible in silence.
+        assert context(64, 48, context=0) == {"context": 0}
+
+
+def test_what_rounding_costs_is_counted_on_the_same_tokens_as_perplexity(monkeypatch):
+    """Texts begin as they do for perplexity, and a task's own detokenizer goes along; token ids are as they are."""
+    given = []
+    monkeypatch.setattr(tasks, "quantization_robustness", lambda *values, **more: given.append(more) or {})
+    model = Subject(tiny_gpt2(), word_tokenizer(["<s>", " a"]))
+    for arguments, rows in (({"detokenizer": "wikitext"}, [" a"]), ({"bos": False}, [" a"]), ({}, [[1, 1]])):
+        check_arguments("quantization_robustness", "q", arguments)
+        tasks.measure(Task("quantization_robustness", arguments=arguments), model, Texts(rows, {}), 2)
+    assert [(each.get("bos"), each.get("detokenizer")) for each in given] == [
+        (True, "wikitext"),
+        (False, None),
+        (None, None),
+    ]

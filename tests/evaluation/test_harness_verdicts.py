@@ -1,0 +1,252 @@
+"""The word for a difference: of two models of which one is known to be better, for every metric."""
+
+import copy
+import json
+import random
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness.figures import figure
+from rigpt_hf.evaluation.harness.report import as_html
+from rigpt_hf.evaluation.harness.results import _compared, _correct, build
+from rigpt_hf.evaluation.harness.runner import Cell
+from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
+from rigpt_hf.evaluation.harness.tables import as_markdown, rows, verdict
+from rigpt_hf.evaluation.harness.tasks import QUANTITIES, measure, quantities
+from rigpt_hf.evaluation.harness.texts import Texts
+from rigpt_hf.evaluation.measures.subjects import Subject
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+
+
+# The first stands for all that is unknown, the last is in no text.
+WORDS = ["<s>", *[f" {a}{b}x" for a in "abcd" for b in "efgh"][:14], " never"]
+SIZE, USED = len(WORDS), range(1, len(WORDS) - 1)
+RESULTS = Path(__file__).parents[2] / "evaluation/results"
+TASKS = {
+    "words": [Task("perplexity"), Task("cloze"), Task("multiple_choice")],
+    "ids": [
+        Task("perplexity"),
+        Task("quantization_robustness", arguments={"schemes": ["W3A16"], "frames": ["identity"]}),
+    ],
+}
+TESTED = {
+    ("words", "perplexity"): ["bits per byte"],
+    ("words", "cloze"): ["accuracy"],
+    ("words", "multiple_choice"): ["accuracy", "accuracy, normalized"],
+    ("ids", "perplexity"): ["loss"],
+    ("ids", "quantization_robustness"): ["loss of W3A16, identity"],
+}
+
+
+def following(token: int) -> int:
+    return token % (SIZE - 2) + 1
+
+
+def chains(count: int = 40, length: int = 24) -> list[list[int]]:
+    """Rows in which each token but every tenth or so is the one that follows."""
+    draw = random.Random(0)
+    found = []
+    for _ in range(count):
+        row = [draw.choice(USED)]
+        while len(row) < length:
+            row.append(following(row[-1]) if draw.random() < 0.9 else draw.choice(USED))
+        found.append(row)
+    return found
+
+
+@torch.no_grad()
+def chain_model(strength: float, fragile: bool = False) -> Subject:
+    """
+    A GPT-2 that takes the next token for the one that follows (or, with a negative strength, for any other): in its
+    head, or, `fragile`, in a feedforward block, whose weights lie beside one so large that 3 bits leave none of them.
+    """
+    config = GPT2Config(
+        vocab_size=SIZE,
+        n_embd=SIZE,
+        n_inner=SIZE,
+        n_layer=1,
+        n_head=1,
+        n_positions=64,
+        activation_function="relu",
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    for name, parameter in model.named_parameters():
+        parameter.fill_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
+    eye = torch.eye(SIZE)
+    follows = torch.zeros(SIZE, SIZE)
+    for token in USED:
+        follows[token, following(token)] = 1.0
+    model.transformer.wte.weight.copy_(eye)
+    if fragile:
+        mlp = model.transformer.h[0].mlp
+        mlp.c_fc.weight.copy_(eye)
+        mlp.c_fc.weight[-1] = 10.0
+        # What a token that is never there has after the norm.
+        mlp.c_fc.bias.fill_(10.0 / (SIZE - 1) ** 0.5)
+        mlp.c_proj.weight.copy_(follows)
+    model.lm_head.weight.copy_(strength * (eye if fragile else follows.T))
+    return Subject(model, word_tokenizer(WORDS))
+
+
+@cache
+def measured(kind: str, metric: str, which: str) -> dict:
+    # Worse at the text itself, and worse when rounded, are two things.
+    good = chain_model(1.0)
+    worse = chain_model(1.0, fragile=True) if metric == "quantization_robustness" else chain_model(-1.0)
+    task = next(each for each in TASKS[kind] if each.metric == metric)
+    texts = ids = chains()
+    if kind == "words":
+        texts = ["".join(WORDS[token] for token in row) + "." for row in ids]
+    return measure(task, {"good": good, "worse": worse}[which], Texts(texts, {}), 8)
+
+
+def compared(kind: str, metric: str, model: str, baseline: str) -> dict[str, dict]:
+    """The quantities of one task in the results of an evaluation."""
+    task = next(each for each in TASKS[kind] if each.metric == metric)
+    subjects = {"model": chain_model(1.0), "baseline": chain_model(1.0)}
+    found = {name: measured(kind, metric, which) for name, which in zip(subjects, (model, baseline), strict=True)}
+    cells = [Cell(task.name, (name,), name, None) for name in subjects]
+    suite = Suite("s", TextOptions(), (task,))
+    hashes = dict.fromkeys(subjects, "0" * 64)
+    texts = Texts([[1]], {"source": "chains", "documents": 40, "sha256": "", "revision": None})
+    results = build(SimpleNamespace(batch_size=8), suite, texts, subjects, hashes, cells, found, {})
+    return {each["name"]: each for each in results["tasks"][0]["quantities"]}
+
+
+@pytest.mark.parametrize("kind, metric", TESTED)
+def test_the_better_model_reads_better(kind, metric):
+    better = compared(kind, metric, "good", "worse")
+    assert [name for name, each in better.items() if verdict(each)] == TESTED[kind, metric]
+    worse = compared(kind, metric, "worse", "good")
+    alike = compared(kind, metric, "good", "good")
+    for name in TESTED[kind, metric]:
+        words = [verdict(each[name]) for each in (better, worse, alike)]
+        assert words == ["better", "worse", "no difference shown"], name
+
+
+def test_the_models_are_what_they_are_said_to_be():
+    """So that the words above are about something."""
+    good, bad = (measured("ids", "perplexity", which)["perplexity"] for which in ("good", "worse"))
+    assert good < 0.8 * SIZE < SIZE < bad
+    cost = [
+        measured("ids", "quantization_robustness", which)["rounded"]["identity"]["W3A16"]["increase"]
+        for which in ("good", "worse")
+    ]
+    assert abs(cost[0]) < 1e-6 and cost[1] > 0.1
+    assert measured("words", "cloze", "good")["accuracy"] > 0.7 > measured("words", "cloze", "worse")["accuracy"]
+
+
+def speeds(factor: float) -> dict:
+    """What `throughput` gives of a model that is so much faster than the baseline."""
+    keys = {"prefill_tokens_per_second": factor, "decode_tokens_per_second": factor, "time_to_first_token": 1 / factor}
+    ratios = {key: {"values": [factor * each for each in (0.98, 1.0, 1.02, 1.01, 0.99)]} for key in keys}
+    return {key: {"median": value} for key, value in keys.items()} | {"ratios": ratios, "peak_memory": 1e6 / factor}
+
+
+@pytest.mark.parametrize("factor, word", [(2.0, "better"), (0.5, "worse"), (1.0, "no difference shown")])
+def test_the_faster_model_reads_better(factor, word):
+    baseline = speeds(1.0)
+    del baseline["ratios"]
+    task = {"quantities": _compared(Task("throughput"), {"a": speeds(factor), "b": baseline}, ["a", "b"])}
+    _correct([task])
+    *timed, memory = task["quantities"]
+    assert [(each["name"], verdict(each)) for each in timed] == [
+        ("prefill", word),
+        ("decoding", word),
+        ("time to first token", word),
+    ]
+    assert verdict(memory) == ""
+    for each in task["quantities"]:
+        a, b = (each["models"][name]["value"] for name in "ab")
+        if factor != 1:
+            assert (a > b) is ((each["better"] == "more") is (word == "better")), each["name"]
+
+
+def test_numbers_without_examples_have_a_direction_and_no_word():
+    """A RiGPT is less changed by a turn than a stock model, and less is what is called better."""
+    gpt2 = tiny_gpt2()
+    texts = Texts([list(range(40))], {})
+    for metric, arguments in (("invariance", {"draws": 1}), ("outliers", {"context": 16})):
+        task = Task(metric, arguments=arguments)
+        found = {
+            name: measure(task, Subject(each), texts, 8)
+            for name, each in {"a": convert_model(gpt2).eval(), "b": gpt2}.items()
+        }
+        listed = _compared(task, found, ["a", "b"])
+        assert listed and all(each["better"] == "less" and verdict(each) == "" for each in listed)
+        if metric == "invariance":
+            assert all(each["models"]["a"]["value"] < each["models"]["b"]["value"] for each in listed)
+    assert {metric for _, metric in TESTED} | {"throughput", "invariance", "outliers"} == set(QUANTITIES)
+
+
+def test_noise_of_increases_near_zero_is_no_difference():
+    """An increase is a difference of losses, and has their rounding: 1e-5 of 3 nats, not of 1e-6."""
+
+    def significant(difference, scale):
+        values = {"a": {"value": 1e-6 + difference}, "b": {"value": 1e-6}}
+        if scale is not None:
+            values = {name: each | {"scale": scale} for name, each in values.items()}
+        quantity = {
+            "models": values,
+            "difference": {"kind": "difference", "value": difference, "p_value": 1e-4},
+        }
+        _correct([{"quantities": [quantity]}])
+        return quantity["difference"]["significant"]
+
+    assert not significant(2e-5, 3.0) and not significant(-2e-5, 3.0)
+    assert significant(4e-5, 3.0) and significant(2e-5, None)
+    result = measured("ids", "quantization_robustness", "worse")
+    (quantity,) = quantities(TASKS["ids"][1], result)
+    assert quantity.scale == result["rounded"]["identity"]["W3A16"]["loss"] > 0
+    listed = compared("ids", "quantization_robustness", "worse", "good")["loss of W3A16, identity"]
+    assert listed["models"]["model"]["scale"] == quantity.scale
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    """Results of before this was written, of which only those of rounding are kept."""
+    results = json.loads((RESULTS / "evaluate_converted.json").read_text())
+    results["tasks"] = [task for task in results["tasks"] if task["metric"] == "quantization_robustness"]
+    return results
+
+
+def test_numbers_of_a_conversion_are_called_so(committed):
+    """A stock model has no other frames than its own."""
+    listed = rows(committed)
+    turned = [row[1] for row in listed if "identity" not in row[1]]
+    assert turned and all(text.endswith(" (stock GPT-2, converted)") for text in turned)
+    own = [row[1] for row in listed if "identity" in row[1]]
+    assert own and not any("converted" in text for text in own)
+    page, table = as_html(committed), as_markdown(committed)
+    assert page.count("hadamard (stock GPT-2, converted)</td>") == sum("hadamard" in text for text in turned) > 0
+    assert "hadamard (stock GPT-2, converted) |" in table
+    # The library that draws letters as curves says in a comment what they are.
+    _, picture = figure(committed["tasks"][0], list(committed["models"]))
+    assert "<!-- stock GPT-2, converted, hadamard -->" in picture and "<!-- stock GPT-2, identity -->" in picture
+    assert "<!-- converted, hadamard -->" in picture  # the name of the other model, which is a RiGPT
+
+
+def test_a_rigpt_is_called_what_it_is(committed):
+    unconverted = copy.deepcopy(committed)
+    for task in unconverted["tasks"]:
+        for facts in task["models"].values():
+            facts["protocol"]["converted"] = False
+    assert not any("converted" in row[1] for row in rows(unconverted))
+
+
+@pytest.mark.parametrize("name", ["evaluate_converted", "evaluate_rigpt", "evaluate_smollm2"])
+def test_results_of_before_can_be_read(name):
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    assert not any("absent" in task for task in results["tasks"])
+    listed = rows(results)
+    assert len(listed) == sum(len(task["quantities"]) for task in results["tasks"]) > 10
+    assert "Wilson's for shares of right answers" in as_markdown(results)

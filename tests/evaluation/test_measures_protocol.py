@@ -1,0 +1,220 @@
+"""What measures say of how they were taken, what they refuse to call a number, and from where no code is run."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import decoders as token_decoders
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
+from rigpt_hf.evaluation.measures.invariance import invariance, largest
+from rigpt_hf.evaluation.measures.perplexity import exponential, perplexity
+from rigpt_hf.evaluation.measures.quantization import quantization_robustness
+from rigpt_hf.evaluation.measures.subjects import Subject, subject
+from tests.evaluation.toys import Bigrams, rows, tiny_gpt2, word_tokenizer
+from tests.models import tiny_model
+
+
+WORDS = [f" w{index}" for index in range(61)]
+TEXTS = ["".join(WORDS[index] for index in row) for row in rows(3, 20)]
+SCHEMES = {"schemes": ("W16A16", "W6A6"), "frames": ("identity",)}
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("detokenizer", ["none", "wikitext"])
+def test_rounding_is_scored_as_perplexity_is(bos, detokenizer):
+    """One protocol, one loss; and another protocol is another loss."""
+    model, tokenizer = tiny_model(), word_tokenizer([*WORDS[:-1], " ,"])
+    texts = [f"{text} , {text[:8]}" for text in TEXTS]
+    found = quantization_robustness(model, texts, tokenizer, bos=bos, detokenizer=detokenizer, **SCHEMES)
+    expected = perplexity(model, texts, tokenizer, bos=bos, detokenizer=detokenizer)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+    assert found["rounded"]["identity"]["W16A16"]["samples"] == expected["samples"] | {
+        "before": expected["samples"]["nats"]
+    }
+    assert found["protocol"]["bos"] is bos and found["protocol"]["detokenizer"] == detokenizer
+    if bos or detokenizer != "none":
+        plain = quantization_robustness(model, texts, tokenizer, **SCHEMES)
+        assert abs(found["loss"] - plain["loss"]) > 1e-6
+        changes = [each["rounded"]["identity"]["W6A6"]["increase"] for each in (found, plain)]
+        assert abs(changes[0] - changes[1]) > 1e-6
+
+
+def test_principal_axes_are_found_on_what_is_read(monkeypatch):
+    from rigpt_hf.evaluation.measures import quantization
+
+    seen = []
+    own = quantization.in_frame
+
+    def in_frame(model, frame, **options):
+        seen.append(options["input_ids"].tolist())
+        return own(model, frame, **options)
+
+    monkeypatch.setattr(quantization, "in_frame", in_frame)
+    model, tokenizer = tiny_model(), word_tokenizer(WORDS)
+    for bos, start in ((False, []), (True, [0])):
+        options = {"schemes": ("W16A16",), "frames": ("pca",), "context": 16, "bos": bos}
+        found = quantization_robustness(model, TEXTS, tokenizer, **options)
+        assert seen[-1] == [[*start, *row][:16] for row in rows(3, 20)]
+        assert found["protocol"]["calibration"] == {
+            "frame": "pca",
+            "windows": 3,
+            "tokens": 16,
+            "text": "the first of what is scored",
+        }
+    assert "calibration" not in quantization_robustness(model, rows(2, 20), **SCHEMES)["protocol"]
+
+
+def test_rows_of_token_ids_are_never_detokenized():
+    with pytest.raises(ValueError, match="`detokenizer` and `separator` are for texts"):
+        quantization_robustness(tiny_model(), rows(2, 20), detokenizer="wikitext", **SCHEMES)
+
+
+LINE = r"`model` must give finite losses, got (nan|inf) from .* in torch.float(32|64)\. See whether its weights are"
+
+
+def spoilt(value: float) -> torch.nn.Module:
+    """A stock model with one weight that is no number, or endless."""
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_proj.weight[0, 0] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_guess(value):
+    tokenizer = word_tokenizer(WORDS)
+    questions = [MultipleChoice(" w1 w2", [" w4", " w5"], 0), MultipleChoice(" w1 w2", [" w4", " w5"], 1)]
+    measures = [
+        lambda model: multiple_choice_accuracy(model, questions, tokenizer),
+        lambda model: cloze_accuracy(model, [Cloze(" w1 w2", " w4")], tokenizer),
+        lambda model: perplexity(model, rows(2, 12)),
+        lambda model: quantization_robustness(model, rows(2, 12), schemes=("W8A8",)),
+    ]
+    for measure in measures:
+        measure(tiny_gpt2())
+        with pytest.raises(ValueError, match=LINE) as caught:
+            measure(spoilt(value))
+        assert "\n" not in str(caught.value)
+
+
+def test_huge_losses_are_numbers():
+    """A sure model that errs: its loss is finite, its perplexity is not."""
+    model = Bigrams(torch.eye(3, dtype=torch.float64))
+    model.logits = 800.0 * torch.eye(3, dtype=torch.float64)
+    found = perplexity(Subject(model, name="sure"), [[0, 2, 0]])
+    assert found["perplexity"] == math.inf and found["loss"] == pytest.approx(800.0)
+    assert exponential(800.0) == math.inf and math.isnan(exponential(math.nan)) and exponential(1.0) == math.e
+
+
+def test_invariance_does_not_lose_what_is_no_number(monkeypatch):
+    from rigpt_hf.evaluation.measures import invariance as module
+
+    assert max([1.0, math.nan]) == 1.0, "which is why there is another"
+    assert math.isnan(largest([1.0, math.nan])) and math.isnan(largest([math.nan, 1.0])) and largest([1.0, 2.0]) == 2.0
+    assert math.isnan(invariance(spoilt(math.nan), rows(1, 8), dtypes=("float32",), draws=1)["largest"]["float32"])
+    values = iter([0.5, math.nan, 0.25, 0.125])
+    monkeypatch.setattr(module, "_error", lambda *arguments: next(values))
+    found = invariance(tiny_model(), rows(), frame=["stream", "head_vo"], dtypes=("float64",), draws=2)
+    assert math.isnan(found["errors"]["stream"]["float64"]["largest"]) and math.isnan(found["largest"]["float64"])
+    assert found["errors"]["head_vo"]["float64"]["largest"] == 0.25
+
+
+def bytes_tokenizer(prefix: bool = False) -> PreTrainedTokenizerFast:
+    """One token for every byte, but one for two bytes of a character of four and one for a word."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    shown = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = [piece for piece, _ in shown.pre_tokenize_str("😀")]
+    first, second = pieces[0][0], pieces[0][1]
+    merges = [(first, second), ("a", "b")]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *("".join(merge) for merge in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)
+    tokenizer.decoder = token_decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "text, first",
+    [("😀", 2), ("😀 and", 2), ("é is", 1), ("ab is", 2), (" is", 1), ("\ufffd is", 1), ("is", 1)],
+)
+@pytest.mark.parametrize("prefix", [False, True])
+def test_bytes_of_a_first_token_that_is_part_of_a_character(text, first, prefix):
+    tokenizer = bytes_tokenizer(prefix)
+    size = len(tokenizer)
+    model = Subject(Bigrams(torch.full((size, size), 1 / size, dtype=torch.float64), 64), tokenizer, "bytes")
+    found = perplexity(model, [text])
+    # A space that only the tokenizer knows of is no byte of the text.
+    gone = 0 if prefix and not text.startswith(" ") else first
+    assert found["bytes"] == found["samples"].get("bytes", [found["bytes"]])[0] == len(text.encode()) - gone
+    assert perplexity(model, [text, text])["bytes"] == 2 * found["bytes"]
+
+
+def test_bytes_are_never_below_zero():
+    """A tokenizer whose tokens say more than the text did."""
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "[a long name]": 1}, unk_token="[a long name]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="removed")
+    model = Subject(
+        Bigrams(torch.full((2, 2), 0.5, dtype=torch.float64)), PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    )
+    found = perplexity(model, ["b c", "a much longer text than that"])
+    assert found["samples"]["bytes"][0] == 0 < found["samples"]["bytes"][1] == 28 - len("[a long name]")
+
+
+CODE = """
+from pathlib import Path
+
+from transformers import GPT2Config, GPT2LMHeadModel
+
+Path({marker!r}).touch()
+
+
+class StrangerConfig(GPT2Config):
+    model_type = "stranger"
+
+
+class Stranger(GPT2LMHeadModel):
+    config_class = StrangerConfig
+"""
+
+
+def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
+    """Not even where somebody says yes to all that is asked."""
+    from transformers import dynamic_module_utils
+
+    folder, marker = tmp_path / "stranger", tmp_path / "ran"
+    model = tiny_gpt2()
+    model.save_pretrained(folder)
+    (folder / "stranger.py").write_text(CODE.format(marker=str(marker)))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "stranger", "architectures": ["Stranger"]}
+    config["auto_map"] = {"AutoConfig": "stranger.StrangerConfig", "AutoModelForCausalLM": "stranger.Stranger"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *arguments: "y")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(
+        ValueError, match="`model` must be a model, or the folder or Hub id of a causal language model"
+    ):
+        subject(folder)
+    assert not marker.exists()
+    # The question is asked, and the code runs, where nobody has said no.
+    AutoModelForCausalLM.from_pretrained(folder)
+    assert marker.exists()
+
+
+def test_a_rigpt_that_carries_its_code_loads_as_the_registered_class(tmp_path):
+    model = tiny_model(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_rigpt.RiGPTForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling_rigpt.py").write_text("raise AssertionError('must not be run')\n")
+    loaded = subject(tmp_path).model
+    assert type(loaded) is RiGPTForCausalLM
+    assert perplexity(loaded, rows(1, 20))["loss"] == pytest.approx(perplexity(model, rows(1, 20))["loss"], rel=1e-6)
