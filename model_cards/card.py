@@ -1,6 +1,7 @@
 """The card: facts in the order in which a stranger asks for them."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.tables import as_markdown
 from rigpt_hf.evaluation.measures.subjects import subject
 
 from .facts import (
+    AuthorFacts,
     CardFacts,
     author_facts,
     certificate_of,
@@ -26,9 +29,11 @@ from .facts import (
     tuned_from,
     without_path,
 )
+from .marker import PLACEHOLDER, marker_of, signed, title_of
 
 
 CARD = "README.md"
+TAGS = ("rigpt", "gauge-symmetry", "rotation-invariance")
 # Names that the Hub's widgets know, by the quantities of an evaluation.
 METRIC_TYPES = {
     "perplexity": "perplexity",
@@ -47,14 +52,14 @@ CITATION = """@misc{rigpt,
 }"""
 
 
-def gather(folder: Path, results: Path | None = None, facts: Path | None = None) -> CardFacts:
+def gather(folder: Path, results: Path | None = None, facts: Path | AuthorFacts | None = None) -> CardFacts:
     """
     All that is known of a saved model.
 
     Args:
         folder (`Path`): Of the model; the record of its training is found there or above it.
         results (`Path`, *optional*): `results.json` of an evaluation; that of the folder if there is one.
-        facts (`Path`, *optional*): YAML file with what only people know.
+        facts (`Path` or `AuthorFacts`, *optional*): What only people know, or the YAML file that holds it.
 
     Raises:
         ValueError: if something cannot be read, or is of another model.
@@ -73,7 +78,7 @@ def gather(folder: Path, results: Path | None = None, facts: Path | None = None)
         )
     if results is None and (folder / "results.json").exists():
         results = folder / "results.json"
-    author = author_facts(facts)
+    author = facts if isinstance(facts, AuthorFacts) else author_facts(facts)
     evaluation, name = evaluation_of(results, measured)
     certificate, doubt = certificate_of(folder, measured)
     return CardFacts(
@@ -87,6 +92,7 @@ def gather(folder: Path, results: Path | None = None, facts: Path | None = None)
         invariance=invariance_of(evaluation, name, measured),
         evaluation=evaluation,
         evaluated_as=name,
+        fingerprint=fingerprint(measured),
     )
 
 
@@ -98,14 +104,20 @@ def _architecture(folder: Path) -> str:
 
 
 def card_text(
-    folder: Path, *, repo_id: str | None = None, results: Path | None = None, facts: Path | None = None
+    folder: Path,
+    *,
+    repo_id: str | None = None,
+    results: Path | None = None,
+    facts: Path | AuthorFacts | None = None,
+    tags: Sequence[str] = (),
 ) -> str:
     """
-    The card of a saved model: metadata for the Hub, then Markdown.
+    The card of a saved model: metadata for the Hub, then Markdown, then a hidden line by which it is known again.
 
     Args:
         folder, results, facts: As for [`gather`].
         repo_id (`str`, *optional*): Where it will be found on the Hub.
+        tags (`Sequence[str]`): More tags than those of every RiGPT.
 
     Raises:
         ValueError: as [`gather`], or if `repo_id` is none.
@@ -115,10 +127,10 @@ def card_text(
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise ValueError(f"`repo_id` must be a name such as me/my-model, got {repo_id!r}.") from error
-    return render(gather(Path(folder), results, facts), repo_id)
+    return render(gather(Path(folder), results, facts), repo_id, tags)
 
 
-def render(facts: CardFacts, repo_id: str | None = None) -> str:
+def render(facts: CardFacts, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
     """The text of a card."""
     environment = Environment(
         loader=PackageLoader("rigpt_hf.model_cards", "."),
@@ -128,7 +140,7 @@ def render(facts: CardFacts, repo_id: str | None = None) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    title = facts.author.title or (repo_id.partition("/")[2] or repo_id if repo_id else "RiGPT")
+    title = title_of(facts.author, repo_id)
     body = environment.get_template("card.md.j2").render(
         facts=facts,
         model=facts.model,
@@ -138,15 +150,16 @@ def render(facts: CardFacts, repo_id: str | None = None) -> str:
         made_from=facts.author.base_model or (without_path(facts.certificate.source) if facts.certificate else None),
         invariance=facts.invariance,
         title=title,
-        repo_id=repo_id or "FOLDER",
+        repo_id=repo_id or PLACEHOLDER,
         table=as_markdown(facts.evaluation) if facts.evaluation else None,
         citation=facts.author.citation or CITATION.replace("VERSION", __version__),
         absent=absent(facts),
     )
-    return f"---\n{metadata(facts, title).to_yaml()}\n---\n\n{body}"
+    text = f"---\n{metadata(facts, title, tags).to_yaml()}\n---\n\n{body}"
+    return signed(text, marker_of(facts, title, repo_id))
 
 
-def metadata(facts: CardFacts, title: str) -> ModelCardData:
+def metadata(facts: CardFacts, title: str, tags: Sequence[str] = ()) -> ModelCardData:
     """What the Hub reads: tags, licence, and the results that its widgets show."""
     author = facts.author
     return ModelCardData(
@@ -154,7 +167,7 @@ def metadata(facts: CardFacts, title: str) -> ModelCardData:
         license=author.license,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["rigpt", "gauge-symmetry", "rotation-invariance"],
+        tags=list(dict.fromkeys([*TAGS, *tags])),
         datasets=author.datasets or None,
         base_model=author.base_model,
         model_name=title,
@@ -205,8 +218,17 @@ def absent(facts: CardFacts) -> list[str]:
         missing.append("perplexity, accuracy, outliers, robustness to rounding and speed")
     else:
         measured = {task["metric"] for task in facts.evaluation["tasks"] if facts.evaluated_as in task["models"]}
+        # Tasks of lm-eval count what was answered rightly.
+        if any(
+            quantity["name"] in METRIC_TYPES and METRIC_TYPES[quantity["name"]].startswith("accuracy")
+            for task in facts.evaluation["tasks"]
+            for quantity in task["quantities"]
+            if facts.evaluated_as in quantity["models"]
+        ):
+            measured.add("accuracy")
         names = {
             "perplexity": "perplexity",
+            "accuracy": "accuracy",
             "outliers": "outliers",
             "quantization_robustness": "robustness to rounding",
             "throughput": "speed",

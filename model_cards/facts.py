@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +26,12 @@ from rigpt_hf.evaluation.measures.subjects import Subject
 from rigpt_hf.training.records import Records
 
 
-# Of a machine: with two parts at least, or in the home of somebody.
-PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[~/\\][\w.~-]*(?:[/\\][\w.~-]+)+")
+# Everything up to the last part of a path that a text begins with; folders may have spaces in their names.
+FOLDERS = re.compile(r"(?:file://)?(?:[A-Za-z]:)?(?:~[\w.-]*|\.{1,2})?[/\\](?:[^(\n]*[/\\])?(?=[^\s/\\])")
+# An address on a network, or anything else with a slash in it.
+ADDRESS_OR_PATH = re.compile(
+    r"(\b(?!file:)[a-zA-Z][\w+.-]+://[^\s/]\S*)|(?:\b[A-Za-z]:|file:/)?[\w.~+-]*[/\\][\w.~+/\\-]*"
+)
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
@@ -148,6 +152,8 @@ class CardFacts:
     evaluation: dict[str, Any] | None
     evaluated_as: str | None
     """Name of the model in the evaluation."""
+    fingerprint: str
+    """SHA-256 of weights, configuration and tokenizer."""
 
 
 def model_facts(subject: Subject) -> ModelFacts:
@@ -299,8 +305,28 @@ def tuned_from(folder: Path) -> str | None:
 
 
 def without_path(text: str) -> str:
-    """A text in which paths of a machine are their last part: where things lay is nobody's business."""
-    return PATH.sub(lambda match: PurePath(match[0]).name, text)
+    """
+    A text in which paths of a machine are their last part: where things lay is nobody's business.
+
+    Addresses stay, and so do ids on the Hub, and with them relative paths of just two parts, which look the same.
+    """
+
+    def last_part(match: re.Match) -> str:
+        found = match[0]
+        if match[1] or _is_id(found):
+            return found
+        return next((part for part in reversed(re.split(r"[/\\]+", found)) if part.strip(".")), found)
+
+    return ADDRESS_OR_PATH.sub(last_part, FOLDERS.sub("", text, count=1) if FOLDERS.match(text) else text)
+
+
+def _is_id(text: str) -> bool:
+    """Whether this can be the id of a repository with its owner."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return all(part.strip(".") for part in text.split("/"))
 
 
 def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:

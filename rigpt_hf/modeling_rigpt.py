@@ -42,6 +42,7 @@ from .attention_rigpt import (
 )
 from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig
 from .depth_rigpt import flow_through, make_room, torchdiffeq, use_of_cache
+from .hub_rigpt import RiGPTHubMixin
 from .loss_rigpt import causal_lm_loss
 from .stream_rigpt import RiGPTRMSNorm, RiGPTTransport, RiGPTVectorDropout, freeze_transports
 
@@ -97,7 +98,7 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
-class RiGPTPreTrainedModel(PreTrainedModel):
+class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     """Loading, saving, initialisation and the choice of an attention backend."""
 
     config: RiGPTConfig

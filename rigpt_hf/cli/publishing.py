@@ -19,7 +19,7 @@ def publish(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="results.json of an evaluation; report.html and table.md beside it go along.",
+            help="results.json of an evaluation; report.html and table.md are made of it and go along.",
             show_default="that of the folder",
         ),
     ] = None,
@@ -53,6 +53,9 @@ def publish(
 ):
     """
     Put a model on the Hub: weights, code, tokenizer, certificate, card, evaluation.
+
+    A card that rigpt card wrote and nobody changed is made to fit: it loads the model from REPO, and is written once
+    more if the weights or the results are others. A card of your own is published as it is.
 
     Everything is checked first, and the model is loaded; then all of it appears in one commit. If the connection
     breaks, say the same command again: what has arrived is not sent again.
@@ -104,6 +107,8 @@ def publish(
         console.print(table)
         console.print(f"{len(contents.files)} files, {decimal(contents.size)}, would go to {repo}. Nothing was sent.")
         say_left_out(console, contents.left_out)
+        for note in contents.notes:
+            console.print(note, highlight=False, markup=False)
         return
     report = run(
         folder,

@@ -3,23 +3,24 @@
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..conversion.maps import name_some
+from .cards import CARD, card_of, pictures_of
 
 
-CARD = "README.md"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
 FACTS = ("generation_config.json", *RECORDS)
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 EVALUATION = ("results.json", "report.html", "table.md")
 TEMPLATES = "additional_chat_templates/*.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -27,7 +28,10 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 HARMLESS = ("training_args.bin",)
 STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
 CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
-ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+# Of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
+ACCESS_TOKEN = re.compile(
+    rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
+)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,27 @@ class RepositoryContents:
     Args:
         files (`tuple[RepositoryFile, ...]`): by name.
         left_out (`tuple[str, ...]`): files and folders of the model's folder that a repository does not hold.
+        notes (`tuple[str, ...]`): lines that say what people may not expect.
     """
 
     files: tuple[RepositoryFile, ...]
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """In bytes."""
         return sum(file.size for file in self.files)
+
+    def for_repository(self, repo_id: str) -> "RepositoryContents":
+        """The same, with a card of our making that loads the model from there, now that the owner is known."""
+        from ..model_cards.marker import for_repository
+
+        files = [
+            RepositoryFile(CARD, for_repository(file.read().decode(), repo_id).encode()) if file.path == CARD else file
+            for file in self.files
+        ]
+        return replace(self, files=tuple(files))
 
 
 def repository_files(
@@ -90,16 +106,18 @@ def repository_files(
         folder (`str` or `Path`): of a RiGPT, as `save_pretrained` and the verbs of `rigpt` write it.
         repo_id (`str`, *optional*): for the card, if one is written.
         results (`str` or `Path`, *optional*): `results.json` of an evaluation, which goes to `evaluation/` with the
-            `report.html` and `table.md` beside it; that of the folder if there is one.
+            `report.html` and `table.md` that are made of it; that of the folder if there is one.
         card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
-            has none, written from the facts.
+            has none, written from the facts. One that `rigpt card` wrote is made to fit the repository, and written
+            once more for other weights or results.
         facts (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
         force (`bool`, defaults to `False`): let code go out that is not that of the installed package.
         check_loading (`bool`, defaults to `True`): load the model on the CPU, as the last check.
 
     Raises:
         ValueError: if the folder is not a whole RiGPT with its code, holds pickles, an optimizer state, checkpoints,
-            an access token, or code and weights that the model does not use; the message names which.
+            an access token, code and weights that the model does not use, or a card of other weights that cannot
+            be written once more; the message names which.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -113,19 +131,21 @@ def repository_files(
     names += [path.relative_to(folder).as_posix() for path in sorted(folder.glob(TEMPLATES))]
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
-    evaluation = [] if results is None else _evaluation(Path(results), folder)
+    results, card, facts = (None if each is None else Path(each) for each in (results, card, facts))
+    evaluation, notes = ([], []) if results is None else _evaluation(results, folder)
     if check_loading:
         check_that_it_loads(folder, config)
         _check_tokenizer(folder)
-    readme = _card(folder, repo_id, results, card, facts)
-    names += _pictures_of(readme.read(), folder)
+    text, more = card_of(folder, repo_id=repo_id, results=results, card=card, facts=facts)
+    readme = RepositoryFile(CARD, text.encode())
+    names += pictures_of(text, folder)
     files = [RepositoryFile(name, _content(folder, name)) for name in names] + evaluation + [readme]
     check_no_token(files)
     published = {folder / name for name in (*names, CARD)}
     left_out = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path not in published
     )
-    return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out))
+    return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), (*notes, *more))
 
 
 def is_managed(path: str) -> bool:
@@ -341,68 +361,24 @@ def _check_tokenizer(folder: Path) -> None:
         ) from error
 
 
-def _evaluation(results: Path, folder: Path) -> list[RepositoryFile]:
+def _evaluation(results: Path, folder: Path) -> tuple[list[RepositoryFile], list[str]]:
+    """Numbers, and page and table made of them: what lies beside the file may be of another run."""
+    from ..evaluation.harness.report import as_html
+    from ..evaluation.harness.tables import as_markdown
     from ..model_cards.facts import evaluation_of
 
     if not results.is_file():
         raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
-    evaluation_of(results, subject_of(folder))
-    beside = [results.parent / name for name in EVALUATION[1:]]
-    places = [(EVALUATION[0], results), *((path.name, path) for path in beside if path.is_file())]
-    return [RepositoryFile(f"evaluation/{name}", path) for name, path in places]
-
-
-def _card(
-    folder: Path,
-    repo_id: str | None,
-    results: str | Path | None,
-    card: str | Path | None,
-    facts: str | Path | None,
-) -> RepositoryFile:
-    path = Path(card) if card is not None else folder / CARD
-    if card is not None and not path.is_file():
-        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}: no such file.")
-    if path.is_file():
-        if facts is not None:
-            raise ValueError(
-                f"`facts` are for a card that is written, got {str(facts)!r} although there is {str(path)!r}. Leave "
-                "one of them out."
-            )
-        _check_metadata(path)
-        return RepositoryFile(CARD, path)
-    from ..conversion.assemble import quiet_loading
-    from ..model_cards.card import card_text
-
-    with quiet_loading():
-        text = card_text(
-            folder,
-            repo_id=repo_id,
-            results=None if results is None else Path(results),
-            facts=None if facts is None else Path(facts),
-        )
-    return RepositoryFile(CARD, text.encode())
-
-
-def _check_metadata(path: Path) -> None:
-    """The Hub refuses a card with a broken header, which is better known before anything is sent."""
-    import yaml
-    from huggingface_hub import ModelCard
-
-    try:
-        ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"`card` must be Markdown with metadata in YAML between two lines of ---, got {str(path)!r}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def _pictures_of(card: bytes, folder: Path) -> list[str]:
-    """The pictures in the folder that the card shows."""
-    text = card.decode()
-    pictures = [path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in PICTURES]
-    names = sorted(path.relative_to(folder).as_posix() for path in pictures)
-    return [name for name in names if re.search(rf"(?<![\w/.-])(\./)?{re.escape(name)}(?![\w.-])", text)]
+    numbers, _ = evaluation_of(results, subject_of(folder))
+    assert numbers is not None
+    files, notes = [RepositoryFile(f"evaluation/{EVALUATION[0]}", results)], []
+    for name, made in zip(EVALUATION[1:], (as_html, as_markdown), strict=True):
+        try:
+            files.append(RepositoryFile(f"evaluation/{name}", made(numbers).encode()))
+        # Results of another version may lack what a page shows.
+        except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+            notes.append(f"{name} is not published, as it cannot be made of {results} ({type(error).__name__}).")
+    return files, notes
 
 
 def foreign(paths: Iterable[str], model_type: str | None) -> str | None:

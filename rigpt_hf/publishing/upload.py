@@ -104,10 +104,13 @@ def publish(
     say(f"Checking {folder}")
     contents = repository_files(folder, repo_id=repo_id, results=results, card=card, facts=facts, force=force)
     check_no_token(contents.files, token)
+    for note in contents.notes:
+        say(note)
     branch = revision or constants.DEFAULT_REVISION
     api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
     with plain_errors(repo_id, token, api.endpoint):
         repo_id = with_owner(repo_id, api.whoami())
+        contents = contents.for_repository(repo_id)
         existing = _existing(api, repo_id, branch)
         _check_existing(existing, repo_id, private, force)
         if existing is None:

@@ -56,7 +56,8 @@ def publish_space(
         console (`rich.console.Console`, *optional*): To say what is being done.
 
     Raises:
-        ValueError: if the model has no tokenizer, the Space is somebody's other one, or the Hub refuses.
+        ValueError: if the model has no tokenizer or its repository is private, the Space is somebody's other one, or
+            the Hub refuses.
     """
     repo_id = repo_id or model.repo_id
     token = checked_token(token)
@@ -71,6 +72,8 @@ def publish_space(
             title=title,
         )
         with plain_errors(repo_id, token, api.endpoint):
+            # An organization may make new repositories private by itself.
+            _check_public(api, model.repo_id)
             _check_existing(api, repo_id, force)
             api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
         if console is not None:
@@ -134,9 +137,24 @@ def check_space(
     token = checked_token(token)
     api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
     with plain_errors(repo_id, token, api.endpoint):
-        repo_id = with_owner(repo_id, api.whoami())
+        account = api.whoami()
+        repo_id = with_owner(repo_id, account)
+        _check_public(api, with_owner(model, account))
         _check_existing(api, repo_id, force)
     return repo_id
+
+
+def _check_public(api: HfApi, model: str) -> None:
+    """A `ValueError` if the model's repository is there and private: its Space would be seen and not work."""
+    try:
+        private = api.model_info(model).private
+    except RepositoryNotFoundError:
+        return
+    if private:
+        raise ValueError(
+            f"`space` needs a public model, as it may not read a private one, got the private {model!r}. Make it "
+            "public in its settings on the Hub, or leave `--space` out."
+        )
 
 
 def _check_existing(api: HfApi, repo_id: str, force: bool) -> None:

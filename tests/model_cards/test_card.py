@@ -18,7 +18,7 @@ from rigpt_hf.cli import app
 from rigpt_hf.conversion import certify, convert_model
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
-from rigpt_hf.model_cards.facts import AuthorFacts, CardFacts, ModelFacts, TrainingFacts
+from rigpt_hf.model_cards.facts import AuthorFacts, CardFacts, ModelFacts, TrainingFacts, without_path
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 from tests.models import tiny_config, tiny_model
 
@@ -113,7 +113,7 @@ EVALUATION = {
     ],
 }
 CASES = {
-    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT"),
+    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT", "0" * 64),
     "bare": CardFacts(
         replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
         AuthorFacts(),
@@ -125,6 +125,7 @@ CASES = {
         INVARIANCE | {"random_tokens": True},
         None,
         None,
+        "0" * 64,
     ),
 }
 
@@ -164,7 +165,34 @@ def test_what_nobody_said_is_said_to_be_absent():
     text = render(bare)
     for heading in ("Training", "Conversion", "Evaluation", "Intended use"):
         assert f"## {heading}" not in text
-    assert absent(CASES["trained"]) == ["outliers", "robustness to rounding", "speed"]
+    assert absent(CASES["trained"]) == ["accuracy", "outliers", "robustness to rounding", "speed"]
+
+
+@pytest.mark.parametrize(("metric", "quantity"), [("accuracy", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
+def test_accuracy_is_absent_until_it_is_measured(metric, quantity):
+    found = {"value": 0.5, "low": None, "high": None}
+    task = {
+        "task": "questions",
+        "metric": metric,
+        "models": {"RiGPT": {}},
+        "errors": {},
+        "quantities": [{"name": quantity, "unit": "", "better": "more", "models": {"RiGPT": found}}],
+    }
+    facts = CASES["trained"]
+    measured = replace(facts, evaluation=facts.evaluation | {"tasks": [*facts.evaluation["tasks"], task]})
+    assert ("accuracy" in absent(measured)) == (quantity == "f1")
+    # Of a baseline it says nothing about the model.
+    task["models"] = {"GPT-2": {}}
+    task["quantities"][0]["models"] = {"GPT-2": found}
+    assert "accuracy" in absent(measured)
+
+
+def test_the_largest_error_is_called_no_bound():
+    text = " ".join(render(CASES["trained"]).split())
+    assert "the largest of 2 draws. That is what was seen, not a bound" in text and "at most this share" not in text
+    once = INVARIANCE | {"protocol": INVARIANCE["protocol"] | {"draws": 1}}
+    text = " ".join(render(replace(CASES["trained"], invariance=once)).split())
+    assert "in one draw. That is what was seen" in text and "1 draw per frame" in text and "draws" not in text
 
 
 def test_every_number_of_a_card_is_a_fact():
@@ -179,6 +207,30 @@ def test_every_number_of_a_card_is_a_fact():
     numbers = set(re.findall(r"(?<![\w.])-?\d[\d,.e+-]*(?<![.,])", body.replace("GPT-2", "").replace("gpt2", "")))
     strange = {each for each in numbers if each.rstrip(".,-") not in allowed.split()}
     assert len(numbers) > 20 and not strange
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/alice/secret/gpt2 (GPT2LMHeadModel)", "gpt2 (GPT2LMHeadModel)"),
+        ("/home/alice/my secrets/gpt2", "gpt2"),
+        ("../../home/alice/secret/gpt2", "gpt2"),
+        ("runs/alice-client-x/model", "model"),
+        ("from runs/alice-client-x/model and me/b", "from model and me/b"),
+        ("./model", "model"),
+        ("x/../model", "model"),
+        ("~alice/model/", "model"),
+        ("C:\\Users\\alice\\gpt2", "gpt2"),
+        ("file:///home/alice/gpt2", "gpt2"),
+        # Ids, addresses and prose stay.
+        ("openai-community/gpt2", "openai-community/gpt2"),
+        ("gpt2", "gpt2"),
+        ("https://huggingface.co/me/b", "https://huggingface.co/me/b"),
+        ("2.5 tokens/s, and/or a / b", "2.5 tokens/s, and/or a / b"),
+    ],
+)
+def test_paths_become_their_last_part(text, expected):
+    assert without_path(text) == expected
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rigpt_hf.conversion import certify
+from rigpt_hf.publishing import upload_space
 from rigpt_hf.publishing.repository import repository_files
+from rigpt_hf.publishing.upload import PublishedReport
 from tests.evaluation.toys import word_tokenizer
 from tests.model.agreement import difference
 from tests.model.test_remote_code import WITHOUT_PACKAGE
@@ -191,6 +194,8 @@ def test_published_models_load_where_the_package_is_not_installed(hub, folder, t
 def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path):
     for name in ("taken", "mine"):
         hub.put_files(f"spaces/me/{name}", {"app.py": b"print('mine')"})
+    hub.put_files("me/hidden", {"README.md": b""})
+    hub.repos["me/hidden"].private = True
     bare = tmp_path / "bare"
     tiny_model(0, dtype=torch.float32).save_pretrained(bare)
     (bare / "README.md").write_text(CARD)
@@ -202,6 +207,7 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path):
         "`baseline` must be given": [folder, "me/new", "--space"],
         "are for a Space": [folder, "me/new", "--baseline", "me/stock"],
         "`private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
+        "`space` needs a public model": [folder, "hidden", *shown],
         "`repo` must be a name": [folder, "me/new", *shown, "--space-repo", "bad id"],
         "`baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
         "`token` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
@@ -226,8 +232,44 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path):
         *bars, line = err.splitlines()
         assert code == 2 and message in line and not any("Error" in bar for bar in bars), err
     # All of that is known before the model is published, but for whose the other Space is.
+    assert set(hub.files("me/hidden")) == {"README.md"} and "spaces/me/hidden" not in hub.repos
     assert "me/new" not in hub.repos or "The model is published at" in refused[-1][2]
     check_no_token_seen(place)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_no_space_is_made_of_a_model_that_arrived_private(private, monkeypatch):
+    """As an organization may have it for all new repositories."""
+    made = []
+
+    class Api:
+        endpoint = "https://hub"
+
+        def __init__(self, **options):
+            pass
+
+        def model_info(self, repo_id):
+            return SimpleNamespace(private=private)
+
+        def space_info(self, repo_id):
+            return SimpleNamespace(siblings=[])
+
+        def create_repo(self, repo_id, **options):
+            made.append(repo_id)
+
+        def create_commit(self, repo_id, operations, **options):
+            made.append(len(operations))
+            return SimpleNamespace(oid="1" * 40)
+
+    monkeypatch.setattr(upload_space, "HfApi", Api)
+    report = PublishedReport("team/tiny", "https://hub/team/tiny", "0" * 40, "main", (), (), ())
+    if private:
+        with pytest.raises(ValueError, match="`space` needs a public model, .* got the private 'team/tiny'"):
+            upload_space.publish_space(report, baseline="me/stock", token=WRITE)
+        assert made == []
+    else:
+        upload_space.publish_space(report, baseline="me/stock", token=WRITE)
+        assert made == ["team/tiny", 4]
 
 
 @pytest.mark.slow
@@ -319,6 +361,7 @@ def test_push_to_hub_brings_the_code(hub, tmp_path):
     assert "AutoModelForCausalLM" in json.loads(files["config.json"])["auto_map"]
     assert {"modeling_rigpt.py", "model.safetensors", "README.md"} <= set(files)
     assert {name for name in files if name.endswith(".py")} == {path.name for path in folder.glob("*.py")}
+    assert b'from_pretrained("me/tiny"' in files["README.md"] and b"no preferred basis" in files["README.md"]
     check_no_token_seen(place)
     torch.save(tokens(2, 7), place / "input_ids.pt")
     out, _ = process(WITHOUT_PACKAGE + LOAD, "me/tiny", str(place), commit, **arguments)

@@ -9,10 +9,21 @@ import torch
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.measures.subjects import subject
-from rigpt_hf.publishing.repository import foreign, is_managed, repository_files
+from rigpt_hf.model_cards import card as cards
+from rigpt_hf.model_cards.card import card_text, write_card
+from rigpt_hf.model_cards.marker import without_marker
+from rigpt_hf.publishing.repository import (
+    RepositoryContents,
+    RepositoryFile,
+    check_no_token,
+    foreign,
+    is_managed,
+    repository_files,
+)
 from rigpt_hf.publishing.upload import publish
+from tests.model_cards.test_card import EVALUATION, INVARIANCE
 from tests.models import tiny_model
-from tests.publishing.test_publish import save
+from tests.publishing.test_publish import CARD, save
 
 
 TOKEN = "hf_mayWrite7391"
@@ -36,20 +47,148 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     assert len(set(paths)) == len(paths)
 
 
-def test_an_evaluation_goes_along(folder, tmp_path):
-    (tmp_path / "evaluation").mkdir()
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """Cards with an invariance error from a table, as it takes seconds to measure."""
+    monkeypatch.setattr(cards, "invariance_of", lambda *arguments: INVARIANCE | {"random_tokens": True})
+
+
+def evaluation_of(folder: Path, place: Path, **changes) -> Path:
+    """A results.json of this model, with one number in it."""
+    numbers = json.loads(json.dumps(EVALUATION)) | {"schema": 1, "created": "today"} | changes
+    numbers["suite"]["fraction"] = 1.0
+    numbers["tasks"][0]["models"] = {name: {"protocol": {}} for name in numbers["models"]}
+    numbers["models"]["RiGPT"]["sha256"] = fingerprint(subject(folder))
+    place.mkdir(exist_ok=True)
+    (place / "results.json").write_text(json.dumps(numbers))
+    return place / "results.json"
+
+
+def published(folder: Path, **options) -> dict[str, bytes]:
+    return {file.path: file.read() for file in repository_files(folder, check_loading=False, **options).files}
+
+
+def test_an_evaluation_goes_along_with_what_is_made_of_it(folder, tmp_path):
+    results = evaluation_of(folder, tmp_path / "evaluation")
+    for name in ("report.html", "table.md", "cache.json"):
+        (tmp_path / "evaluation" / name).write_text("of another run")
+    files = published(folder, results=results)
+    names = {"evaluation/results.json", "evaluation/report.html", "evaluation/table.md"}
+    assert {path for path in files if "evaluation" in path} == names
+    assert b"| 1.250 (1.200 to 1.300) |" in files["evaluation/table.md"]
+    assert (
+        files["evaluation/report.html"].startswith(b"<!DOCTYPE html>") and b"1.250" in files["evaluation/report.html"]
+    )
+    assert files["evaluation/results.json"] == results.read_bytes()
+    assert not any(b"another run" in content for content in files.values())
+    evaluation_of(folder, folder)
+    assert "evaluation/results.json" in published(folder)
+
+
+def test_results_that_make_no_page_go_alone(folder, tmp_path):
+    results = tmp_path / "results.json"
     own = {"schema": 1, "models": {"it": {"sha256": fingerprint(subject(folder))}}, "tasks": []}
-    for name, text in {"results.json": json.dumps(own), "report.html": "<p>", "cache.json": "{}"}.items():
-        (tmp_path / "evaluation" / name).write_text(text)
-    paths = {file.path for file in repository_files(folder, results=tmp_path / "evaluation" / "results.json").files}
-    assert {path for path in paths if "evaluation" in path} == {"evaluation/results.json", "evaluation/report.html"}
-    (folder / "results.json").write_text(json.dumps(own))
-    assert "evaluation/results.json" in {file.path for file in repository_files(folder).files}
+    results.write_text(json.dumps(own))
+    (tmp_path / "report.html").write_text("of another run")
+    contents = repository_files(folder, results=results, check_loading=False)
+    assert [file.path for file in contents.files if "evaluation" in file.path] == ["evaluation/results.json"]
+    assert any(note.startswith("report.html is not published, as it cannot be made") for note in contents.notes)
+
+
+def test_a_card_of_our_making_is_made_to_fit(folder, nothing_measured):
+    """rigpt card FOLDER, then rigpt publish FOLDER me/tiny."""
+    write_card(folder, force=True)
+    written = (folder / "README.md").read_text()
+    assert 'from_pretrained("FOLDER"' in written
+    contents = repository_files(folder, repo_id="tiny", check_loading=False)
+    assert contents.notes == ()
+    text = card_in(contents)
+    assert 'AutoModelForCausalLM.from_pretrained("tiny", trust' in text and "FOLDER" not in text
+    # With the owner, who is known later; and the file is not touched.
+    assert card_in(contents.for_repository("me/tiny")) == written_for(folder, "me/tiny")
+    assert (folder / "README.md").read_text() == written
+    # A person's card that says the same stays as it is, to the byte.
+    mine = without_marker(written).replace("\n", "\r\n").encode()
+    (folder / "README.md").write_bytes(mine)
+    contents = repository_files(folder, repo_id="tiny", check_loading=False).for_repository("me/tiny")
+    assert card_in(contents).encode() == mine
+
+
+def card_in(contents: RepositoryContents) -> str:
+    return next(file for file in contents.files if file.path == "README.md").read().decode()
+
+
+def written_for(folder: Path, repo_id: str, **options) -> str:
+    return card_text(folder, repo_id=repo_id, **options)
+
+
+def test_a_card_of_our_making_takes_results_in(folder, tmp_path, nothing_measured):
+    (tmp_path / "facts.yaml").write_text("license: mit")
+    write_card(folder, force=True, facts=tmp_path / "facts.yaml")
+    results = evaluation_of(folder, tmp_path / "evaluation")
+    contents = repository_files(folder, repo_id="me/tiny", results=results, check_loading=False)
+    expected = written_for(folder, "me/tiny", results=results, facts=tmp_path / "facts.yaml")
+    assert card_in(contents) == expected and "bits_per_byte" in expected and "license: mit" in expected
+    (note,) = contents.notes
+    assert "was of an earlier evaluation or none, so another is published" in note
+    # One that has them stays, even where they are not at hand.
+    (folder / "README.md").write_text(expected)
+    for given in (results, None):
+        contents = repository_files(folder, repo_id="me/tiny", results=given, check_loading=False)
+        assert card_in(contents) == expected and contents.notes == ()
+    # And so does a person's, who is told.
+    for text, words in ((CARD, "is your own and stays"), (expected + "\nMine.\n", "was changed by hand and stays")):
+        (folder / "README.md").write_text(text if text == CARD else text.replace("license: mit", "license: other"))
+        changed = evaluation_of(folder, tmp_path / "evaluation", created="tomorrow")
+        contents = repository_files(folder, repo_id="me/tiny", results=changed, check_loading=False)
+        assert card_in(contents) == (folder / "README.md").read_text()
+        (note,) = contents.notes
+        assert words in note and note.endswith("the results are not in it.")
+
+
+def test_a_card_of_other_weights_is_not_published(folder, nothing_measured):
+    write_card(folder, repo_id="me/tiny", force=True)
+    stale = (folder / "README.md").read_text()
+    assert card_in(repository_files(folder, repo_id="me/tiny", check_loading=False)) == stale
+    (folder / "certificate.json").unlink()
+    model = tiny_model(1, dtype=torch.float32)
+    model.save_pretrained(folder, max_shard_size="30KB")
+    contents = repository_files(folder, repo_id="me/tiny", check_loading=False)
+    assert card_in(contents) == written_for(folder, "me/tiny") != stale
+    assert "was of other weights, so another is published" in contents.notes[0]
+    changed = stale.replace("## Limits", "## Bounds")
+    (folder / "README.md").write_text(changed)
+    with pytest.raises(ValueError, match="`card` must be of these weights, got .* changed since. .* --force") as error:
+        repository_files(folder, repo_id="me/tiny", check_loading=False)
+    assert "\n" not in str(error.value)
+    (folder / "README.md").write_text(without_marker(changed))  # as the message says
+    assert card_in(repository_files(folder, check_loading=False)) == without_marker(changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("hf_" + "aB3" * 12, True),
+        ("hf_oauth_" + "eyJhbGciOiJFZERTQSJ9.eyJ-zY29_wZSI", True),
+        ("hf_jwt_" + "eyJhbGciOiJFZERTQSJ9.eyJ-zY29_wZSI", True),
+        ("api_org_" + "aB3" * 12, True),
+        ('TOKEN="hf_' + "aB3" * 12 + '"', True),
+        ("TOKEN_hf_" + "aB3" * 12, True),
+        ("hf_hub_download, hf_oauth_scopes, api_org_name", False),
+        ("half_" + "aB3" * 12, False),
+    ],
+)
+def test_tokens_of_all_kinds_are_found(text, found):
+    files = [RepositoryFile("README.md", f"before {text} after".encode())]
+    if not found:
+        return check_no_token(files)
+    with pytest.raises(ValueError, match="must not hold an access token") as error:
+        check_no_token(files)
+    assert "aB3aB3" not in str(error.value) and "eyJ" not in str(error.value)
+    check_no_token([RepositoryFile("model.safetensors", text.encode())])  # noise, not text
 
 
 def test_a_card_is_written_where_there_is_none(folder, monkeypatch, tmp_path):
-    import rigpt_hf.model_cards.card as cards
-
     (folder / "README.md").unlink()
     asked = []
 
@@ -77,12 +216,12 @@ def test_code_may_differ_if_it_is_meant_to(folder):
 
 def test_paths_of_this_machine_stay_at_home(folder):
     record = json.loads((folder / "certificate.json").read_text())
-    record |= {"source": "/home/alice/secret/gpt2 (GPT2LMHeadModel)", "target": "me/tiny"}
+    record |= {"source": "/home/alice/secret/gpt2 (GPT2LMHeadModel)", "target": "runs/alice-client-x/model"}
     (folder / "certificate.json").write_text(json.dumps(record))
-    (folder / "merge.json").write_text(json.dumps({"sources": ["/data/a", "you/b"], "weights": [0.5, 0.5]}))
+    (folder / "merge.json").write_text(json.dumps({"sources": ["../../data/alice/a", "you/b"], "weights": [0.5, 0.5]}))
     files = {file.path: file for file in repository_files(folder).files}
     sent = json.loads(files["certificate.json"].read())
-    assert sent["source"] == "gpt2 (GPT2LMHeadModel)" and sent["target"] == "me/tiny"
+    assert sent["source"] == "gpt2 (GPT2LMHeadModel)" and sent["target"] == "model"
     assert sent["max_abs_logit_error"] == record["max_abs_logit_error"]
     assert json.loads(files["merge.json"].read())["sources"] == ["a", "you/b"]
     for file in files.values():

@@ -1,0 +1,140 @@
+"""The last line of a generated card: a comment that says of which weights, for what place and from what it is."""
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import yaml
+
+from .facts import AuthorFacts, CardFacts
+
+
+# What a card without a repository loads from.
+PLACEHOLDER = "FOLDER"
+LINE = re.compile(r"^<!-- rigpt card (\{.*\}) -->\s*$", re.MULTILINE)
+METADATA = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """
+    What a generated card knows of itself.
+
+    Args:
+        weights (`str`): SHA-256 of the model that it describes, as in the results of an evaluation.
+        results (`str`, *optional*): SHA-256 of the evaluation whose numbers it repeats.
+        repo (`str`, *optional*): Where it says that the model is; nowhere if not given.
+        title (`str`): Of the card.
+        author (`dict`): What a person said, as in [`AuthorFacts`], to write it once more.
+        text (`str`): SHA-256 of the rest of the card, which tells whether somebody changed it since.
+    """
+
+    weights: str
+    results: str | None
+    repo: str | None
+    title: str
+    author: dict[str, Any]
+    text: str = ""
+
+    @property
+    def author_facts(self) -> AuthorFacts:
+        """What a person said when the card was written."""
+        return AuthorFacts(**self.author)
+
+
+def marker_of(facts: CardFacts, title: str, repo_id: str | None) -> Marker:
+    """The marker of a card of these facts, before its text is known."""
+    said = {name: value for name, value in asdict(facts.author).items() if value}
+    return Marker(facts.fingerprint, digest_of_results(facts.evaluation), repo_id, title, said)
+
+
+def signed(text: str, marker: Marker) -> str:
+    """A card with its marker as the last line."""
+    return _with_line(text, replace(marker, text=digest_of_text(text)))
+
+
+def _with_line(text: str, marker: Marker) -> str:
+    # No end of a comment may stand in what people wrote.
+    line = json.dumps(asdict(marker)).replace(">", "\\u003e")
+    return f"{text.rstrip()}\n\n<!-- rigpt card {line} -->\n"
+
+
+def read_marker(text: str) -> Marker | None:
+    """
+    The marker of a card; `None` if a person wrote the card.
+
+    Raises:
+        ValueError: if there is one that cannot be read.
+    """
+    found = LINE.search(text)
+    if found is None:
+        return None
+    try:
+        marker = Marker(**json.loads(found[1]))
+        marker.author_facts  # noqa: B018  it must be readable too
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`card` must end with the comment of rigpt card as it was written, got {found[1]:.60}. Write the card "
+            "once more with rigpt card --force, or remove that line to keep the card as your own."
+        ) from error
+    return marker
+
+
+def without_marker(text: str) -> str:
+    """A card as a reader sees it."""
+    return LINE.sub("", text).rstrip() + "\n"
+
+
+def is_unchanged(text: str, marker: Marker) -> bool:
+    """Whether nobody changed a card since it was written; how its metadata are laid out does not count."""
+    return digest_of_text(without_marker(text)) == marker.text
+
+
+def digest_of_text(text: str) -> str:
+    """SHA-256 of a card without its marker. Of metadata only values count: who adds a tag lays them out anew."""
+    head = METADATA.match(text)
+    values: Any = head[1] if head else None
+    with suppress(yaml.YAMLError):
+        values = yaml.safe_load(values) if head else None
+    body = (text[head.end() :] if head else text).replace("\r\n", "\n").strip()
+    return hashlib.sha256(json.dumps([values, body], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_of_results(evaluation: dict[str, Any] | None) -> str | None:
+    """SHA-256 of an evaluation; `None` if there is none."""
+    if evaluation is None:
+        return None
+    return hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
+
+
+def title_of(author: AuthorFacts, repo_id: str | None) -> str:
+    """What a model is called: by its author, or as its repository."""
+    return author.title or (repo_id.partition("/")[2] or repo_id if repo_id else "RiGPT")
+
+
+def for_repository(text: str, repo_id: str) -> str:
+    """
+    A generated card that loads the model from `repo_id`, and is called so where it had its name from a repository.
+
+    What a person changed stays as it is. Cards without a marker come back as they are.
+    """
+    marker = read_marker(text)
+    if marker is None or marker.repo == repo_id:
+        return text
+    unchanged, title = is_unchanged(text, marker), title_of(marker.author_facts, repo_id)
+    renamed = without_marker(text).replace(
+        f'from_pretrained("{marker.repo or PLACEHOLDER}"', f'from_pretrained("{repo_id}"'
+    )
+    for old, new in zip(_lines_with(marker.title), _lines_with(title), strict=True):
+        before, found, after = renamed.partition(f"\n{old}")
+        renamed = f"{before}\n{new}{after}" if found else renamed
+    marker = replace(marker, repo=repo_id, title=title)
+    return signed(renamed, marker) if unchanged else _with_line(renamed, marker)
+
+
+def _lines_with(title: str) -> list[str]:
+    """The lines of a card that name the model: the heading, and in the metadata as YAML writes them."""
+    return [f"# {title}\n", yaml.safe_dump({"model_name": title}), yaml.safe_dump([{"name": title}])]
