@@ -104,7 +104,9 @@ class RiGPTConfig(PreTrainedConfig):
             Weights between the layers: `"constant"` keeps a layer's until the next, `"linear"` interpolates. Weights
             of neighbours are then added, so all layers share the frames of their heads and neurons.
         depth_rtol (`float`, defaults to 1e-5), depth_atol (`float`, defaults to 1e-6):
-            Relative and absolute tolerance of a solver that chooses its steps.
+            Tolerances of a solver that chooses its steps: the root mean square of its error against
+            `depth_atol + depth_rtol * rms(x)`, with the stream `x` at a layer's beginning as a whole, not coordinate
+            by coordinate, so that no basis has a say in the steps.
         depth_adjoint (`bool`, defaults to `False`):
             Gradients from the adjoint equation, solved backwards, instead of through the steps of the solver: memory
             does not grow with the steps, and gradients are exact only in the limit of many.

@@ -193,6 +193,9 @@ def solve(
     """
     The solution of `dx/dt = field(t, x)` at `end`, from `x` at `start`.
 
+    Steps are chosen in a way that does not depend on the basis: by the root mean square over all of the error against
+    `atol + rtol * rms(x)`, one number for all coordinates.
+
     Args:
         field, x: Of the equation; `x` of any shape.
         solver: One of torchdiffeq's.
@@ -203,17 +206,71 @@ def solve(
     if not SOLVERS:
         torchdiffeq()
     times = torch.tensor([start, end], dtype=x.dtype, device=x.device)
-    settings: dict[str, Any] = {"method": solver, "rtol": rtol, "atol": atol}
+    settings: dict[str, Any] = {"method": solver}
+    parameters = None if adjoint is None else tuple(each for each in adjoint if each.requires_grad)
     if solver in FIXED_STEP_SOLVERS:
         # Not `step_size`, whose multiples may miss the end by rounding and add a step.
         parts = torch.arange(steps + 1, dtype=x.dtype, device=x.device) / steps
         settings["options"] = {"grid_constructor": lambda _, __, t: torch.lerp(t[0], t[-1], parts)}
-    else:
-        # Otherwise a solver steps beyond the end, where other weights hold, and interpolates back at a lower order.
-        settings["options"] = {"step_t": times}
-    if adjoint is None:
+        if parameters is None:
+            return SOLVERS["odeint"](field, x, times, **settings)[-1]
+        return SOLVERS["odeint_adjoint"](field, x, times, adjoint_params=parameters, **settings)[-1]
+    size = root_mean_square(x.detach())
+    share = rtol + atol / size.clamp_min(torch.finfo(size.dtype).tiny)
+    # torchdiffeq's `rtol` would weigh a coordinate's error by that coordinate, which singles out a basis.
+    settings |= {"rtol": 0.0, "atol": atol + rtol * size}
+    # Otherwise a solver steps beyond the end, where other weights hold, and interpolates back at a lower order.
+    settings["options"] = {"step_t": times}
+    if parameters is None:
         return SOLVERS["odeint"](field, x, times, **settings)[-1]
-    return SOLVERS["odeint_adjoint"](field, x, times, adjoint_params=tuple(adjoint), **settings)[-1]
+    return _with_chosen_steps_back(field, x, times, parameters, settings, share)
+
+
+def root_mean_square(x: torch.Tensor) -> torch.Tensor:
+    """`[]`, over all elements; the same in every orthogonal frame of the last axis."""
+    return x.square().mean().sqrt()
+
+
+class AdjointNorm:
+    """
+    The size of the adjoint equation's state in units of its tolerances: of the stream and of the gradient by it, each
+    as a whole, relative to where they start. Gradients of parameters are integrals along the two and have no say
+    (Kidger, Chen, Lyons, arXiv 2009.09457).
+
+    Args:
+        size: Of the stream.
+        share: Tolerance relative to the size.
+    """
+
+    def __init__(self, size: torch.Tensor, share: torch.Tensor):
+        self.share, self.stream, self.gradient = share, size * share, size * share
+
+    def starts_from(self, gradient: torch.Tensor) -> None:
+        """Called with the loss's gradient by the end of the flow, before the way back."""
+        size = root_mean_square(gradient)
+        self.gradient = self.share * size.clamp_min(torch.finfo(size.dtype).tiny)
+
+    def __call__(self, state: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        _, x, gradient, *_ = state
+        return torch.maximum(root_mean_square(x) / self.stream, root_mean_square(gradient) / self.gradient)
+
+
+@torch.compiler.disable
+def _with_chosen_steps_back(
+    field: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    times: torch.Tensor,
+    parameters: tuple[nn.Parameter, ...],
+    settings: dict[str, Any],
+    share: torch.Tensor,
+) -> torch.Tensor:
+    norm = AdjointNorm(root_mean_square(x.detach()), share)
+    # The norm has units already.
+    back = {"adjoint_rtol": 0.0, "adjoint_atol": 1.0, "adjoint_options": settings["options"] | {"norm": norm}}
+    found = SOLVERS["odeint_adjoint"](field, x, times, adjoint_params=parameters, **settings, **back)[-1]
+    if found.requires_grad:
+        found.register_hook(norm.starts_from)
+    return found
 
 
 def check_dropout(layer: nn.Module, config: RiGPTConfig) -> None:

@@ -20,18 +20,18 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate
 
+from .configuration_rigpt import RiGPTConfig
 from .polar import exact_polar, newton_schulz
 from .symmetry.frames import Axis, axes, frame_keys, key_of, row
 from .symmetry.groups import MatrixGroup
-from .workshare import agreeing_group, shared_work
+from .workshare import agreeing_group, group_of_shards, local_like, shared_work, whole
 
 
 Treatment = Literal["polar", "rows", "vectors", "elements"]
 TREATMENTS: tuple[Treatment, ...] = ("polar", "rows", "vectors", "elements")
 POLAR_METHODS = ("newton_schulz", "svd")
-SHARING = ("auto", "none")
+SHARING = ("auto", "all", "none")
 # The root mean square of AdamW's updates in units of its learning rate, measured in language models (Liu et al., arXiv
 # 2502.16982): with it, learning rates and weight decays of AdamW carry over.
 ADAMW_RMS = 0.2
@@ -104,8 +104,16 @@ def equivariant_param_groups(
             (`"distance_weight"`) or module (`"embed_tokens"`), which go first; 1 if not given.
 
     Raises:
-        ValueError: if the table of frames lacks a parameter, or `multipliers` names nothing that there is.
+        ValueError: if the model is no RiGPT, the table of frames lacks a parameter, or `multipliers` names nothing
+            that there is.
     """
+    config = config_of(model)
+    # By name, as a class that came with a checkpoint's own code is another one.
+    if not any(getattr(kind, "model_type", None) == RiGPTConfig.model_type for kind in type(config).__mro__):
+        raise ValueError(
+            f"`model` must be a RiGPT, got a {type(model).__name__} with a {type(config).__name__}, which is not in "
+            "the table of frames. Convert it with `rigpt convert`, or use another optimizer."
+        )
     multipliers = dict(multipliers or {})
     unused = set(multipliers)
     groups: dict[tuple[Rule, float], dict[str, Any]] = {}
@@ -113,7 +121,7 @@ def equivariant_param_groups(
         if not parameter.requires_grad:
             continue
         name = unwrapped_name(wrapped)
-        rule = treatment_of(config_of(model), name)
+        rule = treatment_of(config, name)
         pieces = name.split(".")[-2:]  # module and parameter
         key = next((piece for piece in reversed(pieces) if piece in multipliers), rule.treatment)
         unused -= {*pieces, rule.treatment}
@@ -165,8 +173,8 @@ class EquivariantOptimizer(torch.optim.Optimizer):
     Updates that turn along with the frames of a RiGPT: polar factors for matrices, Adam with shared second moments for
     the rest. An ordinary optimizer otherwise: state dicts, closures, schedulers, learning rates that are tensors.
 
-    Under DDP and FSDP2 the polar factors, which all processes need, are shared among them. DeepSpeed and FSDP1 hand
-    out flat pieces of parameters, which have no polar factor: they end in an error.
+    Under FSDP2, and under DDP with `sharing="all"`, the polar factors, which all processes need, are shared among
+    them. DeepSpeed and FSDP1 hand out flat pieces of parameters, which have no polar factor: they end in an error.
 
     Args:
         params: What [`equivariant_param_groups`] gives.
@@ -178,8 +186,10 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: Of groups that have none of their own; decoupled.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
-        sharing: `"auto"`: share work among the processes of the default group where all of them are about to do the
-            same, which every step finds out; `"none"`: every process does all of it.
+        sharing: `"auto"`: share work among the processes that hold the shards of FSDP2; `"all"`: also among all
+            processes of the default group where they are about to do the same, as under DDP. Every step asks all of
+            them, so all must step equally often: not for ensembles, sweeps and pipeline stages, whose processes would
+            wait for each other for ever. `"none"`: every process does all of it.
 
     Raises:
         ValueError: if a group does not say its treatment, or a number is out of its range.
@@ -284,7 +294,8 @@ class EquivariantOptimizer(torch.optim.Optimizer):
                 stacks.setdefault(key, []).append(blocks)
         if not stacks:
             return
-        factors = self._polar_factors({key: torch.cat(parts) for key, parts in stacks.items()})
+        # Whole matrices are large under FSDP2, so the parts go as soon as they are put together.
+        factors = self._polar_factors({key: torch.cat(stacks.pop(key)) for key in list(stacks)})
         for group, parameter, key, start in places:
             size = ADAMW_RMS * max(key[:2]) ** 0.5
             blocks = factors[key][start : start + group["blocks"]]
@@ -312,13 +323,18 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         """
         The processes that are about to compute the same factors; `None` if they do not, or are not to share.
 
-        Looked at in every step: that all train one model is known from what they are about to do, not from how they
-        began. Ensembles, sweeps and pipeline stages have process groups too.
+        Only where they are known to step together is anything sent: having a process group says nothing, as
+        ensembles, sweeps and pipeline stages have one too.
         """
-        if self.defaults["sharing"] == "none":
+        sharing = self.defaults["sharing"]
+        if sharing == "none":
             return None
-        facts = [str([(tuple(stack.shape), stack.dtype, *key[-2:]) for key, stack in stacks.items()])]
+        polar = (group for group in self.param_groups if group["treatment"] == "polar")
+        shards = group_of_shards([weight for group in polar for weight in group["params"] if weight.grad is not None])
+        if shards is not None or sharing == "auto":
+            return shards
         # One row of each matrix says as much as all of it, and is quickly sent.
+        facts = [str([(tuple(stack.shape), stack.dtype, *key[-2:]) for key, stack in stacks.items()])]
         facts += [stack[:, 0].flatten().cpu().double().sum().item().hex() for stack in stacks.values()]
         return agreeing_group(" ".join(facts), next(iter(stacks.values())).device)
 
@@ -377,18 +393,3 @@ def into_blocks(matrix: torch.Tensor, blocks: int, dim: int) -> torch.Tensor:
 def from_blocks(blocks: torch.Tensor, dim: int) -> torch.Tensor:
     """The matrix again."""
     return torch.cat(list(blocks), dim)
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be sharded, on every process as a whole."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:
-    """A tensor that is there as a whole, sharded as a parameter is; each process takes its part, nothing is sent."""
-    tensor = tensor if keep_dtype else tensor.to(parameter.dtype)
-    if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):
-        return tensor
-    mesh = parameter.device_mesh
-    replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=parameter.placements)

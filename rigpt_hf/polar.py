@@ -65,6 +65,7 @@ def exact_polar(matrices: torch.Tensor) -> torch.Tensor:
     there would single out a basis.
     """
     u, values, vt = torch.linalg.svd(matrices.to(torch.float64), full_matrices=False)
-    tolerance = max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
+    # Of what is computed in, not of the argument: that of bfloat16 times 128 is 1, and nothing would be left.
+    tolerance = max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
     filled = values > tolerance * values[..., :1]
     return ((u * filled.to(u)[..., None, :]) @ vt).to(matrices.dtype)

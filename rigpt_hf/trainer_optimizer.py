@@ -77,6 +77,8 @@ def _from_arguments(context: Any) -> tuple[Any, dict[str, Any]]:
         "weight_decay": arguments.weight_decay,
         "betas": (arguments.adam_beta1, arguments.adam_beta2),
         "eps": arguments.adam_epsilon,
+        # `Trainer` trains one model with all processes that there are, step by step.
+        "sharing": "all",
     }
     multipliers = {}
     for name, value in context.optim_args.items():

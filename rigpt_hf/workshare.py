@@ -1,10 +1,11 @@
-"""Work that all processes of a run would do alike, shared among them instead."""
+"""Work that all processes of a run would do alike, shared among them instead; and tensors in shards."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Replicate
 
 
 def shared_work(
@@ -64,11 +65,25 @@ def assign(shapes: Sequence[tuple[int, ...]], world: int) -> list[list[int]]:
     return owners
 
 
+def group_of_shards(tensors: Sequence[torch.Tensor]) -> dist.ProcessGroup | None:
+    """
+    The processes that hold the shards of all these parameters, if they are shards of one mesh; else `None`.
+
+    They keep step by themselves, as no one of them can put a parameter together alone. Nothing is sent.
+    """
+    meshes = {tensor.device_mesh if isinstance(tensor, DTensor) else None for tensor in tensors}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    if mesh is None:
+        return None
+    # Of a mesh with several directions that is not all there is, the processes along the last one.
+    return dist.group.WORLD if mesh.size() == dist.get_world_size() else mesh.get_group(mesh.ndim - 1)
+
+
 def agreeing_group(description: str, device: torch.device) -> dist.ProcessGroup | None:
     """
     The default group, if there is one of several processes and all of them give the same description; else `None`.
 
-    Pipeline stages and ensembles have process groups as well, but work of their own on each process.
+    All of them must call this equally often, or it waits for those that do not.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
@@ -77,3 +92,18 @@ def agreeing_group(description: str, device: torch.device) -> dist.ProcessGroup 
     numbers = [torch.empty_like(number) for _ in range(dist.get_world_size())]
     dist.all_gather(numbers, number)
     return dist.group.WORLD if all(torch.equal(number, other) for other in numbers) else None
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be sharded, on every process as a whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:
+    """A tensor that is there as a whole, sharded as a parameter is; each process takes its part, nothing is sent."""
+    tensor = tensor if keep_dtype else tensor.to(parameter.dtype)
+    if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=parameter.placements)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.configuration_rigpt import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS
 from rigpt_hf.symmetry import haar, to_local_frames
 
 
@@ -63,10 +64,22 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
     "qk-norm-learned": {"qk_norm": True, "position_embedding_type": "learned"},
     "one-key-value-head": {"num_key_value_heads": 1},
+    "head-dim": {"head_dim": 12},
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
+}
+
+# Every way to read depth as time; apart from interpolation, the table of frames does not know them.
+FLOWS: dict[str, dict] = {
+    **{solver: {"depth_solver": solver} for solver in (*FIXED_STEP_SOLVERS, *ADAPTIVE_SOLVERS)},
+    "steps": {"depth_solver": "midpoint", "depth_steps": 3},
+    "linear": {"depth_solver": "rk4", "depth_interpolation": "linear"},
+    "linear-dopri5": {"depth_solver": "dopri5", "depth_interpolation": "linear"},
+    "adjoint": {"depth_solver": "rk4", "depth_steps": 2, "depth_adjoint": True},
+    "adjoint-dopri5": {"depth_solver": "dopri5", "depth_adjoint": True},
+    "adjoint-linear-bosh3": {"depth_solver": "bosh3", "depth_interpolation": "linear", "depth_adjoint": True},
 }
 
 

@@ -8,16 +8,19 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from rigpt_hf import RiGPTForCausalLM, optim
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, optim
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.trainer_optimizer import EquivariantFactory, register_with_trainer
 from rigpt_hf.workshare import assign, shared_work
+from tests.conversion.sources import gpt2_config
 from tests.models import tiny_config, tiny_model, tokens
 from tests.tolerances import DISTRIBUTED
 
@@ -31,9 +34,9 @@ def make_optimizer(model, **options):
     return EquivariantOptimizer(equivariant_param_groups(model, lr=3e-3), **options)
 
 
-def losses_of(model, optimizer, rows=slice(None), clip=None) -> list[float]:
+def losses_of(model, optimizer, rows=slice(None), clip=None, steps=STEPS) -> list[float]:
     losses = []
-    for step in range(STEPS):
+    for step in range(steps):
         ids = BATCHES[step % len(BATCHES)][rows]
         loss = model(ids, labels=ids, use_cache=False).loss
         optimizer.zero_grad()
@@ -56,11 +59,26 @@ def run_distributed(rank: int, port: int, kind: str, folder: str):
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     model = tiny_model(dtype=torch.float32, **OPTIONS)
-    done = []
-    real = optim.newton_schulz
+    done, asked = [], []
+    real, ask = optim.newton_schulz, optim.agreeing_group
+    optim.agreeing_group = lambda *arguments: asked.append(1) or ask(*arguments)
     optim.newton_schulz = lambda stack, steps: done.append(len(stack)) or real(stack, steps)
-    if kind == "ensemble":  # of one start, each with data of its own
-        wrapped = model
+    sharing = {"ddp": "all", "ensemble-all": "all", "ddp-unshared": "none"}.get(kind, "auto")
+    steps = STEPS
+    if kind == "accelerate-fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["RiGPTDecoderLayer"],
+        )
+        accelerator = Accelerator(cpu=True)
+        # Accelerate shards on accelerators only, unless told otherwise.
+        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+        wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, sharing=sharing))
+        assert all(isinstance(parameter, DTensor) for parameter in wrapped.parameters()), "nothing was sharded"
+        model = wrapped
+    elif kind.startswith("ensemble"):  # of one start, each with data of its own
+        wrapped, steps = model, ensemble_steps(kind, rank)
     elif kind == "fsdp2":
         mesh = torch.distributed.init_device_mesh("cpu", (2,))
         for layer in model.model.layers:
@@ -68,14 +86,20 @@ def run_distributed(rank: int, port: int, kind: str, folder: str):
         wrapped = fully_shard(model, mesh=mesh)
     else:
         wrapped = nn.parallel.DistributedDataParallel(model)
-    optimizer = make_optimizer(wrapped, sharing="none" if kind == "ddp-unshared" else "auto")
+    if kind != "accelerate-fsdp2":
+        optimizer = make_optimizer(wrapped, sharing=sharing)
     halves = slice(2 * rank, 2 * rank + 2)
-    losses = losses_of(wrapped, optimizer, halves, clip=0.5)
+    losses = losses_of(wrapped, optimizer, halves, clip=0.5, steps=steps)
     whole = {name: optim.whole(parameter.detach()) for name, parameter in model.named_parameters()}
-    result = {"losses": losses, "done": sum(done), "weights": whole}
+    result = {"losses": losses, "done": sum(done), "asked": len(asked), "weights": whole}
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def ensemble_steps(kind: str, rank: int) -> int:
+    """Where nobody asks the others, everybody may stop when he likes."""
+    return STEPS - 3 * rank if kind == "ensemble" else STEPS
 
 
 def launch(kind: str, folder) -> list[dict]:
@@ -87,7 +111,7 @@ def launch(kind: str, folder) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "ddp-unshared", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "ddp-unshared", "fsdp2", "accelerate-fsdp2"])
 def test_two_processes_train_as_one(kind, tmp_path):
     model, losses = reference(clip=0.5)
     first, second = launch(kind, tmp_path)
@@ -102,6 +126,7 @@ def test_two_processes_train_as_one(kind, tmp_path):
         for group in equivariant_param_groups(model)
         if group["treatment"] == "polar"
     )
+    assert first["asked"] == second["asked"] == (STEPS if kind == "ddp" else 0)
     if kind == "ddp-unshared":
         assert first["done"] == second["done"] == STEPS * blocks
     else:
@@ -110,11 +135,15 @@ def test_two_processes_train_as_one(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_with_models_of_their_own_share_nothing(tmp_path):
-    for rank, result in enumerate(launch("ensemble", tmp_path)):
+@pytest.mark.parametrize("kind", ["ensemble", "ensemble-all"])
+def test_processes_with_models_of_their_own_share_nothing(kind, tmp_path):
+    """Nor do they wait for each other, unless asked to."""
+    for rank, result in enumerate(launch(kind, tmp_path)):
         model = tiny_model(dtype=torch.float32, **OPTIONS)
-        losses = losses_of(model, make_optimizer(model), slice(2 * rank, 2 * rank + 2), clip=0.5)
+        rows, steps = slice(2 * rank, 2 * rank + 2), ensemble_steps(kind, rank)
+        losses = losses_of(model, make_optimizer(model), rows, clip=0.5, steps=steps)
         assert max(abs(a - b) for a, b in zip(result["losses"], losses, strict=True)) <= DISTRIBUTED
+        assert result["asked"] == (STEPS if kind == "ensemble-all" else 0)
 
 
 def test_the_costliest_matrices_are_spread():
@@ -229,7 +258,7 @@ def test_a_compiled_step_is_the_step():
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(group["lr"])
-    step = torch.compile(optimizers[1].step, backend="aot_eager")
+    step = torch.compile(optimizers[1].step, backend="aot_eager", fullgraph=True)
     for index, ids in enumerate(BATCHES):
         for model, optimizer, advance in zip((plain, compiled), optimizers, (optimizers[0].step, step), strict=True):
             optimizer.zero_grad()
@@ -302,3 +331,24 @@ def test_wrapped_models_have_the_same_groups():
     assert names[0] == names[1]
     with pytest.raises(ValueError, match="`model` must be a RiGPT, got a Linear without a configuration"):
         equivariant_param_groups(nn.Linear(2, 2))
+
+
+def test_other_models_are_refused_in_one_line(tmp_path):
+    """A config made from RiGPT's is none of them, `AffineNormConfig` for one."""
+    stock = GPT2LMHeadModel(gpt2_config())
+    message = "`model` must be a RiGPT, got a GPT2LMHeadModel with a GPT2Config, .* Convert it with `rigpt convert`"
+    with pytest.raises(ValueError, match=message) as caught:
+        Trainer(stock, arguments(tmp_path, optim="equivariant"), train_dataset=Rows()).train()
+    assert "\n" not in str(caught.value)
+    model = RiGPTForCausalLM(tiny_config())
+    expected = [group["names"] for group in equivariant_param_groups(model)]
+    model.config.__class__ = type("Derived", (RiGPTConfig,), {"model_type": "derived"})
+    assert [group["names"] for group in equivariant_param_groups(model)] == expected
+
+
+def test_trainer_lets_all_processes_share(tmp_path):
+    for extra, expected in (({}, "all"), ({"optim_args": "sharing=none"}, "none")):
+        options = arguments(tmp_path, optim="equivariant", **extra)
+        trainer = Trainer(tiny_model(dtype=torch.float32), options, train_dataset=Rows())
+        assert trainer.create_optimizer().defaults["sharing"] == expected
+    assert make_optimizer(tiny_model()).defaults["sharing"] == "auto"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
+from rigpt_hf import depth_rigpt
 from rigpt_hf.flow.depth import fitted_order, flow_end, layer_field, refinement, trajectory
 from rigpt_hf.flow.figures_depth import plot_depth
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
@@ -23,9 +24,9 @@ from rigpt_hf.symmetry import (
 from rigpt_hf.symmetry.frames import frame_keys
 from tests.model.agreement import assert_different, assert_same
 from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
-from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.models import FLOWS, SYMMETRIES, tiny_config, tiny_model, tokens
 from tests.symmetry.test_counting import inputs, measure, small_model
-from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY
+from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY, TRAINING
 
 
 # How far a fitted order may be from the solver's.
@@ -205,6 +206,93 @@ def test_the_flow_turns_along_with_the_stream():
     before, after = (trajectory(each, tokens(2, 7), [0.5, 1.7], solver="rk4") for each in (model, turned))
     assert_same(after, before @ rotation.T)
     assert_different(after, before)
+
+
+# Few steps, and far from the flow, so that what chooses them is seen.
+LOOSE = {"depth_rtol": 1e-3, "depth_atol": 1e-4}
+
+
+def coordinate_by_coordinate(monkeypatch) -> None:
+    """Let torchdiffeq choose steps as it does by itself, which depends on the basis."""
+    depth_rigpt.torchdiffeq()
+    for name in ("odeint", "odeint_adjoint"):
+        solver = depth_rigpt.SOLVERS[name]
+
+        def theirs(*arguments, rtol=None, atol=None, adjoint_params=None, solver=solver, **settings):
+            if rtol is not None:
+                settings |= {"rtol": LOOSE["depth_rtol"], "atol": LOOSE["depth_atol"]}
+            for setting in ("adjoint_rtol", "adjoint_atol", "adjoint_options"):
+                settings.pop(setting, None)
+            return solver(*arguments, **settings | ({"adjoint_params": adjoint_params} if adjoint_params else {}))
+
+        monkeypatch.setitem(depth_rigpt.SOLVERS, name, theirs)
+
+
+def turned_error(options: dict) -> float:
+    """What a random element of all compact frames changes of the logits."""
+    model = smooth_model(**LOOSE | options)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
+    with torch.no_grad():
+        return difference(g(model)(tokens(1, 5)).logits, model(tokens(1, 5)).logits)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_no_solver_has_a_preferred_basis(name):
+    error = turned_error(FLOWS[name])
+    print(f"{error:.1e}")
+    assert error <= SYMMETRY[torch.float64]
+
+
+@pytest.mark.parametrize("name", ["dopri5", "linear-dopri5"])
+def test_tolerances_of_each_coordinate_would_have_one(name, monkeypatch):
+    coordinate_by_coordinate(monkeypatch)
+    assert turned_error(FLOWS[name]) > 100 * SYMMETRY[torch.float64]
+
+
+def trained_apart(options: dict) -> float:
+    """The distance after two steps between the turned training and the training turned, relative to the way."""
+    model = smooth_model(**LOOSE | options)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
+    turned, start = g(model), g(model)
+    for each in (model, turned):
+        optimizer = EquivariantOptimizer(equivariant_param_groups(each, lr=1e-2))
+        for seed in range(2):
+            optimizer.zero_grad()
+            each(tokens(1, 5, seed=seed), labels=tokens(1, 5, seed=seed), use_cache=False).loss.backward()
+            optimizer.step()
+    gap, way = (
+        sum(
+            float((p - q).detach().square().sum())
+            for p, q in zip(g(model).parameters(), other.parameters(), strict=True)
+        )
+        for other in (turned, start)
+    )
+    assert way > 1e-2, "nothing was learned"
+    return (gap / way) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["steps", "linear", "adjoint", "dopri5", "linear-dopri5", "adjoint-dopri5"])
+def test_training_through_every_solver_turns_along(name):
+    distance = trained_apart(FLOWS[name])
+    print(f"{distance:.1e}")
+    assert distance <= TRAINING
+
+
+@pytest.mark.parametrize("name", ["dopri5", "adjoint-dopri5"])
+def test_tolerances_of_each_coordinate_would_turn_training_off_its_way(name, monkeypatch):
+    coordinate_by_coordinate(monkeypatch)
+    assert trained_apart(FLOWS[name]) > 100 * TRAINING
+
+
+def test_steps_back_do_not_depend_on_the_scale_of_the_loss(monkeypatch):
+    def gradient(scale: float) -> torch.Tensor:
+        model = smooth_model(**LOOSE | FLOWS["adjoint-dopri5"])
+        (scale * model(tokens(1, 5), labels=tokens(1, 5)).loss).backward()
+        return model.model.embed_tokens.weight.grad / scale
+
+    assert_same(gradient(2**-20), gradient(1.0))
+    coordinate_by_coordinate(monkeypatch)
+    assert difference(gradient(2**-20), gradient(1.0)) > 100 * SYMMETRY[torch.float64]
 
 
 def test_shared_frames_are_counted_once():
