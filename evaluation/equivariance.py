@@ -8,6 +8,7 @@ the first and the result of the second, relative to the way that training has go
 
 import copy
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,13 @@ def main(
     output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
 ):
     """Train pairs and print how far apart they end; the last line is the control that must be far."""
+    for name, value in (("steps", steps), ("seeds", seeds)):
+        if value < 1:
+            raise typer.BadParameter(f"`{name}` must be at least 1, got {value}. Give more.")
+    if not 0 < lr < math.inf:
+        raise typer.BadParameter(
+            f"`lr` must be positive, got {lr}. Distances are relative to the way gone: give more."
+        )
     results: dict[str, list[dict[str, float]]] = {}
     with tqdm(total=len(KINDS) * seeds * 2 * steps, unit="step") as bar:
         for kind in KINDS:

@@ -75,7 +75,7 @@ def affine_norm_param_groups(
         model: An [`AffineNormForCausalLM`], also as DDP wraps it.
         lr, weight_decay, multipliers: As there.
     """
-    norms = [module for module in model.modules() if isinstance(module, tuple(NORMS.values()))]
+    norms: list[nn.Module] = [module for module in model.modules() if type(module) in NORMS.values()]
     affine = [parameter for norm in norms for parameter in norm.parameters() if parameter.requires_grad]
     # The table of frames has no row for what has no frame, and is asked for what can be trained only.
     for parameter in affine:

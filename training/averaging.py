@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,6 +52,13 @@ class WeightAverage:
             yield
         finally:
             exchange(pairs)
+
+
+def exchange_saved(weights: dict[str, torch.Tensor], state: dict[str, dict[str, Any]]) -> None:
+    """In what was gathered inside `WeightAverage.applied`, put the weights and their average back in their places."""
+    for name, entries in state.items():
+        if AVERAGE in entries:
+            weights[name], entries[AVERAGE] = entries[AVERAGE], weights[name]
 
 
 @torch.no_grad()

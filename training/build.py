@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
@@ -13,7 +14,7 @@ from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_gr
 
 from .affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
 from .data import Manifest, documents, prepare
-from .data.sources import pinned
+from .data.sources import check_source_options, pinned
 from .data.tokenizer import load_tokenizer
 from .modern import ModernGPTConfig, ModernGPTForCausalLM, muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
@@ -36,12 +37,27 @@ EQUIVARIANT_GROUPS: dict[str, Any] = {
 REQUEST = "request.json"
 
 
+def check_launch() -> None:
+    """
+    Raise if the program was launched for DeepSpeed, which flattens the parameters that checkpoints name.
+
+    Raises:
+        ValueError: says what to launch instead.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "`accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP, or --run.fsdp true to "
+            "shard optimizer and parameters."
+        )
+
+
 def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_text: int | None, seed: int) -> nn.Module:
     """
     A model with random weights, or that of `options.start`.
 
     Raises:
-        ValueError: if a field does not exist, values do not fit each other, or the start has another vocabulary.
+        ValueError: if a field does not exist, values are impossible or do not fit each other, or the start has another
+            vocabulary.
     """
     set_seed(seed)
     if options.start is not None:
@@ -79,7 +95,13 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
             f"`data.context` must be at most the positions of `model.config`, got {context} and "
             f"{config.max_position_embeddings}. Shorten one, or leave the positions out."
         )
-    return model_class(config).train()
+    try:
+        return model_class(config).train()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"`model.config` must hold values that {model_class.__name__} can be made with, got {options.config}: "
+            f"{type(error).__name__}: {error}. See the docstring of {config_class.__name__}."
+        ) from error
 
 
 def start_from(options: ModelOptions) -> nn.Module:
@@ -104,6 +126,8 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
     """The optimizer of a wrapped model; every group keeps its share of the peak rate as `multiplier`."""
     optimizer: torch.optim.Optimizer
     betas = options.beta1, options.beta2
+    # All processes of a run train one model, step by step.
+    settings: dict[str, Any] = {"momentum": options.momentum, "betas": betas, "sharing": "all"}
     if options.name == "equivariant":
         model_type = config_of(model).model_type
         if model_type not in EQUIVARIANT_GROUPS:
@@ -113,10 +137,10 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
             )
         of_model = EQUIVARIANT_GROUPS[model_type]
         groups = of_model(model, options.lr, options.weight_decay, multipliers=options.multipliers)
-        optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
+        optimizer = EquivariantOptimizer(groups, options.lr, **settings)
     elif options.name == "muon":
         groups = muon_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
-        optimizer = EquivariantOptimizer(groups, options.lr, momentum=options.momentum, betas=betas)
+        optimizer = EquivariantOptimizer(groups, options.lr, **settings)
     else:
         matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
         others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
@@ -135,8 +159,9 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     The folder of tokenised shards, made first if it is not there; for the main process.
 
     Raises:
-        ValueError: if there is neither a folder nor a source.
+        ValueError: if there is neither a folder nor a source, or an option of the source is unknown.
     """
+    check_source_options(options.source_options)
     path = Path(options.path)
     if (path / "manifest.json").is_file():
         check_data(options, Manifest.read(path), path)
@@ -160,6 +185,8 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
         **source_options,
     )
     request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
+    if "revision" in options.source_options:
+        request["revision"] = options.source_options["revision"]
     (path / REQUEST).write_text(json.dumps(request) + "\n", encoding="utf-8")
     return path
 
@@ -180,9 +207,11 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
     wanted |= {"validation": options.validation, "tokenizer": options.tokenizer}
     wanted |= {"tokenizer_revision": options.tokenizer_revision} if options.tokenizer_revision else {}
     for name, value in wanted.items():
-        if made.get(name) != value:
+        # A branch or tag that was asked for, or the commit that it was then.
+        if value not in (made.get(name), manifest.source.get(name)):
+            place = f"source_options.{name}" if name in options.source_options else name
             raise ValueError(
-                f"`data.path` must hold what `data.{name}` says, got {str(path)!r} made with {made.get(name)!r} "
+                f"`data.path` must hold what `data.{place}` says, got {str(path)!r} made with {made.get(name)!r} "
                 f"instead of {value!r}. Name another `data.path`, or pass --data.source null to take it as it is."
             )
 

@@ -215,7 +215,7 @@ class CheckpointStore:
             files = {}
             for file in inside:
                 if file.is_file():
-                    _sync(file)
+                    sync(file)
                     name = file.relative_to(temporary).as_posix()
                     files[name] = {"size": file.stat().st_size, "sha256": _digest(file)}
             if RECORD in files:
@@ -223,11 +223,11 @@ class CheckpointStore:
             record["files"] = files
             record["sha256"] = _digest_of(record)
             (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            _sync(temporary / RECORD)
+            sync(temporary / RECORD)
             for folder in (*(item for item in inside if item.is_dir()), temporary):
-                _sync(folder)
+                sync(folder)
             temporary.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
         self._retain()
         return path
 
@@ -391,7 +391,7 @@ def _digest_of(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, from the memory of the operating system to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -10,7 +10,6 @@ TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN 
 import json
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +30,7 @@ from rigpt_hf.training.records import Records
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
+TOKEN_BYTES = 2
 # Windows that go through a model at once: small enough for the caches of a CPU.
 MICRO_BATCH = 4
 # Decimals of the logs in the summary.
@@ -185,6 +185,10 @@ def main(
             raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
     if precision not in ("no", "bf16"):
         raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
+    given = swept_rates(rates)
+    if not finished:
+        check_tokens(train, "train", CONTEXT + 2)
+        check_tokens(validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
     how: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
     results: dict[str, list[dict[str, Any]]] = {}
     others: dict[str, list[dict[str, Any]]] = {}
@@ -195,7 +199,7 @@ def main(
             sweeps[name], results[name] = at_the_best_rate(runs)
             others[name] = [run for run in runs if run not in results[name]]
             continue
-        sweep = [float(rate) for rate in rates.split(",")] if rates else list(CANDIDATES[name].rates)
+        sweep = given or list(CANDIDATES[name].rates)
         first = [run_one(name, rate, 0, **how) for rate in sweep]
         best = min(first, key=lambda result: result["final_loss"])
         sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
@@ -216,6 +220,33 @@ def main(
         text = json.dumps(facts | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(summary)
+
+
+def swept_rates(text: str | None) -> list[float]:
+    """Learning rates from the command line; none if none are given."""
+    try:
+        rates = [float(rate) for rate in text.split(",")] if text else []
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise typer.BadParameter(f"`rates` must be positive numbers, separated by commas, got {text!r}. Correct them.")
+    return rates
+
+
+def check_tokens(path: Path, name: str, least: int) -> None:
+    """Raise if a file of tokens cannot be one, or has fewer than `least`."""
+    size = path.stat().st_size
+    if size % TOKEN_BYTES or size < TOKEN_BYTES * least:
+        raise typer.BadParameter(
+            f"`{name}` must be a file of at least {least} tokens of {TOKEN_BYTES} bytes, got {str(path)!r} of {size} "
+            "bytes. Name a longer one."
+        )
+    largest = int(np.memmap(path, dtype="<u2", mode="r").max())
+    if largest >= VOCABULARY:
+        raise typer.BadParameter(
+            f"`{name}` must have tokens below {VOCABULARY}, got {largest} in {str(path)!r}. Name a file of that "
+            "vocabulary."
+        )
 
 
 def show(results: dict[str, list[dict[str, Any]]], reference: str | None = None) -> None:
@@ -269,13 +300,17 @@ def spread(values: list[float], form: str) -> str:
     """Mean and 95 % confidence interval (Student's t), as text; the value alone if there is one."""
     if any(math.isnan(value) for value in values):
         return "–"
-    mean: Callable[[list[float]], float] = statistics.mean
     if len(values) == 1:
         return form.format(values[0])
+    return " ± ".join(form.format(each) for each in interval(values))
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of two values or more and half the width of its 95 % confidence interval (Student's t)."""
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{form.format(mean(values))} ± {form.format(half)}"
+    return statistics.mean(values), half
 
 
 if __name__ == "__main__":

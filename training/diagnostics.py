@@ -1,6 +1,7 @@
 """What is measured of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,19 +17,36 @@ PEAK_PRODUCTS, PEAK_SECONDS = 3, 0.3
 PEAK_SIZES = {"cpu": 1024, "cuda": 8192}
 
 
+def in_parts(batch: dict[str, torch.Tensor], rows: int | None) -> Iterator[dict[str, torch.Tensor]]:
+    """A batch in parts of so many rows, of which the last may have fewer; as a whole if `rows` is `None`."""
+    size = len(next(iter(batch.values())))
+    for start in range(0, size, rows or size):
+        yield {key: value[start : start + (rows or size)] for key, value in batch.items()}
+
+
 @torch.no_grad()
-def stream_kurtosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[float]:
+def stream_kurtosis(model: nn.Module, batch: dict[str, torch.Tensor], rows: int | None = None) -> list[float]:
     """
     Excess kurtosis over the coordinates of the stream, the mean over tokens; one number per layer, the first of the
     embeddings, the last of the last layer (after the norm, as the library gives it).
 
     Zero for a Gaussian; large where few coordinates carry much, as models with a preferred basis have it.
+
+    Args:
+        model, batch: What is measured, and on what.
+        rows (`int`, *optional*): Windows that go through the model at once; all of them if not given.
     """
-    return [float(excess_kurtosis(state).mean()) for state in _states(model, batch)]
+    sums, tokens = torch.zeros(()), 0
+    for part in in_parts(batch, rows):
+        # One layer at a time: all of them in float64 would take twice the memory of the pass itself.
+        values = [excess_kurtosis(state.double()) for state in _states(model, part)]
+        sums = sums + torch.stack([value.sum() for value in values]).cpu()
+        tokens += values[0].numel()
+    return (sums / tokens).tolist()
 
 
 @torch.no_grad()
-def summed_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+def summed_loss(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
     """`[2]`, float64: the loss summed over all tokens to predict, and their number; the model is in training after."""
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64)
@@ -61,8 +79,10 @@ def kurtosis_in_random_frames(
     """
     generator = torch.Generator().manual_seed(seed)
     states = _states(model, batch)
-    rotations = [haar(states[0].shape[-1], generator).to(states[0]) for _ in range(frames)]
-    values = torch.tensor([[excess_kurtosis(state @ turn.T).mean() for state in states] for turn in rotations])
+    rotations = [haar(states[0].shape[-1], generator).to(states[0].device, torch.float64) for _ in range(frames)]
+    values = torch.tensor(
+        [[excess_kurtosis(state.double() @ turn.T).mean() for state in states] for turn in rotations]
+    )
     calmest = values[values.abs().amax(dim=1).argmin()]
     return {"mean": values.mean(0).tolist(), "deviation": values.std(0).tolist(), "calmest": calmest.tolist()}
 
@@ -73,7 +93,7 @@ def _states(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[torch.Tens
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     states = model.eval()(**inputs, use_cache=False, output_hidden_states=True).hidden_states
     model.train(was_training)
-    return [state.double() for state in states]
+    return list(states)
 
 
 def excess_kurtosis(values: torch.Tensor) -> torch.Tensor:

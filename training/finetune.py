@@ -70,6 +70,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     """
     state = PartialState(cpu=options.cpu)
     check_places(options)
+    options.make_working_dir()
     try:
         return _finetune(options, state, [*callbacks])
     except BaseException:
@@ -96,7 +97,6 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         check_resumes(options, record)
     state.wait_for_everyone()
     if state.is_main_process:
-        options.working_dir.mkdir(parents=True, exist_ok=True)
         (options.working_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     examples = encode(rows, ~held.mask, tokenizer, context)
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else Examples()
@@ -221,8 +221,8 @@ def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
             f"`model` must have an embedding for each of its tokenizer's {len(tokenizer)} tokens, got "
             f"{config.vocab_size} in {source!r}. Call `resize_token_embeddings` and save it."
         )
-    if options.chat_template is not None:
-        tokenizer.chat_template = Path(options.chat_template).read_text(encoding="utf-8")
+    if (template := options.read_template()) is not None:
+        tokenizer.chat_template = template
     return tokenizer
 
 
@@ -311,7 +311,8 @@ def make_trainer(
     )
     optimizer = None
     if options.optim == "equivariant":
-        optimizer = EquivariantOptimizer(equivariant_param_groups(model, rate, options.weight_decay), lr=rate)
+        groups = equivariant_param_groups(model, rate, options.weight_decay)
+        optimizer = EquivariantOptimizer(groups, lr=rate, sharing="all")
     trainer = Trainer(
         model,
         arguments,

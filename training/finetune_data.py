@@ -21,8 +21,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from .data.sources import parquet_instead
+
 
 IGNORED = -100
+REVISION = "data_revision='refs/convert/parquet'"
 # Suffix of a file, and the loader of `datasets` for it.
 LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COLUMNS = ("messages", "text")
@@ -133,11 +136,11 @@ def read_rows(
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(loader, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
             f"`data` must be a file, a folder or a data set on the Hub that `datasets` can read, with the split "
-            f"{split!r}, got {data!r}: {reason}"
+            f"{split!r}, got {data!r}: {reason}{parquet_instead(reason, REVISION)}"
         ) from error
     finally:
         if shown:

@@ -108,14 +108,37 @@ class FinetuneOptions(Settings):
             )
         elif importlib.util.find_spec("peft") is None:
             raise ValueError(f"`lora` needs peft, got {self.lora} without it. pip install 'rigpt-hf[train]'")
-        if self.chat_template is not None and not Path(self.chat_template).is_file():
-            raise ValueError(f"`chat_template` must be a file, got {self.chat_template!r}.")
+        self.read_template()
 
     @property
     def working_dir(self) -> Path:
         """Where checkpoints and logs are until the result is complete."""
         output = Path(self.output_dir)
         return output.with_name(output.name + ".checkpoints")
+
+    def make_working_dir(self) -> None:
+        """Make it, before `datasets` writes into it; a `ValueError` if it cannot be made."""
+        try:
+            self.working_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`output_dir` must be a place that can be written to, got {self.output_dir!r}: {error.strerror}. "
+                "Name another."
+            ) from error
+
+    def read_template(self) -> str | None:
+        """The chat template, if one was named; a `ValueError` if it is no file or not text in UTF-8."""
+        if self.chat_template is None:
+            return None
+        if not Path(self.chat_template).is_file():
+            raise ValueError(f"`chat_template` must be a file, got {self.chat_template!r}. Check the path.")
+        try:
+            return Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: {error}. Save "
+                "it as one."
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from rigpt_hf.conversion.output import temporary_sibling
 
-from .checkpoints import check_facts
+from .checkpoints import check_facts, sync
 
 
 OWNER, LOCK = "run.json", ".lock"
@@ -48,18 +48,36 @@ def claim(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: boo
         ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from.
     """
     owner = folder / OWNER
-    saved = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else None
     left = [name for name in LEFT if (folder / name).exists()]
+    # Checkpoints have facts of their own, which are compared when one is taken up.
     if left and not has_checkpoints and not force:
-        if saved is None:
+        if not owner.is_file():
             raise ValueError(
                 f"`run.output` must be empty or a run's own, got {str(folder)!r} with {', '.join(left)} of something "
                 "else. Name another folder, or pass --run.force true to replace them."
             )
-        check_facts(saved, facts, override="--run.force true to replace its results")
+        check_facts(_read_owner(owner, left), facts, override="--run.force true to replace its results")
     temporary = temporary_sibling(owner)
-    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, owner)
+    try:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, owner)
+        sync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:
+    try:
+        saved = json.loads(owner.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("not an object")
+        return saved
+    except ValueError as error:
+        raise ValueError(
+            f"`run.output` must tell whose {', '.join(left)} it has, but {str(owner)!r} is damaged "
+            f"({' '.join(str(error).split())}). Name another folder, or pass --run.force true to replace them."
+        ) from error
 
 
 class StopRequests:

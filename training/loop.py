@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,22 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from .averaging import WeightAverage
-from .build import build_model, build_optimizer, ensure_data
+from .averaging import WeightAverage, exchange_saved
+from .build import build_model, build_optimizer, check_launch, ensure_data
 from .checkpoints import Checkpoint, CheckpointStore, check_facts
 from .data import TokenShards, Windows, validation_batches
-from .diagnostics import flops_per_token, invariance_error, peak_flops, stream_kurtosis, summed_loss, update_norm
+from .diagnostics import (
+    flops_per_token,
+    in_parts,
+    invariance_error,
+    peak_flops,
+    stream_kurtosis,
+    summed_loss,
+    update_norm,
+)
 from .folder import StopRequests, claim, lock
 from .options import PretrainOptions
-from .records import Records, plot_losses, write_model
+from .records import Records, RunReport, write_model, write_results
 from .schedule import make_schedule
 from .sharding import (
     check_processes,
@@ -42,26 +49,7 @@ from .state import load_state, rng_state, save_state, set_rng_state
 logger = logging.get_logger(__name__)
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What a checkpoint records besides the options: it changes from one to the next.
-PROGRESS = ("world", "best_validation", "windows")
-
-
-@dataclass
-class RunReport:
-    """
-    What a run came to.
-
-    Args:
-        steps (`int`): done in all; started (`int`): the step at which this call began.
-        losses (`list[float]`): of training, nats per token, one per step of this call.
-        validation (`list[tuple[int, float]]`): step and loss.
-        model_folder (`Path`, *optional*): the final model; `None` if the run was interrupted.
-    """
-
-    steps: int
-    started: int
-    losses: list[float] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    model_folder: Path | None = None
+PROGRESS = ("world", "best_validation", "windows", "averaged")
 
 
 class PretrainingRun:
@@ -79,6 +67,7 @@ class PretrainingRun:
     def __init__(self, options: PretrainOptions, progress: bool = True):
         self.options, self.progress = options, progress
         run = options.run
+        check_launch()
         if run.deterministic:
             torch.use_deterministic_algorithms(True)
         self.accelerator = Accelerator(
@@ -90,6 +79,9 @@ class PretrainingRun:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         check_processes(run, self.world)
+        # Windows of every batch that are this process's, and how many of them go through the model at once.
+        self.own = run.batch_size // self.world
+        self.rows = run.micro_batch_size or self.own
         self._open_data()
         self.store = CheckpointStore(options.output / "checkpoints", run.keep_last, run.keep_best)
         self.records = Records(options.output / "metrics.jsonl")
@@ -169,7 +161,9 @@ class PretrainingRun:
                 entry["mfu"] = entry["tokens_per_second"] * self.flops / peak
                 done = self.step == run.steps
                 diagnosed = "update_norm" in entry
-                if done or self.step % run.evaluate_every == 0:
+                due = done or self.step % run.save_every == 0
+                # Only what was judged can be kept as the best.
+                if done or self.step % run.evaluate_every == 0 or (due and run.keep_best):
                     entry["validation_loss"] = self._validate()
                     report.validation.append((self.step, entry["validation_loss"]))
                     if self.best_validation is None or entry["validation_loss"] < self.best_validation:
@@ -177,7 +171,7 @@ class PretrainingRun:
                 if diagnosed:
                     entry |= self._diagnose()
                 self._log(entry, bar)
-                if done or self.stopping or self.step % run.save_every == 0:
+                if due or self.stopping:
                     self._save(entry.get("validation_loss"))
         report.steps = self.step
         if self.step == run.steps:
@@ -203,9 +197,11 @@ class PretrainingRun:
         if self.accelerator.is_main_process:
             try:
                 result = act()
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 problem = error
         told = [text for text in gather_object([None if problem is None else str(problem)]) if text is not None]
+        if problem is not None and not isinstance(problem, (ValueError, OSError)):
+            raise problem
         if told:
             raise ValueError(told[0]) from problem
         return result
@@ -213,19 +209,16 @@ class PretrainingRun:
     def _advance(self) -> dict[str, Any]:
         """One optimizer step; what the log says of it."""
         options = self.options
-        own = options.run.batch_size // self.world
         batch = self.windows.batch(
             self.step, options.run.batch_size, self.rank, self.world, seed=options.run.seed, offset=self.skipped
         )
         # Losses are means over all tokens of the step, wherever they are: so neither the number of processes nor
         # accumulation shows in them.
         count = self._summed((batch["labels"][:, 1:] != -100).sum())
-        micro = options.run.micro_batch_size or own
-        starts = range(0, own, micro)
         total = torch.zeros((), dtype=torch.float64)
-        for start in starts:
-            part = {key: value[start : start + micro].to(self.device) for key, value in batch.items()}
-            with local_gradients(self.accelerator, self.model, start == starts[-1]), self.accelerator.autocast():
+        parts = list(in_parts(self._placed(batch), self.rows))
+        for part in parts:
+            with local_gradients(self.accelerator, self.model, part is parts[-1]), self.accelerator.autocast():
                 # The sum over processes is what DDP and FSDP make a mean of.
                 loss = self.forward(**part, use_cache=False, num_items_in_batch=count.to(self.device)).loss
                 (self.scaler.scale(loss * self.world) if self.scaler else loss * self.world).backward()
@@ -280,9 +273,11 @@ class PretrainingRun:
     @torch.no_grad()
     def _validate(self) -> float:
         """The mean loss over the validation batches, which are divided among processes by rows."""
-        rows = self.options.run.batch_size // self.world
-        own = slice(self.rank * rows, (self.rank + 1) * rows)
-        parts = [{key: value[own].to(self.device) for key, value in batch.items()} for batch in self.validation]
+        parts = (
+            part
+            for batch in self.validation
+            for part in in_parts(self._placed(batch, self.rank * self.own), self.rows)
+        )
         with self.average.applied(), self.accelerator.autocast():
             totals = summed_loss(self.model, parts)
         loss, count = self._summed(totals).tolist()
@@ -290,11 +285,9 @@ class PretrainingRun:
 
     def _diagnose(self) -> dict[str, Any]:
         """Kurtosis of every layer, and for an unsharded RiGPT the invariance error."""
-        batch = {
-            key: value[: max(len(value) // self.world, 1)].to(self.device) for key, value in self.validation[0].items()
-        }
+        batch = self._placed(self.validation[0])
         with self.average.applied():
-            found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch)}
+            found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch, self.rows)}
             if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
                 # Not in mixed precision: the error is that of the model, not of rounding.
                 bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -302,11 +295,20 @@ class PretrainingRun:
                 self.model.train()
         return found
 
+    def _placed(self, batch: dict[str, torch.Tensor], start: int = 0) -> dict[str, torch.Tensor]:
+        """As many rows as a process has, on the device."""
+        return {key: value[start : start + self.own].to(self.device) for key, value in batch.items()}
+
     def _facts(self) -> dict[str, Any]:
         hashes = {name: [shard.sha256 for shard in split.shards] for name, split in self.manifest.splits.items()}
         return self.options.facts() | {"data_hashes": hashes}
 
     def _save(self, metric: float | None) -> None:
+        # What was judged is what `model` of the checkpoint holds: an average goes there, and the weights where it was.
+        with self.average.applied():
+            self._save_as_it_is(metric)
+
+    def _save_as_it_is(self, metric: float | None) -> None:
         weights, optimizer = gather_weights(self.model), gather_optimizer(self.model, self.optimizer)
         scaler = self.scaler.state_dict() if self.scaler else {}
 
@@ -319,6 +321,7 @@ class PretrainingRun:
 
         windows = self.skipped + self.step * self.options.run.batch_size
         facts = self._facts() | {"world": self.world, "best_validation": self.best_validation, "windows": windows}
+        facts["averaged"] = self.average.decay is not None
         self.store.save_together(
             self.step,
             write,
@@ -345,6 +348,8 @@ class PretrainingRun:
         # Not mapped from the file: see `load_state`.
         mapped = load_file(found.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
+        if found.facts.get("averaged"):
+            exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)
         if state["name"] == self.options.optimizer.name:
             restore_optimizer_(self.model, self.optimizer, state["optimizer"])
@@ -381,15 +386,10 @@ class PretrainingRun:
 
     def _finish(self) -> Path:
         """Write the final model and the curves."""
-        folder = self.options.output / "model"
         with self.average.applied():
             weights = gather_weights(self.model)
-            if self.accelerator.is_main_process:
-                write_model(self.plain, weights, self.tokenizer, folder)
-        if self.accelerator.is_main_process:
-            plot_losses([self.records.path], self.options.output / "loss.png")
-        self.accelerator.wait_for_everyone()
-        return folder
+            self._together(lambda: write_results(self.plain, weights, self.tokenizer, self.records.path))
+        return self.options.output / "model"
 
 
 # Seconds for the threads of the process group to come to rest.

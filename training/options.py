@@ -47,7 +47,7 @@ class DataOptions:
     """`docs` (the documentation of the installed packages), a local text, JSONL or parquet file or folder, or a
     data set on the Hub."""
     source_options: dict[str, Any] = field(default_factory=dict)
-    """What else the source needs: name, revision, split, text_column, megabytes."""
+    """What else the source needs: name, revision, split, text_column, separator (of text files), megabytes."""
     tokenizer: str = "train:4096"
     """Folder or Hub id of a tokenizer; `train:N` makes one with N tokens from the beginning of the source."""
     tokenizer_revision: str | None = None
@@ -89,7 +89,8 @@ class OptimizerOptions:
     multipliers: dict[str, float] = field(default_factory=dict)
     """Of the learning rate, by treatment (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
     average: float | None = None
-    """Share kept per step of a moving average of the weights, which is validated and becomes the final model."""
+    """Share kept per step of a moving average of the weights, which is validated and is the model of checkpoints and
+    of the end."""
     clip: float | None = 1.0
     """Largest norm of the gradient."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -105,6 +106,9 @@ class OptimizerOptions:
         for name, value, valid, rule in (
             ("lr", self.lr, self.lr > 0, "positive"),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0"),
+            ("momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("beta1", self.beta1, 0 <= self.beta1 < 1, "at least 0 and below 1"),
+            ("beta2", self.beta2, 0 <= self.beta2 < 1, "at least 0 and below 1"),
             (
                 "average",
                 self.average,
@@ -136,7 +140,7 @@ class RunOptions:
     batch_size: int = 16
     """Windows per step, over all processes."""
     micro_batch_size: int | None = None
-    """Windows that one process puts through the model at once; all of its share if not given."""
+    """Windows that one process puts through the model at once, also to evaluate; all of its share if not given."""
     seed: int = 0
     """Of initial weights, order of the data, and dropout."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -158,7 +162,7 @@ class RunOptions:
     keep_last: int = 2
     """Checkpoints kept, the newest."""
     keep_best: int = 1
-    """Checkpoints kept besides, with the lowest validation loss."""
+    """Checkpoints kept besides, with the lowest validation loss, which is measured before each is saved; 0: none."""
     diagnose_every: int = 0
     """Steps between measurements of kurtosis, update norm and invariance; 0: only at the end."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -167,6 +171,8 @@ class RunOptions:
     """Replace the results of another run that lie in `output`, if there is no checkpoint to go on from."""
     allow_changes: bool = False
     """Go on from a checkpoint although options have changed since."""
+    prepare_only: bool = False
+    """Tokenise the data into `data.path`, say how much it is, and stop."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "evaluate_batches", "save_every"):
@@ -252,17 +258,32 @@ NOT_DECISIVE = (
     "trackers",
     "allow_changes",
     "force",
+    "prepare_only",
 )
+PRESETS = Path(__file__).parent / "presets"
+
+
+def find_preset(name: str) -> str:
+    """The path of a preset that is named alone (`smoke`) or as `presets/smoke.yaml`; anything else as it is."""
+    given = Path(name)
+    packaged = PRESETS / f"{given.name.removesuffix('.yaml')}.yaml"
+    named = str(given.parent) in (".", "presets") and not name.startswith(".")
+    # Looked for in the list first: what is given may also be YAML itself, too long for the name of a file.
+    return str(packaged) if named and packaged in PRESETS.glob("*.yaml") and not given.is_file() else name
 
 
 def make_parser() -> Any:
     """The command line, with every option and its help."""
     try:
-        from jsonargparse import ArgumentParser, set_parsing_settings
+        from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
     except ImportError as error:
         raise ValueError(
             "The training programs need `jsonargparse`. Install it with: pip install rigpt-hf[train]"
         ) from error
+
+    class PresetOrFile(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            super().__call__(parser, cfg, find_preset(values), option_string)
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -272,7 +293,9 @@ def make_parser() -> Any:
         "training/pretrain.py --config training/presets/smoke.yaml --run.steps 100",
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the options; see training/presets.")
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    text = f"YAML file with any of the options, or the name of a preset: {presets}."
+    parser.add_argument("--config", action=PresetOrFile, help=text)
     parser.add_class_arguments(PretrainOptions)
     return parser
 

@@ -5,13 +5,34 @@ import json
 import math
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rigpt_hf.conversion.output import publish, temporary_sibling
+
+
+@dataclass
+class RunReport:
+    """
+    What a run came to.
+
+    Args:
+        steps (`int`): done in all; started (`int`): the step at which this call began.
+        losses (`list[float]`): of training, nats per token, one per step of this call.
+        validation (`list[tuple[int, float]]`): step and loss.
+        model_folder (`Path`, *optional*): the final model; `None` if the run was interrupted.
+    """
+
+    steps: int
+    started: int
+    losses: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    model_folder: Path | None = None
 
 
 class Records:
@@ -26,10 +47,16 @@ class Records:
         self.path = path
 
     def append(self, entry: dict[str, Any]) -> None:
-        """One more line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """One more line; a `ValueError` if the disk does not take it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise ValueError(
+                f"`run.output` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
+                "untouched. Correct that (a full disk: free space) and call the same command again."
+            ) from error
 
     def read(self) -> list[dict[str, Any]]:
         """All entries; a last line that a kill has cut is left out."""
@@ -47,8 +74,11 @@ class Records:
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
         temporary = temporary_sibling(self.path)
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        try:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
@@ -60,6 +90,9 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
         weights: Its state dict, gathered.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk.
     """
     from rigpt_hf.conversion.assemble import quiet_loading
 
@@ -72,8 +105,31 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         publish(temporary, folder)
+    except Exception as error:
+        # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
+        if isinstance(error, SafetensorError) or type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path) -> None:
+    """
+    The final model and the curves of a run, beside its log; arguments as of `write_model`.
+
+    Raises:
+        ValueError: if they cannot be written, as on a full disk.
+    """
+    try:
+        write_model(model, weights, tokenizer, log.parent / "model")
+        plot_losses([log], log.parent / "loss.png")
+    except OSError as error:
+        raise ValueError(
+            f"`run.output` must take the final model and the curves, got {str(log.parent)!r}: "
+            f"{' '.join(str(error).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
+            "and call the same command again."
+        ) from error
 
 
 def plot_losses(logs: list[Path], path: Path, names: list[str] | None = None) -> None:
@@ -94,5 +150,8 @@ def plot_losses(logs: list[Path], path: Path, names: list[str] | None = None) ->
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     temporary = temporary_sibling(path)
-    figure.savefig(temporary, dpi=120, format=path.suffix[1:])
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

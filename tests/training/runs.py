@@ -90,15 +90,21 @@ def start(rank: int, world: int, port: int, data: Path, output: Path, options: d
 
 
 def main(data: str, output: str, world: int, kills: int, options: dict) -> None:
-    """Kill the processes of a run `kills` times with SIGKILL, each time start them again; then let it end."""
+    """
+    Kill the processes of a run `kills` times with SIGKILL, each time start them again; then let it end.
+
+    Of `options`, `victims` are the ranks that are killed, all if left out; the others must end by themselves.
+    """
     draw, killed_at = random.Random(0), []
+    victims = options.pop("victims", range(world))
     log = Path(output) / "metrics.jsonl"
     while True:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         children = [start(rank, world, port, Path(data), Path(output), options) for rank in range(world)]
-        if len(killed_at) < kills:
+        killing = len(killed_at) < kills
+        if killing:
             # Steps are short beside the start of a process, so the wait is for a step, and then a part of one more.
             before = len(log.read_text().splitlines()) if log.exists() else 0
             wanted = before + draw.randint(0, 3)
@@ -110,13 +116,13 @@ def main(data: str, output: str, world: int, kills: int, options: dict) -> None:
                     break
                 time.sleep(0.001)
             time.sleep(draw.random() * 0.05)
-            for child in children:
-                os.kill(child, signal.SIGKILL)
+            for rank in victims:
+                os.kill(children[rank], signal.SIGKILL)
             killed_at.append(len(log.read_text().splitlines()) if log.exists() else 0)
         codes = [os.waitpid(child, 0)[1] for child in children]
         if all(code == 0 for code in codes) and len(killed_at) >= kills:
             break
-        if any(os.WIFEXITED(code) and os.WEXITSTATUS(code) == 3 for code in codes) and len(killed_at) >= kills:
+        if any(os.WIFEXITED(code) and os.WEXITSTATUS(code) == 3 for code in codes) and not killing:
             sys.exit("a process failed")
     print(json.dumps({"killed_at": killed_at}))
 

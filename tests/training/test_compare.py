@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,55 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "PretrainingRun", None)
     compare.main(*files, tmp_path / "runs", **arguments)
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
+
+
+@pytest.mark.parametrize("rates", ["abc", "0.1,", "0.1,-1", "nan", "inf"])
+def test_impossible_rates_are_refused(rates, files, tmp_path):
+    answer = refused(compare.main, [*map(str, files), "--output", str(tmp_path / "runs"), "--rates", rates])
+    assert "`rates` must be positive numbers, separated by commas" in answer and not (tmp_path / "runs").exists()
+    assert compare.swept_rates("0.1,2e-3") == [0.1, 0.002] and compare.swept_rates(None) == []
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["train", "validation"])
+def test_impossible_token_files_are_refused(which, files, tmp_path):
+    name, least = (("train", 258), ("validation", 4096))[which]
+    for content, message in (
+        (np.zeros(least - 1, "<u2").tobytes(), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (bytes(20_001), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (b"", f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (np.full(least, 4096, "<u2").tobytes(), f"`{name}` must have tokens below 4096, got 4096"),
+    ):
+        wrong = list(files)
+        wrong[which] = tmp_path / "wrong.bin"
+        wrong[which].write_bytes(content)
+        assert message in refused(compare.main, [*map(str, wrong), "--output", str(tmp_path / "runs")])
+        assert not (tmp_path / "runs").exists()
+    wrong[which].write_bytes(np.full(least, 4095, "<u2").tobytes())
+    compare.check_tokens(wrong[which], name, least)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
+        (["--steps", "0"], "`steps` must be at least 1, got 0"),
+        (["--lr", "0"], "`lr` must be positive, got 0.0"),
+        (["--lr", "nan"], "`lr` must be positive, got nan"),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
+)
+def test_impossible_measurements_of_equivariance_are_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr(equivariance, "pair", None)
+    assert message in refused(equivariance.main, arguments)
+
+
+def refused(program, arguments: list[str]) -> str:
+    """What a program says of arguments that it does not take, in one line."""
+    app = typer.Typer()
+    app.command()(program)
+    answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    assert answer.exit_code == 2, answer.exception
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", answer.output).split())
 
 
 def test_kurtosis_over_all_frames_is_known():

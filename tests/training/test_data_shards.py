@@ -116,7 +116,8 @@ def test_max_tokens_ends_the_reading(tmp_path, tokenizer, monkeypatch):
 
     monkeypatch.setattr(shards, "documents", endless)
     (tmp_path / "a.txt").touch()
-    manifest = prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", max_tokens=333, progress=False)
+    options = {"max_tokens": 333, "validation": 0.2}
+    manifest = prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", progress=False, **options)
     assert sum(split.tokens for split in manifest.splits.values()) == 333
     assert len(read) <= shards.BATCH_DOCUMENTS
 
@@ -179,7 +180,13 @@ def test_impossible_arguments(source, tmp_path, tokenizer):
 
 def test_a_single_document_leaves_no_validation(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("Only one.")
-    prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", progress=False)
+    with pytest.raises(
+        ValueError, match=r"`validation` must hold out some .* none of the 1 of .*`source_options: {sep"
+    ):
+        prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    # Not if none were asked for.
+    prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", validation=0, progress=False)
     with pytest.raises(ValueError, match="`split` must be one of train, which .* has, got 'validation'. Prepare it"):
         TokenShards(tmp_path / "tokens", "validation")
 

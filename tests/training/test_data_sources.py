@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from rigpt_hf.training import build
 from rigpt_hf.training.data import documents, sources
 from rigpt_hf.training.data import tokenizer as tokenizer_module
-from rigpt_hf.training.options import DataOptions
+from rigpt_hf.training.options import DataOptions, parse_options
 
 
 @pytest.fixture
@@ -122,6 +122,37 @@ def test_an_unreachable_hub_is_named(hub):
         list(documents("someone/texts"))
     with pytest.raises(ValueError, match=expected):
         sources.pinned("someone/texts", None)
+
+
+def test_a_data_set_that_is_a_program_has_a_remedy(hub):
+    hub(error=RuntimeError("Dataset scripts are no longer supported, but found texts.py"))
+    remedy = "but found texts.py. The Hub .* pass `source_options: {revision: refs/convert/parquet}`"
+    with pytest.raises(
+        ValueError, match=f"`source` must be data that `datasets` can read, got 'a/texts': .* {remedy}"
+    ):
+        list(documents("a/texts"))
+    hub(error=RuntimeError("Out of luck"))
+    with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
+        list(documents("a/texts"))
+
+
+@pytest.mark.parametrize("preset", ["gpt2-124m-openwebtext", "stock-gpt2-124m-openwebtext"])
+def test_openwebtext_is_read_as_parquet(hub, monkeypatch, tokenizer, tmp_path, preset):
+    fake = hub(rows=[{"text": f"Page {n} of the web."} for n in range(300)])
+    monkeypatch.setattr(build, "load_tokenizer", lambda name, revision: tokenizer)
+    options = parse_options(["--config", preset, "--data.path", str(tmp_path / "data"), "--data.validation", "0.1"])
+    build.ensure_data(options.data, progress=False)
+    (asked,) = fake.asked
+    branch = "refs/convert/parquet"
+    assert (asked["path"], asked["revision"]) == ("Skylion007/openwebtext", f"commit of commit of {branch}")
+    # The same again finds what is there, by the branch or by its commit, and no other.
+    build.ensure_data(options.data)
+    options.data.source_options["revision"] = f"commit of commit of {branch}"
+    build.ensure_data(options.data)
+    assert len(fake.asked) == 1
+    options.data.source_options["revision"] = "main"
+    with pytest.raises(ValueError, match=f"what `data.revision` says, got .* made with '{branch}' instead of 'main'"):
+        build.ensure_data(options.data)
 
 
 @pytest.mark.parametrize("file_name", ["b.jsonl", "d.parquet"])

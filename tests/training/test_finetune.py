@@ -213,6 +213,28 @@ def test_refusals(changes, message, options, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".txt", ".csv", ".jsonl"}, "something was left"
 
 
+def test_a_place_that_cannot_be_written_to_is_named(options, tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "out")
+    with pytest.raises(
+        ValueError, match=f"`output_dir` must be a place that can be written to, got '{nowhere}': Not a"
+    ):
+        finetune(options(output_dir=nowhere))
+    assert {path.name for path in tmp_path.iterdir()} == {"data.txt", "file"}
+
+
+def test_a_chat_template_that_is_not_text_is_named(options, tmp_path, capsys):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ 'schön' }}", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"`chat_template` must be a readable file of text in UTF-8, got '.*jinja': "):
+        options(chat_template=str(template))
+    with pytest.raises(SystemExit):
+        program.main(["model", "data.txt", "out", "--chat-template", str(template)])
+    assert capsys.readouterr().err.startswith("finetune.py: `chat_template` must be a readable")
+    template.write_text("{{ 'schön' }}", encoding="utf-8")
+    assert options(chat_template=str(template)).read_template() == "{{ 'schön' }}"
+
+
 def test_wrong_models_are_refused(options, tokenizer, tmp_path):
     stock_model("gpt2").save_pretrained(tmp_path / "stock")
     with pytest.raises(ValueError, match=r"`model` must be a RiGPT, got .* 'gpt2'. Convert it first: rigpt convert"):

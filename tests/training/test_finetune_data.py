@@ -46,6 +46,20 @@ def rows_of(tmp_path, rows, name="rows.jsonl"):
     return data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")
 
 
+def test_a_data_set_that_is_a_program_has_a_remedy(monkeypatch):
+    reasons = ["Dataset scripts are no longer supported, but found texts.py", "Out of luck"]
+
+    def load_dataset(*arguments, **options):
+        raise RuntimeError(reasons.pop(0))
+
+    monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
+    remedy = "but found texts.py. The Hub .* pass `data_revision='refs/convert/parquet'`"
+    with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts': Dataset .* {remedy}"):
+        data.read_rows("a/texts")
+    with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
+        data.read_rows("a/texts")
+
+
 def test_long_chats_are_cut_and_those_without_an_answer_left_out(with_template, tmp_path, caplog):
     tokenizer = with_template(MARKED)
     silent = [CHAT[0]]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.training import folder, loop
-from rigpt_hf.training.build import ensure_data
+from rigpt_hf.training.build import build_model, ensure_data
 from rigpt_hf.training.data import window_index
 from rigpt_hf.training.diagnostics import excess_kurtosis, flops_per_token
 from rigpt_hf.training.options import NOT_DECISIVE, DataOptions, OptimizerOptions, RunOptions, parse_options
@@ -113,7 +113,7 @@ def test_what_a_run_leaves(data, tmp_path):
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     log = log_of(tmp_path / "run")
     assert [entry["step"] for entry in log] == list(range(1, 13))
-    assert [step for step, _ in report.validation] == [6, 12]
+    assert [step for step, _ in report.validation] == [3, 6, 9, 12], "what may be kept as the best is judged"
     assert all(len(log[step]["kurtosis"]) == 3 and 1e-5 < log[step]["update_norm"] < 1 for step in (5, 11))
     assert log[-1]["invariance_error"] <= SYMMETRY[torch.float32]
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -218,6 +218,7 @@ def test_data_made_from_something_else_are_refused(tmp_path):
         ({"tokenizer": "train:400"}, "tokenizer"),
         ({"validation": 0.2}, "validation"),
         ({"max_tokens": 100}, "max_tokens"),
+        ({"source_options": {"separator": "\n\n"}}, "source_options.separator"),
     ):
         with pytest.raises(ValueError, match=f"`data.path` must hold what `data.{name}` says"):
             prepared(**changes)
@@ -318,6 +319,16 @@ def make_data_copy(data: Path, folder: Path) -> Path:
         ({"model": {"kind": "stock-gpt2", "config": {}}}, "`optimizer.name` must be `adamw`"),
         ({"optimizer": {"name": "adamw", "multipliers": {"rows": 2.0}}}, "has one rate for all"),
         ({"optimizer": {"lr": -1.0}}, "`optimizer.lr` must be positive, got -1.0"),
+        ({"optimizer": {"beta1": 1.5}}, "`optimizer.beta1` must be at least 0 and below 1, got 1.5"),
+        ({"optimizer": {"name": "adamw", "beta2": 1.0}}, "`optimizer.beta2` must be at least 0 and below 1, got 1.0"),
+        ({"optimizer": {"momentum": -0.1}}, "`optimizer.momentum` must be at least 0 and below 1, got -0.1"),
+        (
+            {
+                "model": {"kind": "stock-gpt2", "config": {"activation_function": "foo"}},
+                "optimizer": {"name": "adamw"},
+            },
+            "`model.config` must hold values that GPT2LMHeadModel can be made with, got .*'foo'",
+        ),
         ({"optimizer": {"warmup": 100}}, "`optimizer.warmup` must not be longer than `run.steps`"),
         ({"steps": 0}, "`run.steps` must be at least 1, got 0"),
         ({"fsdp": True}, "`run.fsdp` shards among processes, got one"),
@@ -339,6 +350,20 @@ def test_impossible_options_are_refused(data, tmp_path, options, message):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def parameters(options) -> int:
+    """How many the model has, which is not made."""
+    size = options.data.tokenizer.removeprefix("train:")
+    with torch.device("meta"):
+        model = build_model(options.model, int(size) if size.isdigit() else 50257, options.data.context, 0, 0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_twin_of_another_width_would_be_found():
+    twins = [parse_options(["--config", name]) for name in ("tiny-docs", "stock-gpt2-tiny-docs")]
+    twins[1].model.config["n_embd"] -= 8
+    assert abs(parameters(twins[1]) / parameters(twins[0]) - 1) > 0.05
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_whole(preset):
     options = parse_options(["--config", str(preset)])
@@ -357,6 +382,9 @@ def test_every_preset_is_whole(preset):
         other = parse_options(["--config", str(twin)])
         assert options.data == other.data
         assert (options.run.steps, options.run.batch_size) == (other.run.steps, other.run.batch_size)
+        assert abs(parameters(options) / parameters(other) - 1) <= 0.01
+    count = parameters(options) / 1e6
+    assert "parameters" not in text or any(f" {count:.{n}f} million parameters" in text for n in (1, 2)), count
 
 
 def test_the_command_line(capsys, tmp_path, data):

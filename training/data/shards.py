@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from .manifest import DTYPES, VERSION, Manifest
 from .sources import documents, kind_of, pinned
@@ -18,12 +17,12 @@ from .tokenizer import encode, end_of_text_id, fingerprint, load_tokenizer, voca
 from .writer import ShardWriter, check_tokens_output, new_folder
 
 
-logger = logging.get_logger(__name__)
-
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 100_000_000
 CHUNK = 2**22  # tokens copied, or bytes hashed, at a time
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**22  # tokenised at a time
+# How a source comes to have more documents.
+MORE = 'give more documents; `source_options: {separator: "\\n\\n"}` makes one of each paragraph of a text file'
 
 
 def split_of(text: str, validation: float) -> str:
@@ -68,8 +67,8 @@ def prepare(
         [`Manifest`].
 
     Raises:
-        ValueError: if an argument is impossible, the source is missing or holds no text, the tokenizer is slow or has
-            no end-of-text token, or the output may not be written.
+        ValueError: if an argument is impossible, the source is missing or holds no text, one of the two splits would
+            be empty, the tokenizer is slow or has no end-of-text token, or the output may not be written.
     """
     source = os.fspath(source)
     if not 0 <= validation < 1:
@@ -103,12 +102,13 @@ def prepare(
         if not splits["train"].tokens:
             raise ValueError(
                 f"`validation` must leave some documents to train on, got {validation}, which holds out all "
-                f"{splits['validation'].documents} of {source!r}. Lower it, or give more documents."
+                f"{splits['validation'].documents} of {source!r}. Lower it, or {MORE}."
             )
+        # A folder without the split would be found by the next run, and refused for its share.
         if validation and not splits["validation"].tokens:
-            logger.warning(
-                f"None of the {splits['train'].documents} documents is held out with `validation={validation}`. Raise "
-                "it, give more documents, or cut long files with `separator`."
+            raise ValueError(
+                f"`validation` must hold out some documents, got {validation}, which holds out none of the "
+                f"{splits['train'].documents} of {source!r}. Raise it, or {MORE}."
             )
         manifest = Manifest(
             VERSION,

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from datasets import load_dataset
 from huggingface_hub import HfApi
@@ -26,6 +26,8 @@ READERS = {
     ".parquet": "parquet",
 }
 CHUNK = 2**20  # characters read at a time
+# What `datasets` says of a data set that is a program, which it no longer runs.
+SCRIPT = "Dataset scripts are no longer supported"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -72,6 +74,28 @@ def documents(
     else:
         texts = _column(source, {"path": source, "name": name, "split": split, "revision": revision}, text_column)
     return _not_blank(texts, source)
+
+
+def check_source_options(options: Mapping[str, Any]) -> None:
+    """
+    Raise if options, as a person wrote them, are not those of [`documents`].
+
+    Raises:
+        ValueError: that names the first one unknown or of another type.
+    """
+    known = {name: hint for name, hint in get_type_hints(documents).items() if name not in ("source", "return")}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"`data.source_options` must be among {', '.join(known)}, got {name!r}. Correct its name, or leave it "
+                "out."
+            )
+        hint = known[name]
+        if not isinstance(value, (int, float) if hint is float else hint):
+            wanted = "a number" if hint is float else "text"
+            raise ValueError(
+                f"`data.source_options` must have {wanted} as {name}, got {value!r}. Correct it, or leave it out."
+            )
 
 
 def kind_of(source: str) -> str:
@@ -192,7 +216,7 @@ def _column(source: str, options: dict[str, Any], text_column: str) -> Iterator[
             yield text
     except _Refused:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(source, error) from error
 
 
@@ -209,7 +233,15 @@ def _check_column(columns: list[str], text_column: str, source: str) -> None:
 
 def _unreadable(source: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
-    return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}")
+    remedy = parquet_instead(reason, "source_options: {revision: refs/convert/parquet}")
+    return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}{remedy}")
+
+
+def parquet_instead(reason: str, option: str) -> str:
+    """What to do about a data set that is a program, for the end of a message; nothing for any other reason."""
+    if SCRIPT not in reason:
+        return ""
+    return f". The Hub keeps most of them as Parquet too: pass `{option}`."
 
 
 def _not_blank(texts: Iterator[str], source: str) -> Iterator[str]:

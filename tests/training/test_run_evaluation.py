@@ -1,0 +1,112 @@
+"""How a run judges itself: as many windows at once as in training, and what was judged is what is kept."""
+
+import statistics
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.training import loop
+from rigpt_hf.training.checkpoints import CheckpointStore
+from rigpt_hf.training.diagnostics import in_parts, stream_kurtosis, summed_loss
+from rigpt_hf.training.sharding import restore_weights_
+from rigpt_hf.training.state import load_state
+from tests.tolerances import DISTRIBUTED
+from tests.training.runs import MODEL, log_of, make_data, make_options, pretrain
+
+
+CALM = {"config": MODEL | {"residual_dropout": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Windows of every evaluation's passes through the model, one by one."""
+    seen = []
+    forward = RiGPTForCausalLM.forward
+
+    def watched(self, *args, **kwargs):
+        if not self.training:
+            seen.append(len(args[0] if args else kwargs["input_ids"]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(RiGPTForCausalLM, "forward", watched)
+    return seen
+
+
+def prepared(data, output, **options) -> loop.PretrainingRun:
+    return loop.PretrainingRun(make_options(data, output, model=CALM, batch_size=8, **options), progress=False)
+
+
+def test_evaluation_takes_no_more_windows_at_once_than_training(data, tmp_path, rows):
+    whole = prepared(data, tmp_path)
+    loss, kurtosis = whole._validate(), whole._diagnose()["kurtosis"]
+    assert rows == [8, 8, 8, 1, 1], "two batches, the first of them once more, and a window in two frames"
+    rows.clear()
+    parts = prepared(data, tmp_path, micro_batch_size=3)
+    assert abs(parts._validate() - loss) <= DISTRIBUTED
+    assert rows == [3, 3, 2] * 2
+    found = parts._diagnose()["kurtosis"]
+    assert rows == [3, 3, 2] * 3 + [1, 1]
+    assert len(found) == 3 and max(abs(a - b) for a, b in zip(found, kurtosis, strict=True)) <= DISTRIBUTED
+    # Parts of unequal size count by their tokens: means of means are something else.
+    batches = [part for batch in whole.validation for part in in_parts(batch, 3)]
+    each = [torch.div(*summed_loss(whole.model, [batch])) for batch in batches]
+    assert abs(statistics.mean(map(float, each)) - loss) > 10 * DISTRIBUTED
+    of_parts = [stream_kurtosis(whole.model, part)[-1] for part in in_parts(whole.validation[0], 3)]
+    assert abs(statistics.mean(of_parts) - kurtosis[-1]) > 10 * DISTRIBUTED
+
+
+def test_a_run_with_small_parts_evaluates_in_small_parts(data, tmp_path, rows):
+    pretrain(data, tmp_path, steps=2, batch_size=8, micro_batch_size=2, optimizer={"warmup": 1})
+    assert len(rows) == 8 + 4 + 2 and set(rows) == {1, 2}
+
+
+def test_the_best_checkpoint_is_the_model_that_was_judged(data, tmp_path):
+    pretrain(data, tmp_path / "run", model=CALM, batch_size=8, steps=6, optimizer={"average": 0.8})
+    best = CheckpointStore(tmp_path / "run" / "checkpoints").best()
+    judge = prepared(data, tmp_path / "judge")
+    weights = load_file(best.path / "model" / "model.safetensors")
+    restore_weights_(judge.model, weights)
+    assert judge._validate() == best.metric
+    saved = load_state(best.path / "optimizer.safetensors")["optimizer"]
+    restore_weights_(judge.model, weights | {name: entry["average"] for name, entry in saved.items()})
+    assert abs(judge._validate() - best.metric) > 100 * DISTRIBUTED, "the weights of training were not judged"
+
+
+def test_only_what_may_be_kept_as_the_best_is_judged_besides(data, tmp_path):
+    assert [step for step, _ in pretrain(data, tmp_path / "none", keep_best=0).validation] == [6, 12]
+    judged = pretrain(data, tmp_path / "best", evaluate_every=12, save_every=5, keep_last=1)
+    assert [step for step, _ in judged.validation] == [5, 10, 12]
+    assert all(one.metric is not None for one in CheckpointStore(tmp_path / "best" / "checkpoints").checkpoints())
+
+
+def test_a_killed_run_with_an_average_goes_on_from_the_weights(data, tmp_path, monkeypatch):
+    options = {"optimizer": {"average": 0.8}, "steps": 9, "keep_last": 1, "keep_best": 0}
+    pretrain(data, tmp_path / "straight", **options)
+    advance = loop.PretrainingRun._advance
+
+    def broken(run):
+        if run.step == 5:
+            raise RuntimeError("the power is gone")
+        return advance(run)
+
+    for name in ("resumed", "mistaken"):
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power is gone"):
+            patched.setattr(loop.PretrainingRun, "_advance", broken)
+            pretrain(data, tmp_path / name, **options)
+    assert pretrain(data, tmp_path / "resumed", **options).started == 3
+    monkeypatch.setattr(loop, "exchange_saved", lambda weights, state: None)
+    pretrain(data, tmp_path / "mistaken", **options)
+    losses = {
+        name: [entry["loss"] for entry in log_of(tmp_path / name)] for name in ("straight", "resumed", "mistaken")
+    }
+    assert losses["resumed"] == losses["straight"] and len(losses["straight"]) == 9
+    assert losses["mistaken"][:3] == losses["straight"][:3] and losses["mistaken"][3] != losses["straight"][3]
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in losses]
+    assert models[0] == models[1] != models[2]

@@ -1,0 +1,182 @@
+"""A full disk, a damaged folder, a launcher that does not fit: one line each, and nothing is lost."""
+
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+from safetensors import SafetensorError
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.training import folder, loop
+from rigpt_hf.training.build import check_launch
+from rigpt_hf.training.checkpoints import CheckpointStore
+from rigpt_hf.training.pretrain import main
+from rigpt_hf.training.records import Records
+from tests.training.runs import log_of, make_data, pretrain
+
+
+FULL = "No space left on device"
+SHORT = {"steps": 6, "deterministic": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A run that nothing happened to."""
+    output = tmp_path_factory.mktemp("straight")
+    pretrain(data, output, **SHORT)
+    return output
+
+
+def same(a, b) -> bool:
+    losses = [[entry["loss"] for entry in log_of(output)] for output in (a, b)]
+    weights = [(output / "model" / "model.safetensors").read_bytes() for output in (a, b)]
+    return losses[0] == losses[1] and weights[0] == weights[1]
+
+
+def leftovers(output) -> list[str]:
+    return [path.name for path in output.rglob("*.partial")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError(f"Error while serializing: I/O error: {FULL}"), OSError(errno.ENOSPC, FULL), Exception(FULL)],
+    ids=["safetensors", "system", "tokenizers"],
+)
+def test_a_disk_that_is_full_at_the_end(error, data, straight, tmp_path, monkeypatch):
+    save = RiGPTForCausalLM.save_pretrained
+
+    def refused(self, path, **options):
+        save(self, path, **options)
+        if path.parent == tmp_path:
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
+        with pytest.raises(ValueError, match=f"^`run.output` must take the final model.*{FULL}.*same command") as told:
+            pretrain(data, tmp_path, **SHORT)
+    assert "\n" not in str(told.value) and not (tmp_path / "model").exists() and leftovers(tmp_path) == []
+    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 6
+    assert pretrain(data, tmp_path, **SHORT).started == 6
+    assert same(tmp_path, straight)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, monkeypatch):
+    def wrong(*arguments):
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(loop, "write_results", wrong)
+    with pytest.raises(KeyError, match="a mistake"):
+        pretrain(data, straight, **SHORT)
+
+
+def test_a_failure_of_the_main_process_ends_the_others(monkeypatch):
+    run = object.__new__(loop.PretrainingRun)
+    run.accelerator = SimpleNamespace(is_main_process=False)
+    done = []
+    monkeypatch.setattr(loop, "gather_object", lambda own: ["The disk is full.", *own])
+    with pytest.raises(ValueError, match="^The disk is full.$"):
+        run._together(lambda: done.append("by another than the main process"))
+    monkeypatch.setattr(loop, "gather_object", lambda own: [None, *own])
+    assert run._together(lambda: done.append("the same")) is None and done == []
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypatch):
+    def full(state, stem):
+        if "00000006" in str(stem):
+            raise OSError(errno.ENOSPC, FULL)
+        return save(state, stem)
+
+    save = loop.save_state
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_state", full)
+        with pytest.raises(
+            ValueError, match=f"^`folder` must take the checkpoint of step 6.*{FULL}.*untouched"
+        ) as told:
+            pretrain(data, tmp_path, **SHORT)
+    assert "\n" not in str(told.value) and leftovers(tmp_path) == []
+    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 3
+    assert pretrain(data, tmp_path, **SHORT).started == 3
+    assert same(tmp_path, straight)
+
+
+def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
+    append = Records.append
+
+    def full(self, entry):
+        if entry["step"] < 5:
+            return append(self, entry)
+        # What a disk takes of a line before it is full.
+        with self.path.open("a") as file:
+            file.write('{"step": 5, "lo')
+        monkeypatch.setattr(type(self.path), "open", refuse)
+        return append(self, entry)
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOSPC, FULL)
+
+    monkeypatch.setattr(Records, "append", full)
+    with pytest.raises(
+        ValueError, match=f"^`run.output` must take the log, got .*metrics.jsonl': {FULL}.*same command"
+    ):
+        pretrain(data, tmp_path, **SHORT)
+    monkeypatch.undo()
+    assert [entry["step"] for entry in Records(tmp_path / "metrics.jsonl").read()] == [1, 2, 3, 4]
+    assert pretrain(data, tmp_path, **SHORT).started == 3
+    assert same(tmp_path, straight)
+
+
+DAMAGE = {"cut": b'{"model"', "empty": b"", "zeros": bytes(9), "list": b"[]"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
+    owner, facts = tmp_path / folder.OWNER, {"run": {"seed": 1}}
+    (tmp_path / "metrics.jsonl").touch()
+    owner.write_bytes(damage)
+    message = "^`run.output` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--run.force true"
+    with pytest.raises(ValueError, match=message) as told:
+        folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
+    assert "\n" not in str(told.value) and owner.read_bytes() == damage
+    for way in ({"has_checkpoints": True, "force": False}, {"has_checkpoints": False, "force": True}):
+        owner.write_bytes(damage)
+        folder.claim(tmp_path, facts, **way)
+        assert json.loads(owner.read_text()) == facts
+    # A whole one is still compared.
+    with pytest.raises(ValueError, match="run.seed 1 → 2"):
+        folder.claim(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
+
+
+def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight):
+    owner = straight / folder.OWNER
+    whole = owner.read_bytes()
+    owner.write_bytes(whole[:20])
+    assert pretrain(data, straight, **SHORT).started == 6
+    assert owner.read_bytes() == whole
+
+
+def test_an_owner_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen: list = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", lambda a, b: seen.append(str(b)) or replace(a, b))
+    folder.claim(tmp_path, {}, has_checkpoints=False, force=False)
+    owner = tmp_path / folder.OWNER
+    assert seen == [owner.stat().st_ino, str(owner), tmp_path.stat().st_ino]
+
+
+def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    arguments = ["--data.path", str(data), "--data.source", "null", "--run.output", str(tmp_path / "run")]
+    assert main([*arguments, "--run.trackers", "[]"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("pretrain: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
+    assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    check_launch()
