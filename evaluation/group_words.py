@@ -12,6 +12,7 @@ one is repeated with the other seeds.
 """
 
 import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -80,6 +81,9 @@ class Options:
     )
     groups: Annotated[str, typer.Option(help=f"Some of {', '.join(GROUPS)}; separated by commas.")] = ",".join(GROUPS)
     seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3
+    rates: Annotated[
+        str, typer.Option(help="Learning rates to sweep, separated by commas.", show_default="each model's own")
+    ] = ""
     steps: Annotated[int, typer.Option(help="Steps of training.")] = 800
     batch: Annotated[int, typer.Option(help="Words per step.")] = 64
     length: Annotated[int, typer.Option(help="Elements of a word that is trained on.")] = 8
@@ -98,6 +102,8 @@ class Options:
             unknown = [each for each in value if each not in known]
             if unknown:
                 raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {unknown[0]!r}.")
+        for name in self.contenders:
+            self.sweep(name)
         for name in ("seeds", "steps", "batch", "length", "hidden_size", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -107,6 +113,16 @@ class Options:
     @property
     def contenders(self) -> list[str]:
         return [name.strip() for name in self.only.split(";")]
+
+    def sweep(self, name: str) -> tuple[float, ...]:
+        """The rates that a contender is trained with."""
+        try:
+            swept = tuple(float(rate) for rate in self.rates.split(",")) if self.rates else CONTENDERS[name].rates
+        except ValueError:
+            swept = ()
+        if not swept or not all(0 < rate < math.inf for rate in swept):
+            raise ValueError(f"`rates` must be positive numbers separated by commas, got {self.rates!r}.")
+        return swept
 
     @property
     def group_names(self) -> list[str]:
@@ -232,7 +248,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         )
     runs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-        total = sum(len(CONTENDERS[name].rates) + options.seeds - 1 for name in options.contenders)
+        total = sum(len(options.sweep(name)) + options.seeds - 1 for name in options.contenders)
         task = progress.add_task("words", total=total * len(options.group_names))
         for group in options.group_names:
             table = multiplication_table(GROUPS[group]())
@@ -247,7 +263,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
                     progress.advance(task)
                     return runs[-1]
 
-                sweep = [one(rate, 0) for rate in CONTENDERS[name].rates]
+                sweep = [one(rate, 0) for rate in options.sweep(name)]
                 best = min(sweep, key=lambda result: result["loss"])
                 for result in [best, *(one(best["rate"], seed) for seed in range(1, options.seeds))]:
                     result["chosen"] = True

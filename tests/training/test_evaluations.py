@@ -111,6 +111,7 @@ def test_group_words_from_end_to_end(tmp_path):
     options |= {"hidden_size": 32, "layers": 1, "output": tmp_path / "out"}
     results = group_words.run(group_words.Options(**options))
     assert len(results["runs"]) == 2 * (3 + 1)
+    assert group_words.Options(rates="0.02, 0.3").sweep("RiGPT") == (0.02, 0.3)
     for name in ("RiGPT", "stock GPT-2"):
         chosen = group_words.chosen(results, "S3", name)
         assert [run["seed"] for run in chosen] == [0, 1] and len({run["rate"] for run in chosen}) == 1
@@ -128,6 +129,8 @@ def test_group_words_from_end_to_end(tmp_path):
         ({"only": "GPT-5"}, "`only` must name some of stock GPT-2, RiGPT"),
         ({"longer": 8}, "`longer` must be more than `length`, got 8 and 8"),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"rates": "fast"}, "`rates` must be positive numbers separated by commas, got 'fast'"),
+        ({"rates": "0.1,-0.1"}, "`rates` must be positive numbers"),
     ],
 )
 def test_impossible_words_are_refused(options, message):
