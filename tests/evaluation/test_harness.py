@@ -392,7 +392,7 @@ def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):
     broken.save_pretrained(tmp_path / "broken")
     alone = options(tmp_path, tmp_path / "out", model="broken", suite=str(world / "suite.yaml"))
     results = evaluate(alone, Console(quiet=True))
-    assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] is None
+    assert "must give finite losses, got nan" in by_name(results, "perplexity")["errors"]["RiGPT"]
     beside = EvaluateOptions(
         str(world / "rigpt"),
         str(tmp_path / "broken"),
@@ -404,7 +404,8 @@ def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):
     results = evaluate(beside, Console(quiet=True))
     assert by_name(results, "perplexity")["models"]["RiGPT"]["loss"] > 0
     loss = next(each for each in by_name(results, "perplexity")["quantities"] if each["name"] == "loss")
-    assert not loss["difference"]["significant"] and loss["difference"]["value"] is None
+    assert set(loss["models"]) == {"RiGPT"} and not loss.get("difference")
+    assert "must give finite losses, got nan" in by_name(results, "perplexity")["errors"]["broken"]
     for name in ("results.json", "table.md", "report.html"):
         text = (tmp_path / "beside" / name).read_text()
         assert "NaN" not in text and ">nan<" not in text, name
