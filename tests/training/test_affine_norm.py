@@ -11,6 +11,7 @@ from rigpt_hf.training.options import WITH_FRAMES
 from tests.model.agreement import assert_different, assert_same
 from tests.models import randomise_, tokens
 from tests.training.runs import make_data, pretrain
+from tests.training.streams import turn_the_stream_
 
 
 TINY = {
@@ -34,20 +35,6 @@ def affine_model(stream_norm: str) -> AffineNormForCausalLM:
 
 def norms(model) -> dict[str, torch.nn.Parameter]:
     return {name: each for name, each in model.named_parameters() if "norm" in name}
-
-
-@torch.no_grad()
-def turned(model, rotation) -> AffineNormForCausalLM:
-    """Everything that reads from the stream or writes to it, but the norms."""
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj):
-            reader.weight.copy_(reader.weight @ rotation.T)
-        for writer in (attention.o_proj, mlp.down_proj):
-            writer.weight.copy_(rotation @ writer.weight)
-    model.model.project_in.weight.copy_(rotation @ model.model.project_in.weight)
-    model.project_out.weight.copy_(model.project_out.weight @ rotation.T)
-    return model
 
 
 def test_it_has_a_gain_at_every_norm_of_the_stream_and_starts_as_rigpt():
@@ -80,7 +67,8 @@ def test_gains_and_means_prefer_a_basis():
                 for name, each in norms(model).items():
                     each.fill_(float(name.endswith("weight")))
         before = model(tokens(2, 11)).logits
-        (assert_same if agrees else assert_different)(turned(model, rotation)(tokens(2, 11)).logits, before)
+        turn_the_stream_(model, rotation)
+        (assert_same if agrees else assert_different)(model(tokens(2, 11)).logits, before)
 
 
 def test_its_matrices_are_trained_as_those_of_rigpt():

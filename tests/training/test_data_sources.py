@@ -151,7 +151,9 @@ def test_openwebtext_is_read_as_parquet(hub, monkeypatch, tokenizer, tmp_path, p
     build.ensure_data(options.data)
     assert len(fake.asked) == 1
     options.data.source_options["revision"] = "main"
-    with pytest.raises(ValueError, match=f"what `data.source_options.revision` says, got .* made with '{branch}' instead of 'main'"):
+    with pytest.raises(
+        ValueError, match=f"what `data.source_options.revision` says, got .* made with '{branch}' instead of 'main'"
+    ):
         build.ensure_data(options.data)
 
 

@@ -15,6 +15,7 @@ from rigpt_hf.training.modern import (
 from tests.model.agreement import assert_different, assert_same
 from tests.models import randomise_, tiny_model, tokens
 from tests.training.runs import make_data, pretrain
+from tests.training.streams import turn_the_stream_
 
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
@@ -35,19 +36,6 @@ def test_it_starts_as_recipes_do():
     gates = [layer.self_attn.value_gate for layer in model.model.layers]
     assert [isinstance(gate, CoordinateGate) for gate in gates] == [False, False, True]
     assert gates[2].weight.shape == (4, GATE_COORDINATES) and not gates[2].weight.any()
-
-
-@torch.no_grad()
-def turn_the_stream_(model, rotation) -> None:
-    """All that reads from the stream or writes to it but the gates."""
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.up_proj):
-            reader.weight.copy_(reader.weight @ rotation.T)
-        for writer in (attention.o_proj, mlp.down_proj):
-            writer.weight.copy_(rotation @ writer.weight)
-    for table in (model.model.embed_tokens, model.lm_head):
-        table.weight.copy_(table.weight @ rotation.T)
 
 
 @pytest.mark.parametrize("gated", [False, True])
