@@ -246,7 +246,14 @@ def test_a_rigpt_is_called_what_it_is(committed):
 @pytest.mark.parametrize("name", ["evaluate_converted", "evaluate_rigpt", "evaluate_smollm2"])
 def test_results_of_before_can_be_read(name):
     results = json.loads((RESULTS / f"{name}.json").read_text())
-    assert not any("absent" in task for task in results["tasks"])
     listed = rows(results)
     assert len(listed) == sum(len(task["quantities"]) for task in results["tasks"]) > 10
+    # Earlier versions did not write what follows.
+    for task in results["tasks"]:
+        for key in ("absent", "arguments"):
+            task.pop(key, None)
+        for quantity in task["quantities"]:
+            for each in quantity["models"].values():
+                each.pop("scale", None)
+    assert rows(results) == listed
     assert "Wilson's for shares of right answers" in as_markdown(results)
