@@ -1,4 +1,4 @@
-"""A tokenizer, a small model and options for tests of fine-tuning."""
+"""Shards for tests of pretraining; a tokenizer, a small model and options for tests of fine-tuning."""
 
 import pytest
 import torch
@@ -7,7 +7,14 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.demo.stock import train_tokenizer
 from rigpt_hf.training.finetune import FinetuneOptions
 from tests.models import tiny_config
+from tests.training.runs import make_data
 from tests.training.texts import TEXT
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The folder of a few shards of tokens."""
+    return make_data(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")

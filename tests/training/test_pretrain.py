@@ -24,18 +24,13 @@ from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.schedule import make_schedule
 from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED, SYMMETRY
-from tests.training.runs import MODEL, log_of, make_data, make_options, pretrain
+from tests.training.runs import MODEL, log_of, make_options, pretrain
 
 
 PRESETS = sorted((Path(loop.__file__).parent / "presets").glob("*.yaml"))
 CALM = {"config": MODEL | {"residual_dropout": 0.0}}
 # What a clock, and not the run, decides.
 CLOCKS = ("tokens_per_second", "mfu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tokens"))
 
 
 def numbers_of(output: Path) -> list[dict]:

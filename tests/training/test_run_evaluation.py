@@ -13,15 +13,10 @@ from rigpt_hf.training.diagnostics import in_parts, stream_kurtosis, summed_loss
 from rigpt_hf.training.sharding import restore_weights_
 from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import MODEL, log_of, make_data, make_options, pretrain
+from tests.training.runs import MODEL, log_of, make_options, pretrain
 
 
 CALM = {"config": MODEL | {"residual_dropout": 0.0}}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture

@@ -14,16 +14,11 @@ from rigpt_hf.training.build import check_launch
 from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
-from tests.training.runs import log_of, make_data, pretrain
+from tests.training.runs import log_of, pretrain
 
 
 FULL = "No space left on device"
 SHORT = {"steps": 6, "deterministic": True}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rigpt_hf.training.options import RunOptions
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import MODEL, log_of, make_data, pretrain
+from tests.training.runs import MODEL, log_of, pretrain
 from tests.training.test_pretrain import launch, numbers_of, same_files
 
 
 CALM = {"config": MODEL | {"residual_dropout": 0.0}}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
