@@ -25,7 +25,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "throughput": throughput,
 }
 # What the harness itself passes on.
-OWN = ("tick", "batch_size")
+OWN = ("tick", "once", "batch_size")
 NAMES = {
     int: "a whole number",
     float: "a number",
@@ -42,7 +42,7 @@ def arguments_of(metric: str) -> dict[str, tuple[Any, Any]]:
     measure = MEASURES[metric]
     hints = get_type_hints(measure)
     # The rows of `throughput` are part of what is measured; of the others they change nothing.
-    own = OWN[:1] if metric == "throughput" else OWN
+    own = OWN[:2] if metric == "throughput" else OWN
     return {
         name: (hints[name], parameter.default)
         for name, parameter in inspect.signature(measure).parameters.items()

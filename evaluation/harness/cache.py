@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,35 @@ class Cache:
         temporary = temporary_sibling(path)
         temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+    def drop(self, key: str) -> None:
+        """Forget a result, if it is kept."""
+        (self.folder / f"{key}.json").unlink(missing_ok=True)
+
+
+class Parts:
+    """
+    Parts of a measurement that takes long, kept until it is whole.
+
+    Args:
+        cache (`Cache`): Where they are kept.
+        whole (`str`): The name of the whole's result, which depends on everything that its parts depend on.
+    """
+
+    def __init__(self, cache: Cache, whole: str):
+        self.cache, self.whole = cache, whole
+        self.keys: list[str] = []
+
+    def __call__(self, part: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is kept of a part; if nothing is, it is made and kept."""
+        key = self.cache.key(part=part, whole=self.whole)
+        self.keys.append(key)
+        if (kept := self.cache.get(key)) is None:
+            kept = make()
+            self.cache.put(key, kept)
+        return kept
+
+    def drop(self) -> None:
+        """Forget the parts; for when the whole is kept."""
+        while self.keys:
+            self.cache.drop(self.keys.pop())

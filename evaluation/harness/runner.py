@@ -18,7 +18,7 @@ from ..measures.subjects import Subject, subject
 from ..measures.throughput import NEW_TOKENS, PROMPT
 from . import results as writing
 from .arguments import arguments_of
-from .cache import Cache, fingerprint
+from .cache import Cache, Parts, fingerprint
 from .standard_tasks import StandardOptions, check_standard_tasks, fingerprint_of_tasks, measure_standard_task
 from .suites import Suite, load_suite
 from .tasks import NotApplicable, is_together, measure, measure_together
@@ -74,6 +74,7 @@ class Cell:
     key: str
     run: Any
     alone: bool = False
+    parts: Parts | None = None
 
 
 def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[str, Any]:
@@ -253,11 +254,13 @@ def _cells(
             continue
         for name, each in subjects.items():
             key = cache.key(task=what, model=hashes[name])
+            parts = Parts(cache, key)
             yield Cell(
                 task.name,
                 (name,),
                 key,
-                lambda batch, tick, task=task, each=each: measure(task, each, texts, batch, tick),
+                lambda batch, tick, task=task, each=each, parts=parts: measure(task, each, texts, batch, tick, parts),
+                parts=parts,
             )
     own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
     for standard in options.standard_tasks:
@@ -291,6 +294,8 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
             if cache.get(cell.key) is None:
                 try:
                     cache.put(cell.key, cell.run(batch=batch, tick=tick))
+                    if cell.parts is not None:
+                        cell.parts.drop()
                 except NotApplicable as reason:
                     cache.put(cell.key, {"not applicable": without_paths(str(reason))})
                 except (torch.OutOfMemoryError, MemoryError):

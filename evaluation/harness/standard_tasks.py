@@ -10,6 +10,7 @@ import importlib.util
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
         raise ValueError('`standard_tasks` need lm-eval. Install it with pip install "rigpt-hf[lm-eval]".')
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {options.limit}.")
+    if options.fewshot is not None and options.fewshot < 0:
+        raise ValueError(f"`fewshot` must not be negative, got {options.fewshot}.")
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise ValueError(f"`include_path` must be a folder of task files, got {options.include_path!r}.")
     known = _manager(options)
@@ -63,9 +66,15 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
 
 
 def _manager(options: StandardOptions) -> Any:
+    return _manager_of(options.include_path, fingerprint_of_tasks(options))
+
+
+@cache
+def _manager_of(include_path: str | None, fingerprint: str) -> Any:
+    # It reads some ten thousand files, which takes seconds; those of one's own may change between two calls.
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=options.include_path)
+    return TaskManager(include_path=include_path)
 
 
 def fingerprint_of_tasks(options: StandardOptions) -> str:
@@ -92,7 +101,7 @@ def measure_standard_task(name: str, subject: Subject, options: StandardOptions,
 
     Returns:
         `dict`: `metrics`: by name, the value and its standard error; `samples`: by name, the value of every example;
-        `version` of the task and of `lm-eval`, `fewshot`, `examples`.
+        `examples`; `protocol`: `version` of the task, `lm_eval` (its version), `fewshot`, `seed` and `limit`.
 
     Raises:
         ValueError: if the model has no tokenizer, or the data of the task cannot be had.
@@ -155,6 +164,7 @@ def measure_standard_task(name: str, subject: Subject, options: StandardOptions,
             "version": found["versions"].get(name),
             "lm_eval": lm_eval.__version__,
             "fewshot": found.get("n-shot", {}).get(name),
+            "seed": options.seed,
             "limit": options.limit,
         },
     }

@@ -15,7 +15,7 @@ from ..measures.invariance import invariance
 from ..measures.likelihood import Tick, no_tick
 from ..measures.outliers import outliers
 from ..measures.perplexity import beginning, perplexity
-from ..measures.quantization import quantization_robustness
+from ..measures.quantization import Once, every_time, quantization_robustness
 from ..measures.subjects import Subject
 from ..measures.throughput import throughput
 from .suites import Task
@@ -55,9 +55,18 @@ class NotApplicable(Exception):
     """A metric says nothing about a model, which is no failure; the message is the reason."""
 
 
-def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: Tick = no_tick) -> dict[str, Any]:
+def measure(
+    task: Task,
+    subject: Subject,
+    texts: Texts,
+    batch_size: int,
+    tick: Tick = no_tick,
+    once: Once = every_time,
+) -> dict[str, Any]:
     """
-    One metric of one model; `tick` is called with the number of windows that went through it.
+    One metric of one model.
+
+    `tick` is called with the number of windows that went through it, `once` with the parts of what takes long.
 
     Returns:
         `dict`: What the metric gives; and where part of it does not apply to this model, `absent`: the reason of each,
@@ -98,7 +107,7 @@ def measure(task: Task, subject: Subject, texts: Texts, batch_size: int, tick: T
             raise NotApplicable(reason)
     if not texts.are_tokens:
         arguments.setdefault("bos", can_begin(subject))
-    result = quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, **arguments)
+    result = quantization_robustness(subject, rows, batch_size=batch_size, tick=tick, once=once, **arguments)
     return result | ({"absent": absent} if absent else {})
 
 

@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ SCHEMES = ("W8A8", "W4A16", "W4A8", "W4A4")
 SCHEME = re.compile(r"W(\d+)A(\d+)")
 # Numbers of so many bits are left as they are.
 WHOLE = 16
+# Gives what is kept under a name, or makes it and keeps it.
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+def every_time(part: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is called where nothing is kept."""
+    return make()
 
 
 @torch.no_grad()
@@ -41,6 +49,7 @@ def quantization_robustness(
     batch_size: int = 8,
     seed: int = 0,
     tick: Tick = no_tick,
+    once: Once = every_time,
 ) -> dict[str, Any]:
     """
     Loss and perplexity under simulated rounding to nearest, per scheme and frame.
@@ -61,6 +70,8 @@ def quantization_robustness(
         leave (`list[str]`): Modules that stay in full precision, by the ends of their names.
         context, bos, detokenizer, batch_size, tick: As for [`perplexity`].
         seed (`int`, defaults to 0): Of random frames.
+        once: Called with the name of each part and what measures it, so that a caller can keep parts of what takes
+            long: their names say nothing of the model, the texts and the other arguments.
 
     Returns:
         `dict`: `loss` and `perplexity` of the model as it is; `rounded`: per frame, per scheme `loss`, `perplexity`,
@@ -86,7 +97,11 @@ def quantization_robustness(
         "batch_size": batch_size,
         "tick": tick,
     }
-    whole = perplexity(measured, texts, **options)
+
+    def losses(of: Subject) -> dict[str, Any]:
+        return perplexity(of, texts, **options)
+
+    whole = once("whole", partial(losses, measured))
     start = [beginning(measured)] if bos else []
     read = [[*start, *row] for row in measured.encode(plain(texts, detokenizer))]
     ids = first_rows(read, measured.context(context))
@@ -97,15 +112,17 @@ def quantization_robustness(
         others |= dict.fromkeys(left_alone(turned.model))
         # In half precision a change of basis rounds too, and that is not what is asked about.
         is_rough = next(measured.model.parameters()).element_size() < 4
-        own = perplexity(turned, texts, **options) if is_rough and frame != "identity" else whole
+        own = whole
+        if is_rough and frame != "identity":
+            own = once(frame, partial(losses, turned))
         found[frame] = {}
-        for scheme, (weight_bits, activation_bits) in bits.items():
-            rough = Subject(
-                quantized(turned.model, weight_bits, activation_bits, group_size, tuple(leave)),
-                measured.tokenizer,
-                measured.name,
-            )
-            result = perplexity(rough, texts, **options)
+        for scheme, each in bits.items():
+
+            def of_rounded(turned: Subject = turned, each: tuple[int, int] = each) -> dict[str, Any]:
+                model = quantized(turned.model, *each, group_size, tuple(leave))
+                return losses(Subject(model, measured.tokenizer, measured.name))
+
+            result = once(f"{frame} {scheme}", of_rounded)
             found[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
             found[frame][scheme]["increase"] = result["loss"] - own["loss"]
             found[frame][scheme]["samples"]["before"] = own["samples"]["nats"]

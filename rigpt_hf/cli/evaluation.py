@@ -41,6 +41,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="Examples of each lm-eval task at most.", show_default="all")
     ] = None,
+    fewshot: Annotated[
+        int | None,
+        typer.Option(help="Solved examples before each question of lm-eval.", show_default="as the task says", min=0),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows that go through a model at once.", min=1)] = 8,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:0.", show_default="the best there is")
@@ -62,6 +66,8 @@ def evaluate(
         rigpt evaluate my-rigpt --against gpt2 --output runs/evaluation
 
         rigpt evaluate my-rigpt --suite full --standard-tasks lambada_openai,blimp --batch-size 16
+
+        rigpt evaluate my-rigpt --against gpt2 --standard-tasks hellaswag,arc_challenge --fewshot 5
 
         accelerate launch --multi_gpu -m rigpt_hf.cli evaluate my-rigpt --against gpt2
     """
@@ -91,7 +97,9 @@ def evaluate(
         documents=documents,
         fraction=fraction,
         standard_tasks=tuple(name.strip() for name in standard_tasks.split(",") if name.strip()),
-        standard=StandardOptions(include_path=str(include_path) if include_path else None, limit=limit),
+        standard=StandardOptions(
+            include_path=str(include_path) if include_path else None, limit=limit, fewshot=fewshot
+        ),
         batch_size=batch_size,
         device=device,
         dtype=dtype,

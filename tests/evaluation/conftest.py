@@ -1,9 +1,18 @@
-"""Where the `evaluate` library keeps what it loads."""
+"""Where the `evaluate` library keeps what it loads, and a small evaluation that several files look at."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import evaluate
+import numpy as np
 import pytest
+from rich.console import Console
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness import runner
+from tests.evaluation.small import SUITE, WORDS, options
+from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +26,23 @@ def offline(tmp_path_factory) -> Iterator[None]:
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
         yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Three models with a tokenizer, a row of tokens and a suite; nobody writes here."""
+    folder = tmp_path_factory.mktemp("world")
+    gpt2 = tiny_gpt2()
+    for name, model in (("gpt2", gpt2), ("rigpt", convert_model(gpt2)), ("other", tiny_gpt2(seed=1))):
+        model.save_pretrained(folder / name)
+        word_tokenizer(WORDS).save_pretrained(folder / name)
+    np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
+    (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluation(world, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The output folder and the results of a whole run of a GPT-2's conversion against it."""
+    output = tmp_path_factory.mktemp("out") / "evaluation"
+    return output, runner.evaluate(options(world, output, against="gpt2"), Console(quiet=True))

@@ -26,8 +26,8 @@ tasks:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
     gpt2 = tiny_gpt2()
     gpt2.save_pretrained(folder / "gpt2")
     convert_model(gpt2).save_pretrained(folder / "rigpt")
@@ -36,14 +36,14 @@ def world(tmp_path_factory):
     return folder
 
 
-def command(world, output):
+def command(models, output):
     return [
         "evaluate",
-        str(world / "rigpt"),
+        str(models / "rigpt"),
         "--against",
-        str(world / "gpt2"),
+        str(models / "gpt2"),
         "--suite",
-        str(world / "suite.yaml"),
+        str(models / "suite.yaml"),
         "--output",
         str(output),
         "--device",
@@ -53,17 +53,17 @@ def command(world, output):
     ]
 
 
-def test_the_command(world, tmp_path):
-    result = CliRunner().invoke(app, command(world, tmp_path / "out"))
+def test_the_command(models, tmp_path):
+    result = CliRunner().invoke(app, command(models, tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "report.html" in result.output
     assert (tmp_path / "out/report.html").stat().st_size > 10_000
 
 
-def test_a_failed_measurement_shows_in_the_exit_code(world, tmp_path):
+def test_a_failed_measurement_shows_in_the_exit_code(models, tmp_path):
     suite = tmp_path / "suite.yaml"
-    suite.write_text((world / "suite.yaml").read_text().replace("context: 32", "context: 0", 1))
-    arguments = command(world, tmp_path / "out")
+    suite.write_text((models / "suite.yaml").read_text().replace("context: 32", "context: 0", 1))
+    arguments = command(models, tmp_path / "out")
     arguments[arguments.index("--suite") + 1] = str(suite)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
@@ -77,27 +77,28 @@ def test_a_failed_measurement_shows_in_the_exit_code(world, tmp_path):
         (("--names", "one"), "`names` must be two names with a comma, got 'one'"),
         (("--names", "a,a"), "`names` must differ, got 'a' twice"),
         (("--device", "nowhere"), "`device` must be one that PyTorch can use here"),
+        (("--fewshot", "3"), "`fewshot` is for `standard_tasks`, got 3 and no such task"),
         (("--dtype", "int3"), "`dtype` must be one of"),
         (("--suite", "none.yaml"), "`suite` must be one of core, full or a YAML file"),
         (("--text", "/no/such/file.bin"), "`source` must be a file of token ids"),
         (("--against", "/no/such/model"), "`model` must be a model, or the folder or Hub id"),
     ],
 )
-def test_refusals(world, tmp_path, change, message):
-    result = CliRunner().invoke(app, [*command(world, tmp_path / "out"), *change])
+def test_refusals(models, tmp_path, change, message):
+    result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
     assert isinstance(result.exception, ValueError) and message in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(world, tmp_path):
+def test_two_processes_find_what_one_finds(models, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     outputs = {}
     for name, prefix in (("one", [sys.executable]), ("two", launch)):
         outputs[name] = tmp_path / name
         done = subprocess.run(
-            [*prefix, "-m", "rigpt_hf.cli", *command(world, outputs[name])],
+            [*prefix, "-m", "rigpt_hf.cli", *command(models, outputs[name])],
             env=environment,
             capture_output=True,
             text=True,
@@ -112,22 +113,22 @@ def test_two_processes_find_what_one_finds(world, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no headless browser on this machine")
-def test_the_report_in_a_browser(world, tmp_path):
+def test_the_report_in_a_browser(evaluation, tmp_path):
     """What the browser makes of the page: every picture has a size, and nothing was asked of a network."""
-    assert CliRunner().invoke(app, command(world, tmp_path / "out")).exit_code == 0
-    page = tmp_path / "out/report.html"
+    output, results = evaluation
     probe = (
         "<script>document.title = JSON.stringify([...document.querySelectorAll('svg')].map("
         "s => Math.round(s.getBoundingClientRect().width)).concat(performance.getEntriesByType('resource').length,"
         " document.documentElement.scrollWidth <= window.innerWidth))</script>"
     )
     probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    probed.write_text((output / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,1200"]
     folder = f"--user-data-dir={tmp_path / 'profile'}"
     done = subprocess.run(
         [*browser, folder, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
     *widths, resources, fits = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
-    assert len(widths) == 3 and min(widths) > 300
+    # One for each task: loss, gauge error, kurtosis by layer, rounding, speed.
+    assert len(widths) == len(results["tasks"]) == 5 and min(widths) > 300
     assert resources == 0 and fits is True

@@ -1,75 +1,22 @@
-"""The harness: what it measures is what the metrics give, it goes on where it stopped, and it fails in one line."""
+"""The harness: what it measures is what the metrics give, and it fails in one line."""
 
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness import runner
-from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import _correct
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.tables import number, verdict
 from rigpt_hf.evaluation.harness.texts import endings, last_words, load_texts
 from rigpt_hf.evaluation.measures.perplexity import perplexity
-from rigpt_hf.evaluation.measures.subjects import Subject
+from tests.evaluation.small import WORDS, by_name, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
-
-
-WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
-SUITE = """
-description: A small one.
-text: {{source: {source}, documents: 12, window: 33}}
-tasks:
-  - metric: perplexity
-    arguments: {{context: 32}}
-  - metric: invariance
-    documents: 2
-    arguments: {{draws: 1}}
-  - metric: outliers
-    arguments: {{context: 32, windows: 4}}
-  - metric: quantization_robustness
-    arguments: {{schemes: [W8A8, W3A3], frames: [identity, hadamard]}}
-  - metric: throughput
-    arguments: {{prompt: 8, new_tokens: 4, turns: 3, memory: false}}
-"""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """Two models with a tokenizer, a row of tokens and a suite."""
-    folder = tmp_path_factory.mktemp("world")
-    gpt2 = tiny_gpt2()
-    for name, model in (("gpt2", gpt2), ("rigpt", convert_model(gpt2)), ("other", tiny_gpt2(seed=1))):
-        model.save_pretrained(folder / name)
-        word_tokenizer(WORDS).save_pretrained(folder / name)
-    np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
-    (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluation(world, tmp_path_factory):
-    """A whole run of a GPT-2's conversion against it."""
-    output = tmp_path_factory.mktemp("out") / "evaluation"
-    results = evaluate(options(world, output, against="gpt2"), Console(quiet=True))
-    return output, results
-
-
-def options(world: Path, output: Path, model: str = "rigpt", against: str | None = None, **more) -> EvaluateOptions:
-    values = {"suite": str(world / "suite.yaml"), "device": "cpu", "names": ("RiGPT", "GPT-2")} | more
-    return EvaluateOptions(str(world / model), str(world / against) if against else None, output=output, **values)
-
-
-def by_name(results, task):
-    return next(each for each in results["tasks"] if each["task"] == task)
 
 
 def test_a_conversion_beside_its_source(evaluation):
@@ -151,75 +98,15 @@ def test_the_table_has_a_row_for_every_number(evaluation):
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
-def test_nothing_is_measured_twice(evaluation, world, monkeypatch):
-    output, results = evaluation
-    kept = {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
-    assert len(kept) == 4 * 2 + 1
-
-    def fail(*arguments, **more):
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(runner, "measure", fail)
-    monkeypatch.setattr(runner, "measure_together", fail)
-    again = evaluate(options(world, output, against="gpt2"), Console(quiet=True))
-    assert again["tasks"] == results["tasks"]
-    assert kept == {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
-
-
-def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
-    measured = []
-    original = runner.measure
-
-    def until_killed(task, subject, texts, batch, tick):
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        measured.append(task.name)
-        return original(task, subject, texts, batch, tick)
-
-    monkeypatch.setattr(runner, "measure", until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == 2 and not (tmp_path / "out/results.json").exists()
-    rest = []
-    monkeypatch.setattr(runner, "measure", lambda *given: rest.append(given[0].name) or original(*given))
-    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    assert measured == ["perplexity", "invariance"] and rest == ["outliers", "quantization_robustness"]
-    assert results["baseline"] is None and not any(task["errors"] for task in results["tasks"])
-    assert (tmp_path / "out/report.html").exists()
-
-
-def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
-    evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    count = len(list((tmp_path / "out/cache").iterdir()))
-    with pytest.raises(ValueError, match="`output` must hold results of the same weights or none"):
-        evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == count
-    evaluate(options(world, tmp_path / "out", model="other", force=True), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == 2 * count
-    evaluate(options(world, tmp_path / "out", model="other", documents=10), Console(quiet=True))
-    # Speed does not depend on the text.
-    assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
-
-
-def test_fingerprints_know_weights_config_and_tokenizer():
-    a = Subject(tiny_gpt2(), word_tokenizer(WORDS))
-    assert fingerprint(a) == fingerprint(Subject(tiny_gpt2(), word_tokenizer(WORDS)))
-    others = [Subject(tiny_gpt2(seed=1), a.tokenizer), Subject(a.model, word_tokenizer(WORDS[::-1])), Subject(a.model)]
-    other = tiny_gpt2()
-    other.config.layer_norm_epsilon = 1e-3
-    others.append(Subject(other, a.tokenizer))
-    assert len({fingerprint(each) for each in [a, *others]}) == 5
-
-
 def test_what_fails_is_one_line_and_the_rest_is_kept(world, tmp_path, monkeypatch):
     original = runner.measure
 
-    def scarce(task, subject, texts, batch, tick):
+    def scarce(task, *given):
         if task.metric == "outliers":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB.")
         if task.metric == "invariance":
             raise RuntimeError("broken\nin two lines")
-        return original(task, subject, texts, batch, tick)
+        return original(task, *given)
 
     monkeypatch.setattr(runner, "measure", scarce)
     results = evaluate(options(world, tmp_path / "out", batch_size=4), Console(quiet=True))
@@ -371,20 +258,6 @@ def test_a_difference_is_called_one_only_when_it_is(better, kind, value, signifi
     assert verdict(quantity) == word
 
 
-def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
-    output, results = evaluation
-    monkeypatch.setattr(runner, "measure_together", None)
-    monkeypatch.setattr(runner, "measure", None)
-    renamed = evaluate(options(world, output, against="gpt2", names=("A", "B")), Console(quiet=True))
-    speeds = [by_name(each, "throughput")["models"] for each in (results, renamed)]
-    assert list(speeds[0].values()) == list(speeds[1].values()) and list(speeds[1]) == ["A", "B"]
-    # The other way round it is another measurement: ratios are to the second.
-    assert "'NoneType' object is not callable" in str(
-        evaluate(options(world, output, model="gpt2", against="rigpt"), Console(quiet=True))["tasks"][-1]["errors"]
-    )
-    evaluate(options(world, output, against="gpt2"), Console(quiet=True))
-
-
 def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):
     broken = tiny_gpt2()
     with torch.no_grad():
@@ -449,19 +322,6 @@ def test_windows_fit_into_the_smallest_model(world, tmp_path):
     for name in ("model", "baseline"):
         assert by_name(results, "perplexity")["models"][name]["protocol"]["context"] == 9
         assert by_name(results, "throughput")["models"][name]["protocol"]["prompt"] == 5
-
-
-def test_what_a_killed_run_was_writing_is_no_obstacle(world, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/.results.json.abcd.partial").write_text("{")
-    assert evaluate(options(world, tmp_path / "out"), Console(quiet=True))["tasks"]
-
-
-def test_tokenizers_with_other_special_tokens_have_other_fingerprints():
-    a, b = word_tokenizer(WORDS), word_tokenizer(WORDS)
-    b.bos_token = WORDS[1]
-    model = tiny_gpt2()
-    assert fingerprint(Subject(model, a)) != fingerprint(Subject(model, b))
 
 
 def test_text_begins_where_the_tokenizer_can(world, tmp_path):

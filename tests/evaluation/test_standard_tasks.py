@@ -118,6 +118,21 @@ def test_perplexity_of_last_words_is_tested_by_its_logarithm(tasks):
     }
 
 
+def test_solved_examples_come_before_a_question(tasks):
+    folder, _ = tasks
+    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    found = {}
+    for shots, seed in ((None, 0), (0, 0), (2, 0), (2, 1)):
+        options = StandardOptions(include_path=str(folder), fewshot=shots, seed=seed)
+        found[shots, seed] = measure_standard_task("tiny_last_word", subject, options, batch_size=4)
+        assert found[shots, seed]["protocol"]["fewshot"] == (shots or 0)
+    nats = {key: each["samples"]["log perplexity"] for key, each in found.items()}
+    assert nats[None, 0] == nats[0, 0]
+    # What is read before each word is something else, and other examples are something else again.
+    assert all(a != b for a, b in zip(nats[0, 0], nats[2, 0], strict=True))
+    assert sum(a != b for a, b in zip(nats[2, 0], nats[2, 1], strict=True)) > 10
+
+
 def test_groups_are_tested_on_the_examples_of_their_tasks(tasks):
     folder, _ = tasks
     subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
@@ -170,6 +185,8 @@ def test_they_are_part_of_an_evaluation(tasks, tmp_path):
         (("no_such_task",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'no_such_task'"),
         (("arc_*",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'arc_\\*'"),
         (("hellaswag",), {"limit": 0}, "`limit` must be at least 1, got 0"),
+        (("hellaswag",), {"fewshot": -1}, "`fewshot` must not be negative, got -1"),
+        ((), {"fewshot": 5}, "`fewshot` is for `standard_tasks`, got 5 and no such task"),
         (("hellaswag",), {"include_path": "/no/such"}, "`include_path` must be a folder of task files"),
     ],
 )
