@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from rigpt_hf import __version__
 from rigpt_hf.conversion.certificate import library_versions
 from rigpt_hf.conversion.output import temporary_sibling
 
+from ..measures.perplexity import exponential
 from ..measures.subjects import Subject
 from .cache import code_fingerprint
 from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
@@ -175,7 +177,8 @@ def _value(quantity: Quantity) -> dict[str, Any]:
     if quantity.amounts is None or quantity.weights is None or len(quantity.amounts) < 2:
         return found
     interval = ratio_interval(quantity.amounts, quantity.weights)
-    return found | {"low": interval.low, "high": interval.high}
+    value = exponential if quantity.is_exponential else float
+    return found | {"low": finite(value(interval.low)), "high": finite(value(interval.high))}
 
 
 def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] | None:
@@ -187,7 +190,7 @@ def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] |
         return None
     if len(model.amounts) != len(baseline.amounts) or model.weights != baseline.weights:
         return None  # other tokens: a mean over them is another thing
-    if len(model.amounts) < 2:
+    if len(model.amounts) < 2 or model.is_exponential:
         return None
     return paired_difference(model.amounts, baseline.amounts, model.weights), "difference"
 
@@ -224,6 +227,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """What it was measured on."""
     facts: dict[str, Any] = {
         "machine": platform.machine(),
+        "processor": processor(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -232,6 +236,15 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
+
+
+def processor(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What the machine's processor calls itself, where the system says it."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        match = None
+    return match[1].strip() if match else platform.processor() or None
 
 
 def commit(here: Path = Path(__file__)) -> str | None:

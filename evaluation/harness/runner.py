@@ -95,7 +95,8 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     check_output(options.output)
     check_names(options, suite)
     check_standard_tasks(options.standard_tasks, options.standard)
-    texts = load_texts(suite.text)
+    # A number of documents that was asked for is meant.
+    texts = load_texts(suite.text, suite.fraction if options.documents is None else 1.0)
     subjects = _subjects(options, state)
     check_one_vocabulary(texts, subjects)
     suite = fitted(suite, subjects)
@@ -215,12 +216,14 @@ def fitted(suite: Suite, subjects: dict[str, Subject]) -> Suite:
         context = arguments.get("context")
         if context is None and "context" in known:
             context = known["context"][1]
+        stride = arguments.get("stride")
         if "context" in known and context is None and len(own) > 1:
             arguments["context"] = min(own)
         elif most is not None and context is not None and context > most:
             arguments["context"] = most
-        if arguments.get("context") is not None and arguments.get("stride") is not None:
-            arguments["stride"] = min(arguments["stride"], arguments["context"])
+        # A stride follows a context that was lowered; one that the suite's own context forbids is refused.
+        if arguments.get("context") != context and stride is not None and (context is None or stride <= context):
+            arguments["stride"] = min(stride, arguments["context"])
         if most is not None and is_together(task):
             new = min(arguments.get("new_tokens", NEW_TOKENS), max(most // 2, 1))
             arguments |= {"new_tokens": new, "prompt": min(arguments.get("prompt", PROMPT), max(most - new, 1))}
@@ -236,13 +239,16 @@ def _cells(
     hashes: dict[str, str],
     cache: Cache,
 ) -> Iterator[Cell]:
+    device = next(iter(subjects.values())).device
+    machine = writing.hardware(device)
+    # Arithmetic is another one on another device.
+    where = {name: value for name, value in machine.items() if name in ("device", "gpu")}
     # Kept without the names, which may be others the next time.
     numbered = {str(index): each for index, each in enumerate(subjects.values())}
     for task in suite.tasks:
         what = asdict(task) | {"text": texts.source["sha256"]}
         if is_together(task):
             # Speed depends on the machine, and on nothing that the models read.
-            machine = writing.hardware(next(iter(subjects.values())).device)
             key = cache.key(task=asdict(task), models=list(hashes.values()), machine=machine)
             yield Cell(
                 task.name,
@@ -253,7 +259,7 @@ def _cells(
             )
             continue
         for name, each in subjects.items():
-            key = cache.key(task=what, model=hashes[name])
+            key = cache.key(task=what, model=hashes[name], where=where)
             parts = Parts(cache, key)
             yield Cell(
                 task.name,
@@ -263,15 +269,18 @@ def _cells(
                 parts=parts,
             )
     own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
+    # The same for both, or the one that takes less would be asked something else.
+    context = min((each.positions for each in subjects.values() if each.positions is not None), default=None)
     for standard in options.standard_tasks:
         for name, each in subjects.items():
-            key = cache.key(standard=standard, options=asdict(options.standard), files=own_tasks, model=hashes[name])
+            what = {"standard": standard, "options": asdict(options.standard), "files": own_tasks, "context": context}
+            key = cache.key(**what, model=hashes[name], where=where)
             yield Cell(
                 standard,
                 (name,),
                 key,
                 lambda batch, tick, standard=standard, each=each: measure_standard_task(
-                    standard, each, options.standard, batch
+                    standard, each, options.standard, batch, context
                 ),
             )
 

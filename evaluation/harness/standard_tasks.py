@@ -95,31 +95,35 @@ def _parts(name: str, groups: dict[str, list[str]]) -> list[str]:
     return [part for member in members for part in _parts(member, groups)] if members else [name]
 
 
-def measure_standard_task(name: str, subject: Subject, options: StandardOptions, batch_size: int) -> dict[str, Any]:
+def measure_standard_task(
+    name: str, subject: Subject, options: StandardOptions, batch_size: int, context: int | None = None
+) -> dict[str, Any]:
     """
     One task of `lm-eval`.
 
+    Args:
+        name: Of the task or group.
+        subject: The model, which needs a tokenizer.
+        options: How the task is run.
+        batch_size: Requests that go through the model at once.
+        context: Tokens of a request that are read at most, the last ones; as many as the model takes if not given.
+
     Returns:
         `dict`: `metrics`: by name, the value and its standard error; `samples`: by name, the value of every example;
-        `examples`; `protocol`: `version` of the task, `lm_eval` (its version), `fewshot`, `seed` and `limit`.
+        `examples`; `protocol`: `version` of the task, `lm_eval` (its version), `fewshot` (as it was run, a list where
+        the tasks of a group differ), `seed`, `limit`, `context`, and how many requests of known answers were `cut` to
+        it; and `absent`, where a task takes no other number of solved examples than its own.
 
     Raises:
         ValueError: if the model has no tokenizer, or the data of the task cannot be had.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     if subject.tokenizer is None:
         raise ValueError(f"`standard_tasks` need a tokenizer, and {subject.name or 'the model'} has none.")
     if subject.tokenizer.pad_token is None:
         subject.tokenizer.pad_token = subject.tokenizer.eos_token or subject.tokenizer.bos_token
-    wrapped = HFLM(
-        pretrained=subject.model,
-        tokenizer=subject.tokenizer,
-        batch_size=batch_size,
-        max_length=subject.context(None),
-        device=str(subject.device),
-    )
+    wrapped = _wrapped(subject, batch_size, context or subject.positions)
     found = lm_eval.simple_evaluate(
         model=wrapped,
         tasks=[name],
@@ -138,6 +142,8 @@ def measure_standard_task(name: str, subject: Subject, options: StandardOptions,
     parts = (
         [name] if name in examples else [part for part in _parts(name, found["group_subtasks"]) if part in examples]
     )
+    # A task that sets 0 itself takes no other number, and says so in a log only.
+    shots = sorted({found.get("n-shot", {}).get(part, 0) for part in parts})
     metrics, samples = {}, {}
     for key, value in found["results"][name].items():
         metric, _, variant = key.partition(",")
@@ -163,8 +169,38 @@ def measure_standard_task(name: str, subject: Subject, options: StandardOptions,
         "protocol": {
             "version": found["versions"].get(name),
             "lm_eval": lm_eval.__version__,
-            "fewshot": found.get("n-shot", {}).get(name),
+            "fewshot": shots[0] if len(shots) == 1 else shots,
             "seed": options.seed,
             "limit": options.limit,
+            "context": wrapped.max_length,
+            "cut": wrapped.cut,
         },
-    }
+    } | _refused_shots(name, options.fewshot, shots)
+
+
+def _refused_shots(name: str, asked: int | None, given: list[int]) -> dict[str, Any]:
+    if asked is None or given == [asked]:
+        return {}
+    shown = " and ".join(map(str, given))
+    return {"absent": {f"with {asked} solved examples": f"{name} itself sets {shown}, which is what was measured."}}
+
+
+def _wrapped(subject: Subject, batch_size: int, context: int | None) -> Any:
+    """The model as `lm-eval` asks it; counts in `cut` the requests that are longer than it reads."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Wrapped(HFLM):
+        cut = 0
+
+        def _loglikelihood_tokens(self, requests: Any, *given: Any, **more: Any) -> Any:
+            # The last token is asked for and not read.
+            self.cut += sum(len(before) + len(asked) - 1 > self.max_length for _, before, asked in requests)
+            return super()._loglikelihood_tokens(requests, *given, **more)
+
+    return Wrapped(
+        pretrained=subject.model,
+        tokenizer=subject.tokenizer,
+        batch_size=batch_size,
+        max_length=context,
+        device=str(subject.device),
+    )

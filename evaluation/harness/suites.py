@@ -20,8 +20,9 @@ class TextOptions:
     """Where the text comes from."""
 
     source: str = "docs"
-    """`docs` for the documentation of the installed packages; a text, JSONL or parquet file or a folder of them; a
-    file of little-endian uint16 token ids that ends in .bin; or a data set on the Hub."""
+    """`docs` for those paragraphs of the installed packages' documentation that nothing here trains on; a text, JSONL
+    or parquet file or a folder of them; a file of little-endian uint16 token ids that ends in .bin; or a data set on
+    the Hub."""
     documents: int = 128
     """How many documents are read at most; windows of a .bin file. A .txt file is one document unless it has
     `<|endoftext|>` between several; each row of JSONL or parquet is one."""
@@ -82,7 +83,8 @@ class Suite:
 
     def part(self, fraction: float) -> "Suite":
         """
-        The same measurements on a share of the documents and examples, each at least one.
+        The same measurements on a share of the documents and examples, each at least one. Of the text `load_texts`
+        takes the share, as it knows how much there is.
 
         Raises:
             ValueError: if `fraction` is not above 0 and at most 1.
@@ -101,8 +103,7 @@ class Suite:
             )
             for task in self.tasks
         )
-        text = replace(self.text, documents=share(self.text.documents))
-        return replace(self, text=text, tasks=tasks, fraction=self.fraction * fraction)
+        return replace(self, tasks=tasks, fraction=self.fraction * fraction)
 
 
 def load_suite(name: str) -> Suite:

@@ -39,6 +39,8 @@ class Quantity:
         ratios (*optional*): To the baseline, of repeated measurements side by side.
         scale (`float`, *optional*): Of the numbers that the value was computed from, whose rounding it has; the value
             itself if not given.
+        is_exponential (`bool`): Whether the value is the exponential of that ratio of sums. It has an interval then,
+            and no test: that of the ratio is listed beside it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Quantity:
     weights: list[float] | None = None
     ratios: list[float] | None = None
     scale: float | None = None
+    is_exponential: bool = False
 
 
 class NotApplicable(Exception):
@@ -177,13 +180,16 @@ def quantities(task: Task, result: dict[str, Any]) -> list[Quantity]:
 
 def _perplexity(result: dict[str, Any]) -> list[Quantity]:
     samples = result["samples"]
-    found = [Quantity("perplexity", "per token", result["perplexity"])]
+    tokens = samples["tokens"]
+    found = [
+        Quantity("perplexity", "per token", result["perplexity"], "less", samples["nats"], tokens, is_exponential=True)
+    ]
     bits = [nats / math.log(2) for nats in samples["nats"]]
     if "bytes" in samples:
         found.append(Quantity("bits per byte", "bits", result["bits_per_byte"], "less", bits, samples["bytes"]))
     else:
         # Token ids, or texts joined to one, whose windows have a number of tokens but not of bytes.
-        found.append(Quantity("loss", "nats per token", result["loss"], "less", samples["nats"], samples["tokens"]))
+        found.append(Quantity("loss", "nats per token", result["loss"], "less", samples["nats"], tokens))
         if "bits_per_byte" in result:
             found.append(Quantity("bits per byte", "bits", result["bits_per_byte"]))
     if "word_perplexity" in result:
@@ -208,7 +214,7 @@ def _invariance(result: dict[str, Any]) -> list[Quantity]:
 def _outliers(result: dict[str, Any]) -> list[Quantity]:
     summary = result["summary"]
     found = [
-        Quantity("excess kurtosis of the stream", "largest |value| of all layers", abs(summary["excess_kurtosis"])),
+        Quantity("excess kurtosis of the stream", "largest of all layers", summary["excess_kurtosis"]),
         Quantity("crest factor of the stream", "largest of all layers", summary["crest_factor"]),
     ]
     if summary["outlier_safe_pretraining"] is not None:

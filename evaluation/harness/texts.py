@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +18,6 @@ from ..measures.accuracy import Cloze, MultipleChoice
 from .suites import TextOptions
 
 
-# Megabytes of documentation from which documents are drawn.
-MEGABYTES = 4.0
 # Characters of a page of documentation that is drawn, shorter ones say little; a question is made of so many at most.
 SHORTEST, LONGEST = 200, 8000
 # The last word of a sentence, without what ends it.
@@ -46,9 +46,13 @@ class Texts:
         return not isinstance(self.rows[0], str)
 
 
-def load_texts(options: TextOptions) -> Texts:
+def load_texts(options: TextOptions, fraction: float = 1.0) -> Texts:
     """
     The documents of a suite.
+
+    Args:
+        options: Which.
+        fraction: Share of those that there are, the first ones; of token ids as many windows, over the whole file.
 
     Raises:
         ValueError: if there are none, or the source cannot be read.
@@ -56,12 +60,13 @@ def load_texts(options: TextOptions) -> Texts:
     if options.documents < 1:
         raise ValueError(f"`documents` must be at least 1, got {options.documents}.")
     if options.source.endswith(".bin"):
-        rows: list[Any] = _windows(options)
+        rows: list[Any] = _windows(options, fraction)
     elif options.source == "docs":
         from rigpt_hf.demo.corpus import gather_documentation
 
-        rows = gather_documentation(int(MEGABYTES * 10**6), seed=1)
-        rows = [row for row in rows if SHORTEST <= len(row) <= LONGEST][: options.documents]
+        # What this package itself trains on would say how well it was learnt by heart.
+        rows = gather_documentation(sys.maxsize, seed=1, part="held-out")
+        rows = _share([row for row in rows if SHORTEST <= len(row) <= LONGEST][: options.documents], fraction)
     else:
         from rigpt_hf.training.data.sources import documents
 
@@ -73,7 +78,7 @@ def load_texts(options: TextOptions) -> Texts:
             revision=options.revision,
         )
         # Whole, however long: the metrics cut them into windows.
-        rows = list(islice(found, options.documents))
+        rows = _share(list(islice(found, options.documents)), fraction)
     if not rows:
         raise ValueError(f"`source` must hold at least one document, got none from {options.source!r}.")
     digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
@@ -86,14 +91,18 @@ def name_of(source: str) -> str:
     return Path(os.path.abspath(source)).name if os.path.exists(source) else source
 
 
-def _windows(options: TextOptions) -> list[list[int]]:
+def _share(rows: list[Any], fraction: float) -> list[Any]:
+    return rows[: math.ceil(fraction * len(rows))]
+
+
+def _windows(options: TextOptions, fraction: float) -> list[list[int]]:
     path = Path(options.source)
     if not path.is_file() or options.window < 2:
         raise ValueError(
             f"`source` must be a file of token ids and `window` at least 2, got {str(path)!r} and {options.window}."
         )
     tokens = np.memmap(path, dtype="<u2", mode="r")
-    count = min(options.documents, len(tokens) // options.window)
+    count = math.ceil(fraction * min(options.documents, len(tokens) // options.window))
     # Evenly over the whole file.
     starts = np.linspace(0, max(len(tokens) - options.window, 0), count, dtype=np.int64)
     return [tokens[start : start + options.window].astype(np.int64).tolist() for start in starts]

@@ -16,11 +16,13 @@ are left out of these means.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rigpt_hf.stream_rigpt import RiGPTTransport
 from rigpt_hf.training.diagnostics import excess_kurtosis
@@ -128,10 +130,12 @@ def outliers(
         tick: Called with the number of windows that were read.
 
     Returns:
-        `dict`: `stream`: a list, the first of the embeddings, then one per layer, the last after the final norm, as
-        the library gives it; `linear_inputs`: by the names of modules. Each holds `all` and `without_first`, and these
-        `per_token` and `pooled`, with `excess_kurtosis`, `max_over_median` and `crest_factor`. `summary`: of the
-        stream per token the largest absolute excess kurtosis and the largest crest factor; and
+        `dict`: `stream`: a list, the first of the embeddings, then one per layer, before any final norm, whose gain
+        would be another thing to measure; `final_norm`: of what it gives, where there is one that is seen;
+        `linear_inputs`: by the names of modules. Each holds `all` and `without_first`, and these `per_token` and
+        `pooled`, with `excess_kurtosis`, `max_over_median` and `crest_factor`. `summary`: of the stream per token the
+        largest excess kurtosis of all layers, negative where all have lighter tails than a Gaussian, and the largest
+        crest factor; and
         `outlier_safe_pretraining`: the excess kurtosis over the coordinates of each vector that enters an attention
         or feedforward block (after its norm), averaged over tokens and blocks; our reading of Park et al., arXiv
         2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam; `None` where not every block
@@ -150,6 +154,7 @@ def outliers(
     if not pieces:
         raise ValueError("`predictions` must hold a text of at least two tokens, got none.")
     stream: list[Place] = []
+    after_norm = Place()
     inputs: dict[str, Place] = {}
     strange: set[str] = set()
     length = 0
@@ -165,10 +170,15 @@ def outliers(
         return hook
 
     handles = [module.register_forward_pre_hook(look(name)) for name, module in all_matrices(measured.model).items()]
+    norms = LastNorms(measured.model)
+    handles += norms.handles
     try:
         for piece in pieces:
             ids, length = torch.tensor([piece], device=measured.device), len(piece)
-            states = measured.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+            states = list(measured.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states)
+            if (before := norms.input_of(states[-1])) is not None:
+                after_norm.add(states[-1])
+                states[-1] = before
             stream = stream or [Place() for _ in states]
             for place, state in zip(stream, states, strict=True):
                 place.add(state)
@@ -192,9 +202,10 @@ def outliers(
     per_token = [each["all"]["per_token"] for each in found]
     return {
         "stream": found,
+        **({"final_norm": after_norm.result()} if after_norm.all.values else {}),
         "linear_inputs": {name: place.result() for name, place in inputs.items()},
         "summary": {
-            "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), key=abs, default=None),
+            "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), default=None),
             "crest_factor": max(known(each["crest_factor"] for each in per_token), default=None),
             "outlier_safe_pretraining": sum(blocks) / len(blocks) if whole else None,
         },
@@ -205,6 +216,34 @@ def outliers(
             "not covered": in_short(measured.model, others),
         },
     }
+
+
+class LastNorms:
+    """
+    What the last modules read that give as many numbers as they read, the final norm among them.
+
+    The library gives the state after the final norm as that of the last layer, so this is where the stream before it
+    is found, whatever a family calls its norm.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.calls: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=4)
+        leaves = [module for module in model.modules() if next(module.children(), None) is None]
+        self.handles = [module.register_forward_hook(self._keep) for module in leaves]
+
+    def _keep(self, module: nn.Module, arguments: tuple, output: Any) -> None:
+        # Neither a map nor a dropout is a norm, though either may leave the shape as it is.
+        if isinstance(module, nn.Linear | Conv1D | nn.Dropout | nn.Identity) or not arguments:
+            return
+        if isinstance(output, torch.Tensor) and output.shape == getattr(arguments[0], "shape", None):
+            self.calls.append((arguments[0], output))
+
+    def input_of(self, state: torch.Tensor) -> torch.Tensor | None:
+        """What the module read that gave `state`, or a view of it; `None` if none did."""
+        for given, output in reversed(self.calls):
+            if output.data_ptr() == state.data_ptr() and output.numel() == state.numel():
+                return given.reshape(state.shape)
+        return None
 
 
 def known(values: Iterable[float | None]) -> list[float]:

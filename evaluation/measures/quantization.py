@@ -87,9 +87,16 @@ def quantization_robustness(
     if frames is None:
         frames = FRAMES if is_rigpt else ("identity",)
     bits = {scheme: bits_of(scheme) for scheme in schemes}
+    if group_size < 0:
+        raise ValueError(f"`group_size` must be 0, for whole rows, or the size of a group, got {group_size}.")
     if unknown := [frame for frame in frames if frame not in FRAMES]:
         raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {unknown[0]!r}.")
     check_matrices(measured.model)
+    # A suite may name the modules of two families.
+    ends = {name.rpartition(".")[2] for name in matrices_of(measured.model)}
+    left = [name for name in leave if name in ends]
+    if leave and not left:
+        raise ValueError(f"`leave` must name some of {', '.join(sorted(ends))}, got {', '.join(leave)}.")
     options: dict[str, Any] = {
         "context": context,
         "bos": bos,
@@ -136,7 +143,7 @@ def quantization_robustness(
             "grid": "symmetric, to nearest",
             "weights": f"scale per {f'{group_size} of a row' if group_size else 'row'}",
             "activations": "scale per token",
-            "left alone": ["output embeddings", *leave, *others],
+            "left alone": ["output embeddings", *left, *others],
             "converted": not is_rigpt and any(frame != "identity" for frame in frames),
             "seed": seed,
         }
@@ -168,11 +175,11 @@ def bits_of(scheme: str) -> tuple[int, int]:
     Bits of weights and activations.
 
     Raises:
-        ValueError: if the name does not say them, or says less than 2.
+        ValueError: if the name does not say them, or says less than 2 or more than 16.
     """
     match = SCHEME.fullmatch(scheme)
-    if match is None or min(int(match[1]), int(match[2])) < 2:
-        raise ValueError(f"`schemes` must be such as W4A8, with at least 2 bits each, got {scheme!r}.")
+    if match is None or not all(2 <= int(bits) <= WHOLE for bits in match.groups()):
+        raise ValueError(f"`schemes` must be such as W4A8, with 2 to {WHOLE} bits each, got {scheme!r}.")
     return int(match[1]), int(match[2])
 
 

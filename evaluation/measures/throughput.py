@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ PROMPT, NEW_TOKENS = 128, 32
 Action = Callable[[], float]
 # How the last line of a traceback begins.
 ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception|Interrupt|Exit))\b", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An action that needs something first, which takes time that is not its own."""
+
+    prepare: Callable[[], Any]
+    act: Callable[[Any], float]
 
 
 def synchronize(device: torch.device) -> None:
@@ -60,17 +69,39 @@ def generation(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS, stat
     return run
 
 
+def decoding(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS) -> Prepared:
+    """Greedy tokens after a prompt `[batch, seq]`, whose own pass is not timed; the timing counts a single step."""
+    length = ids.shape[1]
+
+    @torch.inference_mode()
+    def read() -> Any:
+        return model(ids, use_cache=True, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def write(output: Any) -> float:
+        cache = output.past_key_values
+        for position in range(length, length + new_tokens):
+            token = output.logits[:, -1:].argmax(dim=-1)
+            output = model(token, past_key_values=cache, use_cache=True, position_ids=torch.full_like(token, position))
+        return float(new_tokens)
+
+    return Prepared(read, write)
+
+
 def take_turns(
-    actions: Mapping[str, Action], turns: int, device: torch.device, tick: Callable[[], Any]
+    actions: Mapping[str, Action | Prepared], turns: int, device: torch.device, tick: Callable[[], Any]
 ) -> dict[str, list[float]]:
     """Seconds per unit of work for each action, measured in alternation after one unmeasured turn."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(turns + 1):
         # The one that goes first changes, so that none always finds the caches as another left them.
         for name in list(actions) if turn % 2 else list(actions)[::-1]:
+            action = actions[name]
+            given = (action.prepare(),) if isinstance(action, Prepared) else ()
+            act: Callable[..., float] = action.act if isinstance(action, Prepared) else action
             synchronize(device)
             start = time.perf_counter()
-            units = actions[name]()
+            units = act(*given)
             synchronize(device)
             if turn:
                 seconds[name].append((time.perf_counter() - start) / units)
@@ -111,8 +142,8 @@ def throughput(
         tick: Called with 1 after every turn; there are `3 * (turns + 1)`.
 
     Returns:
-        `dict`: `models`: of each `prefill_tokens_per_second`, `decode_tokens_per_second` (over the time that the new
-        tokens and the pass over their prompt take), `time_to_first_token` (seconds; a `generate` call of one token,
+        `dict`: `models`: of each `prefill_tokens_per_second`, `decode_tokens_per_second` (without the pass over
+        their prompt, the argmax included), `time_to_first_token` (seconds; a `generate` call of one token,
         with all that it does around the model), each with `median`, `lower` and `upper` quartile, and `peak_memory`
         (bytes); `ratios`: of every model but the last, its speed over the last one's in the same turn, so more is
         faster, with all `values`; `protocol`. Where memory could not be measured it is absent, and `peak_memory` of
@@ -138,13 +169,13 @@ def throughput(
     ids = torch.randint(size, (batch_size, prompt), generator=torch.Generator().manual_seed(seed))
     device = next(iter(subjects.values())).device
 
-    def times(make: Callable[[Any, torch.Tensor], Action]) -> dict[str, list[float]]:
+    def times(make: Callable[[Any, torch.Tensor], Action | Prepared]) -> dict[str, list[float]]:
         actions = {name: make(each.model, ids.to(each.device)) for name, each in subjects.items()}
         return take_turns(actions, turns, device, lambda: tick(1))
 
     rates = {
         "prefill_tokens_per_second": (times(prefill), batch_size * prompt),
-        "decode_tokens_per_second": (times(lambda model, ids: generation(model, ids, new_tokens)), batch_size),
+        "decode_tokens_per_second": (times(lambda model, ids: decoding(model, ids, new_tokens)), batch_size),
         "time_to_first_token": (times(first_token), 0),
     }
     found: dict[str, dict[str, Any]] = {name: {} for name in subjects}

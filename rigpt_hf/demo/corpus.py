@@ -6,6 +6,7 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 
 # A string that stands alone at the start of a line is a docstring, or a comment in its place.
@@ -13,11 +14,17 @@ DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.D
 DOCUMENT_SUFFIXES = (".md", ".rst")
 SHORTEST, LONGEST = 40, 2000  # characters of a paragraph; shorter ones say little, longer ones are no paragraphs
 SMALLEST_SHARE_OF_LETTERS = 0.85  # letters and spaces; below that it is a table or code
+# Of so many paragraphs, by their hash, one is kept for evaluation and never trained on.
+HELD_OUT = 8
 RULER = "---"  # underlines the headings that NumPy's style of docstring puts above a table of arguments
 
 
 def gather_documentation(
-    max_bytes: int, seed: int = 0, tick: Callable[[int], None] = lambda n: None, roots: list[Path] | None = None
+    max_bytes: int,
+    seed: int = 0,
+    tick: Callable[[int], None] = lambda n: None,
+    roots: list[Path] | None = None,
+    part: Literal["all", "training", "held-out"] = "all",
 ) -> list[str]:
     """
     Paragraphs of English from docstrings and documents, deduplicated, in an order that depends on `seed` alone.
@@ -29,6 +36,8 @@ def gather_documentation(
         seed: Of the shuffle.
         tick: Called with the number of files read since the last call.
         roots: Folders to search; the standard library and the installed packages if not given.
+        part: Which paragraphs: the eighth that their own hash holds out, so that it is the same whatever is installed
+            and however they are shuffled; those to train on; or all.
     """
     if roots is None:
         roots = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
@@ -40,7 +49,8 @@ def gather_documentation(
             digest = hashlib.blake2b(passage.encode(), digest_size=16).digest()
             if digest not in seen:
                 seen.add(digest)
-                passages.append(passage)
+                if part == "all" or (part == "held-out") == (digest[0] % HELD_OUT == 0):
+                    passages.append(passage)
     random.Random(seed).shuffle(passages)
     kept, size = [], 0
     for passage in passages:

@@ -3,6 +3,7 @@
 import pytest
 from rich.console import Console
 
+from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, Parts, fingerprint
 from rigpt_hf.evaluation.harness.runner import evaluate
@@ -60,6 +61,27 @@ def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
     evaluate(options(world, tmp_path / "out", model="other", documents=10), Console(quiet=True))
     # Speed does not depend on the text.
     assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
+
+
+def test_what_another_device_measured_is_measured_again(evaluation, world, monkeypatch):
+    output, _ = evaluation
+    own = results_module.hardware
+
+    def asked():
+        names = []
+        monkeypatch.setattr(runner, "measure", lambda task, *given: names.append(task.name) or {"loss": 1.0})
+        monkeypatch.setattr(runner.writing, "build", lambda *given: {"models": {}})
+        monkeypatch.setattr(runner.writing, "write", lambda *given: None)
+        monkeypatch.setattr(Cache, "put", lambda *given: None)
+        evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+        return names
+
+    assert asked() == []
+    # Other threads add in another order too, but that is what every two runs may differ by.
+    monkeypatch.setattr(results_module, "hardware", lambda device: own(device) | {"threads": 77})
+    assert asked() == []
+    monkeypatch.setattr(results_module, "hardware", lambda device: own(device) | {"device": "cuda", "gpu": "H"})
+    assert len(asked()) == 8
 
 
 def test_fingerprints_know_weights_config_and_tokenizer():

@@ -1,16 +1,22 @@
 """What a suite may say is checked before anything is loaded, and text is measured as it was given."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from rich.progress import Progress
 
+from rigpt_hf.demo.corpus import gather_documentation
+from rigpt_hf.demo.run import documentation
 from rigpt_hf.evaluation.harness import tasks
 from rigpt_hf.evaluation.harness.arguments import arguments_of, check_arguments
 from rigpt_hf.evaluation.harness.runner import fitted
 from rigpt_hf.evaluation.harness.suites import METRICS, PACKAGED, Suite, Task, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.texts import LONGEST, SHORTEST, Texts, endings, last_words, load_texts, name_of
 from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.training.data.sources import documents
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -96,6 +102,33 @@ def test_local_documents_are_whole(tmp_path):
     assert len(load_texts(TextOptions(source=str(tmp_path / "b.txt"))).rows) == 2
 
 
+def test_a_fraction_is_one_of_what_there_is(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"Document {index}."}) for index in range(10)))
+    np.arange(100, dtype="<u2").tofile(tmp_path / "a.bin")
+    few, many = (TextOptions(source=str(tmp_path / "a.jsonl"), documents=count) for count in (4, 128))
+    for options, fraction, count in ((few, 0.5, 2), (many, 0.5, 5), (many, 0.25, 3), (many, 1e-9, 1), (many, 1.0, 10)):
+        rows = load_texts(options, fraction).rows
+        assert rows == [f"Document {index}." for index in range(count)]
+    ids = load_texts(TextOptions(source=str(tmp_path / "a.bin"), window=10, documents=128), 0.3).rows
+    assert [row[0] for row in ids] == [0, 45, 90]
+
+
+def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
+    """Whatever order, amount and packages."""
+    paragraphs = [f"This is the paragraph of number {index}, {'which is long, ' * 15}indeed." for index in range(200)]
+    (tmp_path / "page.md").write_text("\n\n".join(paragraphs))
+    own = partial(gather_documentation, roots=[tmp_path])
+    for module in ("rigpt_hf.demo.corpus", "rigpt_hf.training.data.sources", "rigpt_hf.demo.run"):
+        monkeypatch.setattr(f"{module}.gather_documentation", own)
+    measured = set(load_texts(TextOptions(documents=10**6)).rows)
+    assert 10 < len(measured) < 45
+    assert measured == set(load_texts(TextOptions(documents=10**6)).rows)
+    trained = set(documents("docs", megabytes=100))
+    shown = set(documentation(100, 0, Progress(disable=True)))
+    assert trained == shown == set(paragraphs) - measured
+    assert measured | trained == set(own(10**9))
+
+
 def test_of_documentation_those_of_a_usual_length_are_drawn(monkeypatch):
     pages = ["a" * size for size in (SHORTEST - 1, SHORTEST, LONGEST, LONGEST + 1)]
     monkeypatch.setattr("rigpt_hf.demo.corpus.gather_documentation", lambda *given, **more: pages)
@@ -142,6 +175,10 @@ def test_windows_are_the_same_for_both_models(metric):
         assert context(64, 64) == context(4096, 2048) == context(64) == {}
     if metric == "perplexity":
         assert context(64, 48, stride=60) == {"context": 48, "stride": 48}
+        # What is impossible as it stands in the suite is not mended in silence.
+        assert context(64, 64, context=16, stride=500) == {"context": 16, "stride": 500}
+        assert context(64, 48, context=60, stride=61) == {"context": 48, "stride": 61}
+        assert context(64, 48, context=60, stride=60) == {"context": 48, "stride": 48}
         # What is impossible is not made possible in silence.
         assert context(64, 48, context=0) == {"context": 0}
 

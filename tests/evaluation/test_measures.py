@@ -15,6 +15,7 @@ from rigpt_hf.evaluation.measures.perplexity import perplexity
 from rigpt_hf.evaluation.measures.quantization import bits_of, quantization_robustness, quantized
 from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
 from rigpt_hf.evaluation.measures.throughput import throughput
+from tests.conversion.sources import stock_model
 from tests.evaluation.toys import rows, tiny_gpt2
 from tests.models import OPTIONS, tiny_model
 from tests.tolerances import SYMMETRY
@@ -91,6 +92,51 @@ def test_outliers_are_found_where_they_are(kind):
     assert len(calm["stream"]) == layers + 1
     assert len(calm["linear_inputs"]) == (4 * layers + 1 if kind == "stock" else 6 * layers + 1)
     assert calm["protocol"] == {"context": 20, "windows": 12, "tokens": 240, "not covered": []}
+
+
+@pytest.mark.parametrize("tails", ["light", "heavy"])
+def test_the_summary_has_a_sign(tails):
+    """Coordinates of one size have a kurtosis of -2, and are no outliers."""
+    model = tiny_model(num_hidden_layers=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.zero_()
+            if "embed_tokens" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).sign())
+                if tails == "heavy":
+                    parameter[:, 3] *= 9
+    found = outliers(model, rows(), context=20)["summary"]["excess_kurtosis"]
+    assert found == pytest.approx(-2, abs=0.2) if tails == "light" else found > 10
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_stream_is_the_one_before_the_final_norm(family):
+    model = tiny_gpt2() if family == "gpt2" else stock_model("llama")
+    layers, norm = (
+        (model.transformer.h, model.transformer.ln_f) if family == "gpt2" else (model.model.layers, model.model.norm)
+    )
+    with torch.no_grad():
+        norm.weight[7] = 30.0
+    data, seen = rows(3, 20), {"stream": [], "norm": []}
+    for key, module in (("stream", layers[-1]), ("norm", norm)):
+
+        def keep(module, arguments, output, key=key):
+            state = output if isinstance(output, torch.Tensor) else output[0]
+            seen[key].append(kurtosis(state[0].detach().double().numpy(), axis=-1).mean())
+
+        module.register_forward_hook(keep)
+    found = outliers(model, data)
+    own = {"stream": found["stream"][-1], "norm": found["final_norm"]}
+    for key, each in own.items():
+        assert each["all"]["per_token"]["excess_kurtosis"] == pytest.approx(np.mean(seen[key]), rel=1e-5)
+    assert np.mean(seen["norm"]) > np.mean(seen["stream"]) + 5, "the two must differ for this to say something"
+    if family == "llama":
+        # The conversion has the same stream, in the same basis, and no gain.
+        other = outliers(convert_model(model), data)
+        for a, b in zip(found["stream"], other["stream"], strict=True):
+            one, two = (each["all"]["per_token"]["excess_kurtosis"] for each in (a, b))
+            assert one == pytest.approx(two, abs=1e-4)
+        assert other["final_norm"]["all"]["per_token"]["excess_kurtosis"] < 5
 
 
 def test_the_first_position_is_told_apart():
@@ -217,7 +263,10 @@ def test_frames_of_quantization_are_measured_on_the_same_function():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"schemes": ("W4",)}, "`schemes` must be such as W4A8, with at least 2 bits each, got 'W4'"),
+        ({"schemes": ("W4",)}, "`schemes` must be such as W4A8, with 2 to 16 bits each, got 'W4'"),
+        ({"schemes": ("W32A32",)}, "`schemes` must be such as W4A8, with 2 to 16 bits each, got 'W32A32'"),
+        ({"group_size": -8}, "`group_size` must be 0, for whole rows, or the size of a group, got -8"),
+        ({"leave": ("c_prjo",)}, "`leave` must name some of down_proj, .*v_proj, got c_prjo"),
         ({"schemes": ("W1A8",)}, "`schemes` must be such as W4A8"),
         ({"frames": ("sideways",)}, "`frames` must be among identity, haar, hadamard, pca, got 'sideways'"),
         ({"group_size": 5}, "`group_size` must divide the 32 numbers of a row of .*q_proj, got 5"),

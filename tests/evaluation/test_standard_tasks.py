@@ -133,6 +133,44 @@ def test_solved_examples_come_before_a_question(tasks):
     assert sum(a != b for a, b in zip(nats[2, 0], nats[2, 1], strict=True)) > 10
 
 
+def test_tasks_that_take_no_examples_say_so(tasks, tmp_path):
+    """As those of BLiMP; alone and in a group with others."""
+    shutil.copytree(tasks[0], tmp_path / "tasks")
+    text = (tmp_path / "tasks/tiny_choices.yaml").read_text()
+    (tmp_path / "tasks/tiny_zero.yaml").write_text(
+        text.replace("tiny_choices", "tiny_zero").replace("metadata:", "num_fewshot: 0\nmetadata:")
+    )
+    group = (tmp_path / "tasks/tiny_group.yaml").read_text()
+    (tmp_path / "tasks/tiny_group.yaml").write_text(group.replace("[tiny_choices]", "[tiny_choices, tiny_zero]"))
+    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    options = StandardOptions(include_path=str(tmp_path / "tasks"), fewshot=3)
+    asked = {name: measure_standard_task(name, subject, options, 4) for name in ("tiny_zero", "tiny_choices")}
+    assert [each["protocol"]["fewshot"] for each in asked.values()] == [0, 3]
+    reason = {"with 3 solved examples": "tiny_zero itself sets 0, which is what was measured."}
+    assert asked["tiny_zero"]["absent"] == reason and "absent" not in asked["tiny_choices"]
+    both = measure_standard_task("tiny_group", subject, options, 4)
+    assert both["protocol"]["fewshot"] == [0, 3]
+    assert both["absent"] == {"with 3 solved examples": "tiny_group itself sets 0 and 3, which is what was measured."}
+
+
+def test_a_prompt_is_read_whole_or_said_to_be_cut(tasks):
+    """Not only 1,024 tokens of it, where the model takes more."""
+    folder, _ = tasks
+    subject = Subject(tiny_gpt2(n_positions=2048), word_tokenizer(WORDS), "gpt2")
+    lengths = []
+    subject.model.register_forward_pre_hook(
+        lambda module, given, more: lengths.append(given[0].shape[1]), with_kwargs=True
+    )
+    options = StandardOptions(include_path=str(folder), fewshot=19, limit=2)
+    whole = measure_standard_task("tiny_last_word", subject, options, 1)
+    longest = max(lengths)
+    assert whole["protocol"]["context"] == 2048 and whole["protocol"]["cut"] == 0 and 100 < longest < 2048
+    lengths.clear()
+    part = measure_standard_task("tiny_last_word", subject, options, 1, context=60)
+    assert part["protocol"]["context"] == 60 and part["protocol"]["cut"] == 2 and max(lengths) == 60
+    assert part["samples"]["log perplexity"] != whole["samples"]["log perplexity"]
+
+
 def test_groups_are_tested_on_the_examples_of_their_tasks(tasks):
     folder, _ = tasks
     subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")

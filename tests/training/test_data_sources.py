@@ -66,9 +66,13 @@ def test_a_long_file_is_not_read_whole(tmp_path):
 
 def test_documentation_of_installed_packages(monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "gather_documentation", lambda size: asked.append(size) or ["A passage.", "Another."])
+    monkeypatch.setattr(
+        sources,
+        "gather_documentation",
+        lambda *given, **more: asked.append((given, more)) or ["A passage.", "Another."],
+    )
     assert list(documents("docs", megabytes=0.5)) == ["A passage.", "Another."]
-    assert asked == [500_000]
+    assert asked == [((500_000,), {"part": "training"})]
 
 
 class Hub:

@@ -46,9 +46,9 @@ def documents(
 
     Args:
         source (`str` or `os.PathLike`):
-            `"docs"` for the documentation of the installed packages (`"./docs"` is a folder), a local file or folder
-            (.txt, .jsonl, .json, .parquet; folders are searched, in the order of the names), or the id of a data set
-            on the Hub.
+            `"docs"` for the documentation of the installed packages, but for the eighth of its paragraphs on which
+            models are evaluated (`"./docs"` is a folder), a local file or folder (.txt, .jsonl, .json, .parquet;
+            folders are searched, in the order of the names), or the id of a data set on the Hub.
         text_column (`str`, defaults to `"text"`): Column that holds the text, of all but `"docs"` and .txt.
         split (`str`, defaults to `"train"`), name (`str`, *optional*), revision (`str`, *optional*):
             Which split, configuration and commit, branch or tag of a data set on the Hub; not looked at elsewhere.
@@ -68,7 +68,8 @@ def documents(
     if kind == "documentation":
         if megabytes <= 0:
             raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
-        texts = iter(gather_documentation(int(megabytes * 10**6)))
+        # What `rigpt evaluate` measures on is left out.
+        texts = iter(gather_documentation(int(megabytes * 10**6), part="training"))
     elif kind == "local":
         texts = _local(source_files(source), text_column, separator)
     else:
