@@ -3,5 +3,5 @@ The harness: a model beside a baseline on a suite of measurements, and what thei
 
 Reading order: `suites` (what is measured), `texts` (on what), `tasks` (how each metric is called and compared),
 `statistics` (when a difference is one), `cache` (what is not measured twice), `runner` (the whole), `tables`,
-`figures` and `report` (what people look at), `standard_tasks` (the tasks of EleutherAI's `lm-eval`).
+`figures`, `overview` and `report` (what people look at), `standard_tasks` (the tasks of EleutherAI's `lm-eval`).
 """

@@ -3,12 +3,14 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .figures import figure
+from .overview import overview
 from .results import failures
 from .tables import (
     FOOTNOTE,
+    converted,
     description,
     difference_text,
     not_applicable,
@@ -20,6 +22,20 @@ from .tables import (
 
 
 TEMPLATE = "report.html.j2"
+# What a task asks, for whoever does not know its metric.
+QUESTIONS = {
+    "perplexity": "How well does the model predict the text? Less is better.",
+    "cloze": "How often does the model end a text with the very word that it ends with?",
+    "multiple_choice": "How often is the true ending the likeliest of several?",
+    "invariance": "How far do the logits move when one of the model's inner spaces is turned at random? A model "
+    "without a preferred basis gives rounding errors, any other a number of order one.",
+    "outliers": "How unequally are the coordinates of the stream filled? The excess kurtosis of a Gaussian is 0; "
+    "outliers make it large and rounding expensive.",
+    "quantization_robustness": "What does rounding cost? W4A8 are four bits for weights and eight for activations; "
+    "the frames are bases in which the same model is rounded.",
+    "throughput": "How fast is it? Models take turns on one machine.",
+    "lm-eval": "A task of EleutherAI's lm-eval.",
+}
 
 
 def as_html(results: dict[str, Any]) -> str:
@@ -38,23 +54,47 @@ def as_html(results: dict[str, Any]) -> str:
         "difference_text": difference_text,
         "quantity_text": quantity_text,
         "not_applicable": not_applicable,
+        "heading": heading,
     }
+    environment.filters["apart"] = apart
     pictures = {}
     for task in results["tasks"]:
         drawn = figure(task, list(results["models"]))
         if drawn is not None:
-            # Made here from numbers; names in it are escaped by the library that draws.
+            # Made here from numbers; names in it are escaped where they are drawn.
             pictures[task["task"]] = {"title": drawn[0], "svg": Markup(drawn[1])}
     return environment.get_template(TEMPLATE).render(
         results=results,
         names=list(results["models"]),
         pictures=pictures,
+        questions=QUESTIONS,
+        panels=overview(results),
+        headings={task["task"]: heading(task) for task in results["tasks"]},
+        converted=converted_models(results),
         description=description(results),
         footnote=FOOTNOTE,
         failures=failures(results),
         tested=sum("difference" in each for task in results["tasks"] for each in task["quantities"]),
         counts=counts(results),
     )
+
+
+def heading(task: dict[str, Any]) -> str:
+    """A task's name as a heading; those of lm-eval are names of its own."""
+    name, metric = task["task"], task["metric"]
+    return name if metric == "lm-eval" else (name[:1].upper() + name[1:]).replace("_", " ")
+
+
+def apart(text: str) -> Markup:
+    """A number, and its interval below it and smaller."""
+    value, bracket, bounds = text.partition(" (")
+    return escape(value) + (Markup("<small>{}</small>").format(bounds.removesuffix(")")) if bracket else "")
+
+
+def converted_models(results: dict[str, Any]) -> list[str]:
+    """Models of which some number is that of their conversion."""
+    found = [converted(task, each) for task in results["tasks"] for each in task["quantities"]]
+    return list(dict.fromkeys(name for names in found for name in names))
 
 
 def counts(results: dict[str, Any]) -> dict[str, int]:
