@@ -1,6 +1,7 @@
 """The card: facts in the order in which a stranger asks for them."""
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,20 +17,20 @@ from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.tables import as_markdown
 from rigpt_hf.evaluation.measures.subjects import subject
 
+from .certified import certificate_of
 from .facts import (
     AuthorFacts,
     CardFacts,
     author_facts,
-    certificate_of,
     evaluation_of,
     invariance_of,
     model_facts,
     sources_of_merge,
     training_facts,
     tuned_from,
-    without_path,
 )
 from .marker import PLACEHOLDER, marker_of, signed, title_of
+from .paths import without_path
 
 
 CARD = "README.md"
@@ -140,6 +141,7 @@ def render(facts: CardFacts, repo_id: str | None = None, tags: Sequence[str] = (
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
+    environment.filters["number"] = _number
     title = title_of(facts.author, repo_id)
     body = environment.get_template("card.md.j2").render(
         facts=facts,
@@ -157,6 +159,11 @@ def render(facts: CardFacts, repo_id: str | None = None, tags: Sequence[str] = (
     )
     text = f"---\n{metadata(facts, title, tags).to_yaml()}\n---\n\n{body}"
     return signed(text, marker_of(facts, title, repo_id))
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    """A measured number in the form of `str.format`; of what overflowed JSON holds none."""
+    return f"{value:{form}}{unit}" if value is not None and math.isfinite(value) else "not finite"
 
 
 def metadata(facts: CardFacts, title: str, tags: Sequence[str] = ()) -> ModelCardData:

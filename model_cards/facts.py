@@ -1,6 +1,7 @@
 """What is known of a model, grouped by who knows it; every group is absent where nobody does."""
 
 import json
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,27 +12,16 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from rigpt_hf.conversion.certificate import (
-    CERTIFICATE_NAME,
-    TOLERANCES,
-    Certificate,
-    next_token_loss,
-    observe,
-    random_input_ids,
-)
+from rigpt_hf.conversion.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.measures.subjects import Subject
 from rigpt_hf.training.records import Records
 
+from .paths import without_path
 
-# Everything up to the last part of a path that a text begins with; folders may have spaces in their names.
-FOLDERS = re.compile(r"(?:file://)?(?:[A-Za-z]:)?(?:~[\w.-]*|\.{1,2})?[/\\](?:[^(\n]*[/\\])?(?=[^\s/\\])")
-# An address on a network, or anything else with a slash in it.
-ADDRESS_OR_PATH = re.compile(
-    r"(\b(?!file:)[a-zA-Z][\w+.-]+://[^\s/]\S*)|(?:\b[A-Za-z]:|file:/)?[\w.~+-]*[/\\][\w.~+/\\-]*"
-)
+
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
@@ -77,8 +67,11 @@ class TrainingFacts:
     source: str | None
     """Of the text."""
     seconds: float | None
+    """That all steps took, without validation and checkpoints."""
     start: str | None
     """What the run started from; nothing if from random weights."""
+    timed: int | None = None
+    """Steps whose speed is in the log, if it is not that of all."""
 
 
 @dataclass(frozen=True)
@@ -201,14 +194,15 @@ def training_facts(folder: Path) -> TrainingFacts | None:
         record = json.loads((place / "run.json").read_text(encoding="utf-8"))
         run, data, optimizer = record["run"], record["data"], record["optimizer"]
         tokens_per_step = run["batch_size"] * (data["context"])
-        steps, loss, seconds = run["steps"], None, None
+        steps, loss, seconds, timed = run["steps"], None, None, None
         log = place / "metrics.jsonl"
         if log.exists():
             entries = Records(log).read()
             losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
             loss = losses[-1] if losses else None
             steps = entries[-1]["step"] if entries else steps
-            seconds = sum(tokens_per_step / entry["tokens_per_second"] for entry in entries) or None
+            seconds = _seconds(entries, tokens_per_step)
+            timed = len(entries) if seconds is not None and len(entries) < steps else None
         return TrainingFacts(
             steps=steps,
             tokens=steps * tokens_per_step,
@@ -223,11 +217,27 @@ def training_facts(folder: Path) -> TrainingFacts | None:
             source=None if data.get("source") is None else without_path(str(data["source"])),
             seconds=seconds,
             start=None if record["model"].get("start") is None else without_path(str(record["model"]["start"])),
+            timed=timed,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r}."
         ) from error
+
+
+def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | None:
+    """
+    The time of all steps of a log; `None` if it holds none, or they are not in order.
+
+    A run with `log_every` writes the speed of some steps only, which stands for those since the one before.
+    """
+    seconds, before = 0.0, 0
+    for entry in entries:
+        if entry["step"] <= before:
+            return None
+        seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
+        before = entry["step"]
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
 def author_facts(path: Path | None) -> AuthorFacts:
@@ -248,36 +258,6 @@ def author_facts(path: Path | None) -> AuthorFacts:
         strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values
         raise ValueError(f"`facts` must hold some of {', '.join(known)}, got {strange!r}.")
     return AuthorFacts(**values)
-
-
-def certificate_of(folder: Path, subject: Subject) -> tuple[Certificate | None, str]:
-    """
-    The certificate beside the weights, if it is still theirs: they must give the loss that it says, on the inputs that
-    it names. Otherwise `None`, and why.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
-    path = folder / CERTIFICATE_NAME
-    if not path.exists():
-        return None, ""
-    try:
-        certificate = Certificate.load(folder)
-        shape, seed = certificate.inputs["shape"], certificate.inputs.get("seed")
-        expected = float(certificate.loss_b)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"`folder` must have a certificate that can be read or none, got {str(path)!r}.") from error
-    if not certificate.passed:
-        return None, "whether it is what it was made from: its certificate did not pass"
-    if seed is None:
-        return None, "whether it is what it was made from: the inputs of its certificate are not here"
-    config = subject.model.config
-    ids = random_input_ids(config.vocab_size, config.max_position_embeddings, shape[0], shape[1], seed)
-    seen = observe(subject.model, ids)
-    loss = next_token_loss(seen.logits, ids, torch.ones_like(ids, dtype=torch.bool))
-    if abs(loss - expected) > max(TOLERANCES[seen.dtype], certificate.tolerance) * max(abs(expected), 1):
-        return None, "whether it is what it was made from: its certificate is of other weights"
-    return certificate, ""
 
 
 def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
@@ -302,31 +282,6 @@ def tuned_from(folder: Path) -> str | None:
         return without_path(str(json.loads(path.read_text(encoding="utf-8"))["options"]["model"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`folder` must have a finetune.json that can be read or none, got {str(path)!r}.") from error
-
-
-def without_path(text: str) -> str:
-    """
-    A text in which paths of a machine are their last part: where things lay is nobody's business.
-
-    Addresses stay, and so do ids on the Hub, and with them relative paths of just two parts, which look the same.
-    """
-
-    def last_part(match: re.Match) -> str:
-        found = match[0]
-        if match[1] or _is_id(found):
-            return found
-        return next((part for part in reversed(re.split(r"[/\\]+", found)) if part.strip(".")), found)
-
-    return ADDRESS_OR_PATH.sub(last_part, FOLDERS.sub("", text, count=1) if FOLDERS.match(text) else text)
-
-
-def _is_id(text: str) -> bool:
-    """Whether this can be the id of a repository with its owner."""
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return all(part.strip(".") for part in text.split("/"))
 
 
 def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:

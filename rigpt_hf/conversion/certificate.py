@@ -21,6 +21,7 @@ CERTIFICATE_NAME = "certificate.json"
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Positions compared at a time, so that float64 copies of the logits stay small.
 ROWS = 32
+CHUNK = 2**22  # numbers of a tensor that are hashed at a time
 
 
 class CertificateError(ValueError):
@@ -43,6 +44,8 @@ class Certificate:
         inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, and the seed if they were drawn.
         source, target (`str`): what was compared.
         versions (`dict[str, str]`): of Python and the libraries involved.
+        weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing in certificates of
+            earlier versions, which do not say of which weights they are.
     """
 
     max_abs_logit_error: float
@@ -58,6 +61,7 @@ class Certificate:
     source: str = ""
     target: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    weights_sha256: str = ""
 
     @property
     def passed(self) -> bool:
@@ -114,6 +118,7 @@ class Certificate:
             "inputs": f"{shape} tokens, {drawn}, sha256 {self.inputs['sha256'][:12]}",
             "source": self.source,
             "target": self.target,
+            "weights": f"of the target, sha256 {self.weights_sha256[:12]}" if self.weights_sha256 else "",
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
         }
         width = max(map(len, rows))
@@ -126,6 +131,7 @@ class Observation:
 
     logits: torch.Tensor  # [batch, seq, vocab], on the CPU, in the model's dtype
     dtype: torch.dtype
+    weights_sha256: str = ""
 
 
 def random_input_ids(
@@ -162,9 +168,39 @@ def _plain_rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
 
 
+def weights_sha256(model: nn.Module) -> str:
+    """
+    SHA-256 of a model's dtype and of all its tensors by name: name, shape, dtype, bytes.
+
+    It is that of values and not of files: saved again in other shards they are the same. Numbers of 16 bits count as
+    what they are in float32, as some small tensors come so from a file of 16 bits. No more than a tensor is copied.
+
+    Returns:
+        `str`: 64 hexadecimal digits, or nothing if some weights are not in memory (on the meta device).
+    """
+    digest = hashlib.sha256(str(getattr(model, "dtype", "")).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            return ""
+        dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+        digest.update(json.dumps([name, list(tensor.shape), str(dtype)]).encode())
+        for chunk in tensor.detach().contiguous().flatten().split(CHUNK):
+            digest.update(chunk.cpu().to(dtype).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
-def observe(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Observation:
-    """The logits of a model in evaluation mode; its mode is restored afterwards."""
+def observe(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, hashed: bool = True
+) -> Observation:
+    """
+    The logits of a model in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        model (`PreTrainedModel`): what is observed.
+        input_ids, attention_mask: as in [`certify`].
+        hashed (`bool`, defaults to `True`): hash its weights too, as a certificate of it needs; a source needs none.
+    """
     training = model.training
     model.eval()
     try:
@@ -173,7 +209,7 @@ def observe(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | 
             logits = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False).logits
     finally:
         model.train(training)
-    return Observation(logits.cpu(), model.dtype)
+    return Observation(logits.cpu(), model.dtype, weights_sha256(model) if hashed else "")
 
 
 def compare(
@@ -236,6 +272,7 @@ def compare(
         source=source,
         target=target,
         versions=library_versions(),
+        weights_sha256=b.weights_sha256,
     )
 
 
@@ -286,7 +323,7 @@ def certify(
     if input_ids is None:
         input_ids = random_input_ids(a.config.vocab_size, a.config.max_position_embeddings, seed=seed)
     return compare(
-        observe(a, input_ids, attention_mask),
+        observe(a, input_ids, attention_mask, hashed=False),
         observe(b, input_ids, attention_mask),
         input_ids,
         attention_mask,

@@ -149,7 +149,7 @@ class _Job:
         if self.input_ids is None:
             config = model.config
             self.input_ids = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=self.seed)
-        self.observation = observe(model, self.input_ids)
+        self.observation = observe(model, self.input_ids, hashed=False)
 
     def write(self, shards: list[Shard], folder: Path, workers: Workers, progress: bool) -> None:
         """This process's share of the shards; the main process looks at the source first."""
@@ -230,7 +230,7 @@ def export_checkpoint(
     stock = export_model(model, target, frame=frame, dtype=dtype)
     ids = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
     certificate = compare(
-        observe(model, ids),
+        observe(model, ids, hashed=False),
         observe(stock, ids),
         ids,
         source=f"{source} ({type(model).__name__})",

@@ -23,12 +23,12 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
         folder (`str` or `Path`): That is about to be sent, with the card that is there or that Transformers made.
         repo_id (`str`): Where it goes.
     """
-    from ..conversion.assemble import quiet_loading
-    from ..model_cards.card import TAGS, card_text
-    from ..model_cards.marker import is_unchanged, read_marker
-
     path = Path(folder) / CARD
     try:
+        from ..conversion.assemble import quiet_loading
+        from ..model_cards.card import TAGS, card_text
+        from ..model_cards.marker import is_unchanged, read_marker
+
         text = path.read_text(encoding="utf-8")
         marker = read_marker(text)
         if marker is None and SAYS_NOTHING not in text:
@@ -41,5 +41,7 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
         with quiet_loading():
             card = card_text(Path(folder), repo_id=repo_id, facts=facts, tags=tags)
         path.write_text(card, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        logger.warning(f"The card of {repo_id} is not that of rigpt card: {error}")
+    # A card loads and measures the model, which fails in many ways: an allocator without memory has its own error.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        logger.warning(f"The card of {repo_id} is not that of rigpt card: {reason}")

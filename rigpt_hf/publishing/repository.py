@@ -139,6 +139,9 @@ def repository_files(
     text, more = card_of(folder, repo_id=repo_id, results=results, card=card, facts=facts)
     readme = RepositoryFile(CARD, text.encode())
     names += pictures_of(text, folder)
+    if CERTIFICATE in names and (note := _doubt_of_certificate(folder)):
+        names.remove(CERTIFICATE)
+        more = [*more, note]
     files = [RepositoryFile(name, _content(folder, name)) for name in names] + evaluation + [readme]
     check_no_token(files)
     published = {folder / name for name in (*names, CARD)}
@@ -314,19 +317,29 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     return sorted(named)
 
 
+def _doubt_of_certificate(folder: Path) -> str:
+    """Why the certificate stays at home, where nobody can tell whether it is of these weights; nothing if it is."""
+    from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
+
+    _, doubt = certificate_of(folder, subject_of(folder))
+    reason = doubt.removeprefix(f"{QUESTION}: ")
+    if reason in OF_ANOTHER:
+        raise ValueError(
+            f"`folder` must have the certificate of its own weights or none, got {str(folder / CERTIFICATE)!r}: "
+            f"{reason}. Remove it, or convert the source once more."
+        )
+    # That two models differ is as true as that they are equal.
+    if not reason or reason == NOT_PASSED:
+        return ""
+    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that names them."
+
+
 def _content(folder: Path, name: str) -> Path | bytes:
     """A file as it is, or, of facts about a model, without the paths of this machine."""
-    from ..model_cards.facts import certificate_of, without_path
+    from ..model_cards.paths import without_path
 
     if name not in RECORDS:
         return folder / name
-    if name == CERTIFICATE:
-        _, doubt = certificate_of(folder, subject_of(folder))
-        if "other weights" in doubt:
-            raise ValueError(
-                f"`folder` must have the certificate of its own weights or none, got {str(folder / name)!r} of others."
-                " Remove it."
-            )
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):

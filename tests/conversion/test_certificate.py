@@ -1,17 +1,21 @@
 """The certificate sees what it must see: three classical mistakes, dead models, and its own round trip."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_model
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
+from rigpt_hf.conversion import certificate as certificate_module
 from rigpt_hf.conversion import plan as plan_module
-from rigpt_hf.conversion.certificate import CERTIFICATE_NAME
+from rigpt_hf.conversion.certificate import CERTIFICATE_NAME, weights_sha256
 from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.conversion.folds import fold_reader
 
-from ..models import tokens
+from ..models import OPTIONS, tiny_model, tokens
 from .sources import stock_model
 
 
@@ -94,7 +98,82 @@ def test_the_round_trip_through_json(tmp_path):
     assert Certificate.load(tmp_path) == certificate
     assert certificate.to_dict()["passed"] is True
     assert set(certificate.versions) == {"python", "torch", "transformers", "rigpt_hf"}
+    assert len(certificate.weights_sha256) == 64 and certificate.weights_sha256[:12] in str(certificate)
     assert certificate.inputs["seed"] == 3 and certificate.inputs["shape"] == [2, 40]
+
+
+def test_a_certificate_of_earlier_versions_is_read(tmp_path):
+    source = stock_model("gpt2", torch.float32)
+    certificate = certify(source, convert_model(source))
+    record = certificate.to_dict()
+    del record["weights_sha256"]
+    (tmp_path / CERTIFICATE_NAME).write_text(json.dumps(record))
+    earlier = Certificate.load(tmp_path)
+    assert earlier == replace(certificate, weights_sha256="") and "weights" not in str(earlier)
+
+
+class TestTheHashOfWeights:
+    def test_it_is_that_of_the_second_model(self):
+        source = stock_model("gpt2", torch.float32)
+        converted = convert_model(source)
+        certificate = certify(source, converted)
+        assert certificate.weights_sha256 == weights_sha256(converted) != weights_sha256(source)
+        assert certificate.weights_sha256 != weights_sha256(convert_model(stock_model("gpt2", torch.float64)))
+
+    def test_it_is_that_of_what_a_conversion_writes(self, tmp_path):
+        """In one file and in shards, of a tied model and another."""
+        for name, size in (("gpt2", None), ("llama", "2KB")):
+            source = stock_model(name, torch.bfloat16)
+            source.save_pretrained(tmp_path / name)
+            certificate = convert_checkpoint(
+                tmp_path / name, tmp_path / f"{name}-out", max_shard_size=size, progress=False
+            )
+            loaded = RiGPTForCausalLM.from_pretrained(tmp_path / f"{name}-out", dtype="auto")
+            assert certificate.weights_sha256 == weights_sha256(loaded) == weights_sha256(convert_model(source))
+
+    def test_name_shape_dtype_and_every_byte_count(self, monkeypatch):
+        def of(**tensors: torch.Tensor) -> str:
+            module = nn.Module()
+            for name, tensor in tensors.items():
+                module.register_buffer(name, tensor)
+            return weights_sha256(module)
+
+        values = torch.arange(6, dtype=torch.float32)
+        last = values.clone()
+        last[-1] += 1e-6
+        others = [
+            of(b=values),
+            of(a=values.view(2, 3)),
+            of(a=values.view(torch.int32)),
+            of(a=values.double()),
+            of(a=last),
+            of(a=values, b=torch.tensor(0.0)),
+            of(a=values, b=torch.tensor(-0.0)),
+            of(a=values[:3], b=values[3:]),
+        ]
+        assert len({of(a=values), *others}) == 1 + len(others)
+        # Order, layout in memory and how many bytes are taken at once do not.
+        assert of(a=values, b=last) == of(b=last, a=values)
+        whole = of(a=values.view(2, 3))
+        assert of(a=values.view(2, 3).T.contiguous().T) == whole
+        monkeypatch.setattr(certificate_module, "CHUNK", 5)
+        assert of(a=values.view(2, 3)) == whole
+
+    @pytest.mark.parametrize("name", ["rotary", "rotary-learned", "untied"])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_it_is_the_same_when_they_come_back(self, name, dtype, tmp_path):
+        """Learned frequencies do so in float32, whatever the dtype of the others."""
+        model = tiny_model(**OPTIONS[name]).to(dtype)
+        model.save_pretrained(tmp_path)
+        back = RiGPTForCausalLM.from_pretrained(tmp_path, dtype="auto")
+        assert weights_sha256(back) == weights_sha256(model)
+        # The same values in another dtype compute something else.
+        assert weights_sha256(back.double()) != weights_sha256(model)
+        if dtype is torch.bfloat16:
+            assert weights_sha256(back.float()) != weights_sha256(model)
+
+    def test_weights_that_are_elsewhere_have_none(self):
+        assert weights_sha256(nn.Linear(2, 2, device="meta")) == ""
 
 
 def test_the_table_says_what_was_found():

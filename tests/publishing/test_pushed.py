@@ -15,6 +15,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text
 from rigpt_hf.model_cards.marker import is_unchanged, read_marker
+from rigpt_hf.publishing import pushed
 from rigpt_hf.publishing.pushed import SAYS_NOTHING, write_card_of_push
 from tests.model_cards.test_card import INVARIANCE
 from tests.models import tiny_model
@@ -75,6 +76,36 @@ def test_a_card_of_our_making_follows_the_weights(folder):
         card.write_text(text)
         write_card_of_push(folder, "me/tiny")
         assert card.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't allocate memory:\nyou tried to allocate 56 GB"), MemoryError(), ZeroDivisionError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_weights_go_whatever_happens_to_the_card(error, folder, sent, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(cards, "invariance_of", fail)
+    lines: list[str] = []
+    monkeypatch.setattr(pushed.logger, "warning", lines.append)
+    (folder / "README.md").write_text(STOCK)
+    RiGPTForCausalLM.from_pretrained(folder)._upload_modified_files(folder, "me/tiny", files_timestamps={})
+    assert sent == [STOCK]
+    (line,) = lines
+    assert "\n" not in line and line.endswith(" ".join(str(error).split()) or type(error).__name__)
+
+
+def test_a_push_can_still_be_stopped(folder, sent, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cards, "invariance_of", interrupt)
+    (folder / "README.md").write_text(STOCK)
+    with pytest.raises(KeyboardInterrupt):
+        RiGPTForCausalLM.from_pretrained(folder)._upload_modified_files(folder, "me/tiny", files_timestamps={})
+    assert sent == []
 
 
 def test_without_the_package_or_a_card_the_weights_still_go(folder, sent, monkeypatch):

@@ -229,6 +229,23 @@ def test_paths_of_this_machine_stay_at_home(folder):
             assert b"alice" not in file.read() and str(folder).encode() not in file.read()
 
 
+def test_a_certificate_that_cannot_be_checked_stays_at_home(folder):
+    model = tiny_model(0, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="30KB")
+    certify(model, model).save(folder)
+    contents = repository_files(folder, check_loading=False)
+    assert "certificate.json" in {file.path for file in contents.files} and contents.notes == ()
+    # Those of earlier versions named no weights, and in bfloat16 nothing else tells them apart.
+    record = json.loads((folder / "certificate.json").read_text())
+    del record["weights_sha256"]
+    (folder / "certificate.json").write_text(json.dumps(record))
+    contents = repository_files(folder, check_loading=False)
+    assert "certificate.json" not in {file.path for file in contents.files}
+    assert "certificate.json" in contents.left_out
+    (note,) = contents.notes
+    assert note.startswith("certificate.json is not published: its certificate names no weights and cannot tell")
+
+
 def test_an_adapter_that_was_merged_stays_at_home(folder):
     (folder / "adapter").mkdir()
     (folder / "adapter/adapter_model.safetensors").write_bytes(b"")
@@ -282,6 +299,14 @@ REFUSALS = {
     "broken-card": (
         lambda f: (f / "README.md").write_text("---\na: [\n---\n"),
         r"`card` must be Markdown with metadata",
+    ),
+    "certificate-of-another-precision": (
+        lambda f: tiny_model(0, dtype=torch.bfloat16).save_pretrained(f, max_shard_size="30KB"),
+        r"certificate of its own weights or none.*of other weights\. Remove it",
+    ),
+    "certificate-of-another-configuration": (
+        lambda f: change_config(f, rms_norm_eps=10.0),
+        r"certificate of its own weights or none.*no longer compute what its certificate says\. Remove it",
     ),
     "certificate-of-others": (
         lambda f: certify(tiny_model(5, dtype=torch.float32), tiny_model(5, dtype=torch.float32)).save(f),

@@ -15,12 +15,11 @@ from rigpt_hf.publishing.rotation_view import MAX_SEED, Pair, RotationView, View
 
 SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
 # Another model than the one of the settings, such as a folder on the machine where one tries this.
-LOCAL = os.environ.get("RIGPT_SPACE_MODEL")
-BASELINE = os.environ.get("RIGPT_SPACE_BASELINE", None if LOCAL else SETTINGS["baseline"])
+LOCAL = os.environ.get("RIGPT_SPACE_MODEL") or None
+BASELINE = os.environ.get("RIGPT_SPACE_BASELINE") or (None if LOCAL else SETTINGS["baseline"])
+MODEL, REVISION = (LOCAL, None) if LOCAL else (SETTINGS["model"], SETTINGS["revision"])
 
-subjects = load_subjects(
-    LOCAL or SETTINGS["model"], revision=None if LOCAL else SETTINGS["revision"], baseline=BASELINE
-)
+subjects = load_subjects(MODEL, revision=REVISION, baseline=BASELINE)
 views = RotationView(subjects)
 
 INTRODUCTION = f"""# {SETTINGS["title"]}
@@ -125,7 +124,8 @@ with gr.Blocks(title=SETTINGS["title"], analytics_enabled=False) as demo:
         )
         pictures = gr.Plot(show_label=False, elem_id="pictures")
         by_layer = gr.Plot(show_label=False, elem_id="by-layer")
-    if not LOCAL and not BASELINE:
+    # What they say is true of the models of the settings alone.
+    if tuple(SETTINGS[name] for name in ("model", "revision", "baseline")) == (MODEL, REVISION, BASELINE):
         gr.Markdown(SETTINGS["sources"])
 
     inputs, outputs = [prompt, t, seed, layer], [degrees, distances, probabilities, pictures, by_layer]

@@ -1,0 +1,97 @@
+"""Whether the certificate beside some weights is theirs."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rigpt_hf.conversion.certificate import (
+    CERTIFICATE_NAME,
+    TOLERANCES,
+    Certificate,
+    next_token_loss,
+    observe,
+    random_input_ids,
+    weights_sha256,
+)
+from rigpt_hf.evaluation.measures.subjects import Subject
+
+
+QUESTION = "whether it is what it was made from"
+OTHER_WEIGHTS = "its certificate is of other weights"
+OTHER_FUNCTION = "its weights no longer compute what its certificate says"
+# A certificate with one of these says nothing of the model that it lies beside.
+OF_ANOTHER = (OTHER_WEIGHTS, OTHER_FUNCTION)
+NOT_PASSED = "its certificate did not pass"
+NO_INPUTS = "its certificate names no weights and the inputs of it are not here"
+NOT_TOLD = "its certificate names no weights and cannot tell these from others in"
+
+
+def certificate_of(folder: Path, subject: Subject) -> tuple[Certificate | None, str]:
+    """
+    The certificate beside the weights, if it is still theirs. Otherwise `None`, and why.
+
+    They must have the hash that it names, and give the loss and the largest logit that it says on the inputs that it
+    names, as a configuration that was changed would not. Certificates of earlier versions name no hash: of float32 and
+    float64 loss and largest logit are the check, in fewer digits nearly uniform models could not be told apart by
+    them, and nothing is claimed.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = folder / CERTIFICATE_NAME
+    if not path.exists():
+        return None, ""
+    try:
+        certificate = Certificate.load(folder)
+        numbers = certificate.loss_b, certificate.max_abs_logit, certificate.max_abs_logit_error, certificate.tolerance
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError(f"{numbers} are not all finite")
+        passed, ids = certificate.passed, _inputs(certificate, subject.model.config)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"`folder` must have a certificate that can be read or none, got {str(path)!r}. Remove it."
+        ) from error
+    doubt = _doubt(certificate, subject.model, ids) or ("" if passed else NOT_PASSED)
+    return (None, f"{QUESTION}: {doubt}") if doubt else (certificate, "")
+
+
+def _inputs(certificate: Certificate, config: Any) -> torch.Tensor | None:
+    """The tokens of a certificate `[batch, seq]`, if its seed gives them once more and all of them count."""
+    rows, length = certificate.inputs["shape"]
+    if (seed := certificate.inputs.get("seed")) is None or certificate.inputs["tokens"] != rows * length:
+        return None
+    ids = random_input_ids(config.vocab_size, config.max_position_embeddings, rows, length, seed)
+    same = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest() == certificate.inputs["sha256"]
+    return ids if same else None
+
+
+def _doubt(certificate: Certificate, model: Any, ids: torch.Tensor | None) -> str:
+    """Why a certificate is not known to be of this model; nothing if it is."""
+    tolerance = max(TOLERANCES.get(model.dtype, math.inf), certificate.tolerance)
+    if certificate.weights_sha256:
+        if certificate.weights_sha256 != weights_sha256(model):
+            return OTHER_WEIGHTS
+        same, otherwise = ids is None or _computes(certificate, model, ids, tolerance), OTHER_FUNCTION
+    elif ids is None:
+        return NO_INPUTS
+    else:
+        same, otherwise = _computes(certificate, model, ids, tolerance), OTHER_WEIGHTS
+        if same and tolerance > TOLERANCES[torch.float32]:
+            return f"{NOT_TOLD} {str(model.dtype).removeprefix('torch.')}"
+    return "" if same else otherwise
+
+
+def _computes(certificate: Certificate, model: Any, ids: torch.Tensor, tolerance: float) -> bool:
+    """Whether a model gives the loss and the largest logit of a certificate, up to rounding."""
+    logits = observe(model, ids, hashed=False).logits
+    loss = next_token_loss(logits, ids, torch.ones_like(ids, dtype=torch.bool))
+    largest = certificate.max_abs_logit
+    # No loss moves by more than twice what its logits do, which is less where they are small.
+    allowed = tolerance * min(max(abs(certificate.loss_b), 1), 2 * largest)
+    if not abs(loss - certificate.loss_b) <= allowed:
+        return False
+    # The largest of the source, from which that of these weights may be as far as any logit was.
+    return abs(float(logits.abs().max()) - largest) <= certificate.max_abs_logit_error + tolerance * largest

@@ -1,0 +1,157 @@
+"""A certificate is repeated for the weights that it is of, and for no others, in every dtype."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import Certificate, certify, convert_model
+from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.model_cards import card as cards
+from rigpt_hf.model_cards.card import card_text
+from rigpt_hf.model_cards.certified import certificate_of
+from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry.checkpoint import transform_checkpoint
+from tests.model_cards.test_card import INVARIANCE
+
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+QUESTION = "whether it is what it was made from: "
+
+
+def fresh(seed: int, dtype: torch.dtype) -> GPT2LMHeadModel:
+    """As weights are drawn for training: every one gives nearly the same loss on random tokens."""
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 97, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=0)).eval().to(dtype)
+
+
+def save(folder: Path, dtype: torch.dtype, **options) -> tuple[RiGPTForCausalLM, Certificate]:
+    """A converted model with its certificate."""
+    source = fresh(0, dtype)
+    model = convert_model(source)
+    model.save_pretrained(folder)
+    certificate = certify(source, model, **options)
+    certificate.save(folder)
+    return model, certificate
+
+
+def doubt(folder: Path) -> str:
+    """Nothing if the certificate holds."""
+    certificate, why = certificate_of(folder, subject(folder))
+    assert (certificate is None) == bool(why)
+    return why.removeprefix(QUESTION)
+
+
+def as_earlier_versions_wrote_it(folder: Path, **changes):
+    record = json.loads((folder / "certificate.json").read_text()) | changes
+    del record["weights_sha256"]
+    (folder / "certificate.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_holds_for_its_own_weights_alone(dtype, tmp_path):
+    model, certificate = save(tmp_path, dtype)
+    assert certificate.passed and doubt(tmp_path) == ""
+    other = convert_model(fresh(1, dtype))
+    # The loss of other weights is the same in few digits, so it could tell them apart in many only.
+    assert certify(model, other).loss_b == pytest.approx(certificate.loss_b, rel=5e-2)
+    other.save_pretrained(tmp_path)
+    assert doubt(tmp_path) == "its certificate is of other weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_least_change_of_one_weight_is_seen(dtype, tmp_path):
+    model, _ = save(tmp_path, dtype)
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf, dtype=dtype))
+    model.save_pretrained(tmp_path)
+    assert doubt(tmp_path) == "its certificate is of other weights"
+
+
+def test_saved_again_in_other_shards_it_holds(tmp_path):
+    save(tmp_path / "one", torch.bfloat16)
+    RiGPTForCausalLM.from_pretrained(tmp_path / "one", dtype="auto").save_pretrained(
+        tmp_path / "many", max_shard_size="2KB"
+    )
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    shutil.copy(tmp_path / "one/certificate.json", tmp_path / "many")
+    assert doubt(tmp_path / "many") == ""
+
+
+def test_turned_weights_have_a_certificate_of_their_own(tmp_path):
+    model, _ = save(tmp_path / "one", torch.float32)
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), compact=True)
+    transform_checkpoint(tmp_path / "one", tmp_path / "turned", g, progress=False)
+    assert doubt(tmp_path / "turned") == ""
+    # They compute the same, but these are not the weights of which that was said.
+    shutil.copy(tmp_path / "one/certificate.json", tmp_path / "turned")
+    assert doubt(tmp_path / "turned") == "its certificate is of other weights"
+
+
+def test_another_configuration_is_seen(tmp_path):
+    save(tmp_path, torch.float32)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 10.0}))
+    assert doubt(tmp_path) == "its weights no longer compute what its certificate says"
+
+
+def test_given_inputs_need_no_seed(tmp_path):
+    save(tmp_path, torch.float32, input_ids=torch.arange(20).view(2, 10))
+    assert doubt(tmp_path) == ""
+    as_earlier_versions_wrote_it(tmp_path)
+    assert doubt(tmp_path).startswith("its certificate names no weights and the inputs of it are not here")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_earlier_versions_tell_weights_apart_where_the_digits_are(dtype, tmp_path):
+    save(tmp_path, dtype)
+    as_earlier_versions_wrote_it(tmp_path)
+    many = dtype in (torch.float64, torch.float32)
+    name = str(dtype).removeprefix("torch.")
+    cannot = f"its certificate names no weights and cannot tell these from others in {name}"
+    assert doubt(tmp_path) == ("" if many else cannot)
+    convert_model(fresh(1, dtype)).save_pretrained(tmp_path)
+    other = "its certificate is of other weights"
+    assert doubt(tmp_path) in ([other] if many else [other, cannot])
+
+
+def test_earlier_versions_say_the_largest_logit_too(tmp_path):
+    _, certificate = save(tmp_path, torch.float32)
+    as_earlier_versions_wrote_it(tmp_path, max_abs_logit=1.001 * certificate.max_abs_logit)
+    assert doubt(tmp_path) == "its certificate is of other weights"
+    as_earlier = json.loads((tmp_path / "certificate.json").read_text())
+    (tmp_path / "certificate.json").write_text(json.dumps(as_earlier | {"max_abs_logit": certificate.max_abs_logit}))
+    assert doubt(tmp_path) == ""
+
+
+def test_what_did_not_pass_and_what_cannot_be_read(tmp_path):
+    _, certificate = save(tmp_path, torch.float32)
+    replace(certificate, relative_logit_error=1.0).save(tmp_path)
+    assert doubt(tmp_path) == "its certificate did not pass"
+    for content in ("[]", "{}", json.dumps(certificate.to_dict() | {"loss_b": float("nan")})):
+        (tmp_path / "certificate.json").write_text(content)
+        with pytest.raises(
+            ValueError, match="`folder` must have a certificate that can be read or none, .* Remove it"
+        ):
+            doubt(tmp_path)
+    (tmp_path / "certificate.json").unlink()
+    assert certificate_of(tmp_path, subject(tmp_path)) == (None, "")
+
+
+def test_the_card_repeats_it_or_says_why_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "invariance_of", lambda *arguments: INVARIANCE | {"random_tokens": True})
+    _, certificate = save(tmp_path, torch.bfloat16)
+    text = card_text(tmp_path)
+    assert "same function" in text and f"{certificate.max_abs_logit_error:.2e}" in text
+    # As it lies there when a converted model was trained on and saved to the same folder.
+    convert_model(fresh(1, torch.bfloat16)).save_pretrained(tmp_path)
+    text = card_text(tmp_path)
+    assert "same function" not in text and f"{QUESTION}its certificate is of other weights" in text
