@@ -105,7 +105,9 @@ def transform_checkpoint(
         temporary.mkdir(parents=True)
         # The finer of the two dtypes: a cast to fewer digits is part of what is certified.
         finer = torch.promote_types(stored, dtype)
-        before = _observe(folder, finer if finer in (stored, dtype) else stored, input_ids) if certificate else None
+        # Of the source a certificate names no weights.
+        kind = finer if finer in (stored, dtype) else stored
+        before = _observe(folder, kind, input_ids, hashed=False) if certificate else None
         _write(shards, temporary, dtype, progress)
         save_config(config, temporary, dtype)
         save_generation_config(folder, temporary, config)
@@ -213,11 +215,11 @@ def _write(shards: list[Shard], folder: Path, dtype: torch.dtype, progress: bool
     write_index(shards, folder, dtype)
 
 
-def _observe(folder: Path, dtype: torch.dtype, input_ids: torch.Tensor) -> Observation:
+def _observe(folder: Path, dtype: torch.dtype, input_ids: torch.Tensor, hashed: bool = True) -> Observation:
     """What the model in a folder gives, loaded as any user would, and freed."""
     with quiet_loading():
         model = RiGPTForCausalLM.from_pretrained(folder, dtype=dtype)
-    observation = observe(model, input_ids)
+    observation = observe(model, input_ids, hashed=hashed)
     del model
     gc.collect()
     return observation
