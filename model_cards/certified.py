@@ -25,7 +25,7 @@ OTHER_FUNCTION = "its weights no longer compute what its certificate says"
 # A certificate with one of these says nothing of the model that it lies beside.
 OF_ANOTHER = (OTHER_WEIGHTS, OTHER_FUNCTION)
 NOT_PASSED = "its certificate did not pass"
-NO_INPUTS = "its certificate names no weights and the inputs of it are not here"
+NO_INPUTS = "the inputs of its certificate, which were given, are not here"
 NOT_TOLD = "its certificate names no weights and cannot tell these from others in"
 
 
@@ -74,7 +74,10 @@ def _doubt(certificate: Certificate, model: Any, ids: torch.Tensor | None) -> st
     if certificate.weights_sha256:
         if certificate.weights_sha256 != weights_sha256(model):
             return OTHER_WEIGHTS
-        same, otherwise = ids is None or _computes(certificate, model, ids, tolerance), OTHER_FUNCTION
+        # The same weights under another configuration compute something else.
+        if ids is None:
+            return NO_INPUTS
+        same, otherwise = _computes(certificate, model, ids, tolerance), OTHER_FUNCTION
     elif ids is None:
         return NO_INPUTS
     else:

@@ -134,8 +134,12 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
     own = quantity["models"][baseline]["value"]
     better, percent = quantity["better"], f"in percent of {baseline}'s"
     if difference["kind"] != "difference":
-        # Of speeds, more of which is better whatever the unit.
-        better, unit = "more", percent
+        # Of speeds; where the quantity is a time, its own ratio is the inverse.
+        unit = percent
+        if better == "less":
+            value, low, high = 1 / value, 1 / high, 1 / low
+        else:
+            better = "more"
         value, low, high = (100 * (each - 1) for each in (value, low, high))
     elif quantity["unit"] == "" and re.split(r"[ ,(]", quantity["name"])[0] in SHARES:
         unit = "in percentage points"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
@@ -243,6 +244,8 @@ def _cells(
     machine = writing.hardware(device)
     # Arithmetic is another one on another device.
     where = {name: value for name, value in machine.items() if name in ("device", "gpu")}
+    # All processes must look in the same place, whatever GPU each has.
+    where, machine = broadcast_object_list([where, machine])
     # Kept without the names, which may be others the next time.
     numbered = {str(index): each for index, each in enumerate(subjects.values())}
     for task in suite.tasks:
@@ -270,7 +273,8 @@ def _cells(
             )
     own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
     # The same for both, or the one that takes less would be asked something else.
-    context = min((each.positions for each in subjects.values() if each.positions is not None), default=None)
+    own = [each.positions for each in subjects.values()] + [options.standard.max_length]
+    context = min((each for each in own if each is not None), default=None)
     for standard in options.standard_tasks:
         for name, each in subjects.items():
             what = {"standard": standard, "options": asdict(options.standard), "files": own_tasks, "context": context}

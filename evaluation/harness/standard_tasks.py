@@ -34,6 +34,8 @@ class StandardOptions:
     """Examples before each question; as the task says if not given."""
     seed: int = 0
     """Of the choice of these examples."""
+    max_length: int | None = None
+    """Tokens of a request that are read at most, the last ones; as many as both models take if not given."""
 
 
 def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> None:
@@ -43,7 +45,7 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
             are none and something is said about them.
     """
     if not names:
-        given = {"include_path": options.include_path, "limit": options.limit, "fewshot": options.fewshot}
+        given = {name: getattr(options, name) for name in ("include_path", "limit", "fewshot", "max_length")}
         if alone := [(name, value) for name, value in given.items() if value is not None]:
             raise ValueError(
                 f"`{alone[0][0]}` is for `standard_tasks`, got {alone[0][1]!r} and no such task. Name some, or leave "
@@ -54,6 +56,8 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
         raise ValueError('`standard_tasks` need lm-eval. Install it with pip install "rigpt-hf[lm-eval]".')
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {options.limit}.")
+    if options.max_length is not None and options.max_length < 2:
+        raise ValueError(f"`max_length` must be at least 2, got {options.max_length}.")
     if options.fewshot is not None and options.fewshot < 0:
         raise ValueError(f"`fewshot` must not be negative, got {options.fewshot}.")
     if options.include_path is not None and not Path(options.include_path).is_dir():
@@ -111,8 +115,8 @@ def measure_standard_task(
     Returns:
         `dict`: `metrics`: by name, the value and its standard error; `samples`: by name, the value of every example;
         `examples`; `protocol`: `version` of the task, `lm_eval` (its version), `fewshot` (as it was run, a list where
-        the tasks of a group differ), `seed`, `limit`, `context`, and how many requests of known answers were `cut` to
-        it; and `absent`, where a task takes no other number of solved examples than its own.
+        the tasks of a group differ), `seed`, `limit`, `context`, and how many requests were `cut` to it; and `absent`,
+        where a task takes no other number of solved examples than its own.
 
     Raises:
         ValueError: if the model has no tokenizer, or the data of the task cannot be had.
@@ -142,8 +146,8 @@ def measure_standard_task(
     parts = (
         [name] if name in examples else [part for part in _parts(name, found["group_subtasks"]) if part in examples]
     )
-    # A task that sets 0 itself takes no other number, and says so in a log only.
-    shots = sorted({found.get("n-shot", {}).get(part, 0) for part in parts})
+    # A task that sets 0 itself takes no other number, and says so in a log only; running text has no question.
+    shots = sorted({_shots(part, found) for part in parts})
     metrics, samples = {}, {}
     for key, value in found["results"][name].items():
         metric, _, variant = key.partition(",")
@@ -178,11 +182,18 @@ def measure_standard_task(
     } | _refused_shots(name, options.fewshot, shots)
 
 
+def _shots(name: str, found: dict[str, Any]) -> int:
+    """Solved examples that stood before each question of a task."""
+    if found["configs"][name].get("output_type") == "loglikelihood_rolling":
+        return 0
+    return found.get("n-shot", {}).get(name, 0)
+
+
 def _refused_shots(name: str, asked: int | None, given: list[int]) -> dict[str, Any]:
     if asked is None or given == [asked]:
         return {}
     shown = " and ".join(map(str, given))
-    return {"absent": {f"with {asked} solved examples": f"{name} itself sets {shown}, which is what was measured."}}
+    return {"absent": {f"with {asked} solved examples": f"{name} has {shown} by itself, which is what was measured."}}
 
 
 def _wrapped(subject: Subject, batch_size: int, context: int | None) -> Any:
@@ -196,6 +207,14 @@ def _wrapped(subject: Subject, batch_size: int, context: int | None) -> Any:
             # The last token is asked for and not read.
             self.cut += sum(len(before) + len(asked) - 1 > self.max_length for _, before, asked in requests)
             return super()._loglikelihood_tokens(requests, *given, **more)
+
+        def tok_batch_encode(
+            self, strings: Any, *given: Any, left_truncate_len: int | None = None, **more: Any
+        ) -> Any:
+            # Prompts of answers that are written, with room for these.
+            if left_truncate_len is not None:
+                self.cut += sum(len(self.tok_encode(each)) > left_truncate_len for each in strings)
+            return super().tok_batch_encode(strings, *given, left_truncate_len=left_truncate_len, **more)
 
     return Wrapped(
         pretrained=subject.model,

@@ -20,9 +20,9 @@ class TextOptions:
     """Where the text comes from."""
 
     source: str = "docs"
-    """`docs` for those paragraphs of the installed packages' documentation that nothing here trains on; a text, JSONL
-    or parquet file or a folder of them; a file of little-endian uint16 token ids that ends in .bin; or a data set on
-    the Hub."""
+    """`docs` for paragraphs of the installed packages' documentation that `training/pretrain.py` and `rigpt demo`
+    leave out; a text, JSONL or parquet file or a folder of them; a file of little-endian uint16 token ids that ends in
+    .bin; or a data set on the Hub."""
     documents: int = 128
     """How many documents are read at most; windows of a .bin file. A .txt file is one document unless it has
     `<|endoftext|>` between several; each row of JSONL or parquet is one."""

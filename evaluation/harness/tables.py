@@ -37,7 +37,7 @@ def verdict(quantity: dict[str, Any]) -> str:
     nothing was tested.
     """
     difference = quantity.get("difference")
-    if difference is None:
+    if difference is None or difference["value"] is None:
         return ""
     if not difference["significant"]:
         return "no difference shown"
@@ -118,7 +118,7 @@ def description(results: dict[str, Any]) -> str:
         results["hardware"].get("gpu") or f"{results['hardware']['device']}, {results['hardware']['threads']} threads"
     )
     fraction = results["suite"].get("fraction", 1.0)
-    part = "" if fraction == 1 else f", {fraction:g} of its documents and examples,"
+    part = "" if fraction == 1 else f", a share of {fraction:g} of it,"
     return (
         f"Suite {results['suite']['name']}{part} on {text['documents']} documents of {text['source']}; {models}. "
         f"{device}; torch {versions['torch']}, transformers {versions['transformers']}, rigpt_hf "

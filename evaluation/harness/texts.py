@@ -64,7 +64,7 @@ def load_texts(options: TextOptions, fraction: float = 1.0) -> Texts:
     elif options.source == "docs":
         from rigpt_hf.demo.corpus import gather_documentation
 
-        # What this package itself trains on would say how well it was learnt by heart.
+        # What a model was pretrained on here would say how well it was learnt by heart.
         rows = gather_documentation(sys.maxsize, seed=1, part="held-out")
         rows = _share([row for row in rows if SHORTEST <= len(row) <= LONGEST][: options.documents], fraction)
     else:

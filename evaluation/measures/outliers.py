@@ -130,17 +130,16 @@ def outliers(
         tick: Called with the number of windows that were read.
 
     Returns:
-        `dict`: `stream`: a list, the first of the embeddings, then one per layer, before any final norm, whose gain
-        would be another thing to measure; `final_norm`: of what it gives, where there is one that is seen;
-        `linear_inputs`: by the names of modules. Each holds `all` and `without_first`, and these `per_token` and
-        `pooled`, with `excess_kurtosis`, `max_over_median` and `crest_factor`. `summary`: of the stream per token the
-        largest excess kurtosis of all layers, negative where all have lighter tails than a Gaussian, and the largest
-        crest factor; and
-        `outlier_safe_pretraining`: the excess kurtosis over the coordinates of each vector that enters an attention
-        or feedforward block (after its norm), averaged over tokens and blocks; our reading of Park et al., arXiv
-        2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam; `None` where not every block
-        is seen. `protocol`, with the matrices that are `not covered`: those whose input is not one vector for each
-        token, such as experts among which tokens are shared out.
+        `dict`: `stream`: a list, the first of the embeddings, then one per layer, before a final norm outside of the
+        layers, whose gain would be another thing to measure; `final_norm`: of what it gives, where there is one that
+        is seen; `linear_inputs`: by the names of modules. Each holds `all` and `without_first`, and these `per_token`
+        and `pooled`, with `excess_kurtosis`, `max_over_median` and `crest_factor`. `summary`: of the stream per token
+        the largest excess kurtosis of all layers, negative where all have lighter tails than a Gaussian, and the
+        largest crest factor; and `outlier_safe_pretraining`: the excess kurtosis over the coordinates of each vector
+        that enters an attention or feedforward block (after its norm), averaged over tokens and blocks; our reading of
+        Park et al., arXiv 2506.19697, who report 0.04 for their model and 1818.56 for one trained with Adam; `None`
+        where not every block is seen. `protocol`, with the matrices that are `not covered`: those whose input is not
+        one vector for each token, such as experts among which tokens are shared out.
 
     Raises:
         ValueError: if an argument is impossible, no text has two tokens, or no linear map inside the model is seen.
@@ -214,6 +213,7 @@ def outliers(
             "windows": len(pieces),
             "tokens": sum(map(len, pieces)),
             "not covered": in_short(measured.model, others),
+            "stream": "before the final norm" if after_norm.all.values else "as the model gives it",
         },
     }
 
@@ -228,7 +228,9 @@ class LastNorms:
 
     def __init__(self, model: nn.Module):
         self.calls: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=4)
-        leaves = [module for module in model.modules() if next(module.children(), None) is None]
+        # A norm at the end of a block is part of it, and what it gives is the stream.
+        blocks = {part for each in model.modules() if isinstance(each, nn.ModuleList) for part in each.modules()}
+        leaves = [each for each in model.modules() if next(each.children(), None) is None and each not in blocks]
         self.handles = [module.register_forward_hook(self._keep) for module in leaves]
 
     def _keep(self, module: nn.Module, arguments: tuple, output: Any) -> None:

@@ -92,8 +92,11 @@ def quantization_robustness(
     if unknown := [frame for frame in frames if frame not in FRAMES]:
         raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {unknown[0]!r}.")
     check_matrices(measured.model)
-    # A suite may name the modules of two families.
-    ends = {name.rpartition(".")[2] for name in matrices_of(measured.model)}
+    base = measured
+    if not is_rigpt and any(frame != "identity" for frame in frames):
+        base = Subject(convert_model(measured.model).eval(), measured.tokenizer, measured.name)
+    # A suite may name the modules of two families, and a conversion has names of its own.
+    ends = {name.rpartition(".")[2] for each in (measured, base) for name in matrices_of(each.model)}
     left = [name for name in leave if name in ends]
     if leave and not left:
         raise ValueError(f"`leave` must name some of {', '.join(sorted(ends))}, got {', '.join(leave)}.")
@@ -115,7 +118,7 @@ def quantization_robustness(
     others: dict[str, None] = {}
     found: dict[str, dict[str, Any]] = {}
     for frame in frames:
-        turned = _turned(measured, frame, ids, seed)
+        turned = measured if frame == "identity" else _turned(base, frame, ids, seed)
         others |= dict.fromkeys(left_alone(turned.model))
         # In half precision a change of basis rounds too, and that is not what is asked about.
         is_rough = next(measured.model.parameters()).element_size() < 4
@@ -204,15 +207,8 @@ def quantized(
     return rough
 
 
-def _turned(measured: Subject, frame: str, ids: torch.Tensor, seed: int) -> Subject:
-    if frame == "identity":
-        return measured
-    model = measured.model
-    if not isinstance(model.config, RiGPTConfig):
-        model = convert_model(model).eval()
+def _turned(base: Subject, frame: str, ids: torch.Tensor, seed: int) -> Subject:
+    """A RiGPT in another frame."""
     generator = torch.Generator().manual_seed(seed)
-    return Subject(
-        in_frame(model, frame, generator=generator, input_ids=ids.to(measured.device)),
-        measured.tokenizer,
-        measured.name,
-    )
+    model = in_frame(base.model, frame, generator=generator, input_ids=ids.to(base.device))
+    return Subject(model, base.tokenizer, base.name)

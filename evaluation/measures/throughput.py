@@ -193,6 +193,7 @@ def throughput(
         "new_tokens": new_tokens,
         "batch_size": batch_size,
         "turns": turns,
+        "decoding": "without the pass over the prompt",
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

@@ -45,6 +45,9 @@ def evaluate(
         int | None,
         typer.Option(help="Solved examples before each question of lm-eval.", show_default="as the task says", min=0),
     ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of an lm-eval request at most.", show_default="what both models take")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows that go through a model at once.", min=1)] = 8,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:0.", show_default="the best there is")
@@ -98,7 +101,10 @@ def evaluate(
         fraction=fraction,
         standard_tasks=tuple(name.strip() for name in standard_tasks.split(",") if name.strip()),
         standard=StandardOptions(
-            include_path=str(include_path) if include_path else None, limit=limit, fewshot=fewshot
+            include_path=str(include_path) if include_path else None,
+            limit=limit,
+            fewshot=fewshot,
+            max_length=max_length,
         ),
         batch_size=batch_size,
         device=device,

@@ -14,8 +14,10 @@ DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.D
 DOCUMENT_SUFFIXES = (".md", ".rst")
 SHORTEST, LONGEST = 40, 2000  # characters of a paragraph; shorter ones say little, longer ones are no paragraphs
 SMALLEST_SHARE_OF_LETTERS = 0.85  # letters and spaces; below that it is a table or code
-# Of so many paragraphs, by their hash, one is kept for evaluation and never trained on.
+# Of so many paragraphs, by their hash, one is kept for evaluation and not trained on.
 HELD_OUT = 8
+# Docstrings are copied and changed a little; with so many words in a row in common they are no other text.
+COPIED = 13
 RULER = "---"  # underlines the headings that NumPy's style of docstring puts above a table of arguments
 
 
@@ -36,21 +38,24 @@ def gather_documentation(
         seed: Of the shuffle.
         tick: Called with the number of files read since the last call.
         roots: Folders to search; the standard library and the installed packages if not given.
-        part: Which paragraphs: the eighth that their own hash holds out, so that it is the same whatever is installed
-            and however they are shuffled; those to train on; or all.
+        part: Which paragraphs: those to train on; the eighth that their own hash holds out, so that it is the same
+            however they are shuffled, but for those that share 13 words in a row with one to train on; or all.
     """
     if roots is None:
         roots = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
     seen: set[bytes] = set()
     passages: list[str] = []
+    others: list[str] = []
     for path in _files(roots):
         tick(1)
         for passage in _passages(path):
             digest = hashlib.blake2b(passage.encode(), digest_size=16).digest()
             if digest not in seen:
                 seen.add(digest)
-                if part == "all" or (part == "held-out") == (digest[0] % HELD_OUT == 0):
-                    passages.append(passage)
+                wanted = part == "all" or (part == "held-out") == (digest[0] % HELD_OUT == 0)
+                (passages if wanted else others).append(passage)
+    if part == "held-out":
+        passages = _without_copies(passages, others)
     random.Random(seed).shuffle(passages)
     kept, size = [], 0
     for passage in passages:
@@ -59,6 +64,21 @@ def gather_documentation(
             break
         kept.append(passage)
     return kept
+
+
+def _without_copies(passages: list[str], others: list[str]) -> list[str]:
+    """The passages that have no run of words in common with any of the others."""
+    own = [_runs(passage) for passage in passages]
+    wanted = set().union(*own)
+    copied: set[str] = set()
+    for other in others:
+        copied |= _runs(other) & wanted
+    return [passage for passage, runs in zip(passages, own, strict=True) if not runs & copied]
+
+
+def _runs(passage: str) -> set[str]:
+    words = passage.split()
+    return {" ".join(words[start : start + COPIED]) for start in range(len(words) - COPIED + 1)}
 
 
 def read_text(path: Path) -> list[str]:

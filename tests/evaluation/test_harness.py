@@ -198,7 +198,7 @@ def test_part_of_a_suite_has_all_measurements_of_fewer_documents(world, tmp_path
             whole.part(fraction)
     results = evaluate(options(world, tmp_path / "out", fraction=0.5), Console(quiet=True))
     assert results["suite"]["fraction"] == 0.5 and results["suite"]["text"]["documents"] == 6
-    assert "0.5 of its documents and examples" in (tmp_path / "out/table.md").read_text()
+    assert "a share of 0.5 of it, on 6 documents" in (tmp_path / "out/table.md").read_text()
     assert not any(task["errors"] for task in results["tasks"])
 
 

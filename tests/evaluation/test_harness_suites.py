@@ -1,6 +1,7 @@
 """What a suite may say is checked before anything is loaded, and text is measured as it was given."""
 
 import json
+import random
 from functools import partial
 from types import SimpleNamespace
 
@@ -115,7 +116,12 @@ def test_a_fraction_is_one_of_what_there_is(tmp_path):
 
 def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
     """Whatever order, amount and packages."""
-    paragraphs = [f"This is the paragraph of number {index}, {'which is long, ' * 15}indeed." for index in range(200)]
+    draw = random.Random(0)
+
+    def words(count):
+        return " ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(count))
+
+    paragraphs = [f"This is the paragraph {words(40)}." for _ in range(200)]
     (tmp_path / "page.md").write_text("\n\n".join(paragraphs))
     own = partial(gather_documentation, roots=[tmp_path])
     for module in ("rigpt_hf.demo.corpus", "rigpt_hf.training.data.sources", "rigpt_hf.demo.run"):
@@ -127,6 +133,13 @@ def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
     shown = set(documentation(100, 0, Progress(disable=True)))
     assert trained == shown == set(paragraphs) - measured
     assert measured | trained == set(own(10**9))
+    # Of each that is held out, one that others have copied a part of, long enough or not.
+    for count in (12, 13):
+        parts = [" ".join(each.split()[5 : 5 + count]) for each in measured]
+        copies = [f"Copied {part} {words(30)}." for part in parts for _ in range(7)]
+        (tmp_path / "page.md").write_text("\n\n".join([*paragraphs, *copies]))
+        found = set(own(10**9, part="held-out"))
+        assert found >= measured if count == 12 else not found & measured
 
 
 def test_of_documentation_those_of_a_usual_length_are_drawn(monkeypatch):

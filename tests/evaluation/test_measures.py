@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kurtosis
+from transformers import OPTConfig, OPTForCausalLM
 
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.measures.frames import FRAMES, cosine_transform, hadamard, in_frame
@@ -91,7 +92,13 @@ def test_outliers_are_found_where_they_are(kind):
     layers = model.config.num_hidden_layers
     assert len(calm["stream"]) == layers + 1
     assert len(calm["linear_inputs"]) == (4 * layers + 1 if kind == "stock" else 6 * layers + 1)
-    assert calm["protocol"] == {"context": 20, "windows": 12, "tokens": 240, "not covered": []}
+    assert calm["protocol"] == {
+        "context": 20,
+        "windows": 12,
+        "tokens": 240,
+        "not covered": [],
+        "stream": "before the final norm",
+    }
 
 
 @pytest.mark.parametrize("tails", ["light", "heavy"])
@@ -137,6 +144,23 @@ def test_the_stream_is_the_one_before_the_final_norm(family):
             one, two = (each["all"]["per_token"]["excess_kurtosis"] for each in (a, b))
             assert one == pytest.approx(two, abs=1e-4)
         assert other["final_norm"]["all"]["per_token"]["excess_kurtosis"] < 5
+
+
+def test_a_norm_at_the_end_of_a_layer_is_part_of_the_stream():
+    config = OPTConfig(
+        vocab_size=61, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, do_layer_norm_before=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, data = OPTForCausalLM(config).eval(), rows(2, 20)
+    with torch.no_grad():
+        model.model.decoder.layers[-1].final_layer_norm.weight[3] = 30.0
+        states = [model(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0] for row in data]
+    found = outliers(model, data)
+    expected = np.mean([kurtosis(each.double().numpy(), axis=-1).mean() for each in states])
+    assert "final_norm" not in found and found["protocol"]["stream"] == "as the model gives it"
+    assert found["stream"][-1]["all"]["per_token"]["excess_kurtosis"] == pytest.approx(expected, rel=1e-5)
+    assert found["summary"]["excess_kurtosis"] == pytest.approx(expected, rel=1e-5) and expected > 5
 
 
 def test_the_first_position_is_told_apart():
@@ -250,6 +274,22 @@ def test_in_half_precision_a_change_of_frame_is_not_taken_for_rounding():
     model = tiny_model().bfloat16()
     result = quantization_robustness(model, rows(), schemes=("W16A16",), frames=("identity", "haar"))
     assert [each["W16A16"]["increase"] for each in result["rounded"].values()] == [0.0, 0.0]
+
+
+def test_modules_of_a_model_and_of_its_conversion_are_left_alone():
+    def lost(*leave: str) -> list[float]:
+        found = quantization_robustness(
+            tiny_gpt2(), rows(), schemes=("W2A16",), frames=("identity", "haar"), leave=leave
+        )
+        assert found["protocol"]["left alone"][1 : 1 + len(leave)] == list(leave)
+        return [each["W2A16"]["increase"] for each in found["rounded"].values()]
+
+    (stock, turned), both = lost(), lost("c_proj", "down_proj")
+    assert both[0] != stock and both[1] != turned
+    own, other = lost("c_proj"), lost("down_proj")
+    assert (own[0], other[1]) == pytest.approx((both[0], both[1])) and (own[1], other[0]) == pytest.approx(
+        (turned, stock)
+    )
 
 
 def test_frames_of_quantization_are_measured_on_the_same_function():

@@ -146,11 +146,36 @@ def test_tasks_that_take_no_examples_say_so(tasks, tmp_path):
     options = StandardOptions(include_path=str(tmp_path / "tasks"), fewshot=3)
     asked = {name: measure_standard_task(name, subject, options, 4) for name in ("tiny_zero", "tiny_choices")}
     assert [each["protocol"]["fewshot"] for each in asked.values()] == [0, 3]
-    reason = {"with 3 solved examples": "tiny_zero itself sets 0, which is what was measured."}
+    reason = {"with 3 solved examples": "tiny_zero has 0 by itself, which is what was measured."}
     assert asked["tiny_zero"]["absent"] == reason and "absent" not in asked["tiny_choices"]
     both = measure_standard_task("tiny_group", subject, options, 4)
     assert both["protocol"]["fewshot"] == [0, 3]
-    assert both["absent"] == {"with 3 solved examples": "tiny_group itself sets 0 and 3, which is what was measured."}
+    reason = {"with 3 solved examples": "tiny_group has 0 and 3 by itself, which is what was measured."}
+    assert both["absent"] == reason
+
+
+def test_running_text_has_no_examples_and_written_answers_are_cut_too(tasks, tmp_path):
+    shutil.copytree(tasks[0], tmp_path / "tasks")
+    text = (tmp_path / "tasks/tiny_last_word.yaml").read_text()
+    head = text[: text.index("output_type")]
+    (tmp_path / "tasks/tiny_rolling.yaml").write_text(
+        head.replace("tiny_last_word", "tiny_rolling") + 'output_type: loglikelihood_rolling\ndoc_to_text: ""\n'
+        'doc_to_target: "{{prompt}}"\nmetric_list:\n  - {metric: bits_per_byte}\n'
+    )
+    (tmp_path / "tasks/tiny_written.yaml").write_text(
+        head.replace("tiny_last_word", "tiny_written") + 'output_type: generate_until\ndoc_to_text: "{{prompt}}"\n'
+        'doc_to_target: "{{choices[0]}}"\ntarget_delimiter: ""\ngeneration_kwargs: {max_gen_toks: 2, until: ["."]}\n'
+        "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
+    )
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.eos_token = WORDS[0]
+    subject = Subject(tiny_gpt2(), tokenizer, "gpt2")
+    options = StandardOptions(include_path=str(tmp_path / "tasks"), fewshot=2, limit=3)
+    rolling = measure_standard_task("tiny_rolling", subject, options, 1)
+    assert rolling["protocol"]["fewshot"] == 0 and rolling["protocol"]["cut"] == 0 and "absent" in rolling
+    for context, cut in ((60, 0), (12, 3)):
+        written = measure_standard_task("tiny_written", subject, options, 1, context)
+        assert written["protocol"]["fewshot"] == 2 and written["protocol"]["cut"] == cut
 
 
 def test_a_prompt_is_read_whole_or_said_to_be_cut(tasks):
@@ -223,6 +248,7 @@ def test_they_are_part_of_an_evaluation(tasks, tmp_path):
         (("no_such_task",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'no_such_task'"),
         (("arc_*",), {}, "`standard_tasks` must be tasks that lm-eval knows, got 'arc_\\*'"),
         (("hellaswag",), {"limit": 0}, "`limit` must be at least 1, got 0"),
+        (("hellaswag",), {"max_length": 1}, "`max_length` must be at least 2, got 1"),
         (("hellaswag",), {"fewshot": -1}, "`fewshot` must not be negative, got -1"),
         ((), {"fewshot": 5}, "`fewshot` is for `standard_tasks`, got 5 and no such task"),
         (("hellaswag",), {"include_path": "/no/such"}, "`include_path` must be a folder of task files"),
