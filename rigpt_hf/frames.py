@@ -11,7 +11,7 @@ the [`Table`] of a configuration, which answers all questions about it.
     local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
                                                                              into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
-    output          GL(D), only with an untied head                          project_out, lm_head
+    output          GL(D), only with an untied head                          project_out, lm_head, score
     head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
                     and rotary positions alone                               learned frequencies
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
@@ -275,10 +275,10 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         MLP + "down_proj.weight": (layer_out, down),
         MLP + "down_proj.bias": (layer_out,),
         TRANSPORTS[1]: (stream, before),
-        "project_out.weight": (output, stream_in),
-        "project_out.bias": (output,),
+        "model.project_out.weight": (output, stream_in),
+        "model.project_out.bias": (output,),
         "lm_head.weight": (FIXED, head),
-        "score.weight": (FIXED, stream_in),
+        "score.weight": (FIXED, head),
     }
 
 
