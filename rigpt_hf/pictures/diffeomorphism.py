@@ -1,4 +1,4 @@
-"""What a spacetime diffeomorphism does to a flow: other ways, the same ends."""
+"""What a spacetime diffeomorphism does to a flow: other paths, the same ends."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -49,14 +49,14 @@ def drift(t: Tensor, x: Tensor) -> Tensor:
 @picture
 def plot_diffeomorphism(seed: int = 0) -> "Figure":
     """
-    Left: ways of a nonlinear field and of its image under a [`swirl`]. Right: by how much their ends differ, over the
+    Left: paths in a nonlinear field and of its image under a [`swirl`]. Right: by how much their ends differ, over the
     tolerance of the solver, for a map that is the identity at both ends and for one that is at the first only.
 
     Args:
         seed: Of the points where the right panel starts.
     """
     made, panels = figure(3, width=4.5, height=4.6, width_ratios=(1.1, 1.1, 1))
-    _draw_ways(made, panels[:2])
+    _draw_paths(made, panels[:2])
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for fixed, label, style in (
         (True, "identity at both ends", {"color": BLUE, "marker": "o"}),
@@ -75,8 +75,8 @@ def plot_diffeomorphism(seed: int = 0) -> "Figure":
     return made
 
 
-def _draw_ways(made: "Figure", panels: list[Any]) -> None:
-    """Ways of [`drift`] and of its image, coloured by time."""
+def _draw_paths(made: "Figure", panels: list[Any]) -> None:
+    """Paths of [`drift`] and of its image, coloured by time."""
     from matplotlib.collections import LineCollection
 
     start = torch.stack([torch.full((17,), -1.3), torch.linspace(-1.6, 1.6, 17)], -1).double()
@@ -84,8 +84,8 @@ def _draw_ways(made: "Figure", panels: list[Any]) -> None:
     solver: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
     ends = flow(drift, start, 0, 1, **solver)
     fields = {
-        "Ways of a field": drift,
-        "The same field, swirled on the way": transform_field(drift, swirl(STRENGTH)),
+        "Paths of a field": drift,
+        "The same field, swirled in between": transform_field(drift, swirl(STRENGTH)),
     }
     for panel, (title, field) in zip(panels, fields.items(), strict=True):
         for points in trajectory(field, start, times, **solver).unbind(1):

@@ -92,6 +92,7 @@ def draw_demo(findings: "Findings") -> "Figure":
     for panel, name, colour in ((rigpt, "RiGPT", INVARIANT), (stock, "stock GPT-2", STOCK)):
         share, now = findings.probabilities[name]
         draw_bars(panel, findings.tokens, share, now, colour, "after the rotation")
+        panel.set_xlim(0, 1.4 * max(map(float, [*share, *now])))
         panel.set_title(f"{name}: after “{findings.prompt}”")
     _draw_sweep(losses, errors, findings.sweep)
     return made
