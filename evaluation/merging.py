@@ -30,7 +30,9 @@ from torch import nn
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
 from rigpt_hf.evaluation.command import command
-from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge, plot_paths
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_paths
+from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import contract, weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
@@ -349,7 +351,7 @@ def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
     try:
         (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         title = f"The way between {len(pairs)} pairs of independently trained models"
-        plot_paths([pair.path for pair in pairs], temporary / "paths.png", title)
+        save(plot_paths([pair.path for pair in pairs], title), temporary / "paths.png")
         publish(temporary, output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
