@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from rigpt_hf.optim import EquivariantOptimizer, config_of
+from rigpt_hf.text.sources import check_source_options, documents, pinned
+from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
-from .data import Manifest, documents, prepare
-from .data.sources import check_source_options, pinned
-from .data.tokenizer import load_tokenizer
+from .data import Manifest, prepare
 from .kinds import KINDS, kind_of
 from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
@@ -205,8 +205,6 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
 
 def build_tokenizer(options: DataOptions, source_options: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer named by the options, or one made from the beginning of the source."""
-    from rigpt_hf.demo.stock import train_tokenizer
-
     kind, _, size = options.tokenizer.partition(":")
     if kind != "train" or not size:
         return load_tokenizer(options.tokenizer, options.tokenizer_revision)

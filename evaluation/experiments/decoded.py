@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.conversion.output import temporary_sibling
-from rigpt_hf.training.data.tokenizer import load_tokenizer
+from rigpt_hf.text.tokenizer import load_tokenizer
 
 from .command import command
 
