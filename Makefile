@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test faults lint bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -14,6 +14,9 @@ demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/de
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest
+
+faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
+	$(RUN)/python -m tests.faults check
 
 lint: $(STAMP)  ## Check style and types
 	$(RUN)/ruff check .
