@@ -22,12 +22,12 @@ from ..groups import (
 from .action import GaugeTransformation, gauge_error
 from .alignment import Alignment, align, find_alignment, gauge_distance
 from .canonical import CanonicalGauge, canonical_gauge, canonicalize, invariants
-from .comparison import Comparison, compare, plot_comparison
+from .comparison import Comparison, compare
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
-from .drift import DriftReport, charge_drift, plot_drift
+from .drift import DriftReport, charge_drift
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
-from .merging import LossPath, loss_path, merge, plot_paths
+from .merging import LossPath, loss_path, merge
 
 
 __all__ = [
@@ -65,9 +65,6 @@ __all__ = [
     "loss_path",
     "merge",
     "o_log",
-    "plot_comparison",
-    "plot_drift",
-    "plot_paths",
     "redundant_dimensions",
     "rotary_form",
     "so_exp",
