@@ -30,9 +30,9 @@ from ..conversion.output import check_output, publish, temporary_sibling
 from ..conversion.plan import Entry
 from ..conversion.shards import Shard, split_into_shards, write_index, write_shard
 from ..conversion.sources import SafetensorsSource
+from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from .action import GaugeTransformation
-from .frames import FIXED, axes, row
 
 
 # Bytes of a table in float64 that are transformed at once, where its rows do not mix.
@@ -158,11 +158,10 @@ def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, sour
 
 def _entries(weights: SafetensorsSource, g: GaugeTransformation, config: RiGPTConfig) -> tuple[Entry, ...]:
     """Every tensor of the result and its recipe."""
-    table = axes(config)
+    table = table_of(config)
     entries = []
     for name, shape in _checked_shapes(weights, config).items():
-        turns, _ = row(name, table)
-        rows_mix = len(turns) != len(shape) or turns[0] != FIXED
+        rows_mix = any(turned.dim == 0 for turned in table.turns(name))
         entries.append(Entry(name, shape, _recipe(weights, g, name, rows_mix)))
     return tuple(entries)
 
