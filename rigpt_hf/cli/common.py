@@ -1,7 +1,6 @@
 """What verbs share: finding and loading models, checks before any weights are read, files that appear complete."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from ..command_line import as_options as as_options
+
 
 PICTURES = (".png", ".svg", ".pdf")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-# Where Python says `force=True`, a person at the terminal says `--force`.
-SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
 
 
 def to_dtype(name: str | None) -> Any:
@@ -271,13 +270,3 @@ def report(certificate: Any, output: Path):
     console = Console()
     console.print(str(certificate), highlight=False)
     console.print(f"Written to {output}")
-
-
-def as_options(message: str) -> str:
-    """A message in one line, with Python's `force=True` and `target='llama'` spelled as options."""
-
-    def spell(match: re.Match) -> str:
-        name, value = match.groups()
-        return f"`{SPELLINGS[name]} {value}`" if value else f"`{SPELLINGS[name]}`"
-
-    return re.sub(rf"`({'|'.join(SPELLINGS)})=(?:True|'(\w+)')`", spell, " ".join(message.split()))
