@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint golden bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -21,6 +21,9 @@ lint: $(STAMP)  ## Check style and types
 	$(RUN)/mypy
 	$(RUN)/mypy training
 	$(RUN)/mypy evaluation model_cards
+
+golden: $(STAMP)  ## Make the golden results anew and compare them bit by bit with those recorded before
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m tests.golden.golden check
 
 bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.speed

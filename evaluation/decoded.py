@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.evaluation.command import command
-from rigpt_hf.training.data.tokenizer import load_tokenizer
+from rigpt_hf.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
-from rigpt_hf.demo.corpus import gather_documentation, read_text
-from rigpt_hf.demo.stock import encode, split, train_tokenizer
 from rigpt_hf.evaluation.command import command
 from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge, plot_paths
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import contract, weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
 from rigpt_hf.symmetry.procrustes import assignment
+from rigpt_hf.text.corpus import gather_documentation, read_text
+from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 
 
 MEGABYTE = 10**6
@@ -260,7 +260,7 @@ def obtain_tokens(options: Options, progress: Progress) -> tuple[torch.Tensor, i
         what = f"{size:.1f} MB of documentation of the installed Python packages"
     task = progress.add_task("training a tokenizer", total=1)
     tokenizer = train_tokenizer(passages, options.vocabulary)
-    tokens = encode(tokenizer, passages)
+    tokens = token_row(tokenizer, passages)
     progress.advance(task)
     return tokens, len(tokenizer), what
 

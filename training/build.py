@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
+from rigpt_hf.text.sources import check_source_options, documents, pinned
+from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
 from .affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
-from .data import Manifest, documents, prepare
-from .data.sources import check_source_options, pinned
-from .data.tokenizer import load_tokenizer
+from .data import Manifest, prepare
 from .modern import ModernGPTConfig, ModernGPTForCausalLM, muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
 
@@ -218,8 +218,6 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
 
 def build_tokenizer(options: DataOptions, source_options: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer named by the options, or one made from the beginning of the source."""
-    from rigpt_hf.demo.stock import train_tokenizer
-
     kind, _, size = options.tokenizer.partition(":")
     if kind != "train" or not size:
         return load_tokenizer(options.tokenizer, options.tokenizer_revision)

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from .data.sources import parquet_instead
+from rigpt_hf.text.sources import parquet_instead
 
 
 IGNORED = -100

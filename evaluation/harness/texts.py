@@ -62,13 +62,13 @@ def load_texts(options: TextOptions, fraction: float = 1.0) -> Texts:
     if options.source.endswith(".bin"):
         rows: list[Any] = _windows(options, fraction)
     elif options.source == "docs":
-        from rigpt_hf.demo.corpus import gather_documentation
+        from rigpt_hf.text.corpus import gather_documentation
 
         # What a model was pretrained on here would say how well it was learnt by heart.
         rows = gather_documentation(sys.maxsize, seed=1, part="held-out")
         rows = _share([row for row in rows if SHORTEST <= len(row) <= LONGEST][: options.documents], fraction)
     else:
-        from rigpt_hf.training.data.sources import documents
+        from rigpt_hf.text.sources import documents
 
         found = documents(
             options.source,

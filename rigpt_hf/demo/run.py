@@ -25,7 +25,8 @@ from ..conversion.assemble import quiet_loading
 from ..conversion.families import architecture_of
 from ..conversion.output import publish, temporary_sibling
 from ..symmetry import GaugeTransformation
-from .corpus import gather_documentation, read_text
+from ..text.corpus import gather_documentation, read_text
+from ..text.tokenizer import split, token_row, train_tokenizer
 from .report import SHOWN_TOKENS, Findings, write_report
 from .rotation import (
     continue_both,
@@ -36,7 +37,7 @@ from .rotation import (
     rotate_stock,
     sweep,
 )
-from .stock import Recipe, encode, split, train_gpt2, train_tokenizer
+from .stock import Recipe, train_gpt2
 
 
 PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
@@ -232,7 +233,7 @@ def obtain_stock(
                 raise ValueError(f"`model` must come with its tokenizer, got {options.model!r}, which has none.")
             with Progress(console=console) as progress:
                 passages = documentation(1.0, options.seed, progress)
-            tokens = encode(tokenizer, passages)
+            tokens = token_row(tokenizer, passages)
             length = min(128, stock.config.max_position_embeddings)
             windows = tokens[: 4 * length].view(4, length)
         return f"`{options.model}`", stock, tokenizer, windows, {}
@@ -249,7 +250,7 @@ def obtain_stock(
         console.print(f"{len(passages)} passages, {corpus}")
     with stages.stage("tokenize", "Train a byte-level tokenizer"):
         tokenizer = train_tokenizer(passages, recipe.vocabulary)
-        tokens, held_out = split(encode(tokenizer, passages), recipe.context)
+        tokens, held_out = split(token_row(tokenizer, passages), recipe.context)
         console.print(f"{len(tokenizer)} tokens in the vocabulary, {len(tokens) / 1e6:.2f} M tokens to train on")
     with stages.stage("train", "Train a stock GPT-2 on it"):
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from rigpt_hf.demo.corpus import gather_documentation
 from rigpt_hf.demo.run import documentation
 from rigpt_hf.evaluation.harness import tasks
 from rigpt_hf.evaluation.harness.arguments import arguments_of, check_arguments
@@ -17,7 +16,8 @@ from rigpt_hf.evaluation.harness.runner import fitted
 from rigpt_hf.evaluation.harness.suites import METRICS, PACKAGED, Suite, Task, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.texts import LONGEST, SHORTEST, Texts, endings, last_words, load_texts, name_of
 from rigpt_hf.evaluation.measures.subjects import Subject
-from rigpt_hf.training.data.sources import documents
+from rigpt_hf.text.corpus import gather_documentation
+from rigpt_hf.text.sources import documents
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -124,7 +124,7 @@ def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
     paragraphs = [f"This is the paragraph {words(40)}." for _ in range(200)]
     (tmp_path / "page.md").write_text("\n\n".join(paragraphs))
     own = partial(gather_documentation, roots=[tmp_path])
-    for module in ("rigpt_hf.demo.corpus", "rigpt_hf.training.data.sources", "rigpt_hf.demo.run"):
+    for module in ("rigpt_hf.text.corpus", "rigpt_hf.text.sources", "rigpt_hf.demo.run"):
         monkeypatch.setattr(f"{module}.gather_documentation", own)
     measured = set(load_texts(TextOptions(documents=10**6)).rows)
     assert 10 < len(measured) < 45
@@ -144,7 +144,7 @@ def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
 
 def test_of_documentation_those_of_a_usual_length_are_drawn(monkeypatch):
     pages = ["a" * size for size in (SHORTEST - 1, SHORTEST, LONGEST, LONGEST + 1)]
-    monkeypatch.setattr("rigpt_hf.demo.corpus.gather_documentation", lambda *given, **more: pages)
+    monkeypatch.setattr("rigpt_hf.text.corpus.gather_documentation", lambda *given, **more: pages)
     assert load_texts(TextOptions()).rows == pages[1:3]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.demo.stock import train_tokenizer
+from rigpt_hf.text.tokenizer import train_tokenizer
 from rigpt_hf.training.finetune import FinetuneOptions
 from tests.models import tiny_config
 from tests.training.runs import make_data

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from rigpt_hf.demo.stock import END, train_tokenizer
-from rigpt_hf.training.data import TokenShards, fingerprint, from_tokens, prepare, shards, split_of
+from rigpt_hf.text.tokenizer import END, fingerprint, train_tokenizer
+from rigpt_hf.training.data import TokenShards, from_tokens, prepare, shards, split_of
 
 
 TEXTS = [f"Document {n} says {'so ' * (n % 7)}much." for n in range(200)] + ["Twice the same."] * 2

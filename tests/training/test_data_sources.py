@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, IterableDataset
 
+from rigpt_hf.text import sources
+from rigpt_hf.text import tokenizer as tokenizer_module
+from rigpt_hf.text.sources import documents
 from rigpt_hf.training import build
-from rigpt_hf.training.data import documents, sources
-from rigpt_hf.training.data import tokenizer as tokenizer_module
 from rigpt_hf.training.options import DataOptions, parse_options
 
 

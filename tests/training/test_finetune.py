@@ -12,8 +12,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.demo.stock import END
 from rigpt_hf.optim import EquivariantOptimizer
+from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training.finetune import finetune
 from tests.conversion.sources import stock_model

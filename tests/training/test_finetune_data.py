@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rigpt_hf.demo.stock import END
+from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune_data as data
 from tests.models import tiny_model
 from tests.training.texts import CHAT, MARKED, PLAIN, TEXT, lines

@@ -1,4 +1,4 @@
-"""Where the text of pretraining comes from: installed documentation, local files, or a data set on the Hub."""
+"""Where text comes from: installed documentation, local files, or a data set on the Hub."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from datasets import load_dataset
 from huggingface_hub import HfApi
 from pyarrow.parquet import read_schema
 
-from rigpt_hf.demo.corpus import gather_documentation
+from .corpus import gather_documentation
 
 
 DOCUMENTATION = "docs"

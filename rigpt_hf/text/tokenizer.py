@@ -1,11 +1,16 @@
-"""The tokenizer of pretraining: fast, with an end-of-text token, and recognised again by a fingerprint."""
+"""Tokenizers that are fast, have an end-of-text token and are recognised by a fingerprint; and one made here."""
 
 import hashlib
 import os
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+
+END = "<|endoftext|>"
+HELD_OUT = 0.02  # share of the tokens that training never sees
 
 
 def load_tokenizer(
@@ -82,3 +87,38 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
+
+
+def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with an end-of-text token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(passages, trainer, length=len(passages))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END, padding_side="left"
+    )
+
+
+def token_row(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> torch.Tensor:
+    """All passages as one row of token ids, an end-of-text token after each."""
+    encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
+    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
+
+
+def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Tokens to train on and tokens held out, at least four windows of them.
+
+    Raises:
+        ValueError: if there are too few tokens for both.
+    """
+    held_out = max(int(HELD_OUT * len(tokens)), 4 * context)
+    if len(tokens) < 2 * held_out:
+        raise ValueError(
+            f"`text` must hold at least {8 * context} tokens to train on, got {len(tokens)}. Give a longer text."
+        )
+    return tokens[:-held_out], tokens[-held_out:]
