@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..extras import require
 from .common import DTYPES, check_comparable, check_device, load, report, rigpt_config, text_ids, to_dtype
 
 
@@ -38,6 +39,7 @@ def demo(
 
         rigpt demo --model openai-community/gpt2
     """
+    require("demo")
     from ..demo import DemoOptions, run_demo
 
     run_demo(DemoOptions(output, model, text, megabytes, steps, seed, prompt, points, force))

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..extras import require
 from .common import (
     check_file,
     check_picture,
@@ -51,6 +52,7 @@ def diff(
 
         rigpt diff my-rigpt suspect --picture diff.png
     """
+    require("align")
     from ..pictures import save
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
