@@ -38,7 +38,7 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from ..stream_rigpt import freeze_transports
+from ..modeling_rigpt import freeze_transports
 from ..symmetry.action import GaugeTransformation
 from ..symmetry.balance import balance, can_stretch
 from ..symmetry.canonical import canonical_gauge

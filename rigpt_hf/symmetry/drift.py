@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..stream_rigpt import freeze_transports
+from ..modeling_rigpt import freeze_transports
 from .conservation import charges
 from .contraction import carriers, weights_of
 from .frames import frame_keys, frames, kind_of

@@ -33,8 +33,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..attention_rigpt import rotary_frequencies
-from ..configuration_rigpt import RiGPTConfig
+from ..configuration_rigpt import RiGPTConfig, rotary_frequencies
 from .groups import MatrixGroup, Stretch, general_linear, orthogonal
 from .permutations import HeadPermutations, NeuronGroup, Translations
 
