@@ -29,6 +29,8 @@ class Score:
         weighted: Whether every query head learns a `λ`, `self_attn.distance_weight`, which is zero at the dot product.
         stretch: Which common stretches of a head's queries and keys leave the score alone: `"free"`, `q/s` and `s k`
             for any invertible `s`; `"common"`, the same for one number `s`, with `λ/s²`; `"none"`.
+        key_shift: When a vector `c` added to all keys leaves the softmax alone: `"alone"`; `"with_query"`, if `λc` is
+            added to the queries; `"never"`.
         as_dot: Writes the score as a dot product of longer vectors: queries, keys, values and `λ` to the first three.
         modify: Makes scores of dot products, `|q|²`, `|k|²` and `λ`, which broadcast together.
         backends: Attention functions that can express a modified score; `None`: all that the library has.
@@ -37,6 +39,7 @@ class Score:
     name: str
     weighted: bool = False
     stretch: Literal["free", "common", "none"] = "free"
+    key_shift: Literal["alone", "with_query", "never"] = "alone"
     as_dot: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
     modify: Callable[..., torch.Tensor] | None = None
     backends: dict[str, Callable] | None = None
@@ -226,12 +229,19 @@ SCORES = {
         # q·k
         Score("dot"),
         # q·k - λ|k|²/2, for λ = 1 the negative half of |q-k|² up to a constant of the query
-        Score("squared_distance", weighted=True, stretch="common", as_dot=squared_distance_as_dot),
+        Score(
+            "squared_distance",
+            weighted=True,
+            stretch="common",
+            key_shift="with_query",
+            as_dot=squared_distance_as_dot,
+        ),
         # (1-λ) q·k - λ|q-k|, no dot product in any number of dimensions
         Score(
             "distance",
             weighted=True,
             stretch="none",
+            key_shift="never",
             modify=distance_score,
             backends={"eager": eager_attention_forward, "flex_attention": flex_attention_forward},
         ),

@@ -1,6 +1,7 @@
 """Attention scores: by hand, in every backend that can express them, and their gradients."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,10 @@ from rigpt_hf.scores_rigpt import (
     flex_attention_forward,
     squared_distance_as_dot,
 )
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error
 from tests.model.agreement import assert_different, assert_same, difference
 from tests.models import tiny_model, tokens
+from tests.tolerances import SYMMETRY
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU needs a C++ compiler")
@@ -194,7 +197,8 @@ def test_a_score_is_one_record(monkeypatch):
     def modify(dot, query_norm, key_norm, weight):
         return dot - weight * (query_norm * key_norm).sqrt()
 
-    score = Score("product", weighted=True, stretch="none", modify=modify, backends={"eager": eager_attention_forward})
+    backends = {"eager": eager_attention_forward}
+    score = Score("product", True, stretch="none", key_shift="never", modify=modify, backends=backends)
     with pytest.raises(
         ValueError, match="`attention_score` must be one of dot, squared_distance, distance, got 'prod"
     ):
@@ -214,3 +218,9 @@ def test_a_score_is_one_record(monkeypatch):
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "distance_weight" not in k})
     assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
     assert_different(expected, plain(tokens(2, 9)).logits)
+    # And the table of frames reads from it what may be done to queries and keys.
+    for record, known in ((score, True), (replace(score, stretch="free"), False)):
+        monkeypatch.setitem(SCORES, "product", record)
+        model = tiny_model(attention_score="product", position_embedding_type="learned")
+        g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "all")
+        assert (gauge_error(model, g, tokens(2, 9)) <= SYMMETRY[torch.float64]) is known
