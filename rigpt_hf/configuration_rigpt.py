@@ -197,6 +197,7 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
