@@ -219,8 +219,8 @@ def test_a_score_is_one_record(monkeypatch):
     assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
     assert_different(expected, plain(tokens(2, 9)).logits)
     # And the table of frames reads from it what may be done to queries and keys.
-    for record, known in ((score, True), (replace(score, stretch="free"), False)):
-        monkeypatch.setitem(SCORES, "product", record)
-        model = tiny_model(attention_score="product", position_embedding_type="learned")
+    for record, known in ((score, True), (replace(score, name="misread", stretch="free"), False)):
+        monkeypatch.setitem(SCORES, record.name, record)
+        model = tiny_model(attention_score=record.name, position_embedding_type="learned")
         g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "all")
         assert (gauge_error(model, g, tokens(2, 9)) <= SYMMETRY[torch.float64]) is known
