@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint floors golden bench clean
+.PHONY: help demo test test-all faults lint floors golden bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -18,7 +18,7 @@ test: $(STAMP)  ## Run the tests
 test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
 
-lint: $(STAMP) floors  ## Check style, types and floors
+.PHONY: help demo test test-all faults lint floors golden bench clean
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy

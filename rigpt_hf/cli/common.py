@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from ..command_line import as_options as as_options
@@ -14,6 +15,32 @@ from ..extras import require
 
 PICTURES = (".png", ".svg", ".pdf")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def argument(text: str, default: str | None = None) -> Any:
+    """A positional argument with its help; `default` says what happens without it."""
+    return typer.Argument(help=text, show_default=default or True)
+
+
+def option(text: str, default: str | None = None, *, name: str | None = None, **settings: Any) -> Any:
+    """An option with its help; `default` says what happens without it, where the value does not."""
+    return typer.Option(*([name] if name else []), help=text, show_default=default or True, **settings)
+
+
+def flag(name: str, text: str) -> Any:
+    """An option without a value, and without a `--no-` form."""
+    return typer.Option(f"--{name}", help=text, show_default="no")
+
+
+# What many verbs take.
+Source = Annotated[str, argument("RiGPT folder or Hub id.")]
+Output = Annotated[Path, argument("Folder to make.")]
+Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
+Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
+ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
+Seed = Annotated[int, option("Of the inputs of the certificate.")]
+Force = Annotated[bool, flag("force", "Replace an earlier model in OUTPUT.")]
+ForceFiles = Annotated[bool, flag("force", "Replace earlier files and an earlier model in OUTPUT.")]
 
 
 def to_dtype(name: str | None) -> Any:

@@ -11,12 +11,16 @@ from rich.table import Column, Table
 
 from ..extras import require
 from .common import (
+    Source,
+    argument,
     check_file,
     check_picture,
     check_same_vocabulary,
+    flag,
     load_rigpt,
     new_file,
     numbers,
+    option,
     rigpt_config,
     text_ids,
 )
@@ -29,19 +33,15 @@ ORDER_MARGIN = 0.25
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
-    picture: Annotated[
-        Path | None, typer.Option(help="File for a plot of the distances: PNG, SVG or PDF.", show_default="none")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all numbers.", show_default="none")
-    ] = None,
+    a: Annotated[str, argument("RiGPT folder or Hub id.")],
+    b: Annotated[str, argument("Another one.")],
+    picture: Annotated[Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none")] = None,
+    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json")] = None,
     save_transformation: Annotated[
-        Path | None, typer.Option(help="File for the transformation that brings A to B.", show_default="none")
+        Path | None, option("File for the transformation that brings A to B.", "none")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise that stands for chance.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace earlier files.", show_default="no")] = False,
+    seed: Annotated[int, option("Of the noise that stands for chance.")] = 0,
+    force: Annotated[bool, flag("force", "Replace earlier files.")] = False,
 ):
     """
     Say whether B is A in disguise, a relative of it, or unrelated, from the weights alone. Exit code 1 unless they are
@@ -98,22 +98,18 @@ def bar(value: float) -> str:
 
 
 def charges(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
+    source: Source,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Descend the loss and measure how the charges move.", show_default="no"),
+        flag("measure", "Descend the loss and measure how the charges move."),
     ] = False,
-    text: Annotated[
-        Path | None, typer.Option(help="Text to descend on, with --measure.", show_default="random tokens")
-    ] = None,
-    learning_rates: Annotated[
-        str, typer.Option(help="Step sizes, separated by commas, with --measure.")
-    ] = "0.02,0.01,0.005",
-    time: Annotated[float, typer.Option(help="Steps times step size, with --measure.")] = 0.4,
-    weight_decay: Annotated[float, typer.Option(help="Rate of decay, with --measure.")] = 0.0,
-    picture: Annotated[Path | None, typer.Option(help="File for a plot, with --measure.", show_default="none")] = None,
-    seed: Annotated[int, typer.Option(help="Of random tokens.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.", show_default="no")] = False,
+    text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens")] = None,
+    learning_rates: Annotated[str, option("Step sizes, separated by commas, with --measure.")] = "0.02,0.01,0.005",
+    time: Annotated[float, option("Steps times step size, with --measure.")] = 0.4,
+    weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
+    picture: Annotated[Path | None, option("File for a plot, with --measure.", "none")] = None,
+    seed: Annotated[int, option("Of random tokens.")] = 0,
+    force: Annotated[bool, flag("force", "Replace an earlier picture.")] = False,
 ):
     """
     Show the charges that gradient flow conserves, one set per symmetry that stretches, and whether descent keeps them.

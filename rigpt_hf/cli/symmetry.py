@@ -6,19 +6,27 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..extras import require
 from .common import (
-    DTYPES,
+    Dtype,
+    ForceFiles,
+    Output,
+    Revision,
+    Seed,
+    ShardSize,
+    Source,
+    argument,
     check_file,
     check_picture,
     check_same_vocabulary,
+    flag,
     load_rigpt,
     new_file,
     numbers,
+    option,
     report,
     rigpt_config,
     save_model,
@@ -31,44 +39,34 @@ DEFAULT_FRAMES = "stream,head"
 
 
 def rotate(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Source,
+    output: Output,
     frames: Annotated[
         str | None,
-        typer.Option(
-            help="What to turn at random, separated by commas: frames that `rigpt info` lists, head (both of a head), "
+        option(
+            "What to turn at random, separated by commas: frames that `rigpt info` lists, head (both of a head), "
             "shifts (all translations), or all.",
-            show_default=DEFAULT_FRAMES,
+            DEFAULT_FRAMES,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the transformation, and of the inputs of the certificate.")] = 0,
+    seed: Annotated[int, option("Of the transformation, and of the inputs of the certificate.")] = 0,
     t: Annotated[
         float,
-        typer.Option(
-            help="How far to go along the geodesic: 0 stays, 1 is the whole way. Other than 1, what is drawn has no "
+        option(
+            "How far to go along the geodesic: 0 stays, 1 is the whole way. Other than 1, what is drawn has no "
             "exchanges and reflections, as nothing leads to them step by step."
         ),
     ] = 1.0,
     transformation: Annotated[
         Path | None,
-        typer.Option(help="File with a transformation to use instead of a random one.", show_default="none"),
+        option("File with a transformation to use instead of a random one.", "none"),
     ] = None,
-    inverse: Annotated[
-        bool, typer.Option("--inverse", help="Undo the transformation in the file.", show_default="no")
-    ] = False,
-    save_transformation: Annotated[
-        Path | None, typer.Option(help="File to write the applied transformation to.", show_default="none")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    inverse: Annotated[bool, flag("inverse", "Undo the transformation in the file.")] = False,
+    save_transformation: Annotated[Path | None, option("File to write the applied transformation to.", "none")] = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = None,
+    force: ForceFiles = False,
 ):
     """
     Turn the free frames of a RiGPT: other weights, the same function, with a certificate that it is.
@@ -136,22 +134,14 @@ def keep(transformation: Any, path: Path | None, force: bool) -> Iterator[None]:
 
 
 def canonicalize(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    save_transformation: Annotated[
-        Path | None, typer.Option(help="File to write the transformation to.", show_default="none")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    source: Source,
+    output: Output,
+    save_transformation: Annotated[Path | None, option("File to write the transformation to.", "none")] = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = None,
+    seed: Seed = 0,
+    force: ForceFiles = False,
 ):
     """
     Bring a RiGPT into its canonical form: the same function, in frames that the function alone determines.
@@ -191,29 +181,21 @@ def canonicalize(
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="Two or more RiGPTs: folders or Hub ids.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids.")],
+    output: Output,
     weights: Annotated[
         str | None,
-        typer.Option(help="How much of each, separated by commas; their sum is 1.", show_default="equal parts"),
+        option("How much of each, separated by commas; their sum is 1.", "equal parts"),
     ] = None,
-    method: Annotated[str, typer.Option(help="linear, or spherical (along great circles).")] = "linear",
-    as_they_are: Annotated[
-        bool, typer.Option("--as-they-are", help="Do not align first: the ordinary average.", show_default="no")
-    ] = False,
+    method: Annotated[str, option("linear, or spherical (along great circles).")] = "linear",
+    as_they_are: Annotated[bool, flag("as-they-are", "Do not align first: the ordinary average.")] = False,
     text: Annotated[
         Path | None,
-        typer.Option(
-            help="Text to measure the loss on, on the way between the first two models.", show_default="none"
-        ),
+        option("Text to measure the loss on, on the way between the first two models.", "none"),
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="File for a plot of that loss, with TEXT.", show_default="none")
-    ] = None,
-    points: Annotated[int, typer.Option(help="Points on the way, with TEXT.")] = 11,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none")] = None,
+    points: Annotated[int, option("Points on the way, with TEXT.")] = 11,
+    force: ForceFiles = False,
 ):
     """
     Merge RiGPTs: bring all into the frames of the first, average, and write an ordinary checkpoint.
