@@ -5,15 +5,14 @@ from typing import Annotated
 
 from rich.console import Console
 
-from .common import argument, flag, option
+from .arguments import argument, flag, option
 
 
 def card(
     folder: Annotated[Path, argument("Folder of a saved RiGPT.")],
     repo: Annotated[str | None, option("Where it will be on the Hub, such as me/my-rigpt.", "none")] = None,
     results: Annotated[
-        Path | None,
-        option("results.json of rigpt evaluate on this folder.", "that of the folder, if any"),
+        Path | None, option("results.json of rigpt evaluate on this folder.", "that of the folder, if any")
     ] = None,
     facts: Annotated[
         Path | None,

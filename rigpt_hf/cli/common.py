@@ -1,46 +1,19 @@
 """What verbs share: finding and loading models, checks before any weights are read, files that appear complete."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from ..command_line import as_options as as_options
 from ..extras import require
+from .arguments import DTYPES
 
 
 PICTURES = (".png", ".svg", ".pdf")
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-
-def argument(text: str, default: str | None = None) -> Any:
-    """A positional argument with its help; `default` says what happens without it."""
-    return typer.Argument(help=text, show_default=default or True)
-
-
-def option(text: str, default: str | None = None, *, name: str | None = None, **settings: Any) -> Any:
-    """An option with its help; `default` says what happens without it, where the value does not."""
-    return typer.Option(*([name] if name else []), help=text, show_default=default or True, **settings)
-
-
-def flag(name: str, text: str) -> Any:
-    """An option without a value, and without a `--no-` form."""
-    return typer.Option(f"--{name}", help=text, show_default="no")
-
-
-# What many verbs take.
-Source = Annotated[str, argument("RiGPT folder or Hub id.")]
-Output = Annotated[Path, argument("Folder to make.")]
-Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
-Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
-ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
-Seed = Annotated[int, option("Of the inputs of the certificate.")]
-Force = Annotated[bool, flag("force", "Replace an earlier model in OUTPUT.")]
-ForceFiles = Annotated[bool, flag("force", "Replace earlier files and an earlier model in OUTPUT.")]
 
 
 def to_dtype(name: str | None) -> Any:
@@ -259,6 +232,16 @@ def check_picture(path: Path | None, force: bool):
     if path.suffix not in PICTURES:
         raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
     require("pictures")
+
+
+def save_picture(path: Path | None, force: bool, draw: Callable[[], Any]):
+    """Draw a picture and write it to a file, if there is a name for one."""
+    if path is not None:
+        from ..pictures import save
+
+        with new_file(path, "picture", force) as place:
+            save(draw(), place, path.suffix[1:])
+        Console().print(f"Picture in {path}")
 
 
 def numbers(text: str, argument: str) -> list[float]:

@@ -7,43 +7,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..demo.options import DemoOptions
 from ..extras import require
-from .common import (
-    DTYPES,
-    Dtype,
-    Force,
-    Output,
-    Revision,
-    Seed,
-    ShardSize,
-    Source,
-    argument,
-    check_comparable,
-    check_device,
-    flag,
-    load,
-    option,
-    report,
-    rigpt_config,
-    text_ids,
-    to_dtype,
-)
+from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
+from .common import check_comparable, check_device, load, report, rigpt_config, text_ids, to_dtype
 
 
-def demo(
-    output: Annotated[Path, option("Folder for the model and the report.")] = Path("runs/demo"),
-    model: Annotated[
-        str | None,
-        option("Stock model to use instead of training one: a Hub id or a folder.", "none"),
-    ] = None,
-    text: Annotated[Path | None, option("Text file to train on instead of documentation.", "none")] = None,
-    megabytes: Annotated[float, option("How much documentation to gather at most.")] = 20.0,
-    steps: Annotated[int, option("Training steps.")] = 800,
-    seed: Annotated[int, option("Of the text's order, the training, the rotation, the samples.")] = 0,
-    prompt: Annotated[str | None, option("What the models continue.", "depends on the model")] = None,
-    points: Annotated[int, option("Points on the way from the identity to the rotation.")] = 9,
-    force: Annotated[bool, flag("force", "Replace an earlier demo in OUTPUT.")] = False,
-):
+def demo(options: DemoOptions):
     """
     Turn a stock GPT-2 into a RiGPT, prove it equal, rotate it, save it, and write a report.
 
@@ -53,9 +23,9 @@ def demo(
         rigpt demo --model openai-community/gpt2
     """
     require("demo")
-    from ..demo import DemoOptions, run_demo
+    from ..demo.run import run_demo
 
-    run_demo(DemoOptions(output, model, text, megabytes, steps, seed, prompt, points, force))
+    run_demo(options)
 
 
 def convert(

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..extras import needs
-from .common import argument, check_device, option, to_dtype
+from .arguments import argument, option
+from .common import check_device, to_dtype
 
 
 def evaluate(
@@ -25,13 +26,7 @@ def evaluate(
             "what the suite says",
         ),
     ] = None,
-    documents: Annotated[
-        int | None,
-        option(
-            "How many documents.",
-            "what the suite says",
-        ),
-    ] = None,
+    documents: Annotated[int | None, option("How many documents.", "what the suite says")] = None,
     fraction: Annotated[
         float, option("Share of the suite's documents and examples, for a model too slow for all.")
     ] = 1.0,
@@ -41,8 +36,7 @@ def evaluate(
     include_path: Annotated[Path | None, option("Folder of lm-eval task files of your own.", "none")] = None,
     limit: Annotated[int | None, option("Examples of each lm-eval task at most.", "all")] = None,
     fewshot: Annotated[
-        int | None,
-        option("Solved examples before each question of lm-eval.", "as the task says", min=0),
+        int | None, option("Solved examples before each question of lm-eval.", "as the task says", min=0)
     ] = None,
     max_length: Annotated[int | None, option("Tokens of an lm-eval request at most.", "what both models take")] = None,
     batch_size: Annotated[int, option("Rows that go through a model at once.", min=1)] = 8,

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..extras import require
-from .common import argument, check_file, flag, new_file, option
+from .arguments import argument, flag, option
+from .common import check_file, new_file
 
 
 def lab(

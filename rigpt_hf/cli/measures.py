@@ -10,18 +10,16 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..extras import require
+from .arguments import Source, argument, flag, option
 from .common import (
-    Source,
-    argument,
     check_file,
     check_picture,
     check_same_vocabulary,
-    flag,
     load_rigpt,
     new_file,
     numbers,
-    option,
     rigpt_config,
+    save_picture,
     text_ids,
 )
 
@@ -53,7 +51,6 @@ def diff(
         rigpt diff my-rigpt suspect --picture diff.png
     """
     require("align")
-    from ..pictures import save
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
@@ -77,10 +74,7 @@ def diff(
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            save(plot_comparison(comparison, f"{a} and {b}"), place, picture.suffix[1:])
-        console.print(f"Picture in {picture}")
+    save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"))
     if json_file is not None:
         with new_file(json_file, "json", force) as place:
             place.write_text(json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -99,10 +93,7 @@ def bar(value: float) -> str:
 
 def charges(
     source: Source,
-    measure: Annotated[
-        bool,
-        flag("measure", "Descend the loss and measure how the charges move."),
-    ] = False,
+    measure: Annotated[bool, flag("measure", "Descend the loss and measure how the charges move.")] = False,
     text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens")] = None,
     learning_rates: Annotated[str, option("Step sizes, separated by commas, with --measure.")] = "0.02,0.01,0.005",
     time: Annotated[float, option("Steps times step size, with --measure.")] = 0.4,
@@ -124,7 +115,6 @@ def charges(
     import torch
 
     from ..conversion.certificate import random_input_ids
-    from ..pictures import save
     from ..pictures.symmetry import plot_drift
     from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
@@ -158,10 +148,7 @@ def charges(
     with torch.enable_grad():
         drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
     show_drift(drift, console)
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            save(plot_drift(drift), place, picture.suffix[1:])
-        console.print(f"Picture in {picture}")
+    save_picture(picture, force, lambda: plot_drift(drift))
 
 
 def show_drift(drift: Any, console: Console):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from .common import argument, flag, option
+from .arguments import argument, flag, option
 
 
 def publish(
@@ -22,10 +22,7 @@ def publish(
             "that of the folder",
         ),
     ] = None,
-    card: Annotated[
-        Path | None,
-        option("Card to use.", "README.md of the folder, or written"),
-    ] = None,
+    card: Annotated[Path | None, option("Card to use.", "README.md of the folder, or written")] = None,
     facts: Annotated[Path | None, option("YAML file with what only people know, for a card that is written.")] = None,
     space: Annotated[bool, flag("space", "Also make a Space in which people turn the model by an angle.")] = False,
     space_repo: Annotated[str | None, option("Repository of the Space.", "named as the model")] = None,
@@ -38,8 +35,7 @@ def publish(
     ] = None,
     dry_run: Annotated[bool, flag("dry-run", "Check, and list what would be published.")] = False,
     force: Annotated[
-        bool,
-        flag("force", "Overwrite another kind of model; publish code that differs from the installed package."),
+        bool, flag("force", "Overwrite another kind of model; publish code that differs from the installed package.")
     ] = False,
 ):
     """

@@ -1,7 +1,6 @@
 """Verbs that use the freedom of a RiGPT: other weights, the same function."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,26 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ..extras import require
+from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
 from .common import (
-    Dtype,
-    ForceFiles,
-    Output,
-    Revision,
-    Seed,
-    ShardSize,
-    Source,
-    argument,
     check_file,
     check_picture,
     check_same_vocabulary,
-    flag,
     load_rigpt,
     new_file,
     numbers,
-    option,
     report,
     rigpt_config,
     save_model,
+    save_picture,
     text_ids,
     to_dtype,
 )
@@ -58,8 +49,7 @@ def rotate(
         ),
     ] = 1.0,
     transformation: Annotated[
-        Path | None,
-        option("File with a transformation to use instead of a random one.", "none"),
+        Path | None, option("File with a transformation to use instead of a random one.", "none")
     ] = None,
     inverse: Annotated[bool, flag("inverse", "Undo the transformation in the file.")] = False,
     save_transformation: Annotated[Path | None, option("File to write the applied transformation to.", "none")] = None,
@@ -77,8 +67,6 @@ def rotate(
 
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
-    from ..symmetry.checkpoint import transform_checkpoint
-
     if transformation is None and inverse:
         raise ValueError(
             "`inverse` undoes a transformation in a file, got none. Name it with `--transformation FILE`; "
@@ -97,18 +85,7 @@ def rotate(
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
-    with keep(g, save_transformation, force):
-        certificate = transform_checkpoint(
-            source,
-            output,
-            g,
-            revision=revision,
-            dtype=to_dtype(dtype),
-            force=force,
-            max_shard_size=max_shard_size,
-            seed=seed,
-        )
-    report(certificate, output)
+    report(transform(g, source, output, save_transformation, force, revision, dtype, max_shard_size, seed), output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse")
 
@@ -122,15 +99,33 @@ def check_outside(path: Path | None, output: Path):
         )
 
 
-@contextmanager
-def keep(transformation: Any, path: Path | None, force: bool) -> Iterator[None]:
-    """Write a transformation to a file, if there is a name for one, once the block has ended well."""
-    if path is None:
-        yield
-        return
-    with new_file(path, "save_transformation", force) as place:
-        transformation.save(place)
-        yield
+def transform(
+    g: Any,
+    source: str,
+    output: Path,
+    save_to: Path | None,
+    force: bool,
+    revision: str | None,
+    dtype: str | None,
+    max_shard_size: str | None,
+    seed: int,
+) -> Any:
+    """Write the turned checkpoint, and the transformation if there is a name for it; returns the certificate."""
+    from ..symmetry.checkpoint import transform_checkpoint
+
+    with new_file(save_to, "save_transformation", force) if save_to else nullcontext() as place:
+        if place is not None:
+            g.save(place)
+        return transform_checkpoint(
+            source,
+            output,
+            g,
+            revision=revision,
+            dtype=to_dtype(dtype),
+            force=force,
+            max_shard_size=max_shard_size,
+            seed=seed,
+        )
 
 
 def canonicalize(
@@ -154,23 +149,13 @@ def canonicalize(
     """
     from ..conversion.output import check_output
     from ..symmetry import canonical_gauge
-    from ..symmetry.checkpoint import transform_checkpoint
 
     check_output(output, source, force)
     check_outside(save_transformation, output)
     check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
-    with keep(gauge.transformation, save_transformation, force):
-        certificate = transform_checkpoint(
-            source,
-            output,
-            gauge.transformation,
-            revision=revision,
-            dtype=to_dtype(dtype),
-            force=force,
-            max_shard_size=max_shard_size,
-            seed=seed,
-        )
+    turning = gauge.transformation, source, output, save_transformation, force, revision, dtype, max_shard_size, seed
+    certificate = transform(*turning)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")
@@ -184,17 +169,17 @@ def merge(
     sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids.")],
     output: Output,
     weights: Annotated[
-        str | None,
-        option("How much of each, separated by commas; their sum is 1.", "equal parts"),
+        str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts")
     ] = None,
     method: Annotated[str, option("linear, or spherical (along great circles).")] = "linear",
-    as_they_are: Annotated[bool, flag("as-they-are", "Do not align first: the ordinary average.")] = False,
+    unaligned: Annotated[
+        bool, flag("unaligned", "Do not align first: the ordinary average.", "--as-they-are")
+    ] = False,
     text: Annotated[
-        Path | None,
-        option("Text to measure the loss on, on the way between the first two models.", "none"),
+        Path | None, option("Text to measure the loss on, on the path between the first two models.", "none")
     ] = None,
     picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none")] = None,
-    points: Annotated[int, option("Points on the way, with TEXT.")] = 11,
+    points: Annotated[int, option("Points on the path, with TEXT.")] = 11,
     force: ForceFiles = False,
 ):
     """
@@ -206,7 +191,7 @@ def merge(
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
 
-    if not as_they_are:
+    if not unaligned:
         require("align")
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
@@ -221,42 +206,39 @@ def merge(
     check_outside(picture, output)
     input_ids = None if text is None else text_ids(sources[0], text)
     models = [load_rigpt(source) for source in sources]
-    merged = merge_models(models, parts, method=method, aligned=not as_they_are, progress=True)
-    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not as_they_are}
+    merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
+    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
     if input_ids is not None:
-        facts["loss"] = measure_way(models, merged, input_ids, points, picture, force)
+        facts["loss"] = measure_path(models, merged, input_ids, points, picture, force)
     save_model(merged, sources[0], output, {"merge.json": facts})
     Console().print(f"Written to {output}")
 
 
-def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
-    """Losses of the models, of the merged one, and on the way between the first two; printed, and drawn if asked."""
-    from ..pictures import save
+def measure_path(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
+    """Losses of the models, of the merged one, and on the path between the first two; printed, and drawn if asked."""
     from ..pictures.symmetry import plot_paths
     from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
         return model(input_ids, labels=input_ids, use_cache=False).loss.item()
 
-    way = loss_path(models[1], models[0], loss, points=points, progress=True)
+    path = loss_path(models[1], models[0], loss, points=points, progress=True)
+    merged_loss, losses = loss(merged), [loss(model) for model in models]
     table = Table("model", "loss (nats per token)")
-    for index, model in enumerate(models, 1):
-        table.add_row(f"source {index}", f"{loss(model):.4f}")
-    table.add_row("merged", f"{loss(merged):.4f}")
+    for index, value in enumerate(losses, 1):
+        table.add_row(f"source {index}", f"{value:.4f}")
+    table.add_row("merged", f"{merged_loss:.4f}")
     Console().print(table)
     Console().print(
-        f"Barrier on the straight way between the first two: {way.barrier_before:.4f} nats as they are, "
-        f"{way.barrier_after:.4f} aligned."
+        f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "
+        f"{path.barrier_after:.4f} aligned."
     )
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            save(plot_paths([way]), place, picture.suffix[1:])
-        Console().print(f"Picture in {picture}")
-    return way.to_dict() | {"merged": loss(merged), "sources": [loss(model) for model in models]}
+    save_picture(picture, force, lambda: plot_paths([path]))
+    return path.to_dict() | {"merged": merged_loss, "sources": losses}
 
 
 def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:
-    """A random element of the frames named in a list with commas, or the point at `t` on the way to one."""
+    """A random element of the frames named in a list with commas, or the point at `t` on the path to one."""
     import torch
 
     from ..symmetry import GaugeTransformation
@@ -272,7 +254,7 @@ def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:
 
 
 def load_transformation(path: Path, config: Any, t: float) -> Any:
-    """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the way to it."""
+    """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the path to it."""
     from safetensors import SafetensorError
 
     from ..symmetry import GaugeTransformation

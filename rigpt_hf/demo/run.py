@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import NullHandler
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..conversion.stock_rotation import rotate_stock
 from ..symmetry import GaugeTransformation
 from ..text.corpus import gather_documentation, read_text
 from ..text.tokenizer import split, token_row, train_tokenizer
+from .options import DemoOptions
 from .report import SHOWN_TOKENS, Findings, write_report
 from .rotation import (
     continue_both,
@@ -44,41 +45,6 @@ PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symme
 MEGABYTE = 10**6
 # What a demo leaves in its folder; anything else there is somebody's and is not replaced.
 MADE_HERE = {"model", "report.md", "rotation.png"}
-
-
-@dataclass
-class DemoOptions:
-    """What `rigpt demo` can be told."""
-
-    output: Path = Path("runs/demo")
-    """Folder for the model and the report."""
-    model: str | None = None
-    """Hub id or folder of a stock model to use instead of training one."""
-    text: Path | None = None
-    """A text file to train on instead of the documentation of the installed packages."""
-    megabytes: float = 20.0
-    """How much documentation to gather at most."""
-    steps: int = Recipe.steps
-    """Training steps."""
-    seed: int = 0
-    """Of everything that is drawn: the order of the text, the training, the rotation, the sampled text."""
-    prompt: str | None = None
-    """What the models continue."""
-    points: int = 9
-    """Points on the way from the identity to the rotation."""
-    force: bool = False
-    """Replace an earlier demo in `output`."""
-
-    def __post_init__(self):
-        if self.model is not None and self.text is not None:
-            raise ValueError(
-                "`text` is what a model is trained on, and `model` needs no training. Leave one of them out."
-            )
-        for name, least in (("steps", 1), ("points", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.megabytes <= 0:
-            raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
 
 
 @contextmanager
