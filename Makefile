@@ -18,7 +18,10 @@ test: $(STAMP)  ## Run the tests
 test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
 
-.PHONY: help demo test test-all faults lint floors golden bench clean
+faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
+	$(RUN)/python -m tests.faults check
+
+lint: $(STAMP) floors  ## Check style, types and floors
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy

@@ -34,7 +34,7 @@ def card(
 
         rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --facts facts.yaml
     """
-    from ..conversion.assemble import quiet_loading
+    from ..checkpoints.read import quiet_loading
     from ..model_cards.card import write_card
 
     with quiet_loading():

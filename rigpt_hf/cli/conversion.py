@@ -10,7 +10,7 @@ from rich.table import Table
 from ..demo.options import DemoOptions
 from ..extras import require
 from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
-from .common import check_comparable, check_device, load, report, rigpt_config, text_ids, to_dtype
+from .common import check_device, report, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -102,6 +102,7 @@ def verify(
 
         rigpt verify openai-community/gpt2 my-rigpt
     """
+    from ..checkpoints.named import check_comparable, load, text_ids
     from ..conversion import certify
 
     check_comparable(a, b)
@@ -122,9 +123,11 @@ def info(source: Source):
     import torch
 
     from .. import RiGPTForCausalLM
-    from ..symmetry import axes, frames
+    from ..checkpoints.named import rigpt_config
+    from ..frames import layer_of, table_of
 
     config = rigpt_config(source)
+    known = table_of(config)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
@@ -135,20 +138,20 @@ def info(source: Source):
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0
-    for name, frame in frames(config).items():
+    for name, frame in known.kinds.items():
         copies = frame.copies * (config.num_hidden_layers if frame.per_layer else 1)
         total += copies * frame.group.dimension
         table.add_row(name, str(frame.group), str(copies), f"{copies * frame.group.dimension:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
-    entries = axes(config)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
     for name, parameter in model.named_parameters():
-        pattern = name.replace(".layers.0.", ".layers.*.")
-        if pattern in entries:
+        if layer_of(name) in (None, 0):
             turning = [
                 " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
-                for axis in entries[pattern]
+                for axis in known.row(name)
             ]
-            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
+            table.add_row(
+                name.replace(".layers.0.", ".layers.*."), " x ".join(map(str, parameter.shape)), ", ".join(turning)
+            )
     console.print(table)

@@ -64,7 +64,7 @@ def evaluate(
     with needs("eval"):
         from accelerate import PartialState
 
-        from ..conversion.assemble import quiet_loading
+        from ..checkpoints.read import quiet_loading
         from ..evaluation.harness.results import failures
         from ..evaluation.harness.runner import EvaluateOptions
         from ..evaluation.harness.runner import evaluate as run

@@ -11,17 +11,7 @@ from rich.table import Column, Table
 
 from ..extras import require
 from .arguments import Source, argument, flag, option
-from .common import (
-    check_file,
-    check_picture,
-    check_same_vocabulary,
-    load_rigpt,
-    new_file,
-    numbers,
-    rigpt_config,
-    save_picture,
-    text_ids,
-)
+from .common import check_file, check_picture, new_file, numbers, save_picture
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -51,6 +41,7 @@ def diff(
         rigpt diff my-rigpt suspect --picture diff.png
     """
     require("align")
+    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
@@ -114,11 +105,13 @@ def charges(
     """
     import torch
 
-    from ..conversion.certificate import random_input_ids
+    from ..checkpoints.certificate import random_input_ids
+    from ..checkpoints.named import load_rigpt, text_ids
+    from ..frames import FrameKey, table_of
     from ..pictures.symmetry import plot_drift
     from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
-    from ..symmetry.contraction import carriers, weights_of
+    from ..symmetry.contraction import weights_of
     from ..symmetry.drift import step_counts
 
     if picture is not None and not measure:
@@ -131,10 +124,11 @@ def charges(
     model = load_rigpt(source)
     config = model.config
     weights = weights_of(model)
-    carried = carriers(config, weights)
+    frames = table_of(config)
     table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
     for key, value in charges_of(model).items():
-        scale = sum(float(weights[name].square().sum()) for name in carried[key])
+        names = [name for name, _ in frames.carriers(FrameKey.parse(key)) if name in weights]
+        scale = sum(float(weights[name].square().sum()) for name in names)
         relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
         table.add_row(key, f"{float(value.norm()):.3g}", relative)
     console = Console()

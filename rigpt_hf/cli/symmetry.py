@@ -10,20 +10,7 @@ from rich.table import Table
 
 from ..extras import require
 from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
-from .common import (
-    check_file,
-    check_picture,
-    check_same_vocabulary,
-    load_rigpt,
-    new_file,
-    numbers,
-    report,
-    rigpt_config,
-    save_model,
-    save_picture,
-    text_ids,
-    to_dtype,
-)
+from .common import check_file, check_picture, new_file, numbers, report, save_model, save_picture, to_dtype
 
 
 DEFAULT_FRAMES = "stream,head"
@@ -67,6 +54,8 @@ def rotate(
 
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
+    from ..checkpoints.named import rigpt_config
+
     if transformation is None and inverse:
         raise ValueError(
             "`inverse` undoes a transformation in a file, got none. Name it with `--transformation FILE`; "
@@ -147,7 +136,8 @@ def canonicalize(
 
         rigpt canonicalize my-rigpt canonical
     """
-    from ..conversion.output import check_output
+    from ..checkpoints.folder import check_output
+    from ..checkpoints.named import load_rigpt
     from ..symmetry import canonical_gauge
 
     check_output(output, source, force)
@@ -187,7 +177,8 @@ def merge(
 
         rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
     """
-    from ..conversion.output import check_output
+    from ..checkpoints.folder import check_output
+    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config, text_ids
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
 

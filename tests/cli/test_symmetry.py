@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rigpt_hf import RiGPTForSequenceClassification
-from rigpt_hf.cli.common import check_same_vocabulary, load_rigpt
+from rigpt_hf.checkpoints.named import check_same_vocabulary, load_rigpt
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
