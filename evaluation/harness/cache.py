@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import rigpt_hf
-from rigpt_hf.conversion.certificate import library_versions
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.certificate import library_versions
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.training import diagnostics
 
 from .. import models
@@ -81,10 +81,7 @@ class Cache:
     def put(self, key: str, result: dict[str, Any]) -> None:
         """Keep a result; the file appears whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{key}.json"
-        temporary = temporary_sibling(path)
-        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(self.folder / f"{key}.json", json.dumps(result) + "\n")
 
     def drop(self, key: str) -> None:
         """Forget a result, if it is kept."""

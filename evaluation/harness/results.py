@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from rigpt_hf import __version__
-from rigpt_hf.conversion.certificate import library_versions
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.certificate import library_versions
+from rigpt_hf.checkpoints.folder import write_text
 
 from ..likelihood import exponential
 from ..measure import Measure, Quantity
@@ -268,9 +268,7 @@ def write(results: dict[str, Any], output: Path) -> None:
         (REPORT, lambda: as_html(results)),
     )
     for name, make in files:
-        temporary = temporary_sibling(output / name)
-        temporary.write_text(make(), encoding="utf-8")
-        temporary.replace(output / name)
+        write_text(output / name, make())
 
 
 def failures(results: dict[str, Any]) -> list[str]:

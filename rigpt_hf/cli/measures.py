@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..extras import require
 from .common import (
     check_file,
     check_picture,
@@ -51,7 +52,10 @@ def diff(
 
         rigpt diff my-rigpt suspect --picture diff.png
     """
-    from ..symmetry import compare, plot_comparison
+    require("align")
+    from ..pictures import save
+    from ..pictures.symmetry import plot_comparison
+    from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
 
     check_picture(picture, force)
@@ -75,7 +79,7 @@ def diff(
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_comparison(comparison, place, title=f"{a} and {b}", picture_format=picture.suffix[1:])
+            save(plot_comparison(comparison, f"{a} and {b}"), place, picture.suffix[1:])
         console.print(f"Picture in {picture}")
     if json_file is not None:
         with new_file(json_file, "json", force) as place:
@@ -124,9 +128,12 @@ def charges(
     import torch
 
     from ..conversion.certificate import random_input_ids
-    from ..symmetry import charge_drift, plot_drift
+    from ..frames import FrameKey, table_of
+    from ..pictures import save
+    from ..pictures.symmetry import plot_drift
+    from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
-    from ..symmetry.contraction import carriers, weights_of
+    from ..symmetry.contraction import weights_of
     from ..symmetry.drift import step_counts
 
     if picture is not None and not measure:
@@ -139,10 +146,11 @@ def charges(
     model = load_rigpt(source)
     config = model.config
     weights = weights_of(model)
-    carried = carriers(config, weights)
+    frames = table_of(config)
     table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
     for key, value in charges_of(model).items():
-        scale = sum(float(weights[name].square().sum()) for name in carried[key])
+        names = [name for name, _ in frames.carriers(FrameKey.parse(key)) if name in weights]
+        scale = sum(float(weights[name].square().sum()) for name in names)
         relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
         table.add_row(key, f"{float(value.norm()):.3g}", relative)
     console = Console()
@@ -158,7 +166,7 @@ def charges(
     show_drift(drift, console)
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_drift(drift, place, picture_format=picture.suffix[1:])
+            save(plot_drift(drift), place, picture.suffix[1:])
         console.print(f"Picture in {picture}")
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..extras import require
 from .common import (
     DTYPES,
     check_file,
@@ -223,6 +224,8 @@ def merge(
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
 
+    if not as_they_are:
+        require("align")
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
     check_picture(picture, force)
@@ -246,7 +249,9 @@ def merge(
 
 def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
     """Losses of the models, of the merged one, and on the way between the first two; printed, and drawn if asked."""
-    from ..symmetry import loss_path, plot_paths
+    from ..pictures import save
+    from ..pictures.symmetry import plot_paths
+    from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
         return model(input_ids, labels=input_ids, use_cache=False).loss.item()
@@ -263,7 +268,7 @@ def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture:
     )
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_paths([way], place, picture_format=picture.suffix[1:])
+            save(plot_paths([way]), place, picture.suffix[1:])
         Console().print(f"Picture in {picture}")
     return way.to_dict() | {"merged": loss(merged), "sources": [loss(model) for model in models]}
 
