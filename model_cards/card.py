@@ -19,6 +19,7 @@ from rigpt_hf.evaluation.harness.suites import load_suite
 from rigpt_hf.evaluation.harness.tables import as_markdown, measure_of
 from rigpt_hf.evaluation.measures import MEASURES
 from rigpt_hf.evaluation.models import evaluated
+from rigpt_hf.text.paths import without_path
 
 from .certified import certificate_of
 from .facts import (
@@ -33,7 +34,6 @@ from .facts import (
     tuned_from,
 )
 from .marker import PLACEHOLDER, marker_of, signed, title_of
-from .paths import without_path
 
 
 CARD = "README.md"

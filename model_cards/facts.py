@@ -17,9 +17,8 @@ from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.text.paths import without_path
 from rigpt_hf.training.records import Records
-
-from .paths import without_path
 
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")

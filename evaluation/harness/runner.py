@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
+from rigpt_hf.text.paths import without_path
+
 from ..measure import NotApplicable
 from ..measures import MEASURES
 from ..models import EvaluatedModel, evaluated
@@ -298,7 +300,7 @@ def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) 
                     if job.parts is not None:
                         job.parts.drop()
                 except NotApplicable as reason:
-                    cache.put(job.key, {"not applicable": without_paths(str(reason))})
+                    cache.put(job.key, {"not applicable": without_path(str(reason))})
                 except (torch.OutOfMemoryError, MemoryError):
                     errors[job.key] = f"out of memory with `batch_size` {batch}. {SMALLER}"
                 except Exception as error:  # one measurement must not cost the others
@@ -312,17 +314,10 @@ def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) 
 
 def one_line(error: Exception) -> str:
     """An error in one line; memory that ran out in words that say what to do."""
-    line = without_paths(" ".join(str(error).split()))[:300]
+    line = without_path(" ".join(str(error).split()))[:300]
     if "out of memory" in line or "can't allocate memory" in line:
         return f"out of memory. {SMALLER}"
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
-
-
-def without_paths(line: str) -> str:
-    """A line in which paths of this machine are their last part, as results are published."""
-    from rigpt_hf.model_cards.facts import without_path  # which imports this package
-
-    return without_path(line)
 
 
 def _gathered(errors: dict[str, str], state: PartialState) -> list[dict[str, str]]:

@@ -336,7 +336,7 @@ def _doubt_of_certificate(folder: Path) -> str:
 
 def _content(folder: Path, name: str) -> Path | bytes:
     """A file as it is, or, of facts about a model, without the paths of this machine."""
-    from ..model_cards.paths import without_path
+    from ..text.paths import without_path
 
     if name not in RECORDS:
         return folder / name
