@@ -332,7 +332,7 @@ def one_line(error: Exception) -> str:
 
 def without_paths(line: str) -> str:
     """A line in which paths of this machine are their last part, as results are published."""
-    from rigpt_hf.model_cards.facts import without_path  # which imports this package
+    from rigpt_hf.text.paths import without_path
 
     return without_path(line)
 

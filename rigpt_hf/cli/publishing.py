@@ -27,7 +27,7 @@ def publish(
         Path | None,
         typer.Option(help="Card to use.", show_default="README.md of the folder, or written"),
     ] = None,
-    facts: Annotated[
+    metadata: Annotated[
         Path | None, typer.Option(help="YAML file with what only people know, for a card that is written.")
     ] = None,
     space: Annotated[
@@ -99,7 +99,7 @@ def publish(
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
-        contents = repository_files(folder, repo_id=repo, results=results, card=card, facts=facts, force=force)
+        contents = repository_files(folder, repo_id=repo, results=results, card=card, metadata=metadata, force=force)
         table = Table("file", "size")
         table.columns[1].justify = "right"
         for file in contents.files:
@@ -117,7 +117,7 @@ def publish(
         revision=revision,
         results=results,
         card=card,
-        facts=facts,
+        metadata=metadata,
         force=force,
         console=console,
     )

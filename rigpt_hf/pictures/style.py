@@ -11,6 +11,8 @@ from ..conversion.output import temporary_sibling
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = Any  # Matplotlib is imported when something is drawn
 
 # Told apart by people who see few colours: Okabe and Ito, "Color Universal Design" (2008), without their yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -67,7 +69,7 @@ def figure(
     height: float = 3.8,
     solid: Collection[int] = (),
     **options: Any,
-) -> tuple["Figure", list[Any]]:
+) -> tuple[Figure, list[Any]]:
     """
     A figure of `columns` times `rows` panels.
 
@@ -92,14 +94,14 @@ def figure(
     return made, [panels[place] for row in places for place in row]
 
 
-def encoded(drawn: "Figure", picture_format: str = "png") -> bytes:
+def encoded(drawn: Figure, picture_format: str = "png") -> bytes:
     """A figure as a file of `picture_format` (png, svg or pdf): equal bytes for equal figures, for one Matplotlib."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
     return buffer.getvalue()
 
 
-def save(drawn: "Figure", path: str | Path, picture_format: str | None = None) -> Path:
+def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> Path:
     """
     Write a figure to a file, whole or not at all.
 

@@ -5,29 +5,53 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import UndefinedError
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
+import rigpt_hf
+
+from ..conversion.assemble import quiet_loading
 from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..conversion.maps import name_some
-from .cards import CARD, card_of, pictures_of
+from ..evaluation.harness.report import as_html
+from ..evaluation.harness.tables import as_markdown
+from ..evaluation.measures.subjects import Subject, subject
+from ..model_cards.card import CARD
+from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
+from ..model_cards.marker import for_repository
+from ..model_cards.metadata import evaluation_of
+from ..text.paths import without_path
+from .cards import card_of, pictures_of
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
-FACTS = ("generation_config.json", *RECORDS)
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 EVALUATION = ("results.json", "report.html", "table.md")
+BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
 TEMPLATES = "additional_chat_templates/*.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # `Trainer` leaves its arguments beside every model that it saves; they stay at home.
 HARMLESS = ("training_args.bin",)
 STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
 CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
+# Of a model in a repository, but for its weights and code.
+MANAGED = (
+    "model*.safetensors",
+    INDEX,
+    "pytorch_model*",
+    "*_rigpt.py",
+    "config.json",
+    *TOKENIZER_FILES,
+    *BESIDE_WEIGHTS,
+)
 # Of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
 ACCESS_TOKEN = re.compile(
     rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
@@ -79,8 +103,6 @@ class RepositoryContents:
 
     def for_repository(self, repo_id: str) -> "RepositoryContents":
         """The same, with a card of our making that loads the model from there, now that the owner is known."""
-        from ..model_cards.marker import for_repository
-
         files = [
             RepositoryFile(CARD, for_repository(file.read().decode(), repo_id).encode()) if file.path == CARD else file
             for file in self.files
@@ -94,7 +116,7 @@ def repository_files(
     repo_id: str | None = None,
     results: str | Path | None = None,
     card: str | Path | None = None,
-    facts: str | Path | None = None,
+    metadata: str | Path | None = None,
     force: bool = False,
     check_loading: bool = True,
 ) -> RepositoryContents:
@@ -108,9 +130,9 @@ def repository_files(
         results (`str` or `Path`, *optional*): `results.json` of an evaluation, which goes to `evaluation/` with the
             `report.html` and `table.md` that are made of it; that of the folder if there is one.
         card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
-            has none, written from the facts. One that `rigpt card` wrote is made to fit the repository, and written
-            once more for other weights or results.
-        facts (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
+            has none, written from what is known. One that `rigpt card` wrote is made to fit the repository, and
+            written once more for other weights or results.
+        metadata (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
         force (`bool`, defaults to `False`): let code go out that is not that of the installed package.
         check_loading (`bool`, defaults to `True`): load the model on the CPU, as the last check.
 
@@ -123,41 +145,40 @@ def repository_files(
     config = _read_config(folder)
     _check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder), *_code(folder, config, force)]
-    if any((folder / name).is_file() for name in VOCABULARY_FILES):
-        names += [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    names += [name for name in (*FACTS, *TEMPLATE_FILES) if (folder / name).is_file()]
-    files_here = [path.name for path in folder.iterdir() if path.is_file()]
-    names += [name for name in files_here if any(fnmatch(name, pattern) for pattern in LICENCES)]
-    names += [path.relative_to(folder).as_posix() for path in sorted(folder.glob(TEMPLATES))]
+    others = (*TOKENIZER_FILES, *BESIDE_WEIGHTS) if _has_vocabulary(folder) else BESIDE_WEIGHTS
+    names += [name for name in others if (folder / name).is_file()]
+    patterns = (*LICENCES, TEMPLATES)
+    more_files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    names += [path.relative_to(folder).as_posix() for path in more_files]
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
-    results, card, facts = (None if each is None else Path(each) for each in (results, card, facts))
-    evaluation, notes = ([], []) if results is None else _evaluation(results, folder)
+    results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
+    if results is not None and not results.is_file():
+        raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
     if check_loading:
         check_that_it_loads(folder, config)
         _check_tokenizer(folder)
-    text, more = card_of(folder, repo_id=repo_id, results=results, card=card, facts=facts)
-    readme = RepositoryFile(CARD, text.encode())
+    measured = cache(lambda: subject_of(folder))
+    evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
+    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
     names += pictures_of(text, folder)
-    if CERTIFICATE in names and (note := _doubt_of_certificate(folder)):
+    if CERTIFICATE in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE)
-        more = [*more, note]
-    files = [RepositoryFile(name, _content(folder, name)) for name in names] + evaluation + [readme]
+        more.append(note)
+    files = [RepositoryFile(name, _content(folder, name)) for name in names]
+    files += [*evaluation, RepositoryFile(CARD, text.encode())]
     check_no_token(files)
-    published = {folder / name for name in (*names, CARD)}
-    left_out = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path not in published
-    )
+    published = {*names, CARD}
+    inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    left_out = sorted(name for name in inside if name not in published)
     return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), (*notes, *more))
 
 
 def is_managed(path: str) -> bool:
     """Whether a file of a repository belongs to the model in it, and goes when that model is replaced."""
-    weights = ("model*.safetensors", INDEX, "pytorch_model*")
-    patterns = (*weights, "*_rigpt.py", "config.json", *FACTS, *TOKENIZER_FILES)
     if "/" in path:
         return fnmatch(path, TEMPLATES) or path in {f"evaluation/{name}" for name in EVALUATION}
-    return any(fnmatch(path, pattern) for pattern in (*patterns, *TEMPLATE_FILES))
+    return any(fnmatch(path, pattern) for pattern in MANAGED)
 
 
 def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
@@ -167,10 +188,6 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: if it does not load, or its weights are not those that its configuration asks for.
     """
-    import rigpt_hf
-
-    from ..conversion.assemble import quiet_loading
-
     name = (config.get("architectures") or ["RiGPTForCausalLM"])[0]
     model_class = getattr(rigpt_hf, name, None) if name in rigpt_hf.__all__ else None
     if model_class is None or not hasattr(model_class, "from_pretrained"):
@@ -276,8 +293,6 @@ def _weights(folder: Path) -> list[str]:
 
 def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     """The files that `auto_map` names and what they import; a stranger runs these."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
     advice = "Load the model with this package and save it once more with `save_pretrained`."
     classes = list((config.get("auto_map") or {}).values())
     if not classes:
@@ -317,11 +332,9 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     return sorted(named)
 
 
-def _doubt_of_certificate(folder: Path) -> str:
+def _doubt_of_certificate(folder: Path, measured: Callable[[], Subject]) -> str:
     """Why the certificate stays at home, where nobody can tell whether it is of these weights; nothing if it is."""
-    from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
-
-    _, doubt = certificate_of(folder, subject_of(folder))
+    _, doubt = certificate_of(folder, measured())
     reason = doubt.removeprefix(f"{QUESTION}: ")
     if reason in OF_ANOTHER:
         raise ValueError(
@@ -335,35 +348,32 @@ def _doubt_of_certificate(folder: Path) -> str:
 
 
 def _content(folder: Path, name: str) -> Path | bytes:
-    """A file as it is, or, of facts about a model, without the paths of this machine."""
-    from ..model_cards.paths import without_path
-
-    if name not in RECORDS:
-        return folder / name
+    """A file as it is, or, of records of a model, without the paths of this machine."""
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: cleaned(each) for key, each in value.items()}
+            return {key: cleaned(part) for key, part in value.items()}
         if isinstance(value, list):
-            return [cleaned(each) for each in value]
+            return [cleaned(part) for part in value]
         return without_path(value) if isinstance(value, str) else value
 
+    if name not in RECORDS:
+        return folder / name
     return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
 
 
-def subject_of(folder: Path) -> Any:
+def subject_of(folder: Path) -> Subject:
     """The model of a folder, to measure it."""
-    from ..conversion.assemble import quiet_loading
-    from ..evaluation.measures.subjects import subject
-
     with quiet_loading():
         return subject(folder)
 
 
-def _check_tokenizer(folder: Path) -> None:
-    from transformers import AutoTokenizer
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+
+def _check_tokenizer(folder: Path) -> None:
+    if not _has_vocabulary(folder):
         return
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -374,15 +384,9 @@ def _check_tokenizer(folder: Path) -> None:
         ) from error
 
 
-def _evaluation(results: Path, folder: Path) -> tuple[list[RepositoryFile], list[str]]:
+def _evaluation(results: Path, measured: Callable[[], Subject]) -> tuple[list[RepositoryFile], list[str]]:
     """Numbers, and page and table made of them: what lies beside the file may be of another run."""
-    from ..evaluation.harness.report import as_html
-    from ..evaluation.harness.tables import as_markdown
-    from ..model_cards.facts import evaluation_of
-
-    if not results.is_file():
-        raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
-    numbers, _ = evaluation_of(results, subject_of(folder))
+    numbers, _ = evaluation_of(results, measured())
     assert numbers is not None
     files, notes = [RepositoryFile(f"evaluation/{EVALUATION[0]}", results)], []
     for name, made in zip(EVALUATION[1:], (as_html, as_markdown), strict=True):

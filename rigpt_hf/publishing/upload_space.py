@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from ..version import __version__
+from .hub import Hub
 from .repository import subject_of
 from .rotation_view import exported
 from .space import FILES, TITLE, build_space
-from .upload import PublishedReport, check_repo_id, checked_token, plain_errors, with_owner
+from .upload import PublishedReport, check_repo_id
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def publish_space(
             the Hub refuses.
     """
     repo_id = repo_id or model.repo_id
-    token = checked_token(token)
-    api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
+    hub = Hub(token)
     with tempfile.TemporaryDirectory() as place:
         folder = build_space(
             Path(place) / "space",
@@ -71,21 +70,18 @@ def publish_space(
             baseline=baseline,
             title=title,
         )
-        with plain_errors(repo_id, token, api.endpoint):
+        with hub.plain_errors(repo_id):
             # An organization may make new repositories private by itself.
-            _check_public(api, model.repo_id)
-            _check_existing(api, repo_id, force)
-            api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+            _check_public(hub.api, model.repo_id)
+            _check_existing(hub.api, repo_id, force)
+            settings: dict[str, Any] = {"private": private or None, "exist_ok": True}
+            hub.api.create_repo(repo_id, repo_type="space", space_sdk="gradio", **settings)
         if console is not None:
             console.print(f"Sending the Space to {repo_id}")
-        with plain_errors(repo_id, token, api.endpoint, sending=True):
-            commit = api.create_commit(
-                repo_id,
-                [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
-                repo_type="space",
-                commit_message=f"Show {model.repo_id} at {model.commit[:8]}",
-            )
-    return SpaceReport(repo_id, f"{api.endpoint}/spaces/{repo_id}", commit.oid)
+        files = {path.name: path for path in sorted(folder.iterdir())}
+        shown = f"Show {model.repo_id} at {model.commit[:8]}"
+        commit = hub.commit(repo_id, files, message=shown, repo_type="space")
+    return SpaceReport(repo_id, f"{hub.api.endpoint}/spaces/{repo_id}", commit)
 
 
 def check_space(
@@ -134,13 +130,11 @@ def check_space(
         build_space(Path(place) / "space", repo_id=owned, model=owned, revision="0" * 40, baseline=baseline)
     if token is None:
         return repo_id
-    token = checked_token(token)
-    api = HfApi(token=token, library_name="rigpt_hf", library_version=__version__)
-    with plain_errors(repo_id, token, api.endpoint):
-        account = api.whoami()
-        repo_id = with_owner(repo_id, account)
-        _check_public(api, with_owner(model, account))
-        _check_existing(api, repo_id, force)
+    hub = Hub(token)
+    with hub.plain_errors(repo_id):
+        repo_id = hub.with_owner(repo_id)
+        _check_public(hub.api, hub.with_owner(model))
+        _check_existing(hub.api, repo_id, force)
     return repo_id
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rigpt_hf.conversion import certify
+from rigpt_hf.publishing import hub as hub_module
 from rigpt_hf.publishing import upload_space
 from rigpt_hf.publishing.repository import repository_files
 from rigpt_hf.publishing.upload import PublishedReport
@@ -261,7 +262,7 @@ def test_no_space_is_made_of_a_model_that_arrived_private(private, monkeypatch):
             made.append(len(operations))
             return SimpleNamespace(oid="1" * 40)
 
-    monkeypatch.setattr(upload_space, "HfApi", Api)
+    monkeypatch.setattr(hub_module, "HfApi", Api)
     report = PublishedReport("team/tiny", "https://hub/team/tiny", "0" * 40, "main", (), (), ())
     if private:
         with pytest.raises(ValueError, match="`space` needs a public model, .* got the private 'team/tiny'"):
