@@ -23,15 +23,7 @@ from rigpt_hf.publishing.repository import (
 from rigpt_hf.publishing.upload import publish
 from tests.model_cards.test_card import EVALUATION, INVARIANCE
 from tests.models import tiny_model
-from tests.publishing.test_publish import CARD, save
-
-
-TOKEN = "hf_mayWrite7391"
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return save(tmp_path / "model")
+from tests.publishing.conftest import CARD, WRITE
 
 
 def test_a_repository_holds_the_model_and_nothing_else(folder):
@@ -357,9 +349,9 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
 )
 def test_arguments_that_cannot_be(arguments, message, folder):
     with pytest.raises(ValueError, match=message) as error:
-        publish(folder, **{"repo_id": "me/tiny", "token": TOKEN} | arguments)
+        publish(folder, **{"repo_id": "me/tiny", "token": WRITE} | arguments)
     assert "\n" not in str(error.value)
-    assert "8840" not in str(error.value) and TOKEN not in str(error.value)
+    assert "8840" not in str(error.value) and WRITE not in str(error.value)
 
 
 def test_what_is_overwritten():
