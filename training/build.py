@@ -7,32 +7,20 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.optim import EquivariantOptimizer, config_of, equivariant_param_groups
+from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
-from .affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
 from .data import Manifest, prepare
-from .modern import ModernGPTConfig, ModernGPTForCausalLM, muon_param_groups
+from .kinds import KINDS, kind_of
+from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions
 
 
 # Characters of the source that a tokenizer of the run's own is made from.
 TOKENIZER_TEXT = 20_000_000
-KINDS: dict[str, tuple[Any, Any]] = {
-    "rigpt": (RiGPTConfig, RiGPTForCausalLM),
-    "stock-gpt2": (GPT2Config, GPT2LMHeadModel),
-    "modern-gpt": (ModernGPTConfig, ModernGPTForCausalLM),
-    "affine-norm-rigpt": (AffineNormConfig, AffineNormForCausalLM),
-}
-# Of the equivariant optimizer, by model type; those of other models have no rows in the table of frames.
-EQUIVARIANT_GROUPS: dict[str, Any] = {
-    RiGPTConfig.model_type: equivariant_param_groups,
-    AffineNormConfig.model_type: affine_norm_param_groups,
-}
 # What a folder of shards was asked for, besides what its manifest says.
 REQUEST = "request.json"
 
@@ -74,16 +62,16 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
                 f"{model.config.vocab_size}. Tokenise the data with that model's tokenizer."
             )
         return model.train()
-    config_class, model_class = KINDS[options.kind]
+    kind = KINDS[options.kind]
+    config_class, model_class = kind.config, kind.model
     defaults: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "n_positions" if options.kind == "stock-gpt2" else "max_position_embeddings": context,
+        kind.positions: context,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": end_of_text,
+        **kind.defaults,
     }
-    if options.kind == "stock-gpt2":
-        defaults |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     unknown = sorted(set(options.config) - set(config_class().to_dict()))
     if unknown:
         raise ValueError(
@@ -113,8 +101,7 @@ def start_from(options: ModelOptions) -> nn.Module:
             f"`model.start` must be the folder of a saved model or the id of a repository on the Hub, got "
             f"{options.start!r}: {str(error).strip().splitlines()[0]}"
         ) from error
-    kind = next((kind for kind, (known, _) in KINDS.items() if model.config.model_type == known.model_type), None)
-    if kind != options.kind:
+    if kind_of(model.config.model_type) != options.kind:
         raise ValueError(
             f"`model.kind` must be that of `model.start`, got {options.kind!r} for {options.start!r}, a "
             f"{model.config.model_type}. Pass --model.kind, or convert it with `rigpt convert`."
@@ -130,13 +117,13 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
     settings: dict[str, Any] = {"momentum": options.momentum, "betas": betas, "sharing": "all"}
     if options.name == "equivariant":
         model_type = config_of(model).model_type
-        if model_type not in EQUIVARIANT_GROUPS:
+        kind = KINDS.get(kind_of(model_type) or "")
+        if kind is None or kind.param_groups is None:
             raise ValueError(
                 f"`optimizer.name` must be `adamw` or `muon` for a {model_type}, got `equivariant`: "
                 "its parameters are not in the table of frames. Convert it first with `rigpt convert`."
             )
-        of_model = EQUIVARIANT_GROUPS[model_type]
-        groups = of_model(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        groups = kind.param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
         optimizer = EquivariantOptimizer(groups, options.lr, **settings)
     elif options.name == "muon":
         groups = muon_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)

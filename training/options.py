@@ -10,16 +10,14 @@ import torch
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-# Kinds of models whose matrices have rows in the table of frames, as the equivariant optimizer needs them.
-WITH_FRAMES = ("rigpt", "affine-norm-rigpt")
 
 
 @dataclass
 class ModelOptions:
     """What is trained."""
 
-    kind: Literal["rigpt", "stock-gpt2", "modern-gpt", "affine-norm-rigpt"] = "rigpt"
-    """The class: RiGPT; or to compare with, stock GPT-2, a modern GPT with a preferred basis, or RiGPT with gains."""
+    kind: str = "rigpt"
+    """The class: `rigpt`; or to compare with, `stock-gpt2`. Experiments add their own to `training/kinds.py`'s."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
     start: str | None = None
@@ -28,6 +26,10 @@ class ModelOptions:
     """Branch, tag or commit of `start` on the Hub."""
 
     def __post_init__(self):
+        from .kinds import KINDS
+
+        if self.kind not in KINDS:
+            raise ValueError(f"`model.kind` must be one of {', '.join(KINDS)}, got {self.kind!r}.")
         if self.start is not None and self.config:
             raise ValueError(
                 f"`model.config` must be left out with `model.start`, got both. The model in {self.start!r} "
@@ -207,7 +209,9 @@ class PretrainOptions:
     """How long, how often, and where to."""
 
     def __post_init__(self):
-        if self.model.kind not in WITH_FRAMES and self.optimizer.name == "equivariant":
+        from .kinds import KINDS
+
+        if KINDS[self.model.kind].param_groups is None and self.optimizer.name == "equivariant":
             raise ValueError(
                 f"`optimizer.name` must be `adamw` or `muon` for `model.kind` `{self.model.kind}`, got `equivariant`: "
                 "its parameters are not in the table of frames. Pass --optimizer.name adamw."

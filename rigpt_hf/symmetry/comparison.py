@@ -28,7 +28,8 @@ ALGEBRA = 100.0
 # Closer than this no chance brings the layers of two models; up to it rounding is worth estimating.
 CLEARLY_RELATED = 0.7
 # Relatives come closer than this share of what chance achieves. The layers of models trained independently on one text
-# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (`evaluation/merging.py`).
+# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (see
+# `evaluation/experiments/merging.py`).
 CHANCE_MARGIN = 0.8
 # Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
 SWEEPS, HOPELESS = 50, 0.9

@@ -12,8 +12,8 @@ import typer
 from tqdm.auto import tqdm
 from typer.testing import CliRunner
 
-from rigpt_hf.evaluation import equivariance, optimizer_cost
-from rigpt_hf.training import candidates, compare, diagnostics
+from evaluation.experiments import candidates, compare, equivariance, optimizer_cost
+from rigpt_hf.training import diagnostics
 from rigpt_hf.training.build import build_model, build_optimizer
 from rigpt_hf.training.options import ModelOptions, OptimizerOptions
 from tests.tolerances import TRAINING

@@ -1,9 +1,11 @@
 """The recipes that `compare.py` trains; equal in data and budget, each with the learning rates worth a try."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from .options import ModelOptions, OptimizerOptions
+from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+
+from . import affine_norm, modern  # noqa: F401  which add their kinds of models
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def rigpt(
     optimizer: str = "equivariant",
     average: float | None = AVERAGE,
     training: dict[str, Any] | None = None,
-    kind: Literal["rigpt", "affine-norm-rigpt"] = "rigpt",
+    kind: str = "rigpt",
     **options: Any,
 ) -> Candidate:
     """A RiGPT with some options changed, or one with gains, and those of the optimizer in `training`."""
@@ -66,7 +68,7 @@ def rigpt(
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
     settings = OptimizerOptions(
-        name=optimizer,  # type: ignore[arg-type]
+        name=optimizer,
         momentum=MOMENTUM,
         average=average,
         multipliers={} if optimizer == "adamw" else multipliers,

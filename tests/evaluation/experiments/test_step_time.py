@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from rigpt_hf.training import candidates, step_time
+from evaluation.experiments import candidates, step_time
 from rigpt_hf.training.options import ModelOptions, OptimizerOptions
 
 
