@@ -34,6 +34,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
 BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
 TEMPLATES = "additional_chat_templates/*.jinja"
@@ -199,16 +200,13 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
             )
     # Damaged files give errors of many libraries.
     except Exception as error:
-        raise ValueError(
-            f"`folder` must hold a model that loads, got {str(folder)!r}, which gives {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]} Save the model once more with `save_pretrained`."
-        ) from error
+        problem = f", which gives {_in_one_line(error)}"
+        raise _refusal(folder, "hold a model that loads", problem, f"Save the model once more {SAVE}.") from error
     for problem, weights in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
         if weights:
-            raise ValueError(
-                f"`folder` must hold the weights of its configuration, got {str(folder)!r}, which {problem} "
-                f"{name_some(weights)}. Save the whole model once more with `save_pretrained`."
-            )
+            problem = f", which {problem} {name_some(weights)}"
+            advice = f"Save the whole model once more {SAVE}."
+            raise _refusal(folder, "hold the weights of its configuration", problem, advice)
 
 
 def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
@@ -224,20 +222,24 @@ def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) ->
             )
 
 
+def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
+    return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
+        raise _refusal(folder, "be the folder of a saved model", ": no such folder", "")
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"`folder` must be the folder of a saved model, got {str(folder)!r}, which has no `config.json`. Save the "
-            "model with `save_pretrained`."
-        )
+        problem = ", which has no `config.json`"
+        raise _refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
     config = _read_json(folder / "config.json", "folder")
     if config.get("model_type") != "rigpt":
-        raise ValueError(
-            f"`folder` must hold a RiGPT, got {str(folder)!r} of model type {config.get('model_type')!r}. Convert it "
-            f"first: rigpt convert {folder} OUTPUT"
-        )
+        problem = f" of model type {config.get('model_type')!r}"
+        raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
     return config
 
 
@@ -277,38 +279,29 @@ def _weights(folder: Path) -> list[str]:
         names = [SINGLE]
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or len(names) == names.count(INDEX):
-        raise ValueError(
-            f"`folder` must hold all weights as safetensors, got {str(folder)!r} without "
-            f"{name_some(absent or ['weight_map'])}. Save the model once more with `save_pretrained`."
-        )
+        problem = f" without {name_some(absent or ['weight_map'])}"
+        raise _refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
     # Those in folders, such as an adapter that was merged, are left out as all other files are.
     unused = {path.name for path in folder.glob("*.safetensors")} - set(names)
     if unused:
-        raise ValueError(
-            f"`folder` must hold the weights of one model, got {str(folder)!r}, which also has {name_some(unused)}. "
-            "Move what does not belong to the model out of the folder."
-        )
+        problem, advice = f", which also has {name_some(unused)}", "Move what is not of the model out of the folder."
+        raise _refusal(folder, "hold the weights of one model", problem, advice)
     return names
 
 
 def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     """The files that `auto_map` names and what they import; a stranger runs these."""
-    advice = "Load the model with this package and save it once more with `save_pretrained`."
+    advice = f"Load the model with this package and save it once more {SAVE}."
     classes = list((config.get("auto_map") or {}).values())
     if not classes:
-        raise ValueError(
-            f"`folder` must have an `auto_map` in its config.json, got {str(folder)!r} without one: nobody could load "
-            f"it who has not installed this package. {advice}"
-        )
+        problem = " without one: nobody could load it who has not installed this package"
+        raise _refusal(folder, "have an `auto_map` in its config.json", problem, advice)
     elsewhere = [name for name in classes if not isinstance(name, str) or "--" in name]
     if elsewhere:
-        raise ValueError(
-            f"`folder` must bring the code of its `auto_map` along, got {str(folder)!r} with {elsewhere[0]!r}, which "
-            f"is in another repository. {advice}"
-        )
-    needed = [folder / f"{name.partition('.')[0]}.py" for name in classes]
-    named = {path.name for path in needed}
-    for path in [path for path in dict.fromkeys(needed) if path.is_file()]:
+        problem = f" with {elsewhere[0]!r}, which is in another repository"
+        raise _refusal(folder, "bring the code of its `auto_map` along", problem, advice)
+    named = {f"{name.partition('.')[0]}.py" for name in classes}
+    for path in [folder / name for name in named if (folder / name).is_file()]:
         try:
             named |= {Path(file).name for file in get_relative_import_files(path)}
         # It opens what a file imports, and says no more than that one is missing.
@@ -317,18 +310,15 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     present = {path.name for path in folder.glob("*.py")}
     for problem, names in (("lacks", named - present), ("also has", present - named)):
         if names:
-            raise ValueError(
-                f"`folder` must hold the code that its `auto_map` names and no other, got {str(folder)!r}, which "
-                f"{problem} {name_some(names)}. {advice}"
-            )
-    package = Path(__file__).parents[1]
+            rule = "hold the code that its `auto_map` names and no other"
+            raise _refusal(folder, rule, f", which {problem} {name_some(names)}", advice)
+    package = Path(rigpt_hf.__file__).parent
     ours = {name: package / name for name in named}
     changed = [n for n, path in ours.items() if not path.is_file() or path.read_bytes() != (folder / n).read_bytes()]
     if changed and not force:
-        raise ValueError(
-            f"`folder` must hold the code of the installed package, got {str(folder)!r}, where {name_some(changed)} "
-            f"differs. {advice} Or pass `force=True` if it is meant to differ."
-        )
+        advice += " Or pass `force=True` if it is meant to differ."
+        problem = f", where {name_some(changed)} differs"
+        raise _refusal(folder, "hold the code of the installed package", problem, advice)
     return sorted(named)
 
 
@@ -378,9 +368,9 @@ def _check_tokenizer(folder: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged files give errors of many libraries
-        raise ValueError(
-            f"`folder` must hold a tokenizer that loads or none, got {str(folder)!r}, which gives "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]} Save the tokenizer once more."
+        problem = f", which gives {_in_one_line(error)}"
+        raise _refusal(
+            folder, "hold a tokenizer that loads or none", problem, "Save the tokenizer once more."
         ) from error
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
@@ -97,11 +98,9 @@ def requirements() -> list[str]:
     """Lines of `requirements.txt`, every one pinned. Gradio itself comes with the Space, from `sdk_version`."""
     lines = [f"rigpt-hf=={__version__}"]
     for name in PINNED:
-        try:
+        with suppress(PackageNotFoundError):
             # Without a label such as +cpu, which only some indexes have.
             lines.append(f"{name}=={version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
     return lines
 
 

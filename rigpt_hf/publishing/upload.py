@@ -142,15 +142,13 @@ def check_revision(revision: str | None) -> None:
 
 
 def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
-    try:
-        info = api.model_info(repo_id)
-    except RepositoryNotFoundError:
-        return None
-    private, has_branch = bool(info.private), True
+    has_branch = True
     try:
         info = api.model_info(repo_id, revision=branch)
+    except RepositoryNotFoundError:
+        return None
     except RevisionNotFoundError:
-        has_branch = False  # a new branch starts from the files of the default one
+        info, has_branch = api.model_info(repo_id), False  # a new branch starts from the files of the default one
     paths = tuple(sibling.rfilename for sibling in info.siblings or ())
     model_type = None
     if "config.json" in paths:
@@ -160,7 +158,7 @@ def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
                 model_type = str(json.loads(Path(config).read_text(encoding="utf-8")).get("model_type"))
             except (ValueError, AttributeError):
                 model_type = "unknown"
-    return _Existing(private, has_branch, paths, model_type)
+    return _Existing(bool(info.private), has_branch, paths, model_type)
 
 
 def _check_existing(existing: _Existing | None, repo_id: str, private: bool, force: bool) -> None:

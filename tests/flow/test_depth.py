@@ -1,6 +1,5 @@
 """Depth as time: the field of the layers, solvers that converge at their orders, frames of interpolated weights."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from rigpt_hf.symmetry import (
 from rigpt_hf.symmetry.frames import frame_keys
 from tests.model.agreement import assert_different, assert_same
 from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
-from tests.models import FLOWS, SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.models import ALL, COVER, FLOWS, SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.test_counting import inputs, measure, small_model
 from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY, TRAINING
 
@@ -34,12 +33,12 @@ ORDER = 0.15
 ORDERS = {"euler": (1, (16, 32, 64)), "midpoint": (2, (8, 16, 32)), "rk4": (4, (8, 16, 32))}
 INTERPOLATIONS = ("constant", "linear")
 INTERPOLATED = {"depth_solver": "midpoint", "depth_interpolation": "linear"}
+LAYERED = [name for name, options in COVER.items() if "depth_solver" not in options]
 # Those whose layers can be interpolated.
-JOINED = {
-    name: options
-    for name, options in SYMMETRIES.items()
-    if not APART & options.keys() and "depth_solver" not in options
-}
+JOINED = [name for name, options in COVER.items() if not APART & options.keys()]
+ALL_JOINED = [
+    name for name, options in SYMMETRIES.items() if not APART & options.keys() and "depth_solver" not in options
+]
 
 
 @pytest.fixture(scope="module", params=INTERPOLATIONS)
@@ -82,13 +81,13 @@ def test_kinks_of_the_activation_lose_the_order():
     assert fitted < 3
 
 
-@pytest.mark.parametrize("name", ORDINARY)
-def test_euler_s_trajectory_is_the_network_s_hidden_states(name):
-    if "local_frames" in ORDINARY[name]:
+@over(LAYERED, ORDINARY)
+def test_euler_s_trajectory_is_the_network_s_hidden_states(option):
+    model = tiny_model(**ALL[option])
+    if model.config.local_frames:
         with pytest.raises(ValueError, match="`model` must have one frame for all layers"):
-            layer_field(tiny_model(**ORDINARY[name]), tokens(1, 5))
+            layer_field(model, tokens(1, 5))
         return
-    model = tiny_model(**ORDINARY[name])
     expected = model.model(tokens(2, 7), output_hidden_states=True).hidden_states
     states = trajectory(model, tokens(2, 7), solver="euler")
     assert states.shape == (4, 2, 7, 32)
@@ -171,10 +170,10 @@ def test_what_is_no_field_is_refused():
             trajectory(model, tokens(1, 5), times)
 
 
-@pytest.mark.parametrize("name", JOINED)
-def test_interpolated_layers_share_their_frames(name):
+@over(JOINED, ALL_JOINED)
+def test_interpolated_layers_share_their_frames(option):
     """Every element of the table, also composed, leaves the flow alone."""
-    model = tiny_model(**JOINED[name] | INTERPOLATED)
+    model = tiny_model(**ALL[option] | INTERPOLATED)
     first, second = (
         GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed), "all") for seed in (0, 1)
     )
@@ -312,21 +311,6 @@ def test_gradients_pair_to_zero_with_shared_frames():
     pairings = gradient_pairing(model, loss)
     assert {"stream", "head_vo", "head_qk"} <= set(pairings)
     assert all(pairing.relative < PAIRING for pairing in pairings.values())
-
-
-def test_training_of_interpolated_layers_turns_along():
-    model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
-    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
-    turned, start = g(model), copy.deepcopy(model)
-    for each in (model, turned):
-        optimizer = EquivariantOptimizer(equivariant_param_groups(each, lr=1e-3))
-        for seed in range(5):
-            optimizer.zero_grad()
-            each(tokens(2, 9, seed=seed), labels=tokens(2, 9, seed=seed), use_cache=False).loss.backward()
-            optimizer.step()
-    for (name, a), (_, b) in zip(g(model).named_parameters(), turned.named_parameters(), strict=True):
-        assert (a - b).abs().max() < 1e-10, name
-    assert_different(model(tokens(2, 9)).logits, start(tokens(2, 9)).logits)
 
 
 def test_what_has_not_been_worked_out_for_shared_frames_is_refused():
