@@ -112,7 +112,7 @@ def _error(model: Any, frame: str, generator: torch.Generator, ids: torch.Tensor
     config = model.config
     if isinstance(config, RiGPTConfig):
         return gauge_error(model, GaugeTransformation.random(config, generator, frame, compact=True), ids)
-    from rigpt_hf.demo.rotation import rotate_stock
+    from rigpt_hf.conversion.rotation import rotate_stock
 
     turned = rotate_stock(model, haar(config.hidden_size, generator))
     before, after = (each(input_ids=ids, use_cache=False).logits for each in (model, turned))

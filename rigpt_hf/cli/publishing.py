@@ -85,7 +85,7 @@ def publish(
     if space:
         from huggingface_hub import get_token
 
-        from ..publishing.upload_space import check_space, publish_space
+        from ..publishing.space import check_space, publish_space
 
         space_repo = check_space(
             folder,

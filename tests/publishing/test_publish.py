@@ -15,8 +15,8 @@ from huggingface_hub import constants
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.publishing import hub as hub_module
 from rigpt_hf.publishing.repository import repository_files
+from rigpt_hf.publishing.space import publish_space
 from rigpt_hf.publishing.upload import PublishedReport
-from rigpt_hf.publishing.upload_space import publish_space
 from tests.model.agreement import difference
 from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import tiny_model, tokens
