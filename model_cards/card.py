@@ -12,7 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rigpt_hf import RiGPTConfig, __version__
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.tables import as_markdown
 from rigpt_hf.evaluation.measures.subjects import subject
@@ -271,7 +271,5 @@ def write_card(
     if path.exists() and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
-    temporary = temporary_sibling(path)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
     return path

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from rigpt_hf.conversion.certificate import (
+from rigpt_hf.checkpoints.certificate import (
     CERTIFICATE_NAME,
     TOLERANCES,
     Certificate,
     next_token_loss,
-    observe,
     random_input_ids,
+    record_logits,
     weights_sha256,
 )
 from rigpt_hf.evaluation.measures.subjects import Subject
@@ -81,7 +81,7 @@ def _doubt(certificate: Certificate, model: Any, ids: torch.Tensor | None) -> st
 
 def _computes(certificate: Certificate, model: Any, ids: torch.Tensor, tolerance: float) -> bool:
     """Whether a model gives the loss and the largest logit of a certificate, up to rounding."""
-    logits = observe(model, ids, hashed=False).logits
+    logits = record_logits(model, ids, hashed=False).logits
     loss = next_token_loss(logits, ids, torch.ones_like(ids, dtype=torch.bool))
     largest = certificate.max_abs_logit
     # No loss moves by more than twice what its logits do, which is less where they are small.

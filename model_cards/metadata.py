@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from rigpt_hf.conversion.certificate import Certificate
+from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance

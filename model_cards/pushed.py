@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers.utils import logging
 
-from rigpt_hf.conversion.assemble import quiet_loading
+from rigpt_hf.checkpoints.read import quiet_loading
 
 from .card import CARD, TAGS, card_text
 from .marker import is_unchanged, read_marker

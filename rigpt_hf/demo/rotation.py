@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..conversion.rotation import rotate_stock
+from ..conversion.stock_rotation import rotate_stock
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry import GaugeTransformation, gauge_error
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..conversion.output import temporary_sibling
+from ..checkpoints.folder import new_file
+from ..extras import needs
 
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ R = TypeVar("R")
 
 def use_style() -> None:
     """Draw in the style of this package from now on."""
-    import matplotlib as mpl
-    from cycler import cycler
+    with needs("pictures"):
+        import matplotlib as mpl
+        from cycler import cycler
 
     settings: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
     mpl.rcParams.update(settings)
@@ -50,7 +52,8 @@ def picture(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib as mpl
+        with needs("pictures"):
+            import matplotlib as mpl
 
         with mpl.rc_context():
             use_style()
@@ -114,12 +117,8 @@ def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> 
         The path.
     """
     path = Path(path)
-    content, temporary = encoded(drawn, picture_format or path.suffix[1:] or "png"), temporary_sibling(path)
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_bytes(encoded(drawn, picture_format or path.suffix[1:] or "png"))
     return path
 
 

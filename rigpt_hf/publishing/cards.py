@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from ..conversion.assemble import quiet_loading
+from ..checkpoints.read import quiet_loading
 from ..evaluation.harness.cache import fingerprint
 from ..evaluation.measures.subjects import Subject
 from ..model_cards import card as cards

@@ -15,9 +15,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import rigpt_hf
 
-from ..conversion.assemble import quiet_loading
-from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..conversion.maps import name_some
+from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from ..checkpoints.read import name_some, quiet_loading
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.measures.subjects import Subject, subject

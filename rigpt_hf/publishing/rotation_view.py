@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..checkpoints.read import quiet_loading
 from ..configuration_rigpt import RiGPTConfig
-from ..conversion.assemble import quiet_loading
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
-from ..conversion.rotation import rotate_stock
+from ..conversion.stock_rotation import rotate_stock
 from ..symmetry import GaugeTransformation, haar, so_exp, so_log
 
 

@@ -1,4 +1,4 @@
-"""Stock models in a turned frame, which their norms do not follow."""
+"""What a rotation does to a stock model, whose norms cannot follow: the control beside what a RiGPT keeps."""
 
 import copy
 from typing import Any
