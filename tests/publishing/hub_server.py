@@ -215,6 +215,13 @@ class HubServer:
         known = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repo.private}
         return known | {"siblings": siblings, "tags": []}
 
+    def tree(self, repo_id: str, revision: str, token: str | None) -> list[dict]:
+        """All files, which is what the client asks for."""
+        files = self.readable(repo_id, token).at(revision)[1]
+        sizes = {path: {"oid": blob.etag, "size": len(blob.content)} for path, blob in sorted(files.items())}
+        lfs = {path: {"lfs": size | {"pointerSize": 130}} for path, size in sizes.items() if files[path].is_lfs}
+        return [{"type": "file", "path": path} | size | lfs.get(path, {}) for path, size in sizes.items()]
+
     def file(self, repo_id: str, revision: str, path: str, token: str | None) -> tuple[str, Blob]:
         sha, files = self.readable(repo_id, token).at(revision)
         if path not in files:
@@ -281,6 +288,8 @@ class Api(Handler):
                 result = hub.info(f"{owner}/{name}", "main", token)
             case "GET", ["api", "models", owner, name, "revision", revision]:
                 result = hub.info(f"{owner}/{name}", revision, token)
+            case "GET", ["api", "models", owner, name, "tree", revision]:
+                result = hub.tree(f"{owner}/{name}", revision, token)
             case "GET" | "HEAD", [owner, name, "resolve", revision, *path] if path:
                 return self.resolve(*hub.file(f"{owner}/{name}", revision, "/".join(path), token))
             case _:
