@@ -44,6 +44,7 @@ def use_style() -> None:
         from cycler import cycler
 
     settings: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
+    mpl.rcdefaults()
     mpl.rcParams.update(settings)
 
 
@@ -99,8 +100,11 @@ def figure(
 
 def encoded(drawn: Figure, picture_format: str = "png") -> bytes:
     """A figure as a file of `picture_format` (png, svg or pdf): equal bytes for equal figures, for one Matplotlib."""
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
+    with mpl.rc_context({"svg.hashsalt": "rigpt"}):
+        drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
     return buffer.getvalue()
 
 

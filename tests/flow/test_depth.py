@@ -21,8 +21,8 @@ from rigpt_hf.symmetry import (
     to_local_frames,
 )
 from tests.model.agreement import assert_different, assert_same
-from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
-from tests.models import ALL, COVER, FLOWS, SYMMETRIES, over, tiny_config, tiny_model, tokens
+from tests.model.test_depth_options import APART, SAME_NETWORK, difference, smooth_model
+from tests.models import ALL, COVER, FLOWS, OPTIONS, SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.test_counting import inputs, measure, small_model
 from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY, TRAINING
 
@@ -32,7 +32,7 @@ ORDER = 0.15
 ORDERS = {"euler": (1, (16, 32, 64)), "midpoint": (2, (8, 16, 32)), "rk4": (4, (8, 16, 32))}
 INTERPOLATIONS = ("constant", "linear")
 INTERPOLATED = {"depth_solver": "midpoint", "depth_interpolation": "linear"}
-LAYERED = [name for name, options in COVER.items() if "depth_solver" not in options]
+LAYERED, ORDINARY = ([n for n, options in sets.items() if "depth_solver" not in options] for sets in (COVER, OPTIONS))
 # Those whose layers can be interpolated.
 JOINED = [name for name, options in COVER.items() if not APART & options.keys()]
 ALL_JOINED = [
