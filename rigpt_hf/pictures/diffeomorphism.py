@@ -1,17 +1,13 @@
 """What a spacetime diffeomorphism does to a flow: other paths, the same ends."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..flow.diffeomorphism import SpacetimeMap, flow, flow_difference, trajectory, transform_field
-from .style import BLUE, ORANGE, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, ORANGE, Figure, figure, picture
 
 
 TOLERANCES = [1e-3, 1e-4, 1e-6, 1e-8, 1e-10]
@@ -47,7 +43,7 @@ def drift(t: Tensor, x: Tensor) -> Tensor:
 
 
 @picture
-def plot_diffeomorphism(seed: int = 0) -> "Figure":
+def plot_diffeomorphism(seed: int = 0) -> Figure:
     """
     Left: paths in a nonlinear field and of its image under a [`swirl`]. Right: by how much their ends differ, over the
     tolerance of the solver, for a map that is the identity at both ends and for one that is at the first only.
@@ -75,7 +71,7 @@ def plot_diffeomorphism(seed: int = 0) -> "Figure":
     return made
 
 
-def _draw_paths(made: "Figure", panels: list[Any]) -> None:
+def _draw_paths(made: Figure, panels: list[Any]) -> None:
     """Paths of [`drift`] and of its image, coloured by time."""
     from matplotlib.collections import LineCollection
 
