@@ -23,8 +23,8 @@ from rigpt_hf.symmetry import (
     to_local_frames,
 )
 from tests.model.agreement import assert_different, assert_same
-from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
-from tests.models import FLOWS, SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.model.test_depth_options import APART, SAME_NETWORK, difference, smooth_model
+from tests.models import ALL, FLOWS, SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.test_counting import inputs, measure, small_model
 from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY, TRAINING
 
@@ -82,13 +82,14 @@ def test_kinks_of_the_activation_lose_the_order():
     assert fitted < 3
 
 
-@pytest.mark.parametrize("name", ORDINARY)
-def test_euler_s_trajectory_is_the_network_s_hidden_states(name):
-    if "local_frames" in ORDINARY[name]:
+@over()
+def test_euler_s_trajectory_is_the_network_s_hidden_states(option):
+    options = {name: value for name, value in ALL[option].items() if not name.startswith("depth")}
+    model = tiny_model(**options)
+    if model.config.local_frames:
         with pytest.raises(ValueError, match="`model` must have one frame for all layers"):
-            layer_field(tiny_model(**ORDINARY[name]), tokens(1, 5))
+            layer_field(model, tokens(1, 5))
         return
-    model = tiny_model(**ORDINARY[name])
     expected = model.model(tokens(2, 7), output_hidden_states=True).hidden_states
     states = trajectory(model, tokens(2, 7), solver="euler")
     assert states.shape == (4, 2, 7, 32)
