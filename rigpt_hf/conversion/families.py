@@ -8,7 +8,9 @@ from .maps import Architecture, Target
 
 FAMILIES = (gpt2, llama)
 # By `model_type`, and by the name that a target is asked for.
-ARCHITECTURES: dict[str, Architecture] = {name: each for family in FAMILIES for name, each in family.ARCHITECTURES.items()}
+ARCHITECTURES: dict[str, Architecture] = {
+    name: each for family in FAMILIES for name, each in family.ARCHITECTURES.items()
+}
 TARGETS: dict[str, Target] = {name: each for family in FAMILIES for name, each in family.TARGETS.items()}
 
 _QK_NORM = (

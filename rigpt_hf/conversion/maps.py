@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoints.read import Rows, name_some
+from ..checkpoints.read import Rows
 from ..configuration_rigpt import RiGPTConfig
 
 
@@ -125,4 +125,3 @@ class Target:
 def same(*names: str) -> dict[str, str]:
     """Fields that a family calls as we do."""
     return {name: name for name in names}
-

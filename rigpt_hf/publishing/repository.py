@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..conversion.maps import name_some
+from ..checkpoints.read import name_some
 from .cards import CARD, card_of, pictures_of
 
 
