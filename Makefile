@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint golden bench clean
+.PHONY: help demo test test-all faults lint golden bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -17,6 +17,9 @@ test: $(STAMP)  ## Run the tests
 
 test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
+
+faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
+	$(RUN)/python -m tests.faults check
 
 lint: $(STAMP)  ## Check style and types
 	$(RUN)/ruff check .
