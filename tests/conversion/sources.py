@@ -1,7 +1,9 @@
 """Tiny stock models for conversion tests: every option on and off, all weights, gains and biases random."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 
+import pytest
 import torch
 from transformers import (
     GPT2Config,
@@ -14,6 +16,9 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import convert_model
 
 from ..models import randomise_
 
@@ -105,6 +110,29 @@ SOURCES: dict[str, tuple[type[PreTrainedModel], Callable[[], object]]] = {
     "qwen2-tied": (Qwen2ForCausalLM, lambda: qwen2_config(tie_word_embeddings=True)),
 }
 
+# Every option of them once; the others where tests marked `full` run.
+QUICK = (
+    "gpt2",
+    "gpt2-untied",
+    "gpt2-relu",
+    "gpt2-unscaled-layer-scaled",
+    "gpt2-inner",
+    "llama",
+    "llama-tied-biases",
+    "llama-head-dim",
+    "llama-multi-query",
+    "llama-rope-dynamic",
+    "llama-rope-yarn",
+    "mistral-wide-window",
+    "qwen2-tied",
+)
+
+
+def over_sources(quick: Collection[str] = QUICK) -> pytest.MarkDecorator:
+    """A test for each `name` of a source: those of `quick` always, all others where tests marked `full` run."""
+    rest = [pytest.param(name, marks=pytest.mark.full) for name in SOURCES if name not in quick]
+    return pytest.mark.parametrize("name", [*quick, *rest])
+
 
 def stock_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **options) -> PreTrainedModel:
     """A randomised stock model in evaluation mode."""
@@ -114,3 +142,10 @@ def stock_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **
         setattr(config, key, value)
     torch.manual_seed(seed)
     return randomise_(model_class(config).to(torch.float64), seed).to(dtype).eval()
+
+
+@cache
+def converted_pair(name: str, dtype: torch.dtype = torch.float64) -> tuple[PreTrainedModel, RiGPTForCausalLM]:
+    """A stock model and what it becomes; made once, so neither may be changed."""
+    source = stock_model(name, dtype)
+    return source, convert_model(source)

@@ -18,7 +18,7 @@ from rigpt_hf.conversion import Certificate, CertificateError, convert_checkpoin
 from rigpt_hf.conversion import plan as plan_module
 from rigpt_hf.conversion.folds import fold_reader
 
-from .sources import SOURCES, stock_model
+from .sources import SOURCES, over_sources, stock_model
 
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@over_sources(["gpt2", "gpt2-untied", "llama", "llama-tied-biases", "mistral", "qwen2-tied"])
 def test_a_checkpoint_becomes_what_its_model_becomes(name, tmp_path):
     model = save(name, tmp_path / "source")
     certificate = convert_checkpoint(tmp_path / "source", tmp_path / "out", progress=False)

@@ -19,7 +19,7 @@ from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry import checkpoint as module
 from rigpt_hf.symmetry.checkpoint import transform_checkpoint
 from tests.conversion.test_checkpoint import contents, save_tokenizer
-from tests.models import SYMMETRIES, tiny_config, tiny_model
+from tests.models import ALL, COVER, SYMMETRIES, over, tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
 
 
@@ -48,9 +48,9 @@ def largest_difference(tensors: dict[str, torch.Tensor], model: RiGPTForCausalLM
     return max(float((tensors[name] - p).abs().max() / p.abs().max()) for name, p in expected.items())
 
 
-@pytest.mark.parametrize("options", SYMMETRIES.values(), ids=SYMMETRIES.keys())
-def test_a_folder_becomes_what_its_model_becomes(options, tmp_path):
-    model = save(tmp_path / "source", **options)
+@over(COVER, SYMMETRIES)
+def test_a_folder_becomes_what_its_model_becomes(option, tmp_path):
+    model = save(tmp_path / "source", **ALL[option])
     g = transformation(model.config)
     certificate = transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
     assert certificate.passed and Certificate.load(tmp_path / "out") == certificate
