@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..command_line import as_options as as_options
+from ..extras import require
 
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -209,10 +210,13 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
 
 
 def check_picture(path: Path | None, force: bool):
-    """A `ValueError` if no picture can be written under this name. None is fine."""
+    """A `ValueError` if no picture can be written under this name, or none can be drawn. None is fine."""
     check_file(path, "picture", force)
-    if path is not None and path.suffix not in PICTURES:
+    if path is None:
+        return
+    if path.suffix not in PICTURES:
         raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
+    require("pictures")
 
 
 def numbers(text: str, argument: str) -> list[float]:

@@ -65,13 +65,13 @@ GPT2 = Family(
 )
 
 
-def rigpt_config(config: GPT2Config, dropout: str = "vector") -> RiGPTConfig:
+def rigpt_config(config: GPT2Config, dropout: str | None = "vector") -> RiGPTConfig:
     """
     The configuration of the RiGPT equal to a GPT-2.
 
     Args:
         config (`GPT2Config`): the source's configuration.
-        dropout (`str`, defaults to `"vector"`): see [`convert_model`].
+        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
 
     Raises:
         ValueError: if an option of the source has no exact form; the message names it.

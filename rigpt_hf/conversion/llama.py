@@ -57,7 +57,7 @@ LLAMA = Family(
 )
 
 
-def rigpt_config(config: PreTrainedConfig, dropout: str = "vector") -> RiGPTConfig:
+def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
     """
     The configuration of the RiGPT equal to a Llama, Mistral or Qwen2.
 

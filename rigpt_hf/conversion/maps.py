@@ -92,7 +92,7 @@ class Architecture:
 
     class_name: str
     family: Family
-    rigpt_config: Callable[[Any, str], RiGPTConfig]
+    rigpt_config: Callable[[Any, str | None], RiGPTConfig]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..checkpoints.read import name_some
+from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from .cards import CARD, card_of, pictures_of
 
 

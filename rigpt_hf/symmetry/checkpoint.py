@@ -14,9 +14,9 @@ from ..checkpoints.folder import check_output
 from ..checkpoints.read import StoredWeights, check_names, load_model, local_folder
 from ..checkpoints.write import Entry, Reference, finer_dtype, write_checkpoint
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from .action import GaugeTransformation
-from .frames import FIXED, axes, row
 
 
 # Bytes of a table in float64 that are transformed at once, where its rows do not mix.
@@ -140,11 +140,10 @@ def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, sour
 
 def _entries(weights: StoredWeights, g: GaugeTransformation, config: RiGPTConfig, source: str) -> tuple[Entry, ...]:
     """Every tensor of the result and its recipe."""
-    table = axes(config)
+    table = table_of(config)
     entries = []
     for name, shape in _checked_shapes(weights, config, source).items():
-        turns, _ = row(name, table)
-        rows_mix = len(turns) != len(shape) or turns[0] != FIXED
+        rows_mix = any(turned.dim == 0 for turned in table.turns(name))
         entries.append(Entry(name, shape, _recipe(weights, g, name, rows_mix)))
     return tuple(entries)
 
