@@ -87,8 +87,10 @@ class _Reader:
         self.used.add(name)
         return name
 
-    def _read(self, name: str, rule: Rule | None = None) -> torch.Tensor:
-        """A tensor, or the part of it that `rule` names, as `[out, in]`."""
+    def _read(self, name: str | None, rule: Rule | None = None) -> torch.Tensor | None:
+        """A tensor if there is one, or the part of it that `rule` names, as `[out, in]`."""
+        if name is None:
+            return None
         rows = None if rule is None or rule.rows is None else rule.rows(self.config)
         transposed = rule is not None and rule.transposed and name.endswith(".weight")
         tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
@@ -103,15 +105,26 @@ class _Reader:
         if is_bias and rule.source:
             stored = f"{rule.source}.bias"
             bias = self._require(stored) if beta is None or stored in self.names else None
-        role = self.table.role_on(name, "stream")
+        role, centred = self.table.role_on(name, "stream"), self.family.centred
+        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
+
+        def fold(dtype: torch.dtype) -> torch.Tensor:
+            own = self._read(bias if is_bias else weight, rule)
+            if own is not None and role == "writes":
+                return fold_writer(own, centred, dtype)
+            if is_bias:
+                folded = self._read(weight, rule) if beta else None
+                norm_bias = self._read(beta)
+                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
+            gains = self._read(gain)
+            if own is None:
+                return projection(shape[0], gains, centred, dtype, self.device)
+            if role == "reads":
+                return fold_reader(own, gains, centred, scale, dtype)
+            return fold_rows(own, centred, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
-            scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
-            tensor = (
-                self._make_bias(rule, role, weight, bias, beta, scale, dtype)
-                if is_bias
-                else self._make_weight(rule, role, weight, gain, scale, shape[0], dtype)
-            )
+            tensor = fold(dtype)
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` must have shape {list(shape)} by the source's configuration, its weights give "
@@ -120,49 +133,6 @@ class _Reader:
             return tensor.contiguous()
 
         return Entry(name, shape, make)
-
-    def _make_weight(
-        self,
-        rule: Rule,
-        role: str | None,
-        weight: str | None,
-        gain: str | None,
-        scale: float,
-        size: int,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        centred = self.family.centred
-        gains = self._read(gain) if gain else None
-        if weight is None:
-            return projection(size, gains, centred, dtype, self.device)
-        tensor = self._read(weight, rule)
-        match role:
-            case "reads":
-                return fold_reader(tensor, gains, centred, scale, dtype)
-            case "writes":
-                return fold_writer(tensor, centred, dtype)
-            case "rows":
-                return fold_rows(tensor, centred, dtype)
-        return tensor.to(dtype)
-
-    def _make_bias(
-        self,
-        rule: Rule,
-        role: str | None,
-        weight: str | None,
-        bias: str | None,
-        beta: str | None,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        own = self._read(bias, rule) if bias else None
-        if role == "writes":
-            assert own is not None
-            return fold_writer(own, self.family.centred, dtype)
-        norm_bias = self._read(beta) if beta else None
-        if weight is None:
-            return fold_reader_bias(norm_bias, None, None, scale, dtype)
-        return fold_reader_bias(own, self._read(weight, rule) if beta else None, norm_bias, scale, dtype)
 
     def check_all_used(self) -> None:
         """Raise for source keys that no rule consumed."""
