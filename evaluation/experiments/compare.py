@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
@@ -217,10 +217,8 @@ def main(
     if summary is not None:
         summary.parent.mkdir(parents=True, exist_ok=True)
         facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
-        temporary = temporary_sibling(summary)
         text = json.dumps(facts | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(summary)
+        write_text(summary, text)
 
 
 def swept_rates(text: str | None) -> list[float]:

@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
@@ -163,9 +163,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     console.print(table)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_sibling(options.output)
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(options.output)
+        write_text(options.output, json.dumps(results, indent=2) + "\n")
     return results
 
 

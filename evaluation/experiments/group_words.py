@@ -13,7 +13,6 @@ one is repeated with the other seeds.
 
 import json
 import math
-import shutil
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -33,7 +32,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder
 
 from .command import command
 
@@ -323,15 +322,9 @@ def plot(results: dict[str, Any], options: Options, path: Path) -> None:
 
 def write(results: dict[str, Any], options: Options) -> None:
     """The output folder, complete or not at all."""
-    temporary = temporary_sibling(options.output)
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plot(results, options, temporary / "group-words.png")
-        publish(temporary, options.output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_folder(options.output, "output") as folder:
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        plot(results, options, folder / "group-words.png")
 
 
 @command(Options, run)

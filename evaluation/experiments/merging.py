@@ -12,7 +12,6 @@ The barrier is the largest loss on the path above the straight line between the 
 import json
 import math
 import platform
-import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
@@ -346,16 +345,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
 
 def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
     """The output folder, complete or not at all."""
-    temporary = temporary_sibling(output)
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with new_folder(output, "output") as folder:
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         title = f"The way between {len(pairs)} pairs of independently trained models"
-        save(plot_paths([pair.path for pair in pairs], title), temporary / "paths.png")
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
 
 
 @command(Options, run)

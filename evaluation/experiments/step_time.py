@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.training.build import build_model, build_optimizer
 
 from .candidates import CANDIDATES
@@ -51,10 +51,8 @@ def main(
     if output is not None:
         facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": precision}
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_sibling(output)
         text = json.dumps(facts | {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": ratios}, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(output)
+        write_text(output, text + "\n")
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
