@@ -14,8 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.evaluation.harness.cache import fingerprint
-from rigpt_hf.evaluation.harness.tables import as_markdown
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
+from rigpt_hf.evaluation.harness.suites import load_suite
+from rigpt_hf.evaluation.harness.tables import as_markdown, measure_of
+from rigpt_hf.evaluation.measures import MEASURES
+from rigpt_hf.evaluation.models import evaluated
 from rigpt_hf.text.paths import without_path
 
 from .certified import certificate_of
@@ -36,24 +39,9 @@ from .metadata import (
 CARD = "README.md"
 TAGS = ("rigpt", "gauge-symmetry", "rotation-invariance")
 # Names that the Hub's widgets know, by the quantities of an evaluation.
-METRIC_TYPES = {
-    "perplexity": "perplexity",
-    "word perplexity": "word_perplexity",
-    "bits per byte": "bits_per_byte",
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy, normalized": "accuracy_normalized",
-    "acc": "accuracy",
-    "acc_norm": "accuracy_normalized",
-}
-# What an evaluation may have measured, in words.
-MEASURES = {
-    "perplexity": "perplexity",
-    "accuracy": "accuracy",
-    "outliers": "outliers",
-    "quantization_robustness": "robustness to rounding",
-    "throughput": "speed",
-}
+HUB_TYPES = {name: kind for measure in (*MEASURES.values(), STANDARD) for name, kind in measure.hub_types.items()}
+# What a stranger asks for: what the core suite measures.
+ASKED_FOR = list(dict.fromkeys(filter(None, (MEASURES[task.metric].card_words for task in load_suite("core").tasks))))
 CITATION = """@misc{rigpt,
   title = {RiGPT: a GPT with no preferred basis},
   year = {2026},
@@ -80,7 +68,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
             f"`folder` must hold a causal language model, got a {made_for}, of which nothing is measured here. Write "
             "its card by hand."
         )
-    measured = subject(folder)
+    measured = evaluated(folder)
     if not isinstance(measured.model.config, RiGPTConfig):
         raise ValueError(
             f"`folder` must hold a RiGPT, got a {measured.model.config.model_type}. Convert it with rigpt convert."
@@ -199,16 +187,16 @@ def eval_results(known: CardMetadata) -> list[EvalResult]:
             "dataset_config": task["task"],
             "dataset_revision": text["revision"],
         }
-        if task["metric"] == "lm-eval":
+        if measure_of(task) is STANDARD:
             dataset = {"dataset_type": task["task"], "dataset_name": task["task"]}
         for quantity in task["quantities"]:
             value: Any = quantity["models"].get(known.evaluated_as, {}).get("value")
-            if quantity["name"] in METRIC_TYPES and value is not None:
+            if quantity["name"] in HUB_TYPES and value is not None:
                 result = EvalResult(
                     task_type="text-generation",
                     task_name=task["task"],
                     metric_args=task["models"][known.evaluated_as].get("protocol"),
-                    metric_type=METRIC_TYPES[quantity["name"]],
+                    metric_type=HUB_TYPES[quantity["name"]],
                     metric_name=quantity["name"],
                     metric_value=value,
                     **dataset,
@@ -226,7 +214,7 @@ def absent(known: CardMetadata) -> list[str]:
         missing.append("on what text it was trained")
     if known.doubt:
         missing.append(known.doubt)
-    words = [words for measure, words in MEASURES.items() if measure not in _measured(known)]
+    words = [words for words in ASKED_FOR if words not in _measured(known)]
     # All of them as one item.
     missing += words if known.evaluation else [f"{', '.join(words[:-1])} and {words[-1]}"]
     for name in ("license", "language", "intended_use", "limits", "authors"):
@@ -238,12 +226,12 @@ def absent(known: CardMetadata) -> list[str]:
 
 
 def _measured(known: CardMetadata) -> set[str]:
-    """The measures of an evaluation that are of this model."""
+    """What an evaluation measured of this model, in the words of cards."""
     tasks = [task for task in (known.evaluation or {}).get("tasks", ()) if known.evaluated_as in task["models"]]
-    measured = {task["metric"] for task in tasks}
+    measured = {measure_of(task).card_words for task in tasks}
     # Tasks of lm-eval count what was answered rightly.
     names = [q["name"] for task in tasks for q in task["quantities"] if known.evaluated_as in q["models"]]
-    return measured | ({"accuracy"} if any("accuracy" in METRIC_TYPES.get(name, "") for name in names) else set())
+    return measured | ({"accuracy"} if any("accuracy" in HUB_TYPES.get(name, "") for name in names) else set())
 
 
 def write_card(

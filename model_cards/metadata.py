@@ -17,7 +17,7 @@ from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.text.paths import without_path
 
 
@@ -149,7 +149,7 @@ class CardMetadata:
     """SHA-256 of weights, configuration and tokenizer."""
 
 
-def model_metadata(subject: Subject) -> ModelMetadata:
+def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     """From the configuration and the weights of a RiGPT."""
     config = subject.model.config
     switches = {
@@ -288,7 +288,7 @@ def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
         raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
 
 
-def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:
+def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:
     """
     An evaluation, and what the model is called in it.
 
@@ -314,7 +314,7 @@ def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] |
     )
 
 
-def invariance_of(results: dict[str, Any] | None, name: str | None, subject: Subject) -> dict[str, Any]:
+def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:
     """The gauge error of the weights: of the evaluation, or measured now on random tokens."""
     for task in (results or {}).get("tasks", []):
         if task["metric"] == "invariance" and name in task["models"]:

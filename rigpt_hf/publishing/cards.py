@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from ..checkpoints.read import quiet_loading
 from ..evaluation.harness.cache import fingerprint
-from ..evaluation.measures.subjects import Subject
+from ..evaluation.models import EvaluatedModel
 from ..model_cards import card as cards
 from ..model_cards.marker import digest_of_results, for_repository, is_unchanged, read_marker
 from ..model_cards.metadata import evaluation_of
@@ -20,7 +20,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 def card_of(
     folder: Path,
-    measured: Callable[[], Subject],
+    measured: Callable[[], EvaluatedModel],
     *,
     repo_id: str | None = None,
     results: Path | None = None,

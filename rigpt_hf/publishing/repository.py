@@ -19,7 +19,7 @@ from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY
 from ..checkpoints.read import name_some, quiet_loading
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
-from ..evaluation.measures.subjects import Subject, subject
+from ..evaluation.models import EvaluatedModel, evaluated
 from ..model_cards.card import CARD
 from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
 from ..model_cards.marker import for_repository
@@ -158,7 +158,7 @@ def repository_files(
     if check_loading:
         check_that_it_loads(folder, config)
         _check_tokenizer(folder)
-    measured = cache(lambda: subject_of(folder))
+    measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
     text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
     names += pictures_of(text, folder)
@@ -321,7 +321,7 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     return sorted(named)
 
 
-def _doubt_of_certificate(folder: Path, measured: Callable[[], Subject]) -> str:
+def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) -> str:
     """Why the certificate stays at home, where nobody can tell whether it is of these weights; nothing if it is."""
     _, doubt = certificate_of(folder, measured())
     reason = doubt.removeprefix(f"{QUESTION}: ")
@@ -351,10 +351,10 @@ def _content(folder: Path, name: str) -> Path | bytes:
     return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
 
 
-def subject_of(folder: Path) -> Subject:
+def model_of(folder: Path) -> EvaluatedModel:
     """The model of a folder, to measure it."""
     with quiet_loading():
-        return subject(folder)
+        return evaluated(folder)
 
 
 def _has_vocabulary(folder: Path) -> bool:
@@ -373,7 +373,7 @@ def _check_tokenizer(folder: Path) -> None:
         ) from error
 
 
-def _evaluation(results: Path, measured: Callable[[], Subject]) -> tuple[list[RepositoryFile], list[str]]:
+def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[list[RepositoryFile], list[str]]:
     """Numbers, and page and table made of them: what lies beside the file may be of another run."""
     numbers, _ = evaluation_of(results, measured())
     assert numbers is not None
