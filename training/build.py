@@ -123,10 +123,10 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
                 f"`optimizer.name` must be `adamw` or `muon` for a {model_type}, got `equivariant`: "
                 "its parameters are not in the table of frames. Convert it first with `rigpt convert`."
             )
-        groups = kind.param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        groups = kind.param_groups(model, options.lr, options.weight_decay, lr_multipliers=options.multipliers)
         optimizer = EquivariantOptimizer(groups, options.lr, **settings)
     elif options.name == "muon":
-        groups = muon_param_groups(model, options.lr, options.weight_decay, multipliers=options.multipliers)
+        groups = muon_param_groups(model, options.lr, options.weight_decay, lr_multipliers=options.multipliers)
         optimizer = EquivariantOptimizer(groups, options.lr, **settings)
     else:
         matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]

@@ -42,7 +42,8 @@ from transformers import AutoTokenizer, HfArgumentParser, PrinterCallback, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from rigpt_hf import __version__
-from rigpt_hf.cli.common import as_options, load_rigpt, rigpt_config
+from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
+from rigpt_hf.command_line import as_options
 from rigpt_hf.conversion.assemble import quiet_loading
 from rigpt_hf.conversion.output import check_output, publish, temporary_sibling
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups

@@ -89,7 +89,7 @@ class OptimizerOptions:
     beta2: float = 0.95
     """Of Adam's second moments."""
     multipliers: dict[str, float] = field(default_factory=dict)
-    """Of the learning rate, by treatment (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
+    """Of the learning rate, by update rule (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
     average: float | None = None
     """Share kept per step of a moving average of the weights, which is validated and is the model of checkpoints and
     of the end."""

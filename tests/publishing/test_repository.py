@@ -37,7 +37,7 @@ def folder(tmp_path) -> Path:
 def test_a_repository_holds_the_model_and_nothing_else(folder):
     contents = repository_files(folder)
     paths = [file.path for file in contents.files]
-    code = {"modeling_rigpt.py", "configuration_rigpt.py", "attention_rigpt.py"}
+    code = {"modeling_rigpt.py", "configuration_rigpt.py", "scores_rigpt.py"}
     shards = {path.name for path in folder.glob("*.safetensors")}
     assert len(shards) > 1
     expected = {"config.json", "generation_config.json", "tokenizer.json", "certificate.json", "README.md"}
@@ -294,7 +294,7 @@ REFUSALS = {
         lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "other/repo--modeling_rigpt.RiGPTForCausalLM"}),
         r"bring the code.*'other/repo--",
     ),
-    "code-absent": (lambda f: (f / "attention_rigpt.py").unlink(), r"code.*lacks `attention_rigpt.py`"),
+    "code-absent": (lambda f: (f / "scores_rigpt.py").unlink(), r"code.*lacks `scores_rigpt.py`"),
     "more-code": (lambda f: (f / "setup.py").write_text(""), r"code.*also has `setup.py`"),
     "broken-card": (
         lambda f: (f / "README.md").write_text("---\na: [\n---\n"),
