@@ -13,6 +13,7 @@ from .style import BLUE, ORANGE, Figure, figure, picture
 TOLERANCES = [1e-3, 1e-4, 1e-6, 1e-8, 1e-10]
 FRAMES = 61
 STRENGTH = 2.6
+SOLVER: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
 
 
 def swirl(strength: float, fixed: bool = True) -> SpacetimeMap:
@@ -77,14 +78,13 @@ def _draw_paths(made: Figure, panels: list[Any]) -> None:
 
     start = torch.stack([torch.full((17,), -1.3), torch.linspace(-1.6, 1.6, 17)], -1).double()
     times = torch.linspace(0, 1, FRAMES)
-    solver: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
-    ends = flow(drift, start, 0, 1, **solver)
+    ends = flow(drift, start, 0, 1, **SOLVER)
     fields = {
         "Paths of a field": drift,
         "The same field, swirled in between": transform_field(drift, swirl(STRENGTH)),
     }
     for panel, (title, field) in zip(panels, fields.items(), strict=True):
-        for points in trajectory(field, start, times, **solver).unbind(1):
+        for points in trajectory(field, start, times, **SOLVER).unbind(1):
             segments = [points[index : index + 2].numpy() for index in range(FRAMES - 1)]
             lines = LineCollection(segments, array=times[:-1].numpy(), cmap="viridis", linewidths=1.8, clim=(0, 1))
             panel.add_collection(lines)

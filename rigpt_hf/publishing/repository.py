@@ -158,7 +158,7 @@ def repository_files(
     if check_loading:
         check_that_it_loads(folder, config)
         _check_tokenizer(folder)
-    measured = cache(lambda: subject_of(folder))
+    measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
     text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
     names += pictures_of(text, folder)
@@ -351,7 +351,7 @@ def _content(folder: Path, name: str) -> Path | bytes:
     return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
 
 
-def subject_of(folder: Path) -> EvaluatedModel:
+def model_of(folder: Path) -> EvaluatedModel:
     """The model of a folder, to measure it."""
     with quiet_loading():
         return evaluated(folder)

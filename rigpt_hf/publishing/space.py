@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..version import __version__
 from .hub import Hub
-from .repository import subject_of
+from .repository import model_of
 from .rotation_view import exported
 from .upload import PublishedReport, check_repo_id
 
@@ -124,7 +124,7 @@ def check_space(
         )
     if not folder.is_dir():
         raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
-    measured = subject_of(folder)
+    measured = model_of(folder)
     if measured.tokenizer is None:
         raise ValueError(
             "`space` needs a model with its tokenizer, got a folder without one. Save the tokenizer there, or leave "

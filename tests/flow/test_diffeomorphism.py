@@ -284,7 +284,8 @@ def test_maps_that_are_no_diffeomorphisms_raise():
 
 
 def test_figure(monkeypatch):
-    monkeypatch.setattr(pictures, "TOLERANCES", [1e-3, 1e-6])
+    monkeypatch.setattr(pictures, "TOLERANCES", [1e-3, 1e-5])
+    monkeypatch.setattr(pictures, "SOLVER", {"rtol": 1e-5, "atol": 1e-7})
     monkeypatch.setattr(pictures, "FRAMES", 5)
     figure = pictures.plot_diffeomorphism()
     panels = [panel for panel in figure.axes if panel.get_title()]
