@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
 from rigpt_hf.optim import equivariant_param_groups
 from rigpt_hf.stream_rigpt import RiGPTRMSNorm
+from rigpt_hf.training.kinds import KINDS, Kind
 
 
 NORMS: dict[str, Any] = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
@@ -90,3 +91,4 @@ def affine_norm_param_groups(
 
 AutoConfig.register(AffineNormConfig.model_type, AffineNormConfig)
 AutoModelForCausalLM.register(AffineNormConfig, AffineNormForCausalLM)
+KINDS["affine-norm-rigpt"] = Kind(AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups)

@@ -1,8 +1,9 @@
 """The recipes that `compare.py` trains; equal in data and budget, each with the learning rates worth a try."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from . import affine_norm, modern  # noqa: F401  which add their kinds of models
 from .options import ModelOptions, OptimizerOptions
 
 
@@ -50,7 +51,9 @@ RECIPE = SMALL | PARTS | {"tie_word_embeddings": False, "value_embedding_period"
 def stock(width: int, heads: int, average: float | None = None) -> Candidate:
     """A stock GPT-2 of six layers."""
     config = {"n_embd": width, "n_layer": LAYERS, "n_head": heads, "n_positions": LENGTH}
-    return Candidate(ModelOptions("stock-gpt2", config), OptimizerOptions(name="adamw", average=average), ADAMW_RATES)
+    return Candidate(
+        ModelOptions("stock-gpt2", config), OptimizerOptions(optim="adamw", ema_decay=average), ADAMW_RATES
+    )
 
 
 def rigpt(
@@ -58,7 +61,7 @@ def rigpt(
     optimizer: str = "equivariant",
     average: float | None = AVERAGE,
     training: dict[str, Any] | None = None,
-    kind: Literal["rigpt", "affine-norm-rigpt"] = "rigpt",
+    kind: str = "rigpt",
     **options: Any,
 ) -> Candidate:
     """A RiGPT with some options changed, or one with gains, and those of the optimizer in `training`."""
@@ -66,10 +69,10 @@ def rigpt(
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
     settings = OptimizerOptions(
-        name=optimizer,  # type: ignore[arg-type]
+        optim=optimizer,  # type: ignore[arg-type]
         momentum=MOMENTUM,
-        average=average,
-        multipliers={} if optimizer == "adamw" else multipliers,
+        ema_decay=average,
+        lr_multipliers={} if optimizer == "adamw" else multipliers,
         **(training or {}),
     )
     rates = ADAMW_RATES if optimizer == "adamw" else POLAR_RATES
@@ -81,12 +84,12 @@ CANDIDATES = {
     "stock-gpt2-averaged": stock(WIDTH, STOCK_HEADS, AVERAGE),
     "stock-gpt2-wide": stock(272, 8),
     "modern": Candidate(
-        ModelOptions("modern-gpt", SMALL), OptimizerOptions(name="muon", multipliers=MODERN), POLAR_RATES
+        ModelOptions("modern-gpt", SMALL), OptimizerOptions(optim="muon", lr_multipliers=MODERN), POLAR_RATES
     ),
     # The same with what RiGPT's runs gained from: a shorter memory and the moving average.
     "modern-tuned": Candidate(
         ModelOptions("modern-gpt", SMALL),
-        OptimizerOptions(name="muon", momentum=MOMENTUM, average=AVERAGE, multipliers=MODERN),
+        OptimizerOptions(optim="muon", momentum=MOMENTUM, ema_decay=AVERAGE, lr_multipliers=MODERN),
         POLAR_RATES,
     ),
     "rigpt": rigpt(TIED),
@@ -98,7 +101,7 @@ CANDIDATES = {
     # What four bits cost may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
     "rigpt-strong-decay": rigpt(TIED, training={"weight_decay": 0.4}),
-    "rigpt-long-tail": rigpt(TIED, training={"decay": 0.9}),
+    "rigpt-long-tail": rigpt(TIED, training={"decay_fraction": 0.9}),
     "recipe": rigpt(RECIPE),
     # The recipe without one of its parts.
     "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),

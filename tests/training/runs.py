@@ -14,7 +14,7 @@ import numpy as np
 from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.loop import PretrainingRun, RunReport
-from rigpt_hf.training.options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions, RunOptions
+from rigpt_hf.training.options import PretrainOptions
 
 
 MODEL = {
@@ -43,14 +43,12 @@ def make_data(folder: Path) -> Path:
     )
 
 
-def make_options(data: Path, output: Path, optimizer: dict | None = None, model: dict | None = None, **run):
-    defaults = {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2, "save_every": 3}
-    return PretrainOptions(
-        ModelOptions(**({"config": MODEL} | (model or {}))),
-        DataOptions(path=str(data), source=None, context=16),
-        OptimizerOptions(**({"lr": 1e-2, "warmup": 3} | (optimizer or {}))),
-        RunOptions(**({"output": str(output), "trackers": [], "deterministic": True} | defaults | run)),
-    )
+def make_options(data: Path, output: Path, **changes) -> PretrainOptions:
+    """Options of a small run, changed by the arguments."""
+    usual = {"config_overrides": MODEL, "data_dir": str(data), "data": None, "context_length": 16}
+    usual |= {"learning_rate": 1e-2, "warmup_steps": 3, "output_dir": str(output), "report_to": []}
+    usual |= {"max_steps": 12, "global_batch_size": 4, "eval_steps": 6, "eval_batches": 2, "save_steps": 3}
+    return PretrainOptions(**(usual | {"deterministic": True} | changes))
 
 
 def pretrain(data: Path, output: Path, **options) -> RunReport:

@@ -20,7 +20,7 @@ from tests.training.saves import FILES, content, names, no_waiting_for_the_disk,
 def test_what_is_saved_is_found(tmp_path):
     store = CheckpointStore(tmp_path / "a" / "run")
     assert store.latest() is None and store.best() is None and store.clean() == [] and store.checkpoints() == []
-    facts = {"lr": 0.1, "sizes": (1, 2), "none": None, "nan": float("inf")}
+    facts = {"learning_rate": 0.1, "sizes": (1, 2), "none": None, "nan": float("inf")}
     path = store.save(7, writer(7), metric=2.5, facts=facts)
     assert path == tmp_path / "a" / "run" / "step-00000007" and names(store.folder) == [path.name]
     found = CheckpointStore(store.folder).latest(verify=True)
@@ -56,7 +56,7 @@ def test_the_last_and_the_best_are_kept(keep_last, keep_best, kept, tmp_path):
 
 
 def test_removal_comes_after_the_new_one_is_there(tmp_path, monkeypatch):
-    store, seen = CheckpointStore(tmp_path, keep_last=1), []
+    store, seen = CheckpointStore(tmp_path, save_total_limit=1), []
     store.save(1, writer(1))
     remove = shutil.rmtree
 
@@ -71,7 +71,7 @@ def test_removal_comes_after_the_new_one_is_there(tmp_path, monkeypatch):
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    store = CheckpointStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
     seen: list = []
     rename = Path.rename
@@ -90,7 +90,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 
 
 def test_a_removal_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
-    store = CheckpointStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
 
     def refuse(path, ignore_errors=False):
@@ -234,7 +234,7 @@ def full_disk(error: OSError):
     [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system"), (errno.EDQUOT, "Disk quota")],
 )
 def test_a_disk_that_takes_no_more_loses_nothing(code, text, tmp_path):
-    store = CheckpointStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=rf"^`folder` must take the checkpoint of step 2, .*{text}.*model") as error:
@@ -247,7 +247,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(code, text, tmp_path):
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "write_text"])
 def test_a_disk_that_fails_late_loses_nothing(call, tmp_path, monkeypatch):
-    store = CheckpointStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
     before = tree(tmp_path)
 
@@ -291,7 +291,7 @@ def together(tmp_path: Path, fail: tuple[int, BaseException] | None = None) -> l
                 raise fail[1]
             (folder / f"rank-{rank}").write_text(str(rank))
 
-        store = CheckpointStore(tmp_path, keep_last=1)
+        store = CheckpointStore(tmp_path, save_total_limit=1)
         facts = {"rank": rank}
         try:
             results[rank] = store.save_together(2, write, is_main=rank == 0, gather=gather, metric=1.0, facts=facts)
@@ -343,14 +343,24 @@ def test_stages_by_hand(tmp_path):
 
 
 def test_unchanged_facts_pass():
-    facts = {"lr": 0.1, "data": {"files": [1, 2], "sha256": {}}, "epochs": 1, "limit": float("nan")}
+    facts = {"learning_rate": 0.1, "data": {"files": [1, 2], "sha256": {}}, "epochs": 1, "limit": float("nan")}
     check_facts({}, {})
     check_facts(json.loads(json.dumps(facts)), facts | {"data": {"sha256": {}, "files": (1, 2)}, "epochs": 1.0})
 
 
 def test_changed_facts_are_listed():
-    saved = {"lr": 0.1, "data": {"seed": 1, "files": ["a"], "old": True}, "model": {"layers": 2}, "database": 1}
-    now = {"lr": 0.2, "data": {"seed": 1, "files": ["b" * 200], "new": None}, "model": {"layers": 2}, "database": 2}
+    saved = {
+        "learning_rate": 0.1,
+        "data": {"seed": 1, "files": ["a"], "old": True},
+        "model": {"layers": 2},
+        "database": 1,
+    }
+    now = {
+        "learning_rate": 0.2,
+        "data": {"seed": 1, "files": ["b" * 200], "new": None},
+        "model": {"layers": 2},
+        "database": 2,
+    }
     with pytest.raises(
         ValueError, match="^`facts` must be those that the run was started with, but changed: "
     ) as error:

@@ -44,7 +44,7 @@ def command(program: str, *arguments) -> list[str]:
 FULL = """
 if sys.argv[3] == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = CheckpointStore(folder, keep_last=1)
+store = CheckpointStore(folder, save_total_limit=1)
 store.save(1, writer(1))
 if sys.argv[3] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -90,8 +90,8 @@ class Naive(CheckpointStore):
         self.commit(step, metric)
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
-CheckpointStore(template, keep_last=1).save(1, writer(1), metric=1.0)
-CheckpointStore(template, keep_last=1).save(2, writer(2), metric=2.0)
+CheckpointStore(template, save_total_limit=1).save(1, writer(1), metric=1.0)
+CheckpointStore(template, save_total_limit=1).save(2, writer(2), metric=2.0)
 for number in range(1000):
     shutil.copytree(template, folder / str(number))
     child = os.fork()
@@ -103,7 +103,7 @@ for number in range(1000):
                 if seen == number:
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen += 1
-        store = kind(folder / str(number), keep_last=1)
+        store = kind(folder / str(number), save_total_limit=1)
         sys.setprofile(count)
         store.save(3, writer(3), metric=0.5)
         os._exit(0)
@@ -122,7 +122,7 @@ def killed_everywhere(kind: str, folder: Path) -> tuple[int, int, set[int]]:
     assert set(statuses[:-1]) == {signal.SIGKILL} and statuses[-1] == 0
     lost, found = 0, set()
     for number in range(len(statuses)):
-        store = CheckpointStore(folder / str(number), keep_last=1)
+        store = CheckpointStore(folder / str(number), save_total_limit=1)
         try:
             assert all(content(one) == one.step for one in store.checkpoints())
             newest, best = store.latest(verify=True).step, store.best().step
@@ -152,7 +152,7 @@ def test_kills_are_seen_by_a_store_without_temporary_names(tmp_path):
 
 
 LOOP = """
-store = CheckpointStore(folder, keep_last=2)
+store = CheckpointStore(folder, save_total_limit=2)
 store.clean()
 found = store.latest()
 step = found.step if found else 0

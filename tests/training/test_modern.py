@@ -101,17 +101,21 @@ def test_it_trains_and_comes_back(kind, tmp_path):
     config = {"n_embd": 16, "n_layer": 2, "n_head": 2}
     if kind != "stock-gpt2":
         config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = {"kind": kind, "config": config}
-    optimizer = {"name": "muon", "lr": 0.01, "multipliers": {"lm_head" if kind == "modern-gpt" else "wte": 0.5}}
+    model = {"model_kind": kind, "config_overrides": config}
+    optimizer = {
+        "optim": "muon",
+        "learning_rate": 0.01,
+        "lr_multipliers": {"lm_head" if kind == "modern-gpt" else "wte": 0.5},
+    }
     optimizer["multipliers"] = {} if kind == "rigpt" else optimizer["multipliers"]
-    report = pretrain(data, tmp_path / "run", model=model, optimizer=optimizer, steps=20)
+    report = pretrain(data, tmp_path / "run", **model, **optimizer, max_steps=20)
     assert report.losses[-1] < report.losses[0] - 0.3
-    more = {"kind": kind, "start": str(report.model_folder), "config": {}}
-    going_on = pretrain(data, tmp_path / "more", model=more, optimizer=optimizer, steps=8)
+    more = {"model_kind": kind, "init_from": str(report.model_folder), "config_overrides": {}}
+    going_on = pretrain(data, tmp_path / "more", **more, **optimizer, max_steps=8)
     assert going_on.losses[0] < report.losses[0] - 0.3
 
 
 @pytest.mark.parametrize("kind", ["modern-gpt", "stock-gpt2"])
 def test_models_with_a_preferred_basis_cannot_be_trained_without_one(kind, tmp_path):
-    with pytest.raises(ValueError, match=f"`optimizer.name` must be `adamw` or `muon` for `model.kind` `{kind}`"):
-        pretrain(tmp_path, tmp_path, model={"kind": kind, "config": {}})
+    with pytest.raises(ValueError, match=f"`optim` must be `adamw` or `muon` for `model_kind` `{kind}`"):
+        pretrain(tmp_path, tmp_path, model_kind=kind, config_overrides={})

@@ -18,7 +18,7 @@ from tests.training.runs import log_of, pretrain
 
 
 FULL = "No space left on device"
-SHORT = {"steps": 6, "deterministic": True}
+SHORT = {"max_steps": 6, "deterministic": True}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_at_the_end(error, data, straight, tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
-        with pytest.raises(ValueError, match=f"^`run.output` must take the final model.*{FULL}.*same command") as told:
+        with pytest.raises(ValueError, match=f"^`output_dir` must take the final model.*{FULL}.*same command") as told:
             pretrain(data, tmp_path, **SHORT)
     assert "\n" not in str(told.value) and not (tmp_path / "model").exists() and leftovers(tmp_path) == []
     assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 6
@@ -118,7 +118,7 @@ def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Records, "append", full)
     with pytest.raises(
-        ValueError, match=f"^`run.output` must take the log, got .*metrics.jsonl': {FULL}.*same command"
+        ValueError, match=f"^`output_dir` must take the log, got .*metrics.jsonl': {FULL}.*same command"
     ):
         pretrain(data, tmp_path, **SHORT)
     monkeypatch.undo()
@@ -135,7 +135,7 @@ def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
     owner, facts = tmp_path / folder.OWNER, {"run": {"seed": 1}}
     (tmp_path / "metrics.jsonl").touch()
     owner.write_bytes(damage)
-    message = "^`run.output` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--run.force true"
+    message = "^`output_dir` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--force"
     with pytest.raises(ValueError, match=message) as told:
         folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
     assert "\n" not in str(told.value) and owner.read_bytes() == damage
@@ -168,8 +168,8 @@ def test_an_owner_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    arguments = ["--data.path", str(data), "--data.source", "null", "--run.output", str(tmp_path / "run")]
-    assert main([*arguments, "--run.trackers", "[]"]) == 2
+    arguments = ["--data-dir", str(data), "--data", "null", "--output-dir", str(tmp_path / "run")]
+    assert main([*arguments, "--report-to", "none"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("pretrain: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from tests.training.runs import MODEL, log_of, pretrain
 from tests.training.test_pretrain import launch, numbers_of, same_files
 
 
-CALM = {"config": MODEL | {"residual_dropout": 0.0}}
+CALM = {"config_overrides": MODEL | {"residual_dropout": 0.0}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def plain(data, tmp_path_factory):
     """A run in float32, not compiled, in this process."""
     output = tmp_path_factory.mktemp("plain")
-    pretrain(data, output, model=CALM)
+    pretrain(data, output, **CALM)
     return output
 
 
@@ -47,7 +47,7 @@ def apart(a: Path, b: Path) -> float:
 
 def test_the_default_tracker_writes_the_log(data, plain, tmp_path):
     assert RunOptions().trackers == ["tensorboard"]
-    pretrain(data, tmp_path, model=CALM, trackers=["tensorboard"])
+    pretrain(data, tmp_path, **CALM, report_to=["tensorboard"])
     (event_file,) = tmp_path.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(event_file.parent))
     events.Reload()
@@ -68,14 +68,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, 
         return result
 
     monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    report = pretrain(data, tmp_path, model=CALM, precision="bf16")
+    report = pretrain(data, tmp_path, **CALM, mixed_precision="bf16")
     assert torch.bfloat16 in seen
     assert 10 * DISTRIBUTED < apart(tmp_path, plain) < 0.1
     assert report.losses[-1] < report.losses[0] - 0.4
     assert {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
     seen.clear()
     AcceleratorState._reset_state(reset_partial_state=True)
-    pretrain(data, tmp_path / "none", model=CALM, steps=2, optimizer={"warmup": 1})
+    pretrain(data, tmp_path / "none", **CALM, max_steps=2, warmup_steps=1)
     assert seen - {torch.float64} == {torch.float32}
 
 
@@ -92,9 +92,9 @@ def test_a_compiled_run_gives_the_same_curve(data, plain, tmp_path, monkeypatch)
         return compiled(model, backend=backend)
 
     monkeypatch.setattr(torch, "compile", watched)
-    pretrain(data, tmp_path / "no", model=CALM, steps=2, optimizer={"warmup": 1})
+    pretrain(data, tmp_path / "no", **CALM, max_steps=2, warmup_steps=1)
     assert graphs == []
-    pretrain(data, tmp_path / "yes", model=CALM, compile=True)
+    pretrain(data, tmp_path / "yes", **CALM, torch_compile=True)
     assert graphs and apart(tmp_path / "yes", plain) <= DISTRIBUTED
 
 
@@ -122,7 +122,7 @@ def test_the_command_itself_in_two_processes(data, plain, tmp_path):
 @pytest.mark.slow
 def test_one_of_two_processes_killed(data, tmp_path):
     """The other one ends by itself, and the same command goes on as if nothing had happened."""
-    options = {"steps": 14, "save_every": 1, "keep_best": 0}
+    options = {"max_steps": 14, "save_steps": 1, "save_best_limit": 0}
     launch(data, tmp_path / "straight", 2, **options)
     (killed,) = launch(data, tmp_path / "killed", 2, kills=1, victims=[1], **options)["killed_at"]
     assert 0 < killed < 14

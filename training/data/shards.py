@@ -23,7 +23,7 @@ SHARD_TOKENS = 100_000_000
 CHUNK = 2**22  # tokens copied, or bytes hashed, at a time
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**22  # tokenised at a time
 # How a source comes to have more documents.
-MORE = 'give more documents; `source_options: {separator: "\\n\\n"}` makes one of each paragraph of a text file'
+MORE = 'give more documents; `data_options: {separator: "\\n\\n"}` makes one of each paragraph of a text file'
 
 
 def split_of(text: str, validation: float) -> str:
