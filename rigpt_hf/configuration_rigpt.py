@@ -40,9 +40,9 @@ class RiGPTConfig(PreTrainedConfig):
             Number of tokens `V`.
         embedding_size (`int`, *optional*):
             Lexical size `D`, the length of a token's embedding. When given, `project_in` (`[d, D]`) carries embeddings
-            into the stream and `project_out` (`[D, d]`) carries the last hidden state back, so that a rotation of the
-            stream never touches the table of tokens; `D` may differ from `hidden_size`. `None`: no projections, the
-            embeddings are vectors of the stream.
+            into the stream and `project_out` (`[D, d]`) carries it back into the last hidden state, so that a rotation
+            of the stream never touches the table of tokens; `D` may differ from `hidden_size`. `None`: no projections,
+            the embeddings are vectors of the stream.
         hidden_size (`int`, defaults to 768):
             Stream size `d`.
         intermediate_size (`int`, *optional*):
@@ -342,6 +342,8 @@ class RiGPTConfig(PreTrainedConfig):
         if self.local_frames:
             plan["transport"] = (["hidden_states"], ["hidden_states"])
         plan["norm"] = (["hidden_states"], ["hidden_states"])
+        if self.embedding_size is not None:
+            plan["project_out"] = (["hidden_states"], ["hidden_states"])
         return plan
 
     @property

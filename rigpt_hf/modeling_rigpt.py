@@ -177,7 +177,7 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
 
 class RiGPTModel(RiGPTPreTrainedModel):
-    """Embedding, decoder layers and last norm; its output is a vector of the stream."""
+    """Embedding, decoder layers, last norm and the way back to the lexical frame: the head's input."""
 
     def __init__(self, config: RiGPTConfig):
         super().__init__(config)
@@ -200,11 +200,14 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
+        self.project_out = None
+        if config.embedding_size is not None:
+            self.project_out = RiGPTLinear(config.hidden_size, config.embedding_size, bias=config.output_bias)
+            self.project_out.carries_between_frames = True
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -225,12 +228,40 @@ class RiGPTModel(RiGPTPreTrainedModel):
             past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): keys and values of earlier calls.
 
         Returns:
-            `BaseModelOutputWithPast`; `last_hidden_state` `[B, S, d]` is normalised.
+            `BaseModelOutputWithPast`; the head applied to `last_hidden_state` `[B, S, D]` is the logits.
+            `hidden_states`, one more than layers, are vectors `[B, S, d]` of the stream, the last of them normalised.
 
         Raises:
             ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, or only embeddings where
                 `value_embedding_period` asks for tokens.
         """
+        outputs = self.residual_stream(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **(kwargs | {"return_dict": True}),
+        )
+        # Under pipeline parallelism an earlier stage has no last norm and hands the stream to the next.
+        if self.project_out is not None and not isinstance(self.norm, nn.Identity):
+            outputs.last_hidden_state = self.project_out(outputs.last_hidden_state)  # [B, S, D]
+        return outputs
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def residual_stream(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """As [`RiGPTModel.forward`], but with the normalised stream `[B, S, d]` as `last_hidden_state`."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if input_ids is None and self.config.value_embedding_period is not None:
@@ -314,10 +345,6 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = RiGPTModel(config)
         self.vocab_size = config.vocab_size
-        self.project_out = None
-        if config.embedding_size is not None:
-            self.project_out = RiGPTLinear(config.hidden_size, config.embedding_size, bias=config.output_bias)
-            self.project_out.carries_between_frames = True
         self.lm_head = RiGPTLinear(config.lexical_size, config.vocab_size, bias=False)
         self.loss_function = causal_lm_loss
         self.post_init()
@@ -371,10 +398,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = outputs.last_hidden_state[:, kept]
-        if self.project_out is not None:
-            hidden_states = self.project_out(hidden_states)  # [B, S, D]
-        logits = self.lm_head(hidden_states)
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
 
         loss = None
         if labels is not None:
@@ -389,7 +413,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
 
 
 class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreTrainedModel):
-    """RiGPT with a linear classifier on the last token's normalised hidden state."""
+    """RiGPT with a linear classifier on the last token's last hidden state, in the head's place."""
 
     def __init__(self, config: RiGPTConfig):
         # Past the generic constructor, which finds the base model through the Auto classes: those do not know this
@@ -397,7 +421,7 @@ class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreT
         super(GenericForSequenceClassification, self).__init__(config)
         self.num_labels = config.num_labels
         self.model = RiGPTModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.lexical_size, config.num_labels, bias=False)
         self.post_init()
 
 

@@ -128,8 +128,8 @@ def _unfold(
 _PLACED_BY_FRAME = {
     "model.embed_tokens.weight",
     "model.project_in.weight",
-    "project_out.weight",
-    "project_out.bias",
+    "model.project_out.weight",
+    "model.project_out.bias",
     "lm_head.weight",
 }
 

@@ -78,7 +78,7 @@ class _Ends:
         self.table = self._get("model.embed_tokens.weight")
         self.head = self.table if self.tied else self._get("lm_head.weight")
         self.has_projections = config.embedding_size is not None
-        self.bias = self._get("project_out.bias") if config.output_bias else None
+        self.bias = self._get("model.project_out.bias") if config.output_bias else None
         self.ones = torch.ones(config.hidden_size, dtype=torch.float64, device=self.table.device)
 
     def _get(self, name: str) -> torch.Tensor:
@@ -119,7 +119,7 @@ class _Ends:
 
     def lexical(self) -> StockFrame:
         """The stream in the frame of the embeddings."""
-        into, out = self._get("model.project_in.weight"), self._get("project_out.weight")
+        into, out = self._get("model.project_in.weight"), self._get("model.project_out.weight")
         size = self.config.hidden_size
         seen = self._centre(out @ into)  # [D, D], what reads the normalised stream in this frame
         gain = seen.diagonal() / (1 - 1 / size if self.centred else 1)
@@ -136,7 +136,7 @@ class _Ends:
         table, seen = self.table, torch.eye(self.config.hidden_size, dtype=torch.float64, device=self.table.device)
         if self.has_projections:
             table = table @ self._get("model.project_in.weight").T
-            seen = self._get("project_out.weight")
+            seen = self._get("model.project_out.weight")
         embedding = placed.read(table)
         seen = self._centre(placed.read(seen))
         placed = replace(placed, embedding=embedding)

@@ -34,7 +34,7 @@ GPT2 = Family(
         Rule(f"{_L}.self_attn.o_proj", Role.WRITER, f"{_H}.attn.c_proj"),
         Rule(f"{_L}.mlp.up_proj", Role.READER, f"{_H}.mlp.c_fc", f"{_H}.ln_2"),
         Rule(f"{_L}.mlp.down_proj", Role.WRITER, f"{_H}.mlp.c_proj"),
-        Rule("project_out", Role.EXTRACTION, norm="transformer.ln_f"),
+        Rule("model.project_out", Role.EXTRACTION, norm="transformer.ln_f"),
     ),
     tied_rules=(),
     untied_rules=(Rule("lm_head", Role.COPY, "lm_head"),),

@@ -30,7 +30,7 @@ LLAMA = Family(
     # A shared table cannot take over the last gain, so two small projections do; a head of its own can.
     tied_rules=(
         Rule("model.project_in", Role.INJECTION),
-        Rule("project_out", Role.EXTRACTION, norm="model.norm"),
+        Rule("model.project_out", Role.EXTRACTION, norm="model.norm"),
     ),
     untied_rules=(Rule("lm_head", Role.READER, "lm_head", "model.norm"),),
     final_norm="model.norm",

@@ -10,7 +10,7 @@ a parameter lists the frames it turns with and its role in each (see `groups.py`
     local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
                                                                              into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
-    output          GL(D), only with an untied head                          project_out, lm_head
+    output          GL(D), only with an untied head                          project_out, lm_head, score
     head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
                     and rotary positions alone                               learned frequencies
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
@@ -192,10 +192,10 @@ def axes(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         MLP + "down_proj.bias": (layer_out,),
         TRANSPORTS[0]: (layer_out, before),
         TRANSPORTS[1]: (stream, before),
-        "project_out.weight": (output, stream_in),
-        "project_out.bias": (output,),
+        "model.project_out.weight": (output, stream_in),
+        "model.project_out.bias": (output,),
         "lm_head.weight": (FIXED, head),
-        "score.weight": (FIXED, stream_in),
+        "score.weight": (FIXED, head),
     }
 
 

@@ -86,7 +86,7 @@ def test_a_trained_projection_exports_with_its_head_untied(frame):
     source = stock_model("gpt2")
     model = convert_model(source)
     with torch.no_grad():
-        model.project_out.weight += 0.1 * torch.randn_like(model.project_out.weight)
+        model.model.project_out.weight += 0.1 * torch.randn_like(model.model.project_out.weight)
     back = export_model(model, "gpt2", frame=frame)
     assert not back.config.tie_word_embeddings
     relative_error(model, back, torch.float64)

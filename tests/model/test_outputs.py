@@ -36,7 +36,7 @@ def turn_the_stream_(model, rotation):
         base.embed_positions.weight.copy_(base.embed_positions.weight @ rotation.T)
     if base.project_in is not None:
         base.project_in.weight.copy_(rotation @ base.project_in.weight)
-        model.project_out.weight.copy_(model.project_out.weight @ rotation.T)
+        base.project_out.weight.copy_(base.project_out.weight @ rotation.T)
     else:
         base.embed_tokens.weight.copy_(base.embed_tokens.weight @ rotation.T)
         if not model.config.tie_word_embeddings:
@@ -73,6 +73,24 @@ def test_a_gain_per_channel_would_break_the_symmetry():
     before = model(tokens(2, 11)).logits
     turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
     assert_different(model(tokens(2, 11)).logits, before)
+
+
+@pytest.mark.parametrize("size", [None, 24, 32], ids=["stream", "narrower", "as-wide"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_head_on_the_last_hidden_state_gives_the_logits(tied, size):
+    """What programs that apply the head themselves rely on: TRL, vLLM."""
+    model = tiny_model(tie_word_embeddings=tied, embedding_size=size, output_bias=size is not None)
+    base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    expected = model(tokens(2, 11)).logits
+    output = base(tokens(2, 11), output_hidden_states=True)
+    assert output.last_hidden_state.shape == (2, 11, model.config.lexical_size)
+    assert torch.equal(head(output.last_hidden_state), expected)
+    assert torch.equal(base(tokens(2, 11), return_dict=False)[0], output.last_hidden_state)
+    assert output.hidden_states[-1].shape == (2, 11, 32)
+    if size is None:
+        assert output.hidden_states[-1] is output.last_hidden_state
+    elif size == 32:
+        assert_different(head(output.hidden_states[-1]), expected, "without `project_out`")
 
 
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4, 5]), torch.tensor([True, False] * 5 + [True])], ids=str)
@@ -134,8 +152,12 @@ def test_hidden_states_and_attentions(options, backend):
     model.set_attn_implementation(backend)
     output = model(tokens(2, 7), output_hidden_states=True, use_cache=False)
     assert [state.shape for state in output.hidden_states] == [(2, 7, 32)] * 4
-    base = model.model(tokens(2, 7))
-    assert_same(output.hidden_states[-1], base.last_hidden_state)
+    last = (
+        output.hidden_states[-1]
+        if model.model.project_out is None
+        else model.model.project_out(output.hidden_states[-1])
+    )
+    assert_same(last, model.model(tokens(2, 7)).last_hidden_state)
     assert_same(model.model.norm(output.hidden_states[-2]), model.model.norm(output.hidden_states[2]))
     if backend == "eager":
         attentions = model(tokens(2, 7), output_attentions=True).attentions

@@ -90,7 +90,7 @@ def test_any_loss_of_the_logits_will_do():
 
 def test_a_loss_that_sees_hidden_coordinates_does_not_pair_with_the_stream():
     model = tiny_model(**SYMMETRIES["learned-projected"])
-    pairings = gradient_pairing(model, model.model(batch()).last_hidden_state[..., 0].mean())
+    pairings = gradient_pairing(model, model(batch(), output_hidden_states=True).hidden_states[-1][..., 0].mean())
     assert pairings.pop("stream").relative > 1e-3
     assert max(pairing.relative for pairing in pairings.values()) <= PAIRING, "the other frames see nothing of it"
 
@@ -145,7 +145,9 @@ def test_the_charges_of_a_general_model_by_hand():
         assert (values["layers.0.head_vo"][head] - expected).abs().max() <= PAIRING * expected.abs().max()
         assert torch.equal(values["layers.0.key_shift"][head], k[keys, -1])
     embed, into = weights["model.embed_tokens.weight"], weights["model.project_in.weight"]
-    out, bias, head = (weights[name] for name in ("project_out.weight", "project_out.bias", "lm_head.weight"))
+    out, bias, head = (
+        weights[name] for name in ("model.project_out.weight", "model.project_out.bias", "lm_head.weight")
+    )
     expected = embed.T @ embed - into.T @ into
     assert (values["lexical"][0] - expected).abs().max() <= PAIRING * expected.abs().max()
     expected = out @ out.T + torch.outer(bias, bias) - head.T @ head
