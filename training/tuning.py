@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -290,6 +290,9 @@ def make_trainer(
     """The trainer of the options; documents are packed, so that no token sees another document, chats are not."""
     packed = examples["labels"] == examples["input_ids"]
     rate, decay = options.peak_rate, options.weight_decay
+    # Named differently from Transformers 5.20 on.
+    names = {entry.name for entry in fields(trl.SFTConfig)}
+    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     arguments = trl.SFTConfig(
         output_dir=str(options.working_dir),
         max_length=context,
@@ -304,8 +307,7 @@ def make_trainer(
         warmup_steps=options.warmup_steps,
         max_grad_norm=options.max_grad_norm,
         bf16=options.mixed_precision == "bf16",
-        gradient_checkpointing=options.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **{recompute: options.gradient_checkpointing, f"{recompute}_kwargs": {"use_reentrant": False}},
         seed=options.seed,
         logging_steps=options.logging_steps,
         save_steps=options.save_steps,

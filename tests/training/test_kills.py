@@ -19,9 +19,9 @@ from tests.training.saves import FILES, content, names, no_waiting_for_the_disk,
 PREAMBLE = """
 import os, resource, shutil, signal, sys
 from pathlib import Path
-sys.path.append(sys.argv[1])
+sys.path.insert(0, sys.argv[1])
 import numpy as np
-from checkpoints import CheckpointStore
+from rigpt_hf.training.checkpoints import CheckpointStore
 from safetensors.numpy import save_file
 folder = Path(sys.argv[2])
 os.fsync = lambda descriptor: None
@@ -70,7 +70,7 @@ def test_a_disk_truly_full_loses_nothing(kind, reason, tmp_path):
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     message, failed, later = done.stdout.splitlines()
-    assert message.startswith(f"`folder` must take the checkpoint of step 2, got {str(tmp_path)!r}: ")
+    assert message.startswith(f"`output_dir` must take the checkpoint of step 2, got {str(tmp_path)!r}: ")
     # This is what safetensors says, which raises an error of its own.
     assert "Error while serializing" in message and reason in message
     assert message.endswith("untouched. Correct that (a full disk: free space, or keep fewer) and resume.")
@@ -85,9 +85,9 @@ class Naive(CheckpointStore):
     temporary = CheckpointStore._path
 
     def save(self, step, write, metric):
-        self.begin(step)
+        self._begin(step, metric, {})
         write(self.temporary(step))
-        self.commit(step, metric)
+        self._commit(step, metric, {})
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
 CheckpointStore(template, save_total_limit=1).save(1, writer(1), metric=1.0)

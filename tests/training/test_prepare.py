@@ -138,6 +138,7 @@ def test_options_of_a_source_that_are_right(words):
 
 def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
     smoke = parse_options(["--config", str(PRESETS / "smoke.yaml")])
     assert all(parse_options(["--config", name]) == smoke for name in ("smoke", "smoke.yaml", "presets/smoke"))
     assert parse_options(["--config=smoke", "--max-steps", "77"]).max_steps == 77
