@@ -4,16 +4,19 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint golden bench clean
+.PHONY: help demo test test-all lint golden bench clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (3 to 5 minutes)
 	$(RUN)/rigpt demo --force
 
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest
+
+test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
 
 lint: $(STAMP)  ## Check style and types
 	$(RUN)/ruff check .

@@ -40,7 +40,7 @@ class ModelOptions:
     """What is trained."""
 
     model_kind: str = "rigpt"
-    """The class: `rigpt`, or to compare with, `stock-gpt2`."""
+    """The class: `rigpt`, or to compare with, `stock-gpt2`. Experiments add their own to `training/kinds.py`'s."""
     config_overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
     init_from: str | None = None

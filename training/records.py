@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import new_file, new_folder, write_text
+from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.training import plot_losses
 
 
 @dataclass
@@ -112,31 +113,10 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
     """
     try:
         write_model(model, weights, tokenizer, log.parent / "model")
-        plot_losses([log], log.parent / "loss.png")
+        save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
     except OSError as error:
         raise ValueError(
             f"`output_dir` must take the final model and the curves, got {str(log.parent)!r}: "
             f"{' '.join(str(error).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
             "and call the same command again."
         ) from error
-
-
-def plot_losses(logs: list[Path], path: Path, names: list[str] | None = None) -> None:
-    """Training losses as lines, validation losses as dots, of one run or several, against tokens or steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, log in enumerate(logs):
-        entries = Records(log).read()
-        name = names[index] if names else log.parent.name
-        points = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry["loss"])]
-        axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=0.8, alpha=0.7, label=name)
-        held_out = [(entry["step"], entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o", color=f"C{index}", ms=4, label=f"{name}, validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:])

@@ -292,7 +292,8 @@ def make_trainer(
     rate, decay = options.peak_rate, options.weight_decay
     # Named differently from Transformers 5.20 on.
     names = {entry.name for entry in fields(trl.SFTConfig)}
-    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    recompute: dict[str, Any] = {name: options.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = trl.SFTConfig(
         output_dir=str(options.working_dir),
         max_length=context,
@@ -307,7 +308,7 @@ def make_trainer(
         warmup_steps=options.warmup_steps,
         max_grad_norm=options.max_grad_norm,
         bf16=options.mixed_precision == "bf16",
-        **{recompute: options.gradient_checkpointing, f"{recompute}_kwargs": {"use_reentrant": False}},
+        **recompute,
         seed=options.seed,
         logging_steps=options.logging_steps,
         save_steps=options.save_steps,

@@ -63,12 +63,12 @@ def lab(
 def make(name: str, output: Path, seed: int, force: bool, console: Console):
     """Make the pictures of one lab; what is to be seen in each, and its path, are printed."""
     from ..lab.running import run_lab
-    from ..lab.showing import png
+    from ..pictures import save
 
     with console.status(f"Making {name}"):
         shown = run_lab(name, seed)
     for each in shown:
         path = output / ("-".join(filter(None, (name, each.name))) + ".png")
         with new_file(path, "output", force) as place:
-            place.write_bytes(png(each.figure))
+            save(each.figure, place, "png")
         console.print(Text.assemble((str(path), "bold"), f": {each.seen}"))

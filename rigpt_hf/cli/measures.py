@@ -51,7 +51,9 @@ def diff(
 
         rigpt diff my-rigpt suspect --picture diff.png
     """
-    from ..symmetry import compare, plot_comparison
+    from ..pictures import save
+    from ..pictures.symmetry import plot_comparison
+    from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
 
     check_picture(picture, force)
@@ -75,7 +77,7 @@ def diff(
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_comparison(comparison, place, title=f"{a} and {b}", picture_format=picture.suffix[1:])
+            save(plot_comparison(comparison, f"{a} and {b}"), place, picture.suffix[1:])
         console.print(f"Picture in {picture}")
     if json_file is not None:
         with new_file(json_file, "json", force) as place:
@@ -124,7 +126,9 @@ def charges(
     import torch
 
     from ..conversion.certificate import random_input_ids
-    from ..symmetry import charge_drift, plot_drift
+    from ..pictures import save
+    from ..pictures.symmetry import plot_drift
+    from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
     from ..symmetry.contraction import carriers, weights_of
     from ..symmetry.drift import step_counts
@@ -158,7 +162,7 @@ def charges(
     show_drift(drift, console)
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_drift(drift, place, picture_format=picture.suffix[1:])
+            save(plot_drift(drift), place, picture.suffix[1:])
         console.print(f"Picture in {picture}")
 
 

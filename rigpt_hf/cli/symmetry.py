@@ -246,7 +246,9 @@ def merge(
 
 def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
     """Losses of the models, of the merged one, and on the way between the first two; printed, and drawn if asked."""
-    from ..symmetry import loss_path, plot_paths
+    from ..pictures import save
+    from ..pictures.symmetry import plot_paths
+    from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
         return model(input_ids, labels=input_ids, use_cache=False).loss.item()
@@ -263,7 +265,7 @@ def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture:
     )
     if picture is not None:
         with new_file(picture, "picture", force) as place:
-            plot_paths([way], place, picture_format=picture.suffix[1:])
+            save(plot_paths([way]), place, picture.suffix[1:])
         Console().print(f"Picture in {picture}")
     return way.to_dict() | {"merged": loss(merged), "sources": [loss(model) for model in models]}
 

@@ -5,8 +5,6 @@ import io
 import runpy
 from importlib import import_module
 
-from matplotlib.figure import Figure
-
 from .registry import Lab, is_there, lab, script_of
 from .showing import Shown, session
 
@@ -57,6 +55,8 @@ def _run_chapter(chapter: Lab, seed: int) -> list[Shown]:
 
 
 def _call(chosen: Lab, seed: int) -> Shown:
+    from matplotlib.figure import Figure
+
     module, _, name = chosen.function.partition(":")
     figure = getattr(import_module(module), name)(seed=seed)
     if not isinstance(figure, Figure):

@@ -10,14 +10,14 @@ Reading order: `rotations`, `groups`, `permutations` (what may act), `frames` (t
 from .action import GaugeTransformation, gauge_error
 from .alignment import Alignment, align, find_alignment, gauge_distance
 from .canonical import CanonicalGauge, canonical_gauge, canonicalize, invariants
-from .comparison import Comparison, compare, plot_comparison
+from .comparison import Comparison, compare
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
-from .drift import DriftReport, charge_drift, plot_drift
+from .drift import DriftReport, charge_drift
 from .frames import Axis, Frame, axes, frames
 from .groups import MatrixGroup
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
-from .merging import LossPath, loss_path, merge, plot_paths
+from .merging import LossPath, loss_path, merge
 from .permutations import HeadPermutations, NeuronGroup, Translations
 from .rotations import haar, o_log, rotary_form, so_exp, so_log
 
@@ -58,9 +58,6 @@ __all__ = [
     "loss_path",
     "merge",
     "o_log",
-    "plot_comparison",
-    "plot_drift",
-    "plot_paths",
     "redundant_dimensions",
     "rotary_form",
     "so_exp",

@@ -7,7 +7,6 @@ since a search over rotations and permutations finds some likeness anywhere.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ ALGEBRA = 100.0
 # Closer than this no chance brings the layers of two models; up to it rounding is worth estimating.
 CLEARLY_RELATED = 0.7
 # Relatives come closer than this share of what chance achieves. The layers of models trained independently on one text
-# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (`evaluation/merging.py`).
+# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (see
+# `evaluation/experiments/merging.py`).
 CHANCE_MARGIN = 0.8
 # Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
 SWEEPS, HOPELESS = 50, 0.9
@@ -239,30 +239,3 @@ def describe(transformation: GaugeTransformation) -> dict[str, str]:
         count = sum(value > 1e-2 for value in values)
         words[kind] = "as it was" if count == 0 else f"{count} of {len(values)} moved"
     return words
-
-
-def plot_comparison(
-    comparison: Comparison, path: str | Path, title: str = "", picture_format: str | None = None
-) -> None:
-    """A picture of the distances per part of the network; its format by the name of `path` if not given."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    parts = comparison.parts
-    figure = Figure(figsize=(max(7.0, 0.28 * len(parts) + 3), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    positions = list(range(len(parts)))
-    smallest = min([part.distance for part in parts] + [part.rounding for part in parts if part.rounding]) or 1e-16
-    axes.bar(positions, [max(part.distance, smallest) for part in parts], color="#3b6ea5", label="aligned")
-    axes.plot(positions, [part.before for part in parts], "o", color="#999999", ms=4, label="as they are")
-    for name, color, text in (("rounding", "#2f8f4e", "explained by rounding"), ("chance", "#c0392b", "chance")):
-        values = [getattr(part, name) for part in parts]
-        if all(value is not None for value in values):
-            axes.plot(positions, values, "_", color=color, ms=12, mew=2, label=text)
-    axes.set_yscale("log")
-    axes.set_xticks(positions, [part.name.replace("layers.", "") for part in parts], rotation=90, fontsize=7)
-    axes.set_ylabel("relative distance")
-    axes.set_title(title or VERDICTS[comparison.verdict], fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150, format=picture_format)

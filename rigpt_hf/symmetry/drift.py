@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -131,35 +130,6 @@ def charge_drift(
     )
 
 
-def plot_drift(report: DriftReport, path: str | Path, picture_format: str | None = None) -> Path:
-    """
-    Draw a report: the drift at the end against the step size beside a line of order 1, and, with weight decay, what is
-    kept of the charges along time beside the predicted exponentials.
-
-    Args:
-        report: What `charge_drift` measured.
-        path: Of the file.
-        picture_format: Such as `"png"` or `"svg"`; the suffix of `path` says so if absent.
-
-    Returns:
-        The path.
-    """
-    from matplotlib.figure import Figure
-
-    decays = report.weight_decay > 0
-    figure = Figure(figsize=(11 if decays else 5.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2 if decays else 1, squeeze=False)[0]
-    _draw_drift(panels[0], report)
-    if decays:
-        _draw_decay(panels[1], report)
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
-    path = Path(path)
-    figure.savefig(path, dpi=120, format=picture_format or path.suffix[1:] or "png")
-    return path
-
-
 def step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
     """How many steps of each learning rate make up `time`; a `ValueError` as `charge_drift` says."""
     # Comparisons with NaN are false, so each says what must hold.
@@ -264,37 +234,3 @@ def _order(rates: list[float], drifts: list[float]) -> float:
 def _rate(kept: float, time: float) -> float:
     """The rate of an exponential decay to `kept`; NaN where the charge turned round."""
     return -math.log(kept) / time if kept > 0 else math.nan
-
-
-def _draw_drift(panel, report: DriftReport) -> None:
-    rates = [descent.learning_rate for descent in report.descents]
-    top = 0.0
-    for kind, order in report.orders.items():
-        drifts = [descent.drift[kind][-1] for descent in report.descents]
-        if min(drifts) < ROUNDING:
-            continue
-        label = kind if math.isnan(order) else f"{kind}, order {order:.2f}"
-        panel.loglog(rates, drifts, "o-", label=label)
-        top = max(top, drifts[0])
-    if top:
-        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="order 1")
-    title = "Charges under gradient descent"
-    panel.set(title=title, xlabel="step size η", ylabel=f"drift at time {report.time:g} / Σ|W|²")
-
-
-def _draw_decay(panel, report: DriftReport) -> None:
-    descent = report.descents[-1]
-    # Charges of one rate lie on top of each other: rings of different sizes let all of them be seen.
-    for index, (kind, kept) in enumerate(descent.kept.items()):
-        if not any(math.isnan(value) for value in kept):
-            size = 4 + 3 * index
-            panel.semilogy(descent.times, [abs(value) for value in kept], "o", ms=size, mfc="none", label=kind)
-    for rate, style in zip(sorted(set(report.predicted_rates.values())), ("-", "--"), strict=False):
-        power = round(rate / report.weight_decay)
-        label = f"exp(-{power if power > 1 else ''}μt)"
-        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], style, color="0.5", label=label)
-    panel.set(
-        title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
-        xlabel="time",
-        ylabel="<Q(t), Q(0)> / |Q(0)|²",
-    )

@@ -9,8 +9,8 @@ from torchdiffeq import odeint
 
 from rigpt_hf import depth_rigpt
 from rigpt_hf.flow.depth import fitted_order, flow_end, layer_field, refinement, trajectory
-from rigpt_hf.flow.figures_depth import plot_depth
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.pictures.depth import plot_depth
 from rigpt_hf.symmetry import (
     GaugeTransformation,
     canonicalize,

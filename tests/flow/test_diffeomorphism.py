@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rigpt_hf.flow import figures_diffeomorphism
 from rigpt_hf.flow.diffeomorphism import (
     SpacetimeMap,
     end_deviation,
@@ -17,6 +16,7 @@ from rigpt_hf.flow.diffeomorphism import (
     transform_field,
 )
 from rigpt_hf.flow.linear_field import linear_field, linear_map
+from rigpt_hf.pictures import diffeomorphism as pictures
 from rigpt_hf.symmetry import so_exp
 from tests.tolerances import SYMMETRY
 
@@ -286,9 +286,9 @@ def test_maps_that_are_no_diffeomorphisms_raise():
 
 
 def test_figure(monkeypatch):
-    monkeypatch.setattr(figures_diffeomorphism, "TOLERANCES", [1e-3, 1e-6])
-    monkeypatch.setattr(figures_diffeomorphism, "FRAMES", 5)
-    figure = figures_diffeomorphism.plot_diffeomorphism()
+    monkeypatch.setattr(pictures, "TOLERANCES", [1e-3, 1e-6])
+    monkeypatch.setattr(pictures, "FRAMES", 5)
+    figure = pictures.plot_diffeomorphism()
     panels = [panel for panel in figure.axes if panel.get_title()]
     assert len(panels) == 3 and all(panel.get_xlabel() and panel.get_ylabel() for panel in panels)
     fixed, free = (line.get_ydata() for line in panels[2].get_lines())

@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rigpt_hf.flow.figures_gauge_fixing import plot_gauge_fixing, toy_model, toy_text
 from rigpt_hf.flow.gauge_fixing import (
     balance_distance,
     compact_part,
@@ -16,6 +15,7 @@ from rigpt_hf.flow.gauge_fixing import (
     minimum_norm,
     next_token_loss,
 )
+from rigpt_hf.pictures.gauge_fixing import plot_gauge_fixing, toy_model, toy_text
 from rigpt_hf.symmetry import GaugeTransformation, canonicalize, charges, gauge_error, gradient_pairing
 from rigpt_hf.symmetry.balance import can_stretch
 from rigpt_hf.symmetry.contraction import contract, weights_of

@@ -17,7 +17,7 @@ from huggingface_hub import SpaceCard
 from PIL import Image
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.publishing.rotation_pictures import draw_layer, draw_layers, draw_probabilities, layer_pictures, plain
+from rigpt_hf.pictures.rotation import draw_layer, draw_layers, draw_probabilities, layer_pictures, plain
 from rigpt_hf.publishing.rotation_view import RotationView, View, load_subjects, turn_rigpt
 from rigpt_hf.publishing.space import GRADIO, build_space
 from rigpt_hf.symmetry import GaugeTransformation, haar

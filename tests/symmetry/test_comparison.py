@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from rigpt_hf.symmetry import GaugeTransformation, compare, frames, plot_comparison
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_comparison
+from rigpt_hf.symmetry import GaugeTransformation, compare, frames
 from rigpt_hf.symmetry.alignment import find_alignment
 from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
 from tests.models import SYMMETRIES, randomise_, tiny_config, tiny_model
@@ -231,9 +233,9 @@ def test_a_picture_of_every_verdict(tmp_path):
     for verdict, other in pairs.items():
         found = compare(model, other)
         assert found.verdict == verdict
-        plot_comparison(found, tmp_path / f"{verdict}.png", title="a and b")
+        save(plot_comparison(found, title="a and b"), tmp_path / f"{verdict}.png")
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")
-    plot_comparison(found, tmp_path / "no-suffix", picture_format="svg")
+    save(plot_comparison(found), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
 
 

@@ -7,9 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_drift
 from rigpt_hf.symmetry import charges, gradient_pairing
 from rigpt_hf.symmetry.contraction import contract, weights_of
-from rigpt_hf.symmetry.drift import charge_drift, plot_drift
+from rigpt_hf.symmetry.drift import charge_drift
 from rigpt_hf.symmetry.frames import frame_keys, kind_of
 from rigpt_hf.symmetry.permutations import Translations
 from tests.models import SYMMETRIES, tiny_model, tokens
@@ -297,9 +299,9 @@ def test_drift_of_a_model_in_single_precision():
 def test_the_picture_of_the_drift(decay, tmp_path):
     model = charged_model("learned")
     report = charge_drift(model, batch(), learning_rates=(0.2, 0.1), time=0.4, weight_decay=decay, progress=False)
-    picture = plot_drift(report, tmp_path / "drift.png").read_bytes()
+    picture = save(plot_drift(report), tmp_path / "drift.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
-    drawn = plot_drift(report, tmp_path / "drift.svg").read_text()
+    drawn = save(plot_drift(report), tmp_path / "drift.svg").read_text()
     assert drawn.startswith("<?xml")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["drift.png", "drift.svg"]
 

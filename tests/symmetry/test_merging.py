@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge, plot_paths
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_paths
+from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.merging import average
 from tests.models import OPTIONS, SYMMETRIES, randomise_, tiny_model, tokens
 from tests.tolerances import SYMMETRY
@@ -240,9 +242,9 @@ def test_the_barrier_is_the_largest_excess_over_the_straight_line():
 
 def test_pictures_of_paths(tmp_path):
     path = LossPath([0.0, 0.5, 1.0], [2.0, 5.0, 2.1], [2.0, 2.9, 2.1])
-    plot_paths([path, path], tmp_path / "paths.png")
+    save(plot_paths([path, path]), tmp_path / "paths.png")
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
-    plot_paths([path], tmp_path / "no-suffix", title="One way", picture_format="svg")
+    save(plot_paths([path], title="One way"), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
 
 

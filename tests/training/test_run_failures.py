@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.training import folder, loop
-from rigpt_hf.training.build import check_launch
+from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
+from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
 from tests.training.runs import log_of, pretrain
@@ -71,15 +72,14 @@ def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, monkeypa
         pretrain(data, straight, **SHORT)
 
 
-def test_a_failure_of_the_main_process_ends_the_others(monkeypatch):
-    run = object.__new__(loop.PretrainingRun)
-    run.accelerator = SimpleNamespace(is_main_process=False)
-    done = []
-    monkeypatch.setattr(loop, "gather_object", lambda own: ["The disk is full.", *own])
-    with pytest.raises(ValueError, match="^The disk is full.$"):
-        run._together(lambda: done.append("by another than the main process"))
-    monkeypatch.setattr(loop, "gather_object", lambda own: [None, *own])
-    assert run._together(lambda: done.append("the same")) is None and done == []
+def test_a_failure_of_the_main_process_ends_the_others():
+    run, done = object.__new__(loop.PretrainingRun), []
+    run.rank = 1
+    run.workers = SimpleNamespace(gather=lambda own: ["ValueError: The disk is full.", own])
+    with pytest.raises(RuntimeError, match="^Process 0 failed and took the others with it. ValueError: The disk is"):
+        run._on_main(lambda: done.append("by another than the main process"))
+    run.workers = SimpleNamespace(gather=lambda own: [None, own])
+    assert run._on_main(lambda: done.append("the same")) is None and done == []
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_state", full)
         with pytest.raises(
-            ValueError, match=f"^`folder` must take the checkpoint of step 6.*{FULL}.*untouched"
+            ValueError, match=f"^`output_dir` must take the checkpoint of step 6.*{FULL}.*untouched"
         ) as told:
             pretrain(data, tmp_path, **SHORT)
     assert "\n" not in str(told.value) and leftovers(tmp_path) == []
@@ -171,7 +171,7 @@ def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     arguments = ["--data-dir", str(data), "--data", "null", "--output-dir", str(tmp_path / "run")]
     assert main([*arguments, "--report-to", "none"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("pretrain: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
+    assert shown.startswith("pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
-    check_launch()
+    check_run(PretrainOptions())

@@ -1,5 +1,5 @@
 """
-Why do weights of high stable rank suffer more from four bits? `python -m rigpt_hf.evaluation.four_bits MODEL...`
+Why do weights of high stable rank suffer more from four bits? `python -m evaluation.experiments.four_bits MODEL...`
 
 Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row, and the
 loss on held-out tokens is measured again; once more with what a column loses made good by the others (GPTQ). Beside it
@@ -32,10 +32,11 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-import rigpt_hf.training.modern  # noqa: F401  so that the Auto classes know the baseline
 from rigpt_hf.conversion.output import temporary_sibling
-from rigpt_hf.evaluation.command import command
 from rigpt_hf.evaluation.measures.rounding import compensated, matrices_of, rounded, rows_of
+
+from . import modern  # noqa: F401  so that the Auto classes know the baseline
+from .command import command
 
 
 # Of every output, where models are compared at equal noise.
@@ -173,7 +174,7 @@ def main() -> None:
     """
     Round the weights of models to four bits and say what that costs, and why.
 
-        python -m rigpt_hf.evaluation.four_bits runs/a/model runs/b/model --tokens val.bin
+        python -m evaluation.experiments.four_bits runs/a/model runs/b/model --tokens val.bin
     """
 
 

@@ -9,7 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from rigpt_hf.evaluation import four_bits, group_words
+from evaluation.experiments import four_bits, group_words
 from rigpt_hf.evaluation.measures.rounding import compensated
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_model

@@ -1,5 +1,5 @@
 """
-Is training from a rotated start the rotated training? `python -m rigpt_hf.evaluation.equivariance --help`.
+Is training from a rotated start the rotated training? `python -m evaluation.experiments.equivariance --help`.
 
 A small RiGPT is trained twice with the equivariant optimizer, once from its weights and once from a random rotation of
 them, in several precisions, and once more with AdamW. What is reported is the distance between the rotated result of

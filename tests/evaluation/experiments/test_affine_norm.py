@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from evaluation.experiments.affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.symmetry import haar
-from rigpt_hf.training.affine_norm import AffineNormConfig, AffineNormForCausalLM, affine_norm_param_groups
-from rigpt_hf.training.build import EQUIVARIANT_GROUPS, KINDS
-from rigpt_hf.training.options import WITH_FRAMES
+from rigpt_hf.training.kinds import KINDS
 from tests.model.agreement import assert_different, assert_same
 from tests.models import randomise_, tokens
 from tests.training.runs import make_data, pretrain
@@ -77,7 +76,7 @@ def test_its_matrices_are_trained_as_those_of_rigpt():
     plain = RiGPTForCausalLM(RiGPTConfig(**TINY))
     multipliers = {"embed_tokens": 3.0}
     groups = affine_norm_param_groups(model, 0.01, 0.1, multipliers=multipliers)
-    theirs = EQUIVARIANT_GROUPS["rigpt"](plain, 0.01, 0.1, multipliers=multipliers)
+    theirs = KINDS["rigpt"].param_groups(plain, 0.01, 0.1, multipliers=multipliers)
     kept = ("names", "shapes", "treatment", "blocks", "dim", "lr", "weight_decay")
     assert [{key: group[key] for key in kept} for group in groups[:-1]] == [
         {key: group[key] for key in kept} for group in theirs
@@ -89,7 +88,7 @@ def test_its_matrices_are_trained_as_those_of_rigpt():
     frozen = next(iter(own.values())).requires_grad_(False)
     assert id(frozen) not in {id(each) for each in affine_norm_param_groups(model, 0.01, 0.1)[-1]["params"]}
     assert not frozen.requires_grad
-    assert set(EQUIVARIANT_GROUPS) == {KINDS[kind][0].model_type for kind in WITH_FRAMES}
+    assert KINDS["affine-norm-rigpt"].param_groups is affine_norm_param_groups
 
 
 @pytest.mark.parametrize("stream_norm", ["rmsnorm", "layernorm"])

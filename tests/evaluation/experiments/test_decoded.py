@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rigpt_hf.evaluation import decoded
+from evaluation.experiments import decoded
 from tests.evaluation.toys import word_tokenizer
 
 

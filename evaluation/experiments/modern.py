@@ -154,7 +154,7 @@ class ModernGPTModel(StartsAsRecipesDo, RiGPTModel):
 
 
 class ModernGPTForCausalLM(StartsAsRecipesDo, RiGPTForCausalLM):
-    """The baseline; trained with `optim="muon"`."""
+    """The baseline; trained with Muon."""
 
     config_class = ModernGPTConfig
 

@@ -1,5 +1,5 @@
 """
-What alignment does to the way between two trained models: `python -m rigpt_hf.evaluation.merging --help`.
+What alignment does to the way between two trained models: `python -m evaluation.experiments.merging --help`.
 
 Pairs of small RiGPTs learn one text from other initial weights and in another order. The loss on held-out text is
 measured along the straight path between them, and of their average, as they are and after alignment; and, to see what
@@ -29,14 +29,17 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
-from rigpt_hf.evaluation.command import command
-from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge, plot_paths
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_paths
+from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import contract, weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
 from rigpt_hf.symmetry.procrustes import assignment
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
+
+from .command import command
 
 
 MEGABYTE = 10**6
@@ -349,7 +352,7 @@ def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
     try:
         (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         title = f"The way between {len(pairs)} pairs of independently trained models"
-        plot_paths([pair.path for pair in pairs], temporary / "paths.png", title)
+        save(plot_paths([pair.path for pair in pairs], title), temporary / "paths.png")
         publish(temporary, output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -364,7 +367,7 @@ def main() -> None:
     Defaults take about three minutes on one core. Without --text the models learn the documentation of the installed
     Python packages, which needs no network. Wider, longer trained or relu2 models:
 
-        python -m rigpt_hf.evaluation.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
+        python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
     """
 
 

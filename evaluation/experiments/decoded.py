@@ -1,5 +1,5 @@
 """
-Documents from a row of token ids: `python -m rigpt_hf.evaluation.decoded --help`.
+Documents from a row of token ids: `python -m evaluation.experiments.decoded --help`.
 
 What a model was trained and validated on is often there as token ids only. As text it can be given to any model:
 bits per byte, and questions made of words, need it.
@@ -16,8 +16,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.conversion.output import temporary_sibling
-from rigpt_hf.evaluation.command import command
 from rigpt_hf.text.tokenizer import load_tokenizer
+
+from .command import command
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def main() -> None:
     """
     Make documents of a row of token ids, to measure any model on them.
 
-        python -m rigpt_hf.evaluation.decoded --tokens val.bin --tokenizer my-model --output held-out.jsonl
+        python -m evaluation.experiments.decoded --tokens val.bin --tokenizer my-model --output held-out.jsonl
 
         rigpt evaluate my-model --against another --suite full --text held-out.jsonl
     """

@@ -34,7 +34,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
-from rigpt_hf.evaluation.command import command
+
+from .command import command
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -340,7 +341,7 @@ def main() -> None:
 
     Defaults take about an hour on one core. A quick look at one group:
 
-        python -m rigpt_hf.evaluation.group_words --groups S3 --seeds 1 --steps 200
+        python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
     """
 
 

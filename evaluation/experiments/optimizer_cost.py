@@ -1,5 +1,5 @@
 """
-What the equivariant optimizer costs beside fused AdamW: `python -m rigpt_hf.evaluation.optimizer_cost --help`.
+What the equivariant optimizer costs beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
 
 Both optimizers act on copies of one model in one process and take turns. A training step is forward, backward and the
 optimizer's step; the first two are the same for both, so they are timed once per turn and shared.

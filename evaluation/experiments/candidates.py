@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+
 from . import affine_norm, modern  # noqa: F401  which add their kinds of models
-from .options import ModelOptions, OptimizerOptions
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def rigpt(
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
     settings = OptimizerOptions(
-        optim=optimizer,  # type: ignore[arg-type]
+        optim=optimizer,
         momentum=MOMENTUM,
         ema_decay=average,
         lr_multipliers={} if optimizer == "adamw" else multipliers,

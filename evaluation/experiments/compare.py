@@ -1,6 +1,6 @@
 """Compare recipes on one row of tokens: the same data, the same budget, learning rates swept, several seeds.
 
-    python training/compare.py TRAIN.bin VALIDATION.bin --output runs/compare
+    python -m evaluation.experiments.compare TRAIN.bin VALIDATION.bin --output runs/compare
 
 TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN are drawn uniformly by NumPy's
 `default_rng(0)`, the same for every run, and the validation loss is the mean over 12 batches whose windows
@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.conversion.output import temporary_sibling
-from rigpt_hf.training.candidates import CANDIDATES
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
 from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.records import Records
+
+from .candidates import CANDIDATES
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12

@@ -1,6 +1,6 @@
 """Seconds of a training step of the recipes that `compare.py` trains, side by side.
 
-    python -m rigpt_hf.training.step_time --only stock-gpt2,rigpt,recipe
+    python -m evaluation.experiments.step_time --only stock-gpt2,rigpt,recipe
 
 Runs of minutes on a shared machine say little about speed. Here all recipes are in one process and take turns, a whole
 step each, forward, backward and optimizer, so that the machine's moods fall on all of them.
@@ -22,8 +22,9 @@ from rich.table import Table
 
 from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.training.build import build_model, build_optimizer
-from rigpt_hf.training.candidates import CANDIDATES
-from rigpt_hf.training.compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, interval, spread
+
+from .candidates import CANDIDATES
+from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, interval, spread
 
 
 def main(

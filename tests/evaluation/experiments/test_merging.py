@@ -10,7 +10,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from rigpt_hf.evaluation.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
+from evaluation.experiments.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.groups import MatrixGroup
 from tests.models import tiny_config, tiny_model
