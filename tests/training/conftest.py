@@ -7,7 +7,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.text.tokenizer import train_tokenizer
 from rigpt_hf.training.finetune_options import FinetuneOptions
 from tests.models import tiny_config
-from tests.training.runs import make_data
+from tests.training.runs import CALM, make_data, pretrain
 from tests.training.texts import TEXT
 
 
@@ -15,6 +15,22 @@ from tests.training.texts import TEXT
 def data(tmp_path_factory):
     """The folder of a few shards of tokens."""
     return make_data(tmp_path_factory.mktemp("tokens"))
+
+
+@pytest.fixture(scope="session")
+def straight(data, tmp_path_factory):
+    """The folder of a run of 12 steps, with dropout, that nothing happened to; to look at and to copy."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    pretrain(data, output, diagnose_steps=6)
+    return output
+
+
+@pytest.fixture(scope="session")
+def plain(data, tmp_path_factory):
+    """The same without dropout, so that the number of processes and the parts of a batch do not show."""
+    output = tmp_path_factory.mktemp("plain") / "run"
+    pretrain(data, output, **CALM)
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,19 @@
 """Fine-tuning: what is learned, what is masked, what is held out, what is saved, what is refused."""
 
-import io
 import json
+import math
 import os
 import socket
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune as program
-from rigpt_hf.training.finetune_options import FinetuneReport
 from rigpt_hf.training.tuning import finetune
 from tests.conversion.sources import stock_model
 from tests.model.agreement import assert_different, assert_same
@@ -217,23 +215,16 @@ def test_refusals(changes, message, options, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} <= {".txt", ".csv", ".jsonl"}, "something was left"
 
 
-def test_a_place_that_cannot_be_written_to_is_named(options, tmp_path):
+def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
     (tmp_path / "file").touch()
-    nowhere = str(tmp_path / "file" / "out")
-    with pytest.raises(
-        ValueError, match=f"`output_dir` must be a place that can be written to, got '{nowhere}': Not a"
-    ):
+    nowhere, template = str(tmp_path / "file" / "out"), tmp_path / "template.jinja"
+    with pytest.raises(ValueError, match=f"`output_dir` must be a place that can be .*, got '{nowhere}': Not a"):
         finetune(options(output_dir=nowhere))
     assert {path.name for path in tmp_path.iterdir()} == {"data.txt", "file"}
-
-
-def test_a_chat_template_that_is_not_text_is_named(options, tmp_path, capsys):
-    template = tmp_path / "template.jinja"
     template.write_text("{{ 'schön' }}", encoding="latin-1")
-    with pytest.raises(ValueError, match=r"`chat_template` must be a readable file of text in UTF-8, got '.*jinja': "):
-        options(chat_template=str(template))
     assert program.main(["model", "data.txt", "out", "--chat-template", str(template)]) == 2
-    assert capsys.readouterr().err.startswith("finetune.py: `chat_template` must be a readable")
+    shown = capsys.readouterr().err
+    assert shown.startswith("finetune.py: `chat_template` must be a readable file of text in UTF-8, got '")
     template.write_text("{{ 'schön' }}", encoding="utf-8")
     assert options(chat_template=str(template)).read_template() == "{{ 'schön' }}"
 
@@ -312,18 +303,13 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "finetune.json").read_text())["result"]
     assert f"Before: loss {report['loss_before']:.4f}" in shown
-    assert f"{report['loss_after']:.4f}" in shown and f"Written to {tmp_path / 'out'}" in shown
+    assert f"Written to {tmp_path / 'out'}" in shown
+    for name in ("loss_before", "loss_after"):
+        assert f"{report[name]:.4f}" in shown and f"{math.exp(report[name]):.2f}" in shown
+    for part in (report["measured_on"], f"{report['tokens']:,}", f"{report['parameters']:,}", report["seconds"]):
+        assert str(part) in shown, part
     assert program.main(words) == 2
     assert capsys.readouterr().err.startswith("finetune.py: `output_dir` must be empty or absent")
     assert program.main(["--help"]) == 0
     page = capsys.readouterr().out
     assert "--lora-target-modules" in page and "accelerate launch training/finetune.py" in page
-
-
-def test_the_table_shows_what_was_measured():
-    report = FinetuneReport("out", 10, 20, 3, 1, "held-out", 2.0, 1.0, 5, 1234, 6.5, [])
-    output = io.StringIO()
-    Console(file=output, width=100).print(report.table())
-    page = output.getvalue()
-    for part in ("held-out", "2.0000", "1.0000", "7.39", "2.72", "1,234", "6.5"):
-        assert part in page

@@ -13,10 +13,7 @@ from rigpt_hf.training.diagnostics import in_parts, stream_kurtosis, summed_loss
 from rigpt_hf.training.sharding import restore_weights_
 from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import MODEL, log_of, make_options, pretrain
-
-
-CALM = {"config_overrides": MODEL | {"residual_dropout": 0.0}}
+from tests.training.runs import CALM, losses_of, make_options, pretrain, weights_of
 
 
 @pytest.fixture
@@ -98,10 +95,8 @@ def test_a_killed_run_with_an_average_goes_on_from_the_weights(data, tmp_path, m
     assert pretrain(data, tmp_path / "resumed", **options).started == 3
     monkeypatch.setattr(loop, "exchange_saved", lambda weights, state: None)
     pretrain(data, tmp_path / "mistaken", **options)
-    losses = {
-        name: [entry["loss"] for entry in log_of(tmp_path / name)] for name in ("straight", "resumed", "mistaken")
-    }
+    losses = {name: losses_of(tmp_path / name) for name in ("straight", "resumed", "mistaken")}
     assert losses["resumed"] == losses["straight"] and len(losses["straight"]) == 9
     assert losses["mistaken"][:3] == losses["straight"][:3] and losses["mistaken"][3] != losses["straight"][3]
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in losses]
+    models = [weights_of(tmp_path / name) for name in losses]
     assert models[0] == models[1] != models[2]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,61 +16,45 @@ from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
-from tests.training.runs import log_of, pretrain
+from tests.training.runs import interrupted, pretrain, same_run
 
 
 FULL = "No space left on device"
-SHORT = {"max_steps": 6, "deterministic": True}
-
-
-@pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
-    """A run that nothing happened to."""
-    output = tmp_path_factory.mktemp("straight")
-    pretrain(data, output, **SHORT)
-    return output
-
-
-def same(a, b) -> bool:
-    losses = [[entry["loss"] for entry in log_of(output)] for output in (a, b)]
-    weights = [(output / "model" / "model.safetensors").read_bytes() for output in (a, b)]
-    return losses[0] == losses[1] and weights[0] == weights[1]
 
 
 def leftovers(output) -> list[str]:
     return [path.name for path in output.rglob("*.partial")]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [SafetensorError(f"Error while serializing: I/O error: {FULL}"), OSError(errno.ENOSPC, FULL), Exception(FULL)],
-    ids=["safetensors", "system", "tokenizers"],
-)
-def test_a_disk_that_is_full_at_the_end(error, data, straight, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_the_end(data, straight, tmp_path, monkeypatch):
+    interrupted(straight, tmp_path / "run")
     save = RiGPTForCausalLM.save_pretrained
+    unwritable = f"Error while serializing: I/O error: {FULL}"
+    for error in (SafetensorError(unwritable), OSError(errno.ENOSPC, FULL), Exception(FULL)):  # the last of tokenizers
 
-    def refused(self, path, **options):
-        save(self, path, **options)
-        if path.parent == tmp_path:
-            raise error
+        def refused(self, path, error=error, **options):
+            save(self, path, **options)
+            if path.parent == tmp_path / "run":
+                raise error
 
-    with monkeypatch.context() as patched:
-        patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
-        with pytest.raises(ValueError, match=f"^`output_dir` must take the final model.*{FULL}.*same command") as told:
-            pretrain(data, tmp_path, **SHORT)
-    assert "\n" not in str(told.value) and not (tmp_path / "model").exists() and leftovers(tmp_path) == []
-    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 6
-    assert pretrain(data, tmp_path, **SHORT).started == 6
-    assert same(tmp_path, straight)
+        with monkeypatch.context() as patched:
+            patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
+            with pytest.raises(ValueError, match=f"^`output_dir` must take the final .*{FULL}.*same command") as told:
+                pretrain(data, tmp_path / "run")
+        assert "\n" not in str(told.value) and not (tmp_path / "run" / "model").exists()
+        assert leftovers(tmp_path) == []
+        assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 12
+    assert pretrain(data, tmp_path / "run").started == 12
+    assert same_run(tmp_path / "run", straight)
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, monkeypatch):
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, tmp_path, monkeypatch):
     def wrong(*arguments):
         raise KeyError("a mistake")
 
     monkeypatch.setattr(loop, "write_results", wrong)
     with pytest.raises(KeyError, match="a mistake"):
-        pretrain(data, straight, **SHORT)
+        pretrain(data, shutil.copytree(straight, tmp_path / "run"))
 
 
 def test_a_failure_of_the_main_process_ends_the_others():
@@ -83,33 +68,33 @@ def test_a_failure_of_the_main_process_ends_the_others():
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypatch):
-    def full(state, stem):
-        if "00000006" in str(stem):
-            raise OSError(errno.ENOSPC, FULL)
-        return save(state, stem)
+    interrupted(straight, tmp_path / "run")
 
-    save = loop.save_state
+    def full(state, path):
+        raise OSError(errno.ENOSPC, FULL)
+
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_state", full)
         with pytest.raises(
-            ValueError, match=f"^`output_dir` must take the checkpoint of step 6.*{FULL}.*untouched"
+            ValueError, match=f"^`output_dir` must take the checkpoint of step 12.*{FULL}.*untouched"
         ) as told:
-            pretrain(data, tmp_path, **SHORT)
+            pretrain(data, tmp_path / "run")
     assert "\n" not in str(told.value) and leftovers(tmp_path) == []
-    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 3
-    assert pretrain(data, tmp_path, **SHORT).started == 3
-    assert same(tmp_path, straight)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 9
+    assert pretrain(data, tmp_path / "run").started == 9
+    assert same_run(tmp_path / "run", straight)
 
 
 def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
+    interrupted(straight, tmp_path / "run")
     append = Records.append
 
     def full(self, entry):
-        if entry["step"] < 5:
+        if entry["step"] < 11:
             return append(self, entry)
         # What a disk takes of a line before it is full.
         with self.path.open("a") as file:
-            file.write('{"step": 5, "lo')
+            file.write('{"step": 11, "lo')
         monkeypatch.setattr(type(self.path), "open", refuse)
         return append(self, entry)
 
@@ -120,11 +105,11 @@ def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=f"^`output_dir` must take the log, got .*metrics.jsonl': {FULL}.*same command"
     ):
-        pretrain(data, tmp_path, **SHORT)
+        pretrain(data, tmp_path / "run")
     monkeypatch.undo()
-    assert [entry["step"] for entry in Records(tmp_path / "metrics.jsonl").read()] == [1, 2, 3, 4]
-    assert pretrain(data, tmp_path, **SHORT).started == 3
-    assert same(tmp_path, straight)
+    assert [entry["step"] for entry in Records(tmp_path / "run" / "metrics.jsonl").read()] == list(range(1, 11))
+    assert pretrain(data, tmp_path / "run").started == 9
+    assert same_run(tmp_path / "run", straight)
 
 
 DAMAGE = {"cut": b'{"model"', "empty": b"", "zeros": bytes(9), "list": b"[]"}
@@ -148,11 +133,11 @@ def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
         folder.claim(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
 
 
-def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight):
-    owner = straight / folder.OWNER
+def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight, tmp_path):
+    owner = shutil.copytree(straight, tmp_path / "run") / folder.OWNER
     whole = owner.read_bytes()
     owner.write_bytes(whole[:20])
-    assert pretrain(data, straight, **SHORT).started == 6
+    assert pretrain(data, tmp_path / "run").started == 12
     assert owner.read_bytes() == whole
 
 
@@ -171,7 +156,9 @@ def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     arguments = ["--data-dir", str(data), "--data", "null", "--output-dir", str(tmp_path / "run")]
     assert main([*arguments, "--report-to", "none"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
+    assert shown.startswith(
+        "pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP"
+    )
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     check_run(PretrainOptions())

@@ -11,11 +11,12 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.text.sources import documents, kind_of, pinned
 from rigpt_hf.text.tokenizer import encode, end_of_text_id, fingerprint, load_tokenizer, vocabulary_size
 
 from .manifest import DTYPES, VERSION, Manifest
-from .writer import ShardWriter, check_tokens_output, new_folder
+from .writer import ShardWriter, check_tokens_output
 
 
 SPLITS = ("train", "validation")
