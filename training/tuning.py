@@ -290,36 +290,25 @@ def make_trainer(
     """The trainer of the options; documents are packed, so that no token sees another document, chats are not."""
     packed = examples["labels"] == examples["input_ids"]
     rate, decay = options.peak_rate, options.weight_decay
-    # Named differently from Transformers 5.20 on.
-    names = {entry.name for entry in fields(trl.SFTConfig)}
-    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
-    recompute: dict[str, Any] = {name: options.gradient_checkpointing, f"{name}_kwargs": {"use_reentrant": False}}
-    arguments = trl.SFTConfig(
-        output_dir=str(options.working_dir),
-        max_length=context,
-        packing=packed,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        num_train_epochs=options.num_train_epochs or 1.0,
-        max_steps=options.max_steps or -1,
-        learning_rate=rate,
-        weight_decay=decay,
-        lr_scheduler_type=options.lr_scheduler_type,
-        warmup_steps=options.warmup_steps,
-        max_grad_norm=options.max_grad_norm,
-        bf16=options.mixed_precision == "bf16",
-        **recompute,
-        seed=options.seed,
-        logging_steps=options.logging_steps,
-        save_steps=options.save_steps,
-        save_total_limit=options.save_total_limit,
+    names = {entry.name for entry in fields(trl.SFTConfig)} - {"optim"}  # which is made below
+    # What has the same name in both is the same.
+    shared = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    settings: dict[str, Any] = shared | {
+        "output_dir": str(options.working_dir),
+        "max_length": context,
+        "packing": packed,
+        "num_train_epochs": options.num_train_epochs or 1.0,
+        "learning_rate": rate,
+        "bf16": options.mixed_precision == "bf16",
         # Packed batches have neither padding nor a mask to count by.
-        include_num_input_tokens_seen="all" if packed else "non_padding",
-        report_to=options.report_to,
-        dataloader_pin_memory=torch.cuda.is_available() and not options.cpu,
-        use_cpu=options.cpu,
-        disable_tqdm=options.quiet,
-    )
+        "include_num_input_tokens_seen": "all" if packed else "non_padding",
+        "dataloader_pin_memory": torch.cuda.is_available() and not options.cpu,
+        "use_cpu": options.cpu,
+        "disable_tqdm": options.quiet,
+    }
+    if "activation_checkpointing" in names:  # as it is called from Transformers 5.20 on
+        settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
+    arguments = trl.SFTConfig(**settings)
     optimizer = None
     if options.optim == "equivariant":
         groups = equivariant_param_groups(model, rate, decay)

@@ -70,7 +70,8 @@ def _make(folder: Path, output: Path, argument: str) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ValueError(
-            f"`{argument}` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name another."
+            f"`{argument}` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name "
+            "another."
         ) from error
 
 

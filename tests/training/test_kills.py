@@ -15,11 +15,14 @@ from rigpt_hf.training.checkpoints import CheckpointStore
 from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
 
 
-# Programs of their own load the file alone, without all of PyTorch, and start in a fraction of a second.
+# Programs of their own load the files alone, without all of PyTorch, and start in a fraction of a second.
 PREAMBLE = """
 import os, resource, shutil, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+from types import ModuleType
+for name, place in (("rigpt_hf", "rigpt_hf"), ("rigpt_hf.training", "training")):
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__path__ = [str(Path(sys.argv[1]) / place)]
 import numpy as np
 from rigpt_hf.training.checkpoints import CheckpointStore
 from safetensors.numpy import save_file
@@ -38,7 +41,7 @@ def writer(step, size=2000):
 
 
 def command(program: str, *arguments) -> list[str]:
-    return [sys.executable, "-c", PREAMBLE + program, str(Path(module.__file__).parent), *map(str, arguments)]
+    return [sys.executable, "-c", PREAMBLE + program, str(Path(module.__file__).parents[1]), *map(str, arguments)]
 
 
 FULL = """
