@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from .extras import advice
+
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -51,6 +53,8 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ImportError) and (missing := advice(error)):
+            return fail(name, missing)
         message = as_options(str(error))
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."

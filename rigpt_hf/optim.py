@@ -1,7 +1,7 @@
 """
 An optimizer without a preferred basis: training from a rotated start is the rotated training.
 
-How a parameter is treated follows from how it turns (`symmetry/frames.py`):
+How a parameter is treated follows from how it turns (`frames.py`):
 
     polar      matrices between two frames: momentum, then the polar factor, as in Muon; of each head by itself
     rows       tables whose rows are vectors of a frame: Adam with one second moment per row
@@ -22,9 +22,8 @@ import torch.distributed as dist
 from torch import nn
 
 from .configuration_rigpt import RiGPTConfig
+from .frames import table_of
 from .polar import exact_polar, newton_schulz
-from .symmetry.frames import Axis, axes, frame_keys, key_of, row
-from .symmetry.groups import MatrixGroup
 from .workshare import agreeing_group, group_of_shards, local_like, shared_work, whole
 
 
@@ -60,28 +59,21 @@ def treatment_of(config: Any, name: str) -> Rule:
     Raises:
         ValueError: if the table of frames has no such parameter.
     """
-    entry, layer = row(name, axes(config))
-    parts = [_parts(config, axis, layer) for axis in entry]
-    if len(entry) == 1:
+    table = table_of(config)
+    # How many vectors each axis holds, each of a frame of its own; 0 if it holds none.
+    parts = [0] * table.rank(name)
+    for turned in table.turns(name):
+        if turned.role in ("vector", "covector"):
+            parts[turned.dim] = table.frames[turned.key].copies
+        elif parts[turned.dim] and turned.role == "query":
+            parts[turned.dim] = table.frames[turned.key].group.count("query")
+    if len(parts) == 1:
         return Rule("vectors", parts[0]) if parts[0] else Rule("elements")
-    if not (entry[0] and entry[1]):
+    if len({turned.dim for turned in table.turns(name)}) < len(parts):
         return Rule("rows")
     # Neurons only change places, but a matrix from or to a frame has them on its other side.
     dim = 1 if parts[1] > max(parts[0], 1) else 0
     return Rule("polar", max(parts[dim], 1), dim)
-
-
-def _parts(config: Any, axis: Axis, layer: str) -> int:
-    """How many vectors an axis holds, each of a frame of its own; 0 if it holds none."""
-    keys = frame_keys(config)
-    parts = 0
-    for turn in axis:
-        frame = keys[key_of(turn, layer, keys)]
-        if isinstance(frame.group, MatrixGroup) and turn.role in ("vector", "covector"):
-            parts = frame.copies
-        elif parts and turn.role == "query":
-            parts = config.num_attention_heads
-    return parts
 
 
 def equivariant_param_groups(

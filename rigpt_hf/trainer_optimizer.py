@@ -3,12 +3,12 @@
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from .when_imported import when_imported
+from wrapt import when_imported
 
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .optim import EquivariantOptimizer
 
 NAME = "equivariant"
@@ -27,7 +27,7 @@ class EquivariantFactory:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         *,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
@@ -48,8 +48,8 @@ def register_with_trainer():
     `optim_args` takes `momentum`, `steps`, `polar`, `sharing`, and multipliers of the learning rate such as
     `embed_tokens=0.3`. Where the library has no table of optimizers to add to, `EquivariantFactory` is the way.
     """
-    when_imported("transformers.training_args", add_name)
-    when_imported("transformers.trainer_optimizer", add_handler)
+    when_imported("transformers.training_args")(add_name)
+    when_imported("transformers.trainer_optimizer")(add_handler)
 
 
 def add_name(training_args: ModuleType):

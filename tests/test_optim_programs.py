@@ -3,8 +3,6 @@
 import copy
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -214,15 +212,6 @@ def test_the_factory_serves_trainers_without_a_table(tmp_path):
     names = list(OptimizerNames)
     register_with_trainer()
     assert list(OptimizerNames) == names, "registering twice must do nothing"
-
-
-@pytest.mark.parametrize("order", ["import rigpt_hf, transformers", "import transformers.trainer, rigpt_hf"])
-def test_the_order_of_imports_does_not_matter(order):
-    script = (
-        f"{order}; from transformers import TrainingArguments as A; print(A('x', optim='equivariant').optim.value)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "equivariant", done.stderr[-2000:]
 
 
 def test_unknown_arguments_are_named(tmp_path):

@@ -29,13 +29,13 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
 from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
-from rigpt_hf.symmetry.contraction import contract, weights_of
+from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
-from rigpt_hf.symmetry.procrustes import assignment
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 
@@ -176,11 +176,10 @@ def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30)
     distances = [search.distance()]
     while len(distances) <= max_sweeps:
         for kind in ("stream", "head_vo"):
-            found = contract(b.config, search.target, search.weights, set(search.keys(kind)).__contains__)
-            crosses = {key: roles["vector"] + roles["covector"] for key, roles in found.items()}
-            search.go({key: torch.stack([permutation(each) for each in cross]) for key, cross in crosses.items()})
-        search.go({key: search.match_heads(key) for key in search.keys("heads")})
-        search.go({key: search.match_neurons(key) for key in search.keys("neurons")})
+            views = search.views(kind)
+            search.go({view.key: torch.stack([permutation(gains) for gains in view.total()]) for view in views})
+        search.settle("heads")
+        search.settle("neurons")
         distances.append(search.distance())
         if distances[-2] - distances[-1] < SETTLED:
             break

@@ -9,8 +9,7 @@ from scipy.linalg import hadamard as sylvester
 from sympy import isprime
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.symmetry import GaugeTransformation, haar, to_global_frame
-from rigpt_hf.symmetry.frames import frame_keys, kind_of
+from rigpt_hf.symmetry import GaugeTransformation, haar, table_of, to_global_frame
 
 
 FRAMES = ("identity", "haar", "hadamard", "pca")
@@ -116,8 +115,8 @@ def in_frame(
             raise ValueError("`input_ids` must be given to find principal axes, got None.")
         return GaugeTransformation(config, {"stream": principal_axes(model, input_ids)[None]})(model)
     elements = {}
-    for key, space in frame_keys(config).items():
-        if kind_of(key) not in SPACES:
+    for key, space in table_of(config).frames.items():
+        if key.kind not in SPACES:
             continue
         turns = [haar(space.group.shape(space.copies)[-1], generator) for _ in range(space.copies)]
         if frame == "hadamard":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rigpt_hf import RiGPTConfig
-from rigpt_hf.symmetry import GaugeTransformation, frames, gauge_error, haar
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 
 from .subjects import Texts, subject
 
@@ -64,7 +64,7 @@ def invariance(
     precisions = {name: _dtype(name) for name in dtypes}
     ids = first_rows(measured.encode(texts), min(context, measured.context(None)))
     config = measured.model.config
-    known = list(frames(config)) if isinstance(config, RiGPTConfig) else [STREAM]
+    known = list(table_of(config).kinds) if isinstance(config, RiGPTConfig) else [STREAM]
     wanted = known if frame == "all" else [frame] if isinstance(frame, str) else list(frame)
     if not wanted:
         raise ValueError("`frame` must name at least one frame, or 'all', got none.")
@@ -112,7 +112,7 @@ def _error(model: Any, frame: str, generator: torch.Generator, ids: torch.Tensor
     config = model.config
     if isinstance(config, RiGPTConfig):
         return gauge_error(model, GaugeTransformation.random(config, generator, frame, compact=True), ids)
-    from rigpt_hf.demo.rotation import rotate_stock
+    from rigpt_hf.conversion.stock_rotation import rotate_stock
 
     turned = rotate_stock(model, haar(config.hidden_size, generator))
     before, after = (each(input_ids=ids, use_cache=False).logits for each in (model, turned))

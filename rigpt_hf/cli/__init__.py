@@ -29,8 +29,9 @@ def print_version(wanted: bool):
 @app.callback(epilog="`rigpt --debug VERB ...` shows where an error comes from.")
 def before_the_verb(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop."),
+    ] = None,
 ):
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..command_line import as_options as as_options
+from ..extras import require
 
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -39,12 +40,9 @@ def known(source: str, loader: Any, **options: Any) -> Any:
 
 def load(source: str, dtype: Any = None) -> Any:
     """A causal language model from a folder or the Hub, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
+    from ..checkpoints.read import load_model
 
-    from ..conversion.assemble import quiet_loading
-
-    with quiet_loading():
-        return known(source, AutoModelForCausalLM, dtype=dtype or "auto").eval()
+    return load_model(source, dtype=dtype or "auto", allow_unexpected=True).eval()
 
 
 def rigpt_config(source: str, revision: str | None = None) -> Any:
@@ -69,21 +67,11 @@ def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> A
         ValueError: if it is not a RiGPT, or its weights are not those that its configuration asks for.
     """
     from .. import RiGPTForCausalLM
-    from ..conversion.assemble import quiet_loading
-    from ..conversion.maps import name_some
+    from ..checkpoints.read import load_model
 
     rigpt_config(source, revision)
-    where = {"revision": revision} if revision else {}
-    with quiet_loading():
-        model, report = known(source, RiGPTForCausalLM, dtype=dtype or "auto", output_loading_info=True, **where)
-    # The library would go on with random weights, or without some.
-    for problem, names in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
-        if names:
-            raise ValueError(
-                f"`source` must hold the weights of its configuration, got {source!r}, which {problem} "
-                f"{name_some(names)}. Save the whole model once more with `save_pretrained`."
-            )
-    return model.eval()
+    where: Any = {"revision": revision} if revision else {}
+    return load_model(source, RiGPTForCausalLM, dtype=dtype or "auto", **where).eval()
 
 
 def check_comparable(a: str, b: str):
@@ -205,29 +193,30 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     Raises:
         ValueError: if `path` is a folder, or a file without `force`.
     """
-    from ..conversion.output import temporary_sibling
+    from ..checkpoints.folder import new_file as whole_file
 
     check_file(path, argument, force)
-    temporary = temporary_sibling(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-    except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be a place that can be written to, got {str(path)!r}: {error.strerror}. Name another."
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(whole_file(path))
+            temporary.touch()
+        except OSError as error:
+            raise ValueError(
+                f"`{argument}` must be a place that can be written to, got {str(path)!r}: {error.strerror}. Name "
+                "another."
+            ) from error
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_picture(path: Path | None, force: bool):
-    """A `ValueError` if no picture can be written under this name. None is fine."""
+    """A `ValueError` if no picture can be written under this name, or none can be drawn. None is fine."""
     check_file(path, "picture", force)
-    if path is not None and path.suffix not in PICTURES:
+    if path is None:
+        return
+    if path.suffix not in PICTURES:
         raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
+    require("pictures")
 
 
 def numbers(text: str, argument: str) -> list[float]:
@@ -244,25 +233,16 @@ def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
 
     `output` must have been looked at by `check_output` before.
     """
-    import shutil
+    from ..checkpoints.companions import save_tokenizer
+    from ..checkpoints.folder import new_folder
+    from ..checkpoints.read import local_folder, quiet_loading
 
-    from ..conversion.assemble import quiet_loading
-    from ..conversion.checkpoint import local_folder
-    from ..conversion.companions import save_tokenizer
-    from ..conversion.output import publish, temporary_sibling
-
-    temporary = temporary_sibling(output)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(output) as folder:
         with quiet_loading():
-            model.save_pretrained(temporary)
-        save_tokenizer(local_folder(source), temporary)
+            model.save_pretrained(folder)
+        save_tokenizer(local_folder(source), folder)
         for name, values in facts.items():
-            (temporary / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def report(certificate: Any, output: Path):

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..extras import require
 from .common import DTYPES, check_comparable, check_device, load, report, rigpt_config, text_ids, to_dtype
 
 
@@ -38,6 +39,7 @@ def demo(
 
         rigpt demo --model openai-community/gpt2
     """
+    require("demo")
     from ..demo import DemoOptions, run_demo
 
     run_demo(DemoOptions(output, model, text, megabytes, steps, seed, prompt, points, force))
@@ -151,9 +153,10 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     import torch
 
     from .. import RiGPTForCausalLM
-    from ..symmetry import axes, frames
+    from ..frames import layer_of, table_of
 
     config = rigpt_config(source)
+    known = table_of(config)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
@@ -164,20 +167,20 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0
-    for name, frame in frames(config).items():
+    for name, frame in known.kinds.items():
         copies = frame.copies * (config.num_hidden_layers if frame.per_layer else 1)
         total += copies * frame.group.dimension
         table.add_row(name, str(frame.group), str(copies), f"{copies * frame.group.dimension:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
-    entries = axes(config)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
     for name, parameter in model.named_parameters():
-        pattern = name.replace(".layers.0.", ".layers.*.")
-        if pattern in entries:
+        if layer_of(name) in (None, 0):
             turning = [
                 " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
-                for axis in entries[pattern]
+                for axis in known.row(name)
             ]
-            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
+            table.add_row(
+                name.replace(".layers.0.", ".layers.*."), " x ".join(map(str, parameter.shape)), ", ".join(turning)
+            )
     console.print(table)

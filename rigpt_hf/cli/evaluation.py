@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..extras import needs
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model, RiGPT or any other.")],
@@ -74,15 +76,16 @@ def evaluate(
 
         accelerate launch --multi_gpu -m rigpt_hf.cli evaluate my-rigpt --against gpt2
     """
-    from accelerate import PartialState
+    with needs("eval"):
+        from accelerate import PartialState
 
-    from ..conversion.assemble import quiet_loading
-    from ..evaluation.harness.results import failures
-    from ..evaluation.harness.runner import EvaluateOptions
-    from ..evaluation.harness.runner import evaluate as run
-    from ..evaluation.harness.standard_tasks import StandardOptions
-    from ..evaluation.harness.tables import header, rows
-    from .common import check_device, to_dtype
+        from ..conversion.assemble import quiet_loading
+        from ..evaluation.harness.results import failures
+        from ..evaluation.harness.runner import EvaluateOptions
+        from ..evaluation.harness.runner import evaluate as run
+        from ..evaluation.harness.standard_tasks import StandardOptions
+        from ..evaluation.harness.tables import header, rows
+        from .common import check_device, to_dtype
 
     to_dtype(dtype)
     if device is not None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..extras import require
 from .common import check_file, new_file
 
 
@@ -39,6 +40,7 @@ def lab(
             table.add_row(each, entry.line, str(len(file_names(each))) if there else "not in this version")
         console.print(table)
         return
+    require("pictures")
     names = list(LABS) if name == "all" else [name]
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another one.")

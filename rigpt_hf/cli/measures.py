@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..extras import require
 from .common import (
     check_file,
     check_picture,
@@ -51,6 +52,7 @@ def diff(
 
         rigpt diff my-rigpt suspect --picture diff.png
     """
+    require("align")
     from ..pictures import save
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
@@ -126,11 +128,12 @@ def charges(
     import torch
 
     from ..conversion.certificate import random_input_ids
+    from ..frames import FrameKey, table_of
     from ..pictures import save
     from ..pictures.symmetry import plot_drift
     from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
-    from ..symmetry.contraction import carriers, weights_of
+    from ..symmetry.contraction import weights_of
     from ..symmetry.drift import step_counts
 
     if picture is not None and not measure:
@@ -143,10 +146,11 @@ def charges(
     model = load_rigpt(source)
     config = model.config
     weights = weights_of(model)
-    carried = carriers(config, weights)
+    frames = table_of(config)
     table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
     for key, value in charges_of(model).items():
-        scale = sum(float(weights[name].square().sum()) for name in carried[key])
+        names = [name for name, _ in frames.carriers(FrameKey.parse(key)) if name in weights]
+        scale = sum(float(weights[name].square().sum()) for name in names)
         relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
         table.add_row(key, f"{float(value.norm()):.3g}", relative)
     console = Console()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..extras import require
 from .common import (
     DTYPES,
     check_file,
@@ -223,6 +224,8 @@ def merge(
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
 
+    if not as_they_are:
+        require("align")
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
     check_picture(picture, force)

@@ -5,18 +5,23 @@ reached by `x_stock = Qᵀ x` with Q `[d, S]`, an isometry on everything that is
 readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`, and the stock gains are 1 inside the layers.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
+from ..checkpoints.read import name_some
+from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from . import gpt2, llama
 from .assemble import assemble
 from .frames import StockFrame, choose_frame
-from .maps import Family, Role, Rule, name_some
+from .maps import Family, Role, Rule
 from .neutral import refuse_options
 
 
@@ -47,6 +52,31 @@ def export_model(
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
     """
+    plan = plan_export(model, target, frame)
+    dtype = dtype or model.dtype
+    tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
+    return assemble(plan.model_class, plan.config, tensors, dtype, model, _stock_backend(model))
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The stock class and configuration of a result, and its tensors in the order of its state dict."""
+
+    model_class: Any
+    config: Any
+    entries: tuple[Entry, ...]
+
+
+def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> ExportPlan:
+    """
+    Match a RiGPT's tensors to a stock model's, with nothing left over on either side.
+
+    Args:
+        model, target, frame: as for [`export_model`].
+
+    Raises:
+        ValueError: if the target cannot express an option or the weights; the message names which and why.
+    """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
     if model.config.local_frames:
@@ -63,13 +93,10 @@ def export_model(
     stock_config = make_config(config)  # refuses options before any algebra
     stock_frame = choose_frame(config, state, family, frame)
     stock_config.tie_word_embeddings = stock_frame.head is None
-    stock_class = TARGETS[target]
-    dtype = dtype or model.dtype
     with torch.device("meta"):
-        skeleton = stock_class(stock_config)
+        skeleton = TARGETS[target](stock_config)
     used = {name: tensor for name, tensor in state.items() if name not in idle}
-    tensors = _unfold(family, stock_frame, used, skeleton, dtype)
-    return assemble(stock_class, stock_config, tensors, dtype, model, _stock_backend(model))
+    return ExportPlan(TARGETS[target], stock_config, _unfold(family, stock_frame, used, skeleton))
 
 
 def _stock_backend(model: RiGPTForCausalLM) -> str:
@@ -77,51 +104,65 @@ def _stock_backend(model: RiGPTForCausalLM) -> str:
     return backend if backend in ("eager", "sdpa", "flash_attention_2", "flex_attention") else "sdpa"
 
 
-def _unfold(
-    family: Family, frame: StockFrame, state: dict[str, torch.Tensor], skeleton: Any, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The stock model's tensors by name; every one of them, from every one of the RiGPT's."""
+def _unfold(family: Family, frame: StockFrame, state: dict[str, torch.Tensor], skeleton: Any) -> tuple[Entry, ...]:
+    """The recipes of the stock model's tensors; every one of them, from every one of the RiGPT's."""
     tied = frame.head is None
     by_source: dict[str, list[Rule]] = {}
     norms: set[str] = set()
-    used: set[str] = set()
+    used = set(_PLACED_BY_FRAME)
     for rule, _ in family.expand(skeleton.config.num_hidden_layers, tied):
         if rule.source is not None:
             by_source.setdefault(rule.source, []).append(rule)
         if rule.norm is not None:
             norms.add(rule.norm)
     norms.add(family.final_norm)
-    tensors = {}
+    entries = []
     for name, example in skeleton.state_dict().items():
         module, _, kind = name.rpartition(".")
+        recipe: Callable[[], torch.Tensor]
         if tied and module == family.head:
             continue
         if module == family.embedding:
-            tensor = frame.embedding
+            recipe = partial(_given, frame.embedding)
         elif module == family.head:
-            assert frame.head is not None
-            tensor = frame.head
+            recipe = partial(_given, frame.head)
         elif module == family.final_norm:
-            tensor = frame.gain if kind == "weight" else frame.bias
+            recipe = partial(_given, frame.gain if kind == "weight" else frame.bias)
         elif module in norms:
-            tensor = torch.full(example.shape, 1.0 if kind == "weight" else 0.0)
+            recipe = partial(torch.full, example.shape, 1.0 if kind == "weight" else 0.0)
         elif module in by_source:
             rules = sorted(by_source[module], key=lambda rule: rule.part)
-            parts = [_turn_back(rule, kind, frame, state, used) for rule in rules]
-            size = example.shape[0] // len(rules)  # of a bias
-            tensor = torch.cat([torch.zeros(size) if part is None else part for part in parts])
-            tensor = tensor.T if kind == "weight" and family.is_transposed(module) else tensor
+            used.update(f"{rule.target}.{kind}" for rule in rules)
+            transposed = kind == "weight" and family.is_transposed(module)
+            recipe = partial(_joined, rules, kind, frame, state, example.shape[0] // len(rules), transposed)
         else:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
-        if tensor.shape != example.shape:
-            raise ValueError(
-                f"`{name}` of the target must have shape {list(example.shape)}, the source gives {list(tensor.shape)}."
-            )
-        tensors[name] = tensor.to(dtype).contiguous().clone()
-    unused = set(state) - used - _PLACED_BY_FRAME
-    if unused:
+        entries.append(Entry(name, tuple(example.shape), partial(_made, name, tuple(example.shape), recipe)))
+    if unused := set(state) - used:
         raise ValueError(f"{name_some(unused)} of the source has no place in {family.name}.")
-    return tensors
+    return tuple(entries)
+
+
+def _given(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _joined(
+    rules: list[Rule], kind: str, frame: StockFrame, state: dict[str, torch.Tensor], size: int, transposed: bool
+) -> torch.Tensor:
+    """A stock module's weight or bias from the RiGPT's modules; zeros of `size` for a bias that is absent."""
+    parts = [_turn_back(rule, kind, frame, state) for rule in rules]
+    tensor = torch.cat([torch.zeros(size) if part is None else part for part in parts])
+    return tensor.T if transposed else tensor
+
+
+def _made(name: str, shape: tuple[int, ...], recipe: Callable[[], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    tensor = recipe()
+    if tensor.shape != shape:
+        raise ValueError(
+            f"`{name}` of the target must have shape {list(shape)}, the source gives {list(tensor.shape)}."
+        )
+    return tensor.to(dtype).contiguous().clone()
 
 
 # What `choose_frame` consumes: the tables of tokens and the two projections.
@@ -134,14 +175,11 @@ _PLACED_BY_FRAME = {
 }
 
 
-def _turn_back(
-    rule: Rule, kind: str, frame: StockFrame, state: dict[str, torch.Tensor], used: set[str]
-) -> torch.Tensor | None:
+def _turn_back(rule: Rule, kind: str, frame: StockFrame, state: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
     name = f"{rule.target}.{kind}"
     if name not in state:
         return None
-    used.add(name)
     tensor = state[name].to(torch.float64)
     match rule.role:
         case Role.READER if kind == "weight":

@@ -4,10 +4,15 @@ A family of stock checkpoints (GPT-2, Llama) is described by one [`Family`], whi
 same rules: `folds.fold` makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from ..checkpoints.read import name_some
+
+
+__all__ = ["Family", "Role", "Rule", "name_some"]
 
 
 class Role(Enum):
@@ -98,10 +103,3 @@ class Family:
             module.startswith(start) and module.endswith(end)
             for start, _, end in (name.partition("{i}") for name in self.transposed)
         )
-
-
-def name_some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of some names, quoted, and how many more there are."""
-    ordered = sorted(names)
-    shown = ", ".join(f"`{name}`" for name in ordered[:limit])
-    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"

@@ -1,33 +1,19 @@
 """A conversion before it happens: every tensor of the RiGPT, its shape, and the recipe that makes it."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from ..checkpoints.read import Weights, name_some
+from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from .families import Architecture
 from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
-from .maps import Family, Role, Rule, name_some
-from .sources import WeightSource
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to make: its name, shape and recipe."""
-
-    name: str
-    shape: tuple[int, ...]
-    make: Callable[[torch.dtype], torch.Tensor]
-
-    def nbytes(self, dtype: torch.dtype) -> int:
-        """Size in bytes as `dtype`."""
-        return prod(self.shape) * dtype.itemsize
+from .maps import Family, Role, Rule
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Plan:
 def make_plan(
     architecture: Architecture,
     config: PreTrainedConfig,
-    source: WeightSource,
+    source: Weights,
     dropout: str = "vector",
     device: torch.device | str = "cpu",
 ) -> Plan:
@@ -52,7 +38,7 @@ def make_plan(
     Args:
         architecture (`Architecture`): the source's entry in the table.
         config (`PreTrainedConfig`): the source's configuration.
-        source (`WeightSource`): the source's weights.
+        source (`Weights`): the source's weights.
         dropout (`str`, defaults to `"vector"`): see [`convert_model`].
         device (`torch.device` or `str`, defaults to `"cpu"`): where tensors made of nothing are put.
 
@@ -82,15 +68,15 @@ def make_plan(
 class _Reader:
     """Turns rules into recipes and keeps account of the source keys they use."""
 
-    def __init__(self, family: Family, config: Any, source: WeightSource, device: str):
+    def __init__(self, family: Family, config: Any, source: Weights, device: str):
         self.family, self.config, self.source, self.device = family, config, source, device
         self.tied = config.tie_word_embeddings
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
-        keys = source.keys()
+        keys = source.shapes
         self.prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
         self.names = {key if key.startswith(f"{family.head}.") else self.prefix + key: key for key in keys}
-        self.dtype = source.dtype(self.names[self._require(f"{family.embedding}.weight")])
+        self.dtype = source.dtypes[self.names[self._require(f"{family.embedding}.weight")]]
 
     def rules(self):
         return self.family.expand(self.config.num_hidden_layers, self.tied)
@@ -173,12 +159,7 @@ class _Reader:
         head = f"{family.head}.weight"
         if self.tied and head in self.names:
             # A second copy of the tied table is harmless exactly if it is a copy.
-            table = f"{family.embedding}.weight"
-            if not torch.equal(self._read(head), self._read(table)):
-                raise ValueError(
-                    f"`{head}` differs from `{table}` although `tie_word_embeddings=True`. Set "
-                    "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
-                )
+            self.source.check_copy(self.names[head], self.names[f"{family.embedding}.weight"])
             self.used.add(head)
         harmless = re.compile("|".join(family.harmless))
         unknown = [self.names[name] for name in self.names if name not in self.used and not harmless.fullmatch(name)]

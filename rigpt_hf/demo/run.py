@@ -24,6 +24,7 @@ from ..conversion import certify, convert_model, export_model
 from ..conversion.assemble import quiet_loading
 from ..conversion.families import architecture_of
 from ..conversion.output import publish, temporary_sibling
+from ..conversion.stock_rotation import rotate_stock
 from ..symmetry import GaugeTransformation
 from ..text.corpus import gather_documentation, read_text
 from ..text.tokenizer import split, token_row, train_tokenizer
@@ -34,7 +35,6 @@ from .rotation import (
     measure_effect,
     next_token_probabilities,
     relative,
-    rotate_stock,
     sweep,
 )
 from .stock import Recipe, train_gpt2

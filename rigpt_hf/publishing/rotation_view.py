@@ -18,7 +18,7 @@ from ..configuration_rigpt import RiGPTConfig
 from ..conversion.assemble import quiet_loading
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
-from ..demo.rotation import rotate_stock
+from ..conversion.stock_rotation import rotate_stock
 from ..symmetry import GaugeTransformation, haar, so_exp, so_log
 
 

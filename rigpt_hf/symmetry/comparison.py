@@ -14,10 +14,9 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
-from .alignment import FOUND, LONE, Alignment, Search, find_alignment
+from .alignment import FOUND, UNPAIRED, Alignment, Search, find_alignment
 from .balance import balance
 from .contraction import Weights, weights_of
-from .frames import frames, kind_of
 from .local_frames import without_transports
 
 
@@ -32,7 +31,7 @@ CLEARLY_RELATED = 0.7
 # `evaluation/experiments/merging.py`).
 CHANCE_MARGIN = 0.8
 # Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
-SWEEPS, HOPELESS = 50, 0.9
+SWEEPS, STOP_ABOVE = 50, 0.9
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
@@ -111,7 +110,7 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
     Raises:
         ValueError: if the two have different shapes or options.
     """
-    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, hopeless=HOPELESS, progress=progress)
+    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, stop_above=STOP_ABOVE, progress=progress)
     names = list(found.reference)
     before = part_distances(weights_of(a), weights_of(b))
     after = part_distances(found.aligned, found.reference)
@@ -201,7 +200,7 @@ def _rounding(found: Alignment, b: nn.Module, precisions: list[torch.dtype]) -> 
 def _cast_distances(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> dict[str, float]:
     """How far a cast moves weights between balanced forms, which follow by no linear map, once aligned again."""
     rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
-    balanced = [balance(config, each, passes=1, lone=LONE)[1] for each in (rounded, weights)]
+    balanced = [balance(config, each, passes=1, unpaired=UNPAIRED)[1] for each in (rounded, weights)]
     search = Search(config, *balanced)
     search.run(2, FOUND, match=False)
     return part_distances(search.weights, search.target)
@@ -228,13 +227,12 @@ def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dic
 def describe(transformation: GaugeTransformation) -> dict[str, str]:
     """What a transformation does in each kind of frame: how many of its copies move, and how far."""
     moved: dict[str, list[float]] = {}
-    for key, element in transformation.elements.items():
-        frame = transformation.frames[key]
+    for key, frame, element in transformation.items():
         difference = (element - frame.group.identity(frame.copies)).double().flatten(1)
         scale = frame.group.identity(1).double().norm().clamp_min(1.0)
-        moved.setdefault(kind_of(key), []).extend((difference.norm(dim=1) / scale).tolist())
+        moved.setdefault(key.kind, []).extend((difference.norm(dim=1) / scale).tolist())
     words = {}
-    for kind in frames(transformation.config):
+    for kind in transformation.table.kinds:
         values = moved.get(kind, [])
         count = sum(value > 1e-2 for value in values)
         words[kind] = "as it was" if count == 0 else f"{count} of {len(values)} moved"

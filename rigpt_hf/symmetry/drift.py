@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..frames import FrameKey, table_of
 from ..stream_rigpt import freeze_transports
 from .conservation import charges
-from .contraction import carriers, weights_of
-from .frames import frame_keys, frames, kind_of
-from .permutations import Translations
+from .contraction import weights_of
 
 
 # A charge is looked at so many times along a descent: it costs about as much as a step.
@@ -112,8 +111,8 @@ def charge_drift(
     trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
     freeze_transports(trial)
     powers = {
-        kind: 1 if isinstance(frames(model.config)[kind].group, Translations) else 2
-        for kind in dict.fromkeys(map(kind_of, charges(trial)))
+        kind: 2 if table_of(model.config).kinds[kind].shift is None else 1
+        for kind in dict.fromkeys(FrameKey.parse(key).kind for key in charges(trial))
     }
     descents = []
     with tqdm(total=sum(counts), desc="Descending", unit="step", disable=not progress) as bar:
@@ -196,11 +195,11 @@ def _descend(
 
 def _scales(model: nn.Module) -> dict[str, float]:
     """By kind of frame `Σ|W|²` of the parameters that carry it; of linear charges, which none carries, nothing."""
-    weights = weights_of(model)
-    squares = {name: float(weight.square().sum()) for name, weight in weights.items()}
-    scales = {kind_of(key): 0.0 for key in frame_keys(model.config)}
-    for key, names in carriers(model.config, weights).items():
-        scales[kind_of(key)] += sum(squares[name] for name in set(names))
+    table = table_of(model.config)
+    squares = {name: float(weight.square().sum()) for name, weight in weights_of(model).items()}
+    scales = dict.fromkeys(table.kinds, 0.0)
+    for key in table.frames:
+        scales[key.kind] += sum(squares[name] for name in dict.fromkeys(dict(table.walk(key))) if name in squares)
     return scales
 
 
@@ -213,7 +212,7 @@ def _look(
 ) -> None:
     """Compare the charges with those at the start, of which weight decay leaves the given shares."""
     for kind, left in shares.items():
-        keys = [key for key in start if kind_of(key) == kind]
+        keys = [key for key in start if FrameKey.parse(key).kind == kind]
         before, after = (torch.cat([charge[key].flatten() for key in keys]) for charge in (start, now))
         square = float(before @ before)
         scale = scales[kind] or math.sqrt(square)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.checkpoints import certificate as certificate_module
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
-from rigpt_hf.conversion import certificate as certificate_module
 from rigpt_hf.conversion import plan as plan_module
-from rigpt_hf.conversion.certificate import CERTIFICATE_NAME, weights_sha256
 from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.conversion.folds import fold_reader
 

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from rigpt_hf.checkpoints.read import local_folder
+from rigpt_hf.checkpoints.write import parse_size
 from rigpt_hf.conversion import Certificate, CertificateError, convert_checkpoint, convert_model, export_checkpoint
 from rigpt_hf.conversion import plan as plan_module
-from rigpt_hf.conversion.checkpoint import local_folder
 from rigpt_hf.conversion.folds import fold_reader
-from rigpt_hf.conversion.shards import parse_size
 
 from .sources import SOURCES, stock_model
 
@@ -147,7 +147,7 @@ class TestNothingIsLeftBehind:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("rigpt_hf.conversion.checkpoint.save_config", interrupt)
+        monkeypatch.setattr("rigpt_hf.checkpoints.write.save_config", interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert_checkpoint(tmp_path / "source", tmp_path / "out", progress=False)
         assert contents(tmp_path) == {"source"}

@@ -7,8 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.checkpoints.certificate import norms_in_own_precision
 from rigpt_hf.conversion import TOLERANCES, certify, convert_model
-from rigpt_hf.conversion.certificate import norms_in_own_precision
 from rigpt_hf.conversion.gpt2 import rigpt_config
 
 from ..models import tokens

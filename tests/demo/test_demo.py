@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.conversion.stock_rotation import rotate_stock
 from rigpt_hf.demo import DemoOptions, run_demo
-from rigpt_hf.demo.rotation import mean_loss, rotate_stock
+from rigpt_hf.demo.rotation import mean_loss
 from rigpt_hf.symmetry import GaugeTransformation, haar
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from tests.conversion.sources import stock_model

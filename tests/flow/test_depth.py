@@ -19,9 +19,9 @@ from rigpt_hf.symmetry import (
     gradient_pairing,
     haar,
     redundant_dimensions,
+    table_of,
     to_local_frames,
 )
-from rigpt_hf.symmetry.frames import frame_keys
 from tests.model.agreement import assert_different, assert_same
 from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
 from tests.models import FLOWS, SYMMETRIES, tiny_config, tiny_model, tokens
@@ -341,7 +341,7 @@ def test_what_has_not_been_worked_out_for_shared_frames_is_refused():
         ValueError, match="The pairing with translations of heads needs layers with frames of their own"
     ):
         gradient_pairing(model, loss)
-    assert frame_keys(tiny_config()).keys() != frame_keys(model.config).keys()
+    assert table_of(tiny_config()).frames.keys() != table_of(model.config).frames.keys()
 
 
 def test_local_frames_follow_the_same_flow():

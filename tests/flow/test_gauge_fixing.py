@@ -16,11 +16,16 @@ from rigpt_hf.flow.gauge_fixing import (
     next_token_loss,
 )
 from rigpt_hf.pictures.gauge_fixing import plot_gauge_fixing, toy_model, toy_text
-from rigpt_hf.symmetry import GaugeTransformation, canonicalize, charges, gauge_error, gradient_pairing
-from rigpt_hf.symmetry.balance import can_stretch
-from rigpt_hf.symmetry.contraction import contract, weights_of
-from rigpt_hf.symmetry.frames import frame_keys, kind_of
-from rigpt_hf.symmetry.permutations import Translations
+from rigpt_hf.symmetry import (
+    FrameKey,
+    GaugeTransformation,
+    canonicalize,
+    charges,
+    gauge_error,
+    gradient_pairing,
+    table_of,
+)
+from rigpt_hf.symmetry.contraction import View, weights_of
 from tests.models import SYMMETRIES, tiny_model, tokens
 from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
 
@@ -63,12 +68,12 @@ def norm(weights) -> float:
 
 
 def stretching(config) -> set[str]:
-    return {kind_of(key) for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+    return {kind for kind, frame in table_of(config).kinds.items() if frame.group.stretches}
 
 
 def stretch_charge(model) -> float:
-    keys = frame_keys(model.config)
-    return norm({key: q for key, q in charges(model).items() if not isinstance(keys[key].group, Translations)})
+    shifts = set(map(str, table_of(model.config).shifts))
+    return norm({key: q for key, q in charges(model).items() if key not in shifts})
 
 
 @pytest.mark.parametrize("name", STRETCHED)
@@ -132,7 +137,7 @@ def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
     """What is left of -θ once Xθ is taken away is orthogonal to the motion under every stretch."""
     model = model_of(name)
     config, weights = model.config, weights_of(model)
-    keys = {key: frame for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+    keys = {key: frame for key, frame in table_of(config).frames.items() if frame.group.stretches}
     names = list(weights)
 
     def motion(algebra) -> dict[str, torch.Tensor]:
@@ -154,8 +159,7 @@ def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
         other = {}
         for key, x in direction.items():
             draw = torch.randn(x.shape, generator=generator(seed), dtype=torch.float64)
-            group = keys[key].group
-            other[key] = group.project(draw) if hasattr(group, "project") else draw
+            other[key] = keys[key].group.project(draw)
         tangent = motion(other)
         size = norm(tangent) * norm(weights)
         assert abs(sum(float((tangent[name] * left[name]).sum()) for name in names)) <= PAIRING * size
@@ -192,13 +196,13 @@ def test_the_least_norm_of_translations_is_not_at_zero(name):
     # The norm is at rest under every generator there, and not under translations in the canonical form.
     at_rest, canonical = gradient_pairing(reached, square), gradient_pairing(canonicalize(model), square)
     assert max(pairing.relative for pairing in at_rest.values()) <= PAIRING
-    moved = {kind_of(key) for key, pairing in canonical.items() if pairing.relative > 1e-4}
+    moved = {FrameKey.parse(key).kind for key, pairing in canonical.items() if pairing.relative > 1e-4}
     assert moved and moved <= {"key_shift", "value_shift", "position_shift"}
 
 
 def test_without_translations_the_two_settings_are_one():
     model = model_of("no-biases")
-    assert not any(isinstance(frame.group, Translations) for frame in frame_keys(model.config).values())
+    assert not table_of(model.config).shifts
     zero, least = (minimum_norm(model, translations=at)[1] for at in ("zero", "least"))
     assert abs(zero.norm - least.norm) <= BALANCE * zero.norm and least.distance <= TOLERANCE
 
@@ -293,7 +297,7 @@ def test_nothing_but_decay_acts_on_the_length_of_what_writes_into_the_stream():
     loss = next_token_loss(model, toy_text())
     gradient = dict(zip(weights_of(model), torch.autograd.grad(loss, list(model.parameters())), strict=True))
     state = weights_of(model)
-    pairing = contract(model.config, gradient, state, lambda key: key == "stream")["stream"]
+    pairing = View(table_of(model.config), (FrameKey("stream"),), gradient, state).grams
     sizes = {role: float(value[0].trace().abs()) / (norm(gradient) * norm(state)) for role, value in pairing.items()}
     assert sizes["vector"] <= PAIRING < 1e-4 < sizes["covector"]
 

@@ -7,17 +7,10 @@ import pytest
 import torch
 
 from rigpt_hf.attention_rigpt import distance_flex_attention_forward, eager_attention_forward, squared_distance_as_dot
-from tests.model.agreement import assert_different, assert_same, assert_same_gradients, difference
+from tests.model.agreement import assert_different, assert_same, difference
 from tests.models import tiny_model, tokens
-from tests.tolerances import SYMMETRY
 
 
-POSITIONS = {
-    "learned": {"position_embedding_type": "learned"},
-    "rotary": {},
-    "rotary-learned": {"rotary_learned_frequencies": True},
-    "rotary-partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-}
 SCORES = ("dot", "squared_distance", "distance")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU needs a C++ compiler")
 
@@ -58,8 +51,7 @@ def causal_mask(length, dtype):
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)[None, None]
 
 
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
-@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
+@pytest.mark.parametrize(("heads", "qk_norm"), [(1, True), (2, False), (4, True)])
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_is_its_formula(score, heads, qk_norm):
     model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
@@ -77,35 +69,6 @@ def test_the_formula_notices_another_weight():
     expected = by_hand(model, 1, hidden_states)
     model.model.layers[1].self_attn.distance_weight.data += 0.1
     assert_different(by_hand(model, 1, hidden_states), expected)
-
-
-@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
-@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("score", ["dot", "squared_distance"])
-def test_eager_and_sdpa_agree(score, position, qk_norm, heads, dtype):
-    options = POSITIONS[position] | {"attention_score": score, "qk_norm": qk_norm, "num_key_value_heads": heads}
-    model = tiny_model(dtype=dtype, **options)
-    input_ids = tokens(2, 11)
-    mask = torch.ones_like(input_ids)
-    mask[0, :3] = 0
-    for attention_mask in (None, mask):
-        logits = {}
-        for backend in ("eager", "sdpa"):
-            logits[backend] = with_backend(model, backend)(input_ids, attention_mask=attention_mask).logits
-        keep = slice(None) if attention_mask is None else mask.bool()
-        assert_same(logits["sdpa"][keep], logits["eager"][keep])
-
-
-@pytest.mark.parametrize("score", ["dot", "squared_distance"])
-def test_gradients_of_eager_and_sdpa_agree(score):
-    models = []
-    for backend in ("eager", "sdpa"):
-        model = with_backend(tiny_model(attention_score=score, qk_norm=True), backend)
-        model(tokens(2, 11), labels=tokens(2, 11)).loss.backward()
-        models.append(model)
-    assert_same_gradients(*models)
 
 
 @needs_compiler

@@ -18,13 +18,12 @@ from tests.model.agreement import (
 )
 from tests.model.test_generation import CACHES, GREEDY, without_cache
 from tests.model.test_remote_code import WITHOUT_PACKAGE, run, save
-from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
+from tests.models import ALL, over, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
 # Euler's method with one step per layer against the ordinary network, in float64.
 SAME_NETWORK = 1e-12
-ORDINARY = {name: options for name, options in OPTIONS.items() if "depth_solver" not in options}
 # Options that depth with interpolated weights refuses.
 APART = {"value_embedding_period", "local_frames"}
 FLOWS = {
@@ -34,19 +33,19 @@ FLOWS = {
 every_flow = pytest.mark.parametrize("options", FLOWS.values(), ids=FLOWS.keys())
 
 
-@pytest.mark.parametrize("interpolation", ["constant", "linear"])
-@pytest.mark.parametrize("options", ORDINARY.values(), ids=ORDINARY.keys())
-def test_one_euler_step_per_layer_is_the_ordinary_network(options, interpolation):
-    euler = options | {"depth_solver": "euler", "depth_interpolation": interpolation}
-    if interpolation == "linear" and APART & options.keys():
-        with pytest.raises(ValueError, match="`depth_interpolation='linear'` (needs layers|adds weights)"):
-            tiny_config(**euler)
-        return
+@over()
+def test_one_euler_step_per_layer_is_the_ordinary_network(option):
+    options = {name: value for name, value in ALL[option].items() if not name.startswith("depth")}
     expected = tiny_model(**options)(tokens(2, 9)).logits
-    error = difference(tiny_model(**euler)(tokens(2, 9)).logits, expected)
-    print(f"{error:.1e}")
-    assert error <= SAME_NETWORK
+    euler = options | {"depth_solver": "euler"}
+    assert difference(tiny_model(**euler)(tokens(2, 9)).logits, expected) <= SAME_NETWORK
     assert_different(tiny_model(**euler | {"depth_steps": 2})(tokens(2, 9)).logits, expected)
+    linear = euler | {"depth_interpolation": "linear"}
+    if APART & options.keys():
+        with pytest.raises(ValueError, match="`depth_interpolation='linear'` (needs layers|adds weights)"):
+            tiny_config(**linear)
+        return
+    assert difference(tiny_model(**linear)(tokens(2, 9)).logits, expected) <= SAME_NETWORK
 
 
 def count_evaluations(model) -> list[int]:
@@ -336,27 +335,6 @@ def test_plans_for_parallelism():
     assert constant.base_model_pp_plan is not None and linear.base_model_pp_plan is None
     assert not RiGPTForCausalLM(linear).pp_plan
     assert linear.base_model_tp_plan == plain.base_model_tp_plan
-
-
-WRONG = {
-    "solver": ({"depth_solver": "leapfrog"}, "`depth_solver` must be one of euler, .* got 'leapfrog'"),
-    "steps": ({"depth_solver": "rk4", "depth_steps": 0}, "`depth_steps` must be at least 1, got 0"),
-    "chosen-steps": (
-        {"depth_solver": "dopri5", "depth_steps": 2},
-        "`depth_steps` must be 1 for `depth_solver='dopri5'`, which chooses its steps, got 2",
-    ),
-    "interpolation": ({"depth_interpolation": "cubic"}, "`depth_interpolation` must be one of constant, linear, got"),
-    "tolerance": ({"depth_rtol": 0.0}, "`depth_rtol` must be positive, got 0.0"),
-    "interpolated-layers": ({"depth_interpolation": "linear"}, "`depth_interpolation` needs a `depth_solver`, got"),
-    "adjoint-layers": ({"depth_adjoint": True}, "`depth_adjoint` needs a `depth_solver`, got True without"),
-    "step-layers": ({"depth_steps": 2}, "`depth_steps` needs a `depth_solver`, got 2 without"),
-}
-
-
-@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
-def test_impossible_options_are_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_config(**options)
 
 
 def test_what_a_flow_cannot_do_is_refused():

@@ -9,12 +9,15 @@ from tests.model.agreement import assert_different, assert_same
 from tests.models import tiny_model, tokens
 
 
+# Every kind of position, score, head and end of the stream at least once.
 KINDS = {
-    "learned": {"position_embedding_type": "learned", "embedding_size": 24, "output_bias": True},
-    "rotary": {"qk_norm": True},
-    "rotary-learned": {"rotary_learned_frequencies": True, "tie_word_embeddings": False},
-    "squared-distance": {"attention_score": "squared_distance"},
-    "distance": {"attention_score": "distance", "position_embedding_type": "learned"},
+    "learned": {"position_embedding_type": "learned", "attention_score": "distance", "embedding_size": 24},
+    "rotary": {"qk_norm": True, "local_frames": True},
+    "frequencies": {
+        "rotary_learned_frequencies": True,
+        "attention_score": "squared_distance",
+        "tie_word_embeddings": False,
+    },
 }
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
 

@@ -14,10 +14,8 @@ from tests.models import randomise_, tiny_model, tokens
 
 KINDS = {
     "learned": {"position_embedding_type": "learned"},
-    "rotary": {},
-    "rotary-learned": {"rotary_learned_frequencies": True},
-    "squared-distance": {"attention_score": "squared_distance"},
-    "distance": {"attention_score": "distance"},
+    "rotary": {"attention_score": "distance"},
+    "frequencies": {"rotary_learned_frequencies": True, "attention_score": "squared_distance"},
 }
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 

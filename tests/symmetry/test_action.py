@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from rigpt_hf import RiGPTForSequenceClassification
-from rigpt_hf.symmetry import GaugeTransformation, frames, gauge_error, haar
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 from rigpt_hf.symmetry.action import resolve_frames
 from tests.models import OPTIONS, SYMMETRIES, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
 def every_frame(config) -> list[str]:
-    return list(frames(config))
+    return list(table_of(config).kinds)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -150,11 +150,11 @@ def test_the_path_runs_from_the_identity_to_the_transformation(options):
     g = GaugeTransformation.random(config, generator(6), every_frame(config), special=True)
     start, middle, end = g.at(0.0), g.at(0.5), g.at(1.0)
     moved = 0
-    for key, element in g.elements.items():
-        identity = g.frames[key].group.identity(g.frames[key].copies)
+    for each, frame, element in g.items():
+        key, identity = str(each), frame.group.identity(frame.copies)
         assert (start.elements[key] - identity).abs().max() <= SYMMETRY[torch.float64]
         assert (end.elements[key] - element).abs().max() <= SYMMETRY[torch.float64] * element.abs().max()
-        if g.frames[key].group.dimension:
+        if frame.group.dimension:
             assert (middle.elements[key] - identity).abs().max() > 0.01
             moved += 1
     assert moved >= 7

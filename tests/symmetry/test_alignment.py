@@ -9,11 +9,10 @@ from scipy.optimize import linear_sum_assignment
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.groups import MatrixGroup, assignment, orthogonal
 from rigpt_hf.symmetry import GaugeTransformation, align, find_alignment, gauge_distance, gauge_error
 from rigpt_hf.symmetry.alignment import check_alike
 from rigpt_hf.symmetry.contraction import weights_of
-from rigpt_hf.symmetry.groups import MatrixGroup, orthogonal
-from rigpt_hf.symmetry.procrustes import assignment, largest_trace, nearest
 from tests.conversion.sources import gpt2_config, stock_model
 from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
 from tests.tolerances import DISTANCE, LOCAL_MINIMUM, NOISE, SYMMETRY
@@ -108,7 +107,7 @@ def test_every_sweep_comes_nearer(name):
     assert all(later <= earlier for earlier, later in itertools.pairwise(found.distances))
     short = find_alignment(a, b, max_sweeps=2)
     assert short.distances == found.distances[:3] and not short.converged
-    assert find_alignment(a, b, hopeless=0.5).distances == found.distances[:2]
+    assert find_alignment(a, b, stop_above=0.5).distances == found.distances[:2]
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -222,9 +221,9 @@ def compact(group: MatrixGroup) -> MatrixGroup:
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
 def test_nearest_beats_every_other_compact_element(group):
     cross = torch.randn(3, group.n, group.n, generator=generator(15), dtype=torch.float64)
-    found = nearest(group, cross)
+    found = group.procrustes(cross)
     gains = (found * cross).sum(dim=(1, 2))
-    assert torch.allclose(gains, largest_trace(group, cross), rtol=SYMMETRY[torch.float64])
+    assert torch.allclose(gains, group.largest_trace(cross), rtol=SYMMETRY[torch.float64])
     eye = torch.eye(group.n, dtype=torch.float64)
     assert (found @ found.mT - eye).abs().max() <= SYMMETRY[torch.float64]
     others = compact(group).random(3000, generator(16))
@@ -233,9 +232,9 @@ def test_nearest_beats_every_other_compact_element(group):
     # Elements of the group come back as they are: what is found is in the group.
     given = compact(group).random(3, generator(17))
     vectors = torch.randn(group.n, 40, generator=generator(18), dtype=torch.float64)
-    assert (nearest(group, given @ vectors @ vectors.T) - given).abs().max() <= 1e3 * SYMMETRY[torch.float64]
+    assert (group.procrustes(given @ vectors @ vectors.T) - given).abs().max() <= 1e3 * SYMMETRY[torch.float64]
     outside = torch.linalg.qr(cross)[0] if group.planes else 2 * given
-    assert (nearest(group, outside) - outside).abs().max() > 0.1
+    assert (group.procrustes(outside) - outside).abs().max() > 0.1
 
 
 def test_planes_are_told_apart_by_their_frequencies():
@@ -245,7 +244,7 @@ def test_planes_are_told_apart_by_their_frequencies():
     moved = group.act(given, "planes", frequencies.reshape(3, 1)).reshape(1, 3)
     products = moved[:, :, None] * frequencies[:, None, :]
     nothing = torch.zeros(1, 6, 6, dtype=torch.float64)
-    found = nearest(group, nothing, products)
+    found = group.procrustes(nothing, products)
     assert torch.equal(group.act(found, "planes", frequencies.reshape(3, 1)).reshape(1, 3), moved)
     assert not torch.equal(moved, frequencies)
 

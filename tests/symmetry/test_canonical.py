@@ -9,10 +9,10 @@ import torch
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, frames, gauge_error, invariants
-from rigpt_hf.symmetry.canonical import DEGENERATE, odd_moments, token_vectors
-from rigpt_hf.symmetry.contraction import weights_of
-from rigpt_hf.symmetry.frames import axes, row
+from rigpt_hf.groups import DEGENERATE
+from rigpt_hf.groups.spectra import odd_moments
+from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, gauge_error, invariants, table_of
+from rigpt_hf.symmetry.contraction import token_vectors, weights_of
 from tests.conversion.sources import gpt2_config, stock_model
 from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
 from tests.tolerances import CANONICAL, SYMMETRY
@@ -76,7 +76,7 @@ def test_each_frame_alone_changes_nothing(name):
     model = tiny_model(**SYMMETRIES[name])
     canonical = canonicalize(model)
     checked = 0
-    for frame in frames(model.config):
+    for frame in table_of(model.config).kinds:
         other = disguise(model, 2, [frame])
         moved = difference(other, model)
         assert moved > 0.01 or (frame == "heads" and model.config.num_attention_heads == 1), frame
@@ -119,7 +119,7 @@ def test_invariants(name):
     assert spectra["layers.0.neurons"].shape == (config.intermediate_size,)
     assert spectra["layers.0.heads"].shape == (config.num_attention_heads,)
     assert spectra["layers.2.head_vo"].shape == (config.num_key_value_heads * config.head_dim,)
-    assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(frames(config))
+    assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(table_of(config).kinds)
 
     def deviation(other) -> dict[str, float]:
         found = invariants(other)
@@ -159,14 +159,13 @@ def test_a_matrix_outside_the_group_has_another_canonical_form():
 def test_the_canonical_frames_are_what_they_are_said_to_be():
     model = canonicalize(tiny_model(**SYMMETRIES["rotary-learned"], gated_mlp=True))
     weights = weights_of(model)
-    moments = odd_moments(token_vectors(weights))
+    moments = odd_moments(token_vectors(table_of(model.config), weights))
     assert moments.shape == (32,) and moments.min() > 0
     gram = torch.zeros(32, 32, dtype=torch.float64)
     for name, weight in weights.items():
-        entry, _ = row(name, axes(model.config))
-        for dim, axis in enumerate(entry):
-            if any(turn.frame == "stream" for turn in axis):
-                flat = weight.movedim(dim, 0).reshape(32, -1)
+        for turned in table_of(model.config).turns(name):
+            if turned.key.kind == "stream":
+                flat = weight.movedim(turned.dim, 0).reshape(32, -1)
                 gram += flat @ flat.T
     diagonal = gram.diagonal()
     assert (gram - diagonal.diag()).abs().max() <= SYMMETRY[torch.float64] * diagonal.max()
@@ -210,10 +209,9 @@ def test_a_fresh_gpt2():
 def confine_(model, frame: str, keep: int):
     """Project all that a frame of one copy carries on its first `keep` dimensions."""
     for name, parameter in model.named_parameters():
-        entry, _ = row(name, axes(model.config))
-        for dim, axis in enumerate(entry):
-            if any(turn.frame == frame for turn in axis):
-                parameter.movedim(dim, 0)[keep:] = 0
+        for turned in table_of(model.config).turns(name):
+            if turned.key.kind == frame:
+                parameter.movedim(turned.dim, 0)[keep:] = 0
     return model
 
 

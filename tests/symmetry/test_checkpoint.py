@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTForSequenceClassification
+from rigpt_hf.checkpoints import folder as folder_module
+from rigpt_hf.checkpoints import write as write_module
 from rigpt_hf.conversion import Certificate, CertificateError
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry import checkpoint as module
@@ -154,8 +156,16 @@ class TestNothingIsLeftBehind:
             transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
         assert contents(tmp_path) == {"source"}
 
-    @pytest.mark.parametrize("step", ["write_shard", "save_tokenizer", "compare", "publish"])
-    def test_by_an_interruption(self, step, tmp_path, monkeypatch):
+    @pytest.mark.parametrize(
+        "module, step",
+        [
+            (write_module, "write_shards"),
+            (write_module, "save_tokenizer"),
+            (write_module, "compare"),
+            (folder_module, "publish"),
+        ],
+    )
+    def test_by_an_interruption(self, module, step, tmp_path, monkeypatch):
         model = save(tmp_path / "source")
 
         def interrupt(*_, **__):
@@ -174,7 +184,7 @@ class TestNothingIsLeftBehind:
         with pytest.raises(ValueError, match="`output_dir` must be empty or absent.*`force=True`"):
             transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_shard", lambda *_: 1 / 0)
+            patch.setattr(write_module, "write_shards", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 transform_checkpoint(tmp_path / "source", tmp_path / "out", g, force=True, progress=False)
         assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
@@ -212,8 +222,11 @@ class TestRefusals:
         ("change", "message"),
         [
             ({"model.layers.1.mlp.up_proj.bias": None}, "lacks `model.layers.1.mlp.up_proj.bias`"),
-            ({"model.layers.3.mlp.up_proj.bias": torch.ones(2)}, "no place for `model.layers.3.mlp.up_proj.bias`"),
-            ({"model.layers.1.mlp.up_proj.bias": torch.ones(2)}, "another shape to `model.layers.1.mlp.up_proj.bias`"),
+            ({"model.layers.3.mlp.up_proj.bias": torch.ones(2)}, "has no place for `model.layers.3.mlp.up_proj.bias`"),
+            (
+                {"model.layers.1.mlp.up_proj.bias": torch.ones(2)},
+                "gives another shape to `model.layers.1.mlp.up_proj.bias`",
+            ),
         ],
         ids=["missing", "unknown", "reshaped"],
     )
@@ -222,7 +235,7 @@ class TestRefusals:
         path = tmp_path / "source" / "model.safetensors"
         tensors = {name: tensor for name, tensor in (load_file(path) | change).items() if tensor is not None}
         save_file(tensors, path, {"format": "pt"})
-        self.refuses(tmp_path, f"`source` must hold the weights of its configuration, but .*{message}")
+        self.refuses(tmp_path, f"`source` must hold the weights of its configuration, got .*, which {message}")
 
     def test_no_folder(self, tmp_path):
         (tmp_path / "source").mkdir()

@@ -8,7 +8,7 @@ from torch import nn
 
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
-from rigpt_hf.symmetry import GaugeTransformation, compare, frames
+from rigpt_hf.symmetry import GaugeTransformation, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
 from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
 from tests.models import SYMMETRIES, randomise_, tiny_config, tiny_model
@@ -242,7 +242,7 @@ def test_a_picture_of_every_verdict(tmp_path):
 def test_words_for_what_a_transformation_does():
     config = tiny_config()
     generator = torch.Generator().manual_seed(2)
-    still = dict.fromkeys(frames(config), "as it was")
+    still = dict.fromkeys(table_of(config).kinds, "as it was")
     assert describe(GaugeTransformation.identity(config)) == still
     turned = GaugeTransformation.random(config, generator, ["stream"])
     assert describe(turned) == still | {"stream": "1 of 1 moved"}

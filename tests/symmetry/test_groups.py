@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
-from rigpt_hf.symmetry import HeadPermutations, MatrixGroup, NeuronGroup, Translations, haar
-from rigpt_hf.symmetry.groups import SPREAD, general_linear, orthogonal
+from rigpt_hf.groups import (
+    SPREAD,
+    HeadPermutations,
+    MatrixGroup,
+    NeuronGroup,
+    Translations,
+    general_linear,
+    haar,
+    orthogonal,
+)
 from tests.tolerances import SYMMETRY
 
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from evaluation.experiments.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
 from rigpt_hf.symmetry import GaugeTransformation
-from rigpt_hf.symmetry.groups import MatrixGroup
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
 
@@ -135,11 +134,11 @@ def only_permuting(seed: int = 0) -> GaugeTransformation:
     """A random transformation that exchanges dimensions, heads and neurons, and turns nothing."""
     generator = torch.Generator().manual_seed(seed)
     g = GaugeTransformation.random(tiny_config(), generator, ["stream", "head_vo", "heads", "neurons"])
-    for key, element in g.elements.items():
-        group = g.frames[key].group
-        if isinstance(group, MatrixGroup):
-            orders = [torch.randperm(group.n, generator=generator) for _ in element]
-            g.elements[key] = torch.stack([torch.eye(group.n, dtype=torch.float64)[order] for order in orders])
+    for key, frame, element in list(g.items()):
+        if not frame.group.exchanges:
+            size = element.shape[-1]
+            orders = [torch.randperm(size, generator=generator) for _ in element]
+            g.elements[str(key)] = torch.stack([torch.eye(size, dtype=torch.float64)[order] for order in orders])
     return g
 
 

@@ -22,20 +22,22 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import scipy.linalg
-import scipy.optimize
 import torch
 
-from .rotations import haar, so_exp, so_log
+from . import least_norm, spectra
+from .base import DEGENERATE, SPREAD, UNSIGNED, Group, Note, Role, View
+from .permutation import assignment
+from .planes import Planes
+from .rotation import haar, so_exp, so_log
 
 
-Role = str
 Stretch = Literal["none", "common", "free"]
-# Singular values of random elements lie in [1/SPREAD, SPREAD]: not orthogonal, well conditioned.
-SPREAD = 2.0
+# An anchor leads if it is longer than this part of the longest.
+LEADS = 1e-6
 
 
 @dataclass(frozen=True)
-class MatrixGroup:
+class MatrixGroup(Planes, Group):
     """
     A group of matrices `[n, n]`, see the head of this file.
 
@@ -65,37 +67,27 @@ class MatrixGroup:
         return " x ".join(parts)
 
     @property
-    def rest(self) -> list[int]:
-        """Dimensions outside of all planes."""
-        turned = {index for plane in self.planes for index in plane}
-        return [index for index in range(self.n) if index not in turned]
-
-    @property
-    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """First and second dimensions of the planes."""
-        return torch.tensor([i for i, _ in self.planes]).long(), torch.tensor([j for _, j in self.planes]).long()
-
-    @property
-    def dimension(self) -> int:
+    def dimension(self) -> int:  # type: ignore[override]
         """Dimension of the Lie algebra."""
         rest, planes = len(self.rest), len(self.planes)
         turns = rest * (rest - 1) // 2 + planes
         return turns + {"none": 0, "common": 1, "free": rest * (rest + 1) // 2 + planes}[self.stretch]
 
+    @property
+    def stretches(self) -> bool:  # type: ignore[override]
+        """Whether there are elements that change lengths."""
+        return self.stretch != "none"
+
     def shape(self, copies: int) -> tuple[int, ...]:
-        """Shape of a stack of elements."""
         return (copies, self.n, self.n)
 
     def identity(self, copies: int = 1) -> torch.Tensor:
-        """The stack of elements that change nothing."""
         return torch.eye(self.n, dtype=torch.float64).repeat(copies, 1, 1)
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """First `b`, then `a`."""
         return a @ b
 
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
-        """The stack of inverses."""
         return torch.linalg.inv(element)
 
     def random(
@@ -127,7 +119,7 @@ class MatrixGroup:
             if free:
                 axes = haar(len(rest), generator)
                 block = block @ (axes * stretches(len(rest))) @ axes.T
-            element[torch.tensor(rest)[:, None], torch.tensor(rest)] = block
+            element[self.block] = block
         if self.stretch == "common":
             element = element * stretches(1)
         if self.movable and not special:
@@ -135,23 +127,6 @@ class MatrixGroup:
             mirrored = torch.rand(len(self.planes), generator=generator, dtype=torch.float64) < 0.5
             element = self.moved_planes(order, mirrored) @ element
         return element
-
-    def from_planes(self, angles: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """`[n, n]`: turn and stretch every plane, and the identity outside of them."""
-        first, second = self.pairs
-        matrix = torch.eye(self.n, dtype=torch.float64)
-        cos, sin = scales * angles.cos(), scales * angles.sin()
-        matrix[first, first], matrix[second, second] = cos, cos
-        matrix[second, first], matrix[first, second] = sin, -sin
-        return matrix
-
-    def moved_planes(self, order: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        """`[n, n]`: plane i of the result is plane `order[i]`, its second axis turned round where `mirrored[i]`."""
-        first, second = self.pairs
-        matrix = self.identity()[0]
-        matrix[first] = matrix[first][order]
-        matrix[second] = torch.where(mirrored, -1.0, 1.0)[:, None] * self.identity()[0][second][order]
-        return matrix
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
         """Elements `[copies, n, n]` from the Lie algebra."""
@@ -169,15 +144,13 @@ class MatrixGroup:
 
     def _log(self, matrix: torch.Tensor) -> torch.Tensor:
         self._check_connected(matrix)
-        angles, scales = self._plane_coordinates(matrix)
+        angles, scales = self.plane_coordinates(matrix)
         first, second = self.pairs
         result = torch.zeros_like(matrix)
         result[first, first] = result[second, second] = scales.log()
         result[second, first], result[first, second] = angles, -angles
-        rest = self.rest
-        if rest:
-            index = torch.tensor(rest)
-            block = matrix[index[:, None], index]
+        if self.rest:
+            block = matrix[self.block]
             if self.stretch == "free":
                 logarithm = torch.from_numpy(scipy.linalg.logm(block.numpy()))
                 if logarithm.is_complex() and logarithm.imag.abs().max() > 1e-9 * logarithm.abs().max():
@@ -188,8 +161,8 @@ class MatrixGroup:
                 logarithm = logarithm.real if logarithm.is_complex() else logarithm
             else:
                 scale = self.scale(block[None])[0]
-                logarithm = so_log(block / scale) + scale.log() * torch.eye(len(rest), dtype=torch.float64)
-            result[index[:, None], index] = logarithm
+                logarithm = so_log(block / scale) + scale.log() * torch.eye(len(self.rest)).double()
+            result[self.block] = logarithm
         return result
 
     def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
@@ -204,23 +177,15 @@ class MatrixGroup:
 
     def _path(self, matrix: torch.Tensor, t: float) -> torch.Tensor:
         self._check_connected(matrix)
-        angles, scales = self._plane_coordinates(matrix)
+        angles, scales = self.plane_coordinates(matrix)
         result = self.from_planes(t * angles, scales**t)
-        rest = self.rest
-        if rest:
-            index = torch.tensor(rest)
-            u, stretch, vt = torch.linalg.svd(matrix[index[:, None], index])
-            result[index[:, None], index] = so_exp(t * so_log(u @ vt)) @ (vt.T * stretch**t) @ vt
+        if self.rest:
+            u, stretch, vt = torch.linalg.svd(matrix[self.block])
+            result[self.block] = so_exp(t * so_log(u @ vt)) @ (vt.T * stretch**t) @ vt
         return result
 
-    def _plane_coordinates(self, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Angle and stretch of every plane."""
-        first, second = self.pairs
-        cos, sin = matrix[first, first], matrix[second, first]
-        return torch.atan2(sin, cos), torch.hypot(cos, sin)
-
     def _check_connected(self, matrix: torch.Tensor) -> None:
-        if self.movable and not torch.allclose(self._commuting(matrix), matrix):
+        if self.movable and not torch.allclose(self.commuting(matrix), matrix):
             raise ValueError(
                 "`element` exchanges or mirrors planes, which no path joins to the identity. Draw it with "
                 "`special=True`."
@@ -258,7 +223,7 @@ class MatrixGroup:
         size = {"metric": 1, "planes": len(self.planes)}.get(role, self.n)
         return tensor.reshape(copies, -1, size, tensor.shape[-1])
 
-    def contract(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
+    def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
         """
         `Σ a bᵀ` over everything but the frame, `[copies, n, n]`, of two tensors `[copies · repeats · n, rest]`.
 
@@ -271,7 +236,7 @@ class MatrixGroup:
             return weight * torch.eye(self.n, dtype=a.dtype, device=a.device)
         return blocks[0] @ blocks[1].mT
 
-    def generator(self, contractions: dict[Role, torch.Tensor]) -> torch.Tensor:
+    def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         """
         From `Σ a bᵀ` by role, the pairing of `a` with the motion of `b` under every generator: `[copies, n, n]`.
 
@@ -279,7 +244,7 @@ class MatrixGroup:
         `tr(Xᵀ P)` for the P given here, projected on the Lie algebra.
         """
         total = torch.zeros(())
-        for role, value in contractions.items():
+        for role, value in grams.items():
             match role:
                 case "vector":
                     total = total + value
@@ -291,7 +256,7 @@ class MatrixGroup:
 
     def project(self, matrix: torch.Tensor) -> torch.Tensor:
         """The nearest element `[copies, n, n]` of the Lie algebra."""
-        commuting = self._commuting(matrix)
+        commuting = self.commuting(matrix)
         if self.stretch == "free":
             return commuting
         skew = (commuting - commuting.mT) / 2
@@ -300,24 +265,146 @@ class MatrixGroup:
         trace = commuting.diagonal(dim1=-2, dim2=-1).mean(-1)
         return skew + trace[..., None, None] * torch.eye(self.n, dtype=matrix.dtype, device=matrix.device)
 
-    def symmetric(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The part `[copies, n, n]` of a symmetric matrix that commutes with the rotations of the planes."""
-        return self._commuting(matrix)
+    def balance(self, grams: dict[Role, torch.Tensor], unpaired: float = 1.0) -> torch.Tensor:
+        vectors, covectors = grams["vector"], grams["covector"]
+        if self.stretch == "none":
+            return self.identity(len(vectors))
+        if self.stretch == "common":
+            traces = [grams[role].diagonal(dim1=-2, dim2=-1).sum(-1) for role in ("vector", "covector", "metric")]
+            squares = torch.stack(
+                [least_norm.common_stretch(q, k, weight, unpaired) for q, k, weight in zip(*traces, strict=True)]
+            )
+            return self.identity(len(vectors)) * squares.sqrt()[:, None, None]
+        return torch.stack([self._balance(*pair, unpaired) for pair in zip(vectors, covectors, strict=True)])
 
-    def _commuting(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The part that commutes with the rotations of the planes."""
-        if not self.planes:
-            return matrix
+    def _balance(self, vectors: torch.Tensor, covectors: torch.Tensor, unpaired: float) -> torch.Tensor:
         first, second = self.pairs
-        result = torch.zeros_like(matrix)
-        cos = (matrix[..., first, first] + matrix[..., second, second]) / 2
-        sin = (matrix[..., second, first] - matrix[..., first, second]) / 2
-        result[..., first, first] = result[..., second, second] = cos
-        result[..., second, first], result[..., first, second] = sin, -sin
+        both, other = (gram[first, first] + gram[second, second] for gram in (vectors, covectors))
+        scales = least_norm.plane_stretches(both, other, unpaired)
+        element = self.from_planes(torch.zeros_like(scales), scales)
         if self.rest:
-            rest = torch.tensor(self.rest)
-            result[..., rest[:, None], rest] = matrix[..., rest[:, None], rest]
-        return result
+            # Of all that balance the symmetric positive one: it turns nothing, and is near 1 where little is to do.
+            balancing = least_norm.contragredient(vectors[self.block], covectors[self.block], unpaired)
+            _, stretches, axes = torch.linalg.svd(balancing)
+            element[self.block] = (axes.T * stretches) @ axes
+        return element
+
+    def decay(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
+        """As for every group; for Gram matrices A of vectors and B of covectors X solves `XA + BX = B - A`."""
+        charge = self.generator(grams)
+        vectors, covectors = self.commuting(grams["vector"]), self.commuting(grams["covector"])
+        if self.stretch == "common":
+            total = vectors + covectors + 4 * grams.get("metric", torch.zeros_like(vectors))
+            size = total.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+            return torch.where(size > 0, -charge / size, torch.zeros_like(charge))
+        # The solution commutes with the rotations of planes, as both sides do.
+        return least_norm.sylvester(vectors, covectors, charge)
+
+    def compact(self, element: torch.Tensor) -> torch.Tensor:
+        left, _, right = torch.linalg.svd(element)
+        return left @ right
+
+    def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
+        gram = self.commuting((grams["vector"] + grams["covector"]) / 2)
+        return torch.linalg.eigvalsh(gram).flatten()
+
+    def arrange(self, view: View, note: Note) -> torch.Tensor:
+        """Learned frequencies positive and descending; of equal ones the plane that carries most comes first."""
+        (frequencies,) = [a for role, a, _ in view.pairs() if role == "planes"]
+        frequencies = frequencies.reshape(-1, len(self.planes))
+        values, order = frequencies.abs().sort(dim=1, descending=True)
+        gaps = values.diff(dim=1).abs() / values[:, :1].clamp_min(1e-300)
+        if gaps.numel():
+            note("planes", float(gaps.min()), DEGENERATE, f"two frequencies of a head in {view.key} are equal")
+        first, second = self.pairs
+        strengths = (view.grams["vector"] + view.grams["covector"]).diagonal(dim1=1, dim2=2)
+        strengths = (strengths[:, first] + strengths[:, second]).gather(1, order)
+        # Stable sorts, the last one first: by strength inside runs of equal frequencies.
+        by_strength = strengths.sort(dim=1, descending=True, stable=True).indices
+        runs = torch.cat([torch.zeros_like(values[:, :1]), (gaps >= DEGENERATE).to(values).cumsum(dim=1)], dim=1)
+        by_run = runs.gather(1, by_strength).sort(dim=1, stable=True).indices
+        order = order.gather(1, by_strength.gather(1, by_run))
+        mirrored = (frequencies < 0).gather(1, order)
+        return torch.stack([self.moved_planes(*pair) for pair in zip(order, mirrored, strict=True)])
+
+    def orient(self, view: View, note: Note) -> torch.Tensor:
+        """The Gram matrix diagonal as far as the group allows, by descending eigenvalue, signs by odd moments."""
+        grams, anchors = view.total(), view.anchors()
+        around = anchors.reshape(len(anchors), len(grams), self.n).transpose(0, 1)
+        return torch.stack([self._orient(*pair, view.key, note) for pair in zip(grams, around, strict=True)])
+
+    def _orient(self, gram: torch.Tensor, anchors: torch.Tensor, key: tuple, note: Note) -> torch.Tensor:
+        if not self.planes:
+            return spectra.eigenbasis(gram, anchors.contiguous(), key, note)
+        first, second = self.pairs
+        # The principal axis of each plane becomes its first dimension.
+        across, along = 2 * gram[first, second], gram[first, first] - gram[second, second]
+        angles = -torch.atan2(across, along) / 2
+        # Where there is none, the first anchor that has something in the plane does.
+        size = (gram[first, first] + gram[second, second]).clamp_min(1e-300)
+        lengths = torch.hypot(anchors[:, first], anchors[:, second])
+        leader = (lengths > LEADS * lengths.max().clamp_min(1e-300)).double().argmax(dim=0, keepdim=True)
+        leading = [anchors[:, index].gather(0, leader)[0] for index in (first, second)]
+        round_one = torch.hypot(across, along) <= DEGENERATE * size
+        angles = torch.where(round_one, -torch.atan2(leading[1], leading[0]), angles)
+        element = self.from_planes(angles, torch.ones_like(angles))
+        gap = float((torch.hypot(across, along) / size).min())
+        note("planes", gap, DEGENERATE, f"a plane of {key} has no principal axis")
+        moments = spectra.odd_moments((anchors @ element.T)[:, first])
+        note("signs", float(moments.abs().min()), UNSIGNED, f"the sign of a plane of {key}")
+        turn = spectra.signs(moments)
+        element[first], element[second] = turn[:, None] * element[first], turn[:, None] * element[second]
+        if self.rest:
+            element[self.block] = spectra.eigenbasis(gram[self.block], anchors[:, self.block[1]], key, note)
+        return element
+
+    def nearest(self, view: View) -> torch.Tensor:
+        return self.procrustes(view.total().double(), view.grams.get("planes") if self.movable else None)
+
+    def procrustes(self, cross: torch.Tensor, frequencies: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The rotations, reflections and exchanges `R` `[copies, n, n]` in the group that make `tr(Rᵀ C)` largest.
+
+        For `C = Σ b aᵀ` this brings the vectors a nearest to b. For O(n) it is the polar factor of C (Schönemann
+        1966), for a plane the angle of its rotation part; planes that may change places are assigned to each other.
+
+        Args:
+            cross: `C` `[copies, n, n]`.
+            frequencies: `Σ b aᵀ` `[copies, planes, planes]` of the planes' frequencies, where these are learned.
+        """
+        spare = [None] * len(cross) if frequencies is None else list(frequencies)
+        return torch.stack([self._procrustes(*pair) for pair in zip(cross, spare, strict=True)])
+
+    def _procrustes(self, cross: torch.Tensor, frequencies: torch.Tensor | None) -> torch.Tensor:
+        moved = self.identity()[0]
+        if self.movable:
+            kept, mirrored = self.plane_gains(cross)
+            offset = torch.zeros_like(kept) if frequencies is None else frequencies
+            kept, mirrored = kept + offset, mirrored - offset
+            order = assignment(torch.maximum(kept, mirrored))
+            moved = self.moved_planes(order, (mirrored > kept).gather(1, order[:, None])[:, 0])
+            cross = cross @ moved.T
+        first, second = self.pairs
+        angles = torch.atan2(cross[second, first] - cross[first, second], cross[first, first] + cross[second, second])
+        element = self.from_planes(angles, torch.ones_like(angles))
+        if self.rest:
+            u, _, vt = torch.linalg.svd(cross[self.block])
+            element[self.block] = u @ vt
+        return element @ moved
+
+    def largest_trace(self, cross: torch.Tensor) -> torch.Tensor:
+        gain = torch.zeros(cross.shape[:-2], dtype=cross.dtype)
+        if self.planes:
+            kept, mirrored = self.plane_gains(cross)
+            if self.movable:
+                flat = torch.maximum(kept, mirrored).reshape(-1, *kept.shape[-2:])
+                best = [gains.gather(1, assignment(gains)[:, None]).sum() for gains in flat]
+                gain = gain + torch.stack(best).reshape(gain.shape)
+            else:
+                gain = gain + kept.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if self.rest:
+            gain = gain + torch.linalg.svdvals(cross[..., *self.block]).sum(-1)
+        return gain
 
 
 def orthogonal(n: int) -> MatrixGroup:
