@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.training import plot_losses
 
@@ -88,8 +89,6 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
     Raises:
         OSError: if it cannot be written, as on a full disk.
     """
-    from rigpt_hf.conversion.assemble import quiet_loading
-
     with quiet_loading(), torch.device("meta"):
         shell: Any = type(model)(copy.deepcopy(model.config))
     try:

@@ -174,9 +174,7 @@ def test_impossible_arguments(source, tmp_path, tokenizer):
 
 def test_a_single_document_leaves_no_validation(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("Only one.")
-    with pytest.raises(
-        ValueError, match=r"`validation` must hold out some .* none of the 1 of .*`data_options: {sep"
-    ):
+    with pytest.raises(ValueError, match=r"`validation` must hold out some .* none of the 1 of .*`data_options: {sep"):
         prepare(tmp_path / "a.txt", tokenizer, tmp_path / "tokens", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     # Not if none were asked for.

@@ -1,9 +1,13 @@
 """Pretraining: one process or many, killed or not, the same numbers; and whatever goes wrong loses nothing."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,11 +63,31 @@ def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world)
         assert numbers_of(tmp_path / "seed") != straight
 
 
+def torchrun(data: Path, folder: Path) -> None:
+    """The command itself in two processes, with the run of `plain` in a file of YAML, to `folder / "two"`."""
+    options = CALM | {"data_dir": str(data), "data": None, "context_length": 16, "learning_rate": 0.01}
+    options |= {"max_steps": 12, "global_batch_size": 4, "eval_steps": 6, "eval_batches": 2, "save_steps": 3}
+    (folder / "run.yaml").write_text(json.dumps(options | {"warmup_steps": 3}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["training/pretrain.py", "--config", str(folder / "run.yaml"), "--deterministic"]
+    done = subprocess.run(
+        [*command, "--output-dir", str(folder / "two")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("12 steps, validation loss") == 1, "one process speaks for both"
+    assert list((folder / "two").rglob("events.out.tfevents.*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_give_the_curve_of_one(data, plain, tmp_path, kind):
     options = CALM | {"fsdp": kind == "fsdp2"}
-    launch(data, tmp_path / "two", 2, **options)
+    torchrun(data, tmp_path) if kind == "ddp" else launch(data, tmp_path / "two", 2, **options)
     one, two = numbers_of(plain), numbers_of(tmp_path / "two")
     assert one[0]["loss"] - one[-1]["loss"] > 0.4, "nothing was learned"
 

@@ -13,7 +13,7 @@ from rigpt_hf.training.diagnostics import in_parts, stream_kurtosis, summed_loss
 from rigpt_hf.training.sharding import restore_weights_
 from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import CALM, losses_of, make_options, pretrain, weights_of
+from tests.training.runs import CALM, make_options, pretrain
 
 
 @pytest.fixture
@@ -76,27 +76,3 @@ def test_only_what_may_be_kept_as_the_best_is_judged_besides(data, tmp_path):
     judged = pretrain(data, tmp_path / "best", eval_steps=12, save_steps=5, save_total_limit=1)
     assert [step for step, _ in judged.validation] == [5, 10, 12]
     assert all(one.metric is not None for one in CheckpointStore(tmp_path / "best" / "checkpoints").checkpoints())
-
-
-def test_a_killed_run_with_an_average_goes_on_from_the_weights(data, tmp_path, monkeypatch):
-    options = {"ema_decay": 0.8, "max_steps": 9, "save_total_limit": 1, "save_best_limit": 0}
-    pretrain(data, tmp_path / "straight", **options)
-    advance = loop.PretrainingRun._advance
-
-    def broken(run):
-        if run.step == 5:
-            raise RuntimeError("the power is gone")
-        return advance(run)
-
-    for name in ("resumed", "mistaken"):
-        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the power is gone"):
-            patched.setattr(loop.PretrainingRun, "_advance", broken)
-            pretrain(data, tmp_path / name, **options)
-    assert pretrain(data, tmp_path / "resumed", **options).started == 3
-    monkeypatch.setattr(loop, "exchange_saved", lambda weights, state: None)
-    pretrain(data, tmp_path / "mistaken", **options)
-    losses = {name: losses_of(tmp_path / name) for name in ("straight", "resumed", "mistaken")}
-    assert losses["resumed"] == losses["straight"] and len(losses["straight"]) == 9
-    assert losses["mistaken"][:3] == losses["straight"][:3] and losses["mistaken"][3] != losses["straight"][3]
-    models = [weights_of(tmp_path / name) for name in losses]
-    assert models[0] == models[1] != models[2]

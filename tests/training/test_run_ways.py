@@ -1,9 +1,5 @@
 """The ways to run that others only promise: launched, tracked, in bfloat16, compiled, and with one process killed."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rigpt_hf.training.options import RunOptions
 from tests.tolerances import DISTRIBUTED
 from tests.training.runs import CALM, launch, losses_of, numbers_of, pretrain, same_run
-
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -82,22 +75,6 @@ def test_a_compiled_run_gives_the_same_curve(data, plain, tmp_path, monkeypatch)
     assert graphs == []
     pretrain(data, tmp_path / "yes", **CALM, torch_compile=True)
     assert graphs and apart(tmp_path / "yes", plain) <= DISTRIBUTED
-
-
-@pytest.mark.slow
-def test_the_command_itself_in_two_processes(data, plain, tmp_path):
-    options = {"data_dir": str(data), "data": None, "context_length": 16, "learning_rate": 0.01, "warmup_steps": 3}
-    options |= {"max_steps": 12, "global_batch_size": 4, "eval_steps": 6, "eval_batches": 2, "save_steps": 3}
-    (tmp_path / "run.yaml").write_text(json.dumps(CALM | options))  # which is YAML too
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["training/pretrain.py", "--config", str(tmp_path / "run.yaml"), "--deterministic"]
-    command += ["--output-dir", str(tmp_path / "run")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("12 steps, validation loss") == 1, "one process speaks for both"
-    assert 0 < apart(tmp_path / "run", plain) <= DISTRIBUTED
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.slow
