@@ -28,7 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, own_peak_memory, prefill, take_turns
+from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
+from rigpt_hf.evaluation.timing import own_peak_memory, take_turns
 
 
 @dataclass(frozen=True)

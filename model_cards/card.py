@@ -14,8 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.evaluation.harness.cache import fingerprint
-from rigpt_hf.evaluation.harness.tables import as_markdown
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
+from rigpt_hf.evaluation.harness.suites import load_suite
+from rigpt_hf.evaluation.harness.tables import as_markdown, measure_of
+from rigpt_hf.evaluation.measures import MEASURES
+from rigpt_hf.evaluation.models import evaluated
+from rigpt_hf.text.paths import without_path
 
 from .certified import certificate_of
 from .facts import (
@@ -30,22 +34,14 @@ from .facts import (
     tuned_from,
 )
 from .marker import PLACEHOLDER, marker_of, signed, title_of
-from .paths import without_path
 
 
 CARD = "README.md"
 TAGS = ("rigpt", "gauge-symmetry", "rotation-invariance")
 # Names that the Hub's widgets know, by the quantities of an evaluation.
-METRIC_TYPES = {
-    "perplexity": "perplexity",
-    "word perplexity": "word_perplexity",
-    "bits per byte": "bits_per_byte",
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy, normalized": "accuracy_normalized",
-    "acc": "accuracy",
-    "acc_norm": "accuracy_normalized",
-}
+HUB_TYPES = {name: kind for measure in (*MEASURES.values(), STANDARD) for name, kind in measure.hub_types.items()}
+# What a stranger asks for: what the core suite measures.
+ASKED_FOR = list(dict.fromkeys(filter(None, (MEASURES[task.metric].card_words for task in load_suite("core").tasks))))
 CITATION = """@misc{rigpt,
   title = {RiGPT: a GPT with no preferred basis},
   year = {2026},
@@ -72,7 +68,7 @@ def gather(folder: Path, results: Path | None = None, facts: Path | AuthorFacts 
             f"`folder` must hold a causal language model, got a {made_for}, of which nothing is measured here. Write "
             "its card by hand."
         )
-    measured = subject(folder)
+    measured = evaluated(folder)
     if not isinstance(measured.model.config, RiGPTConfig):
         raise ValueError(
             f"`folder` must hold a RiGPT, got a {measured.model.config.model_type}. Convert it with rigpt convert."
@@ -189,10 +185,10 @@ def eval_results(facts: CardFacts) -> list[EvalResult]:
     text = facts.evaluation["suite"]["text"]
     found: list[EvalResult] = []
     for task in facts.evaluation["tasks"]:
-        standard = task["metric"] == "lm-eval"
+        standard = measure_of(task) is STANDARD
         for quantity in task["quantities"]:
             value: Any = quantity["models"].get(facts.evaluated_as, {}).get("value")
-            if quantity["name"] not in METRIC_TYPES or value is None:
+            if quantity["name"] not in HUB_TYPES or value is None:
                 continue
             found.append(
                 EvalResult(
@@ -204,7 +200,7 @@ def eval_results(facts: CardFacts) -> list[EvalResult]:
                     dataset_config=None if standard else task["task"],
                     dataset_revision=None if standard else text["revision"],
                     metric_args=task["models"][facts.evaluated_as].get("protocol"),
-                    metric_type=METRIC_TYPES[quantity["name"]],
+                    metric_type=HUB_TYPES[quantity["name"]],
                     metric_name=quantity["name"],
                     metric_value=value,
                 )
@@ -222,25 +218,20 @@ def absent(facts: CardFacts) -> list[str]:
     if facts.doubt:
         missing.append(facts.doubt)
     if facts.evaluation is None:
-        missing.append("perplexity, accuracy, outliers, robustness to rounding and speed")
+        missing.append(f"{', '.join(ASKED_FOR[:-1])} and {ASKED_FOR[-1]}")
     else:
-        measured = {task["metric"] for task in facts.evaluation["tasks"] if facts.evaluated_as in task["models"]}
+        own = [task for task in facts.evaluation["tasks"] if facts.evaluated_as in task["models"]]
+        measured = {measure_of(task).card_words for task in own}
         # Tasks of lm-eval count what was answered rightly.
-        if any(
-            quantity["name"] in METRIC_TYPES and METRIC_TYPES[quantity["name"]].startswith("accuracy")
+        types = {
+            HUB_TYPES.get(quantity["name"], "")
             for task in facts.evaluation["tasks"]
             for quantity in task["quantities"]
             if facts.evaluated_as in quantity["models"]
-        ):
-            measured.add("accuracy")
-        names = {
-            "perplexity": "perplexity",
-            "accuracy": "accuracy",
-            "outliers": "outliers",
-            "quantization_robustness": "robustness to rounding",
-            "throughput": "speed",
         }
-        missing += [words for metric, words in names.items() if metric not in measured]
+        if any(kind.startswith("accuracy") for kind in types):
+            measured.add("accuracy")
+        missing += [words for words in ASKED_FOR if words not in measured]
     for name in ("license", "language", "intended_use", "limits", "authors"):
         if getattr(author, name) is None:
             missing.append(name.replace("_", " "))

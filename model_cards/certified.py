@@ -16,7 +16,7 @@ from rigpt_hf.conversion.certificate import (
     random_input_ids,
     weights_sha256,
 )
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.models import EvaluatedModel
 
 
 QUESTION = "whether it is what it was made from"
@@ -29,7 +29,7 @@ NO_INPUTS = "the inputs of its certificate, which were given, are not here"
 NOT_TOLD = "its certificate names no weights and cannot tell these from others in"
 
 
-def certificate_of(folder: Path, subject: Subject) -> tuple[Certificate | None, str]:
+def certificate_of(folder: Path, subject: EvaluatedModel) -> tuple[Certificate | None, str]:
     """
     The certificate beside the weights, if it is still theirs. Otherwise `None`, and why.
 

@@ -16,10 +16,9 @@ from rigpt_hf.conversion.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.text.paths import without_path
 from rigpt_hf.training.records import Records
-
-from .paths import without_path
 
 
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
@@ -149,7 +148,7 @@ class CardFacts:
     """SHA-256 of weights, configuration and tokenizer."""
 
 
-def model_facts(subject: Subject) -> ModelFacts:
+def model_facts(subject: EvaluatedModel) -> ModelFacts:
     """From the configuration and the weights of a RiGPT."""
     config = subject.model.config
     switches = {
@@ -284,7 +283,7 @@ def tuned_from(folder: Path) -> str | None:
         raise ValueError(f"`folder` must have a finetune.json that can be read or none, got {str(path)!r}.") from error
 
 
-def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] | None, str | None]:
+def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:
     """
     An evaluation, and what the model is called in it.
 
@@ -310,7 +309,7 @@ def evaluation_of(path: Path | None, subject: Subject) -> tuple[dict[str, Any] |
     )
 
 
-def invariance_of(results: dict[str, Any] | None, name: str | None, subject: Subject) -> dict[str, Any]:
+def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:
     """The gauge error of the weights: of the evaluation, or measured now on random tokens."""
     for task in (results or {}).get("tasks", []):
         if task["metric"] == "invariance" and name in task["models"]:

@@ -123,7 +123,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
     ]
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     main.__annotations__ = {each.name: each.annotation for each in parameters}
-    main.__doc__ = run.__doc__
+    main.__doc__, main.__name__ = run.__doc__, getattr(run, "__name__", "main")
     return main
 
 

@@ -37,8 +37,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from .attention_rigpt import rotary_frequencies
-from .configuration_rigpt import RiGPTConfig
+from .configuration_rigpt import RiGPTConfig, rotary_frequencies
 from .groups import (
     Group,
     HeadPermutations,
@@ -49,6 +48,7 @@ from .groups import (
     general_linear,
     orthogonal,
 )
+from .scores_rigpt import SCORES
 
 
 Read = Callable[[str], torch.Tensor]
@@ -186,10 +186,10 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
     degree = DEGREES.get(config.hidden_act)
     table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
-    still = _unturned(config)
-    if config.attention_bias and still and not config.qk_norm and config.attention_score != "distance":
+    still, key_shift = _unturned(config), SCORES[config.attention_score].key_shift
+    if config.attention_bias and still and not config.qk_norm and key_shift != "never":
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
-        constant = own or config.attention_score == "dot"
+        constant = own or key_shift == "alone"
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
     if config.attention_bias and config.attention_output_bias:
         table["value_shift"] = Frame(Translations(config.head_dim), heads, own, shift=shifts["value_shift"])
@@ -200,11 +200,7 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
 
 def _score_group(config: RiGPTConfig) -> MatrixGroup:
     """What leaves the attention score of a head alone."""
-    stretch: Stretch = "free"
-    if config.qk_norm or config.attention_score == "distance":
-        stretch = "none"
-    elif config.attention_score == "squared_distance":
-        stretch = "common"  # q/s, s k and λ/s² give the same q·k - λ|k|²/2
+    stretch: Stretch = "none" if config.qk_norm else SCORES[config.attention_score].stretch
     moving = _plane_count(config)
     turned = set(range(config.head_dim)) - set(_unturned(config))
     # Rotary positions turn dimension i together with i + r/2.
@@ -291,7 +287,7 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
 
     whole = Move(lambda c: c)
     keys = {ATTENTION + "k_proj.bias": whole}
-    if config.attention_score == "squared_distance":
+    if SCORES[config.attention_score].key_shift == "with_query":
         # (q + λc)·(k + c) - λ|k + c|²/2 differs from q·k - λ|k|²/2 by what is the same for all keys.
         keys[ATTENTION + "q_proj.bias"] = Move(
             lambda c, weight: (weight[:, None] * per_query_head(c)).flatten(), (ATTENTION + "distance_weight",)

@@ -21,7 +21,7 @@ class EquivariantFactory:
     What `Trainer(optimizer_cls_and_kwargs=(EquivariantFactory, {...}))` calls with the model, so that the groups of
     parameters come from the table of frames.
 
-    `lr`, `weight_decay` and `multipliers` are as in [`equivariant_param_groups`], the rest as in
+    `lr`, `weight_decay` and `lr_multipliers` are as in [`equivariant_param_groups`], the rest as in
     [`EquivariantOptimizer`].
     """
 
@@ -31,13 +31,13 @@ class EquivariantFactory:
         *,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
-        multipliers: dict[str, float] | None = None,
+        lr_multipliers: dict[str, float] | None = None,
         **options: Any,
     ) -> "EquivariantOptimizer":
         # Here, as importing the package registers this and must stay quick.
         from .optim import EquivariantOptimizer, equivariant_param_groups
 
-        groups = equivariant_param_groups(model, lr, weight_decay, multipliers=multipliers)
+        groups = equivariant_param_groups(model, lr, weight_decay, lr_multipliers=lr_multipliers)
         return EquivariantOptimizer(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
@@ -92,4 +92,4 @@ def _from_arguments(context: Any) -> tuple[Any, dict[str, Any]]:
                 f"`optim_args` must be numbers for {name!r}, got {value!r}. It takes {', '.join(ARGUMENTS)}, and "
                 "multipliers of the learning rate such as embed_tokens=0.3."
             ) from error
-    return EquivariantFactory, options | {"multipliers": multipliers}
+    return EquivariantFactory, options | {"lr_multipliers": multipliers}

@@ -119,7 +119,7 @@ class Without:
     def __getattr__(self, name): return getattr(self.finder, name)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
-BASE = WITHOUT.format(packages={name for names in EXTRAS.values() for name in names} - {"scipy"} | {"pandas"})
+BASE = WITHOUT.format(packages={name for names in EXTRAS.values() for name in names} | {"pandas", "sklearn"})
 VERBS = """
 from rigpt_hf.cli import app
 from rigpt_hf.command_line import execute

@@ -130,7 +130,7 @@ def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.
         of_model: Any = muon_param_groups
         if options.optim == "equivariant":
             of_model = KINDS[kind_of(config_of(model).model_type) or ""].param_groups
-        groups = of_model(model, rate, decay, multipliers=options.lr_multipliers)
+        groups = of_model(model, rate, decay, lr_multipliers=options.lr_multipliers)
         # All processes of a run train one model, step by step.
         optimizer = EquivariantOptimizer(groups, rate, momentum=options.momentum, betas=betas, sharing="all")
     for group in optimizer.param_groups:

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def muon_param_groups(
-    model: nn.Module, lr: float, weight_decay: float, *, multipliers: dict[str, float] | None = None
+    model: nn.Module, lr: float, weight_decay: float, *, lr_multipliers: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """
     Groups for [`EquivariantOptimizer`] that make of it Muon for the matrices inside of a model and AdamW for the rest.
@@ -14,13 +14,13 @@ def muon_param_groups(
     Args:
         model: Any causal language model.
         lr, weight_decay: Of all groups, in AdamW's units.
-        multipliers: Of `lr`, by the end of a parameter's name or of its module.
+        lr_multipliers: Of `lr`, by the end of a parameter's name or of its module.
 
     Raises:
-        ValueError: if `multipliers` names nothing that there is.
+        ValueError: if `lr_multipliers` names nothing that there is.
     """
-    multipliers = dict(multipliers or {})
-    unused = set(multipliers)
+    lr_multipliers = dict(lr_multipliers or {})
+    unused = set(lr_multipliers)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     bare: Any = model
     while hasattr(bare, "module"):
@@ -31,15 +31,15 @@ def muon_param_groups(
         if not parameter.requires_grad:
             continue
         pieces = name.split(".")[-2:]
-        key = next((piece for piece in reversed(pieces) if piece in multipliers), None)
+        key = next((piece for piece in reversed(pieces) if piece in lr_multipliers), None)
         unused.discard(key or "")
-        factor = multipliers.get(key or "", 1.0)
-        treatment = "polar" if parameter.dim() == 2 and id(parameter) not in tables else "elements"
+        factor = lr_multipliers.get(key or "", 1.0)
+        rule = "polar" if parameter.dim() == 2 and id(parameter) not in tables else "coordinatewise"
         group = groups.setdefault(
-            (treatment if parameter.dim() == 2 else "vector", factor),
+            (rule if parameter.dim() == 2 else "vector", factor),
             {
                 "params": [],
-                "treatment": treatment,
+                "update_rule": rule,
                 "lr": lr * factor,
                 "weight_decay": weight_decay if parameter.dim() == 2 else 0.0,
             },

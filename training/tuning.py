@@ -14,15 +14,15 @@ import torch
 import transformers
 import trl
 from accelerate import PartialState
-from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from rigpt_hf import RiGPTForCausalLM, __version__
+from rigpt_hf import __version__
 from rigpt_hf.checkpoints.folder import check_output, new_folder
-from rigpt_hf.checkpoints.read import load_model, quiet_loading
+from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
+from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
-from rigpt_hf.symmetry.checkpoint import check_rigpt
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
@@ -98,7 +98,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
 
 def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback]) -> FinetuneReport:
     source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-    config = rigpt_config(source, options.model_revision)
+    config = named_model(rigpt_config, source, options.model_revision)
     tokenizer = load_tokenizer(options, source, config)
     context = options.context_length or min(config.max_position_embeddings, LONGEST)
     if context > config.max_position_embeddings:
@@ -122,8 +122,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     saved_dtype = config.dtype or torch.float32
     # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
     dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
-    which: dict[str, Any] = {"argument": "model", "revision": options.model_revision or "main"}
-    model = load_model(source, RiGPTForCausalLM, dtype=dtype, **which)
+    model = named_model(load_rigpt, source, dtype, options.model_revision)
     special = model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id
     trainer = make_trainer(options, model, copy.deepcopy(tokenizer), examples, held_out, context, callbacks)
     trained: Any = trainer.model
@@ -230,15 +229,10 @@ def check_resumes(options: FinetuneOptions, record: dict[str, Any]) -> None:
         )
 
 
-def rigpt_config(source: str, revision: str | None) -> Any:
-    """The configuration of a RiGPT; a `ValueError` that says what to do if `source` is anything else."""
+def named_model(load: Any, *arguments: Any) -> Any:
+    """What a function makes of a source, which is called `model` here."""
     try:
-        return check_rigpt(AutoConfig.from_pretrained(source, revision=revision or "main"), source)
-    except OSError as error:
-        raise ValueError(
-            f"`model` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+        return load(*arguments)
     except ValueError as error:
         raise ValueError(str(error).replace("`source`", "`model`")) from error
 

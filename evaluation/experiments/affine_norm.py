@@ -2,7 +2,7 @@
 RiGPT with the norms that other models have, to find out what leaving the basis out of them costs or brings.
 
 A gain per coordinate, and the bias and the mean of LayerNorm, each single out axes of the stream. Everything else is
-RiGPT's, down to the treatment of every matrix by the optimizer. Kept here and not among the options of a
+RiGPT's, down to how the optimizer updates every matrix. Kept here and not among the options of a
 `RiGPTConfig`, all of which leave the function invariant.
 """
 
@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
+from rigpt_hf.modeling_rigpt import RiGPTRMSNorm
 from rigpt_hf.optim import equivariant_param_groups
-from rigpt_hf.stream_rigpt import RiGPTRMSNorm
 from rigpt_hf.training.kinds import KINDS, Kind
 
 
@@ -67,14 +67,14 @@ class AffineNormForCausalLM(RiGPTForCausalLM):
 
 
 def affine_norm_param_groups(
-    model: nn.Module, lr: float, weight_decay: float, *, multipliers: dict[str, float] | None = None
+    model: nn.Module, lr: float, weight_decay: float, *, lr_multipliers: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """
     [`equivariant_param_groups`] for all that has a frame, and Adam without decay for gains and biases of norms.
 
     Args:
         model: An [`AffineNormForCausalLM`], also as DDP wraps it.
-        lr, weight_decay, multipliers: As there.
+        lr, weight_decay, lr_multipliers: As there.
     """
     norms: list[nn.Module] = [module for module in model.modules() if type(module) in NORMS.values()]
     affine = [parameter for norm in norms for parameter in norm.parameters() if parameter.requires_grad]
@@ -82,11 +82,11 @@ def affine_norm_param_groups(
     for parameter in affine:
         parameter.requires_grad_(False)
     try:
-        groups = equivariant_param_groups(model, lr, weight_decay, multipliers=multipliers)
+        groups = equivariant_param_groups(model, lr, weight_decay, lr_multipliers=lr_multipliers)
     finally:
         for parameter in affine:
             parameter.requires_grad_(True)
-    return [*groups, {"params": affine, "treatment": "elements", "lr": lr, "weight_decay": 0.0}]
+    return [*groups, {"params": affine, "update_rule": "coordinatewise", "lr": lr, "weight_decay": 0.0}]
 
 
 AutoConfig.register(AffineNormConfig.model_type, AffineNormConfig)

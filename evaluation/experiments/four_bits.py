@@ -33,7 +33,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf.conversion.output import temporary_sibling
-from rigpt_hf.evaluation.measures.rounding import compensated, matrices_of, rounded, rows_of
+from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
 from .command import command

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from ..command_line import execute, make_app
+from ..dataclass_options import command
+from ..demo.options import DemoOptions
 from ..version import __version__
 from .cards import card
 from .conversion import convert, demo, export, info, verify
@@ -36,11 +38,13 @@ def before_the_verb(
     """RiGPT: a GPT with no preferred basis. Convert, check, rotate and export GPT-class models."""
 
 
-CONVERSION = (demo, convert, export, verify, info)
-SYMMETRY = (rotate, canonicalize, diff, merge, charges)
-RESULTS = (evaluate, card, publish)
-LEARNING = (lab,)
-for _verb in (*CONVERSION, *SYMMETRY, *RESULTS, *LEARNING):
+VERBS = (
+    *(command(DemoOptions, demo), convert, export, verify, info),
+    *(rotate, canonicalize, diff, merge, charges),
+    *(evaluate, card, publish),
+    lab,
+)
+for _verb in VERBS:
     app.command()(_verb)
 
 

@@ -9,14 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..extras import require
+from .arguments import argument, flag, option
 from .common import check_file, new_file
 
 
 def lab(
-    name: Annotated[str | None, typer.Argument(help="Which one, or all.", show_default="none: list them all")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/lab"),
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace earlier pictures.", show_default="no")] = False,
+    name: Annotated[str | None, argument("Which one, or all.", "none: list them all")] = None,
+    output: Annotated[Path, option("Folder for the pictures.")] = Path("runs/lab"),
+    seed: Annotated[int, option("Of everything that is drawn at random.")] = 0,
+    force: Annotated[bool, flag("force", "Replace earlier pictures.")] = False,
 ):
     """
     Make figures that explain RiGPT, as PNG, and say what is to be seen in them. Without a name: list them.

@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import scipy.optimize
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
+
+from ..extras import needs
 
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -284,7 +285,10 @@ def _invert_time(time: TimeMap, target: Tensor) -> Tensor:
             f"`time` must be increasing and reach {value:.6g}, got {excess(low) + value:.6g} at {low:.3g} and "
             f"{excess(high) + value:.6g} at {high:.3g}. Integrate inside its range, or pass `time_inverse`."
         )
-    root = low if low == high else scipy.optimize.brentq(excess, low, high, xtol=1e-14, rtol=1e-14)
+    with needs("flow"):
+        from scipy.optimize import brentq
+
+    root = low if low == high else brentq(excess, low, high, xtol=1e-14, rtol=1e-14)
     t = target.detach().new_tensor(root)
     # One step of Newton that is differentiated gives the derivative of the inverse.
     return t - (time(t) - target) / rate(time, t)

@@ -39,7 +39,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import FrameKey, table_of
-from ..stream_rigpt import freeze_transports
+from ..modeling_rigpt import freeze_transports
 from ..symmetry.action import GaugeTransformation
 from ..symmetry.balance import balance
 from ..symmetry.canonical import canonical_gauge

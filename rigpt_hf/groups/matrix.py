@@ -21,9 +21,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import scipy.linalg
 import torch
 
+from ..extras import needs
 from . import least_norm, spectra
 from .base import DEGENERATE, SPREAD, UNSIGNED, Group, Note, Role, View
 from .permutation import assignment
@@ -152,7 +152,10 @@ class MatrixGroup(Planes, Group):
         if self.rest:
             block = matrix[self.block]
             if self.stretch == "free":
-                logarithm = torch.from_numpy(scipy.linalg.logm(block.numpy()))
+                with needs("align"):
+                    from scipy.linalg import logm
+
+                logarithm = torch.from_numpy(logm(block.numpy()))
                 if logarithm.is_complex() and logarithm.imag.abs().max() > 1e-9 * logarithm.abs().max():
                     raise ValueError(
                         "`element` has no real principal logarithm, as it has negative eigenvalues. `path` joins it "

@@ -8,8 +8,8 @@ They have no Lie algebra but that of the scalings. A permutation is kept as the 
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
+from ..extras import needs
 from . import spectra
 from .base import SPREAD, UNSIGNED, Group, Note, Role, View
 from .least_norm import EMPTY, or_one
@@ -374,5 +374,8 @@ def assignment(gains: torch.Tensor) -> torch.Tensor:
     best = gains.argmax(dim=1)
     if len(best.unique()) == len(best):
         return best
+    with needs("align"):
+        from scipy.optimize import linear_sum_assignment
+
     _, columns = linear_sum_assignment(gains.numpy(), maximize=True)
     return torch.from_numpy(columns)

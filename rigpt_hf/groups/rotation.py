@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
-import scipy.linalg
 import torch
+
+from ..extras import needs
 
 
 def haar(
@@ -114,7 +115,10 @@ def rotary_form(skew: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _planes(matrix: torch.Tensor) -> tuple[Any, torch.Tensor, list[tuple[int, int]], list[int]]:
     """Real Schur form, its orthogonal basis, the planes it turns as pairs of indices, and the indices left over."""
-    schur, basis = scipy.linalg.schur(matrix.to(torch.float64).numpy(), output="real")
+    with needs("align"):
+        from scipy.linalg import schur as real_schur
+
+    schur, basis = real_schur(matrix.to(torch.float64).numpy(), output="real")
     planes: list[tuple[int, int]] = []
     alone, index = [], 0
     while index < len(schur):

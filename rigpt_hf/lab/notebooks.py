@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.extras import needs
 
 from .registry import chapters
@@ -86,9 +86,7 @@ def main(
         console.print(f"Not those of their scripts: {names}. Run `python -m rigpt_hf.lab.notebooks`.")
         raise typer.Exit(1)
     for notebook in stale:
-        temporary = temporary_sibling(notebook)
-        temporary.write_text(to_text(notebook.with_suffix(".py")), encoding="utf-8")
-        temporary.replace(notebook)
+        write_text(notebook, to_text(notebook.with_suffix(".py")))
         console.print(f"Written: {notebook}")
 
 

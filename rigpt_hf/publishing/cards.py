@@ -37,7 +37,7 @@ def card_of(
             since, or a card cannot be written.
     """
     from ..evaluation.harness.cache import fingerprint
-    from ..evaluation.measures.subjects import subject
+    from ..evaluation.models import evaluated
     from ..model_cards.card import card_text
     from ..model_cards.facts import evaluation_of
     from ..model_cards.marker import digest_of_results, for_repository, is_unchanged, read_marker
@@ -60,7 +60,7 @@ def card_of(
     if marker is None:
         return text, [f"The card {path} is your own and stays as it is: the results are not in it."] if results else []
     with quiet_loading():
-        measured = subject(folder)
+        measured = evaluated(folder)
     stale = marker.weights != fingerprint(measured)
     unchanged = is_unchanged(text, marker)
     if stale and not unchanged:

@@ -336,7 +336,7 @@ def _doubt_of_certificate(folder: Path) -> str:
 
 def _content(folder: Path, name: str) -> Path | bytes:
     """A file as it is, or, of facts about a model, without the paths of this machine."""
-    from ..model_cards.paths import without_path
+    from ..text.paths import without_path
 
     if name not in RECORDS:
         return folder / name
@@ -354,10 +354,10 @@ def _content(folder: Path, name: str) -> Path | bytes:
 def subject_of(folder: Path) -> Any:
     """The model of a folder, to measure it."""
     from ..conversion.assemble import quiet_loading
-    from ..evaluation.measures.subjects import subject
+    from ..evaluation.models import evaluated
 
     with quiet_loading():
-        return subject(folder)
+        return evaluated(folder)
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import reduce
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from ..checkpoints.certificate import Certificate, random_input_ids
 from ..checkpoints.folder import check_output
+from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import StoredWeights, check_names, load_model, local_folder
 from ..checkpoints.write import Entry, Reference, finer_dtype, write_checkpoint
 from ..configuration_rigpt import RiGPTConfig
@@ -105,27 +105,6 @@ def transform_checkpoint(
         certify_against=reference if certificate else None,
         progress="Transforming" if progress else None,
     )
-
-
-def check_rigpt(config: Any, source: str) -> RiGPTConfig:
-    """
-    `config` itself, if it is that of a RiGPT with a head for language modeling.
-
-    Raises:
-        ValueError: if it is not; the message says what to do with `source`.
-    """
-    if not isinstance(config, RiGPTConfig):
-        raise ValueError(
-            f"`source` must be a RiGPT, got {source!r} of model type {config.model_type!r}. Convert it first: "
-            f"rigpt convert {source} OUTPUT"
-        )
-    architectures = config.architectures or [RiGPTForCausalLM.__name__]
-    if RiGPTForCausalLM.__name__ not in architectures:
-        raise ValueError(
-            f"`source` must be a {RiGPTForCausalLM.__name__}, got {source!r}, which is a {architectures[0]}. Give the "
-            "language model it was made from, or transform it in memory with `GaugeTransformation`."
-        )
-    return config
 
 
 def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, source: str) -> GaugeTransformation:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..frames import FrameKey, table_of
-from ..stream_rigpt import freeze_transports
+from ..modeling_rigpt import freeze_transports
 from .conservation import charges
 from .contraction import weights_of
 

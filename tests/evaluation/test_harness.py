@@ -14,7 +14,9 @@ from rigpt_hf.evaluation.harness.results import _correct
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.tables import number, verdict
-from rigpt_hf.evaluation.harness.texts import endings, last_words, load_texts
+from rigpt_hf.evaluation.harness.texts import load_texts
+from rigpt_hf.evaluation.measures.cloze import last_words
+from rigpt_hf.evaluation.measures.multiple_choice import endings
 from rigpt_hf.evaluation.measures.perplexity import perplexity
 from tests.evaluation.small import WORDS, by_name, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
@@ -149,7 +151,7 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(world, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("tasks: [{metric: bleu}]", "`metric` must be one of perplexity, .*, got 'bleu'"),
+        ("tasks: [{metric: bleu}]", "`metric` must be one of cloze, .*perplexity, .*, got 'bleu'"),
         ("tasks: []", "`tasks` must name at least one measurement"),
         ("tasks: [{metric: perplexity}, {metric: perplexity}]", "`tasks` must have different names"),
         ("tasks: [{metrik: perplexity}]", "`tasks` must hold some of metric, .*, got 'metrik'"),

@@ -7,8 +7,8 @@ from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, Parts, fingerprint
 from rigpt_hf.evaluation.harness.runner import evaluate
-from rigpt_hf.evaluation.measures import quantization
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.measures import quantization_robustness as quantization
+from rigpt_hf.evaluation.models import EvaluatedModel
 from tests.evaluation.small import WORDS, by_name, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
@@ -85,12 +85,16 @@ def test_what_another_device_measured_is_measured_again(evaluation, world, monke
 
 
 def test_fingerprints_know_weights_config_and_tokenizer():
-    a = Subject(tiny_gpt2(), word_tokenizer(WORDS))
-    assert fingerprint(a) == fingerprint(Subject(tiny_gpt2(), word_tokenizer(WORDS)))
-    others = [Subject(tiny_gpt2(seed=1), a.tokenizer), Subject(a.model, word_tokenizer(WORDS[::-1])), Subject(a.model)]
+    a = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS))
+    assert fingerprint(a) == fingerprint(EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS)))
+    others = [
+        EvaluatedModel(tiny_gpt2(seed=1), a.tokenizer),
+        EvaluatedModel(a.model, word_tokenizer(WORDS[::-1])),
+        EvaluatedModel(a.model),
+    ]
     other = tiny_gpt2()
     other.config.layer_norm_epsilon = 1e-3
-    others.append(Subject(other, a.tokenizer))
+    others.append(EvaluatedModel(other, a.tokenizer))
     assert len({fingerprint(each) for each in [a, *others]}) == 5
 
 
@@ -118,7 +122,7 @@ def test_tokenizers_with_other_special_tokens_have_other_fingerprints():
     a, b = word_tokenizer(WORDS), word_tokenizer(WORDS)
     b.bos_token = WORDS[1]
     model = tiny_gpt2()
-    assert fingerprint(Subject(model, a)) != fingerprint(Subject(model, b))
+    assert fingerprint(EvaluatedModel(model, a)) != fingerprint(EvaluatedModel(model, b))
 
 
 class Killed(BaseException):

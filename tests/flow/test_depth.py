@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchdiffeq import odeint
 
-from rigpt_hf import depth_rigpt
+from rigpt_hf import flow_rigpt
 from rigpt_hf.flow.depth import fitted_order, flow_end, layer_field, refinement, trajectory
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.pictures.depth import plot_depth
@@ -214,9 +214,9 @@ LOOSE = {"depth_rtol": 1e-3, "depth_atol": 1e-4}
 
 def coordinate_by_coordinate(monkeypatch) -> None:
     """Let torchdiffeq choose steps as it does by itself, which depends on the basis."""
-    depth_rigpt.torchdiffeq()
+    flow_rigpt.torchdiffeq()
     for name in ("odeint", "odeint_adjoint"):
-        solver = depth_rigpt.SOLVERS[name]
+        solver = flow_rigpt.SOLVERS[name]
 
         def theirs(*arguments, rtol=None, atol=None, adjoint_params=None, solver=solver, **settings):
             if rtol is not None:
@@ -225,7 +225,7 @@ def coordinate_by_coordinate(monkeypatch) -> None:
                 settings.pop(setting, None)
             return solver(*arguments, **settings | ({"adjoint_params": adjoint_params} if adjoint_params else {}))
 
-        monkeypatch.setitem(depth_rigpt.SOLVERS, name, theirs)
+        monkeypatch.setitem(flow_rigpt.SOLVERS, name, theirs)
 
 
 def turned_error(options: dict) -> float:

@@ -68,14 +68,6 @@ def test_compiled_training_step_without_graph_breaks(options):
 
 
 @every_kind
-def test_compiled_forward_without_graph_breaks(options):
-    model = tiny_model(**(options | {"num_hidden_layers": 2}))
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert_same(compiled(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
-
-
-@every_kind
 def test_a_compiled_static_cache(options):
     """As compiled generation does: prefill, then one token at a time."""
     model = tiny_model(**(options | {"num_hidden_layers": 2}))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rigpt_hf.stream_rigpt import RiGPTVectorDropout
+from rigpt_hf.modeling_rigpt import RiGPTVectorDropout
 from tests.model.agreement import assert_different, assert_same
 from tests.models import tiny_model, tokens
 

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
-from rigpt_hf.depth_rigpt import evaluations_per_layer
+from rigpt_hf.flow_rigpt import evaluations_per_layer
 from rigpt_hf.symmetry import haar
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
 from tests.models import ALL, DTYPES, learned, over, randomise_, tiny_config, tiny_model, tokens
@@ -129,7 +129,7 @@ def test_the_loss_honours_labels_that_are_shifted_already():
 def test_keyword_arguments_reach_the_backend(monkeypatch):
     """Packed flash attention and others depend on it."""
     seen = []
-    original = "rigpt_hf.attention_rigpt.eager_attention_forward"
+    original = "rigpt_hf.modeling_rigpt.eager_attention_forward"
 
     def attention(module, query, key, value, mask, **kwargs):
         seen.append(kwargs.get("cu_seq_lens_q"))

@@ -204,7 +204,7 @@ def test_what_nobody_said_is_said_to_be_absent():
     assert absent(CASES["trained"]) == ["accuracy", "outliers", "robustness to rounding", "speed"]
 
 
-@pytest.mark.parametrize(("metric", "quantity"), [("accuracy", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
+@pytest.mark.parametrize(("metric", "quantity"), [("cloze", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
 def test_accuracy_is_absent_until_it_is_measured(metric, quantity):
     found = {"value": 0.5, "low": None, "high": None}
     task = {

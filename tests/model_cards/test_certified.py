@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import Certificate, certify, convert_model
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.models import evaluated
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text
 from rigpt_hf.model_cards.certified import certificate_of
@@ -44,7 +44,7 @@ def save(folder: Path, dtype: torch.dtype, **options) -> tuple[RiGPTForCausalLM,
 
 def doubt(folder: Path) -> str:
     """Nothing if the certificate holds."""
-    certificate, why = certificate_of(folder, subject(folder))
+    certificate, why = certificate_of(folder, evaluated(folder))
     assert (certificate is None) == bool(why)
     return why.removeprefix(QUESTION)
 
@@ -147,7 +147,7 @@ def test_what_did_not_pass_and_what_cannot_be_read(tmp_path):
         ):
             doubt(tmp_path)
     (tmp_path / "certificate.json").unlink()
-    assert certificate_of(tmp_path, subject(tmp_path)) == (None, "")
+    assert certificate_of(tmp_path, evaluated(tmp_path)) == (None, "")
 
 
 def test_the_card_repeats_it_or_says_why_not(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.models import evaluated
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, write_card
 from rigpt_hf.model_cards.marker import without_marker
@@ -37,7 +37,7 @@ def folder(tmp_path) -> Path:
 def test_a_repository_holds_the_model_and_nothing_else(folder):
     contents = repository_files(folder)
     paths = [file.path for file in contents.files]
-    code = {"modeling_rigpt.py", "configuration_rigpt.py", "attention_rigpt.py"}
+    code = {"modeling_rigpt.py", "configuration_rigpt.py", "scores_rigpt.py"}
     shards = {path.name for path in folder.glob("*.safetensors")}
     assert len(shards) > 1
     expected = {"config.json", "generation_config.json", "tokenizer.json", "certificate.json", "README.md"}
@@ -58,7 +58,7 @@ def evaluation_of(folder: Path, place: Path, **changes) -> Path:
     numbers = json.loads(json.dumps(EVALUATION)) | {"schema": 1, "created": "today"} | changes
     numbers["suite"]["fraction"] = 1.0
     numbers["tasks"][0]["models"] = {name: {"protocol": {}} for name in numbers["models"]}
-    numbers["models"]["RiGPT"]["sha256"] = fingerprint(subject(folder))
+    numbers["models"]["RiGPT"]["sha256"] = fingerprint(evaluated(folder))
     place.mkdir(exist_ok=True)
     (place / "results.json").write_text(json.dumps(numbers))
     return place / "results.json"
@@ -87,7 +87,7 @@ def test_an_evaluation_goes_along_with_what_is_made_of_it(folder, tmp_path):
 
 def test_results_that_make_no_page_go_alone(folder, tmp_path):
     results = tmp_path / "results.json"
-    own = {"schema": 1, "models": {"it": {"sha256": fingerprint(subject(folder))}}, "tasks": []}
+    own = {"schema": 1, "models": {"it": {"sha256": fingerprint(evaluated(folder))}}, "tasks": []}
     results.write_text(json.dumps(own))
     (tmp_path / "report.html").write_text("of another run")
     contents = repository_files(folder, results=results, check_loading=False)
@@ -294,7 +294,7 @@ REFUSALS = {
         lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "other/repo--modeling_rigpt.RiGPTForCausalLM"}),
         r"bring the code.*'other/repo--",
     ),
-    "code-absent": (lambda f: (f / "attention_rigpt.py").unlink(), r"code.*lacks `attention_rigpt.py`"),
+    "code-absent": (lambda f: (f / "scores_rigpt.py").unlink(), r"code.*lacks `scores_rigpt.py`"),
     "more-code": (lambda f: (f / "setup.py").write_text(""), r"code.*also has `setup.py`"),
     "broken-card": (
         lambda f: (f / "README.md").write_text("---\na: [\n---\n"),

@@ -1,6 +1,6 @@
 """Loss and perplexity under simulated rounding to few bits."""
 
-from rigpt_hf.evaluation.measures.quantization import quantization_robustness
+from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness
 from rigpt_hf.evaluation.metrics import base
 
 

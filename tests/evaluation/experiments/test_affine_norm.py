@@ -75,15 +75,15 @@ def test_its_matrices_are_trained_as_those_of_rigpt():
     torch.manual_seed(0)
     plain = RiGPTForCausalLM(RiGPTConfig(**TINY))
     multipliers = {"embed_tokens": 3.0}
-    groups = affine_norm_param_groups(model, 0.01, 0.1, multipliers=multipliers)
-    theirs = KINDS["rigpt"].param_groups(plain, 0.01, 0.1, multipliers=multipliers)
-    kept = ("names", "shapes", "treatment", "blocks", "dim", "lr", "weight_decay")
+    groups = affine_norm_param_groups(model, 0.01, 0.1, lr_multipliers=multipliers)
+    theirs = KINDS["rigpt"].param_groups(plain, 0.01, 0.1, lr_multipliers=multipliers)
+    kept = ("names", "shapes", "update_rule", "blocks", "dim", "lr", "weight_decay")
     assert [{key: group[key] for key in kept} for group in groups[:-1]] == [
         {key: group[key] for key in kept} for group in theirs
     ]
     own = norms(model)
     assert {id(each) for each in groups[-1]["params"]} == {id(each) for each in own.values()}
-    assert groups[-1]["treatment"] == "elements" and groups[-1]["weight_decay"] == 0.0
+    assert groups[-1]["update_rule"] == "coordinatewise" and groups[-1]["weight_decay"] == 0.0
     assert all(parameter.requires_grad for parameter in model.parameters())
     frozen = next(iter(own.values())).requires_grad_(False)
     assert id(frozen) not in {id(each) for each in affine_norm_param_groups(model, 0.01, 0.1)[-1]["params"]}

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from evaluation.experiments import four_bits, group_words
-from rigpt_hf.evaluation.measures.rounding import compensated
+from rigpt_hf.evaluation.rounding import compensated
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_model
 

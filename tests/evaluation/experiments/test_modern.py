@@ -46,13 +46,13 @@ def test_only_its_gates_prefer_a_basis(gated):
 
 def test_multipliers_are_by_module():
     model = modern_model()
-    groups = muon_param_groups(model, 0.01, 0.1, multipliers={"embed_tokens": 3, "residual_weight": 0.5})
+    groups = muon_param_groups(model, 0.01, 0.1, lr_multipliers={"embed_tokens": 3, "residual_weight": 0.5})
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(model.model.embed_tokens.weight)] == pytest.approx(0.03)
     assert rates[id(model.model.layers[1].residual_weight)] == pytest.approx(0.005)
     assert rates[id(model.lm_head.weight)] == pytest.approx(0.01)
     with pytest.raises(ValueError, match="`lr_multipliers` must be keyed by modules of the model, got head"):
-        muon_param_groups(model, 0.01, 0.1, multipliers={"head": 3})
+        muon_param_groups(model, 0.01, 0.1, lr_multipliers={"head": 3})
 
 
 def test_it_trains_and_comes_back(tmp_path):

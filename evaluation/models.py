@@ -1,4 +1,4 @@
-"""What is measured: a causal language model, with its tokenizer if it reads text."""
+"""A model under evaluation: a causal language model, with its tokenizer if it reads text."""
 
 import os
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """
     A model and its tokenizer.
 
@@ -41,6 +41,16 @@ class Subject:
         return torch.device(getattr(self.model, "device", "cpu"))
 
     @property
+    def config(self) -> Any:
+        """Its configuration; `None` if it has none."""
+        return getattr(self.model, "config", None)
+
+    @property
+    def positions(self) -> int | None:
+        """The longest row it takes, as far as its configuration says."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
     def begins_texts(self) -> bool:
         """Whether the tokenizer by itself begins texts with a token of its own, as Llama's does."""
         start = getattr(self.tokenizer, "bos_token_id", None)
@@ -50,12 +60,28 @@ class Subject:
         return whole[:1] == [start] and len(whole) > len(bare)
 
     @property
-    def positions(self) -> int | None:
-        """The longest row it takes, as far as its configuration says."""
-        config = getattr(self.model, "config", None)
-        return getattr(config, "max_position_embeddings", None)
+    def first_token(self) -> int | None:
+        """The id of the token that texts begin with (GPT-2's end-of-text serves as that too); `None` without one."""
+        size = getattr(self.config, "vocab_size", None)
+        for source in (self.tokenizer, self.config):
+            for name in ("bos_token_id", "eos_token_id"):
+                value = getattr(source, name, None)
+                if isinstance(value, int) and (size is None or 0 <= value < size):
+                    return value
+        return None
 
-    def context(self, wanted: int | None, argument: str = "context") -> int:
+    def beginning(self) -> int:
+        """
+        [`first_token`].
+
+        Raises:
+            ValueError: if neither the tokenizer nor the configuration knows one that the model has a row for.
+        """
+        if self.first_token is None:
+            raise ValueError("`bos` needs a token that texts begin with, and the tokenizer has none. Leave it out.")
+        return self.first_token
+
+    def context(self, wanted: int | None) -> int:
         """
         Tokens of a window.
 
@@ -66,10 +92,10 @@ class Subject:
         if wanted is None:
             return min(most or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         if wanted < 1:
-            raise ValueError(f"`{argument}` must be at least 1, got {wanted}.")
+            raise ValueError(f"`context` must be at least 1, got {wanted}.")
         if most is not None and wanted > most:
             raise ValueError(
-                f"`{argument}` must be at most the {most} positions of {self.name or 'the model'}, got {wanted}."
+                f"`context` must be at most the {most} positions of {self.name or 'the model'}, got {wanted}."
             )
         return wanted
 
@@ -92,36 +118,31 @@ class Subject:
             rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         else:
             rows = [list(map(int, row)) for row in texts]
-        self._check_ids(rows, argument)
+        size = getattr(self.config, "vocab_size", None)
+        ids = [end for row in rows if row for end in (min(row), max(row))]
+        if size is not None and ids and not 0 <= min(ids) <= max(ids) < size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise ValueError(
+                f"`{argument}` must give token ids from 0 to {size - 1} for {self.name or 'the model'}, got {wrong}. "
+                "Is this its tokenizer?"
+            )
         return rows
 
-    def _check_ids(self, rows: list[list[int]], argument: str) -> None:
-        size = getattr(getattr(self.model, "config", None), "vocab_size", None)
-        if size is None:
-            return
-        largest = max((max(row) for row in rows if row), default=0)
-        smallest = min((min(row) for row in rows if row), default=0)
-        if largest >= size or smallest < 0:
-            raise ValueError(
-                f"`{argument}` must give token ids from 0 to {size - 1} for {self.name or 'the model'}, got"
-                f" {smallest if smallest < 0 else largest}."
-                " Is this its tokenizer?"
-            )
 
-
-def subject(
+def evaluated(
     model: Any,
     tokenizer: Any = None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
-) -> Subject:
+) -> EvaluatedModel:
     """
     A model to measure, from the object or from a folder or Hub id.
 
     Args:
-        model: A model, a [`Subject`], or the folder or Hub id of one; never code from there, only registered classes.
+        model: A model, an [`EvaluatedModel`], or the folder or Hub id of one; never code from there, only registered
+            classes.
         tokenizer (*optional*): A tokenizer, or the folder or Hub id of one; that of `model` if not given.
         device (*optional*): Where to put a model that is loaded here; an object stays where it is.
         dtype (*optional*): In which precision to load it; that of its weights if not given.
@@ -130,18 +151,18 @@ def subject(
     Raises:
         ValueError: if nothing can be loaded from there, or the weights do not fit it.
     """
-    if isinstance(model, Subject):
+    if isinstance(model, EvaluatedModel):
         return model
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
         loaded = _load(name, device, dtype, revision)
-        return Subject(loaded, _tokenizer(tokenizer if tokenizer is not None else name, revision), name, name)
+        return EvaluatedModel(loaded, _tokenizer(tokenizer if tokenizer is not None else name, revision), name, name)
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
     if tokenizer is None and os.path.isdir(name):
         tokenizer = name
     if hasattr(model, "eval"):
         model.eval()
-    return Subject(model, _tokenizer(tokenizer, None), name)
+    return EvaluatedModel(model, _tokenizer(tokenizer, None), name)
 
 
 def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
@@ -156,8 +177,7 @@ def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
             f"`model` must be a model, or the folder or Hub id of a causal language model, got {name!r}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-    if report["missing_keys"] or report.get("mismatched_keys"):
-        missing = sorted([*report["missing_keys"], *(key[0] for key in report.get("mismatched_keys") or [])])
+    if missing := sorted([*report["missing_keys"], *(key[0] for key in report.get("mismatched_keys") or [])]):
         raise ValueError(
             f"`model` must come with all its weights, got {name!r} without {missing[0]!r} ({len(missing)} in all)."
         )

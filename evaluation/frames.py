@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import hadamard as sylvester
-from sympy import isprime
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of, to_global_frame
@@ -28,6 +26,8 @@ def hadamard(n: int) -> torch.Tensor:
     Raises:
         ValueError: if `n` is not positive.
     """
+    from scipy.linalg import hadamard as sylvester
+
     if n < 1:
         raise ValueError(f"`n` must be at least 1, got {n}.")
     twos = n & -n
@@ -41,6 +41,8 @@ def hadamard(n: int) -> torch.Tensor:
 
 def paley(m: int) -> np.ndarray | None:
     """A Hadamard matrix `[m, m]` of ±1 by one of Paley's constructions over a prime field; `None` if neither fits."""
+    from sympy import isprime
+
     if m == 1:
         return np.ones((1, 1))
     if m % 4:

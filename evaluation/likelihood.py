@@ -1,5 +1,6 @@
 """How likely a model finds tokens: the one place where windows are cut, padded and scored."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,14 +8,15 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import cross_entropy
 
-from .subjects import Subject
+from .models import EvaluatedModel
 
 
 Side = Literal["left", "right"]
-Tick = Callable[[int], None]
+# Called with the number of windows, or turns, that are done.
+Progress = Callable[[int], None]
 
 
-def no_tick(done: int) -> None:
+def no_progress(done: int) -> None:
     """What is called where nobody watches."""
 
 
@@ -74,23 +76,23 @@ class Score:
 
 
 def score(
-    subject: Subject,
+    model: EvaluatedModel,
     windows: Iterable[Window],
     *,
     batch_size: int = 8,
     padding_side: Side = "right",
-    tick: Tick = no_tick,
+    progress: Progress = no_progress,
 ) -> Iterator[Score]:
     """
     Score windows, in their order.
 
     Args:
-        subject: What scores them.
+        model: What scores them.
         windows: What is scored; taken batch by batch, so it may be longer than memory.
         batch_size (`int`, defaults to 8): Windows that go through the model at once.
         padding_side (`"left"` or `"right"`): Where the shorter windows of a batch are filled up; changes nothing but
             rounding.
-        tick: Called with the number of windows that were scored.
+        progress: Called with the number of windows that were scored.
 
     Raises:
         ValueError: if `batch_size` or `padding_side` is impossible, or a loss is no finite number.
@@ -104,16 +106,16 @@ def score(
     for window in windows:
         batch.append(window)
         if len(batch) == batch_size:
-            yield from _score(subject, batch, padding_side)
-            tick(len(batch))
+            yield from _score(model, batch, padding_side)
+            progress(len(batch))
             batch = []
     if batch:
-        yield from _score(subject, batch, padding_side)
-        tick(len(batch))
+        yield from _score(model, batch, padding_side)
+        progress(len(batch))
 
 
 @torch.no_grad()
-def _score(subject: Subject, batch: list[Window], side: Side) -> list[Score]:
+def _score(model: EvaluatedModel, batch: list[Window], side: Side) -> list[Score]:
     length = max(len(window.inputs) for window in batch)
     ids, mask = torch.zeros(2, len(batch), length, dtype=torch.long)
     spans = []
@@ -122,14 +124,14 @@ def _score(subject: Subject, batch: list[Window], side: Side) -> list[Score]:
         spans.append(slice(begin + len(window.inputs) - len(window.targets), begin + len(window.inputs)))
         ids[row, begin : begin + len(window.inputs)] = torch.tensor(window.inputs)
         mask[row, begin : begin + len(window.inputs)] = 1
-    inputs: dict[str, Any] = {"input_ids": ids.to(subject.device)}
+    inputs: dict[str, Any] = {"input_ids": ids.to(model.device)}
     if not bool(mask.all()):
         # Positions count real tokens; those of the padding may be anything that the model has a row for.
         inputs |= {
-            "attention_mask": mask.to(subject.device),
-            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0).to(subject.device),
+            "attention_mask": mask.to(model.device),
+            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0).to(model.device),
         }
-    logits = subject.model(**inputs, use_cache=False).logits  # [batch, length, vocabulary]
+    logits = model.model(**inputs, use_cache=False).logits  # [batch, length, vocabulary]
     scores = []
     for row, (window, span) in enumerate(zip(batch, spans, strict=True)):
         asked = logits[row, span]
@@ -139,8 +141,26 @@ def _score(subject: Subject, batch: list[Window], side: Side) -> list[Score]:
         if not bool(losses.isfinite().all()):
             wrong = float(losses[~losses.isfinite()][0])
             raise ValueError(
-                f"`model` must give finite losses, got {wrong} from {subject.name or 'the model'} in {logits.dtype}. "
+                f"`model` must give finite losses, got {wrong} from {model.name or 'the model'} in {logits.dtype}. "
                 "See whether its weights are finite, or load it with another `dtype`."
             )
         scores.append(Score(losses, (asked.argmax(-1) == targets).cpu()))
     return scores
+
+
+def first_rows(rows: list[list[int]], context: int, count: int = 4) -> torch.Tensor:
+    """
+    Token ids `[at most count, at most context]`: rows that are long enough, or the longest if none is.
+
+    Raises:
+        ValueError: if no row has two tokens.
+    """
+    length = min(context, max(map(len, rows)))
+    if length < 2:
+        raise ValueError(f"`predictions` must hold a text of at least two tokens, got {length}.")
+    return torch.tensor([row[:length] for row in rows if len(row) >= length][:count])
+
+
+def exponential(value: float) -> float:
+    """`exp`, infinite where it is too large for a number."""
+    return math.inf if value >= 700 else math.exp(value)

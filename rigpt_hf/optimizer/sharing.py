@@ -94,12 +94,12 @@ def agreeing_group(description: str, device: torch.device) -> dist.ProcessGroup 
     return dist.group.WORLD if all(torch.equal(number, other) for other in numbers) else None
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be sharded, on every process as a whole."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:
     """A tensor that is there as a whole, sharded as a parameter is; each process takes its part, nothing is sent."""
     tensor = tensor if keep_dtype else tensor.to(parameter.dtype)
     if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):

@@ -12,12 +12,13 @@ jumps and kinks of the weights lie between steps, where they cost no order of co
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .configuration_rigpt import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS, RiGPTConfig
 
@@ -125,8 +126,8 @@ class CacheSlots:
 
 def flow_through(
     layer: nn.Module,
-    following: nn.Module | None,
     hidden_states: torch.Tensor,
+    following: nn.Module | None = None,
     past_key_values: Cache | None = None,
     **kwargs,
 ) -> torch.Tensor:
@@ -286,6 +287,34 @@ def check_dropout(layer: nn.Module, config: RiGPTConfig) -> None:
                 f"`{name}` must be 0 to train with `depth_solver={config.depth_solver!r}`, which evaluates a layer "
                 f"more than once and would drop anew each time, got {rate}. Set it to 0."
             )
+
+
+def prepare_cache(
+    config: RiGPTConfig, past_key_values: Cache | None, use_cache: bool | None, kwargs: Mapping[str, Any]
+) -> tuple[Cache | None, bool | None]:
+    """
+    The cache to fill in this forward pass, a new one if there is to be one, and whether keys and values are kept.
+
+    Args:
+        config: Of the model; with a solver, every evaluation of a layer needs a place of its own.
+        past_key_values, use_cache, kwargs: As the model is called; `cache` is that of continuous batching.
+
+    Raises:
+        ValueError: if there is a cache that cannot be used.
+    """
+    if config.depth_solver is not None:
+        use_cache = use_of_cache(config, past_key_values, use_cache, kwargs.get("cache") is not None)
+    if use_cache and past_key_values is None:
+        past_key_values = DynamicCache(config=config)
+    if config.depth_solver is not None and past_key_values is not None:
+        make_room(past_key_values, config)
+    return past_key_values, use_cache
+
+
+def neighbours(layers: Iterable[nn.Module], config: RiGPTConfig) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """Each layer, and as an argument for it the next one, where the flow goes towards the weights of that."""
+    for layer, following in pairwise([*layers, None]):
+        yield layer, {"following": following} if config.depth_interpolation == "linear" else {}
 
 
 def use_of_cache(config: RiGPTConfig, past_key_values: Cache | None, use_cache: bool | None, paged: bool) -> bool:
