@@ -9,7 +9,8 @@ from torch import nn
 from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivariant_param_groups, update_of
 from rigpt_hf.optimizer.polar import exact_polar, newton_schulz
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
-from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
+from tests.symmetry.options import BROAD, SEARCHED
 from tests.tolerances import SYMMETRY, TRAINING
 
 
@@ -68,9 +69,14 @@ def trained_both_ways(options: dict, make, steps: int, dtype: torch.dtype = torc
     return apart(g(model), turned, start)
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_training_turns_along(name):
-    assert trained_both_ways(SYMMETRIES[name], equivariant, STEPS) <= TRAINING
+@over(SEARCHED, SYMMETRIES)
+def test_training_turns_along(option):
+    assert trained_both_ways(SYMMETRIES[option], equivariant, STEPS) <= TRAINING
+
+
+@over(BROAD[len(SEARCHED) :], ())
+def test_a_short_training_turns_along(option):
+    assert trained_both_ways(SYMMETRIES[option], equivariant, 40) <= TRAINING
 
 
 @pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
@@ -191,7 +191,7 @@ def main(
     if not finished:
         check_tokens(train, "train", CONTEXT + 2)
         check_tokens(validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
-    how: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
+    settings: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
     results: dict[str, list[dict[str, Any]]] = {}
     others: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
@@ -202,10 +202,10 @@ def main(
             others[name] = [run for run in runs if run not in results[name]]
             continue
         sweep = given or list(CANDIDATES[name].rates)
-        first = [run_one(name, rate, 0, **how) for rate in sweep]
+        first = [run_one(name, rate, 0, **settings) for rate in sweep]
         best = min(first, key=lambda result: result["final_loss"])
         sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
-        more = [run_one(name, best["lr"], seed, **how) for seed in range(1, seeds)]
+        more = [run_one(name, best["lr"], seed, **settings) for seed in range(1, seeds)]
         results[name] = [best, *more]
         others[name] = [run for run in first if run is not best]
     results = {name: runs for name, runs in results.items() if runs}
@@ -216,12 +216,9 @@ def main(
     show(results, reference)
     plot(results, figure or output / "losses.png")
     if summary is not None:
+        how = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
         summary.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
-        temporary = temporary_sibling(summary)
-        text = json.dumps(facts | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(summary)
+        write_text(summary, json.dumps(how | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n")
 
 
 def swept_rates(text: str | None) -> list[float]:

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.text.tokenizer import load_tokenizer
 
 from .command import command
@@ -64,12 +64,7 @@ def run(options: Options) -> None:
     """Decode and write; `{"text": ...}` a line."""
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
     found = documents(tokens, load_tokenizer(options.tokenizer), options.window)
-    temporary = temporary_sibling(options.output)
-    try:
-        temporary.write_text("".join(json.dumps({"text": each}) + "\n" for each in found), encoding="utf-8")
-        temporary.replace(options.output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(options.output, "".join(json.dumps({"text": each}) + "\n" for each in found))
     Console().print(f"{len(found)} documents, {sum(map(len, found)):,} characters in {options.output}")
 
 

@@ -7,7 +7,6 @@ the first and the result of the second, relative to the way that training has go
 """
 
 import copy
-import json
 import math
 import statistics
 from pathlib import Path
@@ -22,6 +21,8 @@ from tqdm.auto import tqdm
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
+
+from .common import training_step, write_json
 
 
 KINDS = ("float64", "float32", "bfloat16 autocast", "bfloat16 weights", "float64, AdamW")
@@ -63,9 +64,8 @@ def main(
         table.add_row(kind, *(f"{pick(distances):.1e}" for pick in (statistics.median, min, max)), f"{losses:.1e}")
     Console().print(table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
-        output.write_text(json.dumps(facts | {"results": results}, indent=2) + "\n", encoding="utf-8")
+        how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
+        write_json(output, how | {"results": results})
 
 
 def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, float]:
@@ -96,17 +96,13 @@ def train(model: Any, kind: str, steps: int, lr: float, seed: int, bar: tqdm) ->
     else:
         optimizer = EquivariantOptimizer(equivariant_param_groups(model, lr=lr))
     draw = torch.Generator().manual_seed(seed)
-    loss = torch.zeros(())
+    loss = 0.0
     for _ in range(steps):
         jumps = torch.where(torch.rand(8, 64, generator=draw) < 0.1, torch.randint(0, 256, (8, 64), generator=draw), 1)
         ids = jumps.cumsum(1) % 256
-        with torch.autocast("cpu", torch.bfloat16, enabled="autocast" in kind):
-            loss = model(ids, labels=ids, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss = training_step(model, optimizer, [ids], mixed="autocast" in kind)
         bar.update()
-    return float(loss.detach())
+    return loss
 
 
 if __name__ == "__main__":

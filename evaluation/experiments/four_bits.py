@@ -17,7 +17,6 @@ much a model minds is another matter: the last column is the loss when the same 
 wrong by 5 %.
 """
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,11 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rigpt_hf.conversion.output import temporary_sibling
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
 from .command import command
+from .common import write_json
 
 
 # Of every output, where models are compared at equal noise.
@@ -55,7 +54,9 @@ class Options:
     tokens: Annotated[Path, typer.Option(help="Held-out tokens, little-endian uint16.", exists=True)]
     windows: Annotated[int, typer.Option(help="Windows of held-out tokens.")] = 64
     context: Annotated[int, typer.Option(help="Tokens in a window.")] = 256
-    leave: Annotated[str, typer.Option(help="Modules to leave alone, by the ends of their names, with commas.")] = ""
+    modules_to_not_convert: Annotated[
+        str, typer.Option(help="Modules to leave alone, by the ends of their names, with commas.")
+    ] = ""
     output: Annotated[Path | None, typer.Option(help="File for the results, JSON.", show_default="none")] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
 
@@ -146,7 +147,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         )
     rows = np.array(tokens[: count * (options.context + 1)]).reshape(count, -1)
     windows, calibration = torch.from_numpy(rows.astype(np.int64)).split([options.windows, CALIBRATION])
-    leave = tuple(filter(None, options.leave.split(",")))
+    leave = tuple(filter(None, options.modules_to_not_convert.split(",")))
     results = [
         measure(folder, windows, calibration, leave) | {"folder": str(folder), "left alone": list(leave)}
         for folder in track(options.models, console=console)
@@ -162,10 +163,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
     console.print(table)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_sibling(options.output)
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(options.output)
+        write_json(options.output, results)
     return results
 
 

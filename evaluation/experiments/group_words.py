@@ -11,9 +11,7 @@ Learning rates of every model are swept on the first seed, by the loss on new wo
 one is repeated with the other seeds.
 """
 
-import json
 import math
-import shutil
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -33,9 +31,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder
 
 from .command import command
+from .common import write_json
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -217,7 +216,7 @@ def train(name: str, table: np.ndarray, options: Options, rate: float, seed: int
 
 @torch.no_grad()
 def measure(model: nn.Module, table: np.ndarray, options: Options) -> dict[str, Any]:
-    """Loss at the trained length, and the share of right products at every place of longer words."""
+    """Loss at the trained length, and the fraction correct at every place of longer words."""
     words = Words(table, HELD_OUT, options.longer, seed=0)
     device = next(model.parameters()).device
     logits = model(input_ids=words.input_ids.to(device), use_cache=False).logits[:, :-1].double().cpu()
@@ -287,7 +286,7 @@ def chosen(results: dict[str, Any], group: str, name: str) -> list[dict[str, Any
 
 def as_table(results: dict[str, Any], options: Options) -> Table:
     """Accuracy at the trained length and beyond it: means over seeds with least and largest."""
-    table = Table("model", *options.group_names, title="right products at the trained length / beyond it")
+    table = Table("model", *options.group_names, title="fraction correct at the trained length / beyond it")
     for name in options.contenders:
         cells = []
         for group in options.group_names:
@@ -323,15 +322,9 @@ def plot(results: dict[str, Any], options: Options, path: Path) -> None:
 
 def write(results: dict[str, Any], options: Options) -> None:
     """The output folder, complete or not at all."""
-    temporary = temporary_sibling(options.output)
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        plot(results, options, temporary / "group-words.png")
-        publish(temporary, options.output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_folder(options.output, "output") as folder:
+        write_json(folder / "results.json", results)
+        plot(results, options, folder / "group-words.png")
 
 
 @command(Options, run)

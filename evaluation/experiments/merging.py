@@ -9,10 +9,8 @@ The barrier is the largest loss on the path above the straight line between the 
 (Frankle et al., arXiv 1912.05671, with an added slope); matching by permutations is Git Re-Basin (arXiv 2209.04836).
 """
 
-import json
 import math
 import platform
-import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
@@ -40,13 +38,14 @@ from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 
 from .command import command
+from .common import training_step, write_json
 
 
 MEGABYTE = 10**6
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
 MADE_HERE = {"results.json", "paths.png"}
-HOWS = AS_THEY_ARE, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
+HOWS = UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,11 @@ class Pair:
         return asdict(self) | {"path": self.path.to_dict(), "barrier_kept": self.kept}
 
 
-def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: int, tick: Callable[[float], None]):
+def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: int, progress: Callable[[float], None]):
     """
     A RiGPT trained on `windows` `[N, context]`, in evaluation mode.
 
-    `seed` decides the initial weights and the order of the windows; `tick` is called with the loss after every step.
+    `seed` decides the initial weights and the order of the windows; `progress` is called with every step's loss.
     """
     torch.manual_seed(seed)
     model = RiGPTForCausalLM(config).to(windows.device).train()
@@ -154,13 +153,9 @@ def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: in
     )
     for step in range(options.steps):
         batch = windows[order[step * options.batch : (step + 1) * options.batch].to(windows.device)]
-        loss = model(batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss = training_step(model, optimizer, [batch], max_grad_norm=1.0)
         schedule.step()
-        tick(loss.item())
+        progress(loss)
     return model.eval()
 
 
@@ -198,7 +193,7 @@ def measure(
     path = loss_path(a, b, loss, points=points)
     merged = {
         method: {
-            AS_THEY_ARE: loss(merge([a, b], method=method, aligned=False)),
+            UNALIGNED: loss(merge([a, b], method=method, aligned=False)),
             PERMUTED: loss(permuted_mean(a, b, method)),
             ALIGNED: loss(merge([a, b], method=method)),
         }
@@ -230,7 +225,7 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
 def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
     """The pairs for the terminal."""
     table = Table(title="Barriers in nats per token (permuted: half way)")
-    for column in ("seeds", "losses", "as they are", "permuted", "aligned", "left"):
+    for column in ("seeds", "losses", "unaligned", "permuted", "aligned", "left"):
         table.add_column(column, justify="right")
     for pair in pairs:
         table.add_row(
@@ -313,10 +308,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
             for seed in seeds:
                 task = progress.add_task(f"training model {seed}", total=options.steps)
 
-                def tick(value: float, task=task, seed=seed):
+                def advance(value: float, task=task, seed=seed):
                     progress.update(task, advance=1, description=f"training model {seed}, loss {value:.2f}")
 
-                models.append(train(config, windows, options, seed, tick))
+                models.append(train(config, windows, options, seed, advance))
             task = progress.add_task(f"the way between models {seeds[0]} and {seeds[1]}", total=1)
             pairs.append(measure(models[0], models[1], seeds, loss, options.points))
             progress.advance(task)
@@ -346,16 +341,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
 
 def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
     """The output folder, complete or not at all."""
-    temporary = temporary_sibling(output)
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with new_folder(output, "output") as folder:
+        write_json(folder / "results.json", results)
         title = f"The way between {len(pairs)} pairs of independently trained models"
-        save(plot_paths([pair.path for pair in pairs], title), temporary / "paths.png")
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
 
 
 @command(Options, run)

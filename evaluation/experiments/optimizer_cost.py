@@ -6,13 +6,10 @@ optimizer's step; the first two are the same for both, so they are timed once pe
 """
 
 import copy
-import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -21,7 +18,10 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+
+from .common import write_json
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -64,10 +64,8 @@ def main(
     reached = statistics.median(result["ratio of training steps"]) <= goal
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"shape": shape, "tokens": tokens, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        facts |= {"machine": platform.machine(), "device": device}
-        output.write_text(json.dumps(facts | result, indent=2) + "\n", encoding="utf-8")
+        how = {"shape": shape, "tokens": tokens, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        write_json(output, how | {"machine": platform.machine(), "device": device} | result)
 
 
 def measure(
@@ -82,38 +80,24 @@ def measure(
         "equivariant": EquivariantOptimizer(equivariant_param_groups(model, lr=1e-4)),
     }
     ids = torch.randint(0, model.config.vocab_size, (rows, sequence), device=device)
-    result: dict[str, list[float]] = {"forward and backward": [], **{name: [] for name in optimizers}, "ratio": []}
-    # The first turn warms up.
-    for turn in tqdm(range(turns + 1), desc="Turns"):
-        model.zero_grad()
-        passes = clock(device, lambda: descend(model, ids, tokens // ids.numel(), device))
-        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
-            its.grad = mine.grad
-        steps = {name: clock(device, optimizer.step) for name, optimizer in optimizers.items()}
-        if turn:
-            result["forward and backward"].append(passes)
-            for name, seconds in steps.items():
-                result[name].append(seconds)
-            result["ratio"].append((passes + steps["equivariant"]) / (passes + steps["fused AdamW"]))
-    result["ratio of training steps"] = result.pop("ratio")
-    return result
 
+    def descend() -> None:
+        model.zero_grad(set_to_none=False)
+        for _ in range(tokens // ids.numel()):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = model(ids, labels=ids, use_cache=False).loss
+            loss.backward()
 
-def descend(model: Any, ids: torch.Tensor, passes: int, device: torch.device) -> None:
-    """Gradients of a step, over several passes."""
-    for _ in range(passes):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(ids, labels=ids, use_cache=False).loss
-        loss.backward()
-
-
-def clock(device: torch.device, function: Callable[[], Any]) -> float:
-    """Seconds that a call takes, what it has queued included."""
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    descend()
+    # Which stay those of the model, as they are added to in place.
+    for own, its in zip(model.parameters(), other.parameters(), strict=True):
+        its.grad = own.grad
+    actions = {"forward and backward": descend} | {name: each.step for name, each in optimizers.items()}
+    with tqdm(total=turns + 1, desc="Turns") as bar:
+        seconds = take_turns(actions, turns, bar.update)
+    passes = seconds["forward and backward"]
+    steps = {name: [a + b for a, b in zip(passes, seconds[name], strict=True)] for name in optimizers}
+    return seconds | {"ratio of training steps": ratios(steps["equivariant"], steps["fused AdamW"])}
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ Runs of minutes on a shared machine say little about speed. Here all recipes are
 step each, forward, backward and optimizer, so that the machine's moods fall on all of them.
 """
 
-import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +15,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+from tqdm.auto import tqdm
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.evaluation.harness.statistics import paired_ratio
+from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.training.build import build_model, build_optimizer
 
 from .candidates import CANDIDATES
-from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, interval, spread
+from .common import training_step, write_json
+from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, spread
 
 
 def main(
@@ -43,18 +43,14 @@ def main(
     if precision not in ("no", "bf16"):
         raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
     seconds = measure(names, turns, precision == "bf16")
-    ratios = {name: [mine / its for mine, its in zip(seconds[name], seconds[names[0]], strict=True)] for name in names}
+    relative = {name: ratios(seconds[name], seconds[names[0]]) for name in names}
     table = Table("recipe", "seconds per step", f"relative to {names[0]}", title=f"{BATCH * CONTEXT} tokens per step")
     for name in names:
-        table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(ratios[name]))
+        table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(relative[name]))
     Console().print(table)
     if output is not None:
-        facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": precision}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_sibling(output)
-        text = json.dumps(facts | {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": ratios}, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(output)
+        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": precision}
+        write_json(output, how | {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative})
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
@@ -62,39 +58,24 @@ def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]
     micro = math.gcd(MICRO_BATCH, BATCH)
     ids = torch.randint(0, VOCABULARY, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0)).split(micro)
     steps = {name: step_of(name, ids, mixed) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in track(range(turns + 1), description="Turns"):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    with tqdm(total=turns + 1, desc="Turns") as bar:
+        return take_turns(steps, turns, bar.update)
 
 
-def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[[], None]:
+def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[[], float]:
     """A whole training step of a recipe, at a rate that changes nothing to speak of."""
     candidate = CANDIDATES[name]
     model: Any = build_model(candidate.model, VOCABULARY, CONTEXT, None, 0)
     optimizer = build_optimizer(replace(candidate.optimizer, learning_rate=1e-6), model)
-
-    def step() -> None:
-        for ids in rows:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                loss = model(ids, labels=ids, use_cache=False).loss / len(rows)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return lambda: training_step(model, optimizer, rows, max_grad_norm=1.0, mixed=mixed)
 
 
-def geometric(ratios: list[float]) -> str:
+def geometric(values: list[float]) -> str:
     """The geometric mean of ratios and its 95 % confidence interval (Student's t of their logarithms), as text."""
-    middle, half = interval([math.log(ratio) for ratio in ratios])
-    low, high = math.exp(middle - half), math.exp(middle + half)
-    return f"{math.exp(middle):.2f} ({low:.2f} to {high:.2f})"
+    mean = paired_ratio(values)
+    # Of ratios that are all alike there is no spread.
+    low, high = (mean.value if math.isnan(end) else end for end in (mean.low, mean.high))
+    return f"{mean.value:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class Certificate:
         inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, and the seed if they were drawn.
         source, target (`str`): what was compared.
         versions (`dict[str, str]`): of Python and the libraries involved.
-        weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing in certificates of
-            earlier versions, which do not say of which weights they are.
+        weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing if they were not
+            all in memory.
     """
 
     max_abs_logit_error: float

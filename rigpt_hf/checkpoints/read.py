@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Of every `period` rows of a fused map, `length` from `start` on."""
+
+    start: int
+    length: int
+    period: int
+
+    def place(self, part: torch.Tensor, whole: torch.Tensor) -> None:
+        """Write `part` into these rows of `whole`."""
+        places = whole.unflatten(0, (-1, self.period)).narrow(1, self.start, self.length)
+        places.copy_(part.unflatten(0, (-1, self.length)))
+
+
 class Weights:
     """
     Named tensors of a model in memory.
@@ -42,19 +57,25 @@ class Weights:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
 
-    def read(self, name: str, part: tuple[int, int] = (0, 1), dim: int = 0) -> torch.Tensor:
+    def read(self, name: str, rows: Rows | None = None, dim: int = 0) -> torch.Tensor:
         """
-        A tensor, or the k-th of n equal parts of it along `dim` without the rest.
+        A tensor, or some of its rows, which stand along `dim`; from a file, no more than those are read.
 
         Raises:
-            ValueError: if it is not made of n equal parts, or holds numbers that are not finite.
+            ValueError: if its size is no multiple of the period of `rows`, or it holds numbers that are not finite.
         """
-        size, (index, count) = self.shapes[name][dim] if self.shapes[name] else 1, part
-        if size % count:
+        if rows is None:
+            tensor = self._get(name)
+        elif (size := self.shapes[name][dim]) % rows.period:
             raise ValueError(
-                f"`{name}` must be made of {count} equal parts, got size {size}. The checkpoint is damaged."
+                f"`{name}` must be made of parts of {rows.period} rows by the configuration, got {size}. The "
+                "checkpoint is damaged, or the configuration does not belong to it."
             )
-        tensor = self._get(name) if count == 1 else self._slice(name, dim, index * size // count, size // count)
+        elif size == rows.period:
+            tensor = self._slice(name, dim, rows.start, rows.length)
+        else:
+            parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
+            tensor = parts.flatten(dim, dim + 1)
         # Least and largest need no copy, and either is NaN where any number is.
         if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
             raise ValueError(

@@ -14,7 +14,7 @@ def card(
     results: Annotated[
         Path | None, option("results.json of rigpt evaluate on this folder.", "that of the folder, if any")
     ] = None,
-    facts: Annotated[
+    metadata: Annotated[
         Path | None,
         option(
             "YAML file with what only you know: title, description, license, language, datasets, base_model, "
@@ -32,11 +32,11 @@ def card(
     made up: what nobody has stated or measured is listed as such. Without an evaluation the invariance error is
     measured now, on random tokens.
 
-        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --facts facts.yaml
+        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --metadata metadata.yaml
     """
     from ..checkpoints.read import quiet_loading
     from ..model_cards.card import write_card
 
     with quiet_loading():
-        path = write_card(folder, repo_id=repo, results=results, facts=facts, force=force)
+        path = write_card(folder, repo_id=repo, results=results, metadata=metadata, force=force)
     Console().print(f"Card in {path}")

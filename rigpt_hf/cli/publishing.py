@@ -23,7 +23,9 @@ def publish(
         ),
     ] = None,
     card: Annotated[Path | None, option("Card to use.", "README.md of the folder, or written")] = None,
-    facts: Annotated[Path | None, option("YAML file with what only people know, for a card that is written.")] = None,
+    metadata: Annotated[
+        Path | None, option("YAML file with what only people know, for a card that is written.")
+    ] = None,
     space: Annotated[bool, flag("space", "Also make a Space in which people turn the model by an angle.")] = False,
     space_repo: Annotated[str | None, option("Repository of the Space.", "named as the model")] = None,
     baseline: Annotated[
@@ -72,7 +74,7 @@ def publish(
     if space:
         from huggingface_hub import get_token
 
-        from ..publishing.upload_space import check_space, publish_space
+        from ..publishing.space import check_space, publish_space
 
         space_repo = check_space(
             folder,
@@ -86,7 +88,7 @@ def publish(
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
-        contents = repository_files(folder, repo_id=repo, results=results, card=card, facts=facts, force=force)
+        contents = repository_files(folder, repo_id=repo, results=results, card=card, metadata=metadata, force=force)
         table = Table("file", "size")
         table.columns[1].justify = "right"
         for file in contents.files:
@@ -104,7 +106,7 @@ def publish(
         revision=revision,
         results=results,
         card=card,
-        facts=facts,
+        metadata=metadata,
         force=force,
         console=console,
     )

@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 from ..checkpoints.read import Weights, name_some
 from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
-from .families import Architecture
 from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
-from .maps import Family, Role, Rule
+from .maps import Architecture, Family, Rule
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def make_plan(
             source; the message names it.
     """
     rigpt_config = architecture.rigpt_config(config, dropout)
-    reader = _Reader(architecture.family, config, source, str(device))
+    reader = _Reader(architecture.family, config, rigpt_config, source, str(device))
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
-    rules = {rule.target: (rule, layer) for rule, layer in reader.rules()}
+    rules = {rule.target: (rule, layer) for rule, layer in architecture.family.expand(rigpt_config)}
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
     entries = []
     for name, tensor in model.state_dict().items():
@@ -68,18 +68,15 @@ def make_plan(
 class _Reader:
     """Turns rules into recipes and keeps account of the source keys they use."""
 
-    def __init__(self, family: Family, config: Any, source: Weights, device: str):
+    def __init__(self, family: Family, config: Any, rigpt_config: RiGPTConfig, source: Weights, device: str):
         self.family, self.config, self.source, self.device = family, config, source, device
-        self.tied = config.tie_word_embeddings
+        self.table = table_of(rigpt_config)
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
         keys = source.shapes
-        self.prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
-        self.names = {key if key.startswith(f"{family.head}.") else self.prefix + key: key for key in keys}
+        prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
+        self.names = {key if key.startswith(f"{family.head}.") else prefix + key: key for key in keys}
         self.dtype = source.dtypes[self.names[self._require(f"{family.embedding}.weight")]]
-
-    def rules(self):
-        return self.family.expand(self.config.num_hidden_layers, self.tied)
 
     def _require(self, name: str) -> str:
         if name not in self.names:
@@ -90,11 +87,13 @@ class _Reader:
         self.used.add(name)
         return name
 
-    def _read(self, name: str, rule: Rule | None = None) -> torch.Tensor:
-        """A tensor, or the part of it that `rule` names, as `[out, in]`."""
-        part = (0, 1) if rule is None else rule.part
-        transposed = rule is not None and name.endswith(".weight") and self.family.is_transposed(rule.source or "")
-        tensor = self.source.read(self.names[name], part, 1 if transposed else 0)
+    def _read(self, name: str | None, rule: Rule | None = None) -> torch.Tensor | None:
+        """A tensor if there is one, or the part of it that `rule` names, as `[out, in]`."""
+        if name is None:
+            return None
+        rows = None if rule is None or rule.rows is None else rule.rows(self.config)
+        transposed = rule is not None and rule.transposed and name.endswith(".weight")
+        tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
         return tensor.T if transposed else tensor
 
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
@@ -106,14 +105,26 @@ class _Reader:
         if is_bias and rule.source:
             stored = f"{rule.source}.bias"
             bias = self._require(stored) if beta is None or stored in self.names else None
+        role, centred = self.table.role_on(name, "stream"), self.family.centred
+        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
+
+        def fold(dtype: torch.dtype) -> torch.Tensor:
+            own = self._read(bias if is_bias else weight, rule)
+            if own is not None and role == "writes":
+                return fold_writer(own, centred, dtype)
+            if is_bias:
+                folded = self._read(weight, rule) if beta else None
+                norm_bias = self._read(beta)
+                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
+            gains = self._read(gain)
+            if own is None:
+                return projection(shape[0], gains, centred, dtype, self.device)
+            if role == "reads":
+                return fold_reader(own, gains, centred, scale, dtype)
+            return fold_rows(own, centred, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
-            scale = self.family.query_scale(self.config, layer) if rule.is_query else 1.0
-            tensor = (
-                self._make_bias(rule, weight, bias, beta, scale, dtype)
-                if is_bias
-                else self._make_weight(rule, weight, gain, scale, shape[0], dtype)
-            )
+            tensor = fold(dtype)
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` must have shape {list(shape)} by the source's configuration, its weights give "
@@ -123,41 +134,11 @@ class _Reader:
 
         return Entry(name, shape, make)
 
-    def _make_weight(
-        self, rule: Rule, weight: str | None, gain: str | None, scale: float, size: int, dtype: torch.dtype
-    ) -> torch.Tensor:
-        centred = self.family.centred
-        gains = self._read(gain) if gain else None
-        if weight is None:
-            return projection(size, gains, centred, dtype, self.device)
-        tensor = self._read(weight, rule)
-        match rule.role:
-            case Role.COPY:
-                return tensor.to(dtype)
-            case Role.POSITIONS:
-                return fold_rows(tensor, centred, dtype)
-            case Role.WRITER:
-                return fold_writer(tensor, centred, dtype)
-            case _:
-                return fold_reader(tensor, gains, centred, scale, dtype)
-
-    def _make_bias(
-        self, rule: Rule, weight: str | None, bias: str | None, beta: str | None, scale: float, dtype: torch.dtype
-    ) -> torch.Tensor:
-        own = self._read(bias, rule) if bias else None
-        if rule.role is Role.WRITER:
-            assert own is not None
-            return fold_writer(own, self.family.centred, dtype)
-        norm_bias = self._read(beta) if beta else None
-        if weight is None:
-            return fold_reader_bias(norm_bias, None, None, scale, dtype)
-        return fold_reader_bias(own, self._read(weight, rule) if beta else None, norm_bias, scale, dtype)
-
     def check_all_used(self) -> None:
         """Raise for source keys that no rule consumed."""
         family = self.family
         head = f"{family.head}.weight"
-        if self.tied and head in self.names:
+        if self.config.tie_word_embeddings and head in self.names:
             # A second copy of the tied table is harmless exactly if it is a copy.
             self.source.check_copy(self.names[head], self.names[f"{family.embedding}.weight"])
             self.used.add(head)

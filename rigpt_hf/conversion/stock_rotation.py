@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from ..frames import table_of
 from .families import architecture_of
-from .maps import Role
 
 
 @torch.no_grad()
@@ -19,19 +19,20 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     """
     turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
     architecture = architecture_of(model.config, type(model).__name__)
-    family, done = architecture.family, set()
-    for rule, _ in family.expand(model.config.num_hidden_layers, model.config.tie_word_embeddings):
-        if rule.source is None or rule.source in done:
+    config = architecture.rigpt_config(model.config, None)
+    table, done = table_of(config), set()
+    for rule, _ in architecture.family.expand(config):
+        is_tied = rule.source == architecture.family.head and model.config.tie_word_embeddings
+        if rule.source is None or rule.source in done or is_tied:
             continue
         done.add(rule.source)
         module = turned.get_submodule(rule.source)
         weight = module.weight.to(torch.float64)
-        transposed = family.is_transposed(rule.source)
-        if rule.role is Role.WRITER:
-            weight = weight @ rotation.T if transposed else rotation @ weight
+        if table.role_on(f"{rule.target}.weight", "stream") == "writes":
+            weight = weight @ rotation.T if rule.transposed else rotation @ weight
             if getattr(module, "bias", None) is not None:
                 module.bias.copy_(rotation @ module.bias.to(torch.float64))
         else:
-            weight = rotation @ weight if transposed else weight @ rotation.T
+            weight = rotation @ weight if rule.transposed else weight @ rotation.T
         module.weight.copy_(weight)
     return turned

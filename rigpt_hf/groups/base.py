@@ -78,6 +78,10 @@ class Group:
         """
         Random elements; `special`: only such that a path joins to the identity; `compact`: such that keep all lengths.
         """
+        return torch.stack([self.draw(generator, special, compact) for _ in range(copies)])
+
+    def draw(self, generator: torch.Generator | None, special: bool, compact: bool) -> torch.Tensor:
+        """One random element, without the axis of copies."""
         raise NotImplementedError
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:

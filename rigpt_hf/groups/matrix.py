@@ -90,22 +90,11 @@ class MatrixGroup(Planes, Group):
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
         return torch.linalg.inv(element)
 
-    def random(
-        self,
-        copies: int = 1,
-        generator: torch.Generator | None = None,
-        special: bool = False,
-        compact: bool = False,
-    ) -> torch.Tensor:
-        """
-        Random elements: the compact part from the Haar measure, stretches log-uniform in `[1/SPREAD, SPREAD]`.
+    def draw(self, generator: torch.Generator | None, special: bool, compact: bool) -> torch.Tensor:
+        """The compact part from the Haar measure, stretches log-uniform in `[1/SPREAD, SPREAD]`."""
+        if compact:
+            return replace(self, stretch="none").draw(generator, special, compact=False)
 
-        `special`: only such that a path joins to the identity; `compact`: only such that keep all lengths.
-        """
-        group = replace(self, stretch="none") if compact else self
-        return torch.stack([group._random(generator, special) for _ in range(copies)])
-
-    def _random(self, generator: torch.Generator | None, special: bool) -> torch.Tensor:
         def stretches(count: int) -> torch.Tensor:
             return SPREAD ** (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
 
@@ -172,9 +161,6 @@ class MatrixGroup(Planes, Group):
         """
         The point at `t` on the path from the identity (`t = 0`) to `element` (`t = 1`): rotate along the geodesic, and
         stretch along the symmetric factor of the polar decomposition meanwhile.
-
-        Raises:
-            ValueError: if an element is not joined to the identity.
         """
         return torch.stack([self._path(matrix, t) for matrix in element])
 
@@ -315,19 +301,10 @@ class MatrixGroup(Planes, Group):
         """Learned frequencies positive and descending; of equal ones the plane that carries most comes first."""
         (frequencies,) = [a for role, a, _ in view.pairs() if role == "planes"]
         frequencies = frequencies.reshape(-1, len(self.planes))
-        values, order = frequencies.abs().sort(dim=1, descending=True)
-        gaps = values.diff(dim=1).abs() / values[:, :1].clamp_min(1e-300)
-        if gaps.numel():
-            note("planes", float(gaps.min()), DEGENERATE, f"two frequencies of a head in {view.key} are equal")
         first, second = self.pairs
         strengths = (view.grams["vector"] + view.grams["covector"]).diagonal(dim1=1, dim2=2)
-        strengths = (strengths[:, first] + strengths[:, second]).gather(1, order)
-        # Stable sorts, the last one first: by strength inside runs of equal frequencies.
-        by_strength = strengths.sort(dim=1, descending=True, stable=True).indices
-        runs = torch.cat([torch.zeros_like(values[:, :1]), (gaps >= DEGENERATE).to(values).cumsum(dim=1)], dim=1)
-        by_run = runs.gather(1, by_strength).sort(dim=1, stable=True).indices
-        order = order.gather(1, by_strength.gather(1, by_run))
-        mirrored = (frequencies < 0).gather(1, order)
+        strengths = strengths[:, first] + strengths[:, second]
+        order, mirrored = spectra.order_of_planes(frequencies, strengths, view.key, note)
         return torch.stack([self.moved_planes(*pair) for pair in zip(order, mirrored, strict=True)])
 
     def orient(self, view: View, note: Note) -> torch.Tensor:

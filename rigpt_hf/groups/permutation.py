@@ -53,22 +53,13 @@ class HeadPermutations(Group):
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
         return element.argsort(dim=1)
 
-    def random(
-        self,
-        copies: int = 1,
-        generator: torch.Generator | None = None,
-        special: bool = False,
-        compact: bool = False,
-    ) -> torch.Tensor:
+    def draw(self, generator: torch.Generator | None, special: bool, compact: bool) -> torch.Tensor:
         """Uniform; `special`: the identity, as nothing else is joined to it by a path."""
         if special:
-            return self.identity(copies)
-        elements = []
-        for _ in range(copies):
-            heads = torch.randperm(self.key_value_heads, generator=generator)
-            inside = [torch.randperm(self.repeats, generator=generator) for _ in heads]
-            elements.append(self.from_parts(heads, torch.stack(inside)))
-        return torch.cat(elements)
+            return self.identity()[0]
+        heads = torch.randperm(self.key_value_heads, generator=generator)
+        inside = [torch.randperm(self.repeats, generator=generator) for _ in heads]
+        return self.from_parts(heads, torch.stack(inside))[0]
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
         return self.identity(len(algebra))
@@ -227,26 +218,17 @@ class NeuronGroup(Group):
         scales = (1 / element[:, 1:]).gather(2, order[:, None].expand(-1, 2, -1))
         return torch.cat([order.argsort(dim=1)[:, None].double(), scales], dim=1)
 
-    def random(
-        self,
-        copies: int = 1,
-        generator: torch.Generator | None = None,
-        special: bool = False,
-        compact: bool = False,
-    ) -> torch.Tensor:
+    def draw(self, generator: torch.Generator | None, special: bool, compact: bool) -> torch.Tensor:
         """
         Uniform permutations, scalings log-uniform in `[1/SPREAD, SPREAD]`; `special`: no exchange, no sign; `compact`:
         no scaling but signs.
         """
-        elements = []
-        for _ in range(copies):
-            order = torch.arange(self.n) if special else torch.randperm(self.n, generator=generator)
-            draws = 2 * torch.rand(3, self.n, generator=generator, dtype=torch.float64) - 1
-            scales = torch.where(self.allowed[:, None] & (not compact), SPREAD ** draws[:2], 1.0)
-            if self.gated and not special:
-                scales[1] *= draws[2].sign()
-            elements.append(self.element(order, *scales))
-        return torch.cat(elements)
+        order = torch.arange(self.n) if special else torch.randperm(self.n, generator=generator)
+        draws = 2 * torch.rand(3, self.n, generator=generator, dtype=torch.float64) - 1
+        scales = torch.where(self.allowed[:, None] & (not compact), SPREAD ** draws[:2], 1.0)
+        if self.gated and not special:
+            scales[1] *= draws[2].sign()
+        return self.element(order, *scales)[0]
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
         """Elements from logarithms of the scalings, `[copies, 2, F]`."""

@@ -79,3 +79,22 @@ def descending(values: torch.Tensor, spare: torch.Tensor, key: Any, note: Note) 
         for start, end in clusters(gaps):
             order[start:end] = order[start:end][spare[order[start:end]].argsort(descending=True)]
     return order
+
+
+def order_of_planes(
+    frequencies: torch.Tensor, strengths: torch.Tensor, key: Any, note: Note
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The order of planes by descending `|frequencies|` `[copies, planes]`, of equal ones by descending `strengths`, and
+    which of the planes in that order have negative frequencies.
+    """
+    values, order = frequencies.abs().sort(dim=1, descending=True)
+    gaps = values.diff(dim=1).abs() / values[:, :1].clamp_min(1e-300)
+    if gaps.numel():
+        note("planes", float(gaps.min()), DEGENERATE, f"two frequencies of a head in {key} are equal")
+    # Stable sorts, the last one first: by strength inside runs of equal frequencies.
+    by_strength = strengths.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+    runs = torch.cat([torch.zeros_like(values[:, :1]), (gaps >= DEGENERATE).to(values).cumsum(dim=1)], dim=1)
+    by_run = runs.gather(1, by_strength).sort(dim=1, stable=True).indices
+    order = order.gather(1, by_strength.gather(1, by_run))
+    return order, (frequencies < 0).gather(1, order)

@@ -1,17 +1,13 @@
 """Depth as time: the layers of a RiGPT as Euler's polygon, and how fast solvers converge to the flow."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..flow.depth import Refinement, flow_end, refinement, trajectory
 from .models import gaussian_model
-from .style import BLACK, BLUE, COLOURS, GREEN, ORANGE, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLACK, BLUE, COLOURS, GREEN, ORANGE, Figure, figure, picture
 
 
 TOKENS = 4
@@ -25,7 +21,7 @@ MODEL = {"vocab_size": 64, "hidden_size": 8, "intermediate_size": 32, "num_atten
 
 
 @picture
-def plot_depth(seed: int = 0) -> "Figure":
+def plot_depth(seed: int = 0) -> Figure:
     """
     Left, the streams of four tokens in the plane of their two leading directions: the layers of an ordinary network
     are the corners of Euler's polygon, and between them lies the flow that finer steps converge to. Right, how fast:

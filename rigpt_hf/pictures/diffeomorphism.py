@@ -1,22 +1,19 @@
 """What a spacetime diffeomorphism does to a flow: other paths, the same ends."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..flow.diffeomorphism import SpacetimeMap, flow, flow_difference, trajectory, transform_field
-from .style import BLUE, ORANGE, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, ORANGE, Figure, figure, picture
 
 
 TOLERANCES = [1e-3, 1e-4, 1e-6, 1e-8, 1e-10]
 FRAMES = 61
 STRENGTH = 2.6
+SOLVER: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
 
 
 def swirl(strength: float, fixed: bool = True) -> SpacetimeMap:
@@ -47,7 +44,7 @@ def drift(t: Tensor, x: Tensor) -> Tensor:
 
 
 @picture
-def plot_diffeomorphism(seed: int = 0) -> "Figure":
+def plot_diffeomorphism(seed: int = 0) -> Figure:
     """
     Left: paths in a nonlinear field and of its image under a [`swirl`]. Right: by how much their ends differ, over the
     tolerance of the solver, for a map that is the identity at both ends and for one that is at the first only.
@@ -75,20 +72,19 @@ def plot_diffeomorphism(seed: int = 0) -> "Figure":
     return made
 
 
-def _draw_paths(made: "Figure", panels: list[Any]) -> None:
+def _draw_paths(made: Figure, panels: list[Any]) -> None:
     """Paths of [`drift`] and of its image, coloured by time."""
     from matplotlib.collections import LineCollection
 
     start = torch.stack([torch.full((17,), -1.3), torch.linspace(-1.6, 1.6, 17)], -1).double()
     times = torch.linspace(0, 1, FRAMES)
-    solver: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
-    ends = flow(drift, start, 0, 1, **solver)
+    ends = flow(drift, start, 0, 1, **SOLVER)
     fields = {
         "Paths of a field": drift,
         "The same field, swirled in between": transform_field(drift, swirl(STRENGTH)),
     }
     for panel, (title, field) in zip(panels, fields.items(), strict=True):
-        for points in trajectory(field, start, times, **solver).unbind(1):
+        for points in trajectory(field, start, times, **SOLVER).unbind(1):
             segments = [points[index : index + 2].numpy() for index in range(FRAMES - 1)]
             lines = LineCollection(segments, array=times[:-1].numpy(), cmap="viridis", linewidths=1.8, clim=(0, 1))
             panel.add_collection(lines)

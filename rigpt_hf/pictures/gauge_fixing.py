@@ -1,6 +1,6 @@
 """The picture of gauge fixing: descents of the norm along one orbit, and the charges and norm of trained models."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -8,11 +8,7 @@ from ..flow.gauge_fixing import DecayRecord, MinimumNorm, follow_decay, minimum_
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.action import GaugeTransformation
 from .models import gaussian_model
-from .style import BLUE, GREEN, ORANGE, PURPLE, SKY, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, GREEN, ORANGE, PURPLE, SKY, Figure, figure, picture
 
 
 KINDS = {"head_qk": ("o", "q, k"), "head_vo": ("s", "v, o"), "lexical": ("^", "tokens"), "neurons": ("D", "neurons")}
@@ -53,7 +49,7 @@ def toy_text(sequences: int = 16, seed: int = 0) -> torch.Tensor:
 
 
 @picture
-def plot_gauge_fixing(seed: int = 0, *, steps: int = 2400) -> "Figure":
+def plot_gauge_fixing(seed: int = 0, *, steps: int = 2400) -> Figure:
     """
     Three panels: the norm along one orbit under weight decay alone, from several members of the orbit; the charges of
     trained models with weight decay, without, and with AdamW, beside the predicted exponential; and how much longer

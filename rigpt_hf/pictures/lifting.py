@@ -1,6 +1,6 @@
 """How a gauge transformation of layers becomes a path of diffeomorphisms, and where there is none."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,11 +8,7 @@ from torch import Tensor
 from ..flow.diffeomorphism import trajectory, transform_field
 from ..flow.lifting import Layer, LiftPath, commutation_errors, lift, network_field
 from ..symmetry import haar
-from .style import BLUE, GREEN, ORANGE, PURPLE, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, GREEN, ORANGE, PURPLE, Figure, figure, picture
 
 
 SOLVER: dict[str, Any] = {"method": "dopri8", "rtol": 1e-10, "atol": 1e-12}
@@ -36,7 +32,7 @@ def example_network(seed: int, slope: float, depth: int = 4, size: int = 3) -> l
 
 
 @picture
-def plot_lifting(seed: int = 0) -> "Figure":
+def plot_lifting(seed: int = 0) -> Figure:
     """
     The path of a cyclic permutation; errors of the diagram at every layer; determinants along paths; a swap in the
     double space.

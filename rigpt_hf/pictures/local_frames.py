@@ -1,17 +1,13 @@
 """A frame per layer, seen: coordinates that jump, logits that do not, and a connection without curvature."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..symmetry import connection, curvature, haar, holonomy, so_exp, so_log, to_local_frames
 from .models import gaussian_model
-from .style import BLUE, GREEN, ORANGE, draw_image, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, GREEN, ORANGE, Figure, draw_image, figure, picture
 
 
 LAYERS, SIZE, SHOWN = 8, 48, 24
@@ -49,7 +45,7 @@ def connection_errors(steps: list[float], seed: int = 0, size: int = 6) -> list[
 
 @picture
 @torch.no_grad()
-def plot_local_frames(seed: int = 0) -> "Figure":
+def plot_local_frames(seed: int = 0) -> Figure:
     """Coordinates of one token's stream in both kinds of frames, and what the connection between them is."""
     sizes = {"max_position_embeddings": 32, "tie_word_embeddings": False}
     model = gaussian_model(torch.Generator().manual_seed(seed), 0.15, **MODEL, **sizes)

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .style import INVARIANT, STOCK, draw_image, figure, picture
+from .style import INVARIANT, STOCK, Figure, draw_image, figure, picture
 
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ..demo.report import Findings
     from ..demo.rotation import Sweep
     from ..publishing.rotation_view import Pair, View
@@ -22,7 +20,7 @@ ROUNDING = 2.0**-24  # half a unit in the last place of a float32 near 1
 
 
 @picture
-def draw_probabilities(view: "View", tokenizer: Any) -> "Figure":
+def draw_probabilities(view: "View", tokenizer: Any) -> Figure:
     """For each model the next tokens that are likeliest in its own frame, there and in the turned frame."""
     made, panels = figure(2, width=5.5, height=4.2)
     for panel, pair, colour in zip(panels, (view.rigpt, view.stock), (INVARIANT, STOCK), strict=True):
@@ -36,7 +34,7 @@ def draw_probabilities(view: "View", tokenizer: Any) -> "Figure":
 
 
 @picture
-def draw_layer(view: "View", layer: int) -> "Figure":
+def draw_layer(view: "View", layer: int) -> Figure:
     """
     Coordinates of the hidden states after a layer (0: the embeddings), of both models, before and now.
 
@@ -64,7 +62,7 @@ def draw_layer(view: "View", layer: int) -> "Figure":
 
 
 @picture
-def draw_layers(view: "View") -> "Figure":
+def draw_layers(view: "View") -> Figure:
     """Left: how far the hidden states of every layer moved. Right: how far from where the rotation brings them."""
     made, (moved, astray) = figure(2, width=5.5, height=3.0)
     for pair, colour in ((view.stock, STOCK), (view.rigpt, INVARIANT)):
@@ -82,7 +80,7 @@ def draw_layers(view: "View") -> "Figure":
 
 
 @picture
-def draw_demo(findings: "Findings") -> "Figure":
+def draw_demo(findings: "Findings") -> Figure:
     """Left: inside, everything turned. Middle: what comes out. Right: all the way from no rotation to the full one."""
     made, (before, rigpt, losses, after, stock, errors) = figure(3, 2, width=4.5, height=3.6)
     images = [image[:SHOWN_POSITIONS, :48] for image in findings.effect.pictures]

@@ -6,11 +6,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..conversion.output import temporary_sibling
+from ..checkpoints.folder import new_file
+from ..extras import needs
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = Any  # Matplotlib is imported when something is drawn
 
 # Told apart by people who see few colours: Okabe and Ito, "Color Universal Design" (2008), without their yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -36,10 +39,12 @@ R = TypeVar("R")
 
 def use_style() -> None:
     """Draw in the style of this package from now on."""
-    import matplotlib as mpl
-    from cycler import cycler
+    with needs("pictures"):
+        import matplotlib as mpl
+        from cycler import cycler
 
     settings: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
+    mpl.rcdefaults()
     mpl.rcParams.update(settings)
 
 
@@ -48,7 +53,8 @@ def picture(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib as mpl
+        with needs("pictures"):
+            import matplotlib as mpl
 
         with mpl.rc_context():
             use_style()
@@ -67,7 +73,7 @@ def figure(
     height: float = 3.8,
     solid: Collection[int] = (),
     **options: Any,
-) -> tuple["Figure", list[Any]]:
+) -> tuple[Figure, list[Any]]:
     """
     A figure of `columns` times `rows` panels.
 
@@ -92,14 +98,17 @@ def figure(
     return made, [panels[place] for row in places for place in row]
 
 
-def encoded(drawn: "Figure", picture_format: str = "png") -> bytes:
+def encoded(drawn: Figure, picture_format: str = "png") -> bytes:
     """A figure as a file of `picture_format` (png, svg or pdf): equal bytes for equal figures, for one Matplotlib."""
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
+    with mpl.rc_context({"svg.hashsalt": "rigpt"}):
+        drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
     return buffer.getvalue()
 
 
-def save(drawn: "Figure", path: str | Path, picture_format: str | None = None) -> Path:
+def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> Path:
     """
     Write a figure to a file, whole or not at all.
 
@@ -112,12 +121,8 @@ def save(drawn: "Figure", path: str | Path, picture_format: str | None = None) -
         The path.
     """
     path = Path(path)
-    content, temporary = encoded(drawn, picture_format or path.suffix[1:] or "png"), temporary_sibling(path)
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_bytes(encoded(drawn, picture_format or path.suffix[1:] or "png"))
     return path
 
 

@@ -3,20 +3,16 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..symmetry.comparison import VERDICTS, Comparison
 from ..symmetry.drift import ROUNDING, DriftReport
 from ..symmetry.merging import LossPath
-from .style import BLUE, GREEN, ORANGE, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import BLUE, GREEN, ORANGE, Figure, figure, picture
 
 
 @picture
-def plot_comparison(comparison: Comparison, title: str = "") -> "Figure":
+def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
     """Distances per part of the network on a logarithmic scale; the verdict is the title where none is given."""
     parts = comparison.parts
     made, (panel,) = figure(width=max(7.0, 0.28 * len(parts) + 3), height=4.5)
@@ -37,7 +33,7 @@ def plot_comparison(comparison: Comparison, title: str = "") -> "Figure":
 
 
 @picture
-def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model to the other") -> "Figure":
+def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model to the other") -> Figure:
     """Losses on one or several ways between two models, before and after alignment."""
     made, (panel,) = figure(width=6.5, height=4.2)
     for index, path in enumerate(paths):
@@ -49,7 +45,7 @@ def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model t
 
 
 @picture
-def plot_drift(report: DriftReport) -> "Figure":
+def plot_drift(report: DriftReport) -> Figure:
     """
     The drift of charges at the end against the step size beside a line of order 1, and, with weight decay, what is
     kept of the charges along time beside the predicted exponentials.

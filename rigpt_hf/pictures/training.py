@@ -3,17 +3,13 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .style import COLOURS, figure, picture
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .style import COLOURS, Figure, figure, picture
 
 
 @picture
-def plot_losses(runs: Mapping[str, Sequence[dict[str, Any]]]) -> "Figure":
+def plot_losses(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """Training losses as lines and validation losses as dots over steps, by the name of the run; entries of logs."""
     made, (panel,) = figure(width=7, height=4.4)
     for colour, (name, entries) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):

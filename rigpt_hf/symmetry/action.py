@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from ..frames import Frame, FrameKey, Move, Read, table_of
+from ..frames import Frame, FrameKey, table_of
 from ..groups import orthogonal
+from ..table import Move, Read
 
 
 class GaugeTransformation:

@@ -150,8 +150,8 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
     Raises:
         ValueError: names the first field in which they differ.
     """
-    for name in STRUCTURE:
-        first, second = getattr(a, name), getattr(b, name)
+    for name in dict.fromkeys(structure(a) + structure(b)):
+        first, second = getattr(a, name, None), getattr(b, name, None)
         if first != second:
             raise ValueError(
                 f"`reference` must have the same `{name}` as `model`, got {second!r} and {first!r}. Models of "
@@ -194,7 +194,12 @@ INCIDENTAL = {
     "eos_token_id",
     "pad_token_id",
 }
-STRUCTURE = tuple(name for name in RiGPTConfig.__annotations__ if name not in INCIDENTAL)
+
+
+def structure(config: RiGPTConfig) -> list[str]:
+    """All options but those that are declared incidental, of subclasses too."""
+    kinds = [kind for kind in reversed(type(config).__mro__) if issubclass(kind, RiGPTConfig)]
+    return [name for kind in kinds for name in vars(kind).get("__annotations__", {}) if name not in INCIDENTAL]
 
 
 @contextmanager

@@ -39,31 +39,14 @@ def transform_checkpoint(
     """
     Apply a gauge transformation to a checkpoint, and certify that the result is the same function.
 
-    Weights are read and transformed in float64 one tensor at a time, and written shard by shard. For the certificate
-    the source is loaded and freed before the result is: never are both in memory, and the peak stays below the larger
-    checkpoint's size plus 1 GB. The folder appears under its name only when it is complete and certified; on any
-    error nothing is left.
+    Tensor by tensor in float64 and shard by shard, see [`write_checkpoint`]: never are both models in memory, and the
+    peak stays below the larger checkpoint's size plus 1 GB.
 
     Args:
-        source (`str` or `Path`):
-            A local folder with safetensors (one file, or shards and their index), or the id of a repository on the
-            Hub.
-        output_dir (`str` or `Path`):
-            The folder to make.
+        source, output_dir, revision, dtype, force, max_shard_size, seed, progress:
+            As for [`rigpt_hf.conversion.convert_checkpoint`]; the source is a RiGPT.
         transformation (`GaugeTransformation`):
             For models of the source's configuration.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-        dtype (`torch.dtype`, *optional*):
-            Of the result; the source's if not given.
-        force (`bool`, defaults to `False`):
-            Replace an earlier model in `output_dir`, once the new one is complete.
-        max_shard_size (`int` or `str`, *optional*):
-            Largest file, in bytes or as a text such as "5GB" (the default).
-        seed (`int`, defaults to 0):
-            For the certificate's random inputs.
-        progress (`bool`, defaults to `True`):
-            Show a progress bar.
         certificate (`bool`, defaults to `True`):
             Compare the result with the source. Without, a matrix outside of the group goes unnoticed.
 

@@ -12,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..frames import FrameKey, Table, Turned
+from ..frames import FrameKey, Table
 from ..groups import Group, Role
+from ..table import Turned
 
 
 Weights = Mapping[str, torch.Tensor]

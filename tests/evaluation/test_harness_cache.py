@@ -51,16 +51,19 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
 
 
 def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
-    evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    count = len(list((tmp_path / "out/cache").iterdir()))
+    output, brief = tmp_path / "out", {"suite": str(world / "brief.yaml")}
+
+    def kept(**more) -> int:
+        evaluate(options(world, output, **brief, **more), Console(quiet=True))
+        return len(list((output / "cache").iterdir()))
+
+    count = kept()
     with pytest.raises(ValueError, match="`output` must hold results of the same weights or none"):
-        evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == count
-    evaluate(options(world, tmp_path / "out", model="other", force=True), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == 2 * count
-    evaluate(options(world, tmp_path / "out", model="other", documents=10), Console(quiet=True))
+        kept(model="other")
+    assert len(list((output / "cache").iterdir())) == count == 2
+    assert kept(model="other", force=True) == 2 * count
     # Speed does not depend on the text.
-    assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
+    assert kept(model="other", documents=10) == 3 * count - 1
 
 
 def test_what_another_device_measured_is_measured_again(evaluation, world, monkeypatch):
@@ -115,7 +118,8 @@ def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
 def test_what_a_killed_run_was_writing_is_no_obstacle(world, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/.results.json.abcd.partial").write_text("{")
-    assert evaluate(options(world, tmp_path / "out"), Console(quiet=True))["tasks"]
+    brief = options(world, tmp_path / "out", suite=str(world / "brief.yaml"))
+    assert evaluate(brief, Console(quiet=True))["tasks"]
 
 
 def test_tokenizers_with_other_special_tokens_have_other_fingerprints():

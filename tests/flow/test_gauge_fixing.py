@@ -15,6 +15,7 @@ from rigpt_hf.flow.gauge_fixing import (
     minimum_norm,
     next_token_loss,
 )
+from rigpt_hf.pictures import encoded
 from rigpt_hf.pictures.gauge_fixing import plot_gauge_fixing, toy_model, toy_text
 from rigpt_hf.symmetry import (
     FrameKey,
@@ -26,7 +27,7 @@ from rigpt_hf.symmetry import (
     table_of,
 )
 from rigpt_hf.symmetry.contraction import View, weights_of
-from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.models import SYMMETRIES, over, tiny_model, tokens
 from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
 
 
@@ -45,6 +46,8 @@ STRETCHED = [
     "gated-relu2",
     "no-biases",
 ]
+# One of each for the searches, which take a second.
+SEARCHED = ["learned-untied-projected", "rotary-learned", "squared-distance", "relu", "gated-relu2"]
 TOLERANCE = SYMMETRY[torch.float64]
 TIME, DECAY, LEARNING_RATES = 1.0, 0.5, (0.02, 0.01)
 
@@ -76,9 +79,9 @@ def stretch_charge(model) -> float:
     return norm({key: q for key, q in charges(model).items() if key not in shifts})
 
 
-@pytest.mark.parametrize("name", STRETCHED)
-def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(name):
-    model = model_of(name)
+@over(SEARCHED, STRETCHED)
+def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(option):
+    model = model_of(option)
     start = GaugeTransformation.random(model.config, generator(1), "all")(model)
     assert balance_distance(start) > 0.1, "the start is balanced already"
     reached, report = minimum_norm(start)
@@ -95,9 +98,9 @@ def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(name):
     assert gauge_error(start, report.transformation, tokens(2, 9)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", STRETCHED[2::2])
-def test_two_starts_reach_one_point_up_to_rotations(name):
-    model = model_of(name)
+@over(SEARCHED[::4], STRETCHED)
+def test_two_starts_reach_one_point_up_to_rotations(option):
+    model = model_of(option)
     first, second = (GaugeTransformation.random(model.config, generator(seed), "all") for seed in (1, 2))
     (one, to_one), (two, to_two) = (minimum_norm(g(model)) for g in (first, second))
 
@@ -178,9 +181,9 @@ def test_decay_along_the_orbit_forgets_charges_as_training_does():
     assert abs(errors[0] / errors[1] - 2) <= 2 * ORDER and 1e3 * PAIRING < errors[1] < 0.02
 
 
-@pytest.mark.parametrize("name", ["learned", "squared-distance", "learned-untied-projected"])
-def test_the_least_norm_of_translations_is_not_at_zero(name):
-    model = small_model(name)
+@over(["learned"], ["squared-distance", "learned-untied-projected"])
+def test_the_least_norm_of_translations_is_not_at_zero(option):
+    model = small_model(option)
     disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
     reached, report = minimum_norm(model, translations="least")
     _, other = minimum_norm(disguised, translations="least")
@@ -223,9 +226,9 @@ def two_batches() -> list[torch.Tensor]:
     return [tokens(4, 12, seed=seed) for seed in range(2)]
 
 
-@pytest.mark.parametrize("name", ["learned", "relu2"])
-def test_charges_decay_at_the_predicted_rate_in_training(name):
-    model, batches = small_model(name), two_batches()
+@over(["learned"], ["relu2"])
+def test_charges_decay_at_the_predicted_rate_in_training(option):
+    model, batches = small_model(option), two_batches()
     runs = [deviations(model, batches, rate)[1] for rate in LEARNING_RATES]
     assert set(runs[0].charges) >= {"head_qk", "head_vo"} and runs[0].times[-1] == pytest.approx(TIME)
     for kind, coarse in runs[0].deviations.items():
@@ -302,39 +305,28 @@ def test_nothing_but_decay_acts_on_the_length_of_what_writes_into_the_stream():
     assert sizes["vector"] <= PAIRING < 1e-4 < sizes["covector"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_what_is_impossible_is_named():
+    for settings, message in (
         ({"step": 1.0}, "`step` must be between 0 and 1, got 1.0"),
         ({"translations": "gone"}, '`translations` must be "zero" or "least", got \'gone\''),
         ({"max_steps": 3}, "`max_steps` must be enough .* got 3, after which it is .* Raise it, or `tolerance`"),
-    ],
-    ids=["step", "translations", "too-few"],
-)
-def test_impossible_descents_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        minimum_norm(toy_model(), **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+    ):
+        with pytest.raises(ValueError, match=message):
+            minimum_norm(toy_model(), **settings)
+    given = {"batches": [toy_text()], "learning_rate": 0.01, "weight_decay": 0.1, "steps": 50, "every": 50}
+    for settings, message in (
         ({"batches": []}, "`batches` must have at least one batch, got none"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite, got 0.0"),
         ({"weight_decay": -1.0}, "`weight_decay` must not be negative, and finite, got -1.0"),
         ({"steps": 0}, "`steps` must be positive and finite, got 0"),
         ({"every": 0}, "`every` must be positive and finite, got 0"),
         ({"learning_rate": 1e4}, "`learning_rate` must be small enough to descend, got 10000.0: after .* steps"),
-    ],
-    ids=["no-batch", "no-rate", "negative-decay", "no-steps", "never", "divergence"],
-)
-def test_impossible_trainings_are_named(settings, message):
-    given = {"batches": [toy_text()], "learning_rate": 0.01, "weight_decay": 0.1, "steps": 50, "every": 50} | settings
-    with pytest.raises(ValueError, match=message):
-        follow_decay(toy_model(), **given)
+    ):
+        with pytest.raises(ValueError, match=message):
+            follow_decay(toy_model(), **given | settings)
 
 
-def test_the_picture(tmp_path):
+def test_the_picture():
     figure = plot_gauge_fixing(steps=5)
     panels = figure.get_axes()
     assert len(panels) == 3 and all(
@@ -344,5 +336,4 @@ def test_the_picture(tmp_path):
     assert len(prediction) == 1 and len(prediction[0].get_ydata()) == 6
     ends = [line.get_ydata()[-1] for line in panels[0].get_lines() if len(line.get_xdata()) > 2]
     assert len(ends) == 4 and max(ends) - min(ends) <= PAIRING * max(ends)
-    figure.savefig(tmp_path / "gauge.png")
-    assert (tmp_path / "gauge.png").stat().st_size > 20_000
+    assert len(encoded(figure)) > 20_000

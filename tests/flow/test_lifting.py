@@ -29,8 +29,6 @@ from rigpt_hf.symmetry import haar
 from tests.flow.test_diffeomorphism import EXACT, FLOW, ROUGH, normal
 
 
-# The first Jacobian-vector product makes torch script functions of its own.
-
 ONE = torch.eye(3, dtype=torch.float64)
 CYCLE, SWAP = ONE[[1, 2, 0]], ONE[[1, 0, 2]]
 SCALING = torch.diag(torch.tensor([0.5, 2.0, 1.4], dtype=torch.float64))
@@ -59,12 +57,8 @@ def at(t: float) -> Tensor:
 
 # Name: slope of the first layer, element behind it, whether it takes a double space.
 KINDS = {
-    "permutation": (0.2, CYCLE, False),
     "odd permutation": (0.2, SWAP, True),
-    "scaling": (0.2, SCALING, False),
     "permutation and scaling": (0.2, SCALING @ CYCLE, False),
-    "rotation": (1.0, ROTATION, False),
-    "reflection": (1.0, -ROTATION, True),
     "general linear": (1.0, ROTATION @ SCALING @ ROTATION.T @ CYCLE, False),
 }
 
@@ -260,7 +254,7 @@ def test_arguments():
 
 
 def test_figure(monkeypatch):
-    monkeypatch.setattr(pictures, "SOLVER", {"rtol": 1e-4, "atol": 1e-6})
+    monkeypatch.setattr(pictures, "SOLVER", {"rtol": 1e-3, "atol": 1e-5})
     figure = pictures.plot_lifting()
     cycle, errors, determinants, letter = figure.axes
     assert all(panel.get_title() and panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)

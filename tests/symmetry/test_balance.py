@@ -8,7 +8,8 @@ from rigpt_hf.groups.least_norm import common_stretch, contragredient
 from rigpt_hf.symmetry import FrameKey, GaugeTransformation, charges, gauge_error, table_of
 from rigpt_hf.symmetry.balance import balance
 from rigpt_hf.symmetry.contraction import weights_of
-from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import BROAD
 from tests.tolerances import BALANCE, SYMMETRY
 
 
@@ -32,12 +33,12 @@ def quadratic_charges(model, name: str) -> dict[str, torch.Tensor]:
     return {key: charge for key, charge in charges(model).items() if FrameKey.parse(key).kind in quadratic}
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_balanced_models_have_no_charge(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_balanced_models_have_no_charge(option):
+    model = tiny_model(**SYMMETRIES[option])
     transformation, weights = balance(model.config, weights_of(model))
     balanced = transformation(model)
-    before, after = quadratic_charges(model, name), quadratic_charges(balanced, name)
+    before, after = quadratic_charges(model, option), quadratic_charges(balanced, option)
     assert {FrameKey.parse(key).kind for key in after} >= {"head_vo"}
     assert all(float(charge.norm()) <= BALANCE * square(weights) for charge in after.values())
     assert all(float(charge.norm()) > 1e-4 * square(weights) for charge in before.values()), "there was none before"
@@ -46,33 +47,33 @@ def test_balanced_models_have_no_charge(name):
         assert (tensor - weights[key]).abs().max() <= SYMMETRY[torch.float64] * tensor.abs().max(), key
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_balancing_is_a_gauge_transformation(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_balancing_is_a_gauge_transformation(option):
+    model = tiny_model(**SYMMETRIES[option])
     transformation, weights = balance(model.config, weights_of(model))
     assert gauge_error(model, transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
     changed = [name for name, tensor in weights_of(model).items() if not torch.allclose(tensor, weights[name])]
     assert len(changed) >= 3 * model.config.num_hidden_layers, "balancing did nothing to speak of"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_translations_are_gone(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_translations_are_gone(option):
+    model = tiny_model(**SYMMETRIES[option])
     config = model.config
     again, _ = balance(config, balance(config, weights_of(model))[1])
     first, _ = balance(config, weights_of(model))
     checked = [str(key) for key in table_of(config).shifts]
-    assert len(checked) >= config.num_hidden_layers or name == "no-biases"
+    assert len(checked) >= config.num_hidden_layers or option == "no-biases"
     for key in checked:
         size = first.elements[key].abs().max()
         assert size > 0.01
         assert again.elements[key].abs().max() <= BALANCE * size, key
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_balanced_norm_is_the_least_of_the_orbit(name):
-    model = tiny_model(**SYMMETRIES[name])
-    config, lonely = model.config, LONELY.get(name, set())
+@over(BROAD, SYMMETRIES)
+def test_the_balanced_norm_is_the_least_of_the_orbit(option):
+    model = tiny_model(**SYMMETRIES[option])
+    config, lonely = model.config, LONELY.get(option, set())
     translated = balance(config, weights_of(model), passes=0)[1]
     balanced = balance(config, weights_of(model))[1]
     least = square(balanced)
@@ -88,10 +89,10 @@ def test_the_balanced_norm_is_the_least_of_the_orbit(name):
         assert abs(square(turned.state_dict(balanced)) - least) <= BALANCE * least
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(name):
+@over(BROAD, SYMMETRIES)
+def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(option):
     """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
-    model = tiny_model(**SYMMETRIES[name])
+    model = tiny_model(**SYMMETRIES[option])
     g = GaugeTransformation.random(model.config, generator(1), "all")
     disguised = g(model)
     first, second = (balance(model.config, weights_of(each))[1] for each in (model, disguised))
@@ -200,7 +201,7 @@ def test_where_lengths_matter_nothing_is_stretched():
 
 
 @pytest.mark.parametrize("metric", [0.0, 0.3, 40.0])
-def test_thecommon_stretch_solves_its_equation(metric):
+def test_the_common_stretch_solves_its_equation(metric):
     checked = 0
     for exponent in range(-6, 7, 3):
         a, b, c = torch.tensor([2.0, 3.0 * 10.0**exponent, metric], dtype=torch.float64)
@@ -212,7 +213,7 @@ def test_thecommon_stretch_solves_its_equation(metric):
     assert checked >= 3
 
 
-def test_thecommon_stretch_of_nothing():
+def test_the_common_stretch_of_nothing():
     """There is no least norm, as it tends to 0; but the point must not depend on where it came from."""
     zero, one, four = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
     assert abs(common_stretch(four, zero, zero) * 4 - common_stretch(one, zero, zero)) <= BALANCE

@@ -14,7 +14,8 @@ from rigpt_hf.groups.spectra import odd_moments
 from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, gauge_error, invariants, table_of
 from rigpt_hf.symmetry.contraction import token_vectors, weights_of
 from tests.conversion.sources import gpt2_config, stock_model
-from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, noisy, over, tiny_config, tiny_model, tokens
+from tests.symmetry.options import SEARCHED
 from tests.tolerances import CANONICAL, SYMMETRY
 
 
@@ -57,11 +58,11 @@ def assert_canonical(model, seeds=(0,)) -> list[str]:
     return gauge.undetermined
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_members_of_an_orbit_have_one_canonical_form(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_members_of_an_orbit_have_one_canonical_form(option):
+    model = tiny_model(**SYMMETRIES[option])
     before = copy.deepcopy(model)
-    assert assert_canonical(model) == UNSEEN.get(name, [])
+    assert assert_canonical(model) == UNSEEN.get(option, [])
     assert difference(canonicalize(model), model) > 0.1, "the model was canonical before"
     assert difference(model, before) == 0, "the model itself changed"
 
@@ -71,9 +72,9 @@ def test_many_members_of_an_orbit_have_one_canonical_form(name):
     assert assert_canonical(tiny_model(2, **SYMMETRIES[name]), seeds=range(1, 6)) == []
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_each_frame_alone_changes_nothing(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_each_frame_alone_changes_nothing(option):
+    model = tiny_model(**SYMMETRIES[option])
     canonical = canonicalize(model)
     checked = 0
     for frame in table_of(model.config).kinds:
@@ -85,9 +86,9 @@ def test_each_frame_alone_changes_nothing(name):
     assert checked >= 5
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_in_float32(name):
-    model = tiny_model(dtype=torch.float32, **SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_in_float32(option):
+    model = tiny_model(dtype=torch.float32, **SYMMETRIES[option])
     other = disguise(model, 3)
     gauge = canonical_gauge(model)
     canonical = gauge.transformation(model)
@@ -96,9 +97,9 @@ def test_in_float32(name):
     assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float32]
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_noise_moves_the_canonical_form_by_noise_over_gap(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_noise_moves_the_canonical_form_by_noise_over_gap(option):
+    model = tiny_model(**SYMMETRIES[option])
     gauge = canonical_gauge(model)
     canonical = gauge.transformation(model)
     gaps = {kind: gap for kind, gap in gauge.gaps.items() if kind in CONTINUOUS}
@@ -110,9 +111,9 @@ def test_noise_moves_the_canonical_form_by_noise_over_gap(name):
     assert min(moved) >= noise / 10, "there was no noise"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_invariants(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_invariants(option):
+    model = tiny_model(**SYMMETRIES[option])
     spectra = invariants(model)
     config = model.config
     assert spectra["stream"].shape == (config.hidden_size,)
@@ -132,7 +133,7 @@ def test_invariants(name):
     assert max(deviation(canonicalize(model)).values()) <= SYMMETRY[torch.float64]
     # Negative controls: another function, near or far.
     assert min(deviation(noisy(model, 1e-4)).values()) > 1e-7
-    assert min(deviation(tiny_model(1, **SYMMETRIES[name])).values()) > 1e-3
+    assert min(deviation(tiny_model(1, **SYMMETRIES[option])).values()) > 1e-3
 
 
 def test_invariants_of_heads_are_singular_values_of_their_maps():

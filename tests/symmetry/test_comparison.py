@@ -12,6 +12,7 @@ from rigpt_hf.symmetry import GaugeTransformation, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
 from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
 from tests.models import SYMMETRIES, randomise_, tiny_config, tiny_model
+from tests.symmetry.options import SHALLOW, shallow
 from tests.tolerances import SYMMETRY
 
 
@@ -20,9 +21,7 @@ SOME = ("learned", "untied-projected", "rotary-learned", "squared-distance", "ga
 FEW_TOKENS = 20
 # How far the prediction of what rounding causes may be off, as a factor.
 ROUNDING_FACTOR = 1.5
-SHALLOW = {name: {"num_hidden_layers": 2} | options for name, options in SYMMETRIES.items()}
-some = pytest.mark.parametrize("options", [SHALLOW[name] for name in SOME], ids=SOME)
-every = pytest.mark.parametrize("options", SHALLOW.values(), ids=SHALLOW.keys())
+some, every = shallow(*SOME), shallow(*SHALLOW)
 
 
 def disguised(model: nn.Module, seed: int = 1) -> nn.Module:

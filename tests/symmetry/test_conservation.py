@@ -12,7 +12,8 @@ from rigpt_hf.pictures.symmetry import plot_drift
 from rigpt_hf.symmetry import FrameKey, charges, gradient_pairing, table_of
 from rigpt_hf.symmetry.contraction import views, weights_of
 from rigpt_hf.symmetry.drift import charge_drift
-from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import BROAD
 from tests.tolerances import ORDER, PAIRING
 
 
@@ -62,9 +63,9 @@ def size(tensors) -> float:
     return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_gradient_pairs_to_zero_with_every_generator(name):
-    model = whole_model(name)
+@over(BROAD, SYMMETRIES)
+def test_the_gradient_pairs_to_zero_with_every_generator(option):
+    model = whole_model(option)
     pairings = gradient_pairing(model, loss_of(model))
     table = table_of(model.config)
     assert set(pairings) == {str(key) for key, frame in table.frames.items() if frame.group.dimension}

@@ -195,7 +195,7 @@ def test_the_law_of_rounding_noise(model_and_tokens):
     assert abs(result["loss, compensated, scale per row"] - plain) > 1e-6
     assert abs(result["loss at equal error"] - plain) > 1e-6
     assert json.loads((folder / "out.json").read_text()) == [result]
-    left = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, leave="v_proj,o_proj")
+    left = four_bits.Options([folder / "model"], folder / "tokens.bin", 8, 32, modules_to_not_convert="v_proj,o_proj")
     (other,) = four_bits.run(left)
     assert len(other["per_matrix"]) == 3 * 4 and other["left alone"] == ["v_proj", "o_proj"]
     assert other["loss"] == plain and other["loss, scale per row"] != result["loss, scale per row"]

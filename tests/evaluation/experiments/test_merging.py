@@ -10,7 +10,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from evaluation.experiments.merging import ALIGNED, AS_THEY_ARE, PERMUTED, Options, main, permuted_mean, run
+from evaluation.experiments.merging import ALIGNED, PERMUTED, UNALIGNED, Options, main, permuted_mean, run
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
@@ -66,11 +66,11 @@ def test_every_pair_is_measured_and_summarised(made):
         assert pair["losses"][0] != pair["losses"][1], "both models are one"
         path, middle = pair["path"], pair["merged"]["linear"]
         assert path["t"] == [0.0, 0.5, 1.0]
-        assert path["before"][1] == pytest.approx(middle[AS_THEY_ARE], rel=SYMMETRY[torch.float32])
+        assert path["before"][1] == pytest.approx(middle[UNALIGNED], rel=SYMMETRY[torch.float32])
         assert path["after"][1] == pytest.approx(middle[ALIGNED], rel=SYMMETRY[torch.float32])
         assert path["before"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
         assert path["after"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
-        assert set(pair["merged"]["spherical"]) == {AS_THEY_ARE, PERMUTED, ALIGNED}
+        assert set(pair["merged"]["spherical"]) == {UNALIGNED, PERMUTED, ALIGNED}
         assert pair["barrier_kept"] == path["barrier_after"] / path["barrier_before"]
         assert path["barrier_after"] < path["barrier_before"]
     kept = [pair["barrier_kept"] for pair in pairs]

@@ -1,12 +1,12 @@
 """Steps in turns: what is timed, and what is made of it."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import typer
 
 from evaluation.experiments import candidates, step_time
+from rigpt_hf.evaluation import timing
 from rigpt_hf.training.options import ModelOptions, OptimizerOptions
 
 
@@ -28,9 +28,10 @@ def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_p
         return step
 
     monkeypatch.setattr(step_time, "step_of", step_of)
-    monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(timing, "timer", lambda: now[0])
     step_time.main("stock-gpt2,rigpt", turns=3, precision="bf16", output=tmp_path / "a" / "times.json")
-    assert order == ["stock-gpt2", "rigpt"] * 4
+    # Another one is first in every turn.
+    assert order == ["rigpt", "stock-gpt2", "stock-gpt2", "rigpt"] * 2
     facts = json.loads((tmp_path / "a" / "times.json").read_text())
     assert facts["seconds"] == {"stock-gpt2": [4.0] * 3, "rigpt": [1.0] * 3}
     assert facts["ratios"] == {"stock-gpt2": [1.0] * 3, "rigpt": [0.25] * 3}

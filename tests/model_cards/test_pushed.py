@@ -13,10 +13,10 @@ from transformers.utils import PushToHubMixin
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.model_cards import card as cards
+from rigpt_hf.model_cards import pushed
 from rigpt_hf.model_cards.card import card_text
 from rigpt_hf.model_cards.marker import is_unchanged, read_marker
-from rigpt_hf.publishing import pushed
-from rigpt_hf.publishing.pushed import SAYS_NOTHING, write_card_of_push
+from rigpt_hf.model_cards.pushed import SAYS_NOTHING, write_card_of_push
 from tests.model_cards.test_card import INVARIANCE
 from tests.models import tiny_model
 
@@ -112,15 +112,15 @@ def test_without_the_package_or_a_card_the_weights_still_go(folder, sent, monkey
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    for name in ("rigpt_hf.hub_rigpt", "rigpt_hf.publishing.pushed"):
+    for name in ("rigpt_hf.hub_rigpt", "rigpt_hf.model_cards.pushed"):
         logging.getLogger(name).addHandler(handler)
     model = RiGPTForCausalLM.from_pretrained(folder)
     (folder / "README.md").write_text(STOCK)
     (folder / "certificate.json").write_text("{}")
     model._upload_modified_files(folder, "me/tiny", files_timestamps={})
-    monkeypatch.setitem(sys.modules, "rigpt_hf.publishing.pushed", None)
+    monkeypatch.setitem(sys.modules, "rigpt_hf.model_cards.pushed", None)
     model._upload_modified_files(folder, "me/tiny", files_timestamps={})
-    for name in ("rigpt_hf.hub_rigpt", "rigpt_hf.publishing.pushed"):
+    for name in ("rigpt_hf.hub_rigpt", "rigpt_hf.model_cards.pushed"):
         logging.getLogger(name).removeHandler(handler)
     assert sent == [STOCK, STOCK]
     assert "certificate that can be read" in lines[0] and "install rigpt-hf" in lines[1] and len(lines) == 2

@@ -3,31 +3,32 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from rigpt_hf.conversion.certificate import Certificate
+from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.text.paths import without_path
-from rigpt_hf.training.records import Records
 
 
+T = TypeVar("T")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelMetadata:
     """What the configuration and the weights say."""
 
     type: str
@@ -48,7 +49,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
+class TrainingMetadata:
     """What a pretraining run wrote down."""
 
     steps: int
@@ -74,7 +75,7 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True)
-class AuthorFacts:
+class AuthorMetadata:
     """What only people know; the fields of a YAML file."""
 
     title: str | None = None
@@ -99,13 +100,14 @@ class AuthorFacts:
     """BibTeX."""
 
     def __post_init__(self):
-        for name in ("title", "description", "license", "base_model", "authors", "intended_use", "limits", "citation"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise ValueError(f"`{name}` in `facts` must be some text, got {value!r}.")
-        for name in ("title", "license", "base_model"):
-            if len((getattr(self, name) or "").splitlines()) > 1:
-                raise ValueError(f"`{name}` in `facts` must be one line, got {getattr(self, name)!r}.")
+        texts = ("title", "description", "license", "base_model", "authors", "intended_use", "limits", "citation")
+        for name, value in ((name, getattr(self, name)) for name in texts):
+            if value is None:
+                continue
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"`{name}` in `metadata` must be some text, got {value!r}.")
+            if name in ("title", "license", "base_model") and len(value.splitlines()) > 1:
+                raise ValueError(f"`{name}` in `metadata` must be one line, got {value!r}.")
         codes = [self.language] if isinstance(self.language, str) else self.language
         if codes is not None and not (
             isinstance(codes, list)
@@ -113,26 +115,25 @@ class AuthorFacts:
             and all(isinstance(code, str) and LANGUAGE.fullmatch(code) for code in codes)
         ):
             raise ValueError(
-                f"`language` in `facts` must be codes such as en, in quotes where YAML takes them for a word, got "
+                f"`language` in `metadata` must be codes such as en, in quotes where YAML takes them for a word, got "
                 f"{self.language!r}."
             )
-        ids = [*(self.datasets if isinstance(self.datasets, list) else [self.datasets]), self.base_model]
-        for value in (each for each in ids if each is not None):
+        for value in [*(self.datasets if isinstance(self.datasets, list) else [self.datasets]), self.base_model]:
             try:
                 validate_repo_id(value)
             except HFValidationError as error:
                 raise ValueError(
-                    f"`datasets` and `base_model` in `facts` must be ids on the Hub, got {value!r}."
+                    f"`datasets` and `base_model` in `metadata` must be ids on the Hub, got {value!r}."
                 ) from error
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class CardMetadata:
     """All that a card is made of."""
 
-    model: ModelFacts
-    author: AuthorFacts
-    training: TrainingFacts | None
+    model: ModelMetadata
+    author: AuthorMetadata
+    training: TrainingMetadata | None
     certificate: Certificate | None
     doubt: str
     """Why there is none, if there is a file of one."""
@@ -148,7 +149,7 @@ class CardFacts:
     """SHA-256 of weights, configuration and tokenizer."""
 
 
-def model_facts(subject: EvaluatedModel) -> ModelFacts:
+def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     """From the configuration and the weights of a RiGPT."""
     config = subject.model.config
     switches = {
@@ -160,7 +161,7 @@ def model_facts(subject: EvaluatedModel) -> ModelFacts:
         "depth_solver": "depth as time",
         "rotary_learned_frequencies": "learned rotary frequencies",
     }
-    return ModelFacts(
+    return ModelMetadata(
         type=config.model_type,
         parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
         layers=config.num_hidden_layers,
@@ -178,7 +179,7 @@ def model_facts(subject: EvaluatedModel) -> ModelFacts:
     )
 
 
-def training_facts(folder: Path) -> TrainingFacts | None:
+def training_metadata(folder: Path) -> TrainingMetadata | None:
     """
     From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
 
@@ -192,17 +193,13 @@ def training_facts(folder: Path) -> TrainingFacts | None:
     try:
         record = json.loads((place / "run.json").read_text(encoding="utf-8"))
         run, data, optimizer = record["run"], record["data"], record["optimizer"]
-        tokens_per_step = run["batch_size"] * (data["context"])
-        steps, loss, seconds, timed = run["steps"], None, None, None
-        log = place / "metrics.jsonl"
-        if log.exists():
-            entries = Records(log).read()
-            losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
-            loss = losses[-1] if losses else None
-            steps = entries[-1]["step"] if entries else steps
-            seconds = _seconds(entries, tokens_per_step)
-            timed = len(entries) if seconds is not None and len(entries) < steps else None
-        return TrainingFacts(
+        tokens_per_step = run["batch_size"] * data["context"]
+        entries = _log(place / "metrics.jsonl")
+        losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
+        steps = entries[-1]["step"] if entries else run["steps"]
+        seconds = _seconds(entries, tokens_per_step)
+        source, start = data.get("source"), record["model"].get("start")
+        return TrainingMetadata(
             steps=steps,
             tokens=steps * tokens_per_step,
             batch_size=run["batch_size"],
@@ -212,16 +209,22 @@ def training_facts(folder: Path) -> TrainingFacts | None:
             weight_decay=optimizer["weight_decay"],
             precision=run["precision"],
             seed=run["seed"],
-            loss=loss,
-            source=None if data.get("source") is None else without_path(str(data["source"])),
+            loss=losses[-1] if losses else None,
+            source=None if source is None else without_path(str(source)),
             seconds=seconds,
-            start=None if record["model"].get("start") is None else without_path(str(record["model"]["start"])),
-            timed=timed,
+            start=None if start is None else without_path(str(start)),
+            timed=len(entries) if seconds is not None and len(entries) < steps else None,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r}."
         ) from error
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log by step; its last line is left out where a run that was killed did not end it."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | None:
@@ -239,7 +242,7 @@ def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | Non
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-def author_facts(path: Path | None) -> AuthorFacts:
+def author_metadata(path: Path | None) -> AuthorMetadata:
     """
     From a YAML file.
 
@@ -247,40 +250,42 @@ def author_facts(path: Path | None) -> AuthorFacts:
         ValueError: if there is no such file, or something in it is unknown.
     """
     if path is None:
-        return AuthorFacts()
+        return AuthorMetadata()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"`facts` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}") from error
-    known = [each.name for each in fields(AuthorFacts)]
+        raise ValueError(
+            f"`metadata` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}"
+        ) from error
+    known = [field.name for field in fields(AuthorMetadata)]
     if not isinstance(values, dict) or set(values) - set(known):
         strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values
-        raise ValueError(f"`facts` must hold some of {', '.join(known)}, got {strange!r}.")
-    return AuthorFacts(**values)
+        raise ValueError(f"`metadata` must hold some of {', '.join(known)}, got {strange!r}.")
+    return AuthorMetadata(**values)
 
 
 def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
     """What a merged model was merged from, and the weight of each; nothing if it was not."""
-    path = folder / "merge.json"
-    if not path.exists():
-        return []
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        pairs = zip(facts["sources"], facts["weights"], strict=True)
+
+    def sources(record: Any) -> list[tuple[str, float]]:
+        pairs = zip(record["sources"], record["weights"], strict=True)
         return [(without_path(str(source)), float(weight)) for source, weight in pairs]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"`folder` must have a merge.json that can be read or none, got {str(path)!r}.") from error
+
+    return _of_record(folder / "merge.json", sources) or []
 
 
 def tuned_from(folder: Path) -> str | None:
     """What a fine-tuned model started from; `None` if it was not fine-tuned here."""
-    path = folder / "finetune.json"
+    return _of_record(folder / "finetune.json", lambda record: without_path(str(record["options"]["model"])))
+
+
+def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
     if not path.exists():
         return None
     try:
-        return without_path(str(json.loads(path.read_text(encoding="utf-8"))["options"]["model"]))
+        return read(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"`folder` must have a finetune.json that can be read or none, got {str(path)!r}.") from error
+        raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
 
 
 def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:
@@ -300,8 +305,8 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     if schema != SCHEMA:
         raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")
     own = fingerprint(subject)
-    for name, facts in models.items() if isinstance(models, dict) else ():
-        if isinstance(facts, dict) and facts.get("sha256") == own and isinstance(results.get("tasks"), list):
+    for name, entry in models.items() if isinstance(models, dict) else ():
+        if isinstance(entry, dict) and entry.get("sha256") == own and isinstance(results.get("tasks"), list):
             return results, name
     raise ValueError(
         f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "

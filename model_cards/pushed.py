@@ -5,7 +5,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers.utils import logging
 
-from .cards import CARD
+from rigpt_hf.checkpoints.read import quiet_loading
+
+from .card import CARD, TAGS, card_text
+from .marker import is_unchanged, read_marker
 
 
 logger = logging.get_logger(__name__)
@@ -25,10 +28,6 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
     """
     path = Path(folder) / CARD
     try:
-        from ..conversion.assemble import quiet_loading
-        from ..model_cards.card import TAGS, card_text
-        from ..model_cards.marker import is_unchanged, read_marker
-
         text = path.read_text(encoding="utf-8")
         marker = read_marker(text)
         if marker is None and SAYS_NOTHING not in text:
@@ -37,9 +36,9 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
             logger.warning(f"The card of {repo_id} was changed by hand and stays as it is: is it of these weights?")
             return
         tags = [tag for tag in getattr(ModelCard(text).data, "tags", None) or () if tag not in TAGS]
-        facts = None if marker is None else marker.author_facts
+        said = None if marker is None else marker.author_metadata
         with quiet_loading():
-            card = card_text(Path(folder), repo_id=repo_id, facts=facts, tags=tags)
+            card = card_text(Path(folder), repo_id=repo_id, metadata=said, tags=tags)
         path.write_text(card, encoding="utf-8")
     # A card loads and measures the model, which fails in many ways: an allocator without memory has its own error.
     except Exception as error:

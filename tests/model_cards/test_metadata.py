@@ -7,7 +7,7 @@ import pytest
 
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, gather
-from rigpt_hf.model_cards.facts import training_facts
+from rigpt_hf.model_cards.metadata import training_metadata
 from tests.model_cards.test_card import INVARIANCE
 from tests.models import tiny_model
 
@@ -51,12 +51,12 @@ def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):
     """Every hundredth step is logged, and those that were looked at."""
     speeds = {100: STEP / 36, 150: STEP / 18, 200: STEP / 36, 300: STEP / 36}
     entries = [{"step": step, "tokens_per_second": speed} for step, speed in speeds.items()]
-    training = training_facts(run_of(tmp_path, entries, steps=300, log_every=100))
+    training = training_metadata(run_of(tmp_path, entries, steps=300, log_every=100))
     assert training.seconds == pytest.approx(100 * 36 + 50 * 18 + 50 * 36 + 100 * 36)
     assert training.timed == 4 and training.steps == 300
     # The same run with every step in its log.
     whole = [{"step": step, "tokens_per_second": STEP / (18 if 100 < step <= 150 else 36)} for step in range(1, 301)]
-    every = training_facts(run_of(tmp_path, whole, steps=300))
+    every = training_metadata(run_of(tmp_path, whole, steps=300))
     assert every.seconds == pytest.approx(training.seconds) and every.timed is None
 
 
@@ -66,6 +66,6 @@ def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):
     ids=["nothing", "disorder", "twice"],
 )
 def test_a_time_that_cannot_be_known_is_left_out(steps, tmp_path):
-    training = training_facts(run_of(tmp_path, [{"step": step, "tokens_per_second": 8.0} for step in steps]))
+    training = training_metadata(run_of(tmp_path, [{"step": step, "tokens_per_second": 8.0} for step in steps]))
     assert training.seconds is None and training.timed is None
-    assert training_facts(run_of(tmp_path, [{"step": 1, "tokens_per_second": 8.0}])).seconds == 4
+    assert training_metadata(run_of(tmp_path, [{"step": 1, "tokens_per_second": 8.0}])).seconds == 4
