@@ -208,7 +208,7 @@ class Bench:
     def attempt(self, fault: dict, limit: float, control: dict[str, bool]) -> dict:
         """Make one fault, run its tests, undo it.
 
-        Begins with the test that caught it before, or where a shorter limit ended (`done`). A test that fails without
+        Begins with the test that caught it before, or where a shorter limit ended (`skip`). A test that fails without
         the fault too (`control` remembers which) has caught nothing and is left out.
         """
         path, changed = applied(self.sources, fault)
@@ -216,7 +216,7 @@ class Bench:
         while True:
             (self.tree / path).write_text(changed, encoding="utf-8")
             try:
-                skip = 0 if first or left_out else fault.get("done", 0)
+                skip = 0 if first or left_out else fault.get("skip", 0)
                 asked = [first] if first else [*names, *(f"--deselect={name}" for name in left_out)]
                 result = self.ask(asked, limit, skip)
             finally:
@@ -290,7 +290,7 @@ def run(
         if before is None:
             wanted.append(fault)
         elif before["outcome"] in ("late", "stuck") and before["limit"] < limit:
-            wanted.append(fault | {"done": before["done"]})
+            wanted.append(fault | {"skip": before["done"]})
 
     def keep(fault: dict, result: dict):
         write(records / f"{name_of(fault)}.json", json.dumps(fault | result, indent=1, ensure_ascii=False) + "\n")
