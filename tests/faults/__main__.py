@@ -122,9 +122,8 @@ def imports(sources: dict[str, str], fault: dict) -> bool:
     child = os.fork()
     if not child:
         try:
-            exec(
-                compile(changed, path, "exec"), {"__name__": name, "__package__": module.__package__, "__file__": path}
-            )
+            about = {key: value for key, value in vars(module).items() if key.startswith("__")}
+            exec(compile(changed, path, "exec"), about | {"__annotations__": {}})
             os._exit(0)
         except BaseException:
             os._exit(1)
@@ -155,16 +154,13 @@ def copy_tree(tree: Path, place: Path) -> Path:
             (to / ".venv/bin" / file.name).write_text(file.read_text().replace(f"{tree}/.venv", f"{to}/.venv", 1))
             (to / ".venv/bin" / file.name).chmod(0o755)
     asked = "import rigpt_hf, rigpt_hf.training as t; print(rigpt_hf.__file__, t.__file__)"
-    said = subprocess.run(
-        [to / ".venv/bin/python", "-c", asked], capture_output=True, text=True, check=True, cwd=to
-    ).stdout
+    own_python = to / ".venv/bin/python"
+    said = subprocess.run([own_python, "-c", asked], capture_output=True, text=True, check=True, cwd=to).stdout
     assert said.split() == [f"{to}/rigpt_hf/__init__.py", f"{to}/training/__init__.py"], said
     # Bytecode is written once, of what has no fault; workers write none.
-    subprocess.run([to / ".venv/bin/python", "-m", "compileall", "-q", *PRODUCT, "docs"], cwd=to)
+    subprocess.run([own_python, "-m", "compileall", "-q", *PRODUCT, "docs"], cwd=to)
     collect = ["-m", "pytest", "-q", "-n0", "--collect-only", "-pno:cacheprovider", "tests"]
-    subprocess.run(
-        [to / ".venv/bin/python", *collect], cwd=to, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT
-    )
+    subprocess.run([own_python, *collect], cwd=to, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
     return to
 
 
@@ -223,7 +219,8 @@ class Bench:
                 (self.tree / path).write_text(self.sources[path], encoding="utf-8")
             by = result.get("by")
             if by and by not in control:
-                control[by] = self.ask([by], 10 * limit)["code"] == 0
+                alone = [by] if "::" in by else [by, "--collect-only"]
+                control[by] = self.ask(alone, 10 * limit)["code"] == 0
             if by and control[by]:
                 return result | {"outcome": "caught", "caught": True, "where": path}
             if not by and not first:
