@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tests.faults.mutation import NowhereError, applied, product, statements, variants
+from tests.faults.mutation import NowhereError, applied, locate, product, statements, variants
 
 
 PRODUCT = ["rigpt_hf", "training", "evaluation", "model_cards"]
@@ -311,6 +311,21 @@ def merge(records: Annotated[Path, typer.Option(help="Folder with the records of
         typer.echo(
             f"{area:12} {outcomes.total():4}  " + ", ".join(f"{name} {n}" for name, n in outcomes.most_common())
         )
+
+
+@app.command()
+def where():
+    """Say which faults stand nowhere in this tree, and what became of the place of others; runs no test."""
+    sources, lost = product(ROOT, PRODUCT), 0
+    for fault in load():
+        try:
+            path, place = locate(sources, fault)
+            if (path, place.scope) != (fault["file"], fault["function"]):
+                typer.echo(f"moved: {name_of(fault)} to {path}, {place.scope}")
+        except NowhereError as error:
+            typer.echo(f"nowhere: {name_of(fault)}: {error}")
+            lost += 1
+    raise typer.Exit(1 if lost else 0)
 
 
 @app.command()
