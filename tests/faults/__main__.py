@@ -318,6 +318,8 @@ def where():
     """Say which faults stand nowhere in this tree, and what became of the place of others; runs no test."""
     sources, lost = product(ROOT, PRODUCT), 0
     for fault in load():
+        if "gone" in fault:
+            continue
         try:
             path, place = locate(sources, fault)
             if (path, place.scope) != (fault["file"], fault["function"]):
@@ -337,16 +339,21 @@ def check(
     """Make every fault that was caught again in a copy of this tree; fail, naming them, if some are caught no longer.
 
     The test that caught it is tried first. Where code was rewritten, give the fault in `faults.json` a list `again` of
-    {file, function, old, new} that state the same meaning in the new code.
+    {file, function, old, new} that state the same meaning in the new code; where what it was about is no longer in the
+    product at all, the reason as `gone`.
     """
     lost: list[tuple[dict, dict]] = []
-    caught = [fault for fault in load() if fault.get("outcome") == "caught" and only in ("", fault["folder"])]
+    before = [fault for fault in load() if fault.get("outcome") == "caught" and only in ("", fault["folder"])]
+    caught = [fault for fault in before if "gone" not in fault]
     attempt_all(ROOT, caught, workers, limit, lambda fault, result: result["caught"] or lost.append((fault, result)))
     for fault, result in lost:
         typer.echo(
             f"{result['outcome']}: {name_of(fault)} ({fault['kind']}, {fault['file']})\n  - {fault['old']}\n  + "
             f"{fault['new']}\n  caught before by {fault['by']}"
         )
+    for fault in before:
+        if "gone" in fault:
+            typer.echo(f"gone: {name_of(fault)}: {fault['gone']}")
     typer.echo(f"{len(caught) - len(lost)} of {len(caught)} faults are caught")
     raise typer.Exit(1 if lost else 0)
 
