@@ -4,10 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test faults lint bench clean
+.PHONY: help demo test test-all faults lint floors golden bench clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (3 to 5 minutes)
 	$(RUN)/rigpt demo --force
@@ -15,15 +15,27 @@ demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/de
 test: $(STAMP)  ## Run the tests
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest
 
+test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
+
 faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
 	$(RUN)/python -m tests.faults check
 
-lint: $(STAMP)  ## Check style and types
+lint: $(STAMP) floors  ## Check style, types and floors
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/mypy training
 	$(RUN)/mypy evaluation model_cards
+
+floors: $(STAMP)  ## Check that each floor imports only those below it
+	@rm -rf build/floors
+	@# The folders as they are installed: import-linter does not see packages that only pyproject.toml puts in one place.
+	@$(RUN)/python -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_py --build-lib build/floors
+	@cd build/floors && ../../$(RUN)/lint-imports ../../pyproject.toml --no-cache
+
+golden: $(STAMP)  ## Make the golden results anew and compare them bit by bit with those recorded before
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m tests.golden.golden check
 
 bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.speed

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, own_peak_memory, prefill, take_turns
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
+from rigpt_hf.evaluation.timing import device_name, own_peak_memory, ratios, spread, take_turns
 
 
 @dataclass(frozen=True)
@@ -102,34 +105,24 @@ def build(name: str, shape: Shape, attention: str) -> PreTrainedModel:
     return RiGPTForCausalLM(config)
 
 
-def training(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], float]:
+def training(model: PreTrainedModel, ids: torch.Tensor) -> Callable[[], None]:
     """Forward, loss, backward and a fused AdamW step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
-    def run() -> float:
+    def run() -> None:
         model(ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return 1.0
 
     return run
 
 
 def summarise(shape: str, mode: str, what: str, seconds: dict[str, list[float]]) -> Row:
     """Medians of the times, and median and quartiles of the paired ratios."""
-    ratios = [gpt2 / rigpt for gpt2, rigpt in zip(seconds["gpt2"], seconds["rigpt"], strict=True)]
-    lower, _, upper = statistics.quantiles(ratios, n=4)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return Row(
-        shape=shape,
-        mode=mode,
-        what=what,
-        gpt2=medians["gpt2"],
-        rigpt=medians["rigpt"],
-        ratio=statistics.median(ratios),
-        quartiles=(lower, upper),
-        turns=len(ratios),
-    )
+    over = spread(ratios(seconds["gpt2"], seconds["rigpt"]))
+    gpt2, rigpt = (statistics.median(seconds[name]) for name in ("gpt2", "rigpt"))
+    quartiles = over["lower"], over["upper"]
+    return Row(shape, mode, what, gpt2, rigpt, over["median"], quartiles, len(seconds["gpt2"]))
 
 
 def peak_memory(name: str, shape_name: str, attention: str) -> float:
@@ -152,7 +145,7 @@ def print_own_peak_memory(name: str, shape: Shape, attention: str):
         print(own_peak_memory())
 
 
-def share_of_matrix_products(action: Callable[[], float]) -> float:
+def share_of_matrix_products(action: Callable[[], None]) -> float:
     """Part of an action's own operator time that is spent multiplying matrices."""
     action()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -174,7 +167,7 @@ def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Pr
         torch._dynamo.reset()
         runners = {name: torch.compile(model) for name, model in models.items()}
     rows, shares = [], {}
-    kinds: dict[str, Callable[[PreTrainedModel], Callable[[], float]]] = {
+    kinds: dict[str, Callable[[PreTrainedModel], Callable[[], None]]] = {
         "prefill": lambda model: prefill(model, ids),
         "cached generation": lambda model: generation(model, ids[:1, :NEW_TOKENS], static=mode == "compiled"),
         "training step": lambda model: training(model, ids),
@@ -184,7 +177,8 @@ def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Pr
             model.train(what == "training step")
         actions = {name: action(model) for name, model in runners.items()}
         task = progress.add_task(f"{shape_name}, {mode}: {what}", total=turns + 1)
-        seconds = take_turns(actions, turns, device, lambda task=task: progress.advance(task))
+        units = NEW_TOKENS if what == "cached generation" else 1
+        seconds = take_turns(actions, turns, lambda task=task: progress.advance(task), units)
         rows.append(summarise(shape_name, mode, what, seconds))
         if what == "training step" and mode == "eager" and device.type == "cpu":
             shares = {name: share_of_matrix_products(run) for name, run in actions.items()}
@@ -198,19 +192,8 @@ def measure(shape_name: str, mode: str, attention: str, turns: int, progress: Pr
             peaks[name] = peak_memory(name, shape_name, attention)
             progress.advance(task)
         ratio = peaks["gpt2"] / peaks["rigpt"]
-        rows.append(
-            Row(
-                shape_name,
-                mode,
-                "peak memory, training",
-                peaks["gpt2"],
-                peaks["rigpt"],
-                ratio,
-                (ratio, ratio),
-                1,
-                "bytes",
-            )
-        )
+        how = (peaks["gpt2"], peaks["rigpt"], ratio, (ratio, ratio), 1, "bytes")
+        rows.append(Row(shape_name, mode, "peak memory, training", *how))
     return rows, shares
 
 
@@ -221,12 +204,8 @@ def measure_loading(shape_name: str, models: dict[str, PreTrainedModel], turns: 
             model.save_pretrained(Path(folder, name))
         task = progress.add_task(f"{shape_name}: load time", total=turns + 1)
 
-        def load(name: str) -> float:
-            type(models[name]).from_pretrained(Path(folder, name))
-            return 1.0
-
-        actions = {name: lambda name=name: load(name) for name in models}
-        seconds = take_turns(actions, turns, torch.device("cpu"), lambda: progress.advance(task))
+        actions = {name: partial(type(model).from_pretrained, Path(folder, name)) for name, model in models.items()}
+        seconds = take_turns(actions, turns, lambda: progress.advance(task))
     return summarise(shape_name, "eager", "load time", seconds)
 
 
@@ -285,21 +264,19 @@ def main(
             "of RiGPT's; they are the same products, so only the rest can be gained on."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
+    measured = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rigpt_hf": __version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
         "attention": attention,
         "shapes": {name: asdict(SHAPES[name]) for name in shapes},
         "share_of_matrix_products": shares,
         "rows": [asdict(row) for row in rows],
     }
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    temporary.replace(output)
+    write_text(output, json.dumps(measured, indent=2) + "\n")
     console.print(f"Written to {output}")
 
 

@@ -1,4 +1,4 @@
-"""The card: facts in the order in which a stranger asks for them."""
+"""The card: what is known of a model, in the order in which a stranger asks for it."""
 
 import json
 import math
@@ -12,40 +12,36 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rigpt_hf import RiGPTConfig, __version__
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.evaluation.harness.cache import fingerprint
-from rigpt_hf.evaluation.harness.tables import as_markdown
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
+from rigpt_hf.evaluation.harness.suites import load_suite
+from rigpt_hf.evaluation.harness.tables import as_markdown, measure_of
+from rigpt_hf.evaluation.measures import MEASURES
+from rigpt_hf.evaluation.models import evaluated
+from rigpt_hf.text.paths import without_path
 
 from .certified import certificate_of
-from .facts import (
-    AuthorFacts,
-    CardFacts,
-    author_facts,
+from .marker import PLACEHOLDER, marker_of, signed, title_of
+from .metadata import (
+    AuthorMetadata,
+    CardMetadata,
+    author_metadata,
     evaluation_of,
     invariance_of,
-    model_facts,
+    model_metadata,
     sources_of_merge,
-    training_facts,
+    training_metadata,
     tuned_from,
 )
-from .marker import PLACEHOLDER, marker_of, signed, title_of
-from .paths import without_path
 
 
 CARD = "README.md"
 TAGS = ("rigpt", "gauge-symmetry", "rotation-invariance")
 # Names that the Hub's widgets know, by the quantities of an evaluation.
-METRIC_TYPES = {
-    "perplexity": "perplexity",
-    "word perplexity": "word_perplexity",
-    "bits per byte": "bits_per_byte",
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "accuracy, normalized": "accuracy_normalized",
-    "acc": "accuracy",
-    "acc_norm": "accuracy_normalized",
-}
+HUB_TYPES = {name: kind for measure in (*MEASURES.values(), STANDARD) for name, kind in measure.hub_types.items()}
+# What a stranger asks for: what the core suite measures.
+ASKED_FOR = list(dict.fromkeys(filter(None, (MEASURES[task.metric].card_words for task in load_suite("core").tasks))))
 CITATION = """@misc{rigpt,
   title = {RiGPT: a GPT with no preferred basis},
   year = {2026},
@@ -53,14 +49,14 @@ CITATION = """@misc{rigpt,
 }"""
 
 
-def gather(folder: Path, results: Path | None = None, facts: Path | AuthorFacts | None = None) -> CardFacts:
+def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMetadata | None = None) -> CardMetadata:
     """
     All that is known of a saved model.
 
     Args:
         folder (`Path`): Of the model; the record of its training is found there or above it.
         results (`Path`, *optional*): `results.json` of an evaluation; that of the folder if there is one.
-        facts (`Path` or `AuthorFacts`, *optional*): What only people know, or the YAML file that holds it.
+        metadata (`Path` or `AuthorMetadata`, *optional*): What only people know, or the YAML file that holds it.
 
     Raises:
         ValueError: if something cannot be read, or is of another model.
@@ -72,20 +68,19 @@ def gather(folder: Path, results: Path | None = None, facts: Path | AuthorFacts 
             f"`folder` must hold a causal language model, got a {made_for}, of which nothing is measured here. Write "
             "its card by hand."
         )
-    measured = subject(folder)
+    measured = evaluated(folder)
     if not isinstance(measured.model.config, RiGPTConfig):
         raise ValueError(
             f"`folder` must hold a RiGPT, got a {measured.model.config.model_type}. Convert it with rigpt convert."
         )
     if results is None and (folder / "results.json").exists():
         results = folder / "results.json"
-    author = facts if isinstance(facts, AuthorFacts) else author_facts(facts)
     evaluation, name = evaluation_of(results, measured)
     certificate, doubt = certificate_of(folder, measured)
-    return CardFacts(
-        model=model_facts(measured),
-        author=author,
-        training=training_facts(folder),
+    return CardMetadata(
+        model=model_metadata(measured),
+        author=metadata if isinstance(metadata, AuthorMetadata) else author_metadata(metadata),
+        training=training_metadata(folder),
         certificate=certificate,
         doubt=doubt,
         merged=sources_of_merge(folder),
@@ -109,14 +104,14 @@ def card_text(
     *,
     repo_id: str | None = None,
     results: Path | None = None,
-    facts: Path | AuthorFacts | None = None,
+    metadata: Path | AuthorMetadata | None = None,
     tags: Sequence[str] = (),
 ) -> str:
     """
     The card of a saved model: metadata for the Hub, then Markdown, then a hidden line by which it is known again.
 
     Args:
-        folder, results, facts: As for [`gather`].
+        folder, results, metadata: As for [`gather`].
         repo_id (`str`, *optional*): Where it will be found on the Hub.
         tags (`Sequence[str]`): More tags than those of every RiGPT.
 
@@ -128,13 +123,14 @@ def card_text(
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise ValueError(f"`repo_id` must be a name such as me/my-model, got {repo_id!r}.") from error
-    return render(gather(Path(folder), results, facts), repo_id, tags)
+    return render(gather(Path(folder), results, metadata), repo_id, tags)
 
 
-def render(facts: CardFacts, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
-    """The text of a card."""
+def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
+    """The text of a card; a `jinja2.UndefinedError` if the template asks for what nobody knows."""
     environment = Environment(
         loader=PackageLoader("rigpt_hf.model_cards", "."),
+        # Those of `ModelCard.from_template` would print nothing for what is undefined, and keep the lines of blocks.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -142,23 +138,18 @@ def render(facts: CardFacts, repo_id: str | None = None, tags: Sequence[str] = (
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["number"] = _number
-    title = title_of(facts.author, repo_id)
+    title, certificate = title_of(known.author, repo_id), known.certificate
     body = environment.get_template("card.md.j2").render(
-        facts=facts,
-        model=facts.model,
-        author=facts.author,
-        training=facts.training,
-        certificate=facts.certificate,
-        made_from=facts.author.base_model or (without_path(facts.certificate.source) if facts.certificate else None),
-        invariance=facts.invariance,
+        vars(known),
+        made_from=known.author.base_model or (without_path(certificate.source) if certificate else None),
         title=title,
         repo_id=repo_id or PLACEHOLDER,
-        table=as_markdown(facts.evaluation) if facts.evaluation else None,
-        citation=facts.author.citation or CITATION.replace("VERSION", __version__),
-        absent=absent(facts),
+        table=as_markdown(known.evaluation) if known.evaluation else None,
+        citation=known.author.citation or CITATION.replace("VERSION", __version__),
+        absent=absent(known),
     )
-    text = f"---\n{metadata(facts, title, tags).to_yaml()}\n---\n\n{body}"
-    return signed(text, marker_of(facts, title, repo_id))
+    text = f"---\n{hub_metadata(known, title, tags).to_yaml()}\n---\n\n{body}"
+    return signed(text, marker_of(known, title, repo_id))
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
@@ -166,9 +157,9 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return f"{value:{form}}{unit}" if value is not None and math.isfinite(value) else "not finite"
 
 
-def metadata(facts: CardFacts, title: str, tags: Sequence[str] = ()) -> ModelCardData:
+def hub_metadata(known: CardMetadata, title: str, tags: Sequence[str] = ()) -> ModelCardData:
     """What the Hub reads: tags, licence, and the results that its widgets show."""
-    author = facts.author
+    author = known.author
     return ModelCardData(
         language=author.language,
         license=author.license,
@@ -178,75 +169,69 @@ def metadata(facts: CardFacts, title: str, tags: Sequence[str] = ()) -> ModelCar
         datasets=author.datasets or None,
         base_model=author.base_model,
         model_name=title,
-        eval_results=eval_results(facts) or None,
+        eval_results=eval_results(known) or None,
     )
 
 
-def eval_results(facts: CardFacts) -> list[EvalResult]:
+def eval_results(known: CardMetadata) -> list[EvalResult]:
     """The numbers of an evaluation that the Hub has names for."""
-    if facts.evaluation is None:
+    if known.evaluation is None:
         return []
-    text = facts.evaluation["suite"]["text"]
-    found: list[EvalResult] = []
-    for task in facts.evaluation["tasks"]:
-        standard = task["metric"] == "lm-eval"
+    text = known.evaluation["suite"]["text"]
+    results: list[EvalResult] = []
+    for task in known.evaluation["tasks"]:
+        dataset = {
+            "dataset_type": text["source"],
+            "dataset_name": f"{text['documents']} documents of {text['source']}",
+            # Tasks on one text would be taken for one otherwise.
+            "dataset_config": task["task"],
+            "dataset_revision": text["revision"],
+        }
+        if measure_of(task) is STANDARD:
+            dataset = {"dataset_type": task["task"], "dataset_name": task["task"]}
         for quantity in task["quantities"]:
-            value: Any = quantity["models"].get(facts.evaluated_as, {}).get("value")
-            if quantity["name"] not in METRIC_TYPES or value is None:
-                continue
-            found.append(
-                EvalResult(
+            value: Any = quantity["models"].get(known.evaluated_as, {}).get("value")
+            if quantity["name"] in HUB_TYPES and value is not None:
+                result = EvalResult(
                     task_type="text-generation",
                     task_name=task["task"],
-                    dataset_type=task["task"] if standard else text["source"],
-                    dataset_name=task["task"] if standard else f"{text['documents']} documents of {text['source']}",
-                    # Tasks on one text would be taken for one otherwise.
-                    dataset_config=None if standard else task["task"],
-                    dataset_revision=None if standard else text["revision"],
-                    metric_args=task["models"][facts.evaluated_as].get("protocol"),
-                    metric_type=METRIC_TYPES[quantity["name"]],
+                    metric_args=task["models"][known.evaluated_as].get("protocol"),
+                    metric_type=HUB_TYPES[quantity["name"]],
                     metric_name=quantity["name"],
                     metric_value=value,
+                    **dataset,
                 )
-            )
-    return found
+                results.append(result)
+    return results
 
 
-def absent(facts: CardFacts) -> list[str]:
+def absent(known: CardMetadata) -> list[str]:
     """What a stranger would ask for and nobody has said or measured."""
-    author, missing = facts.author, []
-    if facts.training is None and facts.tuned is None:
+    missing = []
+    if known.training is None and known.tuned is None:
         missing.append("how it was trained")
-    elif facts.training is not None and facts.training.source is None:
+    elif known.training is not None and known.training.source is None:
         missing.append("on what text it was trained")
-    if facts.doubt:
-        missing.append(facts.doubt)
-    if facts.evaluation is None:
-        missing.append("perplexity, accuracy, outliers, robustness to rounding and speed")
-    else:
-        measured = {task["metric"] for task in facts.evaluation["tasks"] if facts.evaluated_as in task["models"]}
-        # Tasks of lm-eval count what was answered rightly.
-        if any(
-            quantity["name"] in METRIC_TYPES and METRIC_TYPES[quantity["name"]].startswith("accuracy")
-            for task in facts.evaluation["tasks"]
-            for quantity in task["quantities"]
-            if facts.evaluated_as in quantity["models"]
-        ):
-            measured.add("accuracy")
-        names = {
-            "perplexity": "perplexity",
-            "accuracy": "accuracy",
-            "outliers": "outliers",
-            "quantization_robustness": "robustness to rounding",
-            "throughput": "speed",
-        }
-        missing += [words for metric, words in names.items() if metric not in measured]
+    if known.doubt:
+        missing.append(known.doubt)
+    words = [words for words in ASKED_FOR if words not in _measured(known)]
+    # All of them as one item.
+    missing += words if known.evaluation else [f"{', '.join(words[:-1])} and {words[-1]}"]
     for name in ("license", "language", "intended_use", "limits", "authors"):
-        if getattr(author, name) is None:
+        if getattr(known.author, name) is None:
             missing.append(name.replace("_", " "))
-    if not facts.model.has_tokenizer:
+    if not known.model.has_tokenizer:
         missing.append("a tokenizer")
     return missing
+
+
+def _measured(known: CardMetadata) -> set[str]:
+    """The words for what an evaluation measured of this model."""
+    tasks = [task for task in (known.evaluation or {}).get("tasks", ()) if known.evaluated_as in task["models"]]
+    words = {measure_of(task).card_words for task in tasks}
+    # Tasks of lm-eval count what was answered rightly.
+    names = [q["name"] for task in tasks for q in task["quantities"] if known.evaluated_as in q["models"]]
+    return words | ({"accuracy"} if any("accuracy" in HUB_TYPES.get(name, "") for name in names) else set())
 
 
 def write_card(
@@ -254,14 +239,14 @@ def write_card(
     *,
     repo_id: str | None = None,
     results: Path | None = None,
-    facts: Path | None = None,
+    metadata: Path | None = None,
     force: bool = False,
 ) -> Path:
     """
     Write a card into the folder of its model, whole or not at all.
 
     Args:
-        folder, repo_id, results, facts: As for [`card_text`].
+        folder, repo_id, results, metadata: As for [`card_text`].
         force (`bool`, defaults to `False`): Whether to replace a card that is there.
 
     Returns:
@@ -273,8 +258,6 @@ def write_card(
     path = Path(folder) / CARD
     if path.exists() and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
-    text = card_text(folder, repo_id=repo_id, results=results, facts=facts)
-    temporary = temporary_sibling(path)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
+    write_text(path, text)
     return path

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from rigpt_hf.conversion.certificate import (
+from rigpt_hf.checkpoints.certificate import (
     CERTIFICATE_NAME,
     TOLERANCES,
     Certificate,
     next_token_loss,
-    observe,
     random_input_ids,
+    record_logits,
     weights_sha256,
 )
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.models import EvaluatedModel
 
 
 QUESTION = "whether it is what it was made from"
@@ -26,17 +26,15 @@ OTHER_FUNCTION = "its weights no longer compute what its certificate says"
 OF_ANOTHER = (OTHER_WEIGHTS, OTHER_FUNCTION)
 NOT_PASSED = "its certificate did not pass"
 NO_INPUTS = "the inputs of its certificate, which were given, are not here"
-NOT_TOLD = "its certificate names no weights and cannot tell these from others in"
+NO_WEIGHTS = "its certificate names no weights"
 
 
-def certificate_of(folder: Path, subject: Subject) -> tuple[Certificate | None, str]:
+def certificate_of(folder: Path, subject: EvaluatedModel) -> tuple[Certificate | None, str]:
     """
     The certificate beside the weights, if it is still theirs. Otherwise `None`, and why.
 
     They must have the hash that it names, and give the loss and the largest logit that it says on the inputs that it
-    names, as a configuration that was changed would not. Certificates of earlier versions name no hash: of float32 and
-    float64 loss and largest logit are the check, in fewer digits nearly uniform models could not be told apart by
-    them, and nothing is claimed.
+    names, as a configuration that was changed would not.
 
     Raises:
         ValueError: if it cannot be read.
@@ -69,27 +67,21 @@ def _inputs(certificate: Certificate, config: Any) -> torch.Tensor | None:
 
 
 def _doubt(certificate: Certificate, model: Any, ids: torch.Tensor | None) -> str:
-    """Why a certificate is not known to be of this model; nothing if it is."""
-    tolerance = max(TOLERANCES.get(model.dtype, math.inf), certificate.tolerance)
-    if certificate.weights_sha256:
-        if certificate.weights_sha256 != weights_sha256(model):
-            return OTHER_WEIGHTS
-        # The same weights under another configuration compute something else.
-        if ids is None:
-            return NO_INPUTS
-        same, otherwise = _computes(certificate, model, ids, tolerance), OTHER_FUNCTION
-    elif ids is None:
+    """Why a certificate is not known to be of this model; nothing if it is. `ids` `[batch, seq]`."""
+    if not certificate.weights_sha256:
+        return NO_WEIGHTS
+    if certificate.weights_sha256 != weights_sha256(model):
+        return OTHER_WEIGHTS
+    # The same weights under another configuration compute something else.
+    if ids is None:
         return NO_INPUTS
-    else:
-        same, otherwise = _computes(certificate, model, ids, tolerance), OTHER_WEIGHTS
-        if same and tolerance > TOLERANCES[torch.float32]:
-            return f"{NOT_TOLD} {str(model.dtype).removeprefix('torch.')}"
-    return "" if same else otherwise
+    tolerance = max(TOLERANCES.get(model.dtype, math.inf), certificate.tolerance)
+    return "" if _computes(certificate, model, ids, tolerance) else OTHER_FUNCTION
 
 
 def _computes(certificate: Certificate, model: Any, ids: torch.Tensor, tolerance: float) -> bool:
     """Whether a model gives the loss and the largest logit of a certificate, up to rounding."""
-    logits = observe(model, ids, hashed=False).logits
+    logits = record_logits(model, ids, hashed=False).logits
     loss = next_token_loss(logits, ids, torch.ones_like(ids, dtype=torch.bool))
     largest = certificate.max_abs_logit
     # No loss moves by more than twice what its logits do, which is less where they are small.

@@ -1,4 +1,4 @@
-"""The last line of a generated card: a comment that says of which weights, for what place and from what it is."""
+"""The last line of a generated card: a comment with the weights, the repository and the results it was written for."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .facts import AuthorFacts, CardFacts
+from .metadata import AuthorMetadata, CardMetadata
 
 
 # What a card without a repository loads from.
@@ -28,7 +28,7 @@ class Marker:
         results (`str`, *optional*): SHA-256 of the evaluation whose numbers it repeats.
         repo (`str`, *optional*): Where it says that the model is; nowhere if not given.
         title (`str`): Of the card.
-        author (`dict`): What a person said, as in [`AuthorFacts`], to write it once more.
+        author (`dict`): What a person said, as in [`AuthorMetadata`], to write it once more.
         text (`str`): SHA-256 of the rest of the card, which tells whether somebody changed it since.
     """
 
@@ -40,15 +40,15 @@ class Marker:
     text: str = ""
 
     @property
-    def author_facts(self) -> AuthorFacts:
+    def author_metadata(self) -> AuthorMetadata:
         """What a person said when the card was written."""
-        return AuthorFacts(**self.author)
+        return AuthorMetadata(**self.author)
 
 
-def marker_of(facts: CardFacts, title: str, repo_id: str | None) -> Marker:
-    """The marker of a card of these facts, before its text is known."""
-    said = {name: value for name, value in asdict(facts.author).items() if value}
-    return Marker(facts.fingerprint, digest_of_results(facts.evaluation), repo_id, title, said)
+def marker_of(known: CardMetadata, title: str, repo_id: str | None) -> Marker:
+    """The marker of a card of what is known, before its text is known."""
+    said = {name: value for name, value in asdict(known.author).items() if value}
+    return Marker(known.fingerprint, digest_of_results(known.evaluation), repo_id, title, said)
 
 
 def signed(text: str, marker: Marker) -> str:
@@ -69,15 +69,15 @@ def read_marker(text: str) -> Marker | None:
     Raises:
         ValueError: if there is one that cannot be read.
     """
-    found = LINE.search(text)
-    if found is None:
+    line = LINE.search(text)
+    if line is None:
         return None
     try:
-        marker = Marker(**json.loads(found[1]))
-        marker.author_facts  # noqa: B018  it must be readable too
+        marker = Marker(**json.loads(line[1]))
+        marker.author_metadata  # noqa: B018  it must be readable too
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"`card` must end with the comment of rigpt card as it was written, got {found[1]:.60}. Write the card "
+            f"`card` must end with the comment of rigpt card as it was written, got {line[1]:.60}. Write the card "
             "once more with rigpt card --force, or remove that line to keep the card as your own."
         ) from error
     return marker
@@ -98,19 +98,21 @@ def digest_of_text(text: str) -> str:
     head = METADATA.match(text)
     values: Any = head[1] if head else None
     with suppress(yaml.YAMLError):
-        values = yaml.safe_load(values) if head else None
-    body = (text[head.end() :] if head else text).replace("\r\n", "\n").strip()
-    return hashlib.sha256(json.dumps([values, body], sort_keys=True, default=str).encode()).hexdigest()
+        values = yaml.safe_load(head[1]) if head else None
+    body = text[head.end() if head else 0 :].replace("\r\n", "\n").strip()
+    return _sha256([values, body], default=str)
 
 
 def digest_of_results(evaluation: dict[str, Any] | None) -> str | None:
     """SHA-256 of an evaluation; `None` if there is none."""
-    if evaluation is None:
-        return None
-    return hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
+    return None if evaluation is None else _sha256(evaluation)
 
 
-def title_of(author: AuthorFacts, repo_id: str | None) -> str:
+def _sha256(content: Any, **options: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, **options).encode()).hexdigest()
+
+
+def title_of(author: AuthorMetadata, repo_id: str | None) -> str:
     """What a model is called: by its author, or as its repository."""
     return author.title or (repo_id.partition("/")[2] or repo_id if repo_id else "RiGPT")
 
@@ -119,22 +121,21 @@ def for_repository(text: str, repo_id: str) -> str:
     """
     A generated card that loads the model from `repo_id`, and is called so where it had its name from a repository.
 
-    What a person changed stays as it is. Cards without a marker come back as they are.
+    It is not rendered again: its numbers may come from results that are not at hand, and what a person changed in it
+    stays as it is. Cards without a marker come back as they are.
     """
     marker = read_marker(text)
     if marker is None or marker.repo == repo_id:
         return text
-    unchanged, title = is_unchanged(text, marker), title_of(marker.author_facts, repo_id)
-    renamed = without_marker(text).replace(
-        f'from_pretrained("{marker.repo or PLACEHOLDER}"', f'from_pretrained("{repo_id}"'
-    )
-    for old, new in zip(_lines_with(marker.title), _lines_with(title), strict=True):
-        before, found, after = renamed.partition(f"\n{old}")
-        renamed = f"{before}\n{new}{after}" if found else renamed
-    marker = replace(marker, repo=repo_id, title=title)
-    return signed(renamed, marker) if unchanged else _with_line(renamed, marker)
+    renamed, unchanged = without_marker(text), is_unchanged(text, marker)
+    fitted = replace(marker, repo=repo_id, title=title_of(marker.author_metadata, repo_id))
+    renamed = renamed.replace(f'from_pretrained("{marker.repo or PLACEHOLDER}"', f'from_pretrained("{repo_id}"')
+    for old, new in zip(_lines_with(marker.title), _lines_with(fitted.title), strict=True):
+        renamed = renamed.replace(old, new, 1)
+    return signed(renamed, fitted) if unchanged else _with_line(renamed, fitted)
 
 
 def _lines_with(title: str) -> list[str]:
     """The lines of a card that name the model: the heading, and in the metadata as YAML writes them."""
-    return [f"# {title}\n", yaml.safe_dump({"model_name": title}), yaml.safe_dump([{"name": title}])]
+    dumped = (yaml.safe_dump(named) for named in ({"model_name": title}, [{"name": title}]))
+    return [f"\n{line}" for line in (f"# {title}\n", *dumped)]

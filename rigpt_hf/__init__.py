@@ -1,27 +1,20 @@
-"""RiGPT: a GPT with no preferred basis. Importing this package registers it with the Auto classes of Transformers."""
+"""
+RiGPT: a GPT with no preferred basis. Importing this package registers it with the Auto classes of Transformers.
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+That takes no time: what is named here is imported when it is first used, and RiGPT is registered when Transformers is
+imported, whichever of the two comes first.
+"""
 
-from .configuration_rigpt import RiGPTConfig
-from .modeling_rigpt import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, RiGPTPreTrainedModel
-from .peft_targets import register_with_peft
-from .trainer_optimizer import register_with_trainer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .registration import register
 from .version import __version__
 
 
-AutoConfig.register("rigpt", RiGPTConfig)
-AutoModel.register(RiGPTConfig, RiGPTModel)
-AutoModelForCausalLM.register(RiGPTConfig, RiGPTForCausalLM)
-AutoModelForSequenceClassification.register(RiGPTConfig, RiGPTForSequenceClassification)
-
-# So that saved folders carry the code and load where this package is not installed.
-RiGPTConfig.register_for_auto_class()
-RiGPTModel.register_for_auto_class("AutoModel")
-RiGPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-RiGPTForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-
-register_with_peft()
-register_with_trainer()
+if TYPE_CHECKING:
+    from .configuration_rigpt import RiGPTConfig
+    from .modeling_rigpt import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, RiGPTPreTrainedModel
 
 __all__ = [
     "RiGPTConfig",
@@ -31,3 +24,18 @@ __all__ = [
     "RiGPTPreTrainedModel",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "configuration_rigpt" if name == "RiGPTConfig" else "modeling_rigpt"
+    globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()

@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+
+from .scores_rigpt import SCORES
 
 
 if TYPE_CHECKING:  # never None once `__post_init__` has filled it in
@@ -14,7 +17,6 @@ else:
     IntFilledIn = int | None
     RopeFilledIn = RopeParameters | dict | None
 
-ATTENTION_SCORES = ("dot", "squared_distance", "distance")
 POSITION_EMBEDDING_TYPES = ("learned", "rotary")
 # Solvers of torchdiffeq that make `depth_steps` steps per layer, with their evaluations of the field per step.
 FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -40,9 +42,9 @@ class RiGPTConfig(PreTrainedConfig):
             Number of tokens `V`.
         embedding_size (`int`, *optional*):
             Lexical size `D`, the length of a token's embedding. When given, `project_in` (`[d, D]`) carries embeddings
-            into the stream and `project_out` (`[D, d]`) carries the last hidden state back, so that a rotation of the
-            stream never touches the table of tokens; `D` may differ from `hidden_size`. `None`: no projections, the
-            embeddings are vectors of the stream.
+            into the stream and `project_out` (`[D, d]`) carries it back into the last hidden state, so that a rotation
+            of the stream never touches the table of tokens; `D` may differ from `hidden_size`. `None`: no projections,
+            the embeddings are vectors of the stream.
         hidden_size (`int`, defaults to 768):
             Stream size `d`.
         intermediate_size (`int`, *optional*):
@@ -195,6 +197,7 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
@@ -213,7 +216,7 @@ class RiGPTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
-        self._check_choice("attention_score", ATTENTION_SCORES)
+        self._check_choice("attention_score", tuple(SCORES))
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
         for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
@@ -317,7 +320,7 @@ class RiGPTConfig(PreTrainedConfig):
         }
         if self.gated_mlp:
             plan["layers.*.mlp.gate_proj"] = "colwise"
-        if self.attention_score != "dot":
+        if SCORES[self.attention_score].weighted:
             plan["layers.*.self_attn.distance_weight"] = "colwise"
         if self.value_embedding_period is not None:
             plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
@@ -342,12 +345,27 @@ class RiGPTConfig(PreTrainedConfig):
         if self.local_frames:
             plan["transport"] = (["hidden_states"], ["hidden_states"])
         plan["norm"] = (["hidden_states"], ["hidden_states"])
+        if self.embedding_size is not None:
+            plan["project_out"] = (["hidden_states"], ["hidden_states"])
         return plan
 
     @property
     def lexical_size(self) -> int:
         """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+
+def rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
+    """Frequencies `[r/2]` in radians per position and the scaling of cosines and sines, for any rope type."""
+    rope_type = config.rope_parameters["rope_type"]
+    return default_rotary_frequencies(config) if rope_type == "default" else ROPE_INIT_FUNCTIONS[rope_type](config)
+
+
+def default_rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
+    """Frequencies `theta^(-2i/r)` `[r/2]` of RoPE (arXiv 2104.09864) and the scaling 1 of its cosines and sines."""
+    dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
+    return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
 
 __all__ = ["RiGPTConfig"]

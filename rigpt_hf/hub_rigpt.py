@@ -29,7 +29,7 @@ class RiGPTHubMixin(PushToHubMixin):
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         try:
             # By name: this file also travels with the weights, to where the package is not.
-            pushed = import_module("rigpt_hf.publishing.pushed")
+            pushed = import_module("rigpt_hf.model_cards.pushed")
         except ImportError:
             logger.warning(f"The card of {repo_id} is that of Transformers: install rigpt-hf for that of a RiGPT.")
         else:

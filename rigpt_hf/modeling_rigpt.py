@@ -1,6 +1,7 @@
 """RiGPT: a GPT with no preferred basis. Reads top to bottom; needs only its sibling files, torch and transformers.
 
-Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neurons.
+Shapes: B batch, S new positions, T positions including the cache, V vocabulary, D lexical size, d stream size, H query
+heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
     x0     = n(x0)                          with `embedding_norm`
@@ -10,41 +11,249 @@ Shapes: B batch, S positions, V vocabulary, D lexical size, d stream size, F neu
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
-With `depth_solver` the two lines of a layer are the increment that a flow follows: `depth_rigpt.py`.
+Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
+increment that a flow follows: `flow_rigpt.py`; products of few rows and the loss are in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
 
-from itertools import pairwise
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_rope_utils import dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_rigpt import (
-    RiGPTAttention,
-    RiGPTLinear,
-    RiGPTRotaryEmbedding,
-    check_distance_backend,
-    check_paged_cache,
-    packed_lengths,
-)
-from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig
-from .depth_rigpt import flow_through, make_room, torchdiffeq, use_of_cache
+from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig, default_rotary_frequencies, rotary_frequencies
+from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
-from .loss_rigpt import causal_lm_loss
-from .stream_rigpt import RiGPTRMSNorm, RiGPTTransport, RiGPTVectorDropout, freeze_transports
+from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
+from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
+
+
+class RiGPTRMSNorm(nn.Module):
+    """`n(x) = x / sqrt(mean(x²) + eps)`: RMSNorm without the gain, hence without a basis."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class RiGPTVectorDropout(nn.Module):
+    """Drops whole vectors: one coin per token, where coordinate dropout would toss one per axis."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return hidden_states
+        return hidden_states * nn.functional.dropout(hidden_states.new_ones(*hidden_states.shape[:-1], 1), self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class RiGPTTransport(nn.Module):
+    """
+    `x -> T x` from one frame of the stream to another; at first the same frame.
+
+    An orthogonal `T` is a choice of frames and nothing to be learned, so it is frozen; and it is no `nn.Linear`, which
+    adapters and quantizers look for.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(size), requires_grad=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden_states, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"size={self.weight.shape[0]}"
+
+
+class RiGPTRotaryEmbedding(nn.Module):
+    """Angles of the position rotation `exp(p·A)`: cosines and sines `[B, S, r]` at the library's frequencies."""
+
+    def __init__(self, config: RiGPTConfig, device: torch.device | str | None = None):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        inv_freq, self.attention_scaling = rotary_frequencies(config)
+        self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.to(device, copy=True), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: RiGPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
+        """The library asks its rotary modules for these."""
+        return default_rotary_frequencies(config)
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(
+        self, hidden_states: torch.Tensor, position_ids: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device, torch.float)
+        return cos_sin(angles, self.attention_scaling, hidden_states.dtype)
+
+
+def cos_sin(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines `[..., r]` of angles `[..., r/2]`; dimension i turns together with i + r/2, as in Llama."""
+    angles = torch.cat((angles, angles), dim=-1)
+    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the first r of the h dimensions of `[B, heads, S, h]` by angles broadcastable to `[B, heads, S, r]`."""
+    rotated_dim = cos.shape[-1]
+    turning, resting = states[..., :rotated_dim], states[..., rotated_dim:]
+    first, second = turning.chunk(2, dim=-1)
+    turned = turning * cos + torch.cat((-second, first), dim=-1) * sin
+    return turned if resting.shape[-1] == 0 else torch.cat((turned, resting), dim=-1)
+
+
+def has_value_embedding(config: RiGPTConfig, layer_idx: int) -> bool:
+    """
+    Whether a layer adds vectors of the tokens to its values: every so many, counted back from the last, but not the
+    first, which sees nothing but tokens anyway.
+    """
+    period = config.value_embedding_period
+    return period is not None and layer_idx > 0 and (config.num_hidden_layers - 1 - layer_idx) % period == 0
+
+
+class RiGPTAttention(nn.Module):
+    """Grouped-query attention whose score depends on (query, key) only through invariants of the head space."""
+
+    def __init__(self, config: RiGPTConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.score = SCORES[config.attention_score]
+        self.qk_norm_eps = config.rms_norm_eps if config.qk_norm else None
+        self.is_causal = True
+
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.value_embedding: nn.Embedding | None = None
+        self.value_gate: nn.Linear | None = None
+        if has_value_embedding(config, layer_idx):
+            self.value_embedding = nn.Embedding(config.vocab_size, key_value_size)
+            self.value_gate = nn.Linear(config.hidden_size, config.num_key_value_heads, bias=False)
+            # Neutral: zero vectors behind gates of one.
+            self.value_embedding.starts_at_zero = self.value_gate.starts_at_zero = True
+        self.distance_weight: nn.Parameter | None = None
+        if self.score.weighted:
+            self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
+        self.rotary_frequencies: nn.Parameter | None = None
+        if config.rotary_learned_frequencies:
+            frequencies, self.rotary_scaling = rotary_frequencies(config)
+            # At least in single precision whatever the model is in: a position multiplies their rounding error.
+            accurate = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            self.rotary_frequencies = nn.Parameter(frequencies.to(accurate).repeat(config.num_key_value_heads, 1))
+
+    def reset_own_parameters(self):
+        """λ = 0, where every score is the dot product, and the frequencies of the configured rope type."""
+        if self.distance_weight is not None:
+            init.zeros_(self.distance_weight)
+        if self.rotary_frequencies is not None:
+            init.copy_(self.rotary_frequencies, rotary_frequencies(self.config)[0].expand_as(self.rotary_frequencies))
+
+    def learned_rotation(
+        self, position_ids: torch.LongTensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines `[B, K, S, r]` of this layer's own frequencies, which learn through them."""
+        frequencies = local(self.rotary_frequencies)[:, None, :]
+        accurate = torch.promote_types(frequencies.dtype, torch.float32)
+        angles = position_ids[:, None, :, None].to(accurate) * frequencies.to(accurate)
+        return cos_sin(angles, self.rotary_scaling, dtype)
+
+    def gated_value_embedding(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """What the tokens themselves add to the values, `[B, S, K·h]`; a gate between 0 and 2 per head, first 1."""
+        assert self.value_embedding is not None and self.value_gate is not None
+        # Looked up by hand, so that tensor parallelism finds the vectors of its own heads only.
+        vectors = nn.functional.embedding(input_ids, local(self.value_embedding.weight))
+        gate = 2 * torch.sigmoid(linear(self.value_gate, hidden_states))  # [B, S, K]
+        return (vectors.unflatten(-1, (-1, self.head_dim)) * gate[..., None]).flatten(-2)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        input_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_dim)
+        query = linear(self.q_proj, hidden_states).view(head_shape).transpose(1, 2)  # [B, H, S, h]
+        key = linear(self.k_proj, hidden_states).view(head_shape).transpose(1, 2)  # [B, K, S, h]
+        value = linear(self.v_proj, hidden_states)
+        if self.value_embedding is not None:
+            value = value + self.gated_value_embedding(hidden_states, input_ids)
+        value = value.view(head_shape).transpose(1, 2)
+
+        if self.qk_norm_eps is not None:
+            query, key = (nn.functional.rms_norm(x, (self.head_dim,), eps=self.qk_norm_eps) for x in (query, key))
+        if self.rotary_frequencies is not None:
+            cos, sin = self.learned_rotation(position_ids, query.dtype)
+            query_cos, query_sin = (repeat_heads(x, self.num_key_value_groups) for x in (cos, sin))
+            query, key = rotate(query, query_cos, query_sin), rotate(key, cos, sin)
+        elif position_embeddings is not None:
+            cos, sin = (x[:, None] for x in position_embeddings)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        # The score's own coordinates come after the cache, which keeps plain keys.
+        query, key, value = self.score.prepare(query, key, value, self.distance_weight, self.layer_idx, kwargs)
+        backend, attention = self.score.backend(self.config._attn_implementation)
+        if attention is None:
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
+        output, probabilities = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output[..., : self.head_dim].reshape(*input_shape, -1)
+        return linear(self.o_proj, output), probabilities
 
 
 class RiGPTMLP(nn.Module):
@@ -53,15 +262,17 @@ class RiGPTMLP(nn.Module):
     def __init__(self, config: RiGPTConfig):
         super().__init__()
         sizes = config.hidden_size, config.intermediate_size
-        self.gate_proj = RiGPTLinear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up_proj = RiGPTLinear(*sizes, bias=config.mlp_bias)
-        self.down_proj = RiGPTLinear(*reversed(sizes), bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+            neurons = self.act_fn(linear(self.up_proj, hidden_states))  # [B, S, F]
+        else:
+            neurons = self.act_fn(linear(self.gate_proj, hidden_states)) * linear(self.up_proj, hidden_states)
+        return linear(self.down_proj, neurons)
 
 
 class RiGPTDecoderLayer(GradientCheckpointingLayer):
@@ -78,17 +289,12 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         for writer in (self.self_attn.o_proj, self.mlp.down_proj):
             writer.writes_to_residual = True
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        following: nn.Module | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """`hidden_states` `[B, S, d]`; `following`: the next layer, towards whose weights a flow may go."""
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """The stream `[B, S, d]` at the next layer, from the stream at this one."""
         if self.transport is not None:
             hidden_states = self.transport(hidden_states)
         if self.self_attn.config.depth_solver is not None:
-            return flow_through(self, following, hidden_states, **kwargs)
+            return flow_through(self, hidden_states, **kwargs)
         return self.block(hidden_states, **kwargs)
 
     def block(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -168,16 +374,24 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
-        if self.config.attention_score == "distance":
-            requested_attention = requested_attention or "eager"
-            check_distance_backend(requested_attention.removeprefix("paged|"))
+        score = SCORES[self.config.attention_score]
+        if score.backends is not None:
+            requested_attention = requested_attention or next(iter(score.backends))
+            score.check_backend(requested_attention)
         if requested_attention and requested_attention.startswith("paged|"):
-            check_paged_cache(self.config, requested_attention)
+            score.check_paged(requested_attention)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
+def freeze_transports(model: nn.Module) -> None:
+    """Once more after loading, which makes every parameter a trainable one."""
+    for module in model.modules():
+        if isinstance(module, RiGPTTransport):
+            module.weight.requires_grad_(False)
+
+
 class RiGPTModel(RiGPTPreTrainedModel):
-    """Embedding, decoder layers and last norm; its output is a vector of the stream."""
+    """Embedding, decoder layers, last norm and the way back to the lexical frame: the head's input."""
 
     def __init__(self, config: RiGPTConfig):
         super().__init__(config)
@@ -188,7 +402,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size)
         self.project_in = None
         if config.embedding_size is not None:
-            self.project_in = RiGPTLinear(config.embedding_size, config.hidden_size, bias=False)
+            self.project_in = nn.Linear(config.embedding_size, config.hidden_size, bias=False)
             self.project_in.carries_between_frames = True
         self.embed_positions, self.rotary_emb = None, None
         if config.position_embedding_type == "learned":
@@ -200,11 +414,14 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
+        self.project_out = None
+        if config.embedding_size is not None:
+            self.project_out = nn.Linear(config.hidden_size, config.embedding_size, bias=config.output_bias)
+            self.project_out.carries_between_frames = True
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -225,81 +442,100 @@ class RiGPTModel(RiGPTPreTrainedModel):
             past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): keys and values of earlier calls.
 
         Returns:
-            `BaseModelOutputWithPast`; `last_hidden_state` `[B, S, d]` is normalised.
+            `BaseModelOutputWithPast`; the head applied to `last_hidden_state` `[B, S, D]` is the logits.
+            `hidden_states`, one more than layers, are vectors `[B, S, d]` of the stream, the last of them normalised.
 
         Raises:
             ValueError: if both or neither of `input_ids` and `inputs_embeds` are given, or only embeddings where
                 `value_embedding_period` asks for tokens.
         """
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if input_ids is None and self.config.value_embedding_period is not None:
-            raise ValueError(
-                "`inputs_embeds` must be left out with `value_embedding_period="
-                f"{self.config.value_embedding_period}`, whose layers look up vectors of their own. Pass `input_ids`."
-            )
-        if kwargs.get("cache") is not None:  # that of continuous batching
-            check_paged_cache(self.config, self.config._attn_implementation)
-        if self.config.depth_solver is not None:
-            use_cache = use_of_cache(self.config, past_key_values, use_cache, kwargs.get("cache") is not None)
+        outputs = self.residual_stream(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **(kwargs | {"return_dict": True}),
+        )
+        # Under pipeline parallelism an earlier stage has no last norm and hands the stream to the next.
+        if self.project_out is not None and not isinstance(self.norm, nn.Identity):
+            outputs.last_hidden_state = linear(self.project_out, outputs.last_hidden_state)  # [B, S, D]
+        return outputs
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def residual_stream(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """As [`RiGPTModel.forward`], but with the normalised stream `[B, S, d]` as `last_hidden_state`."""
+        check_inputs(self.config, input_ids, inputs_embeds, kwargs)
+        given_cache, given_positions = past_key_values, position_ids
+        past_key_values, use_cache = prepare_cache(self.config, past_key_values, use_cache, kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
-        first_stage = not self.layers or not isinstance(self.layers[0], nn.Identity)
-        hidden_states = inputs_embeds
-        if first_stage and self.project_in is not None:
-            hidden_states = self.project_in(inputs_embeds)  # [B, S, d]
-
-        # Packing is looked for only where there is no cache; an empty one made here must not hide it.
-        mask_cache = past_key_values
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if self.config.depth_solver is not None and past_key_values is not None:
-            make_room(past_key_values, self.config)
-        positions_given = position_ids is not None
-        if not positions_given:
+        if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen).unsqueeze(0)
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+        hidden_states = self.first_hidden_states(inputs_embeds, position_ids)  # [B, S, d]
+        # Packing is looked for only where there is no cache; an empty one made here must not hide it.
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=mask_cache,
+            past_key_values=given_cache,
             position_ids=position_ids,
         )
-        may_be_packed = positions_given and attention_mask is None and mask_cache is None
-        if (
-            may_be_packed
-            and is_flash_attention_requested(self.config)
-            and not {"cache", "cu_seq_lens_q"} & set(kwargs)
-        ):
+        packed = given_positions is not None and attention_mask is None and given_cache is None
+        if packed and is_flash_attention_requested(self.config) and not {"cache", "cu_seq_lens_q"} & set(kwargs):
             kwargs.update(packed_lengths(position_ids, len(hidden_states)))
 
-        if first_stage:
-            if self.embed_positions is not None:
-                hidden_states = hidden_states + self.embed_positions(position_ids)
-            if self.embedding_norm is not None:
-                hidden_states = self.embedding_norm(hidden_states)
-            hidden_states = self.dropout(hidden_states)
-        tokens = {} if self.config.value_embedding_period is None else {"input_ids": input_ids}
-        position_embeddings = None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids)
-
-        for layer, following in pairwise([*self.layers, None]):
-            beyond = {"following": following} if self.config.depth_interpolation == "linear" else {}
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **tokens,
-                **beyond,
-                **kwargs,
-            )
+        kwargs |= {
+            "attention_mask": causal_mask,
+            "position_embeddings": None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids),
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
+        if self.config.value_embedding_period is not None:
+            kwargs["input_ids"] = input_ids
+        for layer, beyond in neighbours(self.layers, self.config):
+            hidden_states = layer(hidden_states, **kwargs, **beyond)
         if self.transport is not None:
             hidden_states = self.transport(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def first_hidden_states(self, inputs_embeds: torch.Tensor, position_ids: torch.LongTensor) -> torch.Tensor:
+        """The beginning of the stream `[B, S, d]`, from embeddings `[B, S, D]` and positions `[B or 1, S]`."""
+        # Under pipeline parallelism a later stage is handed the stream of the stage before as its embeddings.
+        if self.layers and isinstance(self.layers[0], nn.Identity):
+            return inputs_embeds
+        hidden_states = inputs_embeds if self.project_in is None else linear(self.project_in, inputs_embeds)
+        if self.embed_positions is not None:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        if self.embedding_norm is not None:
+            hidden_states = self.embedding_norm(hidden_states)
+        return self.dropout(hidden_states)
+
+
+def check_inputs(config: RiGPTConfig, input_ids: Any, inputs_embeds: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for inputs that a model of this configuration cannot take."""
+    if (input_ids is None) ^ (inputs_embeds is not None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    if input_ids is None and config.value_embedding_period is not None:
+        raise ValueError(
+            f"`inputs_embeds` must be left out with `value_embedding_period={config.value_embedding_period}`, whose "
+            "layers look up vectors of their own. Pass `input_ids`."
+        )
+    if kwargs.get("cache") is not None:  # that of continuous batching
+        SCORES[config.attention_score].check_paged(config._attn_implementation)
 
 
 class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
@@ -314,11 +550,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = RiGPTModel(config)
         self.vocab_size = config.vocab_size
-        self.project_out = None
-        if config.embedding_size is not None:
-            self.project_out = RiGPTLinear(config.hidden_size, config.embedding_size, bias=config.output_bias)
-            self.project_out.carries_between_frames = True
-        self.lm_head = RiGPTLinear(config.lexical_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.lexical_size, config.vocab_size, bias=False)
         self.loss_function = causal_lm_loss
         self.post_init()
         if config.base_model_pp_plan is None:
@@ -371,10 +603,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states = outputs.last_hidden_state[:, kept]
-        if self.project_out is not None:
-            hidden_states = self.project_out(hidden_states)  # [B, S, D]
-        logits = self.lm_head(hidden_states)
+        logits = linear(self.lm_head, outputs.last_hidden_state[:, kept])
 
         loss = None
         if labels is not None:
@@ -389,7 +618,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
 
 
 class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreTrainedModel):
-    """RiGPT with a linear classifier on the last token's normalised hidden state."""
+    """RiGPT with a linear classifier on the last token's last hidden state, in the head's place."""
 
     def __init__(self, config: RiGPTConfig):
         # Past the generic constructor, which finds the base model through the Auto classes: those do not know this
@@ -397,7 +626,7 @@ class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreT
         super(GenericForSequenceClassification, self).__init__(config)
         self.num_labels = config.num_labels
         self.model = RiGPTModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.lexical_size, config.num_labels, bias=False)
         self.post_init()
 
 

@@ -3,12 +3,12 @@
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from .when_imported import when_imported
+from wrapt import when_imported
 
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .optim import EquivariantOptimizer
 
 NAME = "equivariant"
@@ -21,23 +21,23 @@ class EquivariantFactory:
     What `Trainer(optimizer_cls_and_kwargs=(EquivariantFactory, {...}))` calls with the model, so that the groups of
     parameters come from the table of frames.
 
-    `lr`, `weight_decay` and `multipliers` are as in [`equivariant_param_groups`], the rest as in
+    `lr`, `weight_decay` and `lr_multipliers` are as in [`equivariant_param_groups`], the rest as in
     [`EquivariantOptimizer`].
     """
 
     def __call__(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         *,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
-        multipliers: dict[str, float] | None = None,
+        lr_multipliers: dict[str, float] | None = None,
         **options: Any,
     ) -> "EquivariantOptimizer":
         # Here, as importing the package registers this and must stay quick.
         from .optim import EquivariantOptimizer, equivariant_param_groups
 
-        groups = equivariant_param_groups(model, lr, weight_decay, multipliers=multipliers)
+        groups = equivariant_param_groups(model, lr, weight_decay, lr_multipliers=lr_multipliers)
         return EquivariantOptimizer(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
@@ -48,8 +48,8 @@ def register_with_trainer():
     `optim_args` takes `momentum`, `steps`, `polar`, `sharing`, and multipliers of the learning rate such as
     `embed_tokens=0.3`. Where the library has no table of optimizers to add to, `EquivariantFactory` is the way.
     """
-    when_imported("transformers.training_args", add_name)
-    when_imported("transformers.trainer_optimizer", add_handler)
+    when_imported("transformers.training_args")(add_name)
+    when_imported("transformers.trainer_optimizer")(add_handler)
 
 
 def add_name(training_args: ModuleType):
@@ -92,4 +92,4 @@ def _from_arguments(context: Any) -> tuple[Any, dict[str, Any]]:
                 f"`optim_args` must be numbers for {name!r}, got {value!r}. It takes {', '.join(ARGUMENTS)}, and "
                 "multipliers of the learning rate such as embed_tokens=0.3."
             ) from error
-    return EquivariantFactory, options | {"multipliers": multipliers}
+    return EquivariantFactory, options | {"lr_multipliers": multipliers}

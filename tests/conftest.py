@@ -2,9 +2,15 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+
+if TYPE_CHECKING:
+    from tests.models import Pair
 
 
 # Before any library reads them: tests need no network, say nothing to anyone, and run one per core.
@@ -22,6 +28,42 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the data folder {SHARED_DATA.parent.name}/{SHARED_DATA.name} beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def _pairs() -> dict:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def turned(_pairs: dict) -> Iterator[Callable[..., "Pair"]]:
+    """
+    `turned(option, dtype)`: the model of an option set, an equal one turned in every frame, and the transformation.
+
+    Made once for all tests of a process, which must leave both models as they are.
+    """
+    yield from shared(_pairs)
+
+
+def shared(pairs: dict) -> Iterator[Callable[..., "Pair"]]:
+    """Once: the function that makes pairs, or finds them in `pairs`; then an error if those it gave have changed."""
+    from tests.models import contents, turned_pair
+
+    used = set()
+
+    def get(option: str, *dtype) -> "Pair":
+        key = (option, *dtype)
+        if key not in pairs:
+            pair = turned_pair(*key)
+            pairs[key] = pair, [contents(pair.model), contents(pair.turned)]
+        used.add(key)
+        return pairs[key][0]
+
+    yield get
+    changed = [key for key in used if [contents(model) for model in pairs[key][0][:2]] != pairs[key][1]]
+    for key in changed:
+        del pairs[key]
+    assert not changed, f"a test of this module changed models that all tests share: {changed}"
 
 
 class _Deprecations(logging.Handler):

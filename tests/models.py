@@ -1,13 +1,17 @@
 """Tiny models for tests, with nothing left at a value that would hide a mistake (gain 1, bias 0, layers alike)."""
 
 import copy
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.configuration_rigpt import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS
-from rigpt_hf.symmetry import haar, to_local_frames
+from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
 # Every option of the config in combinations that are allowed together; keys are the ids of tests.
@@ -81,6 +85,112 @@ FLOWS: dict[str, dict] = {
     "adjoint-dopri5": {"depth_solver": "dopri5", "depth_adjoint": True},
     "adjoint-linear-bosh3": {"depth_solver": "bosh3", "depth_interpolation": "linear", "depth_adjoint": True},
 }
+
+# The options that change the function, as axes that are independent but for what the config refuses together.
+AXES: dict[str, dict[str, dict]] = {
+    "positions": {
+        "learned": {"position_embedding_type": "learned"},
+        "rotary": {},
+        "partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "frequencies": {"rotary_learned_frequencies": True},
+    },
+    "score": {
+        "dot": {},
+        "squared": {"attention_score": "squared_distance"},
+        "distance": {"attention_score": "distance"},
+    },
+    "norm": {"plain": {}, "qk": {"qk_norm": True}},
+    "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
+    "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
+    "heads": {
+        "grouped": {},
+        "multi": {"num_key_value_heads": 4},
+        "single": {"num_key_value_heads": 1, "head_dim": 12},
+    },
+    "mlp": {
+        "gelu": {},
+        "relu2": {"hidden_act": "relu2"},
+        "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+    },
+    "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
+    "start": {"raw": {}, "normed": {"embedding_norm": True}},
+    "layers": {"alike": {}, "values": {"value_embedding_period": 2}, "local": {"local_frames": True}},
+    "depth": {
+        "layered": {},
+        "steps": {"depth_solver": "euler", "depth_steps": 2},
+        "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
+    },
+    "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
+}
+
+# A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
+_ROWS = """
+learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large
+frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small
+learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small
+partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large
+learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small
+rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large
+frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large
+partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large
+rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small
+partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small
+frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small
+learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large
+rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small
+frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small
+"""
+
+
+def _merged(row: list[str]) -> dict:
+    merged: dict = {}
+    for values, value in zip(AXES.values(), row, strict=True):
+        merged |= values[value]
+    return merged
+
+
+COVER: dict[str, dict] = {"-".join(line.split()): _merged(line.split()) for line in _ROWS.split("\n") if line}
+ALL: dict[str, dict] = SYMMETRIES | FLOWS | COVER
+
+
+def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.MarkDecorator:
+    """
+    A test for each `option`, a key of `ALL`.
+
+    Args:
+        quick: Always; by default a cover of all pairs of options.
+        full: Besides, where tests marked `full` run: `make test-all`.
+    """
+    rest = [pytest.param(name, marks=pytest.mark.full) for name in full if name not in quick]
+    return pytest.mark.parametrize("option", [*quick, *rest])
+
+
+# Rounding is the subject of few tests; the others look at it where tests marked `full` run.
+DTYPES = [torch.float64, pytest.param(torch.float32, marks=pytest.mark.full)]
+
+
+class Pair(NamedTuple):
+    """A model and what a random element of its whole gauge group makes of it."""
+
+    model: RiGPTForCausalLM
+    turned: RiGPTForCausalLM
+    g: GaugeTransformation
+
+
+def turned_pair(option: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Pair:
+    """The tiny model of `ALL[option]` and an equal one, turned in every frame."""
+    model = tiny_model(dtype=dtype, **ALL[option])
+    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed + 3000), "all")
+    return Pair(model, g(model), g)
+
+
+def contents(model: nn.Module) -> tuple:
+    """What a test must not change about a model that others look at, too: weights, gradients, mode, config."""
+    weights = tuple(
+        (name, zlib.crc32(tensor.detach().numpy().tobytes()), tensor.requires_grad, tensor.grad is None)
+        for name, tensor in model.named_parameters()
+    )
+    return weights, model.training, model.config._attn_implementation, str(model.config.to_dict())
 
 
 def tiny_config(**options) -> RiGPTConfig:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rigpt_hf.optim import TREATMENTS, EquivariantOptimizer, Rule, equivariant_param_groups, treatment_of
-from rigpt_hf.polar import exact_polar, newton_schulz
-from rigpt_hf.symmetry import GaugeTransformation, haar
-from tests.models import SYMMETRIES, tiny_config, tiny_model, tokens
+from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivariant_param_groups, update_of
+from rigpt_hf.optimizer.polar import exact_polar, newton_schulz
+from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
+from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
+from tests.symmetry.options import BROAD, SEARCHED
 from tests.tolerances import SYMMETRY, TRAINING
 
 
@@ -68,9 +69,14 @@ def trained_both_ways(options: dict, make, steps: int, dtype: torch.dtype = torc
     return apart(g(model), turned, start)
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_training_turns_along(name):
-    assert trained_both_ways(SYMMETRIES[name], equivariant, STEPS) <= TRAINING
+@over(SEARCHED, SYMMETRIES)
+def test_training_turns_along(option):
+    assert trained_both_ways(SYMMETRIES[option], equivariant, STEPS) <= TRAINING
+
+
+@over(BROAD[len(SEARCHED) :], ())
+def test_a_short_training_turns_along(option):
+    assert trained_both_ways(SYMMETRIES[option], equivariant, 40) <= TRAINING
 
 
 @pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])
@@ -83,48 +89,48 @@ def test_training_with_adamw_does_not(name):
     assert trained_both_ways(SYMMETRIES[name], adamw, 50) > 1e-2
 
 
-def test_every_parameter_is_in_one_group_and_every_treatment_occurs():
+def test_every_parameter_is_in_one_group_and_every_update_rule_occurs():
     seen = set()
     for options in SYMMETRIES.values():
         model = tiny_model(**options)
         groups = equivariant_param_groups(model)
         names = [name for group in groups for name in group["names"]]
         assert sorted(names) == sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
-        seen |= {group["treatment"] for group in groups}
+        seen |= {group["update_rule"] for group in groups}
         for group in groups:
-            assert (group["weight_decay"] > 0) == (group["treatment"] in ("polar", "rows"))
-    assert seen == set(TREATMENTS)
+            assert (group["weight_decay"] > 0) == (group["update_rule"] in ("polar", "rows"))
+    assert seen == set(UPDATE_RULES)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("model.embed_tokens.weight", Rule("rows")),
-        ("model.project_in.weight", Rule("polar")),
-        ("model.layers.0.self_attn.q_proj.weight", Rule("polar", 4)),
-        ("model.layers.0.self_attn.k_proj.weight", Rule("polar", 2)),
-        ("model.layers.0.self_attn.o_proj.weight", Rule("polar", 4, 1)),
-        ("model.layers.0.self_attn.q_proj.bias", Rule("vectors", 4)),
-        ("model.layers.0.self_attn.k_proj.bias", Rule("vectors", 2)),
-        ("model.layers.0.self_attn.o_proj.bias", Rule("vectors")),
-        ("model.layers.0.mlp.up_proj.weight", Rule("polar")),
-        ("model.layers.0.mlp.down_proj.weight", Rule("polar")),
-        ("model.layers.0.mlp.up_proj.bias", Rule("elements")),
-        ("model.layers.0.mlp.down_proj.bias", Rule("vectors")),
-        ("model.layers.0.self_attn.distance_weight", Rule("elements")),
-        ("model.layers.0.self_attn.rotary_frequencies", Rule("elements")),
+        ("model.embed_tokens.weight", Update("rows")),
+        ("model.project_in.weight", Update("polar")),
+        ("model.layers.0.self_attn.q_proj.weight", Update("polar", 4)),
+        ("model.layers.0.self_attn.k_proj.weight", Update("polar", 2)),
+        ("model.layers.0.self_attn.o_proj.weight", Update("polar", 4, 1)),
+        ("model.layers.0.self_attn.q_proj.bias", Update("vectors", 4)),
+        ("model.layers.0.self_attn.k_proj.bias", Update("vectors", 2)),
+        ("model.layers.0.self_attn.o_proj.bias", Update("vectors")),
+        ("model.layers.0.mlp.up_proj.weight", Update("polar")),
+        ("model.layers.0.mlp.down_proj.weight", Update("polar")),
+        ("model.layers.0.mlp.up_proj.bias", Update("coordinatewise")),
+        ("model.layers.0.mlp.down_proj.bias", Update("vectors")),
+        ("model.layers.0.self_attn.distance_weight", Update("coordinatewise")),
+        ("model.layers.0.self_attn.rotary_frequencies", Update("coordinatewise")),
     ],
 )
-def test_treatments_follow_from_the_table(name, expected):
+def test_updates_follow_from_the_table(name, expected):
     config = tiny_config(embedding_size=24, output_bias=True, attention_score="squared_distance")
-    assert treatment_of(config, name) == expected
+    assert update_of(table_of(config), name) == expected
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (6, 48)], ids=str)
 def test_matrices_move_as_muon_moves_them(shape):
     weight = torch.randn(shape, generator=generator(1))
     ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
-    groups = [{"params": [ours], "treatment": "polar"}]
+    groups = [{"params": [ours], "update_rule": "polar"}]
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
     optimizers = (
         EquivariantOptimizer(groups, **settings),
@@ -173,7 +179,7 @@ def test_polar_factors_of_half_precision(size):
     assert torch.linalg.matrix_rank(exact_polar(deficient).double(), rtol=0.1) == 1
     weight = nn.Parameter(torch.zeros(size, size, dtype=torch.bfloat16))
     weight.grad = matrix
-    EquivariantOptimizer([{"params": [weight], "treatment": "polar"}], lr=0.1, polar="svd").step()
+    EquivariantOptimizer([{"params": [weight], "update_rule": "polar"}], lr=0.1, polar="svd").step()
     # An orthogonal matrix of this size, times 0.2 of its root.
     assert float(weight.detach().double().square().mean().sqrt()) == pytest.approx(0.02, rel=0.01)
 
@@ -218,13 +224,13 @@ def test_schedulers_and_closures():
 def test_multipliers_and_frozen_parameters():
     model = tiny_model(embedding_size=24)
     model.model.embed_tokens.requires_grad_(False)
-    groups = equivariant_param_groups(model, lr=1.0, multipliers={"vectors": 0.3})
-    assert {group["lr"] for group in groups if group["treatment"] == "vectors"} == {0.3}
-    assert {group["lr"] for group in groups if group["treatment"] != "vectors"} == {1.0}
+    groups = equivariant_param_groups(model, lr=1.0, lr_multipliers={"vectors": 0.3})
+    assert {group["lr"] for group in groups if group["update_rule"] == "vectors"} == {0.3}
+    assert {group["lr"] for group in groups if group["update_rule"] != "vectors"} == {1.0}
     assert not any("embed_tokens" in name for group in groups for name in group["names"])
     model = tiny_model(attention_score="squared_distance", value_embedding_period=1)
-    wanted = {"value_embedding": 10.0, "distance_weight": 0.5, "elements": 0.1}
-    groups = equivariant_param_groups(model, lr=1.0, multipliers=wanted)
+    wanted = {"value_embedding": 10.0, "distance_weight": 0.5, "coordinatewise": 0.1}
+    groups = equivariant_param_groups(model, lr=1.0, lr_multipliers=wanted)
     rates = {name: group["lr"] for group in groups for name in group["names"]}
     assert rates["model.layers.1.self_attn.value_embedding.weight"] == 10.0
     assert rates["model.layers.1.self_attn.distance_weight"] == 0.5
@@ -254,8 +260,8 @@ def test_impossible_settings_are_refused(options, message):
 def test_plain_parameters_are_refused():
     with pytest.raises(ValueError, match="Pass `equivariant_param_groups\\(model\\)`"):
         EquivariantOptimizer(tiny_model().parameters())
-    with pytest.raises(ValueError, match="`multipliers` must be keyed by polar, rows"):
-        equivariant_param_groups(tiny_model(), multipliers={"biases": 1.0})
+    with pytest.raises(ValueError, match="`lr_multipliers` must be keyed by polar, rows"):
+        equivariant_param_groups(tiny_model(), lr_multipliers={"biases": 1.0})
 
 
 def test_an_unknown_parameter_is_named():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rigpt_hf.optim import whole
+from rigpt_hf.optim import full_tensor
 from rigpt_hf.symmetry import haar
 
 
@@ -107,8 +107,8 @@ def update_norm(model: nn.Module, before: list[torch.Tensor]) -> float:
     """How far a step has moved all weights together, relative to their norm before it."""
     moved, size = 0.0, 0.0
     for parameter, earlier in zip(model.parameters(), before, strict=True):
-        moved += float(whole((parameter.detach() - earlier).double().square().sum()))
-        size += float(whole(earlier.double().square().sum()))
+        moved += float(full_tensor((parameter.detach() - earlier).double().square().sum()))
+        size += float(full_tensor(earlier.double().square().sum()))
     return (moved / max(size, 1e-300)) ** 0.5
 
 

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import math
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.training import plot_losses
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Records:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise ValueError(
-                f"`run.output` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
+                f"`output_dir` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
                 "untouched. Correct that (a full disk: free space) and call the same command again."
             ) from error
 
@@ -73,12 +73,7 @@ class Records:
         if not self.path.exists():
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        temporary = temporary_sibling(self.path)
-        try:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
@@ -94,24 +89,18 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
     Raises:
         OSError: if it cannot be written, as on a full disk.
     """
-    from rigpt_hf.conversion.assemble import quiet_loading
-
-    temporary = temporary_sibling(folder)
+    with quiet_loading(), torch.device("meta"):
+        shell: Any = type(model)(copy.deepcopy(model.config))
     try:
-        with quiet_loading(), torch.device("meta"):
-            shell: Any = type(model)(copy.deepcopy(model.config))
-        with quiet_loading():
+        with new_folder(folder) as temporary, quiet_loading():
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        publish(temporary, folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:
             raise OSError(str(error)) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path) -> None:
@@ -123,35 +112,10 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
     """
     try:
         write_model(model, weights, tokenizer, log.parent / "model")
-        plot_losses([log], log.parent / "loss.png")
+        save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
     except OSError as error:
         raise ValueError(
-            f"`run.output` must take the final model and the curves, got {str(log.parent)!r}: "
+            f"`output_dir` must take the final model and the curves, got {str(log.parent)!r}: "
             f"{' '.join(str(error).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
             "and call the same command again."
         ) from error
-
-
-def plot_losses(logs: list[Path], path: Path, names: list[str] | None = None) -> None:
-    """Training losses as lines, validation losses as dots, of one run or several, against tokens or steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, log in enumerate(logs):
-        entries = Records(log).read()
-        name = names[index] if names else log.parent.name
-        points = [(entry["step"], entry["loss"]) for entry in entries if math.isfinite(entry["loss"])]
-        axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=0.8, alpha=0.7, label=name)
-        held_out = [(entry["step"], entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o", color=f"C{index}", ms=4, label=f"{name}, validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    temporary = temporary_sibling(path)
-    try:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

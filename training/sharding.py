@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from rigpt_hf.optim import local_like, unwrapped_name, whole
+from rigpt_hf.optim import full_tensor, shard_like, unwrapped_name
 
 from .options import RunOptions
 
@@ -20,14 +20,15 @@ def check_processes(run: RunOptions, world: int) -> None:
     Raises:
         ValueError: says which.
     """
-    if run.batch_size % world:
+    if run.global_batch_size % world:
         raise ValueError(
-            f"`run.batch_size` must be a multiple of the number of processes, got {run.batch_size} and {world}."
+            f"`global_batch_size` must be a multiple of the number of processes, got {run.global_batch_size} and "
+            f"{world}."
         )
     if run.fsdp and world == 1:
-        raise ValueError("`run.fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
-    if run.fsdp and run.precision == "fp16":
-        raise ValueError("`run.precision` must be `no` or `bf16` with `run.fsdp`, got `fp16`.")
+        raise ValueError("`fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
+    if run.fsdp and run.mixed_precision == "fp16":
+        raise ValueError("`mixed_precision` must be `no` or `bf16` with `fsdp`, got `fp16`.")
 
 
 def shard(model: nn.Module, precision: str) -> nn.Module:
@@ -68,7 +69,7 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and saved buffers as wholes on the CPU; every process must call this."""
     state = {unwrapped_name(name): tensor for name, tensor in model.state_dict().items()}
-    return {name: whole(tensor.detach()).cpu() for name, tensor in state.items()}
+    return {name: full_tensor(tensor.detach()).cpu() for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -86,14 +87,14 @@ def restore_weights_(model: nn.Module, weights: dict[str, torch.Tensor]) -> None
                 f"`weights` must fit the model, got {held} for {name!r} of shape {tuple(parameter.shape)}. Resume "
                 "with the options that the run began with."
             )
-        parameter.copy_(local_like(weights[name].to(parameter.device), parameter))
+        parameter.copy_(shard_like(weights[name].to(parameter.device), parameter))
 
 
 def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """An optimizer's state by name of parameter, as wholes on the CPU; every process must call this."""
     return {
         name: {
-            key: whole(value).detach().cpu() if isinstance(value, torch.Tensor) else value
+            key: full_tensor(value).detach().cpu() if isinstance(value, torch.Tensor) else value
             for key, value in optimizer.state[parameter].items()
         }
         for name, parameter in parameters_by_name(model).items()
@@ -117,4 +118,4 @@ def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     value = value.to(parameter.device)
     sharded = value.dim() == parameter.dim() == 2 and value.shape[0] == parameter.shape[0]
     same = value.shape == parameter.shape
-    return local_like(value, parameter, keep_dtype=True) if sharded or same else value
+    return shard_like(value, parameter, keep_dtype=True) if sharded or same else value

@@ -262,7 +262,7 @@ show(
 model = convert_model(gpt2)
 theirs = {name: value.detach() for name, value in model.state_dict().items()}
 expected = {"model.embed_tokens": mine["E"], "model.project_in": mine["U"], "model.embed_positions": mine["P"]}
-expected |= {"project_out": mine["G"]}
+expected |= {"model.project_out": mine["G"]}
 for i in range(LAYERS):
     layer = f"model.layers.{i}."
     for part, rows in zip("qkv", mine[f"{i}.qkv.W"].chunk(3), strict=True):

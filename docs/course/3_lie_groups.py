@@ -33,7 +33,7 @@ from scipy import stats
 
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.lab import COLOURS, chosen_seed, panels, show
-from rigpt_hf.symmetry import frames, haar, rotary_form, so_exp, so_log
+from rigpt_hf.symmetry import haar, rotary_form, so_exp, so_log, table_of
 
 
 SEED = chosen_seed()
@@ -355,7 +355,7 @@ print(counted)
 assert counted == {"all different": h, "all alike": 2 * 4**2, "two alike": 2 * 2**2 + 2 + 2, "one at rest": 6 + 2**2}
 
 config = RiGPTConfig(vocab_size=11, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
-group = frames(config)["head_qk"].group
+group = table_of(config).kinds["head_qk"].group
 print(f"the library's group for a rotary head of {config.head_dim} dimensions: {group}, dimension {group.dimension}")
 assert group.dimension == counted["all different"]
 

@@ -28,7 +28,7 @@ import math
 import torch
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.evaluation.measures.rounding import rounded
+from rigpt_hf.evaluation.rounding import rounded
 from rigpt_hf.lab import COLOURS, chosen_seed, panels, show
 from rigpt_hf.lab.text import library_text
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups

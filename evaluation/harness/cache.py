@@ -10,25 +10,25 @@ from typing import Any
 import torch
 
 import rigpt_hf
-from rigpt_hf.conversion.certificate import library_versions
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.certificate import library_versions
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.training import diagnostics
 
-from .. import measures
-from ..measures.subjects import Subject
+from .. import models
+from ..models import EvaluatedModel
 
 
-def fingerprint(subject: Subject) -> str:
+def fingerprint(model: EvaluatedModel) -> str:
     """SHA-256 of a model's weights, configuration and tokenizer, wherever they come from."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(subject.model.state_dict().items()):
+    for name, tensor in sorted(model.model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    config = subject.model.config.to_dict()
+    config = model.model.config.to_dict()
     # Where a model lies and what saved it say nothing about what it computes.
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    digest.update(tokenizer_fingerprint(subject.tokenizer).encode())
+    digest.update(tokenizer_fingerprint(model.tokenizer).encode())
     return digest.hexdigest()
 
 
@@ -46,9 +46,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def code_fingerprint() -> str:
     """SHA-256 of all code of this package that a measurement may run, and of the libraries' versions."""
     digest = hashlib.sha256(json.dumps(library_versions()).encode())
-    for folder in (Path(rigpt_hf.__file__), Path(measures.__file__), Path(__file__), Path(diagnostics.__file__)):
-        for path in sorted(folder.parent.rglob("*.py")):
-            digest.update(path.read_bytes())
+    for module in (rigpt_hf, models, diagnostics):
+        folder = Path(module.__file__ or "").parent
+        for path in sorted(folder.rglob("*.py")):
+            # Experiments lie there in a checkout, and measure nothing here.
+            if folder / "experiments" not in path.parents:
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -78,10 +81,7 @@ class Cache:
     def put(self, key: str, result: dict[str, Any]) -> None:
         """Keep a result; the file appears whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{key}.json"
-        temporary = temporary_sibling(path)
-        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_text(self.folder / f"{key}.json", json.dumps(result) + "\n")
 
     def drop(self, key: str) -> None:
         """Forget a result, if it is kept."""

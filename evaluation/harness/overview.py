@@ -1,21 +1,19 @@
 """All differences of a run at a glance: a row for each, its interval, and what it is worth."""
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from .figures import STEPS, number, plain
-from .tables import converted, verdict
+from ..drawing import STEPS, number
+from ..numbers import plain
+from .tables import converted, measure_of, verdict
 
 
 # With more rows than this nobody glances; what shows no difference is then one row of each panel.
 MOST = 30
-# Shares of right answers, whose differences are told in percentage points: of a share near 0 a percentage is absurd.
-SHARES = ("accuracy", "acc", "acc_norm", "acc_bytes", "acc_all", "exact_match")
 # Half an axis is at least so long, lest noise of arithmetic fill it.
 LEAST = 1.0
 LEAST_ABSOLUTE = 0.01
@@ -133,6 +131,7 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
     name = quantity["name"].removeprefix("loss of ") + ("*" if converted(task, quantity) else "")
     own = quantity["models"][baseline]["value"]
     better, percent = quantity["better"], f"in percent of {baseline}'s"
+    told_in = measure_of(task).difference_in(quantity)
     if difference["kind"] != "difference":
         # Of speeds; where the quantity is a time, its own ratio is the inverse.
         unit = percent
@@ -141,11 +140,10 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
         else:
             better = "more"
         value, low, high = (100 * (each - 1) for each in (value, low, high))
-    elif quantity["unit"] == "" and re.split(r"[ ,(]", quantity["name"])[0] in SHARES:
+    elif told_in == "points":
         unit = "in percentage points"
         value, low, high = (100 * each for each in (value, low, high))
-    elif task["metric"] == "quantization_robustness" or not own:
-        # What is a difference already has a zero that means something, and no size to be a percentage of.
+    elif told_in == "unit" or not own:
         unit = f"in {quantity['unit']}" if quantity["unit"] else "as measured"
     else:
         unit = percent

@@ -8,13 +8,14 @@ from markupsafe import Markup, escape
 from .figures import figure
 from .overview import overview
 from .results import failures
+from .standard_tasks import MEASURE as STANDARD
 from .tables import (
     FOOTNOTE,
     converted,
     description,
     difference_text,
+    measure_of,
     not_applicable,
-    number,
     quantity_text,
     verdict,
     with_interval,
@@ -22,20 +23,6 @@ from .tables import (
 
 
 TEMPLATE = "report.html.j2"
-# What a task asks, for whoever does not know its metric.
-QUESTIONS = {
-    "perplexity": "How well does the model predict the text? Less is better.",
-    "cloze": "How often does the model end a text with the very word that it ends with?",
-    "multiple_choice": "How often is the true ending the likeliest of several?",
-    "invariance": "How far do the logits move when one of the model's inner spaces is turned at random? A model "
-    "without a preferred basis gives rounding errors, any other a number of order one.",
-    "outliers": "How unequally are the coordinates of the stream filled? The excess kurtosis of a Gaussian is 0; "
-    "outliers make it large and rounding expensive.",
-    "quantization_robustness": "What does rounding cost? W4A8 are four bits for weights and eight for activations; "
-    "the frames are bases in which the same model is rounded.",
-    "throughput": "How fast is it? Models take turns on one machine.",
-    "lm-eval": "A task of EleutherAI's lm-eval.",
-}
 
 
 def as_html(results: dict[str, Any]) -> str:
@@ -48,13 +35,13 @@ def as_html(results: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {
-        "number": number,
         "with_interval": with_interval,
         "verdict": verdict,
         "difference_text": difference_text,
         "quantity_text": quantity_text,
         "not_applicable": not_applicable,
         "heading": heading,
+        "measure_of": measure_of,
     }
     environment.filters["apart"] = apart
     pictures = {}
@@ -67,7 +54,6 @@ def as_html(results: dict[str, Any]) -> str:
         results=results,
         names=list(results["models"]),
         pictures=pictures,
-        questions=QUESTIONS,
         panels=overview(results),
         headings={task["task"]: heading(task) for task in results["tasks"]},
         converted=converted_models(results),
@@ -81,8 +67,8 @@ def as_html(results: dict[str, Any]) -> str:
 
 def heading(task: dict[str, Any]) -> str:
     """A task's name as a heading; those of lm-eval are names of its own."""
-    name, metric = task["task"], task["metric"]
-    return name if metric == "lm-eval" else (name[:1].upper() + name[1:]).replace("_", " ")
+    name = task["task"]
+    return name if measure_of(task) is STANDARD else (name[:1].upper() + name[1:]).replace("_", " ")
 
 
 def apart(text: str) -> Markup:

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 
 from rigpt_hf import __version__
-from rigpt_hf.conversion.certificate import library_versions
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.certificate import library_versions
+from rigpt_hf.checkpoints.folder import write_text
 
-from ..measures.perplexity import exponential
-from ..measures.subjects import Subject
+from ..likelihood import exponential
+from ..measure import Measure, Quantity
+from ..models import EvaluatedModel
 from .cache import code_fingerprint
+from .standard_tasks import MEASURE as STANDARD
 from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
-from .suites import Suite, Task
-from .tasks import Quantity, is_together, quantities
+from .suites import Suite
+from .tables import measure_of
 from .texts import Texts, name_of
 
 
@@ -45,9 +47,9 @@ def build(
     options: Any,
     suite: Suite,
     texts: Texts,
-    subjects: dict[str, Subject],
+    models: dict[str, EvaluatedModel],
     hashes: dict[str, str],
-    cells: list[Any],
+    jobs: list[Any],
     found: dict[str, dict[str, Any] | None],
     errors: dict[str, str],
 ) -> dict[str, Any]:
@@ -55,39 +57,40 @@ def build(
     The results, as JSON holds them.
 
     Args:
-        options, suite, texts, subjects: What was asked for.
+        options, suite, texts, models: What was asked for.
         hashes: Of every model.
-        cells: All measurements.
+        jobs: All measurements.
         found: What each gave, by its key; `None` for those that failed.
         errors: A line for each of those.
     """
     tasks: list[dict[str, Any]] = []
-    for name in dict.fromkeys(cell.task for cell in cells):
+    for name in dict.fromkeys(job.task for job in jobs):
         task = next((each for each in suite.tasks if each.name == name), None)
-        entry: dict[str, Any] = {"task": name, "metric": task.metric if task else "lm-eval", "models": {}}
+        entry: dict[str, Any] = {"task": name, "metric": task.metric if task else STANDARD.name, "models": {}}
         entry |= {"errors": {}, "absent": []}
         if task:
             entry["arguments"] = task.arguments
+        measure = measure_of(entry)
         per_model: dict[str, dict[str, Any]] = {}
-        for cell in (each for each in cells if each.task == name):
-            result = found[cell.key]
+        for job in (each for each in jobs if each.task == name):
+            result = found[job.key]
             if result is None:
-                entry["errors"] |= dict.fromkeys(cell.models, errors.get(cell.key, "not measured"))
+                entry["errors"] |= dict.fromkeys(job.models, errors.get(job.key, "not measured"))
             elif "not applicable" in result:
-                entry["absent"] += [_absent(model, "", result["not applicable"]) for model in cell.models]
-            elif task and is_together(task):
-                for index, model in enumerate(cell.models):
+                entry["absent"] += [_absent(model, "", result["not applicable"]) for model in job.models]
+            elif measure.together:
+                for index, model in enumerate(job.models):
                     if str(index) in result.get("absent", {}):
                         entry["absent"].append(_absent(model, "", result["absent"][str(index)]))
                         continue
                     per_model[model] = result["models"][str(index)] | {"protocol": result["protocol"]}
                     per_model[model]["ratios"] = result["ratios"].get(str(index), {})
             else:
-                (model,) = cell.models
+                (model,) = job.models
                 entry["absent"] += [_absent(model, *each) for each in result.get("absent", {}).items()]
                 per_model[model] = {key: value for key, value in result.items() if key != "absent"}
         entry["models"] = {model: without_long(result) for model, result in per_model.items()}
-        entry["quantities"] = _compared(task, per_model, list(subjects))
+        entry["quantities"] = _compared(measure, per_model, list(models))
         tasks.append(entry)
     _correct(tasks)
     results = {
@@ -95,7 +98,7 @@ def build(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": {"rigpt_hf": __version__, "commit": commit(), "sha256": code_fingerprint()},
         "versions": library_versions(),
-        "hardware": hardware(next(iter(subjects.values())).device),
+        "hardware": hardware(next(iter(models.values())).device),
         "suite": {
             "name": suite.name,
             "description": suite.description,
@@ -104,8 +107,8 @@ def build(
         },
         "batch_size": options.batch_size,
         "statistics": {"level": LEVEL, "resamples": RESAMPLES, "correction": "Holm, over all differences"},
-        "models": {name: _model(each, hashes[name]) for name, each in subjects.items()},
-        "baseline": list(subjects)[1] if len(subjects) > 1 else None,
+        "models": {name: _model(each, hashes[name]) for name, each in models.items()},
+        "baseline": list(models)[1] if len(models) > 1 else None,
         "tasks": tasks,
     }
     return without_long(results)
@@ -116,22 +119,22 @@ def _absent(model: str, what: str, reason: str) -> dict[str, str]:
     return {"model": model, "what": what, "reason": reason}
 
 
-def _model(subject: Subject, digest: str) -> dict[str, Any]:
-    config = subject.model.config
+def _model(model: EvaluatedModel, digest: str) -> dict[str, Any]:
+    config = model.model.config
     return {
         # A folder's last part: where it lies on this machine is nobody's business.
-        "source": name_of(subject.source),
+        "source": name_of(model.source),
         "type": config.model_type,
-        "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
-        "dtype": str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
         "sha256": digest,
-        "tokenizer": None if subject.tokenizer is None else len(subject.tokenizer),
+        "tokenizer": None if model.tokenizer is None else len(model.tokenizer),
     }
 
 
-def _compared(task: Task | None, results: dict[str, dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+def _compared(measure: Measure, results: dict[str, dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
     """The numbers of all models beside each other, with intervals, and differences to the baseline with tests."""
-    listed = {name: _quantities(task, result) for name, result in results.items()}
+    listed = {name: measure.quantities(result) for name, result in results.items()}
     labels = dict.fromkeys((each.name, each.unit, each.better) for name in names for each in listed.get(name, []))
     entries = []
     for label, unit, better in labels:
@@ -146,28 +149,6 @@ def _compared(task: Task | None, results: dict[str, dict[str, Any]], names: list
                 entry["difference"] = difference[0].to_dict() | {"kind": difference[1]}
         entries.append(entry)
     return entries
-
-
-def _quantities(task: Task | None, result: dict[str, Any]) -> list[Quantity]:
-    if task is not None:
-        return quantities(task, result)
-    from .standard_tasks import LESS
-
-    found = []
-    for name, value in result["metrics"].items():
-        amounts = result["samples"].get(name)
-        ones = None if amounts is None else [1.0] * len(amounts)
-        found.append(
-            Quantity(
-                name,
-                "",
-                value,
-                "less" if name.removeprefix("log ").partition(" (")[0] in LESS else "more",
-                amounts,
-                ones,
-            )
-        )
-    return found
 
 
 def _value(quantity: Quantity) -> dict[str, Any]:
@@ -225,7 +206,7 @@ def finite(value: Any) -> Any:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What it was measured on."""
-    facts: dict[str, Any] = {
+    about: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": processor(),
         "system": platform.system(),
@@ -234,8 +215,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": device.type,
     }
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
 
 
 def processor(file: Path = Path("/proc/cpuinfo")) -> str | None:
@@ -287,9 +268,7 @@ def write(results: dict[str, Any], output: Path) -> None:
         (REPORT, lambda: as_html(results)),
     )
     for name, make in files:
-        temporary = temporary_sibling(output / name)
-        temporary.write_text(make(), encoding="utf-8")
-        temporary.replace(output / name)
+        write_text(output / name, make())
 
 
 def failures(results: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
-from ..measures.subjects import Subject, subject
-from ..measures.throughput import NEW_TOKENS, PROMPT
+from rigpt_hf.text.paths import without_path
+
+from ..measure import NotApplicable
+from ..measures import MEASURES
+from ..models import EvaluatedModel, evaluated
 from . import results as writing
-from .arguments import arguments_of
 from .cache import Cache, Parts, fingerprint
 from .standard_tasks import StandardOptions, check_standard_tasks, fingerprint_of_tasks, measure_standard_task
-from .suites import Suite, load_suite
-from .tasks import NotApplicable, is_together, measure, measure_together
+from .suites import Suite, Task, arguments_of, load_suite
+from .tasks import measure, measure_together
 from .texts import Texts, load_texts
 
 
@@ -67,7 +70,7 @@ class EvaluateOptions:
 
 
 @dataclass
-class Cell:
+class EvaluationJob:
     """One measurement: of one model, or of all together."""
 
     task: str
@@ -98,27 +101,27 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     check_standard_tasks(options.standard_tasks, options.standard)
     # A number of documents that was asked for is meant.
     texts = load_texts(suite.text, suite.fraction if options.documents is None else 1.0)
-    subjects = _subjects(options, state)
-    check_one_vocabulary(texts, subjects)
-    suite = fitted(suite, subjects)
-    hashes = {name: fingerprint(each) for name, each in subjects.items()}
+    models = _models(options, state)
+    check_one_vocabulary(texts, models)
+    suite = fitted(suite, models)
+    hashes = {name: fingerprint(each) for name, each in models.items()}
     if not options.force:
         check_same_models(options.output, hashes)
     cache = Cache(options.output / "cache")
-    cells = list(_cells(options, suite, texts, subjects, hashes, cache))
+    jobs = list(_jobs(options, suite, texts, models, hashes, cache))
     own = [
-        cell
-        for index, cell in enumerate(c for c in cells if not c.alone)
+        job
+        for index, job in enumerate(c for c in jobs if not c.alone)
         if index % state.num_processes == state.process_index
     ]
     errors = _run(own, cache, console if state.is_main_process else Console(quiet=True), batch=options.batch_size)
     state.wait_for_everyone()
     if state.is_main_process:
-        errors |= _run([cell for cell in cells if cell.alone], cache, console, batch=options.batch_size)
+        errors |= _run([job for job in jobs if job.alone], cache, console, batch=options.batch_size)
     state.wait_for_everyone()
     gathered = {key: line for part in _gathered(errors, state) for key, line in part.items()}
-    found = {cell.key: cache.get(cell.key) for cell in cells}
-    results = writing.build(options, suite, texts, subjects, hashes, cells, found, gathered)
+    found = {job.key: cache.get(job.key) for job in jobs}
+    results = writing.build(options, suite, texts, models, hashes, jobs, found, gathered)
     if state.is_main_process:
         writing.write(results, options.output)
     state.wait_for_everyone()
@@ -167,12 +170,12 @@ def check_same_models(output: Path, hashes: dict[str, str]) -> None:
         )
 
 
-def _subjects(options: EvaluateOptions, state: PartialState) -> dict[str, Subject]:
+def _models(options: EvaluateOptions, state: PartialState) -> dict[str, EvaluatedModel]:
     device = options.device or str(state.device)
     sources = dict(zip(options.names, (options.model, options.against), strict=True))
     # Messages go into results that are published; where a model lies on this machine is nobody's business.
     return {
-        name: replace(subject(source, device=device, dtype=options.dtype), name=name)
+        name: replace(evaluated(source, device=device, dtype=options.dtype), name=name)
         for name, source in sources.items()
         if source is not None
     }
@@ -192,9 +195,9 @@ def check_names(options: EvaluateOptions, suite: Suite) -> None:
         raise ValueError(f"`standard_tasks` must not be named as a task of the suite, got {sorted(twice)[0]!r}.")
 
 
-def check_one_vocabulary(texts: Texts, subjects: dict[str, Subject]) -> None:
+def check_one_vocabulary(texts: Texts, models: dict[str, EvaluatedModel]) -> None:
     """A `ValueError` if the text is token ids and models are known to mean different tokens by them."""
-    tokenizers = [each.tokenizer for each in subjects.values() if each.tokenizer is not None]
+    tokenizers = [each.tokenizer for each in models.values() if each.tokenizer is not None]
     if texts.are_tokens and len({json.dumps(each.get_vocab(), sort_keys=True) for each in tokenizers}) > 1:
         raise ValueError(
             f"`text` must be words where tokenizers differ, got the token ids of {texts.source['source']!r}. Give "
@@ -202,121 +205,108 @@ def check_one_vocabulary(texts: Texts, subjects: dict[str, Subject]) -> None:
         )
 
 
-def fitted(suite: Suite, subjects: dict[str, Subject]) -> Suite:
+def fitted(suite: Suite, models: dict[str, EvaluatedModel]) -> Suite:
     """
     The suite with windows and prompts that fit into every model, and are the same for all where a suite leaves them to
     the model; results say which they were.
     """
-    most = min((each.positions for each in subjects.values() if each.positions is not None), default=None)
-    own = {each.context(None) for each in subjects.values()}
-    tasks = []
-    for task in suite.tasks:
-        arguments = dict(task.arguments)
+
+    def of_task(task: Task) -> Task:
         known = arguments_of(task.metric)
-        # What is not given or null is what each model takes, and other windows are another measurement.
-        context = arguments.get("context")
-        if context is None and "context" in known:
-            context = known["context"][1]
-        stride = arguments.get("stride")
-        if "context" in known and context is None and len(own) > 1:
-            arguments["context"] = min(own)
-        elif most is not None and context is not None and context > most:
-            arguments["context"] = most
-        # A stride follows a context that was lowered; one that the suite's own context forbids is refused.
-        if arguments.get("context") != context and stride is not None and (context is None or stride <= context):
-            arguments["stride"] = min(stride, arguments["context"])
-        if most is not None and is_together(task):
-            new = min(arguments.get("new_tokens", NEW_TOKENS), max(most // 2, 1))
-            arguments |= {"new_tokens": new, "prompt": min(arguments.get("prompt", PROMPT), max(most - new, 1))}
-        tasks.append(replace(task, arguments=arguments))
-    return replace(suite, tasks=tuple(tasks))
+        record = MEASURES[task.metric]
+        if "context" not in known and not record.together:
+            return task
+        default = known["context"][1] if "context" in known else None
+        return replace(task, arguments=record.fit(dict(task.arguments), default, list(models.values())))
+
+    return replace(suite, tasks=tuple(map(of_task, suite.tasks)))
 
 
-def _cells(
+def _jobs(
     options: EvaluateOptions,
     suite: Suite,
     texts: Texts,
-    subjects: dict[str, Subject],
+    models: dict[str, EvaluatedModel],
     hashes: dict[str, str],
     cache: Cache,
-) -> Iterator[Cell]:
-    device = next(iter(subjects.values())).device
+) -> Iterator[EvaluationJob]:
+    device = next(iter(models.values())).device
     machine = writing.hardware(device)
     # Arithmetic is another one on another device.
     where = {name: value for name, value in machine.items() if name in ("device", "gpu")}
     # All processes must look in the same place, whatever GPU each has.
     where, machine = broadcast_object_list([where, machine])
     # Kept without the names, which may be others the next time.
-    numbered = {str(index): each for index, each in enumerate(subjects.values())}
+    numbered = {str(index): each for index, each in enumerate(models.values())}
     for task in suite.tasks:
-        what = asdict(task) | {"text": texts.source["sha256"]}
-        if is_together(task):
+        if MEASURES[task.metric].together:
             # Speed depends on the machine, and on nothing that the models read.
             key = cache.key(task=asdict(task), models=list(hashes.values()), machine=machine)
-            yield Cell(
-                task.name,
-                tuple(subjects),
-                key,
-                lambda batch, tick, task=task: measure_together(task, numbered, tick),
-                True,
-            )
+            run: Any = partial(_run_together, task, numbered)
+            yield EvaluationJob(task.name, tuple(models), key, run, alone=True)
             continue
-        for name, each in subjects.items():
+        for name, each in models.items():
+            what = asdict(task) | {"text": texts.source["sha256"]}
             key = cache.key(task=what, model=hashes[name], where=where)
             parts = Parts(cache, key)
-            yield Cell(
-                task.name,
-                (name,),
-                key,
-                lambda batch, tick, task=task, each=each, parts=parts: measure(task, each, texts, batch, tick, parts),
-                parts=parts,
-            )
+            run = partial(_run_task, task, each, texts, memoize=parts)
+            yield EvaluationJob(task.name, (name,), key, run, parts=parts)
     own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
     # The same for both, or the one that takes less would be asked something else.
-    own = [each.positions for each in subjects.values()] + [options.standard.max_length]
+    own = [each.positions for each in models.values()] + [options.standard.max_length]
     context = min((each for each in own if each is not None), default=None)
     for standard in options.standard_tasks:
-        for name, each in subjects.items():
+        for name, each in models.items():
             what = {"standard": standard, "options": asdict(options.standard), "files": own_tasks, "context": context}
             key = cache.key(**what, model=hashes[name], where=where)
-            yield Cell(
-                standard,
-                (name,),
-                key,
-                lambda batch, tick, standard=standard, each=each: measure_standard_task(
-                    standard, each, options.standard, batch, context
-                ),
-            )
+            run = partial(_run_standard_task, standard, each, options.standard, context)
+            yield EvaluationJob(standard, (name,), key, run)
 
 
-def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[str, str]:
+def _run_task(
+    task: Task, model: EvaluatedModel, texts: Texts, *, memoize: Parts, batch: int, progress: Any
+) -> dict[str, Any]:
+    return measure(task, model, texts, batch, progress, memoize)
+
+
+def _run_together(task: Task, models: dict[str, EvaluatedModel], *, batch: int, progress: Any) -> dict[str, Any]:
+    return measure_together(task, models, progress)
+
+
+def _run_standard_task(
+    name: str, model: EvaluatedModel, options: StandardOptions, context: int | None, *, batch: int, progress: Any
+) -> dict[str, Any]:
+    return measure_standard_task(name, model, options, batch, context)
+
+
+def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) -> dict[str, str]:
     """Measure what is not in the cache yet; returns a line for each failure, by its key."""
     errors = {}
     columns = [*Progress.get_default_columns(), TimeElapsedColumn()]
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("measuring", total=len(cells))
+        bar = progress.add_task("measuring", total=len(jobs))
         # How many windows a measurement needs only it knows; that they move says that it is alive.
         windows = progress.add_task("windows", total=None)
 
-        def tick(done: int) -> None:
+        def advance(done: int) -> None:
             progress.advance(windows, done)
             progress.update(windows, description=f"windows or turns: {progress.tasks[windows].completed:.0f}")
 
-        for cell in cells:
-            progress.update(bar, description=f"{cell.task}: {' and '.join(cell.models)}")
-            if cache.get(cell.key) is None:
+        for job in jobs:
+            progress.update(bar, description=f"{job.task}: {' and '.join(job.models)}")
+            if cache.get(job.key) is None:
                 try:
-                    cache.put(cell.key, cell.run(batch=batch, tick=tick))
-                    if cell.parts is not None:
-                        cell.parts.drop()
+                    cache.put(job.key, job.run(batch=batch, progress=advance))
+                    if job.parts is not None:
+                        job.parts.drop()
                 except NotApplicable as reason:
-                    cache.put(cell.key, {"not applicable": without_paths(str(reason))})
+                    cache.put(job.key, {"not applicable": without_path(str(reason))})
                 except (torch.OutOfMemoryError, MemoryError):
-                    errors[cell.key] = f"out of memory with `batch_size` {batch}. {SMALLER}"
+                    errors[job.key] = f"out of memory with `batch_size` {batch}. {SMALLER}"
                 except Exception as error:  # one measurement must not cost the others
-                    errors[cell.key] = one_line(error)
-                if cell.key in errors:
-                    line = f"{cell.task}, {' and '.join(cell.models)}: {errors[cell.key]}"
+                    errors[job.key] = one_line(error)
+                if job.key in errors:
+                    line = f"{job.task}, {' and '.join(job.models)}: {errors[job.key]}"
                     console.print(Text(line, style="red"))
             progress.advance(bar)
     return errors
@@ -324,17 +314,10 @@ def _run(cells: list[Cell], cache: Cache, console: Console, batch: int) -> dict[
 
 def one_line(error: Exception) -> str:
     """An error in one line; memory that ran out in words that say what to do."""
-    line = without_paths(" ".join(str(error).split()))[:300]
+    line = without_path(" ".join(str(error).split()))[:300]
     if "out of memory" in line or "can't allocate memory" in line:
         return f"out of memory. {SMALLER}"
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
-
-
-def without_paths(line: str) -> str:
-    """A line in which paths of this machine are their last part, as results are published."""
-    from rigpt_hf.model_cards.facts import without_path  # which imports this package
-
-    return without_path(line)
 
 
 def _gathered(errors: dict[str, str], state: PartialState) -> list[dict[str, str]]:

@@ -8,18 +8,23 @@ YAML files in a folder, which may name local data and then need no network.
 import hashlib
 import importlib.util
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..measures.perplexity import exponential
-from ..measures.subjects import Subject
+from ..drawing import INTERVALS, draw_intervals
+from ..likelihood import exponential
+from ..measure import Measure, Quantity
+from ..models import EvaluatedModel
 
 
 # Names of metrics of `lm-eval` of which less is better.
 LESS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+# Shares of right answers.
+SHARES = ("accuracy", "acc", "acc_norm", "acc_bytes", "acc_all", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -100,14 +105,14 @@ def _parts(name: str, groups: dict[str, list[str]]) -> list[str]:
 
 
 def measure_standard_task(
-    name: str, subject: Subject, options: StandardOptions, batch_size: int, context: int | None = None
+    name: str, model: EvaluatedModel, options: StandardOptions, batch_size: int, context: int | None = None
 ) -> dict[str, Any]:
     """
     One task of `lm-eval`.
 
     Args:
         name: Of the task or group.
-        subject: The model, which needs a tokenizer.
+        model: The model, which needs a tokenizer.
         options: How the task is run.
         batch_size: Requests that go through the model at once.
         context: Tokens of a request that are read at most, the last ones; as many as the model takes if not given.
@@ -123,11 +128,11 @@ def measure_standard_task(
     """
     import lm_eval
 
-    if subject.tokenizer is None:
-        raise ValueError(f"`standard_tasks` need a tokenizer, and {subject.name or 'the model'} has none.")
-    if subject.tokenizer.pad_token is None:
-        subject.tokenizer.pad_token = subject.tokenizer.eos_token or subject.tokenizer.bos_token
-    wrapped = _wrapped(subject, batch_size, context or subject.positions)
+    if model.tokenizer is None:
+        raise ValueError(f"`standard_tasks` need a tokenizer, and {model.name or 'the model'} has none.")
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.bos_token
+    wrapped = _wrapped(model, batch_size, context or model.positions)
     found = lm_eval.simple_evaluate(
         model=wrapped,
         tasks=[name],
@@ -196,7 +201,7 @@ def _refused_shots(name: str, asked: int | None, given: list[int]) -> dict[str, 
     return {"absent": {f"with {asked} solved examples": f"{name} has {shown} by itself, which is what was measured."}}
 
 
-def _wrapped(subject: Subject, batch_size: int, context: int | None) -> Any:
+def _wrapped(model: EvaluatedModel, batch_size: int, context: int | None) -> Any:
     """The model as `lm-eval` asks it; counts in `cut` the requests that are longer than it reads."""
     from lm_eval.models.huggingface import HFLM
 
@@ -217,9 +222,33 @@ def _wrapped(subject: Subject, batch_size: int, context: int | None) -> Any:
             return super().tok_batch_encode(strings, *given, left_truncate_len=left_truncate_len, **more)
 
     return Wrapped(
-        pretrained=subject.model,
-        tokenizer=subject.tokenizer,
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
         batch_size=batch_size,
         max_length=context,
-        device=str(subject.device),
+        device=str(model.device),
     )
+
+
+def quantities(result: dict[str, Any]) -> list[Quantity]:
+    """All metrics of a task, those with the values of every example to be tested."""
+    listed = []
+    for name, value in result["metrics"].items():
+        amounts = result["samples"].get(name)
+        ones = None if amounts is None else [1.0] * len(amounts)
+        is_less = name.removeprefix("log ").partition(" (")[0] in LESS
+        listed.append(Quantity(name, "", value, "less" if is_less else "more", amounts, ones))
+    return listed
+
+
+MEASURE = Measure(
+    "lm-eval",
+    "A task of EleutherAI's lm-eval.",
+    measure_standard_task,
+    quantities,
+    INTERVALS,
+    draw_intervals,
+    draws_intervals=True,
+    hub_types={"acc": "accuracy", "acc_norm": "accuracy_normalized"},
+    difference_in=lambda quantity: "points" if re.split(r"[ ,(]", quantity["name"])[0] in SHARES else "percent",
+)

@@ -1,18 +1,24 @@
 """What is measured: suites are YAML files, the packaged ones or anybody's own."""
 
+import inspect
 import math
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_args, get_type_hints
 
 import yaml
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-from .arguments import MEASURES, check_arguments, check_type
+from ..measures import MEASURES
 
 
 FOLDER = Path(__file__).parents[1] / "suites"
 PACKAGED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 METRICS = tuple(MEASURES)
+# What the harness itself passes on to measures.
+OWN = ("progress", "memoize", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,15 @@ class Task:
     """One measurement of every model."""
 
     metric: str
-    """Which metric."""
+    """Which measure."""
     name: str = ""
-    """What to call it; the metric if not given."""
+    """What to call it; the measure if not given."""
     documents: int | None = None
     """How many of the suite's documents are read; all if not given."""
     examples: int = 200
     """Questions that are made of the documents, for `cloze` and `multiple_choice`."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the metric."""
+    """Arguments of the measure."""
 
     def __post_init__(self):
         if self.metric not in METRICS:
@@ -133,7 +139,7 @@ def load_suite(name: str) -> Suite:
     tasks = tuple(_made(Task, each, "tasks") for each in values["tasks"])
     for task in tasks:
         check_arguments(task.metric, task.name, task.arguments)
-    check_type("description", "the suite", said.get("description", ""), str)
+    check_types({"description": said.get("description", "")}, {"description": str}, "the suite")
     return Suite(path.stem, text, tasks, said.get("description", ""))
 
 
@@ -144,10 +150,57 @@ def _made(kind: Any, values: Any, where: str) -> Any:
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"`{where}` must hold some of {', '.join(known)}, got {unknown[0]!r}.")
     named = [values[key] for key in ("name", "metric") if kind is Task and isinstance(values.get(key), str)]
-    hints = get_type_hints(kind)
-    for name, value in values.items():
-        check_type(name, next(iter(named), f"`{where}`"), value, hints[name])
+    check_types(values, get_type_hints(kind), next(iter(named), f"`{where}`"))
     try:
         return kind(**values)
     except TypeError as error:
         raise ValueError(f"`{where}` is incomplete: {error}.") from error
+
+
+@cache
+def arguments_of(metric: str) -> dict[str, tuple[Any, Any]]:
+    """Arguments of a measure that a suite may set: by name, the type and the default."""
+    record = MEASURES[metric]
+    hints = get_type_hints(record.run)
+    # The rows of what models take turns in are part of what is measured; of the others they change nothing.
+    own = OWN[:2] if record.together else OWN
+    return {
+        name: (hints[name], parameter.default)
+        for name, parameter in inspect.signature(record.run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in own
+    }
+
+
+def check_arguments(metric: str, task: str, values: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if the measure does not take an argument, or not such a value.
+    """
+    known = arguments_of(metric)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"`arguments` of {task} must be among {', '.join(known)}, got {name!r}. Correct the suite."
+            )
+        # Nothing measured is no measurement; where the default is empty, it means something.
+        if value == [] and known[name][1] != ():
+            raise ValueError(f"`{name}` of {task} must hold at least one, got []. Name one, or leave it out.")
+    check_types(values, {name: kind for name, (kind, _) in known.items()}, task)
+
+
+def check_types(values: dict[str, Any], hints: dict[str, Any], where: str) -> None:
+    """
+    Raises:
+        ValueError: if a value of a suite is not of its type, as the library checks the fields of configurations.
+    """
+    schema: Any = TypedDict
+    for name, value in values.items():
+        try:
+            validate_typed_dict(schema("Checked", {name: hints[name]}), {name: value})
+        except StrictDataclassFieldValidationError as error:
+            kinds = [inspect.formatannotation(kind) for kind in get_args(hints[name]) or (hints[name],)]
+            # Hashes of digits, dates and words such as no are something else in YAML.
+            is_bare = "str" in kinds and value is not None and not isinstance(value, list | dict)
+            advice = "Put it in quotes" if is_bare else "Correct the suite, or leave it out"
+            kind = inspect.formatannotation(hints[name]).replace("typing.", "")
+            raise ValueError(f"`{name}` of {where} must be {kind}, got {value!r}. {advice}.") from error

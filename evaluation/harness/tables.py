@@ -1,24 +1,16 @@
 """Results as people read them: numbers with the digits that mean something, and one word for every difference."""
 
-import math
 from typing import Any
 
+from ..measure import Measure
+from ..measures import MEASURES
+from ..numbers import number
+from .standard_tasks import MEASURE as STANDARD
 
-# Where a number's unit says nothing about its size, so many digits are shown.
-DIGITS = 4
 
-
-def number(value: float | None, unit: str = "") -> str:
-    """A number for a table."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if unit == "bytes":
-        return f"{value / 1e6:,.0f} MB"
-    if value == 0:
-        return "0"
-    if abs(value) >= 10**DIGITS or abs(value) < 1e-3:
-        return f"{value:,.0f}" if abs(value) >= 10**DIGITS else f"{value:.1e}"
-    return f"{value:.{max(0, DIGITS - 1 - math.floor(math.log10(abs(value))))}f}"
+def measure_of(task: dict[str, Any]) -> Measure:
+    """The measure of a task in the results."""
+    return STANDARD if task["metric"] == STANDARD.name else MEASURES[task["metric"]]
 
 
 def with_interval(entry: dict[str, Any] | None, unit: str = "") -> str:
@@ -63,7 +55,7 @@ def difference_text(quantity: dict[str, Any]) -> str:
 
 def converted(task: dict[str, Any], quantity: dict[str, Any]) -> list[str]:
     """Models whose number here is that of their conversion, as only a RiGPT has other frames than its own."""
-    if task["metric"] != "quantization_robustness" or quantity["name"].endswith(", identity"):
+    if not measure_of(task).of_conversion(quantity["name"]):
         return []
     return [
         name
@@ -80,25 +72,24 @@ def quantity_text(task: dict[str, Any], quantity: dict[str, Any]) -> str:
 
 def not_applicable(task: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What says nothing about a model: the model, the part of the task (all if not named), the reason."""
-    # Results of earlier versions do not have it.
     return [(each["model"], each["what"], each["reason"]) for each in task.get("absent", [])]
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """The cells of the table: task, quantity, unit, every model, difference, verdict."""
     names = list(results["models"])
-    found = []
+    listed = []
     for task in results["tasks"]:
         for quantity in task["quantities"]:
             values = [with_interval(quantity["models"].get(name), quantity["unit"]) for name in names]
             compared = [difference_text(quantity), verdict(quantity)] if len(names) > 1 else []
-            found.append([task["task"], quantity_text(task, quantity), quantity["unit"], *values, *compared])
+            listed.append([task["task"], quantity_text(task, quantity), quantity["unit"], *values, *compared])
         lines = [(model, what, f"not applicable: {reason}") for model, what, reason in not_applicable(task)]
         lines += [(model, "", f"failed: {line}") for model, line in task["errors"].items()]
         for model, what, line in lines:
             values = [line if name == model else "–" for name in names]
-            found.append([task["task"], what, "", *values, *([""] * (2 if len(names) > 1 else 0))])
-    return found
+            listed.append([task["task"], what, "", *values, *([""] * (2 if len(names) > 1 else 0))])
+    return listed
 
 
 def header(results: dict[str, Any]) -> list[str]:
@@ -111,8 +102,8 @@ def description(results: dict[str, Any]) -> str:
     """What was measured, in a sentence or two."""
     text, versions = results["suite"]["text"], results["versions"]
     models = "; ".join(
-        f"{name} is {facts['source']} ({facts['type']}, {facts['parameters']:,} parameters, {facts['dtype']})"
-        for name, facts in results["models"].items()
+        f"{name} is {own['source']} ({own['type']}, {own['parameters']:,} parameters, {own['dtype']})"
+        for name, own in results["models"].items()
     )
     device = (
         results["hardware"].get("gpu") or f"{results['hardware']['device']}, {results['hardware']['threads']} threads"

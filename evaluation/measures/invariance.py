@@ -1,19 +1,27 @@
 """How far a model is from having no preferred basis: what a random turn of its inner spaces changes."""
 
+import copy
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 import torch
 
 from rigpt_hf import RiGPTConfig
-from rigpt_hf.symmetry import GaugeTransformation, frames, gauge_error, haar
+from rigpt_hf.conversion.families import architecture_of
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 
-from .subjects import Texts, subject
+from ..drawing import MARKERS, WIDTH, aside, number, readable
+from ..likelihood import first_rows
+from ..measure import Inputs, Measure, Names, NotApplicable, Quantity, rows_of_task
+from ..models import EvaluatedModel, Texts, evaluated
+from ..numbers import number as shown
 
 
-# Rows and tokens of each that are looked at.
-ROWS, CONTEXT = 4, 128
+# Tokens of each row that are looked at.
+CONTEXT = 128
 # A stock model has no other frame of which one knows how it would turn.
 STREAM = "stream"
 
@@ -24,8 +32,8 @@ def invariance(
     texts: Texts,
     tokenizer: Any = None,
     *,
-    frame: Sequence[str] | str = "all",
-    dtypes: Sequence[str] = ("float64", "float32"),
+    frame: Names | str = "all",
+    dtypes: Names = ("float64", "float32"),
     draws: int = 3,
     seed: int = 0,
     context: int = CONTEXT,
@@ -38,7 +46,7 @@ def invariance(
     biases cannot follow, so that its error is of order one.
 
     Args:
-        model, tokenizer: As for [`subject`].
+        model, tokenizer: As for [`evaluated`].
         texts: Texts or rows of token ids; the first four that are long enough are read.
         frame (`str` or `list[str]`, defaults to `"all"`): Frames to turn, one at a time, by the names of the table of
             frames; for stock models there is only `"stream"`.
@@ -54,7 +62,7 @@ def invariance(
     Raises:
         ValueError: if an argument is impossible, or the model is of a family whose spaces nobody knows how to turn.
     """
-    measured = subject(model, tokenizer)
+    measured = evaluated(model, tokenizer)
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1, got {draws}.")
     if context < 2:
@@ -64,7 +72,7 @@ def invariance(
     precisions = {name: _dtype(name) for name in dtypes}
     ids = first_rows(measured.encode(texts), min(context, measured.context(None)))
     config = measured.model.config
-    known = list(frames(config)) if isinstance(config, RiGPTConfig) else [STREAM]
+    known = list(table_of(config).kinds) if isinstance(config, RiGPTConfig) else [STREAM]
     wanted = known if frame == "all" else [frame] if isinstance(frame, str) else list(frame)
     if not wanted:
         raise ValueError("`frame` must name at least one frame, or 'all', got none.")
@@ -72,7 +80,7 @@ def invariance(
         raise ValueError(f"`frame` must be among {', '.join(known)} for this model, or 'all', got {unknown[0]!r}.")
     errors: dict[str, dict[str, dict[str, float]]] = {name: {} for name in wanted}
     for label, dtype in precisions.items():
-        copied = _copy(measured.model, dtype)
+        copied = copy.deepcopy(measured.model).to(dtype).eval()
         for name in wanted:
             generator = torch.Generator().manual_seed(seed)
             values = [_error(copied, name, generator, ids.to(measured.device)) for _ in range(draws)]
@@ -102,31 +110,68 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _copy(model: Any, dtype: torch.dtype) -> Any:
-    import copy
-
-    return copy.deepcopy(model).to(dtype).eval()
-
-
 def _error(model: Any, frame: str, generator: torch.Generator, ids: torch.Tensor) -> float:
     config = model.config
     if isinstance(config, RiGPTConfig):
         return gauge_error(model, GaugeTransformation.random(config, generator, frame, compact=True), ids)
-    from rigpt_hf.demo.rotation import rotate_stock
+    from rigpt_hf.conversion.stock_rotation import rotate_stock
 
     turned = rotate_stock(model, haar(config.hidden_size, generator))
     before, after = (each(input_ids=ids, use_cache=False).logits for each in (model, turned))
     return float((after - before).abs().max() / before.abs().max())
 
 
-def first_rows(rows: list[list[int]], context: int, count: int = ROWS) -> torch.Tensor:
-    """
-    Token ids `[at most count, at most context]`: rows that are long enough, or the longest if none is.
+def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
+    """A model of which it is known how its stream would turn."""
+    if not isinstance(model.config, RiGPTConfig):
+        try:
+            architecture_of(model.config, type(model.model).__name__)
+        except ValueError as error:
+            raise NotApplicable(" ".join(str(error).split())) from error
+    return rows_of_task(model, texts, task)
 
-    Raises:
-        ValueError: if no row has two tokens.
-    """
-    length = min(context, max(map(len, rows)))
-    if length < 2:
-        raise ValueError(f"`predictions` must hold a text of at least two tokens, got {length}.")
-    return torch.tensor([row[:length] for row in rows if len(row) >= length][:count])
+
+def quantities(result: dict[str, Any]) -> list[Quantity]:
+    """The largest error of each dtype."""
+    return [Quantity(f"largest error, {dtype}", "relative", value) for dtype, value in result["largest"].items()]
+
+
+def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
+    """Gauge errors, frame by frame."""
+    errors = {name: task["models"][name]["errors"] for name in names}
+    frames = list(dict.fromkeys(frame for each in errors.values() for frame in each))
+    picture.set_size_inches(WIDTH, 0.65 + 0.24 * len(frames))
+    axes = picture.subplots()
+    drawn, said = [], []
+    for index, (name, colour) in enumerate(names.items()):
+        dtypes = list(dict.fromkeys(dtype for each in errors[name].values() for dtype in each))
+        for marker, dtype in zip(cycle(MARKERS), dtypes, strict=False):
+            values = [number(each.get(dtype, {}).get("largest")) for each in errors[name].values()]
+            places = [frames.index(frame) + aside(index, len(names), 0.5) for frame in errors[name]]
+            label = f"{name}, {dtype}"
+            axes.plot(values, places, marker, markersize=5, color=colour, label=label, fillstyle="none", clip_on=False)
+            drawn += values
+            listed = ", ".join(f"{frame} {shown(value)}" for frame, value in zip(errors[name], values, strict=True))
+            said.append(f"{label}: {listed}.")
+    positive = [each for each in drawn if each > 0]
+    # Some turns change nothing at all, and zero has a place on no logarithmic axis.
+    has_zero = 0 in drawn or not positive
+    readable(axes.xaxis, drawn, 10.0 ** math.floor(math.log10(min(positive, default=1))) if has_zero else None)
+    axes.set_yticks(range(len(frames)), frames)
+    axes.set_ylim(len(frames) - 0.5, -0.5)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set(xlabel="max |Δlogit| / max |logit|", ylabel="frame that is turned")
+    return " ".join(said)
+
+
+MEASURE = Measure(
+    "invariance",
+    "How far do the logits move when one of the model's inner spaces is turned at random? A model without a preferred "
+    "basis gives rounding errors, any other a number of order one.",
+    invariance,
+    quantities,
+    "what a random turn of a frame changes, the largest of all draws",
+    draw,
+    needs=needs,
+)

@@ -24,30 +24,32 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rigpt_hf.stream_rigpt import RiGPTTransport
+from rigpt_hf.modeling_rigpt import RiGPTTransport
 from rigpt_hf.training.diagnostics import excess_kurtosis
 
-from .likelihood import Tick, no_tick
-from .perplexity import beginning
-from .rounding import all_matrices, in_short, matrices_of, other_matrices
-from .subjects import Texts, subject
+from ..drawing import WIDTH, number, readable
+from ..likelihood import Progress, no_progress
+from ..measure import Measure, Quantity
+from ..models import Texts, evaluated
+from ..numbers import number as shown
+from ..rounding import all_matrices, in_short, matrices_of, other_matrices
 
 
 # Bins of the histogram that the pooled median is read from: from 2⁻⁶⁴ to 2⁶⁴, 1/128 of an octave each (0.5 %).
 OCTAVES, PER_OCTAVE = 64, 128
-MEASURES = ("excess_kurtosis", "max_over_median", "crest_factor")
+STATISTICS = ("excess_kurtosis", "max_over_median", "crest_factor")
 # Spread relative to size below which it is rounding.
 FLAT = 1e-9
 # A part of a layer in the names of modules: `layers.3.mlp.up_proj`, `h.3.attn.c_attn`; OPT's `layers.3.fc1` has none.
 PART = re.compile(r"\.(\d+)\.(?:(\w+)\.)?")
 
 
-class Collected:
-    """What is known of the values at one place; holds sums, not values, so it is small however much is seen."""
+class ActivationStats:
+    """What is known of the vectors at one place; holds sums, not values, so it is small however much is seen."""
 
     def __init__(self) -> None:
         self.values, self.largest = 0, 0.0
-        # Sums of the three measures over tokens, and of how many tokens they are.
+        # Sums of the three statistics over tokens, and of how many tokens they are.
         self.sums, self.tokens = torch.zeros(2, 3, dtype=torch.float64)
         self.powers = torch.zeros(4, dtype=torch.float64)
         self.histogram = torch.zeros(2 * OCTAVES * PER_OCTAVE, dtype=torch.float64)
@@ -60,9 +62,9 @@ class Collected:
         median = (ordered[:, middle] + ordered[:, -middle - 1]) / 2
         largest, rms = ordered[:, -1], x.square().mean(-1).sqrt()
         # Vectors without spread, or mostly zeros, have no such number, and do not count.
-        measures = torch.stack([excess_kurtosis(x), largest / median, largest / rms])
+        statistics = torch.stack([excess_kurtosis(x), largest / median, largest / rms])
         known = torch.stack([x.std(-1) > FLAT * rms, median > 0, rms > 0])
-        self.sums += measures.masked_fill(~known, 0).sum(-1)
+        self.sums += statistics.masked_fill(~known, 0).sum(-1)
         self.tokens += known.sum(-1)
         self.powers += torch.stack([x.pow(power).sum() for power in (1, 2, 3, 4)])
         self.largest = max(self.largest, float(sizes.max()))
@@ -87,16 +89,16 @@ class Collected:
             self.largest / second**0.5 if second else None,
         )
         return {
-            "per_token": dict(zip(MEASURES, means, strict=True)),
-            "pooled": dict(zip(MEASURES, pooled, strict=True)),
+            "per_token": dict(zip(STATISTICS, means, strict=True)),
+            "pooled": dict(zip(STATISTICS, pooled, strict=True)),
         }
 
 
-class Place:
+class PlaceStats:
     """One place in the network, with and without the first position of every row."""
 
     def __init__(self) -> None:
-        self.all, self.later = Collected(), Collected()
+        self.all, self.later = ActivationStats(), ActivationStats()
 
     def add(self, states: torch.Tensor) -> None:
         """See the states `[batch, seq, d]`, the first of each row first."""
@@ -117,17 +119,17 @@ def outliers(
     *,
     context: int | None = None,
     windows: int = 32,
-    tick: Tick = no_tick,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """
     Outliers of the stream and of every linear map's input.
 
     Args:
-        model, tokenizer: As for [`subject`].
+        model, tokenizer: As for [`evaluated`].
         texts: Texts or rows of token ids, cut into windows.
         context (`int`, *optional*): Tokens of a window; all the model takes, at most 1,024, if not given.
         windows (`int`, defaults to 32): How many are read at most.
-        tick: Called with the number of windows that were read.
+        progress: Called with the number of windows that were read.
 
     Returns:
         `dict`: `stream`: a list, the first of the embeddings, then one per layer, before a final norm outside of the
@@ -144,17 +146,17 @@ def outliers(
     Raises:
         ValueError: if an argument is impossible, no text has two tokens, or no linear map inside the model is seen.
     """
-    measured = subject(model, tokenizer)
+    measured = evaluated(model, tokenizer)
     context = measured.context(context)
     if windows < 1:
         raise ValueError(f"`windows` must be at least 1, got {windows}.")
-    start = [beginning(measured)] if measured.begins_texts and context > 1 else []
+    start = [measured.beginning()] if measured.begins_texts and context > 1 else []
     pieces = [[*start, *piece] for piece in pieces_of(measured.encode(texts), context - len(start), windows)]
     if not pieces:
         raise ValueError("`predictions` must hold a text of at least two tokens, got none.")
-    stream: list[Place] = []
-    after_norm = Place()
-    inputs: dict[str, Place] = {}
+    stream: list[PlaceStats] = []
+    after_norm = PlaceStats()
+    inputs: dict[str, PlaceStats] = {}
     strange: set[str] = set()
     length = 0
 
@@ -162,7 +164,7 @@ def outliers(
         def hook(module: nn.Module, arguments: tuple) -> None:
             # Only where there is a vector for each token, in their order, is it known which is the first one's.
             if arguments and arguments[0].shape[:-1] in ((1, length), (length,)):
-                inputs.setdefault(name, Place()).add(arguments[0].reshape(1, length, -1))
+                inputs.setdefault(name, PlaceStats()).add(arguments[0].reshape(1, length, -1))
             else:
                 strange.add(name)
 
@@ -178,10 +180,10 @@ def outliers(
             if (before := norms.input_of(states[-1])) is not None:
                 after_norm.add(states[-1])
                 states[-1] = before
-            stream = stream or [Place() for _ in states]
+            stream = stream or [PlaceStats() for _ in states]
             for place, state in zip(stream, states, strict=True):
                 place.add(state)
-            tick(1)
+            progress(1)
     finally:
         for handle in handles:
             handle.remove()
@@ -282,3 +284,57 @@ def without_transports(model: nn.Module, parameters: Iterable[str]) -> list[str]
         for name in parameters
         if not isinstance(model.get_submodule(name.rpartition(".")[0]), RiGPTTransport)
     ]
+
+
+def quantities(result: dict[str, Any]) -> list[Quantity]:
+    """The summary."""
+    summary = result["summary"]
+    listed = [
+        Quantity("excess kurtosis of the stream", "largest of all layers", summary["excess_kurtosis"]),
+        Quantity("crest factor of the stream", "largest of all layers", summary["crest_factor"]),
+    ]
+    if summary["outlier_safe_pretraining"] is not None:
+        name = "excess kurtosis, Outlier-Safe Pre-Training"
+        listed.append(Quantity(name, "mean of all blocks", summary["outlier_safe_pretraining"]))
+    return listed
+
+
+def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
+    """Kurtosis of the stream, layer by layer."""
+    picture.set_size_inches(WIDTH, 2.3)
+    axes = picture.subplots()
+    drawn, said = [0.0], []
+    for index, (name, colour) in enumerate(names.items()):
+        stream = task["models"][name]["stream"]
+        # Where models do not differ, the later line lies upon the earlier one and must leave some of it to see; and so
+        # must lines and dots of the rings around them, as the first position often makes no difference.
+        width, size = (1.0, 3) if index == len(names) - 1 else (2.6, 4.5)
+        styles: dict[str, tuple[str, dict[str, Any]]] = {
+            "all": (name, {"linewidth": width, "markersize": size}),
+            "without_first": (
+                f"{name}, without the first position",
+                {"linestyle": ":", "linewidth": width, "markersize": size + 3, "fillstyle": "none"},
+            ),
+        }
+        for key, (label, style) in styles.items():
+            values = [number(each[key].get("per_token", {}).get("excess_kurtosis")) for each in stream]
+            axes.plot(range(len(values)), values, marker="o", color=colour, label=label, **style)
+            drawn += values
+            said.append(f"{label}: {', '.join(map(shown, values))}.")
+    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    readable(axes.yaxis, drawn, 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="layer (0: embeddings)", ylabel="excess kurtosis per token")
+    return " ".join(said)
+
+
+MEASURE = Measure(
+    "outliers",
+    "How unequally are the coordinates of the stream filled? The excess kurtosis of a Gaussian is 0; outliers make it "
+    "large and rounding expensive.",
+    outliers,
+    quantities,
+    "excess kurtosis of the stream, layer by layer",
+    draw,
+    card_words="outliers",
+)

@@ -9,13 +9,16 @@ part of the result.
 
 import math
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from .likelihood import Side, Tick, no_tick, rolling_windows, score
-from .subjects import Subject, Texts, subject
+from ..drawing import INTERVALS, draw_intervals
+from ..likelihood import Progress, Side, exponential, no_progress, rolling_windows, score
+from ..measure import Inputs, Measure, Quantity, rows_of_task
+from ..models import EvaluatedModel, Texts, evaluated
 
 
 # WikiText as published has spaces around punctuation and marks inside numbers and words; in this order, they go.
@@ -64,13 +67,13 @@ def perplexity(
     separator: str | None = None,
     batch_size: int = 8,
     padding_side: Side = "right",
-    tick: Tick = no_tick,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """
     The perplexity of a model on texts.
 
     Args:
-        model, tokenizer: As for [`subject`].
+        model, tokenizer: As for [`evaluated`].
         texts (`list[str]` or `list[list[int]]`): Documents, or rows of token ids.
         context (`int`, *optional*): Tokens that the model reads at once; all it takes, at most 1,024, if not given.
         stride (`int`, *optional*): How far windows lie apart; `context` if not given. See [`rolling_windows`].
@@ -78,20 +81,20 @@ def perplexity(
             so that its first token is asked for too; without, that token is not scored.
         detokenizer (`"none"` or `"wikitext"`): What is undone before the model reads.
         separator (`str`, *optional*): Joins all texts into one; each is scored on its own if not given.
-        batch_size, padding_side, tick: As for [`score`].
+        batch_size, padding_side, progress: As for [`score`].
 
     Returns:
         `dict`: `loss` (nats per token), `perplexity` (its exponential), `tokens` (that were scored). For texts also
         `word_perplexity` and `byte_perplexity`, the exponentials of all nats over the number of words and of UTF-8
         bytes of the texts *as given*, before the detokenizer, which is what makes models with different tokenizers
         comparable (the bytes of a first token that is not scored do not count, its word does); `bits_per_byte`,
-        `words`, `bytes`. `samples`: nats, tokens and bytes of each text (of each window
-        where texts are joined), which paired tests need. `protocol`: all arguments that the number depends on.
+        `words`, `bytes`. `samples`: nats, tokens and bytes of each text (of each window where texts are joined), which
+        paired tests need. `protocol`: all arguments that the number depends on.
 
     Raises:
         ValueError: if an argument is impossible, or nothing is left to score.
     """
-    measured = subject(model, tokenizer)
+    measured = evaluated(model, tokenizer)
     context = measured.context(context)
     as_text = not isinstance(texts, str) and len(texts) > 0 and isinstance(texts[0], str)
     if not as_text and (detokenizer != "none" or separator is not None):
@@ -105,13 +108,19 @@ def perplexity(
             words, bytes_, given = [sum(words)], [sum(bytes_) + joints], [separator.join(given)]
     rows = measured.encode(given)
     if bos:
-        rows = [[beginning(measured), *row] for row in rows]
+        rows = [[measured.beginning(), *row] for row in rows]
     elif bytes_ is not None:
         # What is not asked for must not be counted, or long tokens would make a model look good.
         firsts = [first_bytes(measured, row, text) for row, text in zip(rows, given, strict=True)]
         bytes_ = [max(size - first, 0) for size, first in zip(bytes_, firsts, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]
-    scores = score(measured, chain.from_iterable(windows), batch_size=batch_size, padding_side=padding_side, tick=tick)
+    scores = score(
+        measured,
+        chain.from_iterable(windows),
+        batch_size=batch_size,
+        padding_side=padding_side,
+        progress=progress,
+    )
     sums = [[float(next(scores).losses.sum()) for _ in each] for each in windows]
     counts = [[len(window.targets) for window in each] for each in windows]
     joined = len(rows) == 1
@@ -153,7 +162,7 @@ def plain(texts: Texts, detokenizer: str) -> Any:
     return [detokenize(text, detokenizer) for text in texts]  # type: ignore[arg-type]
 
 
-def first_bytes(measured: Subject, row: list[int], text: str) -> int:
+def first_bytes(measured: EvaluatedModel, row: list[int], text: str) -> int:
     """UTF-8 bytes of a text that its first token stands for."""
     if not row:
         return 0
@@ -170,22 +179,46 @@ def first_bytes(measured: Subject, row: list[int], text: str) -> int:
     return len(piece.encode()) - added
 
 
-def exponential(value: float) -> float:
-    """`exp`, infinite where it is too large for a number."""
-    return math.inf if value >= 700 else math.exp(value)
+def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
+    """Texts begin with the token for that, if there is one, so that every token of their own counts."""
+    inputs = rows_of_task(model, texts, task)
+    if texts.are_tokens:
+        return inputs
+    return replace(inputs, arguments={"bos": model.first_token is not None} | inputs.arguments)
 
 
-def beginning(measured: Subject) -> int:
-    """
-    The id of the token that texts begin with; GPT-2's end-of-text serves as that too.
+def quantities(result: dict[str, Any]) -> list[Quantity]:
+    """Perplexity, and what it is tested by: bits per byte, or the loss where examples have no number of bytes."""
+    samples = result["samples"]
+    nats, tokens = samples["nats"], samples["tokens"]
+    listed = [Quantity("perplexity", "per token", result["perplexity"], "less", nats, tokens, is_exponential=True)]
+    if "bytes" in samples:
+        bits = [each / math.log(2) for each in nats]
+        listed.append(Quantity("bits per byte", "bits", result["bits_per_byte"], "less", bits, samples["bytes"]))
+    else:
+        # Token ids, or texts joined to one, whose windows have a number of tokens but not of bytes.
+        listed.append(Quantity("loss", "nats per token", result["loss"], "less", nats, tokens))
+        if "bits_per_byte" in result:
+            listed.append(Quantity("bits per byte", "bits", result["bits_per_byte"]))
+    if "word_perplexity" in result:
+        listed.append(Quantity("word perplexity", "per word", result["word_perplexity"]))
+    return listed
 
-    Raises:
-        ValueError: if neither the tokenizer nor the configuration knows one that the model has a row for.
-    """
-    for source in (measured.tokenizer, getattr(measured.model, "config", None)):
-        for name in ("bos_token_id", "eos_token_id"):
-            value = getattr(source, name, None)
-            size = getattr(getattr(measured.model, "config", None), "vocab_size", None)
-            if isinstance(value, int) and (size is None or 0 <= value < size):
-                return value
-    raise ValueError("`bos` needs a token that texts begin with, and the tokenizer has none. Leave it out.")
+
+MEASURE = Measure(
+    "perplexity",
+    "How well does the model predict the text? Less is better.",
+    perplexity,
+    quantities,
+    INTERVALS,
+    draw_intervals,
+    draws_intervals=True,
+    needs=needs,
+    card_words="perplexity",
+    hub_types={
+        "perplexity": "perplexity",
+        "word perplexity": "word_perplexity",
+        "bits per byte": "bits_per_byte",
+        "loss": "loss",
+    },
+)

@@ -1,120 +1,76 @@
-"""How fast models are, side by side: they take turns, so that the machine's moods fall on all of them."""
+"""How fast models are, side by side."""
 
+import inspect
+import math
 import re
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import StaticCache
 
-from .likelihood import Tick, no_tick
-from .subjects import Subject, subject
+from ..drawing import IN_TABLE, finish, number, panels
+from ..likelihood import Progress, no_progress
+from ..measure import Inputs, Measure, NotApplicable, Quantity
+from ..models import EvaluatedModel, evaluated
+from ..numbers import number as shown
+from ..timing import Action, Prepared, own_peak_memory, ratios, spread, take_turns
 
 
 # A prompt, and tokens that are generated after it.
 PROMPT, NEW_TOKENS = 128, 32
-Action = Callable[[], float]
 # How the last line of a traceback begins.
 ERROR = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception|Interrupt|Exit))\b", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An action that needs something first, which takes time that is not its own."""
-
-    prepare: Callable[[], Any]
-    act: Callable[[Any], float]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read now means something."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def prefill(model: Any, ids: torch.Tensor) -> Action:
+def prefill(model: Any, ids: torch.Tensor) -> Callable[[], None]:
     """One pass over the prompt that fills a cache and returns the last logits, as `generate` begins."""
 
     @torch.inference_mode()
-    def run() -> float:
+    def run() -> None:
         model(ids, use_cache=True, logits_to_keep=1)
-        return 1.0
 
     return run
 
 
-def generation(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS, static: bool = False) -> Action:
-    """Greedy tokens after a prompt `[batch, seq]`, one cached step each; the timing counts a single step."""
-    length = ids.shape[1]
-
-    @torch.inference_mode()
-    def run() -> float:
-        eager = getattr(model, "_orig_mod", model)
-        cache = StaticCache(config=model.config, max_cache_len=length + new_tokens) if static else None
-        output = eager(ids, use_cache=True, past_key_values=cache, logits_to_keep=1)
-        cache = output.past_key_values
-        for position in range(length, length + new_tokens):
-            token = output.logits[:, -1:].argmax(dim=-1)
-            output = model(token, past_key_values=cache, use_cache=True, position_ids=torch.full_like(token, position))
-        return float(new_tokens)
-
-    return run
-
-
-def decoding(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS) -> Prepared:
-    """Greedy tokens after a prompt `[batch, seq]`, whose own pass is not timed; the timing counts a single step."""
+def decoding(model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS, static: bool = False) -> Prepared:
+    """Greedy tokens after a prompt `[batch, seq]`, one cached step each; the prompt's own pass is the preparation."""
     length = ids.shape[1]
 
     @torch.inference_mode()
     def read() -> Any:
-        return model(ids, use_cache=True, logits_to_keep=1)
+        eager = getattr(model, "_orig_mod", model)
+        cache = StaticCache(config=model.config, max_cache_len=length + new_tokens) if static else None
+        return eager(ids, use_cache=True, past_key_values=cache, logits_to_keep=1)
 
     @torch.inference_mode()
-    def write(output: Any) -> float:
+    def write(output: Any) -> None:
         cache = output.past_key_values
         for position in range(length, length + new_tokens):
             token = output.logits[:, -1:].argmax(dim=-1)
             output = model(token, past_key_values=cache, use_cache=True, position_ids=torch.full_like(token, position))
-        return float(new_tokens)
 
     return Prepared(read, write)
 
 
-def take_turns(
-    actions: Mapping[str, Action | Prepared], turns: int, device: torch.device, tick: Callable[[], Any]
-) -> dict[str, list[float]]:
-    """Seconds per unit of work for each action, measured in alternation after one unmeasured turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(turns + 1):
-        # The one that goes first changes, so that none always finds the caches as another left them.
-        for name in list(actions) if turn % 2 else list(actions)[::-1]:
-            action = actions[name]
-            given = (action.prepare(),) if isinstance(action, Prepared) else ()
-            act: Callable[..., float] = action.act if isinstance(action, Prepared) else action
-            synchronize(device)
-            start = time.perf_counter()
-            units = act(*given)
-            synchronize(device)
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / units)
-        tick()
-    return seconds
+def generation(
+    model: Any, ids: torch.Tensor, new_tokens: int = NEW_TOKENS, static: bool = False
+) -> Callable[[], None]:
+    """[`decoding`] and the pass over the prompt."""
+    whole = decoding(model, ids, new_tokens, static)
+    return lambda: whole.act(whole.prepare())
 
 
-def own_peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # `getrusage` starts from the peak of the parent process there
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def first_token(model: Any, ids: torch.Tensor) -> Callable[[], None]:
+    """`generate` for one token."""
+
+    def run() -> None:
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)
+
+    return run
 
 
 def throughput(
@@ -126,20 +82,20 @@ def throughput(
     turns: int = 7,
     memory: bool = True,
     seed: int = 0,
-    tick: Tick = no_tick,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """
     Speed and memory of models, measured in turns in one process on the same prompt of random tokens.
 
     Args:
-        models: One or more models, by what to call them; each as for [`subject`]. Ratios are to the last one.
+        models: One or more models, by what to call them; each as for [`evaluated`]. Ratios are to the last one.
         prompt (`int`, defaults to 128), new_tokens (`int`, defaults to 32): Tokens that are read and generated.
         batch_size (`int`, defaults to 1): Rows at once.
         turns (`int`, defaults to 7): Paired measurements, at least 3.
         memory (`bool`, defaults to `True`): Whether to measure peak memory too: on a GPU what was allocated, on a CPU
             the resident memory of a fresh process that loads the model and generates.
         seed (`int`, defaults to 0): Of the prompt.
-        tick: Called with 1 after every turn; there are `3 * (turns + 1)`.
+        progress: Called with 1 after every turn; there are `3 * (turns + 1)`.
 
     Returns:
         `dict`: `models`: of each `prefill_tokens_per_second`, `decode_tokens_per_second` (without the pass over
@@ -158,36 +114,35 @@ def throughput(
     for name, value in {"prompt": prompt, "new_tokens": new_tokens, "batch_size": batch_size, "turns": turns}.items():
         if value < least[name]:
             raise ValueError(f"`{name}` must be at least {least[name]}, got {value}.")
-    subjects = {name: subject(model) for name, model in models.items()}
-    for name, each in subjects.items():
+    evaluated_models = {name: evaluated(model) for name, model in models.items()}
+    for name, each in evaluated_models.items():
         if each.positions is not None and prompt + new_tokens > each.positions:
             raise ValueError(
                 f"`prompt` and `new_tokens` must fit into the {each.positions} positions of {name}, got "
                 f"{prompt} and {new_tokens}."
             )
-    size = min(int(each.model.config.vocab_size) for each in subjects.values())
+    size = min(int(each.model.config.vocab_size) for each in evaluated_models.values())
     ids = torch.randint(size, (batch_size, prompt), generator=torch.Generator().manual_seed(seed))
-    device = next(iter(subjects.values())).device
+    device = next(iter(evaluated_models.values())).device
 
-    def times(make: Callable[[Any, torch.Tensor], Action | Prepared]) -> dict[str, list[float]]:
-        actions = {name: make(each.model, ids.to(each.device)) for name, each in subjects.items()}
-        return take_turns(actions, turns, device, lambda: tick(1))
+    def times(make: Callable[..., Action], *arguments: int, units: int = 1) -> dict[str, list[float]]:
+        actions = {name: make(each.model, ids.to(each.device), *arguments) for name, each in evaluated_models.items()}
+        return take_turns(actions, turns, lambda: progress(1), units)
 
     rates = {
         "prefill_tokens_per_second": (times(prefill), batch_size * prompt),
-        "decode_tokens_per_second": (times(lambda model, ids: decoding(model, ids, new_tokens)), batch_size),
+        "decode_tokens_per_second": (times(decoding, new_tokens, units=new_tokens), batch_size),
         "time_to_first_token": (times(first_token), 0),
     }
-    found: dict[str, dict[str, Any]] = {name: {} for name in subjects}
-    ratios: dict[str, dict[str, Any]] = {}
-    *others, last = subjects
+    found: dict[str, dict[str, Any]] = {name: {} for name in evaluated_models}
+    compared: dict[str, dict[str, Any]] = {}
+    *others, last = evaluated_models
     for key, (seconds, tokens) in rates.items():
-        for name in subjects:
+        for name in evaluated_models:
             found[name][key] = spread([tokens / value if tokens else value for value in seconds[name]])
         for name in others:
-            pairs = zip(seconds[last], seconds[name], strict=True)
-            turns_of = [theirs / own for theirs, own in pairs]
-            ratios.setdefault(name, {})[key] = spread(turns_of) | {"values": turns_of}
+            values = ratios(seconds[last], seconds[name])
+            compared.setdefault(name, {})[key] = spread(values) | {"values": values}
     protocol: dict[str, Any] = {
         "prompt": prompt,
         "new_tokens": new_tokens,
@@ -199,7 +154,7 @@ def throughput(
     }
     if memory:
         protocol["peak_memory"] = []
-        for name, each in subjects.items():
+        for name, each in evaluated_models.items():
             try:
                 found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)
                 line = "allocated on the device" if each.device.type == "cuda" else "resident, of a process of its own"
@@ -207,23 +162,7 @@ def throughput(
                 # What was timed before must not be lost with it.
                 line = f"not measured: {reason(error)}"
             protocol["peak_memory"].append(line)
-    return {"models": found, "ratios": ratios, "protocol": protocol}
-
-
-def first_token(model: Any, ids: torch.Tensor) -> Action:
-    """`generate` for one token."""
-
-    def run() -> float:
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)
-        return 1.0
-
-    return run
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    lower, median, upper = statistics.quantiles(values, n=4)
-    return {"median": median, "lower": lower, "upper": upper}
+    return {"models": found, "ratios": compared, "protocol": protocol}
 
 
 def own_bytes(model: Any) -> int:
@@ -240,7 +179,7 @@ def reason(error: Exception) -> str:
     return f"its process ended with status {error.returncode}" + (f" ({kinds[-1]})" if kinds else "")
 
 
-def peak_memory(measured: Subject, ids: torch.Tensor, new_tokens: int) -> int:
+def peak_memory(measured: EvaluatedModel, ids: torch.Tensor, new_tokens: int) -> int:
     """Peak memory in bytes while a model reads a prompt and generates."""
     device = measured.device
     if device.type == "cuda":
@@ -252,19 +191,84 @@ def peak_memory(measured: Subject, ids: torch.Tensor, new_tokens: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         measured.model.save_pretrained(folder)
         shape = [str(size) for size in ids.shape]
-        command = [sys.executable, "-m", __name__, folder, *shape, str(new_tokens)]
+        command = [sys.executable, "-c", f"from {__name__} import main; main()", folder, *shape, str(new_tokens)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
+
+
+def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
+    """A model that can generate token by token with `past_key_values`."""
+    if "past_key_values" not in inspect.signature(model.model.forward).parameters:
+        line = f"{type(model.model).__name__} takes no `past_key_values`, with which decoding is timed."
+        raise NotApplicable(line)
+    return Inputs(None, dict(task.arguments))
+
+
+def fit(arguments: dict[str, Any], context: int | None, models: list[EvaluatedModel]) -> dict[str, Any]:
+    """A prompt and an answer that fit into every model."""
+    most = min((each.positions for each in models if each.positions is not None), default=None)
+    if most is None:
+        return arguments
+    new = min(arguments.get("new_tokens", NEW_TOKENS), max(most // 2, 1))
+    return arguments | {"new_tokens": new, "prompt": min(arguments.get("prompt", PROMPT), max(most - new, 1))}
+
+
+# By their keys in a result: what speeds are called, their units, which is better, and the headings of their pictures.
+TIMED: dict[str, tuple[str, str, Any, str]] = {
+    "prefill_tokens_per_second": ("prefill", "tokens/s", "more", "prefill (tokens per second)"),
+    "decode_tokens_per_second": ("decoding", "tokens/s", "more", "decoding (tokens per second)"),
+    "time_to_first_token": ("time to first token", "s", "less", "time to the first token (seconds, less is faster)"),
+}
+
+
+def quantities(result: dict[str, Any]) -> list[Quantity]:
+    """Medians and memory of one model, with its ratios to the baseline."""
+    listed = []
+    for key, (name, unit, better, _) in TIMED.items():
+        values = result.get("ratios", {}).get(key, {}).get("values")
+        listed.append(Quantity(name, unit, result[key]["median"], better, ratios=values))
+    if "peak_memory" in result:
+        listed.append(Quantity("peak memory", "bytes", result["peak_memory"]))
+    return listed
+
+
+def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
+    """Speeds as they were measured."""
+    for axes, (key, (_, _, _, label)) in zip(panels(picture, len(TIMED), len(names)), TIMED.items(), strict=True):
+        most = 0.0
+        for place, (name, colour) in enumerate(names.items()):
+            measured = task["models"][name][key]
+            value, ends = number(measured["median"]), [number(measured["lower"]), number(measured["upper"])]
+            axes.barh(place, value, 0.7, color=colour, label=name)
+            axes.plot(ends, [place, place], "|-", color="black", linewidth=1, markersize=5)
+            end = max((each for each in (value, *ends) if math.isfinite(each)), default=0.0)
+            beside: dict[str, Any] = {"textcoords": "offset points", "ha": "left", "va": "center", "fontsize": 7.5}
+            axes.annotate(shown(value), (end, place), (4, 0), **beside)
+            most = max(most, end)
+        # Room for the number beyond the longest bar.
+        axes.set_xlim(0, 1.15 * most or 1)
+        finish(axes, label, len(names))
+    return IN_TABLE
+
+
+MEASURE = Measure(
+    "throughput",
+    "How fast is it? Models take turns on one machine.",
+    throughput,
+    quantities,
+    "medians, and the quartiles around them",
+    draw,
+    needs=needs,
+    fit=fit,
+    card_words="speed",
+    together=True,
+)
 
 
 def main() -> None:
     """What `peak_memory` runs in a process of its own: a folder, rows, tokens of the prompt, and new ones."""
     folder, *numbers = sys.argv[1:]
     batch, prompt, new_tokens = map(int, numbers)
-    measured = subject(folder)
+    measured = evaluated(folder)
     generation(measured.model, torch.zeros(batch, prompt, dtype=torch.long), new_tokens)()
     print(own_peak_memory())
-
-
-if __name__ == "__main__":
-    main()

@@ -3,28 +3,26 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+
+from .arguments import argument, flag, option
 
 
 def card(
-    folder: Annotated[Path, typer.Argument(help="Folder of a saved RiGPT.")],
-    repo: Annotated[
-        str | None, typer.Option(help="Where it will be on the Hub, such as me/my-rigpt.", show_default="none")
-    ] = None,
+    folder: Annotated[Path, argument("Folder of a saved RiGPT.")],
+    repo: Annotated[str | None, option("Where it will be on the Hub, such as me/my-rigpt.", "none")] = None,
     results: Annotated[
-        Path | None,
-        typer.Option(help="results.json of rigpt evaluate on this folder.", show_default="that of the folder, if any"),
+        Path | None, option("results.json of rigpt evaluate on this folder.", "that of the folder, if any")
     ] = None,
-    facts: Annotated[
+    metadata: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file with what only you know: title, description, license, language, datasets, base_model, "
+        option(
+            "YAML file with what only you know: title, description, license, language, datasets, base_model, "
             "authors, intended_use, limits, citation.",
-            show_default="none",
+            "none",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier card.", show_default="no")] = False,
+    force: Annotated[bool, flag("force", "Replace an earlier card.")] = False,
 ):
     """
     Write the model card (README.md) of a saved RiGPT from what is known of it.
@@ -34,11 +32,11 @@ def card(
     made up: what nobody has stated or measured is listed as such. Without an evaluation the invariance error is
     measured now, on random tokens.
 
-        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --facts facts.yaml
+        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --metadata metadata.yaml
     """
-    from ..conversion.assemble import quiet_loading
+    from ..checkpoints.read import quiet_loading
     from ..model_cards.card import write_card
 
     with quiet_loading():
-        path = write_card(folder, repo_id=repo, results=results, facts=facts, force=force)
+        path = write_card(folder, repo_id=repo, results=results, metadata=metadata, force=force)
     Console().print(f"Card in {path}")

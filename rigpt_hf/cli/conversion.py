@@ -7,29 +7,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .common import DTYPES, check_comparable, check_device, load, report, rigpt_config, text_ids, to_dtype
+from ..demo.options import DemoOptions
+from ..extras import require
+from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
+from .common import check_device, report, to_dtype
 
 
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the model and the report.")] = Path("runs/demo"),
-    model: Annotated[
-        str | None,
-        typer.Option(help="Stock model to use instead of training one: a Hub id or a folder.", show_default="none"),
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text file to train on instead of documentation.", show_default="none")
-    ] = None,
-    megabytes: Annotated[float, typer.Option(help="How much documentation to gather at most.")] = 20.0,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 800,
-    seed: Annotated[int, typer.Option(help="Of the text's order, the training, the rotation, the samples.")] = 0,
-    prompt: Annotated[
-        str | None, typer.Option(help="What the models continue.", show_default="depends on the model")
-    ] = None,
-    points: Annotated[int, typer.Option(help="Points on the way from the identity to the rotation.")] = 9,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier demo in OUTPUT.", show_default="no")
-    ] = False,
-):
+def demo(options: DemoOptions):
     """
     Turn a stock GPT-2 into a RiGPT, prove it equal, rotate it, save it, and write a report.
 
@@ -38,32 +22,25 @@ def demo(
 
         rigpt demo --model openai-community/gpt2
     """
-    from ..demo import DemoOptions, run_demo
+    require("demo")
+    from ..demo.run import run_demo
 
-    run_demo(DemoOptions(output, model, text, megabytes, steps, seed, prompt, points, force))
+    run_demo(options)
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder with safetensors, or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
-    gguf_file: Annotated[
-        str | None, typer.Option(help="Name of a GGUF file in the folder SOURCE.", show_default="none")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
+    source: Annotated[str, argument("Folder with safetensors, or Hub id.")],
+    output: Output,
+    revision: Revision = None,
+    gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
+    dtype: Dtype = None,
     dropout: Annotated[
-        str, typer.Option(help="What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse.")
+        str, option("What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse.")
     ] = "vector",
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    max_shard_size: ShardSize = None,
+    seed: Seed = 0,
+    device: Annotated[str, option("Where to compute.")] = "cpu",
+    force: Force = False,
 ):
     """
     Convert a GPT-2, Llama, Mistral or Qwen2 checkpoint into a RiGPT folder, with a certificate that it is the same
@@ -90,19 +67,15 @@ def convert(
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    to: Annotated[str, typer.Option(help="Stock architecture: gpt2, llama or qwen2.")] = "gpt2",
+    source: Source,
+    output: Output,
+    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2.")] = "gpt2",
     frame: Annotated[
-        str, typer.Option(help="Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto.")
+        str, option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto.")
     ] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+    force: Force = False,
 ):
     """
     Export a RiGPT to an unmodified stock model, with a certificate that it is the same function.
@@ -118,19 +91,18 @@ def export(
 
 
 def verify(
-    a: Annotated[str, typer.Argument(help="First model: folder or Hub id.")],
-    b: Annotated[str, typer.Argument(help="Second model.")],
-    text: Annotated[Path | None, typer.Option(help="Compare on this text.", show_default="random tokens")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Compute in: {', '.join(DTYPES)}.", show_default="as saved")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of random tokens.")] = 0,
+    a: Annotated[str, argument("First model: folder or Hub id.")],
+    b: Annotated[str, argument("Second model.")],
+    text: Annotated[Path | None, option("Compare on this text.", "random tokens")] = None,
+    dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved")] = None,
+    seed: Annotated[int, option("Of random tokens.")] = 0,
 ):
     """
     Compare two models on the same inputs and print a certificate. Exit code 1 if they are not the same function.
 
         rigpt verify openai-community/gpt2 my-rigpt
     """
+    from ..checkpoints.named import check_comparable, load, text_ids
     from ..conversion import certify
 
     check_comparable(a, b)
@@ -142,7 +114,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")]):
+def info(source: Source):
     """
     Show shapes, parameter count and frames of a RiGPT, from its configuration alone.
 
@@ -151,9 +123,11 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     import torch
 
     from .. import RiGPTForCausalLM
-    from ..symmetry import axes, frames
+    from ..checkpoints.named import rigpt_config
+    from ..frames import layer_of, table_of
 
     config = rigpt_config(source)
+    known = table_of(config)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
@@ -164,20 +138,20 @@ def info(source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")])
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0
-    for name, frame in frames(config).items():
+    for name, frame in known.kinds.items():
         copies = frame.copies * (config.num_hidden_layers if frame.per_layer else 1)
         total += copies * frame.group.dimension
         table.add_row(name, str(frame.group), str(copies), f"{copies * frame.group.dimension:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
-    entries = axes(config)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
     for name, parameter in model.named_parameters():
-        pattern = name.replace(".layers.0.", ".layers.*.")
-        if pattern in entries:
+        if layer_of(name) in (None, 0):
             turning = [
                 " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
-                for axis in entries[pattern]
+                for axis in known.row(name)
             ]
-            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
+            table.add_row(
+                name.replace(".layers.0.", ".layers.*."), " x ".join(map(str, parameter.shape)), ", ".join(turning)
+            )
     console.print(table)

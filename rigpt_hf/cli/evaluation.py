@@ -8,55 +8,42 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..extras import needs
+from .arguments import argument, option
+from .common import check_device, to_dtype
+
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a causal language model, RiGPT or any other.")],
-    against: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of the baseline to compare with.", show_default="none")
-    ] = None,
-    suite: Annotated[str, typer.Option(help="What is measured: core, full, or a YAML file of your own.")] = "core",
-    output: Annotated[Path, typer.Option(help="Folder for results.json, table.md, report.html.")] = Path(
-        "runs/evaluation"
-    ),
+    model: Annotated[str, argument("Folder or Hub id of a causal language model, RiGPT or any other.")],
+    against: Annotated[str | None, option("Folder or Hub id of the baseline to compare with.", "none")] = None,
+    suite: Annotated[str, option("What is measured: core, full, or a YAML file of your own.")] = "core",
+    output: Annotated[Path, option("Folder for results.json, table.md, report.html.")] = Path("runs/evaluation"),
     text: Annotated[
         str | None,
-        typer.Option(
-            help="Text to measure on: docs, a file or folder, a .bin of token ids, a data set on the Hub. A .txt file "
+        option(
+            "Text to measure on: docs, a file or folder, a .bin of token ids, a data set on the Hub. A .txt file "
             "is one document unless <|endoftext|> stands between several; each row of JSONL or parquet is one.",
-            show_default="what the suite says",
+            "what the suite says",
         ),
     ] = None,
-    documents: Annotated[
-        int | None, typer.Option(help="How many documents.", show_default="what the suite says")
-    ] = None,
+    documents: Annotated[int | None, option("How many documents.", "what the suite says")] = None,
     fraction: Annotated[
-        float, typer.Option(help="Share of the suite's documents and examples, for a model too slow for all.")
+        float, option("Share of the suite's documents and examples, for a model too slow for all.")
     ] = 1.0,
     standard_tasks: Annotated[
-        str, typer.Option(help="Tasks of lm-eval, with commas, such as lambada_openai,hellaswag,piqa.")
+        str, option("Tasks of lm-eval, with commas, such as lambada_openai,hellaswag,piqa.")
     ] = "",
-    include_path: Annotated[
-        Path | None, typer.Option(help="Folder of lm-eval task files of your own.", show_default="none")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Examples of each lm-eval task at most.", show_default="all")
-    ] = None,
+    include_path: Annotated[Path | None, option("Folder of lm-eval task files of your own.", "none")] = None,
+    limit: Annotated[int | None, option("Examples of each lm-eval task at most.", "all")] = None,
     fewshot: Annotated[
-        int | None,
-        typer.Option(help="Solved examples before each question of lm-eval.", show_default="as the task says", min=0),
+        int | None, option("Solved examples before each question of lm-eval.", "as the task says", min=0)
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens of an lm-eval request at most.", show_default="what both models take")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows that go through a model at once.", min=1)] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda:0.", show_default="the best there is")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Such as float32 or bfloat16.", show_default="as the weights are stored")
-    ] = None,
-    names: Annotated[str, typer.Option(help="What to call the two, with a comma.")] = "model,baseline",
-    force: Annotated[bool, typer.Option(help="Replace results of other models in the output folder.")] = False,
+    max_length: Annotated[int | None, option("Tokens of an lm-eval request at most.", "what both models take")] = None,
+    batch_size: Annotated[int, option("Rows that go through a model at once.", min=1)] = 8,
+    device: Annotated[str | None, option("Such as cpu or cuda:0.", "the best there is")] = None,
+    dtype: Annotated[str | None, option("Such as float32 or bfloat16.", "as the weights are stored")] = None,
+    names: Annotated[str, option("What to call the two, with a comma.")] = "model,baseline",
+    force: Annotated[bool, option("Replace results of other models in the output folder.")] = False,
 ):
     """
     Measure a model, beside a baseline if there is one, and say what the difference is worth.
@@ -74,15 +61,15 @@ def evaluate(
 
         accelerate launch --multi_gpu -m rigpt_hf.cli evaluate my-rigpt --against gpt2
     """
-    from accelerate import PartialState
+    with needs("eval"):
+        from accelerate import PartialState
 
-    from ..conversion.assemble import quiet_loading
-    from ..evaluation.harness.results import failures
-    from ..evaluation.harness.runner import EvaluateOptions
-    from ..evaluation.harness.runner import evaluate as run
-    from ..evaluation.harness.standard_tasks import StandardOptions
-    from ..evaluation.harness.tables import header, rows
-    from .common import check_device, to_dtype
+        from ..checkpoints.read import quiet_loading
+        from ..evaluation.harness.results import failures
+        from ..evaluation.harness.runner import EvaluateOptions
+        from ..evaluation.harness.runner import evaluate as run
+        from ..evaluation.harness.standard_tasks import StandardOptions
+        from ..evaluation.harness.tables import header, rows
 
     to_dtype(dtype)
     if device is not None:

@@ -8,14 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..extras import require
+from .arguments import argument, flag, option
 from .common import check_file, new_file
 
 
 def lab(
-    name: Annotated[str | None, typer.Argument(help="Which one, or all.", show_default="none: list them all")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/lab"),
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn at random.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace earlier pictures.", show_default="no")] = False,
+    name: Annotated[str | None, argument("Which one, or all.", "none: list them all")] = None,
+    output: Annotated[Path, option("Folder for the pictures.")] = Path("runs/lab"),
+    seed: Annotated[int, option("Of everything that is drawn at random.")] = 0,
+    force: Annotated[bool, flag("force", "Replace earlier pictures.")] = False,
 ):
     """
     Make figures that explain RiGPT, as PNG, and say what is to be seen in them. Without a name: list them.
@@ -39,6 +41,7 @@ def lab(
             table.add_row(each, entry.line, str(len(file_names(each))) if there else "not in this version")
         console.print(table)
         return
+    require("pictures")
     names = list(LABS) if name == "all" else [name]
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another one.")
@@ -63,12 +66,12 @@ def lab(
 def make(name: str, output: Path, seed: int, force: bool, console: Console):
     """Make the pictures of one lab; what is to be seen in each, and its path, are printed."""
     from ..lab.running import run_lab
-    from ..lab.showing import png
+    from ..pictures import save
 
     with console.status(f"Making {name}"):
         shown = run_lab(name, seed)
     for each in shown:
         path = output / ("-".join(filter(None, (name, each.name))) + ".png")
         with new_file(path, "output", force) as place:
-            place.write_bytes(png(each.figure))
+            save(each.figure, place, "png")
         console.print(Text.assemble((str(path), "bold"), f": {each.seen}"))

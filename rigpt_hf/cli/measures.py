@@ -9,16 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from .common import (
-    check_file,
-    check_picture,
-    check_same_vocabulary,
-    load_rigpt,
-    new_file,
-    numbers,
-    rigpt_config,
-    text_ids,
-)
+from ..extras import require
+from .arguments import Source, argument, flag, option
+from .common import check_file, check_picture, new_file, numbers, save_picture
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -28,19 +21,15 @@ ORDER_MARGIN = 0.25
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
-    picture: Annotated[
-        Path | None, typer.Option(help="File for a plot of the distances: PNG, SVG or PDF.", show_default="none")
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all numbers.", show_default="none")
-    ] = None,
+    a: Annotated[str, argument("RiGPT folder or Hub id.")],
+    b: Annotated[str, argument("Another one.")],
+    picture: Annotated[Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none")] = None,
+    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json")] = None,
     save_transformation: Annotated[
-        Path | None, typer.Option(help="File for the transformation that brings A to B.", show_default="none")
+        Path | None, option("File for the transformation that brings A to B.", "none")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise that stands for chance.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace earlier files.", show_default="no")] = False,
+    seed: Annotated[int, option("Of the noise that stands for chance.")] = 0,
+    force: Annotated[bool, flag("force", "Replace earlier files.")] = False,
 ):
     """
     Say whether B is A in disguise, a relative of it, or unrelated, from the weights alone. Exit code 1 unless they are
@@ -51,7 +40,10 @@ def diff(
 
         rigpt diff my-rigpt suspect --picture diff.png
     """
-    from ..symmetry import compare, plot_comparison
+    require("align")
+    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
+    from ..pictures.symmetry import plot_comparison
+    from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
 
     check_picture(picture, force)
@@ -73,10 +65,7 @@ def diff(
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            plot_comparison(comparison, place, title=f"{a} and {b}", picture_format=picture.suffix[1:])
-        console.print(f"Picture in {picture}")
+    save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"))
     if json_file is not None:
         with new_file(json_file, "json", force) as place:
             place.write_text(json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -94,22 +83,15 @@ def bar(value: float) -> str:
 
 
 def charges(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    measure: Annotated[
-        bool,
-        typer.Option("--measure", help="Descend the loss and measure how the charges move.", show_default="no"),
-    ] = False,
-    text: Annotated[
-        Path | None, typer.Option(help="Text to descend on, with --measure.", show_default="random tokens")
-    ] = None,
-    learning_rates: Annotated[
-        str, typer.Option(help="Step sizes, separated by commas, with --measure.")
-    ] = "0.02,0.01,0.005",
-    time: Annotated[float, typer.Option(help="Steps times step size, with --measure.")] = 0.4,
-    weight_decay: Annotated[float, typer.Option(help="Rate of decay, with --measure.")] = 0.0,
-    picture: Annotated[Path | None, typer.Option(help="File for a plot, with --measure.", show_default="none")] = None,
-    seed: Annotated[int, typer.Option(help="Of random tokens.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.", show_default="no")] = False,
+    source: Source,
+    measure: Annotated[bool, flag("measure", "Descend the loss and measure how the charges move.")] = False,
+    text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens")] = None,
+    learning_rates: Annotated[str, option("Step sizes, separated by commas, with --measure.")] = "0.02,0.01,0.005",
+    time: Annotated[float, option("Steps times step size, with --measure.")] = 0.4,
+    weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
+    picture: Annotated[Path | None, option("File for a plot, with --measure.", "none")] = None,
+    seed: Annotated[int, option("Of random tokens.")] = 0,
+    force: Annotated[bool, flag("force", "Replace an earlier picture.")] = False,
 ):
     """
     Show the charges that gradient flow conserves, one set per symmetry that stretches, and whether descent keeps them.
@@ -123,10 +105,13 @@ def charges(
     """
     import torch
 
-    from ..conversion.certificate import random_input_ids
-    from ..symmetry import charge_drift, plot_drift
+    from ..checkpoints.certificate import random_input_ids
+    from ..checkpoints.named import load_rigpt, text_ids
+    from ..frames import FrameKey, table_of
+    from ..pictures.symmetry import plot_drift
+    from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
-    from ..symmetry.contraction import carriers, weights_of
+    from ..symmetry.contraction import weights_of
     from ..symmetry.drift import step_counts
 
     if picture is not None and not measure:
@@ -139,10 +124,11 @@ def charges(
     model = load_rigpt(source)
     config = model.config
     weights = weights_of(model)
-    carried = carriers(config, weights)
+    frames = table_of(config)
     table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
     for key, value in charges_of(model).items():
-        scale = sum(float(weights[name].square().sum()) for name in carried[key])
+        names = [name for name, _ in frames.carriers(FrameKey.parse(key)) if name in weights]
+        scale = sum(float(weights[name].square().sum()) for name in names)
         relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
         table.add_row(key, f"{float(value.norm()):.3g}", relative)
     console = Console()
@@ -156,10 +142,7 @@ def charges(
     with torch.enable_grad():
         drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
     show_drift(drift, console)
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            plot_drift(drift, place, picture_format=picture.suffix[1:])
-        console.print(f"Picture in {picture}")
+    save_picture(picture, force, lambda: plot_drift(drift))
 
 
 def show_drift(drift: Any, console: Console):

@@ -3,52 +3,41 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from .arguments import argument, flag, option
+
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Folder of a RiGPT.")],
-    repo: Annotated[str, typer.Argument(help="Repository, such as me/my-rigpt; it is made if there is none.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch to publish on; it is made if there is none.", show_default="main")
-    ] = None,
+    folder: Annotated[Path, argument("Folder of a RiGPT.")],
+    repo: Annotated[str, argument("Repository, such as me/my-rigpt; it is made if there is none.")],
+    private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
+    revision: Annotated[str | None, option("Branch to publish on; it is made if there is none.", "main")] = None,
     results: Annotated[
         Path | None,
-        typer.Option(
-            help="results.json of an evaluation; report.html and table.md are made of it and go along.",
-            show_default="that of the folder",
+        option(
+            "results.json of an evaluation; report.html and table.md are made of it and go along.",
+            "that of the folder",
         ),
     ] = None,
-    card: Annotated[
-        Path | None,
-        typer.Option(help="Card to use.", show_default="README.md of the folder, or written"),
+    card: Annotated[Path | None, option("Card to use.", "README.md of the folder, or written")] = None,
+    metadata: Annotated[
+        Path | None, option("YAML file with what only people know, for a card that is written.")
     ] = None,
-    facts: Annotated[
-        Path | None, typer.Option(help="YAML file with what only people know, for a card that is written.")
-    ] = None,
-    space: Annotated[
-        bool, typer.Option("--space", help="Also make a Space in which people turn the model by an angle.")
-    ] = False,
-    space_repo: Annotated[
-        str | None, typer.Option(help="Repository of the Space.", show_default="named as the model")
-    ] = None,
+    space: Annotated[bool, flag("space", "Also make a Space in which people turn the model by an angle.")] = False,
+    space_repo: Annotated[str | None, option("Repository of the Space.", "named as the model")] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            help="Stock model that the Space shows beside it, with the same tokenizer, such as openai-community/gpt2.",
-            show_default="an export of the model",
+        option(
+            "Stock model that the Space shows beside it, with the same tokenizer, such as openai-community/gpt2.",
+            "an export of the model",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and list what would be published.")] = False,
+    dry_run: Annotated[bool, flag("dry-run", "Check, and list what would be published.")] = False,
     force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Overwrite another kind of model; publish code that differs from the installed package."
-        ),
+        bool, flag("force", "Overwrite another kind of model; publish code that differs from the installed package.")
     ] = False,
 ):
     """
@@ -85,7 +74,7 @@ def publish(
     if space:
         from huggingface_hub import get_token
 
-        from ..publishing.upload_space import check_space, publish_space
+        from ..publishing.space import check_space, publish_space
 
         space_repo = check_space(
             folder,
@@ -99,7 +88,7 @@ def publish(
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
-        contents = repository_files(folder, repo_id=repo, results=results, card=card, facts=facts, force=force)
+        contents = repository_files(folder, repo_id=repo, results=results, card=card, metadata=metadata, force=force)
         table = Table("file", "size")
         table.columns[1].justify = "right"
         for file in contents.files:
@@ -117,7 +106,7 @@ def publish(
         revision=revision,
         results=results,
         card=card,
-        facts=facts,
+        metadata=metadata,
         force=force,
         console=console,
     )

@@ -1,73 +1,49 @@
 """Verbs that use the freedom of a RiGPT: other weights, the same function."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from .common import (
-    DTYPES,
-    check_file,
-    check_picture,
-    check_same_vocabulary,
-    load_rigpt,
-    new_file,
-    numbers,
-    report,
-    rigpt_config,
-    save_model,
-    text_ids,
-    to_dtype,
-)
+from ..extras import require
+from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
+from .common import check_file, check_picture, new_file, numbers, report, save_model, save_picture, to_dtype
 
 
 DEFAULT_FRAMES = "stream,head"
 
 
 def rotate(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Source,
+    output: Output,
     frames: Annotated[
         str | None,
-        typer.Option(
-            help="What to turn at random, separated by commas: frames that `rigpt info` lists, head (both of a head), "
+        option(
+            "What to turn at random, separated by commas: frames that `rigpt info` lists, head (both of a head), "
             "shifts (all translations), or all.",
-            show_default=DEFAULT_FRAMES,
+            DEFAULT_FRAMES,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the transformation, and of the inputs of the certificate.")] = 0,
+    seed: Annotated[int, option("Of the transformation, and of the inputs of the certificate.")] = 0,
     t: Annotated[
         float,
-        typer.Option(
-            help="How far to go along the geodesic: 0 stays, 1 is the whole way. Other than 1, what is drawn has no "
+        option(
+            "How far to go along the geodesic: 0 stays, 1 is the whole way. Other than 1, what is drawn has no "
             "exchanges and reflections, as nothing leads to them step by step."
         ),
     ] = 1.0,
     transformation: Annotated[
-        Path | None,
-        typer.Option(help="File with a transformation to use instead of a random one.", show_default="none"),
+        Path | None, option("File with a transformation to use instead of a random one.", "none")
     ] = None,
-    inverse: Annotated[
-        bool, typer.Option("--inverse", help="Undo the transformation in the file.", show_default="no")
-    ] = False,
-    save_transformation: Annotated[
-        Path | None, typer.Option(help="File to write the applied transformation to.", show_default="none")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    inverse: Annotated[bool, flag("inverse", "Undo the transformation in the file.")] = False,
+    save_transformation: Annotated[Path | None, option("File to write the applied transformation to.", "none")] = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = None,
+    force: ForceFiles = False,
 ):
     """
     Turn the free frames of a RiGPT: other weights, the same function, with a certificate that it is.
@@ -78,7 +54,7 @@ def rotate(
 
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
-    from ..symmetry.checkpoint import transform_checkpoint
+    from ..checkpoints.named import rigpt_config
 
     if transformation is None and inverse:
         raise ValueError(
@@ -98,18 +74,7 @@ def rotate(
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
-    with keep(g, save_transformation, force):
-        certificate = transform_checkpoint(
-            source,
-            output,
-            g,
-            revision=revision,
-            dtype=to_dtype(dtype),
-            force=force,
-            max_shard_size=max_shard_size,
-            seed=seed,
-        )
-    report(certificate, output)
+    report(transform(g, source, output, save_transformation, force, revision, dtype, max_shard_size, seed), output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse")
 
@@ -123,34 +88,44 @@ def check_outside(path: Path | None, output: Path):
         )
 
 
-@contextmanager
-def keep(transformation: Any, path: Path | None, force: bool) -> Iterator[None]:
-    """Write a transformation to a file, if there is a name for one, once the block has ended well."""
-    if path is None:
-        yield
-        return
-    with new_file(path, "save_transformation", force) as place:
-        transformation.save(place)
-        yield
+def transform(
+    g: Any,
+    source: str,
+    output: Path,
+    save_to: Path | None,
+    force: bool,
+    revision: str | None,
+    dtype: str | None,
+    max_shard_size: str | None,
+    seed: int,
+) -> Any:
+    """Write the turned checkpoint, and the transformation if there is a name for it; returns the certificate."""
+    from ..symmetry.checkpoint import transform_checkpoint
+
+    with new_file(save_to, "save_transformation", force) if save_to else nullcontext() as place:
+        if place is not None:
+            g.save(place)
+        return transform_checkpoint(
+            source,
+            output,
+            g,
+            revision=revision,
+            dtype=to_dtype(dtype),
+            force=force,
+            max_shard_size=max_shard_size,
+            seed=seed,
+        )
 
 
 def canonicalize(
-    source: Annotated[str, typer.Argument(help="RiGPT folder or Hub id.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    save_transformation: Annotated[
-        Path | None, typer.Option(help="File to write the transformation to.", show_default="none")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"Of the result: {', '.join(DTYPES)}.", show_default="as the source")
-    ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file.", show_default="5GB")] = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs of the certificate.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    source: Source,
+    output: Output,
+    save_transformation: Annotated[Path | None, option("File to write the transformation to.", "none")] = None,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    max_shard_size: ShardSize = None,
+    seed: Seed = 0,
+    force: ForceFiles = False,
 ):
     """
     Bring a RiGPT into its canonical form: the same function, in frames that the function alone determines.
@@ -161,25 +136,16 @@ def canonicalize(
 
         rigpt canonicalize my-rigpt canonical
     """
-    from ..conversion.output import check_output
+    from ..checkpoints.folder import check_output
+    from ..checkpoints.named import load_rigpt
     from ..symmetry import canonical_gauge
-    from ..symmetry.checkpoint import transform_checkpoint
 
     check_output(output, source, force)
     check_outside(save_transformation, output)
     check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
-    with keep(gauge.transformation, save_transformation, force):
-        certificate = transform_checkpoint(
-            source,
-            output,
-            gauge.transformation,
-            revision=revision,
-            dtype=to_dtype(dtype),
-            force=force,
-            max_shard_size=max_shard_size,
-            seed=seed,
-        )
+    turning = gauge.transformation, source, output, save_transformation, force, revision, dtype, max_shard_size, seed
+    certificate = transform(*turning)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")
@@ -190,39 +156,34 @@ def canonicalize(
 
 
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="Two or more RiGPTs: folders or Hub ids.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids.")],
+    output: Output,
     weights: Annotated[
-        str | None,
-        typer.Option(help="How much of each, separated by commas; their sum is 1.", show_default="equal parts"),
+        str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts")
     ] = None,
-    method: Annotated[str, typer.Option(help="linear, or spherical (along great circles).")] = "linear",
-    as_they_are: Annotated[
-        bool, typer.Option("--as-they-are", help="Do not align first: the ordinary average.", show_default="no")
+    method: Annotated[str, option("linear, or spherical (along great circles).")] = "linear",
+    unaligned: Annotated[
+        bool, flag("unaligned", "Do not align first: the ordinary average.", "--as-they-are")
     ] = False,
     text: Annotated[
-        Path | None,
-        typer.Option(
-            help="Text to measure the loss on, on the way between the first two models.", show_default="none"
-        ),
+        Path | None, option("Text to measure the loss on, on the path between the first two models.", "none")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="File for a plot of that loss, with TEXT.", show_default="none")
-    ] = None,
-    points: Annotated[int, typer.Option(help="Points on the way, with TEXT.")] = 11,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace earlier files and an earlier model in OUTPUT.", show_default="no")
-    ] = False,
+    picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none")] = None,
+    points: Annotated[int, option("Points on the path, with TEXT.")] = 11,
+    force: ForceFiles = False,
 ):
     """
     Merge RiGPTs: bring all into the frames of the first, average, and write an ordinary checkpoint.
 
         rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
     """
-    from ..conversion.output import check_output
+    from ..checkpoints.folder import check_output
+    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config, text_ids
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
 
+    if not unaligned:
+        require("align")
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
     check_picture(picture, force)
@@ -236,40 +197,39 @@ def merge(
     check_outside(picture, output)
     input_ids = None if text is None else text_ids(sources[0], text)
     models = [load_rigpt(source) for source in sources]
-    merged = merge_models(models, parts, method=method, aligned=not as_they_are, progress=True)
-    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not as_they_are}
+    merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
+    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
     if input_ids is not None:
-        facts["loss"] = measure_way(models, merged, input_ids, points, picture, force)
+        facts["loss"] = measure_path(models, merged, input_ids, points, picture, force)
     save_model(merged, sources[0], output, {"merge.json": facts})
     Console().print(f"Written to {output}")
 
 
-def measure_way(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
-    """Losses of the models, of the merged one, and on the way between the first two; printed, and drawn if asked."""
-    from ..symmetry import loss_path, plot_paths
+def measure_path(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
+    """Losses of the models, of the merged one, and on the path between the first two; printed, and drawn if asked."""
+    from ..pictures.symmetry import plot_paths
+    from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
         return model(input_ids, labels=input_ids, use_cache=False).loss.item()
 
-    way = loss_path(models[1], models[0], loss, points=points, progress=True)
+    path = loss_path(models[1], models[0], loss, points=points, progress=True)
+    merged_loss, losses = loss(merged), [loss(model) for model in models]
     table = Table("model", "loss (nats per token)")
-    for index, model in enumerate(models, 1):
-        table.add_row(f"source {index}", f"{loss(model):.4f}")
-    table.add_row("merged", f"{loss(merged):.4f}")
+    for index, value in enumerate(losses, 1):
+        table.add_row(f"source {index}", f"{value:.4f}")
+    table.add_row("merged", f"{merged_loss:.4f}")
     Console().print(table)
     Console().print(
-        f"Barrier on the straight way between the first two: {way.barrier_before:.4f} nats as they are, "
-        f"{way.barrier_after:.4f} aligned."
+        f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "
+        f"{path.barrier_after:.4f} aligned."
     )
-    if picture is not None:
-        with new_file(picture, "picture", force) as place:
-            plot_paths([way], place, picture_format=picture.suffix[1:])
-        Console().print(f"Picture in {picture}")
-    return way.to_dict() | {"merged": loss(merged), "sources": [loss(model) for model in models]}
+    save_picture(picture, force, lambda: plot_paths([path]))
+    return path.to_dict() | {"merged": merged_loss, "sources": losses}
 
 
 def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:
-    """A random element of the frames named in a list with commas, or the point at `t` on the way to one."""
+    """A random element of the frames named in a list with commas, or the point at `t` on the path to one."""
     import torch
 
     from ..symmetry import GaugeTransformation
@@ -285,7 +245,7 @@ def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:
 
 
 def load_transformation(path: Path, config: Any, t: float) -> Any:
-    """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the way to it."""
+    """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the path to it."""
     from safetensors import SafetensorError
 
     from ..symmetry import GaugeTransformation

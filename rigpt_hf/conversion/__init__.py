@@ -1,6 +1,6 @@
 """Exact conversion between RiGPT and stock checkpoints, with a certificate for every one."""
 
-from .certificate import TOLERANCES, Certificate, CertificateError, certify
+from ..checkpoints.certificate import TOLERANCES, Certificate, CertificateError, certify
 from .checkpoint import convert_checkpoint, export_checkpoint
 from .convert import convert_model
 from .export import export_model

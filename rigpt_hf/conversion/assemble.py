@@ -1,26 +1,13 @@
 """A model in memory from finished tensors, the way the library loads any checkpoint."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
+
+from ..checkpoints.read import quiet_loading
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without the library's own bar for loading weights, which would say nothing here."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+__all__ = ["assemble", "quiet_loading"]
 
 
 def assemble(
@@ -46,12 +33,3 @@ def assemble(
     if generation_config is not None:
         model.generation_config = type(generation_config).from_dict(generation_config.to_dict())
     return model.to(like.device).train(like.training)
-
-
-def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
-    """A stock model from a GGUF file, its weights decoded to `dtype`."""
-    options = {}
-    if hasattr(transformers, "GgufConfig"):  # releases without it always decode
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype, **options)

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.read import Weights
 from ..modeling_rigpt import RiGPTForCausalLM
 from .assemble import assemble
 from .families import architecture_of
 from .plan import make_plan
-from .sources import StateDictSource
 
 
 def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: str = "vector") -> RiGPTForCausalLM:
@@ -41,8 +41,7 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
             "`hf_model` must have its weights in memory, got some on the meta device. Load it without offloading, or "
             "use `convert_checkpoint`, which needs no model in memory."
         )
-    source = StateDictSource(state_dict)
-    plan = make_plan(architecture, hf_model.config, source, dropout, hf_model.device)
+    plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device)
     dtype = dtype or plan.source_dtype
     tensors = {}
     for entry in plan.entries:

@@ -10,14 +10,15 @@ logger = logging.get_logger(__name__)
 CHOICES = ("vector", "none", "refuse")
 
 
-def vector_dropout(probabilities: dict[str, float], choice: str) -> tuple[float, ...]:
+def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple[float, ...]:
     """
     What becomes of coordinate-wise dropout, and says so.
 
     Args:
         probabilities (`dict[str, float]`): the source's options by name.
-        choice (`str`):
-            `"vector"` keeps the probabilities and drops whole vectors, `"none"` drops nothing, `"refuse"` raises.
+        choice (`str`, *optional*):
+            `"vector"` keeps the probabilities and drops whole vectors, `"none"` drops nothing, `"refuse"` raises. If
+            not given, nothing is dropped or said: for who only wants the shape of the result.
 
     Returns:
         `tuple[float, ...]`: one probability per option.
@@ -25,6 +26,8 @@ def vector_dropout(probabilities: dict[str, float], choice: str) -> tuple[float,
     Raises:
         ValueError: if `choice` is unknown, or is "refuse" and a probability is not 0.
     """
+    if choice is None:
+        return tuple(0.0 for _ in probabilities)
     if choice not in CHOICES:
         raise ValueError(f"`dropout` must be one of {', '.join(CHOICES)}, got {choice!r}.")
     used = ", ".join(f"`{name}={value}`" for name, value in probabilities.items() if value)

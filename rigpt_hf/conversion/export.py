@@ -5,22 +5,22 @@ reached by `x_stock = Qᵀ x` with Q `[d, S]`, an isometry on everything that is
 readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`, and the stock gains are 1 inside the layers.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
+from ..checkpoints.read import name_some
+from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
-from . import gpt2, llama
 from .assemble import assemble
+from .families import TARGETS
 from .frames import StockFrame, choose_frame
-from .maps import Family, Role, Rule, name_some
+from .maps import Family, Rule
 from .neutral import refuse_options
-
-
-TARGETS = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM}
 
 
 def export_model(
@@ -47,29 +47,47 @@ def export_model(
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
     """
+    plan = plan_export(model, target, frame)
+    dtype = dtype or model.dtype
+    tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
+    return assemble(plan.model_class, plan.config, tensors, dtype, model, _stock_backend(model))
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The stock class and configuration of a result, and its tensors in the order of its state dict."""
+
+    model_class: Any
+    config: Any
+    entries: tuple[Entry, ...]
+
+
+def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> ExportPlan:
+    """
+    Match a RiGPT's tensors to a stock model's, with nothing left over on either side.
+
+    Args:
+        model, target, frame: as for [`export_model`].
+
+    Raises:
+        ValueError: if the target cannot express an option or the weights; the message names which and why.
+    """
     if target not in TARGETS:
         raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
     if model.config.local_frames:
         model = to_global_frame(model)
-    config: RiGPTConfig = model.config
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    idle = refuse_options(config, state)
-    family = gpt2.GPT2 if target == "gpt2" else llama.LLAMA
-    make_config = {
-        "gpt2": gpt2.stock_config,
-        "llama": llama.stock_config,
-        "qwen2": lambda config: llama.stock_config(config, qwen2=True),
-    }[target]
-    stock_config = make_config(config)  # refuses options before any algebra
-    stock_frame = choose_frame(config, state, family, frame)
+    chosen, config = TARGETS[target], model.config
+    tied = model._tied_weights_keys if config.tie_word_embeddings else ()
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
+    idle = refuse_options(config, state, chosen)
+    stock_config = chosen.stock_config(config)
+    stock_frame = choose_frame(config, state, chosen.family, frame)
     stock_config.tie_word_embeddings = stock_frame.head is None
-    stock_class = TARGETS[target]
-    dtype = dtype or model.dtype
     with torch.device("meta"):
-        skeleton = stock_class(stock_config)
+        skeleton = chosen.model_class(stock_config)
     used = {name: tensor for name, tensor in state.items() if name not in idle}
-    tensors = _unfold(family, stock_frame, used, skeleton, dtype)
-    return assemble(stock_class, stock_config, tensors, dtype, model, _stock_backend(model))
+    unfolding = _Unfolding(chosen.family, config, stock_frame, used, stock_config)
+    return ExportPlan(chosen.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
 
 
 def _stock_backend(model: RiGPTForCausalLM) -> str:
@@ -77,77 +95,84 @@ def _stock_backend(model: RiGPTForCausalLM) -> str:
     return backend if backend in ("eager", "sdpa", "flash_attention_2", "flex_attention") else "sdpa"
 
 
-def _unfold(
-    family: Family, frame: StockFrame, state: dict[str, torch.Tensor], skeleton: Any, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The stock model's tensors by name; every one of them, from every one of the RiGPT's."""
-    tied = frame.head is None
-    by_source: dict[str, list[Rule]] = {}
-    norms: set[str] = set()
-    used: set[str] = set()
-    for rule, _ in family.expand(skeleton.config.num_hidden_layers, tied):
-        if rule.source is not None:
-            by_source.setdefault(rule.source, []).append(rule)
-        if rule.norm is not None:
-            norms.add(rule.norm)
-    norms.add(family.final_norm)
-    tensors = {}
-    for name, example in skeleton.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        if tied and module == family.head:
-            continue
-        if module == family.embedding:
-            tensor = frame.embedding
-        elif module == family.head:
-            assert frame.head is not None
-            tensor = frame.head
-        elif module == family.final_norm:
-            tensor = frame.gain if kind == "weight" else frame.bias
-        elif module in norms:
-            tensor = torch.full(example.shape, 1.0 if kind == "weight" else 0.0)
-        elif module in by_source:
-            rules = sorted(by_source[module], key=lambda rule: rule.part)
-            parts = [_turn_back(rule, kind, frame, state, used) for rule in rules]
-            size = example.shape[0] // len(rules)  # of a bias
-            tensor = torch.cat([torch.zeros(size) if part is None else part for part in parts])
-            tensor = tensor.T if kind == "weight" and family.is_transposed(module) else tensor
-        else:
+class _Unfolding:
+    """Turns rules into recipes for stock tensors and keeps account of the RiGPT's that they use."""
+
+    def __init__(
+        self, family: Family, config: RiGPTConfig, frame: StockFrame, state: dict[str, torch.Tensor], stock_config: Any
+    ):
+        self.family, self.frame, self.state, self.stock_config = family, frame, state, stock_config
+        self.table = table_of(config)
+        rules = [rule for rule, _ in family.expand(config)]
+        # The ends of the stream, which `choose_frame` has placed.
+        ends = (None, family.embedding, family.head)
+        self.used = {f"{rule.target}.{kind}" for rule in rules if rule.source in ends for kind in ("weight", "bias")}
+        self.norms = {rule.norm for rule in rules} - {family.final_norm}
+        self.rules: dict[str, list[Rule]] = {}
+        for rule in rules:
+            if rule.source is not None and rule.source not in ends:
+                self.rules.setdefault(rule.source, []).append(rule)
+
+    def entries(self, skeleton: dict[str, torch.Tensor]) -> tuple[Entry, ...]:
+        """The recipes of a stock model's tensors: every one of them, from every one of the RiGPT's."""
+        entries = []
+        for name, example in skeleton.items():
+            module, _, kind = name.rpartition(".")
+            if module != self.family.head or self.frame.head is not None:
+                entries.append(self._entry(name, module, kind, tuple(example.shape)))
+        if unused := set(self.state) - self.used:
+            raise ValueError(f"{name_some(unused)} of the source has no place in {self.family.name}.")
+        return tuple(entries)
+
+    def _entry(self, name: str, module: str, kind: str, shape: tuple[int, ...]) -> Entry:
+        family, frame = self.family, self.frame
+        rules = self.rules.get(module, [])
+        placed = {
+            f"{family.embedding}.weight": frame.embedding,
+            f"{family.head}.weight": frame.head,
+            f"{family.final_norm}.weight": frame.gain,
+            f"{family.final_norm}.bias": frame.bias,
+        }.get(name)
+        if placed is None and not rules and module not in self.norms:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
-        if tensor.shape != example.shape:
-            raise ValueError(
-                f"`{name}` of the target must have shape {list(example.shape)}, the source gives {list(tensor.shape)}."
-            )
-        tensors[name] = tensor.to(dtype).contiguous().clone()
-    unused = set(state) - used - _PLACED_BY_FRAME
-    if unused:
-        raise ValueError(f"{name_some(unused)} of the source has no place in {family.name}.")
-    return tensors
+        self.used.update(f"{rule.target}.{kind}" for rule in rules)
 
+        def make(dtype: torch.dtype) -> torch.Tensor:
+            if placed is not None:
+                tensor = placed
+            elif rules:
+                tensor = self._joined(rules, kind, shape)
+            else:
+                tensor = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"`{name}` of the target must have shape {list(shape)}, the source gives {list(tensor.shape)}."
+                )
+            return tensor.to(dtype).contiguous().clone()
 
-# What `choose_frame` consumes: the tables of tokens and the two projections.
-_PLACED_BY_FRAME = {
-    "model.embed_tokens.weight",
-    "model.project_in.weight",
-    "project_out.weight",
-    "project_out.bias",
-    "lm_head.weight",
-}
+        return Entry(name, shape, make)
 
+    def _joined(self, rules: list[Rule], kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """A stock module's weight or bias from all RiGPT modules that are in it."""
+        transposed = kind == "weight" and rules[0].transposed
+        parts = [self._turned(f"{rule.target}.{kind}") for rule in rules]
+        if rules[0].rows is None and parts[0] is not None:
+            return parts[0].T if transposed else parts[0]
+        # Zeros are a bias that is absent.
+        whole = torch.zeros(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
+        for rule, part in zip(rules, parts, strict=True):
+            if rule.rows is not None and part is not None:
+                rule.rows(self.stock_config).place(part, whole)
+        return whole.T if transposed else whole
 
-def _turn_back(
-    rule: Rule, kind: str, frame: StockFrame, state: dict[str, torch.Tensor], used: set[str]
-) -> torch.Tensor | None:
-    """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
-    name = f"{rule.target}.{kind}"
-    if name not in state:
-        return None
-    used.add(name)
-    tensor = state[name].to(torch.float64)
-    match rule.role:
-        case Role.READER if kind == "weight":
-            return frame.read(tensor)
-        case Role.POSITIONS:
-            return frame.read(tensor)
-        case Role.WRITER:
-            return frame.write(tensor)
-    return tensor
+    def _turned(self, name: str) -> torch.Tensor | None:
+        """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
+        if name not in self.state:
+            return None
+        tensor = self.state[name].to(torch.float64)
+        match self.table.role_on(name, "stream"):
+            case "reads" | "rows":
+                return self.frame.read(tensor)
+            case "writes":
+                return self.frame.write(tensor)
+        return tensor

@@ -1,31 +1,17 @@
-"""Which stock architectures convert, and why others do not."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+"""Which stock architectures convert and which are exported to; a family is one file, and stands in `FAMILIES`."""
 
 from transformers import PreTrainedConfig
 
-from ..configuration_rigpt import RiGPTConfig
 from . import gpt2, llama
-from .maps import Family
+from .maps import Architecture, Target
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A stock class, its weight map and the function that reads its configuration."""
-
-    class_name: str
-    family: Family
-    rigpt_config: Callable[[Any, str], RiGPTConfig]
-
-
-ARCHITECTURES = {
-    "gpt2": Architecture("GPT2LMHeadModel", gpt2.GPT2, gpt2.rigpt_config),
-    "llama": Architecture("LlamaForCausalLM", llama.LLAMA, llama.rigpt_config),
-    "mistral": Architecture("MistralForCausalLM", llama.LLAMA, llama.rigpt_config),
-    "qwen2": Architecture("Qwen2ForCausalLM", llama.LLAMA, llama.rigpt_config),
+FAMILIES = (gpt2, llama)
+# By `model_type`, and by the name that a target is asked for.
+ARCHITECTURES: dict[str, Architecture] = {
+    name: each for family in FAMILIES for name, each in family.ARCHITECTURES.items()
 }
+TARGETS: dict[str, Target] = {name: each for family in FAMILIES for name, each in family.TARGETS.items()}
 
 _QK_NORM = (
     "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "

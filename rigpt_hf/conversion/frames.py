@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import table_of
 from .maps import Family
 
 
@@ -75,10 +76,11 @@ class _Ends:
         self.config, self.state, self.centred, self.family = config, state, family.centred, family
         self.tolerance = ROUNDING[state["model.embed_tokens.weight"].dtype]
         self.tied = config.tie_word_embeddings
+        self.table_of_frames = table_of(config)
         self.table = self._get("model.embed_tokens.weight")
         self.head = self.table if self.tied else self._get("lm_head.weight")
         self.has_projections = config.embedding_size is not None
-        self.bias = self._get("project_out.bias") if config.output_bias else None
+        self.bias = self._get("model.project_out.bias") if config.output_bias else None
         self.ones = torch.ones(config.hidden_size, dtype=torch.float64, device=self.table.device)
 
     def _get(self, name: str) -> torch.Tensor:
@@ -92,14 +94,12 @@ class _Ends:
         return matrix - matrix.mean(dim=-1, keepdim=True) if self.centred else matrix
 
     def written(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Everything that is added to the stream, as columns `[d, n]`, with its name."""
-        for name in self.state:
-            if ".o_proj." in name or ".down_proj." in name or name == "model.project_in.weight":
-                yield name, self._get(name).reshape(self.config.hidden_size, -1)
-        if "model.embed_positions.weight" in self.state:
-            yield "model.embed_positions.weight", self._get("model.embed_positions.weight").T
-        if not self.has_projections:
-            yield "model.embed_tokens.weight", self.table.T
+        """Everything that is added to the stream, as columns `[d, n]`, with its name; tables of rows come last."""
+        roles = {name: self.table_of_frames.role_on(name, "stream") for name in self.state}
+        for name in (name for name, role in roles.items() if role == "writes"):
+            yield name, self._get(name).reshape(self.config.hidden_size, -1)
+        for name in reversed([name for name, role in roles.items() if role == "rows"]):
+            yield name, self._get(name).T
 
     def lexical_obstacle(self) -> str | None:
         """Why the lexical frame is not exact, or `None` if it is."""
@@ -119,7 +119,7 @@ class _Ends:
 
     def lexical(self) -> StockFrame:
         """The stream in the frame of the embeddings."""
-        into, out = self._get("model.project_in.weight"), self._get("project_out.weight")
+        into, out = self._get("model.project_in.weight"), self._get("model.project_out.weight")
         size = self.config.hidden_size
         seen = self._centre(out @ into)  # [D, D], what reads the normalised stream in this frame
         gain = seen.diagonal() / (1 - 1 / size if self.centred else 1)
@@ -136,7 +136,7 @@ class _Ends:
         table, seen = self.table, torch.eye(self.config.hidden_size, dtype=torch.float64, device=self.table.device)
         if self.has_projections:
             table = table @ self._get("model.project_in.weight").T
-            seen = self._get("project_out.weight")
+            seen = self._get("model.project_out.weight")
         embedding = placed.read(table)
         seen = self._centre(placed.read(seen))
         placed = replace(placed, embedding=embedding)

@@ -1,24 +1,16 @@
-"""What a weight map is: rules that name a RiGPT module, the stock modules it is made of, and how it meets the frames.
+"""What a family of stock checkpoints is: data that says which RiGPT module is made of which stock modules.
 
-A family of stock checkpoints (GPT-2, Llama) is described by one [`Family`], which is data. Both directions read the
-same rules: `folds.fold` makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT ones.
+A family (GPT-2, Llama) is one file of data and an entry in `families.py`. Both directions read the same rules: `plan`
+makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT ones. How a tensor meets the residual
+stream, and so how it is folded and how it turns back, stands in the table of frames and not here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-
-class Role(Enum):
-    """How a module's weight meets the stream, which decides how it is folded and how it turns back."""
-
-    COPY = "copy"  # rows are vectors of the lexical frame: nothing to do
-    POSITIONS = "positions"  # rows are vectors of the stream
-    READER = "reader"  # columns read the normalised stream
-    WRITER = "writer"  # rows write into the stream
-    INJECTION = "injection"  # project_in: made of nothing
-    EXTRACTION = "extraction"  # project_out: made of the last norm alone
+from ..checkpoints.read import Rows
+from ..configuration_rigpt import RiGPTConfig
 
 
 @dataclass(frozen=True)
@@ -27,28 +19,25 @@ class Rule:
     One RiGPT module and what it is made of. `{i}` in a name stands for the number of the layer.
 
     Args:
-        target (`str`): module of RiGPT, without `.weight` or `.bias`.
-        role (`Role`): how it meets the stream.
-        source (`str`, *optional*): the stock module it is made of.
+        target (`str`): module of RiGPT, without `.weight` or `.bias`; a rule for one that a model lacks is left out.
+        source (`str`, *optional*): the stock module it is made of; projections are made of nothing or of a norm alone.
         norm (`str`, *optional*): the stock norm in front of it, whose gain and bias it takes over.
-        part (`tuple[int, int]`, defaults to `(0, 1)`):
-            `(k, n)`: the k-th of n equal parts of the stock module's outputs.
-        is_query (`bool`, defaults to `False`): takes over the family's `query_scale`.
+        rows (`Callable`, *optional*): `config -> Rows`: the part of the stock module's outputs; all if not given.
+        scale (`Callable`, *optional*): `(config, layer) -> float`: a constant of the stock model that it takes over.
+        transposed (`bool`, defaults to `False`): the stock weight is stored `[in, out]`, as GPT-2's Conv1D does.
     """
 
     target: str
-    role: Role
     source: str | None = None
     norm: str | None = None
-    part: tuple[int, int] = (0, 1)
-    is_query: bool = False
+    rows: Callable[[Any], Rows] | None = None
+    scale: Callable[[Any, int], float] | None = None
+    transposed: bool = False
 
     def at(self, layer: int) -> "Rule":
         """The rule for one layer."""
-        names = (name and name.replace("{i}", str(layer)) for name in (self.target, self.source, self.norm))
-        target, source, norm = names
-        assert target is not None
-        return Rule(target, self.role, source, norm, self.part, self.is_query)
+        names = {name: getattr(self, name) for name in ("target", "source", "norm")}
+        return replace(self, **{name: value and value.replace("{i}", str(layer)) for name, value in names.items()})
 
 
 @dataclass(frozen=True)
@@ -59,49 +48,80 @@ class Family:
     Args:
         name (`str`): what error messages call it.
         prefix (`str`): what `...Model` checkpoints leave out of the names that `...ForCausalLM` checkpoints have.
-        rules (`tuple[Rule, ...]`): always; tied_rules, untied_rules: as `tie_word_embeddings` says.
+        rules (`tuple[Rule, ...]`): every RiGPT module that the family can fill.
+        fields (`Mapping[str, str]`): fields of `RiGPTConfig` and what the family calls them, read both ways.
         final_norm (`str`): the norm in front of the head.
         head (`str`): the head, whose weight is the table of tokens where embeddings are tied.
         embedding (`str`): the table of tokens.
         centred (`bool`): the norm subtracts the mean (LayerNorm); RMSNorm does not.
         norm_bias (`bool`): the norms have biases.
-        transposed (`tuple[str, ...]`): modules whose weight is stored `[in, out]`, with `{i}`.
         harmless (`tuple[str, ...]`): regular expressions of source keys that carry nothing learned.
-        query_scale (`Callable`): `(config, layer) -> float`, a constant of the stock scores folded into the queries.
     """
 
     name: str
     prefix: str
     rules: tuple[Rule, ...]
-    tied_rules: tuple[Rule, ...]
-    untied_rules: tuple[Rule, ...]
+    fields: Mapping[str, str]
     final_norm: str
     head: str
     embedding: str
     centred: bool
     norm_bias: bool
-    transposed: tuple[str, ...]
     harmless: tuple[str, ...]
-    query_scale: Callable[[Any, int], float]
 
-    def expand(self, num_layers: int, tied: bool) -> Iterator[tuple[Rule, int]]:
-        """All rules of a model, each with the number of its layer (-1 outside of the layers)."""
-        for rule in (*self.rules, *(self.tied_rules if tied else self.untied_rules)):
+    def expand(self, config: RiGPTConfig) -> Iterator[tuple[Rule, int]]:
+        """All rules, each with the number of its layer (-1 outside of the layers)."""
+        for rule in self.rules:
             if "{i}" in rule.target:
-                yield from ((rule.at(layer), layer) for layer in range(num_layers))
+                yield from ((rule.at(layer), layer) for layer in range(config.num_hidden_layers))
             else:
                 yield rule, -1
 
-    def is_transposed(self, module: str) -> bool:
-        """Whether the weight of this stock module is stored `[in, out]`, as GPT-2's Conv1D does."""
-        return any(
-            module.startswith(start) and module.endswith(end)
-            for start, _, end in (name.partition("{i}") for name in self.transposed)
-        )
+    def rigpt_fields(self, config: Any) -> dict[str, Any]:
+        """The fields of a RiGPT that a stock configuration has under its own names."""
+        return {ours: getattr(config, theirs) for ours, theirs in self.fields.items()}
+
+    def stock_fields(self, config: RiGPTConfig) -> dict[str, Any]:
+        """The fields of a stock configuration that a RiGPT has."""
+        return {theirs: getattr(config, ours) for ours, theirs in self.fields.items()}
 
 
-def name_some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of some names, quoted, and how many more there are."""
-    ordered = sorted(names)
-    shown = ", ".join(f"`{name}`" for name in ordered[:limit])
-    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"
+@dataclass(frozen=True)
+class Architecture:
+    """A stock class to convert, its family and the function that reads its configuration."""
+
+    class_name: str
+    family: Family
+    rigpt_config: Callable[[Any, str | None], RiGPTConfig]
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A stock class to export to.
+
+    What neither the family's fields nor `expresses` declare must be at its default, or at weights that do nothing.
+
+    Args:
+        name (`str`): what error messages call it.
+        model_class (`type`): the class.
+        family (`Family`): its weight map; whatever value a field of it has is carried over.
+        expresses (`Mapping[str, Callable | None]`): other fields of `RiGPTConfig`; `config -> bool`: whether it has a
+            value that the class can express, `None` if it can all.
+        stock_config (`Callable`): the configuration of the class equal to a RiGPT's, but for
+            `tie_word_embeddings`, which the weights decide.
+        summary (`str`): what the class has, for error messages; alternative (`str`): what else to try.
+    """
+
+    name: str
+    model_class: Any
+    family: Family
+    expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None]
+    stock_config: Callable[[RiGPTConfig], Any]
+    summary: str
+    alternative: str
+
+
+def same(*names: str) -> dict[str, str]:
+    """Fields that a family calls as we do."""
+    return {name: name for name in names}

@@ -1,8 +1,14 @@
-"""Options that stock models lack, and the weights at which each of them is not there."""
+"""What a stock class can express: the options that it declares, and all others at values that do nothing."""
+
+from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..configuration_rigpt import RiGPTConfig
+from ..symmetry.alignment import INCIDENTAL
+from .maps import Target
 
 
 # Parameters of an option by the end of their names, with the value at which it does nothing. A gate in front of
@@ -11,26 +17,50 @@ NEUTRAL: dict[str, dict[str, float | None]] = {
     "attention_score": {"distance_weight": 0.0},
     "value_embedding_period": {"value_embedding.weight": 0.0, "value_gate.weight": None},
 }
-# Options without parameters: the function is another one, whatever the weights are.
-FUNCTIONS = {"embedding_norm": False, "depth_solver": None}
+# What `choose_frame` puts into the tables of tokens, and what only a solver reads.
+ANYWHERE = {"embedding_size", "tie_word_embeddings", "depth_rtol", "depth_atol"}
 
 
-def refuse_options(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> set[str]:
+def refuse_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> set[str]:
     """
     Names of the parameters that a stock model can do without.
 
+    An option that neither the target nor this file declares must be at its default: who adds one to RiGPT need not
+    think of every target, and no target computes something else in silence.
+
     Args:
-        config (`RiGPTConfig`), state (`dict[str, torch.Tensor]`): of the RiGPT to export.
+        config (`RiGPTConfig`), state (`Mapping[str, torch.Tensor]`): of the RiGPT to export.
+        target (`Target`): what it is exported to.
 
     Raises:
-        ValueError: if an option is in use that no stock model has; the message names it.
+        ValueError: if an option is in use that the target does not have; the message names all of them.
     """
-    for option, stock in FUNCTIONS.items():
-        if (value := getattr(config, option)) != stock:
-            raise ValueError(
-                f"`{option}={value!r}` has no counterpart in stock models, whose value is {stock!r}. Keep this "
-                "model as RiGPT."
-            )
+    free = {*target.family.fields, *INCIDENTAL, *ANYWHERE, *NEUTRAL}
+    refused = []
+    for option, default in options_of(config).items():
+        value = getattr(config, option)
+        if option in target.expresses:
+            expressed = target.expresses[option]
+            possible = expressed is None or expressed(config)
+        else:
+            possible = option in free or value == default
+        if not possible:
+            refused.append(f"`{option}={value!r}`")
+    if refused:
+        raise ValueError(
+            f"{' and '.join(refused)} {'has' if len(refused) == 1 else 'have'} no counterpart in {target.name}, which "
+            f"has {target.summary}. {target.alternative}"
+        )
+    return _idle(config, state)
+
+
+def options_of(config: RiGPTConfig) -> dict[str, object]:
+    """Every field that a RiGPT's configuration has beyond the library's, with its default."""
+    shared = {field.name for field in fields(PreTrainedConfig)}
+    return {field.name: field.default for field in fields(config) if field.name not in shared}
+
+
+def _idle(config: RiGPTConfig, state: Mapping[str, torch.Tensor]) -> set[str]:
     idle = set()
     for option, parameters in NEUTRAL.items():
         for ending, neutral in parameters.items():

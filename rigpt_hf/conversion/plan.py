@@ -1,33 +1,19 @@
 """A conversion before it happens: every tensor of the RiGPT, its shape, and the recipe that makes it."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from ..checkpoints.read import Weights, name_some
+from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
-from .families import Architecture
 from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
-from .maps import Family, Role, Rule, name_some
-from .sources import WeightSource
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to make: its name, shape and recipe."""
-
-    name: str
-    shape: tuple[int, ...]
-    make: Callable[[torch.dtype], torch.Tensor]
-
-    def nbytes(self, dtype: torch.dtype) -> int:
-        """Size in bytes as `dtype`."""
-        return prod(self.shape) * dtype.itemsize
+from .maps import Architecture, Family, Rule
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Plan:
 def make_plan(
     architecture: Architecture,
     config: PreTrainedConfig,
-    source: WeightSource,
+    source: Weights,
     dropout: str = "vector",
     device: torch.device | str = "cpu",
 ) -> Plan:
@@ -52,7 +38,7 @@ def make_plan(
     Args:
         architecture (`Architecture`): the source's entry in the table.
         config (`PreTrainedConfig`): the source's configuration.
-        source (`WeightSource`): the source's weights.
+        source (`Weights`): the source's weights.
         dropout (`str`, defaults to `"vector"`): see [`convert_model`].
         device (`torch.device` or `str`, defaults to `"cpu"`): where tensors made of nothing are put.
 
@@ -61,10 +47,10 @@ def make_plan(
             source; the message names it.
     """
     rigpt_config = architecture.rigpt_config(config, dropout)
-    reader = _Reader(architecture.family, config, source, str(device))
+    reader = _Reader(architecture.family, config, rigpt_config, source, str(device))
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
-    rules = {rule.target: (rule, layer) for rule, layer in reader.rules()}
+    rules = {rule.target: (rule, layer) for rule, layer in architecture.family.expand(rigpt_config)}
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
     entries = []
     for name, tensor in model.state_dict().items():
@@ -82,18 +68,15 @@ def make_plan(
 class _Reader:
     """Turns rules into recipes and keeps account of the source keys they use."""
 
-    def __init__(self, family: Family, config: Any, source: WeightSource, device: str):
+    def __init__(self, family: Family, config: Any, rigpt_config: RiGPTConfig, source: Weights, device: str):
         self.family, self.config, self.source, self.device = family, config, source, device
-        self.tied = config.tie_word_embeddings
+        self.table = table_of(rigpt_config)
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
-        keys = source.keys()
-        self.prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
-        self.names = {key if key.startswith(f"{family.head}.") else self.prefix + key: key for key in keys}
-        self.dtype = source.dtype(self.names[self._require(f"{family.embedding}.weight")])
-
-    def rules(self):
-        return self.family.expand(self.config.num_hidden_layers, self.tied)
+        keys = source.shapes
+        prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
+        self.names = {key if key.startswith(f"{family.head}.") else prefix + key: key for key in keys}
+        self.dtype = source.dtypes[self.names[self._require(f"{family.embedding}.weight")]]
 
     def _require(self, name: str) -> str:
         if name not in self.names:
@@ -104,11 +87,13 @@ class _Reader:
         self.used.add(name)
         return name
 
-    def _read(self, name: str, rule: Rule | None = None) -> torch.Tensor:
-        """A tensor, or the part of it that `rule` names, as `[out, in]`."""
-        part = (0, 1) if rule is None else rule.part
-        transposed = rule is not None and name.endswith(".weight") and self.family.is_transposed(rule.source or "")
-        tensor = self.source.read(self.names[name], part, 1 if transposed else 0)
+    def _read(self, name: str | None, rule: Rule | None = None) -> torch.Tensor | None:
+        """A tensor if there is one, or the part of it that `rule` names, as `[out, in]`."""
+        if name is None:
+            return None
+        rows = None if rule is None or rule.rows is None else rule.rows(self.config)
+        transposed = rule is not None and rule.transposed and name.endswith(".weight")
+        tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
         return tensor.T if transposed else tensor
 
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
@@ -120,14 +105,26 @@ class _Reader:
         if is_bias and rule.source:
             stored = f"{rule.source}.bias"
             bias = self._require(stored) if beta is None or stored in self.names else None
+        role, centred = self.table.role_on(name, "stream"), self.family.centred
+        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
+
+        def fold(dtype: torch.dtype) -> torch.Tensor:
+            own = self._read(bias if is_bias else weight, rule)
+            if own is not None and role == "writes":
+                return fold_writer(own, centred, dtype)
+            if is_bias:
+                folded = self._read(weight, rule) if beta else None
+                norm_bias = self._read(beta)
+                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
+            gains = self._read(gain)
+            if own is None:
+                return projection(shape[0], gains, centred, dtype, self.device)
+            if role == "reads":
+                return fold_reader(own, gains, centred, scale, dtype)
+            return fold_rows(own, centred, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
-            scale = self.family.query_scale(self.config, layer) if rule.is_query else 1.0
-            tensor = (
-                self._make_bias(rule, weight, bias, beta, scale, dtype)
-                if is_bias
-                else self._make_weight(rule, weight, gain, scale, shape[0], dtype)
-            )
+            tensor = fold(dtype)
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` must have shape {list(shape)} by the source's configuration, its weights give "
@@ -137,48 +134,13 @@ class _Reader:
 
         return Entry(name, shape, make)
 
-    def _make_weight(
-        self, rule: Rule, weight: str | None, gain: str | None, scale: float, size: int, dtype: torch.dtype
-    ) -> torch.Tensor:
-        centred = self.family.centred
-        gains = self._read(gain) if gain else None
-        if weight is None:
-            return projection(size, gains, centred, dtype, self.device)
-        tensor = self._read(weight, rule)
-        match rule.role:
-            case Role.COPY:
-                return tensor.to(dtype)
-            case Role.POSITIONS:
-                return fold_rows(tensor, centred, dtype)
-            case Role.WRITER:
-                return fold_writer(tensor, centred, dtype)
-            case _:
-                return fold_reader(tensor, gains, centred, scale, dtype)
-
-    def _make_bias(
-        self, rule: Rule, weight: str | None, bias: str | None, beta: str | None, scale: float, dtype: torch.dtype
-    ) -> torch.Tensor:
-        own = self._read(bias, rule) if bias else None
-        if rule.role is Role.WRITER:
-            assert own is not None
-            return fold_writer(own, self.family.centred, dtype)
-        norm_bias = self._read(beta) if beta else None
-        if weight is None:
-            return fold_reader_bias(norm_bias, None, None, scale, dtype)
-        return fold_reader_bias(own, self._read(weight, rule) if beta else None, norm_bias, scale, dtype)
-
     def check_all_used(self) -> None:
         """Raise for source keys that no rule consumed."""
         family = self.family
         head = f"{family.head}.weight"
-        if self.tied and head in self.names:
+        if self.config.tie_word_embeddings and head in self.names:
             # A second copy of the tied table is harmless exactly if it is a copy.
-            table = f"{family.embedding}.weight"
-            if not torch.equal(self._read(head), self._read(table)):
-                raise ValueError(
-                    f"`{head}` differs from `{table}` although `tie_word_embeddings=True`. Set "
-                    "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
-                )
+            self.source.check_copy(self.names[head], self.names[f"{family.embedding}.weight"])
             self.used.add(head)
         harmless = re.compile("|".join(family.harmless))
         unknown = [self.names[name] for name in self.names if name not in self.used and not harmless.fullmatch(name)]

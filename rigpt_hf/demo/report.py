@@ -4,20 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from ..conversion import Certificate
+from ..pictures import save
+from ..pictures.rotation import draw_demo
 from .rotation import Effect, Sweep
 
 
-matplotlib.use("Agg")
-
-INVARIANT, STOCK = "#1b6ca8", "#c8553d"
 SHOWN_TOKENS = 8
-SHOWN_POSITIONS, SHOWN_DIMENSIONS = 24, 48
-SHARE = "share of the rotation"
-ROUNDING = 2.0**-24  # half a unit in the last place of a float32 near 1
 
 
 @dataclass
@@ -46,64 +39,10 @@ class Findings:
 
 def write_report(findings: Findings, folder: Path) -> Path:
     """Write `report.md` and `rotation.png` into a folder; returns the path of the page."""
-    draw(findings).savefig(folder / "rotation.png", dpi=120)
+    save(draw_demo(findings), folder / "rotation.png")
     page = folder / "report.md"
     page.write_text(markdown(findings), encoding="utf-8")
     return page
-
-
-def draw(findings: Findings) -> Figure:
-    """Left: inside, everything turned. Middle: what comes out. Right: all the way from no rotation to the full one."""
-    figure = Figure(figsize=(13.5, 7.2), layout="constrained")
-    (inside_before, rigpt, losses), (inside_after, stock, errors) = figure.subplots(2, 3)
-    draw_hidden_states(inside_before, inside_after, findings.effect.pictures)
-    for panel, name, color in ((rigpt, "RiGPT", INVARIANT), (stock, "stock GPT-2", STOCK)):
-        draw_probabilities(panel, findings, name, color)
-    draw_losses(losses, findings.sweep)
-    draw_errors(errors, findings.sweep)
-    for panel in (rigpt, stock, losses, errors):
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def draw_hidden_states(before_panel: Any, after_panel: Any, pictures: tuple[Any, Any]):
-    """The same hidden states before and after, as pictures on one scale."""
-    before, after = (picture[:SHOWN_POSITIONS, :SHOWN_DIMENSIONS] for picture in pictures)
-    # A few large coordinates would leave the rest of the picture white.
-    scale = max(picture.abs().flatten().quantile(0.97).item() for picture in (before, after))
-    for panel, picture, when in ((before_panel, before, "before"), (after_panel, after, "after the rotation")):
-        panel.imshow(picture.numpy(), cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto", interpolation="nearest")
-        panel.set(title=f"RiGPT inside, {when}", xlabel=f"first {before.shape[1]} dimensions", ylabel="token")
-
-
-def draw_losses(panel: Any, sweep: Sweep):
-    """Loss of both models on the way from the identity to the rotation."""
-    panel.plot(sweep.t, sweep.stock_loss, "o-", color=STOCK, label="stock GPT-2")
-    panel.plot(sweep.t, sweep.rigpt_loss, "o-", color=INVARIANT, label="RiGPT")
-    panel.set(title="Loss while the hidden space turns", xlabel=SHARE, ylabel="nats per token")
-    panel.legend(frameon=False)
-
-
-def draw_errors(panel: Any, sweep: Sweep):
-    """Change of the logits on the same way; the start, where it is 0, has no place on a logarithmic axis."""
-    panel.semilogy(sweep.t[1:], sweep.stock_error[1:], "o-", color=STOCK, label="stock GPT-2")
-    panel.semilogy(sweep.t[1:], sweep.rigpt_error[1:], "o-", color=INVARIANT, label="RiGPT")
-    panel.axhline(ROUNDING, color="0.6", linestyle=":", label="rounding of float32")
-    panel.set(title="Change of the logits", xlabel=SHARE, ylabel="largest change / largest logit")
-    panel.set_xlim(-0.05, 1.05)
-    panel.legend(frameon=False, loc="center right")
-
-
-def draw_probabilities(panel: Any, findings: Findings, name: str, color: str):
-    """The most likely next tokens before the rotation, and the same tokens after it."""
-    before, after = findings.probabilities[name]
-    rows = range(len(findings.tokens))
-    panel.barh([row - 0.2 for row in rows], before, height=0.38, color=color, label="before")
-    panel.barh([row + 0.2 for row in rows], after, height=0.38, color=color, alpha=0.4, label="after the rotation")
-    panel.set_yticks(list(rows), findings.tokens)
-    panel.invert_yaxis()
-    panel.set(title=f"{name}: after \u201c{findings.prompt}\u201d", xlabel="probability of the next token")
-    panel.legend(frameon=False, loc="lower right")
 
 
 def cell(text: str) -> str:

@@ -1,13 +1,11 @@
 """What a rotation of the hidden space does to a RiGPT, and what the same rotation does to the stock model."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..conversion.families import architecture_of
-from ..conversion.maps import Role
+from ..conversion.stock_rotation import rotate_stock
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry import GaugeTransformation, gauge_error
 
@@ -37,34 +35,6 @@ class Sweep:
     stock_loss: list[float] = field(default_factory=list)
     rigpt_error: list[float] = field(default_factory=list)
     stock_error: list[float] = field(default_factory=list)
-
-
-@torch.no_grad()
-def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
-    """
-    A copy of a stock model whose stream weights are turned by `rotation` `[d, d]` while its norms stay as they are.
-
-    Everything that writes into the stream turns along, and everything that reads it turns back, exactly as a gauge
-    transformation does in a RiGPT. Only the gains and biases of the norms cannot follow: they act on coordinates.
-    """
-    turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
-    architecture = architecture_of(model.config, type(model).__name__)
-    family, done = architecture.family, set()
-    for rule, _ in family.expand(model.config.num_hidden_layers, model.config.tie_word_embeddings):
-        if rule.source is None or rule.source in done:
-            continue
-        done.add(rule.source)
-        module = turned.get_submodule(rule.source)
-        weight = module.weight.to(torch.float64)
-        transposed = family.is_transposed(rule.source)
-        if rule.role is Role.WRITER:
-            weight = weight @ rotation.T if transposed else rotation @ weight
-            if getattr(module, "bias", None) is not None:
-                module.bias.copy_(rotation @ module.bias.to(torch.float64))
-        else:
-            weight = rotation @ weight if transposed else weight @ rotation.T
-        module.weight.copy_(weight)
-    return turned
 
 
 @torch.no_grad()

@@ -2,13 +2,12 @@
 
 import copy
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from logging import NullHandler
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,16 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from ..conversion import certify, convert_model, export_model
-from ..conversion.assemble import quiet_loading
+from ..checkpoints.folder import new_folder
+from ..checkpoints.read import quiet_loading
+from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
-from ..conversion.output import publish, temporary_sibling
+from ..conversion.stock_rotation import rotate_stock
+from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry import GaugeTransformation
-from .corpus import gather_documentation, read_text
+from ..text.corpus import gather_documentation, read_text
+from ..text.tokenizer import split, token_row, train_tokenizer
+from .options import DemoOptions
 from .report import SHOWN_TOKENS, Findings, write_report
 from .rotation import (
     continue_both,
@@ -33,51 +36,15 @@ from .rotation import (
     measure_effect,
     next_token_probabilities,
     relative,
-    rotate_stock,
     sweep,
 )
-from .stock import Recipe, encode, split, train_gpt2, train_tokenizer
+from .stock import Recipe, train_gpt2
 
 
 PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
 MEGABYTE = 10**6
 # What a demo leaves in its folder; anything else there is somebody's and is not replaced.
 MADE_HERE = {"model", "report.md", "rotation.png"}
-
-
-@dataclass
-class DemoOptions:
-    """What `rigpt demo` can be told."""
-
-    output: Path = Path("runs/demo")
-    """Folder for the model and the report."""
-    model: str | None = None
-    """Hub id or folder of a stock model to use instead of training one."""
-    text: Path | None = None
-    """A text file to train on instead of the documentation of the installed packages."""
-    megabytes: float = 20.0
-    """How much documentation to gather at most."""
-    steps: int = Recipe.steps
-    """Training steps."""
-    seed: int = 0
-    """Of everything that is drawn: the order of the text, the training, the rotation, the sampled text."""
-    prompt: str | None = None
-    """What the models continue."""
-    points: int = 9
-    """Points on the way from the identity to the rotation."""
-    force: bool = False
-    """Replace an earlier demo in `output`."""
-
-    def __post_init__(self):
-        if self.model is not None and self.text is not None:
-            raise ValueError(
-                "`text` is what a model is trained on, and `model` needs no training. Leave one of them out."
-            )
-        for name, least in (("steps", 1), ("points", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.megabytes <= 0:
-            raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
 
 
 @contextmanager
@@ -125,73 +92,79 @@ def _run(options: DemoOptions, console: Console) -> Path:
     stages = Stages(console)
     source, stock, tokenizer, windows, training = obtain_stock(options, console, stages)
     windows = windows.to(stock.device)
-    prompt = options.prompt or PROMPTS["trained here" if options.model is None else "real"]
-
     with stages.stage("convert", "Convert it into a RiGPT and certify that it is the same function"):
-        model = convert_model(stock).eval()
-        certificates = [certify(stock, model, windows)]
-        wide = copy.deepcopy(stock).double()
-        certificates.append(certify(wide, convert_model(wide), windows))
-        for certificate in certificates:
-            console.print(str(certificate), highlight=False)
-            certificate.check()
-
+        model, certificates = convert_and_certify(stock, windows, console)
     with stages.stage("rotate", "Turn the whole hidden space by a random rotation"):
-        generator = torch.Generator().manual_seed(options.seed)
-        g = GaugeTransformation.random(model.config, generator, ("stream", "head"), special=True)
-        effect = measure_effect(model, g, tokenizer, windows, prompt)
-        turned = g(model)
-        stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
-        turned_stock = rotate_stock(stock, g.elements["stream"][0])
-        stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
-        stock_logits = logit_change(stock, turned_stock, windows)
-        stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=True)
-        show_effect(console, effect, stock_loss, stock_logits, stock_text)
-        with Progress(console=console) as progress:
-            task = progress.add_task("walking along the rotation", total=options.points)
-            walk = sweep(model, stock, stream, windows, options.points, lambda: progress.advance(task))
-        probabilities, tokens = likely_tokens(model, turned, stock, turned_stock, tokenizer, prompt)
-        is_gpt2 = architecture_of(stock.config).family.centred
-        round_trip = certify(stock, export_model(turned, "gpt2"), windows).check() if is_gpt2 else None
-
-    temporary = temporary_sibling(options.output)
-    try:
+        turned = turn(model, stock, tokenizer, windows, options, console)
+    with new_folder(options.output, "output") as folder:
         with stages.stage("save", "Save it, and load it back as anyone would"):
-            folder = temporary / "model"
-            quietly_save(model, tokenizer, folder)
-            certificates[0].save(folder)
-            loaded_back = load_back(folder, windows, model)
-            as_remote_code = load_in_fresh_process(folder, windows, model)
+            quietly_save(model, tokenizer, folder / "model")
+            certificates[0].save(folder / "model")
+            loaded_back = load_back(folder / "model", windows, model)
+            as_remote_code = load_in_fresh_process(folder / "model", windows, model)
             console.print(f"largest logit difference after loading back: {loaded_back:.1e}")
             console.print(f"in a fresh process, from the code in the folder: {as_remote_code:.1e}")
         findings = Findings(
             source=source,
             parameters=stock.num_parameters(),
             seconds=stages.seconds,
-            prompt=prompt,
             certificates=certificates,
-            effect=effect,
-            sweep=walk,
-            stock_loss=stock_loss,
-            stock_logits=stock_logits,
-            stock_text=stock_text,
-            round_trip=round_trip,
             loaded_back=loaded_back,
             loaded_as_remote_code=as_remote_code,
-            probabilities=probabilities,
-            tokens=tokens,
             seed=options.seed,
+            **turned,
             **training,
         )
-        write_report(findings, temporary)
-        publish(temporary, options.output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_report(findings, folder)
     report = options.output / "report.md"
     console.rule("[bold green]Done", align="left")
     console.print(f"Report: {report}\nFigure: {options.output / 'rotation.png'}\nModel:  {options.output / 'model'}")
     return report
+
+
+def convert_and_certify(
+    stock: Any, windows: torch.Tensor, console: Console
+) -> tuple[RiGPTForCausalLM, list[Certificate]]:
+    """The RiGPT, and its certificates in the source's dtype and in float64."""
+    model, wide = convert_model(stock).eval(), copy.deepcopy(stock).double()
+    certificates = [certify(stock, model, windows), certify(wide, convert_model(wide), windows)]
+    for certificate in certificates:
+        console.print(str(certificate), highlight=False)
+        certificate.check()
+    return model, certificates
+
+
+def turn(
+    model: RiGPTForCausalLM, stock: Any, tokenizer: Any, windows: torch.Tensor, options: DemoOptions, console: Console
+) -> dict[str, Any]:
+    """What the report says of one random rotation, by the names of `Findings`."""
+    prompt = options.prompt or PROMPTS["trained here" if options.model is None else "real"]
+    generator = torch.Generator().manual_seed(options.seed)
+    g = GaugeTransformation.random(model.config, generator, ("stream", "head"), special=True)
+    effect = measure_effect(model, g, tokenizer, windows, prompt)
+    turned = g(model)
+    stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
+    turned_stock = rotate_stock(stock, g.elements["stream"][0])
+    stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
+    stock_logits = logit_change(stock, turned_stock, windows)
+    stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=True)
+    show_effect(console, effect, stock_loss, stock_logits, stock_text)
+    with Progress(console=console) as progress:
+        task = progress.add_task("walking along the rotation", total=options.points)
+        walk = sweep(model, stock, stream, windows, options.points, lambda: progress.advance(task))
+    probabilities, tokens = likely_tokens(model, turned, stock, turned_stock, tokenizer, prompt)
+    is_gpt2 = architecture_of(stock.config).family.centred
+    return {
+        "prompt": prompt,
+        "effect": effect,
+        "sweep": walk,
+        "stock_loss": stock_loss,
+        "stock_logits": stock_logits,
+        "stock_text": stock_text,
+        "round_trip": certify(stock, export_model(turned, "gpt2"), windows).check() if is_gpt2 else None,
+        "probabilities": probabilities,
+        "tokens": tokens,
+    }
 
 
 def check_output_of_demo(options: DemoOptions):
@@ -232,7 +205,7 @@ def obtain_stock(
                 raise ValueError(f"`model` must come with its tokenizer, got {options.model!r}, which has none.")
             with Progress(console=console) as progress:
                 passages = documentation(1.0, options.seed, progress)
-            tokens = encode(tokenizer, passages)
+            tokens = token_row(tokenizer, passages)
             length = min(128, stock.config.max_position_embeddings)
             windows = tokens[: 4 * length].view(4, length)
         return f"`{options.model}`", stock, tokenizer, windows, {}
@@ -249,7 +222,7 @@ def obtain_stock(
         console.print(f"{len(passages)} passages, {corpus}")
     with stages.stage("tokenize", "Train a byte-level tokenizer"):
         tokenizer = train_tokenizer(passages, recipe.vocabulary)
-        tokens, held_out = split(encode(tokenizer, passages), recipe.context)
+        tokens, held_out = split(token_row(tokenizer, passages), recipe.context)
         console.print(f"{len(tokenizer)} tokens in the vocabulary, {len(tokens) / 1e6:.2f} M tokens to train on")
     with stages.stage("train", "Train a stock GPT-2 on it"):
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:

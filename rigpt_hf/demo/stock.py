@@ -1,11 +1,10 @@
-"""A small stock GPT-2, trained here with `Trainer`, and its byte-level tokenizer."""
+"""A small stock GPT-2, trained here with `Trainer`."""
 
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import Dataset
 from transformers import (
     GPT2Config,
@@ -17,10 +16,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-
-
-END = "<|endoftext|>"
-HELD_OUT = 0.02  # share of the tokens that training never sees
 
 
 @dataclass(frozen=True)
@@ -70,41 +65,6 @@ class LossCurve(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self.points.append((state.global_step, float(logs["loss"])))
-
-
-def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with an end-of-text token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(passages, trainer, length=len(passages))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END, padding_side="left"
-    )
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> torch.Tensor:
-    """All passages as one row of token ids, an end-of-text token after each."""
-    encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
-    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
-
-
-def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Tokens to train on and tokens held out, at least four windows of them.
-
-    Raises:
-        ValueError: if there are too few tokens for both.
-    """
-    held_out = max(int(HELD_OUT * len(tokens)), 4 * context)
-    if len(tokens) < 2 * held_out:
-        raise ValueError(
-            f"`text` must hold at least {8 * context} tokens to train on, got {len(tokens)}. Give a longer text."
-        )
-    return tokens[:-held_out], tokens[-held_out:]
 
 
 def train_gpt2(

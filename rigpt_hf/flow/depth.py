@@ -5,7 +5,7 @@ Depth as time: the vector field of a RiGPT's layers, its flow, and how fast solv
     f(t, x) [B, S, d]           layer(t)(x) - x
 
 The model itself follows this flow where its config names a `depth_solver`; formulas and sources are in
-`rigpt_hf/depth_rigpt.py`. Here any RiGPT lends its layers, whether or not it was made for that.
+`rigpt_hf/flow_rigpt.py`. Here any RiGPT lends its layers, whether or not it was made for that.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration_rigpt import DEPTH_INTERPOLATIONS, FIXED_STEP_SOLVERS
-from ..depth_rigpt import LayerBetween, increment, solve
+from ..flow_rigpt import LayerBetween, increment, solve
 
 
 # Of the flow that solvers with fixed steps are compared with, by steps of order 8, in float64.

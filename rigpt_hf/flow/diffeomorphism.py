@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import scipy.optimize
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
+
+from ..extras import needs
 
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -203,9 +204,8 @@ def trajectory(
                 # Else it steps beyond the end and interpolates to order 4, which costs dopri8 half of its digits.
                 chosen["step_t"] = ends.new_tensor([piece[1]])
             inner = _one_sided(field, *piece) if jumps else field
-            state = odeint(inner, state, ends.new_tensor(piece), rtol=rtol, atol=atol, method=method, options=chosen)[
-                -1
-            ]
+            settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": chosen}
+            state = odeint(inner, state, ends.new_tensor(piece), **settings)[-1]
         states.append(state)
     return torch.stack(states)
 
@@ -268,23 +268,25 @@ def _invert_time(time: TimeMap, target: Tensor) -> Tensor:
     def excess(t: float) -> float:
         return float(time(target.detach().new_tensor(t)).detach()) - value
 
-    low = high = value
-    width = 1.0
-    for _ in range(DOUBLINGS):
-        if not excess(low) > 0:
-            break
-        low, width = low - width, 2 * width
-    width = 1.0
-    for _ in range(DOUBLINGS):
-        if not excess(high) < 0:
-            break
-        high, width = high + width, 2 * width
+    def bound(side: int) -> float:
+        """The first of points ever further to the `side` of the target that is not short of it."""
+        t, width = value, 1.0
+        for _ in range(DOUBLINGS):
+            if not side * excess(t) < 0:
+                break
+            t, width = t + side * width, 2 * width
+        return t
+
+    low, high = bound(-1), bound(1)
     if excess(low) > 0 or excess(high) < 0:
         raise ValueError(
             f"`time` must be increasing and reach {value:.6g}, got {excess(low) + value:.6g} at {low:.3g} and "
             f"{excess(high) + value:.6g} at {high:.3g}. Integrate inside its range, or pass `time_inverse`."
         )
-    root = low if low == high else scipy.optimize.brentq(excess, low, high, xtol=1e-14, rtol=1e-14)
+    with needs("flow"):
+        from scipy.optimize import brentq
+
+    root = low if low == high else brentq(excess, low, high, xtol=1e-14, rtol=1e-14)
     t = target.detach().new_tensor(root)
     # One step of Newton that is differentiated gives the derivative of the inverse.
     return t - (time(t) - target) / rate(time, t)

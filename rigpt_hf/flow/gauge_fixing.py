@@ -30,7 +30,7 @@ to zero. Three things keep that from being the least norm of the whole orbit:
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,23 +38,19 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from ..stream_rigpt import freeze_transports
+from ..frames import FrameKey, table_of
+from ..modeling_rigpt import freeze_transports
 from ..symmetry.action import GaugeTransformation
-from ..symmetry.balance import balance, can_stretch
+from ..symmetry.balance import balance
 from ..symmetry.canonical import canonical_gauge
 from ..symmetry.conservation import charges
-from ..symmetry.contraction import Weights, contract, weights_of
-from ..symmetry.frames import frame_keys, frames, in_layer, kind_of, prefix_of, shifts
-from ..symmetry.groups import MatrixGroup, Role
-from ..symmetry.permutations import NeuronGroup, Translations
+from ..symmetry.contraction import View, Weights, views, weights_of
 
 
 TranslationsAt = Literal["zero", "least"]
 Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 # Charges of a balanced form above this share of the squared norm come from what only one factor fills.
-LONE = 1e-9
-# Sums of two Gram eigenvalues below this share of the largest move no weight.
-EMPTY = 1e-14
+UNPAIRED = 1e-9
 
 
 @dataclass
@@ -148,7 +144,7 @@ def minimum_norm(
     config, given = model.config, weights_of(model)
     _check_closed(config, given)
     start = balance(config, given, passes=0)[0] if translations == "zero" else GaugeTransformation.identity(config)
-    report, weights, keys = MinimumNorm(start), start.state_dict(given), frame_keys(config)
+    report, weights, frames = MinimumNorm(start), start.state_dict(given), table_of(config).frames
     for index in range(max_steps + 1):
         if translations == "least":
             shift = least_translations(config, weights)
@@ -164,7 +160,7 @@ def minimum_norm(
                 f"`max_steps` must be enough to bring the charge below {tolerance:g} of the squared norm, got "
                 f"{max_steps}, after which it is {charge / report.norms[-1] ** 2:.1e}. Raise it, or `tolerance`."
             )
-        move = GaugeTransformation(config, {key: keys[key].group.exp(step * x) for key, x in direction.items()})
+        move = GaugeTransformation(config, {key: frames[key].group.exp(step * x) for key, x in direction.items()})
         report.transformation, weights = move @ report.transformation, move.state_dict(weights)
     report.charges = [charge / max(report.charges[0], 1e-300) for charge in report.charges]
     canonical = canonical_gauge(model).transformation
@@ -174,87 +170,58 @@ def minimum_norm(
     return report.transformation(model), report
 
 
-def decay_direction(config: RiGPTConfig, weights: Weights) -> tuple[dict[str, torch.Tensor], float]:
+def decay_direction(config: RiGPTConfig, weights: Weights) -> tuple[dict[FrameKey, torch.Tensor], float]:
     """
-    The stretches X, by key of the frame, for which `Xθ` is the projection of `-θ` on all their directions, and the
-    norm of all charges.
-
-    X solves `<Yθ, Xθ> = -<Yθ, θ>` for every Y of the algebra. For Gram matrices A of vectors and B of covectors that
-    is `XA + BX = B - A`. No parameter carries two frames that stretch, so each frame is solved on its own.
+    The stretches X, by frame, for which `Xθ` is the projection of `-θ` on all their directions, and the norm of all
+    charges. No parameter carries two frames that stretch, so each frame is solved on its own.
     """
-    groups = {key: frame.group for key, frame in frame_keys(config).items()}
     elements, square = {}, 0.0
-    for key, roles in contract(config, weights, weights, lambda key: can_stretch(groups[key])).items():
-        group = groups[key]
-        assert isinstance(group, MatrixGroup | NeuronGroup)
-        charge = group.generator(roles)
-        square += float(charge.square().sum())
-        solve = _scalings if isinstance(group, NeuronGroup) else _matrices
-        elements[key] = solve(group, roles, charge)  # type: ignore[arg-type]
+    for view in _stretching(config, weights):
+        square += float(view.group.generator(view.grams).square().sum())
+        elements[view.key] = view.group.decay(view.grams)
     return elements, math.sqrt(square)
 
 
-def _matrices(group: MatrixGroup, roles: Mapping[Role, torch.Tensor], charge: torch.Tensor) -> torch.Tensor:
-    """For a group of matrices, `[copies, n, n]`."""
-    vectors, covectors = group.symmetric(roles["vector"]), group.symmetric(roles["covector"])
-    if group.stretch == "common":
-        total = vectors + covectors + 4 * roles.get("metric", torch.zeros_like(vectors))
-        size = total.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-        return torch.where(size > 0, -charge / size, torch.zeros_like(charge))
-    # The solution commutes with the rotations of planes, as both sides do.
-    (a, right), (b, left) = torch.linalg.eigh(vectors), torch.linalg.eigh(covectors)
-    sums = b.clamp_min(0)[:, :, None] + a.clamp_min(0)[:, None, :]
-    filled = sums > EMPTY * sums.amax(dim=(1, 2), keepdim=True)
-    inner = left.mT @ charge @ right
-    return -left @ torch.where(filled, inner / sums, 0.0) @ right.mT
-
-
-def _scalings(group: NeuronGroup, roles: Mapping[Role, torch.Tensor], charge: torch.Tensor) -> torch.Tensor:
-    """For the scalings of neurons, `[1, 2, F]`."""
-    metric = sum(
-        norms[0, :, None, None] * torch.outer(group.exponents(role), group.exponents(role))
-        for role, norms in roles.items()
-    )
-    return -(torch.linalg.pinv(metric, rtol=EMPTY, hermitian=True) @ charge[0].T[:, :, None])[:, :, 0].T[None]
+def _stretching(config: RiGPTConfig, weights: Weights) -> Iterator[View]:
+    """The frames whose groups change lengths."""
+    table = table_of(config)
+    return views(table, weights, weights, [key for key, frame in table.frames.items() if frame.group.stretches])
 
 
 def least_translations(config: RiGPTConfig, weights: Weights) -> GaugeTransformation:
     """The translations after which the norm is least while everything else rests: a problem of least squares."""
-    wanted = [key for key, frame in frame_keys(config).items() if isinstance(frame.group, Translations)]
-    return GaugeTransformation(config, {key: _least_translation(config, weights, key) for key in wanted})
+    elements = {key: _least_translation(config, weights, key) for key in table_of(config).shifts}
+    return GaugeTransformation(config, elements)
 
 
-def _least_translation(config: RiGPTConfig, weights: Weights, key: str) -> torch.Tensor:
+def _least_translation(config: RiGPTConfig, weights: Weights, key: FrameKey) -> torch.Tensor:
     """Of one frame, `[copies, n]`."""
-    frame, moves = frame_keys(config)[key], shifts(config)[kind_of(key)].moves
-    assert isinstance(frame.group, Translations)
-    here = {pattern: weights[in_layer(pattern, prefix_of(key))] for pattern in moves}
+    table = table_of(config)
+    frame, moves = table.frames[key], table.shifts[key].moves
+    shape = frame.group.shape(frame.copies)
     columns = []
-    for unit in torch.eye(frame.copies * frame.group.n, dtype=torch.float64):
-        vector = frame.group.project(unit.reshape(frame.copies, -1)).flatten()
+    for unit in torch.eye(math.prod(shape), dtype=torch.float64):
+        vector = frame.group.project(unit.reshape(shape)).flatten()
         changes = [
-            move(vector, lambda other: weights[in_layer(other, prefix_of(key))]).expand_as(here[pattern]).flatten()
-            for pattern, move in moves.items()
+            move(vector, weights.__getitem__).expand_as(weights[name]).flatten() for name, move in moves.items()
         ]
         columns.append(torch.cat(changes))
-    now = torch.cat([tensor.flatten() for tensor in here.values()])
+    now = torch.cat([weights[name].flatten() for name in moves])
     # Of all solutions the smallest: zero where nothing may move.
     solution = torch.linalg.lstsq(torch.stack(columns, dim=1), -now[:, None], driver="gelsd").solution
-    return solution.reshape(frame.copies, -1)
+    return solution.reshape(shape)
 
 
 def _check_closed(config: RiGPTConfig, weights: Weights) -> None:
     """Only a closed orbit has a point of least norm; the charges of its balanced form are zero."""
-    groups, (_, balanced) = {key: frame.group for key, frame in frame_keys(config).items()}, balance(config, weights)
-    for key, roles in contract(config, balanced, balanced, lambda key: can_stretch(groups[key])).items():
-        group = groups[key]
-        assert isinstance(group, MatrixGroup | NeuronGroup)
-        size = sum(float(value.norm()) for value in roles.values())
-        left = float(group.generator(roles).norm())
-        if left > LONE * size:
+    for view in _stretching(config, balance(config, weights)[1]):
+        size = sum(float(value.norm()) for value in view.grams.values())
+        left = float(view.group.generator(view.grams).norm())
+        if left > UNPAIRED * size:
             raise ValueError(
-                f"`model` must have an orbit with a point of least norm, got directions in {key!r} that only one of "
-                "two factors fills: their norm falls for ever. Use `canonicalize`, which gives them length 1."
+                f"`model` must have an orbit with a point of least norm, got directions in {str(view.key)!r} that "
+                "only one of two factors fills: their norm falls for ever. Use `canonicalize`, which gives them "
+                "length 1."
             )
 
 
@@ -263,18 +230,8 @@ def compact_part(g: GaugeTransformation) -> GaugeTransformation:
     The nearest transformation that keeps all lengths: the orthogonal polar factor of every matrix, exchanges and signs
     as they are, no translation. Equal to `g` if that keeps lengths itself.
     """
-    elements = {}
-    for key, element in g.elements.items():
-        group = g.frames[key].group
-        if isinstance(group, Translations):
-            continue
-        if isinstance(group, MatrixGroup):
-            left, _, right = torch.linalg.svd(element)
-            element = left @ right
-        elif isinstance(group, NeuronGroup):
-            element = torch.cat([element[:, :1], element[:, 1:].sign()], dim=1)
-        elements[key] = element
-    return GaugeTransformation(g.config, elements)
+    linear = [(key, frame.group, element) for key, frame, element in g.items() if frame.shift is None]
+    return GaugeTransformation(g.config, {key: group.compact(element) for key, group, element in linear})
 
 
 @torch.no_grad()
@@ -374,11 +331,11 @@ def next_token_loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 
 def _look(record: DecayRecord, model: nn.Module, start: dict[str, torch.Tensor], at: TranslationsAt) -> None:
-    now, table = charges(model), frames(model.config)
-    for kind in dict.fromkeys(map(kind_of, start)):
-        keys = [key for key in start if kind_of(key) == kind]
+    now, table = charges(model), table_of(model.config)
+    for kind in dict.fromkeys(FrameKey.parse(key).kind for key in start):
+        keys = [key for key in start if FrameKey.parse(key).kind == kind]
         before, after = (torch.cat([charge[key].flatten() for key in keys]) for charge in (start, now))
-        power = 1 if isinstance(table[kind].group, Translations) else 2
+        power = 2 if table.kinds[kind].shift is None else 1
         share = math.exp(-power * record.weight_decay * record.times[-1])
         size = float(before.norm()) or math.nan
         record.predicted.setdefault(kind, []).append(share)

@@ -76,11 +76,22 @@ class JoiningPath:
         self.turn, self.logarithms, self.axes = so_log(u @ vt), stretch.log(), vt
 
     def __call__(self, s: Tensor) -> Tensor:
-        return so_exp(s * self.turn) @ (self.axes.mT * torch.exp(s * self.logarithms)) @ self.axes
+        return self.value(*self.factors(s))
 
     def derivative(self, s: Tensor) -> Tensor:
         """`log(R) R^s S^s + R^s log(S) S^s`."""
-        rotation, stretch = so_exp(s * self.turn), self.axes.mT * torch.exp(s * self.logarithms)
+        return self.rate(*self.factors(s))
+
+    def factors(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """`R^s`, and `S^s` before its last factor, each `[n, n]`: what takes time in the value and its derivative."""
+        return so_exp(s * self.turn), self.axes.mT * torch.exp(s * self.logarithms)
+
+    def value(self, rotation: Tensor, stretch: Tensor) -> Tensor:
+        """The point of the path with these [`factors`]."""
+        return rotation @ stretch @ self.axes
+
+    def rate(self, rotation: Tensor, stretch: Tensor) -> Tensor:
+        """The derivative by s at the point with these [`factors`]."""
         return (self.turn @ rotation @ stretch + rotation @ (stretch * self.logarithms)) @ self.axes
 
 
@@ -127,16 +138,23 @@ class LiftPath:
             JoiningPath(torch.linalg.solve(before, after, left=False))
             for before, after in itertools.pairwise(elements)
         ]
+        self._last: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, t: Tensor) -> Tensor:
-        index = _interval(t, len(self.steps))
-        return self.steps[index](smooth_step(t - index)) @ self.elements[index]
+        index, factors = self._at(t)
+        return self.steps[index].value(*factors) @ self.elements[index]
 
     def derivative(self, t: Tensor) -> Tensor:
         """`∂_t Q`."""
-        index = _interval(t, len(self.steps))
-        s = t - index
-        return smooth_rate(s) * self.steps[index].derivative(smooth_step(s)) @ self.elements[index]
+        index, factors = self._at(t)
+        return smooth_rate(t - index) * self.steps[index].rate(*factors) @ self.elements[index]
+
+    def _at(self, t: Tensor) -> tuple[int, tuple[Tensor, Tensor]]:
+        """Which step `t` is in, and its factors, computed once for a map, its inverse and its tangent."""
+        if self._last is None or self._last[0] is not t:
+            index = _interval(t, len(self.steps))
+            self._last = (t, index, self.steps[index].factors(smooth_step(t - index)))
+        return self._last[1:]
 
 
 def lift(elements: Sequence[Tensor], double: bool = False) -> SpacetimeMap:

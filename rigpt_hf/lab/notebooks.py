@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.extras import needs
 
 from .registry import chapters
 
@@ -31,15 +32,12 @@ def to_notebook(script: Path) -> Any:
     The notebook of a script in percent format, as an nbformat node.
 
     Raises:
-        ValueError: if Jupytext is not installed.
+        MissingPackage: if Jupytext is not installed.
     """
-    try:
+    with needs("course"):
         import jupytext
         import nbformat
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"Notebooks need the package {error.name}. Install it with `pip install 'rigpt-hf[course]'`."
-        ) from error
+
     notebook = jupytext.reads(script.read_text(encoding="utf-8"), fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -88,9 +86,7 @@ def main(
         console.print(f"Not those of their scripts: {names}. Run `python -m rigpt_hf.lab.notebooks`.")
         raise typer.Exit(1)
     for notebook in stale:
-        temporary = temporary_sibling(notebook)
-        temporary.write_text(to_text(notebook.with_suffix(".py")), encoding="utf-8")
-        temporary.replace(notebook)
+        write_text(notebook, to_text(notebook.with_suffix(".py")))
         console.print(f"Written: {notebook}")
 
 

@@ -32,23 +32,23 @@ LABS: dict[str, Lab] = {
     "neural-ode": Lab("Chapter 6: from layers to a flow, and its diffeomorphisms", chapter="6_neural_ode"),
     "depth-as-time": Lab(
         "A RiGPT as a vector field: how solvers converge to its flow",
-        function="rigpt_hf.flow.figures_depth:plot_depth",
+        function="rigpt_hf.pictures.depth:plot_depth",
     ),
     "diffeomorphism": Lab(
         "Diffeomorphisms of depth and stream that leave the end points alone",
-        function="rigpt_hf.flow.figures_diffeomorphism:plot_diffeomorphism",
+        function="rigpt_hf.pictures.diffeomorphism:plot_diffeomorphism",
     ),
     "lifting": Lab(
         "Symmetries of feedforward layers, lifted to paths of diffeomorphisms",
-        function="rigpt_hf.flow.figures_lifting:plot_lifting",
+        function="rigpt_hf.pictures.lifting:plot_lifting",
     ),
     "local-frames": Lab(
         "One frame per layer, and the connection that joins them",
-        function="rigpt_hf.flow.figures_local_frames:plot_local_frames",
+        function="rigpt_hf.pictures.local_frames:plot_local_frames",
     ),
     "gauge-fixing": Lab(
         "Weight decay picks the balanced point of an orbit",
-        function="rigpt_hf.flow.figures_gauge_fixing:plot_gauge_fixing",
+        function="rigpt_hf.pictures.gauge_fixing:plot_gauge_fixing",
     ),
 }
 

@@ -5,8 +5,7 @@ import io
 import runpy
 from importlib import import_module
 
-from matplotlib.figure import Figure
-
+from ..extras import advice
 from .registry import Lab, is_there, lab, script_of
 from .showing import Shown, session
 
@@ -38,8 +37,8 @@ def run_lab(name: str, seed: int = 0) -> list[Shown]:
         ) from error
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"`name` must be a lab whose packages are there, got {name!r}, which needs {error.name}. Install it, or "
-            "everything at once with `pip install 'rigpt-hf[all]'`."
+            f"`name` must be a lab whose packages are there, got {name!r}, which needs {error.name}. "
+            f"{advice(error) or 'Install it.'}"
         ) from error
 
 
@@ -57,6 +56,8 @@ def _run_chapter(chapter: Lab, seed: int) -> list[Shown]:
 
 
 def _call(chosen: Lab, seed: int) -> Shown:
+    from matplotlib.figure import Figure
+
     module, _, name = chosen.function.partition(":")
     figure = getattr(import_module(module), name)(seed=seed)
     if not isinstance(figure, Figure):

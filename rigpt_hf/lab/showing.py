@@ -3,18 +3,18 @@ One call for the figures of a chapter, wherever it runs: a notebook displays the
 script says that they exist.
 """
 
-import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from ..pictures.style import encoded, figure, use_style
 
 
-# Of pictures in notebooks and files, per inch.
-DOTS = 110
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Shown:
         seen: In words, with the numbers.
     """
 
-    figure: Figure
+    figure: "Figure"
     name: str
     seen: str
 
@@ -47,10 +47,13 @@ _SESSION: ContextVar[Session | None] = ContextVar("session", default=None)
 @contextmanager
 def session(seed: int) -> Iterator[Session]:
     """Inside of this block `show` keeps figures instead of displaying them, and `chosen_seed` gives `seed`."""
+    import matplotlib as mpl
+
     current = Session(seed)
     token = _SESSION.set(current)
     try:
-        yield current
+        with mpl.rc_context():
+            yield current
     finally:
         _SESSION.reset(token)
 
@@ -61,7 +64,27 @@ def chosen_seed(default: int = 0) -> int:
     return default if current is None else current.seed
 
 
-def show(figure: Figure, name: str, seen: str) -> None:
+def panels(
+    count: int, title: str, height: float = 3.8, width: float = 4.6, **options: Any
+) -> tuple["Figure", list[Any]]:
+    """
+    A figure of a chapter, with `count` panels side by side.
+
+    Args:
+        count: Of panels.
+        title: Says what is seen.
+        height, width: Of one panel, in inches.
+        options: As for [`rigpt_hf.pictures.figure`], such as `sharey=True`.
+
+    Returns:
+        The figure and its axes.
+    """
+    # A chapter is a program of its own, and draws on after this call.
+    use_style()
+    return figure(count, title=title, height=height, width=width, **options)
+
+
+def show(figure: "Figure", name: str, seen: str) -> None:
     """
     Show a figure of a chapter.
 
@@ -82,15 +105,8 @@ def show(figure: Figure, name: str, seen: str) -> None:
     if _in_notebook():
         from IPython.display import Image, display
 
-        display(Image(png(figure), width=round(figure.get_figwidth() * 72)))
+        display(Image(encoded(figure), width=round(figure.get_figwidth() * 72)))
     print(f"[{name}] {seen}")
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG, the same bytes for the same figure and version of Matplotlib."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _in_notebook() -> bool:

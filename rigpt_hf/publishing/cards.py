@@ -1,22 +1,31 @@
 """The card of a repository: a person's own as it is, one of our making for these weights and this repository."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from ..conversion.assemble import quiet_loading
+import yaml
+from huggingface_hub import ModelCard
+
+from ..checkpoints.read import quiet_loading
+from ..evaluation.harness.cache import fingerprint
+from ..evaluation.models import EvaluatedModel
+from ..model_cards import card as cards
+from ..model_cards.marker import digest_of_results, for_repository, is_unchanged, read_marker
+from ..model_cards.metadata import evaluation_of
 
 
-CARD = "README.md"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 
 
 def card_of(
     folder: Path,
+    measured: Callable[[], EvaluatedModel],
     *,
     repo_id: str | None = None,
     results: Path | None = None,
     card: Path | None = None,
-    facts: Path | None = None,
+    metadata: Path | None = None,
 ) -> tuple[str, list[str]]:
     """
     The card of a model that is published.
@@ -26,7 +35,8 @@ def card_of(
 
     Args:
         folder (`Path`): Of the model.
-        repo_id, results, facts: As for `rigpt_hf.model_cards.card.card_text`.
+        measured: Gives the model itself, which a card of a person does not ask for.
+        repo_id, results, metadata: As for `rigpt_hf.model_cards.card.card_text`.
         card (`Path`, *optional*): The file; README.md of the folder if not given, or, if there is none, it is written.
 
     Returns:
@@ -36,21 +46,15 @@ def card_of(
         ValueError: if there is no such file, its metadata are broken, it was written for other weights and changed
             since, or a card cannot be written.
     """
-    from ..evaluation.harness.cache import fingerprint
-    from ..evaluation.measures.subjects import subject
-    from ..model_cards.card import card_text
-    from ..model_cards.facts import evaluation_of
-    from ..model_cards.marker import digest_of_results, for_repository, is_unchanged, read_marker
-
-    path = card or folder / CARD
+    path = card or folder / cards.CARD
     if card is not None and not path.is_file():
         raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}: no such file.")
     if not path.is_file():
         with quiet_loading():
-            return card_text(folder, repo_id=repo_id, results=results, facts=facts), []
-    if facts is not None:
+            return cards.card_text(folder, repo_id=repo_id, results=results, metadata=metadata), []
+    if metadata is not None:
         raise ValueError(
-            f"`facts` are for a card that is written, got {str(facts)!r} although there is {str(path)!r}. Leave "
+            f"`metadata` are for a card that is written, got {str(metadata)!r} although there is {str(path)!r}. Leave "
             "one of them out."
         )
     _check_metadata(path)
@@ -59,22 +63,20 @@ def card_of(
     marker = read_marker(text)
     if marker is None:
         return text, [f"The card {path} is your own and stays as it is: the results are not in it."] if results else []
-    with quiet_loading():
-        measured = subject(folder)
-    stale = marker.weights != fingerprint(measured)
-    unchanged = is_unchanged(text, marker)
+    stale, unchanged = marker.weights != fingerprint(measured()), is_unchanged(text, marker)
     if stale and not unchanged:
         raise ValueError(
             f"`card` must be of these weights, got {str(path)!r}, which rigpt card wrote for others and which was "
             "changed since. Write it once more with rigpt card --force, or remove its last line if all of it holds."
         )
-    newer = results is not None and digest_of_results(evaluation_of(results, measured)[0]) != marker.results
+    newer = results is not None and digest_of_results(evaluation_of(results, measured())[0]) != marker.results
     notes: list[str] = []
     if newer and not unchanged:
         notes.append(f"The card {path} was changed by hand and stays as it is: the results are not in it.")
     elif stale or newer:
+        said, repo = marker.author_metadata, repo_id or marker.repo
         with quiet_loading():
-            text = card_text(folder, repo_id=repo_id or marker.repo, results=results, facts=marker.author_facts)
+            text = cards.card_text(folder, repo_id=repo, results=results, metadata=said)
         notes.append(
             f"The card {path} was of {'other weights' if stale else 'an earlier evaluation or none'}, so another is "
             "published, written for these; the file stays as it is."
@@ -84,9 +86,6 @@ def card_of(
 
 def _check_metadata(path: Path) -> None:
     """The Hub refuses a card with a broken header, which is better known before anything is sent."""
-    import yaml
-    from huggingface_hub import ModelCard
-
     try:
         ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
     except (ValueError, TypeError, yaml.YAMLError) as error:

@@ -5,29 +5,53 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import UndefinedError
+from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..conversion.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..conversion.maps import name_some
-from .cards import CARD, card_of, pictures_of
+import rigpt_hf
+
+from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from ..checkpoints.read import name_some, quiet_loading
+from ..evaluation.harness.report import as_html
+from ..evaluation.harness.tables import as_markdown
+from ..evaluation.models import EvaluatedModel, evaluated
+from ..model_cards.card import CARD
+from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
+from ..model_cards.marker import for_repository
+from ..model_cards.metadata import evaluation_of
+from ..text.paths import without_path
+from .cards import card_of, pictures_of
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
-FACTS = ("generation_config.json", *RECORDS)
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
+BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
 TEMPLATES = "additional_chat_templates/*.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # `Trainer` leaves its arguments beside every model that it saves; they stay at home.
 HARMLESS = ("training_args.bin",)
 STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
 CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
+# Of a model in a repository, but for its weights and code.
+MANAGED = (
+    "model*.safetensors",
+    INDEX,
+    "pytorch_model*",
+    "*_rigpt.py",
+    "config.json",
+    *TOKENIZER_FILES,
+    *BESIDE_WEIGHTS,
+)
 # Of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
 ACCESS_TOKEN = re.compile(
     rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
@@ -79,8 +103,6 @@ class RepositoryContents:
 
     def for_repository(self, repo_id: str) -> "RepositoryContents":
         """The same, with a card of our making that loads the model from there, now that the owner is known."""
-        from ..model_cards.marker import for_repository
-
         files = [
             RepositoryFile(CARD, for_repository(file.read().decode(), repo_id).encode()) if file.path == CARD else file
             for file in self.files
@@ -94,7 +116,7 @@ def repository_files(
     repo_id: str | None = None,
     results: str | Path | None = None,
     card: str | Path | None = None,
-    facts: str | Path | None = None,
+    metadata: str | Path | None = None,
     force: bool = False,
     check_loading: bool = True,
 ) -> RepositoryContents:
@@ -108,9 +130,9 @@ def repository_files(
         results (`str` or `Path`, *optional*): `results.json` of an evaluation, which goes to `evaluation/` with the
             `report.html` and `table.md` that are made of it; that of the folder if there is one.
         card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
-            has none, written from the facts. One that `rigpt card` wrote is made to fit the repository, and written
-            once more for other weights or results.
-        facts (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
+            has none, written from what is known. One that `rigpt card` wrote is made to fit the repository, and
+            written once more for other weights or results.
+        metadata (`str` or `Path`, *optional*): YAML file for a card that is written, see `rigpt_hf.model_cards`.
         force (`bool`, defaults to `False`): let code go out that is not that of the installed package.
         check_loading (`bool`, defaults to `True`): load the model on the CPU, as the last check.
 
@@ -123,41 +145,40 @@ def repository_files(
     config = _read_config(folder)
     _check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder), *_code(folder, config, force)]
-    if any((folder / name).is_file() for name in VOCABULARY_FILES):
-        names += [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    names += [name for name in (*FACTS, *TEMPLATE_FILES) if (folder / name).is_file()]
-    files_here = [path.name for path in folder.iterdir() if path.is_file()]
-    names += [name for name in files_here if any(fnmatch(name, pattern) for pattern in LICENCES)]
-    names += [path.relative_to(folder).as_posix() for path in sorted(folder.glob(TEMPLATES))]
+    others = (*TOKENIZER_FILES, *BESIDE_WEIGHTS) if _has_vocabulary(folder) else BESIDE_WEIGHTS
+    names += [name for name in others if (folder / name).is_file()]
+    patterns = (*LICENCES, TEMPLATES)
+    more_files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    names += [path.relative_to(folder).as_posix() for path in more_files]
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
-    results, card, facts = (None if each is None else Path(each) for each in (results, card, facts))
-    evaluation, notes = ([], []) if results is None else _evaluation(results, folder)
+    results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
+    if results is not None and not results.is_file():
+        raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
     if check_loading:
         check_that_it_loads(folder, config)
         _check_tokenizer(folder)
-    text, more = card_of(folder, repo_id=repo_id, results=results, card=card, facts=facts)
-    readme = RepositoryFile(CARD, text.encode())
+    measured = cache(lambda: model_of(folder))
+    evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
+    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
     names += pictures_of(text, folder)
-    if CERTIFICATE in names and (note := _doubt_of_certificate(folder)):
+    if CERTIFICATE in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE)
-        more = [*more, note]
-    files = [RepositoryFile(name, _content(folder, name)) for name in names] + evaluation + [readme]
+        more.append(note)
+    files = [RepositoryFile(name, _content(folder, name)) for name in names]
+    files += [*evaluation, RepositoryFile(CARD, text.encode())]
     check_no_token(files)
-    published = {folder / name for name in (*names, CARD)}
-    left_out = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path not in published
-    )
+    published = {*names, CARD}
+    inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    left_out = sorted(name for name in inside if name not in published)
     return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), (*notes, *more))
 
 
 def is_managed(path: str) -> bool:
     """Whether a file of a repository belongs to the model in it, and goes when that model is replaced."""
-    weights = ("model*.safetensors", INDEX, "pytorch_model*")
-    patterns = (*weights, "*_rigpt.py", "config.json", *FACTS, *TOKENIZER_FILES)
     if "/" in path:
         return fnmatch(path, TEMPLATES) or path in {f"evaluation/{name}" for name in EVALUATION}
-    return any(fnmatch(path, pattern) for pattern in (*patterns, *TEMPLATE_FILES))
+    return any(fnmatch(path, pattern) for pattern in MANAGED)
 
 
 def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
@@ -167,10 +188,6 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         ValueError: if it does not load, or its weights are not those that its configuration asks for.
     """
-    import rigpt_hf
-
-    from ..conversion.assemble import quiet_loading
-
     name = (config.get("architectures") or ["RiGPTForCausalLM"])[0]
     model_class = getattr(rigpt_hf, name, None) if name in rigpt_hf.__all__ else None
     if model_class is None or not hasattr(model_class, "from_pretrained"):
@@ -182,16 +199,13 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
             )
     # Damaged files give errors of many libraries.
     except Exception as error:
-        raise ValueError(
-            f"`folder` must hold a model that loads, got {str(folder)!r}, which gives {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]} Save the model once more with `save_pretrained`."
-        ) from error
+        problem = f", which gives {_in_one_line(error)}"
+        raise _refusal(folder, "hold a model that loads", problem, f"Save the model once more {SAVE}.") from error
     for problem, weights in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
         if weights:
-            raise ValueError(
-                f"`folder` must hold the weights of its configuration, got {str(folder)!r}, which {problem} "
-                f"{name_some(weights)}. Save the whole model once more with `save_pretrained`."
-            )
+            problem = f", which {problem} {name_some(weights)}"
+            advice = f"Save the whole model once more {SAVE}."
+            raise _refusal(folder, "hold the weights of its configuration", problem, advice)
 
 
 def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
@@ -207,20 +221,24 @@ def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) ->
             )
 
 
+def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
+    return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}: no such folder.")
+        raise _refusal(folder, "be the folder of a saved model", ": no such folder", "")
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"`folder` must be the folder of a saved model, got {str(folder)!r}, which has no `config.json`. Save the "
-            "model with `save_pretrained`."
-        )
+        problem = ", which has no `config.json`"
+        raise _refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
     config = _read_json(folder / "config.json", "folder")
     if config.get("model_type") != "rigpt":
-        raise ValueError(
-            f"`folder` must hold a RiGPT, got {str(folder)!r} of model type {config.get('model_type')!r}. Convert it "
-            f"first: rigpt convert {folder} OUTPUT"
-        )
+        problem = f" of model type {config.get('model_type')!r}"
+        raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
     return config
 
 
@@ -260,40 +278,29 @@ def _weights(folder: Path) -> list[str]:
         names = [SINGLE]
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or len(names) == names.count(INDEX):
-        raise ValueError(
-            f"`folder` must hold all weights as safetensors, got {str(folder)!r} without "
-            f"{name_some(absent or ['weight_map'])}. Save the model once more with `save_pretrained`."
-        )
+        problem = f" without {name_some(absent or ['weight_map'])}"
+        raise _refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
     # Those in folders, such as an adapter that was merged, are left out as all other files are.
     unused = {path.name for path in folder.glob("*.safetensors")} - set(names)
     if unused:
-        raise ValueError(
-            f"`folder` must hold the weights of one model, got {str(folder)!r}, which also has {name_some(unused)}. "
-            "Move what does not belong to the model out of the folder."
-        )
+        problem, advice = f", which also has {name_some(unused)}", "Move what is not of the model out of the folder."
+        raise _refusal(folder, "hold the weights of one model", problem, advice)
     return names
 
 
 def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     """The files that `auto_map` names and what they import; a stranger runs these."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
-    advice = "Load the model with this package and save it once more with `save_pretrained`."
+    advice = f"Load the model with this package and save it once more {SAVE}."
     classes = list((config.get("auto_map") or {}).values())
     if not classes:
-        raise ValueError(
-            f"`folder` must have an `auto_map` in its config.json, got {str(folder)!r} without one: nobody could load "
-            f"it who has not installed this package. {advice}"
-        )
+        problem = " without one: nobody could load it who has not installed this package"
+        raise _refusal(folder, "have an `auto_map` in its config.json", problem, advice)
     elsewhere = [name for name in classes if not isinstance(name, str) or "--" in name]
     if elsewhere:
-        raise ValueError(
-            f"`folder` must bring the code of its `auto_map` along, got {str(folder)!r} with {elsewhere[0]!r}, which "
-            f"is in another repository. {advice}"
-        )
-    needed = [folder / f"{name.partition('.')[0]}.py" for name in classes]
-    named = {path.name for path in needed}
-    for path in [path for path in dict.fromkeys(needed) if path.is_file()]:
+        problem = f" with {elsewhere[0]!r}, which is in another repository"
+        raise _refusal(folder, "bring the code of its `auto_map` along", problem, advice)
+    named = {f"{name.partition('.')[0]}.py" for name in classes}
+    for path in [folder / name for name in named if (folder / name).is_file()]:
         try:
             named |= {Path(file).name for file in get_relative_import_files(path)}
         # It opens what a file imports, and says no more than that one is missing.
@@ -302,26 +309,21 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     present = {path.name for path in folder.glob("*.py")}
     for problem, names in (("lacks", named - present), ("also has", present - named)):
         if names:
-            raise ValueError(
-                f"`folder` must hold the code that its `auto_map` names and no other, got {str(folder)!r}, which "
-                f"{problem} {name_some(names)}. {advice}"
-            )
-    package = Path(__file__).parents[1]
+            rule = "hold the code that its `auto_map` names and no other"
+            raise _refusal(folder, rule, f", which {problem} {name_some(names)}", advice)
+    package = Path(rigpt_hf.__file__).parent
     ours = {name: package / name for name in named}
     changed = [n for n, path in ours.items() if not path.is_file() or path.read_bytes() != (folder / n).read_bytes()]
     if changed and not force:
-        raise ValueError(
-            f"`folder` must hold the code of the installed package, got {str(folder)!r}, where {name_some(changed)} "
-            f"differs. {advice} Or pass `force=True` if it is meant to differ."
-        )
+        advice += " Or pass `force=True` if it is meant to differ."
+        problem = f", where {name_some(changed)} differs"
+        raise _refusal(folder, "hold the code of the installed package", problem, advice)
     return sorted(named)
 
 
-def _doubt_of_certificate(folder: Path) -> str:
+def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) -> str:
     """Why the certificate stays at home, where nobody can tell whether it is of these weights; nothing if it is."""
-    from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
-
-    _, doubt = certificate_of(folder, subject_of(folder))
+    _, doubt = certificate_of(folder, measured())
     reason = doubt.removeprefix(f"{QUESTION}: ")
     if reason in OF_ANOTHER:
         raise ValueError(
@@ -335,54 +337,45 @@ def _doubt_of_certificate(folder: Path) -> str:
 
 
 def _content(folder: Path, name: str) -> Path | bytes:
-    """A file as it is, or, of facts about a model, without the paths of this machine."""
-    from ..model_cards.paths import without_path
-
-    if name not in RECORDS:
-        return folder / name
+    """A file as it is, or, of records of a model, without the paths of this machine."""
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: cleaned(each) for key, each in value.items()}
+            return {key: cleaned(part) for key, part in value.items()}
         if isinstance(value, list):
-            return [cleaned(each) for each in value]
+            return [cleaned(part) for part in value]
         return without_path(value) if isinstance(value, str) else value
 
+    if name not in RECORDS:
+        return folder / name
     return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
 
 
-def subject_of(folder: Path) -> Any:
+def model_of(folder: Path) -> EvaluatedModel:
     """The model of a folder, to measure it."""
-    from ..conversion.assemble import quiet_loading
-    from ..evaluation.measures.subjects import subject
-
     with quiet_loading():
-        return subject(folder)
+        return evaluated(folder)
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def _check_tokenizer(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+    if not _has_vocabulary(folder):
         return
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged files give errors of many libraries
-        raise ValueError(
-            f"`folder` must hold a tokenizer that loads or none, got {str(folder)!r}, which gives "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]} Save the tokenizer once more."
+        problem = f", which gives {_in_one_line(error)}"
+        raise _refusal(
+            folder, "hold a tokenizer that loads or none", problem, "Save the tokenizer once more."
         ) from error
 
 
-def _evaluation(results: Path, folder: Path) -> tuple[list[RepositoryFile], list[str]]:
+def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[list[RepositoryFile], list[str]]:
     """Numbers, and page and table made of them: what lies beside the file may be of another run."""
-    from ..evaluation.harness.report import as_html
-    from ..evaluation.harness.tables import as_markdown
-    from ..model_cards.facts import evaluation_of
-
-    if not results.is_file():
-        raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
-    numbers, _ = evaluation_of(results, subject_of(folder))
+    numbers, _ = evaluation_of(results, measured())
     assert numbers is not None
     files, notes = [RepositoryFile(f"evaluation/{EVALUATION[0]}", results)], []
     for name, made in zip(EVALUATION[1:], (as_html, as_markdown), strict=True):

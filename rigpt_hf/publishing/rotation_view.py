@@ -6,25 +6,25 @@ Shapes: V vocabulary, d hidden size, L layers.
 
 import math
 import threading
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..checkpoints.read import quiet_loading
 from ..configuration_rigpt import RiGPTConfig
-from ..conversion.assemble import quiet_loading
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
-from ..demo.rotation import rotate_stock
+from ..conversion.stock_rotation import rotate_stock
 from ..symmetry import GaugeTransformation, haar, so_exp, so_log
 
 
 MAX_TOKENS = 128  # a prompt; every hidden state of it is kept
 MAX_SEED = 2**31 - 1
-REMEMBERED_VIEWS = 16
+REMEMBERED = 16  # views, prompts and rotations
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,11 @@ class Pair:
 
     @property
     def distance(self) -> float:
-        """Total variation distance between the two distributions: 0 for equal ones, 1 for disjoint ones."""
-        return total_variation(self.before.probabilities, self.now.probabilities)
+        """
+        Total variation distance `Σ |p - q| / 2` of the two distributions, 0 to 1: the largest difference in the
+        probability of any event.
+        """
+        return 0.5 * (self.now.probabilities - self.before.probabilities).abs().sum().item()
 
     @property
     def changes(self) -> list[float]:
@@ -101,16 +104,16 @@ class RotationView:
 
     def __init__(self, subjects: Subjects):
         self.subjects = subjects
-        self._paths: dict[tuple[int, int], torch.Tensor] = {}
-        self._unrotated: OrderedDict[str, tuple[State, State]] = OrderedDict()
-        self._views: OrderedDict[tuple[str, float, int], View] = OrderedDict()
+        self._models = (subjects.rigpt, subjects.stock)
         self._turned: tuple[Any, tuple[Any, Any]] | None = None
         self._lock = threading.Lock()
+        remember = lru_cache(REMEMBERED)
+        self._path, self._before, self._view = remember(_path), remember(self._observe), remember(self._compute)
 
     @property
     def layers(self) -> int:
         """Layers that both models have."""
-        return min(model.config.num_hidden_layers for model in (self.subjects.rigpt, self.subjects.stock))
+        return min(model.config.num_hidden_layers for model in self._models)
 
     def at(self, prompt: str, t: float, seed: int = 0) -> View:
         """
@@ -119,21 +122,16 @@ class RotationView:
         Raises:
             ValueError: if `t` or `seed` is out of range, or the prompt has no tokens or too many.
         """
-        t, seed = check_t(t), check_seed(seed)
+        if not 0 <= t <= 1:
+            raise ValueError(f"`t` must be between 0 (no rotation) and 1 (the whole one), got {t}.")
+        if seed is None or int(seed) != seed or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"`seed` must be a whole number between 0 and {MAX_SEED}, got {seed}.")
         with self._lock:
-            key = (prompt, t, seed)
-            if key not in self._views:
-                remember(self._views, key, self._view(prompt, t, seed))
-            self._views.move_to_end(key)
-            return self._views[key]
+            return self._view(prompt, float(t), int(seed))
 
-    def _view(self, prompt: str, t: float, seed: int) -> View:
-        both = (self.subjects.rigpt, self.subjects.stock)
-        input_ids = self._input_ids(prompt)
-        if prompt not in self._unrotated:
-            remember(self._unrotated, prompt, (observe(both[0], input_ids), observe(both[1], input_ids)))
-        before = self._unrotated[prompt]
-        paths = [self._path(model.config.hidden_size, seed) for model in both]
+    def _compute(self, prompt: str, t: float, seed: int) -> View:
+        input_ids, before = self._before(prompt)
+        paths = [self._path(model.config.hidden_size, seed) for model in self._models]
         rotations = (so_exp(t * paths[0]), so_exp(t * paths[1]))
         now = before
         if t > 0:  # else nothing is turned, and copies of the same weights elsewhere in memory may round otherwise
@@ -141,35 +139,27 @@ class RotationView:
             now = (observe(turned[0], input_ids), observe(turned[1], input_ids))
         names = ("RiGPT", self.subjects.stock_name)
         rigpt, stock = (Pair(*fields) for fields in zip(names, before, now, rotations, strict=True))
-        largest = largest_angle(paths[0])
+        # The largest singular value is the angle of the plane that turns furthest.
+        largest = math.degrees(torch.linalg.matrix_norm(paths[0], ord=2).item())
         tokens = [self.subjects.tokenizer.decode([index]) for index in input_ids[0].tolist()]
         return View(prompt, tokens, t, t * largest, largest, rigpt, stock)
+
+    def _observe(self, prompt: str) -> tuple[torch.Tensor, tuple[State, State]]:
+        """The tokens of a prompt `[1, tokens]`, and what both models make of them unrotated."""
+        input_ids = self._input_ids(prompt)
+        return input_ids, (observe(self._models[0], input_ids), observe(self._models[1], input_ids))
 
     def _turn(self, t: float, seed: int, rotations: tuple[torch.Tensor, torch.Tensor]) -> tuple[Any, Any]:
         """Both models in their turned frames."""
         if self._turned is None or self._turned[0] != (t, seed):
             self._turned = None  # frees the last ones before there are new ones
-            turned = (
-                turn_rigpt(self.subjects.rigpt, rotations[0]),
-                rotate_stock(self.subjects.stock, rotations[1]),
-            )
-            self._turned = ((t, seed), turned)
+            rigpt, stock = self._models
+            self._turned = ((t, seed), (turn_rigpt(rigpt, rotations[0]), rotate_stock(stock, rotations[1])))
         return self._turned[1]
-
-    def _path(self, size: int, seed: int) -> torch.Tensor:
-        """The direction `[d, d]` of the geodesic, skew-symmetric; `exp` of it is the whole rotation."""
-        if (size, seed) not in self._paths:
-            if len(self._paths) > REMEMBERED_VIEWS:
-                self._paths.clear()
-            self._paths[size, seed] = so_log(haar(size, torch.Generator().manual_seed(seed), special=True))
-        return self._paths[size, seed]
 
     def _input_ids(self, prompt: str) -> torch.Tensor:
         """Token ids `[1, tokens]`."""
-        longest = min(
-            MAX_TOKENS,
-            *(model.config.max_position_embeddings for model in (self.subjects.rigpt, self.subjects.stock)),
-        )
+        longest = min(MAX_TOKENS, *(model.config.max_position_embeddings for model in self._models))
         input_ids = self.subjects.tokenizer(prompt)["input_ids"]
         if not 0 < len(input_ids) <= longest:
             raise ValueError(
@@ -274,32 +264,6 @@ def observe(model: Any, input_ids: torch.Tensor) -> State:
     return State(output.logits[0, -1].double().softmax(dim=-1), torch.cat(output.hidden_states))
 
 
-def total_variation(p: torch.Tensor, q: torch.Tensor) -> float:
-    """`Σ |p - q| / 2` of two distributions `[V]`: the largest difference in the probability of any event."""
-    return 0.5 * (p - q).abs().sum().item()
-
-
-def largest_angle(skew: torch.Tensor) -> float:
-    """The largest angle, in degrees, that `exp(skew)` turns a plane by: `skew`'s largest singular value."""
-    return math.degrees(torch.linalg.matrix_norm(skew, ord=2).item())
-
-
-def check_t(t: float) -> float:
-    """A `ValueError` unless `t` is on the path."""
-    if not 0 <= t <= 1:
-        raise ValueError(f"`t` must be between 0 (no rotation) and 1 (the whole one), got {t}.")
-    return float(t)
-
-
-def check_seed(seed: int) -> int:
-    """A `ValueError` unless `seed` can seed a generator."""
-    if seed is None or int(seed) != seed or not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"`seed` must be a whole number between 0 and {MAX_SEED}, got {seed}.")
-    return int(seed)
-
-
-def remember(memory: OrderedDict, key: Any, value: Any):
-    """Put into a memory that forgets what was asked for longest ago."""
-    memory[key] = value
-    if len(memory) > REMEMBERED_VIEWS:
-        memory.popitem(last=False)
+def _path(size: int, seed: int) -> torch.Tensor:
+    """The direction `[d, d]` of the geodesic of a seed, skew-symmetric; `exp` of it is the whole rotation."""
+    return so_log(haar(size, torch.Generator().manual_seed(seed), special=True))

@@ -1,34 +1,42 @@
 """
 The symmetries of a RiGPT: one table of frames, and what follows from it.
 
-Reading order: `rotations`, `groups`, `permutations` (what may act), `frames` (the table), `action` (how it acts),
+Reading order: `rigpt_hf/groups` (what may act), `rigpt_hf/frames.py` (the table), `action` (how it acts),
 `contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
-`conservation` and `drift`, `balance` and `canonical`, `procrustes`, `alignment`, `comparison` and `merging`;
-`checkpoint` for what does not fit in memory.
+`conservation` and `drift`, `balance` and `canonical`, `alignment`, `comparison` and `merging`; `checkpoint` for what
+does not fit in memory.
 """
 
+from ..frames import Frame, FrameKey, Table, table_of
+from ..groups import (
+    HeadPermutations,
+    MatrixGroup,
+    NeuronGroup,
+    Translations,
+    haar,
+    o_log,
+    rotary_form,
+    so_exp,
+    so_log,
+)
 from .action import GaugeTransformation, gauge_error
 from .alignment import Alignment, align, find_alignment, gauge_distance
 from .canonical import CanonicalGauge, canonical_gauge, canonicalize, invariants
-from .comparison import Comparison, compare, plot_comparison
+from .comparison import Comparison, compare
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
-from .drift import DriftReport, charge_drift, plot_drift
-from .frames import Axis, Frame, axes, frames
-from .groups import MatrixGroup
+from .drift import DriftReport, charge_drift
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
-from .merging import LossPath, loss_path, merge, plot_paths
-from .permutations import HeadPermutations, NeuronGroup, Translations
-from .rotations import haar, o_log, rotary_form, so_exp, so_log
+from .merging import LossPath, loss_path, merge
 
 
 __all__ = [
     "Alignment",
-    "Axis",
     "CanonicalGauge",
     "Comparison",
     "DriftReport",
     "Frame",
+    "FrameKey",
     "GaugeTransformation",
     "HeadPermutations",
     "JacobianSpectrum",
@@ -36,9 +44,9 @@ __all__ = [
     "MatrixGroup",
     "NeuronGroup",
     "Pairing",
+    "Table",
     "Translations",
     "align",
-    "axes",
     "canonical_gauge",
     "canonicalize",
     "charge_drift",
@@ -47,7 +55,6 @@ __all__ = [
     "connection",
     "curvature",
     "find_alignment",
-    "frames",
     "gauge_distance",
     "gauge_error",
     "gradient_pairing",
@@ -58,13 +65,11 @@ __all__ = [
     "loss_path",
     "merge",
     "o_log",
-    "plot_comparison",
-    "plot_drift",
-    "plot_paths",
     "redundant_dimensions",
     "rotary_form",
     "so_exp",
     "so_log",
+    "table_of",
     "to_global_frame",
     "to_local_frames",
 ]

@@ -1,8 +1,7 @@
 """Gauge transformations: one element per frame, acting on models, state dicts and single tensors through the table."""
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,28 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from .frames import (
-    Frame,
-    Read,
-    Turn,
-    axes,
-    frame_keys,
-    frames,
-    in_layer,
-    key_of,
-    kind_of,
-    layer_of,
-    pattern_of,
-    prefix_of,
-    row,
-    shifts,
-)
-from .groups import orthogonal
-from .permutations import HeadPermutations, Translations
-
-
-# Names that `frames=` accepts besides those of the table.
-FRAME_GROUPS = {"head": ("head_qk", "head_vo"), "shifts": ("key_shift", "value_shift", "position_shift")}
+from ..frames import Frame, FrameKey, table_of
+from ..groups import orthogonal
+from ..table import Move, Read
 
 
 class GaugeTransformation:
@@ -40,8 +20,8 @@ class GaugeTransformation:
     A change of basis in some or all frames of a RiGPT, which leaves its function alone.
 
     Elements are stacks, one entry per copy of the frame, in the form its group defines (matrices `[copies, n, n]` for
-    most), keyed by frame, `layers.{i}.` before those that every layer has of its own. Frames that are not listed stay
-    as they are. Translations act first, then matrices, then permutations.
+    most), keyed by frame, `layers.{i}.` before those that every layer has of its own. Frames that are not listed rest.
+    Translations act first, then matrices, then permutations.
 
     Args:
         config (`RiGPTConfig`): The configuration of the models it acts on.
@@ -51,24 +31,22 @@ class GaugeTransformation:
         ValueError: if an element belongs to no frame of `config` or has another shape than its frame.
     """
 
-    def __init__(self, config: RiGPTConfig, elements: Mapping[str, torch.Tensor]):
+    def __init__(self, config: RiGPTConfig, elements: Mapping[str, torch.Tensor] | Mapping[FrameKey, torch.Tensor]):
         self.config = config
-        self.frames = frame_keys(config)
+        self.table = table_of(config)
         self.elements: dict[str, torch.Tensor] = {}
-        self._table, self._shifts = axes(config), shifts(config)
-        for key, element in elements.items():
-            if key not in self.frames:
+        for name, element in elements.items():
+            frame = self.table.frames.get(FrameKey.parse(str(name)))
+            if frame is None:
                 raise ValueError(
-                    f"`elements` must be keyed by frames of the config, got {key!r}. It has "
-                    f"{', '.join(sorted({kind_of(known) for known in self.frames}))}, behind `layers.0.` and so on "
-                    "where every layer has its own."
+                    f"`elements` must be keyed by frames of the config, got {str(name)!r}. It has "
+                    f"{', '.join(sorted(self.table.kinds))}, with `layers.0.` and so on in front where every layer "
+                    "has its own."
                 )
-            group, copies = self.frames[key].group, self.frames[key].copies
-            if tuple(element.shape) != group.shape(copies):
-                raise ValueError(
-                    f"`elements[{key!r}]` must have the shape {group.shape(copies)}, got {tuple(element.shape)}."
-                )
-            self.elements[key] = element.to(torch.int64 if isinstance(group, HeadPermutations) else torch.float64)
+            shape = frame.group.shape(frame.copies)
+            if tuple(element.shape) != shape:
+                raise ValueError(f"`elements[{str(name)!r}]` must have the shape {shape}, got {tuple(element.shape)}.")
+            self.elements[str(name)] = element.to(frame.group.dtype)
 
     @classmethod
     def identity(cls, config: RiGPTConfig) -> "GaugeTransformation":
@@ -102,13 +80,12 @@ class GaugeTransformation:
         Raises:
             ValueError: if a name is unknown.
         """
-        known = frame_keys(config)
         wanted = resolve_frames(config, frames)
         elements = {}
-        for key, frame in known.items():
-            if kind_of(key) not in wanted:
+        for key, frame in table_of(config).frames.items():
+            if key.kind not in wanted:
                 continue
-            if key == "stream" and fix_ones:
+            if key.kind == "stream" and fix_ones:
                 elements[key] = _fixing_ones(config.hidden_size, generator, special)[None]
             else:
                 elements[key] = frame.group.random(frame.copies, generator, special, compact)
@@ -116,14 +93,13 @@ class GaugeTransformation:
 
     def inverse(self) -> "GaugeTransformation":
         """The transformation that undoes this one."""
-        linear = self._only(translations=False)
+        linear = self._linear()
         elements = {}
-        for key, element in self.elements.items():
-            group = self.frames[key].group
-            if isinstance(group, Translations):
+        for key, frame, element in self.items():
+            if frame.shift is not None:
                 elements[key] = -linear._carry(key, element)
             else:
-                inverse, order = group.inverse(element), self._carrier(key)
+                inverse, order = frame.group.inverse(element), self._order_of_copies(key)
                 elements[key] = inverse if order is None else inverse[order]
         return GaugeTransformation(self.config, elements)
 
@@ -135,15 +111,14 @@ class GaugeTransformation:
         and a translation of `g` is seen from the frame before `h`.
         """
         self._check_frames(other.config)
-        undone = other._only(translations=False).inverse()
-        product = dict(other.elements)
-        for key, element in self.elements.items():
-            group = self.frames[key].group
-            if isinstance(group, Translations):
+        undone = other._linear().inverse()
+        product = {key: element for key, _, element in other.items()}
+        for key, frame, element in self.items():
+            if frame.shift is not None:
                 element = undone._carry(key, element)
-            elif (order := other._carrier(key)) is not None:
+            elif (order := other._order_of_copies(key)) is not None:
                 element = element[order.argsort()]
-            product[key] = group.product(element, product[key]) if key in product else element
+            product[key] = frame.group.product(element, product[key]) if key in product else element
         return GaugeTransformation(self.config, product)
 
     def at(self, t: float) -> "GaugeTransformation":
@@ -154,9 +129,8 @@ class GaugeTransformation:
         Raises:
             ValueError: if an element is not joined to the identity; draw with `special=True`.
         """
-        return GaugeTransformation(
-            self.config, {key: self.frames[key].group.path(element, t) for key, element in self.elements.items()}
-        )
+        elements = {key: frame.group.path(element, t) for key, frame, element in self.items()}
+        return GaugeTransformation(self.config, elements)
 
     def transform(
         self, name: str, tensor: torch.Tensor, read: Read | None = None, algebra: torch.dtype = torch.float64
@@ -173,16 +147,16 @@ class GaugeTransformation:
         Raises:
             ValueError: if the table has no such parameter, or a translation needs `read`.
         """
-        entry, layer = row(name, self._table)
-        if len(entry) not in (1, tensor.dim()):
-            raise ValueError(f"`{name}` has {tensor.dim()} axes where the table of frames has {len(entry)}.")
+        rank = self.table.rank(name)
+        if rank not in (1, tensor.dim()):
+            raise ValueError(f"`{name}` has {tensor.dim()} axes where the table of frames has {rank}.")
         moved = self._translate(name, tensor, read)
-        for dim, axis in enumerate(entry):
-            for turn in axis:
-                if (key := self._key(turn, layer)) is not None:
-                    whole = moved.to(algebra)
-                    front = whole.flatten() if len(entry) == 1 else whole.movedim(dim, 0)
-                    moved = self._act(key, turn, front.reshape(len(front), -1)).reshape(front.shape).movedim(0, dim)
+        for turned in self.table.turns(name):
+            element = self.elements.get(str(turned.key))
+            if element is not None:
+                front = turned.unfold(moved.to(algebra))
+                acted = self.table.frames[turned.key].group.act(element, turned.role, front)
+                moved = turned.fold(acted, tensor.shape)
         return tensor if moved is tensor else moved.reshape(tensor.shape).to(tensor.dtype)
 
     def state_dict(
@@ -213,31 +187,19 @@ class GaugeTransformation:
         return self.apply_(copy.deepcopy(model))
 
     def _check_frames(self, config: RiGPTConfig) -> None:
-        theirs = frame_keys(config)
-        if theirs == self.frames:
+        ours, theirs = self.table.frames, table_of(config).frames
+        if theirs == ours:
             return
-        key = next(key for key in (*self.frames, *theirs) if self.frames.get(key) != theirs.get(key))
-        here, there = (str(table[key].group) if key in table else "none" for table in (self.frames, theirs))
+        key = next(key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key))
+        here, there = (str(frames[key].group) if key in frames else "none" for frames in (ours, theirs))
         raise ValueError(
-            f"`config` must have the frames that this transformation was made for, got {there} in the frame {key!r}, "
-            f"where it has {here}. Make the transformation from the model's own config."
+            f"`config` must have the frames that this transformation was made for, got {there} in the frame "
+            f"{str(key)!r}, where it has {here}. Make the transformation from the model's own config."
         )
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Those of the named parameters whose new value depends on other parameters."""
-        return [name for name in names if any(self._reads_others(key, name) for key in self._moves(name))]
-
-    def _reads_others(self, key: str, name: str) -> bool:
-        """Whether a translation needs other parameters to know how far to move this one."""
-        asked = []
-
-        def read(pattern: str) -> torch.Tensor:
-            asked.append(pattern)
-            raise LookupError(pattern)
-
-        with suppress(LookupError):
-            self._shifts[kind_of(key)].moves[pattern_of(name)](self.elements[key].flatten(), read)
-        return bool(asked)
+        return [name for name in names if any(move.reads for _, move in self._moves(name))]
 
     def save(self, path: str | Path) -> None:
         """Write the elements to a safetensors file."""
@@ -249,60 +211,49 @@ class GaugeTransformation:
         with safe_open(path, framework="pt") as file:
             return cls(config, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  no mapping
 
-    def _key(self, turn: Turn, layer: str) -> str | None:
-        """The key of the element behind a turn, if there is one."""
-        key = key_of(turn, layer, self.frames)
-        return key if key in self.elements else None
+    def items(self) -> Iterator[tuple[FrameKey, Frame, torch.Tensor]]:
+        """The elements with their frames."""
+        for name, element in self.elements.items():
+            key = FrameKey.parse(name)
+            yield key, self.table.frames[key], element
 
-    def _only(self, translations: bool) -> "GaugeTransformation":
-        chosen = {
-            key: element
-            for key, element in self.elements.items()
-            if isinstance(self.frames[key].group, Translations) == translations
-        }
+    def _linear(self) -> "GaugeTransformation":
+        """The same without translations."""
+        chosen = {key: element for key, frame, element in self.items() if frame.shift is None}
         return GaugeTransformation(self.config, chosen)
 
-    def _carrier(self, key: str) -> torch.Tensor | None:
+    def _order_of_copies(self, key: FrameKey) -> torch.Tensor | None:
         """Where the copies of a frame are taken from when this permutes heads."""
-        frame: Frame = self.frames[key]
-        carrier = prefix_of(key) + (frame.carrier or "")
-        if frame.carrier is None or carrier not in self.elements:
+        carrier = self.table.frames[key].carrier
+        if carrier is None:
             return None
-        group = self.frames[carrier].group
-        assert isinstance(group, HeadPermutations)
-        return group.key_value(self.elements[carrier])
+        exchange = FrameKey(carrier, key.layer)
+        element = self.elements.get(str(exchange))
+        return None if element is None else self.table.frames[exchange].group.order_of_copies(element)
 
-    def _carry(self, key: str, vectors: torch.Tensor) -> torch.Tensor:
+    def _carry(self, key: FrameKey, vectors: torch.Tensor) -> torch.Tensor:
         """A translation's vectors `[copies, n]` as they are after this (linear) transformation."""
-        name = in_layer(self._shifts[kind_of(key)].like, prefix_of(key))
-        entry, layer = row(name, self._table)
+        name = self.table.shifts[key].like
         moved = vectors.reshape(-1, 1)
-        for turn in entry[-1]:
-            if (element := self._key(turn, layer)) is not None:
-                moved = self._act(element, turn, moved)
+        for turned in self.table.turns(name):
+            element = self.elements.get(str(turned.key))
+            if element is not None and turned.dim == self.table.rank(name) - 1:
+                moved = self.table.frames[turned.key].group.act(element, turned.role, moved)
         return moved.reshape(vectors.shape)
 
-    def _act(self, key: str, turn: Turn, tensor: torch.Tensor) -> torch.Tensor:
-        group = self.frames[key].group
-        assert not isinstance(group, Translations), "translations turn no axis"
-        return group.act(self.elements[key], turn.role, tensor)
-
-    def _moves(self, name: str) -> list[str]:
-        """Keys of the translations that change a parameter."""
-        pattern, layer = pattern_of(name), layer_of(name)
-        keys = [key for kind, shift in self._shifts.items() if pattern in shift.moves for key in (layer + kind, kind)]
-        return [key for key in dict.fromkeys(keys) if key in self.elements]
+    def _moves(self, name: str) -> list[tuple[FrameKey, Move]]:
+        """The translations that change a parameter."""
+        return [(key, move) for key, move in self.table.moved(name) if str(key) in self.elements]
 
     def _translate(self, name: str, tensor: torch.Tensor, read: Read | None) -> torch.Tensor:
-        def read_here(pattern: str) -> torch.Tensor:
+        def read_here(other: str) -> torch.Tensor:
             if read is None:
                 raise ValueError(f"`read` must give the other parameters to translate `{name}`, got none.")
-            return read(in_layer(pattern, layer_of(name))).to(torch.float64)
+            return read(other).to(torch.float64)
 
-        for key in self._moves(name):
-            vector = self.elements[key].flatten().to(tensor.device)
-            change = self._shifts[kind_of(key)].moves[pattern_of(name)](vector, read_here)
-            tensor = tensor.to(torch.float64) + change
+        for key, move in self._moves(name):
+            vector = self.elements[str(key)].flatten().to(tensor.device)
+            tensor = tensor.to(torch.float64) + move(vector, read_here)
         return tensor
 
 
@@ -326,16 +277,20 @@ def resolve_frames(config: RiGPTConfig, names: Iterable[str] | str) -> list[str]
     Raises:
         ValueError: if a name is unknown.
     """
-    known = frames(config)
+    known = table_of(config).kinds
+    several = {
+        "all": list(known),
+        "head": [kind for kind, frame in known.items() if frame.carrier is not None],
+        "shifts": [kind for kind, frame in known.items() if frame.shift is not None],
+    }
     resolved: list[str] = []
     for name in [names] if isinstance(names, str) else names:
-        members = tuple(known) if name == "all" else FRAME_GROUPS.get(name, (name,))
-        if name not in known and name != "all" and name not in FRAME_GROUPS:
+        if name not in known and name not in several:
             raise ValueError(
                 f"`frames` must name frames of this configuration, got {name!r}. It has "
                 f"{', '.join(sorted(known))}; 'head' means head_qk and head_vo, 'all' means all."
             )
-        resolved += [member for member in members if member in known and member not in resolved]
+        resolved += [member for member in several.get(name, [name]) if member not in resolved]
     return resolved
 
 

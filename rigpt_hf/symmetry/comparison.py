@@ -7,7 +7,6 @@ since a search over rotations and permutations finds some likeness anywhere.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
-from .alignment import FOUND, LONE, Alignment, Search, find_alignment
+from .alignment import FOUND, UNPAIRED, Alignment, Search, find_alignment
 from .balance import balance
 from .contraction import Weights, weights_of
-from .frames import frames, kind_of
 from .local_frames import without_transports
 
 
@@ -29,10 +27,11 @@ ALGEBRA = 100.0
 # Closer than this no chance brings the layers of two models; up to it rounding is worth estimating.
 CLEARLY_RELATED = 0.7
 # Relatives come closer than this share of what chance achieves. The layers of models trained independently on one text
-# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (`evaluation/merging.py`).
+# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (see
+# `evaluation/experiments/merging.py`).
 CHANCE_MARGIN = 0.8
 # Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
-SWEEPS, HOPELESS = 50, 0.9
+SWEEPS, STOP_ABOVE = 50, 0.9
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
@@ -111,7 +110,7 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
     Raises:
         ValueError: if the two have different shapes or options.
     """
-    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, hopeless=HOPELESS, progress=progress)
+    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, stop_above=STOP_ABOVE, progress=progress)
     names = list(found.reference)
     before = part_distances(weights_of(a), weights_of(b))
     after = part_distances(found.aligned, found.reference)
@@ -201,7 +200,7 @@ def _rounding(found: Alignment, b: nn.Module, precisions: list[torch.dtype]) -> 
 def _cast_distances(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> dict[str, float]:
     """How far a cast moves weights between balanced forms, which follow by no linear map, once aligned again."""
     rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
-    balanced = [balance(config, each, passes=1, lone=LONE)[1] for each in (rounded, weights)]
+    balanced = [balance(config, each, passes=1, unpaired=UNPAIRED)[1] for each in (rounded, weights)]
     search = Search(config, *balanced)
     search.run(2, FOUND, match=False)
     return part_distances(search.weights, search.target)
@@ -228,41 +227,13 @@ def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dic
 def describe(transformation: GaugeTransformation) -> dict[str, str]:
     """What a transformation does in each kind of frame: how many of its copies move, and how far."""
     moved: dict[str, list[float]] = {}
-    for key, element in transformation.elements.items():
-        frame = transformation.frames[key]
+    for key, frame, element in transformation.items():
         difference = (element - frame.group.identity(frame.copies)).double().flatten(1)
         scale = frame.group.identity(1).double().norm().clamp_min(1.0)
-        moved.setdefault(kind_of(key), []).extend((difference.norm(dim=1) / scale).tolist())
+        moved.setdefault(key.kind, []).extend((difference.norm(dim=1) / scale).tolist())
     words = {}
-    for kind in frames(transformation.config):
+    for kind in transformation.table.kinds:
         values = moved.get(kind, [])
         count = sum(value > 1e-2 for value in values)
         words[kind] = "as it was" if count == 0 else f"{count} of {len(values)} moved"
     return words
-
-
-def plot_comparison(
-    comparison: Comparison, path: str | Path, title: str = "", picture_format: str | None = None
-) -> None:
-    """A picture of the distances per part of the network; its format by the name of `path` if not given."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    parts = comparison.parts
-    figure = Figure(figsize=(max(7.0, 0.28 * len(parts) + 3), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    positions = list(range(len(parts)))
-    smallest = min([part.distance for part in parts] + [part.rounding for part in parts if part.rounding]) or 1e-16
-    axes.bar(positions, [max(part.distance, smallest) for part in parts], color="#3b6ea5", label="aligned")
-    axes.plot(positions, [part.before for part in parts], "o", color="#999999", ms=4, label="as they are")
-    for name, color, text in (("rounding", "#2f8f4e", "explained by rounding"), ("chance", "#c0392b", "chance")):
-        values = [getattr(part, name) for part in parts]
-        if all(value is not None for value in values):
-            axes.plot(positions, values, "_", color=color, ms=12, mew=2, label=text)
-    axes.set_yscale("log")
-    axes.set_xticks(positions, [part.name.replace("layers.", "") for part in parts], rotation=90, fontsize=7)
-    axes.set_ylabel("relative distance")
-    axes.set_title(title or VERDICTS[comparison.verdict], fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150, format=picture_format)

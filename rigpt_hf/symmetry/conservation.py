@@ -15,10 +15,8 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from .contraction import carriers, contract, weights_of
-from .frames import frame_keys, in_layer, kind_of, prefix_of, refuse_shared_frames, shifts
-from .groups import MatrixGroup
-from .permutations import NeuronGroup, Translations
+from ..frames import FrameKey, layer_of, refuse_shared_frames, table_of
+from .contraction import Weights, views, weights_of
 
 
 class Pairing(NamedTuple):
@@ -66,41 +64,31 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
         )
     gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
     gradient = {name: g.detach().to("cpu", torch.float64) for name, g in zip(parameters, gradients, strict=True)}
-    weights = weights_of(model)
-    carried = carriers(model.config, weights)
+    weights, table = weights_of(model), table_of(model.config)
     pairings = {}
-    for key, roles in contract(model.config, gradient, weights, _has_generators(model.config)).items():
-        group = frame_keys(model.config)[key].group
-        assert isinstance(group, MatrixGroup | NeuronGroup)
-        scale = sum(float(gradient[name].norm() * weights[name].norm()) for name in carried[key])
-        pairing = group.generator(roles)
-        pairings[key] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
+    for view in views(table, gradient, weights, [key for key, frame in table.frames.items() if frame.group.dimension]):
+        scale = sum(float(gradient[name].norm() * weights[name].norm()) for name, _ in view.walk(view.key))
+        pairing = view.group.generator(view.grams)
+        pairings[str(view.key)] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
     norm = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
-    for key, frame in frame_keys(model.config).items():
-        if isinstance(frame.group, Translations):
-            pairing = _translation_pairing(model.config, key, gradient, weights)
-            pairings[key] = Pairing(pairing, float(pairing.norm()) / max(norm, 1e-300))
+    for key in table.shifts:
+        pairing = _translation_pairing(model.config, key, gradient, weights)
+        pairings[str(key)] = Pairing(pairing, float(pairing.norm()) / max(norm, 1e-300))
     return pairings
 
 
-def _has_generators(config: RiGPTConfig) -> Callable[[str], bool]:
-    keys = frame_keys(config)
-    return lambda key: keys[key].group.dimension > 0
-
-
-def _translation_pairing(config: RiGPTConfig, key: str, gradient: dict, weights: dict) -> torch.Tensor:
+def _translation_pairing(config: RiGPTConfig, key: FrameKey, gradient: Weights, weights: Weights) -> torch.Tensor:
     """The derivative of `<∇L, motion>` by the translation's vector, to which the motion is linear."""
-    group, copies = frame_keys(config)[key].group, frame_keys(config)[key].copies
-    assert isinstance(group, Translations)
-    if not prefix_of(key) and "layers" in shifts(config)[kind_of(key)].like:
+    table = table_of(config)
+    frame, shift = table.frames[key], table.shifts[key]
+    if key.layer is None and layer_of(shift.like) is not None:
         refuse_shared_frames(config, "The pairing with translations of heads")
-    vector = torch.zeros(copies * group.n, dtype=torch.float64, requires_grad=True)
+    vector = torch.zeros(frame.group.shape(frame.copies), dtype=torch.float64, requires_grad=True)
     total = torch.zeros((), dtype=torch.float64)
-    for pattern, move in shifts(config)[kind_of(key)].moves.items():
-        motion = move(vector, lambda other: weights[in_layer(other, prefix_of(key))])
-        total = total + (gradient[in_layer(pattern, prefix_of(key))] * motion).sum()
+    for name, move in shift.moves.items():
+        total = total + (gradient[name] * move(vector.flatten(), weights.__getitem__)).sum()
     (pairing,) = torch.autograd.grad(total, vector)
-    return group.project(pairing.reshape(copies, -1))
+    return frame.group.project(pairing)
 
 
 def charges(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -119,18 +107,11 @@ def charges(model: nn.Module) -> dict[str, torch.Tensor]:
     the representatives of least norm, of which [`canonicalize`] chooses one and to which weight decay drives. Sources:
     the head of this file.
     """
-    config, weights = model.config, weights_of(model)
-    result = {}
-    for key, roles in contract(config, weights, weights, _has_generators(config)).items():
-        group = frame_keys(config)[key].group
-        if isinstance(group, NeuronGroup) or (isinstance(group, MatrixGroup) and group.stretch != "none"):
-            result[key] = group.generator(roles)
-    # Translations by constant vectors; where other weights say how far to move, nothing is conserved.
-    constant = {
-        "key_shift": config.attention_score != "squared_distance",
-        "position_shift": config.embedding_size is None,
-    }
-    for key in frame_keys(config):
-        if constant.get(kind_of(key)):
-            result[key] = _translation_pairing(config, key, weights, weights)
+    config, weights, table = model.config, weights_of(model), table_of(model.config)
+    stretching = [key for key, frame in table.frames.items() if frame.group.stretches]
+    result = {str(view.key): view.group.generator(view.grams) for view in views(table, weights, weights, stretching)}
+    # Where other weights say how far to move, nothing is conserved.
+    for key, shift in table.shifts.items():
+        if shift.constant:
+            result[str(key)] = _translation_pairing(config, key, weights, weights)
     return result

@@ -5,15 +5,16 @@ With weights twice it gives Gram matrices and conserved charges, with gradients 
 generators, with the weights of two models the cross-covariance that alignment needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from ..configuration_rigpt import RiGPTConfig
-from .frames import axes, frame_keys, key_of, row
-from .groups import Role
-from .permutations import Translations
+from ..frames import FrameKey, Table
+from ..groups import Group, Role
+from ..table import Turned
 
 
 Weights = Mapping[str, torch.Tensor]
@@ -21,7 +22,7 @@ Weights = Mapping[str, torch.Tensor]
 
 def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
     """
-    The parameters of a model by name, tied ones once, detached, on the CPU, in `dtype` (`None`: as they are).
+    The parameters of a model by name, tied ones once, detached, on the CPU, in `dtype` (`None`: unchanged).
 
     Raises:
         ValueError: if one of them is not finite.
@@ -33,54 +34,113 @@ def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> d
     return weights
 
 
-def contract(
-    config: RiGPTConfig,
-    a: Weights,
-    b: Weights,
-    wanted: Callable[[str], bool] = lambda key: True,
-) -> dict[str, dict[Role, torch.Tensor]]:
+@dataclass(frozen=True)
+class View:
     """
-    `Σ a bᵀ` for every frame, by the role in which parameters carry it.
+    Two sets of weights as seen from one frame, or from several that turn alike, such as all of the residual stream.
 
     Args:
-        config: The configuration of both.
+        table: Of the configuration of both.
+        keys: The frames; of one group.
         a, b: Tensors by parameter name, such as weights or gradients; of the same names and shapes.
-        wanted: Which frames (by key, `layers.3.head_qk`) to compute; all by default.
-
-    Returns:
-        By key of the frame and role, what the frame's group makes of it: `[copies, n, n]` for groups of matrices, one
-        number per head or neuron for groups of permutations.
     """
-    table, keys = axes(config), frame_keys(config)
-    result: dict[str, dict[Role, torch.Tensor]] = {}
-    for name, tensor in a.items():
-        entry, layer = row(name, table)
-        for dim, axis in enumerate(entry):
-            for turn in axis:
-                key = key_of(turn, layer, keys)
-                frame = keys[key]
-                if not wanted(key):
-                    continue
-                first, second = (_unfold(value, dim, len(entry)) for value in (tensor, b[name]))
-                assert not isinstance(frame.group, Translations), "translations turn no axis"
-                part = frame.group.contract(turn.role, first, second, frame.copies)
-                roles = result.setdefault(key, {})
-                roles[turn.role] = roles[turn.role] + part if turn.role in roles else part
-    return result
+
+    table: Table
+    keys: tuple[FrameKey, ...]
+    a: Weights
+    b: Weights
+
+    @property
+    def key(self) -> FrameKey:
+        """The frame, or the first of them."""
+        return self.keys[0]
+
+    @property
+    def group(self) -> Group:
+        """What acts on the frame."""
+        return self.table.frames[self.key].group
+
+    def walk(self, key: FrameKey) -> Iterator[tuple[str, Turned]]:
+        """What carries a frame, of those parameters that there are."""
+        return ((name, turned) for name, turned in self.table.walk(key) if name in self.a)
+
+    def pairs(self) -> Iterator[tuple[Role, torch.Tensor, torch.Tensor]]:
+        """The role in which each axis carries the frame, and that axis of `a` and of `b`, `[length, rest]`."""
+        for name, turned in self.walk(self.key):
+            yield turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name])
+
+    @cached_property
+    def grams(self) -> dict[Role, torch.Tensor]:
+        """
+        `Σ a bᵀ` by role, as the group makes it: `[copies, n, n]` for groups of matrices, one number per head or neuron
+        for groups of permutations.
+        """
+        frame = self.table.frames[self.key]
+        result: dict[Role, torch.Tensor] = {}
+        for role, a, b in self.pairs():
+            part = frame.group.gram(role, a, b, frame.copies)
+            result[role] = result[role] + part if role in result else part
+        return result
+
+    def total(self) -> torch.Tensor:
+        """`Σ a bᵀ` over vectors and covectors in all frames of the view, `[copies, n, n]`."""
+        views = [View(self.table, (key,), self.a, self.b) for key in self.keys] if self.keys[1:] else [self]
+        parts = [gram for view in views for role, gram in view.grams.items() if role in ("vector", "covector")]
+        return torch.stack(parts).sum(dim=0)
+
+    def anchors(self) -> torch.Tensor:
+        """
+        All vectors `[N, copies · n]` of `a` in this frame that nothing else turns but what is canonical before it.
+
+        For the residual stream what tokens and positions put into it. For other spaces what only the stream and the
+        order of key-value heads turn; of those that every query head has of its own, the sums over the query heads of
+        a key-value head.
+        """
+        if self.key in self.table.streams:
+            return token_vectors(self.table, self.a)
+        allowed = {"heads", self.key.kind, *(key.kind for key in self.table.streams)}
+        frame, vectors = self.table.frames[self.key], []
+        for name, turned in self.walk(self.key):
+            if turned.flat or any(other.key.kind not in allowed for other in self.table.turns(name)):
+                continue
+            rows = turned.unfold(self.a[name])
+            size = frame.group.shape(1)[-1]
+            summed = rows.reshape(frame.copies, -1, size, rows.shape[1]).sum(dim=1)
+            vectors.append(summed.reshape(frame.copies * size, -1).T)
+        return torch.cat(vectors)
+
+    def carried(self) -> list[tuple[Group, list[tuple[Role, torch.Tensor, torch.Tensor]]]]:
+        """For every frame whose copies this one exchanges, its group and the [`pairs`] that carry its vectors."""
+        spaces = []
+        for kind, frame in self.table.kinds.items():
+            if frame.carrier == self.key.kind:
+                inner = self.table.walk(FrameKey(kind, self.key.layer))
+                axes = {(name, turned.dim) for name, turned in inner if turned.role in ("vector", "covector")}
+                pairs = [
+                    (turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name]))
+                    for name, turned in self.walk(self.key)
+                    if (name, turned.dim) in axes
+                ]
+                spaces.append((frame.group, pairs))
+        return spaces
 
 
-def carriers(config: RiGPTConfig, names) -> dict[str, list[str]]:
-    """Which of the named parameters carry a frame, by its key."""
-    table, keys = axes(config), frame_keys(config)
-    result: dict[str, list[str]] = {key: [] for key in keys}
-    for name in names:
-        entry, layer = row(name, table)
-        for turn in [turn for axis in entry for turn in axis]:
-            result[key_of(turn, layer, keys)].append(name)
-    return result
+def views(table: Table, a: Weights, b: Weights, keys: Collection[FrameKey] | None = None) -> Iterator[View]:
+    """Those frames (of `keys`, or all) that some of the parameters carry."""
+    for key in table.carried:
+        view = View(table, (key,), a, b)
+        if (keys is None or key in keys) and any(True for _ in view.walk(key)):
+            yield view
 
 
-def _unfold(tensor: torch.Tensor, dim: int, entries: int) -> torch.Tensor:
-    """The axis in question first and everything else behind it: `[length, rest]`."""
-    front = tensor.flatten() if entries == 1 else tensor.movedim(dim, 0)
-    return front.reshape(len(front), -1)
+def token_vectors(table: Table, weights: Weights) -> torch.Tensor:
+    """What tokens and positions put into the residual stream: vectors `[N, d]` that no other frame touches."""
+    rows = []
+    for name, _ in table.carriers(FrameKey("stream"), "vector"):
+        if name in weights and table.role_on(name, "stream") == "rows":
+            rows.append(weights[name])
+        elif name in weights and table.role_on(name, "lexical") == "reads":
+            lexical = [token for token, _ in table.carriers(FrameKey("lexical"), "vector")]
+            tokens = next(token for token in lexical if table.role_on(token, "lexical") == "rows")
+            rows.append(weights[tokens] @ weights[name].T)
+    return torch.cat(rows)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
-from .frames import frames
+from ..frames import table_of
 
 
 def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
@@ -23,11 +23,10 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """
-    layers = config.num_hidden_layers
-    parts = {
-        name: frame.group.dimension * frame.copies * (layers if frame.per_layer else 1)
-        for name, frame in frames(config).items()
-    }
+    table = table_of(config)
+    parts = dict.fromkeys(table.kinds, 0)
+    for key, frame in table.frames.items():
+        parts[key.kind] += frame.group.dimension * frame.copies
     return parts | {"total": sum(parts.values())}
 
 

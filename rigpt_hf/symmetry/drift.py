@@ -12,17 +12,15 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..stream_rigpt import freeze_transports
+from ..frames import FrameKey, table_of
+from ..modeling_rigpt import freeze_transports
 from .conservation import charges
-from .contraction import carriers, weights_of
-from .frames import frame_keys, frames, kind_of
-from .permutations import Translations
+from .contraction import weights_of
 
 
 # A charge is looked at so many times along a descent: it costs about as much as a step.
@@ -113,8 +111,8 @@ def charge_drift(
     trial = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
     freeze_transports(trial)
     powers = {
-        kind: 1 if isinstance(frames(model.config)[kind].group, Translations) else 2
-        for kind in dict.fromkeys(map(kind_of, charges(trial)))
+        kind: 2 if table_of(model.config).kinds[kind].shift is None else 1
+        for kind in dict.fromkeys(FrameKey.parse(key).kind for key in charges(trial))
     }
     descents = []
     with tqdm(total=sum(counts), desc="Descending", unit="step", disable=not progress) as bar:
@@ -129,35 +127,6 @@ def charge_drift(
         predicted_rates={kind: power * weight_decay for kind, power in powers.items()},
         measured_rates={kind: _rate(descents[-1].kept[kind][-1], time) for kind in powers},
     )
-
-
-def plot_drift(report: DriftReport, path: str | Path, picture_format: str | None = None) -> Path:
-    """
-    Draw a report: the drift at the end against the step size beside a line of order 1, and, with weight decay, what is
-    kept of the charges along time beside the predicted exponentials.
-
-    Args:
-        report: What `charge_drift` measured.
-        path: Of the file.
-        picture_format: Such as `"png"` or `"svg"`; the suffix of `path` says so if absent.
-
-    Returns:
-        The path.
-    """
-    from matplotlib.figure import Figure
-
-    decays = report.weight_decay > 0
-    figure = Figure(figsize=(11 if decays else 5.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2 if decays else 1, squeeze=False)[0]
-    _draw_drift(panels[0], report)
-    if decays:
-        _draw_decay(panels[1], report)
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
-    path = Path(path)
-    figure.savefig(path, dpi=120, format=picture_format or path.suffix[1:] or "png")
-    return path
 
 
 def step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
@@ -226,11 +195,11 @@ def _descend(
 
 def _scales(model: nn.Module) -> dict[str, float]:
     """By kind of frame `Σ|W|²` of the parameters that carry it; of linear charges, which none carries, nothing."""
-    weights = weights_of(model)
-    squares = {name: float(weight.square().sum()) for name, weight in weights.items()}
-    scales = {kind_of(key): 0.0 for key in frame_keys(model.config)}
-    for key, names in carriers(model.config, weights).items():
-        scales[kind_of(key)] += sum(squares[name] for name in set(names))
+    table = table_of(model.config)
+    squares = {name: float(weight.square().sum()) for name, weight in weights_of(model).items()}
+    scales = dict.fromkeys(table.kinds, 0.0)
+    for key in table.frames:
+        scales[key.kind] += sum(squares[name] for name in dict.fromkeys(dict(table.walk(key))) if name in squares)
     return scales
 
 
@@ -243,7 +212,7 @@ def _look(
 ) -> None:
     """Compare the charges with those at the start, of which weight decay leaves the given shares."""
     for kind, left in shares.items():
-        keys = [key for key in start if kind_of(key) == kind]
+        keys = [key for key in start if FrameKey.parse(key).kind == kind]
         before, after = (torch.cat([charge[key].flatten() for key in keys]) for charge in (start, now))
         square = float(before @ before)
         scale = scales[kind] or math.sqrt(square)
@@ -264,37 +233,3 @@ def _order(rates: list[float], drifts: list[float]) -> float:
 def _rate(kept: float, time: float) -> float:
     """The rate of an exponential decay to `kept`; NaN where the charge turned round."""
     return -math.log(kept) / time if kept > 0 else math.nan
-
-
-def _draw_drift(panel, report: DriftReport) -> None:
-    rates = [descent.learning_rate for descent in report.descents]
-    top = 0.0
-    for kind, order in report.orders.items():
-        drifts = [descent.drift[kind][-1] for descent in report.descents]
-        if min(drifts) < ROUNDING:
-            continue
-        label = kind if math.isnan(order) else f"{kind}, order {order:.2f}"
-        panel.loglog(rates, drifts, "o-", label=label)
-        top = max(top, drifts[0])
-    if top:
-        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="order 1")
-    title = "Charges under gradient descent"
-    panel.set(title=title, xlabel="step size η", ylabel=f"drift at time {report.time:g} / Σ|W|²")
-
-
-def _draw_decay(panel, report: DriftReport) -> None:
-    descent = report.descents[-1]
-    # Charges of one rate lie on top of each other: rings of different sizes let all of them be seen.
-    for index, (kind, kept) in enumerate(descent.kept.items()):
-        if not any(math.isnan(value) for value in kept):
-            size = 4 + 3 * index
-            panel.semilogy(descent.times, [abs(value) for value in kept], "o", ms=size, mfc="none", label=kind)
-    for rate, style in zip(sorted(set(report.predicted_rates.values())), ("-", "--"), strict=False):
-        power = round(rate / report.weight_decay)
-        label = f"exp(-{power if power > 1 else ''}μt)"
-        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], style, color="0.5", label=label)
-    panel.set(
-        title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
-        xlabel="time",
-        ylabel="<Q(t), Q(0)> / |Q(0)|²",
-    )

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import FrameKey, Table, is_transport, table_of
 from .action import GaugeTransformation
 from .contraction import Weights, weights_of
-from .frames import TRANSPORTS, axes, frame_keys, in_layer, kind_of, pattern_of, prefix_of, row
 
 
 # Largest deviation of a holonomy from the identity, in units of the dtype's rounding and per transport; and in any
@@ -137,36 +137,33 @@ def flattening(config: RiGPTConfig, weights: Weights) -> GaugeTransformation:
     """The transformation of the local frames that makes every transport the identity but the last, the holonomy's."""
     if not config.local_frames:
         return GaugeTransformation.identity(config)
-    way = torch.eye(config.hidden_size, dtype=torch.float64)
+    path = torch.eye(config.hidden_size, dtype=torch.float64)
     elements = {}
     for index, transport in enumerate(_transports(config, weights)[:-1]):
-        way = transport @ way
-        elements[f"layers.{index}.local"] = _nearest_orthogonal(way).mT[None]
+        path = transport @ path
+        elements[f"layers.{index}.local"] = _nearest_orthogonal(path).mT[None]
     return GaugeTransformation(config, elements)
 
 
-def along(config: RiGPTConfig, rotation: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The elements that turn the stream's frame and every local one by the same `rotation` `[d, d]`."""
-    return {key: rotation[None] for key in frame_keys(config) if kind_of(key) in ("stream", "local")}
+def along(table: Table, rotation: torch.Tensor) -> dict[FrameKey, torch.Tensor]:
+    """The elements that turn the stream's frame and every local one by the same `rotation` `[1, d, d]`."""
+    return dict.fromkeys(table.streams, rotation)
 
 
 def without_transports(weights: Weights) -> dict[str, torch.Tensor]:
     """The weights that a common rotation of all frames turns by itself on one side only."""
-    return {name: weight for name, weight in weights.items() if pattern_of(name) not in TRANSPORTS}
+    return {name: weight for name, weight in weights.items() if not is_transport(name)}
 
 
 def _transports(config: RiGPTConfig, weights: Weights) -> torch.Tensor:
-    inside, last = TRANSPORTS
-    keys = [key for key in frame_keys(config) if kind_of(key) == "local"]
-    names = [in_layer(inside, prefix_of(key)) for key in keys] + [last]
-    return torch.stack([weights[name].to(torch.float64) for name in names])
+    return torch.stack([weights[name].to(torch.float64) for name in table_of(config).transports])
 
 
 def _deviation(transports: torch.Tensor) -> float:
-    way = torch.eye(transports.shape[-1], dtype=transports.dtype)
+    path = torch.eye(transports.shape[-1], dtype=transports.dtype)
     for transport in transports:
-        way = transport @ way
-    return float((way - torch.eye(len(way), dtype=way.dtype)).abs().max())
+        path = transport @ path
+    return float((path - torch.eye(len(path), dtype=path.dtype)).abs().max())
 
 
 def _nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -185,7 +182,7 @@ def _check_local(config: RiGPTConfig) -> None:
 def _check_whole(model: nn.Module) -> None:
     """Raises a `ValueError` for the bare model and for adapters, whose parameters the table of frames has not."""
     for name, _ in model.named_parameters():
-        row(name, axes(model.config))
+        table_of(model.config).turns(name)
 
 
 def _with_config(model: nn.Module, config: RiGPTConfig, weights: Weights | None = None) -> nn.Module:

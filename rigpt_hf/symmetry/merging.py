@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -192,27 +191,3 @@ def loss_path(
                 losses[name].append(float(loss(with_weights(b, average(ends, [1 - t, t], "linear")))))
                 bar.update()
     return LossPath(grid, losses["before"], losses["after"])
-
-
-def plot_paths(
-    paths: Sequence[LossPath],
-    path: str | Path,
-    title: str = "The way from one model to the other",
-    picture_format: str | None = None,
-) -> None:
-    """A picture of one or several paths before and after alignment, its format by the name of `path`
-    if not given."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, each in enumerate(paths):
-        axes.plot(each.t, each.before, color="#c0392b", alpha=0.8, label=None if index else "as they are")
-        axes.plot(each.t, each.after, color="#3b6ea5", alpha=0.8, label=None if index else "aligned")
-    axes.set_xlabel("share of model A")
-    axes.set_ylabel("loss in nats per token")
-    axes.set_title(title, fontsize=10)
-    axes.legend()
-    figure.savefig(path, dpi=150, format=picture_format)

@@ -35,38 +35,30 @@ def folders(tmp_path_factory):
     return root
 
 
+def check_equal(a, b):
+    """Two folders hold the same weights up to rounding."""
+    first, second = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for path in (a, b))
+    for x, y in zip(first.parameters(), second.parameters(), strict=True):
+        assert (x - y).abs().max() <= SYMMETRY[torch.float32] * x.abs().max()
+
+
 def test_canonical_forms_of_one_orbit_are_one_model(rigpt, folders, tmp_path):
-    code, out, err = rigpt("rotate", folders / "model", tmp_path / "turned", "--frames", "all", "--dtype", "float64")
-    assert code == 0, err
-    results = []
-    for name, source in (("a", folders / "model"), ("b", tmp_path / "turned")):
-        code, out, err = rigpt("canonicalize", source, tmp_path / name, "--dtype", "float64")
+    saved, wide = tmp_path / "g.safetensors", ("--dtype", "float64")
+    for command in (
+        ("rotate", folders / "model", tmp_path / "turned", "--frames", "all", *wide),
+        ("canonicalize", tmp_path / "turned", tmp_path / "a", *wide),
+        ("canonicalize", folders / "model", tmp_path / "b", "--save-transformation", saved, *wide),
+        ("rotate", tmp_path / "b", tmp_path / "back", "--transformation", saved, "--inverse"),
+    ):
+        code, out, err = rigpt(*command)
         assert code == 0, err
-        assert "equal up to rounding" in out and "smallest gap" in out and "stream" in out
-        results.append(AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float64))
-    for a, b in zip(*(model.parameters() for model in results), strict=True):
-        assert (a - b).abs().max() <= SYMMETRY[torch.float32] * a.abs().max()
-
-
-def test_canonicalize_keeps_its_transformation_and_refuses_to_overwrite(rigpt, folders, tmp_path):
-    arguments = (
-        "canonicalize",
-        folders / "model",
-        tmp_path / "c",
-        "--save-transformation",
-        tmp_path / "g.safetensors",
-    )
-    assert rigpt(*arguments)[0] == 0
-    code, _, err = rigpt(*arguments)
+        assert "equal up to rounding" in out
+        if command[0] == "canonicalize":
+            assert "smallest gap" in out and "stream" in out
+    check_equal(tmp_path / "a", tmp_path / "b")
+    check_equal(folders / "model", tmp_path / "back")
+    code, _, err = rigpt("canonicalize", folders / "model", tmp_path / "b", "--save-transformation", saved)
     assert code == 2 and "must be empty or absent" in err and "--force" in err
-    code, _, err = rigpt(
-        "rotate", tmp_path / "c", tmp_path / "back", "--transformation", tmp_path / "g.safetensors", "--inverse"
-    )
-    assert code == 0, err
-    original = AutoModelForCausalLM.from_pretrained(folders / "model")
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
-    for a, b in zip(original.parameters(), back.parameters(), strict=True):
-        assert (a - b).abs().max() <= SYMMETRY[torch.float32] * a.abs().max()
 
 
 def test_diff_recognises_a_disguise(rigpt, folders, tmp_path):

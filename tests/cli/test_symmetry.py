@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rigpt_hf import RiGPTForSequenceClassification
-from rigpt_hf.cli.common import check_same_vocabulary, load_rigpt
+from rigpt_hf.checkpoints.named import check_same_vocabulary, load_rigpt
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
@@ -48,9 +48,10 @@ def test_rotate_turns_stream_and_heads_by_the_seed(rigpt, folder, tmp_path):
     assert largest_difference(tmp_path / "a", tmp_path / "b") > 0.1
 
 
-@pytest.mark.parametrize(
-    "way", [(), ("--t", 0.3), ("--frames", "all", "--t", "-1"), ("--frames", "stream,heads"), ("--frames", "all")]
-)
+WAYS = [("--frames", "all", "--t", "-1"), ("--frames", "all"), ("--frames", "stream,heads"), ("--t", 0.3), ()]
+
+
+@pytest.mark.parametrize("way", [*WAYS[:2], *(pytest.param(way, marks=pytest.mark.full) for way in WAYS[2:])])
 def test_what_was_saved_is_undone(rigpt, folder, tmp_path, way):
     saved = tmp_path / "kept" / "g.safetensors"
     code, out, err = rigpt("rotate", folder, tmp_path / "there", "--save-transformation", saved, *way)
@@ -113,6 +114,26 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"shear.safetensors"}
 
 
+@pytest.fixture(scope="module")
+def places(folder, tmp_path_factory) -> dict[str, Path]:
+    """What the arguments of bad command lines name."""
+    root = tmp_path_factory.mktemp("places")
+    (root / "full").mkdir()
+    (root / "full" / "precious.txt").write_text("keep me")
+    (root / "text.txt").write_text("Some text.")
+    GPT2Config(vocab_size=61).save_pretrained(root / "gpt2")
+    tiny_config(attention_bias=False).save_pretrained(root / "plain")
+    config = tiny_config()
+    config.architectures = [RiGPTForSequenceClassification.__name__]
+    config.save_pretrained(root / "headless")
+    generator = torch.Generator().manual_seed(0)
+    GaugeTransformation.random(tiny_config(**OPTIONS), generator, "all").save(root / "g")
+    names = {"OUT": "out", "FULL": "full", "GPT2": "gpt2", "PLAIN": "plain", "HEADLESS": "headless", "G": "g"}
+    names |= {"TEXT": "text.txt", "INSIDE": "out/g.safetensors"}
+    found = {key: root / name for key, name in names.items()}
+    return found | {"ROOT": root, "RIGPT": folder, "MODEL": folder / "model.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,17 +146,14 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
         (("RIGPT", "OUT", "--transformation", "G", "--frames", "stream"), "`frames` says what to turn at random"),
         (("RIGPT", "OUT", "--transformation", "G", "--t", "0.5"), "`t` must be 1 for the `transformation` in"),
         (("RIGPT", "OUT", "--transformation", "absent"), "`transformation` must be a file, got 'absent'"),
-        (("RIGPT", "OUT", "--transformation", "TEXT"), "`transformation` must be a file that `rigpt rotate --save-tr"),
+        (("RIGPT", "OUT", "--transformation", "TEXT"), "`transformation` must be a file that `rigpt rotate --save"),
         (
             ("RIGPT", "OUT", "--transformation", "MODEL"),
-            "`transformation` must be a file that `rigpt rotate --save-tr",
+            "`transformation` must be a file that `rigpt rotate --save",
         ),
         (("RIGPT", "OUT", "--frames", "spin"), "`frames` must name frames of this configuration, got 'spin'"),
         (("RIGPT", "OUT", "--frames", ","), "`frames` must name frames that this configuration has, got ','"),
-        (
-            ("PLAIN", "OUT", "--frames", "shifts"),
-            "`frames` must name frames that this configuration has, got 'shifts'",
-        ),
+        (("PLAIN", "OUT", "--frames", "shifts"), "`frames` must name frames that this configuration has, got 'shi"),
         (("RIGPT", "OUT", "--t", "nan"), "`t` must be a finite number, got nan"),
         (("RIGPT", "OUT", "--t", "half"), "Invalid value for '--t'"),
         (("RIGPT", "OUT", "--dtype", "int8"), "`dtype` must be one of float64, float32"),
@@ -148,27 +166,13 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_ends_in_one_line(rigpt, folder, tmp_path, arguments, message):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious.txt").write_text("keep me")
-    (tmp_path / "text.txt").write_text("Some text.")
-    GPT2Config(vocab_size=61).save_pretrained(tmp_path / "gpt2")
-    tiny_config(attention_bias=False).save_pretrained(tmp_path / "plain")
-    config = tiny_config()
-    config.architectures = [RiGPTForSequenceClassification.__name__]
-    config.save_pretrained(tmp_path / "headless")
-    generator = torch.Generator().manual_seed(0)
-    GaugeTransformation.random(tiny_config(**OPTIONS), generator, "all").save(tmp_path / "g")
-    names = {"OUT": "out", "FULL": "full", "GPT2": "gpt2", "PLAIN": "plain", "HEADLESS": "headless", "G": "g"}
-    names |= {"TEXT": "text.txt", "INSIDE": "out/g.safetensors"}
-    places = {key: tmp_path / name for key, name in names.items()}
-    places |= {"RIGPT": folder, "MODEL": folder / "model.safetensors"}
-    before = sorted(tmp_path.rglob("*"))
+def test_bad_input_ends_in_one_line(rigpt, folder, places, arguments, message):
+    before = sorted(places["ROOT"].rglob("*"))
     code, _, err = rigpt("rotate", *(places.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
-    assert sorted(tmp_path.rglob("*")) == before, "something was left behind or lost"
+    assert sorted(places["ROOT"].rglob("*")) == before, "something was left behind or lost"
 
 
 class TestLoading:
@@ -177,17 +181,18 @@ class TestLoading:
         assert not model.training and model.dtype is torch.float64
         assert load_rigpt(str(folder), torch.float32).dtype is torch.float32
 
-    @pytest.mark.parametrize("problem", ["lacks", "has no place for"])
-    def test_weights_that_are_not_those_of_the_configuration(self, problem, folder, tmp_path):
-        tensors = weights(folder)
-        if problem == "lacks":
-            del tensors["lm_head.weight"]
-        else:
-            tensors["model.layers.1.self_attn.extra"] = torch.ones(2)
+    def test_weights_that_are_not_those_of_the_configuration(self, folder, tmp_path):
         (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(ValueError, match=f"`source` must hold the weights of its configuration, .* {problem} `"):
-            load_rigpt(str(tmp_path))
+        for problem in ("lacks", "has no place for"):
+            tensors = weights(folder)
+            if problem == "lacks":
+                del tensors["lm_head.weight"]
+            else:
+                tensors["model.layers.1.self_attn.extra"] = torch.ones(2)
+            save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+            message = f"`source` must hold the weights of its configuration, .* {problem} `"
+            with pytest.raises(ValueError, match=message):
+                load_rigpt(str(tmp_path))
 
     def test_anything_else(self, tmp_path):
         GPT2Config().save_pretrained(tmp_path / "gpt2")
@@ -210,23 +215,17 @@ class TestSameVocabulary:
         check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "b"))
         check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "c", None))
 
-    def test_another_size(self, tmp_path):
-        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", vocab_size=62)
-        with pytest.raises(ValueError, match="must have one vocabulary, got 61 tokens in .*a' and 62 in .*b'"):
-            check_same_vocabulary(a, b)
-
-    def test_another_order(self, tmp_path):
-        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", "abdc")
-        message = "differ in 2 tokens, such as 'c': id 4 in .*a', id 5 in .*b'. Take two models"
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            ({"vocab_size": 62}, "must have one vocabulary, got 61 tokens in .*a' and 62 in .*b'"),
+            ({"vocabulary": "abdc"}, "differ in 2 tokens, such as 'c': id 4 in .*a', id 5 in .*b'. Take two models"),
+            ({"vocabulary": "abcde"}, "'e': absent in .*a', id 6 in .*b'"),
+            ({"merges": (("c", "d"),)}, "merge characters differently"),
+        ],
+        ids=["another size", "another order", "another token", "other merges"],
+    )
+    def test_another(self, tmp_path, other, message):
+        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", **other)
         with pytest.raises(ValueError, match=message):
-            check_same_vocabulary(a, b)
-
-    def test_another_token(self, tmp_path):
-        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", "abcde")
-        with pytest.raises(ValueError, match="'e': absent in .*a', id 6 in .*b'"):
-            check_same_vocabulary(a, b)
-
-    def test_other_merges(self, tmp_path):
-        a, b = self.make(tmp_path / "a"), self.make(tmp_path / "b", merges=(("c", "d"),))
-        with pytest.raises(ValueError, match="merge characters differently"):
             check_same_vocabulary(a, b)

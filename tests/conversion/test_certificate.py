@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.checkpoints import certificate as certificate_module
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
-from rigpt_hf.conversion import certificate as certificate_module
 from rigpt_hf.conversion import plan as plan_module
-from rigpt_hf.conversion.certificate import CERTIFICATE_NAME, weights_sha256
 from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.conversion.folds import fold_reader
 
-from ..models import OPTIONS, tiny_model, tokens
+from ..models import DTYPES, OPTIONS, tiny_model, tokens
 from .sources import stock_model
 
 
@@ -33,7 +33,7 @@ def with_family(monkeypatch, model_type: str, **changes):
     monkeypatch.setitem(ARCHITECTURES, model_type, changed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 class TestNegativeControls:
     @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2-tied"])
     def test_an_unfolded_gain_is_caught(self, name, dtype, monkeypatch):
@@ -68,7 +68,8 @@ class TestNegativeControls:
         assert is_caught(stock_model(name, dtype))
 
     def test_a_forgotten_query_scale_is_caught(self, dtype, monkeypatch):
-        with_family(monkeypatch, "gpt2", query_scale=lambda config, layer: 1.0)
+        rules = tuple(replace(rule, scale=None) for rule in ARCHITECTURES["gpt2"].family.rules)
+        with_family(monkeypatch, "gpt2", rules=rules)
         assert is_caught(stock_model("gpt2-layer-scaled", dtype))
 
 
@@ -159,8 +160,7 @@ class TestTheHashOfWeights:
         monkeypatch.setattr(certificate_module, "CHUNK", 5)
         assert of(a=values.view(2, 3)) == whole
 
-    @pytest.mark.parametrize("name", ["rotary", "rotary-learned", "untied"])
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    @pytest.mark.parametrize("name, dtype", [("rotary-learned", torch.bfloat16), ("untied", torch.float32)], ids=str)
     def test_it_is_the_same_when_they_come_back(self, name, dtype, tmp_path):
         """Learned frequencies do so in float32, whatever the dtype of the others."""
         model = tiny_model(**OPTIONS[name]).to(dtype)

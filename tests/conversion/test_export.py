@@ -1,22 +1,31 @@
 """Back to unmodified stock classes, from any frame the model was turned into, or a refusal that says why not."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
+from huggingface_hub.dataclasses import strict
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
 
+from rigpt_hf import RiGPTConfig
 from rigpt_hf.conversion import certify, convert_model, export_model
-from rigpt_hf.conversion.neutral import NEUTRAL
+from rigpt_hf.conversion.families import TARGETS
+from rigpt_hf.conversion.neutral import ANYWHERE, NEUTRAL, options_of, refuse_options
 from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry.alignment import INCIDENTAL
 
-from ..models import tiny_model, tokens
+from ..models import DTYPES, tiny_model, tokens
 from ..tolerances import CONVERSION
-from .sources import SOURCES, stock_model
+from .sources import QUICK, SOURCES, converted_pair, stock_model
 
 
 GPT2_SOURCES = [name for name in SOURCES if name.startswith("gpt2")]
-LLAMA_SOURCES = [name for name in SOURCES if not name.startswith("gpt2")]
+LLAMA_SOURCES = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.full)
+    for name in SOURCES
+    if not name.startswith("gpt2")
+]
 
 
 def rotated(model, seed: int = 0, **options):
@@ -34,14 +43,17 @@ def relative_error(a, b, dtype) -> float:
     return error
 
 
-@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
-@pytest.mark.parametrize("fix_ones", [True, False], ids=["fixing-ones", "any-rotation"])
-@pytest.mark.parametrize("frame", ["auto", "lexical", "stream"])
-@pytest.mark.parametrize("name", GPT2_SOURCES)
+# Every frame with either kind of rotation in either precision, twice, over all sources in turn.
+ROUND_TRIPS = [
+    (GPT2_SOURCES[index % len(GPT2_SOURCES)], *way)
+    for index, way in enumerate(list(product(["auto", "lexical", "stream"], [True, False], CONVERSION)) * 2)
+]
+
+
+@pytest.mark.parametrize("name, frame, fix_ones, dtype", ROUND_TRIPS, ids=str)
 def test_gpt2_round_trips_through_a_rotation(name, frame, fix_ones, dtype):
-    source = stock_model(name, dtype)
-    turned = rotated(convert_model(source), frames=("stream",), fix_ones=fix_ones)
-    back = export_model(turned, "gpt2", frame=frame)
+    source, converted = converted_pair(name, dtype)
+    back = export_model(rotated(converted, frames=("stream",), fix_ones=fix_ones), "gpt2", frame=frame)
     assert type(back) is GPT2LMHeadModel and back.dtype is dtype
     relative_error(source, back, dtype)
     tied = source.config.tie_word_embeddings and frame != "stream"
@@ -52,20 +64,23 @@ def test_gpt2_round_trips_through_a_rotation(name, frame, fix_ones, dtype):
     assert torch.equal(back.transformer.h[0].ln_1.weight, torch.ones(24, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+def test_the_round_trips_are_all_there_are():
+    assert {name for name, *_ in ROUND_TRIPS} == set(GPT2_SOURCES) and len(set(ROUND_TRIPS)) == 24
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "qwen2-tied", "llama"])
 def test_turned_heads_do_not_matter(name, dtype):
-    source = stock_model(name, dtype)
-    turned = rotated(convert_model(source), frames=("stream", "head"))
+    turned = rotated(converted_pair(name, dtype)[1], frames=("stream", "head"))
     # GL(h) transformations stretch the heads and lose digits in float32, so the reference is the turned model.
     relative_error(turned, export_model(turned, "gpt2" if name == "gpt2" else "llama"), dtype)
 
 
-@pytest.mark.parametrize("dtype", CONVERSION, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", LLAMA_SOURCES)
 def test_the_llama_family_round_trips_through_a_rotation(name, dtype):
-    source = stock_model(name, dtype)
-    back = export_model(rotated(convert_model(source), frames=("stream",)), "llama")
+    source, converted = converted_pair(name, dtype)
+    back = export_model(rotated(converted, frames=("stream",)), "llama")
     assert type(back) is LlamaForCausalLM
     relative_error(source, back, dtype)
     assert back.config.tie_word_embeddings == source.config.tie_word_embeddings
@@ -74,8 +89,8 @@ def test_the_llama_family_round_trips_through_a_rotation(name, dtype):
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen2-tied"])
 def test_qwen2_comes_back_as_qwen2(name):
-    source = stock_model(name)
-    back = export_model(rotated(convert_model(source), frames=("stream",)), "qwen2")
+    source, converted = converted_pair(name)
+    back = export_model(rotated(converted, frames=("stream",)), "qwen2")
     assert type(back) is Qwen2ForCausalLM
     relative_error(source, back, torch.float64)
     assert set(back.state_dict()) == set(source.state_dict())
@@ -86,7 +101,7 @@ def test_a_trained_projection_exports_with_its_head_untied(frame):
     source = stock_model("gpt2")
     model = convert_model(source)
     with torch.no_grad():
-        model.project_out.weight += 0.1 * torch.randn_like(model.project_out.weight)
+        model.model.project_out.weight += 0.1 * torch.randn_like(model.model.project_out.weight)
     back = export_model(model, "gpt2", frame=frame)
     assert not back.config.tie_word_embeddings
     relative_error(model, back, torch.float64)
@@ -142,11 +157,49 @@ def test_options_at_their_neutral_values_change_nothing(name, target, tmp_path):
             export_model(changed, target)
 
 
+@strict
+class ConfigWithOption(RiGPTConfig):
+    """A made-up option without parameters, which no target has heard of."""
+
+    made_up: int = 0
+
+
+@pytest.mark.parametrize("name, target", [("gpt2", "gpt2"), ("llama", "llama"), ("qwen2", "qwen2")])
+def test_an_option_that_no_target_declares_is_refused(name, target):
+    source, converted = converted_pair(name)
+    model = copy.deepcopy(converted)
+    for value in (0, 1):
+        model.config = ConfigWithOption(**(converted.config.to_dict() | {"made_up": value}))
+        if value == 0:
+            relative_error(source, export_model(model, target), torch.float64)
+        else:
+            with pytest.raises(ValueError, match="^`made_up=1` has no counterpart in"):
+                export_model(model, target)
+
+
+def test_every_option_is_declared_or_refused():
+    """Each of RiGPT's own options away from its default, or a change of it does not matter to what is computed."""
+    converted = converted_pair("gpt2")[1]
+    options = {
+        "gated_mlp": True,
+        "qk_norm": True,
+        "embedding_norm": True,
+        "depth_solver": "euler",
+        "position_embedding_type": "rotary",
+    }
+    for option, value in options.items():
+        config = RiGPTConfig(**(converted.config.to_dict() | {option: value}))
+        with pytest.raises(ValueError, match=f"`{option}={value!r}`.*no counterpart in GPT-2"):
+            refuse_options(config, {}, TARGETS["gpt2"])
+    assert refuse_options(converted.config, {}, TARGETS["gpt2"]) == set()
+    declared = {*TARGETS["gpt2"].family.fields, *TARGETS["gpt2"].expresses, *INCIDENTAL, *ANYWHERE, *NEUTRAL}
+    assert declared <= options_of(converted.config).keys()
+
+
 def test_models_without_biases_get_zeros():
     options = {"position_embedding_type": "learned", "num_key_value_heads": 4}
     biases = {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
     model = tiny_model(**options, **biases, embedding_size=32)
-    source = convert_model(stock_model("gpt2"))
     with pytest.raises(ValueError, match="LayerNorm removes one direction"):
         export_model(model, "gpt2")
     with torch.no_grad():  # leave a direction of its own unused
@@ -159,27 +212,26 @@ def test_models_without_biases_get_zeros():
     back = export_model(model, "gpt2")
     assert not back.transformer.h[0].attn.c_attn.bias.any()
     relative_error(model, back, torch.float64)
-    assert source is not None
 
 
 @pytest.mark.parametrize(
     "options, target, message",
     [
-        ({}, "gpt2", "`position_embedding_type='rotary'` has no counterpart in GPT-2"),
-        ({"position_embedding_type": "learned"}, "gpt2", "`num_key_value_heads=2`"),
+        ({}, "gpt2", "`num_key_value_heads=2` and `position_embedding_type='rotary'` have no counterpart in GPT-2"),
+        ({"position_embedding_type": "learned"}, "gpt2", "^`num_key_value_heads=2` has no counterpart in GPT-2"),
         ({"position_embedding_type": "learned", "gated_mlp": True}, "gpt2", "`gated_mlp=True`"),
         ({"position_embedding_type": "learned", "num_key_value_heads": 4, "qk_norm": True}, "gpt2", "`qk_norm=True`"),
         ({"position_embedding_type": "learned", "num_key_value_heads": 4, "head_dim": 4}, "gpt2", "`head_dim=4`"),
         (
             {"position_embedding_type": "learned"},
             "llama",
-            "`position_embedding_type='learned'` has no counterpart in L",
+            "`position_embedding_type='learned'` have no counterpart in L",
         ),
         ({}, "llama", "`gated_mlp=False`"),
         ({"gated_mlp": True, "rotary_learned_frequencies": True}, "llama", "`rotary_learned_frequencies=True`"),
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
-        ({"embedding_norm": True}, "llama", "`embedding_norm=True` has no counterpart in stock models"),
+        ({"embedding_norm": True}, "llama", "`embedding_norm=True` have no counterpart in Llama"),
         ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, got 'bloom'"),
     ],
 )

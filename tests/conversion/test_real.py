@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rigpt_hf.checkpoints.read import load_gguf
 from rigpt_hf.conversion import convert_checkpoint
-from rigpt_hf.conversion.assemble import load_gguf
 
 
 WINDOW, WINDOWS = 512, 6

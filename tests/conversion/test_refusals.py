@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import GPT2Model, Qwen3Config, Qwen3ForCausalLM
 
+from rigpt_hf.checkpoints.read import Weights
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.gpt2 import rigpt_config as from_gpt2
 from rigpt_hf.conversion.llama import rigpt_config as from_llama
 from rigpt_hf.conversion.plan import make_plan
-from rigpt_hf.conversion.sources import StateDictSource
 
 from .sources import gpt2_config, llama_config, mistral_config, qwen2_config, stock_model
 
@@ -68,7 +68,7 @@ def plan(name: str, change):
     source = stock_model(name)
     state_dict = dict(source.state_dict())
     change(state_dict)
-    return make_plan(ARCHITECTURES[source.config.model_type], source.config, StateDictSource(state_dict))
+    return make_plan(ARCHITECTURES[source.config.model_type], source.config, Weights(state_dict))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from rigpt_hf.lab import chosen_seed, panels, registry, running, show
 from rigpt_hf.lab.registry import LABS, Lab, file_names, is_there
 from rigpt_hf.lab.running import run_lab
-from rigpt_hf.lab.showing import png, session
+from rigpt_hf.lab.showing import session
+from rigpt_hf.pictures import encoded as png
 
 
 QUICK = "lie-groups"

@@ -18,6 +18,8 @@ from rigpt_hf.lab.registry import LABS, chapters, course_folder, figure_names, s
 SCRIPTS = chapters()
 # The most that one cell may take, in seconds: ten where nothing else runs, far more on a machine that others use too.
 LONGEST = 600
+# Chapters whose time goes into training, and little of it into the library.
+TRAINED, LONG = ("1_gpt", "5_basis"), pytest.mark.full
 
 
 @pytest.fixture
@@ -40,7 +42,10 @@ def execute(notebook, folder: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(script, id=script.stem, marks=LONG if script.stem in TRAINED else ()) for script in SCRIPTS],
+)
 def test_notebook_runs_and_shows_its_figures(script, tmp_path):
     notebook = execute(nbformat.read(script.with_suffix(".ipynb"), as_version=4), tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

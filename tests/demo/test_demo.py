@@ -10,10 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.demo import DemoOptions, run_demo
-from rigpt_hf.demo.corpus import gather_documentation, read_text
-from rigpt_hf.demo.rotation import mean_loss, rotate_stock
+from rigpt_hf.conversion.stock_rotation import rotate_stock
+from rigpt_hf.demo.options import DemoOptions
+from rigpt_hf.demo.rotation import mean_loss
+from rigpt_hf.demo.run import run_demo
+from rigpt_hf.demo.stock import Recipe
 from rigpt_hf.symmetry import GaugeTransformation, haar
+from rigpt_hf.text.corpus import gather_documentation, read_text
 from tests.conversion.sources import stock_model
 from tests.models import tokens
 from tests.tolerances import SYMMETRY
@@ -66,6 +69,10 @@ def test_the_terminal_shows_every_stage(demo):
     _, _, output = demo
     for stage in ("Gather", "tokenizer", "Train a stock GPT-2", "Convert", "Turn the whole", "Save it", "Done"):
         assert stage in output
+
+
+def test_the_default_number_of_steps_is_that_of_the_recipe():
+    assert DemoOptions().steps == Recipe.steps
 
 
 def test_an_earlier_demo_is_replaced_only_by_force(demo):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness import runner
-from tests.evaluation.small import SUITE, WORDS, options
+from tests.evaluation.small import BRIEF, SUITE, WORDS, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -37,7 +37,8 @@ def world(tmp_path_factory) -> Path:
         model.save_pretrained(folder / name)
         word_tokenizer(WORDS).save_pretrained(folder / name)
     np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
-    (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
+    for name, suite in (("suite", SUITE), ("brief", BRIEF)):
+        (folder / f"{name}.yaml").write_text(suite.format(source=folder / "tokens.bin"))
     return folder
 
 

@@ -23,6 +23,13 @@ tasks:
   - metric: throughput
     arguments: {{prompt: 8, new_tokens: 4, turns: 3, memory: false}}
 """
+# Where it is not what is measured that is looked at.
+BRIEF = """
+text: {{source: {source}, documents: 12, window: 33}}
+tasks:
+  - {{metric: perplexity, arguments: {{context: 32}}}}
+  - {{metric: throughput, arguments: {{prompt: 16, new_tokens: 1, turns: 3, memory: false}}}}
+"""
 
 
 def options(

@@ -14,7 +14,9 @@ from rigpt_hf.evaluation.harness.results import _correct
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.tables import number, verdict
-from rigpt_hf.evaluation.harness.texts import endings, last_words, load_texts
+from rigpt_hf.evaluation.harness.texts import load_texts
+from rigpt_hf.evaluation.measures.cloze import last_words
+from rigpt_hf.evaluation.measures.multiple_choice import endings
 from rigpt_hf.evaluation.measures.perplexity import perplexity
 from tests.evaluation.small import WORDS, by_name, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
@@ -149,7 +151,7 @@ def test_a_tokenizer_that_does_not_fit_is_one_line(world, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("tasks: [{metric: bleu}]", "`metric` must be one of perplexity, .*, got 'bleu'"),
+        ("tasks: [{metric: bleu}]", "`metric` must be one of cloze, .*perplexity, .*, got 'bleu'"),
         ("tasks: []", "`tasks` must name at least one measurement"),
         ("tasks: [{metric: perplexity}, {metric: perplexity}]", "`tasks` must have different names"),
         ("tasks: [{metrik: perplexity}]", "`tasks` must hold some of metric, .*, got 'metrik'"),
@@ -196,7 +198,9 @@ def test_part_of_a_suite_has_all_measurements_of_fewer_documents(world, tmp_path
     for fraction in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="`fraction` must be above 0 and at most 1"):
             whole.part(fraction)
-    results = evaluate(options(world, tmp_path / "out", fraction=0.5), Console(quiet=True))
+    results = evaluate(
+        options(world, tmp_path / "out", fraction=0.5, suite=str(world / "brief.yaml")), Console(quiet=True)
+    )
     assert results["suite"]["fraction"] == 0.5 and results["suite"]["text"]["documents"] == 6
     assert "a share of 0.5 of it, on 6 documents" in (tmp_path / "out/table.md").read_text()
     assert not any(task["errors"] for task in results["tasks"])
@@ -276,13 +280,13 @@ def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):
     with torch.no_grad():
         broken.transformer.h[1].mlp.c_fc.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
-    alone = options(tmp_path, tmp_path / "out", model="broken", suite=str(world / "suite.yaml"))
+    alone = options(tmp_path, tmp_path / "out", model="broken", suite=str(world / "brief.yaml"))
     results = evaluate(alone, Console(quiet=True))
     assert "must give finite losses, got nan" in by_name(results, "perplexity")["errors"]["RiGPT"]
     beside = EvaluateOptions(
         str(world / "rigpt"),
         str(tmp_path / "broken"),
-        str(world / "suite.yaml"),
+        str(world / "brief.yaml"),
         tmp_path / "beside",
         device="cpu",
         names=("RiGPT", "broken"),
@@ -302,7 +306,7 @@ def test_any_exception_is_one_line(world, tmp_path, monkeypatch):
         raise IndexError("index 7 is out of range")
 
     monkeypatch.setattr(runner, "measure", odd)
-    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    results = evaluate(options(world, tmp_path / "out", suite=str(world / "brief.yaml")), Console(quiet=True))
     assert by_name(results, "perplexity")["errors"] == {"RiGPT": "IndexError: index 7 is out of range"}
     assert by_name(results, "throughput")["models"]["RiGPT"]["prefill_tokens_per_second"]["median"] > 0
 
@@ -327,14 +331,14 @@ def test_windows_fit_into_the_smallest_model(world, tmp_path):
     tiny_gpt2(n_positions=9).save_pretrained(tmp_path / "short")
     word_tokenizer(WORDS).save_pretrained(tmp_path / "short")
     short = EvaluateOptions(
-        str(world / "rigpt"), str(tmp_path / "short"), str(world / "suite.yaml"), tmp_path / "out", device="cpu"
+        str(world / "rigpt"), str(tmp_path / "short"), str(world / "brief.yaml"), tmp_path / "out", device="cpu"
     )
     results = evaluate(short, Console(quiet=True))
     errors = [line for task in results["tasks"] for line in task["errors"].values()]
     assert not errors
     for name in ("model", "baseline"):
         assert by_name(results, "perplexity")["models"][name]["protocol"]["context"] == 9
-        assert by_name(results, "throughput")["models"][name]["protocol"]["prompt"] == 5
+        assert by_name(results, "throughput")["models"][name]["protocol"]["prompt"] == 8
 
 
 def test_text_begins_where_the_tokenizer_can(world, tmp_path):

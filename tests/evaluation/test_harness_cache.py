@@ -7,8 +7,8 @@ from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, Parts, fingerprint
 from rigpt_hf.evaluation.harness.runner import evaluate
-from rigpt_hf.evaluation.measures import quantization
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.measures import quantization_robustness as quantization
+from rigpt_hf.evaluation.models import EvaluatedModel
 from tests.evaluation.small import WORDS, by_name, options
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
@@ -51,16 +51,19 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
 
 
 def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
-    evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    count = len(list((tmp_path / "out/cache").iterdir()))
+    output, brief = tmp_path / "out", {"suite": str(world / "brief.yaml")}
+
+    def kept(**more) -> int:
+        evaluate(options(world, output, **brief, **more), Console(quiet=True))
+        return len(list((output / "cache").iterdir()))
+
+    count = kept()
     with pytest.raises(ValueError, match="`output` must hold results of the same weights or none"):
-        evaluate(options(world, tmp_path / "out", model="other"), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == count
-    evaluate(options(world, tmp_path / "out", model="other", force=True), Console(quiet=True))
-    assert len(list((tmp_path / "out/cache").iterdir())) == 2 * count
-    evaluate(options(world, tmp_path / "out", model="other", documents=10), Console(quiet=True))
+        kept(model="other")
+    assert len(list((output / "cache").iterdir())) == count == 2
+    assert kept(model="other", force=True) == 2 * count
     # Speed does not depend on the text.
-    assert len(list((tmp_path / "out/cache").iterdir())) == 3 * count - 1
+    assert kept(model="other", documents=10) == 3 * count - 1
 
 
 def test_what_another_device_measured_is_measured_again(evaluation, world, monkeypatch):
@@ -85,12 +88,16 @@ def test_what_another_device_measured_is_measured_again(evaluation, world, monke
 
 
 def test_fingerprints_know_weights_config_and_tokenizer():
-    a = Subject(tiny_gpt2(), word_tokenizer(WORDS))
-    assert fingerprint(a) == fingerprint(Subject(tiny_gpt2(), word_tokenizer(WORDS)))
-    others = [Subject(tiny_gpt2(seed=1), a.tokenizer), Subject(a.model, word_tokenizer(WORDS[::-1])), Subject(a.model)]
+    a = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS))
+    assert fingerprint(a) == fingerprint(EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS)))
+    others = [
+        EvaluatedModel(tiny_gpt2(seed=1), a.tokenizer),
+        EvaluatedModel(a.model, word_tokenizer(WORDS[::-1])),
+        EvaluatedModel(a.model),
+    ]
     other = tiny_gpt2()
     other.config.layer_norm_epsilon = 1e-3
-    others.append(Subject(other, a.tokenizer))
+    others.append(EvaluatedModel(other, a.tokenizer))
     assert len({fingerprint(each) for each in [a, *others]}) == 5
 
 
@@ -111,14 +118,15 @@ def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
 def test_what_a_killed_run_was_writing_is_no_obstacle(world, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/.results.json.abcd.partial").write_text("{")
-    assert evaluate(options(world, tmp_path / "out"), Console(quiet=True))["tasks"]
+    brief = options(world, tmp_path / "out", suite=str(world / "brief.yaml"))
+    assert evaluate(brief, Console(quiet=True))["tasks"]
 
 
 def test_tokenizers_with_other_special_tokens_have_other_fingerprints():
     a, b = word_tokenizer(WORDS), word_tokenizer(WORDS)
     b.bos_token = WORDS[1]
     model = tiny_gpt2()
-    assert fingerprint(Subject(model, a)) != fingerprint(Subject(model, b))
+    assert fingerprint(EvaluatedModel(model, a)) != fingerprint(EvaluatedModel(model, b))
 
 
 class Killed(BaseException):

@@ -17,12 +17,13 @@ from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, code_fingerprint
 from rigpt_hf.evaluation.harness.results import build, commit
-from rigpt_hf.evaluation.harness.runner import Cell, check_same_models, one_line
+from rigpt_hf.evaluation.harness.runner import EvaluationJob, check_same_models, one_line
 from rigpt_hf.evaluation.harness.standard_tasks import StandardOptions, check_standard_tasks
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
-from rigpt_hf.evaluation.harness.tasks import NotApplicable, measure, measure_together
+from rigpt_hf.evaluation.harness.tasks import measure, measure_together
 from rigpt_hf.evaluation.harness.texts import Texts
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.measure import NotApplicable
+from rigpt_hf.evaluation.models import EvaluatedModel
 from tests.evaluation.toys import tiny_gpt2
 
 
@@ -141,15 +142,15 @@ def test_only_other_frames_of_a_model_without_any_are_none(tmp_path):
     texts = Texts([list(range(12))] * 2, {})
     task = Task("quantization_robustness", arguments={"frames": ["hadamard"], "schemes": ["W8A8"]})
     with pytest.raises(NotApplicable, match="gpt_neox"):
-        measure(task, Subject(neox()), texts, 2)
-    assert list(measure(task, Subject(tiny_gpt2()), texts, 2)["rounded"]) == ["hadamard"]
+        measure(task, EvaluatedModel(neox()), texts, 2)
+    assert list(measure(task, EvaluatedModel(tiny_gpt2()), texts, 2)["rounded"]) == ["hadamard"]
 
 
 def test_models_without_a_cache_of_keys_do_not_take_turns():
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
-    mamba = Subject(MambaForCausalLM(MambaConfig(**sizes)).eval())
-    rigpt = Subject(convert_model(tiny_gpt2()).eval())
+    mamba = EvaluatedModel(MambaForCausalLM(MambaConfig(**sizes)).eval())
+    rigpt = EvaluatedModel(convert_model(tiny_gpt2()).eval())
     task = Task("throughput", arguments={"prompt": 4, "new_tokens": 2, "turns": 3, "memory": False})
     subjects = {"mamba": mamba, "rigpt": rigpt}
     found = measure_together(task, {str(index): each for index, each in enumerate(subjects.values())})
@@ -161,7 +162,7 @@ def test_models_without_a_cache_of_keys_do_not_take_turns():
     suite = Suite("s", TextOptions(), (task,))
     texts = Texts([[1]], {"source": "t", "documents": 1, "sha256": "", "revision": None})
     hashes = dict.fromkeys(subjects, "0" * 64)
-    cells = [Cell(task.name, tuple(subjects), "k", None, True)]
+    cells = [EvaluationJob(task.name, tuple(subjects), "k", None, True)]
     results = build(SimpleNamespace(batch_size=2), suite, texts, subjects, hashes, cells, {"k": found}, {})
     (entry,) = results["tasks"]
     assert entry["absent"] == [{"model": "mamba", "what": "", "reason": line}] and not entry["errors"]
@@ -173,14 +174,14 @@ def test_what_does_not_apply_is_kept_as_a_result(tmp_path):
         raise NotApplicable("nothing to say")
 
     cache = Cache(tmp_path)
-    cell = Cell("t", ("m",), cache.key(a=1), refuse)
+    cell = EvaluationJob("t", ("m",), cache.key(a=1), refuse)
     assert runner._run([cell], cache, Console(quiet=True), 2) == {}
     assert cache.get(cell.key) == {"not applicable": "nothing to say"}
 
     def fail(**given):
         raise ValueError("wrong")
 
-    other = Cell("t", ("m",), cache.key(a=2), fail)
+    other = EvaluationJob("t", ("m",), cache.key(a=2), fail)
     assert runner._run([other], cache, Console(quiet=True), 2) == {other.key: "wrong"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,41 +10,58 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from rigpt_hf.demo.corpus import gather_documentation
 from rigpt_hf.demo.run import documentation
 from rigpt_hf.evaluation.harness import tasks
-from rigpt_hf.evaluation.harness.arguments import arguments_of, check_arguments
 from rigpt_hf.evaluation.harness.runner import fitted
-from rigpt_hf.evaluation.harness.suites import METRICS, PACKAGED, Suite, Task, TextOptions, load_suite
-from rigpt_hf.evaluation.harness.texts import LONGEST, SHORTEST, Texts, endings, last_words, load_texts, name_of
-from rigpt_hf.evaluation.measures.subjects import Subject
-from rigpt_hf.training.data.sources import documents
+from rigpt_hf.evaluation.harness.suites import (
+    METRICS,
+    PACKAGED,
+    Suite,
+    Task,
+    TextOptions,
+    arguments_of,
+    check_arguments,
+    load_suite,
+)
+from rigpt_hf.evaluation.harness.texts import LONGEST, SHORTEST, Texts, load_texts, name_of
+from rigpt_hf.evaluation.measures import MEASURES
+from rigpt_hf.evaluation.measures.cloze import last_words
+from rigpt_hf.evaluation.measures.multiple_choice import endings
+from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.text.corpus import gather_documentation
+from rigpt_hf.text.sources import documents
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
 SLIPS = [
-    ("tasks: [{metric: perplexity, arguments: }]", "`arguments` of perplexity must be names with values, got None. C"),
+    (
+        "tasks: [{metric: perplexity, arguments: }]",
+        "`arguments` of perplexity must be dict.*, got None. C",
+    ),
     (
         "tasks: [{metric: perplexity, arguments: {context: '32'}}]",
-        "`context` of perplexity must be a whole number or null, got '32'. Correct the suite, or leave it out",
+        "`context` of perplexity must be int \\| None, got '32'. Correct the suite, or leave it out",
     ),
-    ("tasks: [{metric: perplexity, arguments: {context: true}}]", "`context` of perplexity must be a whole number"),
-    ("tasks: [{metric: perplexity, arguments: {bos: 1}}]", "`bos` of perplexity must be true or false, got 1"),
-    ("tasks: [{metric: perplexity, arguments: {padding_side: up}}]", "must be one of left, right, got 'up'"),
-    ("tasks: [{metric: cloze, examples: }]", "`examples` of cloze must be a whole number, got None"),
-    ("tasks: [{metric: cloze, examples: 1.5}]", "`examples` of cloze must be a whole number, got 1.5"),
-    ("text: {documents: '12'}\ntasks: [{metric: cloze}]", "`documents` of `text` must be a whole number, got '12'"),
-    ("text: {source: }\ntasks: [{metric: cloze}]", "`source` of `text` must be text, got None"),
+    (
+        "tasks: [{metric: perplexity, arguments: {context: true}}]",
+        "`context` of perplexity must be int \\| None, got True",
+    ),
+    ("tasks: [{metric: perplexity, arguments: {bos: 1}}]", "`bos` of perplexity must be bool, got 1"),
+    ("tasks: [{metric: perplexity, arguments: {padding_side: up}}]", "must be Literal\\['left', 'right'\\], got 'up'"),
+    ("tasks: [{metric: cloze, examples: }]", "`examples` of cloze must be int, got None"),
+    ("tasks: [{metric: cloze, examples: 1.5}]", "`examples` of cloze must be int, got 1.5"),
+    ("text: {documents: '12'}\ntasks: [{metric: cloze}]", "`documents` of `text` must be int, got '12'"),
+    ("text: {source: }\ntasks: [{metric: cloze}]", "`source` of `text` must be str, got None"),
     (
         "text: {revision: 1234567}\ntasks: [{metric: cloze}]",
-        "`revision` of `text` must be text or null, got 1234567. Put it in quotes",
+        "`revision` of `text` must be str \\| None, got 1234567. Put it in quotes",
     ),
-    ("tasks: [{metric: cloze, name: 3}]", "`name` of cloze must be text, got 3. Put it in quotes"),
-    ("tasks: [{metric: 3}]", "`metric` of `tasks` must be text, got 3"),
-    ("tasks: [{metric: []}]", r"`metric` of `tasks` must be text, got \[\]"),
+    ("tasks: [{metric: cloze, name: 3}]", "`name` of cloze must be str, got 3. Put it in quotes"),
+    ("tasks: [{metric: 3}]", "`metric` of `tasks` must be str, got 3"),
+    ("tasks: [{metric: []}]", r"`metric` of `tasks` must be str, got \[\]"),
     (
         "tasks: [{metric: quantization_robustness, name: q, arguments: {schemes: W8A8}}]",
-        "`schemes` of q must be a list, each text, got 'W8A8'. Correct the suite",
+        "`schemes` of q must be list\\[str\\].*, got 'W8A8'. Correct the suite",
     ),
     (
         "tasks: [{metric: quantization_robustness, arguments: {schemes: []}}]",
@@ -51,15 +69,15 @@ SLIPS = [
     ),
     (
         "tasks: [{metric: quantization_robustness, arguments: {schemes: [8]}}]",
-        r"`schemes` of quantization_robustness must be a list, each text, got \[8\]",
+        r"`schemes` of quantization_robustness must be list\[str\].*, got \[8\]",
     ),
     (
         "tasks: [{metric: perplexity, arguments: {contxt: 3}}]",
         "`arguments` of perplexity must be among context, stride, .*, got 'contxt'",
     ),
     ("tasks: [{metric: perplexity, arguments: {batch_size: 3}}]", "`arguments` of perplexity .* got 'batch_size'"),
-    ("tasks: [{metric: throughput, arguments: {tick: 3}}]", "`arguments` of throughput .* got 'tick'"),
-    ("description: 3\ntasks: [{metric: cloze}]", "`description` of the suite must be text, got 3"),
+    ("tasks: [{metric: throughput, arguments: {progress: 3}}]", "`arguments` of throughput .* got 'progress'"),
+    ("description: 3\ntasks: [{metric: cloze}]", "`description` of the suite must be str, got 3"),
     ("text: []\ntasks: [{metric: cloze}]", r"`text` must hold source, .*, got \[\]"),
 ]
 
@@ -78,7 +96,7 @@ def test_what_is_right_is_taken(tmp_path):
         "  - {metric: perplexity, arguments: {context: 32, stride: null, bos: true, padding_side: left}}\n"
         "  - {metric: invariance, arguments: {frame: [stream], dtypes: [float64]}}\n"
         "  - {metric: invariance, name: other, arguments: {frame: stream}, documents: null}\n"
-        "  - {metric: quantization_robustness, arguments: {leave: [], frames: null, group_size: 8}}\n"
+        "  - {metric: quantization_robustness, arguments: {modules_to_not_convert: [], frames: null, group_size: 8}}\n"
         "  - {metric: throughput, arguments: {batch_size: 2, memory: false}}\n"
     )
     suite = load_suite(str(tmp_path / "s.yaml"))
@@ -88,7 +106,7 @@ def test_what_is_right_is_taken(tmp_path):
     for metric in METRICS:
         # Every default is of the type that it says it is.
         known = arguments_of(metric)
-        assert known and not {"tick", "model", "texts", "tokenizer", "models"} & set(known)
+        assert known and not {"progress", "model", "texts", "tokenizer", "models"} & set(known)
         plain = {name: default for name, (_, default) in known.items() if not isinstance(default, tuple)}
         check_arguments(metric, metric, plain)
 
@@ -124,7 +142,7 @@ def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
     paragraphs = [f"This is the paragraph {words(40)}." for _ in range(200)]
     (tmp_path / "page.md").write_text("\n\n".join(paragraphs))
     own = partial(gather_documentation, roots=[tmp_path])
-    for module in ("rigpt_hf.demo.corpus", "rigpt_hf.training.data.sources", "rigpt_hf.demo.run"):
+    for module in ("rigpt_hf.text.corpus", "rigpt_hf.text.sources", "rigpt_hf.demo.run"):
         monkeypatch.setattr(f"{module}.gather_documentation", own)
     measured = set(load_texts(TextOptions(documents=10**6)).rows)
     assert 10 < len(measured) < 45
@@ -144,7 +162,7 @@ def test_what_is_trained_on_is_not_measured_on(tmp_path, monkeypatch):
 
 def test_of_documentation_those_of_a_usual_length_are_drawn(monkeypatch):
     pages = ["a" * size for size in (SHORTEST - 1, SHORTEST, LONGEST, LONGEST + 1)]
-    monkeypatch.setattr("rigpt_hf.demo.corpus.gather_documentation", lambda *given, **more: pages)
+    monkeypatch.setattr("rigpt_hf.text.corpus.gather_documentation", lambda *given, **more: pages)
     assert load_texts(TextOptions()).rows == pages[1:3]
 
 
@@ -166,8 +184,8 @@ def test_a_folder_has_its_name_however_it_is_called(tmp_path, monkeypatch):
     assert name_of("me/model") == "me/model"
 
 
-def of_positions(count: int | None) -> Subject:
-    return Subject(SimpleNamespace(config=SimpleNamespace(max_position_embeddings=count)))
+def of_positions(count: int | None) -> EvaluatedModel:
+    return EvaluatedModel(SimpleNamespace(config=SimpleNamespace(max_position_embeddings=count)))
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "throughput"])
@@ -199,8 +217,10 @@ def test_windows_are_the_same_for_both_models(metric):
 def test_what_rounding_costs_is_counted_on_the_same_tokens_as_perplexity(monkeypatch):
     """Texts begin as they do for perplexity, and a task's own detokenizer goes along; token ids are as they are."""
     given = []
-    monkeypatch.setattr(tasks, "quantization_robustness", lambda *values, **more: given.append(more) or {})
-    model = Subject(tiny_gpt2(), word_tokenizer(["<s>", " a"]))
+    record = MEASURES["quantization_robustness"]
+    called = replace(record, run=lambda *values, **more: given.append(more) or {})
+    monkeypatch.setitem(tasks.MEASURES, record.name, called)
+    model = EvaluatedModel(tiny_gpt2(), word_tokenizer(["<s>", " a"]))
     for arguments, rows in (({"detokenizer": "wikitext"}, [" a"]), ({"bos": False}, [" a"]), ({}, [[1, 1]])):
         check_arguments("quantization_robustness", "q", arguments)
         tasks.measure(Task("quantization_robustness", arguments=arguments), model, Texts(rows, {}), 2)

@@ -15,12 +15,13 @@ from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness.figures import figure
 from rigpt_hf.evaluation.harness.report import as_html
 from rigpt_hf.evaluation.harness.results import _compared, _correct, build
-from rigpt_hf.evaluation.harness.runner import Cell
+from rigpt_hf.evaluation.harness.runner import EvaluationJob
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
 from rigpt_hf.evaluation.harness.tables import as_markdown, rows, verdict
-from rigpt_hf.evaluation.harness.tasks import QUANTITIES, measure, quantities
+from rigpt_hf.evaluation.harness.tasks import measure
 from rigpt_hf.evaluation.harness.texts import Texts
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.measures import MEASURES
+from rigpt_hf.evaluation.models import EvaluatedModel
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -61,7 +62,7 @@ def chains(count: int = 40, length: int = 24) -> list[list[int]]:
 
 
 @torch.no_grad()
-def chain_model(strength: float, fragile: bool = False) -> Subject:
+def chain_model(strength: float, fragile: bool = False) -> EvaluatedModel:
     """
     A GPT-2 that takes the next token for the one that follows (or, with a negative strength, for any other): in its
     head, or, `fragile`, in a feedforward block, whose weights lie beside one so large that 3 bits leave none of them.
@@ -94,7 +95,7 @@ def chain_model(strength: float, fragile: bool = False) -> Subject:
         mlp.c_fc.bias.fill_(10.0 / (SIZE - 1) ** 0.5)
         mlp.c_proj.weight.copy_(follows)
     model.lm_head.weight.copy_(strength * (eye if fragile else follows.T))
-    return Subject(model, word_tokenizer(WORDS))
+    return EvaluatedModel(model, word_tokenizer(WORDS))
 
 
 @cache
@@ -114,7 +115,7 @@ def compared(kind: str, metric: str, model: str, baseline: str) -> dict[str, dic
     task = next(each for each in TASKS[kind] if each.metric == metric)
     subjects = {"model": chain_model(1.0), "baseline": chain_model(1.0)}
     found = {name: measured(kind, metric, which) for name, which in zip(subjects, (model, baseline), strict=True)}
-    cells = [Cell(task.name, (name,), name, None) for name in subjects]
+    cells = [EvaluationJob(task.name, (name,), name, None) for name in subjects]
     suite = Suite("s", TextOptions(), (task,))
     hashes = dict.fromkeys(subjects, "0" * 64)
     texts = Texts([[1]], {"source": "chains", "documents": 40, "sha256": "", "revision": None})
@@ -156,7 +157,7 @@ def speeds(factor: float) -> dict:
 def test_the_faster_model_reads_better(factor, word):
     baseline = speeds(1.0)
     del baseline["ratios"]
-    task = {"quantities": _compared(Task("throughput"), {"a": speeds(factor), "b": baseline}, ["a", "b"])}
+    task = {"quantities": _compared(MEASURES["throughput"], {"a": speeds(factor), "b": baseline}, ["a", "b"])}
     _correct([task])
     *timed, memory = task["quantities"]
     assert [(each["name"], verdict(each)) for each in timed] == [
@@ -178,14 +179,14 @@ def test_numbers_without_examples_have_a_direction_and_no_word():
     for metric, arguments in (("invariance", {"draws": 1}), ("outliers", {"context": 16})):
         task = Task(metric, arguments=arguments)
         found = {
-            name: measure(task, Subject(each), texts, 8)
+            name: measure(task, EvaluatedModel(each), texts, 8)
             for name, each in {"a": convert_model(gpt2).eval(), "b": gpt2}.items()
         }
-        listed = _compared(task, found, ["a", "b"])
+        listed = _compared(MEASURES[metric], found, ["a", "b"])
         assert listed and all(each["better"] == "less" and verdict(each) == "" for each in listed)
         if metric == "invariance":
             assert all(each["models"]["a"]["value"] < each["models"]["b"]["value"] for each in listed)
-    assert {metric for _, metric in TESTED} | {"throughput", "invariance", "outliers"} == set(QUANTITIES)
+    assert {metric for _, metric in TESTED} | {"throughput", "invariance", "outliers"} == set(MEASURES)
 
 
 def test_noise_of_increases_near_zero_is_no_difference():
@@ -205,7 +206,7 @@ def test_noise_of_increases_near_zero_is_no_difference():
     assert not significant(2e-5, 3.0) and not significant(-2e-5, 3.0)
     assert significant(4e-5, 3.0) and significant(2e-5, None)
     result = measured("ids", "quantization_robustness", "worse")
-    (quantity,) = quantities(TASKS["ids"][1], result)
+    (quantity,) = MEASURES["quantization_robustness"].quantities(result)
     assert quantity.scale == result["rounded"]["identity"]["W3A16"]["loss"] > 0
     listed = compared("ids", "quantization_robustness", "worse", "good")["loss of W3A16, identity"]
     assert listed["models"]["model"]["scale"] == quantity.scale
@@ -244,16 +245,8 @@ def test_a_rigpt_is_called_what_it_is(committed):
 
 
 @pytest.mark.parametrize("name", ["evaluate_converted", "evaluate_rigpt", "evaluate_smollm2"])
-def test_results_of_before_can_be_read(name):
+def test_committed_results_can_be_read(name):
     results = json.loads((RESULTS / f"{name}.json").read_text())
     listed = rows(results)
     assert len(listed) == sum(len(task["quantities"]) for task in results["tasks"]) > 10
-    # Earlier versions did not write what follows.
-    for task in results["tasks"]:
-        for key in ("absent", "arguments"):
-            task.pop(key, None)
-        for quantity in task["quantities"]:
-            for each in quantity["models"].values():
-                each.pop("scale", None)
-    assert rows(results) == listed
     assert "Wilson's for shares of right answers" in as_markdown(results)

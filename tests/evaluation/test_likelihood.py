@@ -7,10 +7,11 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
-from rigpt_hf.evaluation.measures.likelihood import rolling_windows, score
+from rigpt_hf.evaluation.likelihood import rolling_windows, score
+from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
+from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
 from rigpt_hf.evaluation.measures.perplexity import detokenize, perplexity
-from rigpt_hf.evaluation.measures.subjects import Subject, subject
+from rigpt_hf.evaluation.models import EvaluatedModel, evaluated
 from tests.evaluation.toys import Bigrams, rows, tiny_gpt2, word_tokenizer
 from tests.models import tiny_model
 from tests.tolerances import SYMMETRY
@@ -35,7 +36,7 @@ NATS = -math.log(0.3 * 0.5 * 0.1)
 
 @pytest.fixture
 def bigrams():
-    return Subject(Bigrams(TABLE), word_tokenizer(WORDS), "bigrams")
+    return EvaluatedModel(Bigrams(TABLE), word_tokenizer(WORDS), "bigrams")
 
 
 def test_perplexity_of_bigrams(bigrams):
@@ -123,7 +124,7 @@ def test_a_conversion_keeps_the_numbers():
 def test_models_are_loaded_from_folders(tmp_path):
     tiny_gpt2().save_pretrained(tmp_path)
     word_tokenizer([f" w{index}" for index in range(61)]).save_pretrained(tmp_path)
-    measured = subject(tmp_path)
+    measured = evaluated(tmp_path)
     assert measured.name == str(tmp_path) and measured.tokenizer is not None
     text = "".join(f" w{index}" for index in rows(1)[0])
     expected = perplexity(tiny_gpt2(), rows(1))["loss"]
@@ -138,7 +139,7 @@ def test_incomplete_weights_are_refused(tmp_path):
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"`model` must come with all its weights, got .* without .*c_fc.weight"):
-        subject(tmp_path)
+        evaluated(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_tokens_that_texts_begin_with(bigrams):
             one = isinstance(texts, str)
             return {"input_ids": [*start, *found] if one else [[*start, *row] for row in found]}
 
-    seen = Subject(Bigrams(TABLE), Beginning(), "beginning")
+    seen = EvaluatedModel(Bigrams(TABLE), Beginning(), "beginning")
     assert seen.begins_texts and not bigrams.begins_texts
     cloze_accuracy(seen, [Cloze("a b", " a")])
     cloze_accuracy(bigrams, [Cloze("a b", " a")])

@@ -9,13 +9,13 @@ from scipy.stats import kurtosis
 from transformers import OPTConfig, OPTForCausalLM
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.evaluation.measures.frames import FRAMES, cosine_transform, hadamard, in_frame
+from rigpt_hf.evaluation.frames import FRAMES, cosine_transform, hadamard, in_frame
 from rigpt_hf.evaluation.measures.invariance import invariance
-from rigpt_hf.evaluation.measures.outliers import Collected, blocks_of, outliers
+from rigpt_hf.evaluation.measures.outliers import ActivationStats, blocks_of, outliers
 from rigpt_hf.evaluation.measures.perplexity import perplexity
-from rigpt_hf.evaluation.measures.quantization import bits_of, quantization_robustness, quantized
-from rigpt_hf.evaluation.measures.rounding import matrices_of, rounded, rows_of
+from rigpt_hf.evaluation.measures.quantization_robustness import bits_of, quantization_robustness, quantized
 from rigpt_hf.evaluation.measures.throughput import throughput
+from rigpt_hf.evaluation.rounding import matrices_of, rounded, rows_of
 from tests.conversion.sources import stock_model
 from tests.evaluation.toys import rows, tiny_gpt2
 from tests.models import OPTIONS, tiny_model
@@ -30,7 +30,7 @@ def test_outliers_of_known_vectors():
     """One coordinate of size c among ones: every measure has a closed form."""
     c, x = 10.0, torch.ones(D, dtype=torch.float64)
     x[0] = c
-    collected = Collected()
+    collected = ActivationStats()
     collected.add(torch.stack([x, -2 * x]))  # scale and sign of a token play no part per token
     found = collected.result()["per_token"]
     p = 1 / D  # a two-point law: excess kurtosis 1 / (p (1 - p)) - 6
@@ -42,7 +42,7 @@ def test_outliers_of_known_vectors():
 def test_pooled_outliers_are_those_of_all_values():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, D, generator=generator, dtype=torch.float64) ** 3 + 0.5
-    collected = Collected()
+    collected = ActivationStats()
     for part in x.split(77):
         collected.add(part)
     found = collected.result()["pooled"]
@@ -58,7 +58,7 @@ def test_vectors_without_a_measure_do_not_spoil_the_mean():
     plain = torch.randn(1, D, generator=generator, dtype=torch.float64)
     sparse = torch.zeros(1, D, dtype=torch.float64)
     sparse[0, :3] = 1.0
-    alone, among, nothing = Collected(), Collected(), Collected()
+    alone, among, nothing = ActivationStats(), ActivationStats(), ActivationStats()
     alone.add(plain)
     among.add(torch.cat([plain, torch.zeros(2, D), torch.full((2, D), 0.3), sparse]))
     nothing.add(torch.zeros(3, D))
@@ -71,7 +71,7 @@ def test_vectors_without_a_measure_do_not_spoil_the_mean():
 
 def test_the_median_of_an_even_number_lies_between_two():
     x = torch.randn(5, 10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    collected = Collected()
+    collected = ActivationStats()
     collected.add(x)
     sizes = x.abs().numpy()
     expected = (sizes.max(-1) / np.median(sizes, axis=-1)).mean()
@@ -279,7 +279,7 @@ def test_in_half_precision_a_change_of_frame_is_not_taken_for_rounding():
 def test_modules_of_a_model_and_of_its_conversion_are_left_alone():
     def lost(*leave: str) -> list[float]:
         found = quantization_robustness(
-            tiny_gpt2(), rows(), schemes=("W2A16",), frames=("identity", "haar"), leave=leave
+            tiny_gpt2(), rows(), schemes=("W2A16",), frames=("identity", "haar"), modules_to_not_convert=leave
         )
         assert found["protocol"]["left alone"][1 : 1 + len(leave)] == list(leave)
         return [each["W2A16"]["increase"] for each in found["rounded"].values()]
@@ -306,7 +306,10 @@ def test_frames_of_quantization_are_measured_on_the_same_function():
         ({"schemes": ("W4",)}, "`schemes` must be such as W4A8, with 2 to 16 bits each, got 'W4'"),
         ({"schemes": ("W32A32",)}, "`schemes` must be such as W4A8, with 2 to 16 bits each, got 'W32A32'"),
         ({"group_size": -8}, "`group_size` must be 0, for whole rows, or the size of a group, got -8"),
-        ({"leave": ("c_prjo",)}, "`leave` must name some of down_proj, .*v_proj, got c_prjo"),
+        (
+            {"modules_to_not_convert": ("c_prjo",)},
+            "`modules_to_not_convert` must name some of down_proj, .*v_proj, got c_prjo",
+        ),
         ({"schemes": ("W1A8",)}, "`schemes` must be such as W4A8"),
         ({"frames": ("sideways",)}, "`frames` must be among identity, haar, hadamard, pca, got 'sideways'"),
         ({"group_size": 5}, "`group_size` must divide the 32 numbers of a row of .*q_proj, got 5"),
@@ -356,7 +359,7 @@ def test_refusals_of_invariance(options, message):
 def test_throughput_counts_tokens():
     models = {"rigpt": tiny_model(), "stock": tiny_gpt2()}
     ticks = []
-    result = throughput(models, prompt=8, new_tokens=3, batch_size=2, turns=3, memory=False, tick=ticks.append)
+    result = throughput(models, prompt=8, new_tokens=3, batch_size=2, turns=3, memory=False, progress=ticks.append)
     assert len(ticks) == 3 * 4
     for each in result["models"].values():
         assert each["prefill_tokens_per_second"]["median"] > each["decode_tokens_per_second"]["median"] > 0

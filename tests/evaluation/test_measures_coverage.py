@@ -8,8 +8,8 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from rigpt_hf.evaluation.measures.outliers import outliers
-from rigpt_hf.evaluation.measures.quantization import quantization_robustness, quantized
-from rigpt_hf.evaluation.measures.rounding import in_short, matrices_of, other_matrices, rounded
+from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness, quantized
+from rigpt_hf.evaluation.rounding import in_short, matrices_of, other_matrices, rounded
 from tests.evaluation.toys import rows, tiny_gpt2
 from tests.models import OPTIONS, tiny_model
 
@@ -106,7 +106,7 @@ def test_experts_are_said_to_be_left_out(mixtral):
 
 
 def test_experts_are_said_to_keep_their_precision(mixtral):
-    result = quantization_robustness(mixtral, rows(2, 20), schemes=("W4A4",), leave=("v_proj",))
+    result = quantization_robustness(mixtral, rows(2, 20), schemes=("W4A4",), modules_to_not_convert=("v_proj",))
     assert result["protocol"]["left alone"] == ["output embeddings", "v_proj", *EXPERTS]
     rough = quantized(mixtral, 4, 4)
     layer, before = rough.model.layers[0], mixtral.model.layers[0]

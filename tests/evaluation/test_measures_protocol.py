@@ -11,11 +11,13 @@ from tokenizers import decoders as token_decoders
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
+from rigpt_hf.evaluation.likelihood import exponential
+from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
 from rigpt_hf.evaluation.measures.invariance import invariance, largest
-from rigpt_hf.evaluation.measures.perplexity import exponential, perplexity
-from rigpt_hf.evaluation.measures.quantization import quantization_robustness
-from rigpt_hf.evaluation.measures.subjects import Subject, subject
+from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
+from rigpt_hf.evaluation.measures.perplexity import perplexity
+from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness
+from rigpt_hf.evaluation.models import EvaluatedModel, evaluated
 from tests.evaluation.toys import Bigrams, rows, tiny_gpt2, word_tokenizer
 from tests.models import tiny_model
 
@@ -46,7 +48,7 @@ def test_rounding_is_scored_as_perplexity_is(bos, detokenizer):
 
 
 def test_principal_axes_are_found_on_what_is_read(monkeypatch):
-    from rigpt_hf.evaluation.measures import quantization
+    from rigpt_hf.evaluation.measures import quantization_robustness as quantization
 
     seen = []
     own = quantization.in_frame
@@ -107,7 +109,7 @@ def test_huge_losses_are_numbers():
     """A sure model that errs: its loss is finite, its perplexity is not."""
     model = Bigrams(torch.eye(3, dtype=torch.float64))
     model.logits = 800.0 * torch.eye(3, dtype=torch.float64)
-    found = perplexity(Subject(model, name="sure"), [[0, 2, 0]])
+    found = perplexity(EvaluatedModel(model, name="sure"), [[0, 2, 0]])
     assert found["perplexity"] == math.inf and found["loss"] == pytest.approx(800.0)
     assert exponential(800.0) == math.inf and math.isnan(exponential(math.nan)) and exponential(1.0) == math.e
 
@@ -147,7 +149,7 @@ def bytes_tokenizer(prefix: bool = False) -> PreTrainedTokenizerFast:
 def test_bytes_of_a_first_token_that_is_part_of_a_character(text, first, prefix):
     tokenizer = bytes_tokenizer(prefix)
     size = len(tokenizer)
-    model = Subject(Bigrams(torch.full((size, size), 1 / size, dtype=torch.float64), 64), tokenizer, "bytes")
+    model = EvaluatedModel(Bigrams(torch.full((size, size), 1 / size, dtype=torch.float64), 64), tokenizer, "bytes")
     found = perplexity(model, [text])
     # A space that only the tokenizer knows of is no byte of the text.
     gone = 0 if prefix and not text.startswith(" ") else first
@@ -159,7 +161,7 @@ def test_bytes_are_never_below_zero():
     """A tokenizer whose tokens say more than the text did."""
     tokenizer = Tokenizer(models.WordLevel({"?": 0, "[a long name]": 1}, unk_token="[a long name]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="removed")
-    model = Subject(
+    model = EvaluatedModel(
         Bigrams(torch.full((2, 2), 0.5, dtype=torch.float64)), PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     )
     found = perplexity(model, ["b c", "a much longer text than that"])
@@ -201,7 +203,7 @@ def test_code_beside_a_model_is_never_run(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="`model` must be a model, or the folder or Hub id of a causal language model"
     ):
-        subject(folder)
+        evaluated(folder)
     assert not marker.exists()
     # The question is asked, and the code runs, where nobody has said no.
     AutoModelForCausalLM.from_pretrained(folder)
@@ -215,6 +217,6 @@ def test_a_rigpt_that_carries_its_code_loads_as_the_registered_class(tmp_path):
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_rigpt.RiGPTForCausalLM"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "modeling_rigpt.py").write_text("raise AssertionError('must not be run')\n")
-    loaded = subject(tmp_path).model
+    loaded = evaluated(tmp_path).model
     assert type(loaded) is RiGPTForCausalLM
     assert perplexity(loaded, rows(1, 20))["loss"] == pytest.approx(perplexity(model, rows(1, 20))["loss"], rel=1e-6)

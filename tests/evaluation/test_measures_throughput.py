@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
 
+from rigpt_hf.evaluation import timing
 from rigpt_hf.evaluation.measures import throughput as module
 from rigpt_hf.evaluation.measures.throughput import ERROR, own_bytes, reason, throughput
 from tests.evaluation.toys import tiny_gpt2
@@ -56,7 +57,7 @@ class Timed(nn.Module):
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(timing, "timer", lambda: clock.now)
     return clock
 
 
@@ -175,7 +176,7 @@ def test_a_child_process_that_fails_says_so_without_paths(clock, monkeypatch):
     monkeypatch.setattr(Timed, "save_pretrained", lambda self, folder: None, raising=False)
     whole = measured(clock)
     found = measured(clock, memory=True)
-    line = "not measured: its process ended with status 1"
+    line = "not measured: its process ended with status 1 (ModuleNotFoundError)"
     assert found["protocol"].pop("peak_memory") == [line, line]
     assert found == whole
 

@@ -7,16 +7,17 @@ import pytest
 from rich.console import Console
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.evaluation.harness.results import _quantities
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.evaluation.harness.standard_tasks import (
     StandardOptions,
     check_standard_tasks,
     fingerprint_of_tasks,
     measure_standard_task,
+    quantities,
 )
-from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
-from rigpt_hf.evaluation.measures.subjects import Subject
+from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
+from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
+from rigpt_hf.evaluation.models import EvaluatedModel
 from tests.evaluation.toys import rows, tiny_gpt2, word_tokenizer
 
 
@@ -87,7 +88,7 @@ def caches(monkeypatch, tmp_path):
 
 def test_the_library_and_our_own_accuracy_agree(tasks):
     folder, questions = tasks
-    subject = Subject(convert_model(tiny_gpt2()).eval(), word_tokenizer(WORDS), "rigpt")
+    subject = EvaluatedModel(convert_model(tiny_gpt2()).eval(), word_tokenizer(WORDS), "rigpt")
     found = measure_standard_task("tiny_choices", subject, StandardOptions(include_path=str(folder)), batch_size=4)
     examples = [MultipleChoice(each["prompt"], each["choices"], each["answer"]) for each in questions]
     own = multiple_choice_accuracy(subject, examples)
@@ -102,7 +103,7 @@ def test_the_library_and_our_own_accuracy_agree(tasks):
 
 def test_perplexity_of_last_words_is_tested_by_its_logarithm(tasks):
     folder, questions = tasks
-    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
     found = measure_standard_task("tiny_last_word", subject, StandardOptions(include_path=str(folder)), batch_size=4)
     own = cloze_accuracy(subject, [Cloze(each["prompt"], each["choices"][0]) for each in questions])
     assert found["metrics"]["perplexity"] == pytest.approx(own["target_perplexity"], rel=1e-5)
@@ -110,8 +111,7 @@ def test_perplexity_of_last_words_is_tested_by_its_logarithm(tasks):
     assert found["samples"]["log perplexity"] == pytest.approx(own["samples"]["nats"], rel=1e-4)
     assert [bool(each) for each in found["samples"]["acc"]] == own["samples"]["accuracy"]
     # And the model with less of it is the better one.
-    quantities = _quantities(None, found)
-    assert {each.name: each.better for each in quantities} == {
+    assert {each.name: each.better for each in quantities(found)} == {
         "perplexity": "less",
         "log perplexity": "less",
         "acc": "more",
@@ -120,7 +120,7 @@ def test_perplexity_of_last_words_is_tested_by_its_logarithm(tasks):
 
 def test_solved_examples_come_before_a_question(tasks):
     folder, _ = tasks
-    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
     found = {}
     for shots, seed in ((None, 0), (0, 0), (2, 0), (2, 1)):
         options = StandardOptions(include_path=str(folder), fewshot=shots, seed=seed)
@@ -142,7 +142,7 @@ def test_tasks_that_take_no_examples_say_so(tasks, tmp_path):
     )
     group = (tmp_path / "tasks/tiny_group.yaml").read_text()
     (tmp_path / "tasks/tiny_group.yaml").write_text(group.replace("[tiny_choices]", "[tiny_choices, tiny_zero]"))
-    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
     options = StandardOptions(include_path=str(tmp_path / "tasks"), fewshot=3)
     asked = {name: measure_standard_task(name, subject, options, 4) for name in ("tiny_zero", "tiny_choices")}
     assert [each["protocol"]["fewshot"] for each in asked.values()] == [0, 3]
@@ -169,7 +169,7 @@ def test_running_text_has_no_examples_and_written_answers_are_cut_too(tasks, tmp
     )
     tokenizer = word_tokenizer(WORDS)
     tokenizer.eos_token = WORDS[0]
-    subject = Subject(tiny_gpt2(), tokenizer, "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(), tokenizer, "gpt2")
     options = StandardOptions(include_path=str(tmp_path / "tasks"), fewshot=2, limit=3)
     rolling = measure_standard_task("tiny_rolling", subject, options, 1)
     assert rolling["protocol"]["fewshot"] == 0 and rolling["protocol"]["cut"] == 0 and "absent" in rolling
@@ -181,7 +181,7 @@ def test_running_text_has_no_examples_and_written_answers_are_cut_too(tasks, tmp
 def test_a_prompt_is_read_whole_or_said_to_be_cut(tasks):
     """Not only 1,024 tokens of it, where the model takes more."""
     folder, _ = tasks
-    subject = Subject(tiny_gpt2(n_positions=2048), word_tokenizer(WORDS), "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(n_positions=2048), word_tokenizer(WORDS), "gpt2")
     lengths = []
     subject.model.register_forward_pre_hook(
         lambda module, given, more: lengths.append(given[0].shape[1]), with_kwargs=True
@@ -198,7 +198,7 @@ def test_a_prompt_is_read_whole_or_said_to_be_cut(tasks):
 
 def test_groups_are_tested_on_the_examples_of_their_tasks(tasks):
     folder, _ = tasks
-    subject = Subject(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
+    subject = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS), "gpt2")
     options = StandardOptions(include_path=str(folder))
     whole, part = (measure_standard_task(name, subject, options, 4) for name in ("tiny_group", "tiny_choices"))
     assert whole["metrics"]["acc"] == part["metrics"]["acc"] and whole["samples"]["acc"] == part["samples"]["acc"]

@@ -1,16 +1,14 @@
 """Depth as time: the field of the layers, solvers that converge at their orders, frames of interpolated weights."""
 
-import copy
-from pathlib import Path
-
 import pytest
 import torch
 from torchdiffeq import odeint
 
-from rigpt_hf import depth_rigpt
+from rigpt_hf import flow_rigpt
 from rigpt_hf.flow.depth import fitted_order, flow_end, layer_field, refinement, trajectory
-from rigpt_hf.flow.figures_depth import plot_depth
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.pictures import depth as pictures
+from rigpt_hf.pictures import encoded
 from rigpt_hf.symmetry import (
     GaugeTransformation,
     canonicalize,
@@ -19,12 +17,12 @@ from rigpt_hf.symmetry import (
     gradient_pairing,
     haar,
     redundant_dimensions,
+    table_of,
     to_local_frames,
 )
-from rigpt_hf.symmetry.frames import frame_keys
 from tests.model.agreement import assert_different, assert_same
-from tests.model.test_depth_options import APART, ORDINARY, SAME_NETWORK, difference, smooth_model
-from tests.models import FLOWS, SYMMETRIES, tiny_config, tiny_model, tokens
+from tests.model.test_depth_options import APART, SAME_NETWORK, difference, smooth_model
+from tests.models import ALL, COVER, FLOWS, OPTIONS, SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.test_counting import inputs, measure, small_model
 from tests.tolerances import JACOBIAN_GAP, PAIRING, SYMMETRY, TRAINING
 
@@ -34,12 +32,12 @@ ORDER = 0.15
 ORDERS = {"euler": (1, (16, 32, 64)), "midpoint": (2, (8, 16, 32)), "rk4": (4, (8, 16, 32))}
 INTERPOLATIONS = ("constant", "linear")
 INTERPOLATED = {"depth_solver": "midpoint", "depth_interpolation": "linear"}
+LAYERED, ORDINARY = ([n for n, options in sets.items() if "depth_solver" not in options] for sets in (COVER, OPTIONS))
 # Those whose layers can be interpolated.
-JOINED = {
-    name: options
-    for name, options in SYMMETRIES.items()
-    if not APART & options.keys() and "depth_solver" not in options
-}
+JOINED = [name for name, options in COVER.items() if not APART & options.keys()]
+ALL_JOINED = [
+    name for name, options in SYMMETRIES.items() if not APART & options.keys() and "depth_solver" not in options
+]
 
 
 @pytest.fixture(scope="module", params=INTERPOLATIONS)
@@ -76,19 +74,19 @@ def test_kinks_of_the_activation_lose_the_order():
     for layer in model.model.layers:
         layer.mlp.act_fn = torch.nn.ReLU()
     with torch.no_grad():
-        end = trajectory(model, tokens(1, 5), solver="rk4", steps=300)[-1]
+        end = trajectory(model, tokens(1, 5), solver="rk4", steps=120)[-1]
     fitted = fitted_order(refinement(model, tokens(1, 5), "rk4", (8, 16, 32), reference=end))
     print(f"rk4 with relu: {fitted:.2f}")
     assert fitted < 3
 
 
-@pytest.mark.parametrize("name", ORDINARY)
-def test_euler_s_trajectory_is_the_network_s_hidden_states(name):
-    if "local_frames" in ORDINARY[name]:
+@over(LAYERED, ORDINARY)
+def test_euler_s_trajectory_is_the_network_s_hidden_states(option):
+    model = tiny_model(**ALL[option])
+    if model.config.local_frames:
         with pytest.raises(ValueError, match="`model` must have one frame for all layers"):
-            layer_field(tiny_model(**ORDINARY[name]), tokens(1, 5))
+            layer_field(model, tokens(1, 5))
         return
-    model = tiny_model(**ORDINARY[name])
     expected = model.model(tokens(2, 7), output_hidden_states=True).hidden_states
     states = trajectory(model, tokens(2, 7), solver="euler")
     assert states.shape == (4, 2, 7, 32)
@@ -171,10 +169,10 @@ def test_what_is_no_field_is_refused():
             trajectory(model, tokens(1, 5), times)
 
 
-@pytest.mark.parametrize("name", JOINED)
-def test_interpolated_layers_share_their_frames(name):
+@over(JOINED, ALL_JOINED)
+def test_interpolated_layers_share_their_frames(option):
     """Every element of the table, also composed, leaves the flow alone."""
-    model = tiny_model(**JOINED[name] | INTERPOLATED)
+    model = tiny_model(**ALL[option] | INTERPOLATED)
     first, second = (
         GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed), "all") for seed in (0, 1)
     )
@@ -214,9 +212,9 @@ LOOSE = {"depth_rtol": 1e-3, "depth_atol": 1e-4}
 
 def coordinate_by_coordinate(monkeypatch) -> None:
     """Let torchdiffeq choose steps as it does by itself, which depends on the basis."""
-    depth_rigpt.torchdiffeq()
+    flow_rigpt.torchdiffeq()
     for name in ("odeint", "odeint_adjoint"):
-        solver = depth_rigpt.SOLVERS[name]
+        solver = flow_rigpt.SOLVERS[name]
 
         def theirs(*arguments, rtol=None, atol=None, adjoint_params=None, solver=solver, **settings):
             if rtol is not None:
@@ -225,7 +223,7 @@ def coordinate_by_coordinate(monkeypatch) -> None:
                 settings.pop(setting, None)
             return solver(*arguments, **settings | ({"adjoint_params": adjoint_params} if adjoint_params else {}))
 
-        monkeypatch.setitem(depth_rigpt.SOLVERS, name, theirs)
+        monkeypatch.setitem(flow_rigpt.SOLVERS, name, theirs)
 
 
 def turned_error(options: dict) -> float:
@@ -314,21 +312,6 @@ def test_gradients_pair_to_zero_with_shared_frames():
     assert all(pairing.relative < PAIRING for pairing in pairings.values())
 
 
-def test_training_of_interpolated_layers_turns_along():
-    model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
-    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(3), "all", compact=True)
-    turned, start = g(model), copy.deepcopy(model)
-    for each in (model, turned):
-        optimizer = EquivariantOptimizer(equivariant_param_groups(each, lr=1e-3))
-        for seed in range(5):
-            optimizer.zero_grad()
-            each(tokens(2, 9, seed=seed), labels=tokens(2, 9, seed=seed), use_cache=False).loss.backward()
-            optimizer.step()
-    for (name, a), (_, b) in zip(g(model).named_parameters(), turned.named_parameters(), strict=True):
-        assert (a - b).abs().max() < 1e-10, name
-    assert_different(model(tokens(2, 9)).logits, start(tokens(2, 9)).logits)
-
-
 def test_what_has_not_been_worked_out_for_shared_frames_is_refused():
     model = tiny_model(**SYMMETRIES["learned"] | INTERPOLATED)
     for act in (canonicalize, lambda model: gauge_distance(model, model)):
@@ -341,7 +324,7 @@ def test_what_has_not_been_worked_out_for_shared_frames_is_refused():
         ValueError, match="The pairing with translations of heads needs layers with frames of their own"
     ):
         gradient_pairing(model, loss)
-    assert frame_keys(tiny_config()).keys() != frame_keys(model.config).keys()
+    assert table_of(tiny_config()).frames.keys() != table_of(model.config).frames.keys()
 
 
 def test_local_frames_follow_the_same_flow():
@@ -355,8 +338,10 @@ def test_local_frames_follow_the_same_flow():
         to_local_frames(tiny_model(**INTERPOLATED), rotations)
 
 
-def test_the_figure_shows_the_flow_and_the_orders(tmp_path: Path):
-    figure = plot_depth(seed=1)
+def test_the_figure_shows_the_flow_and_the_orders(monkeypatch):
+    fewer = {solver: (*style, steps[1:4]) for solver, (*style, steps) in pictures.SOLVERS.items()}
+    monkeypatch.setattr(pictures, "SOLVERS", fewer)
+    figure = pictures.plot_depth(seed=1)
     left, right = figure.axes
     assert left.get_xlabel() and right.get_xlabel() and figure.get_suptitle()
     slopes = {}
@@ -364,5 +349,4 @@ def test_the_figure_shows_the_flow_and_the_orders(tmp_path: Path):
         step, error = (torch.tensor(values, dtype=torch.float64).log() for values in line.get_data())
         slopes[line.get_label()] = float((error[-1] - error[-2]) / (step[-1] - step[-2]))
     assert abs(slopes["rk4, layer by layer"] - 4) < 0.3 and slopes["rk4, across layers"] < 1.5
-    figure.savefig(tmp_path / "depth.png")
-    assert (tmp_path / "depth.png").stat().st_size > 20_000
+    assert len(encoded(figure)) > 20_000

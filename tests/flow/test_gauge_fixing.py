@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rigpt_hf.flow.figures_gauge_fixing import plot_gauge_fixing, toy_model, toy_text
 from rigpt_hf.flow.gauge_fixing import (
     balance_distance,
     compact_part,
@@ -16,12 +15,19 @@ from rigpt_hf.flow.gauge_fixing import (
     minimum_norm,
     next_token_loss,
 )
-from rigpt_hf.symmetry import GaugeTransformation, canonicalize, charges, gauge_error, gradient_pairing
-from rigpt_hf.symmetry.balance import can_stretch
-from rigpt_hf.symmetry.contraction import contract, weights_of
-from rigpt_hf.symmetry.frames import frame_keys, kind_of
-from rigpt_hf.symmetry.permutations import Translations
-from tests.models import SYMMETRIES, tiny_model, tokens
+from rigpt_hf.pictures import encoded
+from rigpt_hf.pictures.gauge_fixing import plot_gauge_fixing, toy_model, toy_text
+from rigpt_hf.symmetry import (
+    FrameKey,
+    GaugeTransformation,
+    canonicalize,
+    charges,
+    gauge_error,
+    gradient_pairing,
+    table_of,
+)
+from rigpt_hf.symmetry.contraction import View, weights_of
+from tests.models import SYMMETRIES, over, tiny_model, tokens
 from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
 
 
@@ -40,6 +46,8 @@ STRETCHED = [
     "gated-relu2",
     "no-biases",
 ]
+# One of each for the searches, which take a second.
+SEARCHED = ["learned-untied-projected", "rotary-learned", "squared-distance", "relu", "gated-relu2"]
 TOLERANCE = SYMMETRY[torch.float64]
 TIME, DECAY, LEARNING_RATES = 1.0, 0.5, (0.02, 0.01)
 
@@ -63,17 +71,17 @@ def norm(weights) -> float:
 
 
 def stretching(config) -> set[str]:
-    return {kind_of(key) for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+    return {kind for kind, frame in table_of(config).kinds.items() if frame.group.stretches}
 
 
 def stretch_charge(model) -> float:
-    keys = frame_keys(model.config)
-    return norm({key: q for key, q in charges(model).items() if not isinstance(keys[key].group, Translations)})
+    shifts = set(map(str, table_of(model.config).shifts))
+    return norm({key: q for key, q in charges(model).items() if key not in shifts})
 
 
-@pytest.mark.parametrize("name", STRETCHED)
-def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(name):
-    model = model_of(name)
+@over(SEARCHED, STRETCHED)
+def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(option):
+    model = model_of(option)
     start = GaugeTransformation.random(model.config, generator(1), "all")(model)
     assert balance_distance(start) > 0.1, "the start is balanced already"
     reached, report = minimum_norm(start)
@@ -90,9 +98,9 @@ def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(name):
     assert gauge_error(start, report.transformation, tokens(2, 9)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", STRETCHED[2::2])
-def test_two_starts_reach_one_point_up_to_rotations(name):
-    model = model_of(name)
+@over(SEARCHED[::4], STRETCHED)
+def test_two_starts_reach_one_point_up_to_rotations(option):
+    model = model_of(option)
     first, second = (GaugeTransformation.random(model.config, generator(seed), "all") for seed in (1, 2))
     (one, to_one), (two, to_two) = (minimum_norm(g(model)) for g in (first, second))
 
@@ -132,7 +140,7 @@ def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
     """What is left of -θ once Xθ is taken away is orthogonal to the motion under every stretch."""
     model = model_of(name)
     config, weights = model.config, weights_of(model)
-    keys = {key: frame for key, frame in frame_keys(config).items() if can_stretch(frame.group)}
+    keys = {key: frame for key, frame in table_of(config).frames.items() if frame.group.stretches}
     names = list(weights)
 
     def motion(algebra) -> dict[str, torch.Tensor]:
@@ -154,8 +162,7 @@ def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
         other = {}
         for key, x in direction.items():
             draw = torch.randn(x.shape, generator=generator(seed), dtype=torch.float64)
-            group = keys[key].group
-            other[key] = group.project(draw) if hasattr(group, "project") else draw
+            other[key] = keys[key].group.project(draw)
         tangent = motion(other)
         size = norm(tangent) * norm(weights)
         assert abs(sum(float((tangent[name] * left[name]).sum()) for name in names)) <= PAIRING * size
@@ -174,9 +181,9 @@ def test_decay_along_the_orbit_forgets_charges_as_training_does():
     assert abs(errors[0] / errors[1] - 2) <= 2 * ORDER and 1e3 * PAIRING < errors[1] < 0.02
 
 
-@pytest.mark.parametrize("name", ["learned", "squared-distance", "learned-untied-projected"])
-def test_the_least_norm_of_translations_is_not_at_zero(name):
-    model = small_model(name)
+@over(["learned"], ["squared-distance", "learned-untied-projected"])
+def test_the_least_norm_of_translations_is_not_at_zero(option):
+    model = small_model(option)
     disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
     reached, report = minimum_norm(model, translations="least")
     _, other = minimum_norm(disguised, translations="least")
@@ -192,13 +199,13 @@ def test_the_least_norm_of_translations_is_not_at_zero(name):
     # The norm is at rest under every generator there, and not under translations in the canonical form.
     at_rest, canonical = gradient_pairing(reached, square), gradient_pairing(canonicalize(model), square)
     assert max(pairing.relative for pairing in at_rest.values()) <= PAIRING
-    moved = {kind_of(key) for key, pairing in canonical.items() if pairing.relative > 1e-4}
+    moved = {FrameKey.parse(key).kind for key, pairing in canonical.items() if pairing.relative > 1e-4}
     assert moved and moved <= {"key_shift", "value_shift", "position_shift"}
 
 
 def test_without_translations_the_two_settings_are_one():
     model = model_of("no-biases")
-    assert not any(isinstance(frame.group, Translations) for frame in frame_keys(model.config).values())
+    assert not table_of(model.config).shifts
     zero, least = (minimum_norm(model, translations=at)[1] for at in ("zero", "least"))
     assert abs(zero.norm - least.norm) <= BALANCE * zero.norm and least.distance <= TOLERANCE
 
@@ -219,9 +226,9 @@ def two_batches() -> list[torch.Tensor]:
     return [tokens(4, 12, seed=seed) for seed in range(2)]
 
 
-@pytest.mark.parametrize("name", ["learned", "relu2"])
-def test_charges_decay_at_the_predicted_rate_in_training(name):
-    model, batches = small_model(name), two_batches()
+@over(["learned"], ["relu2"])
+def test_charges_decay_at_the_predicted_rate_in_training(option):
+    model, batches = small_model(option), two_batches()
     runs = [deviations(model, batches, rate)[1] for rate in LEARNING_RATES]
     assert set(runs[0].charges) >= {"head_qk", "head_vo"} and runs[0].times[-1] == pytest.approx(TIME)
     for kind, coarse in runs[0].deviations.items():
@@ -293,44 +300,33 @@ def test_nothing_but_decay_acts_on_the_length_of_what_writes_into_the_stream():
     loss = next_token_loss(model, toy_text())
     gradient = dict(zip(weights_of(model), torch.autograd.grad(loss, list(model.parameters())), strict=True))
     state = weights_of(model)
-    pairing = contract(model.config, gradient, state, lambda key: key == "stream")["stream"]
+    pairing = View(table_of(model.config), (FrameKey("stream"),), gradient, state).grams
     sizes = {role: float(value[0].trace().abs()) / (norm(gradient) * norm(state)) for role, value in pairing.items()}
     assert sizes["vector"] <= PAIRING < 1e-4 < sizes["covector"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_what_is_impossible_is_named():
+    for settings, message in (
         ({"step": 1.0}, "`step` must be between 0 and 1, got 1.0"),
         ({"translations": "gone"}, '`translations` must be "zero" or "least", got \'gone\''),
         ({"max_steps": 3}, "`max_steps` must be enough .* got 3, after which it is .* Raise it, or `tolerance`"),
-    ],
-    ids=["step", "translations", "too-few"],
-)
-def test_impossible_descents_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        minimum_norm(toy_model(), **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+    ):
+        with pytest.raises(ValueError, match=message):
+            minimum_norm(toy_model(), **settings)
+    given = {"batches": [toy_text()], "learning_rate": 0.01, "weight_decay": 0.1, "steps": 50, "every": 50}
+    for settings, message in (
         ({"batches": []}, "`batches` must have at least one batch, got none"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite, got 0.0"),
         ({"weight_decay": -1.0}, "`weight_decay` must not be negative, and finite, got -1.0"),
         ({"steps": 0}, "`steps` must be positive and finite, got 0"),
         ({"every": 0}, "`every` must be positive and finite, got 0"),
         ({"learning_rate": 1e4}, "`learning_rate` must be small enough to descend, got 10000.0: after .* steps"),
-    ],
-    ids=["no-batch", "no-rate", "negative-decay", "no-steps", "never", "divergence"],
-)
-def test_impossible_trainings_are_named(settings, message):
-    given = {"batches": [toy_text()], "learning_rate": 0.01, "weight_decay": 0.1, "steps": 50, "every": 50} | settings
-    with pytest.raises(ValueError, match=message):
-        follow_decay(toy_model(), **given)
+    ):
+        with pytest.raises(ValueError, match=message):
+            follow_decay(toy_model(), **given | settings)
 
 
-def test_the_picture(tmp_path):
+def test_the_picture():
     figure = plot_gauge_fixing(steps=5)
     panels = figure.get_axes()
     assert len(panels) == 3 and all(
@@ -340,5 +336,4 @@ def test_the_picture(tmp_path):
     assert len(prediction) == 1 and len(prediction[0].get_ydata()) == 6
     ends = [line.get_ydata()[-1] for line in panels[0].get_lines() if len(line.get_xdata()) > 2]
     assert len(ends) == 4 and max(ends) - min(ends) <= PAIRING * max(ends)
-    figure.savefig(tmp_path / "gauge.png")
-    assert (tmp_path / "gauge.png").stat().st_size > 20_000
+    assert len(encoded(figure)) > 20_000

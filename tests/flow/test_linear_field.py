@@ -9,8 +9,6 @@ from rigpt_hf.flow.linear_field import linear_field, linear_map, propagator, tra
 from tests.flow.test_diffeomorphism import EXACT, FLOW, clock, clock_inverse, hump, normal
 
 
-# The first Jacobian-vector product makes torch script functions of its own.
-
 SIZE = 3
 
 

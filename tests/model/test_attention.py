@@ -1,24 +1,26 @@
 """Attention scores: by hand, in every backend that can express them, and their gradients."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.integrations import flex_attention
 
-from rigpt_hf.attention_rigpt import distance_flex_attention_forward, eager_attention_forward, squared_distance_as_dot
-from tests.model.agreement import assert_different, assert_same, assert_same_gradients, difference
+from rigpt_hf.scores_rigpt import (
+    SCORES,
+    Score,
+    eager_attention_forward,
+    flex_attention_forward,
+    squared_distance_as_dot,
+)
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error
+from tests.model.agreement import assert_different, assert_same, difference
 from tests.models import tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
 
-POSITIONS = {
-    "learned": {"position_embedding_type": "learned"},
-    "rotary": {},
-    "rotary-learned": {"rotary_learned_frequencies": True},
-    "rotary-partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-}
-SCORES = ("dot", "squared_distance", "distance")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention on a CPU needs a C++ compiler")
 
 
@@ -44,9 +46,9 @@ def by_hand(model, layer, hidden_states):
             q = query[:, position, head, None]
             k, v = (x[:, : position + 1, head // groups] for x in (key, value))
             score = (q * k).sum(-1)
-            if attention.attention_score == "squared_distance":
+            if attention.score.name == "squared_distance":
                 score = score - attention.distance_weight[head] * k.square().sum(-1) / 2
-            elif attention.attention_score == "distance":
+            elif attention.score.name == "distance":
                 weight = attention.distance_weight[head]
                 score = (1 - weight) * score - weight * (q - k).square().sum(-1).sqrt()
             probabilities = (score / size**0.5).softmax(-1)
@@ -58,8 +60,7 @@ def causal_mask(length, dtype):
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)[None, None]
 
 
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
-@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
+@pytest.mark.parametrize(("heads", "qk_norm"), [(1, True), (2, False), (4, True)])
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_is_its_formula(score, heads, qk_norm):
     model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
@@ -79,39 +80,10 @@ def test_the_formula_notices_another_weight():
     assert_different(by_hand(model, 1, hidden_states), expected)
 
 
-@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
-@pytest.mark.parametrize("heads", [1, 2, 4], ids=lambda heads: f"{heads}-kv-heads")
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
-@pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("score", ["dot", "squared_distance"])
-def test_eager_and_sdpa_agree(score, position, qk_norm, heads, dtype):
-    options = POSITIONS[position] | {"attention_score": score, "qk_norm": qk_norm, "num_key_value_heads": heads}
-    model = tiny_model(dtype=dtype, **options)
-    input_ids = tokens(2, 11)
-    mask = torch.ones_like(input_ids)
-    mask[0, :3] = 0
-    for attention_mask in (None, mask):
-        logits = {}
-        for backend in ("eager", "sdpa"):
-            logits[backend] = with_backend(model, backend)(input_ids, attention_mask=attention_mask).logits
-        keep = slice(None) if attention_mask is None else mask.bool()
-        assert_same(logits["sdpa"][keep], logits["eager"][keep])
-
-
-@pytest.mark.parametrize("score", ["dot", "squared_distance"])
-def test_gradients_of_eager_and_sdpa_agree(score):
-    models = []
-    for backend in ("eager", "sdpa"):
-        model = with_backend(tiny_model(attention_score=score, qk_norm=True), backend)
-        model(tokens(2, 11), labels=tokens(2, 11)).loss.backward()
-        models.append(model)
-    assert_same_gradients(*models)
-
-
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler and the library's use of it
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", [pytest.param("dot", marks=pytest.mark.full), "squared_distance", "distance"])
 def test_flex_agrees_with_eager(score):
     model = tiny_model(dtype=torch.float32, attention_score=score, head_dim=16)
     input_ids = tokens(2, 11)
@@ -132,13 +104,13 @@ def without_compiling(query, key, value, score_mod, block_mask, scale, enable_gq
 
 
 def test_the_score_modification_of_flex_is_the_eager_score(monkeypatch):
-    monkeypatch.setattr("rigpt_hf.attention_rigpt.compile_friendly_flex_attention", without_compiling)
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", without_compiling)
     query, key, value = (torch.randn(2, heads, 5, 8) for heads in (4, 2, 2))
     module = SimpleNamespace(
-        num_key_value_groups=2, attention_score="distance", distance_weight=torch.randn(4), training=False
+        num_key_value_groups=2, score=SCORES["distance"], distance_weight=torch.randn(4), training=False
     )
     arguments = (module, query, key, value, causal_mask(5, torch.float32), 0.3)
-    assert_same(distance_flex_attention_forward(*arguments)[0], eager_attention_forward(*arguments)[0])
+    assert_same(flex_attention_forward(*arguments)[0], eager_attention_forward(*arguments)[0])
 
 
 def test_flex_refuses_dropout_in_training():
@@ -217,3 +189,38 @@ def test_switching_the_backend_keeps_the_score(score):
     if score != "distance":
         with_backend(model, "sdpa")
     assert_same(with_backend(model, "eager")(tokens(2, 11)).logits, expected)
+
+
+def test_a_score_is_one_record(monkeypatch):
+    """The config, the model, its backends, its cache and its plan know a score by its entry alone."""
+
+    def modify(dot, query_norm, key_norm, weight):
+        return dot - weight * (query_norm * key_norm).sqrt()
+
+    backends = {"eager": eager_attention_forward}
+    score = Score("product", True, stretch="none", key_shift="never", modify=modify, backends=backends)
+    with pytest.raises(
+        ValueError, match="`attention_score` must be one of dot, squared_distance, distance, got 'prod"
+    ):
+        tiny_model(attention_score="product")
+    monkeypatch.setitem(SCORES, "product", score)
+    model = tiny_model(attention_score="product")
+    assert model.config._attn_implementation == "eager"
+    assert model.config.base_model_tp_plan["layers.*.self_attn.distance_weight"] == "colwise"
+    with pytest.raises(ValueError, match="must be one of eager for `attention_score='product'`, which is no dot"):
+        model.set_attn_implementation("sdpa")
+    expected = model(tokens(2, 9)).logits
+    cache = model(tokens(2, 9)[:, :5]).past_key_values
+    assert_same(model(tokens(2, 9)[:, 5:], past_key_values=cache).logits, expected[:, 5:])
+    for layer in model.model.layers:
+        layer.self_attn.distance_weight.data.zero_()
+    plain = with_backend(tiny_model(), "eager")
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "distance_weight" not in k})
+    assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
+    assert_different(expected, plain(tokens(2, 9)).logits)
+    # And the table of frames reads from it what may be done to queries and keys.
+    for record, known in ((score, True), (replace(score, name="misread", stretch="free"), False)):
+        monkeypatch.setitem(SCORES, record.name, record)
+        model = tiny_model(attention_score=record.name, position_embedding_type="learned")
+        g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "all")
+        assert (gauge_error(model, g, tokens(2, 9)) <= SYMMETRY[torch.float64]) is known

@@ -9,16 +9,31 @@ from tests.models import tiny_model, tokens
 
 
 KINDS = {
-    "dot-rotary": {"qk_norm": True},
-    "dot-learned": {"position_embedding_type": "learned", "embedding_size": 24, "output_bias": True},
-    "dot-rotary-learned": {"rotary_learned_frequencies": True},
-    "squared-distance-rotary": {"attention_score": "squared_distance"},
-    "squared-distance-learned": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
-    "distance-rotary-learned": {"attention_score": "distance", "rotary_learned_frequencies": True},
-    "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
-    "gated": {"gated_mlp": True, "hidden_act": "silu", "tie_word_embeddings": False},
+    "dot-learned": {
+        "position_embedding_type": "learned",
+        "embedding_size": 24,
+        "output_bias": True,
+        "gated_mlp": True,
+        "hidden_act": "silu",
+    },
+    "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True, "embedding_norm": True},
+    "distance-frequencies": {
+        "attention_score": "distance",
+        "rotary_learned_frequencies": True,
+        "tie_word_embeddings": False,
+    },
 }
-every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
+MORE = {
+    "dot-rotary": {"qk_norm": True, "value_embedding_period": 1},
+    "dot-frequencies": {"rotary_learned_frequencies": True},
+    "squared-distance-learned": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
+    "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
+}
+every_kind = pytest.mark.parametrize(
+    "options",
+    [*KINDS.values(), *(pytest.param(options, marks=pytest.mark.full) for options in MORE.values())],
+    ids=[*KINDS, *MORE],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +68,6 @@ def test_compiled_training_step_without_graph_breaks(options):
 
 
 @every_kind
-def test_compiled_forward_without_graph_breaks(options):
-    model = tiny_model(**(options | {"num_hidden_layers": 2}))
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        assert_same(compiled(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
-
-
-@every_kind
 def test_a_compiled_static_cache(options):
     """As compiled generation does: prefill, then one token at a time."""
     model = tiny_model(**(options | {"num_hidden_layers": 2}))
@@ -79,7 +86,9 @@ def test_a_compiled_static_cache(options):
             assert_same(step.logits[:, 0], expected[:, position])
 
 
-@pytest.mark.parametrize("options", [KINDS["squared-distance-rotary"], KINDS["distance-learned"]], ids=["sq", "dist"])
+@pytest.mark.parametrize(
+    "options", [KINDS["squared-distance-rotary"], KINDS["distance-frequencies"]], ids=["sq", "dist"]
+)
 def test_gradient_checkpointing_compiles(options):
     expected, model = (tiny_model(**(options | {"num_hidden_layers": 2})).train() for _ in range(2))
     recompute_activations(model)

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
-from tests.models import OPTIONS, tiny_config, tokens
+from tests.models import ALL, over, tiny_config, tokens
 
 
 WRONG = {
@@ -32,8 +32,28 @@ WRONG = {
         {"position_embedding_type": "learned", "rotary_learned_frequencies": True},
         "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got 'learned'",
     ),
+    "period": ({"value_embedding_period": 0}, "`value_embedding_period` must be at least 1, got 0"),
+    "one-layer": (
+        {"value_embedding_period": 1, "num_hidden_layers": 1},
+        "`value_embedding_period` needs `num_hidden_layers` of at least 2, .* got 1",
+    ),
+    "solver": ({"depth_solver": "leapfrog"}, "`depth_solver` must be one of euler, .* got 'leapfrog'"),
+    "steps": ({"depth_solver": "rk4", "depth_steps": 0}, "`depth_steps` must be at least 1, got 0"),
+    "chosen-steps": (
+        {"depth_solver": "dopri5", "depth_steps": 2},
+        "`depth_steps` must be 1 for `depth_solver='dopri5'`, which chooses its steps, got 2",
+    ),
+    "interpolation": ({"depth_interpolation": "cubic"}, "`depth_interpolation` must be one of constant, linear, got"),
+    "tolerance": ({"depth_rtol": 0.0}, "`depth_rtol` must be positive, got 0.0"),
+    "interpolated-layers": ({"depth_interpolation": "linear"}, "`depth_interpolation` needs a `depth_solver`, got"),
+    "adjoint-layers": ({"depth_adjoint": True}, "`depth_adjoint` needs a `depth_solver`, got True without"),
+    "step-layers": ({"depth_steps": 2}, "`depth_steps` needs a `depth_solver`, got 2 without"),
     "odd-head": ({"head_dim": 7}, "`head_dim` times `partial_rotary_factor` must be even .* got 7"),
 }
+
+
+for dropout, value in (("attention_dropout", -0.1), ("residual_dropout", 1.0), ("embedding_dropout", 1.5)):
+    WRONG[dropout] = ({dropout: value}, rf"`{dropout}` is a probability in \[0, 1\), got {value}")
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
@@ -46,9 +66,9 @@ def without_origin(config):
     return {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_config_comes_back_as_it_was_saved(options, tmp_path):
-    config = tiny_config(**options)
+@over()
+def test_a_config_comes_back_as_it_was_saved(option, tmp_path):
+    config = tiny_config(**ALL[option])
     config.save_pretrained(tmp_path)
     for loaded in (RiGPTConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is RiGPTConfig

@@ -5,16 +5,23 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache, pipeline, set_seed
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.flow_rigpt import evaluations_per_layer
 from tests.model.agreement import assert_different, assert_same
-from tests.models import tiny_model, tokens
+from tests.models import ALL, over, tiny_model, tokens
 
 
+# Every kind of position, score, head and way through depth at least once.
 KINDS = {
-    "learned": {"position_embedding_type": "learned", "embedding_size": 24, "output_bias": True},
-    "rotary": {"qk_norm": True},
-    "rotary-learned": {"rotary_learned_frequencies": True, "tie_word_embeddings": False},
-    "squared-distance": {"attention_score": "squared_distance"},
-    "distance": {"attention_score": "distance", "position_embedding_type": "learned"},
+    "learned": {"position_embedding_type": "learned", "attention_score": "distance", "embedding_size": 24},
+    "rotary": {"qk_norm": True, "local_frames": True, "depth_solver": "euler", "depth_steps": 2},
+    "frequencies": {
+        "rotary_learned_frequencies": True,
+        "attention_score": "squared_distance",
+        "tie_word_embeddings": False,
+        "depth_solver": "midpoint",
+        "depth_interpolation": "linear",
+    },
+    "plain": {},
 }
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
 
@@ -50,22 +57,27 @@ def test_every_cache_gives_the_same_tokens(model, cache):
     assert torch.equal(model.generate(input_ids, **CACHES[cache], **GREEDY), without_cache(model, input_ids))
 
 
-def test_a_static_cache_gives_the_same_logits(model):
-    input_ids = tokens(2, 12)
-    expected = model(input_ids).logits
-    cache = StaticCache(config=model.config, max_cache_len=20)
-    for start, stop in ((0, 7), (7, 8), (8, 9)):
+@torch.no_grad()
+@over()
+def test_a_cache_gives_the_same_logits_piece_by_piece(option):
+    """Any cache, positions counted on from it or given, after a crop; and it holds plain keys of the config's size."""
+    model, input_ids = tiny_model(**ALL[option]), tokens(2, 12)
+    expected = model(input_ids, use_cache=False).logits
+    dynamic, static = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=20)
+    for start, stop in ((0, 5), (5, 6), (6, 12)):
         positions = torch.arange(start, stop)[None]
-        actual = model(input_ids[:, start:stop], past_key_values=cache, position_ids=positions).logits
-        assert_same(actual, expected[:, start:stop], f"tokens {start} to {stop}")
-
-
-def test_the_cache_holds_plain_keys(model):
-    """Of the head size that the config says, whatever the score appends to them."""
-    cache = model(tokens(2, 7), use_cache=True).past_key_values
-    assert len(cache) == model.config.num_hidden_layers
-    for layer in cache.layers:
-        assert layer.keys.shape == layer.values.shape == (2, 2, 7, 8)
+        for cache, given in ((dynamic, None), (static, positions)):
+            piece = model(input_ids[:, start:stop], past_key_values=cache, position_ids=given).logits
+            assert_same(piece, expected[:, start:stop], f"tokens {start} to {stop}")
+    config = model.config
+    assert len(dynamic) == config.num_hidden_layers * evaluations_per_layer(config)
+    for layer in dynamic.layers:
+        assert layer.keys.shape == layer.values.shape == (2, config.num_key_value_heads, 12, config.head_dim)
+    dynamic.crop(-7)
+    assert_same(model(input_ids[:, 5:], past_key_values=dynamic).logits, expected[:, 5:], "after a crop")
+    dynamic.crop(-7)
+    forgetful = model(input_ids[:, 5:], past_key_values=dynamic, position_ids=torch.arange(7)[None]).logits
+    assert_different(forgetful, expected[:, 5:])
 
 
 def test_keys_augmented_before_the_cache_would_be_seen():

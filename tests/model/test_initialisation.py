@@ -57,10 +57,10 @@ def test_standard_deviations(make, tied):
 @pytest.mark.parametrize("lexical", [96, 128, 160], ids=["narrower", "as-wide", "wider"])
 def test_maps_between_frames_are_orthogonal(make, lexical):
     model = make(embedding_size=lexical, output_bias=True)
-    for weight in (model.model.project_in.weight, model.project_out.weight):
+    for weight in (model.model.project_in.weight, model.model.project_out.weight):
         gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
         torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
-    assert (model.project_out.bias == 0).all()
+    assert (model.model.project_out.bias == 0).all()
 
 
 @pytest.mark.parametrize("make", [fresh_model, made_on_meta])

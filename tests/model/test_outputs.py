@@ -6,13 +6,11 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
+from rigpt_hf.flow_rigpt import evaluations_per_layer
 from rigpt_hf.symmetry import haar
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
-from tests.models import OPTIONS, learned, randomise_, tiny_config, tiny_model, tokens
+from tests.models import ALL, DTYPES, learned, over, randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
-
-
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
 
 @torch.no_grad()
@@ -36,21 +34,22 @@ def turn_the_stream_(model, rotation):
         base.embed_positions.weight.copy_(base.embed_positions.weight @ rotation.T)
     if base.project_in is not None:
         base.project_in.weight.copy_(rotation @ base.project_in.weight)
-        model.project_out.weight.copy_(model.project_out.weight @ rotation.T)
+        base.project_out.weight.copy_(base.project_out.weight @ rotation.T)
     else:
         base.embed_tokens.weight.copy_(base.embed_tokens.weight @ rotation.T)
         if not model.config.tie_word_embeddings:
             model.lm_head.weight.copy_(model.lm_head.weight @ rotation.T)
 
 
-@every_option
-def test_a_rotation_of_the_stream_changes_no_logit_and_turns_the_hidden_states(options):
-    model = tiny_model(**options)
+@over()
+def test_a_rotation_of_the_stream_changes_no_logit_and_turns_the_hidden_states(option):
+    model = tiny_model(**ALL[option])
     rotation = haar(32, torch.Generator().manual_seed(1))
-    before = model(tokens(2, 11), output_hidden_states=True)
+    before = model(tokens(2, 11), labels=tokens(2, 11), output_hidden_states=True, use_cache=False)
     turn_the_stream_(model, rotation)
-    after = model(tokens(2, 11), output_hidden_states=True)
+    after = model(tokens(2, 11), labels=tokens(2, 11), output_hidden_states=True, use_cache=False)
     assert_same(after.logits, before.logits)
+    assert_same(after.loss, before.loss)
     for turned, hidden_states in zip(after.hidden_states, before.hidden_states, strict=True):
         assert_same(turned, hidden_states @ rotation.T)
         assert_different(turned, hidden_states)
@@ -73,6 +72,24 @@ def test_a_gain_per_channel_would_break_the_symmetry():
     before = model(tokens(2, 11)).logits
     turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
     assert_different(model(tokens(2, 11)).logits, before)
+
+
+@pytest.mark.parametrize("size", [None, 24, 32], ids=["stream", "narrower", "as-wide"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_head_on_the_last_hidden_state_gives_the_logits(tied, size):
+    """What programs that apply the head themselves rely on: TRL, vLLM."""
+    model = tiny_model(tie_word_embeddings=tied, embedding_size=size, output_bias=size is not None)
+    base, head = getattr(model, model.base_model_prefix), model.get_output_embeddings()
+    expected = model(tokens(2, 11)).logits
+    output = base(tokens(2, 11), output_hidden_states=True)
+    assert output.last_hidden_state.shape == (2, 11, model.config.lexical_size)
+    assert torch.equal(head(output.last_hidden_state), expected)
+    assert torch.equal(base(tokens(2, 11), return_dict=False)[0], output.last_hidden_state)
+    assert output.hidden_states[-1].shape == (2, 11, 32)
+    if size is None:
+        assert output.hidden_states[-1] is output.last_hidden_state
+    elif size == 32:
+        assert_different(head(output.hidden_states[-1]), expected, "without `project_out`")
 
 
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 4, 5]), torch.tensor([True, False] * 5 + [True])], ids=str)
@@ -112,7 +129,7 @@ def test_the_loss_honours_labels_that_are_shifted_already():
 def test_keyword_arguments_reach_the_backend(monkeypatch):
     """Packed flash attention and others depend on it."""
     seen = []
-    original = "rigpt_hf.attention_rigpt.eager_attention_forward"
+    original = "rigpt_hf.modeling_rigpt.eager_attention_forward"
 
     def attention(module, query, key, value, mask, **kwargs):
         seen.append(kwargs.get("cu_seq_lens_q"))
@@ -125,24 +142,34 @@ def test_keyword_arguments_reach_the_backend(monkeypatch):
     assert seen == ["mark"] * 3
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@every_option
-def test_hidden_states_and_attentions(options, backend):
-    if options.get("attention_score") == "distance" and backend == "sdpa":
-        pytest.skip("plain distance is no dot product")
-    model = tiny_model(**options)
-    model.set_attn_implementation(backend)
-    output = model(tokens(2, 7), output_hidden_states=True, use_cache=False)
-    assert [state.shape for state in output.hidden_states] == [(2, 7, 32)] * 4
-    base = model.model(tokens(2, 7))
-    assert_same(output.hidden_states[-1], base.last_hidden_state)
-    assert_same(model.model.norm(output.hidden_states[-2]), model.model.norm(output.hidden_states[2]))
-    if backend == "eager":
-        attentions = model(tokens(2, 7), output_attentions=True).attentions
-        assert [probabilities.shape for probabilities in attentions] == [(2, 4, 7, 7)] * 3
-        for probabilities in attentions:
-            assert_same(probabilities.sum(-1), torch.ones(2, 4, 7, dtype=torch.float64))
-            assert (probabilities.triu(1) == 0).all()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over()
+def test_every_backend_gives_the_same_and_what_it_is_asked_for(option, dtype):
+    """Logits with and without padding, gradients, hidden states and attentions, in eager and in sdpa."""
+    labels, mask = tokens(2, 7, seed=1), torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    models, outputs, padded = {}, {}, {}
+    for backend in ("eager",) if ALL[option].get("attention_score") == "distance" else ("eager", "sdpa"):
+        model = models[backend] = tiny_model(dtype=dtype, **ALL[option])
+        model.set_attn_implementation(backend)
+        output = outputs[backend] = model(tokens(2, 7), labels=labels, output_hidden_states=True, use_cache=False)
+        output.loss.backward()
+        padded[backend] = model(tokens(2, 7), attention_mask=mask, use_cache=False).logits[mask.bool()]
+        assert_same(padded[backend], padded["eager"], "padded")
+        assert_different(padded[backend][:4], output.logits[0, 3:], "padding")
+        assert_same(output.logits, outputs["eager"].logits)
+        assert_same_gradients(model, models["eager"])
+        assert [state.shape for state in output.hidden_states] == [(2, 7, 32)] * 4
+        out = model.model.project_out or nn.Identity()
+        assert_same(out(output.hidden_states[-1]), model.model(tokens(2, 7)).last_hidden_state)
+        if model.config.local_frames:
+            assert_different(model.model.norm(output.hidden_states[2]), output.hidden_states[3])
+    calls = evaluations_per_layer(models["eager"].config)
+    attentions = models["eager"](tokens(2, 7), output_attentions=True, use_cache=False).attentions
+    assert [probabilities.shape for probabilities in attentions] == [(2, 4, 7, 7)] * 3 * calls
+    for probabilities in attentions:
+        assert_same(probabilities.sum(-1), torch.ones(2, 4, 7, dtype=dtype))
+        assert (probabilities.triu(1) == 0).all()
 
 
 def test_hidden_states_and_attentions_keep_their_gradients():
@@ -164,25 +191,30 @@ def test_outputs_as_a_tuple():
     assert len(as_tuple) == 4 and torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
 
 
-@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
-@every_option
-def test_gradient_checkpointing_changes_no_gradient(options, reentrant):
-    expected, model = (tiny_model(**options).train() for _ in range(2))
-    recompute_activations(model, reentrant)
-    model.enable_input_require_grads()
-    calls = []
-    model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
-    for each in (expected, model):
-        each(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss.backward()
-    assert len(calls) == 2, "the layer was not computed again"
-    assert_same_gradients(model, expected)
+@over()
+def test_gradient_checkpointing_changes_no_gradient(option):
+    """Tokens go to the layers' tables of values besides the stream, and reentrant checkpoints are choosy."""
+    expected = tiny_model(**ALL[option]).train()
+    expected(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss.backward()
+    assert all(
+        p.grad.abs().max() > 0 for n, p in expected.named_parameters() if "k_proj.b" not in n and "transport" not in n
+    )
+    for reentrant in (True, False):
+        model = tiny_model(**ALL[option]).train()
+        recompute_activations(model, reentrant)
+        model.enable_input_require_grads()
+        calls = []
+        model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss.backward()
+        assert len(calls) == 2 * evaluations_per_layer(model.config), "the layer was not computed again"
+        assert_same_gradients(model, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@every_option
-def test_16_bits(options, dtype):
-    exact = tiny_model(dtype=torch.float32, **options)
-    model = tiny_model(dtype=dtype, **options)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)], ids=str)
+@over()
+def test_16_bits(option, dtype):
+    exact = tiny_model(dtype=torch.float32, **ALL[option])
+    model = tiny_model(dtype=dtype, **ALL[option])
     logits = model(tokens(2, 11)).logits
     assert logits.dtype == dtype and logits.isfinite().all()
     error = (logits.float() - exact(tokens(2, 11)).logits).abs().max() / logits.abs().max()

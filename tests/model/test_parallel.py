@@ -12,34 +12,28 @@ from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import assert_different, assert_same
-from tests.models import OPTIONS, tiny_config, tiny_model, tokens
+from tests.models import ALL, OPTIONS, over, tiny_config, tiny_model, tokens
 
 
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-
-
-@pytest.mark.parametrize("model_class", [RiGPTModel, RiGPTForCausalLM, RiGPTForSequenceClassification])
-@every_option
-def test_every_rule_of_the_plans_applies(model_class, options):
-    model = model_class(tiny_config(**options))
-    names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-    generic = {re.sub(r"\.\d+", ".*", name) for name in names}
-    assert model.tp_plan and set(model.tp_plan) <= generic
-    assert set(model.pp_plan) <= generic
-    # Later stages of a pipeline do not have what these options read again.
-    again = model.config.value_embedding_period is not None
-    assert bool(model.pp_plan) is not again
-    assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
-
-
-@every_option
-def test_everything_with_heads_or_neurons_is_sharded(options):
+@over()
+def test_every_rule_of_the_plans_applies_and_all_heads_and_neurons_are_sharded(option):
     """A parameter that is left whole while its neighbours are split would not fit them."""
-    plan = RiGPTModel(tiny_config(**options)).tp_plan
+    for model_class in (RiGPTModel, RiGPTForCausalLM, RiGPTForSequenceClassification):
+        model = model_class(tiny_config(**ALL[option]))
+        names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+        generic = {re.sub(r"\.\d+", ".*", name) for name in names}
+        assert model.tp_plan and set(model.tp_plan) <= generic
+        assert set(model.pp_plan) <= generic
+        # Later stages of a pipeline do not have what these options read again.
+        again = model.config.value_embedding_period is not None or model.config.depth_interpolation == "linear"
+        assert bool(model.pp_plan) is not again
+        assert again or ("project_out" in str(model.pp_plan)) is (model.config.embedding_size is not None)
+        assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
+    base = RiGPTModel(tiny_config(**ALL[option]))
     rules = {"o_proj": "rowwise", "down_proj": "rowwise", "value_embedding": "embedding_colwise", "transport": None}
-    for name, parameter in RiGPTModel(tiny_config(**options)).layers[-1].named_parameters():
+    for name, parameter in base.layers[-1].named_parameters():
         module = name.rpartition(".")[0]
-        rule = plan.get(f"layers.*.{name}") or plan.get(f"layers.*.{module}")
+        rule = base.tp_plan.get(f"layers.*.{name}") or base.tp_plan.get(f"layers.*.{module}")
         expected = next((rule for part, rule in rules.items() if part in name), "colwise")
         assert rule == (expected if module else None), (name, parameter.shape)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTModel
-from rigpt_hf.attention_rigpt import RiGPTRotaryEmbedding
+from rigpt_hf.modeling_rigpt import RiGPTRotaryEmbedding
 from tests.model.agreement import assert_different, assert_same
 from tests.models import randomise_, tiny_config, tiny_model, tokens
 
@@ -133,22 +133,6 @@ def test_the_rotary_module_is_made_as_the_library_makes_them():
     positions = torch.arange(40)[None]
     cos, linear_cos = (module(torch.zeros(1), positions)[0] for module in (rotary, linear))
     assert_same(linear_cos[:, ::10], cos[:, :4])
-
-
-@pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS.keys())
-def test_positions_count_on_from_the_cache(position):
-    model = tiny_model(**position)
-    input_ids = tokens(2, 12)
-    expected = model(input_ids).logits
-    cache = DynamicCache(config=model.config)
-    for start, stop in ((0, 5), (5, 6), (6, 12)):
-        actual = model(input_ids[:, start:stop], past_key_values=cache).logits
-        assert_same(actual, expected[:, start:stop], f"tokens {start} to {stop}")
-    cache.crop(-7)
-    assert_same(model(input_ids[:, 5:], past_key_values=cache).logits, expected[:, 5:], "after a crop")
-    cache.crop(-7)
-    forgetful = model(input_ids[:, 5:], past_key_values=cache, position_ids=torch.arange(7)[None]).logits
-    assert_different(forgetful, expected[:, 5:])
 
 
 @pytest.mark.parametrize("position", POSITIONS.values(), ids=POSITIONS.keys())

@@ -82,30 +82,3 @@ def test_embeddings_in_place_of_tokens_are_refused():
         model(inputs_embeds=model.model.embed_tokens(tokens(1, 3)))
     plain = tiny_model()
     assert_same(plain(inputs_embeds=plain.model.embed_tokens(tokens(1, 3))).logits, plain(tokens(1, 3)).logits)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradients_reach_tables_of_values_through_checkpoints(reentrant):
-    """Tokens go to every layer besides the stream, and reentrant checkpoints are choosy."""
-    gradients = []
-    for checkpointed in (False, True):
-        model = tiny_model(value_embedding_period=1).train()
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        model(tokens(2, 9), labels=tokens(2, 9), use_cache=False).loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient.abs().max() > 0
-        assert_same(gradients[1][name], gradient)
-
-
-IMPOSSIBLE = {
-    "period": ({"value_embedding_period": 0}, "`value_embedding_period` must be at least 1, got 0"),
-    "one-layer": ({"value_embedding_period": 1, "num_hidden_layers": 1}, "`value_embedding_period` needs .* got 1"),
-}
-
-
-@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
-def test_impossible_values_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_config(**options)

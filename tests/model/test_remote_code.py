@@ -71,7 +71,7 @@ def save(model_class, folder: Path, **options) -> torch.Tensor:
 def test_the_code_is_in_the_folder(tmp_path):
     save(RiGPTForCausalLM, tmp_path)
     code = {path.name for path in tmp_path.glob("*.py")}
-    assert {"configuration_rigpt.py", "attention_rigpt.py", "modeling_rigpt.py"} <= code
+    assert {"configuration_rigpt.py", "scores_rigpt.py", "modeling_rigpt.py"} <= code
     imported = set()
     for path in tmp_path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -9,37 +9,31 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.model.agreement import assert_different, assert_same
-from tests.models import randomise_, tiny_model, tokens
+from tests.models import ALL, over, randomise_, tiny_model, tokens
 
 
 KINDS = {
     "learned": {"position_embedding_type": "learned"},
-    "rotary": {},
-    "rotary-learned": {"rotary_learned_frequencies": True},
-    "squared-distance": {"attention_score": "squared_distance"},
-    "distance": {"attention_score": "distance"},
+    "rotary": {"attention_score": "distance"},
+    "frequencies": {"rotary_learned_frequencies": True, "attention_score": "squared_distance"},
 }
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
-@every_kind
-def test_packed_sequences_do_not_see_each_other(options, use_cache, backend):
-    if options.get("attention_score") == "distance" and backend == "sdpa":
-        pytest.skip("plain distance is no dot product")
-    model = tiny_model(**options)
-    model.set_attn_implementation(backend)
+@over()
+def test_packed_sequences_do_not_see_each_other(option):
+    model = tiny_model(**ALL[option])
     parts = [tokens(1, length, seed=length) for length in (5, 3, 7)]
     packed = torch.cat(parts, dim=1)
     positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
-    for training in (True, False):
-        model.train(training)
-        actual = model(packed, position_ids=positions, use_cache=use_cache).logits
-        expected = torch.cat([model(part).logits for part in parts], dim=1)
-        assert_same(actual, expected)
-        leaking = model(packed, position_ids=torch.arange(15)[None], use_cache=use_cache).logits
-        assert_different(leaking[:, 5:], expected[:, 5:])
+    expected = torch.cat([model(part).logits for part in parts], dim=1)
+    for backend in ("eager",) if model.config.attention_score == "distance" else ("eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        for training, use_cache in ((True, False), (False, True)):
+            actual = model.train(training)(packed, position_ids=positions, use_cache=use_cache).logits
+            assert_same(actual, expected)
+    leaking = model(packed, position_ids=torch.arange(15)[None]).logits
+    assert_different(leaking[:, 5:], expected[:, 5:])
 
 
 def flash_without_a_gpu(module, query, key, value, mask, scaling, cu_seq_lens_q=None, max_length_q=None, **kwargs):

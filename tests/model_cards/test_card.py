@@ -1,4 +1,4 @@
-"""Cards: golden texts of fixed facts, and nothing in a card that nobody stated or measured."""
+"""Cards: golden texts of fixed metadata, and nothing in a card that nobody stated or measured."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
 from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
-from rigpt_hf.model_cards.facts import AuthorFacts, CardFacts, ModelFacts, TrainingFacts
+from rigpt_hf.model_cards.metadata import AuthorMetadata, CardMetadata, ModelMetadata, TrainingMetadata
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 from tests.models import tiny_config, tiny_model
 
 
 GOLDEN = Path(__file__).parent / "golden"
 WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
-MODEL = ModelFacts(
+MODEL = ModelMetadata(
     type="rigpt",
     parameters=124_439_808,
     layers=12,
@@ -41,7 +41,7 @@ MODEL = ModelFacts(
     has_tokenizer=True,
     options=["query-key norm", "value embeddings"],
 )
-TRAINING = TrainingFacts(
+TRAINING = TrainingMetadata(
     steps=500,
     tokens=2_048_000,
     batch_size=16,
@@ -56,7 +56,7 @@ TRAINING = TrainingFacts(
     seconds=7200.0,
     start=None,
 )
-AUTHOR = AuthorFacts(
+AUTHOR = AuthorMetadata(
     title="RiGPT of the documentation",
     description="Writes docstrings.",
     license="apache-2.0",
@@ -134,8 +134,8 @@ EVALUATION = {
     ],
 }
 CASES = {
-    "trained": CardFacts(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT", "0" * 64),
-    "converted": CardFacts(
+    "trained": CardMetadata(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT", "0" * 64),
+    "converted": CardMetadata(
         MODEL,
         AUTHOR,
         # Of its steps every hundredth is in the log, and it ended in a loss that JSON has no number for.
@@ -149,9 +149,9 @@ CASES = {
         None,
         "0" * 64,
     ),
-    "bare": CardFacts(
+    "bare": CardMetadata(
         replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
-        AuthorFacts(),
+        AuthorMetadata(),
         None,
         None,
         "whether it is what it was made from: its certificate is of other weights",
@@ -204,7 +204,7 @@ def test_what_nobody_said_is_said_to_be_absent():
     assert absent(CASES["trained"]) == ["accuracy", "outliers", "robustness to rounding", "speed"]
 
 
-@pytest.mark.parametrize(("metric", "quantity"), [("accuracy", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
+@pytest.mark.parametrize(("metric", "quantity"), [("cloze", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
 def test_accuracy_is_absent_until_it_is_measured(metric, quantity):
     found = {"value": 0.5, "low": None, "high": None}
     task = {
@@ -214,8 +214,8 @@ def test_accuracy_is_absent_until_it_is_measured(metric, quantity):
         "errors": {},
         "quantities": [{"name": quantity, "unit": "", "better": "more", "models": {"RiGPT": found}}],
     }
-    facts = CASES["trained"]
-    measured = replace(facts, evaluation=facts.evaluation | {"tasks": [*facts.evaluation["tasks"], task]})
+    known = CASES["trained"]
+    measured = replace(known, evaluation=known.evaluation | {"tasks": [*known.evaluation["tasks"], task]})
     assert ("accuracy" in absent(measured)) == (quantity == "f1")
     # Of a baseline it says nothing about the model.
     task["models"] = {"GPT-2": {}}
@@ -291,10 +291,10 @@ def test_what_a_model_was_made_of(tmp_path):
 
 
 def test_tasks_on_one_text_are_told_apart_on_the_hub(world):
-    facts = gather(world / "rigpt", results=world / "out/results.json")
-    task = facts.evaluation["tasks"][0]
+    known = gather(world / "rigpt", results=world / "out/results.json")
+    task = known.evaluation["tasks"][0]
     again = task | {"task": "perplexity, again"}
-    doubled = replace(facts, evaluation=facts.evaluation | {"tasks": [task, again]})
+    doubled = replace(known, evaluation=known.evaluation | {"tasks": [task, again]})
     found = ModelCard(render(doubled, "me/tiny")).data.eval_results
     assert {each.dataset_config for each in found} == {"perplexity", "perplexity, again"}
     assert all(each.metric_args["context"] == task["models"]["model"]["protocol"]["context"] for each in found)
@@ -313,23 +313,23 @@ def test_results_of_other_weights_are_refused(world, tmp_path):
         card_text(world / "rigpt", results=tmp_path / "r.json")
 
 
-def test_authors_facts(world, tmp_path):
+def test_metadata_of_authors(world, tmp_path):
     (tmp_path / "facts.yaml").write_text(yaml.safe_dump({"title": "Tiny", "license": "mit", "language": "en"}))
-    text = card_text(world / "rigpt", facts=tmp_path / "facts.yaml")
+    text = card_text(world / "rigpt", metadata=tmp_path / "facts.yaml")
     assert "# Tiny\n" in text and ModelCard(text).data.license == "mit"
     for content, message in (
-        ("licence: mit", "`facts` must hold some of title, .*, got 'licence'"),
-        ("title: 3", "`title` in `facts` must be some text, got 3"),
-        ("{", "`facts` must be a YAML file"),
-        ("language: no", "`language` in `facts` must be codes such as en, .*, got False"),
-        ("language: English", "`language` in `facts` must be codes such as en"),
-        ("base_model: /home/me/gpt2 x", "`datasets` and `base_model` in `facts` must be ids on the Hub"),
-        ("datasets: [{a: 1}]", "`datasets` and `base_model` in `facts` must be ids on the Hub"),
-        ('title: "a\\nb"', "`title` in `facts` must be one line"),
+        ("licence: mit", "`metadata` must hold some of title, .*, got 'licence'"),
+        ("title: 3", "`title` in `metadata` must be some text, got 3"),
+        ("{", "`metadata` must be a YAML file"),
+        ("language: no", "`language` in `metadata` must be codes such as en, .*, got False"),
+        ("language: English", "`language` in `metadata` must be codes such as en"),
+        ("base_model: /home/me/gpt2 x", "`datasets` and `base_model` in `metadata` must be ids on the Hub"),
+        ("datasets: [{a: 1}]", "`datasets` and `base_model` in `metadata` must be ids on the Hub"),
+        ('title: "a\\nb"', "`title` in `metadata` must be one line"),
     ):
         (tmp_path / "facts.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):
-            card_text(world / "rigpt", facts=tmp_path / "facts.yaml")
+            card_text(world / "rigpt", metadata=tmp_path / "facts.yaml")
 
 
 def test_other_refusals(world, tmp_path):

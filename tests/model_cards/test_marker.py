@@ -6,19 +6,19 @@ import pytest
 from huggingface_hub import ModelCard
 
 from rigpt_hf.model_cards.card import render
-from rigpt_hf.model_cards.facts import AuthorFacts
 from rigpt_hf.model_cards.marker import for_repository, is_unchanged, read_marker, without_marker
+from rigpt_hf.model_cards.metadata import AuthorMetadata
 from tests.model_cards.test_card import CASES
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_card_knows_what_it_was_written_from(name):
-    facts = CASES[name]
-    text = render(facts, "me/my-rigpt")
+    known = CASES[name]
+    text = render(known, "me/my-rigpt")
     marker = read_marker(text)
-    assert marker.weights == facts.fingerprint and marker.repo == "me/my-rigpt" and is_unchanged(text, marker)
-    assert marker.author_facts == facts.author and (marker.results is None) == (facts.evaluation is None)
-    assert render(replace(facts, author=marker.author_facts), "me/my-rigpt") == text
+    assert marker.weights == known.fingerprint and marker.repo == "me/my-rigpt" and is_unchanged(text, marker)
+    assert marker.author_metadata == known.author and (marker.results is None) == (known.evaluation is None)
+    assert render(replace(known, author=marker.author_metadata), "me/my-rigpt") == text
     assert text.endswith(" -->\n") and text.count("<!--") == 1
     # As when a tokenizer is pushed: the library reads the card and lays out its metadata anew.
     again = str(ModelCard(text))
@@ -34,10 +34,10 @@ def test_changes_are_seen():
 
 
 def test_people_cannot_end_the_comment():
-    author = AuthorFacts(title="Mine", description="An arrow --> and <!-- another", license="mit")
+    author = AuthorMetadata(title="Mine", description="An arrow --> and <!-- another", license="mit")
     text = render(replace(CASES["bare"], author=author))
     line = text.splitlines()[-1]
-    assert line.count("-->") == 1 and line.endswith("-->") and read_marker(text).author_facts == author
+    assert line.count("-->") == 1 and line.endswith("-->") and read_marker(text).author_metadata == author
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rigpt_hf.model_cards.paths import without_path
+from rigpt_hf.text.paths import without_path
 
 
 @pytest.mark.parametrize(

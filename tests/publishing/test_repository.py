@@ -8,7 +8,7 @@ import torch
 
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
-from rigpt_hf.evaluation.measures.subjects import subject
+from rigpt_hf.evaluation.models import evaluated
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, write_card
 from rigpt_hf.model_cards.marker import without_marker
@@ -23,21 +23,13 @@ from rigpt_hf.publishing.repository import (
 from rigpt_hf.publishing.upload import publish
 from tests.model_cards.test_card import EVALUATION, INVARIANCE
 from tests.models import tiny_model
-from tests.publishing.test_publish import CARD, save
-
-
-TOKEN = "hf_mayWrite7391"
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return save(tmp_path / "model")
+from tests.publishing.conftest import CARD, WRITE
 
 
 def test_a_repository_holds_the_model_and_nothing_else(folder):
     contents = repository_files(folder)
     paths = [file.path for file in contents.files]
-    code = {"modeling_rigpt.py", "configuration_rigpt.py", "attention_rigpt.py"}
+    code = {"modeling_rigpt.py", "configuration_rigpt.py", "scores_rigpt.py"}
     shards = {path.name for path in folder.glob("*.safetensors")}
     assert len(shards) > 1
     expected = {"config.json", "generation_config.json", "tokenizer.json", "certificate.json", "README.md"}
@@ -58,7 +50,7 @@ def evaluation_of(folder: Path, place: Path, **changes) -> Path:
     numbers = json.loads(json.dumps(EVALUATION)) | {"schema": 1, "created": "today"} | changes
     numbers["suite"]["fraction"] = 1.0
     numbers["tasks"][0]["models"] = {name: {"protocol": {}} for name in numbers["models"]}
-    numbers["models"]["RiGPT"]["sha256"] = fingerprint(subject(folder))
+    numbers["models"]["RiGPT"]["sha256"] = fingerprint(evaluated(folder))
     place.mkdir(exist_ok=True)
     (place / "results.json").write_text(json.dumps(numbers))
     return place / "results.json"
@@ -87,7 +79,7 @@ def test_an_evaluation_goes_along_with_what_is_made_of_it(folder, tmp_path):
 
 def test_results_that_make_no_page_go_alone(folder, tmp_path):
     results = tmp_path / "results.json"
-    own = {"schema": 1, "models": {"it": {"sha256": fingerprint(subject(folder))}}, "tasks": []}
+    own = {"schema": 1, "models": {"it": {"sha256": fingerprint(evaluated(folder))}}, "tasks": []}
     results.write_text(json.dumps(own))
     (tmp_path / "report.html").write_text("of another run")
     contents = repository_files(folder, results=results, check_loading=False)
@@ -124,10 +116,10 @@ def written_for(folder: Path, repo_id: str, **options) -> str:
 
 def test_a_card_of_our_making_takes_results_in(folder, tmp_path, nothing_measured):
     (tmp_path / "facts.yaml").write_text("license: mit")
-    write_card(folder, force=True, facts=tmp_path / "facts.yaml")
+    write_card(folder, force=True, metadata=tmp_path / "facts.yaml")
     results = evaluation_of(folder, tmp_path / "evaluation")
     contents = repository_files(folder, repo_id="me/tiny", results=results, check_loading=False)
-    expected = written_for(folder, "me/tiny", results=results, facts=tmp_path / "facts.yaml")
+    expected = written_for(folder, "me/tiny", results=results, metadata=tmp_path / "facts.yaml")
     assert card_in(contents) == expected and "bits_per_byte" in expected and "license: mit" in expected
     (note,) = contents.notes
     assert "was of an earlier evaluation or none, so another is published" in note
@@ -199,7 +191,7 @@ def test_a_card_is_written_where_there_is_none(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(cards, "card_text", card_text)
     card = next(file for file in repository_files(folder, repo_id="me/tiny").files if file.path == "README.md")
     assert card.read() == b"---\n{}\n---\nwritten"
-    assert asked == [(folder, {"repo_id": "me/tiny", "results": None, "facts": None})]
+    assert asked == [(folder, {"repo_id": "me/tiny", "results": None, "metadata": None})]
     (tmp_path / "card.md").write_text("# Mine")
     contents = repository_files(folder, card=tmp_path / "card.md")
     assert next(file for file in contents.files if file.path == "README.md").read() == b"# Mine"
@@ -235,7 +227,7 @@ def test_a_certificate_that_cannot_be_checked_stays_at_home(folder):
     certify(model, model).save(folder)
     contents = repository_files(folder, check_loading=False)
     assert "certificate.json" in {file.path for file in contents.files} and contents.notes == ()
-    # Those of earlier versions named no weights, and in bfloat16 nothing else tells them apart.
+    # One that names no weights may be of any.
     record = json.loads((folder / "certificate.json").read_text())
     del record["weights_sha256"]
     (folder / "certificate.json").write_text(json.dumps(record))
@@ -243,7 +235,7 @@ def test_a_certificate_that_cannot_be_checked_stays_at_home(folder):
     assert "certificate.json" not in {file.path for file in contents.files}
     assert "certificate.json" in contents.left_out
     (note,) = contents.notes
-    assert note.startswith("certificate.json is not published: its certificate names no weights and cannot tell")
+    assert note.startswith("certificate.json is not published: its certificate names no weights.")
 
 
 def test_an_adapter_that_was_merged_stays_at_home(folder):
@@ -294,7 +286,7 @@ REFUSALS = {
         lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "other/repo--modeling_rigpt.RiGPTForCausalLM"}),
         r"bring the code.*'other/repo--",
     ),
-    "code-absent": (lambda f: (f / "attention_rigpt.py").unlink(), r"code.*lacks `attention_rigpt.py`"),
+    "code-absent": (lambda f: (f / "scores_rigpt.py").unlink(), r"code.*lacks `scores_rigpt.py`"),
     "more-code": (lambda f: (f / "setup.py").write_text(""), r"code.*also has `setup.py`"),
     "broken-card": (
         lambda f: (f / "README.md").write_text("---\na: [\n---\n"),
@@ -351,15 +343,15 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
         ({"token": ""}, r"`token` must be an access token of the Hub, got none.*hf auth login"),
         ({"results": "absent.json"}, r"`results` must be the results.json of an evaluation"),
         ({"card": "absent.md"}, r"`card` must be a Markdown file"),
-        ({"facts": "facts.yaml"}, r"`facts` are for a card that is written"),
+        ({"metadata": "facts.yaml"}, r"`metadata` are for a card that is written"),
         ({}, r"HF_HUB_OFFLINE forbids"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, message, folder):
     with pytest.raises(ValueError, match=message) as error:
-        publish(folder, **{"repo_id": "me/tiny", "token": TOKEN} | arguments)
+        publish(folder, **{"repo_id": "me/tiny", "token": WRITE} | arguments)
     assert "\n" not in str(error.value)
-    assert "8840" not in str(error.value) and TOKEN not in str(error.value)
+    assert "8840" not in str(error.value) and WRITE not in str(error.value)
 
 
 def test_what_is_overwritten():

@@ -2,24 +2,22 @@
 
 import runpy
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 
 from rigpt_hf.publishing import rotation_view
-from rigpt_hf.publishing.space import build_space
+from rigpt_hf.publishing.space import space_files
 
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    """Builds a Space, runs its app, and gives the Markdown on the page and what was loaded."""
+    """Makes a Space, runs its app, and gives the Markdown on the page and what was loaded."""
 
     def run(baseline: str | None, environment: dict[str, str]) -> tuple[str, dict]:
-        space = build_space(
-            tmp_path / "space", repo_id="me/rigpt", model="me/rigpt", revision="0123abc", baseline=baseline, force=True
-        )
+        for file, content in space_files("me/rigpt", revision="0123abc", baseline=baseline).items():
+            (tmp_path / file).write_bytes(content)
         gradio, loaded = MagicMock(), {}
         config = SimpleNamespace(hidden_size=32, num_hidden_layers=2)
         model = SimpleNamespace(config=config)
@@ -34,7 +32,7 @@ def page(tmp_path, monkeypatch):
             monkeypatch.delenv(f"RIGPT_SPACE_{name}", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(f"RIGPT_SPACE_{name}", value)
-        runpy.run_path(str(Path(space) / "app.py"))
+        runpy.run_path(str(tmp_path / "app.py"))
         return "\n".join(call.args[0] for call in gradio.Markdown.call_args_list if call.args), loaded
 
     return run

@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.groups import MatrixGroup, assignment, orthogonal
 from rigpt_hf.symmetry import GaugeTransformation, align, find_alignment, gauge_distance, gauge_error
 from rigpt_hf.symmetry.alignment import check_alike
 from rigpt_hf.symmetry.contraction import weights_of
-from rigpt_hf.symmetry.groups import MatrixGroup, orthogonal
-from rigpt_hf.symmetry.procrustes import assignment, largest_trace, nearest
 from tests.conversion.sources import gpt2_config, stock_model
-from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, noisy, over, tiny_config, tiny_model, tokens
+from tests.symmetry.options import SEARCHED
 from tests.tolerances import DISTANCE, LOCAL_MINIMUM, NOISE, SYMMETRY
 
 
@@ -44,9 +44,9 @@ def fresh_model(seed: int = 0, **options):
     return RiGPTForCausalLM(tiny_config(**options)).to(torch.float64).eval()
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_align_recovers_a_disguise(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_align_recovers_a_disguise(option):
+    model = tiny_model(**SYMMETRIES[option])
     disguised = disguise(model)
     before = copy.deepcopy(model), copy.deepcopy(disguised)
     found = align(model, disguised)
@@ -55,33 +55,33 @@ def test_align_recovers_a_disguise(name):
     assert difference(model, before[0]) == difference(disguised, before[1]) == 0, "a model was changed"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_distance_of_a_disguise_is_zero(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_the_distance_of_a_disguise_is_zero(option):
+    model = tiny_model(**SYMMETRIES[option])
     found = find_alignment(model, disguise(model, 1))
     assert found.converged and found.distance == found.distances[-1] <= DISTANCE[torch.float64]
     assert len(found.distances) >= 2 and found.distances[0] > 0.1, "there was nothing to find"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_a_disguise_in_bfloat16_is_far_nearer_than_another_model(name):
-    model, other = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+@over(SEARCHED, SYMMETRIES)
+def test_a_disguise_in_bfloat16_is_far_nearer_than_another_model(option):
+    model, other = (tiny_model(seed, **SYMMETRIES[option]) for seed in (0, 1))
     rounded = disguise(model, 2, dtype=torch.bfloat16)
     assert DISTANCE[torch.float64] < gauge_distance(rounded, model) <= DISTANCE[torch.bfloat16]
     assert gauge_distance(other.to(torch.bfloat16), model, max_sweeps=2) > 1.0
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_disguise_in_float32(name):
-    model = tiny_model(dtype=torch.float32, **SYMMETRIES[name])
+@over(SEARCHED, SOME)
+def test_a_disguise_in_float32(option):
+    model = tiny_model(dtype=torch.float32, **SYMMETRIES[option])
     assert gauge_distance(model, disguise(model, 3)) <= DISTANCE[torch.float32]
-    both = (disguise(tiny_model(**SYMMETRIES[name]), seed, dtype=torch.bfloat16) for seed in (4, 5))
+    both = (disguise(tiny_model(**SYMMETRIES[option]), seed, dtype=torch.bfloat16) for seed in (4, 5))
     assert gauge_distance(*both) <= DISTANCE[torch.bfloat16]
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_distance_of_a_relative_is_the_noise_between(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_the_distance_of_a_relative_is_the_noise_between(option):
+    model = tiny_model(**SYMMETRIES[option])
     relative = noisy(model, NOISE)
     found = find_alignment(relative, disguise(model, 6))
     assert found.converged and found.distance == pytest.approx(NOISE, rel=NOISE)
@@ -90,9 +90,9 @@ def test_the_distance_of_a_relative_is_the_noise_between(name):
     assert back_elsewhere == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_the_distance_of_unrelated_models_depends_on_their_orbits_alone(name):
-    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+@over(SEARCHED, SOME)
+def test_the_distance_of_unrelated_models_depends_on_their_orbits_alone(option):
+    a, b = (tiny_model(seed, **SYMMETRIES[option]) for seed in (0, 1))
     found = find_alignment(a, b)
     assert 1.0 < found.distance < found.distances[0]
     assert gauge_error(a, found.transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
@@ -100,20 +100,20 @@ def test_the_distance_of_unrelated_models_depends_on_their_orbits_alone(name):
     assert gauge_distance(disguise(a, 9), disguise(b, 10)) == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_every_sweep_comes_nearer(name):
-    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (2, 3))
+@over(SEARCHED, SOME)
+def test_every_sweep_comes_nearer(option):
+    a, b = (tiny_model(seed, **SYMMETRIES[option]) for seed in (2, 3))
     found = find_alignment(a, b)
     assert len(found.distances) >= 3
     assert all(later <= earlier for earlier, later in itertools.pairwise(found.distances))
     short = find_alignment(a, b, max_sweeps=2)
     assert short.distances == found.distances[:3] and not short.converged
-    assert find_alignment(a, b, hopeless=0.5).distances == found.distances[:2]
+    assert find_alignment(a, b, stop_above=0.5).distances == found.distances[:2]
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_what_an_alignment_holds_belongs_together(name):
-    a, b = (tiny_model(seed, **SYMMETRIES[name]) for seed in (0, 1))
+@over(SEARCHED, SOME)
+def test_what_an_alignment_holds_belongs_together(option):
+    a, b = (tiny_model(seed, **SYMMETRIES[option]) for seed in (0, 1))
     found = find_alignment(a, b)
     aligned = (found.to_balanced @ found.transformation).state_dict(weights_of(a))
     reference = found.to_balanced.state_dict(weights_of(b))
@@ -203,6 +203,24 @@ def test_models_of_different_shape_are_refused(options, text):
         align(RiGPTForCausalLM(a), RiGPTForCausalLM(b))
 
 
+class Spinning(RiGPTConfig):
+    """With an option that has no parameters and that nobody declared incidental."""
+
+    spin: int = 0
+
+
+def test_an_option_that_nobody_declared_incidental_is_refused():
+    one, other = (Spinning(**tiny_config().to_diff_dict()) for _ in range(2))
+    check_alike(one, other)
+    other.spin = 1
+    with pytest.raises(ValueError, match="`reference` must have the same `spin` as `model`, got 1 and 0"):
+        check_alike(one, other)
+    with pytest.raises(ValueError, match="`spin`"):
+        check_alike(tiny_config(), other)
+    other.spin, other.attention_dropout = 0, 0.5
+    check_alike(one, other)
+
+
 PLANES = ((0, 3), (1, 4), (2, 5))
 GROUPS = {
     "orthogonal": orthogonal(6),
@@ -222,9 +240,9 @@ def compact(group: MatrixGroup) -> MatrixGroup:
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS.keys())
 def test_nearest_beats_every_other_compact_element(group):
     cross = torch.randn(3, group.n, group.n, generator=generator(15), dtype=torch.float64)
-    found = nearest(group, cross)
+    found = group.procrustes(cross)
     gains = (found * cross).sum(dim=(1, 2))
-    assert torch.allclose(gains, largest_trace(group, cross), rtol=SYMMETRY[torch.float64])
+    assert torch.allclose(gains, group.largest_trace(cross), rtol=SYMMETRY[torch.float64])
     eye = torch.eye(group.n, dtype=torch.float64)
     assert (found @ found.mT - eye).abs().max() <= SYMMETRY[torch.float64]
     others = compact(group).random(3000, generator(16))
@@ -233,9 +251,9 @@ def test_nearest_beats_every_other_compact_element(group):
     # Elements of the group come back as they are: what is found is in the group.
     given = compact(group).random(3, generator(17))
     vectors = torch.randn(group.n, 40, generator=generator(18), dtype=torch.float64)
-    assert (nearest(group, given @ vectors @ vectors.T) - given).abs().max() <= 1e3 * SYMMETRY[torch.float64]
+    assert (group.procrustes(given @ vectors @ vectors.T) - given).abs().max() <= 1e3 * SYMMETRY[torch.float64]
     outside = torch.linalg.qr(cross)[0] if group.planes else 2 * given
-    assert (nearest(group, outside) - outside).abs().max() > 0.1
+    assert (group.procrustes(outside) - outside).abs().max() > 0.1
 
 
 def test_planes_are_told_apart_by_their_frequencies():
@@ -245,7 +263,7 @@ def test_planes_are_told_apart_by_their_frequencies():
     moved = group.act(given, "planes", frequencies.reshape(3, 1)).reshape(1, 3)
     products = moved[:, :, None] * frequencies[:, None, :]
     nothing = torch.zeros(1, 6, 6, dtype=torch.float64)
-    found = nearest(group, nothing, products)
+    found = group.procrustes(nothing, products)
     assert torch.equal(group.act(found, "planes", frequencies.reshape(3, 1)).reshape(1, 3), moved)
     assert not torch.equal(moved, frequencies)
 

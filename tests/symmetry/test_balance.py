@@ -3,20 +3,13 @@
 import pytest
 import torch
 
-from rigpt_hf.symmetry import GaugeTransformation, NeuronGroup, charges, gauge_error
-from rigpt_hf.symmetry.balance import (
-    _common_stretch,
-    balance,
-    balancing_matrices,
-    balancing_scales,
-    can_stretch,
-    contragredient,
-)
+from rigpt_hf.groups import MatrixGroup, NeuronGroup, general_linear, orthogonal
+from rigpt_hf.groups.least_norm import common_stretch, contragredient
+from rigpt_hf.symmetry import FrameKey, GaugeTransformation, charges, gauge_error, table_of
+from rigpt_hf.symmetry.balance import balance
 from rigpt_hf.symmetry.contraction import weights_of
-from rigpt_hf.symmetry.frames import frame_keys, kind_of
-from rigpt_hf.symmetry.groups import MatrixGroup, general_linear, orthogonal
-from rigpt_hf.symmetry.permutations import Translations
-from tests.models import SYMMETRIES, tiny_model, tokens
+from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import BROAD
 from tests.tolerances import BALANCE, SYMMETRY
 
 
@@ -35,21 +28,18 @@ def square(weights) -> float:
 
 def quadratic_charges(model, name: str) -> dict[str, torch.Tensor]:
     """Those of stretches; translations have charges that are linear in the weights."""
-    keys, lonely = frame_keys(model.config), LONELY.get(name, set())
-    return {
-        key: charge
-        for key, charge in charges(model).items()
-        if not isinstance(keys[key].group, Translations) and kind_of(key) not in lonely
-    }
+    kinds, lonely = table_of(model.config).kinds, LONELY.get(name, set())
+    quadratic = {kind for kind, frame in kinds.items() if frame.shift is None} - lonely
+    return {key: charge for key, charge in charges(model).items() if FrameKey.parse(key).kind in quadratic}
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_balanced_models_have_no_charge(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_balanced_models_have_no_charge(option):
+    model = tiny_model(**SYMMETRIES[option])
     transformation, weights = balance(model.config, weights_of(model))
     balanced = transformation(model)
-    before, after = quadratic_charges(model, name), quadratic_charges(balanced, name)
-    assert {kind_of(key) for key in after} >= {"head_vo"}
+    before, after = quadratic_charges(model, option), quadratic_charges(balanced, option)
+    assert {FrameKey.parse(key).kind for key in after} >= {"head_vo"}
     assert all(float(charge.norm()) <= BALANCE * square(weights) for charge in after.values())
     assert all(float(charge.norm()) > 1e-4 * square(weights) for charge in before.values()), "there was none before"
     # The second result is the first applied.
@@ -57,41 +47,41 @@ def test_balanced_models_have_no_charge(name):
         assert (tensor - weights[key]).abs().max() <= SYMMETRY[torch.float64] * tensor.abs().max(), key
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_balancing_is_a_gauge_transformation(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_balancing_is_a_gauge_transformation(option):
+    model = tiny_model(**SYMMETRIES[option])
     transformation, weights = balance(model.config, weights_of(model))
     assert gauge_error(model, transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
     changed = [name for name, tensor in weights_of(model).items() if not torch.allclose(tensor, weights[name])]
     assert len(changed) >= 3 * model.config.num_hidden_layers, "balancing did nothing to speak of"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_translations_are_gone(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(BROAD, SYMMETRIES)
+def test_translations_are_gone(option):
+    model = tiny_model(**SYMMETRIES[option])
     config = model.config
     again, _ = balance(config, balance(config, weights_of(model))[1])
     first, _ = balance(config, weights_of(model))
-    checked = [key for key, frame in frame_keys(config).items() if isinstance(frame.group, Translations)]
-    assert len(checked) >= config.num_hidden_layers or name == "no-biases"
+    checked = [str(key) for key in table_of(config).shifts]
+    assert len(checked) >= config.num_hidden_layers or option == "no-biases"
     for key in checked:
         size = first.elements[key].abs().max()
         assert size > 0.01
         assert again.elements[key].abs().max() <= BALANCE * size, key
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_balanced_norm_is_the_least_of_the_orbit(name):
-    model = tiny_model(**SYMMETRIES[name])
-    config, lonely = model.config, LONELY.get(name, set())
+@over(BROAD, SYMMETRIES)
+def test_the_balanced_norm_is_the_least_of_the_orbit(option):
+    model = tiny_model(**SYMMETRIES[option])
+    config, lonely = model.config, LONELY.get(option, set())
     translated = balance(config, weights_of(model), passes=0)[1]
     balanced = balance(config, weights_of(model))[1]
     least = square(balanced)
     if not lonely:
         assert least < square(translated)
-    keys = frame_keys(config)
-    stretching = {kind_of(key) for key, frame in keys.items() if can_stretch(frame.group)} - lonely
-    compact = {"stream", "heads"} | {kind_of(key) for key in keys if kind_of(key) == "head_qk"} - stretching
+    kinds = table_of(config).kinds
+    stretching = {kind for kind, frame in kinds.items() if frame.group.stretches} - lonely
+    compact = {"stream", "heads"} | {"head_qk"} - stretching
     for seed in SEEDS:
         other = GaugeTransformation.random(config, generator(seed), stretching)
         assert square(other.state_dict(balanced)) > 1.001 * least
@@ -99,10 +89,10 @@ def test_the_balanced_norm_is_the_least_of_the_orbit(name):
         assert abs(square(turned.state_dict(balanced)) - least) <= BALANCE * least
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(name):
+@over(BROAD, SYMMETRIES)
+def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(option):
     """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
-    model = tiny_model(**SYMMETRIES[name])
+    model = tiny_model(**SYMMETRIES[option])
     g = GaugeTransformation.random(model.config, generator(1), "all")
     disguised = g(model)
     first, second = (balance(model.config, weights_of(each))[1] for each in (model, disguised))
@@ -191,13 +181,13 @@ def test_balancing_turns_nothing():
     """Of all elements that balance the symmetric positive one is taken, so what is balanced stays."""
     group = MatrixGroup(8, "free", planes=((0, 2), (1, 3)))
     vectors, covectors = gram(8, 12, 7), gram(8, 12, 8)
-    element = balancing_matrices(group, {"vector": vectors[None], "covector": covectors[None]})[0]
+    element = group.balance({"vector": vectors[None], "covector": covectors[None]})[0]
     assert (element - element.T).abs().max() <= BALANCE and torch.linalg.eigvalsh(element).min() > 0
     inverse = torch.linalg.inv(element)
     balanced = {"vector": (element @ vectors @ element.T)[None], "covector": (inverse.T @ covectors @ inverse)[None]}
     charge = group.project(balanced["vector"] - balanced["covector"])
     assert charge.abs().max() <= BALANCE * vectors.abs().max()
-    again = balancing_matrices(group, balanced)[0]
+    again = group.balance(balanced)[0]
     eye = torch.eye(8, dtype=torch.float64)
     assert (again - eye).abs().max() <= SYMMETRY[torch.float64] < 0.1 < (element - eye).abs().max()
 
@@ -205,11 +195,9 @@ def test_balancing_turns_nothing():
 def test_where_lengths_matter_nothing_is_stretched():
     group = orthogonal(4)
     grams = {"vector": gram(4, 6, 0)[None], "covector": gram(4, 6, 1)[None]}
-    assert torch.equal(balancing_matrices(group, grams), group.identity())
-    assert not can_stretch(group) and can_stretch(general_linear(4))
-    assert (
-        not can_stretch(NeuronGroup(4)) and can_stretch(NeuronGroup(4, 1)) and can_stretch(NeuronGroup(4, None, True))
-    )
+    assert torch.equal(group.balance(grams), group.identity())
+    assert not group.stretches and general_linear(4).stretches
+    assert not NeuronGroup(4).stretches and NeuronGroup(4, 1).stretches and NeuronGroup(4, None, True).stretches
 
 
 @pytest.mark.parametrize("metric", [0.0, 0.3, 40.0])
@@ -217,7 +205,7 @@ def test_the_common_stretch_solves_its_equation(metric):
     checked = 0
     for exponent in range(-6, 7, 3):
         a, b, c = torch.tensor([2.0, 3.0 * 10.0**exponent, metric], dtype=torch.float64)
-        s = _common_stretch(a, b, c)
+        s = common_stretch(a, b, c)
         assert abs(s * a - b / s + 2 * s**2 * c) <= BALANCE * (b / s)
         if metric == 0:
             assert abs(s - (b / a).sqrt()) <= BALANCE * s
@@ -228,11 +216,11 @@ def test_the_common_stretch_solves_its_equation(metric):
 def test_the_common_stretch_of_nothing():
     """There is no least norm, as it tends to 0; but the point must not depend on where it came from."""
     zero, one, four = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
-    assert abs(_common_stretch(four, zero, zero) * 4 - _common_stretch(one, zero, zero)) <= BALANCE
-    assert abs(_common_stretch(zero, four, zero) - 4 * _common_stretch(zero, one, zero)) <= BALANCE * _common_stretch(
+    assert abs(common_stretch(four, zero, zero) * 4 - common_stretch(one, zero, zero)) <= BALANCE
+    assert abs(common_stretch(zero, four, zero) - 4 * common_stretch(zero, one, zero)) <= BALANCE * common_stretch(
         zero, four, zero
     )
-    assert _common_stretch(zero, zero, zero) == 1
+    assert common_stretch(zero, zero, zero) == 1
 
 
 SCALINGS = {
@@ -257,7 +245,7 @@ def scaled(group: NeuronGroup, element: torch.Tensor, norms: dict[str, torch.Ten
 @pytest.mark.parametrize("group", SCALINGS.values(), ids=SCALINGS.keys())
 def test_scales_of_neurons_have_least_norm(group):
     norms = norms_of(group)
-    balanced = scaled(group, balancing_scales(group, norms), norms)
+    balanced = scaled(group, group.balance(norms), norms)
     total = sum(balanced.values())
     assert (group.generator(balanced) / total).abs().max() <= BALANCE
     assert (group.generator(norms) / sum(norms.values())).abs().max() > 0.1, "they were balanced before"
@@ -282,7 +270,7 @@ def test_neurons_with_an_empty_factor_are_scaled_to_one_point_of_their_orbit(nam
     for role in empty.split():
         norms[role] = norms[role] * (torch.arange(group.n) % 2)
     members = [norms, *(scaled(group, group.random(generator=generator(seed), special=True), norms) for seed in SEEDS)]
-    balanced = [scaled(group, balancing_scales(group, member), member) for member in members]
+    balanced = [scaled(group, group.balance(member), member) for member in members]
     for other in balanced[1:]:
         for role, norm in balanced[0].items():
             assert ((other[role] - norm).abs() <= BALANCE * norm).all(), role
@@ -303,7 +291,7 @@ def test_planes_that_only_one_side_fills_are_scaled_to_one_point_of_their_orbit(
         h = group.random(generator=generator(seed))[0]
         back = torch.linalg.inv(h)
         a, b = h @ vectors @ h.T, back.T @ covectors @ back
-        m = balancing_matrices(group, {"vector": a[None], "covector": b[None]})[0]
+        m = group.balance({"vector": a[None], "covector": b[None]})[0]
         inverse = torch.linalg.inv(m)
         results.append(torch.cat([torch.linalg.eigvalsh(x) for x in (m @ a @ m.T, inverse.T @ b @ inverse)]))
     assert max(float((other - results[0]).abs().max()) for other in results[1:]) <= BALANCE * float(results[0].max())

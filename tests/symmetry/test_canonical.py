@@ -9,12 +9,13 @@ import torch
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, frames, gauge_error, invariants
-from rigpt_hf.symmetry.canonical import DEGENERATE, odd_moments, token_vectors
-from rigpt_hf.symmetry.contraction import weights_of
-from rigpt_hf.symmetry.frames import axes, row
+from rigpt_hf.groups import DEGENERATE
+from rigpt_hf.groups.spectra import odd_moments
+from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, canonicalize, gauge_error, invariants, table_of
+from rigpt_hf.symmetry.contraction import token_vectors, weights_of
 from tests.conversion.sources import gpt2_config, stock_model
-from tests.models import SYMMETRIES, noisy, tiny_config, tiny_model, tokens
+from tests.models import SYMMETRIES, noisy, over, tiny_config, tiny_model, tokens
+from tests.symmetry.options import SEARCHED
 from tests.tolerances import CANONICAL, SYMMETRY
 
 
@@ -57,11 +58,11 @@ def assert_canonical(model, seeds=(0,)) -> list[str]:
     return gauge.undetermined
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_members_of_an_orbit_have_one_canonical_form(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_members_of_an_orbit_have_one_canonical_form(option):
+    model = tiny_model(**SYMMETRIES[option])
     before = copy.deepcopy(model)
-    assert assert_canonical(model) == UNSEEN.get(name, [])
+    assert assert_canonical(model) == UNSEEN.get(option, [])
     assert difference(canonicalize(model), model) > 0.1, "the model was canonical before"
     assert difference(model, before) == 0, "the model itself changed"
 
@@ -71,12 +72,12 @@ def test_many_members_of_an_orbit_have_one_canonical_form(name):
     assert assert_canonical(tiny_model(2, **SYMMETRIES[name]), seeds=range(1, 6)) == []
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_each_frame_alone_changes_nothing(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_each_frame_alone_changes_nothing(option):
+    model = tiny_model(**SYMMETRIES[option])
     canonical = canonicalize(model)
     checked = 0
-    for frame in frames(model.config):
+    for frame in table_of(model.config).kinds:
         other = disguise(model, 2, [frame])
         moved = difference(other, model)
         assert moved > 0.01 or (frame == "heads" and model.config.num_attention_heads == 1), frame
@@ -85,9 +86,9 @@ def test_each_frame_alone_changes_nothing(name):
     assert checked >= 5
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_in_float32(name):
-    model = tiny_model(dtype=torch.float32, **SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_in_float32(option):
+    model = tiny_model(dtype=torch.float32, **SYMMETRIES[option])
     other = disguise(model, 3)
     gauge = canonical_gauge(model)
     canonical = gauge.transformation(model)
@@ -96,9 +97,9 @@ def test_in_float32(name):
     assert difference(canonicalize(other), canonical, other) <= CANONICAL[torch.float32]
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_noise_moves_the_canonical_form_by_noise_over_gap(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_noise_moves_the_canonical_form_by_noise_over_gap(option):
+    model = tiny_model(**SYMMETRIES[option])
     gauge = canonical_gauge(model)
     canonical = gauge.transformation(model)
     gaps = {kind: gap for kind, gap in gauge.gaps.items() if kind in CONTINUOUS}
@@ -110,16 +111,16 @@ def test_noise_moves_the_canonical_form_by_noise_over_gap(name):
     assert min(moved) >= noise / 10, "there was no noise"
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_invariants(name):
-    model = tiny_model(**SYMMETRIES[name])
+@over(SEARCHED, SYMMETRIES)
+def test_invariants(option):
+    model = tiny_model(**SYMMETRIES[option])
     spectra = invariants(model)
     config = model.config
     assert spectra["stream"].shape == (config.hidden_size,)
     assert spectra["layers.0.neurons"].shape == (config.intermediate_size,)
     assert spectra["layers.0.heads"].shape == (config.num_attention_heads,)
     assert spectra["layers.2.head_vo"].shape == (config.num_key_value_heads * config.head_dim,)
-    assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(frames(config))
+    assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(table_of(config).kinds)
 
     def deviation(other) -> dict[str, float]:
         found = invariants(other)
@@ -132,7 +133,7 @@ def test_invariants(name):
     assert max(deviation(canonicalize(model)).values()) <= SYMMETRY[torch.float64]
     # Negative controls: another function, near or far.
     assert min(deviation(noisy(model, 1e-4)).values()) > 1e-7
-    assert min(deviation(tiny_model(1, **SYMMETRIES[name])).values()) > 1e-3
+    assert min(deviation(tiny_model(1, **SYMMETRIES[option])).values()) > 1e-3
 
 
 def test_invariants_of_heads_are_singular_values_of_their_maps():
@@ -159,14 +160,13 @@ def test_a_matrix_outside_the_group_has_another_canonical_form():
 def test_the_canonical_frames_are_what_they_are_said_to_be():
     model = canonicalize(tiny_model(**SYMMETRIES["rotary-learned"], gated_mlp=True))
     weights = weights_of(model)
-    moments = odd_moments(token_vectors(weights))
+    moments = odd_moments(token_vectors(table_of(model.config), weights))
     assert moments.shape == (32,) and moments.min() > 0
     gram = torch.zeros(32, 32, dtype=torch.float64)
     for name, weight in weights.items():
-        entry, _ = row(name, axes(model.config))
-        for dim, axis in enumerate(entry):
-            if any(turn.frame == "stream" for turn in axis):
-                flat = weight.movedim(dim, 0).reshape(32, -1)
+        for turned in table_of(model.config).turns(name):
+            if turned.key.kind == "stream":
+                flat = weight.movedim(turned.dim, 0).reshape(32, -1)
                 gram += flat @ flat.T
     diagonal = gram.diagonal()
     assert (gram - diagonal.diag()).abs().max() <= SYMMETRY[torch.float64] * diagonal.max()
@@ -210,10 +210,9 @@ def test_a_fresh_gpt2():
 def confine_(model, frame: str, keep: int):
     """Project all that a frame of one copy carries on its first `keep` dimensions."""
     for name, parameter in model.named_parameters():
-        entry, _ = row(name, axes(model.config))
-        for dim, axis in enumerate(entry):
-            if any(turn.frame == frame for turn in axis):
-                parameter.movedim(dim, 0)[keep:] = 0
+        for turned in table_of(model.config).turns(name):
+            if turned.key.kind == frame:
+                parameter.movedim(turned.dim, 0)[keep:] = 0
     return model
 
 

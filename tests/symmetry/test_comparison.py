@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from rigpt_hf.symmetry import GaugeTransformation, compare, frames, plot_comparison
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_comparison
+from rigpt_hf.symmetry import GaugeTransformation, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
 from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
 from tests.models import SYMMETRIES, randomise_, tiny_config, tiny_model
+from tests.symmetry.options import SHALLOW, shallow
 from tests.tolerances import SYMMETRY
 
 
@@ -18,9 +21,7 @@ SOME = ("learned", "untied-projected", "rotary-learned", "squared-distance", "ga
 FEW_TOKENS = 20
 # How far the prediction of what rounding causes may be off, as a factor.
 ROUNDING_FACTOR = 1.5
-SHALLOW = {name: {"num_hidden_layers": 2} | options for name, options in SYMMETRIES.items()}
-some = pytest.mark.parametrize("options", [SHALLOW[name] for name in SOME], ids=SOME)
-every = pytest.mark.parametrize("options", SHALLOW.values(), ids=SHALLOW.keys())
+some, every = shallow(*SOME), shallow(*SHALLOW)
 
 
 def disguised(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -231,16 +232,16 @@ def test_a_picture_of_every_verdict(tmp_path):
     for verdict, other in pairs.items():
         found = compare(model, other)
         assert found.verdict == verdict
-        plot_comparison(found, tmp_path / f"{verdict}.png", title="a and b")
+        save(plot_comparison(found, title="a and b"), tmp_path / f"{verdict}.png")
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")
-    plot_comparison(found, tmp_path / "no-suffix", picture_format="svg")
+    save(plot_comparison(found), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
 
 
 def test_words_for_what_a_transformation_does():
     config = tiny_config()
     generator = torch.Generator().manual_seed(2)
-    still = dict.fromkeys(frames(config), "as it was")
+    still = dict.fromkeys(table_of(config).kinds, "as it was")
     assert describe(GaugeTransformation.identity(config)) == still
     turned = GaugeTransformation.random(config, generator, ["stream"])
     assert describe(turned) == still | {"stream": "1 of 1 moved"}

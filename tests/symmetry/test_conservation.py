@@ -7,12 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rigpt_hf.symmetry import charges, gradient_pairing
-from rigpt_hf.symmetry.contraction import contract, weights_of
-from rigpt_hf.symmetry.drift import charge_drift, plot_drift
-from rigpt_hf.symmetry.frames import frame_keys, kind_of
-from rigpt_hf.symmetry.permutations import Translations
-from tests.models import SYMMETRIES, tiny_model, tokens
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_drift
+from rigpt_hf.symmetry import FrameKey, charges, gradient_pairing, table_of
+from rigpt_hf.symmetry.contraction import views, weights_of
+from rigpt_hf.symmetry.drift import charge_drift
+from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import BROAD
 from tests.tolerances import ORDER, PAIRING
 
 
@@ -62,13 +63,13 @@ def size(tensors) -> float:
     return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_gradient_pairs_to_zero_with_every_generator(name):
-    model = whole_model(name)
+@over(BROAD, SYMMETRIES)
+def test_the_gradient_pairs_to_zero_with_every_generator(option):
+    model = whole_model(option)
     pairings = gradient_pairing(model, loss_of(model))
-    keys = frame_keys(model.config)
-    assert set(pairings) == {key for key, frame in keys.items() if frame.group.dimension}
-    assert {kind_of(key) for key in pairings} >= {"stream", "head_vo"}
+    table = table_of(model.config)
+    assert set(pairings) == {str(key) for key, frame in table.frames.items() if frame.group.dimension}
+    assert {FrameKey.parse(key).kind for key in pairings} >= {"stream", "head_vo"}
     for key, pairing in pairings.items():
         assert pairing.relative <= PAIRING, key
     stream = pairings["stream"].value[0]
@@ -76,9 +77,9 @@ def test_the_gradient_pairs_to_zero_with_every_generator(name):
     # The terms that cancel are not small one by one.
     gradient, weights = gradient_of(model), weights_of(model)
     assert size(gradient.values()) > 0.01
-    for key, roles in contract(model.config, gradient, weights, lambda key: key in pairings).items():
-        terms = [size([value]) for role, value in roles.items() if role not in ("metric", "planes")]
-        assert len(terms) >= 2 and min(terms) > 1e-6, key
+    for view in views(table, gradient, weights, [key for key in table.frames if str(key) in pairings]):
+        terms = [size([value]) for role, value in view.grams.items() if role not in ("metric", "planes")]
+        assert len(terms) >= 2 and min(terms) > 1e-6, view.key
 
 
 def test_any_loss_of_the_logits_will_do():
@@ -90,7 +91,7 @@ def test_any_loss_of_the_logits_will_do():
 
 def test_a_loss_that_sees_hidden_coordinates_does_not_pair_with_the_stream():
     model = tiny_model(**SYMMETRIES["learned-projected"])
-    pairings = gradient_pairing(model, model.model(batch()).last_hidden_state[..., 0].mean())
+    pairings = gradient_pairing(model, model(batch(), output_hidden_states=True).hidden_states[-1][..., 0].mean())
     assert pairings.pop("stream").relative > 1e-3
     assert max(pairing.relative for pairing in pairings.values()) <= PAIRING, "the other frames see nothing of it"
 
@@ -124,7 +125,7 @@ def test_a_loss_without_gradients_is_named():
 
 @pytest.mark.parametrize("name", CHARGED)
 def test_the_frames_that_have_charges(name):
-    assert {kind_of(key) for key in charges(charged_model(name))} == CHARGED[name]
+    assert {FrameKey.parse(key).kind for key in charges(charged_model(name))} == CHARGED[name]
 
 
 def test_the_charges_of_a_general_model_by_hand():
@@ -145,7 +146,9 @@ def test_the_charges_of_a_general_model_by_hand():
         assert (values["layers.0.head_vo"][head] - expected).abs().max() <= PAIRING * expected.abs().max()
         assert torch.equal(values["layers.0.key_shift"][head], k[keys, -1])
     embed, into = weights["model.embed_tokens.weight"], weights["model.project_in.weight"]
-    out, bias, head = (weights[name] for name in ("project_out.weight", "project_out.bias", "lm_head.weight"))
+    out, bias, head = (
+        weights[name] for name in ("model.project_out.weight", "model.project_out.bias", "lm_head.weight")
+    )
     expected = embed.T @ embed - into.T @ into
     assert (values["lexical"][0] - expected).abs().max() <= PAIRING * expected.abs().max()
     expected = out @ out.T + torch.outer(bias, bias) - head.T @ head
@@ -180,14 +183,14 @@ def test_one_step_changes_charges_by_their_form_on_the_gradient(name, decay):
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             parameter.mul_(1 - rate * decay).sub_(gradient[parameter_name], alpha=rate)
-    after, keys = charges(model), frame_keys(model.config)
-    forms = contract(model.config, gradient, gradient)
+    after, table = charges(model), table_of(model.config)
+    views_of = {str(view.key): view for view in views(table, gradient, gradient)}
     moved = 0
     for key in before:
-        if isinstance(keys[key].group, Translations):
+        if FrameKey.parse(key) in table.shifts:
             expected = (1 - rate * decay) * before[key]
         else:
-            form = keys[key].group.generator(forms[key])
+            form = views_of[key].group.generator(views_of[key].grams)
             expected = (1 - rate * decay) ** 2 * before[key] + rate**2 * form
             moved += form.abs().max() > 1e-6
         assert (after[key] - expected).abs().max() <= PAIRING * expected.abs().max(), key
@@ -295,9 +298,9 @@ def test_drift_of_a_model_in_single_precision():
 def test_the_picture_of_the_drift(decay, tmp_path):
     model = charged_model("learned")
     report = charge_drift(model, batch(), learning_rates=(0.2, 0.1), time=0.4, weight_decay=decay, progress=False)
-    picture = plot_drift(report, tmp_path / "drift.png").read_bytes()
+    picture = save(plot_drift(report), tmp_path / "drift.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
-    drawn = plot_drift(report, tmp_path / "drift.svg").read_text()
+    drawn = save(plot_drift(report), tmp_path / "drift.svg").read_text()
     assert drawn.startswith("<?xml")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["drift.png", "drift.svg"]
 

@@ -5,7 +5,8 @@ import torch
 
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.symmetry import jacobian_spectrum, redundant_dimensions
-from tests.models import SYMMETRIES, learned, tiny_model
+from tests.models import SYMMETRIES, learned, over, tiny_model
+from tests.symmetry.options import BROAD
 from tests.tolerances import JACOBIAN_GAP
 
 
@@ -80,9 +81,9 @@ def check_count(model, input_ids: torch.Tensor) -> None:
     assert spectrum.deficiency == counted["total"] - counted.get("local", 0)
 
 
-@pytest.mark.parametrize("name", SYMMETRIES)
-def test_the_count_is_the_rank_deficiency(name):
-    check_count(small_model(name), inputs())
+@over(BROAD, SYMMETRIES)
+def test_the_count_is_the_rank_deficiency(option):
+    check_count(small_model(option), inputs())
 
 
 @pytest.mark.parametrize("name", ["learned-untied-projected", "squared-distance", "gated-relu2"])

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf.conversion import convert_model, export_model
-from rigpt_hf.flow.figures_local_frames import connection_errors, velocity
 from rigpt_hf.flow.gauge_fixing import follow_decay
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.pictures.local_frames import connection_errors, velocity
 from rigpt_hf.symmetry import (
     GaugeTransformation,
     align,

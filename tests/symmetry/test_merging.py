@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge, plot_paths
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_paths
+from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.merging import average
-from tests.models import OPTIONS, SYMMETRIES, randomise_, tiny_model, tokens
+from tests.models import SYMMETRIES, randomise_, tiny_model, tokens
+from tests.symmetry.options import SHALLOW, shallow
 from tests.tolerances import SYMMETRY
 
 
-SHALLOW = {name: {"num_hidden_layers": 2} | options for name, options in SYMMETRIES.items()}
-every = pytest.mark.parametrize("options", SHALLOW.values(), ids=SHALLOW.keys())
+every = shallow(*SHALLOW)
 methods = pytest.mark.parametrize("method", ["linear", "spherical"])
 
 
@@ -84,9 +86,9 @@ def test_unrelated_models_in_any_frames(name, method):
     assert weights_differ(merge(models, (0.5, 0.3, 0.2), method=method), merged) > 1e-3, "the weights do nothing"
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@every
 def test_a_model_merged_with_its_disguise_is_itself(options):
-    model = tiny_model(num_hidden_layers=2, **options)
+    model = tiny_model(**options)
     pair = [model, disguised(model, 2)]
     assert weights_differ(merge(pair), model) <= SYMMETRY[torch.float64]
     assert functions_differ(merge(pair, aligned=False), model) > 0.1
@@ -240,9 +242,9 @@ def test_the_barrier_is_the_largest_excess_over_the_straight_line():
 
 def test_pictures_of_paths(tmp_path):
     path = LossPath([0.0, 0.5, 1.0], [2.0, 5.0, 2.1], [2.0, 2.9, 2.1])
-    plot_paths([path, path], tmp_path / "paths.png")
+    save(plot_paths([path, path]), tmp_path / "paths.png")
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
-    plot_paths([path], tmp_path / "no-suffix", title="One way", picture_format="svg")
+    save(plot_paths([path], title="One way"), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
 
 

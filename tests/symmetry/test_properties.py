@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.symmetry import GaugeTransformation, MatrixGroup, frames, gauge_error, haar
-from rigpt_hf.symmetry.frames import kind_of
+from rigpt_hf.symmetry import GaugeTransformation, MatrixGroup, gauge_error, haar, table_of
 from tests.models import tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
 
@@ -88,7 +87,7 @@ def architectures(draw) -> dict:
 @st.composite
 def cases(draw, dtypes: tuple[torch.dtype, ...] = tuple(SYMMETRY), special: bool | None = None) -> Case:
     options = draw(architectures())
-    known = sorted(frames(tiny_config(**options)))
+    known = sorted(table_of(tiny_config(**options)).kinds)
     return Case(
         options=options,
         dtype=draw(st.sampled_from(dtypes)),
@@ -110,9 +109,7 @@ def apart(a: torch.nn.Module, b: torch.nn.Module) -> float:
 
 def does_nothing(g: GaugeTransformation) -> bool:
     """Whether a draw is the identity, as permutations of one thing are and, with `special`, all permutations."""
-    return all(
-        torch.equal(element, g.frames[key].group.identity(g.frames[key].copies)) for key, element in g.elements.items()
-    )
+    return all(torch.equal(element, frame.group.identity(frame.copies)) for _, frame, element in g.items())
 
 
 def moved(case: Case, g: GaugeTransformation) -> bool:
@@ -223,11 +220,11 @@ def test_what_is_outside_of_the_group_is_detected(case):
     model, g, inputs = case.model(), case.transformation(), case.inputs()
     assert gauge_error(model, g, inputs) <= case.tolerance
     checked = []
-    for key, frame in g.frames.items():
+    for key, frame in g.table.frames.items():
         group = frame.group
         if not isinstance(group, MatrixGroup) or (group.stretch == "free" and not group.planes):
             continue
         wrong = GaugeTransformation(model.config, {key: outside(group, frame.copies, case.seed)})
         assert gauge_error(model, g @ wrong, inputs) > 1e-4, key
-        checked.append(kind_of(key))
+        checked.append(key.kind)
     assert "stream" in checked

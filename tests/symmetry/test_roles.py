@@ -158,7 +158,7 @@ def test_generators_are_the_derivative_of_the_action(group):
     for index, (role, moved) in enumerate(carried(group).items()):
         covariant = gaussian(*moved.shape, seed=30 + index)
         total = total + (covariant * group.act(group.exp(algebra), role, moved)).sum()
-        contractions[role] = group.contract(role, covariant, moved, copies)
+        contractions[role] = group.gram(role, covariant, moved, copies)
     (gradient,) = torch.autograd.grad(total, algebra)
     expected = group.project(gradient) if isinstance(group, MatrixGroup) else gradient
     assert difference(group.generator(contractions), expected) <= TIGHT

@@ -13,9 +13,9 @@ def turn_the_stream_(model: nn.Module, rotation: torch.Tensor) -> None:
             reader.weight.copy_(reader.weight @ rotation.T)
         for writer in (attention.o_proj, mlp.down_proj):
             writer.weight.copy_(rotation @ writer.weight)
-    if model.project_out is not None:
+    if model.model.project_out is not None:
         model.model.project_in.weight.copy_(rotation @ model.model.project_in.weight)
-        model.project_out.weight.copy_(model.project_out.weight @ rotation.T)
+        model.model.project_out.weight.copy_(model.model.project_out.weight @ rotation.T)
         return
     for table in (model.model.embed_tokens, model.lm_head):
         table.weight.copy_(table.weight @ rotation.T)

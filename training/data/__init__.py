@@ -4,16 +4,12 @@ from .batches import Windows, packed, validation_batches
 from .manifest import Manifest
 from .order import window_index
 from .shards import TokenShards, from_tokens, prepare, split_of
-from .sources import documents
-from .tokenizer import fingerprint
 
 
 __all__ = [
     "Manifest",
     "TokenShards",
     "Windows",
-    "documents",
-    "fingerprint",
     "from_tokens",
     "packed",
     "prepare",

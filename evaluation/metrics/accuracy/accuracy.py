@@ -5,7 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from rigpt_hf.evaluation.measures.accuracy import Cloze, MultipleChoice, cloze_accuracy, multiple_choice_accuracy
+from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
+from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
 
 
 DESCRIPTION = """

@@ -1,6 +1,6 @@
 """Loss and perplexity under simulated rounding to few bits."""
 
-from rigpt_hf.evaluation.measures.quantization import quantization_robustness
+from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness
 from rigpt_hf.evaluation.metrics import base
 
 
@@ -13,7 +13,7 @@ along its principal axes (SliceGPT, Ashkboos et al., arXiv 2401.15024).
 INPUTS = """
 schemes: such as ["W4A16"]; 16 bits are left as they are.
 frames: among "identity", "haar", "hadamard", "pca"; stock models are converted first for all but the first.
-group_size, leave: neighbours that share a scale, and modules left alone.
+group_size, modules_to_not_convert: neighbours that share a scale, and modules left alone.
 bos, detokenizer: as for perplexity, so that both score the same tokens.
 context, batch_size, seed.
 Returns loss, perplexity, rounded (per frame and scheme: loss, perplexity, increase, samples) and protocol.

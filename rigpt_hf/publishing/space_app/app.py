@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from rigpt_hf.publishing.rotation_pictures import draw_layer, draw_layers, draw_probabilities, likeliest
+from rigpt_hf.pictures.rotation import draw_layer, draw_layers, draw_probabilities, likeliest
 from rigpt_hf.publishing.rotation_view import MAX_SEED, Pair, RotationView, View, load_subjects
 
 
@@ -35,8 +35,8 @@ CSS = """
 .readout { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .readout > div { border: 1px solid var(--border-color-primary); border-left: 6px solid; border-radius: 8px;
   padding: 10px 16px; }
-.readout .rigpt { border-left-color: #1b6ca8; }
-.readout .stock { border-left-color: #c8553d; }
+.readout .rigpt { border-left-color: #0072B2; }
+.readout .stock { border-left-color: #D55E00; }
 .readout strong { font-size: 1.7em; font-variant-numeric: tabular-nums; }
 .readout small { font-size: 0.95em; opacity: 0.8; }
 @media (max-width: 640px) { .readout { grid-template-columns: 1fr; } }

@@ -1,0 +1,316 @@
+"""Compare recipes on one row of tokens: the same data, the same budget, learning rates swept, several seeds.
+
+    python -m evaluation.experiments.compare TRAIN.bin VALIDATION.bin --output runs/compare
+
+TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN are drawn uniformly by NumPy's
+`default_rng(0)`, the same for every run, and the validation loss is the mean over 12 batches whose windows
+`default_rng(1)` draws. Runs that are done are not done again, so that the command can be stopped and repeated.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.training.data import from_tokens
+from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
+from rigpt_hf.training.loop import PretrainingRun
+from rigpt_hf.training.options import PretrainOptions
+from rigpt_hf.training.records import Records
+
+from .candidates import CANDIDATES
+
+
+VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
+TOKEN_BYTES = 2
+# Windows that go through a model at once: small enough for the caches of a CPU.
+MICRO_BATCH = 4
+# Decimals of the logs in the summary.
+DIGITS = 4
+
+
+class DrawnWindows:
+    """
+    Windows that begin anywhere in a row of tokens, drawn once for all runs.
+
+    Args:
+        tokens (`np.ndarray`): The row.
+        context, batch_size, steps (`int`): Tokens in a window, windows in a batch, batches in all.
+        seed (`int`): Of the draw.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch_size: int, steps: int, seed: int):
+        draw = np.random.default_rng(seed)
+        self.starts = [draw.integers(0, len(tokens) - context - 1, batch_size) for _ in range(steps)]
+        self.tokens, self.context = tokens, context
+
+    def batch(
+        self, step: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 0, offset: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """The share of one process in a step; as [`Windows.batch`], but the seed of the run plays no part."""
+        own = np.array_split(self.starts[step], world)[rank]
+        # One token more than the context, as every one of them is predicted.
+        rows = np.stack([self.tokens[start : start + self.context + 1] for start in own])
+        input_ids = torch.from_numpy(rows.astype(np.int64))
+        return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def run_one(
+    name: str,
+    rate: float,
+    seed: int,
+    files: tuple[Path, Path],
+    output: Path,
+    steps: int,
+    precision: Literal["no", "bf16"] = "no",
+) -> dict[str, Any]:
+    """One training run, or what an earlier call wrote of it."""
+    folder = output / name / f"lr-{rate:g}-seed-{seed}"
+    result_file = folder / "result.json"
+    if result_file.exists():
+        return json.loads(result_file.read_text(encoding="utf-8"))
+    data = output / "data"
+    if not (data / "manifest.json").exists():
+        splits = dict(zip(("train", "validation"), files, strict=True))
+        from_tokens(splits, data, vocab_size=VOCABULARY, end_of_text=None, progress=False)
+    candidate = CANDIDATES[name]
+    options = PretrainOptions(
+        **asdict(candidate.model),
+        **asdict(replace(candidate.optimizer, learning_rate=rate, warmup_steps=min(40, steps // 4))),
+        data_dir=str(data),
+        data=None,
+        context_length=CONTEXT,
+        cross_document=True,
+        output_dir=str(folder),
+        max_steps=steps,
+        global_batch_size=BATCH,
+        per_device_train_batch_size=math.gcd(MICRO_BATCH, BATCH),
+        seed=seed,
+        mixed_precision=precision,
+        eval_steps=25,
+        eval_batches=1,
+        save_steps=steps,
+        save_total_limit=1,
+        save_best_limit=0,
+        report_to=[],
+    )
+    run = PretrainingRun(options)
+    train, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)
+    run.windows = DrawnWindows(train, CONTEXT, BATCH, steps, seed=0)
+    drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
+    run.validation = [drawn.batch(index, BATCH) for index in range(VALIDATION_BATCHES)]
+    report = run.train()
+    with run.average.applied():
+        frames = kurtosis_in_random_frames(run.plain, run.validation[0])
+    entries = Records(folder / "metrics.jsonl").read()
+    result = {
+        "candidate": name,
+        "lr": rate,
+        "seed": seed,
+        "steps": steps,
+        "tokens_per_step": CONTEXT * BATCH,
+        "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
+        "precision": precision,
+        "validation": report.validation,
+        "final_loss": report.validation[-1][1],
+        "kurtosis": entries[-1]["kurtosis"],
+        "kurtosis_in_random_frames": frames,
+        "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),
+        "threads": torch.get_num_threads(),
+        "logs": {key: [round(entry[key], DIGITS) for entry in entries] for key in ("loss", "gradient_norm")},
+    }
+    result_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def done(folder: Path) -> list[dict[str, Any]]:
+    """All runs that there are of a candidate, seed by seed."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    return sorted(runs, key=lambda run: (run["lr"], run["seed"]))
+
+
+def at_the_best_rate(runs: list[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The final loss of every rate with seed 0, and all runs of the best of them."""
+    first = {f"{run['lr']:g}": run["final_loss"] for run in runs if run["seed"] == 0}
+    best = min(first, key=lambda rate: first[rate], default=None)
+    return first, [run for run in runs if f"{run['lr']:g}" == best]
+
+
+def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
+    """Tokens after which the validation loss was first at most `loss`, linear between measurements; NaN if never."""
+    before: tuple[int, float] | None = None
+    for step, value in result["validation"]:
+        if value <= loss:
+            if before is not None:
+                share = (before[1] - loss) / (before[1] - value)
+                step = before[0] + share * (step - before[0])
+            return step * result["tokens_per_step"]
+        before = (step, value)
+    return math.nan
+
+
+def main(
+    train: Annotated[Path, typer.Argument(help="Tokens to train on.", exists=True)],
+    validation: Annotated[Path, typer.Argument(help="Tokens to validate on.", exists=True)],
+    output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/compare"),
+    only: Annotated[
+        str | None, typer.Option(help=f"Some of: {', '.join(CANDIDATES)}; separated by commas.", show_default="all")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to sweep, separated by commas.", show_default="each its own")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
+    precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "no",
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing: report the runs that are done.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Candidate that final losses are held against.", show_default="none")
+    ] = None,
+    summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
+    figure: Annotated[Path | None, typer.Option(help="File for the curves, PNG.", show_default="in `output`")] = None,
+):
+    """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
+    names = only.split(",") if only else list(CANDIDATES)
+    for name in names:
+        if name not in CANDIDATES:
+            raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
+    if precision not in ("no", "bf16"):
+        raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
+    given = swept_rates(rates)
+    if not finished:
+        check_tokens(train, "train", CONTEXT + 2)
+        check_tokens(validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
+    settings: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
+    results: dict[str, list[dict[str, Any]]] = {}
+    others: dict[str, list[dict[str, Any]]] = {}
+    sweeps: dict[str, dict[str, float]] = {}
+    for name in names:
+        if finished:
+            runs = done(output / name)
+            sweeps[name], results[name] = at_the_best_rate(runs)
+            others[name] = [run for run in runs if run not in results[name]]
+            continue
+        sweep = given or list(CANDIDATES[name].rates)
+        first = [run_one(name, rate, 0, **settings) for rate in sweep]
+        best = min(first, key=lambda result: result["final_loss"])
+        sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
+        more = [run_one(name, best["lr"], seed, **settings) for seed in range(1, seeds)]
+        results[name] = [best, *more]
+        others[name] = [run for run in first if run is not best]
+    results = {name: runs for name, runs in results.items() if runs}
+    if not results:
+        raise typer.BadParameter(f"`finished` needs runs that are done in {str(output)!r}, got none. Leave it out.")
+    if reference is not None and reference not in results:
+        raise typer.BadParameter(f"`reference` must be a candidate with runs, got {reference!r}.")
+    show(results, reference)
+    plot(results, figure or output / "losses.png")
+    if summary is not None:
+        how = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        write_text(summary, json.dumps(how | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n")
+
+
+def swept_rates(text: str | None) -> list[float]:
+    """Learning rates from the command line; none if none are given."""
+    try:
+        rates = [float(rate) for rate in text.split(",")] if text else []
+    except ValueError:
+        rates = [math.nan]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise typer.BadParameter(f"`rates` must be positive numbers, separated by commas, got {text!r}. Correct them.")
+    return rates
+
+
+def check_tokens(path: Path, name: str, least: int) -> None:
+    """Raise if a file of tokens cannot be one, or has fewer than `least`."""
+    size = path.stat().st_size
+    if size % TOKEN_BYTES or size < TOKEN_BYTES * least:
+        raise typer.BadParameter(
+            f"`{name}` must be a file of at least {least} tokens of {TOKEN_BYTES} bytes, got {str(path)!r} of {size} "
+            "bytes. Name a longer one."
+        )
+    largest = int(np.memmap(path, dtype="<u2", mode="r").max())
+    if largest >= VOCABULARY:
+        raise typer.BadParameter(
+            f"`{name}` must have tokens below {VOCABULARY}, got {largest} in {str(path)!r}. Name a file of that "
+            "vocabulary."
+        )
+
+
+def show(results: dict[str, list[dict[str, Any]]], reference: str | None = None) -> None:
+    """A table of means with intervals; tokens are relative to the whole of a stock GPT-2's."""
+    baseline = results.get("stock-gpt2")
+    goal = statistics.mean(run["final_loss"] for run in baseline) if baseline else math.nan
+    columns = ["candidate", "parameters", "rate", "final loss", "tokens to GPT-2's loss", "largest |kurtosis|", "time"]
+    table = Table(*columns, *([f"less {reference}"] if reference else []))
+    for name, runs in results.items():
+        shares = [tokens_to_reach(run, goal) / (run["steps"] * run["tokens_per_step"]) for run in runs]
+        table.add_row(
+            name,
+            f"{runs[0]['parameters'] / 1e6:.2f}M",
+            f"{runs[0]['lr']:g}",
+            spread([run["final_loss"] for run in runs], "{:.3f}"),
+            spread(shares, "{:.1%}"),
+            spread([max(map(abs, run["kurtosis"])) for run in runs], "{:.2f}"),
+            spread([run["seconds"] for run in runs], "{:.0f} s"),
+            *([spread(differences(runs, results[reference]), "{:+.3f}")] if reference else []),
+        )
+    Console().print(table)
+
+
+def differences(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+    """Final losses less those of other runs with the same seeds; NaN if there is no seed that both have."""
+    final = {run["seed"]: run["final_loss"] for run in others}
+    return [run["final_loss"] - final[run["seed"]] for run in runs if run["seed"] in final] or [math.nan]
+
+
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Validation losses by tokens: the mean of a candidate's seeds, and a band from the lowest to the highest."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 5), layout="constrained")
+    panel = drawing.subplots()
+    for name, runs in results.items():
+        curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
+        millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
+        (line,) = panel.plot(millions, curves.mean(0), label=f"{name}, {runs[0]['parameters'] / 1e6:.1f}M")
+        panel.fill_between(millions, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2)
+    if "stock-gpt2" in results:
+        goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
+        panel.axhline(goal, color="0.6", linestyle=":")
+    panel.set(xlabel="million tokens", ylabel="validation loss, nats per token")
+    panel.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path, dpi=150)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and 95 % confidence interval (Student's t), as text; the value alone if there is one."""
+    if any(math.isnan(value) for value in values):
+        return "–"
+    if len(values) == 1:
+        return form.format(values[0])
+    return " ± ".join(form.format(each) for each in interval(values))
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of two values or more and half the width of its 95 % confidence interval (Student's t)."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
+
+
+if __name__ == "__main__":
+    typer.run(main)

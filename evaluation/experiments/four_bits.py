@@ -1,0 +1,180 @@
+"""
+Why do weights of high stable rank suffer more from four bits? `python -m evaluation.experiments.four_bits MODEL...`
+
+Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row, and the
+loss on held-out tokens is measured again; once more with what a column loses made good by the others (GPTQ). Beside it
+stand the stable rank of the matrices, `|W|²_F / |W|²_2`, and how far rounding to nearest moves what they put out,
+relative to its size, on inputs from other tokens.
+
+Rounding to `b` bits adds to every row noise of a fixed share `ε` of its length, spread evenly over all directions. A
+matrix that answers its inputs with its strongest directions puts out much more than `|W|_F |x| / √n`, and the noise is
+small beside it; one whose singular values are alike puts out just that, and gets all of `ε`:
+
+    relative error of the output = ε · (|W|_F |x| / √n) / |W x|
+
+So what counts is not stable rank alone but the gain of the inputs, `|W x| √n / (|W|_F |x|)`, which is listed too. How
+much a model minds is another matter: the last column is the loss when the same noise is scaled until every output is
+wrong by 5 %.
+"""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
+
+from . import modern  # noqa: F401  so that the Auto classes know the baseline
+from .command import command
+from .common import write_json
+
+
+# Of every output, where models are compared at equal noise.
+EQUAL_ERROR = 0.05
+# Scales per row (0), and per so many neighbours in a row.
+GROUPS = (0, 64, 32)
+# Windows on which inputs are looked at, behind those on which the loss is measured.
+CALIBRATION = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """The experiment; the fields are the options of the command."""
+
+    models: Annotated[list[Path], typer.Argument(help="Folders of models.", exists=True)]
+    tokens: Annotated[Path, typer.Option(help="Held-out tokens, little-endian uint16.", exists=True)]
+    windows: Annotated[int, typer.Option(help="Windows of held-out tokens.")] = 64
+    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 256
+    modules_to_not_convert: Annotated[
+        str, typer.Option(help="Modules to leave alone, by the ends of their names, with commas.")
+    ] = ""
+    output: Annotated[Path | None, typer.Option(help="File for the results, JSON.", show_default="none")] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
+
+    def __post_init__(self):
+        for name in ("windows", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.output is not None and self.output.exists() and not self.force:
+            raise ValueError(f"`output` must not exist, got {str(self.output)!r}. Pass --force to replace it.")
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
+    """Nats per token on windows `[N, context + 1]`."""
+    losses = [float(model(input_ids=part, labels=part, use_cache=False).loss) for part in windows.split(16)]
+    return statistics.mean(losses)
+
+
+@torch.no_grad()
+def measure(
+    folder: Path, windows: torch.Tensor, calibration: torch.Tensor, leave: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What rounding does to one model; inputs of its matrices are looked at on windows of their own."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    matrices = matrices_of(model, leave)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
+    moments: dict[str, torch.Tensor] = {}
+
+    def look(name: str):
+        def hook(module: nn.Module, arguments: tuple, output: torch.Tensor) -> None:
+            weight = rows_of(module)
+            inputs = arguments[0].flatten(0, -2)[:, : weight.shape[1]]  # a gate may read the first coordinates only
+            moments[name] = inputs.double().T @ inputs.double()
+            answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
+            noise = inputs @ (rounded(weight) - weight).T
+            found[name].append(
+                {
+                    "gain": float(answer.norm()) / size,
+                    "output_error": float(noise.norm() / answer.norm()),
+                    "weight_error": float((rounded(weight) - weight).norm() / weight.norm()),
+                    "stable_rank": float(weight.square().sum() / torch.linalg.matrix_norm(weight, 2) ** 2),
+                }
+            )
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in matrices.items()]
+    model(input_ids=calibration, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    per_matrix = {name: entries[0] for name, entries in found.items() if entries}
+    result: dict[str, Any] = {"model": folder.name, "loss": mean_loss(model, windows), "per_matrix": per_matrix}
+    for key in ("stable_rank", "gain", "weight_error", "output_error"):
+        result[key] = statistics.median(entry[key] for entry in per_matrix.values())
+    kept = {name: rows_of(module).clone() for name, module in matrices.items()}
+    for group in GROUPS:
+        usable = {name: weight for name, weight in kept.items() if not group or weight.shape[1] % group == 0}
+        for name, weight in usable.items():
+            rows_of(matrices[name]).copy_(rounded(weight, group=group))
+        label = f"group {group}" if group else "row"
+        result[f"loss, scale per {label}"] = mean_loss(model, windows)
+        for name, weight in kept.items():
+            rows_of(matrices[name]).copy_(weight)
+    for group in (0, GROUPS[-1]):
+        for name in per_matrix:
+            weight = kept[name]
+            usable_group = group if group and weight.shape[1] % group == 0 else 0
+            rows_of(matrices[name]).copy_(compensated(weight, moments[name], group=usable_group))
+        result[f"loss, compensated, scale per {f'group {group}' if group else 'row'}"] = mean_loss(model, windows)
+        for name, weight in kept.items():
+            rows_of(matrices[name]).copy_(weight)
+    for name, entry in per_matrix.items():
+        share = EQUAL_ERROR / max(entry["output_error"], 1e-12)
+        rows_of(matrices[name]).lerp_(rounded(kept[name]), share)
+    result["loss at equal error"] = mean_loss(model, windows)
+    return result
+
+
+def run(options: Options, console: Console | None = None) -> list[dict[str, Any]]:
+    """Measure all models, show a table, and write the results if there is a file for them."""
+    console = console or Console()
+    tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
+    count = options.windows + CALIBRATION
+    if len(tokens) < count * (options.context + 1):
+        raise ValueError(
+            f"`windows` must fit into the {len(tokens)} tokens of {str(options.tokens)!r} with {CALIBRATION} more to "
+            f"look at, got {options.windows}."
+        )
+    rows = np.array(tokens[: count * (options.context + 1)]).reshape(count, -1)
+    windows, calibration = torch.from_numpy(rows.astype(np.int64)).split([options.windows, CALIBRATION])
+    leave = tuple(filter(None, options.modules_to_not_convert.split(",")))
+    results = [
+        measure(folder, windows, calibration, leave) | {"folder": str(folder), "left alone": list(leave)}
+        for folder in track(options.models, console=console)
+    ]
+    losses = [f"loss, scale per {f'group {group}' if group else 'row'}" for group in GROUPS]
+    losses += [f"loss, compensated, scale per {f'group {group}' if group else 'row'}" for group in (0, GROUPS[-1])]
+    columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
+    table = Table("model", "loss", *columns)
+    for result in results:
+        more = tuple(f"{result[key] - result['loss']:+.4f}" for key in losses)
+        numbers = f"{result['stable_rank']:.1f}", f"{result['gain']:.2f}", f"{result['output_error']:.1%}"
+        more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
+        table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
+    console.print(table)
+    if options.output is not None:
+        write_json(options.output, results)
+    return results
+
+
+@command(Options, run)
+def main() -> None:
+    """
+    Round the weights of models to four bits and say what that costs, and why.
+
+        python -m evaluation.experiments.four_bits runs/a/model runs/b/model --tokens val.bin
+    """
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,363 @@
+"""
+What alignment does to the way between two trained models: `python -m evaluation.experiments.merging --help`.
+
+Pairs of small RiGPTs learn one text from other initial weights and in another order. The loss on held-out text is
+measured along the straight path between them, and of their average, as they are and after alignment; and, to see what
+rotations are good for, after the best permutations alone.
+
+The barrier is the largest loss on the path above the straight line between the losses of its ends, in nats per token
+(Frankle et al., arXiv 1912.05671, with an added slope); matching by permutations is Git Re-Basin (arXiv 2209.04836).
+"""
+
+import math
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+from torch import nn
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
+from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.groups import assignment
+from rigpt_hf.pictures import save
+from rigpt_hf.pictures.symmetry import plot_paths
+from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
+from rigpt_hf.symmetry.alignment import Search
+from rigpt_hf.symmetry.contraction import weights_of
+from rigpt_hf.symmetry.merging import METHODS, average, with_weights
+from rigpt_hf.text.corpus import gather_documentation, read_text
+from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
+
+from .command import command
+from .common import training_step, write_json
+
+
+MEGABYTE = 10**6
+SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
+HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
+MADE_HERE = {"results.json", "paths.png"}
+HOWS = UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The experiment; the fields are the options of the command."""
+
+    pairs: Annotated[int, typer.Option(help="How many pairs; no model is in two of them.")] = 3
+    seed: Annotated[int, typer.Option(help="Of the first model's initial weights and order; the others follow.")] = 0
+    hidden_size: Annotated[int, typer.Option(help="Stream size.")] = 64
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 2
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2
+    activation: Annotated[str, typer.Option(help="As in RiGPTConfig: gelu, relu, relu2 or silu.")] = "gelu"
+    vocabulary: Annotated[int, typer.Option(help="Tokens of the tokenizer that is trained on the text.")] = 512
+    context: Annotated[int, typer.Option(help="Tokens per window.")] = 64
+    batch: Annotated[int, typer.Option(help="Windows per step.")] = 32
+    steps: Annotated[int, typer.Option(help="Steps of AdamW per model, one cycle of the learning rate.")] = 600
+    learning_rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 4e-3
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay of all parameters.")] = 0.1
+    points: Annotated[int, typer.Option(help="Points on each path, both ends included.")] = 11
+    megabytes: Annotated[float, typer.Option(help="How much documentation to gather at most.")] = 8.0
+    text: Annotated[Path | None, typer.Option(help="Text to learn instead of documentation.", show_default="none")] = (
+        None
+    )
+    output: Annotated[Path, typer.Option(help="Folder to make, with results.json and paths.png.")] = Path(
+        "runs/merging"
+    )
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in OUTPUT.", show_default="no")] = (
+        False
+    )
+
+    def __post_init__(self):
+        least = {"pairs": 1, "steps": 2, "points": 2, "batch": 1, "context": 2}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"`{name}` must be at least {bound}, got {getattr(self, name)}.")
+        for name in ("learning_rate", "megabytes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.vocabulary <= 256:
+            raise ValueError(f"`vocabulary` must be more than the 256 bytes, got {self.vocabulary}.")
+        self.config(self.vocabulary)  # has checks of its own
+
+    def config(self, tokens: int) -> RiGPTConfig:
+        """Of all models alike."""
+        return RiGPTConfig(
+            vocab_size=tokens,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            hidden_act=self.activation,
+            max_position_embeddings=self.context,
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    What was measured on one pair, losses in nats per token.
+
+    Args:
+        seeds (`tuple[int, int]`): of A and B.
+        losses (`tuple[float, float]`): of A and B.
+        distance (`float`): between their orbits, see `gauge_distance`.
+        path (`LossPath`): from B to A.
+        merged (`dict[str, dict[str, float]]`): losses half way, by method and by what was done before.
+    """
+
+    seeds: tuple[int, int]
+    losses: tuple[float, float]
+    distance: float
+    path: LossPath
+    merged: dict[str, dict[str, float]]
+
+    @property
+    def kept(self) -> float:
+        """The part of the barrier that alignment leaves; not a number where there was none."""
+        before = self.path.barrier_before
+        return self.path.barrier_after / before if before > 0 else math.nan
+
+    def excess(self, method: str, how: str) -> float:
+        """The loss of a merged model above the mean of the two."""
+        return self.merged[method][how] - sum(self.losses) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return asdict(self) | {"path": self.path.to_dict(), "barrier_kept": self.kept}
+
+
+def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: int, progress: Callable[[float], None]):
+    """
+    A RiGPT trained on `windows` `[N, context]`, in evaluation mode.
+
+    `seed` decides the initial weights and the order of the windows; `progress` is called with every step's loss.
+    """
+    torch.manual_seed(seed)
+    model = RiGPTForCausalLM(config).to(windows.device).train()
+    generator = torch.Generator().manual_seed(seed)
+    epochs = math.ceil(options.steps * options.batch / len(windows))
+    order = torch.cat([torch.randperm(len(windows), generator=generator) for _ in range(epochs)])
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=options.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.steps, pct_start=0.1, cycle_momentum=False
+    )
+    for step in range(options.steps):
+        batch = windows[order[step * options.batch : (step + 1) * options.batch].to(windows.device)]
+        loss = training_step(model, optimizer, [batch], max_grad_norm=1.0)
+        schedule.step()
+        progress(loss)
+    return model.eval()
+
+
+@torch.no_grad()
+def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30) -> nn.Module:
+    """
+    The average in the frames of B after A's dimensions, heads and neurons have been exchanged, and nothing turned.
+
+    Dimensions of the stream and of values are matched by assignment, those of queries and keys stay, as rotary
+    positions tell them apart.
+    """
+    search = Search(b.config, weights_of(a), weights_of(b))
+    distances = [search.distance()]
+    while len(distances) <= max_sweeps:
+        for kind in ("stream", "head_vo"):
+            views = search.views(kind)
+            search.go({view.key: torch.stack([permutation(gains) for gains in view.total()]) for view in views})
+        search.settle("heads")
+        search.settle("neurons")
+        distances.append(search.distance())
+        if distances[-2] - distances[-1] < SETTLED:
+            break
+    return with_weights(b, average([search.target, search.weights], [0.5, 0.5], method))
+
+
+def permutation(gains: torch.Tensor) -> torch.Tensor:
+    """The permutation matrix `[n, n]` with the largest `tr(Pᵀ C)` for `C` `[n, n]`."""
+    return torch.eye(len(gains), dtype=torch.float64)[assignment(gains)]
+
+
+def measure(
+    a: nn.Module, b: nn.Module, seeds: tuple[int, int], loss: Callable[[nn.Module], float], points: int
+) -> Pair:
+    """Everything about one pair of trained models."""
+    path = loss_path(a, b, loss, points=points)
+    merged = {
+        method: {
+            UNALIGNED: loss(merge([a, b], method=method, aligned=False)),
+            PERMUTED: loss(permuted_mean(a, b, method)),
+            ALIGNED: loss(merge([a, b], method=method)),
+        }
+        for method in METHODS
+    }
+    return Pair(seeds, (loss(a), loss(b)), gauge_distance(a, b), path, merged)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, standard deviation over the pairs (0 for one), least and most."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "deviation": deviation, "least": min(values), "most": max(values)}
+
+
+def summarise(pairs: list[Pair]) -> dict[str, Any]:
+    """The spread over all pairs of barriers, of the part that is left, and of what merging costs."""
+    return {
+        "barrier_before": spread([pair.path.barrier_before for pair in pairs]),
+        "barrier_after": spread([pair.path.barrier_after for pair in pairs]),
+        "barrier_kept": spread([pair.kept for pair in pairs]),
+        "distance": spread([pair.distance for pair in pairs]),
+        "excess": {
+            method: {how: spread([pair.excess(method, how) for pair in pairs]) for how in pairs[0].merged[method]}
+            for method in METHODS
+        },
+    }
+
+
+def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
+    """The pairs for the terminal."""
+    table = Table(title="Barriers in nats per token (permuted: half way)")
+    for column in ("seeds", "losses", "unaligned", "permuted", "aligned", "left"):
+        table.add_column(column, justify="right")
+    for pair in pairs:
+        table.add_row(
+            f"{pair.seeds[0]}, {pair.seeds[1]}",
+            f"{pair.losses[0]:.3f}, {pair.losses[1]:.3f}",
+            f"{pair.path.barrier_before:.3f}",
+            f"{pair.excess('linear', PERMUTED):.3f}",
+            f"{pair.path.barrier_after:.3f}",
+            f"{pair.kept:.0%}",
+        )
+    columns = summary["barrier_before"], summary["excess"]["linear"][PERMUTED], summary["barrier_after"]
+    table.add_section()
+    means = [f"{each['mean']:.3f} ± {each['deviation']:.3f}" for each in columns]
+    table.add_row("mean", "", *means, f"{summary['barrier_kept']['mean']:.0%}")
+    return table
+
+
+def obtain_tokens(options: Options, progress: Progress) -> tuple[torch.Tensor, int, str]:
+    """All tokens of the text in one row, the size of the vocabulary, and what the text is."""
+    if options.text is not None:
+        passages, what = read_text(options.text), options.text.name
+    else:
+        task = progress.add_task("reading the installed packages", total=None)
+        limit = int(options.megabytes * MEGABYTE)
+        # The text is the same for all seeds, so that results can be compared.
+        passages = gather_documentation(limit, tick=lambda n: progress.advance(task, n))
+        progress.update(task, total=1, completed=1)
+        size = sum(len(passage.encode()) for passage in passages) / MEGABYTE
+        what = f"{size:.1f} MB of documentation of the installed Python packages"
+    task = progress.add_task("training a tokenizer", total=1)
+    tokenizer = train_tokenizer(passages, options.vocabulary)
+    tokens = token_row(tokenizer, passages)
+    progress.advance(task)
+    return tokens, len(tokenizer), what
+
+
+def check_output(options: Options) -> None:
+    """Raise a `ValueError` if the output folder may not be written."""
+    output = options.output
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or not {path.name for path in output.iterdir()} <= MADE_HERE:
+        raise ValueError(
+            f"`output` must be absent, empty or an earlier result and nothing else, got {str(output)!r}. Name another "
+            "folder."
+        )
+    if not options.force:
+        raise ValueError(
+            f"`output` holds an earlier result, got {str(output)!r}. Pass --force to replace it, or name another "
+            "folder."
+        )
+
+
+def run(options: Options, console: Console | None = None) -> dict[str, Any]:
+    """
+    Train and measure all pairs, write the output folder, and return what is in its results.json.
+
+    Raises:
+        ValueError: if an option is impossible or the output exists and `force` is not given.
+    """
+    console = console or Console()
+    check_output(options)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pairs = []
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+        tokens, vocabulary, what = obtain_tokens(options, progress)
+        config = options.config(vocabulary)
+        rows = split(tokens, options.context)
+        windows, held_out = (row[: len(row) // options.context * options.context].to(device) for row in rows)
+        windows, held_out = (row.view(-1, options.context) for row in (windows, held_out))
+        held_out = held_out[:HELD_OUT_WINDOWS]
+
+        @torch.no_grad()
+        def loss(model: nn.Module) -> float:
+            return model(held_out, labels=held_out, use_cache=False).loss.item()
+
+        for index in range(options.pairs):
+            seeds = options.seed + 2 * index, options.seed + 2 * index + 1
+            models = []
+            for seed in seeds:
+                task = progress.add_task(f"training model {seed}", total=options.steps)
+
+                def advance(value: float, task=task, seed=seed):
+                    progress.update(task, advance=1, description=f"training model {seed}, loss {value:.2f}")
+
+                models.append(train(config, windows, options, seed, advance))
+            task = progress.add_task(f"the way between models {seeds[0]} and {seeds[1]}", total=1)
+            pairs.append(measure(models[0], models[1], seeds, loss, options.points))
+            progress.advance(task)
+    summary = summarise(pairs)
+    results = {
+        "versions": {"rigpt_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
+        "text": what,
+        "training_tokens": windows.numel(),
+        "held_out_tokens": held_out.numel(),
+        "parameters": RiGPTForCausalLM(config).num_parameters(),
+        "unit": "nats per token",
+        "pairs": [pair.to_dict() for pair in pairs],
+        "summary": summary,
+    }
+    write(results, pairs, options.output)
+    console.print(as_table(pairs, summary))
+    kept = summary["barrier_kept"]
+    console.print(
+        f"Alignment leaves {kept['mean']:.0%} of the barrier ({kept['least']:.0%} to {kept['most']:.0%} over "
+        f"{len(pairs)} pairs).\nWritten to {options.output}"
+    )
+    return results
+
+
+def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
+    """The output folder, complete or not at all."""
+    with new_folder(output, "output") as folder:
+        write_json(folder / "results.json", results)
+        title = f"The way between {len(pairs)} pairs of independently trained models"
+        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
+
+
+@command(Options, run)
+def main() -> None:
+    """
+    Measure how much alignment lowers the loss barrier between independently trained RiGPTs.
+
+    Defaults take about three minutes on one core. Without --text the models learn the documentation of the installed
+    Python packages, which needs no network. Wider, longer trained or relu2 models:
+
+        python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
+    """
+
+
+if __name__ == "__main__":
+    typer.run(main)

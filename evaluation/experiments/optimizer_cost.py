@@ -1,0 +1,104 @@
+"""
+What the equivariant optimizer costs beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
+
+Both optimizers act on copies of one model in one process and take turns. A training step is forward, backward and the
+optimizer's step; the first two are the same for both, so they are timed once per turn and shared.
+"""
+
+import copy
+import platform
+import statistics
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.evaluation.timing import ratios, take_turns
+from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+
+from .common import write_json
+
+
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "hidden_size": 192,
+        "embedding_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "vocab_size": 4096,
+    },
+    "124m": {"hidden_size": 768, "embedding_size": 768},
+}
+# Of a training step with the equivariant optimizer over one with fused AdamW.
+GOALS = {"cpu": 1.10, "cuda": 1.03}
+
+
+def main(
+    shape: Annotated[str, typer.Option(help=f"Size of the model: {', '.join(SHAPES)}.")] = "124m",
+    tokens: Annotated[int, typer.Option(help="Tokens per training step.")] = 8192,
+    sequence: Annotated[int, typer.Option(help="Tokens per row.")] = 1024,
+    rows: Annotated[int, typer.Option(help="Rows per pass; passes add up to the step.")] = 2,
+    turns: Annotated[int, typer.Option(help="Turns of both.")] = 3,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda; on cuda in bfloat16.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
+):
+    """Time training steps with both optimizers, side by side, and print the ratio with its spread."""
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"`shape` must be one of {', '.join(SHAPES)}, got {shape!r}.")
+    if tokens % (sequence * rows):
+        raise typer.BadParameter(f"`tokens` must be a multiple of {sequence} · {rows}, got {tokens}.")
+    result = measure(SHAPES[shape], tokens, sequence, rows, turns, torch.device(device))
+    table = Table("", "median", "lowest", "highest", title=f"{shape}, {tokens} tokens per step, {device}")
+    for name in ("forward and backward", "fused AdamW", "equivariant", "ratio of training steps"):
+        values = result[name]
+        unit = "" if name.startswith("ratio") else " s"
+        table.add_row(name, *(f"{pick(values):.3f}{unit}" for pick in (statistics.median, min, max)))
+    console = Console()
+    console.print(table)
+    goal = GOALS[torch.device(device).type]
+    reached = statistics.median(result["ratio of training steps"]) <= goal
+    console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
+    if output is not None:
+        how = {"shape": shape, "tokens": tokens, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        write_json(output, how | {"machine": platform.machine(), "device": device} | result)
+
+
+def measure(
+    shape: dict[str, int], tokens: int, sequence: int, rows: int, turns: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds per turn: of forward and backward, of each optimizer, and the ratio of whole steps."""
+    torch.manual_seed(0)
+    model = RiGPTForCausalLM(RiGPTConfig(max_position_embeddings=sequence, **shape)).to(device)
+    other = copy.deepcopy(model)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "fused AdamW": torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True),
+        "equivariant": EquivariantOptimizer(equivariant_param_groups(model, lr=1e-4)),
+    }
+    ids = torch.randint(0, model.config.vocab_size, (rows, sequence), device=device)
+
+    def descend() -> None:
+        model.zero_grad(set_to_none=False)
+        for _ in range(tokens // ids.numel()):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = model(ids, labels=ids, use_cache=False).loss
+            loss.backward()
+
+    descend()
+    # Which stay those of the model, as they are added to in place.
+    for own, its in zip(model.parameters(), other.parameters(), strict=True):
+        its.grad = own.grad
+    actions = {"forward and backward": descend} | {name: each.step for name, each in optimizers.items()}
+    with tqdm(total=turns + 1, desc="Turns") as bar:
+        seconds = take_turns(actions, turns, bar.update)
+    passes = seconds["forward and backward"]
+    steps = {name: [a + b for a, b in zip(passes, seconds[name], strict=True)] for name in optimizers}
+    return seconds | {"ratio of training steps": ratios(steps["equivariant"], steps["fused AdamW"])}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,82 @@
+"""Seconds of a training step of the recipes that `compare.py` trains, side by side.
+
+    python -m evaluation.experiments.step_time --only stock-gpt2,rigpt,recipe
+
+Runs of minutes on a shared machine say little about speed. Here all recipes are in one process and take turns, a whole
+step each, forward, backward and optimizer, so that the machine's moods fall on all of them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from rigpt_hf.evaluation.harness.statistics import paired_ratio
+from rigpt_hf.evaluation.timing import ratios, take_turns
+from rigpt_hf.training.build import build_model, build_optimizer
+
+from .candidates import CANDIDATES
+from .common import training_step, write_json
+from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, spread
+
+
+def main(
+    only: Annotated[
+        str, typer.Option(help=f"Some of: {', '.join(CANDIDATES)}; separated by commas; ratios are to the first.")
+    ] = "stock-gpt2,rigpt,recipe,modern-tuned",
+    turns: Annotated[int, typer.Option(help="Steps of each, behind one that is not counted.", min=2)] = 11,
+    precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "bf16",
+    output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
+):
+    """Time training steps of recipes in turns, and print their ratios with 95 % confidence intervals."""
+    names = only.split(",")
+    for name in names:
+        if name not in CANDIDATES:
+            raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
+    if precision not in ("no", "bf16"):
+        raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
+    seconds = measure(names, turns, precision == "bf16")
+    relative = {name: ratios(seconds[name], seconds[names[0]]) for name in names}
+    table = Table("recipe", "seconds per step", f"relative to {names[0]}", title=f"{BATCH * CONTEXT} tokens per step")
+    for name in names:
+        table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(relative[name]))
+    Console().print(table)
+    if output is not None:
+        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": precision}
+        write_json(output, how | {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative})
+
+
+def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
+    """Seconds of every step of every recipe, on random tokens."""
+    micro = math.gcd(MICRO_BATCH, BATCH)
+    ids = torch.randint(0, VOCABULARY, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0)).split(micro)
+    steps = {name: step_of(name, ids, mixed) for name in names}
+    with tqdm(total=turns + 1, desc="Turns") as bar:
+        return take_turns(steps, turns, bar.update)
+
+
+def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[[], float]:
+    """A whole training step of a recipe, at a rate that changes nothing to speak of."""
+    candidate = CANDIDATES[name]
+    model: Any = build_model(candidate.model, VOCABULARY, CONTEXT, None, 0)
+    optimizer = build_optimizer(replace(candidate.optimizer, learning_rate=1e-6), model)
+    return lambda: training_step(model, optimizer, rows, max_grad_norm=1.0, mixed=mixed)
+
+
+def geometric(values: list[float]) -> str:
+    """The geometric mean of ratios and its 95 % confidence interval (Student's t of their logarithms), as text."""
+    mean = paired_ratio(values)
+    # Of ratios that are all alike there is no spread.
+    low, high = (mean.value if math.isnan(end) else end for end in (mean.low, mean.high))
+    return f"{mean.value:.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,325 @@
+"""What is known of a model, grouped by who knows it; every group is absent where nobody does."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from rigpt_hf.checkpoints.certificate import Certificate
+from rigpt_hf.evaluation.harness.cache import fingerprint
+from rigpt_hf.evaluation.harness.results import SCHEMA
+from rigpt_hf.evaluation.measures.invariance import invariance
+from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.text.paths import without_path
+
+
+T = TypeVar("T")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
+# Rows of random tokens on which the error is measured where no evaluation did.
+ROWS, LENGTH = 2, 64
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the configuration and the weights say."""
+
+    type: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    positions: int
+    position_type: str
+    attention_score: str
+    tied: bool
+    dtype: str
+    has_tokenizer: bool
+    options: list[str]
+    """Options of the architecture that are on."""
+
+
+@dataclass(frozen=True)
+class TrainingMetadata:
+    """What a pretraining run wrote down."""
+
+    steps: int
+    tokens: int
+    """That were trained on, repetitions counted."""
+    batch_size: int
+    context: int | None
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    precision: str
+    seed: int
+    loss: float | None
+    """Of validation at the end, nats per token."""
+    source: str | None
+    """Of the text."""
+    seconds: float | None
+    """That all steps took, without validation and checkpoints."""
+    start: str | None
+    """What the run started from; nothing if from random weights."""
+    timed: int | None = None
+    """Steps whose speed is in the log, if it is not that of all."""
+
+
+@dataclass(frozen=True)
+class AuthorMetadata:
+    """What only people know; the fields of a YAML file."""
+
+    title: str | None = None
+    """What the model is called."""
+    description: str | None = None
+    """A sentence or two."""
+    license: str | None = None
+    """An identifier of the Hub, such as apache-2.0."""
+    language: str | list[str] | None = None
+    """Codes such as en."""
+    datasets: list[str] = field(default_factory=list)
+    """Ids on the Hub."""
+    base_model: str | None = None
+    """Id on the Hub of the model that this one comes from."""
+    authors: str | None = None
+    """Who made it."""
+    intended_use: str | None = None
+    """What it is for."""
+    limits: str | None = None
+    """What it must not be used for, and what it cannot do."""
+    citation: str | None = None
+    """BibTeX."""
+
+    def __post_init__(self):
+        texts = ("title", "description", "license", "base_model", "authors", "intended_use", "limits", "citation")
+        for name, value in ((name, getattr(self, name)) for name in texts):
+            if value is None:
+                continue
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"`{name}` in `metadata` must be some text, got {value!r}.")
+            if name in ("title", "license", "base_model") and len(value.splitlines()) > 1:
+                raise ValueError(f"`{name}` in `metadata` must be one line, got {value!r}.")
+        codes = [self.language] if isinstance(self.language, str) else self.language
+        if codes is not None and not (
+            isinstance(codes, list)
+            and codes
+            and all(isinstance(code, str) and LANGUAGE.fullmatch(code) for code in codes)
+        ):
+            raise ValueError(
+                f"`language` in `metadata` must be codes such as en, in quotes where YAML takes them for a word, got "
+                f"{self.language!r}."
+            )
+        for value in [*(self.datasets if isinstance(self.datasets, list) else [self.datasets]), self.base_model]:
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise ValueError(
+                    f"`datasets` and `base_model` in `metadata` must be ids on the Hub, got {value!r}."
+                ) from error
+
+
+@dataclass(frozen=True)
+class CardMetadata:
+    """All that a card is made of."""
+
+    model: ModelMetadata
+    author: AuthorMetadata
+    training: TrainingMetadata | None
+    certificate: Certificate | None
+    doubt: str
+    """Why there is none, if there is a file of one."""
+    merged: list[tuple[str, float]]
+    """Sources and weights."""
+    tuned: str | None
+    """What was fine-tuned."""
+    invariance: dict[str, Any] | None
+    evaluation: dict[str, Any] | None
+    evaluated_as: str | None
+    """Name of the model in the evaluation."""
+    fingerprint: str
+    """SHA-256 of weights, configuration and tokenizer."""
+
+
+def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
+    """From the configuration and the weights of a RiGPT."""
+    config = subject.model.config
+    switches = {
+        "gated_mlp": "gated feedforward",
+        "qk_norm": "query-key norm",
+        "embedding_norm": "normalised embeddings",
+        "local_frames": "a frame per layer",
+        "value_embedding_period": "value embeddings",
+        "depth_solver": "depth as time",
+        "rotary_learned_frequencies": "learned rotary frequencies",
+    }
+    return ModelMetadata(
+        type=config.model_type,
+        parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        heads=config.num_attention_heads,
+        key_value_heads=config.num_key_value_heads,
+        vocabulary=config.vocab_size,
+        positions=config.max_position_embeddings,
+        position_type=config.position_embedding_type,
+        attention_score=config.attention_score,
+        tied=config.tie_word_embeddings,
+        dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        has_tokenizer=subject.tokenizer is not None,
+        options=[words for name, words in switches.items() if getattr(config, name)],
+    )
+
+
+def training_metadata(folder: Path) -> TrainingMetadata | None:
+    """
+    From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
+
+    Raises:
+        ValueError: if the record cannot be read.
+    """
+    folder = folder.resolve()
+    place = folder if (folder / "run.json").exists() else folder.parent
+    if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
+        return None
+    try:
+        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        run, data, optimizer = record["run"], record["data"], record["optimizer"]
+        tokens_per_step = run["batch_size"] * data["context"]
+        entries = _log(place / "metrics.jsonl")
+        losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
+        steps = entries[-1]["step"] if entries else run["steps"]
+        seconds = _seconds(entries, tokens_per_step)
+        source, start = data.get("source"), record["model"].get("start")
+        return TrainingMetadata(
+            steps=steps,
+            tokens=steps * tokens_per_step,
+            batch_size=run["batch_size"],
+            context=data["context"],
+            optimizer=optimizer["name"],
+            learning_rate=optimizer["lr"],
+            weight_decay=optimizer["weight_decay"],
+            precision=run["precision"],
+            seed=run["seed"],
+            loss=losses[-1] if losses else None,
+            source=None if source is None else without_path(str(source)),
+            seconds=seconds,
+            start=None if start is None else without_path(str(start)),
+            timed=len(entries) if seconds is not None and len(entries) < steps else None,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r}."
+        ) from error
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log by step; its last line is left out where a run that was killed did not end it."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | None:
+    """
+    The time of all steps of a log; `None` if it holds none, or they are not in order.
+
+    A run with `log_every` writes the speed of some steps only, which stands for those since the one before.
+    """
+    seconds, before = 0.0, 0
+    for entry in entries:
+        if entry["step"] <= before:
+            return None
+        seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
+        before = entry["step"]
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def author_metadata(path: Path | None) -> AuthorMetadata:
+    """
+    From a YAML file.
+
+    Raises:
+        ValueError: if there is no such file, or something in it is unknown.
+    """
+    if path is None:
+        return AuthorMetadata()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"`metadata` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}"
+        ) from error
+    known = [field.name for field in fields(AuthorMetadata)]
+    if not isinstance(values, dict) or set(values) - set(known):
+        strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values
+        raise ValueError(f"`metadata` must hold some of {', '.join(known)}, got {strange!r}.")
+    return AuthorMetadata(**values)
+
+
+def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
+    """What a merged model was merged from, and the weight of each; nothing if it was not."""
+
+    def sources(record: Any) -> list[tuple[str, float]]:
+        pairs = zip(record["sources"], record["weights"], strict=True)
+        return [(without_path(str(source)), float(weight)) for source, weight in pairs]
+
+    return _of_record(folder / "merge.json", sources) or []
+
+
+def tuned_from(folder: Path) -> str | None:
+    """What a fine-tuned model started from; `None` if it was not fine-tuned here."""
+    return _of_record(folder / "finetune.json", lambda record: without_path(str(record["options"]["model"])))
+
+
+def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
+
+
+def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:
+    """
+    An evaluation, and what the model is called in it.
+
+    Raises:
+        ValueError: if the file cannot be read, or none of the models in it has these weights.
+    """
+    if path is None:
+        return None, None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        schema, models = results["schema"], results["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"`results` must be a results.json of rigpt evaluate, got {str(path)!r}.") from error
+    if schema != SCHEMA:
+        raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")
+    own = fingerprint(subject)
+    for name, entry in models.items() if isinstance(models, dict) else ():
+        if isinstance(entry, dict) and entry.get("sha256") == own and isinstance(results.get("tasks"), list):
+            return results, name
+    raise ValueError(
+        f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "
+        f"{', '.join(models)}. Run rigpt evaluate on this folder."
+    )
+
+
+def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:
+    """The gauge error of the weights: of the evaluation, or measured now on random tokens."""
+    for task in (results or {}).get("tasks", []):
+        if task["metric"] == "invariance" and name in task["models"]:
+            return task["models"][name]
+    generator = torch.Generator().manual_seed(0)
+    length = min(LENGTH, subject.context(None))
+    rows = torch.randint(subject.model.config.vocab_size, (ROWS, length), generator=generator).tolist()
+    return invariance(subject, rows, draws=1) | {"random_tokens": True}

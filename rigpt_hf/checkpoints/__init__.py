@@ -1,0 +1,1 @@
+"""Checkpoints as files: one reader of weights, one writer of folders, the certificate beside them."""

@@ -1,0 +1,348 @@
+"""Certificates: how far apart two models' logits are on stated inputs, and whether that is only rounding."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from ..version import __version__
+
+
+CERTIFICATE_NAME = "certificate.json"
+# The largest max |Δlogit| / max |logit| that is rounding. The only place where these numbers stand.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Positions compared at a time, so that float64 copies of the logits stay small.
+ROWS = 32
+REPORT_IT = (
+    "If the source's class changes its forward pass, it cannot be converted; otherwise please report it with the "
+    "source's configuration."
+)
+CHUNK = 2**22  # numbers of a tensor that are hashed at a time
+
+
+class CertificateError(ValueError):
+    """Two models that should be equal are not, or the inputs cannot tell."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """
+    The difference between two models on stated inputs.
+
+    Args:
+        max_abs_logit_error (`float`): max |Δlogit|.
+        max_abs_logit (`float`): max |logit| of the first model.
+        relative_logit_error (`float`): the first divided by the second; what is compared with the tolerance.
+        loss_a, loss_b (`float`): mean next-token loss in nats of the first and the second model on these inputs.
+        loss_difference (`float`): `loss_b - loss_a`.
+        dtype (`str`): of the second model's weights and arithmetic; source_dtype: of the first's.
+        tolerance (`float`): of the coarser of the two dtypes.
+        inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, and the seed if they were drawn.
+        source, target (`str`): what was compared.
+        versions (`dict[str, str]`): of Python and the libraries involved.
+        weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing if they were not
+            all in memory.
+    """
+
+    max_abs_logit_error: float
+    max_abs_logit: float
+    relative_logit_error: float
+    loss_a: float
+    loss_b: float
+    loss_difference: float
+    dtype: str
+    source_dtype: str
+    tolerance: float
+    inputs: dict[str, Any]
+    source: str = ""
+    target: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the relative error is within tolerance."""
+        return self.relative_logit_error <= self.tolerance
+
+    def check(self, explanation: str | None = None) -> "Certificate":
+        """
+        Itself, if it passed.
+
+        Args:
+            explanation (`str`, *optional*): what it means that it did not, and what to do.
+
+        Raises:
+            CertificateError: if the relative error is above tolerance.
+        """
+        if not self.passed:
+            raise CertificateError(
+                f"`relative_logit_error` must be at most {self.tolerance:.0e} in {self.dtype}, got "
+                f"{self.relative_logit_error:.3e} (max |Δlogit| {self.max_abs_logit_error:.3e}, Δloss "
+                f"{self.loss_difference:+.3e}): the two models are not the same function. {explanation or REPORT_IT}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, and `passed`, as JSON can hold it."""
+        return asdict(self) | {"passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Certificate":
+        """The inverse of `to_dict`; `passed` follows from the numbers and is not read."""
+        return cls(**{key: value for key, value in values.items() if key != "passed"})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `certificate.json` into a folder and return its path."""
+        path = Path(folder) / CERTIFICATE_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Certificate":
+        """Read `certificate.json` from a folder."""
+        return cls.from_dict(json.loads((Path(folder) / CERTIFICATE_NAME).read_text(encoding="utf-8")))
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(size) for size in self.inputs["shape"])
+        drawn = f"random, seed {self.inputs['seed']}" if "seed" in self.inputs else "given"
+        dtypes = self.dtype if self.dtype == self.source_dtype else f"{self.source_dtype} -> {self.dtype}"
+        rows = {
+            "verdict": "equal up to rounding" if self.passed else "NOT EQUAL",
+            "max |Δlogit|": f"{self.max_abs_logit_error:.3e}",
+            "relative to max |logit|": f"{self.relative_logit_error:.3e}  (tolerance {self.tolerance:.0e})",
+            "loss": f"{self.loss_a:.6f} -> {self.loss_b:.6f}  (difference {self.loss_difference:+.3e})",
+            "dtype": dtypes,
+            "inputs": f"{shape} tokens, {drawn}, sha256 {self.inputs['sha256'][:12]}",
+            "source": self.source,
+            "target": self.target,
+            "weights": f"of the target, sha256 {self.weights_sha256[:12]}" if self.weights_sha256 else "",
+            "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+        }
+        width = max(map(len, rows))
+        return "\n".join(["Certificate", *(f"  {name:<{width}}  {value}" for name, value in rows.items() if value)])
+
+
+@dataclass(frozen=True)
+class LogitsSnapshot:
+    """A model's logits on some inputs, kept after the model is gone."""
+
+    logits: torch.Tensor  # [batch, seq, vocab], on the CPU, in the model's dtype
+    dtype: torch.dtype
+    weights_sha256: str = ""
+
+
+def random_input_ids(
+    vocab_size: int, max_length: int, batch: int = 2, length: int = 64, seed: int = 0
+) -> torch.Tensor:
+    """Token ids `[batch, min(length, max_length)]` drawn uniformly: the certificate's inputs if none are given."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (batch, min(length, max_length)), generator=generator)
+
+
+@contextmanager
+def norms_in_own_precision(model: nn.Module) -> Iterator[None]:
+    """
+    Let the RMSNorms of a float64 model compute in float64.
+
+    The library's RMSNorm classes round to float32 on the way, whatever the dtype of the model: 1e-7 of noise, which
+    would hide everything a float64 certificate is there to see. Other dtypes are left as they are.
+    """
+    patched = []
+    for module in model.modules():
+        is_stock_norm = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+        if is_stock_norm and module.weight.dtype is torch.float64:
+            module.forward = _plain_rms_norm.__get__(module)
+            patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _plain_rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    variance = hidden_states.square().mean(-1, keepdim=True)
+    return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """
+    SHA-256 of a model's dtype and of all its tensors by name: name, shape, dtype, bytes.
+
+    It is that of values and not of files: saved again in other shards they are the same. Numbers of 16 bits count as
+    what they are in float32, as some small tensors come so from a file of 16 bits. No more than a tensor is copied.
+
+    Returns:
+        `str`: 64 hexadecimal digits, or nothing if some weights are not in memory (on the meta device).
+    """
+    digest = hashlib.sha256(str(getattr(model, "dtype", "")).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            return ""
+        dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+        digest.update(json.dumps([name, list(tensor.shape), str(dtype)]).encode())
+        for chunk in tensor.detach().contiguous().flatten().split(CHUNK):
+            digest.update(chunk.cpu().to(dtype).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def record_logits(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, hashed: bool = True
+) -> LogitsSnapshot:
+    """
+    The logits of a model in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        model (`PreTrainedModel`): what computes them.
+        input_ids, attention_mask: as in [`certify`].
+        hashed (`bool`, defaults to `True`): hash its weights too, as a certificate of it needs; a source needs none.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with norms_in_own_precision(model):
+            mask = None if attention_mask is None else attention_mask.to(model.device)
+            logits = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False).logits
+    finally:
+        model.train(training)
+    return LogitsSnapshot(logits.cpu(), model.dtype, weights_sha256(model) if hashed else "")
+
+
+def compare(
+    a: LogitsSnapshot,
+    b: LogitsSnapshot,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    source: str = "",
+    target: str = "",
+    seed: int | None = None,
+) -> Certificate:
+    """
+    The certificate of two records on the same inputs; arguments as in [`certify`].
+
+    Raises:
+        CertificateError: if the comparison would say nothing: logits that are not finite, or all the same.
+        ValueError: if the shapes of the logits differ.
+    """
+    if a.logits.shape != b.logits.shape:
+        raise ValueError(
+            f"`a` and `b` must give logits of the same shape, got {list(a.logits.shape)} and {list(b.logits.shape)}. "
+            "Compare models with the same vocabulary."
+        )
+    ids = input_ids.cpu()
+    kept = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
+    logits_a, logits_b = a.logits[kept], b.logits[kept]  # [tokens, V]
+    for name, logits in (("a", logits_a), ("b", logits_b)):
+        if not bool(torch.isfinite(logits).all()):
+            raise CertificateError(f"`{name}` gives logits that are not finite: nothing can be certified about it.")
+    if logits_a.numel() == 0 or float(logits_a.max()) == float(logits_a.min()):
+        raise CertificateError(
+            "`a` gives the same logit for everything, which any model without weights would too: a certificate would "
+            "say nothing. Use a model with weights, and inputs of several tokens."
+        )
+    error = max_logit = 0.0
+    for rows_a, rows_b in zip(logits_a.split(ROWS), logits_b.split(ROWS), strict=True):
+        rows_a64 = rows_a.to(torch.float64)
+        max_logit = max(max_logit, float(rows_a64.abs().max()))
+        error = max(error, float((rows_b.to(torch.float64) - rows_a64).abs().max()))
+    loss_a, loss_b = (next_token_loss(logits, ids, kept) for logits in (a.logits, b.logits))
+    inputs: dict[str, Any] = {
+        "shape": list(ids.shape),
+        "tokens": int(kept.sum()),
+        "sha256": hashlib.sha256(ids.to(torch.int64).contiguous().numpy().tobytes()).hexdigest(),
+    }
+    if seed is not None:
+        inputs["seed"] = seed
+    return Certificate(
+        max_abs_logit_error=error,
+        max_abs_logit=max_logit,
+        relative_logit_error=error / max_logit,
+        loss_a=loss_a,
+        loss_b=loss_b,
+        loss_difference=loss_b - loss_a,
+        dtype=str(b.dtype).removeprefix("torch."),
+        source_dtype=str(a.dtype).removeprefix("torch."),
+        tolerance=max(TOLERANCES[a.dtype], TOLERANCES[b.dtype]),
+        inputs=inputs,
+        source=source,
+        target=target,
+        versions=library_versions(),
+        weights_sha256=b.weights_sha256,
+    )
+
+
+def next_token_loss(logits: torch.Tensor, input_ids: torch.Tensor, kept: torch.Tensor) -> float:
+    """Mean of `-log p(next token)` in nats over the pairs of neighbouring tokens that both count; 0 without pairs."""
+    pairs = kept[:, :-1] & kept[:, 1:]
+    if not bool(pairs.any()):
+        return 0.0
+    predicted, tokens = logits[:, :-1][pairs], input_ids[:, 1:][pairs]
+    total = 0.0
+    for rows, labels in zip(predicted.split(ROWS), tokens.split(ROWS), strict=True):
+        total += float(nn.functional.cross_entropy(rows.to(torch.float64), labels, reduction="sum"))
+    return total / len(tokens)
+
+
+def certify(
+    a: Any,
+    b: Any,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> Certificate:
+    """
+    Compare the logits of two causal language models.
+
+    Args:
+        a, b (`PreTrainedModel`): the models; `a` sets the scale.
+        input_ids (`torch.LongTensor` of shape `[batch, seq]`, *optional*): drawn at random from `seed` if not given.
+        attention_mask (`torch.Tensor` of shape `[batch, seq]`, *optional*): positions with 0 are not compared.
+        seed (`int`, defaults to 0): for the random inputs.
+
+    Returns:
+        `Certificate`: its `passed` says whether the difference is rounding; `check()` raises where it is not.
+
+    Raises:
+        CertificateError: if the logits are not finite, or all the same.
+
+    Example:
+
+    ```python
+    >>> certificate = certify(gpt2, convert_model(gpt2))
+    >>> certificate.passed
+    True
+    ```
+    """
+    drawn = input_ids is None
+    if input_ids is None:
+        input_ids = random_input_ids(a.config.vocab_size, a.config.max_position_embeddings, seed=seed)
+    return compare(
+        record_logits(a, input_ids, attention_mask, hashed=False),
+        record_logits(b, input_ids, attention_mask),
+        input_ids,
+        attention_mask,
+        source=type(a).__name__,
+        target=type(b).__name__,
+        seed=seed if drawn else None,
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of everything that computes."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rigpt_hf": __version__,
+    }

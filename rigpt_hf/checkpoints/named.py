@@ -1,0 +1,145 @@
+"""Models, configurations and tokenizers by what a person calls them: a folder, or an id on the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from ..configuration_rigpt import RiGPTConfig
+from ..modeling_rigpt import RiGPTForCausalLM
+from .read import load_model
+
+
+def known(source: str, loader: Any, **options: Any) -> Any:
+    """What `loader` gives for a folder or Hub id; a `ValueError` that names it if there is nothing."""
+    try:
+        return loader.from_pretrained(source, **options)
+    except OSError as error:
+        raise ValueError(
+            f"`source` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def load(source: str, dtype: Any = None) -> Any:
+    """A causal language model from a folder or the Hub, in evaluation mode."""
+    return load_model(source, dtype=dtype or "auto", allow_unexpected=True).eval()
+
+
+def rigpt_config(source: str, revision: str | None = None) -> Any:
+    """The configuration of a RiGPT; a `ValueError` that says what to do if `source` is anything else."""
+    return check_rigpt(known(source, AutoConfig, **({"revision": revision} if revision else {})), source)
+
+
+def check_rigpt(config: Any, source: str) -> RiGPTConfig:
+    """
+    `config` itself, if it is that of a RiGPT with a head for language modeling.
+
+    Raises:
+        ValueError: if it is not; the message says what to do with `source`.
+    """
+    if not isinstance(config, RiGPTConfig):
+        raise ValueError(
+            f"`source` must be a RiGPT, got {source!r} of model type {config.model_type!r}. Convert it first: "
+            f"rigpt convert {source} OUTPUT"
+        )
+    architectures = config.architectures or [RiGPTForCausalLM.__name__]
+    if RiGPTForCausalLM.__name__ not in architectures:
+        raise ValueError(
+            f"`source` must be a {RiGPTForCausalLM.__name__}, got {source!r}, which is a {architectures[0]}. Give the "
+            "language model it was made from, or transform it in memory with `GaugeTransformation`."
+        )
+    return config
+
+
+def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> Any:
+    """
+    A `RiGPTForCausalLM` from a folder or the Hub, in evaluation mode.
+
+    Args:
+        source: Folder or Hub id.
+        dtype (`torch.dtype`, *optional*): To load as; as saved if not given.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: if it is not a RiGPT, or its weights are not those that its configuration asks for.
+    """
+    rigpt_config(source, revision)
+    where: Any = {"revision": revision} if revision else {}
+    return load_model(source, RiGPTForCausalLM, dtype=dtype or "auto", **where).eval()
+
+
+def check_comparable(a: str, b: str):
+    """A `ValueError` if two models cannot be given the same tokens; looked up before any weights are read."""
+    sizes = [known(source, AutoConfig).vocab_size for source in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"`a` and `b` must have one vocabulary, got {sizes[0]} tokens in {a!r} and {sizes[1]} in {b!r}. Compare "
+            "a model with what was made from it."
+        )
+
+
+def check_same_vocabulary(a: str, b: str):
+    """
+    A `ValueError` if the tokens of two models mean different things: vocabularies of two sizes, or, where both have a
+    tokenizer, one token with two ids, or other merges. Looked up before any weights are read.
+    """
+    check_comparable(a, b)
+    first, second = tokenizer_of(a), tokenizer_of(b)
+    if first is None or second is None:
+        return
+    advice = "Take two models that were made with one tokenizer; tokens of one id must mean the same in both."
+    ids, others = first.get_vocab(), second.get_vocab()
+    differing = sorted(token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token))
+    if differing:
+        token = differing[0]
+        places = [f"id {table[token]}" if token in table else "absent" for table in (ids, others)]
+        raise ValueError(
+            f"`a` and `b` must have one tokenizer, got two that differ in {len(differing)} tokens, such as {token!r}: "
+            f"{places[0]} in {a!r}, {places[1]} in {b!r}. {advice}"
+        )
+    if merges_of(first) != merges_of(second):
+        raise ValueError(
+            f"`a` and `b` must have one tokenizer, got two that merge characters differently, in {a!r} and {b!r}. "
+            f"{advice}"
+        )
+
+
+def tokenizer_of(source: str) -> Any:
+    """The tokenizer of a folder or Hub id; `None` if it has none, or none that loads here."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError):
+        return None
+
+
+def merges_of(tokenizer: Any) -> Any:
+    """The merges of a byte-pair tokenizer; `None` for other kinds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())["model"].get("merges")
+
+
+def text_ids(source: str, path: Path) -> Any:
+    """Token ids `[1, seq]` of the beginning of a text file, by the tokenizer of `source`."""
+    if not path.is_file():
+        raise ValueError(f"`text` must be a file, got {str(path)!r}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`text` must be UTF-8, got {str(path)!r}: {error}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ValueError(
+            f"`text` needs a tokenizer, and {source!r} has none that loads here: "
+            f"{str(error).strip().splitlines()[0]} Add the tokenizer's files to the folder, or leave the text out."
+        ) from error
+    length = min(512, known(source, AutoConfig).max_position_embeddings)
+    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
+    if input_ids.shape[1] < 2:
+        raise ValueError(
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
+            "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
+        )
+    return input_ids

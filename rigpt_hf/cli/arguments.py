@@ -1,0 +1,35 @@
+"""How verbs declare what they take; plain values only, so that `--help` waits for nothing."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def argument(text: str, default: str | None = None) -> Any:
+    """A positional argument with its help; `default` says what happens without it."""
+    return typer.Argument(help=text, show_default=default or True)
+
+
+def option(text: str, default: str | None = None, *, name: str | None = None, **settings: Any) -> Any:
+    """An option with its help; `default` says what happens without it, where the value does not."""
+    return typer.Option(*([name] if name else []), help=text, show_default=default or True, **settings)
+
+
+def flag(name: str, text: str, *spellings: str) -> Any:
+    """An option without a value and without a `--no-` form; `spellings` are understood too."""
+    return typer.Option(f"--{name}", *spellings, help=text, show_default="no")
+
+
+# What many verbs take.
+Source = Annotated[str, argument("RiGPT folder or Hub id.")]
+Output = Annotated[Path, argument("Folder to make.")]
+Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
+Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
+ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
+Seed = Annotated[int, option("Of the inputs of the certificate.")]
+Force = Annotated[bool, flag("force", "Replace an earlier model in OUTPUT.")]
+ForceFiles = Annotated[bool, flag("force", "Replace earlier files and an earlier model in OUTPUT.")]

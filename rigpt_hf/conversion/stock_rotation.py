@@ -1,0 +1,38 @@
+"""What a rotation does to a stock model, whose norms cannot follow: the control beside what a RiGPT keeps."""
+
+import copy
+from typing import Any
+
+import torch
+
+from ..frames import table_of
+from .families import architecture_of
+
+
+@torch.no_grad()
+def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
+    """
+    A copy of a stock model whose stream weights are turned by `rotation` `[d, d]` while its norms stay as they are.
+
+    Everything that writes into the stream turns along, and everything that reads it turns back, exactly as a gauge
+    transformation does in a RiGPT. Only the gains and biases of the norms cannot follow: they act on coordinates.
+    """
+    turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
+    architecture = architecture_of(model.config, type(model).__name__)
+    config = architecture.rigpt_config(model.config, None)
+    table, done = table_of(config), set()
+    for rule, _ in architecture.family.expand(config):
+        is_tied = rule.source == architecture.family.head and model.config.tie_word_embeddings
+        if rule.source is None or rule.source in done or is_tied:
+            continue
+        done.add(rule.source)
+        module = turned.get_submodule(rule.source)
+        weight = module.weight.to(torch.float64)
+        if table.role_on(f"{rule.target}.weight", "stream") == "writes":
+            weight = weight @ rotation.T if rule.transposed else rotation @ weight
+            if getattr(module, "bias", None) is not None:
+                module.bias.copy_(rotation @ module.bias.to(torch.float64))
+        else:
+            weight = rotation @ weight if rule.transposed else weight @ rotation.T
+        module.weight.copy_(weight)
+    return turned

@@ -1,0 +1,222 @@
+"""
+The table of frames: how every axis of every parameter turns. The single source of truth; nothing else may know it.
+
+A *frame* is a space whose basis is a free choice; a *group* says which choices leave the function alone; an *axis* of
+a parameter lists the frames it turns with and its role in each (see `groups/`), innermost first. [`table_of`] gives
+the [`Table`] of a configuration, which answers all questions about it.
+
+    frame           group                                                    axes that carry it
+    stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions,
+                                                                             gates
+    local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
+                                                                             into it and out of it
+    lexical         GL(D)                                                    embeddings, project_in; head if tied
+    output          GL(D), only with an untied head                          project_out, lm_head, score
+    head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
+                    and rotary positions alone                               learned frequencies
+    head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
+                                                                             (covectors)
+    heads           permutations of key-value heads, and of the query heads  everything that has an entry per head
+                    inside one
+    neurons         permutations, and the scalings the activation allows     rows of up and gate, columns of down
+    key_shift       a constant added to all keys, where positions leave it   k bias, q bias
+                    alone: the softmax does not see it
+    value_shift     a constant added to all values arrives as a constant,    v bias, o_proj bias
+                    as probabilities sum to 1
+    position_shift  a constant moved from all tokens to all positions        embeddings, positions (untied head)
+
+The last three are translations: they add to parameters where the others multiply; `_shifts` says what and where.
+"""
+
+import torch
+
+from .configuration_rigpt import RiGPTConfig, rotary_frequencies
+from .groups import (
+    HeadPermutations,
+    MatrixGroup,
+    NeuronGroup,
+    Stretch,
+    Translations,
+    general_linear,
+    orthogonal,
+)
+from .scores_rigpt import SCORES
+from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
+
+
+__all__ = ["Frame", "FrameKey", "Table", "is_transport", "layer_of", "refuse_shared_frames", "table_of"]
+FIXED: Axis = ()
+# `act(a z) = a^p act(z)` for a > 0; activations that are not listed allow no scaling.
+DEGREES = {"relu": 1, "relu2": 2}
+ATTENTION, MLP = "model.layers.*.self_attn.", "model.layers.*.mlp."
+# What carries the residual stream from one local frame to the next: into a layer, and after the last.
+TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
+
+
+def _frames(config: RiGPTConfig) -> dict[str, Frame]:
+    """The frames a configuration has, by kind, in the order in which they act on an axis."""
+    heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    shifts = _shifts(config)
+    table = {"stream": Frame(orthogonal(config.hidden_size))}
+    if config.local_frames:
+        table["local"] = Frame(orthogonal(config.hidden_size), per_layer=True)
+    if config.embedding_size is not None:
+        table["lexical"] = Frame(general_linear(config.embedding_size))
+        if not config.tie_word_embeddings:
+            table["output"] = Frame(general_linear(config.embedding_size))
+    score = _score_group(config)
+    # Interpolation adds weights of neighbouring layers, which must then be in the same frame.
+    own = config.depth_interpolation == "constant"
+    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads")
+    table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
+    table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
+    degree = DEGREES.get(config.hidden_act)
+    table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
+    still, key_shift = _unturned(config), SCORES[config.attention_score].key_shift
+    if config.attention_bias and still and not config.qk_norm and key_shift != "never":
+        # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
+        constant = own or key_shift == "alone"
+        table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
+    if config.attention_bias and config.attention_output_bias:
+        table["value_shift"] = Frame(Translations(config.head_dim), heads, own, shift=shifts["value_shift"])
+    if config.position_embedding_type == "learned" and not config.tie_word_embeddings:
+        table["position_shift"] = Frame(Translations(config.lexical_size), shift=shifts["position_shift"])
+    return table
+
+
+def _score_group(config: RiGPTConfig) -> MatrixGroup:
+    """What leaves the attention score of a head alone."""
+    stretch: Stretch = "none" if config.qk_norm else SCORES[config.attention_score].stretch
+    moving = _plane_count(config)
+    turned = set(range(config.head_dim)) - set(_unturned(config))
+    # Rotary positions turn dimension i together with i + r/2.
+    planes = tuple((i, i + moving) for i in range(moving) if i in turned)
+    return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies)
+
+
+def _plane_count(config: RiGPTConfig) -> int:
+    return 0 if config.position_embedding_type != "rotary" else len(rotary_frequencies(config)[0])
+
+
+def _unturned(config: RiGPTConfig) -> tuple[int, ...]:
+    """Dimensions of a head that positions leave alone: outside of all planes, or in planes of frequency zero."""
+    if config.position_embedding_type != "rotary":
+        return tuple(range(config.head_dim))
+    frequencies = rotary_frequencies(config)[0].tolist()
+    half = len(frequencies)
+    resting = [] if config.rotary_learned_frequencies else [i for i, value in enumerate(frequencies) if value == 0]
+    return tuple(sorted([*resting, *(i + half for i in resting), *range(2 * half, config.head_dim)]))
+
+
+def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
+    """
+    The table: parameter name, with `*` for the number of a layer, to one entry per axis; a single entry runs over all
+    axes of the tensor together. In the order of a model's parameters, in which sums over them are taken.
+
+    Names are those of `RiGPTForCausalLM` and of `RiGPTForSequenceClassification`; a table lists a parameter whether or
+    not this configuration has it, except where an option changes how it turns.
+    """
+    stream, stream_in = (Turn("stream"),), (Turn("stream", "covector"),)
+    projected = config.embedding_size is not None
+    lexical = (Turn("lexical"),) if projected else stream
+    # A tied table serves twice: embeddings are vectors, and the head pairs them with covectors.
+    output = (Turn("lexical", "covector"),) if config.tie_word_embeddings else (Turn("output"),)
+    untied_head = (Turn("output", "covector"),) if projected else stream_in
+    head = lexical if config.tie_word_embeddings else untied_head
+    query = (Turn("head_qk"), Turn("heads", "query"))
+    key = (Turn("head_qk", "covector"), Turn("heads", "key_value"))
+    value = (Turn("head_vo"), Turn("heads", "key_value"))
+    value_in = (Turn("head_vo", "covector"), Turn("heads", "query"))
+    # What reads and writes inside of a layer; the frame before the first layer's is the stream's.
+    inner = "local" if config.local_frames else "stream"
+    layer_out, layer_in = (Turn(inner),), (Turn(inner, "covector"),)
+    before = (Turn("local", "covector", step=-1),)
+    active, linear, down = ((Turn("neurons", role),) for role in ("active", "linear", "down"))
+    up = linear if config.gated_mlp else active
+    return {
+        "model.embed_tokens.weight": (FIXED, lexical),
+        "model.project_in.weight": (stream, (Turn("lexical", "covector"),)),
+        "model.embed_positions.weight": (FIXED, stream),
+        TRANSPORTS[0]: (layer_out, before),
+        ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), Turn("heads", "query")),),
+        ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
+        ATTENTION + "q_proj.weight": (query, layer_in),
+        ATTENTION + "q_proj.bias": (query,),
+        ATTENTION + "k_proj.weight": (key, layer_in),
+        ATTENTION + "k_proj.bias": (key,),
+        ATTENTION + "v_proj.weight": (value, layer_in),
+        ATTENTION + "v_proj.bias": (value,),
+        ATTENTION + "o_proj.weight": (layer_out, value_in),
+        ATTENTION + "o_proj.bias": (layer_out,),
+        ATTENTION + "value_embedding.weight": (FIXED, value),
+        ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
+        MLP + "gate_proj.weight": (active, layer_in),
+        MLP + "gate_proj.bias": (active,),
+        MLP + "up_proj.weight": (up, layer_in),
+        MLP + "up_proj.bias": (up,),
+        MLP + "down_proj.weight": (layer_out, down),
+        MLP + "down_proj.bias": (layer_out,),
+        TRANSPORTS[1]: (stream, before),
+        "model.project_out.weight": (output, stream_in),
+        "model.project_out.bias": (output,),
+        "lm_head.weight": (FIXED, head),
+        "score.weight": (FIXED, head),
+    }
+
+
+def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
+    """The table of translations, by kind of frame; parameters with `*` for the number of the layer."""
+    heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+
+    def per_query_head(vector: torch.Tensor) -> torch.Tensor:
+        return vector.reshape(heads, 1, -1).expand(-1, repeats, -1).reshape(heads * repeats, -1)
+
+    whole = Move(lambda c: c)
+    keys = {ATTENTION + "k_proj.bias": whole}
+    if SCORES[config.attention_score].key_shift == "with_query":
+        # (q + λc)·(k + c) - λ|k + c|²/2 differs from q·k - λ|k|²/2 by what is the same for all keys.
+        keys[ATTENTION + "q_proj.bias"] = Move(
+            lambda c, weight: (weight[:, None] * per_query_head(c)).flatten(), (ATTENTION + "distance_weight",)
+        )
+    values = {
+        ATTENTION + "v_proj.bias": whole,
+        ATTENTION + "o_proj.bias": Move(
+            lambda c, output: -output @ per_query_head(c).flatten(), (ATTENTION + "o_proj.weight",)
+        ),
+    }
+    tokens, into = "model.embed_tokens.weight", "model.project_in.weight"
+    away = Move(lambda c: -c) if config.embedding_size is None else Move(lambda c, into: -(into @ c), (into,))
+    return {
+        "key_shift": Shift(ATTENTION + "k_proj.bias", keys),
+        "value_shift": Shift(ATTENTION + "v_proj.bias", values),
+        "position_shift": Shift(tokens, {tokens: whole, "model.embed_positions.weight": away}),
+    }
+
+
+def refuse_shared_frames(config: RiGPTConfig, what: str) -> None:
+    """Raises a `ValueError` for `what` has not been worked out where layers share the frames of heads and neurons."""
+    if config.depth_interpolation != "constant":
+        raise ValueError(
+            f"{what} needs layers with frames of their own, got `depth_interpolation="
+            f"{config.depth_interpolation!r}`, which adds weights of neighbours. Use 'constant'."
+        )
+
+
+# Tables are kept for so many configurations.
+KEPT = 32
+_TABLES: dict[tuple[str, ...], Table] = {}
+
+
+def table_of(config: RiGPTConfig) -> Table:
+    """The table of a configuration; made once for the values that its fields have now."""
+    values = tuple(repr(getattr(config, name, None)) for name in RiGPTConfig.__annotations__)
+    if values not in _TABLES:
+        if len(_TABLES) >= KEPT:
+            _TABLES.pop(next(iter(_TABLES)))
+        _TABLES[values] = Table(_frames(config), _rows(config), config.num_hidden_layers)
+    return _TABLES[values]
+
+
+def is_transport(name: str) -> bool:
+    """Whether a parameter carries the residual stream from one local frame to the next."""
+    return pattern_of(name) in TRANSPORTS

@@ -1,0 +1,154 @@
+"""What kernels want: products of few rows the other way round, where packed texts begin, a loss without copies."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+
+# Up to so many rows `W xᵀ` beats `x Wᵀ` on CPUs.
+FEW_ROWS = 4
+
+# Rows are worked on in blocks of so many logits: small enough to stay in cache and in already mapped memory.
+BLOCK = {"cpu": 2**19}
+DEFAULT_BLOCK = 2**24
+
+
+def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """
+    `module(hidden_states)`, quickly for few rows on a CPU, as in cached generation.
+
+    There BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at nearly all
+    of it. Same product, other order of operands; `make bench` shows what it brings. Only for a plain `nn.Linear` that
+    nobody else has to see called: no hook, adapter, quantizer, subclass of tensors, derivative, compiler or export.
+
+    Args:
+        module: A linear map of `[..., n]`, or what somebody has put in its place.
+        hidden_states (`torch.Tensor` of shape `[..., n]`).
+    """
+    if not _is_plain(module, hidden_states):
+        return module(hidden_states)
+    columns = hidden_states.reshape(-1, module.in_features)
+    if len(columns) == 1:  # a single column would be a matrix-vector product again
+        output = (module.weight @ torch.cat((columns, columns)).t())[:, 0].contiguous()
+    else:
+        output = (module.weight @ columns.t()).t().contiguous()
+    if module.bias is not None:
+        output += module.bias
+    return output.view(*hidden_states.shape[:-1], module.out_features)
+
+
+def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
+    if (
+        type(module) is not nn.Linear  # adapters, quantizers and parametrizations have classes of their own
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()  # or exporting, which may want to leave the number of rows open
+        or torch.jit.is_tracing()
+        or type(hidden_states) is not torch.Tensor
+        or hidden_states.device.type != "cpu"
+        or hidden_states.dtype != torch.float32
+        or not 0 < hidden_states.numel() <= FEW_ROWS * module.in_features
+    ):
+        return False
+    weight = module._parameters.get("weight")
+    return (
+        type(weight) is nn.Parameter  # no quantised or sharded subclass, which knows better
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and "forward" not in module.__dict__  # as offloading replaces it
+        and not (module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def packed_lengths(position_ids: torch.LongTensor, batch_size: int) -> dict[str, Any]:
+    """
+    Where packed sequences begin, for flash attention, which is given no mask and would let them see each other.
+
+    Args:
+        position_ids: `[B or 1, S]`; a sequence begins where they do not go up by one.
+        batch_size: B.
+
+    Returns:
+        The arguments of the library for sequences of different lengths, with `N + 1` offsets into all `B·S` positions;
+        nothing if every row is one sequence.
+    """
+    goes_on = position_ids.diff(dim=-1) == 1
+    if bool(goes_on.all()):
+        return {}
+    begins = ~nn.functional.pad(goes_on, (1, 0)).expand(batch_size, -1).flatten()
+    offsets = nn.functional.pad(begins.nonzero()[:, 0], (0, 1), value=begins.numel()).to(torch.int32)
+    longest = int(offsets.diff().max())
+    return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
+
+
+def causal_lm_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+    shift_labels: torch.Tensor | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """
+    Mean cross entropy of the next token, in nats; the library's `ForCausalLMLoss` in less memory and time.
+
+    The general loss holds a float32 copy of the logits, their log-softmax and two gradients of that size. Here the
+    forward pass keeps one number per position, and the backward pass writes the only gradient there has to be. Sums
+    are in float32, or in float64 for float64 logits.
+
+    Args:
+        logits (`torch.Tensor` of shape `[B, S, V]`).
+        labels (`torch.Tensor` of shape `[B, S]`): The tokens at the same positions; shifted here.
+        vocab_size (`int`): `V`.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Divides the sum instead of the number of labels here, so that accumulated gradients add up right.
+        ignore_index (`int`, defaults to -100): Label of positions that do not count.
+        shift_labels (`torch.Tensor` of shape `[B, S]`, *optional*): Labels that are shifted already.
+    """
+    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor:
+        # The compiler fuses the plain formula by itself; sharded logits know how to sum over their shards.
+        return ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels, **kwargs)
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    targets = shift_labels.reshape(-1).to(logits.device)
+    counted = targets != ignore_index
+    total = _SummedCrossEntropy.apply(logits.reshape(-1, vocab_size), targets, counted)
+    return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum over counted rows of `logsumexp(logits) - logits[target]`."""
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        targets = targets.where(counted, 0)[:, None]
+        accurate = torch.promote_types(logits.dtype, torch.float32)
+        normaliser = logits.new_empty(len(logits), dtype=accurate)
+        for rows in _blocks(logits):
+            normaliser[rows] = logits[rows].to(accurate).logsumexp(dim=-1)
+        ctx.save_for_backward(logits, targets, counted, normaliser)
+        losses = normaliser - logits.gather(1, targets).squeeze(1).to(accurate)
+        return losses.where(counted, 0).sum()
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        logits, targets, counted, normaliser = ctx.saved_tensors
+        weight = (grad * counted).to(normaliser.dtype)[:, None]
+        if torch.is_grad_enabled():  # a second derivative is wanted, and the saved normaliser has none
+            probabilities = logits.to(normaliser.dtype).softmax(dim=-1)
+            return (probabilities * weight).scatter_add(1, targets, -weight).to(logits.dtype), None, None
+        grad_logits = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            probabilities = (logits[rows].to(normaliser.dtype) - normaliser[rows, None]).exp()
+            grad_logits[rows] = (probabilities * weight[rows]).to(logits.dtype)
+        return grad_logits.scatter_add_(1, targets, -weight.to(logits.dtype)), None, None
+
+
+def _blocks(logits: torch.Tensor) -> list[slice]:
+    """Slices of rows of about the size that suits the device."""
+    step = max(1, BLOCK.get(logits.device.type, DEFAULT_BLOCK) // logits.shape[1])
+    return [slice(start, start + step) for start in range(0, len(logits), step)]

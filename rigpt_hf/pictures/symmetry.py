@@ -1,0 +1,96 @@
+"""Two models compared part by part, the loss between two models, and charges under gradient descent."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from ..symmetry.comparison import VERDICTS, Comparison
+from ..symmetry.drift import ROUNDING, DriftReport
+from ..symmetry.merging import LossPath
+from .style import BLUE, GREEN, ORANGE, Figure, figure, picture
+
+
+@picture
+def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
+    """Distances per part of the network on a logarithmic scale; the verdict is the title where none is given."""
+    parts = comparison.parts
+    made, (panel,) = figure(width=max(7.0, 0.28 * len(parts) + 3), height=4.5)
+    places = list(range(len(parts)))
+    smallest = min([part.distance for part in parts] + [part.rounding for part in parts if part.rounding]) or 1e-16
+    panel.bar(places, [max(part.distance, smallest) for part in parts], color=BLUE, label="aligned")
+    panel.plot(places, [part.before for part in parts], "o", color="0.6", ms=4, label="unaligned")
+    for name, colour, words in (("rounding", GREEN, "explained by rounding"), ("chance", ORANGE, "chance")):
+        values = [getattr(part, name) for part in parts]
+        if all(value is not None for value in values):
+            panel.plot(places, values, "_", color=colour, ms=12, mew=2, label=words)
+    names = [part.name.replace("layers.", "") for part in parts]
+    panel.set_xticks(places, names, rotation=90, fontsize=7)
+    panel.set(yscale="log", ylabel="relative distance")
+    panel.set_title(textwrap.fill(title or VERDICTS[comparison.verdict], 80))
+    made.legend(loc="outside lower center", ncols=4)
+    return made
+
+
+@picture
+def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model to the other") -> Figure:
+    """Losses on one or several ways between two models, before and after alignment."""
+    made, (panel,) = figure(width=6.5, height=4.2)
+    for index, path in enumerate(paths):
+        for name, colour, words in (("before", ORANGE, "unaligned"), ("after", BLUE, "aligned")):
+            panel.plot(path.t, getattr(path, name), color=colour, alpha=0.8, label=None if index else words)
+    panel.set(xlabel="share of model A", ylabel="loss in nats per token", title=title)
+    panel.legend()
+    return made
+
+
+@picture
+def plot_drift(report: DriftReport) -> Figure:
+    """
+    The drift of charges at the end against the step size beside a line of order 1, and, with weight decay, what is
+    kept of the charges along time beside the predicted exponentials.
+    """
+    decays = report.weight_decay > 0
+    made, panels = figure(2 if decays else 1, width=5.5, height=4.4)
+    _draw_drift(panels[0], report)
+    if decays:
+        _draw_decay(panels[1], report)
+    for panel in panels:
+        panel.legend()
+    return made
+
+
+def _draw_drift(panel: Any, report: DriftReport) -> None:
+    rates = [descent.learning_rate for descent in report.descents]
+    top = 0.0
+    for kind, order in report.orders.items():
+        drifts = [descent.drift[kind][-1] for descent in report.descents]
+        if min(drifts) < ROUNDING:
+            continue
+        panel.loglog(rates, drifts, "o-", label=kind if math.isnan(order) else f"{kind}, order {order:.2f}")
+        top = max(top, drifts[0])
+    if top:
+        panel.loglog(rates, [2 * top * rate / rates[0] for rate in rates], ":", color="0.5", label="order 1")
+    panel.set(
+        title="Charges under gradient descent",
+        xlabel="step size η",
+        ylabel=f"drift at time {report.time:g} / Σ|W|²",
+    )
+
+
+def _draw_decay(panel: Any, report: DriftReport) -> None:
+    descent = report.descents[-1]
+    # Charges of one rate lie on top of each other: rings of different sizes let all of them be seen.
+    for index, (kind, kept) in enumerate(descent.kept.items()):
+        if not any(math.isnan(value) for value in kept):
+            sizes = {"ms": 4 + 3 * index, "mfc": "none"}
+            panel.semilogy(descent.times, [abs(value) for value in kept], "o", label=kind, **sizes)
+    for rate, style in zip(sorted(set(report.predicted_rates.values())), ("-", "--"), strict=False):
+        power = round(rate / report.weight_decay)
+        label = f"exp(-{power if power > 1 else ''}μt)"
+        panel.semilogy(descent.times, [math.exp(-rate * t) for t in descent.times], style, color="0.5", label=label)
+    panel.set(
+        title=f"Weight decay μ = {report.weight_decay:g}, η = {descent.learning_rate:g}",
+        xlabel="time",
+        ylabel="<Q(t), Q(0)> / |Q(0)|²",
+    )

@@ -1,0 +1,152 @@
+"""The Hub for the owner of a token: one commit at a time, and errors that say what to do and never show the token."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from ..version import __version__
+
+
+# The class of whatever HTTP library this version of the client is built on.
+TransportError: Any = HfHubHTTPError.__mro__[1]
+ADVICE = "in your settings on the Hub, then say hf auth login, or set HF_TOKEN"
+
+
+class Hub:
+    """
+    The Hub, as the owner of a token sees it.
+
+    Args:
+        token (`str`, *optional*): that of `hf auth login` or HF_TOKEN if not given. It is sent to the Hub only.
+
+    Raises:
+        ValueError: if there is none or it cannot be one; the message does not show it.
+    """
+
+    def __init__(self, token: str | None):
+        self.token = checked_token(token)
+        self.api = HfApi(token=self.token, library_name="rigpt_hf", library_version=__version__)
+
+    def with_owner(self, repo_id: str) -> str:
+        """A repository's name with its owner; a `ValueError` if the account may only read."""
+        account = self.api.whoami()
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise ValueError(
+                f"`token` must have the right to write, got one of {account['name']!r} that may only read. Make "
+                f"another {ADVICE}."
+            )
+        return repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
+
+    def commit(
+        self,
+        repo_id: str,
+        files: Mapping[str, Path | bytes],
+        removed: Iterable[str] = (),
+        *,
+        message: str,
+        revision: str | None = None,
+        repo_type: str | None = None,
+    ) -> str:
+        """
+        Files put into a repository, and others removed there, in one commit.
+
+        Args:
+            repo_id (`str`): with its owner.
+            files (`Mapping[str, Path | bytes]`): what they hold, or where that is, by name.
+            removed (`Iterable[str]`): names of those that go.
+            message, revision, repo_type: as for `HfApi.create_commit`.
+
+        Returns:
+            `str`: the commit.
+
+        Raises:
+            ValueError: if the Hub refuses or the connection breaks; what has arrived is not sent again next time.
+        """
+        operations: list[Any] = [
+            *(CommitOperationAdd(path, content) for path, content in files.items()),
+            *(CommitOperationDelete(path, is_folder=False) for path in removed),
+        ]
+        with self.plain_errors(repo_id, sending=True):
+            # `upload_folder` makes several commits of what takes long, where hf_xet is installed.
+            return self.api.create_commit(
+                repo_id, operations, commit_message=message, revision=revision, repo_type=repo_type
+            ).oid
+
+    @contextmanager
+    def plain_errors(self, repo_id: str, sending: bool = False) -> Iterator[None]:
+        """Errors of the client and of the network as one line that says what to do, and never shows the token."""
+        try:
+            yield
+        except Exception as error:
+            chain = list(_causes(error))
+            message = self._words(error, chain, repo_id, sending)
+            if message is None:
+                raise
+            shown = any(self.token in repr(one) for one in chain)
+            # A server may repeat what it was sent; --debug would print that.
+            raise ValueError(message.replace(self.token, "[token]")) from (None if shown else error)
+
+    def _words(self, error: Exception, chain: list[BaseException], repo_id: str, sending: bool) -> str | None:
+        """What to say of an error and its causes; `None` if it speaks for itself, or is none of the Hub's."""
+        network = any(isinstance(one, (TransportError, OSError)) for one in chain)
+        if answer := next((one for one in chain if isinstance(one, HfHubHTTPError)), None):
+            return _refusal(answer, repo_id)
+        if isinstance(error, OfflineModeIsEnabled):
+            return "`repo` needs the Hub, and HF_HUB_OFFLINE forbids to reach it. Unset it and try again."
+        if sending and (network or isinstance(error, RuntimeError)):
+            return (
+                f"The upload to {repo_id!r} broke off ({_short(chain[-1])}). Say the same command again: what has "
+                "arrived is not sent again, and the repository changes only once all of it is there."
+            )
+        if network:
+            return (
+                f"`repo` needs the Hub, and {self.api.endpoint} cannot be reached ({_short(chain[-1])}). Nothing was "
+                "sent. Check the network, and HF_ENDPOINT if you set it, then try again."
+            )
+        # Our own speak for themselves.
+        if not isinstance(error, ValueError) or (type(error) is ValueError and not sending):
+            return None
+        return f"The Hub would not take what is published to {repo_id!r}: {_short(error)}"
+
+
+def checked_token(token: str | None) -> str:
+    """A token, or that of the machine; a `ValueError` that does not show it if there is none or it cannot be one."""
+    token = token if token is not None else get_token()
+    advice = f"Make one with the right to write {ADVICE}."
+    if not token:
+        raise ValueError(f"`token` must be an access token of the Hub, got none. {advice}")
+    # Anything else the HTTP library refuses with an error that shows it.
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"`token` must be one word of ASCII characters, got something else (not shown). {advice}")
+    return token
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _refusal(error: HfHubHTTPError, repo_id: str) -> str:
+    status = error.response.status_code
+    said = " ".join(str(error.server_message or "").split())[:300]
+    reason = f"{status}: {said}" if said else str(status)
+    if status == 401:
+        return (
+            f"`token` must be one that the Hub accepts, got one that it refuses ({reason}). Make another in your "
+            "settings on the Hub, then say hf auth login, or set HF_TOKEN, which comes first."
+        )
+    if status == 403:
+        return (
+            f"`token` must have the right to write to {repo_id!r}, got one that has not ({reason}). Give it that "
+            "right in your settings on the Hub, or name a repository of your own."
+        )
+    return f"The Hub refused what is published to {repo_id!r} ({reason}). Nothing was changed there by this commit."

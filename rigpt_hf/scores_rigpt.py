@@ -1,0 +1,249 @@
+"""
+Attention scores that depend on a query and a key only through invariants of the head space, one record each.
+
+Shapes: B batch, S new positions, T positions including the cache, H query heads, K key-value heads, h dims per head.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+# The config imports this file for the names of scores, so what takes long to import is imported where it is used.
+
+# Attention kernels want head sizes that are multiples of this.
+KERNEL_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    How a head weighs a key `k` for a query `q`.
+
+    Args:
+        name: The value of `attention_score` in the config.
+        weighted: Whether every query head learns a `λ`, `self_attn.distance_weight`, which is zero at the dot product.
+        stretch: Which common stretches of a head's queries and keys leave the score alone: `"free"`, `q/s` and `s k`
+            for any invertible `s`; `"common"`, the same for one number `s`, with `λ/s²`; `"none"`.
+        key_shift: When a vector `c` added to all keys leaves the softmax alone: `"alone"`; `"with_query"`, if `λc` is
+            added to the queries; `"never"`.
+        as_dot: Writes the score as a dot product of longer vectors: queries, keys, values and `λ` to the first three.
+        modify: Makes scores of dot products, `|q|²`, `|k|²` and `λ`, which broadcast together.
+        backends: Attention functions that can express a modified score; `None`: all that the library has.
+    """
+
+    name: str
+    weighted: bool = False
+    stretch: Literal["free", "common", "none"] = "free"
+    key_shift: Literal["alone", "with_query", "never"] = "alone"
+    as_dot: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
+    modify: Callable[..., torch.Tensor] | None = None
+    backends: dict[str, Callable] | None = None
+
+    def check_backend(self, backend: str):
+        """Raises a `ValueError` if the backend of this name cannot express the score."""
+        if self.backends is not None and backend.removeprefix("paged|") not in self.backends:
+            raise ValueError(
+                f"`attn_implementation` must be one of {', '.join(self.backends)} for "
+                f"`attention_score={self.name!r}`, which is no dot product, got {backend.removeprefix('paged|')!r}. "
+                "Name one of these, or none."
+            )
+
+    def check_paged(self, backend: str):
+        """Raises a `ValueError` if continuous batching cannot hand over its cache before the score."""
+        from transformers.generation.continuous_batching import PagedAttentionCache
+
+        if self.weighted and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+            raise ValueError(
+                f"`attn_implementation` must not be paged for `attention_score={self.name!r}` in this version of "
+                f"Transformers, got {backend!r}. Update Transformers, or generate without continuous batching."
+            )
+
+    def prepare(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        weight: torch.Tensor | None,
+        layer_idx: int,
+        kwargs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        What goes to the backend, from queries `[B, H, S, h]`, plain keys and values `[B, K, T, h]` and `λ` `[H]`.
+
+        After the cache, which keeps plain keys: a rotation or a new `λ` must not leave stale coordinates in it. So the
+        cache of continuous batching, among the `kwargs`, is filled here and not behind the score, in the backend.
+        """
+        if self.weighted and (paged_cache := kwargs.pop("cache", None)) is not None:
+            key, value = update_paged_cache(paged_cache, key, value, layer_idx, kwargs)
+        return (query, key, value) if self.as_dot is None else self.as_dot(query, key, value, local(weight))
+
+    def backend(self, name: str) -> tuple[str, Callable | None]:
+        """The name of the backend to use, and its function where it is not the library's."""
+        self.check_backend(name)
+        name = name.removeprefix("paged|") if self.weighted else name
+        return name, None if self.backends is None else self.backends[name]
+
+
+def squared_distance_as_dot(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Write `q·k - λ|k|²/2` as an ordinary dot product in a few more dimensions: `q' = [q, λ, λ]`, `k' = [k, n, m]`.
+
+    `n + m = -|k|²/2`; `m` holds what rounding `n` to the dtype left over, which matters in 16 bits. Everything is
+    zero-padded to the alignment of the kernels, and values to the same size, as most kernels want one head size.
+
+    Args:
+        query (`torch.Tensor` of shape `[B, H, S, h]`), key, value (`torch.Tensor` of shape `[B, K, T, h]`)
+        weight (`torch.Tensor` of shape `[H]`): λ per query head.
+
+    Returns:
+        query, key and value with head size `h'`, the next multiple of the alignment above `h + 1`.
+    """
+    half_norm = -0.5 * squared_norm(key)[..., None]
+    rounded = half_norm.to(key.dtype)
+    remainder = (half_norm - rounded).to(key.dtype)
+    weight = weight.to(query.dtype)[:, None, None].expand(*query.shape[:3], 1)
+    query = torch.cat((query, weight, weight), dim=-1)
+    key = torch.cat((key, rounded, remainder), dim=-1)
+    size = -(-key.shape[-1] // KERNEL_ALIGNMENT) * KERNEL_ALIGNMENT
+    return tuple(nn.functional.pad(states, (0, size - states.shape[-1])) for states in (query, key, value))
+
+
+def distance_score(
+    dot: torch.Tensor, query_norm: torch.Tensor, key_norm: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """
+    `(1-λ) q·k - λ|q-k|` from the invariants `q·k`, `|q|²`, `|k|²`; all arguments broadcast together.
+
+    The distance is kept away from zero, where its gradient has no limit, by the smallest square that `|q|² + |k|² -
+    2 q·k` can resolve.
+    """
+    squared_distance = (query_norm + key_norm - 2 * dot).clamp_min(torch.finfo(dot.dtype).eps)
+    return (1 - weight) * dot - weight * squared_distance.sqrt()
+
+
+def squared_norm(states: torch.Tensor) -> torch.Tensor:
+    """`|x|²` over the last dimension, summed in at least single precision."""
+    return states.to(torch.promote_types(states.dtype, torch.float32)).square().sum(-1)
+
+
+def repeat_heads(states: torch.Tensor, groups: int) -> torch.Tensor:
+    """`[B, K, T, h]` to `[B, K·groups, T, h]`, every key-value head repeated for its query heads."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a parameter that tensor parallelism splits by heads; otherwise the parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for any score. Returns `[B, S, H, h]` and the probabilities `[B, H, S, T]`."""
+    key, value = (repeat_heads(states, module.num_key_value_groups) for states in (key, value))
+    scores = query @ key.transpose(2, 3)
+    if module.score.modify is not None:
+        scores = module.score.modify(
+            scores.to(torch.promote_types(scores.dtype, torch.float32)),
+            squared_norm(query)[..., :, None],
+            squared_norm(key)[..., None, :],
+            local(module.distance_weight)[:, None, None],
+        )
+    scores = scores * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    accurate = torch.promote_types(query.dtype, torch.float32)
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=accurate).to(query.dtype)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+def flex_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """A modified score through FlexAttention. Returns `[B, S, H, h]` and no probabilities."""
+    from transformers.integrations.flex_attention import compile_friendly_flex_attention
+
+    if dropout > 0:
+        raise ValueError(
+            f"`attention_dropout` must be 0 to train with 'flex_attention', got {dropout}. Set it to 0 or load with "
+            "attn_implementation='eager'."
+        )
+    groups, modify = module.num_key_value_groups, module.score.modify
+    query_norm, key_norm, weight = squared_norm(query), squared_norm(key), local(module.distance_weight).float()
+
+    def score_mod(dot, batch, head, query_index, key_index):
+        norms = query_norm[batch, head, query_index], key_norm[batch, head // groups, key_index]
+        return modify(dot, *norms, weight[head]) * scaling
+
+    output = compile_friendly_flex_attention(
+        query,
+        key,
+        value,
+        training=module.training,
+        score_mod=score_mod,
+        block_mask=attention_mask,
+        enable_gqa=groups > 1,
+        scale=1.0,
+        kernel_options=kwargs.get("kernel_options"),
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def update_paged_cache(
+    cache, key: torch.Tensor, value: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store new keys and values in the cache of continuous batching; returns all of them, `[1, K, T, h]`."""
+    if kwargs.get("block_table") is not None:
+        raise ValueError(
+            "`max_blocks_per_request` of the continuous batching config must be 0 for an `attention_score` other than "
+            "'dot', whose keys no kernel may fetch by itself. Set it to 0 or use attn_implementation='sdpa'."
+        )
+    return cache.update(key_states=key, value_states=value, layer_idx=layer_idx, kwargs=kwargs)
+
+
+SCORES = {
+    score.name: score
+    for score in (
+        # q·k
+        Score("dot"),
+        # q·k - λ|k|²/2, for λ = 1 the negative half of |q-k|² up to a constant of the query
+        Score(
+            "squared_distance",
+            weighted=True,
+            stretch="common",
+            key_shift="with_query",
+            as_dot=squared_distance_as_dot,
+        ),
+        # (1-λ) q·k - λ|q-k|, no dot product in any number of dimensions
+        Score(
+            "distance",
+            weighted=True,
+            stretch="none",
+            key_shift="never",
+            modify=distance_score,
+            backends={"eager": eager_attention_forward, "flex_attention": flex_attention_forward},
+        ),
+    )
+}

@@ -1,0 +1,254 @@
+"""Where text comes from: installed documentation, local files, or a data set on the Hub."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from datasets import load_dataset
+from huggingface_hub import HfApi
+from pyarrow.parquet import read_schema
+
+from .corpus import gather_documentation
+
+
+DOCUMENTATION = "docs"
+# Between the stories of TinyStories and in other dumps; no text of its own contains it.
+SEPARATOR = "<|endoftext|>"
+# What reads a local file, by its name's end.
+READERS = {
+    ".txt": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".jsonl.gz": "json",
+    ".json.gz": "json",
+    ".parquet": "parquet",
+}
+CHUNK = 2**20  # characters read at a time
+# What `datasets` says of a data set that is a program, which it no longer runs.
+SCRIPT = "Dataset scripts are no longer supported"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def documents(
+    source: str | os.PathLike,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    separator: str = SEPARATOR,
+    megabytes: float = 20.0,
+) -> Iterator[str]:
+    """
+    The documents of a source, one text each, none blank, in the order of the source; streamed, never downloaded whole.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            `"docs"` for the documentation of the installed packages, but for the eighth of its paragraphs on which
+            models are evaluated (`"./docs"` is a folder), a local file or folder (.txt, .jsonl, .json, .parquet;
+            folders are searched, in the order of the names), or the id of a data set on the Hub.
+        text_column (`str`, defaults to `"text"`): Column that holds the text, of all but `"docs"` and .txt.
+        split (`str`, defaults to `"train"`), name (`str`, *optional*), revision (`str`, *optional*):
+            Which split, configuration and commit, branch or tag of a data set on the Hub; not looked at elsewhere.
+        separator (`str`, defaults to `"<|endoftext|>"`):
+            What separates documents in a .txt file; a file without it is one document, held in memory as a whole.
+            `"\\n\\n"` makes every paragraph a document.
+        megabytes (`float`, defaults to 20): How much documentation `"docs"` gathers at most.
+
+    Raises:
+        ValueError: at once if the source does not exist or an option is impossible; while reading if a file or column
+            cannot be read, or if there is no text at all.
+    """
+    source = os.fspath(source)
+    kind = kind_of(source)
+    if not separator:
+        raise ValueError("`separator` must be some text, got ''. Leave it out for one document per file.")
+    if kind == "documentation":
+        if megabytes <= 0:
+            raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
+        # What `rigpt evaluate` measures on is left out.
+        texts = iter(gather_documentation(int(megabytes * 10**6), part="training"))
+    elif kind == "local":
+        texts = _local(source_files(source), text_column, separator)
+    else:
+        texts = _column(source, {"path": source, "name": name, "split": split, "revision": revision}, text_column)
+    return _not_blank(texts, source)
+
+
+def check_source_options(options: Mapping[str, Any]) -> None:
+    """
+    Raise if options, as a person wrote them, are not those of [`documents`].
+
+    Raises:
+        ValueError: that names the first one unknown or of another type.
+    """
+    known = {name: hint for name, hint in get_type_hints(documents).items() if name not in ("source", "return")}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(
+                f"`data_options` must be among {', '.join(known)}, got {name!r}. Correct its name, or leave it out."
+            )
+        hint = known[name]
+        if not isinstance(value, (int, float) if hint is float else hint):
+            wanted = "a number" if hint is float else "text"
+            raise ValueError(
+                f"`data_options` must have {wanted} as {name}, got {value!r}. Correct it, or leave it out."
+            )
+
+
+def kind_of(source: str) -> str:
+    """
+    `"documentation"`, `"local"` or `"hub"`.
+
+    Raises:
+        ValueError: if there is no such path and this cannot be the id of a data set.
+    """
+    if source == DOCUMENTATION:
+        return "documentation"
+    if Path(source).exists():
+        return "local"
+    if HUB_ID.fullmatch(source) and reader_of(source) is None:
+        return "hub"
+    raise ValueError(
+        f"`source` must be 'docs', an existing file or folder, or the id of a data set on the Hub, got {source!r}. "
+        "Check the path."
+    )
+
+
+def reader_of(name: str | os.PathLike) -> str | None:
+    """What reads a file of this name: text, json or parquet; None if nothing does."""
+    return next((reader for end, reader in READERS.items() if os.fspath(name).lower().endswith(end)), None)
+
+
+def source_files(source: str | os.PathLike) -> list[Path]:
+    """
+    The files of a local source, sorted by name; hidden ones in a folder are passed over.
+
+    Raises:
+        ValueError: if the file, or every file of the folder, is of an unknown kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inside = [entry for entry in path.rglob("*") if entry.is_file() and reader_of(entry)]
+        files = sorted(entry for entry in inside if not any(p.startswith(".") for p in entry.relative_to(path).parts))
+    else:
+        files = [path] if reader_of(path) else []
+    if not files:
+        raise ValueError(
+            f"`source` must be or hold files that end in {', '.join(READERS)}, got {str(source)!r}. Rename or convert "
+            "what is there."
+        )
+    return files
+
+
+def pinned(source: str, revision: str | None) -> str | None:
+    """
+    The commit that a revision of a data set on the Hub means now, so that what was read can be read again.
+
+    Returns:
+        `str`, or `None` for the other kinds of source.
+
+    Raises:
+        ValueError: if the Hub has no such data set or revision, or cannot be reached.
+    """
+    if kind_of(source) != "hub":
+        return None
+    try:
+        return HfApi().dataset_info(source, revision=revision).sha
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _local(files: list[Path], text_column: str, separator: str) -> Iterator[str]:
+    for path in files:
+        reader = reader_of(path)
+        if reader == "text":
+            yield from _separated(path, separator)
+        elif path.stat().st_size:  # `datasets` trips over empty files
+            # File by file, as columns beside the text may differ.
+            options: dict[str, Any] = {"path": reader, "data_files": str(path), "split": "train"}
+            if reader == "parquet":  # the one column can be read alone
+                _check_column(_parquet_columns(path), text_column, str(path))
+                options["columns"] = [text_column]
+            yield from _column(str(path), options, text_column)
+
+
+def _parquet_columns(path: Path) -> list[str]:
+    try:
+        return read_schema(path).names
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _separated(path: Path, separator: str) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            pending, seen = "", False
+            # Reading as much again as is pending keeps a file without a separator from taking quadratic time.
+            while chunk := file.read(max(CHUNK, len(pending))):
+                *complete, pending = (pending + chunk).split(separator)
+                seen = seen or bool(complete)
+                yield from (text.strip() for text in complete)
+            yield pending.strip() if seen else pending
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"`source` must hold readable UTF-8 files, got {str(path)!r}: {error}") from error
+
+
+def _column(source: str, options: dict[str, Any], text_column: str) -> Iterator[str]:
+    """The texts in one column of a data set that `datasets` streams."""
+    try:
+        rows = load_dataset(**options, streaming=True)
+        if rows.column_names is not None:
+            _check_column(rows.column_names, text_column, source)
+            rows = rows.select_columns([text_column])
+        for row in rows:
+            _check_column(list(row), text_column, source)
+            text = row[text_column]
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise _Refused(
+                    f"`text_column` must hold text, got {type(text).__name__} in {text_column!r} of {source!r}. Name "
+                    "another column."
+                )
+            yield text
+    except _Refused:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unreadable(source, error) from error
+
+
+class _Refused(ValueError):
+    """An error that says already what to do."""
+
+
+def _check_column(columns: list[str], text_column: str, source: str) -> None:
+    if text_column not in columns:
+        raise _Refused(
+            f"`text_column` must be a column of {source!r}, got {text_column!r}. Take one of {', '.join(columns)}."
+        )
+
+
+def _unreadable(source: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    remedy = parquet_instead(reason, "data_options: {revision: refs/convert/parquet}")
+    return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}{remedy}")
+
+
+def parquet_instead(reason: str, option: str) -> str:
+    """What to do about a data set that is a program, for the end of a message; nothing for any other reason."""
+    if SCRIPT not in reason:
+        return ""
+    return f". The Hub keeps most of them as Parquet too: pass `{option}`."
+
+
+def _not_blank(texts: Iterator[str], source: str) -> Iterator[str]:
+    empty = True
+    for text in texts:
+        if text and not text.isspace():
+            empty = False
+            yield text
+    if empty:
+        raise ValueError(f"`source` must hold some text, got {source!r}, where all is blank. Name another source.")

@@ -1,0 +1,124 @@
+"""Tokenizers that are fast, have an end-of-text token and are recognised by a fingerprint; and one made here."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+
+END = "<|endoftext|>"
+HELD_OUT = 0.02  # share of the tokens that training never sees
+
+
+def load_tokenizer(
+    tokenizer: str | os.PathLike | PreTrainedTokenizerFast, revision: str | None = None
+) -> PreTrainedTokenizerFast:
+    """
+    A fast tokenizer from a folder, a Hub id or a tokenizer.json; one that is loaded already is handed through.
+
+    Args:
+        tokenizer: The tokenizer, or where it is.
+        revision: Branch, tag or commit on the Hub; not looked at elsewhere.
+
+    Raises:
+        ValueError: if it does not load or is not fast.
+    """
+    if isinstance(tokenizer, str | os.PathLike):
+        name = os.fspath(tokenizer)
+        try:
+            if Path(name).is_file():
+                loaded = PreTrainedTokenizerFast(tokenizer_file=name)
+            else:
+                loaded = AutoTokenizer.from_pretrained(name, revision=revision or "main")
+        except Exception as error:  # the tokenizers library raises bare `Exception`
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"`tokenizer` must be the folder, Hub id or tokenizer.json of a tokenizer, got {name!r}: {reason}"
+            ) from error
+    else:
+        loaded = tokenizer
+    if not loaded.is_fast:
+        raise ValueError(
+            f"`tokenizer` must be a fast one, got {type(loaded).__name__}. Convert it to a tokenizer.json first."
+        )
+    return loaded
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """
+    The id of the token that ends a document.
+
+    Raises:
+        ValueError: if the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"`tokenizer` must have an end-of-text token, got {tokenizer.name_or_path or 'one'!r} without. Set its "
+            "`eos_token` first."
+        )
+    return tokenizer.eos_token_id
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the largest id, added tokens included; ids may have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of the serialised backend, less its padding and truncation, which are state of its last use."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added; names of special tokens in the text are ordinary text."""
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+
+
+def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with an end-of-text token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(passages, trainer, length=len(passages))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END, padding_side="left"
+    )
+
+
+def token_row(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> torch.Tensor:
+    """All passages as one row of token ids, an end-of-text token after each."""
+    encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
+    return torch.tensor([token for ids in encoded for token in (*ids, tokenizer.eos_token_id)])
+
+
+def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Tokens to train on and tokens held out, at least four windows of them.
+
+    Raises:
+        ValueError: if there are too few tokens for both.
+    """
+    held_out = max(int(HELD_OUT * len(tokens)), 4 * context)
+    if len(tokens) < 2 * held_out:
+        raise ValueError(
+            f"`text` must hold at least {8 * context} tokens to train on, got {len(tokens)}. Give a longer text."
+        )
+    return tokens[:-held_out], tokens[-held_out:]

@@ -1,0 +1,37 @@
+"""Weights that are read: parts of fused maps, and numbers that are none."""
+
+import pytest
+import torch
+
+from rigpt_hf.checkpoints.read import Rows, Weights
+
+
+def test_rows_of_fused_maps_are_read_and_placed():
+    """Parts one after the other, and interleaved per head as in some families; of weights and of biases."""
+    fused = torch.arange(24.0).reshape(12, 2)
+    weights = Weights({"fused": fused, "transposed": fused.T, "bias": fused[:, 0]})
+    for period, lengths in ((12, (6, 3, 3)), (6, (3, 2, 1)), (4, (2, 2))):
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        rows = [Rows(start, length, period) for start, length in zip(starts, lengths, strict=True)]
+        whole = torch.zeros(12, 2)
+        for each in rows:
+            kept = [index for index in range(12) if each.start <= index % period < each.start + each.length]
+            part = weights.read("fused", each)
+            assert torch.equal(part, fused[kept]) and len(kept) < 12
+            assert torch.equal(weights.read("transposed", each, 1), fused[kept].T)
+            assert torch.equal(weights.read("bias", each), fused[kept, 0])
+            each.place(part, whole)
+        assert torch.equal(whole, fused)
+    with pytest.raises(ValueError, match="`fused` must be made of parts of 5 rows by the configuration, got 12"):
+        weights.read("fused", Rows(0, 1, 5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_that_are_not_finite_are_named(value, dtype):
+    tensor = torch.ones(3, 4, dtype=dtype)
+    weights = Weights({"good": tensor.clone(), "bad": tensor, "mask": torch.ones(2, dtype=torch.uint8)})
+    tensor[1, 2] = value
+    assert weights.read("good").shape == (3, 4) and weights.read("mask").dtype == torch.uint8
+    with pytest.raises(ValueError, match="`bad` must hold finite numbers, got NaN or infinity"):
+        weights.read("bad")

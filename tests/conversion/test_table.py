@@ -1,0 +1,27 @@
+"""What else lists how parameters turn follows from the table of frames."""
+
+import torch
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.frames import table_of
+
+from ..models import SYMMETRIES, over, tiny_config
+
+
+STYLES = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
+
+
+@over(SYMMETRIES, ())
+def test_the_tensor_parallel_plan_is_that_of_heads_and_neurons(option):
+    """It travels with checkpoints, which know no table."""
+    config = tiny_config(**SYMMETRIES[option])
+    with torch.device("meta"):
+        model = RiGPTForCausalLM(config)
+    table, expected = table_of(config), {}
+    for name, _ in model.model.layers.named_parameters():
+        roles = {table.role_on(f"model.layers.{name}", kind) for kind in ("heads", "neurons")} - {None}
+        if roles and not name.endswith(".bias"):
+            layer, _, module = name.removesuffix(".weight").partition(".")
+            expected[f"layers.*.{module}"] = STYLES[roles.pop()]
+            assert not roles and layer.isdigit()
+    assert config.base_model_tp_plan == expected and len(expected) > 5

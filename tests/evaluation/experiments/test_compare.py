@@ -1,0 +1,207 @@
+"""The programs that compare and measure training: the same data for all, numbers that mean what they say."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import typer
+from tqdm.auto import tqdm
+from typer.testing import CliRunner
+
+from evaluation.experiments import candidates, compare, equivariance, optimizer_cost
+from rigpt_hf.training import diagnostics
+from rigpt_hf.training.build import build_model, build_optimizer
+from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+from tests.tolerances import TRAINING
+
+
+@pytest.fixture
+def files(tmp_path):
+    draw = np.random.default_rng(0)
+    paths = []
+    for split, size in (("train", 20_000), ("validation", 6_000)):
+        jumps = np.where(draw.random(size) < 0.1, draw.integers(0, 61, size), 1)
+        paths.append(tmp_path / f"{split}.bin")
+        (np.cumsum(jumps) % 61).astype("<u2").tofile(paths[-1])
+    return paths
+
+
+def test_windows_are_those_of_the_protocol():
+    tokens = np.arange(5000, dtype="<u2")
+    windows = compare.DrawnWindows(tokens, 256, 16, 3, seed=0)
+    draw = np.random.default_rng(0)
+    for step in range(3):
+        starts = draw.integers(0, len(tokens) - 257, 16)
+        batch = windows.batch(step, 16)
+        assert batch["input_ids"].shape == (16, 257) and torch.equal(batch["labels"], batch["input_ids"])
+        assert batch["input_ids"][:, 0].tolist() == starts.tolist()
+        shares = [windows.batch(step, 16, rank, 4)["input_ids"] for rank in range(4)]
+        assert torch.equal(torch.cat(shares), batch["input_ids"])
+
+
+def test_tokens_to_reach_a_loss():
+    result = {"validation": [(25, 5.0), (50, 4.0), (75, 3.0)], "tokens_per_step": 10}
+    assert compare.tokens_to_reach(result, 3.5) == 625
+    assert compare.tokens_to_reach(result, 4.0) == 500
+    assert compare.tokens_to_reach(result, 6.0) == 250
+    assert math.isnan(compare.tokens_to_reach(result, 2.0))
+
+
+def test_differences_are_those_of_the_same_seeds():
+    runs = [{"seed": 0, "final_loss": 3.0}, {"seed": 2, "final_loss": 3.5}]
+    others = [{"seed": 2, "final_loss": 3.0}, {"seed": 1, "final_loss": 9.0}]
+    assert compare.differences(runs, others) == [0.5]
+    assert math.isnan(compare.differences(runs, others[1:])[0])
+    assert compare.spread(compare.differences(runs, others[1:]), "{:+.3f}") == "–"
+
+
+def test_every_candidate_is_a_model_with_rates_of_its_own():
+    sizes = {}
+    for name, candidate in candidates.CANDIDATES.items():
+        model = build_model(candidate.model, 4096, 256, None, 0)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        assert len(candidate.rates) >= 3
+        assert build_optimizer(candidate.optimizer, model).param_groups
+    # The same parameters where they are compared: the plain network with stock GPT-2, the recipe with a wider one.
+    for name in ("rigpt", "rigpt-adamw", "rigpt-rmsnorm", "rigpt-layernorm"):
+        assert abs(sizes[name] / sizes["stock-gpt2"] - 1) <= 0.01, name
+    for name in ("recipe", "modern"):
+        assert abs(sizes[name] / sizes["stock-gpt2-wide"] - 1) <= 0.01 and sizes[name] <= 6.6e6, name
+
+
+def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
+    stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
+    monkeypatch.setitem(
+        compare.CANDIDATES,
+        "rigpt",
+        candidates.Candidate(ModelOptions(config_overrides=tiny), OptimizerOptions(), (0.01,)),
+    )
+    monkeypatch.setitem(
+        compare.CANDIDATES,
+        "stock-gpt2",
+        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(optim="adamw"), (0.003,)),
+    )
+    monkeypatch.setattr(compare, "BATCH", 2)
+    monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
+    arguments = dict(only="stock-gpt2,rigpt", rates="0.003,0.01", seeds=2, steps=6, summary=tmp_path / "summary.json")
+    compare.main(*files, tmp_path / "runs", **arguments)
+    facts = json.loads((tmp_path / "summary.json").read_text())
+    assert set(facts["sweeps"]["rigpt"]) == {"0.003", "0.01"}
+    for name in ("rigpt", "stock-gpt2"):
+        best = min(facts["sweeps"][name], key=lambda rate: facts["sweeps"][name][rate])
+        runs = facts["results"][name]
+        assert [run["seed"] for run in runs] == [0, 1] and {f"{run['lr']:g}" for run in runs} == {best}
+        assert runs[0]["final_loss"] != runs[1]["final_loss"] and runs[0]["final_loss"] < 8.4
+        assert all(len(run["logs"]["loss"]) == 6 and run["precision"] == "no" for run in runs)
+        (other,) = facts["other_rates"][name]
+        assert f"{other['lr']:g}" != best and len(other["logs"]["loss"]) == 6
+    assert (tmp_path / "runs" / "losses.png").exists()
+    # Runs that are done can be reported alone.
+    reported = arguments | {"finished": True, "summary": tmp_path / "again.json", "figure": tmp_path / "curves.png"}
+    compare.main(*files, tmp_path / "runs", **reported)
+    assert json.loads((tmp_path / "again.json").read_text()) == facts
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(typer.BadParameter, match="`finished` needs runs that are done"):
+        compare.main(*files, tmp_path / "nothing", **reported)
+    # What is done is not done again.
+    monkeypatch.setattr(compare, "PretrainingRun", None)
+    compare.main(*files, tmp_path / "runs", **arguments)
+    assert json.loads((tmp_path / "summary.json").read_text()) == facts
+
+
+@pytest.mark.parametrize("rates", ["abc", "0.1,", "0.1,-1", "nan", "inf"])
+def test_impossible_rates_are_refused(rates, files, tmp_path):
+    answer = refused(compare.main, [*map(str, files), "--output", str(tmp_path / "runs"), "--rates", rates])
+    assert "`rates` must be positive numbers, separated by commas" in answer and not (tmp_path / "runs").exists()
+    assert compare.swept_rates("0.1,2e-3") == [0.1, 0.002] and compare.swept_rates(None) == []
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["train", "validation"])
+def test_impossible_token_files_are_refused(which, files, tmp_path):
+    name, least = (("train", 258), ("validation", 4096))[which]
+    for content, message in (
+        (np.zeros(least - 1, "<u2").tobytes(), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (bytes(20_001), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (b"", f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+        (np.full(least, 4096, "<u2").tobytes(), f"`{name}` must have tokens below 4096, got 4096"),
+    ):
+        wrong = list(files)
+        wrong[which] = tmp_path / "wrong.bin"
+        wrong[which].write_bytes(content)
+        assert message in refused(compare.main, [*map(str, wrong), "--output", str(tmp_path / "runs")])
+        assert not (tmp_path / "runs").exists()
+    wrong[which].write_bytes(np.full(least, 4095, "<u2").tobytes())
+    compare.check_tokens(wrong[which], name, least)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
+        (["--steps", "0"], "`steps` must be at least 1, got 0"),
+        (["--lr", "0"], "`lr` must be positive, got 0.0"),
+        (["--lr", "nan"], "`lr` must be positive, got nan"),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
+)
+def test_impossible_measurements_of_equivariance_are_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr(equivariance, "pair", None)
+    assert message in refused(equivariance.main, arguments)
+
+
+def refused(program, arguments: list[str]) -> str:
+    """What a program says of arguments that it does not take, in one line."""
+    app = typer.Typer()
+    app.command()(program)
+    answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
+    assert answer.exit_code == 2, answer.exception
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", answer.output).split())
+
+
+def test_kurtosis_over_all_frames_is_known():
+    """Minus 6/(d + 2) for any vectors; and one vector alone is spread more widely than many."""
+    one, many = (torch.randn(count, 1, 64, generator=torch.Generator().manual_seed(0)) for count in (1, 64))
+
+    class Stub(torch.nn.Module):
+        def forward(self, states, **kwargs):
+            return SimpleNamespace(hidden_states=[states])
+
+    found = [diagnostics.kurtosis_in_random_frames(Stub(), {"states": x}, frames=400) for x in (one, many)]
+    for each in found:
+        assert abs(each["mean"][0] + 6 / 66) <= 4 * each["deviation"][0] / 400**0.5
+        assert abs(each["calmest"][0]) < each["deviation"][0] / 10
+    assert found[0]["deviation"][0] > 4 * found[1]["deviation"][0]
+    axis = torch.nn.functional.one_hot(torch.zeros(1, 1, dtype=torch.int64), 64).float()
+    assert diagnostics.stream_kurtosis(Stub(), {"states": axis})[0] > 50
+
+
+def test_the_equivariance_that_is_reported():
+    with tqdm(disable=True) as bar:
+        exact, control = (equivariance.pair(kind, 10, 3e-3, 0, bar) for kind in ("float64", "float64, AdamW"))
+    assert exact["distance"] <= TRAINING < 0.1 < control["distance"]
+    assert exact["loss"] < 5.6 and exact["loss_difference"] <= TRAINING
+
+
+def test_the_cost_that_is_reported():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    result = optimizer_cost.measure(shape, 64, 16, 2, turns=2, device=torch.device("cpu"))
+    passes, ratios = result["forward and backward"], result["ratio of training steps"]
+    assert len(passes) == len(ratios) == 2
+    for index, ratio in enumerate(ratios):
+        adamw, ours = (passes[index] + result[name][index] for name in ("fused AdamW", "equivariant"))
+        assert ratio == pytest.approx(ours / adamw) and ratio > 0
+    answer = CliRunner().invoke(make_app(), ["--shape", "huge"])
+    assert answer.exit_code == 2 and "`shape` must be one of" in answer.output
+
+
+def make_app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(optimizer_cost.main)
+    return app

@@ -1,0 +1,155 @@
+"""The experiment on barriers, small: it runs, what it writes is complete, and its permutations are permutations."""
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+import typer
+from torch import nn
+from typer.testing import CliRunner
+
+from evaluation.experiments.merging import ALIGNED, PERMUTED, UNALIGNED, Options, main, permuted_mean, run
+from rigpt_hf.symmetry import GaugeTransformation
+from tests.models import tiny_config, tiny_model
+from tests.tolerances import SYMMETRY
+
+
+SMALL = {
+    "pairs": 2,
+    "hidden_size": 16,
+    "vocabulary": 270,
+    "context": 16,
+    "batch": 8,
+    "steps": 40,
+    "learning_rate": 2e-2,
+    "points": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    passage = "The cat sat on the mat {i}. A dog, number {i}, looked at the cat and thought of {j} bones.\n\n"
+    path.write_text("".join(passage.format(i=i, j=i * 7 % 13) for i in range(400)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(text):
+    output = text.parent / "out"
+    return output, run(Options(text=text, output=output, **SMALL))
+
+
+def test_the_folder_holds_the_results_and_a_picture(made):
+    output, results = made
+    assert sorted(path.name for path in output.iterdir()) == ["paths.png", "results.json"]
+    assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert (output / "paths.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in output.parent.glob(".*.partial")] == []
+
+
+def test_the_results_say_how_they_came_about(made):
+    _, results = made
+    assert results["options"] | SMALL == results["options"]
+    assert set(results["versions"]) == {"rigpt_hf", "torch", "transformers"}
+    assert results["text"] == "text.txt" and results["unit"] == "nats per token"
+    assert results["training_tokens"] > results["held_out_tokens"] >= 4 * SMALL["context"]
+
+
+def test_every_pair_is_measured_and_summarised(made):
+    _, results = made
+    pairs, summary = results["pairs"], results["summary"]
+    assert [pair["seeds"] for pair in pairs] == [(0, 1), (2, 3)]
+    for pair in pairs:
+        assert pair["losses"][0] != pair["losses"][1], "both models are one"
+        path, middle = pair["path"], pair["merged"]["linear"]
+        assert path["t"] == [0.0, 0.5, 1.0]
+        assert path["before"][1] == pytest.approx(middle[UNALIGNED], rel=SYMMETRY[torch.float32])
+        assert path["after"][1] == pytest.approx(middle[ALIGNED], rel=SYMMETRY[torch.float32])
+        assert path["before"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
+        assert path["after"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
+        assert set(pair["merged"]["spherical"]) == {UNALIGNED, PERMUTED, ALIGNED}
+        assert pair["barrier_kept"] == path["barrier_after"] / path["barrier_before"]
+        assert path["barrier_after"] < path["barrier_before"]
+    kept = [pair["barrier_kept"] for pair in pairs]
+    assert summary["barrier_kept"]["mean"] == pytest.approx(sum(kept) / 2)
+    assert summary["barrier_kept"]["least"] == min(kept) and summary["barrier_kept"]["most"] == max(kept)
+
+
+def test_it_can_be_repeated(made, text, tmp_path):
+    again = run(Options(text=text, output=tmp_path / "again", **SMALL | {"pairs": 1}))
+    other = run(Options(text=text, output=tmp_path / "other", **SMALL | {"pairs": 1, "seed": 8}))
+    assert again["pairs"] == made[1]["pairs"][:1]
+    assert other["pairs"][0]["losses"] != again["pairs"][0]["losses"]
+
+
+def test_nothing_is_overwritten_without_force(made, text, tmp_path):
+    output = shutil.copytree(made[0], tmp_path / "out")
+    before = (output / "results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"`output` holds an earlier result, .*\. Pass --force to replace it"):
+        run(Options(text=text, output=output, **SMALL))
+    assert (output / "results.json").read_bytes() == before
+    run(Options(text=text, output=output, force=True, **SMALL | {"pairs": 1, "steps": 2}))
+    assert (output / "results.json").read_bytes() != before
+
+
+def test_what_is_somebody_elses_is_left_alone(text, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="`output` must be absent, empty or an earlier result and nothing else"):
+        run(Options(text=text, output=tmp_path, force=True, **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": 0}, "`pairs` must be at least 1, got 0"),
+        ({"points": 1}, "`points` must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
+        ({"vocabulary": 100}, "`vocabulary` must be more than the 256 bytes, got 100"),
+        ({"activation": "tanh"}, "`hidden_act` must be one of .*, got 'tanh'"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_the_command_teaches_and_refuses(text, tmp_path):
+    app = typer.Typer()
+    app.command()(main)
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert shown.exit_code == 0 and "--weight-decay" in shown.output and "independently trained" in shown.output
+    assert set(inspect.signature(main).parameters) == set(Options.__dataclass_fields__)
+    refused = CliRunner().invoke(app, ["--pairs", "0"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert refused.exit_code == 2 and "`pairs` must be at least 1" in refused.output
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"pairs": 1, "steps": 2}).items()]
+    done = CliRunner().invoke(app, [*words, f"--text={text}", f"--output={tmp_path / 'out'}"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def only_permuting(seed: int = 0) -> GaugeTransformation:
+    """A random transformation that exchanges dimensions, heads and neurons, and turns nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    g = GaugeTransformation.random(tiny_config(), generator, ["stream", "head_vo", "heads", "neurons"])
+    for key, frame, element in list(g.items()):
+        if not frame.group.exchanges:
+            size = element.shape[-1]
+            orders = [torch.randperm(size, generator=generator) for _ in element]
+            g.elements[str(key)] = torch.stack([torch.eye(size, dtype=torch.float64)[order] for order in orders])
+    return g
+
+
+def test_permutations_alone_undo_permutations_and_no_rotation():
+    model = tiny_model()
+
+    @torch.no_grad()
+    def difference(other: nn.Module) -> float:
+        pairs = zip(permuted_mean(other, model, "linear").parameters(), model.parameters(), strict=True)
+        return max(float((mean - own).abs().max() / own.abs().max()) for mean, own in pairs)
+
+    assert difference(only_permuting()(model)) <= SYMMETRY[torch.float64]
+    rotation = GaugeTransformation.random(model.config, torch.Generator().manual_seed(1), ["stream"])
+    assert difference(rotation(model)) > 0.1

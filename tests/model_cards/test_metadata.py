@@ -1,0 +1,71 @@
+"""Facts of a training run, from what it wrote down."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rigpt_hf.model_cards import card as cards
+from rigpt_hf.model_cards.card import card_text, gather
+from rigpt_hf.model_cards.metadata import training_metadata
+from tests.model_cards.test_card import INVARIANCE
+from tests.models import tiny_model
+
+
+STEP = 32.0  # tokens
+
+
+def run_of(folder: Path, entries: list[dict], **run) -> Path:
+    """The folder of a model whose run logged these entries."""
+    record = {
+        "model": {"kind": "rigpt", "config": {}, "start": None},
+        "data": {"context": 8, "source": "docs"},
+        "optimizer": {"name": "equivariant", "lr": 0.01, "weight_decay": 0.1},
+        "run": {"steps": 9, "batch_size": 4, "seed": 1, "precision": "no"} | run,
+    }
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return folder / "model"
+
+
+def test_training_is_read_from_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "invariance_of", lambda *arguments: INVARIANCE | {"random_tokens": True})
+    entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
+    folder = run_of(tmp_path, entries)
+    tiny_model().float().save_pretrained(folder)
+    # The last line was being written when the run was killed.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "tok')
+    training = gather(folder).training
+    # Two steps are in the log, whatever was planned.
+    assert training.steps == 2 and training.tokens == 64 and training.loss == 2.5 and training.seconds == 6.0
+    assert training.timed is None
+    assert "| text | docs |" in card_text(folder)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="`folder` must lie in a whole run"):
+        gather(folder)
+
+
+def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):
+    """Every hundredth step is logged, and those that were looked at."""
+    speeds = {100: STEP / 36, 150: STEP / 18, 200: STEP / 36, 300: STEP / 36}
+    entries = [{"step": step, "tokens_per_second": speed} for step, speed in speeds.items()]
+    training = training_metadata(run_of(tmp_path, entries, steps=300, log_every=100))
+    assert training.seconds == pytest.approx(100 * 36 + 50 * 18 + 50 * 36 + 100 * 36)
+    assert training.timed == 4 and training.steps == 300
+    # The same run with every step in its log.
+    whole = [{"step": step, "tokens_per_second": STEP / (18 if 100 < step <= 150 else 36)} for step in range(1, 301)]
+    every = training_metadata(run_of(tmp_path, whole, steps=300))
+    assert every.seconds == pytest.approx(training.seconds) and every.timed is None
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[], [2, 1], [1, 1]],
+    ids=["nothing", "disorder", "twice"],
+)
+def test_a_time_that_cannot_be_known_is_left_out(steps, tmp_path):
+    training = training_metadata(run_of(tmp_path, [{"step": step, "tokens_per_second": 8.0} for step in steps]))
+    assert training.seconds is None and training.timed is None
+    assert training_metadata(run_of(tmp_path, [{"step": 1, "tokens_per_second": 8.0}])).seconds == 4

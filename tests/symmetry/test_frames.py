@@ -1,0 +1,102 @@
+"""The table answers what others ask: who carries a frame, how a parameter meets it, for the config as it is now."""
+
+import pytest
+import torch
+
+from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification
+from rigpt_hf.symmetry import FrameKey, table_of
+from tests.models import ALL, SYMMETRIES, over, tiny_config
+
+
+def test_keys_are_strings_to_users():
+    for key in (FrameKey("stream"), FrameKey("head_qk", 3), FrameKey("local", 12)):
+        assert FrameKey.parse(str(key)) == key
+    assert str(FrameKey("head_qk", 3)) == "layers.3.head_qk" and str(FrameKey("stream")) == "stream"
+
+
+def test_one_table_for_equal_configs_and_another_once_a_field_changes():
+    config, other = tiny_config(), tiny_config()
+    assert table_of(config) is table_of(other)
+    other.num_hidden_layers = 4
+    assert len(table_of(other).frames) > len(table_of(config).frames)
+    other.num_hidden_layers, other.rope_parameters = 3, other.rope_parameters | {"partial_rotary_factor": 0.5}
+    assert table_of(other).kinds["head_qk"] != table_of(config).kinds["head_qk"]
+    for size in range(64, 64 + 8 * 40, 8):  # more than are kept
+        assert table_of(tiny_config(hidden_size=size)).kinds["stream"].group.n == size
+    assert table_of(tiny_config()).kinds == table_of(config).kinds
+
+
+@over(ALL, ())
+def test_the_table_knows_every_parameter_in_the_order_of_the_model(option):
+    config = tiny_config(**ALL[option])
+    table = table_of(config)
+    with torch.device("meta"):
+        models = RiGPTForCausalLM(config), RiGPTForSequenceClassification(config)
+    for model in models:
+        names = [name for name, _ in model.named_parameters()]
+        assert [name for name in table.names if name in names] == names
+        for name, parameter in model.named_parameters():
+            turns = table.turns(name)
+            assert turns and table.rank(name) in (1, parameter.dim())
+            for turned in turns:
+                assert turned.key in table.frames, f"{name} turns with {turned.key}, which is no frame"
+                assert (name, turned.dim) in table.carriers(turned.key, turned.role)
+                assert torch.equal(
+                    turned.fold(turned.unfold(torch.arange(6.0).reshape(2, 3)), torch.Size([2, 3])),
+                    torch.arange(6.0).reshape(2, 3),
+                )
+    assert set(table.frames) == set(table.carried) | set(table.shifts)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "kind", "role"),
+    [
+        ("rotary", "model.embed_tokens.weight", "stream", "rows"),
+        ("rotary", "model.layers.1.self_attn.q_proj.weight", "stream", "reads"),
+        ("rotary", "model.layers.1.self_attn.q_proj.weight", "head_qk", "writes"),
+        ("rotary", "model.layers.1.self_attn.o_proj.weight", "stream", "writes"),
+        ("rotary", "model.layers.1.self_attn.o_proj.bias", "stream", "writes"),
+        ("rotary", "model.layers.1.self_attn.o_proj.weight", "neurons", None),
+        ("rotary", "model.layers.1.mlp.down_proj.weight", "neurons", "reads"),
+        ("untied", "lm_head.weight", "stream", "reads"),
+        ("learned", "model.embed_positions.weight", "stream", "rows"),
+        ("untied-projected", "model.embed_tokens.weight", "lexical", "rows"),
+        ("untied-projected", "model.embed_tokens.weight", "stream", None),
+        ("untied-projected", "model.project_in.weight", "lexical", "reads"),
+        ("untied-projected", "model.project_out.weight", "output", "writes"),
+        ("untied-projected", "lm_head.weight", "output", "reads"),
+        ("value-embeddings", "model.layers.1.self_attn.value_embedding.weight", "heads", "rows"),
+        ("local-frames", "model.layers.1.mlp.up_proj.weight", "local", "reads"),
+        ("local-frames", "model.layers.1.mlp.up_proj.weight", "stream", None),
+    ],
+)
+def test_how_a_parameter_meets_a_frame(option, name, kind, role):
+    assert table_of(tiny_config(**SYMMETRIES[option])).role_on(name, kind) == role
+
+
+SHARDED = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
+
+
+@over(ALL, ())
+def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
+    """Tensor parallelism shards what has an entry per head or neuron; biases go with their weights."""
+    config = tiny_config(**ALL[option])
+    table, plan = table_of(config), {}
+    with torch.device("meta"):
+        model = RiGPTForCausalLM(config)
+    for name, _ in model.named_parameters():
+        role = table.role_on(name, "heads") or table.role_on(name, "neurons")
+        if role is not None and not name.endswith(".bias"):
+            pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
+            plan[pattern.removesuffix(".weight")] = SHARDED[role]
+    assert plan == config.base_model_tp_plan
+    assert len(plan) >= 6
+
+
+def test_an_unknown_parameter_is_named():
+    table = table_of(tiny_config())
+    for ask in (table.turns, table.rank, lambda name: table.role_on(name, "stream")):
+        with pytest.raises(ValueError, match="no parameter 'model.spin.weight', .* its row in rigpt_hf/frames.py"):
+            ask("model.spin.weight")
+    with pytest.raises(ValueError, match="must have the names of a model with its head, got 'embed_tokens.weight'"):
+        table.turns("embed_tokens.weight")

@@ -1,0 +1,191 @@
+"""What importing the package loads, whom it registers with, and what works without the packages that extras bring."""
+
+import os
+import resource
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rigpt_hf
+from rigpt_hf.extras import EXTRAS, MissingPackage, advice, needs
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# What takes seconds to import, or comes with an extra.
+HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "accelerate", "peft", "pandas")
+# Names of packages where those of their modules differ.
+DISTRIBUTIONS = {"lm_eval": "lm-eval[hf]", "IPython": "ipython"}
+
+
+def fresh(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+LOADED = f"; import sys; print([name for name in {HEAVY} if name in sys.modules])"
+HELP = """
+import sys
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
+code = execute(app, "rigpt", sys.argv[1:])
+print(code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["--help", "convret x", "evaluate -h"])
+def test_the_command_line_answers_at_once(arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = fresh(HELP + LOADED[2:], *arguments.split())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+    assert done.stderr.strip().endswith("2" if "x" in arguments else "0")
+    # 0.2 to 0.4 where nothing else runs; with torch and transformers it would be several.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_public_names_are_those_of_the_package():
+    for name in rigpt_hf.__all__:
+        assert name in dir(rigpt_hf)
+        assert name == "__version__" or getattr(rigpt_hf, name).__module__.startswith("rigpt_hf.")
+    with pytest.raises(AttributeError, match="module 'rigpt_hf' has no attribute 'RiGPTForEverything'"):
+        rigpt_hf.RiGPTForEverything  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from rigpt_hf import nothing  # noqa: F401
+
+
+SHAPE = "vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8"
+NOTHING_YET = f"""
+import rigpt_hf, sys
+assert not [name for name in {HEAVY} if name in sys.modules], "importing the package loads what is heavy"
+assert set(rigpt_hf.__all__) <= set(dir(rigpt_hf))
+"""
+# Every order of imports ends in this.
+KNOWN = f"""
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+config = AutoConfig.for_model("rigpt", {SHAPE})
+for auto in (AutoModel, AutoModelForSequenceClassification, AutoModelForCausalLM):
+    model = auto.from_config(config)
+    assert type(model).__module__ == "rigpt_hf.modeling_rigpt" and type(model)._auto_class == auto.__name__
+assert type(config)._auto_class == "AutoConfig"
+model.save_pretrained(sys.argv[1])
+import rigpt_hf, peft
+from transformers import TrainingArguments
+assert isinstance(model, rigpt_hf.RiGPTForCausalLM)
+targets = peft.get_peft_model(model, peft.LoraConfig()).peft_config["default"].target_modules
+assert targets == {{"q_proj", "v_proj"}}, targets
+assert TrainingArguments(sys.argv[1], optim="equivariant", report_to="none").optim.value == "equivariant"
+assert "torch" in sys.modules and "transformers" in sys.modules, "else not seeing them above would say nothing"
+print("known")
+"""
+ORDERS = {
+    "before all": NOTHING_YET,
+    "after all": "import peft, transformers.trainer\nfrom transformers import AutoModelForCausalLM\nimport rigpt_hf",
+    # A module of Transformers that imports the Auto classes in the middle of itself, and that our models import.
+    "in between": "import rigpt_hf.symmetry\nfrom transformers import LlamaForCausalLM\nimport transformers.trainer",
+    "before another model": NOTHING_YET + "from transformers import LlamaForCausalLM",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_other_libraries_know_it_in_every_order(order, tmp_path):
+    done = fresh(order + KNOWN, tmp_path / "model")
+    assert done.stdout.strip() == "known", done.stderr[-2000:]
+    assert (tmp_path / "model" / "modeling_rigpt.py").is_file(), "the code goes along with the weights"
+
+
+def test_without_the_package_they_do_not_know_it(tmp_path):
+    done = fresh(KNOWN, tmp_path)
+    assert done.returncode and "rigpt" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+
+
+# Takes packages away from a process, as if they were not installed.
+WITHOUT = """
+import sys
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def find_spec(self, name, *rest):
+        absent = name.partition(".")[0] in {packages}
+        return None if absent else self.finder.find_spec(name, *rest)
+    def __getattr__(self, name): return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+BASE = WITHOUT.format(packages={name for names in EXTRAS.values() for name in names} | {"pandas", "sklearn"})
+VERBS = """
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
+folder = sys.argv[1]
+for line in (
+    "convert GPT2 OUT/rigpt", "info OUT/rigpt", "verify GPT2 OUT/rigpt", "export OUT/rigpt OUT/back",
+    "rotate OUT/rigpt OUT/turned --save-transformation OUT/g.safetensors",
+    "rotate OUT/turned OUT/again --inverse --transformation OUT/g.safetensors", "verify OUT/rigpt OUT/again",
+    "canonicalize OUT/rigpt OUT/canonical", "charges OUT/rigpt",
+):
+    arguments = [word.replace("GPT2", sys.argv[1]).replace("OUT", sys.argv[2]) for word in line.split()]
+    assert execute(app, "rigpt", [*arguments, "--debug"]) == 0, line
+    print("done:", line)
+"""
+NEEDY = """
+for line in (
+    "charges OUT/rigpt --measure --picture OUT/c.png", "lab lie-groups --output OUT/lab", "card OUT/rigpt",
+    "publish OUT/rigpt me/it --dry-run", "demo --output OUT/demo", "evaluate OUT/rigpt --output OUT/evaluation",
+):
+    arguments = [word.replace("OUT", sys.argv[2]) for word in line.split()]
+    print("asked:", line.split()[0], execute(app, "rigpt", arguments))
+"""
+
+
+def test_loading_converting_and_turning_need_no_extra(tmp_path):
+    from tests.conversion.sources import stock_model
+
+    stock_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    done = fresh(BASE + VERBS + NEEDY, tmp_path / "gpt2", tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("done: ") == 9
+    # Everything else ends in one line with the smallest extra that is enough.
+    asked = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("asked: ")]
+    assert asked == [[verb, "2"] for verb in ("charges", "lab", "card", "publish", "demo", "evaluate")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("rigpt: ")]
+    extras = ("pictures", "pictures", "cards", "cards", "demo", "eval")
+    for line, extra in zip(lines, extras, strict=True):
+        assert f"is needed for this, and not installed. Run `pip install 'rigpt-hf[{extra}]'`." in line, line
+
+
+def test_extras_are_those_of_the_distribution():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = declared["optional-dependencies"]
+    names = {
+        extra: {requirement.partition(">")[0].lower() for requirement in requirements}
+        for extra, requirements in extras.items()
+    }
+    names["eval"].remove("sympy")  # torch brings it in any case
+    assert names.keys() == EXTRAS.keys() | {"dev", "all"}
+    assert set(extras["all"][0].partition("[")[2].rstrip("]").split(",")) == EXTRAS.keys() | {"dev"}
+    for extra, packages in EXTRAS.items():
+        assert {DISTRIBUTIONS.get(package, package).lower() for package in packages} == names[extra]
+    sizes = [len(packages) for packages in EXTRAS.values()]
+    assert sizes == sorted(sizes), "the smallest extra comes first"
+    base = {requirement.partition(">")[0].lower() for requirement in declared["dependencies"]}
+    assert not base & {package.lower() for packages in EXTRAS.values() for package in packages}
+
+
+def test_a_missing_package_is_answered_by_the_smallest_extra():
+    missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.figure")
+    assert "`pip install 'rigpt-hf[pictures]'`" in advice(missing)
+    assert "`pip install 'rigpt-hf[eval]'`" in advice(missing, "eval")
+    assert "`pip install 'rigpt-hf[pictures]'`" in advice(missing, "gguf")
+    assert advice(ModuleNotFoundError("No module named 'colours'", name="colours")) is None
+    with pytest.raises(MissingPackage, match="package jinja2 is needed") as caught, needs("cards"):
+        raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
+    assert advice(caught.value) == str(caught.value)
+    with pytest.raises(ModuleNotFoundError, match="colours"), needs("cards"):
+        raise ModuleNotFoundError("No module named 'colours'", name="colours")
