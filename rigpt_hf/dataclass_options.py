@@ -4,7 +4,7 @@ The command line of a program, made from a dataclass: its fields are the options
     @dataclass
     class Options:
         model: str
-        """Folder or Hub id."""             # without a default: a positional argument, MODEL
+        """Folder or Hub id."""             # without a default: a positional argument, MODEL; a list: several
         save_steps: int = 500
         """Steps between checkpoints."""    # --save-steps
 
@@ -97,8 +97,8 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
     """
     declared = dict(leaves(options))
 
-    def main(context: typer.Context, config: list[str] | None, **values: Any) -> Any:
-        filed = context.default_map or {}
+    def main(typer_context: typer.Context, config: list[str] | None, **values: Any) -> Any:
+        filed = typer_context.default_map or {}
         for name, value in values.items():
             if isinstance(value, dict) and isinstance(filed.get(name), dict):
                 values[name] = filed[name] | value
@@ -115,7 +115,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
     text = "YAML file with any of the options" + (f", or the name of a preset: {known}." if known else ".")
     config = typer.Option(help=text, is_eager=True, callback=read, metavar="FILE", show_default="none")
     parameters = [
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
         *(parameter(name, leaf) for name, leaf in declared.items()),
         inspect.Parameter(
             "config", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str] | None, config], default=None
@@ -172,10 +172,11 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
         annotation, given = get_args(annotation)
     kind, optional = without_none(annotation)
     settings: dict[str, Any] = {"help": leaf.help} | given
-    if optional or get_origin(kind) in (list, tuple, dict):
+    positional = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
+    if optional or get_origin(kind) in (list, tuple, dict) and not (positional and get_origin(kind) is list):
         settings |= {"parser": Parser(kind, optional), "metavar": metavar(kind)}
         kind = str
-    if leaf.field.default is MISSING and leaf.field.default_factory is MISSING:
+    if positional:
         default: Any = inspect.Parameter.empty
         declaration = typer.Argument(**settings)
     else:

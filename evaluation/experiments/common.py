@@ -1,14 +1,78 @@
-"""What the experiments share: a training step, and numbers written down."""
+"""What the experiments share: checks of their options, a training step, a sweep, numbers written down."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 from torch import nn
 
+from rigpt_hf import __version__
 from rigpt_hf.checkpoints.folder import write_text
+
+
+VERSIONS = {"rigpt_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def check_least(options: Any, **bounds: float) -> None:
+    """Raise a `ValueError` if one of the options named is below its bound."""
+    for name, bound in bounds.items():
+        if getattr(options, name) < bound:
+            raise ValueError(f"`{name}` must be at least {bound}, got {getattr(options, name)}. Give more.")
+
+
+def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise a `ValueError` if something given is not known."""
+    for each in given:
+        if each not in known:
+            raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {each!r}.")
+
+
+def check_rates(rates: Collection[float]) -> None:
+    """Raise a `ValueError` if one of the learning rates is none."""
+    if not all(0 < rate < math.inf for rate in rates):
+        given = ",".join(f"{rate:g}" for rate in rates)
+        raise ValueError(f"`rates` must be positive numbers, separated by commas, got {given!r}. Correct them.")
+
+
+def check_file(output: Path | None, force: bool) -> None:
+    """Raise a `ValueError` if a file is there that is not to be replaced."""
+    if output is not None and output.exists() and not force:
+        raise ValueError(f"`output` must not exist yet, got {str(output)!r}. Name another or pass --force.")
+
+
+def check_folder(output: Path, force: bool, made_here: set[str]) -> None:
+    """Raise a `ValueError` if a folder holds more than the files made here, or an earlier result to be kept."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or not {path.name for path in output.iterdir()} <= made_here:
+        raise ValueError(
+            f"`output` must be absent, empty or an earlier result and nothing else, got {str(output)!r}. Name another "
+            "folder."
+        )
+    if not force:
+        raise ValueError(
+            f"`output` holds an earlier result, got {str(output)!r}. Pass --force to replace it, or name another "
+            "folder."
+        )
+
+
+def sweep(
+    train: Callable[[float, int], dict[str, Any]], rates: Sequence[float], seeds: int, loss: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """
+    The runs of all learning rates with seed 0, and those of the best rate with every seed.
+
+    Args:
+        train: One run with a rate and a seed; its result has the key `loss`, by which the best rate is chosen.
+    """
+    first = [train(rate, 0) for rate in rates]
+    rate, best = min(zip(rates, first, strict=True), key=lambda run: run[1][loss])
+    return first, [best, *(train(rate, seed) for seed in range(1, seeds))]
 
 
 def training_step(
@@ -45,7 +109,13 @@ def training_step(
     return total / len(batches)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Numbers in a file that appears complete; its folder is made."""
+def band(panel: Any, x: Sequence[float], curves: np.ndarray, label: str, alpha: float) -> None:
+    """The mean of curves `[N, len(x)]`, and a band from the lowest to the highest."""
+    (line,) = panel.plot(x, curves.mean(0), label=label)
+    panel.fill_between(x, curves.min(0), curves.max(0), color=line.get_color(), alpha=alpha)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Numbers, and paths as text, in a file that appears complete; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=indent, default=str) + "\n")

@@ -10,17 +10,18 @@ TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN 
 import json
 import math
 import statistics
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
@@ -28,6 +29,7 @@ from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.records import Records
 
 from .candidates import CANDIDATES
+from .common import band, check_known, check_rates, sweep, write_json
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
@@ -36,6 +38,44 @@ TOKEN_BYTES = 2
 MICRO_BATCH = 4
 # Decimals of the logs in the summary.
 DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, on which tokens."""
+
+    train: Annotated[Path, {"exists": True}]
+    """Tokens to train on."""
+    validation: Annotated[Path, {"exists": True}]
+    """Tokens to validate on."""
+    output: Path = Path("runs/compare")
+    """Folder of all runs."""
+    only: Annotated[
+        list[str], {"help": f"Some of: {', '.join(CANDIDATES)}; separated by commas.", "show_default": "all"}
+    ] = field(default_factory=lambda: list(CANDIDATES))
+    rates: Annotated[list[float], {"show_default": "each its own"}] = field(default_factory=list)
+    """Learning rates to sweep, separated by commas."""
+    seeds: int = 3
+    """Seeds at the best rate; the sweep is done with the first."""
+    steps: int = 500
+    """Steps of every run."""
+    precision: Literal["no", "bf16"] = "no"
+    """no (float32), or bf16: mixed precision."""
+    finished: bool = False
+    """Train nothing: report the runs that are done."""
+    reference: str | None = None
+    """Candidate that final losses are held against."""
+    summary: Path | None = None
+    """File for all results, JSON."""
+    figure: Annotated[Path | None, {"show_default": "in `output`"}] = None
+    """File for the curves, PNG."""
+
+    def __post_init__(self):
+        check_known("only", self.only, CANDIDATES)
+        check_rates(self.rates)
+        if not self.finished:
+            check_tokens(self.train, "train", CONTEXT + 2)
+            check_tokens(self.validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
 
 
 class DrawnWindows:
@@ -64,16 +104,9 @@ class DrawnWindows:
         return {"input_ids": input_ids, "labels": input_ids.clone()}
 
 
-def run_one(
-    name: str,
-    rate: float,
-    seed: int,
-    files: tuple[Path, Path],
-    output: Path,
-    steps: int,
-    precision: Literal["no", "bf16"] = "no",
-) -> dict[str, Any]:
+def run_one(options: Options, name: str, rate: float, seed: int) -> dict[str, Any]:
     """One training run, or what an earlier call wrote of it."""
+    steps, output, files = options.steps, options.output, (options.train, options.validation)
     folder = output / name / f"lr-{rate:g}-seed-{seed}"
     result_file = folder / "result.json"
     if result_file.exists():
@@ -83,7 +116,7 @@ def run_one(
         splits = dict(zip(("train", "validation"), files, strict=True))
         from_tokens(splits, data, vocab_size=VOCABULARY, end_of_text=None, progress=False)
     candidate = CANDIDATES[name]
-    options = PretrainOptions(
+    pretraining = PretrainOptions(
         **asdict(candidate.model),
         **asdict(replace(candidate.optimizer, learning_rate=rate, warmup_steps=min(40, steps // 4))),
         data_dir=str(data),
@@ -95,7 +128,7 @@ def run_one(
         global_batch_size=BATCH,
         per_device_train_batch_size=math.gcd(MICRO_BATCH, BATCH),
         seed=seed,
-        mixed_precision=precision,
+        mixed_precision=options.precision,
         eval_steps=25,
         eval_batches=1,
         save_steps=steps,
@@ -103,7 +136,7 @@ def run_one(
         save_best_limit=0,
         report_to=[],
     )
-    run = PretrainingRun(options)
+    run = PretrainingRun(pretraining)
     train, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)
     run.windows = DrawnWindows(train, CONTEXT, BATCH, steps, seed=0)
     drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
@@ -119,7 +152,7 @@ def run_one(
         "steps": steps,
         "tokens_per_step": CONTEXT * BATCH,
         "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
-        "precision": precision,
+        "precision": options.precision,
         "validation": report.validation,
         "final_loss": report.validation[-1][1],
         "kurtosis": entries[-1]["kurtosis"],
@@ -128,7 +161,7 @@ def run_one(
         "threads": torch.get_num_threads(),
         "logs": {key: [round(entry[key], DIGITS) for entry in entries] for key in ("loss", "gradient_norm")},
     }
-    result_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result_file, result)
     return result
 
 
@@ -158,91 +191,46 @@ def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
     return math.nan
 
 
-def main(
-    train: Annotated[Path, typer.Argument(help="Tokens to train on.", exists=True)],
-    validation: Annotated[Path, typer.Argument(help="Tokens to validate on.", exists=True)],
-    output: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs/compare"),
-    only: Annotated[
-        str | None, typer.Option(help=f"Some of: {', '.join(CANDIDATES)}; separated by commas.", show_default="all")
-    ] = None,
-    rates: Annotated[
-        str | None, typer.Option(help="Learning rates to sweep, separated by commas.", show_default="each its own")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3,
-    steps: Annotated[int, typer.Option(help="Steps of every run.")] = 500,
-    precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "no",
-    finished: Annotated[
-        bool, typer.Option("--finished", help="Train nothing: report the runs that are done.")
-    ] = False,
-    reference: Annotated[
-        str | None, typer.Option(help="Candidate that final losses are held against.", show_default="none")
-    ] = None,
-    summary: Annotated[Path | None, typer.Option(help="File for all results, JSON.", show_default="none")] = None,
-    figure: Annotated[Path | None, typer.Option(help="File for the curves, PNG.", show_default="in `output`")] = None,
-):
+def run(options: Options) -> None:
     """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
-    names = only.split(",") if only else list(CANDIDATES)
-    for name in names:
-        if name not in CANDIDATES:
-            raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
-    if precision not in ("no", "bf16"):
-        raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
-    given = swept_rates(rates)
-    if not finished:
-        check_tokens(train, "train", CONTEXT + 2)
-        check_tokens(validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
-    settings: dict[str, Any] = {"files": (train, validation), "output": output, "steps": steps, "precision": precision}
     results: dict[str, list[dict[str, Any]]] = {}
     others: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
-    for name in names:
-        if finished:
-            runs = done(output / name)
+    for name in options.only:
+        if options.finished:
+            runs = done(options.output / name)
             sweeps[name], results[name] = at_the_best_rate(runs)
-            others[name] = [run for run in runs if run not in results[name]]
-            continue
-        sweep = given or list(CANDIDATES[name].rates)
-        first = [run_one(name, rate, 0, **settings) for rate in sweep]
-        best = min(first, key=lambda result: result["final_loss"])
-        sweeps[name] = {f"{result['lr']:g}": result["final_loss"] for result in first}
-        more = [run_one(name, best["lr"], seed, **settings) for seed in range(1, seeds)]
-        results[name] = [best, *more]
-        others[name] = [run for run in first if run is not best]
+        else:
+            rates = options.rates or CANDIDATES[name].rates
+            runs, results[name] = sweep(partial(run_one, options, name), rates, options.seeds, "final_loss")
+            sweeps[name] = {f"{run['lr']:g}": run["final_loss"] for run in runs}
+        others[name] = [run for run in runs if run not in results[name]]
     results = {name: runs for name, runs in results.items() if runs}
     if not results:
-        raise typer.BadParameter(f"`finished` needs runs that are done in {str(output)!r}, got none. Leave it out.")
+        given = str(options.output)
+        raise ValueError(f"`finished` needs runs that are done in {given!r}, got none. Leave it out.")
+    reference = options.reference
     if reference is not None and reference not in results:
-        raise typer.BadParameter(f"`reference` must be a candidate with runs, got {reference!r}.")
+        raise ValueError(f"`reference` must be a candidate with runs, got {reference!r}.")
     show(results, reference)
-    plot(results, figure or output / "losses.png")
-    if summary is not None:
-        how = {"torch": torch.__version__, "steps": steps, "context": CONTEXT, "batch": BATCH}
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        write_text(summary, json.dumps(how | {"sweeps": sweeps, "results": results, "other_rates": others}) + "\n")
-
-
-def swept_rates(text: str | None) -> list[float]:
-    """Learning rates from the command line; none if none are given."""
-    try:
-        rates = [float(rate) for rate in text.split(",")] if text else []
-    except ValueError:
-        rates = [math.nan]
-    if not all(0 < rate < math.inf for rate in rates):
-        raise typer.BadParameter(f"`rates` must be positive numbers, separated by commas, got {text!r}. Correct them.")
-    return rates
+    plot(results, options.figure or options.output / "losses.png")
+    if options.summary is not None:
+        how = {"torch": torch.__version__, "steps": options.steps, "context": CONTEXT, "batch": BATCH}
+        found = {"sweeps": sweeps, "results": results, "other_rates": others}
+        write_json(options.summary, how | found, indent=None)
 
 
 def check_tokens(path: Path, name: str, least: int) -> None:
     """Raise if a file of tokens cannot be one, or has fewer than `least`."""
     size = path.stat().st_size
     if size % TOKEN_BYTES or size < TOKEN_BYTES * least:
-        raise typer.BadParameter(
+        raise ValueError(
             f"`{name}` must be a file of at least {least} tokens of {TOKEN_BYTES} bytes, got {str(path)!r} of {size} "
             "bytes. Name a longer one."
         )
     largest = int(np.memmap(path, dtype="<u2", mode="r").max())
     if largest >= VOCABULARY:
-        raise typer.BadParameter(
+        raise ValueError(
             f"`{name}` must have tokens below {VOCABULARY}, got {largest} in {str(path)!r}. Name a file of that "
             "vocabulary."
         )
@@ -284,8 +272,7 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for name, runs in results.items():
         curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
         millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
-        (line,) = panel.plot(millions, curves.mean(0), label=f"{name}, {runs[0]['parameters'] / 1e6:.1f}M")
-        panel.fill_between(millions, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2)
+        band(panel, millions, curves, f"{name}, {runs[0]['parameters'] / 1e6:.1f}M", alpha=0.2)
     if "stock-gpt2" in results:
         goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
         panel.axhline(goal, color="0.6", linestyle=":")
@@ -312,5 +299,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
+main = program(Options, run, name="python -m evaluation.experiments.compare")
+
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

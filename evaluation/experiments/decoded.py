@@ -6,38 +6,41 @@ bits per byte, and questions made of words, need it.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.text.tokenizer import load_tokenizer
 
-from .command import command
+from .common import check_file, check_least
 
 
 @dataclass(frozen=True)
 class Options:
-    """The fields are the options of the command."""
+    """What is decoded, and how."""
 
-    tokens: Annotated[Path, typer.Option(help="File of little-endian uint16 token ids.")]
-    tokenizer: Annotated[str, typer.Option(help="Folder, tokenizer.json or Hub id of the tokenizer that made them.")]
-    output: Annotated[Path, typer.Option(help="JSONL file to write, a document a line.")]
-    window: Annotated[int, typer.Option(help="Token ids in a document.")] = 512
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier file.", show_default="no")] = False
+    tokens: Path
+    """File of little-endian uint16 token ids."""
+    tokenizer: str
+    """Folder, tokenizer.json or Hub id of the tokenizer that made them."""
+    output: Path
+    """JSONL file to write, a document a line."""
+    window: int = 512
+    """Token ids in a document."""
+    force: bool = False
+    """Replace an earlier file."""
 
     def __post_init__(self):
-        if self.window < 1:
-            raise ValueError(f"`window` must be at least 1, got {self.window}.")
+        check_least(self, window=1)
         if not self.tokens.is_file():
             raise ValueError(f"`tokens` must be a file of token ids, got {str(self.tokens)!r}, which is none.")
-        if self.output.exists() and not self.force:
-            raise ValueError(f"`output` must not exist yet, got {str(self.output)!r}. Name another or pass --force.")
+        check_file(self.output, self.force)
 
 
 def documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, window: int) -> list[str]:
@@ -61,23 +64,20 @@ def documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, window: in
 
 
 def run(options: Options) -> None:
-    """Decode and write; `{"text": ...}` a line."""
-    tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
-    found = documents(tokens, load_tokenizer(options.tokenizer), options.window)
-    write_text(options.output, "".join(json.dumps({"text": each}) + "\n" for each in found))
-    Console().print(f"{len(found)} documents, {sum(map(len, found)):,} characters in {options.output}")
-
-
-@command(Options, run)
-def main() -> None:
     """
-    Make documents of a row of token ids, to measure any model on them.
+    Make documents of a row of token ids, to measure any model on them; `{"text": ...}` a line.
 
-        python -m evaluation.experiments.decoded --tokens val.bin --tokenizer my-model --output held-out.jsonl
+        python -m evaluation.experiments.decoded val.bin my-model held-out.jsonl
 
         rigpt evaluate my-model --against another --suite full --text held-out.jsonl
     """
+    tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
+    texts = documents(tokens, load_tokenizer(options.tokenizer), options.window)
+    write_text(options.output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Console().print(f"{len(texts)} documents, {sum(map(len, texts)):,} characters in {options.output}")
 
+
+main = program(Options, run, name="python -m evaluation.experiments.decoded")
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

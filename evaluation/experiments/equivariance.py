@@ -9,20 +9,22 @@ the first and the result of the second, relative to the way that training has go
 import copy
 import math
 import statistics
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
 
-from .common import training_step, write_json
+from .common import check_least, training_step, write_json
 
 
 KINDS = ("float64", "float32", "bfloat16 autocast", "bfloat16 weights", "float64, AdamW")
@@ -39,20 +41,30 @@ SIZE: dict[str, Any] = {
 }
 
 
-def main(
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 200,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
-    seeds: Annotated[int, typer.Option(help="How many pairs of a start and a rotation.")] = 3,
-    output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
-):
+@dataclass(frozen=True)
+class Options:
+    """How pairs are trained."""
+
+    steps: int = 200
+    """Steps of training."""
+    lr: float = 3e-3
+    """Learning rate."""
+    seeds: int = 3
+    """How many pairs of a start and a rotation."""
+    output: Path | None = None
+    """File for the numbers, JSON."""
+
+    def __post_init__(self):
+        check_least(self, steps=1, seeds=1)
+        if not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"`lr` must be positive, got {self.lr}. Distances are relative to the way gone: give more."
+            )
+
+
+def run(options: Options) -> None:
     """Train pairs and print how far apart they end; the last line is the control that must be far."""
-    for name, value in (("steps", steps), ("seeds", seeds)):
-        if value < 1:
-            raise typer.BadParameter(f"`{name}` must be at least 1, got {value}. Give more.")
-    if not 0 < lr < math.inf:
-        raise typer.BadParameter(
-            f"`lr` must be positive, got {lr}. Distances are relative to the way gone: give more."
-        )
+    steps, lr, seeds = options.steps, options.lr, options.seeds
     results: dict[str, list[dict[str, float]]] = {}
     with tqdm(total=len(KINDS) * seeds * 2 * steps, unit="step") as bar:
         for kind in KINDS:
@@ -63,9 +75,9 @@ def main(
         losses = statistics.median(entry["loss_difference"] for entry in entries)
         table.add_row(kind, *(f"{pick(distances):.1e}" for pick in (statistics.median, min, max)), f"{losses:.1e}")
     Console().print(table)
-    if output is not None:
+    if options.output is not None:
         how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
-        write_json(output, how | {"results": results})
+        write_json(options.output, how | {"results": results})
 
 
 def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, float]:
@@ -105,5 +117,7 @@ def train(model: Any, kind: str, steps: int, lr: float, seed: int, bar: tqdm) ->
     return loss
 
 
+main = program(Options, run, name="python -m evaluation.experiments.equivariance")
+
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

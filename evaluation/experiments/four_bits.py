@@ -1,5 +1,5 @@
 """
-Why do weights of high stable rank suffer more from four bits? `python -m evaluation.experiments.four_bits MODEL...`
+Why do weights of high stable rank suffer more from four bits? `python -m evaluation.experiments.four_bits --help`.
 
 Every matrix but the head is rounded to nearest, with one scale per row or per group of neighbours in a row, and the
 loss on held-out tokens is measured again; once more with what a column loses made good by the others (GPTQ). Beside it
@@ -18,24 +18,24 @@ wrong by 5 %.
 """
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
-from .command import command
-from .common import write_json
+from .common import check_file, check_least, write_json
 
 
 # Of every output, where models are compared at equal noise.
@@ -48,24 +48,26 @@ CALIBRATION = 8
 
 @dataclass(frozen=True)
 class Options:
-    """The experiment; the fields are the options of the command."""
+    """Models, and what they are measured on."""
 
-    models: Annotated[list[Path], typer.Argument(help="Folders of models.", exists=True)]
-    tokens: Annotated[Path, typer.Option(help="Held-out tokens, little-endian uint16.", exists=True)]
-    windows: Annotated[int, typer.Option(help="Windows of held-out tokens.")] = 64
-    context: Annotated[int, typer.Option(help="Tokens in a window.")] = 256
-    modules_to_not_convert: Annotated[
-        str, typer.Option(help="Modules to leave alone, by the ends of their names, with commas.")
-    ] = ""
-    output: Annotated[Path | None, typer.Option(help="File for the results, JSON.", show_default="none")] = None
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
+    tokens: Annotated[Path, {"exists": True}]
+    """Held-out tokens, little-endian uint16."""
+    models: Annotated[list[Path], {"exists": True}]
+    """Folders of models."""
+    windows: int = 64
+    """Windows of held-out tokens."""
+    context: int = 256
+    """Tokens in a window."""
+    modules_to_not_convert: tuple[str, ...] = ()
+    """Modules to leave alone, by the ends of their names."""
+    output: Path | None = None
+    """File for the results, JSON."""
+    force: bool = False
+    """Replace an earlier result."""
 
     def __post_init__(self):
-        for name in ("windows", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.output is not None and self.output.exists() and not self.force:
-            raise ValueError(f"`output` must not exist, got {str(self.output)!r}. Pass --force to replace it.")
+        check_least(self, windows=1, context=1)
+        check_file(self.output, self.force)
 
 
 @torch.no_grad()
@@ -136,7 +138,11 @@ def measure(
 
 
 def run(options: Options, console: Console | None = None) -> list[dict[str, Any]]:
-    """Measure all models, show a table, and write the results if there is a file for them."""
+    """
+    Round the weights of models to four bits and say what that costs, and why.
+
+        python -m evaluation.experiments.four_bits val.bin runs/a/model runs/b/model
+    """
     console = console or Console()
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
     count = options.windows + CALIBRATION
@@ -147,7 +153,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         )
     rows = np.array(tokens[: count * (options.context + 1)]).reshape(count, -1)
     windows, calibration = torch.from_numpy(rows.astype(np.int64)).split([options.windows, CALIBRATION])
-    leave = tuple(filter(None, options.modules_to_not_convert.split(",")))
+    leave = tuple(filter(None, options.modules_to_not_convert))
     results = [
         measure(folder, windows, calibration, leave) | {"folder": str(folder), "left alone": list(leave)}
         for folder in track(options.models, console=console)
@@ -167,14 +173,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     return results
 
 
-@command(Options, run)
-def main() -> None:
-    """
-    Round the weights of models to four bits and say what that costs, and why.
-
-        python -m evaluation.experiments.four_bits runs/a/model runs/b/model --tokens val.bin
-    """
-
+main = program(Options, run, name="python -m evaluation.experiments.four_bits")
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

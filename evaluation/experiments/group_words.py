@@ -13,6 +13,7 @@ one is repeated with the other seeds.
 
 import math
 import statistics
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import transformers
-import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
@@ -30,11 +29,11 @@ from sympy.combinatorics.named_groups import AlternatingGroup, CyclicGroup, Symm
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
-from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.dataclass_options import program
 
-from .command import command
-from .common import write_json
+from .common import VERSIONS, band, check_folder, check_known, check_least, sweep, write_json
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -74,45 +73,49 @@ CONTENDERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """The experiment; the fields are the options of the command."""
+    """Who learns which words, and how."""
 
-    only: Annotated[str, typer.Option(help=f"Some of {', '.join(CONTENDERS)}; separated by semicolons.")] = ";".join(
-        CONTENDERS
-    )
-    groups: Annotated[str, typer.Option(help=f"Some of {', '.join(GROUPS)}; separated by commas.")] = ",".join(GROUPS)
-    seeds: Annotated[int, typer.Option(help="Seeds at the best rate; the sweep is done with the first.")] = 3
-    rates: Annotated[
-        str, typer.Option(help="Learning rates to sweep, separated by commas.", show_default="each model's own")
-    ] = ""
-    steps: Annotated[int, typer.Option(help="Steps of training.")] = 800
-    batch: Annotated[int, typer.Option(help="Words per step.")] = 64
-    length: Annotated[int, typer.Option(help="Elements of a word that is trained on.")] = 8
-    longer: Annotated[int, typer.Option(help="Elements of the longest held-out words.")] = 16
-    hidden_size: Annotated[int, typer.Option(help="Stream size.")] = 64
-    layers: Annotated[int, typer.Option(help="Number of layers.")] = 3
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4
-    output: Annotated[Path, typer.Option(help="Folder for results.json and the figure.")] = Path("runs/group-words")
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False
+    only: Annotated[str, {"help": f"Some of {', '.join(CONTENDERS)}; separated by semicolons."}] = ";".join(CONTENDERS)
+    groups: Annotated[str, {"help": f"Some of {', '.join(GROUPS)}; separated by commas."}] = ",".join(GROUPS)
+    seeds: int = 3
+    """Seeds at the best rate; the sweep is done with the first."""
+    rates: Annotated[str, {"show_default": "each model's own"}] = ""
+    """Learning rates to sweep, separated by commas."""
+    steps: int = 800
+    """Steps of training."""
+    batch: int = 64
+    """Words per step."""
+    length: int = 8
+    """Elements of a word that is trained on."""
+    longer: int = 16
+    """Elements of the longest held-out words."""
+    hidden_size: int = 64
+    """Stream size."""
+    layers: int = 3
+    """Number of layers."""
+    heads: int = 4
+    """Attention heads."""
+    output: Path = Path("runs/group-words")
+    """Folder for results.json and the figure."""
+    force: bool = False
+    """Replace an earlier result."""
 
     def __post_init__(self):
-        for name, value, known in (
-            ("only", self.contenders, CONTENDERS),
-            ("groups", self.group_names, GROUPS),
-        ):
-            unknown = [each for each in value if each not in known]
-            if unknown:
-                raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {unknown[0]!r}.")
+        check_known("only", self.contenders, CONTENDERS)
+        check_known("groups", self.group_names, GROUPS)
         for name in self.contenders:
             self.sweep(name)
-        for name in ("seeds", "steps", "batch", "length", "hidden_size", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_least(self, seeds=1, steps=1, batch=1, length=1, hidden_size=1, layers=1, heads=1)
         if self.longer <= self.length:
             raise ValueError(f"`longer` must be more than `length`, got {self.longer} and {self.length}.")
 
     @property
     def contenders(self) -> list[str]:
         return [name.strip() for name in self.only.split(";")]
+
+    @property
+    def group_names(self) -> list[str]:
+        return [name.strip() for name in self.groups.split(",")]
 
     def sweep(self, name: str) -> tuple[float, ...]:
         """The rates that a contender is trained with."""
@@ -123,10 +126,6 @@ class Options:
         if not swept or not all(0 < rate < math.inf for rate in swept):
             raise ValueError(f"`rates` must be positive numbers separated by commas, got {self.rates!r}.")
         return swept
-
-    @property
-    def group_names(self) -> list[str]:
-        return [name.strip() for name in self.groups.split(",")]
 
 
 def multiplication_table(group: PermutationGroup) -> np.ndarray:
@@ -234,18 +233,14 @@ def measure(model: nn.Module, table: np.ndarray, options: Options) -> dict[str, 
 
 def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     """
-    Train and measure all contenders on all groups, write the output folder, and return what is in its results.json.
+    Compare RiGPT, its ablations and stock GPT-2 on products in finite groups.
 
-    Raises:
-        ValueError: if the output exists and `force` is not given.
+    Defaults take about an hour on one core. A quick look at one group:
+
+        python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
     """
     console = console or Console()
-    there = {path.name for path in options.output.iterdir()} if options.output.exists() else set()
-    if there and not (options.force and there <= MADE_HERE):
-        raise ValueError(
-            f"`output` must be absent or empty, got {str(options.output)!r}. Pass --force to replace an earlier "
-            "result, or name another folder."
-        )
+    check_folder(options.output, options.force, MADE_HERE)
     runs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         total = sum(len(options.sweep(name)) + options.seeds - 1 for name in options.contenders)
@@ -263,18 +258,18 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
                     progress.advance(task)
                     return runs[-1]
 
-                sweep = [one(rate, 0) for rate in options.sweep(name)]
-                best = min(sweep, key=lambda result: result["loss"])
-                for result in [best, *(one(best["rate"], seed) for seed in range(1, options.seeds))]:
+                for result in sweep(one, options.sweep(name), options.seeds, "loss")[1]:
                     result["chosen"] = True
     results = {
-        "versions": {"rigpt_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
+        "versions": VERSIONS,
+        "options": asdict(options),
         "chance": {name: 1 / int(GROUPS[name]().order()) for name in options.group_names},
         "held_out_words": HELD_OUT,
         "runs": runs,
     }
-    write(results, options)
+    with new_folder(options.output, "output") as folder:
+        write_json(folder / "results.json", results)
+        plot(results, options, folder / "group-words.png")
     console.print(as_table(results, options))
     return results
 
@@ -310,8 +305,7 @@ def plot(results: dict[str, Any], options: Options, path: Path) -> None:
         places = range(1, options.longer + 1)
         for name in options.contenders:
             curves = np.array([run["accuracy"] for run in chosen(results, group, name)])
-            (line,) = panel.plot(places, curves.mean(0), label=name)
-            panel.fill_between(places, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15)
+            band(panel, places, curves, name, alpha=0.15)
         panel.axvline(options.length + 0.5, color="0.6", linestyle=":")
         panel.axhline(results["chance"][group], color="0.6", linewidth=0.8)
         panel.set(title=group, xlabel="length of the word", ylim=(0, 1.02))
@@ -320,23 +314,7 @@ def plot(results: dict[str, Any], options: Options, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write(results: dict[str, Any], options: Options) -> None:
-    """The output folder, complete or not at all."""
-    with new_folder(options.output, "output") as folder:
-        write_json(folder / "results.json", results)
-        plot(results, options, folder / "group-words.png")
-
-
-@command(Options, run)
-def main() -> None:
-    """
-    Compare RiGPT, its ablations and stock GPT-2 on products in finite groups.
-
-    Defaults take about an hour on one core. A quick look at one group:
-
-        python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
-    """
-
+main = program(Options, run, name="python -m evaluation.experiments.group_words")
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

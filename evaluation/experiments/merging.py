@@ -12,21 +12,21 @@ The barrier is the largest loss on the path above the straight line between the 
 import math
 import platform
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import transformers
-import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
-from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
@@ -37,50 +37,57 @@ from rigpt_hf.symmetry.merging import METHODS, average, with_weights
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 
-from .command import command
-from .common import training_step, write_json
+from .common import VERSIONS, check_folder, check_least, training_step, write_json
 
 
 MEGABYTE = 10**6
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
 MADE_HERE = {"results.json", "paths.png"}
-HOWS = UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
+UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
 
 
 @dataclass(frozen=True)
 class Options:
-    """The experiment; the fields are the options of the command."""
+    """The models, how they are trained, and what is measured."""
 
-    pairs: Annotated[int, typer.Option(help="How many pairs; no model is in two of them.")] = 3
-    seed: Annotated[int, typer.Option(help="Of the first model's initial weights and order; the others follow.")] = 0
-    hidden_size: Annotated[int, typer.Option(help="Stream size.")] = 64
-    layers: Annotated[int, typer.Option(help="Number of layers.")] = 2
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2
-    activation: Annotated[str, typer.Option(help="As in RiGPTConfig: gelu, relu, relu2 or silu.")] = "gelu"
-    vocabulary: Annotated[int, typer.Option(help="Tokens of the tokenizer that is trained on the text.")] = 512
-    context: Annotated[int, typer.Option(help="Tokens per window.")] = 64
-    batch: Annotated[int, typer.Option(help="Windows per step.")] = 32
-    steps: Annotated[int, typer.Option(help="Steps of AdamW per model, one cycle of the learning rate.")] = 600
-    learning_rate: Annotated[float, typer.Option(help="The largest learning rate.")] = 4e-3
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay of all parameters.")] = 0.1
-    points: Annotated[int, typer.Option(help="Points on each path, both ends included.")] = 11
-    megabytes: Annotated[float, typer.Option(help="How much documentation to gather at most.")] = 8.0
-    text: Annotated[Path | None, typer.Option(help="Text to learn instead of documentation.", show_default="none")] = (
-        None
-    )
-    output: Annotated[Path, typer.Option(help="Folder to make, with results.json and paths.png.")] = Path(
-        "runs/merging"
-    )
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result in OUTPUT.", show_default="no")] = (
-        False
-    )
+    pairs: int = 3
+    """How many pairs; no model is in two of them."""
+    seed: int = 0
+    """Of the first model's initial weights and order; the others follow."""
+    hidden_size: int = 64
+    """Stream size."""
+    layers: int = 2
+    """Number of layers."""
+    heads: int = 2
+    """Attention heads."""
+    activation: str = "gelu"
+    """As in RiGPTConfig: gelu, relu, relu2 or silu."""
+    vocabulary: int = 512
+    """Tokens of the tokenizer that is trained on the text."""
+    context: int = 64
+    """Tokens per window."""
+    batch: int = 32
+    """Windows per step."""
+    steps: int = 600
+    """Steps of AdamW per model, one cycle of the learning rate."""
+    learning_rate: float = 4e-3
+    """The largest learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of all parameters."""
+    points: int = 11
+    """Points on each path, both ends included."""
+    megabytes: float = 8.0
+    """How much documentation to gather at most."""
+    text: Path | None = None
+    """Text to learn instead of documentation."""
+    output: Path = Path("runs/merging")
+    """Folder to make, with results.json and paths.png."""
+    force: bool = False
+    """Replace an earlier result in OUTPUT."""
 
     def __post_init__(self):
-        least = {"pairs": 1, "steps": 2, "points": 2, "batch": 1, "context": 2}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"`{name}` must be at least {bound}, got {getattr(self, name)}.")
+        check_least(self, pairs=1, steps=2, points=2, batch=1, context=2)
         for name in ("learning_rate", "megabytes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
@@ -262,32 +269,17 @@ def obtain_tokens(options: Options, progress: Progress) -> tuple[torch.Tensor, i
     return tokens, len(tokenizer), what
 
 
-def check_output(options: Options) -> None:
-    """Raise a `ValueError` if the output folder may not be written."""
-    output = options.output
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not output.is_dir() or not {path.name for path in output.iterdir()} <= MADE_HERE:
-        raise ValueError(
-            f"`output` must be absent, empty or an earlier result and nothing else, got {str(output)!r}. Name another "
-            "folder."
-        )
-    if not options.force:
-        raise ValueError(
-            f"`output` holds an earlier result, got {str(output)!r}. Pass --force to replace it, or name another "
-            "folder."
-        )
-
-
 def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     """
-    Train and measure all pairs, write the output folder, and return what is in its results.json.
+    Measure how much alignment lowers the loss barrier between independently trained RiGPTs.
 
-    Raises:
-        ValueError: if an option is impossible or the output exists and `force` is not given.
+    Defaults take about three minutes on one core. Without --text the models learn the documentation of the installed
+    Python packages, which needs no network. Wider, longer trained or relu2 models:
+
+        python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
     """
     console = console or Console()
-    check_output(options)
+    check_folder(options.output, options.force, MADE_HERE)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
@@ -317,10 +309,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
             progress.advance(task)
     summary = summarise(pairs)
     results = {
-        "versions": {"rigpt_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": VERSIONS,
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
+        "options": asdict(options),
         "text": what,
         "training_tokens": windows.numel(),
         "held_out_tokens": held_out.numel(),
@@ -329,7 +321,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "pairs": [pair.to_dict() for pair in pairs],
         "summary": summary,
     }
-    write(results, pairs, options.output)
+    with new_folder(options.output, "output") as folder:
+        write_json(folder / "results.json", results)
+        title = f"The way between {len(pairs)} pairs of independently trained models"
+        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
     console.print(as_table(pairs, summary))
     kept = summary["barrier_kept"]
     console.print(
@@ -339,25 +334,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     return results
 
 
-def write(results: dict[str, Any], pairs: list[Pair], output: Path) -> None:
-    """The output folder, complete or not at all."""
-    with new_folder(output, "output") as folder:
-        write_json(folder / "results.json", results)
-        title = f"The way between {len(pairs)} pairs of independently trained models"
-        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
-
-
-@command(Options, run)
-def main() -> None:
-    """
-    Measure how much alignment lowers the loss barrier between independently trained RiGPTs.
-
-    Defaults take about three minutes on one core. Without --text the models learn the documentation of the installed
-    Python packages, which needs no network. Wider, longer trained or relu2 models:
-
-        python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
-    """
-
+main = program(Options, run, name="python -m evaluation.experiments.merging")
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -8,16 +8,18 @@ optimizer's step; the first two are the same for both, so they are timed once pe
 import copy
 import platform
 import statistics
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
@@ -38,34 +40,49 @@ SHAPES: dict[str, dict[str, int]] = {
 GOALS = {"cpu": 1.10, "cuda": 1.03}
 
 
-def main(
-    shape: Annotated[str, typer.Option(help=f"Size of the model: {', '.join(SHAPES)}.")] = "124m",
-    tokens: Annotated[int, typer.Option(help="Tokens per training step.")] = 8192,
-    sequence: Annotated[int, typer.Option(help="Tokens per row.")] = 1024,
-    rows: Annotated[int, typer.Option(help="Rows per pass; passes add up to the step.")] = 2,
-    turns: Annotated[int, typer.Option(help="Turns of both.")] = 3,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda; on cuda in bfloat16.")] = "cpu",
-    output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
-):
+@dataclass(frozen=True)
+class Options:
+    """The model, and the steps that are timed."""
+
+    shape: Literal["small", "124m"] = "124m"
+    """Size of the model."""
+    tokens: int = 8192
+    """Tokens per training step."""
+    sequence: int = 1024
+    """Tokens per row."""
+    rows: int = 2
+    """Rows per pass; passes add up to the step."""
+    turns: int = 3
+    """Turns of both."""
+    device: str = "cpu"
+    """Such as cpu or cuda; on cuda in bfloat16."""
+    output: Path | None = None
+    """File for the numbers, JSON."""
+
+    def __post_init__(self):
+        if self.tokens % (self.sequence * self.rows):
+            raise ValueError(f"`tokens` must be a multiple of {self.sequence} · {self.rows}, got {self.tokens}.")
+
+
+def run(options: Options) -> None:
     """Time training steps with both optimizers, side by side, and print the ratio with its spread."""
-    if shape not in SHAPES:
-        raise typer.BadParameter(f"`shape` must be one of {', '.join(SHAPES)}, got {shape!r}.")
-    if tokens % (sequence * rows):
-        raise typer.BadParameter(f"`tokens` must be a multiple of {sequence} · {rows}, got {tokens}.")
-    result = measure(SHAPES[shape], tokens, sequence, rows, turns, torch.device(device))
-    table = Table("", "median", "lowest", "highest", title=f"{shape}, {tokens} tokens per step, {device}")
+    device = torch.device(options.device)
+    result = measure(SHAPES[options.shape], options.tokens, options.sequence, options.rows, options.turns, device)
+    title = f"{options.shape}, {options.tokens} tokens per step, {device}"
+    table = Table("", "median", "lowest", "highest", title=title)
     for name in ("forward and backward", "fused AdamW", "equivariant", "ratio of training steps"):
         values = result[name]
         unit = "" if name.startswith("ratio") else " s"
         table.add_row(name, *(f"{pick(values):.3f}{unit}" for pick in (statistics.median, min, max)))
     console = Console()
     console.print(table)
-    goal = GOALS[torch.device(device).type]
+    goal = GOALS[device.type]
     reached = statistics.median(result["ratio of training steps"]) <= goal
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
-    if output is not None:
-        how = {"shape": shape, "tokens": tokens, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        write_json(output, how | {"machine": platform.machine(), "device": device} | result)
+    if options.output is not None:
+        how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
+        how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
+        write_json(options.output, how | result)
 
 
 def measure(
@@ -100,5 +117,7 @@ def measure(
     return seconds | {"ratio of training steps": ratios(steps["equivariant"], steps["fused AdamW"])}
 
 
+main = program(Options, run, name="python -m evaluation.experiments.optimizer_cost")
+
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

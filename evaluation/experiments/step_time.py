@@ -7,50 +7,59 @@ step each, forward, backward and optimizer, so that the machine's moods fall on 
 """
 
 import math
+import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_ratio
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.training.build import build_model, build_optimizer
 
 from .candidates import CANDIDATES
-from .common import training_step, write_json
+from .common import check_known, check_least, training_step, write_json
 from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, spread
 
 
-def main(
+@dataclass(frozen=True)
+class Options:
+    """Whose steps are timed, and how often."""
+
     only: Annotated[
-        str, typer.Option(help=f"Some of: {', '.join(CANDIDATES)}; separated by commas; ratios are to the first.")
-    ] = "stock-gpt2,rigpt,recipe,modern-tuned",
-    turns: Annotated[int, typer.Option(help="Steps of each, behind one that is not counted.", min=2)] = 11,
-    precision: Annotated[str, typer.Option(help="no (float32), or bf16: mixed precision.")] = "bf16",
-    output: Annotated[Path | None, typer.Option(help="File for the numbers, JSON.", show_default="none")] = None,
-):
+        list[str], {"help": f"Some of: {', '.join(CANDIDATES)}; separated by commas; ratios are to the first."}
+    ] = field(default_factory=lambda: ["stock-gpt2", "rigpt", "recipe", "modern-tuned"])
+    turns: int = 11
+    """Steps of each, behind one that is not counted."""
+    precision: Literal["no", "bf16"] = "bf16"
+    """no (float32), or bf16: mixed precision."""
+    output: Path | None = None
+    """File for the numbers, JSON."""
+
+    def __post_init__(self):
+        check_known("only", self.only, CANDIDATES)
+        check_least(self, turns=2)
+
+
+def run(options: Options) -> None:
     """Time training steps of recipes in turns, and print their ratios with 95 % confidence intervals."""
-    names = only.split(",")
-    for name in names:
-        if name not in CANDIDATES:
-            raise typer.BadParameter(f"`only` must name some of {', '.join(CANDIDATES)}, got {name!r}.")
-    if precision not in ("no", "bf16"):
-        raise typer.BadParameter(f"`precision` must be no or bf16, got {precision!r}.")
-    seconds = measure(names, turns, precision == "bf16")
-    relative = {name: ratios(seconds[name], seconds[names[0]]) for name in names}
-    table = Table("recipe", "seconds per step", f"relative to {names[0]}", title=f"{BATCH * CONTEXT} tokens per step")
+    names, first = options.only, options.only[0]
+    seconds = measure(names, options.turns, options.precision == "bf16")
+    relative = {name: ratios(seconds[name], seconds[first]) for name in names}
+    table = Table("recipe", "seconds per step", f"relative to {first}", title=f"{BATCH * CONTEXT} tokens per step")
     for name in names:
         table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(relative[name]))
     Console().print(table)
-    if output is not None:
-        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": precision}
-        write_json(output, how | {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative})
+    if options.output is not None:
+        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
+        how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
+        write_json(options.output, how)
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
@@ -78,5 +87,7 @@ def geometric(values: list[float]) -> str:
     return f"{mean.value:.2f} ({low:.2f} to {high:.2f})"
 
 
+main = program(Options, run, name="python -m evaluation.experiments.step_time")
+
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

@@ -1,4 +1,8 @@
-"""How far a model is from having no preferred basis: what a random turn of its inner spaces changes."""
+"""
+How far a model is from having no preferred basis: what a random turn of its inner spaces changes.
+
+Dimensionless; rounding where there is no preferred basis (symmetries: Hashimoto et al., arXiv 2402.02362).
+"""
 
 import copy
 import math

@@ -48,7 +48,8 @@ def multiple_choice_accuracy(
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """
-    How often the likeliest choice is the right one.
+    How often the likeliest choice is the right one, by the probability of the whole choice and by its mean logarithm
+    per character. Between 0 and 1.
 
     Args:
         model, tokenizer: As for [`evaluated`].

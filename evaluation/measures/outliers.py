@@ -9,10 +9,10 @@ the stream after every layer and for the input of every linear map:
 - largest over median absolute value;
 - crest factor, largest absolute value over root mean square.
 
-All are given with and without the first position, where models keep what they attend to when there is nothing to
-attend to ("massive activations", Sun et al., arXiv 2402.17762). Where a tokenizer begins texts with a token of its
-own, so do the windows here. Vectors without spread have no kurtosis and those that are mostly zeros no median; they
-are left out of these means.
+All are dimensionless, and given with and without the first position, where models keep what they attend to when there
+is nothing to attend to ("massive activations", Sun et al., arXiv 2402.17762). Where a tokenizer begins texts with a
+token of its own, so do the windows here. Vectors without spread have no kurtosis and those that are mostly zeros no
+median; they are left out of these means.
 """
 
 import re

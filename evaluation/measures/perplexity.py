@@ -4,7 +4,8 @@ Perplexity per token, per word and per byte, with everything that published numb
 29.41, 29.94, 37.50 and 37.37 have all been published as GPT-2's perplexity on WikiText: they differ in whether
 markers of the tokenised text are undone, in what is counted (tokens of the model or words of the text), in the length
 and overlap of windows, and in whether the first token has anything before it. So all of that is an argument here, and
-part of the result.
+part of the result. Losses are in nats, `bits_per_byte` in bits; GPT-2's protocol is that of Radford et al. 2019,
+section 3.1.
 """
 
 import math

@@ -1,4 +1,8 @@
-"""What a model loses when weights and activations are rounded to few bits, from several frames."""
+"""
+What a model loses, in nats per token, when weights and activations are rounded to few bits, from several frames.
+
+Its own, a random one, a Hadamard one (QuaRot, arXiv 2404.00456), its principal axes (SliceGPT, arXiv 2401.15024).
+"""
 
 import copy
 import re

@@ -1,5 +1,6 @@
-"""What the modules share that measure a model on texts."""
+"""What the modules share: a measure, described by its own docstrings."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -7,14 +8,11 @@ import datasets
 import evaluate
 
 
-TEXTS_OR_IDS = [
-    datasets.Features({"predictions": datasets.Value("string")}),
-    datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))}),
-]
 INPUTS = """
-predictions: texts, or rows of token ids.
+predictions: the texts, or rows of token ids.
 model: a causal language model, or the folder or Hub id of one.
 tokenizer: its tokenizer, or the folder or Hub id of one; not needed for token ids, nor where it lies beside the model.
+All other arguments are those of the measure:
 """
 
 
@@ -25,19 +23,22 @@ class TextMeasurement(evaluate.Measurement):
     Modules import this file, not this class: `evaluate` takes the first measurement that it finds in them for theirs.
     """
 
-    description_of: ClassVar[str]
-    """What is measured, in which unit, and where the definition comes from."""
-    inputs_of: ClassVar[str]
-    """Arguments beside the model and the texts, and what is returned."""
     measure: ClassVar[Callable[..., dict[str, Any]]]
-    """Called with the model, the texts, the tokenizer and all options."""
+    """Called with the model, the texts, the tokenizer and all options; its docstring describes the module."""
+    inputs: ClassVar[str] = INPUTS
+    features: ClassVar[list[datasets.Features]] = [
+        datasets.Features({"predictions": datasets.Value("string")}),
+        datasets.Features({"predictions": datasets.Sequence(datasets.Value("int64"))}),
+    ]
 
     def _info(self) -> evaluate.EvaluationModuleInfo:
+        measure = type(self).measure
+        summary, _, arguments = (inspect.getdoc(measure) or "").partition("\n\nArgs:")
         return evaluate.MeasurementInfo(
-            description=self.description_of,
+            description=f"{inspect.getdoc(inspect.getmodule(measure))}\n\n{summary}",
             citation="",
-            inputs_description=INPUTS + self.inputs_of,
-            features=TEXTS_OR_IDS,
+            inputs_description=f"{self.inputs}{arguments}",
+            features=self.features,
         )
 
     def _compute(self, predictions: Any, model: Any, tokenizer: Any = None, **options: Any) -> dict[str, Any]:

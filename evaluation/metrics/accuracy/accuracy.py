@@ -3,61 +3,36 @@
 from typing import Any
 
 import datasets
-import evaluate
 
 from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
 from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
+from rigpt_hf.evaluation.metrics import base
 
 
-DESCRIPTION = """
-The share of prompts whose right ending a model finds likelier than all others, by the probability of the whole ending
-and by its mean logarithm per character; or, where there are no choices, the share whose ending is at every token the
-likeliest (LAMBADA, Paperno et al., arXiv 1606.06031). Between 0 and 1.
-"""
+class Accuracy(base.TextMeasurement):
+    """See `rigpt_hf.evaluation.measures.multiple_choice` and `cloze`."""
 
-INPUTS = """
+    measure = staticmethod(multiple_choice_accuracy)
+    inputs = """
 predictions: prompts.
 choices: for each prompt its possible endings, each with the space it begins with; empty lists for a cloze.
 references: for each prompt the index of the right choice, or for a cloze the ending itself.
-model: a causal language model, or the folder or Hub id of one.
-tokenizer: its tokenizer, or the folder or Hub id of one; not needed where it lies beside the model.
-context, batch_size, padding_side.
-Returns accuracy, for choices accuracy_normalized and chance, for a cloze target_perplexity; examples, samples and
-protocol.
+For a cloze `accuracy` is the share whose ending is at every token the likeliest (LAMBADA, Paperno et al., arXiv
+1606.06031), and `target_perplexity` stands in the place of what is said of choices.
 """
-
-CITATION = ""
-
-
-@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
-class Accuracy(evaluate.Measurement):
-    """See `rigpt_hf.evaluation.measures.accuracy`."""
-
-    def _info(self) -> evaluate.EvaluationModuleInfo:
-        return evaluate.MeasurementInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=[
-                datasets.Features(
-                    {
-                        "predictions": datasets.Value("string"),
-                        "choices": datasets.Sequence(datasets.Value("string")),
-                        "references": datasets.Value("int64"),
-                    }
-                ),
-                datasets.Features(
-                    {
-                        "predictions": datasets.Value("string"),
-                        "choices": datasets.Sequence(datasets.Value("string")),
-                        "references": datasets.Value("string"),
-                    }
-                ),
-            ],
+    features = [
+        datasets.Features(
+            {
+                "predictions": datasets.Value("string"),
+                "choices": datasets.Sequence(datasets.Value("string")),
+                "references": datasets.Value(kind),
+            }
         )
+        for kind in ("int64", "string")
+    ]
 
     def _compute(
-        self, predictions: Any, choices: Any, references: Any, model: Any, tokenizer: Any = None, **options: Any
+        self, predictions: Any, model: Any, tokenizer: Any = None, *, choices: Any, references: Any, **options: Any
     ) -> dict[str, Any]:
         if isinstance(references[0], str):
             if any(choices):

@@ -3,38 +3,20 @@
 from typing import Any
 
 import datasets
-import evaluate
 
 from rigpt_hf.evaluation.measures.throughput import throughput
+from rigpt_hf.evaluation.metrics import base
 
 
-DESCRIPTION = """
-Prefill and decoding speed (tokens per second), time to the first token (seconds) and peak memory (bytes) of several
-models that take turns in one process on the same random prompt, so that ratios mean something on a busy machine.
-"""
-
-INPUTS = """
-predictions: names of the models, in the order of `models`.
-models: the models, or folders or Hub ids; ratios are to the last one.
-prompt, new_tokens, batch_size, turns, memory, seed.
-Returns per model prefill_tokens_per_second, decode_tokens_per_second, time_to_first_token (s), each with median and
-quartiles, and peak_memory (bytes); ratios, and protocol.
-"""
-
-CITATION = ""
-
-
-@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
-class Throughput(evaluate.Measurement):
+class Throughput(base.TextMeasurement):
     """See `rigpt_hf.evaluation.measures.throughput`."""
 
-    def _info(self) -> evaluate.EvaluationModuleInfo:
-        return evaluate.MeasurementInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": datasets.Value("string")}),
-        )
+    measure = staticmethod(throughput)
+    inputs = """
+predictions: names of the models, in the order of `models`.
+models: the models, or folders or Hub ids; ratios are to the last one.
+"""
+    features = datasets.Features({"predictions": datasets.Value("string")})
 
     def _compute(self, predictions: Any, models: Any, **options: Any) -> dict[str, Any]:
         if len(predictions) != len(models):

@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-import typer
-
 from evaluation.experiments import candidates, step_time
 from rigpt_hf.evaluation import timing
 from rigpt_hf.training.options import ModelOptions, OptimizerOptions
@@ -29,7 +26,8 @@ def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_p
 
     monkeypatch.setattr(step_time, "step_of", step_of)
     monkeypatch.setattr(timing, "timer", lambda: now[0])
-    step_time.main("stock-gpt2,rigpt", turns=3, precision="bf16", output=tmp_path / "a" / "times.json")
+    words = ["--only", "stock-gpt2,rigpt", "--turns", "3", "--output", str(tmp_path / "a" / "times.json")]
+    assert step_time.main(words) == 0
     # Another one is first in every turn.
     assert order == ["rigpt", "stock-gpt2", "stock-gpt2", "rigpt"] * 2
     facts = json.loads((tmp_path / "a" / "times.json").read_text())
@@ -38,7 +36,7 @@ def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_p
     assert "0.25 (0.25 to 0.25)" in capsys.readouterr().out
 
 
-def test_a_step_trains(monkeypatch):
+def test_a_step_trains(monkeypatch, capsys):
     for name, candidate in (
         ("rigpt", candidates.Candidate(ModelOptions(config_overrides=TINY), OptimizerOptions(), (0.01,))),
         ("stock-gpt2", candidates.Candidate(ModelOptions("stock-gpt2", STOCK), OptimizerOptions(optim="adamw"), (1,))),
@@ -62,11 +60,11 @@ def test_a_step_trains(monkeypatch):
         moved = [bool((a != b).any()) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
         assert any(moved)
     for arguments, message in (
-        (("nobody",), "`only` must name some of"),
-        (("rigpt", 3, "fp8"), "`precision` must be"),
+        (["--only", "nobody"], "`only` must name some of"),
+        (["--only", "rigpt", "--precision", "fp8"], "--precision"),
+        (["--turns", "1"], "`turns` must be at least 2"),
     ):
-        with pytest.raises(typer.BadParameter, match=message):
-            step_time.main(*arguments)
+        assert step_time.main(arguments) == 2 and message in capsys.readouterr().err
 
 
 def test_ratios_have_intervals_of_their_logarithms():
