@@ -24,7 +24,7 @@ EXTRAS = {
     "flow": ("torchdiffeq", "scipy", "matplotlib"),
     "course": ("jupytext", "nbclient", "nbformat", "ipykernel", "IPython"),
     "eval": ("accelerate", "datasets", "evaluate", "scipy", "jinja2", "matplotlib"),
-    "train": ("accelerate", "datasets", "pyarrow", "peft", "jsonargparse", "tensorboard", "jinja2", "matplotlib"),
+    "train": ("accelerate", "datasets", "pyarrow", "peft", "trl", "tensorboard", "jinja2", "matplotlib"),
 }
 
 

@@ -43,4 +43,4 @@ def test_every_pretraining_line_is_understood(page):
     assert lines or page.name in ("symmetry.md", "evaluation.md", "flow.md")
     for line in lines:
         options = parse_options([word.replace("training/", f"{ROOT}/training/") for word in line.split()])
-        assert options.run.steps >= 100
+        assert options.max_steps >= 100

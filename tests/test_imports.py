@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What takes seconds to import, or comes with an extra.
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "accelerate", "peft", "pandas")
 # Names of packages where those of their modules differ.
-DISTRIBUTIONS = {"lm_eval": "lm-eval[hf]", "jsonargparse": "jsonargparse[signatures]", "IPython": "ipython"}
+DISTRIBUTIONS = {"lm_eval": "lm-eval[hf]", "IPython": "ipython"}
 
 
 def fresh(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:

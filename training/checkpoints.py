@@ -12,13 +12,14 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
 RECORD = "checkpoint.json"
@@ -91,27 +92,28 @@ class CheckpointStore:
     The checkpoints of one run, in a folder that no other run writes to.
 
     Args:
-        folder (`Path`): where they lie; made by the first save. All processes of a run must see it.
-        keep_last (`int`): how many of the newest are kept, at least 1.
-        keep_best (`int`): how many of those with the lowest metric are kept besides.
+        folder (`Path`): Where they lie; made by the first save. All processes of a run must see it.
+        save_total_limit (`int`): How many of the newest are kept, at least 1.
+        save_best_limit (`int`): How many of those with the lowest metric are kept besides.
+        workers (`Workers`, *optional*): The processes that save together; the first records and removes.
     """
 
-    def __init__(self, folder: Path | str, keep_last: int = 2, keep_best: int = 1):
-        self.folder = Path(folder)
-        self.keep_last = keep_last
-        self.keep_best = keep_best
-        if keep_last < 1 or keep_best < 0:
-            raise ValueError(f"`keep_last` must be 1 or more and `keep_best` 0 or more, got {keep_last}, {keep_best}.")
+    def __init__(
+        self, folder: Path | str, save_total_limit: int = 2, save_best_limit: int = 1, workers: Workers = ALONE
+    ):
+        self.folder, self.workers = Path(folder), workers
+        self.save_total_limit, self.save_best_limit = save_total_limit, save_best_limit
 
     def save(self, step: int, write: Write, *, metric: float | None = None, facts: Facts | None = None) -> Path:
         """
-        Save a checkpoint from the one process that has everything; then remove those that need not be kept.
+        Save a checkpoint, then remove those that need not be kept; every process calls this.
 
         Args:
-            step (`int`): optimizer steps done; above that of every checkpoint in the folder.
-            write (`Callable[[Path], Any]`): fills the empty folder that it is given.
-            metric (`float`, *optional*): lower is better; for `best`.
-            facts (`dict`, *optional*): anything JSON takes, such as the settings of the run, for `check_facts`.
+            step (`int`): Optimizer steps done; above that of every checkpoint in the folder.
+            write (`Callable[[Path], Any]`): Writes the files of this process into the folder that it is given; no two
+                processes may write one file.
+            metric (`float`, *optional*): Lower is better; for `best`. That of the main process counts.
+            facts (`dict`, *optional*): Anything JSON takes, such as the settings of the run, for `check_facts`.
 
         Returns:
             `Path`: the folder of the checkpoint, which is on the disk as a whole when this returns.
@@ -119,117 +121,60 @@ class CheckpointStore:
         Raises:
             ValueError: if an argument is impossible, or nothing can be written, as on a full disk. What `write` itself
                 raises comes through. The earlier checkpoints stay as they are, and nothing is left of this one.
+            RuntimeError: if it failed on another process.
         """
-        alone: dict[str, Any] = {"is_main": True, "gather": lambda problems: problems}
-        return self.save_together(step, write, **alone, metric=metric, facts=facts)
-
-    def save_together(
-        self,
-        step: int,
-        write: Write,
-        *,
-        is_main: bool,
-        gather: Callable[[list[str | None]], list[str | None]],
-        metric: float | None = None,
-        facts: Facts | None = None,
-    ) -> Path:
-        """
-        Save a checkpoint that several processes write to, each its own files; every process calls this.
-
-        Args:
-            step (`int`): as in `save`.
-            write (`Callable[[Path], Any]`): writes the files of this process; no two may write one file.
-            is_main (`bool`): whether this is the process that makes, records, renames and removes folders.
-            gather (`Callable`): joins the lists of all processes, and so makes them wait for each other:
-                `accelerate.utils.gather_object`.
-            metric, facts: as in `save`; those of the main process count.
-
-        Raises:
-            ValueError: as in `save`, in every process if any of them fails.
-        """
+        path, is_main = self._path(step), self.workers.index == 0
         temporary = self.temporary(step)
 
-        def begin():
-            _header(step, metric, facts)
-            self.begin(step)
+        def stage(act: Callable[[], Any]) -> None:
+            together(self.workers, lambda: self._explained(step, act))
 
-        stages: list[tuple[bool, Callable[[], Any]]] = [
-            (is_main, begin),
-            (True, lambda: write(temporary)),
-            (is_main, lambda: self.commit(step, metric, facts)),
-        ]
         try:
-            for mine, act in stages:
-                failure: Exception | None = None
-                try:
-                    with self._explained(step):
-                        if mine:
-                            act()
-                except Exception as error:
-                    failure = error
-                problems = gather([None if failure is None else f"{type(failure).__name__}: {failure}"])
-                if failure is not None:
-                    raise failure
-                if told := [problem for problem in problems if problem is not None]:
-                    raise ValueError(
-                        f"The checkpoint of step {step} was not saved, for another process failed with "
-                        f"{' '.join(told[0].split())}"
-                    )
+            stage(lambda: self._begin(step, metric, facts) if is_main else None)
+            stage(lambda: write(temporary))
+            stage(lambda: self._commit(step, metric, facts) if is_main else None)
         finally:
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-        return self._path(step)
+        return path
 
     def temporary(self, step: int) -> Path:
         """The folder that is filled for this step; the same in every process."""
         return self.folder / f".{self._path(step).name}.partial"
 
-    def begin(self, step: int) -> Path:
-        """
-        Make the folder to fill, empty; for the main process, before `commit`.
-
-        Raises:
-            ValueError: if the step is not above that of every checkpoint in the folder, or nothing can be written.
-        """
+    def _begin(self, step: int, metric: float | None, facts: Facts | None) -> None:
+        """Make the folder to fill, empty."""
+        _header(step, metric, facts)
         if (folders := _folders(self.folder)) and folders[-1][0] >= step:
             raise ValueError(
                 f"`step` must be above that of every checkpoint, got {step} with {str(folders[-1][1])!r} there. "
                 "Resume from the newest, or save to a new folder."
             )
         temporary = self.temporary(step)
-        with self._explained(step):
-            if temporary.exists():
-                shutil.rmtree(temporary)
-            temporary.mkdir(parents=True)
-        return temporary
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
 
-    def commit(self, step: int, metric: float | None = None, facts: Facts | None = None) -> Path:
-        """
-        Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept; for
-        the main process, once every process has written its files. Raises as `save`.
-        """
-        temporary, path = self.temporary(step), self._path(step)
-        record = _header(step, metric, facts)
-        with self._explained(step):
-            inside = sorted(temporary.rglob("*"))
-            files = {}
-            for file in inside:
-                if file.is_file():
-                    sync(file)
-                    name = file.relative_to(temporary).as_posix()
-                    files[name] = {"size": file.stat().st_size, "sha256": _digest(file)}
-            if RECORD in files:
-                raise ValueError(f"`write` must leave the name {RECORD} free: the record of the checkpoint has it.")
-            record["files"] = files
-            record["sha256"] = _digest_of(record)
-            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            sync(temporary / RECORD)
-            for folder in (*(item for item in inside if item.is_dir()), temporary):
-                sync(folder)
-            temporary.rename(path)
-            sync(self.folder)
+    def _commit(self, step: int, metric: float | None, facts: Facts | None) -> None:
+        """Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept."""
+        temporary, record = self.temporary(step), _header(step, metric, facts)
+        inside = sorted(temporary.rglob("*"))
+        files = {}
+        for file in inside:
+            if file.is_file():
+                sync(file)
+                name = file.relative_to(temporary).as_posix()
+                files[name] = {"size": file.stat().st_size, "sha256": _digest(file)}
+        if RECORD in files:
+            raise ValueError(f"`write` must leave the name {RECORD} free: the record of the checkpoint has it.")
+        record["files"] = files
+        record["sha256"] = _digest_of(record)
+        (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        sync(temporary / RECORD)
+        for folder in (*(item for item in inside if item.is_dir()), temporary):
+            sync(folder)
+        temporary.rename(self._path(step))
+        sync(self.folder)
         self._retain()
-        return path
 
     def checkpoints(self) -> list[Checkpoint]:
         """All of them, by step; a `ValueError` if the record of one is absent or damaged."""
@@ -269,14 +214,13 @@ class CheckpointStore:
             raise ValueError(f"`step` must be a whole number, 0 or more, got {step!r}.")
         return self.folder / f"step-{step:08d}"
 
-    @contextmanager
-    def _explained(self, step: int) -> Iterator[None]:
+    def _explained(self, step: int, act: Callable[[], Any]) -> None:
         """Turn what operating system and safetensors say about a failed write into one line for a person."""
         try:
-            yield
+            act()
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"`folder` must take the checkpoint of step {step}, got {str(self.folder)!r}: "
+                f"`output_dir` must take the checkpoint of step {step}, got {str(self.folder)!r}: "
                 f"{' '.join(str(error).split())}. The earlier checkpoints are untouched. Correct that (a full disk: "
                 "free space, or keep fewer) and resume."
             ) from error
@@ -289,7 +233,7 @@ class CheckpointStore:
                 whole.append(Checkpoint.read(path))
             except ValueError as error:
                 logger.warning(str(error))
-        kept = {one.path for one in (*whole[-self.keep_last :], *_ranked(whole)[: self.keep_best])}
+        kept = {one.path for one in (*whole[-self.save_total_limit :], *_ranked(whole)[: self.save_best_limit])}
         for one in whole:
             try:
                 if one.path not in kept:
@@ -300,27 +244,24 @@ class CheckpointStore:
                 logger.warning(f"{str(one.path)!r} could not be removed: {error}")
 
 
-def check_facts(saved: Facts, now: Facts, ignore: Iterable[str] = (), override: str = "`ignore`") -> None:
+def check_facts(saved: Facts, now: Facts, override: str) -> None:
     """
     Raise if a run goes on with other settings, data or versions than it was started with.
 
     Args:
         saved (`dict`): `facts` of a checkpoint.
-        now (`dict`): the same of this run; both may be nested.
-        ignore (`Iterable[str]`): dotted names, such as `data.folder`, that may differ, with all below them.
-        override (`str`): how the message calls the way to go on all the same.
+        now (`dict`): The same of this run; both may be nested.
+        override (`str`): How the message calls the way to go on all the same.
 
     Raises:
-        ValueError: if any other field differs; it lists them, old → new.
+        ValueError: if any field differs; it lists them, old → new.
     """
     before, after = (dict(_dotted(json.loads(json.dumps(facts)))) for facts in (saved, now))
-    allowed = tuple(f"{name}." for name in ignore)
     changes = []
     for name in sorted(before.keys() | after.keys()):
         old, new = (_json(facts[name]) if name in facts else "absent" for facts in (before, after))
         # 1 and 1.0 are equal though spelled differently; NaN is spelled as itself though not equal to it.
-        same = old == new or (name in before and name in after and before[name] == after[name])
-        if not same and not f"{name}.".startswith(allowed):
+        if old != new and not (name in before and name in after and before[name] == after[name]):
             changes.append(f"{name} {_short(old)} → {_short(new)}")
     if changes:
         raise ValueError(

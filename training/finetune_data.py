@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +16,12 @@ from typing import Any, NamedTuple
 import datasets
 import jinja2
 import numpy as np
-import torch
-from torch.utils.data import Dataset
-from transformers.utils import logging
 
 from rigpt_hf.text.sources import parquet_instead
 
 
 IGNORED = -100
-REVISION = "data_revision='refs/convert/parquet'"
+REVISION = "--data-revision refs/convert/parquet"
 # Suffix of a file, and the loader of `datasets` for it.
 LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COLUMNS = ("messages", "text")
@@ -132,8 +128,6 @@ def read_rows(
         raise ValueError(f"`data` must be a file, a folder or the id of a data set, got {data!r}: no such file.")
     else:
         loader, options = data, {"name": config, "revision": revision}
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset(loader, split=split, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -142,9 +136,6 @@ def read_rows(
             f"`data` must be a file, a folder or a data set on the Hub that `datasets` can read, with the split "
             f"{split!r}, got {data!r}: {reason}{parquet_instead(reason, REVISION)}"
         ) from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     return Rows(table, data, passages=loader == "text")
 
 
@@ -182,91 +173,48 @@ def _digest(content: str | list[dict]) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-@dataclass
-class Examples(Dataset):
+def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> datasets.Dataset:
     """
-    Token ids with their labels, each pair `[tokens]` of `int32`, in memory.
-
-    Args:
-        pairs: The examples.
-        cut: Chats that were longer than the context.
-        lost: Chats without an assistant's token within the context, left out, because they were cut.
-        silent: The same, because the assistant says nothing in them.
-    """
-
-    pairs: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    cut: int = 0
-    lost: int = 0
-    silent: int = 0
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        input_ids, labels = (torch.from_numpy(np.asarray(array, dtype=np.int64)) for array in self.pairs[index])
-        return {"input_ids": input_ids, "labels": labels}
-
-    def tell(self, context: int) -> None:
-        """Say what the context cost, once for all chats."""
-        logger = logging.get_logger(__name__)
-        if self.cut:
-            logger.warning(f"{self.cut} chats are longer than {context} tokens and were cut there.")
-        if self.lost:
-            logger.warning(
-                f"{self.lost} of them had no assistant's token before the cut and were left out: give a longer "
-                "`--context`."
-            )
-        if self.silent:
-            logger.warning(f"{self.silent} chats were left out because the assistant says nothing in them.")
-
-
-def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> Examples:
-    """
-    Examples from the pieces that are `chosen`: windows of packed text, and chats one by one.
-
-    Documents follow each other with an end-of-text token after each, cut into windows of `context` tokens, the last
-    one shorter. Passages that are left stay one document. Chats are cut after `context` tokens.
+    Examples from the pieces that are `chosen`: chats as they are, and documents with an end-of-text token after each,
+    in parts of at most `context` tokens. Passages that are left of a text file stay one document.
 
     Args:
         rows: All of them.
         chosen (`[pieces]`, boolean): Which pieces to take.
         tokenizer: With a chat template if there are chats.
-        context: Tokens per example.
+        context: Tokens per part of a document.
+
+    Returns:
+        `datasets.Dataset`: `input_ids` and `labels`, -100 where the loss does not look, as [`trl.SFTTrainer`] takes
+        them to cut or pack.
 
     Raises:
-        ValueError: if the tokenizer lacks what this needs, or nothing is left.
+        ValueError: if the tokenizer lacks what this needs.
     """
-    examples = Examples()
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     texts: list[str] = []
-    packed: list[np.ndarray] = []
 
-    def flush():
-        if texts:
-            encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            packed.extend(np.array([*ids, _end_of_text(tokenizer)], dtype=np.int32) for ids in encoded)
-            texts.clear()
+    def flush() -> None:
+        # So many at once, as the tokenizer has threads.
+        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ():
+            document = np.array([*ids, _end_of_text(tokenizer)], dtype=np.int32)
+            parts = (document[start : start + context] for start in range(0, len(document), context))
+            pairs.extend((part, part) for part in parts if len(part) > 1)
+        texts.clear()
 
     kept = (piece for piece, wanted in zip(rows, chosen, strict=True) if wanted)
     for index, pieces in groupby(kept, key=lambda piece: piece.document):
         contents: list[Any] = [piece.content for piece in pieces]
-        if not isinstance(contents[0], str):
-            _add_chat(examples, contents[0], tokenizer, context, f"row {index} of {rows.source!r}")
-            continue
-        texts.append("".join(contents))
-        if len(texts) == BATCH:
-            flush()
+        if isinstance(contents[0], str):
+            texts.append("".join(contents))
+            if len(texts) == BATCH:
+                flush()
+        else:
+            pairs.append(encode_chat(contents[0], tokenizer, f"row {index} of {rows.source!r}"))
     flush()
-    if packed:
-        tokens = np.concatenate(packed)
-        windows = [tokens[start : start + context] for start in range(0, len(tokens), context)]
-        examples.pairs.extend((window, window) for window in windows if len(window) > 1)
-    if not examples.pairs:
-        raise ValueError(
-            f"`data` must give at least one example, got none from {rows.source!r}: {examples.lost} chats have no "
-            f"assistant's token in their first {context} tokens, and in {examples.silent} the assistant says nothing. "
-            "Give a longer context or other data."
-        )
-    return examples
+    return datasets.Dataset.from_dict(
+        {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
+    )
 
 
 def _end_of_text(tokenizer: Any) -> int:
@@ -278,25 +226,13 @@ def _end_of_text(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def _add_chat(examples: Examples, messages: list[dict], tokenizer: Any, context: int, where: str) -> None:
-    input_ids, labels = encode_chat(messages, tokenizer, where)
-    was_cut = len(input_ids) > context
-    examples.cut += was_cut
-    if (labels[1:context] != IGNORED).any():
-        examples.pairs.append((input_ids[:context], labels[:context]))
-    elif was_cut and (labels[1:] != IGNORED).any():
-        examples.lost += 1
-    else:
-        examples.silent += 1
-
-
 def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> tuple[np.ndarray, np.ndarray]:
     """
     Token ids of a conversation by the tokenizer's chat template, and labels on the assistant's turns only.
 
-    What belongs to a turn is what the template marks with `{% generation %}`. A template without that mark is asked
-    for beginnings of the conversation: a turn goes from the end of the prompt for it to the end of the message, with
-    the tokens that close it.
+    What belongs to a turn is what the template marks with `{% generation %}`. A template without that mark, which TRL
+    does not take, is asked for beginnings of the conversation: a turn goes from the end of the prompt for it to the
+    end of the message, with the tokens that close it.
 
     Args:
         messages: With `role` and `content` each.
@@ -309,7 +245,16 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
     Raises:
         ValueError: if there is no template or it cannot say which tokens are the assistant's.
     """
-    check_chat_tokenizer(tokenizer)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "`chat_template` must be given for rows with `messages`, got a tokenizer that has none. Pass a Jinja file "
+            "with `--chat-template FILE`."
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "`model` must have a fast tokenizer (tokenizer.json) for rows with `messages`, got "
+            f"{type(tokenizer).__name__}. Convert it with `AutoTokenizer`, or give text."
+        )
     try:
         if GENERATION.search(tokenizer.get_chat_template()):
             encoded = tokenizer.apply_chat_template(
@@ -353,41 +298,3 @@ def _turns(messages: list[dict], tokenizer: Any, where: str) -> tuple[str, list[
             )
         turns.append((len(before), len(after)))
     return text, turns
-
-
-def check_chat_tokenizer(tokenizer: Any) -> None:
-    """A `ValueError` if a tokenizer cannot format chats and say which characters a token is of."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "`chat_template` must be given for rows with `messages`, got a tokenizer that has none. Pass a Jinja file "
-            "with `--chat-template FILE`."
-        )
-    if not tokenizer.is_fast:
-        raise ValueError(
-            "`model` must have a fast tokenizer (tokenizer.json) for rows with `messages`, got "
-            f"{type(tokenizer).__name__}. Convert it with `AutoTokenizer`, or give text."
-        )
-
-
-class PadRight:
-    """
-    A batch of examples, shorter ones filled up on the right: `input_ids`, `attention_mask`, `labels`, all
-    `[batch, seq]`.
-
-    Args:
-        pad_token_id: To fill up with; attention and loss never see it.
-    """
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        def pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-        input_ids = [example["input_ids"] for example in examples]
-        return {
-            "input_ids": pad(input_ids, self.pad_token_id),
-            "attention_mask": pad([torch.ones_like(ids) for ids in input_ids], 0),
-            "labels": pad([example["labels"] for example in examples], IGNORED),
-        }

@@ -6,99 +6,106 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.table import Table
+from .options import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check
 
 
-CONTEXT = 1024  # more would rarely fit by default
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+LONGEST = 1024  # tokens per example by default; more would rarely fit
+LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of an options dataclass with its help, which names the default if it is a value."""
-    shown = "" if default is None or default is False else f" (default: {default})"
-    return field(default=default, metadata={"help": text + shown})
-
-
-@dataclass(kw_only=True)
-class Settings:
-    """What has a default; each field's help is its documentation."""
-
-    revision: str | None = option(None, "branch, tag or commit of MODEL on the Hub")
-    data_split: str = option("train", "part of DATA to use, where it has parts")
-    data_config: str | None = option(None, "configuration of a data set on the Hub")
-    data_revision: str | None = option(None, "branch, tag or commit of a data set on the Hub")
-    context: int | None = option(None, f"tokens per example (default: the model's longest, at most {CONTEXT})")
-    chat_template: str | None = option(None, "a Jinja file, used and saved instead of the tokenizer's template")
-    eval_share: float = option(0.05, "share of the rows held out; 0 measures on rows that are trained on")
-    lora: int | None = option(None, "train a LoRA adapter of this rank and leave the weights (default: train them)")
-    lora_alpha: float | None = option(None, "the adapter counts alpha / rank times (default: alpha is twice the rank)")
-    lora_dropout: float = option(0.0, "dropout before the adapter")
-    lora_target: str | None = option(None, "layers with an adapter, or all-linear (default: q_proj,v_proj)")
-    merge: bool = option(False, "save the weights with the adapter added, and the adapter in OUTPUT/adapter")
-    optim: Literal["adamw", "equivariant"] = option("adamw", "the optimizer; equivariant: without preferred basis")
-    learning_rate: float | None = option(None, "largest learning rate (default: 2e-5, with --lora 2e-4)")
-    weight_decay: float = option(0.01, "decoupled weight decay")
-    epochs: float | None = option(None, "times through the data (default: 1)")
-    steps: int | None = option(None, "steps of the optimizer, instead of epochs")
-    batch_size: int = option(8, "examples per device and pass")
-    accumulation: int = option(1, "passes per step")
-    warmup: float = option(0.03, "steps of warm-up, or their share of all steps if below 1")
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option("cosine", "after the warm-up")
-    max_grad_norm: float = option(1.0, "gradients are shortened to this norm; 0 leaves them")
-    bf16: bool = option(False, "compute in bfloat16, with weights and moments in float32")
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, a third more time")
-    seed: int = option(0, "of the order of examples, dropout and the adapter's start")
-    logging_steps: int = option(10, "steps between two reports of the loss")
-    save_steps: int = option(500, "steps between two checkpoints to resume from")
-    resume: bool = option(False, "go on from the last checkpoint of an interrupted run with the same options")
-    keep_checkpoints: bool = option(False, "leave OUTPUT.checkpoints when done")
-    report_to: str = option("none", "loggers of Trainer, such as tensorboard,wandb")
-    force: bool = option(False, "replace an earlier result in OUTPUT once done, and forget an interrupted run's")
-    cpu: bool = option(False, "use no accelerator")
-    quiet: bool = option(False, "show no progress")
-
-
-@dataclass(kw_only=True)
-class FinetuneOptions(Settings):
-    """
-    What to fine-tune, on what, and where to; [`Settings`] has the rest.
-
-    Args:
-        model: Folder of a RiGPT, or its id on the Hub.
-        data: A file (.txt, .json, .jsonl, .parquet), a folder of them, or the id of a data set on the Hub.
-        output_dir: Folder to make.
-
-    Raises:
-        ValueError: if a number is out of its range, or two options exclude each other.
-    """
+@dataclass
+class FinetuneOptions:
+    """What to fine-tune, on what, how, and where to."""
 
     model: str
+    """Folder of a RiGPT, or its id on the Hub."""
     data: str
+    """A file (.txt, .json, .jsonl, .parquet), a folder of them, or the id of a data set on the Hub."""
     output_dir: str
+    """Folder to make."""
+    model_revision: str | None = None
+    """Branch, tag or commit of MODEL on the Hub."""
+    data_split: str = "train"
+    """Part of DATA to use, where it has parts."""
+    data_config: str | None = None
+    """Configuration of a data set on the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub."""
+    context_length: int | None = None
+    """Tokens per example; the model's longest, at most 1024, if not given."""
+    chat_template: str | None = None
+    """A Jinja file, used and saved instead of the tokenizer's template."""
+    eval_share: float = 0.05
+    """Share of the rows held out, chosen by a hash of what is in them; 0 measures on rows that are trained on."""
+    lora: int | None = None
+    """Train a LoRA adapter of this rank and leave the weights."""
+    lora_alpha: float | None = None
+    """The adapter counts alpha / rank times; alpha is twice the rank if not given."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapter."""
+    lora_target_modules: list[str] = field(default_factory=list)
+    """Layers with an adapter, or all-linear; q_proj,v_proj if not given."""
+    merge: bool = False
+    """Save the weights with the adapter added, and the adapter in OUTPUT_DIR/adapter."""
+    optim: Literal["adamw", "equivariant"] = "adamw"
+    """The optimizer; equivariant: without preferred basis."""
+    learning_rate: float | None = None
+    """Largest learning rate; 2e-5 if not given, with --lora 2e-4."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    num_train_epochs: float | None = None
+    """Times through the data; 1 if not given."""
+    max_steps: int | None = None
+    """Steps of the optimizer, instead of epochs."""
+    per_device_train_batch_size: int = 8
+    """Examples per device and pass."""
+    gradient_accumulation_steps: int = 1
+    """Passes per step."""
+    warmup_steps: float = 0.03
+    """Steps of warm-up, or their share of all steps if below 1."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """How the rate goes on after the warm-up."""
+    max_grad_norm: float = 1.0
+    """Largest norm of the gradient; 0 leaves it."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """What the model computes in; weights and moments stay in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: less memory, a third more time."""
+    seed: int = 0
+    """Of the order of examples, dropout and the adapter's start."""
+    logging_steps: int = 10
+    """Steps between two reports of the loss."""
+    save_steps: int = 500
+    """Steps between two checkpoints to resume from."""
+    save_total_limit: int = 2
+    """Checkpoints kept, the newest."""
+    resume: bool = False
+    """Go on from the last checkpoint of an interrupted run with the same options."""
+    keep_checkpoints: bool = False
+    """Leave OUTPUT_DIR.checkpoints when done."""
+    report_to: list[str] = field(default_factory=lambda: ["none"])
+    """Loggers of Trainer, such as tensorboard,wandb."""
+    force: bool = False
+    """Replace an earlier result in OUTPUT_DIR once done, and forget an interrupted run's."""
+    cpu: bool = False
+    """Use no accelerator."""
+    quiet: bool = False
+    """Show no progress."""
 
     def __post_init__(self):
-        for name, smallest in (
-            *((name, 1) for name in ("lora", "steps", "batch_size", "accumulation", "logging_steps", "save_steps")),
-            *((name, 0) for name in ("weight_decay", "warmup", "max_grad_norm")),
-            ("context", 2),
-        ):
-            value = getattr(self, name)
-            if value is not None and not smallest <= value < math.inf:
-                raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
-        for name in ("learning_rate", "epochs", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be positive, got {value}.")
-        for name in ("eval_share", "lora_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
-        for name, allowed in (("optim", ("adamw", "equivariant")), ("scheduler", SCHEDULERS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"`epochs` must not be given with `steps`, got {self.epochs} and {self.steps}. Drop one.")
+        counts = ("lora", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
+        check(self, AT_LEAST_1, *counts, "save_steps", "save_total_limit")
+        check(self, AT_LEAST_0, "weight_decay", "warmup_steps", "max_grad_norm")
+        check(self, POSITIVE, "learning_rate", "num_train_epochs", "lora_alpha")
+        check(self, BELOW_1, "eval_share", "lora_dropout")
+        check(self, ("at least 2", lambda value: value >= 2), "context_length")
+        if self.num_train_epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"`num_train_epochs` must not be given with `max_steps`, got {self.num_train_epochs} and "
+                f"{self.max_steps}. Drop one."
+            )
         if self.lora is None:
-            for name in ("lora_alpha", "lora_dropout", "lora_target", "merge"):
+            for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "merge"):
                 if getattr(self, name):
                     raise ValueError(f"`{name}` needs `lora`, got {getattr(self, name)} without it. Add a rank.")
         elif self.optim == "equivariant":
@@ -116,28 +123,21 @@ class FinetuneOptions(Settings):
         output = Path(self.output_dir)
         return output.with_name(output.name + ".checkpoints")
 
-    def make_working_dir(self) -> None:
-        """Make it, before `datasets` writes into it; a `ValueError` if it cannot be made."""
-        try:
-            self.working_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"`output_dir` must be a place that can be written to, got {self.output_dir!r}: {error.strerror}. "
-                "Name another."
-            ) from error
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that was asked for, or the usual one."""
+        return self.learning_rate or LEARNING_RATES["full" if self.lora is None else "lora"]
 
     def read_template(self) -> str | None:
         """The chat template, if one was named; a `ValueError` if it is no file or not text in UTF-8."""
         if self.chat_template is None:
             return None
-        if not Path(self.chat_template).is_file():
-            raise ValueError(f"`chat_template` must be a file, got {self.chat_template!r}. Check the path.")
         try:
             return Path(self.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: {error}. Save "
-                "it as one."
+                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: {error}. "
+                "Check the path, and save it as one."
             ) from error
 
 
@@ -147,17 +147,17 @@ class FinetuneReport:
     What came of it.
 
     Args:
-        output: The folder that was written.
+        output_dir: The folder that was written.
         trained, parameters: How many parameters were trained, and of how many.
         examples, held_out: Examples to train on and held out.
         measured_on: Whether the losses are of held-out or of training examples.
         loss_before, loss_after: In nats per token.
         steps, tokens: Steps of the optimizer and tokens read in them, all epochs and interrupted runs together.
-        seconds: Of this run's training, the first measurement included.
+        seconds: Of this run's training.
         curve: (step, loss) as logged.
     """
 
-    output: str
+    output_dir: str
     trained: int
     parameters: int
     examples: int
@@ -170,8 +170,10 @@ class FinetuneReport:
     seconds: float
     curve: list[tuple[int, float]]
 
-    def table(self) -> Table:
-        """For the terminal."""
+    def table(self) -> Any:
+        """For the terminal, a `rich.table.Table`."""
+        from rich.table import Table
+
         table = Table(title="Fine-tuning", title_justify="left")
         for heading in ("", "before", "after"):
             table.add_column(heading, justify="right" if heading else "left")

@@ -1,14 +1,13 @@
 """A run's folder: whose it is, one run at a time in it, and signals that ask the run to stop."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.conversion.output import temporary_sibling
+from rigpt_hf.checkpoints.folder import new_file
 
 from .checkpoints import check_facts, sync
 
@@ -31,11 +30,11 @@ def lock(folder: Path) -> FileLock:
         held.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
-            f"`run.output` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
+            f"`output_dir` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
         ) from error
     except OSError as error:
         raise ValueError(
-            f"`run.output` must be a folder that can be written to, got {str(folder)!r}: {error.strerror}."
+            f"`output_dir` must be a folder that can be written to, got {str(folder)!r}: {error.strerror}."
         ) from error
     return held
 
@@ -53,18 +52,14 @@ def claim(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: boo
     if left and not has_checkpoints and not force:
         if not owner.is_file():
             raise ValueError(
-                f"`run.output` must be empty or a run's own, got {str(folder)!r} with {', '.join(left)} of something "
-                "else. Name another folder, or pass --run.force true to replace them."
+                f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {', '.join(left)} of something "
+                "else. Name another folder, or pass --force to replace them."
             )
-        check_facts(_read_owner(owner, left), facts, override="--run.force true to replace its results")
-    temporary = temporary_sibling(owner)
-    try:
+        check_facts(_read_owner(owner, left), facts, override="--force to replace its results")
+    with new_file(owner) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sync(temporary)
-        os.replace(temporary, owner)
-        sync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+    sync(folder)
 
 
 def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:
@@ -75,8 +70,8 @@ def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:
         return saved
     except ValueError as error:
         raise ValueError(
-            f"`run.output` must tell whose {', '.join(left)} it has, but {str(owner)!r} is damaged "
-            f"({' '.join(str(error).split())}). Name another folder, or pass --run.force true to replace them."
+            f"`output_dir` must tell whose {', '.join(left)} it has, but {str(owner)!r} is damaged "
+            f"({' '.join(str(error).split())}). Name another folder, or pass --force to replace them."
         ) from error
 
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
+from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
+
 from .averaging import WeightAverage, exchange_saved
-from .build import build_model, build_optimizer, check_launch, ensure_data
+from .build import build_model, build_optimizer, check_run, ensure_data
 from .checkpoints import Checkpoint, CheckpointStore, check_facts
 from .data import TokenShards, Windows, validation_batches
 from .diagnostics import (
@@ -66,25 +67,27 @@ class PretrainingRun:
 
     def __init__(self, options: PretrainOptions, progress: bool = True):
         self.options, self.progress = options, progress
-        run = options.run
-        check_launch()
-        if run.deterministic:
+        self.output = Path(options.output_dir)
+        check_run(options)
+        if options.deterministic:
             torch.use_deterministic_algorithms(True)
         self.accelerator = Accelerator(
-            mixed_precision="no" if run.fsdp else run.precision,
+            mixed_precision="no" if options.fsdp else options.mixed_precision,
             cpu=not torch.cuda.is_available(),
-            log_with=run.trackers or None,
-            project_dir=str(options.output),
+            log_with=options.report_to or None,
+            project_dir=options.output_dir,
         )
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.workers = AccelerateWorkers(self.accelerator)
+        self.rank, self.world = self.workers.index, self.workers.count
         self.device = self.accelerator.device
-        check_processes(run, self.world)
+        check_processes(options, self.world)
         # Windows of every batch that are this process's, and how many of them go through the model at once.
-        self.own = run.batch_size // self.world
-        self.rows = run.micro_batch_size or self.own
+        self.own = options.global_batch_size // self.world
+        self.rows = options.per_device_train_batch_size or self.own
         self._open_data()
-        self.store = CheckpointStore(options.output / "checkpoints", run.keep_last, run.keep_best)
-        self.records = Records(options.output / "metrics.jsonl")
+        limits = options.save_total_limit, options.save_best_limit
+        self.store = CheckpointStore(self.output / "checkpoints", *limits, self.workers)
+        self.records = Records(self.output / "metrics.jsonl")
         self._build()
         self.step = 0
         self.best_validation: float | None = None
@@ -94,45 +97,42 @@ class PretrainingRun:
         self.stopping = False
 
     def _open_data(self) -> None:
-        data = self.options.data
+        options = self.options
         with self.accelerator.main_process_first():
-            folder = ensure_data(data, self.progress and self.accelerator.is_main_process)
+            folder = ensure_data(options, self.progress and self.accelerator.is_main_process)
         self.tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
         train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
-        if data.verify:
+        if options.verify_data:
             for shards in (train, held_out):
-                self._together(partial(shards.verify, progress=False))
+                self._on_main(partial(shards.verify, progress=False))
         self.manifest = train.manifest
-        end = self.manifest.end_of_text
-        plain = {"cross_document": data.cross_document}
-        self.windows = Windows(train, data.context, end, **plain)
-        run = self.options.run
-        self.validation = list(
-            validation_batches(held_out, data.context, run.batch_size, run.evaluate_batches, end_of_text=end, **plain)
-        )
+        end, length = self.manifest.end_of_text, options.context_length
+        plain = {"cross_document": options.cross_document}
+        self.windows = Windows(train, length, end, **plain)
+        size, batches = options.global_batch_size, options.eval_batches
+        self.validation = list(validation_batches(held_out, length, size, batches, end_of_text=end, **plain))
 
     def _build(self) -> None:
         options = self.options
-        model = build_model(
-            options.model, self.manifest.vocab_size, options.data.context, self.manifest.end_of_text, options.run.seed
-        )
+        vocabulary, end = self.manifest.vocab_size, self.manifest.end_of_text
+        model = build_model(options, vocabulary, options.context_length, end, options.seed)
         self.plain = model
-        self.flops = flops_per_token(model, options.data.context)
-        if options.run.fsdp:
-            self.model = shard(model.to(self.device), options.run.precision)
+        self.flops = flops_per_token(model, options.context_length)
+        if options.fsdp:
+            self.model = shard(model.to(self.device), options.mixed_precision)
         else:
             self.model = self.accelerator.prepare(model)
-        self.optimizer = build_optimizer(options.optimizer, self.model)
-        self.average = WeightAverage(self.model, self.optimizer, options.optimizer.average)
-        self.forward = torch.compile(self.model) if options.run.compile else self.model
+        self.optimizer = build_optimizer(options, self.model)
+        self.average = WeightAverage(self.model, self.optimizer, options.ema_decay)
+        self.forward = torch.compile(self.model) if options.torch_compile else self.model
         self.scaler = getattr(self.accelerator, "scaler", None)
-        self.schedule = make_schedule(options.optimizer, options.run.steps)
+        self.schedule = make_schedule(options, options.max_steps)
         # Weights are the same on every process, dropout must not be.
-        set_seed(options.run.seed + 1 + self.rank)
+        set_seed(options.seed + 1 + self.rank)
 
     def train(self) -> RunReport:
         """Train to the last step, from the newest checkpoint of the folder if there is one."""
-        held = self._together(self._enter)
+        held = self._on_main(self._enter)
         try:
             return self._train()
         finally:
@@ -144,26 +144,26 @@ class PretrainingRun:
                 time.sleep(SETTLE)
 
     def _train(self) -> RunReport:
-        run = self.options.run
+        options = self.options
         self._resume()
         report = RunReport(self.step, self.step)
-        self._together(lambda: self.records.cut(self.step))
-        if run.trackers:
+        self._on_main(lambda: self.records.cut(self.step))
+        if options.report_to:
             self.accelerator.init_trackers("pretrain")
-        peak = peak_flops(self.device, PRECISIONS[run.precision]) * self.world
+        peak = peak_flops(self.device, PRECISIONS[options.mixed_precision]) * self.world
         with self.requests, self._bar() as bar:
-            while self.step < run.steps and not self.stopping:
+            while self.step < options.max_steps and not self.stopping:
                 began = time.perf_counter()
                 entry = self._advance()
                 report.losses.append(entry["loss"])
                 seconds = time.perf_counter() - began
-                entry["tokens_per_second"] = run.batch_size * self.options.data.context / seconds
+                entry["tokens_per_second"] = options.global_batch_size * options.context_length / seconds
                 entry["mfu"] = entry["tokens_per_second"] * self.flops / peak
-                done = self.step == run.steps
+                done = self.step == options.max_steps
                 diagnosed = "update_norm" in entry
-                due = done or self.step % run.save_every == 0
+                due = done or self.step % options.save_steps == 0
                 # Only what was judged can be kept as the best.
-                if done or self.step % run.evaluate_every == 0 or (due and run.keep_best):
+                if done or self.step % options.eval_steps == 0 or (due and options.save_best_limit):
                     entry["validation_loss"] = self._validate()
                     report.validation.append((self.step, entry["validation_loss"]))
                     if self.best_validation is None or entry["validation_loss"] < self.best_validation:
@@ -174,43 +174,32 @@ class PretrainingRun:
                 if due or self.stopping:
                     self._save(entry.get("validation_loss"))
         report.steps = self.step
-        if self.step == run.steps:
+        if self.step == options.max_steps:
             report.model_folder = self._finish()
         self.accelerator.end_training()
         return report
 
     def _enter(self) -> Any:
         """Take the folder, for this run alone; the lock goes with the process, however it ends."""
-        held = lock(self.options.output)
+        held = lock(self.output)
         try:
             self.store.clean()
             found = bool(self.store.checkpoints())
-            claim(self.options.output, self._facts(), found, self.options.run.force)
+            claim(self.output, self._facts(), found, self.options.force)
         except BaseException:
             held.release()
             raise
         return held
 
-    def _together(self, act: Callable[[], Any]) -> Any:
-        """Do something on the main process; if it fails, all processes end with its message, and none waits."""
-        result, problem = None, None
-        if self.accelerator.is_main_process:
-            try:
-                result = act()
-            except Exception as error:
-                problem = error
-        told = [text for text in gather_object([None if problem is None else str(problem)]) if text is not None]
-        if problem is not None and not isinstance(problem, (ValueError, OSError)):
-            raise problem
-        if told:
-            raise ValueError(told[0]) from problem
-        return result
+    def _on_main(self, act: Callable[[], Any]) -> Any:
+        """What the main process makes, there; if it fails, all processes fail, and none waits."""
+        return together(self.workers, lambda: act() if self.rank == 0 else None)
 
     def _advance(self) -> dict[str, Any]:
         """One optimizer step; what the log says of it."""
         options = self.options
         batch = self.windows.batch(
-            self.step, options.run.batch_size, self.rank, self.world, seed=options.run.seed, offset=self.skipped
+            self.step, options.global_batch_size, self.rank, self.world, seed=options.seed, offset=self.skipped
         )
         # Losses are means over all tokens of the step, wherever they are: so neither the number of processes nor
         # accumulation shows in them.
@@ -229,21 +218,21 @@ class PretrainingRun:
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} in step {self.step + 1}. The checkpoints in {str(self.store.folder)!r} are "
-                "untouched. Go on from one with a lower --optimizer.lr, or more --optimizer.warmup, and "
-                "--run.allow_changes true."
+                "untouched. Go on from one with a lower --learning-rate, or more --warmup-steps, and "
+                "--allow-changes."
             )
-        rate = options.optimizer.lr * self.schedule(self.step)
+        rate = options.learning_rate * self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["multiplier"]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.optimizer.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm or math.inf)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not self.scaler and not math.isfinite(float(norm)):  # a scaler skips such steps and goes on
             raise ValueError(
                 f"The norm of the gradient is {float(norm)} in step {self.step + 1}, which would spoil all weights. "
                 f"The checkpoints in {str(self.store.folder)!r} are untouched. Go on from one with a lower "
-                "--optimizer.lr and --run.allow_changes true."
+                "--learning-rate and --allow-changes."
             )
         before = [parameter.detach().clone() for parameter in self.model.parameters()] if self._diagnosed else []
         if self.scaler:
@@ -260,8 +249,8 @@ class PretrainingRun:
     @property
     def _diagnosed(self) -> bool:
         """Whether the step that is about to be done is one to measure everything of."""
-        run, step = self.options.run, self.step + 1
-        return step == run.steps or bool(run.diagnose_every and step % run.diagnose_every == 0)
+        every, step = self.options.diagnose_steps, self.step + 1
+        return step == self.options.max_steps or bool(every and step % every == 0)
 
     def _summed(self, value: torch.Tensor) -> torch.Tensor:
         if self.world == 1:
@@ -288,7 +277,7 @@ class PretrainingRun:
         batch = self._placed(self.validation[0])
         with self.average.applied():
             found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch, self.rows)}
-            if self.plain.config.model_type == "rigpt" and not self.options.run.fsdp:
+            if self.plain.config.model_type == "rigpt" and not self.options.fsdp:
                 # Not in mixed precision: the error is that of the model, not of rounding.
                 bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
                 found["invariance_error"] = invariance_error(bare.eval(), batch)
@@ -313,61 +302,54 @@ class PretrainingRun:
         scaler = self.scaler.state_dict() if self.scaler else {}
 
         def write(folder: Path) -> None:
-            save_state(rng_state(), folder / f"rng-{self.rank}")
+            save_state(rng_state(), folder / f"rng-{self.rank}.pt")
             if self.accelerator.is_main_process:
                 write_model(self.plain, weights, None, folder / "model")
-                name = self.options.optimizer.name
-                save_state({"name": name, "optimizer": optimizer, "scaler": scaler}, folder / "optimizer")
+                state = {"name": self.options.optim, "optimizer": optimizer, "scaler": scaler}
+                save_state(state, folder / "optimizer.pt")
 
-        windows = self.skipped + self.step * self.options.run.batch_size
+        windows = self.skipped + self.step * self.options.global_batch_size
         facts = self._facts() | {"world": self.world, "best_validation": self.best_validation, "windows": windows}
         facts["averaged"] = self.average.decay is not None
-        self.store.save_together(
-            self.step,
-            write,
-            is_main=self.accelerator.is_main_process,
-            gather=gather_object,
-            metric=metric,
-            facts=facts,
-        )
+        self.store.save(self.step, write, metric=metric, facts=facts)
 
     def _resume(self) -> None:
-        self._together(lambda: self.store.latest(verify=True))
+        self._on_main(lambda: self.store.latest(verify=True))
         found: Checkpoint | None = self.store.latest()
         if found is None:
             return
-        if found.step > self.options.run.steps:
+        if found.step > self.options.max_steps:
             raise ValueError(
-                f"`run.steps` must be at least the {found.step} steps that are done in {str(self.options.output)!r}, "
-                f"got {self.options.run.steps}. Name another folder for a shorter run."
+                f"`max_steps` must be at least the {found.step} steps that are done in {str(self.output)!r}, got "
+                f"{self.options.max_steps}. Name another folder for a shorter run."
             )
-        if not self.options.run.allow_changes:
+        if not self.options.allow_changes:
             saved = {key: value for key, value in found.facts.items() if key not in PROGRESS}
-            check_facts(saved, self._facts(), override="--run.allow_changes true")
-        state = load_state(found.path / "optimizer.safetensors")
+            check_facts(saved, self._facts(), override="--allow-changes")
+        state = load_state(found.path / "optimizer.pt")
         # Not mapped from the file: see `load_state`.
         mapped = load_file(found.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
         if found.facts.get("averaged"):
             exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)
-        if state["name"] == self.options.optimizer.name:
+        if state["name"] == self.options.optim:
             restore_optimizer_(self.model, self.optimizer, state["optimizer"])
         else:
             logger.warning(f"The optimizer was {state['name']!r} before: its moments are of no use and start afresh.")
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if found.facts["world"] == self.world:
-            set_rng_state(load_state(found.path / f"rng-{self.rank}.safetensors"))
+            set_rng_state(load_state(found.path / f"rng-{self.rank}.pt"))
         else:
             logger.warning(f"Saved by {found.facts['world']} processes, continued by {self.world}: dropout differs.")
         self.step, self.best_validation = found.step, found.facts["best_validation"]
-        self.skipped = found.facts["windows"] - self.step * self.options.run.batch_size
+        self.skipped = found.facts["windows"] - self.step * self.options.global_batch_size
 
     def _bar(self) -> tqdm:
         shown = self.progress and self.accelerator.is_main_process
         return tqdm(
-            total=self.options.run.steps, initial=self.step, desc="Pretraining", unit="step", disable=not shown
+            total=self.options.max_steps, initial=self.step, desc="Pretraining", unit="step", disable=not shown
         )
 
     def _log(self, entry: dict[str, Any], bar: tqdm) -> None:
@@ -375,7 +357,7 @@ class PretrainingRun:
         validation = f", validation {entry['validation_loss']:.3f}" if "validation_loss" in entry else ""
         speed = f"{entry['tokens_per_second']:.0f} tokens/s, MFU {entry['mfu']:.0%}"
         bar.set_postfix_str(f"loss {entry['loss']:.3f}{validation}, {speed}")
-        if len(entry) == SHORT and entry["step"] % self.options.run.log_every:
+        if len(entry) == SHORT and entry["step"] % self.options.logging_steps:
             return
         if self.accelerator.is_main_process:
             self.records.append(entry)
@@ -388,8 +370,8 @@ class PretrainingRun:
         """Write the final model and the curves."""
         with self.average.applied():
             weights = gather_weights(self.model)
-            self._together(lambda: write_results(self.plain, weights, self.tokenizer, self.records.path))
-        return self.options.output / "model"
+            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, self.records.path))
+        return self.output / "model"
 
 
 # Seconds for the threads of the process group to come to rest.

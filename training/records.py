@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.conversion.output import publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.training import plot_losses
 
@@ -55,7 +54,7 @@ class Records:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise ValueError(
-                f"`run.output` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
+                f"`output_dir` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
                 "untouched. Correct that (a full disk: free space) and call the same command again."
             ) from error
 
@@ -74,12 +73,7 @@ class Records:
         if not self.path.exists():
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        temporary = temporary_sibling(self.path)
-        try:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
@@ -95,24 +89,18 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
     Raises:
         OSError: if it cannot be written, as on a full disk.
     """
-    from rigpt_hf.conversion.assemble import quiet_loading
-
-    temporary = temporary_sibling(folder)
+    with quiet_loading(), torch.device("meta"):
+        shell: Any = type(model)(copy.deepcopy(model.config))
     try:
-        with quiet_loading(), torch.device("meta"):
-            shell: Any = type(model)(copy.deepcopy(model.config))
-        with quiet_loading():
+        with new_folder(folder) as temporary, quiet_loading():
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        publish(temporary, folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:
             raise OSError(str(error)) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path) -> None:
@@ -127,7 +115,7 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
     except OSError as error:
         raise ValueError(
-            f"`run.output` must take the final model and the curves, got {str(log.parent)!r}: "
+            f"`output_dir` must take the final model and the curves, got {str(log.parent)!r}: "
             f"{' '.join(str(error).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
             "and call the same command again."
         ) from error

@@ -20,14 +20,15 @@ def check_processes(run: RunOptions, world: int) -> None:
     Raises:
         ValueError: says which.
     """
-    if run.batch_size % world:
+    if run.global_batch_size % world:
         raise ValueError(
-            f"`run.batch_size` must be a multiple of the number of processes, got {run.batch_size} and {world}."
+            f"`global_batch_size` must be a multiple of the number of processes, got {run.global_batch_size} and "
+            f"{world}."
         )
     if run.fsdp and world == 1:
-        raise ValueError("`run.fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
-    if run.fsdp and run.precision == "fp16":
-        raise ValueError("`run.precision` must be `no` or `bf16` with `run.fsdp`, got `fp16`.")
+        raise ValueError("`fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
+    if run.fsdp and run.mixed_precision == "fp16":
+        raise ValueError("`mixed_precision` must be `no` or `bf16` with `fsdp`, got `fp16`.")
 
 
 def shard(model: nn.Module, precision: str) -> nn.Module:

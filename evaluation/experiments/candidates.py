@@ -52,7 +52,9 @@ RECIPE = SMALL | PARTS | {"tie_word_embeddings": False, "value_embedding_period"
 def stock(width: int, heads: int, average: float | None = None) -> Candidate:
     """A stock GPT-2 of six layers."""
     config = {"n_embd": width, "n_layer": LAYERS, "n_head": heads, "n_positions": LENGTH}
-    return Candidate(ModelOptions("stock-gpt2", config), OptimizerOptions(name="adamw", average=average), ADAMW_RATES)
+    return Candidate(
+        ModelOptions("stock-gpt2", config), OptimizerOptions(optim="adamw", ema_decay=average), ADAMW_RATES
+    )
 
 
 def rigpt(
@@ -68,10 +70,10 @@ def rigpt(
     multipliers = {} if config.get("tie_word_embeddings", True) else TABLES
     multipliers = multipliers | (VALUES if config.get("value_embedding_period") else {})
     settings = OptimizerOptions(
-        name=optimizer,
+        optim=optimizer,
         momentum=MOMENTUM,
-        average=average,
-        multipliers={} if optimizer == "adamw" else multipliers,
+        ema_decay=average,
+        lr_multipliers={} if optimizer == "adamw" else multipliers,
         **(training or {}),
     )
     rates = ADAMW_RATES if optimizer == "adamw" else POLAR_RATES
@@ -83,12 +85,12 @@ CANDIDATES = {
     "stock-gpt2-averaged": stock(WIDTH, STOCK_HEADS, AVERAGE),
     "stock-gpt2-wide": stock(272, 8),
     "modern": Candidate(
-        ModelOptions("modern-gpt", SMALL), OptimizerOptions(name="muon", multipliers=MODERN), POLAR_RATES
+        ModelOptions("modern-gpt", SMALL), OptimizerOptions(optim="muon", lr_multipliers=MODERN), POLAR_RATES
     ),
     # The same with what RiGPT's runs gained from: a shorter memory and the moving average.
     "modern-tuned": Candidate(
         ModelOptions("modern-gpt", SMALL),
-        OptimizerOptions(name="muon", momentum=MOMENTUM, average=AVERAGE, multipliers=MODERN),
+        OptimizerOptions(optim="muon", momentum=MOMENTUM, ema_decay=AVERAGE, lr_multipliers=MODERN),
         POLAR_RATES,
     ),
     "rigpt": rigpt(TIED),
@@ -100,7 +102,7 @@ CANDIDATES = {
     # What four bits cost may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
     "rigpt-strong-decay": rigpt(TIED, training={"weight_decay": 0.4}),
-    "rigpt-long-tail": rigpt(TIED, training={"decay": 0.9}),
+    "rigpt-long-tail": rigpt(TIED, training={"decay_fraction": 0.9}),
     "recipe": rigpt(RECIPE),
     # The recipe without one of its parts.
     "recipe-tied": rigpt(RECIPE, tie_word_embeddings=True),

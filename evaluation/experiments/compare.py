@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
-from rigpt_hf.training.options import DataOptions, PretrainOptions, RunOptions
+from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.records import Records
 
 from .candidates import CANDIDATES
@@ -117,23 +117,24 @@ def run_one(options: Options, name: str, rate: float, seed: int) -> dict[str, An
         from_tokens(splits, data, vocab_size=VOCABULARY, end_of_text=None, progress=False)
     candidate = CANDIDATES[name]
     pretraining = PretrainOptions(
-        candidate.model,
-        DataOptions(path=str(data), source=None, context=CONTEXT, cross_document=True),
-        replace(candidate.optimizer, lr=rate, warmup=min(40, steps // 4)),
-        RunOptions(
-            output=str(folder),
-            steps=steps,
-            batch_size=BATCH,
-            micro_batch_size=math.gcd(MICRO_BATCH, BATCH),
-            seed=seed,
-            precision=options.precision,
-            evaluate_every=25,
-            evaluate_batches=1,
-            save_every=steps,
-            keep_last=1,
-            keep_best=0,
-            trackers=[],
-        ),
+        **asdict(candidate.model),
+        **asdict(replace(candidate.optimizer, learning_rate=rate, warmup_steps=min(40, steps // 4))),
+        data_dir=str(data),
+        data=None,
+        context_length=CONTEXT,
+        cross_document=True,
+        output_dir=str(folder),
+        max_steps=steps,
+        global_batch_size=BATCH,
+        per_device_train_batch_size=math.gcd(MICRO_BATCH, BATCH),
+        seed=seed,
+        mixed_precision=options.precision,
+        eval_steps=25,
+        eval_batches=1,
+        save_steps=steps,
+        save_total_limit=1,
+        save_best_limit=0,
+        report_to=[],
     )
     run = PretrainingRun(pretraining)
     train, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)

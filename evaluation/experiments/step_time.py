@@ -75,7 +75,7 @@ def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[
     """A whole training step of a recipe, at a rate that changes nothing to speak of."""
     candidate = CANDIDATES[name]
     model: Any = build_model(candidate.model, VOCABULARY, CONTEXT, None, 0)
-    optimizer = build_optimizer(replace(candidate.optimizer, lr=1e-6), model)
+    optimizer = build_optimizer(replace(candidate.optimizer, learning_rate=1e-6), model)
     return lambda: training_step(model, optimizer, rows, max_grad_norm=1.0, mixed=mixed)
 
 

@@ -218,14 +218,19 @@ def write_shards(
     total = sum(entry.nbytes(dtype) for entries in shards.values() for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc=progress) if progress else nullcontext() as bar:
         for file, entries in shards.items():
-            tensors = {}
-            for entry in entries:
-                tensors[entry.name] = entry.make(dtype).cpu()
-                if bar is not None:
-                    bar.update(entry.nbytes(dtype))
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            _write_shard(entries, folder / file, dtype, (lambda nbytes: None) if bar is None else bar.update)
             # safetensors makes files for their owner alone; these are as open as what lies beside them.
             (folder / file).chmod(folder.stat().st_mode & 0o666)
+
+
+def _write_shard(entries: list[Entry], path: Path, dtype: torch.dtype, advance: Callable[[int], Any]) -> None:
+    # In one piece, which goes back to the system as a whole; many small ones would stay with the process.
+    sizes = [prod(entry.shape) for entry in entries]
+    tensors = {}
+    for entry, place in zip(entries, torch.empty(sum(sizes), dtype=dtype).split(sizes), strict=True):
+        tensors[entry.name] = place.view(entry.shape).copy_(entry.make(dtype))
+        advance(entry.nbytes(dtype))
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def write_index(shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype) -> None:

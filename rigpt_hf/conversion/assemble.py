@@ -7,9 +7,6 @@ import torch
 from ..checkpoints.read import quiet_loading
 
 
-__all__ = ["assemble", "quiet_loading"]
-
-
 def assemble(
     model_class: Any, config: Any, tensors: dict[str, torch.Tensor], dtype: torch.dtype, like: Any, backend: str
 ) -> Any:

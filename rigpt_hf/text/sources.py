@@ -88,14 +88,13 @@ def check_source_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in known:
             raise ValueError(
-                f"`data.source_options` must be among {', '.join(known)}, got {name!r}. Correct its name, or leave it "
-                "out."
+                f"`data_options` must be among {', '.join(known)}, got {name!r}. Correct its name, or leave it out."
             )
         hint = known[name]
         if not isinstance(value, (int, float) if hint is float else hint):
             wanted = "a number" if hint is float else "text"
             raise ValueError(
-                f"`data.source_options` must have {wanted} as {name}, got {value!r}. Correct it, or leave it out."
+                f"`data_options` must have {wanted} as {name}, got {value!r}. Correct it, or leave it out."
             )
 
 
@@ -234,7 +233,7 @@ def _check_column(columns: list[str], text_column: str, source: str) -> None:
 
 def _unreadable(source: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
-    remedy = parquet_instead(reason, "source_options: {revision: refs/convert/parquet}")
+    remedy = parquet_instead(reason, "data_options: {revision: refs/convert/parquet}")
     return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}{remedy}")
 
 

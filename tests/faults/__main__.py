@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tests.faults.mutation import NowhereError, applied, product, statements, variants
+from tests.faults.mutation import NowhereError, applied, locate, product, statements, variants
 
 
 PRODUCT = ["rigpt_hf", "training", "evaluation", "model_cards"]
@@ -122,9 +122,8 @@ def imports(sources: dict[str, str], fault: dict) -> bool:
     child = os.fork()
     if not child:
         try:
-            exec(
-                compile(changed, path, "exec"), {"__name__": name, "__package__": module.__package__, "__file__": path}
-            )
+            about = {key: value for key, value in vars(module).items() if key.startswith("__")}
+            exec(compile(changed, path, "exec"), about | {"__annotations__": {}})
             os._exit(0)
         except BaseException:
             os._exit(1)
@@ -155,16 +154,13 @@ def copy_tree(tree: Path, place: Path) -> Path:
             (to / ".venv/bin" / file.name).write_text(file.read_text().replace(f"{tree}/.venv", f"{to}/.venv", 1))
             (to / ".venv/bin" / file.name).chmod(0o755)
     asked = "import rigpt_hf, rigpt_hf.training as t; print(rigpt_hf.__file__, t.__file__)"
-    said = subprocess.run(
-        [to / ".venv/bin/python", "-c", asked], capture_output=True, text=True, check=True, cwd=to
-    ).stdout
+    own_python = to / ".venv/bin/python"
+    said = subprocess.run([own_python, "-c", asked], capture_output=True, text=True, check=True, cwd=to).stdout
     assert said.split() == [f"{to}/rigpt_hf/__init__.py", f"{to}/training/__init__.py"], said
     # Bytecode is written once, of what has no fault; workers write none.
-    subprocess.run([to / ".venv/bin/python", "-m", "compileall", "-q", *PRODUCT, "docs"], cwd=to)
+    subprocess.run([own_python, "-m", "compileall", "-q", *PRODUCT, "docs"], cwd=to)
     collect = ["-m", "pytest", "-q", "-n0", "--collect-only", "-pno:cacheprovider", "tests"]
-    subprocess.run(
-        [to / ".venv/bin/python", *collect], cwd=to, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT
-    )
+    subprocess.run([own_python, *collect], cwd=to, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
     return to
 
 
@@ -208,7 +204,7 @@ class Bench:
     def attempt(self, fault: dict, limit: float, control: dict[str, bool]) -> dict:
         """Make one fault, run its tests, undo it.
 
-        Begins with the test that caught it before, or where a shorter limit ended (`done`). A test that fails without
+        Begins with the test that caught it before, or where a shorter limit ended (`skip`). A test that fails without
         the fault too (`control` remembers which) has caught nothing and is left out.
         """
         path, changed = applied(self.sources, fault)
@@ -216,14 +212,15 @@ class Bench:
         while True:
             (self.tree / path).write_text(changed, encoding="utf-8")
             try:
-                skip = 0 if first or left_out else fault.get("done", 0)
+                skip = 0 if first or left_out else fault.get("skip", 0)
                 asked = [first] if first else [*names, *(f"--deselect={name}" for name in left_out)]
                 result = self.ask(asked, limit, skip)
             finally:
                 (self.tree / path).write_text(self.sources[path], encoding="utf-8")
             by = result.get("by")
             if by and by not in control:
-                control[by] = self.ask([by], 10 * limit)["code"] == 0
+                alone = [by] if "::" in by else [by, "--collect-only"]
+                control[by] = self.ask(alone, 10 * limit)["code"] == 0
             if by and control[by]:
                 return result | {"outcome": "caught", "caught": True, "where": path}
             if not by and not first:
@@ -290,7 +287,7 @@ def run(
         if before is None:
             wanted.append(fault)
         elif before["outcome"] in ("late", "stuck") and before["limit"] < limit:
-            wanted.append(fault | {"done": before["done"]})
+            wanted.append(fault | {"skip": before["done"]})
 
     def keep(fault: dict, result: dict):
         write(records / f"{name_of(fault)}.json", json.dumps(fault | result, indent=1, ensure_ascii=False) + "\n")
@@ -317,6 +314,23 @@ def merge(records: Annotated[Path, typer.Option(help="Folder with the records of
 
 
 @app.command()
+def where():
+    """Say which faults stand nowhere in this tree, and what became of the place of others; runs no test."""
+    sources, lost = product(ROOT, PRODUCT), 0
+    for fault in load():
+        if "gone" in fault:
+            continue
+        try:
+            path, place = locate(sources, fault)
+            if (path, place.scope) != (fault["file"], fault["function"]):
+                typer.echo(f"moved: {name_of(fault)} to {path}, {place.scope}")
+        except NowhereError as error:
+            typer.echo(f"nowhere: {name_of(fault)}: {error}")
+            lost += 1
+    raise typer.Exit(1 if lost else 0)
+
+
+@app.command()
 def check(
     workers: Workers = 2,
     limit: Limit = 120,
@@ -325,16 +339,21 @@ def check(
     """Make every fault that was caught again in a copy of this tree; fail, naming them, if some are caught no longer.
 
     The test that caught it is tried first. Where code was rewritten, give the fault in `faults.json` a list `again` of
-    {file, function, old, new} that state the same meaning in the new code.
+    {file, function, old, new} that state the same meaning in the new code; where what it was about is no longer in the
+    product at all, the reason as `gone`.
     """
     lost: list[tuple[dict, dict]] = []
-    caught = [fault for fault in load() if fault.get("outcome") == "caught" and only in ("", fault["folder"])]
+    before = [fault for fault in load() if fault.get("outcome") == "caught" and only in ("", fault["folder"])]
+    caught = [fault for fault in before if "gone" not in fault]
     attempt_all(ROOT, caught, workers, limit, lambda fault, result: result["caught"] or lost.append((fault, result)))
     for fault, result in lost:
         typer.echo(
             f"{result['outcome']}: {name_of(fault)} ({fault['kind']}, {fault['file']})\n  - {fault['old']}\n  + "
             f"{fault['new']}\n  caught before by {fault['by']}"
         )
+    for fault in before:
+        if "gone" in fault:
+            typer.echo(f"gone: {name_of(fault)}: {fault['gone']}")
     typer.echo(f"{len(caught) - len(lost)} of {len(caught)} faults are caught")
     raise typer.Exit(1 if lost else 0)
 

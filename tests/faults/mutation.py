@@ -54,15 +54,14 @@ class Statement:
     end: int
 
 
-def text_of(node: ast.stmt) -> str:
-    """The statement as `ast.unparse` writes it; of a compound one the header, without decorators."""
-    if isinstance(node, HEADERS):
-        node = copy.copy(node)
-        node.body = []
-        for name in ("orelse", "decorator_list"):
-            if hasattr(node, name):
-                setattr(node, name, [])
-    return ast.unparse(node)
+def head(node: ast.stmt) -> ast.stmt:
+    """The statement itself; of a compound one its header, without decorators."""
+    if not isinstance(node, HEADERS):
+        return node
+    node = copy.copy(node)
+    for name in {"body", "orelse", "decorator_list"} & set(node._fields):
+        setattr(node, name, [])
+    return node
 
 
 @cache
@@ -73,27 +72,22 @@ def statements(source: str) -> tuple[Statement, ...]:
     for line in data.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
 
-    def end_of_header(node) -> int:
-        parts = [
-            part
-            for name, value in ast.iter_fields(node)
-            if name not in ("body", "orelse", "decorator_list")
-            for part in (value if isinstance(value, list) else [value])
-            if isinstance(part, ast.AST)
-        ]
-        inner = [child for part in parts for child in ast.walk(part) if hasattr(child, "end_lineno")]
-        after = max((offsets[c.end_lineno - 1] + c.end_col_offset for c in inner), default=offsets[node.lineno - 1])
-        return data.index(b":", after) + 1
+    def end_of(node: ast.AST) -> int:
+        return offsets[node.end_lineno - 1] + node.end_col_offset
+
+    def end_of_header(node: ast.stmt) -> int:
+        parts = [part for part in list(ast.walk(head(node)))[1:] if hasattr(part, "end_lineno")]
+        return data.index(b":", max(map(end_of, parts), default=offsets[node.lineno - 1])) + 1
 
     def visit(body: list, scope: str):
         for node in body:
             start = offsets[node.lineno - 1] + node.col_offset
             inside = ".".join(part for part in (scope.replace("<module>", ""), getattr(node, "name", "")) if part)
+            named = inside if isinstance(node, ast.FunctionDef) else scope
             if isinstance(node, HEADERS):
-                named = inside if isinstance(node, ast.FunctionDef) else scope
-                yield Statement(named, text_of(node), node, start, end_of_header(node))
+                yield Statement(named, ast.unparse(head(node)), node, start, end_of_header(node))
             elif not isinstance(node, ast.ClassDef | ast.Try | ast.Match | ast.AsyncFunctionDef):
-                yield Statement(scope, text_of(node), node, start, offsets[node.end_lineno - 1] + node.end_col_offset)
+                yield Statement(named, ast.unparse(node), node, start, end_of(node))
             below = inside if isinstance(node, ast.FunctionDef | ast.ClassDef) else scope
             for name in ("body", "orelse", "finalbody"):
                 yield from visit(getattr(node, name, []), below)
@@ -106,10 +100,9 @@ def statements(source: str) -> tuple[Statement, ...]:
 def variants(statement: Statement) -> Iterator[tuple[str, str]]:
     """All faults (kind, new text) of one statement; none where it raises, imports, speaks, draws or documents."""
     node = statement.node
-    roots = {n.id for n in ast.walk(ast.parse(_parsable(statement))) if isinstance(n, ast.Name)}
-    methods = (
-        {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)} if not isinstance(node, HEADERS) else set()
-    )
+    parts = list(ast.walk(head(node)))
+    roots = {part.id for part in parts if isinstance(part, ast.Name)}
+    methods = {part.attr for part in parts if isinstance(part, ast.Attribute)}
     constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     idle = roots & (SPEAKING | DRAWING | {"__all__"}) or methods & DRAWING_CALLS or "draw" in statement.scope
     if isinstance(node, UNTOUCHED) or constant or idle or len(statement.text) > LONGEST:
@@ -118,10 +111,7 @@ def variants(statement: Statement) -> Iterator[tuple[str, str]]:
         yield "dropped", "pass"
     if isinstance(node, ast.If | ast.While) and not isinstance(node.test, ast.UnaryOp | ast.Compare | ast.BoolOp):
         yield "negated", statement.text.replace(ast.unparse(node.test), f"not {ast.unparse(node.test)}", 1)
-    blank = copy.deepcopy(node)
-    for name in ("body", "orelse", "decorator_list"):
-        if hasattr(blank, name):
-            setattr(blank, name, [])
+    blank = head(node)
     places = [blank, *_expressions(blank)]
     for index, place in enumerate(places):
         for kind, change in _changes(place, default=isinstance(node, ast.FunctionDef | ast.AnnAssign)):
@@ -181,10 +171,6 @@ def product(tree: Path, folders: list[str]) -> dict[str, str]:
     """Path (relative to the tree) to source of all Python files in the folders."""
     files = sorted(file for folder in folders for file in (tree / folder).rglob("*.py"))
     return {str(file.relative_to(tree)): file.read_text(encoding="utf-8") for file in files}
-
-
-def _parsable(statement: Statement) -> str:
-    return statement.text + (" pass" if isinstance(statement.node, HEADERS) else "")
 
 
 def _droppable(node: ast.stmt) -> bool:

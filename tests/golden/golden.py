@@ -82,13 +82,12 @@ tasks:
 """
 # The programs' own words for what is asked of them here.
 PRETRAIN = (
-    "--config {preset} --model.start {start} --data.source {text} --data.source_options {{}} --data.path {data} "
-    "--data.tokenizer train:512 --data.validation 0.1 --run.evaluate_batches 4 --run.output {output} "
-    "--run.steps 60 --run.trackers [] --run.deterministic true"
+    "--config {preset} --init-from {start} --data {text} --data-dir {data} --tokenizer train:512 --eval-share 0.1 "
+    "--eval-batches 4 --output-dir {output} --max-steps 60 --report-to none --deterministic"
 )
 FINETUNE = (
-    "{model} {rows} {output} --steps 12 --batch_size 4 --logging_steps 1 --context 48 --optim equivariant --cpu "
-    "--quiet --learning_rate 0.003"
+    "{model} {rows} {output} --max-steps 12 --per-device-train-batch-size 4 --logging-steps 1 --context-length 48 "
+    "--optim equivariant --cpu --quiet --learning-rate 0.003"
 )
 # What a log or a result says of the machine and the moment.
 PASSING = {"tokens_per_second", "mfu", "seconds", "created", "code", "versions", "source", "target", "folder", "path"}
@@ -168,7 +167,7 @@ def write_start(folder: Path) -> tuple[Path, Path]:
     order in which its parts are made.
     """
     preset = yaml.safe_load((ROOT / "training/presets/smoke.yaml").read_text())
-    model = RiGPTForCausalLM(RiGPTConfig(vocab_size=512, **preset.pop("model")["config"]))
+    model = RiGPTForCausalLM(RiGPTConfig(vocab_size=512, **preset.pop("config_overrides")))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0].removeprefix("model.")):

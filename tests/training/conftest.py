@@ -5,19 +5,35 @@ import torch
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.text.tokenizer import train_tokenizer
-from rigpt_hf.training.finetune import FinetuneOptions
+from rigpt_hf.training.finetune_options import FinetuneOptions
 from tests.models import tiny_config
-from tests.training.runs import make_data
+from tests.training.runs import CALM, make_data, pretrain
 from tests.training.texts import TEXT
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """The folder of a few shards of tokens."""
     return make_data(tmp_path_factory.mktemp("tokens"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def straight(data, tmp_path_factory):
+    """The folder of a run of 12 steps, with dropout, that nothing happened to; to look at and to copy."""
+    output = tmp_path_factory.mktemp("straight") / "run"
+    pretrain(data, output, diagnose_steps=6)
+    return output
+
+
+@pytest.fixture(scope="session")
+def plain(data, tmp_path_factory):
+    """The same without dropout, so that the number of processes and the parts of a batch do not show."""
+    output = tmp_path_factory.mktemp("plain") / "run"
+    pretrain(data, output, **CALM)
+    return output
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     return train_tokenizer([TEXT], 280)
 
@@ -34,7 +50,7 @@ def with_template(tokenizer):
     tokenizer.chat_template = None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model_folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
@@ -52,7 +68,8 @@ def options(model_folder, tmp_path):
     def make(content=TEXT, name="data.txt", **changes):
         path = tmp_path / name
         path.write_text(content)
-        defaults = {"steps": 12, "batch_size": 4, "context": 24, "learning_rate": 1e-2, "cpu": True, "quiet": True}
+        defaults = {"max_steps": 12, "per_device_train_batch_size": 4, "context_length": 24, "learning_rate": 1e-2}
+        defaults |= {"cpu": True, "quiet": True}
         places = {"model": str(model_folder), "data": str(path), "output_dir": str(tmp_path / "out")}
         return FinetuneOptions(**(places | defaults | changes))
 

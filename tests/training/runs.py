@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.loop import PretrainingRun, RunReport
-from rigpt_hf.training.options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions, RunOptions
+from rigpt_hf.training.options import PretrainOptions
 
 
 MODEL = {
@@ -27,7 +29,10 @@ MODEL = {
     "value_embedding_period": 1,
     "residual_dropout": 0.1,
 }
+CALM = {"config_overrides": MODEL | {"residual_dropout": 0.0}}
 VOCABULARY, END = 61, 0
+# What a clock, and not the run, decides.
+CLOCKS = ("tokens_per_second", "mfu")
 
 
 def make_data(folder: Path) -> Path:
@@ -43,14 +48,12 @@ def make_data(folder: Path) -> Path:
     )
 
 
-def make_options(data: Path, output: Path, optimizer: dict | None = None, model: dict | None = None, **run):
-    defaults = {"steps": 12, "batch_size": 4, "evaluate_every": 6, "evaluate_batches": 2, "save_every": 3}
-    return PretrainOptions(
-        ModelOptions(**({"config": MODEL} | (model or {}))),
-        DataOptions(path=str(data), source=None, context=16),
-        OptimizerOptions(**({"lr": 1e-2, "warmup": 3} | (optimizer or {}))),
-        RunOptions(**({"output": str(output), "trackers": [], "deterministic": True} | defaults | run)),
-    )
+def make_options(data: Path, output: Path, **changes) -> PretrainOptions:
+    """Options of a small run, changed by the arguments."""
+    usual = {"config_overrides": MODEL, "data_dir": str(data), "data": None, "context_length": 16}
+    usual |= {"learning_rate": 1e-2, "warmup_steps": 3, "output_dir": str(output), "report_to": []}
+    usual |= {"max_steps": 12, "global_batch_size": 4, "eval_steps": 6, "eval_batches": 2, "save_steps": 3}
+    return PretrainOptions(**(usual | {"deterministic": True} | changes))
 
 
 def pretrain(data: Path, output: Path, **options) -> RunReport:
@@ -59,6 +62,43 @@ def pretrain(data: Path, output: Path, **options) -> RunReport:
 
 def log_of(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers_of(output: Path) -> list[dict]:
+    return [{key: value for key, value in entry.items() if key not in CLOCKS} for entry in log_of(output)]
+
+
+def losses_of(output: Path) -> list[float]:
+    return [entry["loss"] for entry in log_of(output)]
+
+
+def weights_of(output: Path) -> bytes:
+    return (output / "model" / "model.safetensors").read_bytes()
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Whether two runs have the same losses and weights, bit by bit."""
+    return losses_of(a) == losses_of(b) and weights_of(a) == weights_of(b)
+
+
+def interrupted(run: Path, copy: Path, step: int = 12) -> Path:
+    """A copy of a run as if it had been killed before the checkpoint of `step` was complete."""
+    shutil.copytree(run, copy)
+    for path in (copy / "checkpoints" / f"step-{step:08d}", copy / "model"):
+        shutil.rmtree(path)
+    return copy
+
+
+def launch(data: Path, output: Path, world: int = 1, kills: int = 0, **options) -> dict:
+    """A run in processes of its own."""
+    command = [sys.executable, "-m", "tests.training.runs", str(data), str(output), str(world), str(kills)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [*command, json.dumps(options)], capture_output=True, text=True, cwd=root, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def start(rank: int, world: int, port: int, data: Path, output: Path, options: dict) -> int:

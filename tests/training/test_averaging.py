@@ -1,18 +1,17 @@
 """The moving average of weights: the formula, in place and out again, and through checkpoints."""
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.training import loop
 from rigpt_hf.training.averaging import WeightAverage
 from rigpt_hf.training.state import load_state
 from tests.models import tiny_model, tokens
 from tests.tolerances import TRAINING
-from tests.training.runs import log_of, make_data, pretrain
+from tests.training.runs import interrupted, log_of, losses_of, pretrain, same_run, weights_of
 
 
 def trained(model, steps: int = 12, optimizer_class=None):
@@ -69,34 +68,21 @@ def test_the_average_turns_along():
             assert (a - b).abs().max() <= TRAINING
 
 
-def test_a_resumed_run_has_the_same_average(tmp_path):
-    data = make_data(tmp_path)
-    optimizer = {"average": 0.8}
-    straight = pretrain(data, tmp_path / "straight", optimizer=optimizer)
-    pretrain(data, tmp_path / "resumed", optimizer=optimizer)
-    for folder in ("step-00000009", "step-00000012"):
-        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / folder)
-    kept = sorted(path.name for path in (tmp_path / "resumed" / "checkpoints").iterdir())
-    again = pretrain(data, tmp_path / "resumed", optimizer=optimizer)
-    assert again.started == int(kept[-1][-8:]) if kept else again.started == 0
-    assert again.validation[-1] == straight.validation[-1]
-    final, last = (
-        load_file(tmp_path / "straight" / part / "model.safetensors")
-        for part in ("model", "checkpoints/step-00000012/model")
-    )
-    resumed = load_file(tmp_path / "resumed" / "model" / "model.safetensors")
-    assert all(torch.equal(final[name], resumed[name]) for name in final)
+def test_a_resumed_run_goes_on_from_the_weights_and_their_average(data, straight, tmp_path, monkeypatch):
+    averaged = tmp_path / "averaged"
+    report = pretrain(data, averaged, ema_decay=0.8)
+    again = pretrain(data, interrupted(averaged, tmp_path / "resumed"), ema_decay=0.8)
+    assert again.started == 9 and again.validation[-1] == report.validation[-1]
+    assert same_run(averaged, tmp_path / "resumed")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "exchange_saved", lambda weights, state: None)
+        pretrain(data, interrupted(averaged, tmp_path / "mistaken"), ema_decay=0.8)
+    mistaken, right = losses_of(tmp_path / "mistaken"), losses_of(averaged)
+    assert mistaken[:9] == right[:9] and mistaken[9] != right[9], "it went on from the average"
     # What is validated is the model of every checkpoint; the weights of training lie beside the moments.
-    assert all(torch.equal(final[name], last[name]) for name in final)
-    saved = load_state(tmp_path / "straight" / "checkpoints" / "step-00000012" / "optimizer.safetensors")["optimizer"]
-    assert len(saved) > 10 and all(not torch.equal(saved[name]["average"], last[name]) for name in saved)
-    plain = pretrain(data, tmp_path / "plain")
-    assert [entry["loss"] for entry in log_of(tmp_path / "plain")] == [
-        entry["loss"] for entry in log_of(tmp_path / "straight")
-    ]
-    assert plain.validation[-1] != straight.validation[-1]
-
-
-def test_impossible_averages_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="`optimizer.average` must be between 0 and 1, or null for none, got 1.0"):
-        pretrain(tmp_path, tmp_path, optimizer={"average": 1.0})
+    last = averaged / "checkpoints" / "step-00000012"
+    assert weights_of(averaged) == weights_of(last)
+    saved, model = load_state(last / "optimizer.pt")["optimizer"], load_file(last / "model" / "model.safetensors")
+    assert len(saved) > 10 and all(not torch.equal(saved[name]["average"], model[name]) for name in saved)
+    assert right == losses_of(straight) and weights_of(averaged) != weights_of(straight)
+    assert report.validation[-1][1] != log_of(straight)[-1]["validation_loss"]

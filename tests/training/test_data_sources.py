@@ -131,7 +131,7 @@ def test_an_unreachable_hub_is_named(hub):
 
 def test_a_data_set_that_is_a_program_has_a_remedy(hub):
     hub(error=RuntimeError("Dataset scripts are no longer supported, but found texts.py"))
-    remedy = "but found texts.py. The Hub .* pass `source_options: {revision: refs/convert/parquet}`"
+    remedy = "but found texts.py. The Hub .* pass `data_options: {revision: refs/convert/parquet}`"
     with pytest.raises(
         ValueError, match=f"`source` must be data that `datasets` can read, got 'a/texts': .* {remedy}"
     ):
@@ -145,21 +145,21 @@ def test_a_data_set_that_is_a_program_has_a_remedy(hub):
 def test_openwebtext_is_read_as_parquet(hub, monkeypatch, tokenizer, tmp_path, preset):
     fake = hub(rows=[{"text": f"Page {n} of the web."} for n in range(300)])
     monkeypatch.setattr(build, "load_tokenizer", lambda name, revision: tokenizer)
-    options = parse_options(["--config", preset, "--data.path", str(tmp_path / "data"), "--data.validation", "0.1"])
-    build.ensure_data(options.data, progress=False)
+    options = parse_options(["--config", preset, "--data-dir", str(tmp_path / "data"), "--eval-share", "0.1"])
+    build.ensure_data(options, progress=False)
     (asked,) = fake.asked
     branch = "refs/convert/parquet"
     assert (asked["path"], asked["revision"]) == ("Skylion007/openwebtext", f"commit of commit of {branch}")
     # The same again finds what is there, by the branch or by its commit, and no other.
-    build.ensure_data(options.data)
-    options.data.source_options["revision"] = f"commit of commit of {branch}"
-    build.ensure_data(options.data)
+    build.ensure_data(options)
+    options.data_options["revision"] = f"commit of commit of {branch}"
+    build.ensure_data(options)
     assert len(fake.asked) == 1
-    options.data.source_options["revision"] = "main"
+    options.data_options["revision"] = "main"
     with pytest.raises(
-        ValueError, match=f"what `data.source_options.revision` says, got .* made with '{branch}' instead of 'main'"
+        ValueError, match=f"what `data_options.revision` says, got .* made with '{branch}' instead of 'main'"
     ):
-        build.ensure_data(options.data)
+        build.ensure_data(options)
 
 
 @pytest.mark.parametrize("file_name", ["b.jsonl", "d.parquet"])

@@ -5,11 +5,9 @@ import random
 
 import numpy as np
 import pytest
-import torch
 
 from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune_data as data
-from tests.models import tiny_model
 from tests.training.texts import CHAT, MARKED, PLAIN, TEXT, lines
 
 
@@ -53,42 +51,11 @@ def test_a_data_set_that_is_a_program_has_a_remedy(monkeypatch):
         raise RuntimeError(reasons.pop(0))
 
     monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
-    remedy = "but found texts.py. The Hub .* pass `data_revision='refs/convert/parquet'`"
+    remedy = "but found texts.py. The Hub .* pass `--data-revision refs/convert/parquet`"
     with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts': Dataset .* {remedy}"):
         data.read_rows("a/texts")
     with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
         data.read_rows("a/texts")
-
-
-def test_long_chats_are_cut_and_those_without_an_answer_left_out(with_template, tmp_path, caplog):
-    tokenizer = with_template(MARKED)
-    silent = [CHAT[0]]
-    late = [{"role": "user", "content": "Hi " * 30}, CHAT[1]]
-    rows = rows_of(tmp_path, [{"messages": chat} for chat in (CHAT, silent, late, CHAT[:2])])
-    everything = np.ones(4, dtype=bool)
-    examples = data.encode(rows, everything, tokenizer, 28)
-    assert (len(examples), examples.cut, examples.lost, examples.silent) == (2, 2, 1, 1)
-    whole = data.encode_chat(CHAT, tokenizer)
-    assert len(whole[0]) > 28
-    assert np.array_equal(examples.pairs[0][0], whole[0][:28]) and np.array_equal(examples.pairs[0][1], whole[1][:28])
-    examples.tell(28)
-    said = caplog.text
-    assert "2 chats are longer than 28 tokens" in said and "1 of them had no assistant's token" in said
-    with pytest.raises(ValueError, match="1 chats have no assistant's token in their first 28 tokens"):
-        data.encode(rows, np.array([False, False, True, False]), tokenizer, 28)
-
-
-def test_a_batch_is_padded_where_nothing_looks(tokenizer):
-    model = tiny_model(vocab_size=len(tokenizer))
-    pairs = [(np.arange(3, 3 + n), np.where(np.arange(n) < 2, data.IGNORED, np.arange(3, 3 + n))) for n in (7, 4)]
-    batch = data.PadRight(5)(list(data.Examples(pairs)))
-    assert batch["attention_mask"].sum(1).tolist() == [7, 4]
-    loss = model(**batch).loss
-    other = data.PadRight(9)(list(data.Examples(pairs)))
-    assert not torch.equal(other["input_ids"], batch["input_ids"])
-    assert torch.equal(model(**other).loss, loss)
-    alone = [model(one["input_ids"][None], labels=one["labels"][None]).loss for one in data.Examples(pairs)]
-    assert loss.item() == pytest.approx((5 * alone[0].item() + 2 * alone[1].item()) / 7, rel=1e-9)
 
 
 def test_what_is_held_out_depends_on_content_alone(tmp_path):
@@ -123,17 +90,17 @@ def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
         (folder / name).write_text(text)
     rows = data.read_rows(str(folder), cache=tmp_path / "cache")
     assert [piece.content.strip() for piece in rows] == ["One.", "Two, \nand on.", "Three.", "Four."]
-    (window,) = data.encode(rows, np.ones(4, dtype=bool), tokenizer, 1000).pairs
-    assert tokenizer.decode(window[0]) == files["a.txt"] + END + files["b.txt"] + END
-    (window,) = data.encode(rows, np.array([True, False, True, False]), tokenizer, 1000).pairs
-    assert tokenizer.decode(window[0]) == "One.\n\nThree.\n" + END
+    documents = data.encode(rows, np.ones(4, dtype=bool), tokenizer, 1000)["input_ids"]
+    assert [tokenizer.decode(ids) for ids in documents] == [files["a.txt"] + END, files["b.txt"] + END]
+    (ids,) = data.encode(rows, np.array([True, False, True, False]), tokenizer, 1000)["input_ids"]
+    assert tokenizer.decode(ids) == "One.\n\nThree.\n" + END
 
 
-def test_windows_are_the_whole_text(tokenizer, tmp_path):
+def test_parts_are_the_whole_text(tokenizer, tmp_path):
     rows = rows_of(tmp_path, [{"text": TEXT}, {"text": ""}, {"text": "The end."}])
     examples = data.encode(rows, np.ones(2, dtype=bool), tokenizer, 16)
-    assert {len(ids) for ids, _ in examples.pairs[:-1]} == {16}
-    joined = np.concatenate([ids for ids, _ in examples.pairs])
+    assert examples["labels"] == examples["input_ids"] and max(map(len, examples["input_ids"])) == 16
+    joined = [token for ids in examples["input_ids"] for token in ids]
     assert tokenizer.decode(joined) == TEXT + END + "The end." + END
 
 

@@ -15,13 +15,16 @@ from rigpt_hf.training.checkpoints import CheckpointStore
 from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
 
 
-# Programs of their own load the file alone, without all of PyTorch, and start in a fraction of a second.
+# Programs of their own load the files alone, without all of PyTorch, and start in a fraction of a second.
 PREAMBLE = """
 import os, resource, shutil, signal, sys
 from pathlib import Path
-sys.path.append(sys.argv[1])
+from types import ModuleType
+for name, place in (("rigpt_hf", "rigpt_hf"), ("rigpt_hf.training", "training")):
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__path__ = [str(Path(sys.argv[1]) / place)]
 import numpy as np
-from checkpoints import CheckpointStore
+from rigpt_hf.training.checkpoints import CheckpointStore
 from safetensors.numpy import save_file
 folder = Path(sys.argv[2])
 os.fsync = lambda descriptor: None
@@ -38,13 +41,13 @@ def writer(step, size=2000):
 
 
 def command(program: str, *arguments) -> list[str]:
-    return [sys.executable, "-c", PREAMBLE + program, str(Path(module.__file__).parent), *map(str, arguments)]
+    return [sys.executable, "-c", PREAMBLE + program, str(Path(module.__file__).parents[1]), *map(str, arguments)]
 
 
 FULL = """
 if sys.argv[3] == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = CheckpointStore(folder, keep_last=1)
+store = CheckpointStore(folder, save_total_limit=1)
 store.save(1, writer(1))
 if sys.argv[3] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -70,7 +73,7 @@ def test_a_disk_truly_full_loses_nothing(kind, reason, tmp_path):
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     message, failed, later = done.stdout.splitlines()
-    assert message.startswith(f"`folder` must take the checkpoint of step 2, got {str(tmp_path)!r}: ")
+    assert message.startswith(f"`output_dir` must take the checkpoint of step 2, got {str(tmp_path)!r}: ")
     # This is what safetensors says, which raises an error of its own.
     assert "Error while serializing" in message and reason in message
     assert message.endswith("untouched. Correct that (a full disk: free space, or keep fewer) and resume.")
@@ -85,13 +88,13 @@ class Naive(CheckpointStore):
     temporary = CheckpointStore._path
 
     def save(self, step, write, metric):
-        self.begin(step)
+        self._begin(step, metric, {})
         write(self.temporary(step))
-        self.commit(step, metric)
+        self._commit(step, metric, {})
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
-CheckpointStore(template, keep_last=1).save(1, writer(1), metric=1.0)
-CheckpointStore(template, keep_last=1).save(2, writer(2), metric=2.0)
+CheckpointStore(template, save_total_limit=1).save(1, writer(1), metric=1.0)
+CheckpointStore(template, save_total_limit=1).save(2, writer(2), metric=2.0)
 for number in range(1000):
     shutil.copytree(template, folder / str(number))
     child = os.fork()
@@ -103,7 +106,7 @@ for number in range(1000):
                 if seen == number:
                     os.kill(os.getpid(), signal.SIGKILL)
                 seen += 1
-        store = kind(folder / str(number), keep_last=1)
+        store = kind(folder / str(number), save_total_limit=1)
         sys.setprofile(count)
         store.save(3, writer(3), metric=0.5)
         os._exit(0)
@@ -122,7 +125,7 @@ def killed_everywhere(kind: str, folder: Path) -> tuple[int, int, set[int]]:
     assert set(statuses[:-1]) == {signal.SIGKILL} and statuses[-1] == 0
     lost, found = 0, set()
     for number in range(len(statuses)):
-        store = CheckpointStore(folder / str(number), keep_last=1)
+        store = CheckpointStore(folder / str(number), save_total_limit=1)
         try:
             assert all(content(one) == one.step for one in store.checkpoints())
             newest, best = store.latest(verify=True).step, store.best().step
@@ -152,7 +155,7 @@ def test_kills_are_seen_by_a_store_without_temporary_names(tmp_path):
 
 
 LOOP = """
-store = CheckpointStore(folder, keep_last=2)
+store = CheckpointStore(folder, save_total_limit=2)
 store.clean()
 found = store.latest()
 step = found.step if found else 0

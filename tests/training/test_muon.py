@@ -5,7 +5,6 @@ import torch
 
 from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.training.muon import muon_param_groups
-from rigpt_hf.training.options import ModelOptions
 from tests.models import tiny_model
 from tests.training.runs import make_data, pretrain
 
@@ -50,16 +49,20 @@ def test_it_trains_and_comes_back(kind, tmp_path):
     config = {"n_embd": 16, "n_layer": 2, "n_head": 2}
     if kind != "stock-gpt2":
         config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    optimizer = {"name": "muon", "lr": 0.01, "multipliers": {"wte": 0.5} if kind == "stock-gpt2" else {}}
-    report = pretrain(data, tmp_path / "run", model={"kind": kind, "config": config}, optimizer=optimizer, steps=20)
+    optimizer = {
+        "optim": "muon",
+        "learning_rate": 0.01,
+        "lr_multipliers": {"wte": 0.5} if kind == "stock-gpt2" else {},
+    }
+    report = pretrain(data, tmp_path / "run", model_kind=kind, config_overrides=config, max_steps=20, **optimizer)
     assert report.losses[-1] < report.losses[0] - 0.3
-    more = {"kind": kind, "start": str(report.model_folder), "config": {}}
-    going_on = pretrain(data, tmp_path / "more", model=more, optimizer=optimizer, steps=8)
+    more = {"model_kind": kind, "init_from": str(report.model_folder), "config_overrides": {}}
+    going_on = pretrain(data, tmp_path / "more", **more, **optimizer, max_steps=8)
     assert going_on.losses[0] < report.losses[0] - 0.3
 
 
 def test_models_with_a_preferred_basis_cannot_be_trained_without_one(tmp_path):
-    with pytest.raises(ValueError, match="`optimizer.name` must be `adamw` or `muon` for `model.kind` `stock-gpt2`"):
-        pretrain(tmp_path, tmp_path, model={"kind": "stock-gpt2", "config": {}})
-    with pytest.raises(ValueError, match="`model.kind` must be one of rigpt, stock-gpt2.*, got 'gpt-5'"):
-        ModelOptions("gpt-5")
+    with pytest.raises(ValueError, match="`optim` must be `adamw` or `muon` for `model_kind` `stock-gpt2`"):
+        pretrain(tmp_path, tmp_path, model_kind="stock-gpt2", config_overrides={})
+    with pytest.raises(ValueError, match="`model_kind` must be one of rigpt, stock-gpt2.*, got 'gpt-5'"):
+        pretrain(tmp_path, tmp_path, model_kind="gpt-5")

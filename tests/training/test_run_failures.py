@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,106 +11,90 @@ from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.training import folder, loop
-from rigpt_hf.training.build import check_launch
+from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
+from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
-from tests.training.runs import log_of, pretrain
+from tests.training.runs import interrupted, pretrain, same_run
 
 
 FULL = "No space left on device"
-SHORT = {"steps": 6, "deterministic": True}
-
-
-@pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
-    """A run that nothing happened to."""
-    output = tmp_path_factory.mktemp("straight")
-    pretrain(data, output, **SHORT)
-    return output
-
-
-def same(a, b) -> bool:
-    losses = [[entry["loss"] for entry in log_of(output)] for output in (a, b)]
-    weights = [(output / "model" / "model.safetensors").read_bytes() for output in (a, b)]
-    return losses[0] == losses[1] and weights[0] == weights[1]
 
 
 def leftovers(output) -> list[str]:
     return [path.name for path in output.rglob("*.partial")]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [SafetensorError(f"Error while serializing: I/O error: {FULL}"), OSError(errno.ENOSPC, FULL), Exception(FULL)],
-    ids=["safetensors", "system", "tokenizers"],
-)
-def test_a_disk_that_is_full_at_the_end(error, data, straight, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_the_end(data, straight, tmp_path, monkeypatch):
+    interrupted(straight, tmp_path / "run")
     save = RiGPTForCausalLM.save_pretrained
+    unwritable = f"Error while serializing: I/O error: {FULL}"
+    for error in (SafetensorError(unwritable), OSError(errno.ENOSPC, FULL), Exception(FULL)):  # the last of tokenizers
 
-    def refused(self, path, **options):
-        save(self, path, **options)
-        if path.parent == tmp_path:
-            raise error
+        def refused(self, path, error=error, **options):
+            save(self, path, **options)
+            if path.parent == tmp_path / "run":
+                raise error
 
-    with monkeypatch.context() as patched:
-        patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
-        with pytest.raises(ValueError, match=f"^`run.output` must take the final model.*{FULL}.*same command") as told:
-            pretrain(data, tmp_path, **SHORT)
-    assert "\n" not in str(told.value) and not (tmp_path / "model").exists() and leftovers(tmp_path) == []
-    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 6
-    assert pretrain(data, tmp_path, **SHORT).started == 6
-    assert same(tmp_path, straight)
+        with monkeypatch.context() as patched:
+            patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
+            with pytest.raises(ValueError, match=f"^`output_dir` must take the final .*{FULL}.*same command") as told:
+                pretrain(data, tmp_path / "run")
+        assert "\n" not in str(told.value) and not (tmp_path / "run" / "model").exists()
+        assert leftovers(tmp_path) == []
+        assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 12
+    assert pretrain(data, tmp_path / "run").started == 12
+    assert same_run(tmp_path / "run", straight)
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, monkeypatch):
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, tmp_path, monkeypatch):
     def wrong(*arguments):
         raise KeyError("a mistake")
 
     monkeypatch.setattr(loop, "write_results", wrong)
     with pytest.raises(KeyError, match="a mistake"):
-        pretrain(data, straight, **SHORT)
+        pretrain(data, shutil.copytree(straight, tmp_path / "run"))
 
 
-def test_a_failure_of_the_main_process_ends_the_others(monkeypatch):
-    run = object.__new__(loop.PretrainingRun)
-    run.accelerator = SimpleNamespace(is_main_process=False)
-    done = []
-    monkeypatch.setattr(loop, "gather_object", lambda own: ["The disk is full.", *own])
-    with pytest.raises(ValueError, match="^The disk is full.$"):
-        run._together(lambda: done.append("by another than the main process"))
-    monkeypatch.setattr(loop, "gather_object", lambda own: [None, *own])
-    assert run._together(lambda: done.append("the same")) is None and done == []
+def test_a_failure_of_the_main_process_ends_the_others():
+    run, done = object.__new__(loop.PretrainingRun), []
+    run.rank = 1
+    run.workers = SimpleNamespace(gather=lambda own: ["ValueError: The disk is full.", own])
+    with pytest.raises(RuntimeError, match="^Process 0 failed and took the others with it. ValueError: The disk is"):
+        run._on_main(lambda: done.append("by another than the main process"))
+    run.workers = SimpleNamespace(gather=lambda own: [None, own])
+    assert run._on_main(lambda: done.append("the same")) is None and done == []
 
 
 def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypatch):
-    def full(state, stem):
-        if "00000006" in str(stem):
-            raise OSError(errno.ENOSPC, FULL)
-        return save(state, stem)
+    interrupted(straight, tmp_path / "run")
 
-    save = loop.save_state
+    def full(state, path):
+        raise OSError(errno.ENOSPC, FULL)
+
     with monkeypatch.context() as patched:
         patched.setattr(loop, "save_state", full)
         with pytest.raises(
-            ValueError, match=f"^`folder` must take the checkpoint of step 6.*{FULL}.*untouched"
+            ValueError, match=f"^`output_dir` must take the checkpoint of step 12.*{FULL}.*untouched"
         ) as told:
-            pretrain(data, tmp_path, **SHORT)
+            pretrain(data, tmp_path / "run")
     assert "\n" not in str(told.value) and leftovers(tmp_path) == []
-    assert CheckpointStore(tmp_path / "checkpoints").latest(verify=True).step == 3
-    assert pretrain(data, tmp_path, **SHORT).started == 3
-    assert same(tmp_path, straight)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 9
+    assert pretrain(data, tmp_path / "run").started == 9
+    assert same_run(tmp_path / "run", straight)
 
 
 def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
+    interrupted(straight, tmp_path / "run")
     append = Records.append
 
     def full(self, entry):
-        if entry["step"] < 5:
+        if entry["step"] < 11:
             return append(self, entry)
         # What a disk takes of a line before it is full.
         with self.path.open("a") as file:
-            file.write('{"step": 5, "lo')
+            file.write('{"step": 11, "lo')
         monkeypatch.setattr(type(self.path), "open", refuse)
         return append(self, entry)
 
@@ -118,13 +103,13 @@ def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Records, "append", full)
     with pytest.raises(
-        ValueError, match=f"^`run.output` must take the log, got .*metrics.jsonl': {FULL}.*same command"
+        ValueError, match=f"^`output_dir` must take the log, got .*metrics.jsonl': {FULL}.*same command"
     ):
-        pretrain(data, tmp_path, **SHORT)
+        pretrain(data, tmp_path / "run")
     monkeypatch.undo()
-    assert [entry["step"] for entry in Records(tmp_path / "metrics.jsonl").read()] == [1, 2, 3, 4]
-    assert pretrain(data, tmp_path, **SHORT).started == 3
-    assert same(tmp_path, straight)
+    assert [entry["step"] for entry in Records(tmp_path / "run" / "metrics.jsonl").read()] == list(range(1, 11))
+    assert pretrain(data, tmp_path / "run").started == 9
+    assert same_run(tmp_path / "run", straight)
 
 
 DAMAGE = {"cut": b'{"model"', "empty": b"", "zeros": bytes(9), "list": b"[]"}
@@ -135,7 +120,7 @@ def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
     owner, facts = tmp_path / folder.OWNER, {"run": {"seed": 1}}
     (tmp_path / "metrics.jsonl").touch()
     owner.write_bytes(damage)
-    message = "^`run.output` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--run.force true"
+    message = "^`output_dir` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--force"
     with pytest.raises(ValueError, match=message) as told:
         folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
     assert "\n" not in str(told.value) and owner.read_bytes() == damage
@@ -148,11 +133,11 @@ def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
         folder.claim(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
 
 
-def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight):
-    owner = straight / folder.OWNER
+def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight, tmp_path):
+    owner = shutil.copytree(straight, tmp_path / "run") / folder.OWNER
     whole = owner.read_bytes()
     owner.write_bytes(whole[:20])
-    assert pretrain(data, straight, **SHORT).started == 6
+    assert pretrain(data, tmp_path / "run").started == 12
     assert owner.read_bytes() == whole
 
 
@@ -168,10 +153,12 @@ def test_an_owner_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    arguments = ["--data.path", str(data), "--data.source", "null", "--run.output", str(tmp_path / "run")]
-    assert main([*arguments, "--run.trackers", "[]"]) == 2
+    arguments = ["--data-dir", str(data), "--data", "null", "--output-dir", str(tmp_path / "run")]
+    assert main([*arguments, "--report-to", "none"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("pretrain: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP")
+    assert shown.startswith(
+        "pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP"
+    )
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
-    check_launch()
+    check_run(PretrainOptions())

@@ -1,8 +1,5 @@
 """The ways to run that others only promise: launched, tracked, in bfloat16, compiled, and with one process killed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,20 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rigpt_hf.training.options import RunOptions
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import MODEL, log_of, pretrain
-from tests.training.test_pretrain import launch, numbers_of, same_files
-
-
-CALM = {"config": MODEL | {"residual_dropout": 0.0}}
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def plain(data, tmp_path_factory):
-    """A run in float32, not compiled, in this process."""
-    output = tmp_path_factory.mktemp("plain")
-    pretrain(data, output, model=CALM)
-    return output
+from tests.training.runs import CALM, launch, losses_of, numbers_of, pretrain, same_run
 
 
 @pytest.fixture
@@ -37,25 +21,20 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def losses(output: Path) -> list[float]:
-    return [entry["loss"] for entry in log_of(output)]
-
-
 def apart(a: Path, b: Path) -> float:
-    return max(abs(x - y) for x, y in zip(losses(a), losses(b), strict=True))
+    return max(abs(x - y) for x, y in zip(losses_of(a), losses_of(b), strict=True))
 
 
 def test_the_default_tracker_writes_the_log(data, plain, tmp_path):
-    assert RunOptions().trackers == ["tensorboard"]
-    pretrain(data, tmp_path, model=CALM, trackers=["tensorboard"])
+    pretrain(data, tmp_path, **CALM, report_to=RunOptions().report_to)
     (event_file,) = tmp_path.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(event_file.parent))
     events.Reload()
     written = [(event.step, event.value) for event in events.Scalars("loss")]
     assert [step for step, _ in written] == list(range(1, 13))
-    assert [value for _, value in written] == pytest.approx(losses(tmp_path), rel=1e-6)
+    assert [value for _, value in written] == pytest.approx(losses_of(tmp_path), rel=1e-6)
     assert [event.step for event in events.Scalars("validation_loss")] == [3, 6, 9, 12]
-    assert losses(tmp_path) == losses(plain) and not list(plain.rglob("events.out.*"))
+    assert losses_of(tmp_path) == losses_of(plain) and not list(plain.rglob("events.out.*"))
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, another_precision, monkeypatch):
@@ -68,14 +47,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, 
         return result
 
     monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    report = pretrain(data, tmp_path, model=CALM, precision="bf16")
+    report = pretrain(data, tmp_path, **CALM, mixed_precision="bf16")
     assert torch.bfloat16 in seen
     assert 10 * DISTRIBUTED < apart(tmp_path, plain) < 0.1
     assert report.losses[-1] < report.losses[0] - 0.4
     assert {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()} == {torch.float32}
     seen.clear()
     AcceleratorState._reset_state(reset_partial_state=True)
-    pretrain(data, tmp_path / "none", model=CALM, steps=2, optimizer={"warmup": 1})
+    pretrain(data, tmp_path / "none", **CALM, max_steps=2, warmup_steps=1)
     assert seen - {torch.float64} == {torch.float32}
 
 
@@ -92,39 +71,18 @@ def test_a_compiled_run_gives_the_same_curve(data, plain, tmp_path, monkeypatch)
         return compiled(model, backend=backend)
 
     monkeypatch.setattr(torch, "compile", watched)
-    pretrain(data, tmp_path / "no", model=CALM, steps=2, optimizer={"warmup": 1})
+    pretrain(data, tmp_path / "no", **CALM, max_steps=2, warmup_steps=1)
     assert graphs == []
-    pretrain(data, tmp_path / "yes", model=CALM, compile=True)
+    pretrain(data, tmp_path / "yes", **CALM, torch_compile=True)
     assert graphs and apart(tmp_path / "yes", plain) <= DISTRIBUTED
-
-
-@pytest.mark.slow
-def test_the_command_itself_in_two_processes(data, plain, tmp_path):
-    options = {"data.path": data, "data.source": "null", "data.context": 16, "run.output": tmp_path / "run"}
-    options |= {"run.steps": 12, "run.batch_size": 4, "run.evaluate_every": 6, "run.evaluate_batches": 2}
-    options |= {"run.save_every": 3, "optimizer.lr": 0.01, "optimizer.warmup": 3, "run.deterministic": "true"}
-    model = tmp_path / "model.yaml"
-    lines = [f"    {name}: {str(value).lower()}" for name, value in CALM["config"].items()]
-    model.write_text("\n".join(["model:", "  config:", *lines]) + "\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["training/pretrain.py", "--config", str(model)]
-    command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("12 steps, validation loss") == 1, "one process speaks for both"
-    assert 0 < apart(tmp_path / "run", plain) <= DISTRIBUTED
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
-    saved = tmp_path / "run" / "checkpoints" / "step-00000012"
-    assert len(list(saved.glob("rng-*"))) == 2
 
 
 @pytest.mark.slow
 def test_one_of_two_processes_killed(data, tmp_path):
     """The other one ends by itself, and the same command goes on as if nothing had happened."""
-    options = {"steps": 14, "save_every": 1, "keep_best": 0}
+    options = {"max_steps": 14, "save_steps": 1, "save_best_limit": 0}
     launch(data, tmp_path / "straight", 2, **options)
     (killed,) = launch(data, tmp_path / "killed", 2, kills=1, victims=[1], **options)["killed_at"]
     assert 0 < killed < 14
     assert numbers_of(tmp_path / "killed") == numbers_of(tmp_path / "straight")
-    assert same_files(tmp_path / "killed", tmp_path / "straight")
+    assert same_run(tmp_path / "killed", tmp_path / "straight")

@@ -11,19 +11,20 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.text.sources import documents, kind_of, pinned
 from rigpt_hf.text.tokenizer import encode, end_of_text_id, fingerprint, load_tokenizer, vocabulary_size
 
 from .manifest import DTYPES, VERSION, Manifest
-from .writer import ShardWriter, check_tokens_output, new_folder
+from .writer import ShardWriter, check_tokens_output
 
 
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 100_000_000
-CHUNK = 2**22  # tokens copied, or bytes hashed, at a time
+CHUNK = 2**22  # tokens copied at a time
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**22  # tokenised at a time
 # How a source comes to have more documents.
-MORE = 'give more documents; `source_options: {separator: "\\n\\n"}` makes one of each paragraph of a text file'
+MORE = 'give more documents; `data_options: {separator: "\\n\\n"}` makes one of each paragraph of a text file'
 
 
 def split_of(text: str, validation: float) -> str:
@@ -279,19 +280,15 @@ class TokenShards:
         Raises:
             ValueError: that names the first shard with another hash.
         """
-        size = len(self) * self.dtype.itemsize
-        with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
-            for shard in self.shards:
-                digest = hashlib.sha256()
-                with (self.folder / shard.file).open("rb") as file:
-                    while piece := file.read(CHUNK):
-                        digest.update(piece)
-                        bar.update(len(piece))
-                if digest.hexdigest() != shard.sha256:
-                    raise ValueError(
-                        f"`folder` must hold the shards of its manifest, got {str(self.folder / shard.file)!r} with "
-                        f"SHA-256 {digest.hexdigest()} for {shard.sha256}. Copy it again, or make the folder again."
-                    )
+        for shard in tqdm(self.shards, unit="shard", disable=not progress):
+            path = self.folder / shard.file
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard.sha256:
+                raise ValueError(
+                    f"`folder` must hold the shards of its manifest, got {str(path)!r} with SHA-256 {digest} for "
+                    f"{shard.sha256}. Copy it again, or make the folder again."
+                )
 
 
 def _encoded(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[tuple[str, list[int]]]:

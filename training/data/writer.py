@@ -1,15 +1,13 @@
-"""Writing shards of tokens, hashed on the way, into a folder that appears complete or not at all."""
+"""Writing shards of tokens, hashed on the way."""
 
 import hashlib
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from rigpt_hf.conversion.output import check_output, publish, temporary_sibling
+from rigpt_hf.checkpoints.folder import check_output, temporary_sibling
 
 from .manifest import DTYPES, MANIFEST, Shard, Split
 
@@ -38,30 +36,6 @@ def check_tokens_output(output: Path, sources: Iterable[Path], force: bool) -> N
             f"`output_dir` can be replaced only if it is a folder of tokens, got {str(output)!r}, which has no "
             f"`{MANIFEST}`. Remove it yourself, or name another folder."
         )
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """
-    A folder beside `output` to write into; it becomes `output` when the block ends well, and is removed if not.
-
-    Raises:
-        ValueError: if nothing can be written there.
-    """
-    temporary = temporary_sibling(output)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name "
-            "another."
-        ) from error
-    try:
-        yield temporary
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 class ShardWriter:

@@ -95,12 +95,12 @@ def test_its_matrices_are_trained_as_those_of_rigpt():
 def test_it_trains_and_comes_back(stream_norm, tmp_path):
     data = make_data(tmp_path)
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "stream_norm": stream_norm}
-    model = {"kind": "affine-norm-rigpt", "config": config}
-    optimizer = {"name": "equivariant", "lr": 0.02}
-    report = pretrain(data, tmp_path / "run", model=model, optimizer=optimizer, steps=20)
+    model = {"model_kind": "affine-norm-rigpt", "config_overrides": config}
+    optimizer = {"optim": "equivariant", "learning_rate": 0.02}
+    report = pretrain(data, tmp_path / "run", **model, **optimizer, max_steps=20)
     assert report.losses[-1] < report.losses[0] - 0.3
-    more = {"kind": "affine-norm-rigpt", "start": str(report.model_folder), "config": {}}
-    going_on = pretrain(data, tmp_path / "more", model=more, optimizer=optimizer, steps=8)
+    more = {"model_kind": "affine-norm-rigpt", "init_from": str(report.model_folder), "config_overrides": {}}
+    going_on = pretrain(data, tmp_path / "more", **more, **optimizer, max_steps=8)
     assert going_on.losses[0] < report.losses[0] - 0.3
     back = AffineNormForCausalLM.from_pretrained(report.model_folder)
     assert back.config.stream_norm == stream_norm

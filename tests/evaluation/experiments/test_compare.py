@@ -74,12 +74,14 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
     stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
     monkeypatch.setitem(
-        compare.CANDIDATES, "rigpt", candidates.Candidate(ModelOptions(config=tiny), OptimizerOptions(), (0.01,))
+        compare.CANDIDATES,
+        "rigpt",
+        candidates.Candidate(ModelOptions(config_overrides=tiny), OptimizerOptions(), (0.01,)),
     )
     monkeypatch.setitem(
         compare.CANDIDATES,
         "stock-gpt2",
-        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(name="adamw"), (0.003,)),
+        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(optim="adamw"), (0.003,)),
     )
     monkeypatch.setattr(compare, "BATCH", 2)
     monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)

@@ -58,16 +58,15 @@ def test_multipliers_are_by_module():
 def test_it_trains_and_comes_back(tmp_path):
     data = make_data(tmp_path)
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    optimizer = {"name": "muon", "lr": 0.01, "multipliers": {"lm_head": 0.5}}
-    report = pretrain(
-        data, tmp_path / "run", model={"kind": "modern-gpt", "config": config}, optimizer=optimizer, steps=20
-    )
+    optimizer = {"optim": "muon", "learning_rate": 0.01, "lr_multipliers": {"lm_head": 0.5}}
+    model = {"model_kind": "modern-gpt", "config_overrides": config}
+    report = pretrain(data, tmp_path / "run", **model, **optimizer, max_steps=20)
     assert report.losses[-1] < report.losses[0] - 0.3
-    more = {"kind": "modern-gpt", "start": str(report.model_folder), "config": {}}
-    going_on = pretrain(data, tmp_path / "more", model=more, optimizer=optimizer, steps=8)
+    more = {"model_kind": "modern-gpt", "init_from": str(report.model_folder), "config_overrides": {}}
+    going_on = pretrain(data, tmp_path / "more", **more, **optimizer, max_steps=8)
     assert going_on.losses[0] < report.losses[0] - 0.3
 
 
 def test_it_cannot_be_trained_without_a_basis(tmp_path):
-    with pytest.raises(ValueError, match="`optimizer.name` must be `adamw` or `muon` for `model.kind` `modern-gpt`"):
-        pretrain(tmp_path, tmp_path, model={"kind": "modern-gpt", "config": {}})
+    with pytest.raises(ValueError, match="`optim` must be `adamw` or `muon` for `model_kind` `modern-gpt`"):
+        pretrain(tmp_path, tmp_path, model_kind="modern-gpt", config_overrides={})

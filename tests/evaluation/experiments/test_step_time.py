@@ -38,8 +38,8 @@ def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_p
 
 def test_a_step_trains(monkeypatch, capsys):
     for name, candidate in (
-        ("rigpt", candidates.Candidate(ModelOptions(config=TINY), OptimizerOptions(), (0.01,))),
-        ("stock-gpt2", candidates.Candidate(ModelOptions("stock-gpt2", STOCK), OptimizerOptions(name="adamw"), (1,))),
+        ("rigpt", candidates.Candidate(ModelOptions(config_overrides=TINY), OptimizerOptions(), (0.01,))),
+        ("stock-gpt2", candidates.Candidate(ModelOptions("stock-gpt2", STOCK), OptimizerOptions(optim="adamw"), (1,))),
     ):
         monkeypatch.setitem(candidates.CANDIDATES, name, candidate)
     monkeypatch.setattr(step_time, "BATCH", 2)
@@ -51,7 +51,7 @@ def test_a_step_trains(monkeypatch, capsys):
     assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
     for model in made:
         before = original(
-            ModelOptions("stock-gpt2", STOCK) if "transformer" in dir(model) else ModelOptions(config=TINY),
+            ModelOptions("stock-gpt2", STOCK) if "transformer" in dir(model) else ModelOptions(config_overrides=TINY),
             step_time.VOCABULARY,
             8,
             None,

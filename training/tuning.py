@@ -1,0 +1,355 @@
+"""A fine-tuning run on TRL's `SFTTrainer`: places, model, adapter, the measured loss, and the folder in the end."""
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import torch
+import transformers
+import trl
+from accelerate import PartialState
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from rigpt_hf import __version__
+from rigpt_hf.checkpoints.folder import check_output, new_folder
+from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
+from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+
+from .diagnostics import summed_loss
+from .finetune_data import HeldOut, encode, hold_out, read_rows
+from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexity
+
+
+RECORD = "finetune.json"
+MEASURED = 256  # examples of the training data, where none are held out
+# What may change between a run and the one that resumes it.
+FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
+
+logger = logging.get_logger(__name__)
+
+
+class Tuner(trl.SFTTrainer):
+    """An `SFTTrainer` that sends nothing about a run to anybody, and measures the loss token by token."""
+
+    def _send_telemetry(self) -> None:
+        pass
+
+    def mean_loss(self, examples: datasets.Dataset) -> float:
+        """The mean loss in nats per predicted token, over all examples and processes; not over batches."""
+        own = examples.select(range(self.args.process_index, len(examples), self.args.world_size))
+        size = self.args.per_device_train_batch_size
+
+        def batches() -> Iterator[dict[str, Any]]:
+            for start in range(0, len(own), size):
+                batch = self.data_collator([own[index] for index in range(start, min(start + size, len(own)))])
+                yield {
+                    key: value.to(self.args.device) if isinstance(value, torch.Tensor) else value
+                    for key, value in batch.items()
+                }
+
+        with self.compute_loss_context_manager():
+            totals = summed_loss(self.model, batches())
+        loss, count = self.accelerator.reduce(totals.to(self.args.device)).tolist()
+        return loss / count
+
+
+def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()) -> FinetuneReport:
+    """
+    Fine-tune a model and write the result; on an error nothing is written but checkpoints to resume from.
+
+    Args:
+        options: What to do.
+        callbacks: For the trainer.
+
+    Raises:
+        ValueError: if an option does not fit the model or the data; nothing has been trained then.
+    """
+    state = PartialState(cpu=options.cpu)
+    working = options.working_dir
+    check_places(options, state)
+    try:
+        working.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` must be a place that can be written to, got {options.output_dir!r}: {error.strerror}. Name "
+            "another."
+        ) from error
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        return _finetune(options, state, [*callbacks])
+    except BaseException:
+        if state.is_main_process and not options.resume and last_checkpoint(working) is None:
+            shutil.rmtree(working, ignore_errors=True)
+        raise
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback]) -> FinetuneReport:
+    source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
+    config = named_model(rigpt_config, source, options.model_revision)
+    tokenizer = load_tokenizer(options, source, config)
+    context = options.context_length or min(config.max_position_embeddings, LONGEST)
+    if context > config.max_position_embeddings:
+        raise ValueError(
+            f"`context_length` must be at most the model's {config.max_position_embeddings}, got {context}."
+        )
+    with state.main_process_first():  # the others read what it cached
+        where = options.data_split, options.data_config, options.data_revision
+        rows = read_rows(options.data, *where, options.working_dir / "data")
+    held = hold_out(rows, options.eval_share)
+    record = make_record(options, held)
+    if options.resume:
+        check_resumes(options, record)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (options.working_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    examples = encode(rows, ~held.mask, tokenizer, context)
+    held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
+
+    transformers.set_seed(options.seed)  # an adapter starts at random
+    saved_dtype = config.dtype or torch.float32
+    # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
+    dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
+    model = named_model(load_rigpt, source, dtype, options.model_revision)
+    special = model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id
+    trainer = make_trainer(options, model, copy.deepcopy(tokenizer), examples, held_out, context, callbacks)
+    trained: Any = trainer.model
+    learned, measured = trainer.train_dataset, trainer.eval_dataset
+    if not len(learned):
+        raise ValueError(
+            f"`data` must give at least one example, got {len(examples)} chats from {options.data!r} with no "
+            f"assistant's token in their first {context} tokens. Give a longer context or other data."
+        )
+    if len(learned) < len(examples) and not trainer.args.packing and state.is_main_process:
+        logger.warning(
+            f"{len(examples) - len(learned)} chats were left out because the assistant says nothing in their first "
+            f"{context} tokens: other data, or a longer `--context-length`, would keep them."
+        )
+    kind: Literal["held-out", "training"] = "held-out" if measured else "training"
+    measured = measured or learned.select(range(min(MEASURED, len(learned))))
+    before = trainer.mean_loss(measured)
+    if state.is_main_process:
+        print(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples", flush=True)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(options.working_dir) if options.resume else None)
+    seconds = time.perf_counter() - started
+    report = FinetuneReport(
+        output_dir=options.output_dir,
+        trained=sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in trained.parameters()),
+        examples=len(learned),
+        held_out=len(measured) if kind == "held-out" else 0,
+        measured_on=kind,
+        loss_before=before,
+        loss_after=trainer.mean_loss(measured),
+        steps=trainer.state.global_step,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        seconds=round(seconds, 1),
+        curve=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+    )
+    if state.is_main_process:
+        # What trainers set for themselves would be saved that way.
+        model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id = special
+        write(options, trained.eval(), tokenizer, saved_dtype, record | {"result": asdict(report)})
+    state.wait_for_everyone()
+    return report
+
+
+def check_places(options: FinetuneOptions, state: PartialState) -> None:
+    """A `ValueError` if the result or the checkpoints would take the place of something else."""
+    output, working = Path(options.output_dir), options.working_dir
+    for source in (Path(options.model).resolve(), Path(options.data).resolve()):
+        if source.exists() and output.resolve() in (source, *source.parents):
+            raise ValueError(f"`output_dir` must not hold what is read, got {str(output)!r}. Name another folder.")
+    # What this program wrote may be replaced even if it is an adapter, which has no config.json.
+    if not (options.force and (output / RECORD).is_file()):
+        check_output(output, options.model, options.force)
+    if options.resume:
+        if last_checkpoint(working) is None or not (working / RECORD).is_file():
+            raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")
+        return
+    if not working.exists() or not any(working.iterdir()):
+        return
+    if not options.force:
+        raise ValueError(
+            f"`output_dir` must have no checkpoints beside it, got an interrupted run in {str(working)!r}. Pass "
+            "`--resume` to go on, or `force=True` to begin anew."
+        )
+    if not (working / RECORD).is_file():
+        raise ValueError(
+            f"`output_dir` can begin anew only beside checkpoints of this program, got {str(working)!r}, which has no "
+            f"`{RECORD}`. Remove it yourself."
+        )
+    state.wait_for_everyone()  # all have looked
+    if state.is_main_process:
+        shutil.rmtree(working)
+    state.wait_for_everyone()
+
+
+def last_checkpoint(working: Path) -> str | None:
+    """The last of the trainer's checkpoints in a folder."""
+    return get_last_checkpoint(str(working)) if working.is_dir() else None
+
+
+def make_record(options: FinetuneOptions, held: HeldOut) -> dict[str, Any]:
+    """What a result says of its making."""
+    libraries = (torch, transformers, datasets, trl)
+    return {
+        "options": asdict(options),
+        "data": {"sha256": held.fingerprint, "rows": len(held.mask), "held_out": int(held.mask.sum())},
+        "versions": {"rigpt_hf": __version__} | {each.__name__: each.__version__ for each in libraries},
+    }
+
+
+def check_resumes(options: FinetuneOptions, record: dict[str, Any]) -> None:
+    """A `ValueError` if the interrupted run had other options or data."""
+    earlier = json.loads((options.working_dir / RECORD).read_text(encoding="utf-8"))
+    for name, value in record["options"].items():
+        if name not in FREE and earlier["options"].get(name) != value:
+            raise ValueError(
+                f"`{name}` must be as in the interrupted run, which had {earlier['options'].get(name)!r}, got "
+                f"{value!r}. Give the same options, or `force=True` instead of `--resume` to begin anew."
+            )
+    if earlier["data"] != record["data"]:
+        raise ValueError(
+            f"`data` must be as in the interrupted run, got other rows in {options.data!r}. Pass `force=True` instead "
+            "of `--resume` to begin anew."
+        )
+
+
+def named_model(load: Any, *arguments: Any) -> Any:
+    """What a function makes of a source, which is called `model` here."""
+    try:
+        return load(*arguments)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`source`", "`model`")) from error
+
+
+def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
+    """The model's tokenizer, with the template of the options."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.model_revision or "main")
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ValueError(
+            f"`model` must have a tokenizer, got {source!r} with none that loads here: "
+            f"{str(error).strip().splitlines()[0]} Add the tokenizer's files to the folder."
+        ) from error
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"`model` must have an embedding for each of its tokenizer's {len(tokenizer)} tokens, got "
+            f"{config.vocab_size} in {source!r}. Call `resize_token_embeddings` and save it."
+        )
+    if (template := options.read_template()) is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def make_adapter(options: FinetuneOptions, config: Any) -> Any:
+    """The `peft.LoraConfig` of the options, if they ask for one."""
+    if options.lora is None:
+        return None
+    import peft
+
+    targets: Any = options.lora_target_modules or None
+    if config.tie_word_embeddings and {"lm_head", "embed_tokens"} & set(targets or ()):
+        raise ValueError(
+            f"`lora_target_modules` must not be a table that is used twice, got {','.join(targets)!r} in a model with "
+            "tied embeddings. Adapt other layers."
+        )
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora,
+        lora_alpha=options.lora_alpha or 2 * options.lora,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        revision=options.model_revision,
+    )
+
+
+def make_trainer(
+    options: FinetuneOptions,
+    model: Any,
+    tokenizer: Any,
+    examples: datasets.Dataset,
+    held_out: datasets.Dataset | None,
+    context: int,
+    callbacks: list[TrainerCallback],
+) -> Tuner:
+    """The trainer of the options; documents are packed, so that no token sees another document, chats are not."""
+    packed = examples["labels"] == examples["input_ids"]
+    rate, decay = options.peak_rate, options.weight_decay
+    names = {entry.name for entry in fields(trl.SFTConfig)} - {"optim"}  # which is made below
+    # What has the same name in both is the same.
+    shared = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    settings: dict[str, Any] = shared | {
+        "output_dir": str(options.working_dir),
+        "max_length": context,
+        "packing": packed,
+        "num_train_epochs": options.num_train_epochs or 1.0,
+        "learning_rate": rate,
+        "bf16": options.mixed_precision == "bf16",
+        # Packed batches have neither padding nor a mask to count by.
+        "include_num_input_tokens_seen": "all" if packed else "non_padding",
+        "dataloader_pin_memory": torch.cuda.is_available() and not options.cpu,
+        "use_cpu": options.cpu,
+        "disable_tqdm": options.quiet,
+    }
+    if "activation_checkpointing" in names:  # as it is called from Transformers 5.20 on
+        settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
+    arguments = trl.SFTConfig(**settings)
+    optimizer = None
+    if options.optim == "equivariant":
+        groups = equivariant_param_groups(model, rate, decay)
+        optimizer = EquivariantOptimizer(groups, lr=rate, sharing="all")
+    adapter = make_adapter(options, model.config)
+    try:
+        trainer = Tuner(
+            model,
+            arguments,
+            train_dataset=examples,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=(optimizer, None),
+            peft_config=adapter,
+        )
+    except ValueError as error:
+        if adapter is None:
+            raise
+        raise ValueError(
+            "`lora_target_modules` must name layers of the model, such as q_proj,up_proj, got "
+            f"{','.join(options.lora_target_modules)!r}: {' '.join(str(error).split())}"
+        ) from error
+    if options.quiet:
+        trainer.remove_callback(PrinterCallback)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError("`accelerate` must be configured for data parallelism, got FSDP or DeepSpeed. Use DDP.")
+    return trainer
+
+
+def write(options: FinetuneOptions, model: Any, tokenizer: Any, dtype: torch.dtype, record: dict[str, Any]) -> None:
+    """The finished folder in its place, and the checkpoints away."""
+    with new_folder(Path(options.output_dir)) as folder:
+        with quiet_loading():
+            if options.merge:
+                model.save_pretrained(folder / "adapter")
+                model = model.to(torch.promote_types(dtype, torch.float32)).merge_and_unload()
+            if options.lora is None or options.merge:
+                model = model.to(dtype)
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if not options.keep_checkpoints:
+        shutil.rmtree(options.working_dir)
