@@ -173,7 +173,7 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
     kind, optional = without_none(annotation)
     settings: dict[str, Any] = {"help": leaf.help} | given
     positional = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
-    if optional or get_origin(kind) in (list, tuple, dict) and not (positional and get_origin(kind) is list):
+    if optional or get_origin(kind) in (tuple, dict) or (get_origin(kind) is list and not positional):
         settings |= {"parser": Parser(kind, optional), "metavar": metavar(kind)}
         kind = str
     if positional:

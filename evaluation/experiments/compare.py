@@ -288,15 +288,10 @@ def spread(values: list[float], form: str) -> str:
         return "–"
     if len(values) == 1:
         return form.format(values[0])
-    return " ± ".join(form.format(each) for each in interval(values))
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean of two values or more and half the width of its 95 % confidence interval (Student's t)."""
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), half
+    return f"{form.format(statistics.mean(values))} ± {form.format(half)}"
 
 
 main = program(Options, run, name="python -m evaluation.experiments.compare")

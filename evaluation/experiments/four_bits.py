@@ -42,6 +42,12 @@ from .common import check_file, check_least, write_json
 EQUAL_ERROR = 0.05
 # Scales per row (0), and per so many neighbours in a row.
 GROUPS = (0, 64, 32)
+# Key of the result, neighbours that share a scale, and whether others make good what a column loses.
+SCHEMES = [
+    (f"loss, {also}scale per {f'group {group}' if group else 'row'}", group, bool(also))
+    for also, groups in (("", GROUPS), ("compensated, ", (0, GROUPS[-1])))
+    for group in groups
+]
 # Windows on which inputs are looked at, behind those on which the loss is measured.
 CALIBRATION = 8
 
@@ -114,25 +120,20 @@ def measure(
     for key in ("stable_rank", "gain", "weight_error", "output_error"):
         result[key] = statistics.median(entry[key] for entry in per_matrix.values())
     kept = {name: rows_of(module).clone() for name, module in matrices.items()}
-    for group in GROUPS:
-        usable = {name: weight for name, weight in kept.items() if not group or weight.shape[1] % group == 0}
-        for name, weight in usable.items():
-            rows_of(matrices[name]).copy_(rounded(weight, group=group))
-        label = f"group {group}" if group else "row"
-        result[f"loss, scale per {label}"] = mean_loss(model, windows)
+    for key, group, is_compensated in SCHEMES:
         for name, weight in kept.items():
+            fits = not group or weight.shape[1] % group == 0
+            if is_compensated and name in per_matrix:
+                weight = compensated(weight, moments[name], group=group if fits else 0)
+            elif fits and not is_compensated:
+                weight = rounded(weight, group=group)
             rows_of(matrices[name]).copy_(weight)
-    for group in (0, GROUPS[-1]):
-        for name in per_matrix:
-            weight = kept[name]
-            usable_group = group if group and weight.shape[1] % group == 0 else 0
-            rows_of(matrices[name]).copy_(compensated(weight, moments[name], group=usable_group))
-        result[f"loss, compensated, scale per {f'group {group}' if group else 'row'}"] = mean_loss(model, windows)
-        for name, weight in kept.items():
-            rows_of(matrices[name]).copy_(weight)
-    for name, entry in per_matrix.items():
-        share = EQUAL_ERROR / max(entry["output_error"], 1e-12)
-        rows_of(matrices[name]).lerp_(rounded(kept[name]), share)
+        result[key] = mean_loss(model, windows)
+    for name, weight in kept.items():
+        rows_of(matrices[name]).copy_(weight)
+        if name in per_matrix:
+            share = EQUAL_ERROR / max(per_matrix[name]["output_error"], 1e-12)
+            rows_of(matrices[name]).lerp_(rounded(weight), share)
     result["loss at equal error"] = mean_loss(model, windows)
     return result
 
@@ -158,8 +159,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         measure(folder, windows, calibration, leave) | {"folder": str(folder), "left alone": list(leave)}
         for folder in track(options.models, console=console)
     ]
-    losses = [f"loss, scale per {f'group {group}' if group else 'row'}" for group in GROUPS]
-    losses += [f"loss, compensated, scale per {f'group {group}' if group else 'row'}" for group in (0, GROUPS[-1])]
+    losses = [key for key, _, _ in SCHEMES]
     columns = *(f"+ {key[6:]}" for key in losses), "stable rank", "gain", "output error", f"+ at {EQUAL_ERROR:.0%}"
     table = Table("model", "loss", *columns)
     for result in results:

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..drawing import STEPS, number
 from ..numbers import plain
-from .tables import converted, measure_of, verdict
+from .tables import converted, measure_of, tested, verdict
 
 
 # With more rows than this nobody glances; what shows no difference is then one row of each panel.
@@ -112,12 +112,7 @@ class _Scale:
 
 def overview(results: dict[str, Any]) -> list[Panel]:
     """What was tested, by the unit of the difference; nothing where a model stands alone."""
-    found = [
-        _measured(task, quantity, results["baseline"])
-        for task in results["tasks"]
-        for quantity in task["quantities"]
-        if "difference" in quantity
-    ]
+    found = [_measured(task, quantity, results["baseline"]) for task, quantity in tested(results["tasks"])]
     by_panel: dict[tuple[str, bool], list[_Measured]] = {}
     for each in found:
         by_panel.setdefault((each.unit, bool(each.better)), []).append(each)

@@ -1,5 +1,6 @@
 """Results as a page that needs nothing else: pictures inside, no scripts, nothing loaded from anywhere."""
 
+from collections import Counter
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +18,7 @@ from .tables import (
     measure_of,
     not_applicable,
     quantity_text,
+    tested,
     verdict,
     with_interval,
 )
@@ -44,6 +46,9 @@ def as_html(results: dict[str, Any]) -> str:
         "measure_of": measure_of,
     }
     environment.filters["apart"] = apart
+    differences = tested(results["tasks"])
+    # Models of which some number is that of their conversion.
+    own = [name for task in results["tasks"] for each in task["quantities"] for name in converted(task, each)]
     pictures = {}
     for task in results["tasks"]:
         drawn = figure(task, list(results["models"]))
@@ -56,12 +61,12 @@ def as_html(results: dict[str, Any]) -> str:
         pictures=pictures,
         panels=overview(results),
         headings={task["task"]: heading(task) for task in results["tasks"]},
-        converted=converted_models(results),
+        converted=list(dict.fromkeys(own)),
         description=description(results),
         footnote=FOOTNOTE,
         failures=failures(results),
-        tested=sum("difference" in each for task in results["tasks"] for each in task["quantities"]),
-        counts=counts(results),
+        tested=len(differences),
+        counts=Counter(verdict(quantity) for _, quantity in differences),
     )
 
 
@@ -75,19 +80,3 @@ def apart(text: str) -> Markup:
     """A number, and its interval below it and smaller."""
     value, bracket, bounds = text.partition(" (")
     return escape(value) + (Markup("<small>{}</small>").format(bounds.removesuffix(")")) if bracket else "")
-
-
-def converted_models(results: dict[str, Any]) -> list[str]:
-    """Models of which some number is that of their conversion."""
-    found = [converted(task, each) for task in results["tasks"] for each in task["quantities"]]
-    return list(dict.fromkeys(name for names in found for name in names))
-
-
-def counts(results: dict[str, Any]) -> dict[str, int]:
-    """How many differences are of each kind."""
-    found: dict[str, int] = {}
-    for task in results["tasks"]:
-        for quantity in task["quantities"]:
-            if word := verdict(quantity):
-                found[word] = found.get(word, 0) + 1
-    return found

@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from .cache import code_fingerprint
 from .standard_tasks import MEASURE as STANDARD
 from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
 from .suites import Suite
-from .tables import measure_of
+from .tables import measure_of, tested
 from .texts import Texts, name_of
 
 
@@ -139,13 +138,10 @@ def _compared(measure: Measure, results: dict[str, dict[str, Any]], names: list[
     entries = []
     for label, unit, better in labels:
         own = {name: next((q for q in listed.get(name, []) if q.name == label), None) for name in names}
-        entry: dict[str, Any] = {"name": label, "unit": unit, "better": better, "models": {}}
-        for name, quantity in own.items():
-            if quantity is not None:
-                entry["models"][name] = _value(quantity)
-        if len(names) > 1 and own[names[0]] is not None and own[names[1]] is not None:
-            difference = _difference(own[names[0]], own[names[1]])  # type: ignore[arg-type]
-            if difference is not None:
+        entry: dict[str, Any] = {"name": label, "unit": unit, "better": better}
+        entry["models"] = {name: _value(quantity) for name, quantity in own.items() if quantity is not None}
+        match list(own.values()):
+            case [Quantity() as model, Quantity() as baseline, *_] if difference := _difference(model, baseline):
                 entry["difference"] = difference[0].to_dict() | {"kind": difference[1]}
         entries.append(entry)
     return entries
@@ -178,7 +174,7 @@ def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] |
 
 def _correct(tasks: list[dict[str, Any]]) -> None:
     """Say which differences hold when all of the run are looked at together."""
-    compared = [each for task in tasks for each in task["quantities"] if "difference" in each]
+    compared = [quantity for _, quantity in tested(tasks)]
     holds = holm([each["difference"]["p_value"] for each in compared])
     for quantity, holding in zip(compared, holds, strict=True):
         quantity["difference"]["significant"] = holding and not _is_rounding(quantity)
@@ -262,13 +258,9 @@ def write(results: dict[str, Any], output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     # Numbers first: should a picture fail, they are kept.
-    files: tuple[tuple[str, Callable[[], str]], ...] = (
-        (RESULTS, lambda: json.dumps(results, indent=2, allow_nan=False) + "\n"),
-        (TABLE, lambda: as_markdown(results)),
-        (REPORT, lambda: as_html(results)),
-    )
-    for name, make in files:
-        write_text(output / name, make())
+    write_text(output / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
+    write_text(output / TABLE, as_markdown(results))
+    write_text(output / REPORT, as_html(results))
 
 
 def failures(results: dict[str, Any]) -> list[str]:

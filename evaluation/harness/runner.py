@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
@@ -119,7 +119,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     if state.is_main_process:
         errors |= _run([job for job in jobs if job.alone], cache, console, batch=options.batch_size)
     state.wait_for_everyone()
-    gathered = {key: line for part in _gathered(errors, state) for key, line in part.items()}
+    gathered = {key: line for part in gather_object([errors]) for key, line in part.items()}
     found = {job.key: cache.get(job.key) for job in jobs}
     results = writing.build(options, suite, texts, models, hashes, jobs, found, gathered)
     if state.is_main_process:
@@ -130,12 +130,9 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
 
 def _suite(options: EvaluateOptions) -> Suite:
     suite = load_suite(options.suite).part(options.fraction)
-    text = suite.text
-    if options.text is not None:
-        text = replace(text, source=options.text)
-    if options.documents is not None:
-        text = replace(text, documents=options.documents)
-    return replace(suite, text=text)
+    given = {"source": options.text, "documents": options.documents}
+    said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return replace(suite, text=replace(suite.text, **said))
 
 
 def check_output(output: Path) -> None:
@@ -146,8 +143,7 @@ def check_output(output: Path) -> None:
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
     # What a run that was killed was writing is nobody's.
     there = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
-    strange = sorted(there - writing.MADE_HERE)
-    if strange:
+    if strange := sorted(there - writing.MADE_HERE):
         raise ValueError(
             f"`output` must be absent, empty or an earlier evaluation, got {str(output)!r} with {strange[0]!r}. Name "
             "another folder."
@@ -318,11 +314,3 @@ def one_line(error: Exception) -> str:
     if "out of memory" in line or "can't allocate memory" in line:
         return f"out of memory. {SMALLER}"
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
-
-
-def _gathered(errors: dict[str, str], state: PartialState) -> list[dict[str, str]]:
-    if state.num_processes == 1:
-        return [errors]
-    everywhere: list[Any] = [None] * state.num_processes
-    torch.distributed.all_gather_object(everywhere, errors)
-    return everywhere

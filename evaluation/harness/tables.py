@@ -13,6 +13,11 @@ def measure_of(task: dict[str, Any]) -> Measure:
     return STANDARD if task["metric"] == STANDARD.name else MEASURES[task["metric"]]
 
 
+def tested(tasks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """All quantities with a difference to the baseline, each behind its task."""
+    return [(task, quantity) for task in tasks for quantity in task["quantities"] if "difference" in quantity]
+
+
 def with_interval(entry: dict[str, Any] | None, unit: str = "") -> str:
     """A value, and its interval where it has one."""
     if entry is None:
