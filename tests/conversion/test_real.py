@@ -32,6 +32,7 @@ def perplexity(model, windows: torch.Tensor) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
+@pytest.mark.full
 @pytest.mark.real
 @pytest.mark.slow
 def test_smollm2_keeps_its_perplexity_on_wikitext(gguf, shared_data, tmp_path):

@@ -19,7 +19,7 @@ SCRIPTS = chapters()
 # The most that one cell may take, in seconds: ten where nothing else runs, far more on a machine that others use too.
 LONGEST = 600
 # Chapters whose time goes into training, and little of it into the library.
-TRAINED, LONG = ("1_gpt", "5_basis"), pytest.mark.full
+TRAINED, LONG = ("1_gpt", "5_basis", "6_neural_ode"), pytest.mark.full
 
 
 @pytest.fixture

@@ -368,6 +368,7 @@ def test_throughput_counts_tokens():
     assert 0.01 < result["ratios"]["rigpt"]["prefill_tokens_per_second"]["median"] < 100
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_peak_memory_grows_with_the_model():
     models = {"large": tiny_gpt2(n_embd=1024, n_head=4), "small": tiny_gpt2()}

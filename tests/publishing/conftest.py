@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 from rigpt_hf import cli
 from rigpt_hf.conversion import certify
@@ -62,6 +63,8 @@ def talk_to(endpoint: str, place: Path, monkeypatch) -> None:
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    # Transformers keeps a client of its own, from whenever it was first asked for one.
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)
 
 
 @pytest.fixture

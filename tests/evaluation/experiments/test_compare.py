@@ -56,6 +56,7 @@ def test_differences_are_those_of_the_same_seeds():
     assert compare.spread(compare.differences(runs, others[1:]), "{:+.3f}") == "–"
 
 
+@pytest.mark.full
 def test_every_candidate_is_a_model_with_rates_of_its_own():
     sizes = {}
     for name, candidate in candidates.CANDIDATES.items():
@@ -70,6 +71,7 @@ def test_every_candidate_is_a_model_with_rates_of_its_own():
         assert abs(sizes[name] / sizes["stock-gpt2-wide"] - 1) <= 0.01 and sizes[name] <= 6.6e6, name
 
 
+@pytest.mark.full
 def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
     stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
@@ -191,6 +193,7 @@ def test_kurtosis_over_all_frames_is_known():
     assert diagnostics.stream_kurtosis(Stub(), {"states": axis})[0] > 50
 
 
+@pytest.mark.full
 def test_the_equivariance_that_is_reported():
     with tqdm(disable=True) as bar:
         exact, control = (equivariance.pair(kind, 10, 3e-3, 0, bar) for kind in ("float64", "float64, AdamW"))

@@ -104,6 +104,7 @@ def test_contenders_have_one_size(name):
     assert abs(sizes[name] / sizes["RiGPT"] - 1) < 0.05
 
 
+@pytest.mark.full
 def test_group_words_from_end_to_end(tmp_path):
     options = dict(only="RiGPT;stock GPT-2", groups="S3", seeds=2, steps=60, batch=32, length=3, longer=5)
     options |= {"hidden_size": 32, "layers": 1, "output": tmp_path / "out"}

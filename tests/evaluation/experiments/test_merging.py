@@ -75,6 +75,7 @@ def test_every_pair_is_measured_and_summarised(made):
     assert summary["barrier_kept"]["least"] == min(kept) and summary["barrier_kept"]["most"] == max(kept)
 
 
+@pytest.mark.full
 def test_it_can_be_repeated(made, text, tmp_path):
     again = run(Options(text=text, output=tmp_path / "again", **SMALL | {"pairs": 1}))
     other = run(Options(text=text, output=tmp_path / "other", **SMALL | {"pairs": 1, "seed": 8}))
