@@ -74,7 +74,8 @@ def fail(name: str, message: str) -> int:
 def usage_message(error: Any, name: str) -> str:
     """What is wrong with a command line, in one line, and where its help is."""
     path = error.ctx.command_path if error.ctx else name
-    return f"{' '.join(error.format_message().split()).rstrip('.')}. See {path} --help"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"
 
 
 def hyphenated(arguments: list[str]) -> list[str]:
