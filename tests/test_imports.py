@@ -5,15 +5,14 @@ import resource
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 import rigpt_hf
 from rigpt_hf.extras import EXTRAS, MissingPackage, advice, needs
+from tests.processes import ROOT, run
 
 
-ROOT = Path(__file__).resolve().parents[1]
 # What takes seconds to import, or comes with an extra.
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "datasets", "accelerate", "peft", "pandas")
 # Names of packages where those of their modules differ.
@@ -89,23 +88,35 @@ print("known")
 """
 ORDERS = {
     "before all": NOTHING_YET,
-    "after all": "import peft, transformers.trainer\nfrom transformers import AutoModelForCausalLM\nimport rigpt_hf",
     # A module of Transformers that imports the Auto classes in the middle of itself, and that our models import.
-    "in between": "import rigpt_hf.symmetry\nfrom transformers import LlamaForCausalLM\nimport transformers.trainer",
+    "in between": "import sys, rigpt_hf.symmetry\n"
+    "from rigpt_hf.pictures import rotation, symmetry, training, style\n"
+    "assert 'matplotlib' not in sys.modules, 'it is loaded when something is drawn'\n"
+    "from transformers import LlamaForCausalLM\nimport transformers.trainer",
     "before another model": NOTHING_YET + "from transformers import LlamaForCausalLM",
 }
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, marks=[pytest.mark.full] * (name == "before all"), id=name)
+        for name, order in ORDERS.items()
+    ],
+)
 def test_other_libraries_know_it_in_every_order(order, tmp_path):
     done = fresh(order + KNOWN, tmp_path / "model")
     assert done.stdout.strip() == "known", done.stderr[-2000:]
     assert (tmp_path / "model" / "modeling_rigpt.py").is_file(), "the code goes along with the weights"
 
 
-def test_without_the_package_they_do_not_know_it(tmp_path):
-    done = fresh(KNOWN, tmp_path)
-    assert done.returncode and "rigpt" in done.stderr.splitlines()[-1], done.stderr[-2000:]
+def test_libraries_that_are_there_before_know_it_afterwards(tmp_path):
+    done = run(
+        "-c", "import sys; assert 'peft' in sys.modules and 'transformers.trainer' in sys.modules\n" + KNOWN, tmp_path
+    )
+    assert done.returncode and "rigpt" in done.stderr.splitlines()[-1], "they do not know it without the package"
+    done = run("-c", "import rigpt_hf\n" + KNOWN, tmp_path)
+    assert done.stdout.strip() == "known", done.stderr[-2000:]
 
 
 # Takes packages away from a process, as if they were not installed.

@@ -1,8 +1,6 @@
 """The equivariant optimizer in other people's hands: Trainer, DDP, FSDP2, compiled, averaged, in half precision."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from rigpt_hf.optimizer.sharing import assign, shared_work
 from rigpt_hf.trainer_optimizer import EquivariantFactory, register_with_trainer
 from tests.conversion.sources import gpt2_config
 from tests.models import tiny_config, tiny_model, tokens
+from tests.processes import together
 from tests.tolerances import DISTRIBUTED
 
 
@@ -52,10 +51,7 @@ def reference(clip=None) -> tuple[nn.Module, list[float]]:
     return model, losses_of(model, make_optimizer(model), clip=clip)
 
 
-def run_distributed(rank: int, port: int, kind: str, folder: str):
-    torch.set_num_threads(1)
-    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
+def run_distributed(rank: int, kind: str, folder: str):
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     model = tiny_model(dtype=torch.float32, **OPTIONS)
     done, asked = [], []
@@ -102,10 +98,7 @@ def ensemble_steps(kind: str, rank: int) -> int:
 
 
 def launch(kind: str, folder) -> list[dict]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_distributed, args=(port, kind, str(folder)), nprocs=2)
+    together(run_distributed, kind, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,8 +1,5 @@
 """Checkpoints on disk: complete folders or none, bounded memory, everything beside the weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +13,8 @@ from rigpt_hf.conversion import plan as plan_module
 from rigpt_hf.conversion.folds import fold_reader
 
 from ..checkpoints.folders import contents, save_tokenizer
+from ..processes import ROOT, run
 from .sources import SOURCES, over_sources, stock_model
-
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options):
@@ -50,8 +45,7 @@ def test_a_folder_loads_in_a_fresh_process_without_the_package(tmp_path):
         f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
         "print(type(model).__name__, model.lm_head.weight is model.model.embed_tokens.weight)"
     )
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = run("-c", code, cwd=tmp_path)
     assert done.stdout.split() == ["RiGPTForCausalLM", "True"], done.stderr[-2000:]
 
 
@@ -113,11 +107,8 @@ def test_a_folder_comes_back_as_a_stock_folder(name, target, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     save("gpt2", tmp_path / "source")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = [str(PROJECT / "training" / "convert.py"), str(tmp_path / "source")]
-    command = [*launcher, *program, str(tmp_path / "out"), "--cpu", "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    command = [ROOT / "training" / "convert.py", tmp_path / "source", tmp_path / "out", "--cpu", "--quiet"]
+    done = run(*command, world=2, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal up to rounding") == 1
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -126,6 +117,6 @@ def test_two_processes_share_the_work(tmp_path):
     together = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     alone = load_file(tmp_path / "alone" / "model.safetensors")
     assert set(together) == set(alone) and all(torch.equal(together[name], alone[name]) for name in alone)
-    failing = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    failing = run(*command, world=2, ACCELERATE_USE_CPU="true")
     assert failing.returncode != 0 and "`output_dir` must be empty or absent" in failing.stderr
     assert contents(tmp_path) == {"source", "out", "alone"}

@@ -2,11 +2,9 @@
 
 import html
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from typer.testing import CliRunner
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import convert_model
 from tests.evaluation.toys import tiny_gpt2
+from tests.processes import run
 
 
 SUITE = """
@@ -93,18 +92,10 @@ def test_refusals(models, tmp_path, change, message):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(models, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     outputs = {}
-    for name, prefix in (("one", [sys.executable]), ("two", launch)):
+    for world, name in ((1, "one"), (2, "two")):
         outputs[name] = tmp_path / name
-        done = subprocess.run(
-            [*prefix, "-m", "rigpt_hf.cli", *command(models, outputs[name])],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run("-m", "rigpt_hf.cli", *command(models, outputs[name]), world=world, ACCELERATE_USE_CPU="true")
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((folder / "results.json").read_text()) for folder in outputs.values())
     for a, b in zip(one["tasks"][:2], two["tasks"][:2], strict=True):

@@ -17,8 +17,9 @@ from tests.model.agreement import (
     recompute_activations,
 )
 from tests.model.test_generation import GREEDY, without_cache
-from tests.model.test_remote_code import WITHOUT_PACKAGE, run, save
+from tests.model.test_remote_code import WITHOUT_PACKAGE, save
 from tests.models import ALL, over, randomise_, tiny_config, tiny_model, tokens
+from tests.processes import run
 from tests.tolerances import SYMMETRY
 
 
@@ -255,7 +256,7 @@ def test_a_folder_loads_where_nothing_is_installed_and_only_flows_need_the_solve
     expected = save(RiGPTForCausalLM, tmp_path / "flow", **FLOWS["linear"])
     save(RiGPTForCausalLM, tmp_path / "plain")
     folders = str(tmp_path / "flow"), str(tmp_path / "plain")
-    process = run(WITHOUT_PACKAGE + SCRIPT, *folders, cwd=tmp_path, package=False)
+    process = run("-c", WITHOUT_PACKAGE + SCRIPT, *folders, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert difference(torch.load(tmp_path / "flow" / "output.pt"), expected) <= SYMMETRY[torch.float32]
     assert "plain torch.Size([2, 7, 61])" in process.stdout

@@ -1,9 +1,7 @@
 """Plans for tensor and pipeline parallelism: every rule names something there is, and the stages compose."""
 
 import copy
-import os
 import re
-import socket
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import assert_different, assert_same
 from tests.models import ALL, OPTIONS, over, tiny_config, tiny_model, tokens
+from tests.processes import together
 
 
 @over()
@@ -62,12 +61,9 @@ class IdentityLayer(nn.Identity):
         return hidden_states
 
 
-def run_sharded(rank, port, folder):
+def run_sharded(rank, folder):
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    torch.set_num_threads(1)
-    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     model = RiGPTForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2))
     reference = RiGPTForCausalLM.from_pretrained(folder)
@@ -85,9 +81,6 @@ def run_sharded(rank, port, folder):
 
 @pytest.mark.slow
 def test_tensor_parallelism_over_two_processes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     model = tiny_model(
         dtype=torch.float32,
         attention_score="squared_distance",
@@ -100,4 +93,4 @@ def test_tensor_parallelism_over_two_processes(tmp_path):
         value_embedding_period=1 if "embedding_colwise" in ALL_PARALLEL_STYLES else None,
     )
     model.save_pretrained(tmp_path)
-    torch.multiprocessing.spawn(run_sharded, args=(port, tmp_path), nprocs=2)
+    together(run_sharded, str(tmp_path))

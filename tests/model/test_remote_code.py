@@ -1,8 +1,6 @@
 """Saved folders carry the code: they load in a fresh process with the package and without it."""
 
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import torch
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import difference
 from tests.models import OPTIONS, randomise_, tiny_config, tokens
+from tests.processes import run
 from tests.tolerances import SYMMETRY
 
 
-ROOT = Path(__file__).resolve().parents[2]
 # Wherever the package may be installed, this process cannot import it.
 WITHOUT_PACKAGE = """
 import sys
@@ -49,15 +47,6 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": RiGPTForSequenceClassification,
     "AutoModel": RiGPTModel,
 }
-
-
-def run(script: str, *arguments: str, cwd: Path, package: bool) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(cwd / "hf"), "HF_MODULES_CACHE": str(cwd / "modules"), "HF_HUB_OFFLINE": "1"}
-    if package:
-        environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def save(model_class, folder: Path, **options) -> torch.Tensor:
@@ -95,20 +84,20 @@ def test_the_code_is_in_the_folder(tmp_path):
 def test_a_folder_loads_where_the_package_is_not_installed(auto_class, options, tmp_path):
     folder = tmp_path / "model"
     expected = save(AUTO_CLASSES[auto_class], folder, embedding_size=24, **options)
-    process = run(WITHOUT_PACKAGE + LOAD, str(folder), auto_class, "trust", cwd=tmp_path, package=False)
+    process = run("-c", WITHOUT_PACKAGE + LOAD, folder, auto_class, "trust", cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1].startswith("transformers_modules.")
     assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
     if options is OPTIONS["distance"]:  # and what that process saved carries the code on
         (folder / "again" / "input_ids.pt").write_bytes((folder / "input_ids.pt").read_bytes())
-        process = run(WITHOUT_PACKAGE + LOAD, str(folder / "again"), auto_class, "trust", cwd=tmp_path, package=False)
+        process = run("-c", WITHOUT_PACKAGE + LOAD, folder / "again", auto_class, "trust", cwd=tmp_path)
         assert process.returncode == 0, process.stderr[-3000:]
 
 
 def test_a_folder_needs_no_trust_with_the_package(tmp_path):
     folder = tmp_path / "model"
     expected = save(RiGPTForCausalLM, folder, embedding_size=24)
-    process = run(WITH_PACKAGE + LOAD, str(folder), "AutoModelForCausalLM", "", cwd=tmp_path, package=True)
+    process = run("-c", WITH_PACKAGE + LOAD, folder, "AutoModelForCausalLM", "", cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1] == "rigpt_hf.modeling_rigpt"
     assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
@@ -117,5 +106,5 @@ def test_a_folder_needs_no_trust_with_the_package(tmp_path):
 def test_a_folder_without_trust_and_package_is_refused(tmp_path):
     folder = tmp_path / "model"
     save(RiGPTForCausalLM, folder)
-    process = run(WITHOUT_PACKAGE + LOAD, str(folder), "AutoModelForCausalLM", "", cwd=tmp_path, package=False)
+    process = run("-c", WITHOUT_PACKAGE + LOAD, folder, "AutoModelForCausalLM", "", cwd=tmp_path)
     assert process.returncode != 0 and "trust_remote_code" in process.stderr

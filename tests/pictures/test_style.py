@@ -1,8 +1,5 @@
 """The style of all pictures, and files that appear whole or not at all."""
 
-import subprocess
-import sys
-
 import matplotlib as mpl
 import pytest
 
@@ -51,10 +48,3 @@ def test_panels_are_counted_along_the_rows():
     _, panels = figure(2, 2, solid=(1,), sharex=False)
     assert [hasattr(panel, "zaxis") for panel in panels] == [False, True, False, False]
     assert [panel.get_subplotspec().num1 for panel in panels] == [0, 1, 2, 3]
-
-
-def test_matplotlib_is_loaded_when_something_is_drawn():
-    modules = "rotation, symmetry, training, style"
-    script = f"import sys; from rigpt_hf.pictures import {modules}; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.loop import PretrainingRun, RunReport
 from rigpt_hf.training.options import PretrainOptions
+from tests import processes
 
 
 MODEL = {
@@ -91,12 +90,8 @@ def interrupted(run: Path, copy: Path, step: int = 12) -> Path:
 
 def launch(data: Path, output: Path, world: int = 1, kills: int = 0, **options) -> dict:
     """A run in processes of its own."""
-    command = [sys.executable, "-m", "tests.training.runs", str(data), str(output), str(world), str(kills)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [*command, json.dumps(options)], capture_output=True, text=True, cwd=root, env=environment, timeout=300
-    )
+    words = ["-m", "tests.training.runs", data, output, world, kills, json.dumps(options)]
+    done = processes.run(*words, cwd=processes.ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -139,9 +134,7 @@ def main(data: str, output: str, world: int, kills: int, options: dict) -> None:
     victims = options.pop("victims", range(world))
     log = Path(output) / "metrics.jsonl"
     while True:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = processes.free_port()
         children = [start(rank, world, port, Path(data), Path(output), options) for rank in range(world)]
         killing = len(killed_at) < kills
         if killing:

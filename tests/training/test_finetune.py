@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from rigpt_hf.training.tuning import finetune
 from tests.conversion.sources import stock_model
 from tests.model.agreement import assert_different, assert_same
 from tests.models import tiny_config, tiny_model, tokens
+from tests.processes import ROOT, run
 from tests.training.texts import CHAT, MARKED, TEXT, lines
 
 
@@ -265,14 +264,6 @@ def test_nothing_is_overwritten_unasked(options, tmp_path):
         finetune(options(output_dir=str(tmp_path), force=True))
 
 
-def run_process(rank, port, arguments):
-    """One of two, on half of each batch."""
-    environment = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    torch.set_num_threads(1)
-    assert program.main(arguments) == 0
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(options, tmp_path):
     """With everything but their number the same; gradients of one process alone would give other weights."""
@@ -280,12 +271,10 @@ def test_two_processes_train_as_one(options, tmp_path):
     alone = options(book, output_dir=str(tmp_path / "alone"), max_steps=4, per_device_train_batch_size=4)
     report = finetune(alone)
     assert report.examples >= 16, "the batch is never cut short by the end of an epoch"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     settings = ["--max-steps=4", "--per-device-train-batch-size=2", "--context-length=24", "--learning-rate=1e-2"]
-    words = [alone.model, alone.data, str(tmp_path / "together"), *settings, "--cpu", "--quiet"]
-    torch.multiprocessing.spawn(run_process, args=(port, words), nprocs=2)
+    words = [alone.model, alone.data, tmp_path / "together", *settings, "--cpu", "--quiet"]
+    done = run(ROOT / "training" / "finetune.py", *words, world=2)
+    assert done.returncode == 0, done.stderr[-2000:]
     together = json.loads((tmp_path / "together" / "finetune.json").read_text())["result"]
     for name in ("loss_before", "loss_after", "tokens", "steps"):
         assert together[name] == pytest.approx(getattr(report, name), rel=1e-5), name
