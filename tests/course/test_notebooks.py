@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from rigpt_hf.lab import notebooks
 from rigpt_hf.lab.notebooks import outdated, to_notebook, to_text
 from rigpt_hf.lab.registry import LABS, chapters, course_folder, figure_names, script_of
+from tests.processes import run
 
 
 SCRIPTS = chapters()
 # The most that one cell may take, in seconds: ten where nothing else runs, far more on a machine that others use too.
 LONGEST = 600
 # Chapters whose time goes into training, and little of it into the library.
-TRAINED, LONG = ("1_gpt", "5_basis", "6_neural_ode"), pytest.mark.full
+TRAINED = ("1_gpt", "5_basis", "6_neural_ode")
 
 
 @pytest.fixture
@@ -41,19 +42,27 @@ def execute(notebook, folder: Path):
     ).execute()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(script, id=script.stem, marks=LONG if script.stem in TRAINED else ()) for script in SCRIPTS],
-)
+def names_of(script: Path) -> list[str]:
+    return figure_names(next(lab for lab in LABS.values() if lab.chapter == script.stem))
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script.stem not in TRAINED], ids=lambda s: s.stem)
+def test_chapter_runs_as_a_program(script, tmp_path):
+    done = run(script, cwd=tmp_path, MPLBACKEND="agg")
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+    assert len(names_of(script)) in (1, 2, 3) and all(f"[{name}] " in done.stdout for name in names_of(script))
+    assert sorted(tmp_path.iterdir()) == [], "a chapter writes no files"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_notebook_runs_and_shows_its_figures(script, tmp_path):
     notebook = execute(nbformat.read(script.with_suffix(".ipynb"), as_version=4), tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    chapter = next(lab for lab in LABS.values() if lab.chapter == script.stem)
-    assert len(pictures) == len(figure_names(chapter)) in (1, 2, 3)
+    assert len(pictures) == len(names_of(script))
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
-    for name in figure_names(chapter):
+    for name in names_of(script):
         assert f"[{name}] " in printed
     warnings = [output.text for output in outputs if output.get("name") == "stderr"]
     # Without the package for widgets, which nothing here needs, tqdm says so when it is imported.

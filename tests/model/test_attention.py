@@ -83,7 +83,9 @@ def test_the_formula_notices_another_weight():
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler and the library's use of it
-@pytest.mark.parametrize("score", [pytest.param("dot", marks=pytest.mark.full), "squared_distance", "distance"])
+@pytest.mark.parametrize(
+    "score", [pytest.param(score, marks=[pytest.mark.full] * (score != "distance")) for score in SCORES]
+)
 def test_flex_agrees_with_eager(score):
     model = tiny_model(dtype=torch.float32, attention_score=score, head_dim=16)
     input_ids = tokens(2, 11)

@@ -9,21 +9,23 @@ from tests.models import tiny_model, tokens
 
 
 KINDS = {
-    "dot-learned": {
+    "squared-distance-learned-projections": {
+        "attention_score": "squared_distance",
         "position_embedding_type": "learned",
         "embedding_size": 24,
         "output_bias": True,
         "gated_mlp": True,
         "hidden_act": "silu",
     },
-    "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True, "embedding_norm": True},
-    "distance-frequencies": {
+    "distance-frequencies-untied": {
         "attention_score": "distance",
         "rotary_learned_frequencies": True,
         "tie_word_embeddings": False,
     },
 }
 MORE = {
+    "dot-learned": {"position_embedding_type": "learned", "output_bias": True},
+    "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True, "embedding_norm": True},
     "dot-rotary": {"qk_norm": True, "value_embedding_period": 1},
     "dot-frequencies": {"rotary_learned_frequencies": True},
     "squared-distance-learned": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
@@ -86,9 +88,7 @@ def test_a_compiled_static_cache(options):
             assert_same(step.logits[:, 0], expected[:, position])
 
 
-@pytest.mark.parametrize(
-    "options", [KINDS["squared-distance-rotary"], KINDS["distance-frequencies"]], ids=["sq", "dist"]
-)
+@every_kind
 def test_gradient_checkpointing_compiles(options):
     expected, model = (tiny_model(**(options | {"num_hidden_layers": 2})).train() for _ in range(2))
     recompute_activations(model)
