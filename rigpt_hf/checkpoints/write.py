@@ -1,6 +1,5 @@
 """The one writer: tensors made shard by shard, all that travels along, a certificate, and then the folder appears."""
 
-import gc
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -63,12 +62,8 @@ class Reference:
     explanation: str | None = None
 
     def record(self, load: Callable[[], Any], *, hashed: bool) -> LogitsSnapshot:
-        """What a model gives, loaded as any user would, and freed."""
-        model = load().to(self.device)
-        snapshot = record_logits(model, self.input_ids, hashed=hashed)
-        del model
-        gc.collect()
-        return snapshot
+        """The logits of a model, loaded as any user would; nothing holds the model afterwards."""
+        return record_logits(load().to(self.device), self.input_ids, hashed=hashed)
 
 
 def finer_dtype(stored: torch.dtype, written: torch.dtype) -> torch.dtype:
