@@ -19,7 +19,7 @@ from .companions import TEMPLATE_FILES, TOKENIZER_FILES
 
 
 DOWNLOADED = ("config.json", "generation_config.json", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)
-# What safetensors calls the dtypes that hold weights (masks in old GPT-2 files are U8 or BOOL).
+# Names that safetensors has for the dtypes of weights (masks in old GPT-2 files are U8 or BOOL).
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,7 +32,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Of every `period` rows of a fused map, `length` from `start` on."""
+    """The rows of a part of a fused map: `length` from `start` on, of every `period`."""
 
     start: int
     length: int

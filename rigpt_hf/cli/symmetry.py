@@ -80,7 +80,7 @@ def rotate(
 
 
 def check_outside(path: Path | None, output: Path):
-    """A `ValueError` if a file would lie in the folder of the model to make."""
+    """Raise a `ValueError` if a file would lie in the folder of the model to make."""
     if path is not None and output.resolve() in path.resolve().parents:
         raise ValueError(
             f"A file beside the model must lie outside of its folder, got {str(path)!r} in {str(output)!r}. Name "
@@ -144,8 +144,8 @@ def canonicalize(
     check_outside(save_transformation, output)
     check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
-    turning = gauge.transformation, source, output, save_transformation, force, revision, dtype, max_shard_size, seed
-    certificate = transform(*turning)
+    g = gauge.transformation
+    certificate = transform(g, source, output, save_transformation, force, revision, dtype, max_shard_size, seed)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")
