@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .read import load_model
+from .read import load_model, nothing_there
 
 
 def known(source: str, loader: Any, **options: Any) -> Any:
@@ -16,10 +16,7 @@ def known(source: str, loader: Any, **options: Any) -> Any:
     try:
         return loader.from_pretrained(source, **options)
     except OSError as error:
-        raise ValueError(
-            f"`source` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+        raise nothing_there("source", source, error) from error
 
 
 def load(source: str, dtype: Any = None) -> Any:

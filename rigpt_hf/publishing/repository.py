@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import rigpt_hf
 
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.read import name_some, quiet_loading
+from ..checkpoints.read import check_names, name_some, quiet_loading
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -202,11 +202,7 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     except Exception as error:
         problem = f", which gives {in_one_line(error)}"
         raise _refusal(folder, "hold a model that loads", problem, f"Save the model once more {SAVE}.") from error
-    for problem, weights in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
-        if weights:
-            problem = f", which {problem} {name_some(weights)}"
-            advice = f"Save the whole model once more {SAVE}."
-            raise _refusal(folder, "hold the weights of its configuration", problem, advice)
+    check_names("folder", str(folder), missing=report["missing_keys"], unexpected=report["unexpected_keys"])
 
 
 def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from ..checkpoints.read import quiet_loading
+from ..checkpoints.read import load_model
 from ..configuration_rigpt import RiGPTConfig
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
@@ -203,14 +203,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    try:
-        with quiet_loading():
-            return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options).eval()
-    except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
