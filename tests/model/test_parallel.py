@@ -37,14 +37,10 @@ def test_every_rule_of_the_plans_applies_and_all_heads_and_neurons_are_sharded(o
         assert rule == (expected if module else None), (name, parameter.shape)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [OPTIONS["learned-projected"], OPTIONS["rotary"], OPTIONS["distance"]],
-    ids=["learned-projected", "rotary", "distance"],
-)
-def test_pipeline_stages_compose(options):
+@pytest.mark.parametrize("option", ["learned-projected", "rotary", "distance"])
+def test_pipeline_stages_compose(option):
     """A later stage gets the stream of the earlier one as its embeddings, and the layers of others are identities."""
-    model = tiny_model(**options)
+    model = tiny_model(**OPTIONS[option])
     first, last = copy.deepcopy(model), copy.deepcopy(model)
     first.model.layers[1] = first.model.layers[2] = IdentityLayer()
     first.model.norm = nn.Identity()
