@@ -9,11 +9,8 @@ from rigpt_hf.training import loop, records
 from rigpt_hf.training.finetune_options import FinetuneOptions
 from rigpt_hf.training.options import RunOptions
 from tests.models import tiny_config
-from tests.training.runs import CALM, make_data, pretrain
+from tests.training.runs import CALM, PEAK, make_data, pretrain
 from tests.training.texts import TEXT
-
-
-PEAK = 1e9  # operations per second
 
 
 @pytest.fixture(scope="session", autouse=True)

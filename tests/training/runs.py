@@ -31,6 +31,7 @@ MODEL = {
 }
 CALM = {"config_overrides": MODEL | {"residual_dropout": 0.0}}
 VOCABULARY, END = 61, 0
+PEAK = 1e9  # operations per second that a machine is taken to reach
 # What a clock, and not the run, decides.
 CLOCKS = ("tokens_per_second", "mfu")
 
