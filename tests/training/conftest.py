@@ -1,5 +1,7 @@
 """Shards for tests of pretraining; a tokenizer, a small model and options for tests of fine-tuning."""
 
+import os
+
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ def saved_curves():
     """The function that draws curves, which runs do without, as without the peak: both are half of a short one."""
     save = records.save
     with pytest.MonkeyPatch.context() as patched:
+        # A kill spares the memory of the operating system, and a busy disk would take minutes.
+        patched.setattr(os, "fsync", lambda descriptor: None)
         patched.setattr(records, "save", lambda figure, path: path.touch())
         patched.setattr(loop, "peak_flops", lambda device, dtype: PEAK)
         yield save

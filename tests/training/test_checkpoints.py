@@ -14,7 +14,7 @@ import pytest
 
 from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import RECORD, CheckpointStore, check_facts
-from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
+from tests.training.saves import FILES, content, names, tree, writer
 
 
 def test_what_is_saved_is_found(tmp_path):
