@@ -57,7 +57,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, 
 
 
 def test_a_compiled_run_gives_the_same_curve(data, tmp_path, monkeypatch):
-    graphs, compiled, short = [], torch.compile, CALM | {"max_steps": 3, "warmup_steps": 1}
+    graphs, compiled = [], torch.compile
+    small = CALM["config_overrides"] | {"num_hidden_layers": 1, "value_embedding_period": None}
+    short = {"config_overrides": small, "max_steps": 2, "warmup_steps": 1}
 
     def watched(model):
         def backend(graph, inputs):
