@@ -79,9 +79,9 @@ class Naive(CheckpointStore):
     temporary = CheckpointStore._path
 
     def save(self, step, write, metric):
-        self._begin(step, metric, {})
+        record = self._begin(step, metric, {})
         write(self.temporary(step))
-        self._commit(step, metric, {})
+        self._commit(step, record)
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
 CheckpointStore(template, save_total_limit=1).save(1, writer(1, 200), metric=1.0)

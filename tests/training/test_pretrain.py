@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.training import folder, loop
 from rigpt_hf.training.build import build_model, ensure_data
-from rigpt_hf.training.data import window_index
+from rigpt_hf.training.data import TokenShards, Windows, window_index
 from rigpt_hf.training.diagnostics import excess_kurtosis, flops_per_token
 from rigpt_hf.training.options import (
     NOT_DECISIVE,
@@ -256,14 +256,12 @@ def test_another_optimizer_starts_with_fresh_moments(data, straight, tmp_path):
 
 
 def test_another_batch_size_goes_on_with_the_next_windows(data, tmp_path, monkeypatch):
-    seen, take, short = [], loop.Windows.take, {"warmup_steps": 1, "save_best_limit": 0}
-    monkeypatch.setattr(
-        loop.Windows, "take", lambda self, windows: seen.append(windows.tolist()) or take(self, windows)
-    )
+    seen, take, short = [], Windows.take, {"warmup_steps": 1, "save_best_limit": 0}
+    monkeypatch.setattr(Windows, "take", lambda self, windows: seen.append(windows.tolist()) or take(self, windows))
     pretrain(data, tmp_path, **short, max_steps=3)
     first = seen[-3:]
     pretrain(data, tmp_path, **short, max_steps=6, global_batch_size=2, allow_changes=True)
-    split = loop.Windows(loop.TokenShards(data), 16, 0)
+    split = Windows(TokenShards(data), 16, 0)
     # Windows of validation are taken through another object, before all others.
     assert list(itertools.chain(*first, *seen[-3:])) == window_index(np.arange(12 + 6), len(split), 0).tolist()
 
