@@ -272,13 +272,13 @@ class PretrainingRun:
         """Kurtosis of every layer, and for an unsharded RiGPT the invariance error."""
         batch = self._placed(self.validation[0])
         with self.average.applied():
-            measured: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch, self.rows)}
+            found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch, self.rows)}
             if self.plain.config.model_type == "rigpt" and not self.options.fsdp:
                 # Not in mixed precision: the error is that of the model, not of rounding.
                 bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-                measured["invariance_error"] = invariance_error(bare.eval(), batch)
+                found["invariance_error"] = invariance_error(bare.eval(), batch)
                 self.model.train()
-        return measured
+        return found
 
     def _placed(self, batch: dict[str, torch.Tensor], start: int = 0) -> dict[str, torch.Tensor]:
         """As many rows as a process has, on the device."""
