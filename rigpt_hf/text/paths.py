@@ -27,7 +27,8 @@ def without_path(text: str) -> str:
     """
 
     def last_part(match: re.Match) -> str:
-        return match[0] if match[1] or _is_id(match[0]) else _last_part(match[0])
+        found = match[0]
+        return found if match[1] or _is_id(found) else _last_part(found)
 
     text = QUOTED.sub(lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", text)
     return ADDRESS_OR_PATH.sub(last_part, FOLDERS.sub("", text, count=1) if FOLDERS.match(text) else text)
