@@ -154,13 +154,35 @@ def at_step(step: int, act):
     return loop.PretrainingRun, "_advance", watched
 
 
-def test_a_signal_ends_a_run_with_a_checkpoint(data, straight, tmp_path, monkeypatch):
+def test_a_signal_and_what_is_no_number_spoil_nothing(data, straight, tmp_path, monkeypatch):
+    """A signal in the fifth step, a loss and a gradient in the eighth, and still the same numbers in the end."""
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def poison(run):
+        with torch.no_grad():
+            next(run.model.parameters()).fill_(float("nan"))
+
+    def clip_poisoned(parameters, limit):
+        parameters = list(parameters)
+        parameters[0].grad[0] = float("inf")
+        return clip(parameters, limit)
+
     with monkeypatch.context() as patched:
         patched.setattr(*at_step(4, lambda run: os.kill(os.getpid(), signal.SIGTERM)))
         report = pretrain(data, tmp_path)
     assert report.steps == 5 and report.model_folder is None
-    assert pretrain(data, tmp_path).started == 5
-    assert same_run(tmp_path, straight)
+    for act, message in (
+        (poison, "The loss is nan in step 8.*are untouched.*lower --learning-rate"),
+        (
+            lambda run: patched.setattr(torch.nn.utils, "clip_grad_norm_", clip_poisoned),
+            "The norm of the gradient is inf in step 8.*are untouched",
+        ),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(ValueError, match=message):
+            patched.setattr(*at_step(7, act))
+            pretrain(data, tmp_path)
+    again = pretrain(data, tmp_path)
+    assert again.started == 6 and same_run(tmp_path, straight)
 
 
 @pytest.mark.slow
@@ -171,38 +193,6 @@ def test_a_signal_to_one_of_two_processes_ends_both(data, tmp_path):
     launch(data, tmp_path / "run", 2, **CALM)
     launch(data, tmp_path / "straight", 2, **CALM)
     assert same_run(tmp_path / "run", tmp_path / "straight")
-
-
-def test_what_is_no_number_spoils_nothing(data, straight, tmp_path, monkeypatch):
-    """A loss, and a gradient, in the fifth step and in the fourth."""
-
-    def poison(run):
-        with torch.no_grad():
-            next(run.model.parameters()).fill_(float("nan"))
-
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(ValueError, match="The loss is nan in step 5.*are untouched.*lower --learning-rate"),
-    ):
-        patched.setattr(*at_step(4, poison))
-        pretrain(data, tmp_path)
-    clip, steps = torch.nn.utils.clip_grad_norm_, []
-
-    def poisoned(parameters, limit):
-        parameters = list(parameters)
-        steps.append(1)
-        if len(steps) == 2:
-            parameters[0].grad[0] = float("inf")
-        return clip(parameters, limit)
-
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(ValueError, match="The norm of the gradient is inf in step 5.*are untouched"),
-    ):
-        patched.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-        pretrain(data, tmp_path)
-    assert pretrain(data, tmp_path).started == 3
-    assert same_run(tmp_path, straight)
 
 
 def test_what_belongs_to_others_stays(data, tmp_path):
