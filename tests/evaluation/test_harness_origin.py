@@ -18,7 +18,6 @@ from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, code_fingerprint
 from rigpt_hf.evaluation.harness.results import build, commit
 from rigpt_hf.evaluation.harness.runner import EvaluationJob, check_same_models, one_line
-from rigpt_hf.evaluation.harness.standard_tasks import StandardOptions, check_standard_tasks
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
 from rigpt_hf.evaluation.harness.tasks import measure, measure_together
 from rigpt_hf.evaluation.harness.texts import Texts
@@ -188,19 +187,6 @@ def test_what_does_not_apply_is_kept_as_a_result(tmp_path):
 def test_lines_of_failures_have_no_path_of_the_machine():
     assert one_line(ValueError("no /home/somebody/data/x.txt, in\ntwo lines")) == "no x.txt, in two lines"
     assert one_line(ValueError("`a/b` and 3 tokens/s")) == "`a/b` and 3 tokens/s"
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"limit": 10}, "`limit` is for `standard_tasks`, got 10 and no such task. Name some, or leave it out"),
-        ({"include_path": "tasks"}, "`include_path` is for `standard_tasks`, got 'tasks' and no such task"),
-    ],
-)
-def test_options_of_tasks_without_tasks_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        check_standard_tasks((), StandardOptions(**options))
-    check_standard_tasks((), StandardOptions())
 
 
 @pytest.mark.parametrize("is_main", [True, False])
