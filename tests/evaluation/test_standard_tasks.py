@@ -83,8 +83,8 @@ metadata: {{version: 1.0}}
 @pytest.fixture(scope="module", autouse=True)
 def library(tmp_path_factory):
     """
-    The library with the tasks of a few of its folders, as all ten thousand files take seconds; it need not ask pip what
-    is installed after every task, and its data sets stay in the test.
+    The library with the tasks of a few of its folders, as all ten thousand files take seconds, and without asking pip
+    what is installed after every task. Its data sets stay in the test.
     """
     from lm_eval.tasks import TaskManager
 
