@@ -5,10 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.evaluation.harness.runner import evaluate
 from rigpt_hf.evaluation.harness.standard_tasks import (
     StandardOptions,
     _manager_of,
@@ -20,7 +18,7 @@ from rigpt_hf.evaluation.harness.standard_tasks import (
 from rigpt_hf.evaluation.measures.cloze import Cloze, cloze_accuracy
 from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
 from rigpt_hf.evaluation.models import EvaluatedModel
-from tests.evaluation.small import WORDS, by_name, options
+from tests.evaluation.small import WORDS, by_name, run
 from tests.evaluation.toys import rows, tiny_gpt2, word_tokenizer
 
 
@@ -227,11 +225,8 @@ def test_other_files_are_other_tasks(tasks, tmp_path):
 
 def test_they_are_part_of_an_evaluation(tasks, world, tmp_path):
     standard = StandardOptions(include_path=str(tasks[0]), limit=10)
-    more = {"suite": str(world / "brief.yaml"), "standard_tasks": ("tiny_choices",), "standard": standard}
-    task = by_name(
-        evaluate(options(world, tmp_path, "gpt2", "other", names=("a", "b"), **more), Console(quiet=True)),
-        "tiny_choices",
-    )
+    more = {"suite": "brief", "standard_tasks": ("tiny_choices",), "standard": standard, "names": ("a", "b")}
+    task = by_name(run(world, tmp_path, "gpt2", "other", **more), "tiny_choices")
     assert task["metric"] == "lm-eval" and not task["errors"]
     assert task["models"]["a"]["examples"] == 10
     accuracy = next(quantity for quantity in task["quantities"] if quantity["name"] == "acc")
