@@ -72,9 +72,8 @@ def test_a_failed_measurement_shows_in_the_exit_code(models, tmp_path):
     assert "perplexity, RiGPT: `context` must be at least 1, got 0." in line
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
+def test_refusals(models, tmp_path):
+    for change, message in (
         (("--names", "one"), "`names` must be two names with a comma, got 'one'"),
         (("--names", "a,a"), "`names` must differ, got 'a' twice"),
         (("--device", "nowhere"), "`device` must be one that PyTorch can use here"),
@@ -83,12 +82,10 @@ def test_a_failed_measurement_shows_in_the_exit_code(models, tmp_path):
         (("--suite", "none.yaml"), "`suite` must be one of core, full or a YAML file"),
         (("--text", "/no/such/file.bin"), "`source` must be a file of token ids"),
         (("--against", "/no/such/model"), "`model` must be a model, or the folder or Hub id"),
-    ],
-)
-def test_refusals(models, tmp_path, change, message):
-    result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
-    assert isinstance(result.exception, ValueError) and message in str(result.exception)
-    assert not (tmp_path / "out").exists()
+    ):
+        result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
+        assert isinstance(result.exception, ValueError) and message in str(result.exception)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -114,14 +114,14 @@ def test_experts_are_said_to_keep_their_precision(mixtral):
     assert torch.equal(layer.self_attn.q_proj.weight, rounded(before.self_attn.q_proj.weight, 4))
 
 
-@pytest.mark.parametrize("option", ["rotary", "recipe", "gated", "untied-projected", "rotary-learned"])
-def test_nothing_of_a_rigpt_is_left_but_its_frequencies(option):
-    model = tiny_model(**OPTIONS[option])
-    expected = ["model.layers.*.self_attn.rotary_frequencies"] if option == "rotary-learned" else []
-    assert in_short(model, other_matrices(model, matrices_of(model))) == expected
-    result = outliers(model, rows(2, 20))
-    assert result["protocol"]["not covered"] == expected
-    assert result["summary"]["outlier_safe_pretraining"] is not None
+def test_nothing_of_a_rigpt_is_left_but_its_frequencies():
+    for option in ("rotary", "recipe", "gated", "untied-projected", "rotary-learned"):
+        model = tiny_model(**OPTIONS[option])
+        expected = ["model.layers.*.self_attn.rotary_frequencies"] if option == "rotary-learned" else []
+        assert in_short(model, other_matrices(model, matrices_of(model))) == expected
+        result = outliers(model, rows(2, 20))
+        assert result["protocol"]["not covered"] == expected
+        assert result["summary"]["outlier_safe_pretraining"] is not None
 
 
 def test_maps_between_local_frames_are_no_blocks():
@@ -173,15 +173,15 @@ class Own(nn.Module):
         return x @ self.weight + self.bias
 
 
-@pytest.mark.parametrize("measure", [outliers, quantization_robustness])
-def test_models_without_a_map_that_is_known_are_refused(measure):
-    model = tiny_gpt2()
-    options = {"schemes": ("W4A4",)} if measure is quantization_robustness else {}
-    assert measure(model, rows(1, 20), **options)
-    for name, module in matrices_of(model).items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, Own(module))
-    with pytest.raises(
-        ValueError, match=r"`model` must have linear maps \(`nn.Linear` or `Conv1D`\) .*GPT2LMHeadModel"
-    ):
-        measure(model, rows(1, 20), **options)
+def test_models_without_a_map_that_is_known_are_refused():
+    for measure in (outliers, quantization_robustness):
+        model = tiny_gpt2()
+        options = {"schemes": ("W4A4",)} if measure is quantization_robustness else {}
+        assert measure(model, rows(1, 20), **options)
+        for name, module in matrices_of(model).items():
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Own(module))
+        with pytest.raises(
+            ValueError, match=r"`model` must have linear maps \(`nn.Linear` or `Conv1D`\) .*GPT2LMHeadModel"
+        ):
+            measure(model, rows(1, 20), **options)

@@ -32,10 +32,10 @@ def test_the_interval_narrows_with_more_examples():
 def test_equal_models_are_seldom_told_apart():
     draw = np.random.default_rng(2)
     p_values = []
-    for seed in range(100):
+    for seed in range(40):
         a, b = draw.normal(0, 1, (2, 40))
         p_values.append(paired_difference(a, b, np.ones(40), seed).p_value)
-    assert sum(p < 0.05 for p in p_values) <= 12
+    assert sum(p < 0.05 for p in p_values) <= 4
     assert 0.3 < np.mean(p_values) < 0.7
 
 
@@ -96,15 +96,12 @@ def test_ratios_are_symmetric():
     assert 1 < faster.low < faster.value < faster.high
 
 
-@pytest.mark.parametrize(
-    "p_values, fallen",
-    [
+def test_holm():
+    for p_values, fallen in (
         ([0.01, 0.04, 0.03], [True, False, False]),  # 0.01 <= 0.05/3, 0.03 > 0.05/2
         ([0.001, 0.02, 0.04], [True, True, True]),
         ([0.02, 0.02, 0.02], [False, False, False]),
         ([], []),
         ([float("nan"), 0.001], [False, True]),
-    ],
-)
-def test_holm(p_values, fallen):
-    assert holm(p_values) == fallen
+    ):
+        assert holm(p_values) == fallen

@@ -60,14 +60,14 @@ def test_it_holds_for_its_own_weights_alone(dtype, tmp_path):
     assert doubt(tmp_path) == "its certificate is of other weights"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_least_change_of_one_weight_is_seen(dtype, tmp_path):
-    model, _ = save(tmp_path, dtype)
-    with torch.no_grad():
-        weight = model.model.layers[0].mlp.down_proj.weight
-        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf, dtype=dtype))
-    model.save_pretrained(tmp_path)
-    assert doubt(tmp_path) == "its certificate is of other weights"
+def test_the_least_change_of_one_weight_is_seen(tmp_path):
+    for dtype in DTYPES:
+        model, _ = save(tmp_path, dtype)
+        with torch.no_grad():
+            weight = model.model.layers[0].mlp.down_proj.weight
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf, dtype=dtype))
+        model.save_pretrained(tmp_path)
+        assert doubt(tmp_path) == "its certificate is of other weights"
 
 
 def test_saved_again_in_other_shards_it_holds(tmp_path):

@@ -1,13 +1,10 @@
 """Paths of a machine leave texts, and nothing else does."""
 
-import pytest
-
 from rigpt_hf.text.paths import without_path
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_paths_become_their_last_part():
+    for text, expected in (
         ("/home/alice/secret/gpt2 (GPT2LMHeadModel)", "gpt2 (GPT2LMHeadModel)"),
         ("/home/alice/my secrets/gpt2", "gpt2"),
         ("../../home/alice/secret/gpt2", "gpt2"),
@@ -23,15 +20,12 @@ from rigpt_hf.text.paths import without_path
         ("gpt2", "gpt2"),
         ("https://huggingface.co/me/b", "https://huggingface.co/me/b"),
         ("2.5 tokens/s, and/or a / b", "2.5 tokens/s, and/or a / b"),
-    ],
-)
-def test_paths_become_their_last_part(text, expected):
-    assert without_path(text) == expected
+    ):
+        assert without_path(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+def test_quoted_paths_are_paths_to_the_quotation_mark():
+    for text, expected in (
         ("No such file: '/home/ada/secret dir/model'", "No such file: 'model'"),
         ('No such file: "/home/ada/secret dir/it\'s/model"', 'No such file: "model"'),
         ("No such file: '/home/ada/it's a secret/model'.", "No such file: 'model'."),
@@ -53,8 +47,6 @@ def test_paths_become_their_last_part(text, expected):
             "'and / or', '/', '~', the model's own / that of Ada's",
         ),
         ("`prompt` must be one line", "`prompt` must be one line"),
-    ],
-)
-def test_quoted_paths_are_paths_to_the_quotation_mark(text, expected):
-    assert without_path(text) == expected
-    assert "secret" not in expected
+    ):
+        assert without_path(text) == expected
+        assert "secret" not in expected

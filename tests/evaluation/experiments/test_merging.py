@@ -99,19 +99,16 @@ def test_what_is_somebody_elses_is_left_alone(text, tmp_path):
         run(Options(text=text, output=tmp_path, force=True, **SMALL))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_impossible_options_are_refused():
+    for options, message in (
         ({"pairs": 0}, "`pairs` must be at least 1, got 0"),
         ({"points": 1}, "`points` must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
         ({"vocabulary": 100}, "`vocabulary` must be more than the 256 bytes, got 100"),
         ({"activation": "tanh"}, "`hidden_act` must be one of .*, got 'tanh'"),
-    ],
-)
-def test_impossible_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Options(**options)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Options(**options)
 
 
 def test_the_command_teaches_and_refuses(text, tmp_path, capsys, monkeypatch):
