@@ -10,21 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from rich.console import Console
 from typer.testing import CliRunner
 
 from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
-from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
 from rigpt_hf.model_cards.metadata import AuthorMetadata, CardMetadata, ModelMetadata, TrainingMetadata
-from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+from tests.evaluation.small import WORDS, run, save
+from tests.evaluation.toys import tiny_gpt2
 from tests.models import tiny_config, tiny_model
 
 
 GOLDEN = Path(__file__).parent / "golden"
-WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
 MODEL = ModelMetadata(
     type="rigpt",
     parameters=124_439_808,
@@ -251,20 +249,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     gpt2 = tiny_gpt2()
     rigpt = convert_model(gpt2)
-    gpt2.save_pretrained(folder / "gpt2")
-    rigpt.save_pretrained(folder / "rigpt")
+    save(folder / "gpt2", gpt2)
+    save(folder / "rigpt", rigpt)
     certify(gpt2, rigpt).save(folder / "rigpt")
-    for name in ("gpt2", "rigpt"):
-        word_tokenizer(WORDS).save_pretrained(folder / name)
     (folder / "text.txt").write_text("<|endoftext|>".join("".join(WORDS[i : i + 30]) for i in range(1, 20)))
-    (folder / "suite.yaml").write_text(
-        f"text: {{source: {folder / 'text.txt'}}}\n"
-        "tasks: [{metric: perplexity}, {metric: invariance, arguments: {draws: 1}}]"
-    )
-    options = EvaluateOptions(
-        str(folder / "rigpt"), str(folder / "gpt2"), str(folder / "suite.yaml"), folder / "out", device="cpu"
-    )
-    evaluate(options, Console(quiet=True))
+    tasks = "[{metric: perplexity}, {metric: invariance, arguments: {draws: 1}}]"
+    (folder / "suite.yaml").write_text(f"text: {{source: {folder / 'text.txt'}}}\ntasks: {tasks}")
+    run(folder, folder / "out", against="gpt2", names=("model", "baseline"))
     return folder
 
 
@@ -281,7 +272,7 @@ def test_a_card_of_a_converted_and_evaluated_model(world):
     assert str(world) not in text
 
 
-def test_what_a_model_was_made_of(tmp_path):
+def test_what_a_model_was_made_of(tmp_path, known_invariance):
     tiny_model().float().save_pretrained(tmp_path / "model")
     (tmp_path / "model/merge.json").write_text(json.dumps({"sources": ["/home/ada/a", "me/b"], "weights": [0.7, 0.3]}))
     (tmp_path / "model/finetune.json").write_text(json.dumps({"options": {"model": "/data/models/base"}}))
@@ -313,7 +304,7 @@ def test_results_of_other_weights_are_refused(world, tmp_path):
         card_text(world / "rigpt", results=tmp_path / "r.json")
 
 
-def test_metadata_of_authors(world, tmp_path):
+def test_metadata_of_authors(world, tmp_path, known_invariance):
     (tmp_path / "facts.yaml").write_text(yaml.safe_dump({"title": "Tiny", "license": "mit", "language": "en"}))
     text = card_text(world / "rigpt", metadata=tmp_path / "facts.yaml")
     assert "# Tiny\n" in text and ModelCard(text).data.license == "mit"
@@ -344,7 +335,7 @@ def test_other_refusals(world, tmp_path):
         card_text(world / "rigpt", repo_id="a b")
 
 
-def test_the_command_does_not_replace_a_card(world, tmp_path):
+def test_the_command_does_not_replace_a_card(tmp_path, known_invariance):
     tiny_model().float().save_pretrained(tmp_path / "model")
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model")]).exit_code == 0
     (tmp_path / "model/README.md").write_text("mine")

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, gather
 from rigpt_hf.model_cards.metadata import training_metadata
-from tests.model_cards.test_card import INVARIANCE
 from tests.models import tiny_model
 
 
@@ -29,8 +27,7 @@ def run_of(folder: Path, entries: list[dict], **run) -> Path:
     return folder / "model"
 
 
-def test_training_is_read_from_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "invariance_of", lambda *arguments: INVARIANCE | {"random_tokens": True})
+def test_training_is_read_from_the_run(tmp_path, known_invariance):
     entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
     folder = run_of(tmp_path, entries)
     tiny_model().float().save_pretrained(folder)

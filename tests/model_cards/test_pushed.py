@@ -17,7 +17,6 @@ from rigpt_hf.model_cards import pushed
 from rigpt_hf.model_cards.card import card_text
 from rigpt_hf.model_cards.marker import is_unchanged, read_marker
 from rigpt_hf.model_cards.pushed import SAYS_NOTHING, write_card_of_push
-from tests.model_cards.test_card import INVARIANCE
 from tests.models import tiny_model
 
 
@@ -26,9 +25,7 @@ STOCK = f"---\nlibrary_name: transformers\ntags:\n- mine\n---\n\n# Model Card\n\
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """With cards whose invariance error is from a table, as it takes seconds to measure."""
-    monkeypatch.setattr(cards, "invariance_of", lambda *arguments: INVARIANCE | {"random_tokens": True})
+def folder(tmp_path, known_invariance) -> Path:
     tiny_model(0, dtype=torch.float32).save_pretrained(tmp_path)
     return tmp_path
 
