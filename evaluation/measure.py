@@ -1,4 +1,4 @@
-"""What a measure is: one record, from which suites, tables, pictures, report and card read all that they say of it."""
+"""The record of a measure, from which suites, tables, pictures, report and card read all that they say of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Quantity:
 @dataclass(frozen=True)
 class Inputs:
     """
-    What a measure is called with.
+    The data and arguments of a measure.
 
     Args:
         data: Texts, rows of token ids, or questions.
@@ -84,7 +84,7 @@ def same_windows(arguments: dict[str, Any], default: int | None, models: list[Ev
     """
     most = min((each.positions for each in models if each.positions is not None), default=None)
     own = {each.context(None) for each in models}
-    # What is not given or null is what each model takes, and other windows are another measurement.
+    # Without a value each model reads as much as it takes, and other windows are another measurement.
     given = arguments.get("context")
     context = default if given is None else given
     if context is None and len(own) > 1:

@@ -10,7 +10,7 @@ from .models import EvaluatedModel
 
 # Characters of a document that a question is made of at most.
 LONGEST = 8000
-# What people take for many documents is often one.
+# People often take one document for many.
 UNIT = "a .txt file is one document unless <|endoftext|> parts it, each row of JSONL or parquet is one"
 
 
@@ -23,7 +23,7 @@ def score_endings(
     progress: Progress,
 ) -> list[Score]:
     """
-    What a model makes of the second text of each pair after the first, which loses its beginning if it is too long.
+    Score the second text of each pair after the first, which loses its beginning if it is too long.
 
     Raises:
         ValueError: if a second text has no token of its own, or alone is longer than the context.
@@ -55,7 +55,7 @@ def _window(model: EvaluatedModel, prompt: str, ending: str, context: int) -> Wi
 
 
 def made_of_documents(make: Any) -> Any:
-    """What `needs` is of a measure whose questions `make` makes of the task's documents."""
+    """The `needs` of a measure whose questions `make` makes from the task's documents."""
 
     def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
         if texts.are_tokens:

@@ -99,7 +99,7 @@ CANDIDATES = {
     "rigpt-rmsnorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="rmsnorm"),
     "rigpt-layernorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="layernorm"),
     "rigpt-values": rigpt(TIED, value_embedding_period=2),
-    # What four bits cost may depend on how training ends.
+    # The cost of four bits may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
     "rigpt-strong-decay": rigpt(TIED, training={"weight_decay": 0.4}),
     "rigpt-long-tail": rigpt(TIED, training={"decay_fraction": 0.9}),

@@ -1,4 +1,4 @@
-"""What the experiments share: checks of their options, a training step, a sweep, numbers written down."""
+"""Shared by the experiments: checks of their options, a training step, a sweep, numbers written down."""
 
 import json
 import math

@@ -42,7 +42,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared, on which tokens."""
+    """The candidates that are compared, and on which tokens."""
 
     train: Annotated[Path, {"exists": True}]
     """Tokens to train on."""

@@ -38,7 +38,7 @@ from . import modern  # noqa: F401  so that the Auto classes know the baseline
 from .common import check_file, check_least, write_json
 
 
-# Of every output, where models are compared at equal noise.
+# Relative error of every output where models are compared at equal noise.
 EQUAL_ERROR = 0.05
 # Scales per row (0), and per so many neighbours in a row.
 GROUPS = (0, 64, 32)
@@ -87,7 +87,7 @@ def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
 def measure(
     folder: Path, windows: torch.Tensor, calibration: torch.Tensor, leave: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """What rounding does to one model; inputs of its matrices are looked at on windows of their own."""
+    """The effects of rounding one model; inputs of its matrices are those on windows of their own."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     matrices = matrices_of(model, leave)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}

@@ -1,5 +1,5 @@
 """
-What alignment does to the way between two trained models: `python -m evaluation.experiments.merging --help`.
+Loss barriers between trained models before and after alignment: `python -m evaluation.experiments.merging --help`.
 
 Pairs of small RiGPTs learn one text from other initial weights and in another order. The loss on held-out text is
 measured along the straight path between them, and of their average, as they are and after alignment; and, to see what
@@ -54,7 +54,7 @@ class Options:
     pairs: int = 3
     """How many pairs; no model is in two of them."""
     seed: int = 0
-    """Of the first model's initial weights and order; the others follow."""
+    """Seed of the first model's initial weights and order; the others follow."""
     hidden_size: int = 64
     """Stream size."""
     layers: int = 2
@@ -96,7 +96,7 @@ class Options:
         self.config(self.vocabulary)  # has checks of its own
 
     def config(self, tokens: int) -> RiGPTConfig:
-        """Of all models alike."""
+        """The configuration of all models."""
         return RiGPTConfig(
             vocab_size=tokens,
             hidden_size=self.hidden_size,
@@ -110,7 +110,7 @@ class Options:
 @dataclass(frozen=True)
 class Pair:
     """
-    What was measured on one pair, losses in nats per token.
+    The measurements of one pair, losses in nats per token.
 
     Args:
         seeds (`tuple[int, int]`): of A and B.

@@ -1,5 +1,5 @@
 """
-What the equivariant optimizer costs beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
+The cost of the equivariant optimizer beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
 
 Both optimizers act on copies of one model in one process and take turns. A training step is forward, backward and the
 optimizer's step; the first two are the same for both, so they are timed once per turn and shared.
@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
     "124m": {"hidden_size": 768, "embedding_size": 768},
 }
-# Of a training step with the equivariant optimizer over one with fused AdamW.
+# Time of a training step with the equivariant optimizer over one with fused AdamW.
 GOALS = {"cpu": 1.10, "cuda": 1.03}
 
 

@@ -82,7 +82,7 @@ def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[
 def geometric(values: list[float]) -> str:
     """The geometric mean of ratios and its 95 % confidence interval (Student's t of their logarithms), as text."""
     mean = paired_ratio(values)
-    # Of ratios that are all alike there is no spread.
+    # Ratios that are all alike have no spread.
     low, high = (mean.value if math.isnan(end) else end for end in (mean.low, mean.high))
     return f"{mean.value:.2f} ({low:.2f} to {high:.2f})"
 

@@ -89,7 +89,7 @@ class _Measured:
 
     @property
     def side(self) -> int:
-        """What turns the better side to the right."""
+        """The sign that turns the better side to the right."""
         return -1 if self.better == "less" else 1
 
 
@@ -111,7 +111,7 @@ class _Scale:
 
 
 def overview(results: dict[str, Any]) -> list[Panel]:
-    """What was tested, by the unit of the difference; nothing where a model stands alone."""
+    """The tested differences, a panel for each unit; nothing where a model stands alone."""
     found = [_measured(task, quantity, results["baseline"]) for task, quantity in tested(results["tasks"])]
     by_panel: dict[tuple[str, bool], list[_Measured]] = {}
     for each in found:
@@ -128,7 +128,7 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
     better, percent = quantity["better"], f"in percent of {baseline}'s"
     told_in = measure_of(task).difference_in(quantity)
     if difference["kind"] != "difference":
-        # Of speeds; where the quantity is a time, its own ratio is the inverse.
+        # The ratio is one of speeds; where the quantity is a time, its own ratio is the inverse.
         unit = percent
         if better == "less":
             value, low, high = 1 / value, 1 / high, 1 / low

@@ -1,4 +1,4 @@
-"""What an evaluation found: the data behind table and report, and how it is written."""
+"""The results of an evaluation: the data behind table and report, and how it is written."""
 
 import json
 import math
@@ -30,13 +30,13 @@ from .texts import Texts, name_of
 
 # Raised when a reader of older results would misread newer ones.
 SCHEMA = 1
-# What an evaluation leaves in its folder.
+# The files that an evaluation leaves in its folder.
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
 # Difference that is arithmetic, relative to the numbers that were computed: what float32 leaves of two ways to compute
 # the same. Of an increase of the loss these are the losses.
 ROUNDING = 1e-5
-# Of a result, what is needed for tests but too long to keep.
+# Parts of a result that tests need, too long to keep.
 LONG = ("samples", "values")
 # Folders of a checkout that hold what a number may depend on.
 CODE = ("rigpt_hf", "evaluation", "training", "model_cards")
@@ -114,7 +114,7 @@ def build(
 
 
 def _absent(model: str, what: str, reason: str) -> dict[str, str]:
-    """What was not measured because it says nothing about a model: part of a task, or all of it if not named."""
+    """An entry for a part of a task, or all of it if not named, that says nothing about a model."""
     return {"model": model, "what": what, "reason": reason}
 
 
@@ -201,7 +201,7 @@ def finite(value: Any) -> Any:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine and the device that measure."""
     about: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": processor(),
@@ -216,7 +216,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def processor(file: Path = Path("/proc/cpuinfo")) -> str | None:
-    """What the machine's processor calls itself, where the system says it."""
+    """The name of the machine's processor, where the system says it."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, UnicodeDecodeError):

@@ -29,7 +29,7 @@ from .tasks import measure, measure_together
 from .texts import Texts, load_texts
 
 
-# What tables, figures, terminals and pages all show as it is.
+# Names that tables, figures, terminals and pages all show unchanged.
 NAME = re.compile(r"[A-Za-z0-9][\w .,+/()-]*", re.ASCII)
 # Some metrics take one window at a time, and speed is that of a prompt.
 SMALLER = "Give a smaller `batch_size`, or a smaller `context` or `prompt` in the suite, and run again."
@@ -37,7 +37,7 @@ SMALLER = "Give a smaller `batch_size`, or a smaller `context` or `prompt` in th
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What `rigpt evaluate` can be told."""
+    """The options of `rigpt evaluate`."""
 
     model: str
     """Folder or Hub id of the model."""
@@ -64,7 +64,7 @@ class EvaluateOptions:
     dtype: str | None = None
     """Precision of the weights; as they are stored if not given."""
     names: tuple[str, str] = ("model", "baseline")
-    """What to call the two in tables and figures."""
+    """Names of the two in tables and figures."""
     force: bool = False
     """Whether results of other models in the folder may be replaced."""
 
@@ -141,7 +141,7 @@ def check_output(output: Path) -> None:
         return
     if not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
-    # What a run that was killed was writing is nobody's.
+    # Nobody owns the file that a killed run was writing.
     there = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
     if strange := sorted(there - writing.MADE_HERE):
         raise ValueError(

@@ -38,7 +38,7 @@ class StandardOptions:
     fewshot: int | None = None
     """Examples before each question; as the task says if not given."""
     seed: int = 0
-    """Of the choice of these examples."""
+    """Seed that chooses these examples."""
     max_length: int | None = None
     """Tokens of a request that are read at most, the last ones; as many as both models take if not given."""
 
@@ -168,7 +168,7 @@ def measure_standard_task(
         if math.isclose(statistics.fmean(values), value, rel_tol=1e-6, abs_tol=1e-9):
             samples[label] = [float(each) for each in values]
         elif math.isclose(exponential(-statistics.fmean(values)), value, rel_tol=1e-6):
-            # Of a perplexity the library keeps the log-likelihood of each example.
+            # The library keeps the log-likelihood of each example of a perplexity.
             metrics[f"log {label}"] = -statistics.fmean(values)
             samples[f"log {label}"] = [-float(each) for each in values]
     return {

@@ -111,7 +111,7 @@ def perplexity(
     if bos:
         rows = [[measured.beginning(), *row] for row in rows]
     elif bytes_ is not None:
-        # What is not asked for must not be counted, or long tokens would make a model look good.
+        # Bytes that are not asked for must not be counted, or long tokens would make a model look good.
         firsts = [first_bytes(measured, row, text) for row, text in zip(rows, given, strict=True)]
         bytes_ = [max(size - first, 0) for size, first in zip(bytes_, firsts, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]

@@ -1,5 +1,5 @@
 """
-What a model loses, in nats per token, when weights and activations are rounded to few bits, from several frames.
+The loss of a model, in nats per token, when weights and activations are rounded to few bits, from several frames.
 
 Its own, a random one, a Hadamard one (QuaRot, arXiv 2404.00456), its principal axes (SliceGPT, arXiv 2401.15024).
 """
@@ -37,7 +37,7 @@ Memoize = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 def unkept(part: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is called where nothing is kept."""
+    """Make a part and keep nothing."""
     return make()
 
 
@@ -62,7 +62,7 @@ def quantization_robustness(
     """
     Loss and perplexity under simulated rounding to nearest, per scheme and frame.
 
-    What rounding costs is counted from the loss in the same frame and precision. Weights of all linear maps but the
+    The increase is counted from the loss in the same frame and precision. Weights of all linear maps but the
     head are rounded once, their inputs token by token, on symmetric grids: a weight shares its scale with its row,
     or with `group_size` neighbours in it; an activation with its token. Nothing is calibrated but principal axes,
     which are those of the first of the texts that are scored. Frames other than the model's own are exact changes of
@@ -180,7 +180,7 @@ def left_alone(model: Any) -> list[str]:
 
 
 def calibration(ids: torch.Tensor) -> dict[str, Any]:
-    """What principal axes are found on, `[windows, tokens]`."""
+    """The windows `[windows, tokens]` that principal axes are computed from."""
     return {"frame": "pca", "windows": len(ids), "tokens": ids.shape[1], "text": "the first of what is scored"}
 
 
@@ -252,7 +252,7 @@ def why_not_convertible(model: EvaluatedModel) -> str:
 
 
 def quantities(result: dict[str, Any]) -> list[Quantity]:
-    """What the loss increases by, scheme by scheme in every frame."""
+    """The increase of the loss, scheme by scheme in every frame."""
     listed = []
     for frame, schemes in result["rounded"].items():
         for scheme, each in schemes.items():
@@ -264,7 +264,7 @@ def quantities(result: dict[str, Any]) -> list[Quantity]:
 
 
 def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
-    """What rounding costs, scheme by scheme."""
+    """The increase of the loss, scheme by scheme."""
     picture.set_size_inches(WIDTH, 2.5)
     axes = picture.subplots()
     tested = {each["name"]: each["models"] for each in task["quantities"]}
@@ -312,7 +312,7 @@ MEASURE = Measure(
     draw,
     needs=needs,
     card_words="robustness to rounding",
-    # What is a difference already has a zero that means something, and no size to be a percentage of.
+    # An increase has a zero that means something, and no size to be a percentage of.
     difference_in=lambda quantity: "unit",
     of_conversion=lambda name: not name.endswith(", identity"),
 )

@@ -159,7 +159,7 @@ def throughput(
                 found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)
                 line = "allocated on the device" if each.device.type == "cuda" else "resident, of a process of its own"
             except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
-                # What was timed before must not be lost with it.
+                # The times must not be lost with it.
                 line = f"not measured: {reason(error)}"
             protocol["peak_memory"].append(line)
     return {"models": found, "ratios": compared, "protocol": protocol}
@@ -266,7 +266,7 @@ MEASURE = Measure(
 
 
 def main() -> None:
-    """What `peak_memory` runs in a process of its own: a folder, rows, tokens of the prompt, and new ones."""
+    """The program that `peak_memory` runs: a folder, rows, tokens of the prompt, and new ones."""
     folder, *numbers = sys.argv[1:]
     batch, prompt, new_tokens = map(int, numbers)
     measured = evaluated(folder)

@@ -1,4 +1,4 @@
-"""What was measured before is not measured again, unless something that it depends on has changed."""
+"""Nothing is measured again, unless something that the result depends on has changed."""
 
 import pytest
 
@@ -116,7 +116,7 @@ def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
 
 
 class Killed(BaseException):
-    """What no handler of exceptions stops."""
+    """An interruption that no handler of exceptions stops."""
 
 
 def test_parts_of_what_takes_long_are_kept(evaluation, world, tmp_path, monkeypatch):

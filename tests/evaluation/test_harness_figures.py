@@ -87,7 +87,7 @@ def test_legends_lie_outside_of_the_axes(metric, name):
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in found.axes)
     # Inside of the picture, too.
     assert box.x0 >= 0 and box.x1 <= found.bbox.x1 and box.y1 <= found.bbox.y1
-    # What this test must not pass.
+    # The negative control.
     within = found.axes[0].legend(["x"])
     found.draw_without_rendering()
     assert any(within.get_window_extent().overlaps(axes.get_tightbbox()) for axes in found.axes)
@@ -248,7 +248,7 @@ def test_the_overview_says_what_was_measured():
 
 
 def test_differences_of_nothing_stay_at_zero():
-    """What arithmetic leaves of a conversion fills no axis."""
+    """The rounding of a conversion fills no axis."""
     panels = overview(committed("smollm2"))
     rows = [(panel, row) for panel in panels for row in panel.rows if row.text in ("0", "≈ 0")]
     assert len(rows) > 15

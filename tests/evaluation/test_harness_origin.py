@@ -1,4 +1,4 @@
-"""What results say about where they are from, what they may replace, and what a metric does not apply to."""
+"""Results say where they are from, replace no others, and name the models that a metric does not apply to."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a suite may say is checked before anything is loaded, and text is measured as it was given."""
+"""A suite is checked before anything is loaded, and text is measured as it was given."""
 
 import json
 import random

@@ -137,7 +137,7 @@ def test_the_models_are_what_they_are_said_to_be():
 
 
 def speeds(factor: float) -> dict:
-    """What `throughput` gives of a model that is so much faster than the baseline."""
+    """The result of `throughput` for a model that is so much faster than the baseline."""
     keys = {"prefill_tokens_per_second": factor, "decode_tokens_per_second": factor, "time_to_first_token": 1 / factor}
     ratios = {key: {"values": [factor * each for each in (0.98, 1.0, 1.02, 1.01, 0.99)]} for key in keys}
     return {key: {"median": value} for key, value in keys.items()} | {"ratios": ratios, "peak_memory": 1e6 / factor}

@@ -173,7 +173,7 @@ def test_the_first_position_is_told_apart():
 
 
 def test_the_published_definition():
-    """What enters attention and feedforward blocks, per token, averaged over tokens and blocks; by hand."""
+    """The inputs of attention and feedforward blocks, per token, averaged over tokens and blocks; by hand."""
     model, data = tiny_gpt2().double(), rows(3, 20)
     seen = []
     for layer in model.transformer.h:

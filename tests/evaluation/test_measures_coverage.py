@@ -49,7 +49,7 @@ def mixtral() -> PreTrainedModel:
 
 
 def entering(model: nn.Module, names: list[str], data: list[list[int]]) -> dict[str, list[torch.Tensor]]:
-    """What modules read, `[tokens, d]` for each row of token ids."""
+    """The inputs of modules, `[tokens, d]` for each row of token ids."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -1,4 +1,4 @@
-"""What measures say of how they were taken, what they refuse to call a number, and from where no code is run."""
+"""The protocol in the results of measures, losses that are no numbers, and code beside a model that is never run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What `push_to_hub` sends beside the weights, without a Hub: what would be uploaded is looked at instead."""
+"""The card that `push_to_hub` sends beside the weights, without a Hub: the files to upload are looked at instead."""
 
 import inspect
 import logging

@@ -158,7 +158,7 @@ def test_impossible_measurements_of_equivariance_are_refused(monkeypatch, refuse
 
 @pytest.fixture
 def refused(capsys):
-    """What a program says of arguments that it does not take, in one line."""
+    """The one line that a program prints about arguments that it does not take."""
 
     def said(program, arguments: list[str]) -> str:
         capsys.readouterr()
