@@ -1,9 +1,9 @@
 """Questions with a known answer: how likely a model finds it, and how a result is compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .likelihood import Progress, Score, Side, Window, score
+from .likelihood import Score, Window, score
 from .measure import Inputs, Quantity
 from .models import EvaluatedModel
 
@@ -15,21 +15,20 @@ UNIT = "a .txt file is one document unless <|endoftext|> parts it, each row of J
 
 
 def score_endings(
-    model: EvaluatedModel,
-    pairs: Sequence[tuple[str, str]],
-    context: int,
-    batch_size: int,
-    padding_side: Side,
-    progress: Progress,
-) -> list[Score]:
+    model: EvaluatedModel, pairs: Sequence[tuple[str, str]], context: int, **options: Any
+) -> Iterator[Score]:
     """
     Score the second text of each pair after the first, which loses its beginning if it is too long.
+
+    Args:
+        model, options: As for [`score`].
+        pairs: What is read before, and what is scored.
+        context: Tokens that the model reads at once.
 
     Raises:
         ValueError: if a second text has no token of its own, or alone is longer than the context.
     """
-    windows = [_window(model, prompt, ending, context) for prompt, ending in pairs]
-    return list(score(model, windows, batch_size=batch_size, padding_side=padding_side, progress=progress))
+    return score(model, [_window(model, prompt, ending, context) for prompt, ending in pairs], **options)
 
 
 def _window(model: EvaluatedModel, prompt: str, ending: str, context: int) -> Window:

@@ -27,9 +27,9 @@ def check_least(options: Any, **bounds: float) -> None:
 
 def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raise a `ValueError` if something given is not known."""
-    for each in given:
-        if each not in known:
-            raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {each!r}.")
+    for word in given:
+        if word not in known:
+            raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {word!r}.")
 
 
 def check_rates(rates: Collection[float]) -> None:

@@ -216,8 +216,8 @@ def run(options: Options) -> None:
     plot(results, options.figure or options.output / "losses.png")
     if options.summary is not None:
         how = {"torch": torch.__version__, "steps": options.steps, "context": CONTEXT, "batch": BATCH}
-        found = {"sweeps": sweeps, "results": results, "other_rates": others}
-        write_json(options.summary, how | found, indent=None)
+        measured = {"sweeps": sweeps, "results": results, "other_rates": others}
+        write_json(options.summary, how | measured, indent=None)
 
 
 def check_tokens(path: Path, name: str, least: int) -> None:

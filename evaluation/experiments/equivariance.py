@@ -90,8 +90,8 @@ def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, fl
     start = copy.deepcopy(model)
     turned = g(model).to(dtype)
     model = model.to(dtype)
-    losses = [train(each, kind, steps, lr, seed, bar) for each in (model, turned)]
-    ends = [dict(each.to(torch.float64).named_parameters()) for each in (g(model.to(torch.float64)), turned)]
+    losses = [train(network, kind, steps, lr, seed, bar) for network in (model, turned)]
+    ends = [dict(network.to(torch.float64).named_parameters()) for network in (g(model.to(torch.float64)), turned)]
     begin = dict(g(start).named_parameters())
     gap, way = 0.0, 0.0
     for name, end in ends[0].items():

@@ -90,7 +90,7 @@ def measure(
     """The effects of rounding one model; inputs of its matrices are those on windows of their own."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     matrices = matrices_of(model, leave)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
     moments: dict[str, torch.Tensor] = {}
 
     def look(name: str):
@@ -100,7 +100,7 @@ def measure(
             moments[name] = inputs.double().T @ inputs.double()
             answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
             noise = inputs @ (rounded(weight) - weight).T
-            found[name].append(
+            answers[name].append(
                 {
                     "gain": float(answer.norm()) / size,
                     "output_error": float(noise.norm() / answer.norm()),
@@ -115,7 +115,7 @@ def measure(
     model(input_ids=calibration, use_cache=False)
     for handle in handles:
         handle.remove()
-    per_matrix = {name: entries[0] for name, entries in found.items() if entries}
+    per_matrix = {name: entries[0] for name, entries in answers.items() if entries}
     result: dict[str, Any] = {"model": folder.name, "loss": mean_loss(model, windows), "per_matrix": per_matrix}
     for key in ("stable_rank", "gain", "weight_error", "output_error"):
         result[key] = statistics.median(entry[key] for entry in per_matrix.values())

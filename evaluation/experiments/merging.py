@@ -41,6 +41,7 @@ from .common import VERSIONS, check_folder, check_least, training_step, write_js
 
 
 MEGABYTE = 10**6
+MAX_SWEEPS = 30
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
 MADE_HERE = {"results.json", "paths.png"}
@@ -167,7 +168,7 @@ def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: in
 
 
 @torch.no_grad()
-def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30) -> nn.Module:
+def permuted_mean(a: nn.Module, b: nn.Module, method: str) -> nn.Module:
     """
     The average in the frames of B after A's dimensions, heads and neurons have been exchanged, and nothing turned.
 
@@ -176,7 +177,7 @@ def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30)
     """
     search = Search(b.config, weights_of(a), weights_of(b))
     distances = [search.distance()]
-    while len(distances) <= max_sweeps:
+    while len(distances) <= MAX_SWEEPS:
         for kind in ("stream", "head_vo"):
             views = search.views(kind)
             search.go({view.key: torch.stack([permutation(gains) for gains in view.total()]) for view in views})

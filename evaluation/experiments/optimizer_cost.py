@@ -109,7 +109,7 @@ def measure(
     # Which stay those of the model, as they are added to in place.
     for own, its in zip(model.parameters(), other.parameters(), strict=True):
         its.grad = own.grad
-    actions = {"forward and backward": descend} | {name: each.step for name, each in optimizers.items()}
+    actions = {"forward and backward": descend} | {name: optimizer.step for name, optimizer in optimizers.items()}
     with tqdm(total=turns + 1, desc="Turns") as bar:
         seconds = take_turns(actions, turns, bar.update)
     passes = seconds["forward and backward"]

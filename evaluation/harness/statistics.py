@@ -110,12 +110,12 @@ def paired_ratio(ratios: Sequence[float]) -> Difference:
     return Difference(float(np.exp(logs.mean())), float(np.exp(interval.low)), float(np.exp(interval.high)), p_value)
 
 
-def holm(p_values: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+def holm(p_values: Sequence[float]) -> list[bool]:
     """Which of several hypotheses fall when all are looked at together (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda index: (math.isnan(p_values[index]), p_values[index]))
     fallen = [False] * len(p_values)
     for rank, index in enumerate(order):
-        if not p_values[index] <= level / (len(p_values) - rank):
+        if not p_values[index] <= (1 - LEVEL) / (len(p_values) - rank):
             break
         fallen[index] = True
     return fallen

@@ -199,15 +199,15 @@ def outliers(
     blocks = known(inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in seen.values())
     # A mean over some of them would be another number.
     whole = blocks and not unseen.keys() - seen.keys()
-    found = [place.result() for place in stream]
-    per_token = [each["all"]["per_token"] for each in found]
+    places = [place.result() for place in stream]
+    per_token = [entry["all"]["per_token"] for entry in places]
     return {
-        "stream": found,
+        "stream": places,
         **({"final_norm": after_norm.result()} if after_norm.all.values else {}),
         "linear_inputs": {name: place.result() for name, place in inputs.items()},
         "summary": {
-            "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), default=None),
-            "crest_factor": max(known(each["crest_factor"] for each in per_token), default=None),
+            "excess_kurtosis": max(known(entry["excess_kurtosis"] for entry in per_token), default=None),
+            "crest_factor": max(known(entry["crest_factor"] for entry in per_token), default=None),
             "outlier_safe_pretraining": sum(blocks) / len(blocks) if whole else None,
         },
         "protocol": {
@@ -268,13 +268,13 @@ def pieces_of(rows: list[list[int]], context: int, most: int) -> Iterable[list[i
 
 def blocks_of(names: Iterable[str]) -> dict[tuple[str, str], str]:
     """The first linear map in every part of every layer, from names in the order in which maps are called."""
-    found: dict[tuple[str, str], str] = {}
+    firsts: dict[tuple[str, str], str] = {}
     for name in names:
         match = PART.search(name)
         if match:
             # Maps that lie in the layer itself are one part: OPT's feedforward block.
-            found.setdefault((match[1], match[2] or ""), name)
-    return found
+            firsts.setdefault((match[1], match[2] or ""), name)
+    return firsts
 
 
 def without_transports(model: nn.Module, parameters: Iterable[str]) -> list[str]:

@@ -104,7 +104,7 @@ def quantization_robustness(
     if not is_rigpt and any(frame != "identity" for frame in frames):
         base = EvaluatedModel(convert_model(measured.model).eval(), measured.tokenizer, measured.name)
     # A suite may name the modules of two families, and a conversion has names of its own.
-    ends = {name.rpartition(".")[2] for each in (measured, base) for name in matrices_of(each.model)}
+    ends = {name.rpartition(".")[2] for own in (measured, base) for name in matrices_of(own.model)}
     left = [name for name in modules_to_not_convert if name in ends]
     if modules_to_not_convert and not left:
         raise ValueError(
@@ -127,7 +127,7 @@ def quantization_robustness(
     read = [[*start, *row] for row in measured.encode(plain(texts, detokenizer))]
     ids = first_rows(read, measured.context(context))
     others: dict[str, None] = {}
-    found: dict[str, dict[str, Any]] = {}
+    by_frame: dict[str, dict[str, Any]] = {}
     for frame in frames:
         turned = measured if frame == "identity" else _turned(base, frame, ids, seed)
         others |= dict.fromkeys(left_alone(turned.model))
@@ -136,22 +136,22 @@ def quantization_robustness(
         own = whole
         if is_rough and frame != "identity":
             own = memoize(frame, partial(losses, turned))
-        found[frame] = {}
-        for scheme, each in bits.items():
+        by_frame[frame] = {}
+        for scheme, widths in bits.items():
 
-            def of_rounded(turned: EvaluatedModel = turned, each: tuple[int, int] = each) -> dict[str, Any]:
-                model = quantized(turned.model, *each, group_size, tuple(modules_to_not_convert))
+            def of_rounded(turned: EvaluatedModel = turned, widths: tuple[int, int] = widths) -> dict[str, Any]:
+                model = quantized(turned.model, *widths, group_size, tuple(modules_to_not_convert))
                 return losses(EvaluatedModel(model, measured.tokenizer, measured.name))
 
             result = memoize(f"{frame} {scheme}", of_rounded)
-            found[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
-            found[frame][scheme]["increase"] = result["loss"] - own["loss"]
-            found[frame][scheme]["samples"]["before"] = own["samples"]["nats"]
+            by_frame[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
+            by_frame[frame][scheme]["increase"] = result["loss"] - own["loss"]
+            by_frame[frame][scheme]["samples"]["before"] = own["samples"]["nats"]
     return {
         "loss": whole["loss"],
         "perplexity": whole["perplexity"],
         "samples": whole["samples"],
-        "rounded": found,
+        "rounded": by_frame,
         "protocol": whole["protocol"]
         | {
             "grid": "symmetric, to nearest",
@@ -255,11 +255,12 @@ def quantities(result: dict[str, Any]) -> list[Quantity]:
     """The increase of the loss, scheme by scheme in every frame."""
     listed = []
     for frame, schemes in result["rounded"].items():
-        for scheme, each in schemes.items():
-            samples = each["samples"]
+        for scheme, entry in schemes.items():
+            samples = entry["samples"]
             lost = [after - before for after, before in zip(samples["nats"], samples["before"], strict=True)]
             name, unit = f"loss of {scheme}, {frame}", "nats per token"
-            listed.append(Quantity(name, unit, each["increase"], "less", lost, samples["tokens"], scale=each["loss"]))
+            own = {"amounts": lost, "weights": samples["tokens"], "scale": entry["loss"]}
+            listed.append(Quantity(name, unit, entry["increase"], **own))
     return listed
 
 
