@@ -38,11 +38,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "max_position_embeddings": LENGTH,
 }
-PARTS: dict[str, Any] = {
-    "hidden_act": "relu2",
-    "qk_norm": True,
-    "embedding_norm": True,
-}
+PARTS: dict[str, Any] = {"hidden_act": "relu2", "qk_norm": True, "embedding_norm": True}
 # One table and two projections: as many parameters as stock GPT-2 has.
 TIED = SMALL | PARTS | {"embedding_size": WIDTH}
 # A little under 6.6 million parameters.

@@ -115,11 +115,7 @@ def perplexity(
         bytes_ = [max(size - first, 0) for size, first in zip(bytes_, firsts, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]
     scores = score(
-        measured,
-        chain.from_iterable(windows),
-        batch_size=batch_size,
-        padding_side=padding_side,
-        progress=progress,
+        measured, chain.from_iterable(windows), batch_size=batch_size, padding_side=padding_side, progress=progress
     )
     sums = [[float(next(scores).losses.sum()) for _ in parts] for parts in windows]
     counts = [[len(window.targets) for window in parts] for parts in windows]
