@@ -8,13 +8,10 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rigpt_hf.cli import app
-from rigpt_hf.conversion import convert_model
-from tests.evaluation.toys import tiny_gpt2
 
 
 SUITE = """
@@ -27,31 +24,16 @@ tasks:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    gpt2 = tiny_gpt2()
-    gpt2.save_pretrained(folder / "gpt2")
-    convert_model(gpt2).save_pretrained(folder / "rigpt")
-    np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
+def models(world, tmp_path_factory):
+    """The models of `world`, with a suite of their own."""
+    folder = shutil.copytree(world, tmp_path_factory.mktemp("models"), dirs_exist_ok=True)
     (folder / "suite.yaml").write_text(SUITE.format(source=folder / "tokens.bin"))
     return folder
 
 
 def command(models, output):
-    return [
-        "evaluate",
-        str(models / "rigpt"),
-        "--against",
-        str(models / "gpt2"),
-        "--suite",
-        str(models / "suite.yaml"),
-        "--output",
-        str(output),
-        "--device",
-        "cpu",
-        "--names",
-        "RiGPT,GPT-2",
-    ]
+    named = [str(models / "rigpt"), "--against", str(models / "gpt2"), "--names", "RiGPT,GPT-2", "--device", "cpu"]
+    return ["evaluate", *named, "--suite", str(models / "suite.yaml"), "--output", str(output)]
 
 
 def test_the_command(models, tmp_path):

@@ -7,7 +7,7 @@ from scipy.stats import kurtosis
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from rigpt_hf.evaluation.measures.outliers import outliers
+from rigpt_hf.evaluation.measures.outliers import blocks_of, outliers
 from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness, quantized
 from rigpt_hf.evaluation.rounding import in_short, matrices_of, other_matrices, rounded
 from tests.evaluation.toys import rows, tiny_gpt2
@@ -89,8 +89,10 @@ def test_the_published_definition_counts_feedforward_blocks(opt):
     values = {
         name: np.mean([kurtosis(each.numpy(), axis=-1).mean() for each in states]) for name, states in seen.items()
     }
-    found = outliers(opt, data)["summary"]["outlier_safe_pretraining"]
+    result = outliers(opt, data)
+    found = result["summary"]["outlier_safe_pretraining"]
     assert found == pytest.approx(np.mean(list(values.values())), rel=1e-9)
+    assert list(blocks_of([*result["linear_inputs"]]).values()) == names
     attention = np.mean([value for name, value in values.items() if "self_attn" in name])
     assert abs(found - attention) > 0.01, "attention alone must be another number"
 

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -81,18 +82,15 @@ OVERFLOWN = INVARIANCE | {
     "largest": {"float16": None, "float32": 6e-7},
 }
 CERTIFICATE = Certificate(
-    max_abs_logit_error=0.0123,
-    max_abs_logit=12.3,
-    relative_logit_error=0.001,
-    loss_a=3.25,
-    loss_b=3.5,
-    loss_difference=0.25,
-    dtype="bfloat16",
-    source_dtype="float32",
-    tolerance=0.05,
+    **{"max_abs_logit_error": 0.0123, "max_abs_logit": 12.3, "relative_logit_error": 0.001, "tolerance": 0.05},
+    **{"loss_a": 3.25, "loss_b": 3.5, "loss_difference": 0.25, "dtype": "bfloat16", "source_dtype": "float32"},
     inputs={"shape": [2, 64], "tokens": 128, "sha256": "0" * 64, "seed": 0},
     source="/home/ada/secret dir/gpt2 (GPT2LMHeadModel)",
 )
+DIFFERENCE = {"value": -0.25, "low": -0.3, "high": -0.2, "p_value": 0.0005, "significant": True, "kind": "difference"}
+BITS = {"RiGPT": {"value": 1.25, "low": 1.2, "high": 1.3}, "GPT-2": {"value": 1.5, "low": 1.4, "high": 1.6}}
+QUANTITY = {"name": "bits per byte", "unit": "bits", "better": "less", "models": BITS, "difference": DIFFERENCE}
+TASK = {"task": "perplexity", "metric": "perplexity", "models": {"RiGPT": {}, "GPT-2": {}}, "errors": {}}
 EVALUATION = {
     "suite": {"name": "core", "text": {"source": "docs", "documents": 128, "revision": None}},
     "code": {"rigpt_hf": "0.1.0", "commit": "abc1234"},
@@ -103,62 +101,31 @@ EVALUATION = {
         "GPT-2": {"source": "gpt2", "type": "gpt2", "parameters": 124_439_808, "dtype": "float32"},
     },
     "baseline": "GPT-2",
-    "tasks": [
-        {
-            "task": "perplexity",
-            "metric": "perplexity",
-            "models": {"RiGPT": {}, "GPT-2": {}},
-            "errors": {},
-            "quantities": [
-                {
-                    "name": "bits per byte",
-                    "unit": "bits",
-                    "better": "less",
-                    "models": {
-                        "RiGPT": {"value": 1.25, "low": 1.2, "high": 1.3},
-                        "GPT-2": {"value": 1.5, "low": 1.4, "high": 1.6},
-                    },
-                    "difference": {
-                        "value": -0.25,
-                        "low": -0.3,
-                        "high": -0.2,
-                        "p_value": 0.0005,
-                        "significant": True,
-                        "kind": "difference",
-                    },
-                }
-            ],
-        }
-    ],
+    "tasks": [TASK | {"quantities": [QUANTITY]}],
 }
+
+
+def known(**facts: Any) -> CardMetadata:
+    """The least that is known of a model, and these facts."""
+    nothing = dict.fromkeys(("training", "certificate", "tuned", "evaluation", "evaluated_as"))
+    least = {"model": MODEL, "author": AUTHOR, "doubt": "", "merged": [], "invariance": INVARIANCE}
+    return CardMetadata(**(nothing | least | {"fingerprint": "0" * 64} | facts))
+
+
 CASES = {
-    "trained": CardMetadata(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT", "0" * 64),
-    "converted": CardMetadata(
-        MODEL,
-        AUTHOR,
-        # Of its steps every hundredth is in the log, and it ended in a loss that JSON has no number for.
-        replace(TRAINING, steps=10_000, tokens=40_960_000, seconds=36_000.0, timed=100, loss=math.nan),
-        CERTIFICATE,
-        "",
-        [],
-        None,
-        OVERFLOWN,
-        None,
-        None,
-        "0" * 64,
+    "trained": known(training=TRAINING, evaluation=EVALUATION, evaluated_as="RiGPT"),
+    "converted": known(
+        # Every hundredth of its steps is in the log, and it ended in a loss that JSON has no number for.
+        training=replace(TRAINING, steps=10_000, tokens=40_960_000, seconds=36_000.0, timed=100, loss=math.nan),
+        certificate=CERTIFICATE,
+        invariance=OVERFLOWN,
     ),
-    "bare": CardMetadata(
-        replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
-        AuthorMetadata(),
-        None,
-        None,
-        "whether it is what it was made from: its certificate is of other weights",
-        [("me/a", 0.7), ("b", 0.3)],
-        None,
-        INVARIANCE | {"random_tokens": True},
-        None,
-        None,
-        "0" * 64,
+    "bare": known(
+        model=replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
+        author=AuthorMetadata(),
+        doubt="whether it is what it was made from: its certificate is of other weights",
+        merged=[("me/a", 0.7), ("b", 0.3)],
+        invariance=INVARIANCE | {"random_tokens": True},
     ),
 }
 
@@ -212,8 +179,8 @@ def test_accuracy_is_absent_until_it_is_measured():
             "errors": {},
             "quantities": [{"name": quantity, "unit": "", "better": "more", "models": {"RiGPT": found}}],
         }
-        known = CASES["trained"]
-        measured = replace(known, evaluation=known.evaluation | {"tasks": [*known.evaluation["tasks"], task]})
+        trained = CASES["trained"]
+        measured = replace(trained, evaluation=EVALUATION | {"tasks": [*EVALUATION["tasks"], task]})
         assert ("accuracy" in absent(measured)) == (quantity == "f1")
         # Of a baseline it says nothing about the model.
         task["models"] = {"GPT-2": {}}
