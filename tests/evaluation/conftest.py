@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.evaluation.harness import statistics
 from tests.evaluation.small import BRIEF, SUITE, run, save
 from tests.evaluation.toys import tiny_gpt2
 
@@ -23,6 +24,14 @@ def offline(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_exchanges() -> Iterator[None]:
+    """A tenth of the random exchanges of a paired test: enough for the few differences of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "EXCHANGES", statistics.EXCHANGES // 10)
         yield
 
 
