@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from rigpt_hf.evaluation.harness import runner
-from rigpt_hf.evaluation.harness.results import _correct
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
-from rigpt_hf.evaluation.harness.tables import number, verdict
+from rigpt_hf.evaluation.harness.tables import number
 from rigpt_hf.evaluation.harness.texts import load_texts
 from rigpt_hf.evaluation.measures.cloze import last_words
 from rigpt_hf.evaluation.measures.multiple_choice import endings
@@ -219,10 +218,6 @@ def test_questions_are_made_of_documents():
     text = "The cat that sat near the other cat was larger than what we had called the small cat. More follows here."
     (question,) = last_words([text, "Too short."], 5)
     assert question.target == " cat" and question.prompt.endswith("the small")
-    with pytest.raises(
-        ValueError, match="`documents` must hold one with a sentence that ends in a word from before, got 1 without"
-    ):
-        last_words(["Nothing to be known here, whatever one reads before the very end."], 5)
     documents = [" ".join(f"{letter}{index}" for index in range(40)) for letter in "abcdefg"]
     questions = endings(documents, 5)
     assert len(questions) == 5 and {each.answer for each in questions} <= {0, 1, 2, 3}
@@ -230,8 +225,6 @@ def test_questions_are_made_of_documents():
         letter = each.prompt[0]
         assert [choice[1] == letter for choice in each.choices].index(True) == each.answer
         assert sum(choice[1] == letter for choice in each.choices) == 1
-    with pytest.raises(ValueError, match="`documents` must be at least 4 of sixteen words"):
-        endings(documents[:2], 5)
 
 
 def test_texts_are_the_same_every_time_and_say_where_they_are_from(tmp_path):
@@ -247,31 +240,6 @@ def test_numbers_are_shown_with_the_digits_that_mean_something():
     shown = {3.14159: "3.142", 31.4159: "31.42", 0.0314159: "0.03142", 31415.9: "31,416", 3.1e-7: "3.1e-07", 0: "0"}
     assert {value: number(value) for value in shown} == shown
     assert number(None) == "–" and number(5e8, "bytes") == "500 MB"
-
-
-def test_rounding_is_no_difference_however_regular():
-    def compared(difference):
-        quantity = {
-            "models": {"a": {"value": 1.0 + difference}, "b": {"value": 1.0}},
-            "difference": {"kind": "difference", "value": difference, "p_value": 1e-4},
-        }
-        _correct([{"quantities": [quantity]}])
-        return quantity["difference"]["significant"]
-
-    assert compared(1e-3) and not compared(4e-8) and not compared(-4e-8)
-
-
-def test_a_difference_is_called_one_only_when_it_is():
-    for better, kind, value, significant, word in (
-        ("less", "difference", -0.1, True, "better"),
-        ("less", "difference", 0.1, True, "worse"),
-        ("more", "difference", 0.1, True, "better"),
-        ("less", "ratio of speeds", 1.2, True, "better"),
-        ("more", "ratio of speeds", 0.9, True, "worse"),
-        ("less", "difference", -9.0, False, "no difference shown"),
-    ):
-        difference = {"kind": kind, "value": value, "significant": significant}
-        assert verdict({"better": better, "difference": difference}) == word
 
 
 def test_a_model_that_is_broken_does_not_cost_the_other(world, tmp_path):

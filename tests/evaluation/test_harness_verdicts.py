@@ -178,10 +178,10 @@ def test_numbers_without_examples_have_a_direction_and_no_word():
 def test_noise_of_increases_near_zero_is_no_difference():
     """An increase is a difference of losses, and has their rounding: 1e-5 of 3 nats, not of 1e-6."""
 
-    def significant(difference, scale):
-        values = {"a": {"value": 1e-6 + difference}, "b": {"value": 1e-6}}
+    def significant(difference, scale, size=1e-6):
+        values = {"a": {"value": size + difference}, "b": {"value": size}}
         if scale is not None:
-            values = {name: each | {"scale": scale} for name, each in values.items()}
+            values = {name: entry | {"scale": scale} for name, entry in values.items()}
         difference = {"kind": "difference", "value": difference, "p_value": 1e-4}
         quantity = {"models": values, "difference": difference}
         _correct([{"quantities": [quantity]}])
@@ -189,6 +189,8 @@ def test_noise_of_increases_near_zero_is_no_difference():
 
     assert not significant(2e-5, 3.0) and not significant(-2e-5, 3.0)
     assert significant(4e-5, 3.0) and significant(2e-5, None)
+    # Rounding of other numbers is no difference either, however regular.
+    assert significant(1e-3, None, 1.0) and not significant(4e-8, None, 1.0) and not significant(-4e-8, None, 1.0)
     result = measured("ids", "quantization_robustness", "worse")
     (quantity,) = MEASURES["quantization_robustness"].quantities(result)
     assert quantity.scale == result["rounded"]["identity"]["W3A16"]["loss"] > 0

@@ -337,18 +337,6 @@ def test_refusals_of_invariance():
             invariance(tiny_model(), **({"texts": rows()} | options))
 
 
-def test_throughput_counts_tokens():
-    models = {"rigpt": tiny_model(), "stock": tiny_gpt2()}
-    ticks = []
-    result = throughput(models, prompt=8, new_tokens=3, batch_size=2, turns=3, memory=False, progress=ticks.append)
-    assert len(ticks) == 3 * 4
-    for each in result["models"].values():
-        assert each["prefill_tokens_per_second"]["median"] > each["decode_tokens_per_second"]["median"] > 0
-        assert each["time_to_first_token"]["lower"] <= each["time_to_first_token"]["upper"] < 10
-    assert list(result["ratios"]) == ["rigpt"]
-    assert 0.01 < result["ratios"]["rigpt"]["prefill_tokens_per_second"]["median"] < 100
-
-
 @pytest.mark.full
 @pytest.mark.slow
 def test_peak_memory_grows_with_the_model():
