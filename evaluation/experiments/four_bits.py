@@ -168,8 +168,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
     console.print(table)
-    if options.output is not None:
-        write_json(options.output, results)
+    write_json(options.output, results)
     return results
 
 

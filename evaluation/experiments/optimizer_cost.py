@@ -23,7 +23,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
-from .common import write_json
+from .common import median_and_range, write_json
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -71,18 +71,15 @@ def run(options: Options) -> None:
     title = f"{options.shape}, {options.tokens} tokens per step, {device}"
     table = Table("", "median", "lowest", "highest", title=title)
     for name in ("forward and backward", "fused AdamW", "equivariant", "ratio of training steps"):
-        values = result[name]
-        unit = "" if name.startswith("ratio") else " s"
-        table.add_row(name, *(f"{pick(values):.3f}{unit}" for pick in (statistics.median, min, max)))
+        table.add_row(name, *median_and_range(result[name], "{:.3f}" if name.startswith("ratio") else "{:.3f} s"))
     console = Console()
     console.print(table)
     goal = GOALS[device.type]
     reached = statistics.median(result["ratio of training steps"]) <= goal
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
-    if options.output is not None:
-        how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
-        how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
-        write_json(options.output, how | result)
+    how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
+    how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
+    write_json(options.output, how | result)
 
 
 def measure(

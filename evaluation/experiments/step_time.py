@@ -56,10 +56,9 @@ def run(options: Options) -> None:
     for name in names:
         table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(relative[name]))
     Console().print(table)
-    if options.output is not None:
-        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
-        how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
-        write_json(options.output, how)
+    how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
+    how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
+    write_json(options.output, how)
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
