@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from evaluation.experiments import candidates, compare, equivariance, optimizer_cost
 from rigpt_hf.training import diagnostics
 from rigpt_hf.training.build import build_model, build_optimizer
-from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+from tests.evaluation.experiments.runs import SMALL_CANDIDATES
 from tests.tolerances import TRAINING
 
 
@@ -73,18 +73,8 @@ def test_every_candidate_is_a_model_with_rates_of_its_own():
 
 @pytest.mark.full
 def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
-    stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
-    monkeypatch.setitem(
-        compare.CANDIDATES,
-        "rigpt",
-        candidates.Candidate(ModelOptions(config_overrides=tiny), OptimizerOptions(), (0.01,)),
-    )
-    monkeypatch.setitem(
-        compare.CANDIDATES,
-        "stock-gpt2",
-        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(optim="adamw"), (0.003,)),
-    )
+    for name, candidate in SMALL_CANDIDATES.items():
+        monkeypatch.setitem(compare.CANDIDATES, name, candidate)
     monkeypatch.setattr(compare, "BATCH", 2)
     monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
     arguments = dict(
