@@ -72,7 +72,7 @@ def fail(name: str, message: str) -> int:
 
 
 def usage_message(error: Any, name: str) -> str:
-    """What is wrong with a command line, in one line, and where its help is."""
+    """The fault of a command line, in one line, and where its help is."""
     path = error.ctx.command_path if error.ctx else name
     message = " ".join(error.format_message().split()).rstrip(".")
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"

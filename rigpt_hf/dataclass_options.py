@@ -122,7 +122,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
         ),
     ]
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    main.__annotations__ = {each.name: each.annotation for each in parameters}
+    main.__annotations__ = {item.name: item.annotation for item in parameters}
     main.__doc__, main.__name__ = run.__doc__, getattr(run, "__name__", "main")
     return main
 
@@ -166,7 +166,7 @@ def build(options: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 
 def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
-    """What Typer reads of a field: type, default, and how the option or argument is spelled and explained."""
+    """The parameter that Typer reads: type, default, and how the option or argument is spelled and explained."""
     annotation, given = leaf.annotation, {}
     if get_origin(annotation) is Annotated:
         annotation, given = get_args(annotation)
@@ -208,7 +208,7 @@ def without_none(annotation: Any) -> tuple[Any, bool]:
 
 
 def metavar(kind: Any) -> str:
-    """What the help shows for a value of this type."""
+    """The name of a value of this type in the help."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     return {list: "A,B,...", tuple: "A,B,...", dict: "KEY=VALUE,..."}.get(get_origin(kind), f"<{kind.__name__}>")
@@ -229,23 +229,23 @@ class Parser:
                 value = read_yaml(value) if value.startswith("[") else [part.strip() for part in value.split(",")]
             if not isinstance(value, (list, tuple)):
                 raise ValueError(f"{value!r} is not a list. Separate several by commas.")
-            return origin(convert(kinds[0], each) for each in value)
+            return origin(convert(kinds[0], item) for item in value)
         if origin is dict:
             if isinstance(value, str) and not value.startswith("{"):
                 value = f"{{{re.sub('=', ': ', value)}}}"
             value = read_yaml(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
                 raise ValueError(f"{value!r} is not of the form key=value. Separate several by commas.")
-            return {key: convert(kinds[1], each) for key, each in value.items()}
+            return {key: convert(kinds[1], item) for key, item in value.items()}
         return convert(self.kind, value)
 
 
 def convert(kind: Any, value: Any) -> Any:
     """
-    One value as a type.
+    Convert a value to a type.
 
     Raises:
-        ValueError: if it is none of that type.
+        ValueError: if it cannot be one of that type.
     """
     if kind is Any:
         return value
@@ -296,7 +296,7 @@ def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
             if name in groups and isinstance(value, dict):
                 walk(value, f"{name}__")
             elif name not in declared:
-                options = {each.replace("__", "."): None for each in declared}
+                options = [option.replace("__", ".") for option in declared]
                 near = difflib.get_close_matches(name.replace("__", "."), options, n=1)
                 advice = f" Did you mean `{near[0]}`?" if near else ""
                 raise ValueError(
@@ -314,10 +314,10 @@ def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
 
 def read_yaml(text: str) -> Any:
     """
-    What YAML says.
+    The value of a YAML text.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not YAML.
     """
     import yaml
 

@@ -1,6 +1,7 @@
 """The model, the optimizer and the data that the options of a run describe."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
-from .data import Manifest, prepare
+from .data import Manifest, TokenShards, Windows, prepare, validation_batches
 from .kinds import KINDS, kind_of
 from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions
@@ -22,7 +23,7 @@ from .options import DataOptions, ModelOptions, OptimizerOptions, PretrainOption
 
 # Characters of the source that a tokenizer of the run's own is made from.
 TOKENIZER_TEXT = 20_000_000
-# What a folder of shards was asked for, besides what its manifest says.
+# Options that a folder of shards was made for, besides those in its manifest.
 REQUEST = "request.json"
 
 
@@ -174,19 +175,33 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     return path
 
 
+def open_windows(
+    options: PretrainOptions, train: TokenShards, held_out: TokenShards
+) -> tuple[Windows, Iterator[dict[str, torch.Tensor]]]:
+    """
+    The windows that a run trains on, and the batches of its validation loss.
+
+    Raises:
+        ValueError: if the shards do not hold so many tokens.
+    """
+    context, plain = options.context_length, {"cross_document": options.cross_document}
+    windows = Windows(train, context, **plain)
+    return windows, validation_batches(held_out, context, options.global_batch_size, options.eval_batches, **plain)
+
+
 def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
     """
     Raise if a folder of shards was made from something else than the options say.
 
     Raises:
-        ValueError: names the option; with `source: null` a folder is taken as it is.
+        ValueError: names the option; with `data: null` a folder is taken as it is.
     """
     if options.data is None:
         return
     request = path / REQUEST
     made: dict[str, Any] = {**manifest.source, "validation": manifest.validation}
     made |= json.loads(request.read_text(encoding="utf-8")) if request.is_file() else {"tokenizer": options.tokenizer}
-    # What the manifest calls an option.
+    # Options by the names that the manifest has for them.
     wanted: dict[str, tuple[str, Any]] = {
         "data": ("source", options.data),
         "max_tokens": ("max_tokens", options.max_tokens),

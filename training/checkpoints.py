@@ -126,13 +126,13 @@ class CheckpointStore:
         path, is_main = self._path(step), self.workers.index == 0
         temporary = self.temporary(step)
 
-        def stage(act: Callable[[], Any]) -> None:
-            together(self.workers, lambda: self._explained(step, act))
+        def stage(act: Callable[[], Any]) -> Any:
+            return together(self.workers, lambda: self._explained(step, act))
 
         try:
-            stage(lambda: self._begin(step, metric, facts) if is_main else None)
+            record = stage(lambda: self._begin(step, metric, facts) if is_main else None)
             stage(lambda: write(temporary))
-            stage(lambda: self._commit(step, metric, facts) if is_main else None)
+            stage(lambda: self._commit(step, record) if is_main else None)
         finally:
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -142,9 +142,9 @@ class CheckpointStore:
         """The folder that is filled for this step; the same in every process."""
         return self.folder / f".{self._path(step).name}.partial"
 
-    def _begin(self, step: int, metric: float | None, facts: Facts | None) -> None:
-        """Make the folder to fill, empty."""
-        _header(step, metric, facts)
+    def _begin(self, step: int, metric: float | None, facts: Facts | None) -> dict[str, Any]:
+        """Make the folder to fill, empty; the record of the checkpoint, without its files."""
+        record = _header(step, metric, facts)
         if (folders := _folders(self.folder)) and folders[-1][0] >= step:
             raise ValueError(
                 f"`step` must be above that of every checkpoint, got {step} with {str(folders[-1][1])!r} there. "
@@ -153,10 +153,11 @@ class CheckpointStore:
         temporary = self.temporary(step)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        return record
 
-    def _commit(self, step: int, metric: float | None, facts: Facts | None) -> None:
+    def _commit(self, step: int, record: dict[str, Any]) -> None:
         """Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept."""
-        temporary, record = self.temporary(step), _header(step, metric, facts)
+        temporary = self.temporary(step)
         inside = sorted(temporary.rglob("*"))
         files = {}
         for file in inside:
@@ -214,10 +215,10 @@ class CheckpointStore:
             raise ValueError(f"`step` must be a whole number, 0 or more, got {step!r}.")
         return self.folder / f"step-{step:08d}"
 
-    def _explained(self, step: int, act: Callable[[], Any]) -> None:
-        """Turn what operating system and safetensors say about a failed write into one line for a person."""
+    def _explained(self, step: int, act: Callable[[], Any]) -> Any:
+        """Act, and turn what operating system and safetensors say about a failed write into one line for a person."""
         try:
-            act()
+            return act()
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"`output_dir` must take the checkpoint of step {step}, got {str(self.folder)!r}: "

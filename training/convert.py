@@ -31,7 +31,7 @@ PATIENCE = timedelta(hours=12)
 
 @dataclass
 class ConvertOptions:
-    """What to convert, and where to."""
+    """The model to convert, and where to."""
 
     source: str
     """Folder with safetensors, or id of a repository on the Hub."""
@@ -42,7 +42,7 @@ class ConvertOptions:
     gguf_file: str | None = None
     """A GGUF file in the folder SOURCE, decoded as a whole in memory."""
     dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = None
-    """Of the result; the source's if not given."""
+    """Type of the result's weights; the source's if not given."""
     dropout: Literal["vector", "none", "refuse"] = "vector"
     """GPT-2 drops single coordinates of the stream, which prefers a basis: drop whole vectors with the same
     probability, drop none, or refuse such a source. Evaluation is the same with all."""

@@ -1,4 +1,4 @@
-"""What is measured of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
+"""Measurements of a model while it trains: kurtosis of the stream, invariance, and how busy the machine is."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -138,7 +138,7 @@ def flops_per_token(model: nn.Module, context: int) -> float:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
-    Operations per second of large matrix products, measured here and now: what utilisation is relative to.
+    Operations per second of large matrix products, measured here and now; utilisation is relative to them.
 
     That of the fastest product: the first one also loads and compiles kernels, and others may wait for the machine.
     """

@@ -31,7 +31,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Piece(NamedTuple):
-    """What is held out or not as one: a row's text or chat, or a passage of a text file."""
+    """A unit that is held out or not as a whole: a row's text or chat, or a passage of a text file."""
 
     document: int
     content: str | list[dict]
@@ -54,13 +54,13 @@ class Rows:
 
     def __init__(self, table: datasets.Dataset, source: str, passages: bool = False):
         self.source, self.passages = source, passages
-        found = [name for name in COLUMNS if name in table.column_names]
-        if not found:
+        columns = [name for name in COLUMNS if name in table.column_names]
+        if not columns:
             raise ValueError(
                 f"`data` must have a column `text` or a column `messages`, got {source!r} with the columns "
                 f"{', '.join(table.column_names) or '(none)'}. Rename the column that holds the text."
             )
-        self.table = table.select_columns(found)
+        self.table = table.select_columns(columns)
 
     def __iter__(self) -> Iterator[Piece]:
         for index, row in enumerate(self.table):
@@ -230,9 +230,9 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
     """
     Token ids of a conversation by the tokenizer's chat template, and labels on the assistant's turns only.
 
-    What belongs to a turn is what the template marks with `{% generation %}`. A template without that mark, which TRL
-    does not take, is asked for beginnings of the conversation: a turn goes from the end of the prompt for it to the
-    end of the message, with the tokens that close it.
+    The template marks a turn with `{% generation %}`. A template without that mark, which TRL does not take, is asked
+    for beginnings of the conversation: a turn goes from the end of the prompt for it to the end of the message, with
+    the tokens that close it.
 
     Args:
         messages: With `role` and `content` each.

@@ -15,7 +15,7 @@ LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 
 @dataclass
 class FinetuneOptions:
-    """What to fine-tune, on what, how, and where to."""
+    """The model to fine-tune, the data, the recipe, and the folder to make."""
 
     model: str
     """Folder of a RiGPT, or its id on the Hub."""
@@ -68,11 +68,11 @@ class FinetuneOptions:
     max_grad_norm: float = 1.0
     """Largest norm of the gradient; 0 leaves it."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """What the model computes in; weights and moments stay in float32."""
+    """Precision in which the model computes; weights and moments stay in float32."""
     gradient_checkpointing: bool = False
     """Recompute activations: less memory, a third more time."""
     seed: int = 0
-    """Of the order of examples, dropout and the adapter's start."""
+    """Seed of the order of examples, dropout and the adapter's start."""
     logging_steps: int = 10
     """Steps between two reports of the loss."""
     save_steps: int = 500
@@ -144,7 +144,7 @@ class FinetuneOptions:
 @dataclass(frozen=True)
 class FinetuneReport:
     """
-    What came of it.
+    The results of a fine-tuning run.
 
     Args:
         output_dir: The folder that was written.
@@ -187,5 +187,5 @@ class FinetuneReport:
 
 
 def perplexity(loss: float) -> float:
-    """Of a loss in nats per token."""
+    """The perplexity of a loss in nats per token."""
     return math.exp(min(loss, 700.0))

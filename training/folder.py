@@ -13,7 +13,7 @@ from .checkpoints import check_facts, sync
 
 
 OWNER, LOCK = "run.json", ".lock"
-# What a run leaves beside its checkpoints, and what a new one would replace.
+# Results of a run beside its checkpoints, which a new one would replace.
 LEFT = ("metrics.jsonl", "model", "loss.png")
 
 

@@ -19,9 +19,9 @@ from transformers.utils import logging
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 
 from .averaging import WeightAverage, exchange_saved
-from .build import build_model, build_optimizer, check_run, ensure_data
-from .checkpoints import Checkpoint, CheckpointStore, check_facts
-from .data import TokenShards, Windows, validation_batches
+from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
+from .checkpoints import CheckpointStore, check_facts
+from .data import TokenShards
 from .diagnostics import (
     flops_per_token,
     in_parts,
@@ -49,7 +49,7 @@ from .state import load_state, rng_state, save_state, set_rng_state
 
 logger = logging.get_logger(__name__)
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What a checkpoint records besides the options: it changes from one to the next.
+# Facts of a checkpoint besides the options; they change from one to the next.
 PROGRESS = ("world", "best_validation", "windows", "averaged")
 
 
@@ -93,7 +93,7 @@ class PretrainingRun:
         self.best_validation: float | None = None
         self.skipped = 0
         self.requests = StopRequests()
-        # What all processes have agreed on; a request is only one's own.
+        # All processes have agreed on this; a request is only one's own.
         self.stopping = False
 
     def _open_data(self) -> None:
@@ -106,11 +106,8 @@ class PretrainingRun:
             for shards in (train, held_out):
                 self._on_main(partial(shards.verify, progress=False))
         self.manifest = train.manifest
-        end, length = self.manifest.end_of_text, options.context_length
-        plain = {"cross_document": options.cross_document}
-        self.windows = Windows(train, length, end, **plain)
-        size, batches = options.global_batch_size, options.eval_batches
-        self.validation = list(validation_batches(held_out, length, size, batches, end_of_text=end, **plain))
+        self.windows, validation = open_windows(options, train, held_out)
+        self.validation = list(validation)
 
     def _build(self) -> None:
         options = self.options
@@ -184,15 +181,14 @@ class PretrainingRun:
         held = lock(self.output)
         try:
             self.store.clean()
-            found = bool(self.store.checkpoints())
-            claim(self.output, self._facts(), found, self.options.force)
+            claim(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
         except BaseException:
             held.release()
             raise
         return held
 
     def _on_main(self, act: Callable[[], Any]) -> Any:
-        """What the main process makes, there; if it fails, all processes fail, and none waits."""
+        """Act on the main process alone; if it fails, all processes fail, and none waits."""
         return together(self.workers, lambda: act() if self.rank == 0 else None)
 
     def _advance(self) -> dict[str, Any]:
@@ -293,44 +289,40 @@ class PretrainingRun:
         return self.options.facts() | {"data_hashes": hashes}
 
     def _save(self, metric: float | None) -> None:
-        # What was judged is what `model` of the checkpoint holds: an average goes there, and the weights where it was.
-        with self.average.applied():
-            self._save_as_it_is(metric)
-
-    def _save_as_it_is(self, metric: float | None) -> None:
-        weights, optimizer = gather_weights(self.model), gather_optimizer(self.model, self.optimizer)
-        scaler = self.scaler.state_dict() if self.scaler else {}
-
         def write(folder: Path) -> None:
             save_state(rng_state(), folder / f"rng-{self.rank}.pt")
             if self.accelerator.is_main_process:
                 write_model(self.plain, weights, None, folder / "model")
+                scaler = self.scaler.state_dict() if self.scaler else {}
                 state = {"name": self.options.optim, "optimizer": optimizer, "scaler": scaler}
                 save_state(state, folder / "optimizer.pt")
 
         windows = self.skipped + self.step * self.options.global_batch_size
         facts = self._facts() | {"world": self.world, "best_validation": self.best_validation, "windows": windows}
         facts["averaged"] = self.average.decay is not None
-        self.store.save(self.step, write, metric=metric, facts=facts)
+        # `model` of a checkpoint is the one that was judged: an average goes there, and the weights to its place.
+        with self.average.applied():
+            weights, optimizer = gather_weights(self.model), gather_optimizer(self.model, self.optimizer)
+            self.store.save(self.step, write, metric=metric, facts=facts)
 
     def _resume(self) -> None:
         self._on_main(lambda: self.store.latest(verify=True))
-        found: Checkpoint | None = self.store.latest()
-        if found is None:
+        checkpoint = self.store.latest()
+        if checkpoint is None:
             return
-        if found.step > self.options.max_steps:
+        if checkpoint.step > self.options.max_steps:
             raise ValueError(
-                f"`max_steps` must be at least the {found.step} steps that are done in {str(self.output)!r}, got "
+                f"`max_steps` must be at least the {checkpoint.step} steps that are done in {str(self.output)!r}, got "
                 f"{self.options.max_steps}. Name another folder for a shorter run."
             )
         if not self.options.allow_changes:
-            saved = {key: value for key, value in found.facts.items() if key not in PROGRESS}
+            saved = {key: value for key, value in checkpoint.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--allow-changes")
-        state = load_state(found.path / "optimizer.pt")
+        state = load_state(checkpoint.path / "optimizer.pt")
         # Not mapped from the file: see `load_state`.
-        mapped = load_file(found.path / "model" / "model.safetensors")
+        mapped = load_file(checkpoint.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
-        if found.facts.get("averaged"):
+        if checkpoint.facts.get("averaged"):
             exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)
         if state["name"] == self.options.optim:
@@ -339,12 +331,14 @@ class PretrainingRun:
             logger.warning(f"The optimizer was {state['name']!r} before: its moments are of no use and start afresh.")
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        if found.facts["world"] == self.world:
-            set_rng_state(load_state(found.path / f"rng-{self.rank}.pt"))
+        if checkpoint.facts["world"] == self.world:
+            set_rng_state(load_state(checkpoint.path / f"rng-{self.rank}.pt"))
         else:
-            logger.warning(f"Saved by {found.facts['world']} processes, continued by {self.world}: dropout differs.")
-        self.step, self.best_validation = found.step, found.facts["best_validation"]
-        self.skipped = found.facts["windows"] - self.step * self.options.global_batch_size
+            logger.warning(
+                f"Saved by {checkpoint.facts['world']} processes, continued by {self.world}: dropout differs."
+            )
+        self.step, self.best_validation = checkpoint.step, checkpoint.facts["best_validation"]
+        self.skipped = checkpoint.facts["windows"] - self.step * self.options.global_batch_size
 
     def _bar(self) -> tqdm:
         shown = self.progress and self.accelerator.is_main_process

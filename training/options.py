@@ -12,7 +12,7 @@ from rigpt_hf.dataclass_options import parse
 
 PRESETS = Path(__file__).parent / "presets"
 TRACKERS = ("tensorboard", "wandb", "trackio")
-# What a number must be, in words and in fact.
+# A rule for a number, in words and as a function.
 Rule = tuple[str, Callable[[float], bool]]
 POSITIVE: Rule = ("positive", lambda value: 0 < value < math.inf)
 AT_LEAST_0: Rule = ("at least 0", lambda value: 0 <= value < math.inf)
@@ -37,7 +37,7 @@ def check(options: Any, rule: Rule, *names: str) -> None:
 
 @dataclass
 class ModelOptions:
-    """What is trained."""
+    """The model that is trained."""
 
     model_kind: str = "rigpt"
     """The class: `rigpt`, or to compare with, `stock-gpt2`. Experiments add their own to `training/kinds.py`'s."""
@@ -60,7 +60,7 @@ class ModelOptions:
 
 @dataclass
 class DataOptions:
-    """What it is trained on."""
+    """The data that it is trained on."""
 
     data_dir: str = "runs/data/docs"
     """Folder of tokenised shards; made from `data` if it does not exist yet."""
@@ -68,7 +68,7 @@ class DataOptions:
     """`docs` (the documentation of the installed packages), a local text, JSONL or parquet file or folder, or a
     data set on the Hub; null takes `data_dir` as it is."""
     data_options: dict[str, Any] = field(default_factory=dict)
-    """What else the source needs: name, revision, split, text_column, separator (of text files), megabytes."""
+    """Further options of the source: name, revision, split, text_column, separator (of text files), megabytes."""
     tokenizer: str = "train:4096"
     """Folder or Hub id of a tokenizer; `train:N` makes one with N tokens from the beginning of the source."""
     tokenizer_revision: str | None = None
@@ -101,13 +101,13 @@ class OptimizerOptions:
     weight_decay: float = 0.1
     """Decoupled rate; not on biases and gains."""
     momentum: float = 0.95
-    """Of matrices (equivariant, muon)."""
+    """Momentum of matrices (equivariant, muon)."""
     adam_beta1: float = 0.9
-    """Of Adam's first moments."""
+    """Decay of Adam's first moments."""
     adam_beta2: float = 0.95
-    """Of Adam's second moments."""
+    """Decay of Adam's second moments."""
     lr_multipliers: dict[str, float] = field(default_factory=dict)
-    """Of the learning rate, by update rule (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
+    """Factors of the rate, by update rule (equivariant) or module, such as `embed_tokens: 0.3` (also muon)."""
     ema_decay: float | None = None
     """Share kept per step of a moving average of the weights, which is validated and is the model of checkpoints and
     of the end; null for none."""
@@ -148,9 +148,9 @@ class RunOptions:
     per_device_train_batch_size: int | None = None
     """Windows that one process puts through the model at once, also to evaluate; all of its share if not given."""
     seed: int = 0
-    """Of initial weights, order of the data, and dropout."""
+    """Seed of initial weights, order of the data, and dropout."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """What the model computes in; its weights stay in float32."""
+    """Precision in which the model computes; its weights stay in float32."""
     fsdp: bool = False
     """Shard parameters, gradients and optimizer among processes (FSDP2) instead of repeating them (DDP)."""
     torch_compile: bool = False
@@ -198,17 +198,9 @@ class RunOptions:
 # hold is known by their hashes.
 NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
-    *(
-        "output_dir",
-        "per_device_train_batch_size",
-        "fsdp",
-        "torch_compile",
-        "deterministic",
-        "logging_steps",
-        "eval_steps",
-    ),
-    *("eval_batches", "save_steps", "save_total_limit", "save_best_limit", "diagnose_steps", "report_to", "force"),
-    *("allow_changes", "prepare_only"),
+    *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "deterministic", "logging_steps"),
+    *("eval_steps", "eval_batches", "save_steps", "save_total_limit", "save_best_limit", "diagnose_steps"),
+    *("report_to", "force", "allow_changes", "prepare_only"),
 )
 
 
@@ -232,7 +224,7 @@ class PretrainOptions(RunOptions, OptimizerOptions, DataOptions, ModelOptions):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers of a run; a checkpoint may only be continued with the same."""
+        """The options that decide the numbers of a run; a checkpoint may only be continued with the same."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_DECISIVE}
 
 

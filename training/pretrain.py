@@ -22,19 +22,17 @@ def prepare_data(options: PretrainOptions) -> str:
     Raises:
         ValueError: if this is one of several processes, or the run could not begin with these data.
     """
-    from rigpt_hf.training.build import check_run, ensure_data
-    from rigpt_hf.training.data import TokenShards, Windows, validation_batches
+    from rigpt_hf.training.build import check_run, ensure_data, open_windows
+    from rigpt_hf.training.data import TokenShards
 
     if (world := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(
             f"`prepare_only` must have one process, got {world}. Start it with `python` instead of a launcher."
         )
     check_run(options)
-    folder, plain = ensure_data(options), {"cross_document": options.cross_document}
+    folder = ensure_data(options)
     train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
-    Windows(train, options.context_length, **plain)
-    size, batches = options.global_batch_size, options.eval_batches
-    validation_batches(held_out, options.context_length, size, batches, **plain)
+    open_windows(options, train, held_out)
     return f"{len(train):,} tokens to train on and {len(held_out):,} held out are in {folder}"
 
 

@@ -1,4 +1,4 @@
-"""What a run writes besides checkpoints: a log of metrics, curves, and the model itself."""
+"""Results of a run besides checkpoints: a log of metrics, curves, and the model itself."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from rigpt_hf.pictures.training import plot_losses
 @dataclass
 class RunReport:
     """
-    What a run came to.
+    The results of a run.
 
     Args:
         steps (`int`): done in all; started (`int`): the step at which this call began.

@@ -8,7 +8,7 @@ from .options import OptimizerOptions
 
 def make_schedule(options: OptimizerOptions, steps: int) -> Callable[[int], float]:
     """
-    What the peak rate is multiplied by in step `n` (from 0): linear warm-up, constant, then a fall to `min_lr_rate`.
+    The factor of the peak rate in step `n` (from 0): linear warm-up, constant, then a fall to `min_lr_rate`.
 
     The rate of the last step is `min_lr_rate` of the peak itself.
     """

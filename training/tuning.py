@@ -31,7 +31,7 @@ from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexi
 
 RECORD = "finetune.json"
 MEASURED = 256  # examples of the training data, where none are held out
-# What may change between a run and the one that resumes it.
+# Options that may change between a run and the one that resumes it.
 FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
 
 logger = logging.get_logger(__name__)
@@ -160,7 +160,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         curve=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     )
     if state.is_main_process:
-        # What trainers set for themselves would be saved that way.
+        # Trainers set these for themselves, and they would be saved that way.
         model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id = special
         write(options, trained.eval(), tokenizer, saved_dtype, record | {"result": asdict(report)})
     state.wait_for_everyone()
@@ -173,7 +173,7 @@ def check_places(options: FinetuneOptions, state: PartialState) -> None:
     for source in (Path(options.model).resolve(), Path(options.data).resolve()):
         if source.exists() and output.resolve() in (source, *source.parents):
             raise ValueError(f"`output_dir` must not hold what is read, got {str(output)!r}. Name another folder.")
-    # What this program wrote may be replaced even if it is an adapter, which has no config.json.
+    # A result of this program may be replaced even if it is an adapter, which has no config.json.
     if not (options.force and (output / RECORD).is_file()):
         check_output(output, options.model, options.force)
     if options.resume:
@@ -204,12 +204,12 @@ def last_checkpoint(working: Path) -> str | None:
 
 
 def make_record(options: FinetuneOptions, held: HeldOut) -> dict[str, Any]:
-    """What a result says of its making."""
+    """The options, the data and the versions that a result was made with."""
     libraries = (torch, transformers, datasets, trl)
     return {
         "options": asdict(options),
         "data": {"sha256": held.fingerprint, "rows": len(held.mask), "held_out": int(held.mask.sum())},
-        "versions": {"rigpt_hf": __version__} | {each.__name__: each.__version__ for each in libraries},
+        "versions": {"rigpt_hf": __version__} | {library.__name__: library.__version__ for library in libraries},
     }
 
 
@@ -230,7 +230,7 @@ def check_resumes(options: FinetuneOptions, record: dict[str, Any]) -> None:
 
 
 def named_model(load: Any, *arguments: Any) -> Any:
-    """What a function makes of a source, which is called `model` here."""
+    """Load something from a source, which messages call `model` here."""
     try:
         return load(*arguments)
     except ValueError as error:
@@ -291,9 +291,9 @@ def make_trainer(
     packed = examples["labels"] == examples["input_ids"]
     rate, decay = options.peak_rate, options.weight_decay
     names = {entry.name for entry in fields(trl.SFTConfig)} - {"optim"}  # which is made below
-    # What has the same name in both is the same.
-    shared = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    settings: dict[str, Any] = shared | {
+    # Options of the same name are the same.
+    settings = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    settings |= {
         "output_dir": str(options.working_dir),
         "max_length": context,
         "packing": packed,

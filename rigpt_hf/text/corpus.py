@@ -14,7 +14,7 @@ DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.D
 DOCUMENT_SUFFIXES = (".md", ".rst")
 SHORTEST, LONGEST = 40, 2000  # characters of a paragraph; shorter ones say little, longer ones are no paragraphs
 SMALLEST_SHARE_OF_LETTERS = 0.85  # letters and spaces; below that it is a table or code
-# Of so many paragraphs, by their hash, one is kept for evaluation and not trained on.
+# One paragraph in so many, by its hash, is kept for evaluation and not trained on.
 HELD_OUT = 8
 # Docstrings are copied and changed a little; with so many words in a row in common they are no other text.
 COPIED = 13

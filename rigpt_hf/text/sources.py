@@ -16,7 +16,7 @@ from .corpus import gather_documentation
 DOCUMENTATION = "docs"
 # Between the stories of TinyStories and in other dumps; no text of its own contains it.
 SEPARATOR = "<|endoftext|>"
-# What reads a local file, by its name's end.
+# Readers of local files, by the end of the name.
 READERS = {
     ".txt": "text",
     ".jsonl": "json",
@@ -26,7 +26,7 @@ READERS = {
     ".parquet": "parquet",
 }
 CHUNK = 2**20  # characters read at a time
-# What `datasets` says of a data set that is a program, which it no longer runs.
+# The answer of `datasets` to a data set that is a program, which it no longer runs.
 SCRIPT = "Dataset scripts are no longer supported"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -53,7 +53,7 @@ def documents(
         split (`str`, defaults to `"train"`), name (`str`, *optional*), revision (`str`, *optional*):
             Which split, configuration and commit, branch or tag of a data set on the Hub; not looked at elsewhere.
         separator (`str`, defaults to `"<|endoftext|>"`):
-            What separates documents in a .txt file; a file without it is one document, held in memory as a whole.
+            Text between documents in a .txt file; a file without it is one document, held in memory as a whole.
             `"\\n\\n"` makes every paragraph a document.
         megabytes (`float`, defaults to 20): How much documentation `"docs"` gathers at most.
 
@@ -68,7 +68,7 @@ def documents(
     if kind == "documentation":
         if megabytes <= 0:
             raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
-        # What `rigpt evaluate` measures on is left out.
+        # The part on which `rigpt evaluate` measures is left out.
         texts = iter(gather_documentation(int(megabytes * 10**6), part="training"))
     elif kind == "local":
         texts = _local(source_files(source), text_column, separator)
@@ -118,7 +118,7 @@ def kind_of(source: str) -> str:
 
 
 def reader_of(name: str | os.PathLike) -> str | None:
-    """What reads a file of this name: text, json or parquet; None if nothing does."""
+    """The reader of a file of this name: text, json or parquet; None if nothing does."""
     return next((reader for end, reader in READERS.items() if os.fspath(name).lower().endswith(end)), None)
 
 
@@ -238,7 +238,7 @@ def _unreadable(source: str, error: Exception) -> ValueError:
 
 
 def parquet_instead(reason: str, option: str) -> str:
-    """What to do about a data set that is a program, for the end of a message; nothing for any other reason."""
+    """A remedy for a data set that is a program, for the end of a message; empty for any other reason."""
     if SCRIPT not in reason:
         return ""
     return f". The Hub keeps most of them as Parquet too: pass `{option}`."

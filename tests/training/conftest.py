@@ -1,14 +1,30 @@
 """Shards for tests of pretraining; a tokenizer, a small model and options for tests of fine-tuning."""
 
+import os
+
 import pytest
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.text.tokenizer import train_tokenizer
+from rigpt_hf.training import loop, records
 from rigpt_hf.training.finetune_options import FinetuneOptions
+from rigpt_hf.training.options import RunOptions
 from tests.models import tiny_config
-from tests.training.runs import CALM, make_data, pretrain
+from tests.training.runs import CALM, PEAK, make_data, pretrain
 from tests.training.texts import TEXT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def saved_curves():
+    """The function that draws curves, which runs do without, as without the peak: both are half of a short one."""
+    save = records.save
+    with pytest.MonkeyPatch.context() as patched:
+        # A kill spares the memory of the operating system, and a busy disk would take minutes.
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        patched.setattr(records, "save", lambda figure, path: path.touch())
+        patched.setattr(loop, "peak_flops", lambda device, dtype: PEAK)
+        yield save
 
 
 @pytest.fixture(scope="session")
@@ -18,18 +34,20 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def straight(data, tmp_path_factory):
+def straight(data, saved_curves, tmp_path_factory):
     """The folder of a run of 12 steps, with dropout, that nothing happened to; to look at and to copy."""
     output = tmp_path_factory.mktemp("straight") / "run"
-    pretrain(data, output, diagnose_steps=6)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(records, "save", saved_curves)
+        pretrain(data, output, diagnose_steps=6)
     return output
 
 
 @pytest.fixture(scope="session")
 def plain(data, tmp_path_factory):
-    """The same without dropout, so that the number of processes and the parts of a batch do not show."""
+    """The same without dropout, so that the number of processes and the parts of a batch do not show; and tracked."""
     output = tmp_path_factory.mktemp("plain") / "run"
-    pretrain(data, output, **CALM)
+    pretrain(data, output, **CALM, report_to=RunOptions().report_to)
     return output
 
 

@@ -30,6 +30,7 @@ MODEL = {
 }
 CALM = {"config_overrides": MODEL | {"residual_dropout": 0.0}}
 VOCABULARY, END = 61, 0
+PEAK = 1e9  # operations per second that a machine is taken to reach
 # What a clock, and not the run, decides.
 CLOCKS = ("tokens_per_second", "mfu")
 
@@ -42,9 +43,8 @@ def make_data(folder: Path) -> Path:
         jumps = np.where(draw.random(size) < 0.1, draw.integers(0, VOCABULARY, size), 1)
         files[split] = folder / f"{split}.bin"
         (np.cumsum(jumps) % VOCABULARY).astype("<u2").tofile(files[split])
-    return (
-        from_tokens(files, folder / "data", vocab_size=VOCABULARY, end_of_text=END, progress=False) and folder / "data"
-    )
+    from_tokens(files, folder / "data", vocab_size=VOCABULARY, end_of_text=END, progress=False)
+    return folder / "data"
 
 
 def make_options(data: Path, output: Path, **changes) -> PretrainOptions:

@@ -1,11 +1,9 @@
-"""Checkpoints to save and to look at, for tests."""
+"""Checkpoints to save and to look at, for tests; without PyTorch, so that programs of their own start at once."""
 
-import os
 from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from rigpt_hf.training.checkpoints import Checkpoint
 
@@ -13,18 +11,12 @@ from rigpt_hf.training.checkpoints import Checkpoint
 FILES = ("model.safetensors", "state/part-0.bin", "state/part-1.bin", "empty")
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    """A kill spares the memory of the operating system, so these tests need no disk; a busy one would take minutes."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def writer(step: int, size: int = 2000):
     """A `write` whose files tell the step."""
 
     def write(folder: Path):
         (folder / "state").mkdir()
-        save_file({"step": torch.full((size,), step, dtype=torch.float64)}, folder / "model.safetensors")
+        save_file({"step": np.full((size,), step, dtype=np.float64)}, folder / "model.safetensors")
         for part in range(2):
             (folder / f"state/part-{part}.bin").write_bytes(f"{step} {part} ".encode() * size)
         (folder / "empty").touch()

@@ -14,7 +14,7 @@ import pytest
 
 from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import RECORD, CheckpointStore, check_facts
-from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
+from tests.training.saves import FILES, content, names, tree, writer
 
 
 def test_what_is_saved_is_found(tmp_path):
@@ -32,28 +32,20 @@ def test_what_is_saved_is_found(tmp_path):
     assert store.best().step == 7
 
 
-@pytest.mark.parametrize(
-    ("keep_last", "keep_best", "kept"),
-    [
-        (1, 0, [6]),
-        (1, 1, [2, 6]),
-        (2, 2, [2, 3, 5, 6]),
+def test_the_last_and_the_best_are_kept(tmp_path):
+    for last, best, kept in (
+        *((1, 0, [6]), (2, 0, [5, 6]), (1, 1, [2, 6]), (2, 2, [2, 3, 5, 6]), (3, 1, [2, 4, 5, 6])),
         (9, 9, [1, 2, 3, 4, 5, 6]),
-    ],
-)
-def test_the_last_and_the_best_are_kept(keep_last, keep_best, kept, tmp_path):
-    store = CheckpointStore(tmp_path, keep_last, keep_best)
-    for step, metric in zip(range(1, 7), (9.0, 1.0, 1.0, 5.0, None, 7.0), strict=True):
-        store.save(step, writer(step), metric=metric)
-    assert [one.step for one in store.checkpoints()] == kept
-    assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
-    assert [content(one) for one in store.checkpoints()] == kept
-    assert store.latest().step == 6
-    if keep_best:
-        assert store.best().step == 2, "the earlier of two that are equally good"
+    ):
+        store = CheckpointStore(tmp_path / f"{last} {best}", last, best)
+        for step, metric in zip(range(1, 7), (9.0, 1.0, 1.0, 5.0, None, 7.0), strict=True):
+            store.save(step, writer(step), metric=metric)
+        assert names(store.folder) == [f"step-{step:08d}" for step in kept]
+        assert [content(one) for one in store.checkpoints()] == kept and store.latest().step == 6
+        assert not best or store.best().step == 2, "the earlier of two that are equally good"
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_everything_is_on_the_disk_before_it_has_its_name_and_the_old_goes_last(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
     seen: list = []
@@ -61,6 +53,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 
     def renamed(path: Path, to: Path) -> Path:
         seen.append(to.name)
+        assert store.latest(verify=True).step == (1 if to.name == "step-00000002" else 2)
         return rename(path, to)
 
     monkeypatch.setattr(module.os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_ino))
@@ -111,37 +104,33 @@ def test_leftovers_of_the_same_step_do_not_mix_in(tmp_path):
     assert sorted(store.latest().files) == sorted(FILES) and names(tmp_path) == ["step-00000003"]
 
 
-IMPOSSIBLE = {
-    "same": (lambda store: store.save(5, writer(5)), "^`step` must be above .* got 5 with '.*step-00000005' there. "),
-    "earlier": (lambda store: store.save(4, writer(4)), "^`step` must be above .* got 4 with .* Resume from the new"),
-    "negative": (lambda store: store.save(-1, writer(1)), "^`step` must be a whole number, 0 or more, got -1"),
-    "float": (lambda store: store.save(6.0, writer(6)), "^`step` must be a whole number, 0 or more, got 6.0"),
-    "nan": (
-        lambda store: store.save(6, writer(6), metric=math.nan),
-        "^`metric` must be .* got nan at step 6. Nothing",
-    ),
-    "inf": (
-        lambda store: store.save(6, writer(6), metric=math.inf),
-        "^`metric` must be .* got inf at step 6. Nothing",
-    ),
-    "facts": (lambda store: store.save(6, writer(6), facts={"a": {1}}), "^`facts` must be what JSON takes, .*set"),
-    "name": (lambda store: store.save(6, lambda at: (at / RECORD).touch()), "^`write` must leave the name checkpoint"),
-    "file": (
-        lambda store: CheckpointStore(store.latest().path / "empty").save(1, writer(1)),
-        "^`output_dir` must take .* Not a directory: .* untouched",
-    ),
-}
-
-
-@pytest.mark.parametrize(("act", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_impossible_saves_change_nothing(act, message, tmp_path):
+def test_impossible_saves_change_nothing(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(5, writer(5))
-    before = tree(tmp_path)
-    with pytest.raises(ValueError, match=message) as error:
-        act(store)
-    assert "\n" not in str(error.value)
-    assert tree(tmp_path) == before and names(tmp_path) == ["step-00000005"]
+    before, above, whole = (
+        tree(tmp_path),
+        "^`step` must be above .* got",
+        "^`step` must be a whole number, 0 or more, got",
+    )
+    for act, message in (
+        (lambda: store.save(5, writer(5)), f"{above} 5 with '.*step-00000005' there. "),
+        (lambda: store.save(4, writer(4)), f"{above} 4 with .* Resume from the new"),
+        (lambda: store.save(-1, writer(1)), f"{whole} -1"),
+        (lambda: store.save(6.0, writer(6)), f"{whole} 6.0"),
+        (lambda: store.save(6, writer(6), metric=math.nan), "^`metric` must be .* got nan at step 6. Nothing"),
+        (lambda: store.save(6, writer(6), metric=math.inf), "^`metric` must be .* got inf at step 6. Nothing"),
+        (lambda: store.save(6, writer(6), facts={"a": {1}}), "^`facts` must be what JSON takes, .*set"),
+        (lambda: store.save(6, lambda at: (at / RECORD).touch()), "^`write` must leave the name checkpoint"),
+        (lambda: store.save(6, shutil.rmtree), "^`output_dir` must take the checkpoint of step 6, .* No such file"),
+        (
+            lambda: CheckpointStore(store.latest().path / "empty").save(1, writer(1)),
+            "^`output_dir` must take .* Not a directory: .* untouched",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            act()
+        assert "\n" not in str(error.value)
+        assert tree(tmp_path) == before and names(tmp_path) == ["step-00000005"], message
 
 
 def edit(path: Path, change: Callable[[bytearray], object]):
@@ -151,42 +140,41 @@ def edit(path: Path, change: Callable[[bytearray], object]):
 
 
 # File, what happens to it, what the message says of it.
-DAMAGE = {
-    "cut": (FILES[1], lambda path: os.truncate(path, 11), "has 11 bytes instead of 8000"),
-    "emptied": (FILES[0], lambda path: os.truncate(path, 0), "has 0 bytes instead of 1"),
-    "flipped": (FILES[0], lambda path: edit(path, lambda data: data.reverse()), "has other contents than were saved"),
-    "removed": (FILES[3], lambda path: path.unlink(), "is missing"),
-    "grown": (FILES[3], lambda path: path.write_text("x"), "has 1 bytes instead of 0"),
-    "record-removed": (RECORD, lambda path: path.unlink(), "is missing"),
-    "record-cut": (RECORD, lambda path: os.truncate(path, 40), "is damaged ("),
-    "record-of-zeros": (RECORD, lambda path: path.write_bytes(bytes(9)), "is damaged ("),
-    "record-other": (RECORD, lambda path: path.write_text("[]"), "is damaged ("),
-    "record-edited": (
+DAMAGE = (
+    (FILES[1], lambda path: os.truncate(path, 11), "has 11 bytes instead of 8000"),
+    (FILES[0], lambda path: os.truncate(path, 0), "has 0 bytes instead of 1"),
+    (FILES[0], lambda path: edit(path, lambda data: data.reverse()), "has other contents than were saved"),
+    (FILES[3], lambda path: path.unlink(), "is missing"),
+    (FILES[3], lambda path: path.write_text("x"), "has 1 bytes instead of 0"),
+    (RECORD, lambda path: path.unlink(), "is missing"),
+    (RECORD, lambda path: os.truncate(path, 40), "is damaged ("),
+    (RECORD, lambda path: path.write_bytes(bytes(9)), "is damaged ("),
+    (RECORD, lambda path: path.write_text("[]"), "is damaged ("),
+    (
         RECORD,
         lambda path: path.write_text(path.read_text().replace('"metric": 0', '"metric": 1')),
         "is damaged (its own sha256 does not fit)",
     ),
-}
+)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_with_the_way_out(kind, tmp_path):
-    name, harm, problem = DAMAGE[kind]
-    store = CheckpointStore(tmp_path)
-    store.save(1, writer(1), metric=0.5)
-    store.save(2, writer(2), metric=0.25)
-    assert content(store.latest(verify=True)) == 2
-    first, last = (one.path for one in store.checkpoints())
-    harm(last / name)
-    with pytest.raises(ValueError, match="^`checkpoint` must be as it was saved, got ") as error:
-        store.latest(verify=True)
-    assert f"{str(last)!r}, in which {name} {problem}" in str(error.value) and "\n" not in str(error.value)
-    assert str(error.value).endswith(f"Remove that folder and resume from {str(first)!r}.")
-    shutil.rmtree(last)
-    assert content(store.latest(verify=True)) == 1
-    harm(first / name)
-    with pytest.raises(ValueError, match="There is no earlier one: remove that folder and start the run again.$"):
-        store.latest(verify=True)
+def test_damage_is_named_with_the_way_out(tmp_path):
+    for number, (name, harm, problem) in enumerate(DAMAGE):
+        store = CheckpointStore(tmp_path / str(number))
+        store.save(1, writer(1), metric=0.5)
+        store.save(2, writer(2), metric=0.25)
+        assert content(store.latest(verify=True)) == 2
+        first, last = (one.path for one in store.checkpoints())
+        harm(last / name)
+        with pytest.raises(ValueError, match="^`checkpoint` must be as it was saved, got ") as error:
+            store.latest(verify=True)
+        assert f"{str(last)!r}, in which {name} {problem}" in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).endswith(f"Remove that folder and resume from {str(first)!r}.")
+        shutil.rmtree(last)
+        assert content(store.latest(verify=True)) == 1
+        harm(first / name)
+        with pytest.raises(ValueError, match="There is no earlier one: remove that folder and start the run again.$"):
+            store.latest(verify=True)
 
 
 def test_a_record_damaged_meanwhile_neither_ends_the_run_nor_costs_a_good_checkpoint(tmp_path, caplog):
@@ -212,36 +200,28 @@ def fails_half_way(error: BaseException):
     return write
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "rename", "write_text"])
-def test_a_disk_that_takes_no_more_loses_nothing(call, tmp_path, monkeypatch):
+def test_a_save_that_fails_anywhere_loses_nothing(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))
-    before = tree(tmp_path)
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model")
+    before, full = tree(tmp_path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model")
 
     def fail(*_, **__):
         raise full
 
-    with monkeypatch.context() as patched:
-        if call != "write":
-            patched.setattr(*(module.os, call) if call == "fsync" else (Path, call), fail)
-        with pytest.raises(
-            ValueError, match="^`output_dir` must take the checkpoint of step 2, .*No space.*"
-        ) as error:
-            store.save(2, fails_half_way(full) if call == "write" else writer(2))
-    assert "The earlier checkpoints are untouched." in str(error.value) and "\n" not in str(error.value)
-    assert tree(tmp_path) == before and names(tmp_path) == ["step-00000001"]
+    for owner, call in ((None, "write"), (module.os, "fsync"), (Path, "rename"), (Path, "write_text")):
+        with monkeypatch.context() as patched:
+            if owner:
+                patched.setattr(owner, call, fail)
+            with pytest.raises(ValueError, match="^`output_dir` must take the checkpoint of step 2, .*No sp") as error:
+                store.save(2, writer(2) if owner else fails_half_way(full))
+        assert "The earlier checkpoints are untouched." in str(error.value) and "\n" not in str(error.value)
+        assert tree(tmp_path) == before and names(tmp_path) == ["step-00000001"], call
+    for kind in (KeyError, KeyboardInterrupt):
+        with pytest.raises(kind, match="as it was"):
+            store.save(2, fails_half_way(kind("as it was")))
+        assert names(tmp_path) == ["step-00000001"]
     store.save(2, writer(2))
     assert content(store.latest()) == 2
-
-
-@pytest.mark.parametrize("kind", [KeyError, KeyboardInterrupt])
-def test_other_failures_of_write_come_through_and_leave_nothing(kind, tmp_path):
-    store = CheckpointStore(tmp_path)
-    store.save(1, writer(1))
-    with pytest.raises(kind, match="as it was"):
-        store.save(2, fails_half_way(kind("as it was")))
-    assert names(tmp_path) == ["step-00000001"]
 
 
 def together(tmp_path: Path, fail: tuple[int, BaseException] | None = None) -> list:
@@ -291,20 +271,18 @@ def test_processes_save_together(tmp_path):
     assert names(tmp_path) == ["step-00000002"]
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_failure_of_one_process_is_a_failure_of_all(rank, tmp_path):
+def test_a_failure_of_one_process_is_a_failure_of_all(tmp_path):
     CheckpointStore(tmp_path).save(1, writer(1))
-    results = together(tmp_path, (rank, OSError(errno.ENOSPC, "No space left on device")))
-    assert str(results[rank]).startswith("`output_dir` must take the checkpoint of step 2, got ")
-    assert str(results[1]).startswith(f"Process {rank} failed and took the others with it. ValueError: `output_dir`")
-    assert all("No space left on device" in str(result) for result in results)
-    assert names(tmp_path) == ["step-00000001"]
-
-
-def test_a_refusal_by_the_main_process_reaches_all(tmp_path):
+    for rank in (0, 2):
+        results = together(tmp_path, (rank, OSError(errno.ENOSPC, "No space left on device")))
+        assert str(results[rank]).startswith("`output_dir` must take the checkpoint of step 2, got ")
+        told = f"Process {rank} failed and took the others with it. ValueError: `output_dir`"
+        assert str(results[1]).startswith(told)
+        assert all("No space left on device" in str(result) for result in results)
+        assert names(tmp_path) == ["step-00000001"]
+    # And so is a refusal by the main process.
     CheckpointStore(tmp_path).save(2, writer(2))
-    results = together(tmp_path)
-    assert all("`step` must be above that of every checkpoint" in str(result) for result in results)
+    assert all("`step` must be above that of every checkpoint" in str(result) for result in together(tmp_path))
     assert content(CheckpointStore(tmp_path).latest()) == 2
 
 

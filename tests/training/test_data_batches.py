@@ -49,9 +49,9 @@ def test_an_epoch_holds_every_window_once(shards):
     assert not torch.equal(rows, stream)
 
 
-@pytest.mark.parametrize("world", [2, 8])
-def test_batches_do_not_depend_on_the_number_of_processes(shards, world):
-    for step in (0, 7, 10**6):  # a process that starts anywhere has what one that came there has
+def test_batches_do_not_depend_on_the_number_of_processes(shards):
+    # A process that starts anywhere has what one that came there has.
+    for step, world in ((0, 2), (7, 8), (10**6, 2)):
         windows = Windows(shards, CONTEXT)
         whole = windows.batch(step, 8, seed=1)
         parts = [Windows(shards, CONTEXT).batch(step, 8, rank, world, seed=1) for rank in range(world)]
@@ -64,10 +64,8 @@ def test_batches_do_not_depend_on_the_number_of_processes(shards, world):
 def test_positions_and_labels_of_packed_documents():
     batch = packed(torch.tensor([[7, 8, END, 9, END, END, 5], [END, 4, 4, 4, 4, 4, END]]), END)
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0], [0, 0, 1, 2, 3, 4, 5]]
-    assert batch["labels"].tolist() == [
-        [7, 8, END, IGNORED, END, IGNORED, IGNORED],
-        [END, IGNORED, 4, 4, 4, 4, END],
-    ]
+    expected = [[7, 8, END, IGNORED, END, IGNORED, IGNORED], [END, IGNORED, 4, 4, 4, 4, END]]
+    assert batch["labels"].tolist() == expected
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
@@ -121,8 +119,6 @@ def test_validation_takes_the_same_windows_each_time(shards):
     assert len({tuple(row) for row in rows.tolist()}) == 24
     more = list(validation_batches(shards, CONTEXT, 8, 100))
     assert len(more) == WINDOWS // 8 and all(map(same, first, more))
-    parts = [next(validation_batches(shards, CONTEXT, 8, 1, rank=rank, world=2)) for rank in range(2)]
-    assert same(first[0], {name: torch.cat([part[name] for part in parts]) for name in first[0]})
 
 
 def test_impossible_batches(shards, tmp_path):

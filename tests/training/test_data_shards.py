@@ -41,11 +41,17 @@ def decoded(folder, split, tokenizer) -> list[str]:
     return tokenizer.decode(tokens.read(0, len(tokens)).tolist()).split(END)
 
 
-def test_the_documents_come_out_as_they_went_in(folder, tokenizer):
+def test_the_documents_come_out_as_they_went_in_and_their_split_depends_on_them_alone(
+    folder, source, tokenizer, tmp_path
+):
+    part = list(reversed(TEXTS[:100]))
+    source.write_text("\n".join(json.dumps({"text": text}) for text in part))
+    prepare(source, tokenizer, tmp_path / "part", validation=0.2, progress=False)
     for split in ("train", "validation"):
-        expected = [text for text in TEXTS if split_of(text, 0.2) == split]
-        assert decoded(folder, split, tokenizer) == [*expected, ""]  # an end of text after each
-        assert TokenShards(folder, split).manifest.splits[split].documents == len(expected) > 20
+        for place, texts in ((folder, TEXTS), (tmp_path / "part", part)):
+            expected = [text for text in texts if split_of(text, 0.2) == split]
+            assert decoded(place, split, tokenizer) == [*expected, ""]  # an end of text after each
+            assert TokenShards(place, split).manifest.splits[split].documents == len(expected) > 10
 
 
 def test_the_manifest_tells_what_was_made_of_what(folder, source, tokenizer):
@@ -72,15 +78,6 @@ def test_the_same_again_is_the_same_and_shards_do_not_matter(folder, source, tok
     for start, length in [(0, len(one)), (199, 2), (200, 200), (123, 700), (len(one), 0), (len(one) - 1, 1)]:
         assert np.array_equal(one.read(start, length), many.read(start, length))
         assert len(one.read(start, length)) == length
-
-
-def test_the_split_depends_on_the_text_alone(source, tokenizer, tmp_path):
-    source.write_text("\n".join(json.dumps({"text": text}) for text in reversed(TEXTS[:100])))
-    prepare(source, tokenizer, tmp_path / "part", validation=0.2, progress=False)
-    for split in ("train", "validation"):
-        assert set(decoded(tmp_path / "part", split, tokenizer)) - {""} == {
-            text for text in TEXTS[:100] if split_of(text, 0.2) == split
-        }
 
 
 def test_the_share_that_is_held_out():
@@ -213,14 +210,8 @@ def test_damaged_folders_are_refused(folder):
     manifest.unlink()
     refused("`folder` must be a folder of tokens with a `manifest.json`, got")
     manifest.write_text(text)
-    TokenShards(folder)
-
-
-def test_verify_finds_a_changed_byte(folder):
     TokenShards(folder).verify(progress=False)
-    data = bytearray((folder / "train-00001.bin").read_bytes())
-    data[7] ^= 1
-    (folder / "train-00001.bin").write_bytes(data)
+    shard.write_bytes(data[:7] + bytes([data[7] ^ 1]) + data[8:])
     with pytest.raises(ValueError, match=r"got '.*train-00001.bin' with SHA-256 .* Copy it again"):
         TokenShards(folder).verify(progress=False)
     TokenShards(folder, "validation").verify(progress=False)

@@ -44,11 +44,11 @@ def test_a_text_file_is_one_document_unless_it_holds_the_separator(tmp_path):
     assert list(documents(path, separator="\n\n")) == ["One.", "Still one."]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
-def test_separators_at_the_border_of_what_is_read_at_once(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+def test_separators_at_the_border_of_what_is_read_at_once(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("ab--cd---e--")
-    assert list(documents(tmp_path / "a.txt", separator="--")) == ["ab", "cd", "-e"]
+    for chunk in (1, 2, 3, 100):
+        monkeypatch.setattr(sources, "CHUNK", chunk)
+        assert list(documents(tmp_path / "a.txt", separator="--")) == ["ab", "cd", "-e"], chunk
 
 
 def test_a_long_file_is_not_read_whole(tmp_path):
@@ -66,11 +66,9 @@ def test_a_long_file_is_not_read_whole(tmp_path):
 
 
 def test_documentation_of_installed_packages(monkeypatch):
-    asked = []
+    asked, passages = [], ["A passage.", "Another."]
     monkeypatch.setattr(
-        sources,
-        "gather_documentation",
-        lambda *given, **more: asked.append((given, more)) or ["A passage.", "Another."],
+        sources, "gather_documentation", lambda *given, **more: asked.append((given, more)) or passages
     )
     assert list(documents("docs", megabytes=0.5)) == ["A passage.", "Another."]
     assert asked == [((500_000,), {"part": "training"})]
@@ -105,40 +103,31 @@ def hub(monkeypatch):
     return install
 
 
-def test_a_data_set_on_the_hub_is_streamed_at_a_revision(hub):
+def test_a_data_set_on_the_hub_is_streamed_at_a_revision(hub, tmp_path):
     fake = hub(rows=[{"body": "One.", "n": 1}, {"body": None, "n": 2}, {"body": "Two.", "n": 3}])
     texts = documents("someone/texts", text_column="body", split="test", name="small", revision="abc")
     assert list(texts) == ["One.", "Two."]
     expected = {"path": "someone/texts", "name": "small", "split": "test", "revision": "abc", "streaming": True}
     assert fake.asked == [expected]
-
-
-def test_only_a_data_set_on_the_hub_is_pinned(hub, tmp_path):
-    hub()
+    # Nothing else has a commit.
     assert sources.pinned("someone/texts", "main") == "commit of main"
-    assert sources.pinned("docs", None) is None
-    assert sources.pinned(str(tmp_path), None) is None
+    assert sources.pinned("docs", None) is sources.pinned(str(tmp_path), None) is None
 
 
-def test_an_unreachable_hub_is_named(hub):
-    hub(error=ConnectionError("Couldn't reach\n 'someone/texts' on the Hub"))
-    expected = "`source` must be data that `datasets` can read, got 'someone/texts': Couldn't reach 'someone/texts' on"
-    with pytest.raises(ValueError, match=expected):
-        list(documents("someone/texts"))
-    with pytest.raises(ValueError, match=expected):
-        sources.pinned("someone/texts", None)
-
-
-def test_a_data_set_that_is_a_program_has_a_remedy(hub):
-    hub(error=RuntimeError("Dataset scripts are no longer supported, but found texts.py"))
+def test_a_hub_that_gives_nothing_is_named(hub):
     remedy = "but found texts.py. The Hub .* pass `data_options: {revision: refs/convert/parquet}`"
-    with pytest.raises(
-        ValueError, match=f"`source` must be data that `datasets` can read, got 'a/texts': .* {remedy}"
+    for error, said in (
+        (ConnectionError("Couldn't reach\n 'a/texts' on the Hub"), "Couldn't reach 'a/texts' on the Hub$"),
+        (RuntimeError("Dataset scripts are no longer supported, but found texts.py"), f"Dataset scripts .* {remedy}"),
+        (RuntimeError("Out of luck"), "Out of luck$"),
     ):
-        list(documents("a/texts"))
-    hub(error=RuntimeError("Out of luck"))
-    with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
-        list(documents("a/texts"))
+        hub(error=error)
+        rule = f"`source` must be data that `datasets` can read, got 'a/texts': {said}"
+        with pytest.raises(ValueError, match=rule):
+            list(documents("a/texts"))
+    hub(error=ConnectionError("no network"))
+    with pytest.raises(ValueError, match="`source` must be data that `datasets` can read, got 'a/texts': no network"):
+        sources.pinned("a/texts", None)
 
 
 @pytest.mark.parametrize("preset", ["gpt2-124m-openwebtext", "stock-gpt2-124m-openwebtext"])
@@ -162,42 +151,34 @@ def test_openwebtext_is_read_as_parquet(hub, monkeypatch, tokenizer, tmp_path, p
         build.ensure_data(options)
 
 
-@pytest.mark.parametrize("file_name", ["b.jsonl", "d.parquet"])
-def test_a_missing_column(folder, file_name):
-    with pytest.raises(ValueError, match=r"`text_column` must be a column of .*, got 'body'. Take one of text, "):
-        list(documents(folder / file_name, text_column="body"))
-
-
-def test_a_column_without_text(folder):
-    with pytest.raises(ValueError, match="`text_column` must hold text, got int in 'n' of .* Name another column"):
-        list(documents(folder / "b.jsonl", text_column="n"))
-
-
-@pytest.mark.parametrize("source", ["./nowhere", "nowhere/at/all", "nowhere.txt", "some/texts.jsonl"])
-def test_a_missing_path(source):
-    with pytest.raises(ValueError, match=r"`source` must be 'docs', an existing file .*, got '.*'. Check the path"):
-        documents(source)  # at once, before anything is read
-
-
-def test_impossible_sources(tmp_path):
-    with pytest.raises(ValueError, match=r"`source` must be or hold files that end in .txt, .*, got"):
-        documents(tmp_path)
-    (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(ValueError, match=r"`source` must hold some text, got .*a.txt', where all is blank"):
-        list(documents(tmp_path / "a.txt"))
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"`source` must hold readable UTF-8 files, got .*b.txt'"):
-        list(documents(tmp_path / "b.txt"))
-    (tmp_path / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
-    with pytest.raises(ValueError, match=r"`source` must be data that `datasets` can read, got .*c.jsonl': JSON"):
-        list(documents(tmp_path / "c.jsonl"))
-    (tmp_path / "d.parquet").write_text("no such thing")
-    with pytest.raises(ValueError, match=r"`source` must be data that `datasets` can read, got .*d.parquet': "):
-        list(documents(tmp_path / "d.parquet"))
-    with pytest.raises(ValueError, match="`separator` must be some text, got ''"):
-        documents(tmp_path / "a.txt", separator="")
-    with pytest.raises(ValueError, match="`megabytes` must be positive, got 0"):
-        documents("docs", megabytes=0)
+def test_impossible_sources(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    for name, content in (("a.txt", b" \n"), ("b.txt", b"\xff\xfe\xff"), ("d.parquet", b"no such thing")):
+        (other / name).write_bytes(content)
+    (other / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
+    (other / "empty").mkdir()
+    unreadable = "`source` must be data that `datasets` can read, got"
+    column = "`text_column` must be a column of .*, got 'body'. Take one of text, "
+    for source, options, message in (
+        (folder / "b.jsonl", {"text_column": "body"}, column),
+        (folder / "d.parquet", {"text_column": "body"}, column),
+        (folder / "b.jsonl", {"text_column": "n"}, "`text_column` must hold text, got int in 'n' .* another column"),
+        (other / "a.txt", {}, "`source` must hold some text, got .*a.txt', where all is blank"),
+        (other / "b.txt", {}, "`source` must hold readable UTF-8 files, got .*b.txt'"),
+        (other / "c.jsonl", {}, f"{unreadable} .*c.jsonl': JSON"),
+        (other / "d.parquet", {}, f"{unreadable} .*d.parquet': "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(documents(source, **options))
+    nowhere = "`source` must be 'docs', an existing file .*, got '.*'. Check the path"
+    for source, options, message in (  # at once, before anything is read
+        *((name, {}, nowhere) for name in ("./nowhere", "nowhere/at/all", "nowhere.txt", "some/texts.jsonl")),
+        (other / "empty", {}, "`source` must be or hold files that end in .txt, .*, got"),
+        (other / "a.txt", {"separator": ""}, "`separator` must be some text, got ''"),
+        ("docs", {"megabytes": 0}, "`megabytes` must be positive, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            documents(source, **options)
 
 
 def test_a_tokenizer_made_here_and_the_shards_see_one_commit(tmp_path, monkeypatch):

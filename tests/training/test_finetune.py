@@ -12,6 +12,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.optim import EquivariantOptimizer
 from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune as program
+from rigpt_hf.training.finetune_data import encode_chat
 from rigpt_hf.training.tuning import finetune
 from tests.conversion.sources import stock_model
 from tests.model.agreement import assert_different, assert_same
@@ -22,6 +23,12 @@ from tests.training.texts import CHAT, MARKED, TEXT, lines
 
 def logits(model):
     return model.eval()(tokens(2, 9)).logits.detach()
+
+
+def by_hand(model_folder, pairs):
+    """Mean losses of examples, each alone."""
+    model = RiGPTForCausalLM.from_pretrained(model_folder)
+    return [model(ids[None], labels=labels[None]).loss.item() for ids, labels in pairs]
 
 
 def difference_from_start(model, model_folder):
@@ -35,6 +42,14 @@ def test_all_weights_learn_a_text_and_load_as_a_whole_model(options, model_folde
     assert report.measured_on == "training"
     assert report.loss_after < 0.6 * report.loss_before
     assert report.trained == report.parameters
+    # By hand: a mean over batches would weigh the short last window as much as a full one.
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ids = torch.tensor(tokenizer(TEXT)["input_ids"] + [tokenizer.eos_token_id])
+    windows = [window for window in ids.split(24) if len(window) > 1]
+    losses = by_hand(model_folder, [(window, window) for window in windows])
+    assert len(windows) == report.examples and len(windows[-1]) < 24
+    assert report.loss_before == pytest.approx(np.average(losses, weights=[len(w) - 1 for w in windows]), rel=1e-5)
+    assert report.loss_before != pytest.approx(np.mean(losses), rel=1e-5)
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(model, RiGPTForCausalLM)
@@ -54,19 +69,25 @@ def test_all_weights_learn_a_text_and_load_as_a_whole_model(options, model_folde
     assert record["result"]["steps"] == report.steps == 25
 
 
-def test_the_measured_loss_is_the_mean_over_tokens(options, model_folder):
-    """By hand; a mean over batches would weigh the short last window as much as a full one."""
-    choice = options(eval_share=0.0, max_steps=1, per_device_train_batch_size=1, learning_rate=1e-9)
-    report = finetune(choice)
-    model, tokenizer = RiGPTForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
-    ids = torch.tensor(tokenizer(TEXT)["input_ids"] + [tokenizer.eos_token_id])
-    windows = [window for window in ids.split(24) if len(window) > 1]
-    losses = [model(window[None], labels=window[None]).loss.item() for window in windows]
-    counts = [len(window) - 1 for window in windows]
+def test_chats_are_cut_and_padded_where_nothing_looks(options, model_folder, tmp_path, caplog):
+    """Two of four are left: in one all that the assistant says comes too late, in one it says nothing."""
+    template = tmp_path / "template.jinja"
+    template.write_text(MARKED)
+    kept = [CHAT, [CHAT[0], {"role": "assistant", "content": "No."}]]
+    late, silent = [{"role": "user", "content": "Hi " * 30}, CHAT[1]], CHAT[:1]
+    settings = {"chat_template": str(template), "context_length": 28, "eval_share": 0.0, "name": "d.jsonl"}
+    settings |= {"max_steps": 1, "logging_steps": 1, "learning_rate": 1e-9}
+    report = finetune(options(lines({"messages": chat} for chat in (silent, *kept, late)), **settings))
+    assert report.examples == 2 and "2 chats were left out because the assistant says nothing in their" in caplog.text
+    chats = AutoTokenizer.from_pretrained(tmp_path / "out")
+    pairs = [[torch.tensor(part[:28]).long() for part in encode_chat(chat, chats)] for chat in kept]
+    losses, counts = by_hand(model_folder, pairs), [int((labels != -100).sum()) for _, labels in pairs]
     expected = np.average(losses, weights=counts)
-    assert len(windows) == report.examples and len(windows[-1]) < 24
-    assert report.loss_before == pytest.approx(expected, rel=1e-5)
-    assert report.loss_before != pytest.approx(np.mean(losses), rel=1e-5)
+    assert len(pairs[0][0]) == 28 > len(pairs[1][0]) and counts[0] != counts[1]
+    assert report.loss_before == pytest.approx(expected, rel=1e-5), "padding would be measured"
+    assert report.curve[0][1] == pytest.approx(expected, rel=1e-3), "padding would be trained"
+    with pytest.raises(ValueError, match="at least one example, got 1 chats from .* token in their first 28 tokens"):
+        finetune(options(lines([{"messages": late}]), **settings, output_dir=str(tmp_path / "none")))
 
 
 def test_an_adapter_trains_alone_and_merges(options, model_folder, tmp_path):
@@ -116,42 +137,39 @@ def test_a_model_saved_in_bfloat16_stays_so(changes, options, tokenizer, tmp_pat
     assert model.dtype == torch.bfloat16 and model.config.dtype == torch.bfloat16
 
 
-def test_the_equivariant_optimizer_trains(options, tmp_path):
+@pytest.mark.parametrize("optim", [pytest.param("adamw", marks=pytest.mark.full), "equivariant"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(optim, options, tmp_path):
     seen = []
 
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
             seen.append(optimizer.optimizer)
 
-    report = finetune(options(optim="equivariant", gradient_checkpointing=True), [Look()])
-    assert isinstance(seen[0], EquivariantOptimizer)
-    assert report.loss_after < 0.9 * report.loss_before
-
-
-@pytest.mark.parametrize("optim", ["adamw", "equivariant"])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(optim, options, tmp_path):
     class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 5:
                 raise KeyboardInterrupt
 
-    settings = {"max_steps": 8, "save_steps": 3, "optim": optim}
-    whole = finetune(options(output_dir=str(tmp_path / "whole"), **settings))
+    settings = {"max_steps": 8, "save_steps": 3, "optim": optim, "gradient_checkpointing": True}
+    whole = finetune(options(output_dir=str(tmp_path / "whole"), **settings), [Look()])
+    assert isinstance(seen[0], EquivariantOptimizer) == (optim == "equivariant")
+    assert whole.loss_after < 0.95 * whole.loss_before
     with pytest.raises(KeyboardInterrupt):
         finetune(options(**settings), [Stop()])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"interrupted run in .* Pass `--resume` to go on, or `force=True`"):
-        finetune(options(**settings))
-    with pytest.raises(ValueError, match=r"`seed` must be as in the interrupted run, which had 0, got 1"):
-        finetune(options(**settings, seed=1, resume=True))
-    with pytest.raises(ValueError, match="`data` must be as in the interrupted run"):
-        finetune(options(TEXT + "More.", **settings, resume=True))
+    saved = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out.checkpoints" / "checkpoint-3"))
+    for changes, message in (
+        ({}, r"interrupted run in .* Pass `--resume` to go on, or `force=True`"),
+        ({"seed": 1, "resume": True}, r"`seed` must be as in the interrupted run, which had 0, got 1"),
+        ({"content": TEXT + "More.", "resume": True}, "`data` must be as in the interrupted run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(options(**settings, **changes))
     resumed = finetune(options(**settings, resume=True))
     assert (resumed.loss_before, resumed.steps, resumed.tokens) == (whole.loss_before, whole.steps, whole.tokens)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "whole"))
     assert_same(logits(ours), logits(theirs), "resumed")
-    again = finetune(options(output_dir=str(tmp_path / "short"), **(settings | {"max_steps": 3})))
-    assert again.loss_after != pytest.approx(whole.loss_after, rel=1e-3)
+    assert_different(saved, logits(theirs), "the steps since the checkpoint")
 
 
 def test_chats_fine_tune(options, tmp_path):
@@ -174,9 +192,8 @@ def test_chats_fine_tune(options, tmp_path):
     assert tokenizer.decode(answer) == CHAT[1]["content"] + END
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_refusals(options, tmp_path):
+    for changes, message in (
         ({"lora": 0}, "`lora` must be at least 1, got 0"),
         ({"context_length": 1}, "`context_length` must be at least 2, got 1"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive, got -1.0"),
@@ -205,13 +222,11 @@ def test_chats_fine_tune(options, tmp_path):
             {"content": lines([{"messages": CHAT}]), "name": "d.jsonl", "eval_share": 0.0},
             "`chat_template` must be given for rows with `messages`, .* `--chat-template FILE`",
         ),
-    ],
-)
-def test_refusals(changes, message, options, tmp_path):
-    with pytest.raises(ValueError, match=message) as caught:
-        finetune(options(**changes))
-    assert "\n" not in str(caught.value)
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".txt", ".csv", ".jsonl"}, "something was left"
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            finetune(options(**changes))
+        assert "\n" not in str(caught.value)
+        assert {path.suffix for path in tmp_path.iterdir()} <= {".txt", ".csv", ".jsonl"}, "something was left"
 
 
 def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -11,20 +12,15 @@ from rigpt_hf.training import finetune_data as data
 from tests.training.texts import CHAT, MARKED, PLAIN, TEXT, lines
 
 
-@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["by beginnings", "by marks"])
-def test_only_what_the_assistant_says_has_labels(template, with_template):
-    tokenizer = with_template(template)
-    input_ids, labels = data.encode_chat(CHAT, tokenizer)
-    text = f"[user] Hi{END}[assistant] Woof, cat.{END}[user] And you?{END}[assistant] Bones!{END}"
-    assert tokenizer.decode(input_ids) == text
-    spans, current = [], []
-    for token, label in zip(input_ids, labels, strict=True):
-        if label == data.IGNORED:
-            spans, current = spans + [current] * bool(current), []
-        else:
-            assert label == token
-            current.append(token)
-    assert [tokenizer.decode(span) for span in [*spans, current]] == [f"Woof, cat.{END}", f"Bones!{END}"]
+def test_only_what_the_assistant_says_has_labels(with_template):
+    for template in (PLAIN, MARKED):  # by beginnings, by marks
+        tokenizer = with_template(template)
+        input_ids, labels = data.encode_chat(CHAT, tokenizer)
+        text = f"[user] Hi{END}[assistant] Woof, cat.{END}[user] And you?{END}[assistant] Bones!{END}"
+        assert tokenizer.decode(input_ids) == text
+        spoken = [list(ids) for says, ids in groupby(labels, lambda label: label != data.IGNORED) if says]
+        assert [tokenizer.decode(ids) for ids in spoken] == [f"Woof, cat.{END}", f"Bones!{END}"]
+        assert set(labels[labels != input_ids]) == {data.IGNORED}
 
 
 def test_a_template_that_rewrites_the_past_must_mark(with_template):

@@ -10,38 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import CheckpointStore
-from tests.training.saves import FILES, content, names, no_waiting_for_the_disk, tree, writer  # noqa: F401
+from tests.training.saves import content, names, writer
 
 
 # Programs of their own load the files alone, without all of PyTorch, and start in a fraction of a second.
+ROOT = Path(__file__).resolve().parents[2]
 PREAMBLE = """
 import os, resource, shutil, signal, sys
 from pathlib import Path
 from types import ModuleType
+sys.path.append(sys.argv[1])
 for name, place in (("rigpt_hf", "rigpt_hf"), ("rigpt_hf.training", "training")):
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__path__ = [str(Path(sys.argv[1]) / place)]
-import numpy as np
 from rigpt_hf.training.checkpoints import CheckpointStore
-from safetensors.numpy import save_file
+from tests.training.saves import writer
 folder = Path(sys.argv[2])
 os.fsync = lambda descriptor: None
-
-def writer(step, size=2000):
-    def write(folder):
-        (folder / "state").mkdir()
-        save_file({"step": np.full((size,), step, dtype=np.float64)}, folder / "model.safetensors")
-        for part in range(2):
-            (folder / f"state/part-{part}.bin").write_bytes(f"{step} {part} ".encode() * size)
-        (folder / "empty").touch()
-    return write
 """
 
 
 def command(program: str, *arguments) -> list[str]:
-    return [sys.executable, "-c", PREAMBLE + program, str(Path(module.__file__).parents[1]), *map(str, arguments)]
+    return [sys.executable, "-c", PREAMBLE + program, str(ROOT), *map(str, arguments)]
 
 
 FULL = """
@@ -88,13 +79,13 @@ class Naive(CheckpointStore):
     temporary = CheckpointStore._path
 
     def save(self, step, write, metric):
-        self._begin(step, metric, {})
+        record = self._begin(step, metric, {})
         write(self.temporary(step))
-        self._commit(step, metric, {})
+        self._commit(step, record)
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
-CheckpointStore(template, save_total_limit=1).save(1, writer(1), metric=1.0)
-CheckpointStore(template, save_total_limit=1).save(2, writer(2), metric=2.0)
+CheckpointStore(template, save_total_limit=1).save(1, writer(1, 200), metric=1.0)
+CheckpointStore(template, save_total_limit=1).save(2, writer(2, 200), metric=2.0)
 for number in range(1000):
     shutil.copytree(template, folder / str(number))
     child = os.fork()
@@ -108,7 +99,7 @@ for number in range(1000):
                 seen += 1
         store = kind(folder / str(number), save_total_limit=1)
         sys.setprofile(count)
-        store.save(3, writer(3), metric=0.5)
+        store.save(3, writer(3, 200), metric=0.5)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     print(number, status)
@@ -166,9 +157,10 @@ while True:
 """
 
 
-def test_kills_at_random_moments_lose_nothing(tmp_path):
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.full)])
+def test_kills_at_random_moments_lose_nothing(kills, tmp_path):
     store, moments, reported, cut = CheckpointStore(tmp_path), random.Random(0), 0, 0
-    for _ in range(12):
+    for _ in range(kills):
         run = subprocess.Popen(command(LOOP, tmp_path), stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         first = run.stdout.readline()
@@ -182,4 +174,4 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
         assert content(newest) == newest.step and newest.step in (reported, reported + 1)
         assert all(content(one) == one.step for one in store.checkpoints())
         cut += any(name.startswith(".") for name in names(tmp_path))
-    assert reported > 12 and cut > 0, "some kills must fall into a save"
+    assert reported > kills and cut > 0, "some kills must fall into a save"

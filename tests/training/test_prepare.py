@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 
 import pytest
 
@@ -72,15 +73,15 @@ def test_a_plain_book_trains_when_it_is_cut(words, tmp_path):
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("share", [0.1, 1 - 1e-12], ids=["none held out", "all held out"])
-def test_a_plain_book_is_refused_whole_and_leaves_nothing(words, tmp_path, capsys, share):
-    line = refused(capsys, words(eval_share=share))
-    rule = "hold out some documents" if share == 0.1 else "leave some documents to train on"
-    assert f"`validation` must {rule}, got {share}" in line
-    assert r'`data_options: {separator: "\n\n"}` makes one of each paragraph of a text file' in line
-    assert [path.name for path in tmp_path.iterdir()] == ["book.txt"], "the next run would find what is left"
-    # What the line says is all that is missing.
-    assert pretrain.main(words(data_options=CUT, prepare_only=True)) == 0
+def test_a_plain_book_is_refused_whole_and_leaves_nothing(words, tmp_path, capsys):
+    for share, rule in ((0.1, "hold out some documents"), (1 - 1e-12, "leave some documents to train on")):
+        line = refused(capsys, words(eval_share=share))
+        assert f"`validation` must {rule}, got {share}" in line
+        assert r'`data_options: {separator: "\n\n"}` makes one of each paragraph of a text file' in line
+        assert [path.name for path in tmp_path.iterdir()] == ["book.txt"], "the next run would find what is left"
+        # What the line says is all that is missing.
+        assert pretrain.main(words(eval_share=0.1, data_options=CUT, prepare_only=True)) == 0
+        shutil.rmtree(tmp_path / "data")
 
 
 def test_data_are_made_before_the_run(words, tmp_path, capsys):
@@ -111,27 +112,16 @@ def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_pat
     assert pretrain.main(words(**ready, data_dir=tmp_path / "other")) == 0
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (
-            {"text-column": "text"},
-            "must be among text_column, split, name, revision, separator, megabytes, got 'text-c",
-        ),
+def test_options_of_a_source(words, tmp_path, capsys):
+    for wrong, message in (
+        ({"text-column": "t"}, "must be among text_column, split, name, revision, separator, megabytes, got 'text-c"),
         ({"force": True}, "must be among text_column, .* got 'force'"),
         ({"separator": 5}, "must have text as separator, got 5"),
         ({"megabytes": "many"}, "must have a number as megabytes, got 'many'"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_wrong_options_of_a_source(words, tmp_path, capsys, wrong, message):
-    line = refused(capsys, words(data_options=json.dumps(wrong), prepare_only=True))
-    assert line.startswith("pretrain.py: `data_options` ")
-    assert re.search(message, line), line
-    assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
-
-
-def test_options_of_a_source_that_are_right(words):
+    ):
+        line = refused(capsys, words(data_options=json.dumps(wrong), prepare_only=True))
+        assert re.match(f"pretrain.py: `data_options` {message}", line), line
+        assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
     right = {"text_column": "body", "revision": None, "megabytes": 1, "separator": "\n\n"}
     assert pretrain.main(words(data_options=json.dumps(right), prepare_only=True)) == 0
 

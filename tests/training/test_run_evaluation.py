@@ -13,7 +13,7 @@ from rigpt_hf.training.diagnostics import in_parts, stream_kurtosis, summed_loss
 from rigpt_hf.training.sharding import restore_weights_
 from rigpt_hf.training.state import load_state
 from tests.tolerances import DISTRIBUTED
-from tests.training.runs import CALM, make_options, pretrain
+from tests.training.runs import CALM, losses_of, make_options, pretrain
 
 
 @pytest.fixture
@@ -54,9 +54,11 @@ def test_evaluation_takes_no_more_windows_at_once_than_training(data, tmp_path, 
     assert abs(statistics.mean(of_parts) - kurtosis[-1]) > 10 * DISTRIBUTED
 
 
-def test_a_run_with_small_parts_evaluates_in_small_parts(data, tmp_path, rows):
-    pretrain(data, tmp_path, max_steps=2, global_batch_size=8, per_device_train_batch_size=2, warmup_steps=1)
-    assert len(rows) == 8 + 4 + 2 and set(rows) == {1, 2}
+def test_a_run_with_small_parts_evaluates_in_small_parts_and_has_the_same_losses(data, plain, tmp_path, rows):
+    pretrain(data, tmp_path, **CALM, per_device_train_batch_size=3)
+    assert len(rows) == 4 * 2 * 2 + 2 + 2 and set(rows) == {1, 3}, "four validations, kurtosis, two frames"
+    for a, b in zip(losses_of(plain), losses_of(tmp_path), strict=True):
+        assert abs(a - b) <= DISTRIBUTED
 
 
 def test_the_best_checkpoint_is_the_model_that_was_judged(data, tmp_path):
@@ -72,7 +74,9 @@ def test_the_best_checkpoint_is_the_model_that_was_judged(data, tmp_path):
 
 
 def test_only_what_may_be_kept_as_the_best_is_judged_besides(data, tmp_path):
-    assert [step for step, _ in pretrain(data, tmp_path / "none", save_best_limit=0).validation] == [6, 12]
-    judged = pretrain(data, tmp_path / "best", eval_steps=12, save_steps=5, save_total_limit=1)
-    assert [step for step, _ in judged.validation] == [5, 10, 12]
+    short = {"max_steps": 4, "warmup_steps": 1, "eval_steps": 3}
+    none = pretrain(data, tmp_path / "none", **short, save_steps=2, save_best_limit=0)
+    assert [step for step, _ in none.validation] == [3, 4]
+    best = pretrain(data, tmp_path / "best", **short, save_steps=2, save_total_limit=1)
+    assert [step for step, _ in best.validation] == [2, 3, 4]
     assert all(one.metric is not None for one in CheckpointStore(tmp_path / "best" / "checkpoints").checkpoints())

@@ -22,30 +22,48 @@ from tests.training.runs import interrupted, pretrain, same_run
 FULL = "No space left on device"
 
 
-def leftovers(output) -> list[str]:
-    return [path.name for path in output.rglob("*.partial")]
+def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
+    """At the log, at a checkpoint, and at the end, by what system, safetensors and tokenizers raise."""
+    run = interrupted(straight, tmp_path / "run")
+    append, save = Records.append, RiGPTForCausalLM.save_pretrained
 
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, FULL)
 
-def test_a_disk_that_is_full_at_the_end(data, straight, tmp_path, monkeypatch):
-    interrupted(straight, tmp_path / "run")
-    save = RiGPTForCausalLM.save_pretrained
-    unwritable = f"Error while serializing: I/O error: {FULL}"
-    for error in (SafetensorError(unwritable), OSError(errno.ENOSPC, FULL), Exception(FULL)):  # the last of tokenizers
+    def full_log(self, entry):
+        if entry["step"] == 11:
+            # A disk takes a part of a line before it is full.
+            with self.path.open("a") as file:
+                file.write('{"step": 11, "lo')
+            patched.setattr(type(self.path), "open", full)
+        append(self, entry)
 
-        def refused(self, path, error=error, **options):
+    def full_model(error):
+        def refused(self, path, **options):
             save(self, path, **options)
-            if path.parent == tmp_path / "run":
+            if path.parent == run:
                 raise error
 
+        return RiGPTForCausalLM, "save_pretrained", refused
+
+    final, unwritable = f"the final .*{FULL}.*same command", f"Error while serializing: I/O error: {FULL}"
+    for patch, rule, step in (
+        ((Records, "append", full_log), f"the log, got .*metrics.jsonl': {FULL}.*same command", 9),
+        ((loop, "save_state", full), f"the checkpoint of step 12.*{FULL}.*untouched", 9),
+        (full_model(SafetensorError(unwritable)), final, 12),
+        (full_model(OSError(errno.ENOSPC, FULL)), final, 12),
+        (full_model(Exception(FULL)), final, 12),
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(RiGPTForCausalLM, "save_pretrained", refused)
-            with pytest.raises(ValueError, match=f"^`output_dir` must take the final .*{FULL}.*same command") as told:
-                pretrain(data, tmp_path / "run")
-        assert "\n" not in str(told.value) and not (tmp_path / "run" / "model").exists()
-        assert leftovers(tmp_path) == []
-        assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 12
-    assert pretrain(data, tmp_path / "run").started == 12
-    assert same_run(tmp_path / "run", straight)
+            patched.setattr(*patch)
+            with pytest.raises(ValueError, match=f"^`output_dir` must take {rule}") as told:
+                pretrain(data, run)
+        assert "\n" not in str(told.value) and not (run / "model").exists() and not list(run.rglob("*.partial"))
+        assert CheckpointStore(run / "checkpoints").latest(verify=True).step == step
+        if "log" in rule:
+            assert [entry["step"] for entry in Records(run / "metrics.jsonl").read()] == list(range(1, 11))
+    assert pretrain(data, run).started == 12
+    assert same_run(run, straight)
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, tmp_path, monkeypatch):
@@ -67,67 +85,19 @@ def test_a_failure_of_the_main_process_ends_the_others():
     assert run._on_main(lambda: done.append("the same")) is None and done == []
 
 
-def test_a_disk_that_is_full_at_a_checkpoint(data, straight, tmp_path, monkeypatch):
-    interrupted(straight, tmp_path / "run")
-
-    def full(state, path):
-        raise OSError(errno.ENOSPC, FULL)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "save_state", full)
-        with pytest.raises(
-            ValueError, match=f"^`output_dir` must take the checkpoint of step 12.*{FULL}.*untouched"
-        ) as told:
-            pretrain(data, tmp_path / "run")
-    assert "\n" not in str(told.value) and leftovers(tmp_path) == []
-    assert CheckpointStore(tmp_path / "run" / "checkpoints").latest(verify=True).step == 9
-    assert pretrain(data, tmp_path / "run").started == 9
-    assert same_run(tmp_path / "run", straight)
-
-
-def test_a_disk_that_is_full_at_the_log(data, straight, tmp_path, monkeypatch):
-    interrupted(straight, tmp_path / "run")
-    append = Records.append
-
-    def full(self, entry):
-        if entry["step"] < 11:
-            return append(self, entry)
-        # What a disk takes of a line before it is full.
-        with self.path.open("a") as file:
-            file.write('{"step": 11, "lo')
-        monkeypatch.setattr(type(self.path), "open", refuse)
-        return append(self, entry)
-
-    def refuse(*arguments, **options):
-        raise OSError(errno.ENOSPC, FULL)
-
-    monkeypatch.setattr(Records, "append", full)
-    with pytest.raises(
-        ValueError, match=f"^`output_dir` must take the log, got .*metrics.jsonl': {FULL}.*same command"
-    ):
-        pretrain(data, tmp_path / "run")
-    monkeypatch.undo()
-    assert [entry["step"] for entry in Records(tmp_path / "run" / "metrics.jsonl").read()] == list(range(1, 11))
-    assert pretrain(data, tmp_path / "run").started == 9
-    assert same_run(tmp_path / "run", straight)
-
-
-DAMAGE = {"cut": b'{"model"', "empty": b"", "zeros": bytes(9), "list": b"[]"}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_owner_stands_in_nobodys_way(damage, tmp_path):
+def test_a_damaged_owner_stands_in_nobodys_way(tmp_path):
     owner, facts = tmp_path / folder.OWNER, {"run": {"seed": 1}}
     (tmp_path / "metrics.jsonl").touch()
-    owner.write_bytes(damage)
     message = "^`output_dir` must tell whose metrics.jsonl it has, but .*run.json' is damaged .*--force"
-    with pytest.raises(ValueError, match=message) as told:
-        folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
-    assert "\n" not in str(told.value) and owner.read_bytes() == damage
-    for way in ({"has_checkpoints": True, "force": False}, {"has_checkpoints": False, "force": True}):
+    for damage in (b'{"model"', b"", bytes(9), b"[]"):
         owner.write_bytes(damage)
-        folder.claim(tmp_path, facts, **way)
-        assert json.loads(owner.read_text()) == facts
+        with pytest.raises(ValueError, match=message) as told:
+            folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
+        assert "\n" not in str(told.value) and owner.read_bytes() == damage
+        for has_checkpoints in (True, False):
+            owner.write_bytes(damage)
+            folder.claim(tmp_path, facts, has_checkpoints, force=not has_checkpoints)
+            assert json.loads(owner.read_text()) == facts
     # A whole one is still compared.
     with pytest.raises(ValueError, match="run.seed 1 → 2"):
         folder.claim(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
@@ -156,9 +126,7 @@ def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     arguments = ["--data-dir", str(data), "--data", "null", "--output-dir", str(tmp_path / "run")]
     assert main([*arguments, "--report-to", "none"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith(
-        "pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP"
-    )
+    assert "pretrain.py: `accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP" in shown
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     check_run(PretrainOptions())

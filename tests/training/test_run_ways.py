@@ -8,7 +8,6 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rigpt_hf.training.options import RunOptions
 from tests.tolerances import DISTRIBUTED
 from tests.training.runs import CALM, launch, losses_of, numbers_of, pretrain, same_run
 
@@ -25,16 +24,15 @@ def apart(a: Path, b: Path) -> float:
     return max(abs(x - y) for x, y in zip(losses_of(a), losses_of(b), strict=True))
 
 
-def test_the_default_tracker_writes_the_log(data, plain, tmp_path):
-    pretrain(data, tmp_path, **CALM, report_to=RunOptions().report_to)
-    (event_file,) = tmp_path.rglob("events.out.tfevents.*")
+def test_the_default_tracker_writes_the_log(plain, straight):
+    (event_file,) = plain.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(event_file.parent))
     events.Reload()
     written = [(event.step, event.value) for event in events.Scalars("loss")]
     assert [step for step, _ in written] == list(range(1, 13))
-    assert [value for _, value in written] == pytest.approx(losses_of(tmp_path), rel=1e-6)
+    assert [value for _, value in written] == pytest.approx(losses_of(plain), rel=1e-6)
     assert [event.step for event in events.Scalars("validation_loss")] == [3, 6, 9, 12]
-    assert losses_of(tmp_path) == losses_of(plain) and not list(plain.rglob("events.out.*"))
+    assert not list(straight.rglob("events.out.*"))
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, another_precision, monkeypatch):
@@ -58,9 +56,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, 
     assert seen - {torch.float64} == {torch.float32}
 
 
-def test_a_compiled_run_gives_the_same_curve(data, plain, tmp_path, monkeypatch):
-    graphs = []
-    compiled = torch.compile
+def test_a_compiled_run_gives_the_same_curve(data, tmp_path, monkeypatch):
+    graphs, compiled = [], torch.compile
+    small = CALM["config_overrides"] | {"num_hidden_layers": 1, "value_embedding_period": None}
+    short = {"config_overrides": small, "max_steps": 2, "warmup_steps": 1}
 
     def watched(model):
         def backend(graph, inputs):
@@ -71,10 +70,10 @@ def test_a_compiled_run_gives_the_same_curve(data, plain, tmp_path, monkeypatch)
         return compiled(model, backend=backend)
 
     monkeypatch.setattr(torch, "compile", watched)
-    pretrain(data, tmp_path / "no", **CALM, max_steps=2, warmup_steps=1)
+    pretrain(data, tmp_path / "no", **short)
     assert graphs == []
-    pretrain(data, tmp_path / "yes", **CALM, torch_compile=True)
-    assert graphs and apart(tmp_path / "yes", plain) <= DISTRIBUTED
+    pretrain(data, tmp_path / "yes", **short, torch_compile=True)
+    assert graphs and apart(tmp_path / "yes", tmp_path / "no") <= DISTRIBUTED
 
 
 @pytest.mark.slow

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler as schedulers
 
 from rigpt_hf.training.state import load_state, rng_state, save_state, set_rng_state
+
+
+DTYPES = "float64 float32 float16 bfloat16 float8_e4m3fn complex64 int64 int32 int16 int8 uint8 bool"
 
 
 def round_trip(state, folder):
@@ -22,9 +26,14 @@ def test_what_is_saved_comes_back_and_does_not_follow_the_run(tmp_path):
     base.add_(1)
     assert back["base"].tolist() == [0, 1, 2, 3, 4, 5] and back["view"].tolist() == [2, 3, 4, 5]
     assert all(back[key] == state[key] and type(back[key]) is type(state[key]) for key in ("name", 0, "none"))
-    for dtype in (torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool):
-        values = torch.tensor([0, 1, 1], dtype=dtype)
-        assert torch.equal(round_trip([values], tmp_path)[0], values)
+    bits = torch.randint(0, 256, (64,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for name in DTYPES.split():
+        # NaNs and infinities are among the floats.
+        values = (bits % 2 if name == "bool" else bits).view(getattr(torch, name))
+        state = [values, values[0], values[:0], values.reshape(2, -1).T, values[1::3]]
+        for now, then in zip(round_trip(state, tmp_path), state, strict=True):
+            assert (now.dtype, now.shape) == (then.dtype, then.shape)
+            assert torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (now, then)))
 
 
 def test_loaded_tensors_are_aligned(tmp_path):
@@ -33,28 +42,26 @@ def test_loaded_tensors_are_aligned(tmp_path):
     assert all(tensor.data_ptr() % 64 == 0 for tensor in back)
 
 
-@pytest.mark.parametrize("value", [np.float64(1.0), len, nn.Linear(1, 1)], ids=lambda value: type(value).__name__)
-def test_anything_else_is_refused(value, tmp_path):
-    with pytest.raises(ValueError, match="^`state` must be of tensors and plain values, got ") as error:
-        save_state({"groups": [{7: value}]}, tmp_path / "state.pt")
-    assert "\n" not in str(error.value)
+def test_anything_else_is_refused(tmp_path):
+    for value in (np.float64(1.0), len, nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match="^`state` must be of tensors and plain values, got ") as error:
+            save_state({"groups": [{7: value}]}, tmp_path / "state.pt")
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "of another program", "with code in it"])
-def test_damaged_files_are_refused(damage, tmp_path):
+def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "state.pt"
+    torch.save({"a": print}, tmp_path / "code.pt")
     save_state({"a": torch.zeros(1000)}, path)
-    data = path.read_bytes()
-    if damage == "absent":
-        path.unlink()
-    elif damage == "with code in it":
-        torch.save({"a": print}, path)
-    else:
-        path.write_bytes({"empty": b"", "cut": data[:-100], "of another program": b"{}" * 100}[damage])
-    with pytest.raises(ValueError, match="^`path` must be a whole file of tensors and plain values, got ") as error:
-        load_state(path)
-    assert str(path) in str(error.value) and "Resume from an earlier checkpoint." in str(error.value)
-    assert "\n" not in str(error.value)
+    whole = path.read_bytes()
+    for damage in (None, b"", whole[:-100], b"{}" * 100, (tmp_path / "code.pt").read_bytes()):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(
+            ValueError, match="^`path` must be a whole file of tensors and plain values, got "
+        ) as error:
+            load_state(path)
+        assert str(path) in str(error.value) and "Resume from an earlier checkpoint." in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def draws() -> list:
@@ -93,35 +100,51 @@ def test_other_number_of_gpus_is_refused_before_anything_is_set():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.Rprop])
-def test_an_optimizer_goes_on_to_the_bit(optimizer, tmp_path):
+OPTIMIZERS = {
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01, amsgrad=True),
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.01, momentum=0.9),
+    "rprop": lambda weights: torch.optim.Rprop(weights, lr=0.01),
+}
+SCHEDULERS = {
+    "lambda": lambda optimizer: schedulers.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    "cosine": lambda optimizer: schedulers.CosineAnnealingLR(optimizer, 20),
+    "milestones": lambda optimizer: schedulers.MultiStepLR(optimizer, [2, 5, 5, 7], gamma=0.3),
+    "plateau": lambda optimizer: schedulers.ReduceLROnPlateau(optimizer, patience=1),
+    "one-cycle": lambda optimizer: schedulers.OneCycleLR(optimizer, 0.1, 30, cycle_momentum=False),
+}
+PARTS = ("model", "optimizer", "scheduler")
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_goes_on_to_the_bit(optimizer, scheduler, tmp_path):
     def start(seed):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(4, 9), nn.Dropout(0.3), nn.Tanh(), nn.Linear(9, 1))
-        return model, optimizer(model.parameters(), lr=0.01)
+        running = OPTIMIZERS[optimizer](model.parameters())
+        return model, running, SCHEDULERS[scheduler](running)
 
-    def steps(model, optimizer, count):
+    def steps(model, running, schedule, count):
         losses = []
         for _ in range(count):
-            optimizer.zero_grad()
+            running.zero_grad()
             loss = model(torch.randn(8, 4)).square().mean()
             loss.backward()
-            optimizer.step()
+            running.step()
+            schedule.step(*[loss.item()] * (scheduler == "plateau"))
             losses.append(loss.item())
         return losses
 
-    model, running = start(0)
-    steps(model, running, 4)
-    saved = {"model": model.state_dict(), "optimizer": running.state_dict(), "rng": rng_state()}
-    saved["model"] = dict(saved["model"])
-    back = round_trip(saved, tmp_path)
-    ahead = steps(model, running, 6)
-    for left_out in (None, "model", "optimizer", "rng"):
-        other, resumed = start(1)
-        if left_out != "model":
-            other.load_state_dict(back["model"])
-        if left_out != "optimizer":
-            resumed.load_state_dict(back["optimizer"])
+    run = start(0)
+    steps(*run, 4)
+    saved = {name: dict(part.state_dict()) for name, part in zip(PARTS, run, strict=True)}
+    back = round_trip(saved | {"rng": rng_state()}, tmp_path)
+    ahead = steps(*run, 8)
+    for left_out in (None, *PARTS, "rng"):
+        resumed = start(1)
+        for name, part in zip(PARTS, resumed, strict=True):
+            if name != left_out:
+                part.load_state_dict(back[name])
         if left_out != "rng":
             set_rng_state(back["rng"])
-        assert (steps(other, resumed, 6) == ahead) == (left_out is None), left_out
+        assert (steps(*resumed, 8) == ahead) == (left_out is None), left_out

@@ -71,7 +71,15 @@ class Windows:
         Raises:
             ValueError: if `batch_size` is not a multiple of `world`, or `rank` is not below it.
         """
-        positions = offset + step * batch_size + share(batch_size, rank, world)
+        if batch_size < 1 or world < 1 or batch_size % world:
+            raise ValueError(
+                f"`batch_size` must be a multiple of the number of processes, got {batch_size} for {world}. Change "
+                "one."
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"`rank` must be from 0 to {world - 1}, got {rank}.")
+        size = batch_size // world
+        positions = offset + step * batch_size + np.arange(rank * size, (rank + 1) * size)
         return self.take(window_index(positions, len(self), seed))
 
     def take(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
@@ -83,26 +91,9 @@ class Windows:
         return packed(input_ids, self.end_of_text)
 
 
-def share(batch_size: int, rank: int, world: int) -> np.ndarray:
-    """
-    The places in a step, from 0 to `batch_size - 1`, that belong to one process: `[batch_size / world]`, contiguous.
-
-    Raises:
-        ValueError: if `batch_size` is not a multiple of `world`, or `rank` is not below it.
-    """
-    if batch_size < 1 or world < 1 or batch_size % world:
-        raise ValueError(
-            f"`batch_size` must be a multiple of the number of processes, got {batch_size} for {world}. Change one."
-        )
-    if not 0 <= rank < world:
-        raise ValueError(f"`rank` must be from 0 to {world - 1}, got {rank}.")
-    size = batch_size // world
-    return np.arange(rank * size, (rank + 1) * size)
-
-
 def packed(input_ids: torch.Tensor, end_of_text: int) -> dict[str, torch.Tensor]:
     """
-    What a causal model needs to treat the documents in each row as if each were alone.
+    Inputs with which a causal model treats the documents in each row as if each were alone.
 
     Transformers masks attention between them where `position_ids` restart, provided that it is given no attention mask
     and no cache (`use_cache=False`). Flash attention does so for batches of one row alone: use sdpa, flex or eager
@@ -129,35 +120,25 @@ def packed(input_ids: torch.Tensor, end_of_text: int) -> dict[str, torch.Tensor]
 
 
 def validation_batches(
-    shards: TokenShards,
-    context: int,
-    batch_size: int,
-    batches: int,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    end_of_text: int | None = None,
-    cross_document: bool = False,
+    shards: TokenShards, context: int, batch_size: int, batches: int, *, cross_document: bool = False
 ) -> Iterator[dict[str, torch.Tensor]]:
     """
     The same windows of a split each time, drawn from all of it without repetition; fewer batches are a part of more.
 
     Args:
         shards ([`TokenShards`]): Of the split `"validation"`.
-        context, end_of_text, cross_document: As for [`Windows`].
-        batch_size (`int`): Windows in a batch, on all processes together.
+        context, cross_document: As for [`Windows`].
+        batch_size (`int`): Windows in a batch.
         batches (`int`): How many at most; as many whole ones as there are, if fewer.
-        rank, world: As for [`Windows.batch`].
 
     Raises:
-        ValueError: as [`Windows`] and [`Windows.batch`] do, or if there are not enough windows for one batch.
+        ValueError: as [`Windows`] does, or if there are not enough windows for one batch.
     """
-    windows = Windows(shards, context, end_of_text, cross_document=cross_document)
-    share(batch_size, rank, world)
-    if batches < 1 or batch_size > len(windows):
+    windows = Windows(shards, context, cross_document=cross_document)
+    if batches < 1 or not 1 <= batch_size <= len(windows):
         raise ValueError(
             f"`batch_size` must be at most the {len(windows)} windows of split {shards.split!r}, and `batches` at "
             f"least 1, got {batch_size} and {batches}. Make the batches smaller, or hold out more in a new folder."
         )
     steps = range(min(batches, len(windows) // batch_size))
-    return (windows.batch(step, batch_size, rank, world, VALIDATION_SEED) for step in steps)
+    return (windows.batch(step, batch_size, seed=VALIDATION_SEED) for step in steps)

@@ -1,4 +1,4 @@
-"""What a folder of tokens is: the shards of its splits, their hashes, the tokenizer and the source."""
+"""The manifest of a folder of tokens: the shards of its splits, their hashes, the tokenizer and the source."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards is and was made from; `manifest.json`."""
+    """The contents and the origin of a folder of shards; `manifest.json`."""
 
     version: int
     source: dict[str, Any]
@@ -65,29 +65,23 @@ class Manifest:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["version"] > VERSION:
-                raise _Newer(
-                    f"`folder` must have a manifest of version {VERSION} at most, got version {values['version']} in "
-                    f"{str(folder)!r}. Update rigpt-hf."
-                )
-            values["splits"] = {
-                split: Split(**facts | {"shards": tuple(Shard(**shard) for shard in facts["shards"])})
-                for split, facts in values["splits"].items()
-            }
-            manifest = cls(**values)
-            DTYPES[manifest.dtype]
-        except _Newer:
-            raise
+            if (version := values["version"]) <= VERSION:
+                values["splits"] = {
+                    split: Split(**facts | {"shards": tuple(Shard(**shard) for shard in facts["shards"])})
+                    for split, facts in values["splits"].items()
+                }
+                manifest = cls(**values)
+                DTYPES[manifest.dtype]
+                return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"`folder` must have an undamaged `{MANIFEST}`, got {str(folder)!r}: {error!r}. Make the folder again."
             ) from error
-        return manifest
+        raise ValueError(
+            f"`folder` must have a manifest of version {VERSION} at most, got version {version} in {str(folder)!r}. "
+            "Update rigpt-hf."
+        )
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into the folder."""
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-class _Newer(ValueError):
-    """An error that says already what to do."""

@@ -1,24 +1,17 @@
 """The order in which windows are trained on: an endless sequence of shuffled epochs that needs no memory."""
 
 import math
-from typing import overload
+from typing import TypeVar
 
 import numpy as np
 
 
 ROUNDS = 8
+Position = TypeVar("Position", int, np.ndarray)
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: multiples of it spread evenly over 64 bits
 
 
-@overload
-def window_index(position: int, windows: int, seed: int) -> int: ...
-
-
-@overload
-def window_index(position: np.ndarray, windows: int, seed: int) -> np.ndarray: ...
-
-
-def window_index(position: int | np.ndarray, windows: int, seed: int) -> int | np.ndarray:
+def window_index(position: Position, windows: int, seed: int) -> Position:
     """
     The window that comes at a position of an endless sequence of epochs.
 

@@ -236,9 +236,9 @@ class TokenShards:
             path, expected = self.folder / shard.file, shard.tokens * self.dtype.itemsize
             size = path.stat().st_size if path.is_file() else None
             if size != expected:
-                found = "no such file" if size is None else f"{size} bytes"
+                held = "no such file" if size is None else f"{size} bytes"
                 raise ValueError(
-                    f"`folder` must hold the shards of its manifest, got {str(path)!r} with {found} for {expected} "
+                    f"`folder` must hold the shards of its manifest, got {str(path)!r} with {held} for {expected} "
                     "bytes. Copy it again, or make the folder again."
                 )
         self._maps = [np.memmap(self.folder / shard.file, self.dtype, mode="r") for shard in self.shards]
