@@ -202,68 +202,19 @@ def test_fewer_tokens_than_dimensions_of_token_vectors(vocab_size):
     assert difference(canonicalize(other), canonicalize(model), other) <= CANONICAL[torch.float64]
 
 
-def query_heads(model) -> int:
-    return model.config.num_attention_heads // model.config.num_key_value_heads
-
-
 def head_parts(model) -> dict[str, torch.Tensor]:
-    """Views `[heads, ...]` of one layer's parameters of attention that have an entry per head."""
+    """Parameters of one layer's attention, views `[K, G, ...]` of what query heads have, and `[K, 1, ...]`."""
     config, parts = model.config, {}
     for name, parameter in model.model.layers[LAYER].self_attn.named_parameters():
         if name == "o_proj.weight":
-            parts[name] = parameter.view(config.hidden_size, config.num_attention_heads, -1).movedim(1, 0)
+            heads = parameter.view(config.hidden_size, config.num_attention_heads, -1).movedim(1, 0)
+            parts[name] = heads.unflatten(0, (config.num_key_value_heads, -1))
         elif name.startswith(("q_proj", "distance_weight")):
-            parts[name] = parameter.view(config.num_attention_heads, -1)
+            repeats = config.num_attention_heads // config.num_key_value_heads
+            parts[name] = parameter.view(config.num_key_value_heads, repeats, -1)
         elif name != "o_proj.bias":
-            parts[name] = parameter.view(config.num_key_value_heads, -1)
+            parts[name] = parameter.view(config.num_key_value_heads, 1, -1)
     return parts
-
-
-def of_queries(name: str) -> bool:
-    return name.startswith(("q_proj", "o_proj", "distance_weight"))
-
-
-def twin_heads_(model) -> None:
-    repeats = query_heads(model)
-    for name, part in head_parts(model).items():
-        if of_queries(name):
-            part[repeats : 2 * repeats] = part[:repeats].clone()
-        else:
-            part[1] = part[0]
-
-
-def twin_query_heads_(model) -> None:
-    for name, part in head_parts(model).items():
-        if of_queries(name):
-            part[1] = part[0]
-
-
-def dead_heads_(model) -> None:
-    for part in head_parts(model).values():
-        part[:] = 0
-
-
-def dead_head_(model) -> None:
-    for name, part in head_parts(model).items():
-        part[: query_heads(model) if of_queries(name) else 1] = 0
-
-
-def dead_query_head_(model) -> None:
-    for name, part in head_parts(model).items():
-        if of_queries(name):
-            part[0] = 0
-
-
-def blind_heads_(model) -> None:
-    """Queries of zero, so that keys have any length."""
-    for name, part in head_parts(model).items():
-        if name.startswith("q_proj"):
-            part[:] = 0
-
-
-def silent_heads_(model) -> None:
-    """Outputs of zero, so that values have any length; as where residual branches start at zero."""
-    head_parts(model)["o_proj.weight"][:] = 0
 
 
 def mlp_parts(model) -> dict[str, torch.Tensor]:
@@ -272,39 +223,48 @@ def mlp_parts(model) -> dict[str, torch.Tensor]:
     return {name: part.T if name == "down_proj.weight" else part for name, part in parts.items() if part is not bias}
 
 
-def twin_neurons_(model) -> None:
-    for part in mlp_parts(model).values():
-        part[5] = part[3]
+def twin_query_heads(name: str, part: torch.Tensor) -> None:
+    if part.shape[1] > 1:
+        part[0, 1] = part[0, 0]
 
 
-def dead_neurons_(model) -> None:
-    for part in mlp_parts(model).values():
-        part[[2, 7]] = 0
+def dead_query_head(name: str, part: torch.Tensor) -> None:
+    if part.shape[1] > 1:
+        part[0, 0] = 0
 
 
-def silent_neuron_(model) -> None:
-    mlp_parts(model)["down_proj.weight"][2] = 0
+def emptied(*names: str, entries=slice(None)) -> Callable:
+    def change(name: str, part: torch.Tensor) -> None:
+        if name.startswith(names):
+            part[entries] = 0
+
+    return change
 
 
-def blind_neuron_(model) -> None:
-    for name, part in mlp_parts(model).items():
-        if name != "down_proj.weight":
-            part[2] = 0
-
-
+# Zero queries leave keys of any length, zero outputs values, as where residual branches start at zero.
 CHANGES: dict[str, Callable] = {
-    "twin heads": twin_heads_,
-    "twin query heads": twin_query_heads_,
-    "dead heads": dead_heads_,
-    "dead head": dead_head_,
-    "dead query head": dead_query_head_,
-    "blind heads": blind_heads_,
-    "silent heads": silent_heads_,
-    "twin neurons": twin_neurons_,
-    "dead neurons": dead_neurons_,
-    "silent neuron": silent_neuron_,
-    "blind neuron": blind_neuron_,
+    "twin heads": lambda name, part: part[1].copy_(part[0]),
+    "twin query heads": twin_query_heads,
+    "dead heads": emptied(""),
+    "dead head": emptied("", entries=0),
+    "dead query head": dead_query_head,
+    "blind heads": emptied("q_proj"),
+    "silent heads": emptied("o_proj"),
+    "twin neurons": lambda name, part: part[5].copy_(part[3]),
+    "dead neurons": emptied("", entries=[2, 7]),
+    "silent neuron": emptied("down_proj", entries=2),
+    "blind neuron": emptied("gate_proj", "up_proj", entries=2),
 }
+
+
+@torch.no_grad()
+def changed(model, change: str):
+    parts = mlp_parts(model) if "neuron" in change else head_parts(model)
+    for name, part in parts.items():
+        CHANGES[change](name, part)
+    return model
+
+
 # What must be said about it, as a part of one of the texts; where nothing is listed nothing need be.
 REPORTED = {
     "twin heads": "equal norms in layers.1.heads",
@@ -323,18 +283,14 @@ DEGENERATES = [(change, name) for change in CHANGES for name in (MLPS if "neuron
 # By default one option set for each change, and all option sets.
 @pytest.mark.parametrize(("change", "name"), cases([DEGENERATES[4 * i + i % 4] for i in range(11)], DEGENERATES))
 def test_equal_and_empty_heads_and_neurons(change, name):
-    model, before = tiny_model(**SHALLOW[name]), tiny_model(**SHALLOW[name])
-    with torch.no_grad():
-        CHANGES[change](model)
-    assert difference(model, before) > 0.1, "the change did nothing"
+    model = changed(tiny_model(**SHALLOW[name]), change)
+    assert difference(model, tiny_model(**SHALLOW[name])) > 0.1, "the change did nothing"
     undetermined = assert_canonical(model)
     assert any(REPORTED.get(change, "") in text for text in [*undetermined, *([] if change in REPORTED else [""])])
 
 
 def test_what_is_not_determined_is_logged(caplog):
-    model = tiny_model()
-    with torch.no_grad():
-        twin_neurons_(model)
+    model = changed(tiny_model(), "twin neurons")
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
