@@ -29,6 +29,7 @@ from rigpt_hf.symmetry import (
 )
 from rigpt_hf.symmetry.contraction import View, weights_of
 from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import generator
 from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
 
 
@@ -61,10 +62,6 @@ def small_model(name: str):
     """Of half the width."""
     options = SYMMETRIES[name] | ({"embedding_size": 12} if "embedding_size" in SYMMETRIES[name] else {})
     return tiny_model(num_hidden_layers=1, **(options | {"hidden_size": 16, "intermediate_size": 24}))
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def norm(weights) -> float:
