@@ -205,7 +205,10 @@ _TABLES: dict[tuple[str, ...], Table] = {}
 
 def table_of(config: RiGPTConfig) -> Table:
     """The table of a configuration; made once for the values that its fields have now."""
-    values = tuple(repr(getattr(config, name, None)) for name in RiGPTConfig.__annotations__)
+    fields = vars(config)  # much quicker than `getattr`, which Transformers wraps, and asked for at every step
+    values = tuple(
+        repr(fields[name] if name in fields else getattr(config, name, None)) for name in RiGPTConfig.__annotations__
+    )
     if values not in _TABLES:
         if len(_TABLES) >= KEPT:
             _TABLES.pop(next(iter(_TABLES)))

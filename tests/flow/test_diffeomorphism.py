@@ -92,12 +92,6 @@ class Perceptron(torch.nn.Module):
 FIELDS = {"linear": linear, "nonlinear": Perceptron().requires_grad_(False)}
 
 
-def reported(what: str, value: float) -> float:
-    """The number, shown with `pytest -n 0 -s`."""
-    print(f"{what}: {value:.1e}")
-    return value
-
-
 @pytest.mark.parametrize(
     ("field", "space"), [("nonlinear", "linear"), pytest.param("linear", "nonlinear", marks=pytest.mark.full)]
 )
@@ -105,7 +99,7 @@ def test_identity_at_both_ends_changes_nothing(field, space):
     f, map, x = FIELDS[field], MAPS[space](hump), normal(3, 2)
     assert end_deviation(map, x, 0, 1) <= EXACT
     difference = flow_difference(f, map, x, 0, 1, **FINE)
-    assert reported(f"identity at both ends, {field}, {space}", difference) <= FLOW
+    assert difference <= FLOW
     # In between it is another field with another flow, so that the test says something.
     half = torch.tensor(0.5, dtype=torch.float64)
     assert (transform_field(f, map)(half, x) - f(half, x)).abs().max() > 0.3
@@ -115,7 +109,7 @@ def test_identity_at_both_ends_changes_nothing(field, space):
 @pytest.mark.full
 def test_dopri5_agrees():
     difference = flow_difference(FIELDS["nonlinear"], shear(hump), normal(3, 2), 0, 1, method="dopri5")
-    assert reported("identity at both ends, dopri5", difference) <= FLOW
+    assert difference <= FLOW
 
 
 @pytest.mark.parametrize(
@@ -124,9 +118,9 @@ def test_dopri5_agrees():
 def test_not_the_identity_at_one_end_is_equivariant_and_not_invariant(space, strength):
     f, map, x = FIELDS["nonlinear"], MAPS[space](strength), normal(3, 2)
     assert end_deviation(map, x, 0, 1) > 0.5
-    assert reported(f"not at one end, {space}", flow_difference(f, map, x, 0, 1, **ROUGH)) > 0.1
+    assert flow_difference(f, map, x, 0, 1, **ROUGH) > 0.1
     error = flow_equivariance_error(f, map, x, 0, 1, **FINE)
-    assert reported(f"not at one end, {space}, equivariance", error) <= FLOW
+    assert error <= FLOW
 
 
 def test_time_that_ends_elsewhere():
@@ -210,7 +204,7 @@ def attention(t: Tensor, x: Tensor) -> Tensor:
 
 def test_tokens_are_more_points_of_one_space():
     x = normal(2, 3, 2)
-    assert reported("attention", flow_difference(attention, shear(hump), x, 0, 1, **FINE)) <= FLOW
+    assert flow_difference(attention, shear(hump), x, 0, 1, **FINE) <= FLOW
     assert flow_difference(attention, shear(lambda t: t), x, 0, 1, **ROUGH) > 0.1
     # The frame of a token depends on no other token; the field does mix them.
     moved = x.clone()

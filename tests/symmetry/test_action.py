@@ -48,11 +48,13 @@ def test_logits_loss_and_decoding_are_invariant_and_hidden_states_turn_along(tur
 @torch.no_grad()
 def test_logits_are_invariant_under_each_frame_alone(turned, option):
     model = turned(option).model
-    before, kinds = model(tokens(2, 9)).logits, table_of(model.config).kinds
-    for kind in kinds:
-        after = disguise(model, 1, [kind])(tokens(2, 9)).logits
-        assert (after - before).abs().max() <= SYMMETRY[torch.float64] * before.abs().max(), kind
-    assert len(kinds) >= 3
+    before, moved = model(tokens(2, 9)).logits, 0
+    for kind in table_of(model.config).kinds:
+        other = disguise(model, 1, [kind])
+        error = (other(tokens(2, 9)).logits - before).abs().max()
+        assert error <= SYMMETRY[torch.float64] * before.abs().max(), kind
+        moved += difference(other, model) > 0.01
+    assert moved >= 3
 
 
 @over(["learned-projected", "squared-distance"], ["rotary", "distance"])
