@@ -1,4 +1,4 @@
-"""What pictures of results have in common: axes that can be read, ticks, and numbers beside what was measured."""
+"""Helpers of all pictures of results: axes that can be read, ticks, and numbers beside the measurements."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def panels(picture: Figure, count: int, rows: int) -> list[Axes]:
 
 
 def finish(axes: Axes, title: str, rows: int) -> None:
-    """What panels have in common: a heading, the first model on top, and few ticks."""
+    """Give a panel its heading and few ticks, with the first model on top."""
     axes.set_title("\n".join(textwrap.wrap(title, LETTERS)), loc="left")
     axes.set_yticks([])
     axes.spines.left.set_visible(False)

@@ -31,7 +31,7 @@ def hadamard(n: int) -> torch.Tensor:
     if n < 1:
         raise ValueError(f"`n` must be at least 1, got {n}.")
     twos = n & -n
-    # Of several factors the smallest leaves most to the power of two.
+    # The smallest of several factors leaves most to the power of two.
     for power in [2**k for k in range(twos.bit_length() - 1, -1, -1)]:
         rest = paley(n // power)
         if rest is not None:

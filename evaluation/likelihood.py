@@ -17,7 +17,7 @@ Progress = Callable[[int], None]
 
 
 def no_progress(done: int) -> None:
-    """What is called where nobody watches."""
+    """Report progress to nobody."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def rolling_windows(tokens: Sequence[int], context: int, stride: int | None = No
 @dataclass(frozen=True)
 class Score:
     """
-    What a model makes of one window.
+    The score of one window.
 
     Args:
         losses (`torch.Tensor` of shape `[targets]`): Minus the logarithm of each target's probability, float64, nats.

@@ -1,4 +1,4 @@
-"""What a measure is: one record, from which suites, tables, pictures, report and card read all that they say of it."""
+"""The record of a measure, from which suites, tables, pictures, report and card read all that they say of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .drawing import INTERVALS, draw_intervals
 from .models import EvaluatedModel
 
 
@@ -55,7 +56,7 @@ class Quantity:
 @dataclass(frozen=True)
 class Inputs:
     """
-    What a measure is called with.
+    The data and arguments of a measure.
 
     Args:
         data: Texts, rows of token ids, or questions.
@@ -84,7 +85,7 @@ def same_windows(arguments: dict[str, Any], default: int | None, models: list[Ev
     """
     most = min((each.positions for each in models if each.positions is not None), default=None)
     own = {each.context(None) for each in models}
-    # What is not given or null is what each model takes, and other windows are another measurement.
+    # Without a value each model reads as much as it takes, and other windows are another measurement.
     given = arguments.get("context")
     context = default if given is None else given
     if context is None and len(own) > 1:
@@ -110,8 +111,8 @@ class Measure:
             arguments, which a suite may set; or, `together`, with all models by their names and keyword arguments.
             `batch_size`, `progress` and `memoize` come from the harness, if it takes them.
         quantities: The numbers in the result of one model that models are compared by, with unit and direction.
-        picture (`str`), draw: Title of the picture, and what draws it. A task without intervals has none, if only they
-            are drawn (`draws_intervals`).
+        picture (`str`), draw: Title of the picture, and what draws it; the intervals of all quantities if not given,
+            and then a task without intervals has none.
         needs: Called with a model, the texts and the task; gives the [`Inputs`], or raises [`NotApplicable`].
         fit: Called with a task's arguments, the default of `context` and all models; arguments that fit into all.
         card_words (`str`): What a model card calls it where it was not measured; nothing if cards do not ask for it.
@@ -126,9 +127,8 @@ class Measure:
     question: str
     run: Callable[..., dict[str, Any]]
     quantities: Callable[[dict[str, Any]], list[Quantity]]
-    picture: str
-    draw: Draw
-    draws_intervals: bool = False
+    picture: str = INTERVALS
+    draw: Draw = draw_intervals
     needs: Callable[[EvaluatedModel, Any, Any], Inputs] = rows_of_task
     fit: Callable[[dict[str, Any], int | None, list[EvaluatedModel]], dict[str, Any]] = same_windows
     card_words: str = ""

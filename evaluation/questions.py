@@ -1,35 +1,34 @@
 """Questions with a known answer: how likely a model finds it, and how a result is compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .likelihood import Progress, Score, Side, Window, score
+from .likelihood import Score, Window, score
 from .measure import Inputs, Quantity
 from .models import EvaluatedModel
 
 
 # Characters of a document that a question is made of at most.
 LONGEST = 8000
-# What people take for many documents is often one.
+# People often take one document for many.
 UNIT = "a .txt file is one document unless <|endoftext|> parts it, each row of JSONL or parquet is one"
 
 
 def score_endings(
-    model: EvaluatedModel,
-    pairs: Sequence[tuple[str, str]],
-    context: int,
-    batch_size: int,
-    padding_side: Side,
-    progress: Progress,
-) -> list[Score]:
+    model: EvaluatedModel, pairs: Sequence[tuple[str, str]], context: int, **options: Any
+) -> Iterator[Score]:
     """
-    What a model makes of the second text of each pair after the first, which loses its beginning if it is too long.
+    Score the second text of each pair after the first, which loses its beginning if it is too long.
+
+    Args:
+        model, options: As for [`score`].
+        pairs: What is read before, and what is scored.
+        context: Tokens that the model reads at once.
 
     Raises:
         ValueError: if a second text has no token of its own, or alone is longer than the context.
     """
-    windows = [_window(model, prompt, ending, context) for prompt, ending in pairs]
-    return list(score(model, windows, batch_size=batch_size, padding_side=padding_side, progress=progress))
+    return score(model, [_window(model, prompt, ending, context) for prompt, ending in pairs], **options)
 
 
 def _window(model: EvaluatedModel, prompt: str, ending: str, context: int) -> Window:
@@ -55,7 +54,7 @@ def _window(model: EvaluatedModel, prompt: str, ending: str, context: int) -> Wi
 
 
 def made_of_documents(make: Any) -> Any:
-    """What `needs` is of a measure whose questions `make` makes of the task's documents."""
+    """The `needs` of a measure whose questions `make` makes from the task's documents."""
 
     def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
         if texts.are_tokens:

@@ -93,7 +93,7 @@ def matrices_of(model: Any, leave: tuple[str, ...] = ()) -> dict[str, nn.Module]
 
 def other_matrices(model: Any, covered: Iterable[str]) -> list[str]:
     """
-    What of a model is left when `covered` modules are looked at: names of all parameters of at least two dimensions
+    The matrices of a model outside the `covered` modules: names of all parameters of at least two dimensions
     longer than one that are no embedding and in none of these modules, such as the fused experts of Mixtral.
     """
     modules = set(covered)

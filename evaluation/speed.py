@@ -133,7 +133,7 @@ def peak_memory(name: str, shape_name: str, attention: str) -> float:
 
 
 def print_own_peak_memory(name: str, shape: Shape, attention: str):
-    """What `peak_memory` runs in the process of its own."""
+    """Print the number that `peak_memory` reads from a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(name, shape, attention).to(device).train()
     step = training(model, torch.randint(0, shape.vocabulary, (shape.batch, shape.sequence), device=device))

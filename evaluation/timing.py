@@ -54,7 +54,7 @@ def take_turns(
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Of the seconds of two actions in the same turns."""
+    """The ratio of the seconds of two actions in each turn."""
     return [one / other for one, other in zip(numerator, denominator, strict=True)]
 
 
@@ -65,7 +65,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def device_name() -> str:
-    """What computes here."""
+    """The name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 

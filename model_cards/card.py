@@ -40,7 +40,7 @@ CARD = "README.md"
 TAGS = ("rigpt", "gauge-symmetry", "rotation-invariance")
 # Names that the Hub's widgets know, by the quantities of an evaluation.
 HUB_TYPES = {name: kind for measure in (*MEASURES.values(), STANDARD) for name, kind in measure.hub_types.items()}
-# What a stranger asks for: what the core suite measures.
+# A stranger asks for the measures of the core suite.
 ASKED_FOR = list(dict.fromkeys(filter(None, (MEASURES[task.metric].card_words for task in load_suite("core").tasks))))
 CITATION = """@misc{rigpt,
   title = {RiGPT: a GPT with no preferred basis},
@@ -158,7 +158,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def hub_metadata(known: CardMetadata, title: str, tags: Sequence[str] = ()) -> ModelCardData:
-    """What the Hub reads: tags, licence, and the results that its widgets show."""
+    """The metadata for the Hub: tags, licence, and the results that its widgets show."""
     author = known.author
     return ModelCardData(
         language=author.language,
@@ -206,7 +206,7 @@ def eval_results(known: CardMetadata) -> list[EvalResult]:
 
 
 def absent(known: CardMetadata) -> list[str]:
-    """What a stranger would ask for and nobody has said or measured."""
+    """The facts that a stranger would ask for and nobody has given or measured."""
     missing = []
     if known.training is None and known.tuned is None:
         missing.append("how it was trained")

@@ -12,7 +12,7 @@ import yaml
 from .metadata import AuthorMetadata, CardMetadata
 
 
-# What a card without a repository loads from.
+# The source that a card without a repository names.
 PLACEHOLDER = "FOLDER"
 LINE = re.compile(r"^<!-- rigpt card (\{.*\}) -->\s*$", re.MULTILINE)
 METADATA = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
@@ -21,7 +21,7 @@ METADATA = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 @dataclass(frozen=True)
 class Marker:
     """
-    What a generated card knows of itself.
+    The facts that a generated card holds about itself.
 
     Args:
         weights (`str`): SHA-256 of the model that it describes, as in the results of an evaluation.
@@ -41,7 +41,7 @@ class Marker:
 
     @property
     def author_metadata(self) -> AuthorMetadata:
-        """What a person said when the card was written."""
+        """The metadata that a person gave when the card was written."""
         return AuthorMetadata(**self.author)
 
 
@@ -113,7 +113,7 @@ def _sha256(content: Any, **options: Any) -> str:
 
 
 def title_of(author: AuthorMetadata, repo_id: str | None) -> str:
-    """What a model is called: by its author, or as its repository."""
+    """The title of a model: its author's, or the name of its repository."""
     return author.title or (repo_id.partition("/")[2] or repo_id if repo_id else "RiGPT")
 
 

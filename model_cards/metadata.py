@@ -1,4 +1,4 @@
-"""What is known of a model, grouped by who knows it; every group is absent where nobody does."""
+"""The facts about a model, grouped by who knows them; a group is absent where nobody does."""
 
 import json
 import math
@@ -29,7 +29,7 @@ ROWS, LENGTH = 2, 64
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What the configuration and the weights say."""
+    """The facts that configuration and weights hold."""
 
     type: str
     parameters: int
@@ -50,7 +50,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class TrainingMetadata:
-    """What a pretraining run wrote down."""
+    """The record of a pretraining run."""
 
     steps: int
     tokens: int
@@ -63,23 +63,23 @@ class TrainingMetadata:
     precision: str
     seed: int
     loss: float | None
-    """Of validation at the end, nats per token."""
+    """Loss of validation at the end, nats per token."""
     source: str | None
-    """Of the text."""
+    """Where the text came from."""
     seconds: float | None
     """That all steps took, without validation and checkpoints."""
     start: str | None
-    """What the run started from; nothing if from random weights."""
+    """The model that the run started from; nothing if from random weights."""
     timed: int | None = None
     """Steps whose speed is in the log, if it is not that of all."""
 
 
 @dataclass(frozen=True)
 class AuthorMetadata:
-    """What only people know; the fields of a YAML file."""
+    """The facts that only people know; the fields of a YAML file."""
 
     title: str | None = None
-    """What the model is called."""
+    """The name of the model."""
     description: str | None = None
     """A sentence or two."""
     license: str | None = None
@@ -93,9 +93,9 @@ class AuthorMetadata:
     authors: str | None = None
     """Who made it."""
     intended_use: str | None = None
-    """What it is for."""
+    """The tasks that it is for."""
     limits: str | None = None
-    """What it must not be used for, and what it cannot do."""
+    """The tasks that it must not be used for, or cannot do."""
     citation: str | None = None
     """BibTeX."""
 
@@ -140,7 +140,7 @@ class CardMetadata:
     merged: list[tuple[str, float]]
     """Sources and weights."""
     tuned: str | None
-    """What was fine-tuned."""
+    """The model that was fine-tuned."""
     invariance: dict[str, Any] | None
     evaluation: dict[str, Any] | None
     evaluated_as: str | None
@@ -265,7 +265,7 @@ def author_metadata(path: Path | None) -> AuthorMetadata:
 
 
 def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
-    """What a merged model was merged from, and the weight of each; nothing if it was not."""
+    """The sources of a merged model, and the weight of each; nothing if it was not merged."""
 
     def sources(record: Any) -> list[tuple[str, float]]:
         pairs = zip(record["sources"], record["weights"], strict=True)
@@ -275,7 +275,7 @@ def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
 
 
 def tuned_from(folder: Path) -> str | None:
-    """What a fine-tuned model started from; `None` if it was not fine-tuned here."""
+    """The model that a fine-tuned one started from; `None` if it was not fine-tuned here."""
     return _of_record(folder / "finetune.json", lambda record: without_path(str(record["options"]["model"])))
 
 

@@ -49,7 +49,7 @@ FIXED: Axis = ()
 # `act(a z) = a^p act(z)` for a > 0; activations that are not listed allow no scaling.
 DEGREES = {"relu": 1, "relu2": 2}
 ATTENTION, MLP = "model.layers.*.self_attn.", "model.layers.*.mlp."
-# What carries the residual stream from one local frame to the next: into a layer, and after the last.
+# Parameters that carry the residual stream from one local frame to the next: into a layer, and after the last.
 TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
 
 
@@ -85,17 +85,13 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
 
 
 def _score_group(config: RiGPTConfig) -> MatrixGroup:
-    """What leaves the attention score of a head alone."""
+    """The group that leaves the attention score of a head alone."""
     stretch: Stretch = "none" if config.qk_norm else SCORES[config.attention_score].stretch
-    moving = _plane_count(config)
+    moving = 0 if config.position_embedding_type != "rotary" else len(rotary_frequencies(config)[0])
     turned = set(range(config.head_dim)) - set(_unturned(config))
     # Rotary positions turn dimension i together with i + r/2.
     planes = tuple((i, i + moving) for i in range(moving) if i in turned)
     return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies)
-
-
-def _plane_count(config: RiGPTConfig) -> int:
-    return 0 if config.position_embedding_type != "rotary" else len(rotary_frequencies(config)[0])
 
 
 def _unturned(config: RiGPTConfig) -> tuple[int, ...]:
@@ -127,7 +123,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     key = (Turn("head_qk", "covector"), Turn("heads", "key_value"))
     value = (Turn("head_vo"), Turn("heads", "key_value"))
     value_in = (Turn("head_vo", "covector"), Turn("heads", "query"))
-    # What reads and writes inside of a layer; the frame before the first layer's is the stream's.
+    # Axes that write and read inside of a layer; the frame before the first layer's is the stream's.
     inner = "local" if config.local_frames else "stream"
     layer_out, layer_in = (Turn(inner),), (Turn(inner, "covector"),)
     before = (Turn("local", "covector", step=-1),)
@@ -209,7 +205,10 @@ _TABLES: dict[tuple[str, ...], Table] = {}
 
 def table_of(config: RiGPTConfig) -> Table:
     """The table of a configuration; made once for the values that its fields have now."""
-    values = tuple(repr(getattr(config, name, None)) for name in RiGPTConfig.__annotations__)
+    fields = vars(config)  # much quicker than `getattr`, which Transformers wraps, and asked for at every step
+    values = tuple(
+        repr(fields[name] if name in fields else getattr(config, name, None)) for name in RiGPTConfig.__annotations__
+    )
     if values not in _TABLES:
         if len(_TABLES) >= KEPT:
             _TABLES.pop(next(iter(_TABLES)))

@@ -1,4 +1,4 @@
-"""Questions to the table of frames, and the records it is written in. What it says is in `frames.py`."""
+"""The table of frames: its records, and the questions it answers. Its content is in `frames.py`."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +60,7 @@ class Shift:
 
     @property
     def constant(self) -> bool:
-        """Whether no other weight says how far to move."""
+        """No other weight decides how far to move."""
         return not any(move.reads for move in self.moves.values())
 
 
@@ -70,11 +70,11 @@ class Frame:
     A space with a free basis.
 
     Args:
-        group: What may act on it.
-        copies: How many independent elements there are (one per key-value head, or one).
-        per_layer: Whether every layer has its own.
+        group: The group that may act on it.
+        copies: Number of independent elements (one per key-value head, or one).
+        per_layer: Every layer has its own.
         carrier: The frame of permutations that moves the copies about.
-        shift: What translations move.
+        shift: The moves of a frame of translations.
     """
 
     group: Group
@@ -87,10 +87,11 @@ class Frame:
 @dataclass(frozen=True)
 class Turn:
     """
-    One frame that an axis turns with, and as what.
+    One frame that an axis turns with.
 
     Args:
-        frame, role: Of it.
+        frame: Kind of the frame.
+        role: The axis's representation in it.
         step: The layer meant, counted from the parameter's own; outside the layers, from after the last.
     """
 
@@ -170,7 +171,7 @@ class Table:
         return self._turns[name]
 
     def rank(self, name: str) -> int:
-        """How many axes of a parameter the table tells apart; 1 if they run together."""
+        """The number of axes of a parameter that the table tells apart; 1 if they run together."""
         return len(self.row(name))
 
     def carriers(self, key: FrameKey, role: str | None = None) -> tuple[tuple[str, int], ...]:
@@ -211,7 +212,7 @@ class Table:
             for turned in self.turns(name):
                 if turned.key in self.frames:
                     index.setdefault(turned.key, []).append((name, turned))
-        return {key: tuple(found) for key, found in index.items()}
+        return {key: tuple(carriers) for key, carriers in index.items()}
 
     def row(self, name: str) -> tuple[Axis, ...]:
         """
@@ -251,7 +252,7 @@ class Table:
         return names
 
     def _shift(self, shift: Shift, layer: int | None) -> Shift:
-        """With the names of one layer, or, where all layers share the frame, of every layer."""
+        """A shift with the names of one layer, or, where all layers share the frame, of every layer."""
         moves = {}
         for index in range(self._layers) if layer is None else [layer]:
             for pattern, move in shift.moves.items():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .optim import EquivariantOptimizer
 
 NAME = "equivariant"
-# What `optim_args` may set, and how to read it from a string.
+# The settings of `optim_args`, and how to read them from a string.
 ARGUMENTS = {"momentum": float, "steps": int, "polar": str, "sharing": str}
 
 

@@ -10,18 +10,14 @@ from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivaria
 from rigpt_hf.optimizer.polar import exact_polar, newton_schulz
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
 from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
-from tests.symmetry.options import BROAD, SEARCHED
+from tests.symmetry.options import BROAD, SEARCHED, SHALLOW, generator
 from tests.tolerances import SYMMETRY, TRAINING
 
 
-# At three times this rate training of `gated-relu2` is chaotic: whatever differs, rounding included, doubles every ten
-# steps after the hundredth.
-STEPS, LEARNING_RATE = 200, 1e-3
+# At three times this rate long training of `gated-relu2` is chaotic: whatever differs, rounding included, doubles
+# every ten steps after the hundredth.
+STEPS, SHORT, LONG, LEARNING_RATE = 40, 20, 200, 1e-3
 BATCHES = [tokens(4, 17, seed=seed) for seed in range(10)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def train(model, optimizer, steps: int) -> float:
@@ -53,9 +49,9 @@ def apart(a, b, start) -> float:
     return (gap / way) ** 0.5
 
 
-def trained_both_ways(options: dict, make, steps: int, dtype: torch.dtype = torch.float64) -> float:
+def trained_both_ways(option: str, make, steps: int) -> float:
     """The distance between training from a turned start and the turned training."""
-    model = tiny_model(dtype=dtype, **options)
+    model = tiny_model(**SHALLOW[option])
     g = GaugeTransformation.random(model.config, generator(3), "all", compact=True)
     start = g(model)
     turned = copy.deepcopy(start)
@@ -64,29 +60,26 @@ def trained_both_ways(options: dict, make, steps: int, dtype: torch.dtype = torc
         before = float(model(last, labels=last, use_cache=False).loss)
     first, second = train(model, make(model), steps), train(turned, make(turned), steps)
     assert first < before - 0.05, "nothing was learned"
-    if make is not adamw and dtype == torch.float64:
+    if make is not adamw:
         assert abs(first - second) <= TRAINING
     return apart(g(model), turned, start)
 
 
-@over(SEARCHED, SYMMETRIES)
+@over(BROAD, ())
 def test_training_turns_along(option):
-    assert trained_both_ways(SYMMETRIES[option], equivariant, STEPS) <= TRAINING
+    assert trained_both_ways(option, equivariant, STEPS if option in SEARCHED else SHORT) <= TRAINING
 
 
-@over(BROAD[len(SEARCHED) :], ())
-def test_a_short_training_turns_along(option):
-    assert trained_both_ways(SYMMETRIES[option], equivariant, 40) <= TRAINING
+@pytest.mark.full
+@over(SYMMETRIES, ())
+def test_long_training_turns_along(option):
+    assert trained_both_ways(option, equivariant, LONG) <= TRAINING
 
 
-@pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])
-def test_training_with_exact_polar_factors_turns_along(name):
-    assert trained_both_ways(SYMMETRIES[name], lambda model: equivariant(model, polar="svd"), 50) <= TRAINING
-
-
-@pytest.mark.parametrize("name", ["rotary", "learned-projected", "gated"])
-def test_training_with_adamw_does_not(name):
-    assert trained_both_ways(SYMMETRIES[name], adamw, 50) > 1e-2
+@over(["gated"], ["rotary", "learned-projected"])
+def test_training_with_exact_polar_factors_turns_along_and_with_adamw_does_not(option):
+    assert trained_both_ways(option, lambda model: equivariant(model, polar="svd"), SHORT) <= TRAINING
+    assert trained_both_ways(option, adamw, SHORT) > 1e-2
 
 
 def test_every_parameter_is_in_one_group_and_every_update_rule_occurs():
@@ -126,7 +119,7 @@ def test_updates_follow_from_the_table(name, expected):
     assert update_of(table_of(config), name) == expected
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8), (6, 48)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 16), (8, 24), (24, 8)], ids=str)
 def test_matrices_move_as_muon_moves_them(shape):
     weight = torch.randn(shape, generator=generator(1))
     ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())

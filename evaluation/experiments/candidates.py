@@ -38,11 +38,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "max_position_embeddings": LENGTH,
 }
-PARTS: dict[str, Any] = {
-    "hidden_act": "relu2",
-    "qk_norm": True,
-    "embedding_norm": True,
-}
+PARTS: dict[str, Any] = {"hidden_act": "relu2", "qk_norm": True, "embedding_norm": True}
 # One table and two projections: as many parameters as stock GPT-2 has.
 TIED = SMALL | PARTS | {"embedding_size": WIDTH}
 # A little under 6.6 million parameters.
@@ -99,7 +95,7 @@ CANDIDATES = {
     "rigpt-rmsnorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="rmsnorm"),
     "rigpt-layernorm": rigpt(TIED, kind="affine-norm-rigpt", stream_norm="layernorm"),
     "rigpt-values": rigpt(TIED, value_embedding_period=2),
-    # What four bits cost may depend on how training ends.
+    # The cost of four bits may depend on how training ends.
     "rigpt-no-decay": rigpt(TIED, training={"weight_decay": 0.0}),
     "rigpt-strong-decay": rigpt(TIED, training={"weight_decay": 0.4}),
     "rigpt-long-tail": rigpt(TIED, training={"decay_fraction": 0.9}),

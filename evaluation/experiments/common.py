@@ -1,7 +1,8 @@
-"""What the experiments share: checks of their options, a training step, a sweep, numbers written down."""
+"""Shared by the experiments: checks of their options, a training step, a sweep, numbers written down."""
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ def check_least(options: Any, **bounds: float) -> None:
 
 def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
     """Raise a `ValueError` if something given is not known."""
-    for each in given:
-        if each not in known:
-            raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {each!r}.")
+    for word in given:
+        if word not in known:
+            raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {word!r}.")
 
 
 def check_rates(rates: Collection[float]) -> None:
@@ -115,7 +116,14 @@ def band(panel: Any, x: Sequence[float], curves: np.ndarray, label: str, alpha: 
     panel.fill_between(x, curves.min(0), curves.max(0), color=line.get_color(), alpha=alpha)
 
 
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Numbers, and paths as text, in a file that appears complete; its folder is made."""
+def median_and_range(values: Sequence[float], form: str) -> list[str]:
+    """The median, the lowest and the highest value, as cells of a table."""
+    return [form.format(pick(values)) for pick in (statistics.median, min, max)]
+
+
+def write_json(path: Path | None, value: Any, indent: int | None = 2) -> None:
+    """Numbers, and paths as text, in a file that appears complete, if one is named; its folder is made."""
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=indent, default=str) + "\n")

@@ -42,7 +42,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared, on which tokens."""
+    """The candidates that are compared, and on which tokens."""
 
     train: Annotated[Path, {"exists": True}]
     """Tokens to train on."""
@@ -214,10 +214,9 @@ def run(options: Options) -> None:
         raise ValueError(f"`reference` must be a candidate with runs, got {reference!r}.")
     show(results, reference)
     plot(results, options.figure or options.output / "losses.png")
-    if options.summary is not None:
-        how = {"torch": torch.__version__, "steps": options.steps, "context": CONTEXT, "batch": BATCH}
-        found = {"sweeps": sweeps, "results": results, "other_rates": others}
-        write_json(options.summary, how | found, indent=None)
+    how = {"torch": torch.__version__, "steps": options.steps, "context": CONTEXT, "batch": BATCH}
+    measured = {"sweeps": sweeps, "results": results, "other_rates": others}
+    write_json(options.summary, how | measured, indent=None)
 
 
 def check_tokens(path: Path, name: str, least: int) -> None:

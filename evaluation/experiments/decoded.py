@@ -1,7 +1,7 @@
 """
 Documents from a row of token ids: `python -m evaluation.experiments.decoded --help`.
 
-What a model was trained and validated on is often there as token ids only. As text it can be given to any model:
+The text that a model was trained and validated on is often there as token ids only. As text any model can read it:
 bits per byte, and questions made of words, need it.
 """
 
@@ -23,7 +23,7 @@ from .common import check_file, check_least
 
 @dataclass(frozen=True)
 class Options:
-    """What is decoded, and how."""
+    """The tokens, and how they are decoded."""
 
     tokens: Path
     """File of little-endian uint16 token ids."""

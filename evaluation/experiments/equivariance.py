@@ -24,7 +24,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
 
-from .common import check_least, training_step, write_json
+from .common import check_least, median_and_range, training_step, write_json
 
 
 KINDS = ("float64", "float32", "bfloat16 autocast", "bfloat16 weights", "float64, AdamW")
@@ -73,11 +73,10 @@ def run(options: Options) -> None:
     for kind, entries in results.items():
         distances = [entry["distance"] for entry in entries]
         losses = statistics.median(entry["loss_difference"] for entry in entries)
-        table.add_row(kind, *(f"{pick(distances):.1e}" for pick in (statistics.median, min, max)), f"{losses:.1e}")
+        table.add_row(kind, *median_and_range(distances, "{:.1e}"), f"{losses:.1e}")
     Console().print(table)
-    if options.output is not None:
-        how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
-        write_json(options.output, how | {"results": results})
+    how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
+    write_json(options.output, how | {"results": results})
 
 
 def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, float]:
@@ -90,8 +89,8 @@ def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, fl
     start = copy.deepcopy(model)
     turned = g(model).to(dtype)
     model = model.to(dtype)
-    losses = [train(each, kind, steps, lr, seed, bar) for each in (model, turned)]
-    ends = [dict(each.to(torch.float64).named_parameters()) for each in (g(model.to(torch.float64)), turned)]
+    losses = [train(network, kind, steps, lr, seed, bar) for network in (model, turned)]
+    ends = [dict(network.to(torch.float64).named_parameters()) for network in (g(model.to(torch.float64)), turned)]
     begin = dict(g(start).named_parameters())
     gap, way = 0.0, 0.0
     for name, end in ends[0].items():

@@ -38,7 +38,7 @@ from . import modern  # noqa: F401  so that the Auto classes know the baseline
 from .common import check_file, check_least, write_json
 
 
-# Of every output, where models are compared at equal noise.
+# Relative error of every output where models are compared at equal noise.
 EQUAL_ERROR = 0.05
 # Scales per row (0), and per so many neighbours in a row.
 GROUPS = (0, 64, 32)
@@ -87,10 +87,10 @@ def mean_loss(model: nn.Module, windows: torch.Tensor) -> float:
 def measure(
     folder: Path, windows: torch.Tensor, calibration: torch.Tensor, leave: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """What rounding does to one model; inputs of its matrices are looked at on windows of their own."""
+    """The effects of rounding one model; inputs of its matrices are those on windows of their own."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     matrices = matrices_of(model, leave)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
     moments: dict[str, torch.Tensor] = {}
 
     def look(name: str):
@@ -100,7 +100,7 @@ def measure(
             moments[name] = inputs.double().T @ inputs.double()
             answer, size = inputs @ weight.T, float(weight.norm() * inputs.norm() / weight.shape[1] ** 0.5)
             noise = inputs @ (rounded(weight) - weight).T
-            found[name].append(
+            answers[name].append(
                 {
                     "gain": float(answer.norm()) / size,
                     "output_error": float(noise.norm() / answer.norm()),
@@ -115,7 +115,7 @@ def measure(
     model(input_ids=calibration, use_cache=False)
     for handle in handles:
         handle.remove()
-    per_matrix = {name: entries[0] for name, entries in found.items() if entries}
+    per_matrix = {name: entries[0] for name, entries in answers.items() if entries}
     result: dict[str, Any] = {"model": folder.name, "loss": mean_loss(model, windows), "per_matrix": per_matrix}
     for key in ("stable_rank", "gain", "weight_error", "output_error"):
         result[key] = statistics.median(entry[key] for entry in per_matrix.values())
@@ -168,8 +168,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
     console.print(table)
-    if options.output is not None:
-        write_json(options.output, results)
+    write_json(options.output, results)
     return results
 
 

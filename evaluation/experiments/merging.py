@@ -1,5 +1,5 @@
 """
-What alignment does to the way between two trained models: `python -m evaluation.experiments.merging --help`.
+Loss barriers between trained models before and after alignment: `python -m evaluation.experiments.merging --help`.
 
 Pairs of small RiGPTs learn one text from other initial weights and in another order. The loss on held-out text is
 measured along the straight path between them, and of their average, as they are and after alignment; and, to see what
@@ -41,6 +41,7 @@ from .common import VERSIONS, check_folder, check_least, training_step, write_js
 
 
 MEGABYTE = 10**6
+MAX_SWEEPS = 30
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
 MADE_HERE = {"results.json", "paths.png"}
@@ -54,7 +55,7 @@ class Options:
     pairs: int = 3
     """How many pairs; no model is in two of them."""
     seed: int = 0
-    """Of the first model's initial weights and order; the others follow."""
+    """Seed of the first model's initial weights and order; the others follow."""
     hidden_size: int = 64
     """Stream size."""
     layers: int = 2
@@ -96,7 +97,7 @@ class Options:
         self.config(self.vocabulary)  # has checks of its own
 
     def config(self, tokens: int) -> RiGPTConfig:
-        """Of all models alike."""
+        """The configuration of all models."""
         return RiGPTConfig(
             vocab_size=tokens,
             hidden_size=self.hidden_size,
@@ -110,7 +111,7 @@ class Options:
 @dataclass(frozen=True)
 class Pair:
     """
-    What was measured on one pair, losses in nats per token.
+    The measurements of one pair, losses in nats per token.
 
     Args:
         seeds (`tuple[int, int]`): of A and B.
@@ -167,7 +168,7 @@ def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: in
 
 
 @torch.no_grad()
-def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30) -> nn.Module:
+def permuted_mean(a: nn.Module, b: nn.Module, method: str) -> nn.Module:
     """
     The average in the frames of B after A's dimensions, heads and neurons have been exchanged, and nothing turned.
 
@@ -176,7 +177,7 @@ def permuted_mean(a: nn.Module, b: nn.Module, method: str, max_sweeps: int = 30)
     """
     search = Search(b.config, weights_of(a), weights_of(b))
     distances = [search.distance()]
-    while len(distances) <= max_sweeps:
+    while len(distances) <= MAX_SWEEPS:
         for kind in ("stream", "head_vo"):
             views = search.views(kind)
             search.go({view.key: torch.stack([permutation(gains) for gains in view.total()]) for view in views})

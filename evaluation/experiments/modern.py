@@ -1,5 +1,5 @@
 """
-What one would pick today without a thought for symmetry: a modern GPT with a preferred basis, as a baseline.
+A modern GPT with a preferred basis, the baseline that one would pick without a thought for symmetry.
 
 Put together from public descriptions of fast small recipes (nanochat, modded-nanogpt): RMSNorm without gain, rotary
 positions, normalised queries and keys, relu² neurons, an untied head, per-layer scalars, the previous token mixed in,
@@ -24,7 +24,7 @@ from rigpt_hf.training.kinds import KINDS, Kind
 GATE_COORDINATES = 24
 # Standard deviations of the table of tokens and of the head.
 EMBEDDING_STD, HEAD_STD = 1.0, 0.001
-# What bounds the logits softly.
+# Soft bound of the logits.
 LOGIT_CAP = 15.0
 
 

@@ -1,5 +1,5 @@
 """
-What the equivariant optimizer costs beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
+The cost of the equivariant optimizer beside fused AdamW: `python -m evaluation.experiments.optimizer_cost --help`.
 
 Both optimizers act on copies of one model in one process and take turns. A training step is forward, backward and the
 optimizer's step; the first two are the same for both, so they are timed once per turn and shared.
@@ -23,7 +23,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
-from .common import write_json
+from .common import median_and_range, write_json
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, int]] = {
     },
     "124m": {"hidden_size": 768, "embedding_size": 768},
 }
-# Of a training step with the equivariant optimizer over one with fused AdamW.
+# Time of a training step with the equivariant optimizer over one with fused AdamW.
 GOALS = {"cpu": 1.10, "cuda": 1.03}
 
 
@@ -71,18 +71,15 @@ def run(options: Options) -> None:
     title = f"{options.shape}, {options.tokens} tokens per step, {device}"
     table = Table("", "median", "lowest", "highest", title=title)
     for name in ("forward and backward", "fused AdamW", "equivariant", "ratio of training steps"):
-        values = result[name]
-        unit = "" if name.startswith("ratio") else " s"
-        table.add_row(name, *(f"{pick(values):.3f}{unit}" for pick in (statistics.median, min, max)))
+        table.add_row(name, *median_and_range(result[name], "{:.3f}" if name.startswith("ratio") else "{:.3f} s"))
     console = Console()
     console.print(table)
     goal = GOALS[device.type]
     reached = statistics.median(result["ratio of training steps"]) <= goal
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
-    if options.output is not None:
-        how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
-        how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
-        write_json(options.output, how | result)
+    how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
+    how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
+    write_json(options.output, how | result)
 
 
 def measure(
@@ -109,7 +106,7 @@ def measure(
     # Which stay those of the model, as they are added to in place.
     for own, its in zip(model.parameters(), other.parameters(), strict=True):
         its.grad = own.grad
-    actions = {"forward and backward": descend} | {name: each.step for name, each in optimizers.items()}
+    actions = {"forward and backward": descend} | {name: optimizer.step for name, optimizer in optimizers.items()}
     with tqdm(total=turns + 1, desc="Turns") as bar:
         seconds = take_turns(actions, turns, bar.update)
     passes = seconds["forward and backward"]

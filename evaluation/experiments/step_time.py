@@ -56,10 +56,9 @@ def run(options: Options) -> None:
     for name in names:
         table.add_row(name, spread(seconds[name], "{:.3f}"), geometric(relative[name]))
     Console().print(table)
-    if options.output is not None:
-        how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
-        how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
-        write_json(options.output, how)
+    how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
+    how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
+    write_json(options.output, how)
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:
@@ -82,7 +81,7 @@ def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[
 def geometric(values: list[float]) -> str:
     """The geometric mean of ratios and its 95 % confidence interval (Student's t of their logarithms), as text."""
     mean = paired_ratio(values)
-    # Of ratios that are all alike there is no spread.
+    # Ratios that are all alike have no spread.
     low, high = (mean.value if math.isnan(end) else end for end in (mean.low, mean.high))
     return f"{mean.value:.2f} ({low:.2f} to {high:.2f})"
 

@@ -1,4 +1,4 @@
-"""What is not measured twice: results by the hash of everything they depend on."""
+"""Kept results, by the hash of everything they depend on: nothing is measured twice."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def fingerprint(model: EvaluatedModel) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """What a tokenizer makes of text, as text; nothing if there is none."""
+    """The rules and special tokens of a tokenizer, as text; nothing if there is none."""
     if tokenizer is None:
         return ""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -72,7 +72,7 @@ class Cache:
         return hashlib.sha256(values.encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What is kept under a name; `None` if nothing is, or a file that cannot be read."""
+        """The result that is kept under a name; `None` if there is none, or a file that cannot be read."""
         try:
             return json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -102,7 +102,7 @@ class Parts:
         self.keys: list[str] = []
 
     def __call__(self, part: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is kept of a part; if nothing is, it is made and kept."""
+        """The kept result of a part, which is made where there is none."""
         key = self.cache.key(part=part, whole=self.whole)
         self.keys.append(key)
         if (kept := self.cache.get(key)) is None:

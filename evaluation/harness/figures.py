@@ -11,7 +11,7 @@ import matplotlib as mpl
 from markupsafe import escape
 from matplotlib.figure import Figure
 
-from ..drawing import LETTERS, has_interval
+from ..drawing import LETTERS, draw_intervals, has_interval
 from .tables import measure_of
 
 
@@ -61,7 +61,7 @@ def drawn(task: dict[str, Any], models: list[str]) -> tuple[str, str, Figure] | 
     colours = dict(zip(models, COLOURS, strict=False))
     names = {name: colours[name] for name in task["models"]}
     measure = measure_of(task)
-    if not names or (measure.draws_intervals and not any(map(has_interval, task["quantities"]))):
+    if not names or (measure.draw is draw_intervals and not any(map(has_interval, task["quantities"]))):
         return None
     with mpl.rc_context(STYLE):
         picture = Figure(layout="constrained")
@@ -72,10 +72,10 @@ def drawn(task: dict[str, Any], models: list[str]) -> tuple[str, str, Figure] | 
 
 def figure(task: dict[str, Any], models: list[str]) -> tuple[str, str] | None:
     """The title and the SVG of [`drawn`], as wide as where it stands."""
-    found = drawn(task, models)
-    if found is None:
+    made = drawn(task, models)
+    if made is None:
         return None
-    title, words, picture = found
+    title, words, picture = made
     buffer = io.StringIO()
     with mpl.rc_context(STYLE | {"svg.hashsalt": task["task"]}):
         # None of what a file says about itself, such as when it was made.

@@ -89,7 +89,7 @@ class _Measured:
 
     @property
     def side(self) -> int:
-        """What turns the better side to the right."""
+        """The sign that turns the better side to the right."""
         return -1 if self.better == "less" else 1
 
 
@@ -111,12 +111,12 @@ class _Scale:
 
 
 def overview(results: dict[str, Any]) -> list[Panel]:
-    """What was tested, by the unit of the difference; nothing where a model stands alone."""
-    found = [_measured(task, quantity, results["baseline"]) for task, quantity in tested(results["tasks"])]
+    """The tested differences, a panel for each unit; nothing where a model stands alone."""
+    differences = [_measured(task, quantity, results["baseline"]) for task, quantity in tested(results["tasks"])]
     by_panel: dict[tuple[str, bool], list[_Measured]] = {}
-    for each in found:
-        by_panel.setdefault((each.unit, bool(each.better)), []).append(each)
-    return [_panel(*key, rows, len(found) > MOST) for key, rows in by_panel.items()]
+    for difference in differences:
+        by_panel.setdefault((difference.unit, bool(difference.better)), []).append(difference)
+    return [_panel(*key, rows, len(differences) > MOST) for key, rows in by_panel.items()]
 
 
 def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> _Measured:
@@ -128,57 +128,67 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
     better, percent = quantity["better"], f"in percent of {baseline}'s"
     told_in = measure_of(task).difference_in(quantity)
     if difference["kind"] != "difference":
-        # Of speeds; where the quantity is a time, its own ratio is the inverse.
+        # The ratio is one of speeds; where the quantity is a time, its own ratio is the inverse.
         unit = percent
         if better == "less":
             value, low, high = 1 / value, 1 / high, 1 / low
         else:
             better = "more"
-        value, low, high = (100 * (each - 1) for each in (value, low, high))
+        value, low, high = (100 * (end - 1) for end in (value, low, high))
     elif told_in == "points":
         unit = "in percentage points"
-        value, low, high = (100 * each for each in (value, low, high))
+        value, low, high = (100 * end for end in (value, low, high))
     elif told_in == "unit" or not own:
         unit = f"in {quantity['unit']}" if quantity["unit"] else "as measured"
     else:
         unit = percent
-        value, low, high = (100 * each / abs(own) for each in (value, low, high))
+        value, low, high = (100 * end / abs(own) for end in (value, low, high))
     return _Measured(task["task"], name, verdict(quantity), unit, better, value, low, high)
 
 
 def _panel(unit: str, is_directed: bool, measured: list[_Measured], is_long: bool) -> Panel:
-    ends = [each.side * end for each in measured for end in (each.value, each.low, each.high) if math.isfinite(end)]
+    ends = [
+        difference.side * end
+        for difference in measured
+        for end in (difference.value, difference.low, difference.high)
+        if math.isfinite(end)
+    ]
     least = (LEAST if "percent" in unit else LEAST_ABSOLUTE) / 2
     low, high = min([-least, *ends]), max([least, *ends])
     room = 0.04 * (high - low)
     scale = _Scale(low - room, high + room)
     suffix = " %" if "percent of" in unit else ""
-    hidden = [each for each in measured if is_long and each.verdict == NONE]
-    rows = [_row(each, scale, suffix) for each in measured if each not in hidden]
+    hidden = [difference for difference in measured if is_long and difference.verdict == NONE]
+    rows = [_row(difference, scale, suffix) for difference in measured if difference not in hidden]
     if hidden:
-        sides = [each.side * end for each in hidden for end in (each.low, each.high) if math.isfinite(end)]
+        sides = [
+            difference.side * end
+            for difference in hidden
+            for end in (difference.low, difference.high)
+            if math.isfinite(end)
+        ]
         bounds = (scale.place(min(sides)), scale.place(max(sides))) if sides else (None, None)
         rows.append(Row("Others", f"{len(hidden)} more, from end to end", NONE, "", "", None, *bounds))
-    found = MaxNLocator(TICKS, steps=STEPS).tick_values(scale.low, scale.high)
+    places = MaxNLocator(TICKS, steps=STEPS).tick_values(scale.low, scale.high)
     # On both sides the distance: which of them is better is said above.
     ticks = [
         (scale.place(tick), plain(abs(tick) if is_directed else tick))
-        for tick in map(float, found)
+        for tick in map(float, places)
         if scale.low <= tick <= scale.high
     ]
     return Panel(unit, is_directed, rows, ticks, scale.place(0))
 
 
-def _row(each: _Measured, scale: _Scale, suffix: str) -> Row:
-    value, *texts = (_amount(end, scale.decimals) for end in (each.value, each.low, each.high))
+def _row(difference: _Measured, scale: _Scale, suffix: str) -> Row:
+    value, *texts = (_amount(end, scale.decimals) for end in (difference.value, difference.low, difference.high))
     value += suffix if value.startswith(("+", "−")) else ""
     # An interval of nothing says no more than the number.
     between = "" if {*texts} <= {"0", "≈ 0", "–"} else " to ".join(texts)
-    middle = scale.place(each.side * each.value) if math.isfinite(each.value) else None
-    if not (math.isfinite(each.low) and math.isfinite(each.high)):
-        return Row(each.task, each.name, each.verdict, value, between, middle, None, None)
-    low, high = sorted(scale.place(each.side * end) for end in (each.low, each.high))
-    return Row(each.task, each.name, each.verdict, value, between, middle, low, high)
+    middle = scale.place(difference.side * difference.value) if math.isfinite(difference.value) else None
+    if not (math.isfinite(difference.low) and math.isfinite(difference.high)):
+        return Row(difference.task, difference.name, difference.verdict, value, between, middle, None, None)
+    low, high = sorted(scale.place(difference.side * end) for end in (difference.low, difference.high))
+    return Row(difference.task, difference.name, difference.verdict, value, between, middle, low, high)
 
 
 def _amount(value: float, decimals: int) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation found: the data behind table and report, and how it is written."""
+"""The results of an evaluation: the data behind table and report, and how it is written."""
 
 import json
 import math
@@ -30,13 +30,13 @@ from .texts import Texts, name_of
 
 # Raised when a reader of older results would misread newer ones.
 SCHEMA = 1
-# What an evaluation leaves in its folder.
+# The files that an evaluation leaves in its folder.
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
 MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
 # Difference that is arithmetic, relative to the numbers that were computed: what float32 leaves of two ways to compute
 # the same. Of an increase of the loss these are the losses.
 ROUNDING = 1e-5
-# Of a result, what is needed for tests but too long to keep.
+# Parts of a result that tests need, too long to keep.
 LONG = ("samples", "values")
 # Folders of a checkout that hold what a number may depend on.
 CODE = ("rigpt_hf", "evaluation", "training", "model_cards")
@@ -64,14 +64,14 @@ def build(
     """
     tasks: list[dict[str, Any]] = []
     for name in dict.fromkeys(job.task for job in jobs):
-        task = next((each for each in suite.tasks if each.name == name), None)
+        task = next((task for task in suite.tasks if task.name == name), None)
         entry: dict[str, Any] = {"task": name, "metric": task.metric if task else STANDARD.name, "models": {}}
         entry |= {"errors": {}, "absent": []}
         if task:
             entry["arguments"] = task.arguments
         measure = measure_of(entry)
         per_model: dict[str, dict[str, Any]] = {}
-        for job in (each for each in jobs if each.task == name):
+        for job in (job for job in jobs if job.task == name):
             result = found[job.key]
             if result is None:
                 entry["errors"] |= dict.fromkeys(job.models, errors.get(job.key, "not measured"))
@@ -86,7 +86,7 @@ def build(
                     per_model[model]["ratios"] = result["ratios"].get(str(index), {})
             else:
                 (model,) = job.models
-                entry["absent"] += [_absent(model, *each) for each in result.get("absent", {}).items()]
+                entry["absent"] += [_absent(model, *part) for part in result.get("absent", {}).items()]
                 per_model[model] = {key: value for key, value in result.items() if key != "absent"}
         entry["models"] = {model: without_long(result) for model, result in per_model.items()}
         entry["quantities"] = _compared(measure, per_model, list(models))
@@ -106,7 +106,7 @@ def build(
         },
         "batch_size": options.batch_size,
         "statistics": {"level": LEVEL, "resamples": RESAMPLES, "correction": "Holm, over all differences"},
-        "models": {name: _model(each, hashes[name]) for name, each in models.items()},
+        "models": {name: _model(model, hashes[name]) for name, model in models.items()},
         "baseline": list(models)[1] if len(models) > 1 else None,
         "tasks": tasks,
     }
@@ -114,7 +114,7 @@ def build(
 
 
 def _absent(model: str, what: str, reason: str) -> dict[str, str]:
-    """What was not measured because it says nothing about a model: part of a task, or all of it if not named."""
+    """An entry for a part of a task, or all of it if not named, that says nothing about a model."""
     return {"model": model, "what": what, "reason": reason}
 
 
@@ -133,11 +133,11 @@ def _model(model: EvaluatedModel, digest: str) -> dict[str, Any]:
 
 def _compared(measure: Measure, results: dict[str, dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
     """The numbers of all models beside each other, with intervals, and differences to the baseline with tests."""
-    listed = {name: measure.quantities(result) for name, result in results.items()}
-    labels = dict.fromkeys((each.name, each.unit, each.better) for name in names for each in listed.get(name, []))
+    listed = {name: measure.quantities(results[name]) if name in results else [] for name in names}
+    labels = dict.fromkeys((own.name, own.unit, own.better) for name in names for own in listed[name])
     entries = []
     for label, unit, better in labels:
-        own = {name: next((q for q in listed.get(name, []) if q.name == label), None) for name in names}
+        own = {name: next((q for q in listed[name] if q.name == label), None) for name in names}
         entry: dict[str, Any] = {"name": label, "unit": unit, "better": better}
         entry["models"] = {name: _value(quantity) for name, quantity in own.items() if quantity is not None}
         match list(own.values()):
@@ -148,14 +148,14 @@ def _compared(measure: Measure, results: dict[str, dict[str, Any]], names: list[
 
 
 def _value(quantity: Quantity) -> dict[str, Any]:
-    found = {"value": finite(quantity.value)}
+    entry = {"value": finite(quantity.value)}
     if quantity.scale is not None:
-        found["scale"] = finite(quantity.scale)
+        entry["scale"] = finite(quantity.scale)
     if quantity.amounts is None or quantity.weights is None or len(quantity.amounts) < 2:
-        return found
+        return entry
     interval = ratio_interval(quantity.amounts, quantity.weights)
     value = exponential if quantity.is_exponential else float
-    return found | {"low": finite(value(interval.low)), "high": finite(value(interval.high))}
+    return entry | {"low": finite(value(interval.low)), "high": finite(value(interval.high))}
 
 
 def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] | None:
@@ -175,7 +175,7 @@ def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] |
 def _correct(tasks: list[dict[str, Any]]) -> None:
     """Say which differences hold when all of the run are looked at together."""
     compared = [quantity for _, quantity in tested(tasks)]
-    holds = holm([each["difference"]["p_value"] for each in compared])
+    holds = holm([quantity["difference"]["p_value"] for quantity in compared])
     for quantity, holding in zip(compared, holds, strict=True):
         quantity["difference"]["significant"] = holding and not _is_rounding(quantity)
 
@@ -184,15 +184,16 @@ def _is_rounding(quantity: dict[str, Any]) -> bool:
     """Whether two numbers are one up to arithmetic, which may err to the same side on every example."""
     if quantity["difference"]["kind"] != "difference":
         return False
-    size = max((abs(each.get("scale", each["value"]) or 0.0) for each in quantity["models"].values()), default=0.0)
+    entries = quantity["models"].values()
+    size = max((abs(entry.get("scale", entry["value"]) or 0.0) for entry in entries), default=0.0)
     return abs(quantity["difference"]["value"]) <= ROUNDING * size
 
 
 def without_long(value: Any) -> Any:
     """A result without what was kept for the tests only."""
     if isinstance(value, dict):
-        return {key: without_long(each) for key, each in value.items() if key not in LONG}
-    return [without_long(each) for each in value] if isinstance(value, list) else finite(value)
+        return {key: without_long(part) for key, part in value.items() if key not in LONG}
+    return [without_long(part) for part in value] if isinstance(value, list) else finite(value)
 
 
 def finite(value: Any) -> Any:
@@ -201,7 +202,7 @@ def finite(value: Any) -> Any:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine and the device that measure."""
     about: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": processor(),
@@ -215,10 +216,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return about
 
 
-def processor(file: Path = Path("/proc/cpuinfo")) -> str | None:
-    """What the machine's processor calls itself, where the system says it."""
+def processor() -> str | None:
+    """The name of the machine's processor, where the system says it."""
     try:
-        match = re.search(r"^model name\s*:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, UnicodeDecodeError):
         match = None
     return match[1].strip() if match else platform.processor() or None
@@ -244,11 +245,11 @@ def commit(here: Path = Path(__file__)) -> str | None:
     # A package that is installed inside somebody's repository is no part of it.
     if git(here.parent, "ls-files", "--error-unmatch", "--", here.name) is None:
         return None
-    top, found = git(here.parent, "rev-parse", "--show-toplevel"), git(here.parent, "rev-parse", "--short", "HEAD")
-    if not top or not found:
+    top, head = git(here.parent, "rev-parse", "--show-toplevel"), git(here.parent, "rev-parse", "--short", "HEAD")
+    if not top or not head:
         return None
     changed = git(Path(top), "status", "--porcelain", "--untracked-files=no", "--", *CODE)
-    return found + ("" if changed == "" else "+")
+    return head + ("" if changed == "" else "+")
 
 
 def write(results: dict[str, Any], output: Path) -> None:

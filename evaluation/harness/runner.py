@@ -29,7 +29,7 @@ from .tasks import measure, measure_together
 from .texts import Texts, load_texts
 
 
-# What tables, figures, terminals and pages all show as it is.
+# Names that tables, figures, terminals and pages all show unchanged.
 NAME = re.compile(r"[A-Za-z0-9][\w .,+/()-]*", re.ASCII)
 # Some metrics take one window at a time, and speed is that of a prompt.
 SMALLER = "Give a smaller `batch_size`, or a smaller `context` or `prompt` in the suite, and run again."
@@ -37,7 +37,7 @@ SMALLER = "Give a smaller `batch_size`, or a smaller `context` or `prompt` in th
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What `rigpt evaluate` can be told."""
+    """The options of `rigpt evaluate`."""
 
     model: str
     """Folder or Hub id of the model."""
@@ -64,7 +64,7 @@ class EvaluateOptions:
     dtype: str | None = None
     """Precision of the weights; as they are stored if not given."""
     names: tuple[str, str] = ("model", "baseline")
-    """What to call the two in tables and figures."""
+    """Names of the two in tables and figures."""
     force: bool = False
     """Whether results of other models in the folder may be replaced."""
 
@@ -104,7 +104,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     models = _models(options, state)
     check_one_vocabulary(texts, models)
     suite = fitted(suite, models)
-    hashes = {name: fingerprint(each) for name, each in models.items()}
+    hashes = {name: fingerprint(model) for name, model in models.items()}
     if not options.force:
         check_same_models(options.output, hashes)
     cache = Cache(options.output / "cache")
@@ -141,7 +141,7 @@ def check_output(output: Path) -> None:
         return
     if not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
-    # What a run that was killed was writing is nobody's.
+    # Nobody owns the file that a killed run was writing.
     there = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
     if strange := sorted(there - writing.MADE_HERE):
         raise ValueError(
@@ -233,7 +233,7 @@ def _jobs(
     # All processes must look in the same place, whatever GPU each has.
     where, machine = broadcast_object_list([where, machine])
     # Kept without the names, which may be others the next time.
-    numbered = {str(index): each for index, each in enumerate(models.values())}
+    numbered = {str(index): model for index, model in enumerate(models.values())}
     for task in suite.tasks:
         if MEASURES[task.metric].together:
             # Speed depends on the machine, and on nothing that the models read.
@@ -241,21 +241,21 @@ def _jobs(
             run: Any = partial(_run_together, task, numbered)
             yield EvaluationJob(task.name, tuple(models), key, run, alone=True)
             continue
-        for name, each in models.items():
+        for name, model in models.items():
             what = asdict(task) | {"text": texts.source["sha256"]}
             key = cache.key(task=what, model=hashes[name], where=where)
             parts = Parts(cache, key)
-            run = partial(_run_task, task, each, texts, memoize=parts)
+            run = partial(_run_task, task, model, texts, memoize=parts)
             yield EvaluationJob(task.name, (name,), key, run, parts=parts)
     own_tasks = fingerprint_of_tasks(options.standard) if options.standard_tasks else ""
     # The same for both, or the one that takes less would be asked something else.
-    own = [each.positions for each in models.values()] + [options.standard.max_length]
-    context = min((each for each in own if each is not None), default=None)
+    own = [model.positions for model in models.values()] + [options.standard.max_length]
+    context = min((length for length in own if length is not None), default=None)
     for standard in options.standard_tasks:
-        for name, each in models.items():
+        for name, model in models.items():
             what = {"standard": standard, "options": asdict(options.standard), "files": own_tasks, "context": context}
             key = cache.key(**what, model=hashes[name], where=where)
-            run = partial(_run_standard_task, standard, each, options.standard, context)
+            run = partial(_run_standard_task, standard, model, options.standard, context)
             yield EvaluationJob(standard, (name,), key, run)
 
 

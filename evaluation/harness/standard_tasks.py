@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..drawing import INTERVALS, draw_intervals
 from ..likelihood import exponential
 from ..measure import Measure, Quantity
 from ..models import EvaluatedModel
@@ -38,7 +37,7 @@ class StandardOptions:
     fewshot: int | None = None
     """Examples before each question; as the task says if not given."""
     seed: int = 0
-    """Of the choice of these examples."""
+    """Seed that chooses these examples."""
     max_length: int | None = None
     """Tokens of a request that are read at most, the last ones; as many as both models take if not given."""
 
@@ -133,7 +132,7 @@ def measure_standard_task(
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token or model.tokenizer.bos_token
     wrapped = _wrapped(model, batch_size, context or model.positions)
-    found = lm_eval.simple_evaluate(
+    result = lm_eval.simple_evaluate(
         model=wrapped,
         tasks=[name],
         num_fewshot=options.fewshot,
@@ -145,38 +144,38 @@ def measure_standard_task(
         torch_random_seed=options.seed,
         fewshot_random_seed=options.seed,
     )
-    if found is None or name not in found["results"]:
+    if result is None or name not in result["results"]:
         raise ValueError(f"lm-eval gave no result for {name!r}.")
-    examples = found["samples"]
+    examples = result["samples"]
     parts = (
-        [name] if name in examples else [part for part in _parts(name, found["group_subtasks"]) if part in examples]
+        [name] if name in examples else [part for part in _parts(name, result["group_subtasks"]) if part in examples]
     )
     # A task that sets 0 itself takes no other number, and says so in a log only; running text has no question.
-    shots = sorted({_shots(part, found) for part in parts})
+    shots = sorted({_shots(part, result) for part in parts})
     metrics, samples = {}, {}
-    for key, value in found["results"][name].items():
+    for key, value in result["results"][name].items():
         metric, _, variant = key.partition(",")
         if not isinstance(value, int | float) or not variant or metric.endswith("_stderr"):
             continue
         # Answers that are read in several ways are listed once for each.
-        rows = [each for part in parts for each in examples[part] if each.get("filter", variant) == variant]
+        rows = [row for part in parts for row in examples[part] if row.get("filter", variant) == variant]
         label = metric if variant == "none" else f"{metric} ({variant})"
         metrics[label] = value
-        values = [each.get(metric) for each in rows]
-        if not values or not all(isinstance(each, int | float) for each in values):
+        values = [row.get(metric) for row in rows]
+        if not values or not all(isinstance(amount, int | float) for amount in values):
             continue
         if math.isclose(statistics.fmean(values), value, rel_tol=1e-6, abs_tol=1e-9):
-            samples[label] = [float(each) for each in values]
+            samples[label] = list(map(float, values))
         elif math.isclose(exponential(-statistics.fmean(values)), value, rel_tol=1e-6):
-            # Of a perplexity the library keeps the log-likelihood of each example.
+            # The library keeps the log-likelihood of each example of a perplexity.
             metrics[f"log {label}"] = -statistics.fmean(values)
-            samples[f"log {label}"] = [-float(each) for each in values]
+            samples[f"log {label}"] = [-float(amount) for amount in values]
     return {
         "metrics": metrics,
         "samples": samples,
-        "examples": max((len(each) for each in samples.values()), default=sum(len(examples[part]) for part in parts)),
+        "examples": max(map(len, samples.values()), default=sum(len(examples[part]) for part in parts)),
         "protocol": {
-            "version": found["versions"].get(name),
+            "version": result["versions"].get(name),
             "lm_eval": lm_eval.__version__,
             "fewshot": shots[0] if len(shots) == 1 else shots,
             "seed": options.seed,
@@ -218,7 +217,7 @@ def _wrapped(model: EvaluatedModel, batch_size: int, context: int | None) -> Any
         ) -> Any:
             # Prompts of answers that are written, with room for these.
             if left_truncate_len is not None:
-                self.cut += sum(len(self.tok_encode(each)) > left_truncate_len for each in strings)
+                self.cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
             return super().tok_batch_encode(strings, *given, left_truncate_len=left_truncate_len, **more)
 
     return Wrapped(
@@ -246,9 +245,6 @@ MEASURE = Measure(
     "A task of EleutherAI's lm-eval.",
     measure_standard_task,
     quantities,
-    INTERVALS,
-    draw_intervals,
-    draws_intervals=True,
     hub_types={"acc": "accuracy", "acc_norm": "accuracy_normalized"},
     difference_in=lambda quantity: "points" if re.split(r"[ ,(]", quantity["name"])[0] in SHARES else "percent",
 )

@@ -62,7 +62,7 @@ def ratio_interval(amounts: Sequence[float], weights: Sequence[float], seed: int
     if len(a) < 2:
         return Interval(value, math.nan, math.nan)
     if bool(np.isin(a, (0, 1)).all() and (w == 1).all()):
-        # Of a proportion a bootstrap knows nothing near 0 and 1 (Wilson 1927).
+        # A bootstrap knows nothing of a proportion near 0 and 1 (Wilson 1927).
         share = stats.binomtest(int(a.sum()), len(a)).proportion_ci(LEVEL, method="wilson")
         return Interval(value, float(share.low), float(share.high))
     low, high = _percentiles(_resampled(a, w, seed))
@@ -102,7 +102,7 @@ def paired_difference(
 
 
 def paired_ratio(ratios: Sequence[float]) -> Difference:
-    """Of repeated measurements of a ratio: the mean logarithm, its interval and test by Student's t, as a ratio."""
+    """The geometric mean of repeated measurements of a ratio, its interval and Student's t test of logarithms."""
     logs = np.log(np.asarray(ratios, float))
     result = stats.ttest_1samp(logs, 0.0)
     interval = result.confidence_interval(LEVEL)
@@ -110,12 +110,12 @@ def paired_ratio(ratios: Sequence[float]) -> Difference:
     return Difference(float(np.exp(logs.mean())), float(np.exp(interval.low)), float(np.exp(interval.high)), p_value)
 
 
-def holm(p_values: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:
+def holm(p_values: Sequence[float]) -> list[bool]:
     """Which of several hypotheses fall when all are looked at together (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda index: (math.isnan(p_values[index]), p_values[index]))
     fallen = [False] * len(p_values)
     for rank, index in enumerate(order):
-        if not p_values[index] <= level / (len(p_values) - rank):
+        if not p_values[index] <= (1 - LEVEL) / (len(p_values) - rank):
             break
         fallen[index] = True
     return fallen

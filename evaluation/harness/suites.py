@@ -1,4 +1,4 @@
-"""What is measured: suites are YAML files, the packaged ones or anybody's own."""
+"""Suites of measurements: YAML files, the packaged ones or anybody's own."""
 
 import inspect
 import math
@@ -17,7 +17,7 @@ from ..measures import MEASURES
 FOLDER = Path(__file__).parents[1] / "suites"
 PACKAGED = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 METRICS = tuple(MEASURES)
-# What the harness itself passes on to measures.
+# Arguments of measures that the harness itself gives.
 OWN = ("progress", "memoize", "batch_size")
 
 
@@ -78,7 +78,7 @@ class Suite:
     tasks: tuple[Task, ...]
     description: str = ""
     fraction: float = 1.0
-    """Of the documents and examples that the file of the suite names."""
+    """Share of the documents and examples that the file of the suite names."""
 
     def __post_init__(self):
         names = [task.name for task in self.tasks]

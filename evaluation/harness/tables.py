@@ -30,7 +30,7 @@ def with_interval(entry: dict[str, Any] | None, unit: str = "") -> str:
 
 def verdict(quantity: dict[str, Any]) -> str:
     """
-    What the difference to the baseline is worth: `"better"`, `"worse"`, `"no difference shown"`, or nothing where
+    The worth of the difference to the baseline: `"better"`, `"worse"`, `"no difference shown"`, or nothing where
     nothing was tested.
     """
     difference = quantity.get("difference")
@@ -70,13 +70,13 @@ def converted(task: dict[str, Any], quantity: dict[str, Any]) -> list[str]:
 
 
 def quantity_text(task: dict[str, Any], quantity: dict[str, Any]) -> str:
-    """What a row is about, and whose number in it is not of the model as it is."""
+    """The name of a quantity, and the models whose number is that of their conversion."""
     names = converted(task, quantity)
     return f"{quantity['name']} ({' and '.join(names)}, converted)" if names else quantity["name"]
 
 
 def not_applicable(task: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What says nothing about a model: the model, the part of the task (all if not named), the reason."""
+    """The parts of a task that say nothing about a model: the model, the part (all if not named), the reason."""
     return [(each["model"], each["what"], each["reason"]) for each in task.get("absent", [])]
 
 
@@ -104,7 +104,7 @@ def header(results: dict[str, Any]) -> list[str]:
 
 
 def description(results: dict[str, Any]) -> str:
-    """What was measured, in a sentence or two."""
+    """The suite, the models and the machine, in a sentence or two."""
     text, versions = results["suite"]["text"], results["versions"]
     models = "; ".join(
         f"{name} is {own['source']} ({own['type']}, {own['parameters']:,} parameters, {own['dtype']})"

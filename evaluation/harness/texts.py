@@ -1,4 +1,4 @@
-"""What models are measured on: documents, or rows of token ids."""
+"""The texts that models are measured on: documents, or rows of token ids."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ def load_texts(options: TextOptions, fraction: float = 1.0) -> Texts:
     elif options.source == "docs":
         from rigpt_hf.text.corpus import gather_documentation
 
-        # What a model was pretrained on here would say how well it was learnt by heart.
+        # The text that a model was pretrained on here would say how well it was learnt by heart.
         rows = gather_documentation(sys.maxsize, seed=1, part="held-out")
         rows = _share([row for row in rows if SHORTEST <= len(row) <= LONGEST][: options.documents], fraction)
     else:

@@ -1,5 +1,5 @@
 """
-What is measured of causal language models: each file here is one measure, and whoever adds another adds a file.
+Measures of causal language models: each file here is one measure, and whoever adds another adds a file.
 
 A measure is a function of a model and some text or rows of token ids, and a record named `MEASURE`
 ([`rigpt_hf.evaluation.measure.Measure`]) from which suites, tables, pictures, report and card read all they say of it.

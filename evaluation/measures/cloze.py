@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..drawing import INTERVALS, draw_intervals
 from ..likelihood import Progress, Side, exponential, no_progress
 from ..measure import Measure
 from ..models import evaluated
@@ -65,10 +64,11 @@ def cloze_accuracy(
     context = measured.context(context)
     if not examples:
         raise ValueError("`examples` must hold at least one text, got none.")
-    pairs = [(each.prompt, each.target) for each in examples]
-    scores = score_endings(measured, pairs, context, batch_size, padding_side, progress)
-    right = [bool(each.greedy.all()) for each in scores]
-    nats = [float(each.losses.sum()) for each in scores]
+    pairs = [(example.prompt, example.target) for example in examples]
+    own = {"batch_size": batch_size, "padding_side": padding_side, "progress": progress}
+    scores = list(score_endings(measured, pairs, context, **own))
+    right = [bool(score.greedy.all()) for score in scores]
+    nats = [float(score.losses.sum()) for score in scores]
     return {
         "accuracy": sum(right) / len(right),
         "target_perplexity": exponential(math.fsum(nats) / len(nats)),
@@ -87,19 +87,19 @@ def last_words(rows: list[str], count: int) -> list[Cloze]:
     Raises:
         ValueError: if no document ends so.
     """
-    found = []
+    questions = []
     for row in (row[:LONGEST] for row in rows):
         for end in re.finditer(r"[.!?](?=\s|$)", row):
             match = LAST_WORD.match(row[: end.end()])
             if match and match[2].strip().lower() in match[1].lower().split():
-                found.append(Cloze(match[1], match[2]))
+                questions.append(Cloze(match[1], match[2]))
                 break
-    if not found:
+    if not questions:
         raise ValueError(
             f"`documents` must hold one with a sentence that ends in a word from before, got {len(rows)} without. "
             f"Give more or longer ones; {UNIT}."
         )
-    return found[:count]
+    return questions[:count]
 
 
 MEASURE = Measure(
@@ -107,9 +107,6 @@ MEASURE = Measure(
     "How often does the model end a text with the very word that it ends with?",
     cloze_accuracy,
     quantities,
-    INTERVALS,
-    draw_intervals,
-    draws_intervals=True,
     needs=made_of_documents(last_words),
     card_words="accuracy",
     hub_types={"accuracy": "accuracy"},

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..drawing import INTERVALS, draw_intervals
 from ..likelihood import Progress, Side, no_progress
 from ..measure import Measure
 from ..models import evaluated
@@ -70,39 +69,34 @@ def multiple_choice_accuracy(
     context = measured.context(context)
     if not examples:
         raise ValueError("`examples` must hold at least one question, got none.")
-    pairs = [(each.prompt, choice) for each in examples for choice in each.choices]
-    scores = iter(score_endings(measured, pairs, context, batch_size, padding_side, progress))
+    pairs = [(example.prompt, choice) for example in examples for choice in example.choices]
+    own = {"batch_size": batch_size, "padding_side": padding_side, "progress": progress}
+    scores = score_endings(measured, pairs, context, **own)
     right, right_normalized = [], []
-    for each in examples:
-        sums = [-float(next(scores).losses.sum()) for _ in each.choices]
-        means = [
-            value / (len(choice.lstrip()) or len(choice)) for value, choice in zip(sums, each.choices, strict=True)
-        ]
-        right.append(_largest(sums) == each.answer)
-        right_normalized.append(_largest(means) == each.answer)
+    for example in examples:
+        sums = [-float(next(scores).losses.sum()) for _ in example.choices]
+        lengths = [len(choice.lstrip()) or len(choice) for choice in example.choices]
+        means = [value / length for value, length in zip(sums, lengths, strict=True)]
+        right.append(sums.index(max(sums)) == example.answer)
+        right_normalized.append(means.index(max(means)) == example.answer)
     return {
         "accuracy": sum(right) / len(right),
         "accuracy_normalized": sum(right_normalized) / len(right),
-        "chance": sum(1 / len(each.choices) for each in examples) / len(examples),
+        "chance": sum(1 / len(example.choices) for example in examples) / len(examples),
         "examples": len(examples),
         "samples": {"accuracy": right, "accuracy_normalized": right_normalized},
         "protocol": {"context": context, "normalized_by": "characters", "truncated": "left"},
     }
 
 
-def _largest(values: list[float]) -> int:
-    """Index of the largest, the first of those that tie."""
-    return max(range(len(values)), key=values.__getitem__)
-
-
-def endings(rows: list[str], count: int, seed: int = 0) -> list[MultipleChoice]:
+def endings(rows: list[str], count: int) -> list[MultipleChoice]:
     """
     At most `count` documents cut in half, with their own second half and those of others to choose from.
 
     Raises:
         ValueError: if there are fewer than four documents that are long enough.
     """
-    draw = random.Random(seed)
+    draw = random.Random(0)
     halves = []
     for row in rows:
         words = row.split()[:80]
@@ -126,9 +120,6 @@ MEASURE = Measure(
     "How often is the true ending the likeliest of several?",
     multiple_choice_accuracy,
     quantities,
-    INTERVALS,
-    draw_intervals,
-    draws_intervals=True,
     needs=made_of_documents(endings),
     card_words="accuracy",
     hub_types={"accuracy": "accuracy", "accuracy, normalized": "accuracy_normalized"},

@@ -45,7 +45,7 @@ PART = re.compile(r"\.(\d+)\.(?:(\w+)\.)?")
 
 
 class ActivationStats:
-    """What is known of the vectors at one place; holds sums, not values, so it is small however much is seen."""
+    """Statistics of the vectors at one place; holds sums, not values, so it stays small."""
 
     def __init__(self) -> None:
         self.values, self.largest = 0, 0.0
@@ -199,15 +199,15 @@ def outliers(
     blocks = known(inputs[name].all.result()["per_token"]["excess_kurtosis"] for name in seen.values())
     # A mean over some of them would be another number.
     whole = blocks and not unseen.keys() - seen.keys()
-    found = [place.result() for place in stream]
-    per_token = [each["all"]["per_token"] for each in found]
+    places = [place.result() for place in stream]
+    per_token = [entry["all"]["per_token"] for entry in places]
     return {
-        "stream": found,
+        "stream": places,
         **({"final_norm": after_norm.result()} if after_norm.all.values else {}),
         "linear_inputs": {name: place.result() for name, place in inputs.items()},
         "summary": {
-            "excess_kurtosis": max(known(each["excess_kurtosis"] for each in per_token), default=None),
-            "crest_factor": max(known(each["crest_factor"] for each in per_token), default=None),
+            "excess_kurtosis": max(known(entry["excess_kurtosis"] for entry in per_token), default=None),
+            "crest_factor": max(known(entry["crest_factor"] for entry in per_token), default=None),
             "outlier_safe_pretraining": sum(blocks) / len(blocks) if whole else None,
         },
         "protocol": {
@@ -222,7 +222,7 @@ def outliers(
 
 class LastNorms:
     """
-    What the last modules read that give as many numbers as they read, the final norm among them.
+    Inputs of the last modules that give as many numbers as they read, the final norm among them.
 
     The library gives the state after the final norm as that of the last layer, so this is where the stream before it
     is found, whatever a family calls its norm.
@@ -243,7 +243,7 @@ class LastNorms:
             self.calls.append((arguments[0], output))
 
     def input_of(self, state: torch.Tensor) -> torch.Tensor | None:
-        """What the module read that gave `state`, or a view of it; `None` if none did."""
+        """The input of the module that gave `state`, or a view of it; `None` if none did."""
         for given, output in reversed(self.calls):
             if output.data_ptr() == state.data_ptr() and output.numel() == state.numel():
                 return given.reshape(state.shape)
@@ -267,14 +267,14 @@ def pieces_of(rows: list[list[int]], context: int, most: int) -> Iterable[list[i
 
 
 def blocks_of(names: Iterable[str]) -> dict[tuple[str, str], str]:
-    """Of linear maps, in the order in which they are called, the first in every part of every layer."""
-    found: dict[tuple[str, str], str] = {}
+    """The first linear map in every part of every layer, from names in the order in which maps are called."""
+    firsts: dict[tuple[str, str], str] = {}
     for name in names:
         match = PART.search(name)
         if match:
-            # What lies in a layer without a part of its own is one part: OPT's feedforward block.
-            found.setdefault((match[1], match[2] or ""), name)
-    return found
+            # Maps that lie in the layer itself are one part: OPT's feedforward block.
+            firsts.setdefault((match[1], match[2] or ""), name)
+    return firsts
 
 
 def without_transports(model: nn.Module, parameters: Iterable[str]) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from ..drawing import INTERVALS, draw_intervals
 from ..likelihood import Progress, Side, exponential, no_progress, rolling_windows, score
 from ..measure import Inputs, Measure, Quantity, rows_of_task
 from ..models import EvaluatedModel, Texts, evaluated
@@ -111,23 +110,19 @@ def perplexity(
     if bos:
         rows = [[measured.beginning(), *row] for row in rows]
     elif bytes_ is not None:
-        # What is not asked for must not be counted, or long tokens would make a model look good.
+        # Bytes that are not asked for must not be counted, or long tokens would make a model look good.
         firsts = [first_bytes(measured, row, text) for row, text in zip(rows, given, strict=True)]
         bytes_ = [max(size - first, 0) for size, first in zip(bytes_, firsts, strict=True)]
     windows = [list(rolling_windows(row, context, stride)) for row in rows]
     scores = score(
-        measured,
-        chain.from_iterable(windows),
-        batch_size=batch_size,
-        padding_side=padding_side,
-        progress=progress,
+        measured, chain.from_iterable(windows), batch_size=batch_size, padding_side=padding_side, progress=progress
     )
-    sums = [[float(next(scores).losses.sum()) for _ in each] for each in windows]
-    counts = [[len(window.targets) for window in each] for each in windows]
+    sums = [[float(next(scores).losses.sum()) for _ in parts] for parts in windows]
+    counts = [[len(window.targets) for window in parts] for parts in windows]
     joined = len(rows) == 1
     samples: dict[str, Any] = {
-        "nats": sums[0] if joined else [sum(each) for each in sums],
-        "tokens": counts[0] if joined else [sum(each) for each in counts],
+        "nats": sums[0] if joined else [sum(parts) for parts in sums],
+        "tokens": counts[0] if joined else [sum(parts) for parts in counts],
     }
     if bytes_ is not None and not joined:
         samples["bytes"] = bytes_
@@ -194,7 +189,7 @@ def quantities(result: dict[str, Any]) -> list[Quantity]:
     nats, tokens = samples["nats"], samples["tokens"]
     listed = [Quantity("perplexity", "per token", result["perplexity"], "less", nats, tokens, is_exponential=True)]
     if "bytes" in samples:
-        bits = [each / math.log(2) for each in nats]
+        bits = [amount / math.log(2) for amount in nats]
         listed.append(Quantity("bits per byte", "bits", result["bits_per_byte"], "less", bits, samples["bytes"]))
     else:
         # Token ids, or texts joined to one, whose windows have a number of tokens but not of bytes.
@@ -211,9 +206,6 @@ MEASURE = Measure(
     "How well does the model predict the text? Less is better.",
     perplexity,
     quantities,
-    INTERVALS,
-    draw_intervals,
-    draws_intervals=True,
     needs=needs,
     card_words="perplexity",
     hub_types={

@@ -1,5 +1,5 @@
 """
-What a model loses, in nats per token, when weights and activations are rounded to few bits, from several frames.
+The loss of a model, in nats per token, when weights and activations are rounded to few bits, from several frames.
 
 Its own, a random one, a Hadamard one (QuaRot, arXiv 2404.00456), its principal axes (SliceGPT, arXiv 2401.15024).
 """
@@ -37,7 +37,7 @@ Memoize = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 def unkept(part: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is called where nothing is kept."""
+    """Make a part and keep nothing."""
     return make()
 
 
@@ -62,7 +62,7 @@ def quantization_robustness(
     """
     Loss and perplexity under simulated rounding to nearest, per scheme and frame.
 
-    What rounding costs is counted from the loss in the same frame and precision. Weights of all linear maps but the
+    The increase is counted from the loss in the same frame and precision. Weights of all linear maps but the
     head are rounded once, their inputs token by token, on symmetric grids: a weight shares its scale with its row,
     or with `group_size` neighbours in it; an activation with its token. Nothing is calibrated but principal axes,
     which are those of the first of the texts that are scored. Frames other than the model's own are exact changes of
@@ -104,7 +104,7 @@ def quantization_robustness(
     if not is_rigpt and any(frame != "identity" for frame in frames):
         base = EvaluatedModel(convert_model(measured.model).eval(), measured.tokenizer, measured.name)
     # A suite may name the modules of two families, and a conversion has names of its own.
-    ends = {name.rpartition(".")[2] for each in (measured, base) for name in matrices_of(each.model)}
+    ends = {name.rpartition(".")[2] for own in (measured, base) for name in matrices_of(own.model)}
     left = [name for name in modules_to_not_convert if name in ends]
     if modules_to_not_convert and not left:
         raise ValueError(
@@ -127,7 +127,7 @@ def quantization_robustness(
     read = [[*start, *row] for row in measured.encode(plain(texts, detokenizer))]
     ids = first_rows(read, measured.context(context))
     others: dict[str, None] = {}
-    found: dict[str, dict[str, Any]] = {}
+    by_frame: dict[str, dict[str, Any]] = {}
     for frame in frames:
         turned = measured if frame == "identity" else _turned(base, frame, ids, seed)
         others |= dict.fromkeys(left_alone(turned.model))
@@ -136,22 +136,22 @@ def quantization_robustness(
         own = whole
         if is_rough and frame != "identity":
             own = memoize(frame, partial(losses, turned))
-        found[frame] = {}
-        for scheme, each in bits.items():
+        by_frame[frame] = {}
+        for scheme, widths in bits.items():
 
-            def of_rounded(turned: EvaluatedModel = turned, each: tuple[int, int] = each) -> dict[str, Any]:
-                model = quantized(turned.model, *each, group_size, tuple(modules_to_not_convert))
+            def of_rounded(turned: EvaluatedModel = turned, widths: tuple[int, int] = widths) -> dict[str, Any]:
+                model = quantized(turned.model, *widths, group_size, tuple(modules_to_not_convert))
                 return losses(EvaluatedModel(model, measured.tokenizer, measured.name))
 
             result = memoize(f"{frame} {scheme}", of_rounded)
-            found[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
-            found[frame][scheme]["increase"] = result["loss"] - own["loss"]
-            found[frame][scheme]["samples"]["before"] = own["samples"]["nats"]
+            by_frame[frame][scheme] = {key: result[key] for key in ("loss", "perplexity", "samples")}
+            by_frame[frame][scheme]["increase"] = result["loss"] - own["loss"]
+            by_frame[frame][scheme]["samples"]["before"] = own["samples"]["nats"]
     return {
         "loss": whole["loss"],
         "perplexity": whole["perplexity"],
         "samples": whole["samples"],
-        "rounded": found,
+        "rounded": by_frame,
         "protocol": whole["protocol"]
         | {
             "grid": "symmetric, to nearest",
@@ -180,7 +180,7 @@ def left_alone(model: Any) -> list[str]:
 
 
 def calibration(ids: torch.Tensor) -> dict[str, Any]:
-    """What principal axes are found on, `[windows, tokens]`."""
+    """The windows `[windows, tokens]` that principal axes are computed from."""
     return {"frame": "pca", "windows": len(ids), "tokens": ids.shape[1], "text": "the first of what is scored"}
 
 
@@ -252,19 +252,20 @@ def why_not_convertible(model: EvaluatedModel) -> str:
 
 
 def quantities(result: dict[str, Any]) -> list[Quantity]:
-    """What the loss increases by, scheme by scheme in every frame."""
+    """The increase of the loss, scheme by scheme in every frame."""
     listed = []
     for frame, schemes in result["rounded"].items():
-        for scheme, each in schemes.items():
-            samples = each["samples"]
+        for scheme, entry in schemes.items():
+            samples = entry["samples"]
             lost = [after - before for after, before in zip(samples["nats"], samples["before"], strict=True)]
             name, unit = f"loss of {scheme}, {frame}", "nats per token"
-            listed.append(Quantity(name, unit, each["increase"], "less", lost, samples["tokens"], scale=each["loss"]))
+            own = {"amounts": lost, "weights": samples["tokens"], "scale": entry["loss"]}
+            listed.append(Quantity(name, unit, entry["increase"], **own))
     return listed
 
 
 def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
-    """What rounding costs, scheme by scheme."""
+    """The increase of the loss, scheme by scheme."""
     picture.set_size_inches(WIDTH, 2.5)
     axes = picture.subplots()
     tested = {each["name"]: each["models"] for each in task["quantities"]}
@@ -312,7 +313,7 @@ MEASURE = Measure(
     draw,
     needs=needs,
     card_words="robustness to rounding",
-    # What is a difference already has a zero that means something, and no size to be a percentage of.
+    # An increase has a zero that means something, and no size to be a percentage of.
     difference_in=lambda quantity: "unit",
     of_conversion=lambda name: not name.endswith(", identity"),
 )

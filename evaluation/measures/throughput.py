@@ -115,18 +115,20 @@ def throughput(
         if value < least[name]:
             raise ValueError(f"`{name}` must be at least {least[name]}, got {value}.")
     evaluated_models = {name: evaluated(model) for name, model in models.items()}
-    for name, each in evaluated_models.items():
-        if each.positions is not None and prompt + new_tokens > each.positions:
+    for name, model in evaluated_models.items():
+        if model.positions is not None and prompt + new_tokens > model.positions:
             raise ValueError(
-                f"`prompt` and `new_tokens` must fit into the {each.positions} positions of {name}, got "
+                f"`prompt` and `new_tokens` must fit into the {model.positions} positions of {name}, got "
                 f"{prompt} and {new_tokens}."
             )
-    size = min(int(each.model.config.vocab_size) for each in evaluated_models.values())
+    size = min(int(model.model.config.vocab_size) for model in evaluated_models.values())
     ids = torch.randint(size, (batch_size, prompt), generator=torch.Generator().manual_seed(seed))
     device = next(iter(evaluated_models.values())).device
 
     def times(make: Callable[..., Action], *arguments: int, units: int = 1) -> dict[str, list[float]]:
-        actions = {name: make(each.model, ids.to(each.device), *arguments) for name, each in evaluated_models.items()}
+        actions = {
+            name: make(model.model, ids.to(model.device), *arguments) for name, model in evaluated_models.items()
+        }
         return take_turns(actions, turns, lambda: progress(1), units)
 
     rates = {
@@ -134,12 +136,12 @@ def throughput(
         "decode_tokens_per_second": (times(decoding, new_tokens, units=new_tokens), batch_size),
         "time_to_first_token": (times(first_token), 0),
     }
-    found: dict[str, dict[str, Any]] = {name: {} for name in evaluated_models}
+    results: dict[str, dict[str, Any]] = {name: {} for name in evaluated_models}
     compared: dict[str, dict[str, Any]] = {}
     *others, last = evaluated_models
     for key, (seconds, tokens) in rates.items():
         for name in evaluated_models:
-            found[name][key] = spread([tokens / value if tokens else value for value in seconds[name]])
+            results[name][key] = spread([tokens / value if tokens else value for value in seconds[name]])
         for name in others:
             values = ratios(seconds[last], seconds[name])
             compared.setdefault(name, {})[key] = spread(values) | {"values": values}
@@ -154,15 +156,17 @@ def throughput(
     }
     if memory:
         protocol["peak_memory"] = []
-        for name, each in evaluated_models.items():
+        for name, model in evaluated_models.items():
             try:
-                found[name]["peak_memory"] = peak_memory(each, ids, new_tokens)
-                line = "allocated on the device" if each.device.type == "cuda" else "resident, of a process of its own"
+                results[name]["peak_memory"] = peak_memory(model, ids, new_tokens)
+                line = (
+                    "allocated on the device" if model.device.type == "cuda" else "resident, of a process of its own"
+                )
             except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
-                # What was timed before must not be lost with it.
+                # The times must not be lost with it.
                 line = f"not measured: {reason(error)}"
             protocol["peak_memory"].append(line)
-    return {"models": found, "ratios": compared, "protocol": protocol}
+    return {"models": results, "ratios": compared, "protocol": protocol}
 
 
 def own_bytes(model: Any) -> int:
@@ -266,7 +270,7 @@ MEASURE = Measure(
 
 
 def main() -> None:
-    """What `peak_memory` runs in a process of its own: a folder, rows, tokens of the prompt, and new ones."""
+    """The program that `peak_memory` runs: a folder, rows, tokens of the prompt, and new ones."""
     folder, *numbers = sys.argv[1:]
     batch, prompt, new_tokens = map(int, numbers)
     measured = evaluated(folder)

@@ -1,4 +1,4 @@
-"""What the modules share: a measure, described by its own docstrings."""
+"""The base of the modules: a measure, described by its own docstrings."""
 
 import inspect
 from collections.abc import Callable

@@ -20,7 +20,7 @@ from ..configuration_rigpt import DEPTH_INTERPOLATIONS, FIXED_STEP_SOLVERS
 from ..flow_rigpt import LayerBetween, increment, solve
 
 
-# Of the flow that solvers with fixed steps are compared with, by steps of order 8, in float64.
+# The solver of the flow that solvers with fixed steps are compared with, in float64.
 REFERENCE: dict[str, Any] = {"solver": "dopri8", "rtol": 1e-11, "atol": 1e-13}
 
 
@@ -34,7 +34,7 @@ class LayerField:
 
     Args:
         layers: The model's, `L` of them.
-        arguments: What they take besides the stream: mask, positions, tokens.
+        arguments: The layers' other arguments: mask, positions, tokens.
         interpolation: `"constant"` or `"linear"`.
     """
 
@@ -63,8 +63,8 @@ def layer_field(
     """
     The field of a model's layers on these inputs, and where the stream starts.
 
-    Costs one forward pass, in which the model prepares mask and positions. What is computed from the two has gradients
-    by the model's parameters, as usual.
+    Costs one forward pass, in which the model prepares mask and positions. Both have gradients by the model's
+    parameters, as usual.
 
     Args:
         model: A RiGPT with or without a head, without dropout or in evaluation mode.
@@ -193,7 +193,7 @@ def refinement(
 
     Args:
         model, input_ids, interpolation: As in [`layer_field`].
-        solver: With fixed steps.
+        solver: One with fixed steps.
         steps: Per layer, several numbers.
         across_layers: Make all steps of one size that takes no notice of where layers begin, for comparison.
         reference: `x(L)` of the flow, from [`flow_end`], which else is computed again for every solver.
@@ -210,10 +210,10 @@ def refinement(
     for count in steps:
         if across_layers:
             total = count * depth + 1  # no whole number of steps makes a layer
-            found, size = solve(field, start, solver, 0.0, float(depth), steps=total), depth / total
+            end, size = solve(field, start, solver, 0.0, float(depth), steps=total), depth / total
         else:
-            found, size = _layer_by_layer(field, start, solver=solver, steps=count), 1 / count
-        records.append(Refinement(size, float((found - exact).abs().max() / exact.abs().max())))
+            end, size = _layer_by_layer(field, start, solver=solver, steps=count), 1 / count
+        records.append(Refinement(size, float((end - exact).abs().max() / exact.abs().max())))
     return records
 
 

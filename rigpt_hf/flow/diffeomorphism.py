@@ -179,7 +179,7 @@ def trajectory(
 
     Args:
         field: Right-hand side.
-        x0: Where it starts.
+        x0: Initial value.
         times: Increasing or decreasing.
         rtol: Relative tolerance of the solver.
         atol: Absolute tolerance of the solver.
@@ -211,7 +211,7 @@ def trajectory(
 
 
 def flow(field: Field, x0: Tensor, t0: float, t1: float, **solver: Any) -> Tensor:
-    """Where `x0` `[..., d]` has come by `t1`, started at `t0`; `solver` as in [`trajectory`]."""
+    """The point that `x0` `[..., d]` at `t0` has reached at `t1`; `solver` as in [`trajectory`]."""
     return trajectory(field, x0, [t0, t1], **solver)[-1]
 
 

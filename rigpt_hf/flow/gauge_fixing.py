@@ -64,8 +64,8 @@ class MinimumNorm:
         charges: `|Q(t)| / |Q(0)|`, all stretches together; `exp(-2t)` for the flow on stretches.
         norms: `|θ(t)|`.
         norm: The last of them.
-        canonical_norm: Of the form that [`canonicalize`] gives the model.
-        distance: From the point reached to that form up to rotations and exchanges, relative to its norm.
+        canonical_norm: The norm of the form that [`canonicalize`] gives the model.
+        distance: The distance from the point reached to that form up to rotations and exchanges, relative to its norm.
     """
 
     transformation: GaugeTransformation
@@ -86,12 +86,12 @@ class DecayRecord:
         learning_rate: η.
         weight_decay: λ.
         times: `η · steps`.
-        losses: Of the batch that comes next, in nats per token.
+        losses: The next batch's loss, in nats per token.
         charges: `|Q(t)| / |Q(0)|`; NaN where a charge is zero from the start.
         deviations: `|Q(t) - p(t) Q(0)| / |Q(0)|` for the prediction p.
         predicted: `p(t)`: `exp(-2λt)`, and `exp(-λt)` for charges that are linear in the weights.
         norms: `|θ|`.
-        balanced_norms: Of the balanced form of the same model.
+        balanced_norms: Norms of the balanced form of the same model.
         distances: [`balance_distance`] of the model.
     """
 
@@ -190,26 +190,19 @@ def _stretching(config: RiGPTConfig, weights: Weights) -> Iterator[View]:
 
 def least_translations(config: RiGPTConfig, weights: Weights) -> GaugeTransformation:
     """The translations after which the norm is least while everything else rests: a problem of least squares."""
-    elements = {key: _least_translation(config, weights, key) for key in table_of(config).shifts}
+    table, elements = table_of(config), {}
+    for key, shift in table.shifts.items():
+        frame = table.frames[key]
+        shape, columns = frame.group.shape(frame.copies), []
+        for unit in torch.eye(math.prod(shape), dtype=torch.float64):
+            vector = frame.group.project(unit.reshape(shape)).flatten()
+            changes = ((weights[name], move(vector, weights.__getitem__)) for name, move in shift.moves.items())
+            columns.append(torch.cat([change.expand_as(weight).flatten() for weight, change in changes]))
+        now = torch.cat([weights[name].flatten() for name in shift.moves])
+        # The smallest of all solutions: zero where nothing may move.
+        solution = torch.linalg.lstsq(torch.stack(columns, dim=1), -now[:, None], driver="gelsd").solution
+        elements[key] = solution.reshape(shape)
     return GaugeTransformation(config, elements)
-
-
-def _least_translation(config: RiGPTConfig, weights: Weights, key: FrameKey) -> torch.Tensor:
-    """Of one frame, `[copies, n]`."""
-    table = table_of(config)
-    frame, moves = table.frames[key], table.shifts[key].moves
-    shape = frame.group.shape(frame.copies)
-    columns = []
-    for unit in torch.eye(math.prod(shape), dtype=torch.float64):
-        vector = frame.group.project(unit.reshape(shape)).flatten()
-        changes = [
-            move(vector, weights.__getitem__).expand_as(weights[name]).flatten() for name, move in moves.items()
-        ]
-        columns.append(torch.cat(changes))
-    now = torch.cat([weights[name].flatten() for name in moves])
-    # Of all solutions the smallest: zero where nothing may move.
-    solution = torch.linalg.lstsq(torch.stack(columns, dim=1), -now[:, None], driver="gelsd").solution
-    return solution.reshape(shape)
 
 
 def _check_closed(config: RiGPTConfig, weights: Weights) -> None:
@@ -281,11 +274,11 @@ def follow_decay(
         batches: Tokens `[B, S]`, taken in turn and again from the first.
         learning_rate: η.
         weight_decay: λ.
-        steps: How many.
+        steps: Number of steps.
         every: Look at the model every so many steps, and at the end.
         optimizer: Made from the parameters, `lr` and `weight_decay`.
-        loss: Of a model and a batch; next tokens by default. It has to depend on the logits only.
-        translations: Which balanced form to compare with, see [`minimum_norm`].
+        loss: A function of a model and a batch; next tokens by default. It has to depend on the logits only.
+        translations: The balanced form to compare with, see [`minimum_norm`].
 
     Returns:
         The trained copy, and the record.

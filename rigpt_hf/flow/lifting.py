@@ -12,7 +12,7 @@ The neural ODE has `F_l` as its flow from t = l to l + 1. The lift is a path `Q(
       │                              │          time-l maps of the lifted ODE = products of the layers'
     the ODE ── lifted by Q(t) ───▶ the ODE'
 
-That feedforward redundancies lift is in Hashimoto, Hirono, Sannai, arXiv 2402.02362. What it takes:
+That feedforward redundancies lift is in Hashimoto, Hirono, Sannai, arXiv 2402.02362. Its conditions:
 
 - A flow is invertible and keeps orientation. So a layer is a flow only if it does: `det W > 0`, leaky ReLU instead of
   ReLU, no change of width. ReLU is the limit of slope 0, which no flow reaches.
@@ -150,7 +150,7 @@ class LiftPath:
         return smooth_rate(t - index) * self.steps[index].rate(*factors) @ self.elements[index]
 
     def _at(self, t: Tensor) -> tuple[int, tuple[Tensor, Tensor]]:
-        """Which step `t` is in, and its factors, computed once for a map, its inverse and its tangent."""
+        """The step that `t` is in, and its factors, computed once for a map, its inverse and its tangent."""
         if self._last is None or self._last[0] is not t:
             index = _interval(t, len(self.steps))
             self._last = (t, index, self.steps[index].factors(smooth_step(t - index)))
@@ -339,12 +339,12 @@ def commutation_errors(
 
 
 def _interval(t: Tensor, count: int) -> int:
-    """Which of `count` intervals of length 1, from 0 on, `t` is in; the first and last have no outer end."""
+    """The index of the interval of length 1 that `t` is in, of `count` from 0 on; the outermost have no outer end."""
     return min(max(math.floor(float(t.detach())), 0), count - 1)
 
 
 def _sign(matrix: Tensor, name: str) -> int:
-    """Of the determinant."""
+    """The sign of the determinant."""
     values = torch.linalg.svdvals(matrix.to(torch.float64))
     if values[-1] <= len(matrix) * torch.finfo(torch.float64).eps * values[0]:
         raise ValueError(

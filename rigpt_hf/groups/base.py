@@ -1,4 +1,4 @@
-"""What every group answers, whatever its elements are; frames (`rigpt_hf/frames.py`) know groups by this alone."""
+"""The interface of every group, whatever its elements are; frames (`rigpt_hf/frames.py`) know groups by it alone."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -46,7 +46,7 @@ class Group:
 
     # Dimension of the Lie algebra, per copy.
     dimension: int = 0
-    # Whether elements change lengths; whether they exchange things; whether they exchange planes of rotation.
+    # Elements change lengths; exchange heads or neurons; exchange planes of rotation.
     stretches: bool = False
     exchanges: bool = False
     movable: bool = False
@@ -89,7 +89,7 @@ class Group:
         raise NotImplementedError
 
     def log(self, element: torch.Tensor) -> torch.Tensor:
-        """What [`exp`] takes to `element`; a `ValueError` where there is nothing."""
+        """The inverse of [`exp`]; a `ValueError` where there is none."""
         raise NotImplementedError
 
     def path(self, element: torch.Tensor, t: float) -> torch.Tensor:
@@ -105,11 +105,11 @@ class Group:
         raise NotImplementedError
 
     def count(self, role: Role) -> int:
-        """How many things an axis in this role holds that are exchanged as wholes."""
+        """The number of heads or neurons along an axis in this role."""
         raise NotImplementedError
 
     def order_of_copies(self, element: torch.Tensor) -> torch.Tensor:
-        """Where an exchange takes the copies of the frames from that it carries about, `[copies]`."""
+        """The order `[copies]` from which an exchange takes the copies of the frames that it carries."""
         raise NotImplementedError
 
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
@@ -139,7 +139,7 @@ class Group:
         raise NotImplementedError
 
     def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
-        """Of balanced weights what no element changes, in any order."""
+        """Invariants of balanced weights, in any order."""
         raise NotImplementedError
 
     def nearest(self, view: View) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """
 Points of least norm on orbits of stretches, in terms of Gram matrices: pure linear algebra behind `Group.balance`.
 
-A is the Gram matrix of vectors, B that of covectors. What only one of two factors fills is unpaired: it has no least
-norm, as it tends to zero, and gets a length that the caller chooses.
+A is the Gram matrix of vectors, B that of covectors. Directions that only one of two factors fills are unpaired: they
+have no least norm, as it tends to zero, and get a length that the caller chooses.
 """
 
 import torch
@@ -79,7 +79,7 @@ def sylvester(vectors: torch.Tensor, covectors: torch.Tensor, charge: torch.Tens
 
 
 def unpaired_scale(vectors: torch.Tensor, covectors: torch.Tensor, unpaired: float) -> torch.Tensor:
-    """What stretches vectors without covectors, or covectors without vectors, to the length `unpaired`."""
+    """The stretch of vectors without covectors, or covectors without vectors, to the length `unpaired`."""
     one = torch.ones_like(vectors)
     only_covectors = torch.where((vectors == 0) & (covectors > 0), one / unpaired, one)
     return torch.where((vectors > 0) & (covectors == 0), one * unpaired, only_covectors)

@@ -18,7 +18,7 @@ tensor turns depends on its *role*:
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,15 +43,15 @@ class MatrixGroup(Planes, Group):
 
     Args:
         n: Size of the matrices.
-        stretch: Which symmetric positive factors are allowed besides rotations.
+        stretch: The symmetric positive factors that are allowed besides rotations.
         planes: Pairs of dimensions with a rotation of their own that the group must commute with.
-        movable: Whether planes may be exchanged and mirrored, as their frequencies are parameters too.
+        movable: Planes may be exchanged and mirrored, as their frequencies are parameters too.
     """
 
     n: int
     stretch: Stretch = "none"
     planes: tuple[tuple[int, int], ...] = ()
-    movable: bool = field(default=False)
+    movable: bool = False
 
     def __str__(self) -> str:
         rest = len(self.rest)
@@ -68,14 +68,12 @@ class MatrixGroup(Planes, Group):
 
     @property
     def dimension(self) -> int:  # type: ignore[override]
-        """Dimension of the Lie algebra."""
         rest, planes = len(self.rest), len(self.planes)
         turns = rest * (rest - 1) // 2 + planes
         return turns + {"none": 0, "common": 1, "free": rest * (rest + 1) // 2 + planes}[self.stretch]
 
     @property
     def stretches(self) -> bool:  # type: ignore[override]
-        """Whether there are elements that change lengths."""
         return self.stretch != "none"
 
     def shape(self, copies: int) -> tuple[int, ...]:
@@ -118,7 +116,6 @@ class MatrixGroup(Planes, Group):
         return element
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
-        """Elements `[copies, n, n]` from the Lie algebra."""
         return so_exp(algebra)
 
     def log(self, element: torch.Tensor) -> torch.Tensor:
@@ -185,7 +182,7 @@ class MatrixGroup(Planes, Group):
         return (torch.linalg.slogdet(element).logabsdet / element.shape[-1]).exp()
 
     def matrices(self, element: torch.Tensor, role: Role) -> torch.Tensor:
-        """What multiplies a tensor in this role: `[copies, n, n]`, `[copies, 1, 1]` or `[copies, planes, planes]`."""
+        """The factor of a tensor in this role: `[copies, n, n]`, `[copies, 1, 1]` or `[copies, planes, planes]`."""
         match role:
             case "vector":
                 return element
@@ -272,7 +269,7 @@ class MatrixGroup(Planes, Group):
         scales = least_norm.plane_stretches(both, other, unpaired)
         element = self.from_planes(torch.zeros_like(scales), scales)
         if self.rest:
-            # Of all that balance the symmetric positive one: it turns nothing, and is near 1 where little is to do.
+            # The symmetric positive balancing element: it turns nothing, and is near 1 where little is to do.
             balancing = least_norm.contragredient(vectors[self.block], covectors[self.block], unpaired)
             _, stretches, axes = torch.linalg.svd(balancing)
             element[self.block] = (axes.T * stretches) @ axes
@@ -320,7 +317,7 @@ class MatrixGroup(Planes, Group):
         # The principal axis of each plane becomes its first dimension.
         across, along = 2 * gram[first, second], gram[first, first] - gram[second, second]
         angles = -torch.atan2(across, along) / 2
-        # Where there is none, the first anchor that has something in the plane does.
+        # If there is none, the first anchor that has a part in the plane does.
         size = (gram[first, first] + gram[second, second]).clamp_min(1e-300)
         lengths = torch.hypot(anchors[:, first], anchors[:, second])
         leader = (lengths > LEADS * lengths.max().clamp_min(1e-300)).double().argmax(dim=0, keepdim=True)

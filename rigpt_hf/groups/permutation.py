@@ -82,7 +82,7 @@ class HeadPermutations(Group):
         return self.key_value_heads * (self.repeats if role == "query" else 1)
 
     def order_of_copies(self, element: torch.Tensor) -> torch.Tensor:
-        """Where each key-value head is taken from, `[K]`."""
+        """The order of key-value heads, `[K]`."""
         return element[0, :: self.repeats] // self.repeats
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ class NeuronGroup(Group):
     Args:
         n: Neurons `F`.
         degree: `p`, or `None` where the activation allows no scaling.
-        gated: Whether there is a linear factor.
+        gated: There is a linear factor.
     """
 
     n: int
@@ -176,17 +176,15 @@ class NeuronGroup(Group):
 
     @property
     def allowed(self) -> torch.Tensor:
-        """Which of the two scalings exist, `[2]`."""
+        """The scalings that exist, as booleans `[2]`."""
         return torch.tensor([self.degree is not None, self.gated])
 
     @property
     def dimension(self) -> int:  # type: ignore[override]
-        """Dimension of the Lie algebra: one per neuron and scaling."""
         return self.n * int(self.allowed.sum())
 
     @property
     def stretches(self) -> bool:  # type: ignore[override]
-        """Whether there are scalings."""
         return self.dimension > 0
 
     def count(self, role: Role) -> int:
@@ -257,7 +255,6 @@ class NeuronGroup(Group):
         return (a * b).sum(-1)[None]
 
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
-        """As for every group, `[1, 2, F]`."""
         return sum(self.exponents(role)[:, None] * value for role, value in grams.items())[None]
 
     def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
@@ -282,7 +279,7 @@ class NeuronGroup(Group):
         balanced = degree * last / or_one(active), last / or_one(linear)
         square = unpaired**2
         shortened = [torch.where(values > 0, values / square, ones) for values in (active, linear)]
-        # Of the column, once the filled factors have that length.
+        # The column's square, once the filled factors have that length.
         spare = down * shortened[0] ** degree * (shortened[1] if scales_linear else ones)
         spare = or_one(spare) / torch.where(spare > 0, square, 1.0)
         by_active = (active == 0) & scales_active & ~((linear == 0) & scales_linear)
@@ -300,7 +297,6 @@ class NeuronGroup(Group):
         return self.element(torch.arange(self.n), *(square.sqrt() for square in squares))
 
     def decay(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
-        """As for every group, `[1, 2, F]`."""
         charge = self.generator(grams)
         metric = sum(
             norms[0, :, None, None] * torch.outer(self.exponents(role), self.exponents(role))

@@ -23,7 +23,7 @@ def haar(
     Args:
         n: Size of the matrix.
         generator: Source of randomness; the global one if absent.
-        dtype: Of the result. The algebra is done in float64 and cast once.
+        dtype: The result's. The algebra is done in float64 and cast once.
         special: Determinant +1 only, i.e. uniform on SO(n). Otherwise both determinants are equally likely.
 
     Raises:
@@ -106,7 +106,7 @@ def rotary_form(skew: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             f"`skew` must be skew-symmetric with an even number of rows, got {tuple(skew.shape)}. Use `A - A.T`."
         )
     schur, basis, planes, alone = _planes(skew)
-    # What turns in no plane has frequency 0, and may be paired in any way.
+    # Dimensions that turn in no plane have frequency 0, and may be paired in any way.
     planes += list(zip(alone[::2], alone[1::2], strict=True))
     frequencies = torch.tensor([schur[second, first] for first, second in planes], dtype=torch.float64)
     order = [first for first, _ in planes] + [second for _, second in planes]

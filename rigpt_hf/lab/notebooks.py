@@ -54,7 +54,7 @@ def to_notebook(script: Path) -> Any:
 
 
 def to_text(script: Path) -> str:
-    """What the file of the notebook of a script must hold."""
+    """The text of the notebook of a script."""
     import nbformat
 
     return nbformat.writes(to_notebook(script)) + "\n"
@@ -62,12 +62,12 @@ def to_text(script: Path) -> str:
 
 def outdated() -> list[Path]:
     """The notebooks that are missing, or not what their scripts give."""
-    found = []
+    notebooks = []
     for script in chapters():
         notebook = script.with_suffix(".ipynb")
         if not notebook.is_file() or notebook.read_text(encoding="utf-8") != to_text(script):
-            found.append(notebook)
-    return found
+            notebooks.append(notebook)
+    return notebooks
 
 
 def main(

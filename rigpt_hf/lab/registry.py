@@ -13,7 +13,7 @@ class Lab:
     Something to look at.
 
     Args:
-        line: What is to be seen, in one line.
+        line: A description in one line.
         chapter: Name of a script of the course without its suffix, or
         function: `module:function`, which is called with `seed` and returns a Matplotlib `Figure`.
     """

@@ -15,8 +15,8 @@ def run_lab(name: str, seed: int = 0) -> list[Shown]:
     The figures of a lab.
 
     Args:
-        name: From the registry.
-        seed: Of everything that is drawn at random in it.
+        name: A name from the registry.
+        seed: Seed of everything random in it.
 
     Raises:
         ValueError: if there is no such lab, this version has no code for it, or a package that it needs is missing.
@@ -30,7 +30,7 @@ def run_lab(name: str, seed: int = 0) -> list[Shown]:
     try:
         return _run_chapter(chosen, seed) if chosen.chapter else [_call(chosen, seed)]
     except AssertionError as error:
-        # What is derived holds for every seed; what training shows, for nearly every one.
+        # Derived results hold for every seed; results of training for nearly every one.
         claim = f": {error}" if str(error) else ""
         raise ValueError(
             f"`seed` must be one with which the checks of {name!r} hold, got {seed}{claim}. Take another one."
@@ -46,7 +46,7 @@ def _run_chapter(chapter: Lab, seed: int) -> list[Shown]:
     import torch
 
     dtype = torch.get_default_dtype()
-    # What a chapter prints belongs to its text, which is not here.
+    # A chapter's output belongs to its text, which is not here.
     with session(seed) as current, torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
         try:
             runpy.run_path(str(script_of(chapter)), run_name="rigpt_lab")

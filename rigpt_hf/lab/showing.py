@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Shown:
     """
-    A figure, and what is to be seen in it.
+    A figure and its description.
 
     Args:
         figure: As drawn.
-        name: Of its file, after that of the lab; empty if the lab has one figure only.
+        name: Name of its file, after that of the lab; empty if the lab has one figure only.
         seen: In words, with the numbers.
     """
 
@@ -71,9 +71,9 @@ def panels(
     A figure of a chapter, with `count` panels side by side.
 
     Args:
-        count: Of panels.
-        title: Says what is seen.
-        height, width: Of one panel, in inches.
+        count: Number of panels.
+        title: A description.
+        height, width: Size of one panel, in inches.
         options: As for [`rigpt_hf.pictures.figure`], such as `sharey=True`.
 
     Returns:
@@ -91,7 +91,7 @@ def show(figure: "Figure", name: str, seen: str) -> None:
     Args:
         figure: Made without pyplot, so that it looks the same everywhere.
         name: A word for its file.
-        seen: What is to be seen in it, with the numbers.
+        seen: A description, with the numbers.
 
     Raises:
         ValueError: if the chapter has shown a figure of that name.

@@ -1,4 +1,4 @@
-"""Which parameter is updated by which rule: read from the table of frames."""
+"""The update rule of every parameter, read from the table of frames."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def update_of(table: Table, name: str) -> Update:
     Raises:
         ValueError: if the table of frames has no such parameter.
     """
-    # How many vectors each axis holds, each of a frame of its own; 0 if it holds none.
+    # Number of vectors that each axis holds, each of a frame of its own; 0 if it holds none.
     parts = [0] * table.rank(name)
     for turned in table.turns(name):
         if turned.role in ("vector", "covector"):
@@ -69,7 +69,7 @@ def equivariant_param_groups(
         model: A RiGPT, also as DDP, FSDP2 or `torch.compile` wrap it.
         lr: Learning rate as one would give it to AdamW.
         weight_decay: Decoupled, as a rate: a step takes `lr · weight_decay` of the weights away.
-        lr_multipliers: What `lr` is multiplied by, by update rule (`"rows"`) or by the end of a parameter's name
+        lr_multipliers: Factors of `lr`, by update rule (`"rows"`) or by the end of a parameter's name
             (`"distance_weight"`) or module (`"embed_tokens"`), which go first; 1 if not given.
 
     Raises:

@@ -11,18 +11,19 @@ STEPS = 5
 EPS = 1e-7
 
 
-def newton_schulz(matrices: torch.Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> torch.Tensor:
+def newton_schulz(matrices: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
     """
     Approximate polar factors `[..., m, n]` by Newton–Schulz iterations, matrix products only.
 
-    The result is `p(M Mᵀ) M` for a polynomial p, hence turns exactly along with rotations on either side.
+    The result is `p(M Mᵀ) M` for a polynomial p, hence turns exactly along with rotations on either side. Computed in
+    bfloat16 on accelerators, in float32 on CPUs, and in float64 where the argument is.
 
     Args:
         matrices: `[..., m, n]`.
-        steps: Iterations.
-        dtype: To compute in; bfloat16 on accelerators and float32 on CPUs (float64 for float64) if not given.
+        steps: Number of iterations.
     """
-    dtype = dtype or working_dtype(matrices)
+    fast = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
+    dtype = torch.float64 if matrices.dtype == torch.float64 else fast
     # A step inside of `autocast` must not lose the digits that it asks for.
     with torch.autocast(matrices.device.type, enabled=False):
         return _newton_schulz(matrices, steps, dtype)
@@ -52,20 +53,13 @@ def _newton_schulz(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> to
     return (factor if wide else factor.mT).to(matrices.dtype)
 
 
-def working_dtype(matrices: torch.Tensor) -> torch.dtype:
-    """float64 stays; otherwise bfloat16 where it is fast, float32 where it is not."""
-    if matrices.dtype == torch.float64:
-        return torch.float64
-    return torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-
-
 def exact_polar(matrices: torch.Tensor) -> torch.Tensor:
     """
     Polar factors `[..., m, n]` by singular values, in float64. Directions of singular value zero stay zero: any choice
     there would single out a basis.
     """
     u, values, vt = torch.linalg.svd(matrices.to(torch.float64), full_matrices=False)
-    # Of what is computed in, not of the argument: that of bfloat16 times 128 is 1, and nothing would be left.
+    # The rounding of float64, not of the argument: that of bfloat16 times 128 is 1, and nothing would be left.
     tolerance = max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
     filled = values > tolerance * values[..., :1]
     return ((u * filled.to(u)[..., None, :]) @ vt).to(matrices.dtype)

@@ -18,7 +18,7 @@ def shared_work(
 
     Args:
         stacks: The same on every process.
-        function: From a stack to one of the same shape and dtype, each matrix by itself.
+        function: Maps a stack to one of the same shape and dtype, each matrix by itself.
         group: The processes; `None`: all of it here.
     """
     world = 1 if group is None else dist.get_world_size(group)
@@ -50,7 +50,7 @@ def shared_work(
 
 
 def assign(shapes: Sequence[tuple[int, ...]], world: int) -> list[list[int]]:
-    """Which of `world` processes does which matrix of stacks `[N, m, n]`: the costliest first, to the idlest."""
+    """The process, of `world`, for every matrix of stacks `[N, m, n]`: the costliest first, to the idlest."""
     costs = [
         (shape[-2] * shape[-1] * min(shape[-2:]), stack, index)
         for stack, shape in enumerate(shapes)
@@ -75,7 +75,7 @@ def group_of_shards(tensors: Sequence[torch.Tensor]) -> dist.ProcessGroup | None
     mesh = meshes.pop() if len(meshes) == 1 else None
     if mesh is None:
         return None
-    # Of a mesh with several directions that is not all there is, the processes along the last one.
+    # A mesh with several directions that is not all processes: those along the last direction.
     return dist.group.WORLD if mesh.size() == dist.get_world_size() else mesh.get_group(mesh.ndim - 1)
 
 

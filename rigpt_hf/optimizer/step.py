@@ -40,13 +40,13 @@ class EquivariantOptimizer(torch.optim.Optimizer):
     them. DeepSpeed and FSDP1 hand out flat pieces of parameters, which have no polar factor: they end in an error.
 
     Args:
-        params: What [`equivariant_param_groups`] gives.
+        params: Groups from [`equivariant_param_groups`].
         lr: Learning rate of groups that have none of their own, in AdamW's usual units: updates of matrices are scaled
             to the root mean square that AdamW's have.
-        momentum: Of matrices, with Nesterov's correction.
-        betas: Of Adam's first and second moments.
+        momentum: Momentum of matrices, with Nesterov's correction.
+        betas: Decay of Adam's first and second moments.
         eps: Added to the root of second moments.
-        weight_decay: Of groups that have none of their own; decoupled.
+        weight_decay: Decoupled weight decay of groups that have none of their own.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
         sharing: `"auto"`: share work among the processes that hold the shards of FSDP2; `"all"`: also among all
@@ -114,8 +114,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check()
-        matrices = [group for group in self.param_groups if group["update_rule"] == "polar"]
-        self._step_matrices(matrices)
+        self._step_matrices([group for group in self.param_groups if group["update_rule"] == "polar"])
         for group in self.param_groups:
             if group["update_rule"] != "polar":
                 self._step_adam(group)
@@ -151,7 +150,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
             torch._foreach_add_(directions, gradients)
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for parameter, direction in zip(parameters, directions, strict=True):
-                blocks = into_blocks(full_tensor(direction), group["blocks"], group["dim"])
+                blocks = torch.stack(full_tensor(direction).chunk(group["blocks"], group["dim"]))  # [blocks, m, n]
                 key = (*blocks.shape[1:], blocks.dtype, blocks.device, group["polar"], group["steps"])
                 places.append((group, parameter, key, sum(len(part) for part in stacks.get(key, []))))
                 stacks.setdefault(key, []).append(blocks)
@@ -162,7 +161,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         for group, parameter, key, start in places:
             size = ADAMW_RMS * max(key[:2]) ** 0.5
             blocks = factors[key][start : start + group["blocks"]]
-            update = from_blocks(blocks, group["dim"]) * (group["lr"] * size)
+            update = torch.cat(list(blocks), group["dim"]) * (group["lr"] * size)
             parameter.sub_(shard_like(update, parameter))
 
     def _polar_factors(self, stacks: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
@@ -246,13 +245,3 @@ def _shared_square(gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tenso
             return gradient.reshape(group["blocks"], -1).square().mean(-1, keepdim=True)
         case _:
             return gradient.square()
-
-
-def into_blocks(matrix: torch.Tensor, blocks: int, dim: int) -> torch.Tensor:
-    """`[blocks, m, n]` from a matrix that falls into as many along one axis."""
-    return torch.stack(matrix.chunk(blocks, dim))
-
-
-def from_blocks(blocks: torch.Tensor, dim: int) -> torch.Tensor:
-    """The matrix again."""
-    return torch.cat(list(blocks), dim)

@@ -139,7 +139,7 @@ class GaugeTransformation:
         The parameter `name` after the transformation: computed in `algebra`, cast once to the dtype it had.
 
         Args:
-            name: Of the parameter.
+            name: The parameter's name.
             tensor: Its value.
             read: Gives other parameters of the same model, as they were before; only translations need it.
             algebra: float64, unless the result is no more than a guess.
@@ -176,7 +176,7 @@ class GaugeTransformation:
         """
         self._check_frames(model.config)
         parameters = dict(model.named_parameters())
-        # What is read by a translation changes after it.
+        # Translations read parameters as they were, so they come first.
         translated = {name: self.transform(name, parameters[name], parameters.get) for name in self.reads(parameters)}
         for name, parameter in parameters.items():
             parameter.copy_(translated[name] if name in translated else self.transform(name, parameter))
@@ -198,7 +198,7 @@ class GaugeTransformation:
         )
 
     def reads(self, names: Iterable[str]) -> list[str]:
-        """Those of the named parameters whose new value depends on other parameters."""
+        """The named parameters whose new value depends on other parameters."""
         return [name for name in names if any(move.reads for _, move in self._moves(name))]
 
     def save(self, path: str | Path) -> None:
@@ -223,7 +223,7 @@ class GaugeTransformation:
         return GaugeTransformation(self.config, chosen)
 
     def _order_of_copies(self, key: FrameKey) -> torch.Tensor | None:
-        """Where the copies of a frame are taken from when this permutes heads."""
+        """The order from which copies of a frame are taken when this permutes heads."""
         carrier = self.table.frames[key].carrier
         if carrier is None:
             return None

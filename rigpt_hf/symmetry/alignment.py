@@ -3,8 +3,8 @@ Aligning one model with another: the gauge transformation after which their weig
 
 Both are balanced first, which leaves rotations, reflections and permutations (`balance.py`). Over these the distance
 is made smaller by turns: orthogonal Procrustes for the stream and the spaces of tokens and heads, assignment for heads
-and neurons, each solved while the others rest, until nothing improves. Where this starts decides in which minimum it
-ends: it starts from the tokens, whose order is the same in both models.
+and neurons, each solved while the others rest, until nothing improves. The start decides which local minimum is found:
+it is the tokens, whose order is the same in both models.
 
 Related: Git Re-Basin (arXiv 2209.04836) matches permutations; here the rotations that a RiGPT allows come first.
 """
@@ -66,8 +66,8 @@ def align(
     Raises:
         ValueError: if the two have different shapes or options.
     """
-    found = find_alignment(model, reference, max_sweeps=max_sweeps, tolerance=tolerance, progress=progress)
-    return found.transformation
+    settings = {"max_sweeps": max_sweeps, "tolerance": tolerance, "progress": progress}
+    return find_alignment(model, reference, **settings).transformation
 
 
 def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, tolerance: float = 1e-5) -> float:
@@ -97,14 +97,14 @@ def find_alignment(
     dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
     with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
         limits = max_sweeps, tolerance, bar, stop_above
-        found = _find_alignment(model, reference, dtype, UNPAIRED, *limits)
-        if dtype == torch.float64 and found.distance < EXACT:
+        alignment = _find_alignment(model, reference, dtype, UNPAIRED, *limits)
+        if dtype == torch.float64 and alignment.distance < EXACT:
             # The short length costs digits, and without rounding between the models nothing speaks for it.
             exact = _find_alignment(model, reference, dtype, 1.0, *limits)
             if exact.distance < EXACT:
-                exact.distances = found.distances + exact.distances[-1:]
+                exact.distances = alignment.distances + exact.distances[-1:]
                 return exact
-    return found
+    return alignment
 
 
 def _find_alignment(
@@ -122,7 +122,7 @@ def _find_alignment(
     from_reference, target = _balanced(reference, dtype, unpaired)
     search = Search(config, weights, target)
     search.turn_by_tokens()
-    # Which heads and neurons belong together is found in the models' own precision, the angles in float64.
+    # Heads and neurons are matched in the models' own precision, angles are found in float64.
     distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar, stop_above)
     if dtype != torch.float64:
         from_model = search.total @ from_model
@@ -183,7 +183,7 @@ FOUND = 1e-3
 UNPAIRED = 1e-2
 # A distance below this is rounding in float64.
 EXACT = 1e-8
-# What neither shapes of parameters, nor the groups that act on them, nor what weights compute depends on.
+# Options on which neither the shapes of parameters, nor their groups, nor the function of the weights depends.
 INCIDENTAL = {
     "initializer_range",
     "attention_dropout",

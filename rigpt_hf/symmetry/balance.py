@@ -27,9 +27,9 @@ def balance(
     The transformation that balances a model's weights, and the balanced weights in float64.
 
     Args:
-        config: Of the model.
+        config: The model's configuration.
         weights: Parameters by name, as [`weights_of`] gives them.
-        passes: How often the balancing is refined.
+        passes: Number of refinements.
         unpaired: The length of what only one of two factors fills. It has no least norm, as it tends to zero; any
             length that is the same for the whole orbit will do, and a small one is near to what the slightest filling
             of the other factor would give.

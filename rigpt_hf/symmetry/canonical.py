@@ -84,7 +84,7 @@ def canonical_gauge(model: nn.Module) -> CanonicalGauge:
 
 
 def _steps(table: Table) -> Iterator[tuple[str, tuple[FrameKey, ...]]]:
-    """What the groups are asked for, and for which frames: each step stands on what those before have settled."""
+    """Methods of groups and the frames they are called for; each step stands on those before."""
     groups = {key: table.frames[key].group for key in table.frames if key not in table.shifts}
     yield "arrange", tuple(key for key, group in groups.items() if group.movable)
     yield "orient", table.streams

@@ -103,11 +103,10 @@ def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, sour
 def _entries(weights: StoredWeights, g: GaugeTransformation, config: RiGPTConfig, source: str) -> tuple[Entry, ...]:
     """Every tensor of the result and its recipe."""
     table = table_of(config)
-    entries = []
-    for name, shape in _checked_shapes(weights, config, source).items():
-        rows_mix = any(turned.dim == 0 for turned in table.turns(name))
-        entries.append(Entry(name, shape, _recipe(weights, g, name, rows_mix)))
-    return tuple(entries)
+    return tuple(
+        Entry(name, shape, _recipe(weights, g, name, any(turned.dim == 0 for turned in table.turns(name))))
+        for name, shape in _checked_shapes(weights, config, source).items()
+    )
 
 
 def _checked_shapes(weights: StoredWeights, config: RiGPTConfig, source: str) -> dict[str, tuple[int, ...]]:

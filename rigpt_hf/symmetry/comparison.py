@@ -104,7 +104,7 @@ def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False
 
     Args:
         a, b: Two RiGPTs of one configuration; neither is changed.
-        seed: Of the noise that stands for chance.
+        seed: Seed of the noise that stands for chance.
         progress: Show a progress bar.
 
     Raises:
@@ -160,7 +160,7 @@ def part_distances(a: Weights, b: Weights) -> dict[str, float]:
     """
     squares: dict[str, list[float]] = {}
     for name, tensor in without_transports(a).items():
-        values = [float(each.double().square().sum()) for each in (tensor - b[name], tensor, b[name])]
+        values = [float(side.double().square().sum()) for side in (tensor - b[name], tensor, b[name])]
         part = part_of(name)
         for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):
             squares[key] = [x + y for x, y in zip(squares.get(key, [0.0] * 3), values, strict=True)]
@@ -198,16 +198,16 @@ def _rounding(found: Alignment, b: nn.Module, precisions: list[torch.dtype]) -> 
 
 
 def _cast_distances(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> dict[str, float]:
-    """How far a cast moves weights between balanced forms, which follow by no linear map, once aligned again."""
+    """The distance between balanced forms before and after a cast, aligned again as balancing is not linear."""
     rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
-    balanced = [balance(config, each, passes=1, unpaired=UNPAIRED)[1] for each in (rounded, weights)]
+    balanced = [balance(config, side, passes=1, unpaired=UNPAIRED)[1] for side in (rounded, weights)]
     search = Search(config, *balanced)
     search.run(2, FOUND, match=False)
     return part_distances(search.weights, search.target)
 
 
 def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dict[str, float]:
-    """How near as many sweeps bring A to a model with the spectra of B's weights, and nothing else of them."""
+    """The distance that as many sweeps reach between A and noise with the spectra of B's weights."""
     generator = torch.Generator().manual_seed(seed)
     working = torch.promote_types(dtype, torch.float32)
     scrambled = {}
@@ -225,7 +225,7 @@ def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dic
 
 
 def describe(transformation: GaugeTransformation) -> dict[str, str]:
-    """What a transformation does in each kind of frame: how many of its copies move, and how far."""
+    """In words, how many copies of each kind of frame a transformation moves."""
     moved: dict[str, list[float]] = {}
     for key, frame, element in transformation.items():
         difference = (element - frame.group.identity(frame.copies)).double().flatten(1)

@@ -40,7 +40,7 @@ class View:
     Two sets of weights as seen from one frame, or from several that turn alike, such as all of the residual stream.
 
     Args:
-        table: Of the configuration of both.
+        table: The table of both models' configuration.
         keys: The frames; of one group.
         a, b: Tensors by parameter name, such as weights or gradients; of the same names and shapes.
     """
@@ -57,11 +57,11 @@ class View:
 
     @property
     def group(self) -> Group:
-        """What acts on the frame."""
+        """The group that acts on the frame."""
         return self.table.frames[self.key].group
 
     def walk(self, key: FrameKey) -> Iterator[tuple[str, Turned]]:
-        """What carries a frame, of those parameters that there are."""
+        """The parameters among `a` that carry a frame, with the entry of the table."""
         return ((name, turned) for name, turned in self.table.walk(key) if name in self.a)
 
     def pairs(self) -> Iterator[tuple[Role, torch.Tensor, torch.Tensor]]:
@@ -126,7 +126,7 @@ class View:
 
 
 def views(table: Table, a: Weights, b: Weights, keys: Collection[FrameKey] | None = None) -> Iterator[View]:
-    """Those frames (of `keys`, or all) that some of the parameters carry."""
+    """Views from the frames (of `keys`, or all) that some of the parameters carry."""
     for key in table.carried:
         view = View(table, (key,), a, b)
         if (keys is None or key in keys) and any(True for _ in view.walk(key)):
@@ -134,7 +134,7 @@ def views(table: Table, a: Weights, b: Weights, keys: Collection[FrameKey] | Non
 
 
 def token_vectors(table: Table, weights: Weights) -> torch.Tensor:
-    """What tokens and positions put into the residual stream: vectors `[N, d]` that no other frame touches."""
+    """Vectors `[N, d]` that tokens and positions put into the residual stream, and that no other frame touches."""
     rows = []
     for name, _ in table.carriers(FrameKey("stream"), "vector"):
         if name in weights and table.role_on(name, "stream") == "rows":

@@ -42,7 +42,7 @@ class Descent:
         times: `steps · η`, from 0 to the whole time.
         losses: In nats per token.
         drift: `|Q(t) - (1 - ημ)^2n Q(0)| / Σ|W|²` after n steps, over the parameters that carry the frame; for linear
-            charges the power is n and `|Q(0)|` divides. What the gradient has done to the charges.
+            charges the power is n and `|Q(0)|` divides. The gradient's part in the change of the charges.
         kept: `<Q(t), Q(0)> / |Q(0)|²`, which under gradient flow is 1 without weight decay and an exponential with it;
             NaN where a charge is zero from the start.
     """
@@ -65,7 +65,7 @@ class DriftReport:
         descents: One per learning rate, from the largest to the smallest.
         orders: By kind of frame the exponent p of `drift ~ η^p` at the end, fitted over all learning rates; NaN where
             nothing drifts. Predicted: 1.
-        predicted_rates: Of decay per unit of time: 2μ for quadratic charges, μ for linear ones.
+        predicted_rates: Rates of decay per unit of time: 2μ for quadratic charges, μ for linear ones.
         measured_rates: `-log(kept) / time` at the smallest learning rate; NaN where a charge is zero from the start.
     """
 
@@ -98,9 +98,9 @@ def charge_drift(
         model: A RiGPT with a language-modelling head.
         input_ids (`torch.Tensor` of shape `[B, S]`): Tokens, also the labels.
         learning_rates: Step sizes η, at least one.
-        time: How long to descend; a whole number of steps of every learning rate.
+        time: Length of the descent; a whole number of steps of every learning rate.
         weight_decay: Decoupled, as a rate μ: a step takes `η μ` of the weights away.
-        progress: Whether to show a bar.
+        progress: Show a progress bar.
 
     Raises:
         ValueError: if a learning rate or the time is not positive, the time is no whole number of steps, the decay is
@@ -117,7 +117,9 @@ def charge_drift(
     descents = []
     with tqdm(total=sum(counts), desc="Descending", unit="step", disable=not progress) as bar:
         for rate, steps in zip(rates, counts, strict=True):
-            _restore_(trial, model)
+            with torch.no_grad():
+                for parameter, start in zip(trial.parameters(), model.parameters(), strict=True):
+                    parameter.copy_(start)
             descents.append(_descend(trial, input_ids, rate, steps, weight_decay, powers, bar))
     return DriftReport(
         time=time,
@@ -130,7 +132,7 @@ def charge_drift(
 
 
 def step_counts(rates: list[float], time: float, weight_decay: float) -> list[int]:
-    """How many steps of each learning rate make up `time`; a `ValueError` as `charge_drift` says."""
+    """Numbers of steps that make up `time` at each learning rate; a `ValueError` as `charge_drift` says."""
     # Comparisons with NaN are false, so each says what must hold.
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise ValueError(f"`learning_rates` must be one or more positive step sizes, got {rates}.")
@@ -146,12 +148,6 @@ def step_counts(rates: list[float], time: float, weight_decay: float) -> list[in
                 f"{rate}. Choose learning rates that divide it."
             )
     return counts
-
-
-@torch.no_grad()
-def _restore_(trial: nn.Module, model: nn.Module) -> None:
-    for parameter, start in zip(trial.parameters(), model.parameters(), strict=True):
-        parameter.copy_(start)
 
 
 def _descend(

@@ -35,19 +35,26 @@ def connection(model: nn.Module) -> torch.Tensor:
     Raises:
         ValueError: if the model has no local frames.
     """
-    _check_local(model.config)
+    if not model.config.local_frames:
+        raise ValueError(
+            "`model` must have `local_frames=True`, got a model with one frame for all. Call `to_local_frames` first."
+        )
     _check_whole(model)
     return _transports(model.config, weights_of(model))
 
 
 def holonomy(model: nn.Module) -> float:
     """
-    How far the way through all frames and back is from nothing: `max |T_{L+1} ··· T_1 - 1|`.
+    The deviation from the identity of the path through all frames and back: `max |T_{L+1} ··· T_1 - 1|`.
 
     Raises:
         ValueError: if the model has no local frames.
     """
-    return _deviation(connection(model))
+    transports = connection(model)
+    path = eye = torch.eye(transports.shape[-1], dtype=transports.dtype)
+    for transport in transports:
+        path = transport @ path
+    return float((path - eye).abs().max())
 
 
 def curvature(transports: torch.Tensor) -> float:
@@ -141,7 +148,9 @@ def flattening(config: RiGPTConfig, weights: Weights) -> GaugeTransformation:
     elements = {}
     for index, transport in enumerate(_transports(config, weights)[:-1]):
         path = transport @ path
-        elements[f"layers.{index}.local"] = _nearest_orthogonal(path).mT[None]
+        # The nearest orthogonal matrix, as products of rounded rotations are not quite rotations.
+        left, _, right = torch.linalg.svd(path)
+        elements[f"layers.{index}.local"] = (left @ right).mT[None]
     return GaugeTransformation(config, elements)
 
 
@@ -157,26 +166,6 @@ def without_transports(weights: Weights) -> dict[str, torch.Tensor]:
 
 def _transports(config: RiGPTConfig, weights: Weights) -> torch.Tensor:
     return torch.stack([weights[name].to(torch.float64) for name in table_of(config).transports])
-
-
-def _deviation(transports: torch.Tensor) -> float:
-    path = torch.eye(transports.shape[-1], dtype=transports.dtype)
-    for transport in transports:
-        path = transport @ path
-    return float((path - torch.eye(len(path), dtype=path.dtype)).abs().max())
-
-
-def _nearest_orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Products of rounded rotations are not quite rotations."""
-    left, _, right = torch.linalg.svd(matrix)
-    return left @ right
-
-
-def _check_local(config: RiGPTConfig) -> None:
-    if not config.local_frames:
-        raise ValueError(
-            "`model` must have `local_frames=True`, got a model with one frame for all. Call `to_local_frames` first."
-        )
 
 
 def _check_whole(model: nn.Module) -> None:

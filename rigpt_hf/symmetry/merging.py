@@ -36,10 +36,10 @@ def merge(
 
     Args:
         models: RiGPTs of one configuration.
-        weights: How much of each; they must sum to 1. Equal parts if not given.
+        weights: Share of each model; they must sum to 1. Equal shares if not given.
         method: `"linear"`, or `"spherical"`: along the great circle between parameters of one name, for more than two
             models their Karcher mean, and the norms linearly.
-        aligned: Whether to align first. Without, this is the ordinary average of weights as they are.
+        aligned: Align first. Without, this is the ordinary average of the unaligned weights.
         progress: Show a progress bar.
 
     Returns:
@@ -54,9 +54,9 @@ def merge(
         check_alike(model.config, first.config)
         check_same_parameters(model, first)
     if aligned:
-        found = [find_alignment(model, first, progress=progress) for model in models[1:]]
-        mean = average([found[0].reference, *(each.aligned for each in found)], parts, method)
-        mean = found[0].to_balanced.inverse().state_dict(mean)
+        alignments = [find_alignment(model, first, progress=progress) for model in models[1:]]
+        mean = average([alignments[0].reference, *(side.aligned for side in alignments)], parts, method)
+        mean = alignments[0].to_balanced.inverse().state_dict(mean)
     else:
         mean = average([weights_of(model) for model in models], parts, method)
     return with_weights(first, mean)
@@ -125,7 +125,7 @@ def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
 @dataclass
 class LossPath:
     """
-    The loss on the straight way from B (`t = 0`) to A (`t = 1`), before and after alignment.
+    The loss on the straight path from B (`t = 0`) to A (`t = 1`), before and after alignment.
 
     Args:
         t (`list[float]`): where.
@@ -169,7 +169,7 @@ def loss_path(
     Args:
         a, b: RiGPTs of one configuration.
         loss: Gives the loss of a model, in nats per token.
-        points: How many points, both ends included.
+        points: Number of points, both ends included.
         progress: Show progress bars.
 
     Raises:
@@ -177,16 +177,16 @@ def loss_path(
     """
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
-    found = find_alignment(a, b, progress=progress)
-    back = found.to_balanced.inverse()
-    ways = {
+    alignment = find_alignment(a, b, progress=progress)
+    back = alignment.to_balanced.inverse()
+    paths = {
         "before": (weights_of(b), weights_of(a)),
-        "after": (back.state_dict(found.reference), back.state_dict(found.aligned)),
+        "after": (back.state_dict(alignment.reference), back.state_dict(alignment.aligned)),
     }
     grid = [index / (points - 1) for index in range(points)]
     losses: dict[str, list[float]] = {"before": [], "after": []}
     with tqdm(total=2 * points, desc="Losses on the way", disable=not progress) as bar:
-        for name, ends in ways.items():
+        for name, ends in paths.items():
             for t in grid:
                 losses[name].append(float(loss(with_weights(b, average(ends, [1 - t, t], "linear")))))
                 bar.update()

@@ -7,12 +7,11 @@ from typing import Any
 import evaluate
 import numpy as np
 import pytest
-from rich.console import Console
 
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.evaluation.harness import runner
-from tests.evaluation.small import BRIEF, SUITE, WORDS, options
-from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+from rigpt_hf.evaluation.harness import statistics
+from tests.evaluation.small import BRIEF, SUITE, run, save
+from tests.evaluation.toys import tiny_gpt2
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,14 +27,21 @@ def offline(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_exchanges() -> Iterator[None]:
+    """A tenth of the random exchanges of a paired test: enough for the few differences of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "EXCHANGES", statistics.EXCHANGES // 10)
+        yield
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """Three models with a tokenizer, a row of tokens and a suite; nobody writes here."""
     folder = tmp_path_factory.mktemp("world")
     gpt2 = tiny_gpt2()
     for name, model in (("gpt2", gpt2), ("rigpt", convert_model(gpt2)), ("other", tiny_gpt2(seed=1))):
-        model.save_pretrained(folder / name)
-        word_tokenizer(WORDS).save_pretrained(folder / name)
+        save(folder / name, model)
     np.random.default_rng(0).integers(0, 61, 1000).astype("<u2").tofile(folder / "tokens.bin")
     for name, suite in (("suite", SUITE), ("brief", BRIEF)):
         (folder / f"{name}.yaml").write_text(suite.format(source=folder / "tokens.bin"))
@@ -46,4 +52,4 @@ def world(tmp_path_factory) -> Path:
 def evaluation(world, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """The output folder and the results of a whole run of a GPT-2's conversion against it."""
     output = tmp_path_factory.mktemp("out") / "evaluation"
-    return output, runner.evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+    return output, run(world, output, against="gpt2")

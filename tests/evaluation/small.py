@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from rigpt_hf.evaluation.harness.runner import EvaluateOptions
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
+from tests.evaluation.toys import word_tokenizer
 
 
 WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
@@ -23,7 +27,7 @@ tasks:
   - metric: throughput
     arguments: {{prompt: 8, new_tokens: 4, turns: 3, memory: false}}
 """
-# Where it is not what is measured that is looked at.
+# Where the measurements are not the subject.
 BRIEF = """
 text: {{source: {source}, documents: 12, window: 33}}
 tasks:
@@ -33,13 +37,25 @@ tasks:
 
 
 def options(
-    world: Path, output: Path, model: str = "rigpt", against: str | None = None, **more: Any
+    world: Path, output: Path, model: str = "rigpt", against: str | None = None, *, suite: str = "suite", **more: Any
 ) -> EvaluateOptions:
-    """Of the models and the suite in the folder `world`."""
-    values = {"suite": str(world / "suite.yaml"), "device": "cpu", "names": ("RiGPT", "GPT-2")} | more
-    return EvaluateOptions(str(world / model), str(world / against) if against else None, output=output, **values)
+    """The options of an evaluation: models and suite are names in the folder `world`, or absolute paths."""
+    values = {"device": "cpu", "names": ("RiGPT", "GPT-2")} | more
+    baseline = str(world / against) if against else None
+    return EvaluateOptions(str(world / model), baseline, str(world / f"{suite}.yaml"), output, **values)
+
+
+def run(*given: Any, **more: Any) -> dict[str, Any]:
+    """The results of an evaluation with these `options`."""
+    return evaluate(options(*given, **more), Console(quiet=True))
 
 
 def by_name(results: dict[str, Any], task: str) -> dict[str, Any]:
     """The results of one task."""
-    return next(each for each in results["tasks"] if each["task"] == task)
+    return next(entry for entry in results["tasks"] if entry["task"] == task)
+
+
+def save(folder: Path, model: PreTrainedModel, words: list[str] = WORDS) -> None:
+    """A model with a tokenizer of these words."""
+    model.save_pretrained(folder)
+    word_tokenizer(words).save_pretrained(folder)

@@ -1,15 +1,13 @@
-"""What was measured before is not measured again, unless something that it depends on has changed."""
+"""Nothing is measured again, unless something that the result depends on has changed."""
 
 import pytest
-from rich.console import Console
 
 from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, Parts, fingerprint
-from rigpt_hf.evaluation.harness.runner import evaluate
 from rigpt_hf.evaluation.measures import quantization_robustness as quantization
 from rigpt_hf.evaluation.models import EvaluatedModel
-from tests.evaluation.small import WORDS, by_name, options
+from tests.evaluation.small import WORDS, by_name, run
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -23,7 +21,8 @@ def test_nothing_is_measured_twice(evaluation, world, monkeypatch):
 
     monkeypatch.setattr(runner, "measure", fail)
     monkeypatch.setattr(runner, "measure_together", fail)
-    again = evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+    monkeypatch.setattr(runner.writing, "write", lambda *given: None)
+    again = run(world, output, against="gpt2")
     assert again["tasks"] == results["tasks"]
     assert kept == {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
 
@@ -40,21 +39,23 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "measure", until_killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+        run(world, tmp_path / "out")
     assert len(list((tmp_path / "out/cache").iterdir())) == 2 and not (tmp_path / "out/results.json").exists()
+    # No obstacle is what the run was writing.
+    (tmp_path / "out/.results.json.abcd.partial").write_text("{")
     rest = []
     monkeypatch.setattr(runner, "measure", lambda *given: rest.append(given[0].name) or original(*given))
-    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
+    results = run(world, tmp_path / "out")
     assert measured == ["perplexity", "invariance"] and rest == ["outliers", "quantization_robustness"]
     assert results["baseline"] is None and not any(task["errors"] for task in results["tasks"])
     assert (tmp_path / "out/report.html").exists()
 
 
 def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
-    output, brief = tmp_path / "out", {"suite": str(world / "brief.yaml")}
+    output = tmp_path / "out"
 
     def kept(**more) -> int:
-        evaluate(options(world, output, **brief, **more), Console(quiet=True))
+        run(world, output, suite="brief", **more)
         return len(list((output / "cache").iterdir()))
 
     count = kept()
@@ -76,7 +77,7 @@ def test_what_another_device_measured_is_measured_again(evaluation, world, monke
         monkeypatch.setattr(runner.writing, "build", lambda *given: {"models": {}})
         monkeypatch.setattr(runner.writing, "write", lambda *given: None)
         monkeypatch.setattr(Cache, "put", lambda *given: None)
-        evaluate(options(world, output, against="gpt2"), Console(quiet=True))
+        run(world, output, against="gpt2")
         return names
 
     assert asked() == []
@@ -90,73 +91,59 @@ def test_what_another_device_measured_is_measured_again(evaluation, world, monke
 def test_fingerprints_know_weights_config_and_tokenizer():
     a = EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS))
     assert fingerprint(a) == fingerprint(EvaluatedModel(tiny_gpt2(), word_tokenizer(WORDS)))
+    other, special = tiny_gpt2(), word_tokenizer(WORDS)
+    other.config.layer_norm_epsilon = 1e-3
+    special.bos_token = WORDS[1]
     others = [
         EvaluatedModel(tiny_gpt2(seed=1), a.tokenizer),
-        EvaluatedModel(a.model, word_tokenizer(WORDS[::-1])),
-        EvaluatedModel(a.model),
+        EvaluatedModel(other, a.tokenizer),
+        *(EvaluatedModel(a.model, tokenizer) for tokenizer in (word_tokenizer(WORDS[::-1]), special, None)),
     ]
-    other = tiny_gpt2()
-    other.config.layer_norm_epsilon = 1e-3
-    others.append(EvaluatedModel(other, a.tokenizer))
-    assert len({fingerprint(each) for each in [a, *others]}) == 5
+    assert len({fingerprint(model) for model in [a, *others]}) == 6
 
 
 def test_other_names_take_what_is_there(evaluation, world, monkeypatch):
     output, results = evaluation
+    monkeypatch.setattr(runner.writing, "write", lambda *given: None)
     monkeypatch.setattr(runner, "measure_together", None)
     monkeypatch.setattr(runner, "measure", None)
-    renamed = evaluate(options(world, output, against="gpt2", names=("A", "B")), Console(quiet=True))
+    renamed = run(world, output, against="gpt2", names=("A", "B"))
     speeds = [by_name(each, "throughput")["models"] for each in (results, renamed)]
     assert list(speeds[0].values()) == list(speeds[1].values()) and list(speeds[1]) == ["A", "B"]
     # The other way round it is another measurement: ratios are to the second.
-    assert "'NoneType' object is not callable" in str(
-        evaluate(options(world, output, model="gpt2", against="rigpt"), Console(quiet=True))["tasks"][-1]["errors"]
-    )
-    evaluate(options(world, output, against="gpt2"), Console(quiet=True))
-
-
-def test_what_a_killed_run_was_writing_is_no_obstacle(world, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/.results.json.abcd.partial").write_text("{")
-    brief = options(world, tmp_path / "out", suite=str(world / "brief.yaml"))
-    assert evaluate(brief, Console(quiet=True))["tasks"]
-
-
-def test_tokenizers_with_other_special_tokens_have_other_fingerprints():
-    a, b = word_tokenizer(WORDS), word_tokenizer(WORDS)
-    b.bos_token = WORDS[1]
-    model = tiny_gpt2()
-    assert fingerprint(EvaluatedModel(model, a)) != fingerprint(EvaluatedModel(model, b))
+    turned = run(world, output, model="gpt2", against="rigpt")["tasks"][-1]
+    assert "'NoneType' object is not callable" in str(turned["errors"])
 
 
 class Killed(BaseException):
-    """What no handler of exceptions stops."""
+    """An interruption that no handler of exceptions stops."""
 
 
-def test_parts_of_what_takes_long_are_kept(world, tmp_path, monkeypatch):
+def test_parts_of_what_takes_long_are_kept(evaluation, world, tmp_path, monkeypatch):
     """Scheme by scheme: of a run that was killed at the third of four, two are not measured again."""
-    of_one = quantization.quantized
-    rounded = []
+    text = (world / "brief.yaml").read_text().partition("tasks:")[0]
+    task = "{metric: quantization_robustness, arguments: {schemes: [W8A8, W3A3], frames: [identity, hadamard]}}"
+    (tmp_path / "rounding.yaml").write_text(f"{text}tasks: [{task}]")
+    whole, output, given = by_name(evaluation[1], "quantization_robustness"), tmp_path / "out", []
+    of_one, suite = quantization.quantized, str(tmp_path / "rounding")
 
-    def until_killed(model, *given):
-        if len(rounded) == 2:
+    def until_killed(model, *bits):
+        if len(given) == 2:
             raise Killed
-        rounded.append(given[:2])
-        return of_one(model, *given)
+        given.append(bits[:2])
+        return of_one(model, *bits)
 
     monkeypatch.setattr(quantization, "quantized", until_killed)
     with pytest.raises(Killed):
-        evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    # Three tasks that are whole, the loss before rounding, and two schemes.
-    assert len(list((tmp_path / "out/cache").iterdir())) == 6
+        run(world, output, suite=suite)
+    # The loss before rounding, and two schemes.
+    assert len(list((output / "cache").iterdir())) == 3
     rest = []
-    monkeypatch.setattr(quantization, "quantized", lambda *given: rest.append(given[1:3]) or of_one(*given))
-    results = evaluate(options(world, tmp_path / "out"), Console(quiet=True))
-    assert rounded == rest == [(8, 8), (3, 3)]
-    assert len(list((tmp_path / "out/cache").iterdir())) == 5
-    monkeypatch.undo()
-    whole = evaluate(options(world, tmp_path / "whole"), Console(quiet=True))
-    assert by_name(results, "quantization_robustness") == by_name(whole, "quantization_robustness")
+    monkeypatch.setattr(quantization, "quantized", lambda *values: rest.append(values[1:3]) or of_one(*values))
+    results = run(world, output, suite=suite)
+    assert given == rest == [(8, 8), (3, 3)]
+    assert len(list((output / "cache").iterdir())) == 1
+    assert by_name(results, "quantization_robustness")["models"]["RiGPT"] == whole["models"]["RiGPT"]
 
 
 def test_parts_belong_to_their_model_and_their_arguments(tmp_path):

@@ -77,10 +77,9 @@ def seen(axis) -> list[str]:
 
 
 @pytest.mark.parametrize("metric", MEASURES)
-@pytest.mark.parametrize("name", ["RiGPT", LONG])
+@pytest.mark.parametrize("name", [pytest.param("RiGPT", marks=pytest.mark.full), LONG], ids=["short", "long"])
 def test_legends_lie_outside_of_the_axes(metric, name):
-    results = json.loads(kept("rigpt").replace('"RiGPT"', json.dumps(name)))
-    found = picture(results, metric)
+    found = picture(json.loads(kept("rigpt").replace('"RiGPT"', json.dumps(name))), metric)
     found.draw_without_rendering()
     (legend,) = found.legends
     box = legend.get_window_extent()
@@ -88,7 +87,7 @@ def test_legends_lie_outside_of_the_axes(metric, name):
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in found.axes)
     # Inside of the picture, too.
     assert box.x0 >= 0 and box.x1 <= found.bbox.x1 and box.y1 <= found.bbox.y1
-    # What this test must not pass.
+    # The negative control.
     within = found.axes[0].legend(["x"])
     found.draw_without_rendering()
     assert any(within.get_window_extent().overlaps(axes.get_tightbbox()) for axes in found.axes)
@@ -97,11 +96,8 @@ def test_legends_lie_outside_of_the_axes(metric, name):
 def test_costs_below_zero_are_drawn_as_they_are():
     increases = {"W8A8": -0.04, "W4A8": 0.2, "W4A4": 3.0}
     rounded = {"identity": {scheme: {"increase": value} for scheme, value in increases.items()}}
-    quantity = {
-        "name": "loss of W8A8, identity",
-        "unit": "",
-        "models": {"a": {"value": -0.04, "low": -0.07, "high": 0}},
-    }
+    values = {"a": {"value": -0.04, "low": -0.07, "high": 0}}
+    quantity = {"name": "loss of W8A8, identity", "unit": "", "models": values}
     results = task("quantization_robustness", {"a": {"rounded": rounded}}, [quantity])
     _, _, found = drawn(results, ["a"])
     (axes,) = found.axes
@@ -151,30 +147,23 @@ def test_all_dtypes_are_drawn_and_so_is_no_error_at_all():
     assert found.axes[0].get_xscale() == "log"
 
 
-def kurtosis(*values: float) -> dict:
-    layer = [{"per_token": {"excess_kurtosis": value}} for value in values]
-    return task("outliers", {"a": {"stream": [{"all": each, "without_first": each} for each in layer]}})
-
-
-@pytest.mark.parametrize(
-    "values, scale, ticks",
-    [
+def test_axes_of_kurtosis_can_be_read():
+    for values, scale, ticks in (
         ((-0.35, 0.089, 0.2), "linear", ["−0.2", "0", "0.2"]),
         ((70, 90, 222), "linear", ["0", "50", "100", "150", "200"]),
         ((-0.2, 0.3, 0.1, 9000), "symlog", ["0", "1", "10", "100", "1,000", "10,000"]),
         ((-30, 0.3, 0.1, 200), "symlog", ["−10", "−1", "0", "1", "10", "100"]),
-    ],
-)
-def test_axes_of_kurtosis_can_be_read(values, scale, ticks):
-    _, words, found = drawn(kurtosis(*values), ["a"])
-    (axes,) = found.axes
-    found.draw_without_rendering()
-    assert axes.get_yscale() == scale
-    assert seen(axes.yaxis) == ticks
-    low, high = axes.get_ylim()
-    assert low < min(0, *values) and max(values) < high
-    # Whoever does not see it reads the numbers, which stand in no table.
-    assert "a: " in words and "without the first position" in words
+    ):
+        layers = [{"per_token": {"excess_kurtosis": value}} for value in values]
+        stream = [{"all": layer, "without_first": layer} for layer in layers]
+        _, words, found = drawn(task("outliers", {"a": {"stream": stream}}), ["a"])
+        (axes,) = found.axes
+        found.draw_without_rendering()
+        assert axes.get_yscale() == scale and seen(axes.yaxis) == ticks
+        low, high = axes.get_ylim()
+        assert low < min(0, *values) and max(values) < high
+        # Whoever does not see it reads the numbers, which stand in no table.
+        assert "a: " in words and "without the first position" in words
 
 
 def test_ticks_are_written_by_hand():
@@ -259,7 +248,7 @@ def test_the_overview_says_what_was_measured():
 
 
 def test_differences_of_nothing_stay_at_zero():
-    """What arithmetic leaves of a conversion fills no axis."""
+    """The rounding of a conversion fills no axis."""
     panels = overview(committed("smollm2"))
     rows = [(panel, row) for panel in panels for row in panel.rows if row.text in ("0", "≈ 0")]
     assert len(rows) > 15
@@ -286,11 +275,8 @@ def test_a_baseline_of_zero_has_no_percentages():
     (panel,) = overview(one(better=""))
     assert not panel.is_directed and panel.rows[0].kind == "other" and panel.rows[0].value > panel.zero
     results = one()
-    results["tasks"][0]["quantities"][0]["difference"] |= {
-        "value": None,
-        "low": None,
-        "high": None,
-        "significant": False,
+    results["tasks"][0]["quantities"][0]["difference"] |= dict.fromkeys(("value", "low", "high")) | {
+        "significant": False
     }
     (row,) = overview(results)[0].rows
     assert (row.value, row.low, row.high, row.text, row.bounds) == (None, None, None, "–", "")

@@ -1,11 +1,10 @@
-"""What results say about where they are from, what they may replace, and what a metric does not apply to."""
+"""Results say where they are from, replace no others, and name the models that a metric does not apply to."""
 
 import json
 import re
 import subprocess
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -18,7 +17,6 @@ from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, code_fingerprint
 from rigpt_hf.evaluation.harness.results import build, commit
 from rigpt_hf.evaluation.harness.runner import EvaluationJob, check_same_models, one_line
-from rigpt_hf.evaluation.harness.standard_tasks import StandardOptions, check_standard_tasks
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
 from rigpt_hf.evaluation.harness.tasks import measure, measure_together
 from rigpt_hf.evaluation.harness.texts import Texts
@@ -107,13 +105,11 @@ tasks:
 """
 
 
-def test_what_does_not_apply_is_no_failure(tmp_path):
+def test_what_does_not_apply_is_no_failure(world, tmp_path):
     """A model of a family that nobody converts, beside one whose frames can be turned."""
     neox().save_pretrained(tmp_path / "neox")
-    convert_model(tiny_gpt2()).save_pretrained(tmp_path / "rigpt")
-    np.random.default_rng(0).integers(0, 61, 200).astype("<u2").tofile(tmp_path / "tokens.bin")
-    (tmp_path / "suite.yaml").write_text(SUITE.format(source=tmp_path / "tokens.bin"))
-    models = [str(tmp_path / "neox"), "--against", str(tmp_path / "rigpt"), "--names", "NeoX,RiGPT"]
+    (tmp_path / "suite.yaml").write_text(SUITE.format(source=world / "tokens.bin"))
+    models = [str(tmp_path / "neox"), "--against", str(world / "rigpt"), "--names", "NeoX,RiGPT"]
     where = ["--suite", str(tmp_path / "suite.yaml"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     done = CliRunner().invoke(app, ["evaluate", *models, *where])
     assert done.exit_code == 0, done.output
@@ -138,7 +134,7 @@ def test_what_does_not_apply_is_no_failure(tmp_path):
     assert "failed" not in table and "Not applicable to RiGPT" not in page
 
 
-def test_only_other_frames_of_a_model_without_any_are_none(tmp_path):
+def test_only_other_frames_of_a_model_without_any_are_none():
     texts = Texts([list(range(12))] * 2, {})
     task = Task("quantization_robustness", arguments={"frames": ["hadamard"], "schemes": ["W8A8"]})
     with pytest.raises(NotApplicable, match="gpt_neox"):
@@ -190,37 +186,15 @@ def test_lines_of_failures_have_no_path_of_the_machine():
     assert one_line(ValueError("`a/b` and 3 tokens/s")) == "`a/b` and 3 tokens/s"
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"limit": 10}, "`limit` is for `standard_tasks`, got 10 and no such task. Name some, or leave it out"),
-        ({"include_path": "tasks"}, "`include_path` is for `standard_tasks`, got 'tasks' and no such task"),
-    ],
-)
-def test_options_of_tasks_without_tasks_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        check_standard_tasks((), StandardOptions(**options))
-    check_standard_tasks((), StandardOptions())
-
-
-@pytest.mark.parametrize("is_main", [True, False])
-def test_one_process_prints(monkeypatch, tmp_path, is_main):
-    results = {"models": {"model": {}}, "tasks": []}
-    monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=is_main))
-    monkeypatch.setattr(runner, "evaluate", lambda *given: results)
-    done = CliRunner().invoke(app, ["evaluate", "x", "--output", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert ("Report in" in done.output and "quantity" in done.output) is is_main
-    assert is_main or not done.output.strip()
-
-
-def test_the_options_reach_the_evaluation(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(
-        runner, "evaluate", lambda options, console: given.append(options) or {"models": {"m": {}}, "tasks": []}
-    )
-    for more in ([], ["--force"]):
-        assert CliRunner().invoke(app, ["evaluate", "x", *more]).exit_code == 0
+def test_one_process_prints_and_the_options_reach_the_evaluation(monkeypatch, tmp_path):
+    results, given = {"models": {"model": {}}, "tasks": []}, []
+    monkeypatch.setattr(runner, "evaluate", lambda options, console: given.append(options) or results)
+    for is_main, more in ((True, []), (False, ["--force"])):
+        monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=is_main))  # noqa: B023
+        done = CliRunner().invoke(app, ["evaluate", "x", "--output", str(tmp_path / "out"), *more])
+        assert done.exit_code == 0, done.output
+        assert ("Report in" in done.output and "quantity" in done.output) is is_main
+        assert is_main or not done.output.strip()
     assert [options.force for options in given] == [False, True]
 
 

@@ -67,18 +67,8 @@ def chain_model(strength: float, fragile: bool = False) -> EvaluatedModel:
     A GPT-2 that takes the next token for the one that follows (or, with a negative strength, for any other): in its
     head, or, `fragile`, in a feedforward block, whose weights lie beside one so large that 3 bits leave none of them.
     """
-    config = GPT2Config(
-        vocab_size=SIZE,
-        n_embd=SIZE,
-        n_inner=SIZE,
-        n_layer=1,
-        n_head=1,
-        n_positions=64,
-        activation_function="relu",
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    sizes = {"vocab_size": SIZE, "n_embd": SIZE, "n_inner": SIZE, "n_layer": 1, "n_head": 1, "n_positions": 64}
+    config = GPT2Config(**sizes, activation_function="relu", tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config).eval()
     for name, parameter in model.named_parameters():
         parameter.fill_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
@@ -123,15 +113,15 @@ def compared(kind: str, metric: str, model: str, baseline: str) -> dict[str, dic
     return {each["name"]: each for each in results["tasks"][0]["quantities"]}
 
 
-@pytest.mark.parametrize("kind, metric", TESTED)
-def test_the_better_model_reads_better(kind, metric):
-    better = compared(kind, metric, "good", "worse")
-    assert [name for name, each in better.items() if verdict(each)] == TESTED[kind, metric]
-    worse = compared(kind, metric, "worse", "good")
-    alike = compared(kind, metric, "good", "good")
-    for name in TESTED[kind, metric]:
-        words = [verdict(each[name]) for each in (better, worse, alike)]
-        assert words == ["better", "worse", "no difference shown"], name
+def test_the_better_model_reads_better():
+    for (kind, metric), names in TESTED.items():
+        better = compared(kind, metric, "good", "worse")
+        assert [name for name, quantity in better.items() if verdict(quantity)] == names
+        worse = compared(kind, metric, "worse", "good")
+        alike = compared(kind, metric, "good", "good")
+        for name in names:
+            words = [verdict(quantities[name]) for quantities in (better, worse, alike)]
+            assert words == ["better", "worse", "no difference shown"], name
 
 
 def test_the_models_are_what_they_are_said_to_be():
@@ -147,29 +137,25 @@ def test_the_models_are_what_they_are_said_to_be():
 
 
 def speeds(factor: float) -> dict:
-    """What `throughput` gives of a model that is so much faster than the baseline."""
+    """The result of `throughput` for a model that is so much faster than the baseline."""
     keys = {"prefill_tokens_per_second": factor, "decode_tokens_per_second": factor, "time_to_first_token": 1 / factor}
     ratios = {key: {"values": [factor * each for each in (0.98, 1.0, 1.02, 1.01, 0.99)]} for key in keys}
     return {key: {"median": value} for key, value in keys.items()} | {"ratios": ratios, "peak_memory": 1e6 / factor}
 
 
-@pytest.mark.parametrize("factor, word", [(2.0, "better"), (0.5, "worse"), (1.0, "no difference shown")])
-def test_the_faster_model_reads_better(factor, word):
+def test_the_faster_model_reads_better():
     baseline = speeds(1.0)
     del baseline["ratios"]
-    task = {"quantities": _compared(MEASURES["throughput"], {"a": speeds(factor), "b": baseline}, ["a", "b"])}
-    _correct([task])
-    *timed, memory = task["quantities"]
-    assert [(each["name"], verdict(each)) for each in timed] == [
-        ("prefill", word),
-        ("decoding", word),
-        ("time to first token", word),
-    ]
-    assert verdict(memory) == ""
-    for each in task["quantities"]:
-        a, b = (each["models"][name]["value"] for name in "ab")
-        if factor != 1:
-            assert (a > b) is ((each["better"] == "more") is (word == "better")), each["name"]
+    for factor, word in ((2.0, "better"), (0.5, "worse"), (1.0, "no difference shown")):
+        task = {"quantities": _compared(MEASURES["throughput"], {"a": speeds(factor), "b": baseline}, ["a", "b"])}
+        _correct([task])
+        words = {quantity["name"]: verdict(quantity) for quantity in task["quantities"]}
+        timed = dict.fromkeys(("prefill", "decoding", "time to first token"), word)
+        assert len(words) == 4 and words | timed == words and words[task["quantities"][-1]["name"]] == ""
+        for quantity in task["quantities"]:
+            a, b = (quantity["models"][name]["value"] for name in "ab")
+            if factor != 1:
+                assert (a > b) is ((quantity["better"] == "more") is (word == "better")), quantity["name"]
 
 
 def test_numbers_without_examples_have_a_direction_and_no_word():
@@ -192,19 +178,19 @@ def test_numbers_without_examples_have_a_direction_and_no_word():
 def test_noise_of_increases_near_zero_is_no_difference():
     """An increase is a difference of losses, and has their rounding: 1e-5 of 3 nats, not of 1e-6."""
 
-    def significant(difference, scale):
-        values = {"a": {"value": 1e-6 + difference}, "b": {"value": 1e-6}}
+    def significant(difference, scale, size=1e-6):
+        values = {"a": {"value": size + difference}, "b": {"value": size}}
         if scale is not None:
-            values = {name: each | {"scale": scale} for name, each in values.items()}
-        quantity = {
-            "models": values,
-            "difference": {"kind": "difference", "value": difference, "p_value": 1e-4},
-        }
+            values = {name: entry | {"scale": scale} for name, entry in values.items()}
+        difference = {"kind": "difference", "value": difference, "p_value": 1e-4}
+        quantity = {"models": values, "difference": difference}
         _correct([{"quantities": [quantity]}])
         return quantity["difference"]["significant"]
 
     assert not significant(2e-5, 3.0) and not significant(-2e-5, 3.0)
     assert significant(4e-5, 3.0) and significant(2e-5, None)
+    # Rounding of other numbers is no difference either, however regular.
+    assert significant(1e-3, None, 1.0) and not significant(4e-8, None, 1.0) and not significant(-4e-8, None, 1.0)
     result = measured("ids", "quantization_robustness", "worse")
     (quantity,) = MEASURES["quantization_robustness"].quantities(result)
     assert quantity.scale == result["rounded"]["identity"]["W3A16"]["loss"] > 0
@@ -244,9 +230,9 @@ def test_a_rigpt_is_called_what_it_is(committed):
     assert not any("converted" in row[1] for row in rows(unconverted))
 
 
-@pytest.mark.parametrize("name", ["evaluate_converted", "evaluate_rigpt", "evaluate_smollm2"])
+@pytest.mark.parametrize("name", ["converted", "rigpt", "smollm2"])
 def test_committed_results_can_be_read(name):
-    results = json.loads((RESULTS / f"{name}.json").read_text())
+    results = json.loads((RESULTS / f"evaluate_{name}.json").read_text())
     listed = rows(results)
     assert len(listed) == sum(len(task["quantities"]) for task in results["tasks"]) > 10
     assert "Wilson's for shares of right answers" in as_markdown(results)

@@ -71,18 +71,18 @@ def test_texts_alone_and_joined(bigrams):
     assert joined["loss"] == pytest.approx((NATS - math.log(0.4 * 0.5 * 0.1)) / 6, rel=1e-12)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4])
-@pytest.mark.parametrize("length", [2, 4, 5, 6, 9, 13])
-def test_windows_ask_for_every_token_once(length, stride):
-    tokens = list(range(length))
-    windows = list(rolling_windows(tokens, 4, stride))
-    assert [target for window in windows for target in window.targets] == tokens[1:]
-    for window in windows:
-        assert len(window.inputs) <= 4 and len(window.targets) <= len(window.inputs)
-        # What is read ends just before the last token that is asked for, without gaps.
-        assert window.inputs == list(range(window.targets[-1] - len(window.inputs), window.targets[-1]))
-    # Later windows have as much before them as fits.
-    assert all(len(window.inputs) == 4 for window in windows[1:])
+def test_windows_ask_for_every_token_once():
+    for length in (2, 4, 5, 6, 9, 13):
+        for stride in (1, 2, 3, 4):
+            tokens = list(range(length))
+            windows = list(rolling_windows(tokens, 4, stride))
+            assert [target for window in windows for target in window.targets] == tokens[1:]
+            for window in windows:
+                assert len(window.inputs) <= 4 and len(window.targets) <= len(window.inputs)
+                # What is read ends just before the last token that is asked for, without gaps.
+                assert window.inputs == list(range(window.targets[-1] - len(window.inputs), window.targets[-1]))
+            # Later windows have as much before them as fits.
+            assert all(len(window.inputs) == 4 for window in windows[1:])
 
 
 def test_strides_change_what_is_read_not_what_is_asked():
@@ -92,18 +92,18 @@ def test_strides_change_what_is_read_not_what_is_asked():
     assert len({round(result["loss"], 6) for result in found.values()}) == 3, "strides must matter to a model"
 
 
-@pytest.mark.parametrize("dtype", SYMMETRY, ids=str)
-@pytest.mark.parametrize("kind", ["stock", "rigpt-learned", "rigpt-rotary"])
-def test_padding_and_batches_change_nothing(kind, dtype):
-    options = {"position_embedding_type": "learned"} if kind.endswith("learned") else {}
-    model = (tiny_gpt2() if kind == "stock" else tiny_model(**options)).to(dtype)
-    data = [row[: 5 + 7 * index] for index, row in enumerate(rows(5))]
-    expected = perplexity(model, data, batch_size=1, context=24)["samples"]["nats"]
-    assert len(expected) == 5 and min(expected) > 0
-    for side in ("left", "right"):
-        for batch in (2, 3, 7):
-            found = perplexity(model, data, batch_size=batch, padding_side=side, context=24)["samples"]["nats"]
-            assert found == pytest.approx(expected, rel=SYMMETRY[dtype])
+def test_padding_and_batches_change_nothing():
+    for kind in ("stock", "rigpt-learned", "rigpt-rotary"):
+        for dtype in SYMMETRY:
+            options = {"position_embedding_type": "learned"} if kind.endswith("learned") else {}
+            model = (tiny_gpt2() if kind == "stock" else tiny_model(**options)).to(dtype)
+            data = [row[: 5 + 7 * index] for index, row in enumerate(rows(5))]
+            expected = perplexity(model, data, batch_size=1, context=24)["samples"]["nats"]
+            assert len(expected) == 5 and min(expected) > 0
+            for side in ("left", "right"):
+                for batch in (2, 3, 7):
+                    found = perplexity(model, data, batch_size=batch, padding_side=side, context=24)["samples"]["nats"]
+                    assert found == pytest.approx(expected, rel=SYMMETRY[dtype])
 
 
 def test_the_loss_is_that_of_the_library():
@@ -142,20 +142,17 @@ def test_incomplete_weights_are_refused(tmp_path):
         evaluated(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "raw, plain",
-    [
+def test_wikitext_is_written_as_people_write():
+    for raw, plain in (
         ("a town , 3 @,@ 000 people .", "a town, 3,000 people."),
         ("a well @-@ known ( or not ) thing", "a well-known (or not) thing"),
         (" = = Heading = = ", " == Heading == "),
         ("the ship 's crew", "the ship's crew"),
         ("the players ' first game in the teams ' history", "the players ' first game in the teams ' history"),
         ('he said " so " ; she left', 'he said "so"; she left'),
-    ],
-)
-def test_wikitext_is_written_as_people_write(raw, plain):
-    assert detokenize(raw, "wikitext") == plain
-    assert detokenize(raw, "none") == raw
+    ):
+        assert detokenize(raw, "wikitext") == plain
+        assert detokenize(raw, "none") == raw
 
 
 def test_words_are_counted_before_the_detokenizer(bigrams):
@@ -164,9 +161,8 @@ def test_words_are_counted_before_the_detokenizer(bigrams):
     assert result["protocol"]["detokenizer"] == "wikitext"
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_refusals(bigrams):
+    for options, message in (
         ({"texts": []}, "`predictions` must be a list of texts or of rows of token ids"),
         ({"texts": "a b"}, "`predictions` must be a list of texts"),
         ({"texts": ["a"]}, "`predictions` must give at least two tokens, got 1 in 1 texts"),
@@ -179,11 +175,9 @@ def test_words_are_counted_before_the_detokenizer(bigrams):
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"padding_side": "top"}, "`padding_side` must be 'left' or 'right', got 'top'"),
         ({"detokenizer": "ptb"}, "`detokenizer` must be one of none, wikitext, got 'ptb'"),
-    ],
-)
-def test_refusals(bigrams, options, message):
-    with pytest.raises(ValueError, match=message):
-        perplexity(bigrams, **({"texts": [TEXT]} | options))
+    ):
+        with pytest.raises(ValueError, match=message):
+            perplexity(bigrams, **({"texts": [TEXT]} | options))
 
 
 def test_texts_need_a_tokenizer():
@@ -263,18 +257,15 @@ def test_padding_and_batches_do_not_change_accuracy():
     assert runs[0] == runs[1] == runs[2]
 
 
-@pytest.mark.parametrize(
-    "make, message",
-    [
+def test_impossible_examples():
+    for make, message in (
         (lambda: MultipleChoice("a", ["b"], 0), "`choices` must be at least two texts, none empty"),
         (lambda: MultipleChoice("a", ["b", ""], 0), "`choices` must be at least two texts, none empty"),
         (lambda: MultipleChoice("a", ["b", "c"], 2), "`answer` must be an index of the 2 choices, got 2"),
         (lambda: Cloze("a", " "), "`target` must be some text, got ' '"),
-    ],
-)
-def test_impossible_examples(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_no_examples_and_long_endings(bigrams):

@@ -7,7 +7,7 @@ from scipy.stats import kurtosis
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from rigpt_hf.evaluation.measures.outliers import outliers
+from rigpt_hf.evaluation.measures.outliers import blocks_of, outliers
 from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness, quantized
 from rigpt_hf.evaluation.rounding import in_short, matrices_of, other_matrices, rounded
 from tests.evaluation.toys import rows, tiny_gpt2
@@ -49,7 +49,7 @@ def mixtral() -> PreTrainedModel:
 
 
 def entering(model: nn.Module, names: list[str], data: list[list[int]]) -> dict[str, list[torch.Tensor]]:
-    """What modules read, `[tokens, d]` for each row of token ids."""
+    """The inputs of modules, `[tokens, d]` for each row of token ids."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
@@ -89,8 +89,10 @@ def test_the_published_definition_counts_feedforward_blocks(opt):
     values = {
         name: np.mean([kurtosis(each.numpy(), axis=-1).mean() for each in states]) for name, states in seen.items()
     }
-    found = outliers(opt, data)["summary"]["outlier_safe_pretraining"]
+    result = outliers(opt, data)
+    found = result["summary"]["outlier_safe_pretraining"]
     assert found == pytest.approx(np.mean(list(values.values())), rel=1e-9)
+    assert list(blocks_of([*result["linear_inputs"]]).values()) == names
     attention = np.mean([value for name, value in values.items() if "self_attn" in name])
     assert abs(found - attention) > 0.01, "attention alone must be another number"
 
@@ -114,14 +116,14 @@ def test_experts_are_said_to_keep_their_precision(mixtral):
     assert torch.equal(layer.self_attn.q_proj.weight, rounded(before.self_attn.q_proj.weight, 4))
 
 
-@pytest.mark.parametrize("option", ["rotary", "recipe", "gated", "untied-projected", "rotary-learned"])
-def test_nothing_of_a_rigpt_is_left_but_its_frequencies(option):
-    model = tiny_model(**OPTIONS[option])
-    expected = ["model.layers.*.self_attn.rotary_frequencies"] if option == "rotary-learned" else []
-    assert in_short(model, other_matrices(model, matrices_of(model))) == expected
-    result = outliers(model, rows(2, 20))
-    assert result["protocol"]["not covered"] == expected
-    assert result["summary"]["outlier_safe_pretraining"] is not None
+def test_nothing_of_a_rigpt_is_left_but_its_frequencies():
+    for option in ("rotary", "recipe", "gated", "untied-projected", "rotary-learned"):
+        model = tiny_model(**OPTIONS[option])
+        expected = ["model.layers.*.self_attn.rotary_frequencies"] if option == "rotary-learned" else []
+        assert in_short(model, other_matrices(model, matrices_of(model))) == expected
+        result = outliers(model, rows(2, 20))
+        assert result["protocol"]["not covered"] == expected
+        assert result["summary"]["outlier_safe_pretraining"] is not None
 
 
 def test_maps_between_local_frames_are_no_blocks():
@@ -173,15 +175,15 @@ class Own(nn.Module):
         return x @ self.weight + self.bias
 
 
-@pytest.mark.parametrize("measure", [outliers, quantization_robustness])
-def test_models_without_a_map_that_is_known_are_refused(measure):
-    model = tiny_gpt2()
-    options = {"schemes": ("W4A4",)} if measure is quantization_robustness else {}
-    assert measure(model, rows(1, 20), **options)
-    for name, module in matrices_of(model).items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, Own(module))
-    with pytest.raises(
-        ValueError, match=r"`model` must have linear maps \(`nn.Linear` or `Conv1D`\) .*GPT2LMHeadModel"
-    ):
-        measure(model, rows(1, 20), **options)
+def test_models_without_a_map_that_is_known_are_refused():
+    for measure in (outliers, quantization_robustness):
+        model = tiny_gpt2()
+        options = {"schemes": ("W4A4",)} if measure is quantization_robustness else {}
+        assert measure(model, rows(1, 20), **options)
+        for name, module in matrices_of(model).items():
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Own(module))
+        with pytest.raises(
+            ValueError, match=r"`model` must have linear maps \(`nn.Linear` or `Conv1D`\) .*GPT2LMHeadModel"
+        ):
+            measure(model, rows(1, 20), **options)

@@ -1,4 +1,4 @@
-"""What measures say of how they were taken, what they refuse to call a number, and from where no code is run."""
+"""The protocol in the results of measures, losses that are no numbers, and code beside a model that is never run."""
 
 import json
 import math
@@ -27,24 +27,24 @@ TEXTS = ["".join(WORDS[index] for index in row) for row in rows(3, 20)]
 SCHEMES = {"schemes": ("W16A16", "W6A6"), "frames": ("identity",)}
 
 
-@pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("detokenizer", ["none", "wikitext"])
-def test_rounding_is_scored_as_perplexity_is(bos, detokenizer):
+def test_rounding_is_scored_as_perplexity_is():
     """One protocol, one loss; and another protocol is another loss."""
-    model, tokenizer = tiny_model(), word_tokenizer([*WORDS[:-1], " ,"])
-    texts = [f"{text} , {text[:8]}" for text in TEXTS]
-    found = quantization_robustness(model, texts, tokenizer, bos=bos, detokenizer=detokenizer, **SCHEMES)
-    expected = perplexity(model, texts, tokenizer, bos=bos, detokenizer=detokenizer)
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
-    assert found["rounded"]["identity"]["W16A16"]["samples"] == expected["samples"] | {
-        "before": expected["samples"]["nats"]
-    }
-    assert found["protocol"]["bos"] is bos and found["protocol"]["detokenizer"] == detokenizer
-    if bos or detokenizer != "none":
-        plain = quantization_robustness(model, texts, tokenizer, **SCHEMES)
-        assert abs(found["loss"] - plain["loss"]) > 1e-6
-        changes = [each["rounded"]["identity"]["W6A6"]["increase"] for each in (found, plain)]
-        assert abs(changes[0] - changes[1]) > 1e-6
+    for detokenizer in ("none", "wikitext"):
+        for bos in (False, True):
+            model, tokenizer = tiny_model(), word_tokenizer([*WORDS[:-1], " ,"])
+            texts = [f"{text} , {text[:8]}" for text in TEXTS]
+            found = quantization_robustness(model, texts, tokenizer, bos=bos, detokenizer=detokenizer, **SCHEMES)
+            expected = perplexity(model, texts, tokenizer, bos=bos, detokenizer=detokenizer)
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+            assert found["rounded"]["identity"]["W16A16"]["samples"] == expected["samples"] | {
+                "before": expected["samples"]["nats"]
+            }
+            assert found["protocol"]["bos"] is bos and found["protocol"]["detokenizer"] == detokenizer
+            if bos or detokenizer != "none":
+                plain = quantization_robustness(model, texts, tokenizer, **SCHEMES)
+                assert abs(found["loss"] - plain["loss"]) > 1e-6
+                changes = [each["rounded"]["identity"]["W6A6"]["increase"] for each in (found, plain)]
+                assert abs(changes[0] - changes[1]) > 1e-6
 
 
 def test_principal_axes_are_found_on_what_is_read(monkeypatch):
@@ -88,21 +88,20 @@ def spoilt(value: float) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_no_number_is_no_guess(value):
+def test_what_is_no_number_is_no_guess():
     tokenizer = word_tokenizer(WORDS)
     questions = [MultipleChoice(" w1 w2", [" w4", " w5"], 0), MultipleChoice(" w1 w2", [" w4", " w5"], 1)]
-    measures = [
+    for measure in (
         lambda model: multiple_choice_accuracy(model, questions, tokenizer),
         lambda model: cloze_accuracy(model, [Cloze(" w1 w2", " w4")], tokenizer),
         lambda model: perplexity(model, rows(2, 12)),
         lambda model: quantization_robustness(model, rows(2, 12), schemes=("W8A8",)),
-    ]
-    for measure in measures:
+    ):
         measure(tiny_gpt2())
-        with pytest.raises(ValueError, match=LINE) as caught:
-            measure(spoilt(value))
-        assert "\n" not in str(caught.value)
+        for value in (math.nan, math.inf):
+            with pytest.raises(ValueError, match=LINE) as caught:
+                measure(spoilt(value))
+            assert "\n" not in str(caught.value)
 
 
 def test_huge_losses_are_numbers():
@@ -141,20 +140,27 @@ def bytes_tokenizer(prefix: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@pytest.mark.parametrize(
-    "text, first",
-    [("😀", 2), ("😀 and", 2), ("é is", 1), ("ab is", 2), (" is", 1), ("\ufffd is", 1), ("is", 1)],
-)
-@pytest.mark.parametrize("prefix", [False, True])
-def test_bytes_of_a_first_token_that_is_part_of_a_character(text, first, prefix):
-    tokenizer = bytes_tokenizer(prefix)
-    size = len(tokenizer)
-    model = EvaluatedModel(Bigrams(torch.full((size, size), 1 / size, dtype=torch.float64), 64), tokenizer, "bytes")
-    found = perplexity(model, [text])
-    # A space that only the tokenizer knows of is no byte of the text.
-    gone = 0 if prefix and not text.startswith(" ") else first
-    assert found["bytes"] == found["samples"].get("bytes", [found["bytes"]])[0] == len(text.encode()) - gone
-    assert perplexity(model, [text, text])["bytes"] == 2 * found["bytes"]
+def test_bytes_of_a_first_token_that_is_part_of_a_character():
+    for prefix in (False, True):
+        for text, first in (
+            ("😀", 2),
+            ("😀 and", 2),
+            ("é is", 1),
+            ("ab is", 2),
+            (" is", 1),
+            ("\ufffd is", 1),
+            ("is", 1),
+        ):
+            tokenizer = bytes_tokenizer(prefix)
+            size = len(tokenizer)
+            model = EvaluatedModel(
+                Bigrams(torch.full((size, size), 1 / size, dtype=torch.float64), 64), tokenizer, "bytes"
+            )
+            found = perplexity(model, [text])
+            # A space that only the tokenizer knows of is no byte of the text.
+            gone = 0 if prefix and not text.startswith(" ") else first
+            assert found["bytes"] == found["samples"].get("bytes", [found["bytes"]])[0] == len(text.encode()) - gone
+            assert perplexity(model, [text, text])["bytes"] == 2 * found["bytes"]
 
 
 def test_bytes_are_never_below_zero():

@@ -71,7 +71,9 @@ def measured(clock: Clock, **options):
 
 
 def test_speeds_in_closed_form(clock):
-    found = measured(clock)
+    ticks = []
+    found = measured(clock, progress=ticks.append)
+    assert len(ticks) == 3 * (TURNS + 1)
     tokens = ROWS * PROMPT
     expected = {
         "quick": (tokens / (0.25 * PROMPT), ROWS / 1.0, 2.0),

@@ -131,12 +131,12 @@ def locate(sources: dict[str, str], fault: dict) -> tuple[str, Statement]:
     Args:
         sources: path to source of all files of the product.
         fault: with `file`, `function`, `old` and, where a function has the statement more than once, `nth`; and
-            `again`, hand-written statements of the same meaning in newer code, which are tried after the first one.
+            `again`, hand-written statements of the same meaning in newer code, which come first.
 
     Raises:
         NowhereError: if it is found nowhere, or equally well in several places.
     """
-    for stated in [fault, *fault.get("again", [])]:
+    for stated in [*fault.get("again", []), fault]:
         old, name, number = stated["old"], stated["function"].rpartition(".")[2], stated.get("nth", 0)
         here = [(stated["file"], s) for s in statements(sources.get(stated["file"], "")) if s.text == old]
         named = [hit for hit in here if hit[1].scope == stated["function"]]
@@ -159,7 +159,7 @@ def locate(sources: dict[str, str], fault: dict) -> tuple[str, Statement]:
 def applied(sources: dict[str, str], fault: dict) -> tuple[str, str]:
     """The path to change and its source with the fault; raises `NowhereError` as `locate` does."""
     path, place = locate(sources, fault)
-    stated = next(s for s in [fault, *fault.get("again", [])] if s["old"] == place.text)
+    stated = next(s for s in [*fault.get("again", []), fault] if s["old"] == place.text)
     data = sources[path].encode()
     new = stated["new"].encode()
     if data[place.start :].startswith(b"elif"):

@@ -16,7 +16,8 @@ from rigpt_hf.flow.gauge_fixing import (
     next_token_loss,
 )
 from rigpt_hf.pictures import encoded
-from rigpt_hf.pictures.gauge_fixing import plot_gauge_fixing, toy_model, toy_text
+from rigpt_hf.pictures import gauge_fixing as pictures
+from rigpt_hf.pictures.gauge_fixing import toy_model, toy_text
 from rigpt_hf.symmetry import (
     FrameKey,
     GaugeTransformation,
@@ -28,6 +29,7 @@ from rigpt_hf.symmetry import (
 )
 from rigpt_hf.symmetry.contraction import View, weights_of
 from tests.models import SYMMETRIES, over, tiny_model, tokens
+from tests.symmetry.options import generator
 from tests.tolerances import BALANCE, ORDER, PAIRING, SYMMETRY
 
 
@@ -47,7 +49,7 @@ STRETCHED = [
     "no-biases",
 ]
 # One of each for the searches, which take a second.
-SEARCHED = ["learned-untied-projected", "rotary-learned", "squared-distance", "relu", "gated-relu2"]
+SEARCHED = ["learned-untied-projected", "squared-distance", "gated-relu2"]
 TOLERANCE = SYMMETRY[torch.float64]
 TIME, DECAY, LEARNING_RATES = 1.0, 0.5, (0.02, 0.01)
 
@@ -60,10 +62,6 @@ def small_model(name: str):
     """Of half the width."""
     options = SYMMETRIES[name] | ({"embedding_size": 12} if "embedding_size" in SYMMETRIES[name] else {})
     return tiny_model(num_hidden_layers=1, **(options | {"hidden_size": 16, "intermediate_size": 24}))
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def norm(weights) -> float:
@@ -98,7 +96,7 @@ def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(option):
     assert gauge_error(start, report.transformation, tokens(2, 9)) <= TOLERANCE
 
 
-@over(SEARCHED[::4], STRETCHED)
+@over(SEARCHED[2:], STRETCHED)
 def test_two_starts_reach_one_point_up_to_rotations(option):
     model = model_of(option)
     first, second = (GaugeTransformation.random(model.config, generator(seed), "all") for seed in (1, 2))
@@ -135,10 +133,10 @@ def test_the_compact_part_of_what_keeps_lengths_is_itself():
         assert max(kept) <= TOLERANCE and len(kept) >= 10
 
 
-@pytest.mark.parametrize("name", STRETCHED)
-def test_the_direction_is_the_projection_of_decay_on_the_orbit(name):
+@over(SEARCHED, STRETCHED)
+def test_the_direction_is_the_projection_of_decay_on_the_orbit(option):
     """What is left of -θ once Xθ is taken away is orthogonal to the motion under every stretch."""
-    model = model_of(name)
+    model = small_model(option)
     config, weights = model.config, weights_of(model)
     keys = {key: frame for key, frame in table_of(config).frames.items() if frame.group.stretches}
     names = list(weights)
@@ -326,8 +324,9 @@ def test_what_is_impossible_is_named():
             follow_decay(toy_model(), **given | settings)
 
 
-def test_the_picture():
-    figure = plot_gauge_fixing(steps=5)
+def test_the_picture(monkeypatch):
+    monkeypatch.setattr(pictures, "minimum_norm", lambda member, **_: minimum_norm(member, tolerance=1e-6))
+    figure = pictures.plot_gauge_fixing(steps=5)
     panels = figure.get_axes()
     assert len(panels) == 3 and all(
         panel.get_title() and panel.get_xlabel() and panel.get_ylabel() for panel in panels

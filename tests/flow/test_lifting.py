@@ -26,14 +26,14 @@ from rigpt_hf.flow.lifting import (
 )
 from rigpt_hf.pictures import lifting as pictures
 from rigpt_hf.symmetry import haar
-from tests.flow.test_diffeomorphism import EXACT, FLOW, ROUGH, normal
+from tests.flow.test_diffeomorphism import EXACT, FINE, FLOW, ROUGH, normal
+from tests.models import over
 
 
 ONE = torch.eye(3, dtype=torch.float64)
 CYCLE, SWAP = ONE[[1, 2, 0]], ONE[[1, 0, 2]]
 SCALING = torch.diag(torch.tensor([0.5, 2.0, 1.4], dtype=torch.float64))
 ROTATION = haar(3, torch.Generator().manual_seed(5), special=True)
-SOLVER = {"method": "dopri8"}
 # Of the field of two layers.
 HALVES = {"jumps": (0.0, 0.5, 1.0, 1.5)}
 
@@ -63,12 +63,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_diagram_commutes(kind):
-    slope, element, double = KINDS[kind]
+@over(["general linear"], KINDS)
+def test_diagram_commutes(option):
+    slope, element, double = KINDS[option]
     layers, x, elements = network(slope), normal(4, 3), [ONE, element, ONE]
-    errors = commutation_errors(layers, elements, x, double=double, **SOLVER)
-    print(f"{kind}: {max(errors):.1e}")
+    errors = commutation_errors(layers, elements, x, double=double, **FINE)
+    print(f"{option}: {max(errors):.1e}")
     assert len(errors) == 3 and max(errors) <= FLOW
     # The transformed net is the same function with other weights, and so is the ODE.
     after = [layer.transformed(*ends) for layer, ends in zip(layers, itertools.pairwise(elements), strict=True)]
@@ -86,7 +86,7 @@ def test_diagram_does_not_commute_with_another_element():
     assert (end - run(after, x)).abs().max() <= 1e-2, "both are the same function"
     # Ends that are not the identity: related as by G_L ∘ F ∘ G_0^-1, and another function.
     elements = [ROTATION, CYCLE, SCALING]
-    assert max(commutation_errors(layers, elements, x, **SOLVER)) <= FLOW
+    assert max(commutation_errors(layers, elements, x, **FINE)) <= FLOW
     assert end_deviation(lift(elements), x, 0, 2) > 0.1
 
 
@@ -94,7 +94,7 @@ def test_halfway_the_flow_stays_and_the_net_does_not():
     layers, x = network(), normal(4, 3)
     half = LiftPath([ONE, CYCLE])(at(0.5))
     assert not ((half.abs() < 0.1) | (half.abs() > 0.9)).all(), "no permutation"
-    assert flow_difference(network_field(layers), lift([ONE, half, ONE]), x, 0, 2, **SOLVER, **HALVES) <= FLOW
+    assert flow_difference(network_field(layers), lift([ONE, half, ONE]), x, 0, 2, **FINE, **HALVES) <= FLOW
     net = [
         Layer(half @ layers[0].weight, half @ layers[0].bias, layers[0].slope),
         Layer(layers[1].weight @ half.T, layers[1].bias),
@@ -175,7 +175,7 @@ def test_kinds_of_paths():
 
 def test_layers_are_flows():
     layers, x = network(), normal(4, 3)
-    states = trajectory(network_field(layers), x, [0, 1, 2], **SOLVER, **HALVES)
+    states = trajectory(network_field(layers), x, [0, 1, 2], **FINE, **HALVES)
     for state, wanted in zip(states, (x, layers[0](x), run(layers, x)), strict=True):
         assert (state - wanted).abs().max() <= FLOW
     assert (layers[0](x) < 0).any() and (layers[0](x) > 0).any() and (states[1] - states[0]).abs().max() > 0.1
@@ -184,7 +184,7 @@ def test_layers_are_flows():
     rate = torch.func.jvp(smooth_step, (at(0.3),), (at(1.0),))[1]
     assert (rate - smooth_rate(at(0.3))).abs() <= EXACT
     assert (leak(at(0.3), x) - rate * torch.log(at(0.2)) * x.clamp(max=0)).abs().max() <= EXACT
-    assert (flow(leak, x, 0, 1, **SOLVER) - torch.where(x > 0, x, 0.2 * x)).abs().max() <= FLOW
+    assert (flow(leak, x, 0, 1, **FINE) - torch.where(x > 0, x, 0.2 * x)).abs().max() <= FLOW
     # Its field commutes with permutations and positive scalings, and not with rotations.
     commutes = lambda g: (leak(at(0.3), x @ g.T) - leak(at(0.3), x) @ g.T).abs().max()  # noqa: E731
     assert commutes(SCALING @ SWAP) <= EXACT and commutes(ROTATION) > 0.1 and commutes(-ONE) > 0.1
@@ -194,7 +194,7 @@ def test_a_weight_without_a_real_logarithm_is_a_flow_all_the_same():
     weight = torch.diag(torch.tensor([-1.0, -2.0, 1.0], dtype=torch.float64))
     assert abs(scipy.linalg.logm(weight.numpy()).imag).max() > 3, "a negative eigenvalue alone in its size"
     x, bias = normal(4, 3), normal(3, seed=1)
-    found = flow(field_of_path(affine_map(weight, bias)), x, 0, 1, **SOLVER)
+    found = flow(field_of_path(affine_map(weight, bias)), x, 0, 1, **FINE)
     assert (found - x @ weight.T - bias).abs().max() <= FLOW
 
 
@@ -202,7 +202,7 @@ def test_weights_of_negative_determinant():
     layers, x = network(sign=-1), normal(4, 3)
     with pytest.raises(ValueError, match=r"`layers\[0\].weight` must have a positive determinant.*keeps orientation"):
         network_field(layers)
-    assert max(commutation_errors(layers, [ONE, SWAP, ONE], x, double=True, **SOLVER)) <= FLOW
+    assert max(commutation_errors(layers, [ONE, SWAP, ONE], x, double=True, **FINE)) <= FLOW
     after = [layers[0].transformed(ONE, SWAP), layers[1].transformed(SWAP, ONE)]
     assert (run(after, x) - run(layers, x)).abs().max() <= EXACT
 
@@ -225,8 +225,8 @@ def test_residual_nets_lift_as_flows_and_not_as_euler_steps():
     jumps = {"jumps": range(3)}
     field = piecewise_field(blocks)
     lifted = transform_field(field, lift(elements))
-    before = trajectory(field, x, [0, 1, 2], **jumps, **SOLVER)
-    after = trajectory(lifted, x, [0, 1, 2], **jumps, **SOLVER)
+    before = trajectory(field, x, [0, 1, 2], **jumps, **FINE)
+    after = trajectory(lifted, x, [0, 1, 2], **jumps, **FINE)
     assert (after[1] - before[1] @ ROTATION.T).abs().max() <= FLOW and (after[2] - before[2]).abs().max() <= FLOW
     assert (after[1] - before[1]).abs().max() > 0.1
     # The net itself, in steps of 1.

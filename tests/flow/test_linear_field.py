@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rigpt_hf.flow.diffeomorphism import SpacetimeMap, flow, transform_field
 from rigpt_hf.flow.linear_field import linear_field, linear_map, propagator, transform_generator
-from tests.flow.test_diffeomorphism import EXACT, FLOW, clock, clock_inverse, hump, normal
+from tests.flow.test_diffeomorphism import EXACT, FINE, FLOW, clock, clock_inverse, hump, normal
 
 
 SIZE = 3
@@ -34,17 +34,17 @@ def test_closed_form_is_the_transformation_of_the_field(time, shape):
 
 
 def test_propagator_turns_at_its_ends():
-    before = propagator(generator, SIZE, 0, 1, method="dopri8")
+    before = propagator(generator, SIZE, 0, 1, **FINE)
     fixed, free = (transform_generator(generator, frame(s)) for s in (hump, lambda t: t + 0.5))
-    assert (propagator(fixed, SIZE, 0, 1, method="dopri8") - before).abs().max() <= FLOW * before.abs().max()
-    after = propagator(free, SIZE, 0, 1, method="dopri8")
+    assert (propagator(fixed, SIZE, 0, 1, **FINE) - before).abs().max() <= FLOW * before.abs().max()
+    after = propagator(free, SIZE, 0, 1, **FINE)
     q0, q1 = (frame(lambda t: t + 0.5)(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0))
     assert (after - q1 @ before @ torch.linalg.inv(q0)).abs().max() <= FLOW * after.abs().max()
     assert (after - before).abs().max() > 0.1 * before.abs().max()
 
 
 def test_other_clock():
-    before = propagator(generator, SIZE, 0, 1, method="dopri8")
+    before = propagator(generator, SIZE, 0, 1, **FINE)
     after = transform_generator(generator, time=clock)
     t = torch.tensor(0.3, dtype=torch.float64)
     general = transform_field(linear_field(generator), SpacetimeMap(time=clock))
@@ -52,9 +52,9 @@ def test_other_clock():
     assert (linear_field(after)(t, x) - general(t, x)).abs().max() <= EXACT
     assert (after(t) - generator(t)).abs().max() > 0.1
     given = transform_generator(generator, time=clock, time_inverse=clock_inverse)
-    assert (propagator(given, SIZE, 0, 1, method="dopri8") - before).abs().max() <= FLOW * before.abs().max()
+    assert (propagator(given, SIZE, 0, 1, **FINE) - before).abs().max() <= FLOW * before.abs().max()
     # Speed left as it was, the clock alone changed: another function.
-    wrong = propagator(lambda t: generator(clock_inverse(t)), SIZE, 0, 1, method="dopri8")
+    wrong = propagator(lambda t: generator(clock_inverse(t)), SIZE, 0, 1, **FINE)
     assert (wrong - before).abs().max() > 0.01
 
 

@@ -6,25 +6,24 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from rich.console import Console
 from typer.testing import CliRunner
 
 from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
-from rigpt_hf.evaluation.harness.runner import EvaluateOptions, evaluate
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
 from rigpt_hf.model_cards.metadata import AuthorMetadata, CardMetadata, ModelMetadata, TrainingMetadata
-from tests.evaluation.toys import tiny_gpt2, word_tokenizer
+from tests.evaluation.small import WORDS, run, save
+from tests.evaluation.toys import tiny_gpt2
 from tests.models import tiny_config, tiny_model
 
 
 GOLDEN = Path(__file__).parent / "golden"
-WORDS = ["<s>", *[f" w{index}" for index in range(60)]]
 MODEL = ModelMetadata(
     type="rigpt",
     parameters=124_439_808,
@@ -83,18 +82,15 @@ OVERFLOWN = INVARIANCE | {
     "largest": {"float16": None, "float32": 6e-7},
 }
 CERTIFICATE = Certificate(
-    max_abs_logit_error=0.0123,
-    max_abs_logit=12.3,
-    relative_logit_error=0.001,
-    loss_a=3.25,
-    loss_b=3.5,
-    loss_difference=0.25,
-    dtype="bfloat16",
-    source_dtype="float32",
-    tolerance=0.05,
+    **{"max_abs_logit_error": 0.0123, "max_abs_logit": 12.3, "relative_logit_error": 0.001, "tolerance": 0.05},
+    **{"loss_a": 3.25, "loss_b": 3.5, "loss_difference": 0.25, "dtype": "bfloat16", "source_dtype": "float32"},
     inputs={"shape": [2, 64], "tokens": 128, "sha256": "0" * 64, "seed": 0},
     source="/home/ada/secret dir/gpt2 (GPT2LMHeadModel)",
 )
+DIFFERENCE = {"value": -0.25, "low": -0.3, "high": -0.2, "p_value": 0.0005, "significant": True, "kind": "difference"}
+BITS = {"RiGPT": {"value": 1.25, "low": 1.2, "high": 1.3}, "GPT-2": {"value": 1.5, "low": 1.4, "high": 1.6}}
+QUANTITY = {"name": "bits per byte", "unit": "bits", "better": "less", "models": BITS, "difference": DIFFERENCE}
+TASK = {"task": "perplexity", "metric": "perplexity", "models": {"RiGPT": {}, "GPT-2": {}}, "errors": {}}
 EVALUATION = {
     "suite": {"name": "core", "text": {"source": "docs", "documents": 128, "revision": None}},
     "code": {"rigpt_hf": "0.1.0", "commit": "abc1234"},
@@ -105,62 +101,31 @@ EVALUATION = {
         "GPT-2": {"source": "gpt2", "type": "gpt2", "parameters": 124_439_808, "dtype": "float32"},
     },
     "baseline": "GPT-2",
-    "tasks": [
-        {
-            "task": "perplexity",
-            "metric": "perplexity",
-            "models": {"RiGPT": {}, "GPT-2": {}},
-            "errors": {},
-            "quantities": [
-                {
-                    "name": "bits per byte",
-                    "unit": "bits",
-                    "better": "less",
-                    "models": {
-                        "RiGPT": {"value": 1.25, "low": 1.2, "high": 1.3},
-                        "GPT-2": {"value": 1.5, "low": 1.4, "high": 1.6},
-                    },
-                    "difference": {
-                        "value": -0.25,
-                        "low": -0.3,
-                        "high": -0.2,
-                        "p_value": 0.0005,
-                        "significant": True,
-                        "kind": "difference",
-                    },
-                }
-            ],
-        }
-    ],
+    "tasks": [TASK | {"quantities": [QUANTITY]}],
 }
+
+
+def known(**facts: Any) -> CardMetadata:
+    """The least that is known of a model, and these facts."""
+    nothing = dict.fromkeys(("training", "certificate", "tuned", "evaluation", "evaluated_as"))
+    least = {"model": MODEL, "author": AUTHOR, "doubt": "", "merged": [], "invariance": INVARIANCE}
+    return CardMetadata(**(nothing | least | {"fingerprint": "0" * 64} | facts))
+
+
 CASES = {
-    "trained": CardMetadata(MODEL, AUTHOR, TRAINING, None, "", [], None, INVARIANCE, EVALUATION, "RiGPT", "0" * 64),
-    "converted": CardMetadata(
-        MODEL,
-        AUTHOR,
-        # Of its steps every hundredth is in the log, and it ended in a loss that JSON has no number for.
-        replace(TRAINING, steps=10_000, tokens=40_960_000, seconds=36_000.0, timed=100, loss=math.nan),
-        CERTIFICATE,
-        "",
-        [],
-        None,
-        OVERFLOWN,
-        None,
-        None,
-        "0" * 64,
+    "trained": known(training=TRAINING, evaluation=EVALUATION, evaluated_as="RiGPT"),
+    "converted": known(
+        # Every hundredth of its steps is in the log, and it ended in a loss that JSON has no number for.
+        training=replace(TRAINING, steps=10_000, tokens=40_960_000, seconds=36_000.0, timed=100, loss=math.nan),
+        certificate=CERTIFICATE,
+        invariance=OVERFLOWN,
     ),
-    "bare": CardMetadata(
-        replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
-        AuthorMetadata(),
-        None,
-        None,
-        "whether it is what it was made from: its certificate is of other weights",
-        [("me/a", 0.7), ("b", 0.3)],
-        None,
-        INVARIANCE | {"random_tokens": True},
-        None,
-        None,
-        "0" * 64,
+    "bare": known(
+        model=replace(MODEL, key_value_heads=12, options=[], has_tokenizer=False, tied=False),
+        author=AuthorMetadata(),
+        doubt="whether it is what it was made from: its certificate is of other weights",
+        merged=[("me/a", 0.7), ("b", 0.3)],
+        invariance=INVARIANCE | {"random_tokens": True},
     ),
 }
 
@@ -204,23 +169,23 @@ def test_what_nobody_said_is_said_to_be_absent():
     assert absent(CASES["trained"]) == ["accuracy", "outliers", "robustness to rounding", "speed"]
 
 
-@pytest.mark.parametrize(("metric", "quantity"), [("cloze", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")])
-def test_accuracy_is_absent_until_it_is_measured(metric, quantity):
-    found = {"value": 0.5, "low": None, "high": None}
-    task = {
-        "task": "questions",
-        "metric": metric,
-        "models": {"RiGPT": {}},
-        "errors": {},
-        "quantities": [{"name": quantity, "unit": "", "better": "more", "models": {"RiGPT": found}}],
-    }
-    known = CASES["trained"]
-    measured = replace(known, evaluation=known.evaluation | {"tasks": [*known.evaluation["tasks"], task]})
-    assert ("accuracy" in absent(measured)) == (quantity == "f1")
-    # Of a baseline it says nothing about the model.
-    task["models"] = {"GPT-2": {}}
-    task["quantities"][0]["models"] = {"GPT-2": found}
-    assert "accuracy" in absent(measured)
+def test_accuracy_is_absent_until_it_is_measured():
+    for metric, quantity in (("cloze", "accuracy"), ("lm-eval", "acc"), ("lm-eval", "f1")):
+        found = {"value": 0.5, "low": None, "high": None}
+        task = {
+            "task": "questions",
+            "metric": metric,
+            "models": {"RiGPT": {}},
+            "errors": {},
+            "quantities": [{"name": quantity, "unit": "", "better": "more", "models": {"RiGPT": found}}],
+        }
+        trained = CASES["trained"]
+        measured = replace(trained, evaluation=EVALUATION | {"tasks": [*EVALUATION["tasks"], task]})
+        assert ("accuracy" in absent(measured)) == (quantity == "f1")
+        # Of a baseline it says nothing about the model.
+        task["models"] = {"GPT-2": {}}
+        task["quantities"][0]["models"] = {"GPT-2": found}
+        assert "accuracy" in absent(measured)
 
 
 def test_the_largest_error_is_called_no_bound():
@@ -251,20 +216,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     gpt2 = tiny_gpt2()
     rigpt = convert_model(gpt2)
-    gpt2.save_pretrained(folder / "gpt2")
-    rigpt.save_pretrained(folder / "rigpt")
+    save(folder / "gpt2", gpt2)
+    save(folder / "rigpt", rigpt)
     certify(gpt2, rigpt).save(folder / "rigpt")
-    for name in ("gpt2", "rigpt"):
-        word_tokenizer(WORDS).save_pretrained(folder / name)
     (folder / "text.txt").write_text("<|endoftext|>".join("".join(WORDS[i : i + 30]) for i in range(1, 20)))
-    (folder / "suite.yaml").write_text(
-        f"text: {{source: {folder / 'text.txt'}}}\n"
-        "tasks: [{metric: perplexity}, {metric: invariance, arguments: {draws: 1}}]"
-    )
-    options = EvaluateOptions(
-        str(folder / "rigpt"), str(folder / "gpt2"), str(folder / "suite.yaml"), folder / "out", device="cpu"
-    )
-    evaluate(options, Console(quiet=True))
+    tasks = "[{metric: perplexity}, {metric: invariance, arguments: {draws: 1}}]"
+    (folder / "suite.yaml").write_text(f"text: {{source: {folder / 'text.txt'}}}\ntasks: {tasks}")
+    run(folder, folder / "out", against="gpt2", names=("model", "baseline"))
     return folder
 
 
@@ -281,7 +239,7 @@ def test_a_card_of_a_converted_and_evaluated_model(world):
     assert str(world) not in text
 
 
-def test_what_a_model_was_made_of(tmp_path):
+def test_what_a_model_was_made_of(tmp_path, known_invariance):
     tiny_model().float().save_pretrained(tmp_path / "model")
     (tmp_path / "model/merge.json").write_text(json.dumps({"sources": ["/home/ada/a", "me/b"], "weights": [0.7, 0.3]}))
     (tmp_path / "model/finetune.json").write_text(json.dumps({"options": {"model": "/data/models/base"}}))
@@ -313,7 +271,7 @@ def test_results_of_other_weights_are_refused(world, tmp_path):
         card_text(world / "rigpt", results=tmp_path / "r.json")
 
 
-def test_metadata_of_authors(world, tmp_path):
+def test_metadata_of_authors(world, tmp_path, known_invariance):
     (tmp_path / "facts.yaml").write_text(yaml.safe_dump({"title": "Tiny", "license": "mit", "language": "en"}))
     text = card_text(world / "rigpt", metadata=tmp_path / "facts.yaml")
     assert "# Tiny\n" in text and ModelCard(text).data.license == "mit"
@@ -344,7 +302,7 @@ def test_other_refusals(world, tmp_path):
         card_text(world / "rigpt", repo_id="a b")
 
 
-def test_the_command_does_not_replace_a_card(world, tmp_path):
+def test_the_command_does_not_replace_a_card(tmp_path, known_invariance):
     tiny_model().float().save_pretrained(tmp_path / "model")
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model")]).exit_code == 0
     (tmp_path / "model/README.md").write_text("mine")

@@ -8,18 +8,15 @@ from rigpt_hf.groups.least_norm import common_stretch, contragredient
 from rigpt_hf.symmetry import FrameKey, GaugeTransformation, charges, gauge_error, table_of
 from rigpt_hf.symmetry.balance import balance
 from rigpt_hf.symmetry.contraction import weights_of
-from tests.models import SYMMETRIES, over, tiny_model, tokens
-from tests.symmetry.options import BROAD
+from tests.models import SYMMETRIES, over, tokens
+from tests.symmetry.options import BROAD, generator
+from tests.symmetry.test_groups import over as over_groups
 from tests.tolerances import BALANCE, SYMMETRY
 
 
 # With D > d the projections leave directions of token vectors empty: what one side alone fills has no least length.
 LONELY = {"untied-projected": {"lexical", "output"}}
-SEEDS = range(5)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+SEEDS = range(3)
 
 
 def square(weights) -> float:
@@ -34,75 +31,54 @@ def quadratic_charges(model, name: str) -> dict[str, torch.Tensor]:
 
 
 @over(BROAD, SYMMETRIES)
-def test_balanced_models_have_no_charge(option):
-    model = tiny_model(**SYMMETRIES[option])
-    transformation, weights = balance(model.config, weights_of(model))
+def test_balanced_models_have_no_charge_and_no_translation(turned, option):
+    model = turned(option).model
+    config, raw = model.config, weights_of(model)
+    transformation, weights = balance(config, raw)
     balanced = transformation(model)
     before, after = quadratic_charges(model, option), quadratic_charges(balanced, option)
     assert {FrameKey.parse(key).kind for key in after} >= {"head_vo"}
     assert all(float(charge.norm()) <= BALANCE * square(weights) for charge in after.values())
     assert all(float(charge.norm()) > 1e-4 * square(weights) for charge in before.values()), "there was none before"
-    # The second result is the first applied.
+    # The second result is the first applied, and the function stays.
     for key, tensor in weights_of(balanced).items():
         assert (tensor - weights[key]).abs().max() <= SYMMETRY[torch.float64] * tensor.abs().max(), key
-
-
-@over(BROAD, SYMMETRIES)
-def test_balancing_is_a_gauge_transformation(option):
-    model = tiny_model(**SYMMETRIES[option])
-    transformation, weights = balance(model.config, weights_of(model))
     assert gauge_error(model, transformation, tokens(2, 9)) <= SYMMETRY[torch.float64]
-    changed = [name for name, tensor in weights_of(model).items() if not torch.allclose(tensor, weights[name])]
-    assert len(changed) >= 3 * model.config.num_hidden_layers, "balancing did nothing to speak of"
+    changed = [name for name, tensor in raw.items() if not torch.allclose(tensor, weights[name])]
+    assert len(changed) >= 3 * config.num_hidden_layers, "balancing did nothing to speak of"
+
+    again, _ = balance(config, weights)
+    shifts = [str(key) for key in table_of(config).shifts]
+    assert len(shifts) >= config.num_hidden_layers or option == "no-biases"
+    for key in shifts:
+        moved = transformation.elements[key].abs().max()
+        assert moved > 0.01
+        assert again.elements[key].abs().max() <= BALANCE * moved, key
 
 
 @over(BROAD, SYMMETRIES)
-def test_translations_are_gone(option):
-    model = tiny_model(**SYMMETRIES[option])
-    config = model.config
-    again, _ = balance(config, balance(config, weights_of(model))[1])
-    first, _ = balance(config, weights_of(model))
-    checked = [str(key) for key in table_of(config).shifts]
-    assert len(checked) >= config.num_hidden_layers or option == "no-biases"
-    for key in checked:
-        size = first.elements[key].abs().max()
-        assert size > 0.01
-        assert again.elements[key].abs().max() <= BALANCE * size, key
-
-
-@over(BROAD, SYMMETRIES)
-def test_the_balanced_norm_is_the_least_of_the_orbit(option):
-    model = tiny_model(**SYMMETRIES[option])
-    config, lonely = model.config, LONELY.get(option, set())
-    translated = balance(config, weights_of(model), passes=0)[1]
+def test_the_balanced_norm_is_the_least_and_only_a_compact_freedom_is_left(turned, option):
+    """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
+    model, disguised, _ = turned(option)
+    config, lonely, raw = model.config, LONELY.get(option, set()), weights_of(disguised)
     balanced = balance(config, weights_of(model))[1]
     least = square(balanced)
     if not lonely:
-        assert least < square(translated)
+        assert least < square(balance(config, weights_of(model), passes=0)[1])
     kinds = table_of(config).kinds
     stretching = {kind for kind, frame in kinds.items() if frame.group.stretches} - lonely
     compact = {"stream", "heads"} | {"head_qk"} - stretching
     for seed in SEEDS:
         other = GaugeTransformation.random(config, generator(seed), stretching)
         assert square(other.state_dict(balanced)) > 1.001 * least
-        turned = GaugeTransformation.random(config, generator(seed), compact)
-        assert abs(square(turned.state_dict(balanced)) - least) <= BALANCE * least
-
-
-@over(BROAD, SYMMETRIES)
-def test_the_balanced_members_of_an_orbit_differ_by_a_compact_element(option):
-    """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
-    model = tiny_model(**SYMMETRIES[option])
-    g = GaugeTransformation.random(model.config, generator(1), "all")
-    disguised = g(model)
-    first, second = (balance(model.config, weights_of(each))[1] for each in (model, disguised))
-    raw = weights_of(disguised)
-    stretched = 0
-    for parameter, tensor in first.items():
+        rotated = GaugeTransformation.random(config, generator(seed), compact)
+        assert abs(square(rotated.state_dict(balanced)) - least) <= BALANCE * least
+    second, stretched = balance(config, raw)[1], 0
+    for parameter, tensor in balanced.items():
         norm = float(tensor.norm())
         assert abs(float(second[parameter].norm()) - norm) <= SYMMETRY[torch.float64] * norm, parameter
         stretched += abs(float(raw[parameter].norm()) - norm) > 0.01 * norm
-    assert stretched >= 2 * model.config.num_hidden_layers, "the disguise stretched nothing to speak of"
+    assert stretched >= 2 * config.num_hidden_layers, "the disguise stretched nothing to speak of"
 
 
 def factor(n: int, rank: int, seed: int) -> torch.Tensor:
@@ -123,7 +99,7 @@ def contragredient_grams(vectors: torch.Tensor, covectors: torch.Tensor) -> tupl
     return turned[0] @ turned[0].T, turned[1] @ turned[1].T
 
 
-@pytest.mark.parametrize("n", [1, 2, 8, 24])
+@pytest.mark.parametrize("n", [1, 2, 24])
 def test_contragredient_matrices(n):
     vectors, covectors = factor(n, n, 0), factor(n, 2 * n, 1)
     first, second = contragredient_grams(vectors, covectors)
@@ -242,7 +218,7 @@ def scaled(group: NeuronGroup, element: torch.Tensor, norms: dict[str, torch.Ten
     return {role: group.act(element, role, norm[0].sqrt()[:, None]).square().T for role, norm in norms.items()}
 
 
-@pytest.mark.parametrize("group", SCALINGS.values(), ids=SCALINGS.keys())
+@over_groups(SCALINGS)
 def test_scales_of_neurons_have_least_norm(group):
     norms = norms_of(group)
     balanced = scaled(group, group.balance(norms), norms)
@@ -254,29 +230,24 @@ def test_scales_of_neurons_have_least_norm(group):
         assert (sum(scaled(group, element, balanced).values()) >= total).all()
 
 
-EMPTY = [
-    (name, empty)
-    for name, group in SCALINGS.items()
-    for empty in ("active", "down", "linear", "active down", "active linear")
-    if group.gated or "linear" not in empty
-]
-
-
-@pytest.mark.parametrize(("name", "empty"), EMPTY)
-def test_neurons_with_an_empty_factor_are_scaled_to_one_point_of_their_orbit(name, empty):
+@over_groups(SCALINGS)
+def test_neurons_with_an_empty_factor_are_scaled_to_one_point_of_their_orbit(group):
     """There is no least norm, as it tends to 0; but the point must not depend on where it came from."""
-    group = SCALINGS[name]
-    norms = norms_of(group)
-    for role in empty.split():
-        norms[role] = norms[role] * (torch.arange(group.n) % 2)
-    members = [norms, *(scaled(group, group.random(generator=generator(seed), special=True), norms) for seed in SEEDS)]
-    balanced = [scaled(group, group.balance(member), member) for member in members]
-    for other in balanced[1:]:
-        for role, norm in balanced[0].items():
-            assert ((other[role] - norm).abs() <= BALANCE * norm).all(), role
-    assert all((member["down"] != norms["down"]).any() or "down" in empty for member in members[1:])
-    charge = group.generator(balanced[0]) / sum(balanced[0].values())
-    assert charge[..., 1::2].abs().max() <= BALANCE, "the neurons that are whole are not balanced"
+    for empty in ("active", "down", "linear", "active down", "active linear"):
+        if not group.gated and "linear" in empty:
+            continue
+        norms = norms_of(group)
+        for role in empty.split():
+            norms[role] = norms[role] * (torch.arange(group.n) % 2)
+        draws = [group.random(generator=generator(seed), special=True) for seed in SEEDS]
+        members = [norms, *(scaled(group, element, norms) for element in draws)]
+        balanced = [scaled(group, group.balance(member), member) for member in members]
+        for other in balanced[1:]:
+            for role, norm in balanced[0].items():
+                assert ((other[role] - norm).abs() <= BALANCE * norm).all(), (empty, role)
+        assert all((member["down"] != norms["down"]).any() or "down" in empty for member in members[1:])
+        charge = group.generator(balanced[0]) / sum(balanced[0].values())
+        assert charge[..., 1::2].abs().max() <= BALANCE, "the neurons that are whole are not balanced"
 
 
 @pytest.mark.parametrize("stretch", ["free", "none"])
@@ -295,10 +266,3 @@ def test_planes_that_only_one_side_fills_are_scaled_to_one_point_of_their_orbit(
         inverse = torch.linalg.inv(m)
         results.append(torch.cat([torch.linalg.eigvalsh(x) for x in (m @ a @ m.T, inverse.T @ b @ inverse)]))
     assert max(float((other - results[0]).abs().max()) for other in results[1:]) <= BALANCE * float(results[0].max())
-
-
-def test_balancing_a_model_does_not_touch_it():
-    model = tiny_model()
-    before = {name: tensor.clone() for name, tensor in weights_of(model).items()}
-    balance(model.config, weights_of(model))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(model).items())

@@ -17,10 +17,14 @@ from tests.models import ALL, COVER, SYMMETRIES, over, tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
 
 
-def save(folder: Path, dtype: torch.dtype = torch.float64, max_shard_size: str = "5GB", **options) -> RiGPTForCausalLM:
-    model = tiny_model(dtype=dtype, **options)
+def save(folder: Path, max_shard_size: str = "5GB", **options) -> RiGPTForCausalLM:
+    model = tiny_model(**options)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
+
+
+def transformed(folder: Path, g: GaugeTransformation, source: str = "source", output: str = "out", **options):
+    return transform_checkpoint(folder / source, folder / output, g, progress=False, **options)
 
 
 def largest_difference(tensors: dict[str, torch.Tensor], model: RiGPTForCausalLM) -> float:
@@ -30,19 +34,21 @@ def largest_difference(tensors: dict[str, torch.Tensor], model: RiGPTForCausalLM
     return max(float((tensors[name] - p).abs().max() / p.abs().max()) for name, p in expected.items())
 
 
-@over(COVER, SYMMETRIES)
+@over(["learned-untied-projected", "local-frames", "recipe"], [*COVER, *SYMMETRIES])
 def test_a_folder_becomes_what_its_model_becomes(option, tmp_path):
     model = save(tmp_path / "source", **ALL[option])
     g = transformation(model.config)
-    certificate = transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
+    certificate = transformed(tmp_path, g)
     assert certificate.passed and Certificate.load(tmp_path / "out") == certificate
     tensors = stored(tmp_path / "out")
     assert largest_difference(tensors, g(model)) <= SYMMETRY[torch.float64]
     assert largest_difference(tensors, model) > 0.1, "the transformation did nothing to speak of"
     assert largest_difference(tensors, transformation(model.config, seed=1)(model)) > 0.1
+    transformed(tmp_path, g.inverse(), "out", "back")
+    assert largest_difference(stored(tmp_path / "back"), model) <= SYMMETRY[torch.float64]
 
 
-def test_large_tables_are_transformed_in_parts(tmp_path, monkeypatch):
+def test_large_tables_are_transformed_in_parts_and_no_certificate_is_asked_for(tmp_path, monkeypatch):
     model = save(tmp_path / "source", max_shard_size="20KB", **SYMMETRIES["learned-untied-projected"])
     g = transformation(model.config)
     monkeypatch.setattr(module, "CHUNK", 8 * 24 * 5)  # five rows of the embeddings
@@ -51,28 +57,12 @@ def test_large_tables_are_transformed_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(
         GaugeTransformation, "transform", lambda self, *args: parts.append(args[0]) or transform(self, *args)
     )
-    transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
+    assert transformed(tmp_path, g, certificate=False) is None
+    assert "certificate.json" not in contents(tmp_path / "out")
     assert parts.count("model.embed_tokens.weight") == 13  # 61 rows
     assert parts.count("model.layers.0.mlp.up_proj.weight") == 1
     monkeypatch.undo()
     assert largest_difference(stored(tmp_path / "out"), g(model)) <= SYMMETRY[torch.float64]
-
-
-def test_without_a_certificate(tmp_path):
-    model = save(tmp_path / "source")
-    g = transformation(model.config)
-    assert transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False, certificate=False) is None
-    assert "certificate.json" not in contents(tmp_path / "out")
-    assert largest_difference(stored(tmp_path / "out"), g(model)) <= SYMMETRY[torch.float64]
-
-
-def test_there_and_back(tmp_path):
-    model = save(tmp_path / "source", **SYMMETRIES["learned-untied"])
-    g = transformation(model.config)
-    transform_checkpoint(tmp_path / "source", tmp_path / "there", g, progress=False)
-    transform_checkpoint(tmp_path / "there", tmp_path / "back", g.inverse(), progress=False)
-    assert largest_difference(stored(tmp_path / "back"), model) <= SYMMETRY[torch.float64]
-    assert largest_difference(stored(tmp_path / "there"), model) > 0.1
 
 
 def test_a_second_copy_of_a_tied_head_is_dropped_if_it_is_a_copy(tmp_path):
@@ -81,11 +71,11 @@ def test_a_second_copy_of_a_tied_head_is_dropped_if_it_is_a_copy(tmp_path):
     tensors = load_file(path)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, path, {"format": "pt"})
     g = transformation(model.config)
-    transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
+    transformed(tmp_path, g, certificate=False)
     assert largest_difference(stored(tmp_path / "out"), g(model)) <= SYMMETRY[torch.float64]
     save_file(tensors | {"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}, path, {"format": "pt"})
     with pytest.raises(ValueError, match="`lm_head.weight` differs from `model.embed_tokens.weight`"):
-        transform_checkpoint(tmp_path / "source", tmp_path / "again", g, progress=False)
+        transformed(tmp_path, g, output="again")
 
 
 def test_a_matrix_outside_of_the_group_leaves_nothing_behind(tmp_path):
@@ -94,16 +84,14 @@ def test_a_matrix_outside_of_the_group_leaves_nothing_behind(tmp_path):
     shear[0, 0] *= 1.05
     g = GaugeTransformation(model.config, {"stream": shear})
     with pytest.raises(CertificateError, match="`transformation` must leave the function of .* alone"):
-        transform_checkpoint(tmp_path / "source", tmp_path / "out", g, progress=False)
+        transformed(tmp_path, g)
     assert contents(tmp_path) == {"source"}
 
 
 class TestRefusals:
     def refuses(self, tmp_path: Path, message: str, g: GaugeTransformation | None = None):
         with pytest.raises(ValueError, match=message):
-            transform_checkpoint(
-                tmp_path / "source", tmp_path / "out", g or transformation(tiny_config()), progress=False
-            )
+            transformed(tmp_path, g or transformation(tiny_config()))
         assert contents(tmp_path) == {"source"}
 
     def test_a_stock_model(self, tmp_path):

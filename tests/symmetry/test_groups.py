@@ -15,6 +15,7 @@ from rigpt_hf.groups import (
     haar,
     orthogonal,
 )
+from tests.symmetry.options import generator
 from tests.tolerances import SYMMETRY
 
 
@@ -76,10 +77,6 @@ def over(groups: dict):
         return test
 
     return of_all
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -288,15 +285,15 @@ def test_paths_are_one_parameter_groups(group):
 
 
 def test_what_has_no_logarithm_in_the_general_linear_group():
-    group = general_linear(2)
-    stretched_half_turn = -torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))[None]
+    group, stretched_half_turn, mirror = general_linear(2), *torch.tensor([[-1.0, -2.0], [-1.0, 2.0]]).double()
+    stretched_half_turn, mirror = torch.diag(stretched_half_turn)[None], torch.diag(mirror)[None]
     with pytest.raises(ValueError, match="`element` has no real principal logarithm, as it has negative eigenvalues"):
         group.log(stretched_half_turn)
     assert difference(group.path(stretched_half_turn, 1.0), stretched_half_turn) <= TIGHT
     with pytest.raises(ValueError, match="`element` has no real principal logarithm"):
-        group.log(torch.diag(torch.tensor([-1.0, 2.0], dtype=torch.float64))[None])
+        group.log(mirror)
     with pytest.raises(ValueError, match="`rotation` must have determinant \\+1"):
-        group.path(torch.diag(torch.tensor([-1.0, 2.0], dtype=torch.float64))[None], 0.5)
+        group.path(mirror, 0.5)
 
 
 def test_moved_planes_have_neither_path_nor_logarithm():

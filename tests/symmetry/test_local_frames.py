@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from rigpt_hf.conversion import convert_model, export_model
 from rigpt_hf.flow.gauge_fixing import follow_decay
-from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.optim import equivariant_param_groups
 from rigpt_hf.pictures.local_frames import connection_errors, velocity
 from rigpt_hf.symmetry import (
     GaugeTransformation,
@@ -31,21 +31,22 @@ from rigpt_hf.symmetry import (
 )
 from tests.conversion.sources import stock_model
 from tests.model.agreement import assert_different, assert_same
-from tests.models import OPTIONS, noisy, tiny_model, tokens
+from tests.models import OPTIONS, noisy, over, tiny_model, tokens
+from tests.symmetry.options import difference, generator
 from tests.tolerances import CANONICAL, SYMMETRY
 
 
-GLOBAL = {name: options for name, options in OPTIONS.items() if not options.get("local_frames")}
+GLOBAL = [name for name, options in OPTIONS.items() if not options.get("local_frames")]
 
 
 def rotations(model, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([haar(model.config.hidden_size, generator) for _ in range(model.config.num_hidden_layers)])
+    draw = generator(seed)
+    return torch.stack([haar(model.config.hidden_size, draw) for _ in range(model.config.num_hidden_layers)])
 
 
-@pytest.mark.parametrize("options", GLOBAL.values(), ids=GLOBAL.keys())
-def test_every_option_may_have_local_frames_and_lose_them_again(options):
-    model = tiny_model(**options)
+@over(["learned-projected", "rotary-learned", "recipe", "depth"], GLOBAL)
+def test_every_option_may_have_local_frames_and_lose_them_again(turned, option):
+    model = turned(option).model
     turns = rotations(model)
     local = to_local_frames(model, turns)
     assert local.config.local_frames and not model.config.local_frames
@@ -56,8 +57,7 @@ def test_every_option_may_have_local_frames_and_lose_them_again(options):
     again = to_global_frame(local)
     assert again.config.to_dict() == model.config.to_dict()
     assert again.state_dict().keys() == model.state_dict().keys()
-    for name, tensor in again.state_dict().items():
-        assert (tensor - model.state_dict()[name]).abs().max() <= SYMMETRY[torch.float64] * tensor.abs().max(), name
+    assert difference(again, model) <= SYMMETRY[torch.float64]
 
 
 def test_transports_are_the_rotations_from_frame_to_frame():
@@ -87,7 +87,7 @@ def test_a_wrong_transport_is_seen():
 def test_the_connection_is_flat_and_stays_so(dtype):
     model = tiny_model(local_frames=True, dtype=dtype)
     assert holonomy(model) <= SYMMETRY[dtype]
-    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(2), "all")
+    g = GaugeTransformation.random(model.config, generator(2), "all")
     assert len([key for key in g.elements if key.endswith(".local")]) == 3
     turned = g(model)
     assert holonomy(turned) <= SYMMETRY[dtype]
@@ -102,8 +102,7 @@ def test_no_plaquette_has_curvature_unless_a_transport_depends_on_the_position()
     transports = connection(tiny_model(local_frames=True))
     everywhere = transports[:, None].expand(-1, 5, -1, -1)
     assert curvature(everywhere) <= SYMMETRY[torch.float64]
-    generator = torch.Generator().manual_seed(0)
-    skew = torch.randn(32, 32, generator=generator, dtype=torch.float64)
+    skew = torch.randn(32, 32, generator=generator(), dtype=torch.float64)
     bent = everywhere.clone()
     bent[1, 3] = so_exp(0.1 * (skew - skew.T)) @ bent[1, 3]
     assert curvature(bent) > 0.01
@@ -141,21 +140,22 @@ def test_a_converted_model_may_have_them_and_is_exported_all_the_same():
 
 
 def test_the_canonical_form_has_one_frame():
-    model = tiny_model(position_embedding_type="learned")
+    model = tiny_model(position_embedding_type="learned", num_hidden_layers=2)
     local = to_local_frames(model, rotations(model))
     canonical = canonicalize(local)
-    assert_same(connection(canonical), torch.eye(32).double().expand(4, -1, -1))
+    assert_same(connection(canonical), torch.eye(32).double().expand(3, -1, -1))
     plain = canonicalize(model)
     for name, weight in plain.state_dict().items():
         bound = CANONICAL[torch.float64] * max(weight.abs().max(), 1.0)
         assert (canonical.state_dict()[name] - weight).abs().max() <= bound, name
+    spectra = invariants(local)
     for name, values in invariants(model).items():
-        assert_same(invariants(local)[name], values)
+        assert_same(spectra[name], values)
 
 
 def test_models_in_different_local_frames_are_aligned_and_merged():
     """As if they had one frame: the distance, what aligning finds, and the average."""
-    model = tiny_model(position_embedding_type="learned")
+    model = tiny_model(position_embedding_type="learned", num_hidden_layers=2)
     other = noisy(model, 0.01)
     a, b = to_local_frames(model, rotations(model, 1)), to_local_frames(other, rotations(model, 2))
     far = sum(float((x - y).square().sum()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) ** 0.5
@@ -167,25 +167,6 @@ def test_models_in_different_local_frames_are_aligned_and_merged():
     logits = merged(tokens(2, 9)).logits
     assert (logits - expected(tokens(2, 9)).logits).abs().max() < 1e-5 * logits.abs().max()
     assert_different(logits, b(tokens(2, 9)).logits)
-
-
-def test_training_is_the_same_in_every_local_frame():
-    """The optimizer's equivariance, where the frames are those of the layers."""
-    finals = []
-    model = tiny_model(local_frames=True)
-    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(5), ("stream", "local"))
-    for start in (copy.deepcopy(model), g(model)):
-        optimizer = EquivariantOptimizer(equivariant_param_groups(start, lr=0.01), 0.01, polar="svd")
-        for step in range(20):
-            start(tokens(4, 9, seed=step), labels=tokens(4, 9, seed=step)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        finals.append(start)
-    turned = g(finals[0])
-    for (name, a), b in zip(turned.named_parameters(), finals[1].parameters(), strict=True):
-        assert (a - b).abs().max() <= 1e-10 * a.abs().max(), name
-    moved = [(a - b).abs().max() for a, b in zip(finals[0].parameters(), model.parameters(), strict=True)]
-    assert max(moved) > 0.01
 
 
 def test_impossible_rotations_are_named():
@@ -203,8 +184,7 @@ def test_the_logarithm_of_a_transport_tends_to_the_connection():
     for coarse, fine in pairwise(errors):
         assert abs(coarse / fine - 4) < 0.1, "not of second order, as a step is from its middle"
     # Negative control: against the connection elsewhere there is nothing to tend to.
-    generator = torch.Generator().manual_seed(0)
-    skew = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    skew = torch.randn(2, 6, 6, generator=generator(), dtype=torch.float64)
     here, there = (velocity(torch.tensor(t).double(), (skew - skew.mT) / 6) for t in (0.7, 0.9))
     assert (here - there).norm() > 50 * errors[-1] * here.norm()
 

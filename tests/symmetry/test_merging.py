@@ -11,29 +11,14 @@ from torch import nn
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
-from rigpt_hf.symmetry import GaugeTransformation, LossPath, gauge_distance, loss_path, merge
+from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.merging import average
-from tests.models import SYMMETRIES, randomise_, tiny_model, tokens
-from tests.symmetry.options import SHALLOW, shallow
+from tests.models import SYMMETRIES, over, randomise_, tiny_model, tokens
+from tests.symmetry.options import SEARCHED, SHALLOW, cases, difference, disguise
 from tests.tolerances import SYMMETRY
 
 
-every = shallow(*SHALLOW)
 methods = pytest.mark.parametrize("method", ["linear", "spherical"])
-
-
-def disguised(model: nn.Module, seed: int = 1) -> nn.Module:
-    """The model after a random element of the whole group."""
-    g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed), "all")
-    return g(model)
-
-
-@torch.no_grad()
-def weights_differ(a: nn.Module, b: nn.Module) -> float:
-    """The largest difference of weights, relative to the largest of its parameter."""
-    pairs = list(zip(a.parameters(), b.parameters(), strict=True))
-    assert len(pairs) >= 12
-    return max(float((first - second).abs().max() / second.abs().max()) for first, second in pairs)
 
 
 @torch.no_grad()
@@ -45,60 +30,51 @@ def functions_differ(a: nn.Module, b: nn.Module) -> float:
 
 def relative(model: nn.Module) -> nn.Module:
     """A disguised relative: an alignment of the two needs only a few sweeps."""
-    return disguised(randomise_(copy.deepcopy(model), seed=5, scale=0.1))
+    return disguise(randomise_(copy.deepcopy(model), seed=5, scale=0.1))
 
 
-@every
-def test_the_ends_are_the_models(options):
-    a = tiny_model(**options)
-    b = relative(a)
-    assert weights_differ(merge([a, b], (1, 0)), a) <= SYMMETRY[torch.float64]
-    end = merge([a, b], (0, 1))
-    assert functions_differ(end, b) <= SYMMETRY[torch.float64]
-    assert weights_differ(end, b) > 0.1, "B has not been brought into the frames of A"
-    assert functions_differ(a, b) > 0.1, "both ends are the same"
-
-
-@every
-def test_the_frames_that_models_come_in_do_not_matter(options):
-    a = tiny_model(**options)
+@over(SEARCHED, SYMMETRIES)
+def test_the_frames_that_models_come_in_do_not_matter(option):
+    a = tiny_model(**SHALLOW[option])
     b = relative(a)
     merged = merge([a, b], (0.6, 0.4))
-    assert weights_differ(merge([a, disguised(b, 2)], (0.6, 0.4)), merged) <= SYMMETRY[torch.float64]
-    assert functions_differ(merge([disguised(a, 3), b], (0.6, 0.4)), merged) <= SYMMETRY[torch.float64]
-    plain, turned = (merge([a, each], (0.6, 0.4), aligned=False) for each in (b, disguised(b, 2)))
+    in_others = merge([disguise(a, 3), disguise(b, 2)], (0.6, 0.4))
+    assert difference(in_others, disguise(merged, 3)) <= SYMMETRY[torch.float64]
+    plain, turned = (merge([a, other], (0.6, 0.4), aligned=False) for other in (b, disguise(b, 2)))
     assert functions_differ(plain, turned) > 0.1
+
+
+def test_weights_at_the_ends_and_beyond():
+    a = tiny_model(num_hidden_layers=2)
+    b = relative(a)
+    start, end, beyond = (merge([a, b], parts) for parts in ((1, 0), (0, 1), (2, -1)))
+    assert difference(start, a) <= SYMMETRY[torch.float64]
+    assert functions_differ(end, b) <= SYMMETRY[torch.float64]
+    assert difference(end, b) > 0.1, "B has not been brought into the frames of A"
+    assert functions_differ(a, b) > 0.1, "both ends are the same"
+    for outer, parameter, other in zip(beyond.parameters(), a.parameters(), end.parameters(), strict=True):
+        expected = 2 * parameter - other
+        assert (outer - expected).abs().max() <= SYMMETRY[torch.float64] * expected.abs().max()
 
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("learned-untied-projected", "linear"), ("rotary-learned", "spherical"), ("squared-distance", "linear")],
+    cases([("rotary-learned", "spherical")], [("learned-untied-projected", "linear"), ("squared-distance", "linear")]),
 )
 def test_unrelated_models_in_any_frames(name, method):
     """Where alignment has most to choose it still makes one choice, whatever the frames."""
-    models = [tiny_model(seed=seed, **SHALLOW[name]) for seed in (0, 9, 11)]
-    parts = (0.5, 0.2, 0.3)
+    models, parts = [tiny_model(seed=seed, **SHALLOW[name]) for seed in (0, 9, 11)], (0.5, 0.2, 0.3)
     merged = merge(models, parts, method=method)
-    others = [models[0], disguised(models[1], 2), disguised(models[2], 3)]
-    assert weights_differ(merge(others, parts, method=method), merged) <= SYMMETRY[torch.float64]
-    swapped = merge([others[0], others[2], others[1]], (0.5, 0.3, 0.2), method=method)
-    assert weights_differ(swapped, merged) <= SYMMETRY[torch.float64]
-    assert weights_differ(merge(models, (0.5, 0.3, 0.2), method=method), merged) > 1e-3, "the weights do nothing"
-
-
-@every
-def test_a_model_merged_with_its_disguise_is_itself(options):
-    model = tiny_model(**options)
-    pair = [model, disguised(model, 2)]
-    assert weights_differ(merge(pair), model) <= SYMMETRY[torch.float64]
-    assert functions_differ(merge(pair, aligned=False), model) > 0.1
+    others = [models[0], disguise(models[2], 3), disguise(models[1], 2)]
+    assert difference(merge(others, (0.5, 0.3, 0.2), method=method), merged) <= SYMMETRY[torch.float64]
+    assert difference(merge(models, (0.5, 0.3, 0.2), method=method), merged) > 1e-3, "the weights do nothing"
 
 
 @methods
-def test_a_model_merged_with_two_disguises_is_itself(method):
-    model = tiny_model(**SYMMETRIES["learned-untied-projected"])
-    group = [model, disguised(model, 2), disguised(model, 3)]
-    assert weights_differ(merge(group, method=method), model) <= SYMMETRY[torch.float64]
+def test_a_model_merged_with_its_disguises_is_itself(turned, method):
+    model, other, _ = turned("learned-untied-projected")
+    group = [model, other, disguise(model, 3)]
+    assert difference(merge(group, method=method), model) <= SYMMETRY[torch.float64]
     assert functions_differ(merge(group, method=method, aligned=False), model) > 0.1
 
 
@@ -151,42 +127,35 @@ def test_where_there_is_no_direction_the_spherical_mean_is_linear():
                 assert torch.equal(found, average([{"w": a}, {"w": b}], [1 - t, t], "linear")["w"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_the_dtype_is_the_first_ones(dtype):
-    a = tiny_model(dtype=dtype)
-    merged = merge([a, disguised(tiny_model()).to(torch.float32)])
+    model = tiny_model(num_hidden_layers=2)
+    merged = merge([tiny_model(num_hidden_layers=2, dtype=dtype), disguise(model, dtype=torch.float32)])
     assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
     assert not merged.training
     # Both are one model, rounded, so that the mean is it as well, rounded once more.
-    assert weights_differ(merged.double(), tiny_model()) <= 4 * max(torch.finfo(dtype).eps, 1e-7)
+    assert difference(merged.double(), model) <= 4 * max(torch.finfo(dtype).eps, 1e-7)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_tied_stays_tied_and_untied_untied(aligned):
+def test_tied_stays_tied_and_untied_untied(turned, aligned):
     for name, tied in (("learned-projected", True), ("untied-projected", False)):
-        models = [tiny_model(**SYMMETRIES[name]), relative(tiny_model(**SYMMETRIES[name]))]
-        merged = merge(models, aligned=aligned)
+        model, other, _ = turned(name)
+        merged = merge([model, other], aligned=aligned)
         assert (merged.lm_head.weight is merged.model.embed_tokens.weight) == tied
-        assert merged.state_dict().keys() == models[0].state_dict().keys()
-
-
-def test_a_merged_model_is_an_ordinary_checkpoint(tmp_path):
-    merged = merge([tiny_model(), relative(tiny_model())])
-    merged.save_pretrained(tmp_path)
-    loaded = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert functions_differ(loaded, merged) == 0
+        assert merged.state_dict().keys() == model.state_dict().keys()
 
 
 @methods
-def test_the_models_stay_as_they_are(method):
-    models = [tiny_model(), relative(tiny_model()), disguised(tiny_model())]
-    before = [parameter.clone() for model in models for parameter in model.parameters()]
-    merged = merge(models, method=method)
+def test_a_merged_model_is_an_ordinary_checkpoint_of_its_own(turned, method, tmp_path):
+    a, b, _ = turned("rotary")
+    merged = merge([a, b, relative(a)], method=method)
+    merged.save_pretrained(tmp_path)
+    loaded = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert functions_differ(loaded, merged) == 0
     with torch.no_grad():
-        for parameter in merged.parameters():
+        for parameter in merged.parameters():  # shares nothing with the others, which the fixture watches
             parameter.zero_()
-    after = [parameter for model in models for parameter in model.parameters()]
-    assert len(before) > 45 and all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 REFUSED = {
@@ -209,9 +178,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("count", "options", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_merged_is_refused(count, options, message):
-    models = [tiny_model(seed=seed) for seed in range(count)]
     with pytest.raises(ValueError, match=message):
-        merge(models, **options)
+        merge([tiny_model()] * count, **options)
 
 
 def test_models_of_two_shapes_are_refused():
@@ -223,14 +191,6 @@ def test_models_of_two_shapes_are_refused():
 def test_a_way_of_one_point_is_refused():
     with pytest.raises(ValueError, match=r"`points` must be at least 2, the two ends, got 1\."):
         loss_path(tiny_model(), tiny_model(seed=9), lambda model: 0.0, points=1)
-
-
-def test_negative_weights_extrapolate():
-    a, b = tiny_model(), relative(tiny_model())
-    beyond, end = merge([a, b], (2, -1)), merge([a, b], (0, 1))
-    for outer, parameter, other in zip(beyond.parameters(), a.parameters(), end.parameters(), strict=True):
-        expected = 2 * parameter - other
-        assert (outer - expected).abs().max() <= SYMMETRY[torch.float64] * expected.abs().max()
 
 
 def test_the_barrier_is_the_largest_excess_over_the_straight_line():
@@ -250,7 +210,7 @@ def test_pictures_of_paths(tmp_path):
 
 # A text to learn: every token depends on the two before it, so that attention has something to do.
 VOCABULARY, CONTEXT, TRAINING_WINDOWS, HELD_OUT_WINDOWS = 24, 16, 600, 60
-STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 120, 16, 1e-2, 0.1
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 80, 16, 1e-2, 0.1
 # The barrier that is left after alignment is a small part of the one before (about a twentieth here).
 CLEARLY_LOWER = 0.3
 
@@ -310,9 +270,11 @@ def test_alignment_lowers_the_barrier_between_independently_trained_models(schoo
     models, loss = school
     ratios = []
     for i, j in ((0, 1), (1, 2), (2, 0)):
-        path = loss_path(models[i], models[j], loss, points=5)
-        assert path.barrier_before > 0.3, "there is no barrier to lower"
-        assert path.after[0] == pytest.approx(path.before[0], abs=SYMMETRY[torch.float32] * path.before[0])
+        path = loss_path(models[i], models[j], loss, points=3)
+        assert path.t == [0.0, 0.5, 1.0] and path.barrier_before > 0.3, "there is no barrier to lower"
+        for losses in (path.before, path.after):
+            for found, own in zip((losses[0], losses[-1]), (loss(models[j]), loss(models[i])), strict=True):
+                assert found == pytest.approx(own, abs=SYMMETRY[torch.float32] * own)
         ratios.append(path.barrier_after / path.barrier_before)
         print(f"{i} to {j}: barrier {path.barrier_before:.3f} -> {path.barrier_after:.3f} nats per token")
     assert sum(ratios) / len(ratios) < CLEARLY_LOWER and max(ratios) < 2 * CLEARLY_LOWER
@@ -330,23 +292,13 @@ def test_merging_trained_models_needs_alignment(school, method):
 
 def test_a_trained_model_and_its_disguise(school):
     models, loss = school
-    model, disguise = models[0], disguised(models[0])
+    model, other = models[0], disguise(models[0])
     own = loss(model)
-    assert abs(loss(merge([model, disguise])) - own) <= SYMMETRY[torch.float32] * own
-    assert loss(merge([model, disguise], aligned=False)) > own + 0.3
-    path = loss_path(disguise, model, loss, points=3)
+    assert abs(loss(merge([model, other])) - own) <= SYMMETRY[torch.float32] * own
+    assert loss(merge([model, other], aligned=False)) > own + 0.3
+    path = loss_path(other, model, loss, points=3)
     assert abs(path.barrier_after) <= SYMMETRY[torch.float32] * own
     assert path.barrier_before > 0.3
-    assert gauge_distance(model, disguise) < SYMMETRY[torch.float32]
-
-
-def test_the_ends_of_the_way_have_the_models_own_losses(school):
-    models, loss = school
-    first, second = loss(models[1]), loss(models[0])
-    path = loss_path(models[0], models[1], loss, points=2)
-    assert path.t == [0.0, 1.0]
-    assert abs(second - first) > SYMMETRY[torch.float32] * first, "both ends are the same"
-    for losses in (path.before, path.after):
-        for found, own in zip(losses, (first, second), strict=True):
-            assert abs(found - own) <= SYMMETRY[torch.float32] * own
-    assert path.barrier_before == 0 and path.barrier_after == 0
+    assert gauge_distance(model, other) < SYMMETRY[torch.float32]
+    ends = loss_path(other, model, loss, points=2)
+    assert ends.t == [0.0, 1.0] and ends.barrier_before == ends.barrier_after == 0

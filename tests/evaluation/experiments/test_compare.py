@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from evaluation.experiments import candidates, compare, equivariance, optimizer_cost
 from rigpt_hf.training import diagnostics
 from rigpt_hf.training.build import build_model, build_optimizer
-from rigpt_hf.training.options import ModelOptions, OptimizerOptions
+from tests.evaluation.experiments.runs import SMALL_CANDIDATES
 from tests.tolerances import TRAINING
 
 
@@ -73,18 +73,8 @@ def test_every_candidate_is_a_model_with_rates_of_its_own():
 
 @pytest.mark.full
 def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
-    stock = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
-    monkeypatch.setitem(
-        compare.CANDIDATES,
-        "rigpt",
-        candidates.Candidate(ModelOptions(config_overrides=tiny), OptimizerOptions(), (0.01,)),
-    )
-    monkeypatch.setitem(
-        compare.CANDIDATES,
-        "stock-gpt2",
-        candidates.Candidate(ModelOptions("stock-gpt2", stock), OptimizerOptions(optim="adamw"), (0.003,)),
-    )
+    for name, candidate in SMALL_CANDIDATES.items():
+        monkeypatch.setitem(compare.CANDIDATES, name, candidate)
     monkeypatch.setattr(compare, "BATCH", 2)
     monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
     arguments = dict(
@@ -115,57 +105,50 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
 
 
-@pytest.mark.parametrize(
-    ("rates", "message"),
-    [
+def test_impossible_rates_are_refused(files, tmp_path, refused):
+    for rates, message in (
         ("abc", "'--rates': Value error, 'abc' is not a valid float"),
         ("0.1,", "'--rates': Value error, '' is not a valid float"),
         ("0.1,-1", "`rates` must be positive numbers, separated by commas, got '0.1,-1'"),
         ("nan", "`rates` must be positive numbers, separated by commas, got 'nan'"),
         ("inf", "`rates` must be positive numbers, separated by commas, got 'inf'"),
-    ],
-)
-def test_impossible_rates_are_refused(rates, message, files, tmp_path, refused):
-    answer = refused(compare.main, [*map(str, files), "--output", str(tmp_path / "runs"), "--rates", rates])
-    assert message in answer and not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["train", "validation"])
-def test_impossible_token_files_are_refused(which, files, tmp_path, refused):
-    name, least = (("train", 258), ("validation", 4096))[which]
-    for content, message in (
-        (np.zeros(least - 1, "<u2").tobytes(), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-        (bytes(20_001), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-        (b"", f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-        (np.full(least, 4096, "<u2").tobytes(), f"`{name}` must have tokens below 4096, got 4096"),
     ):
-        wrong = list(files)
-        wrong[which] = tmp_path / "wrong.bin"
-        wrong[which].write_bytes(content)
-        assert message in refused(compare.main, [*map(str, wrong), "--output", str(tmp_path / "runs")])
-        assert not (tmp_path / "runs").exists()
-    wrong[which].write_bytes(np.full(least, 4095, "<u2").tobytes())
-    compare.check_tokens(wrong[which], name, least)
+        answer = refused(compare.main, [*map(str, files), "--output", str(tmp_path / "runs"), "--rates", rates])
+        assert message in answer and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_impossible_token_files_are_refused(files, tmp_path, refused):
+    for which in (0, 1):
+        name, least = (("train", 258), ("validation", 4096))[which]
+        for content, message in (
+            (np.zeros(least - 1, "<u2").tobytes(), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+            (bytes(20_001), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+            (b"", f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
+            (np.full(least, 4096, "<u2").tobytes(), f"`{name}` must have tokens below 4096, got 4096"),
+        ):
+            wrong = list(files)
+            wrong[which] = tmp_path / "wrong.bin"
+            wrong[which].write_bytes(content)
+            assert message in refused(compare.main, [*map(str, wrong), "--output", str(tmp_path / "runs")])
+            assert not (tmp_path / "runs").exists()
+        wrong[which].write_bytes(np.full(least, 4095, "<u2").tobytes())
+        compare.check_tokens(wrong[which], name, least)
+
+
+def test_impossible_measurements_of_equivariance_are_refused(monkeypatch, refused):
+    for arguments, message in (
         (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
         (["--steps", "0"], "`steps` must be at least 1, got 0"),
         (["--lr", "0"], "`lr` must be positive, got 0.0"),
         (["--lr", "nan"], "`lr` must be positive, got nan"),
-    ],
-    ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
-)
-def test_impossible_measurements_of_equivariance_are_refused(arguments, message, monkeypatch, refused):
-    monkeypatch.setattr(equivariance, "pair", None)
-    assert message in refused(equivariance.main, arguments)
+    ):
+        monkeypatch.setattr(equivariance, "pair", None)
+        assert message in refused(equivariance.main, arguments)
 
 
 @pytest.fixture
 def refused(capsys):
-    """What a program says of arguments that it does not take, in one line."""
+    """The one line that a program prints about arguments that it does not take."""
 
     def said(program, arguments: list[str]) -> str:
         capsys.readouterr()

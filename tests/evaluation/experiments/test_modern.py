@@ -6,9 +6,10 @@ import torch
 from evaluation.experiments.modern import GATE_COORDINATES, CoordinateGate, ModernGPTConfig, ModernGPTForCausalLM
 from rigpt_hf.symmetry import haar
 from rigpt_hf.training.muon import muon_param_groups
+from tests.evaluation.experiments.runs import trained
 from tests.model.agreement import assert_different, assert_same
 from tests.models import randomise_, tokens
-from tests.training.runs import make_data, pretrain
+from tests.training.runs import pretrain
 from tests.training.streams import turn_the_stream_
 
 
@@ -32,16 +33,16 @@ def test_it_starts_as_recipes_do():
     assert gates[2].weight.shape == (4, GATE_COORDINATES) and not gates[2].weight.any()
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_only_its_gates_prefer_a_basis(gated):
-    model = randomise_(modern_model().double().eval(), seed=0, scale=0.2)
-    if not gated:
-        with torch.no_grad():
-            model.model.layers[2].self_attn.value_gate.weight.zero_()
-            model.model.layers[0].previous_token.gate.weight.zero_()
-    before = model(tokens(2, 11)).logits
-    turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
-    (assert_different if gated else assert_same)(model(tokens(2, 11)).logits, before)
+def test_only_its_gates_prefer_a_basis():
+    for gated in (False, True):
+        model = randomise_(modern_model().double().eval(), seed=0, scale=0.2)
+        if not gated:
+            with torch.no_grad():
+                model.model.layers[2].self_attn.value_gate.weight.zero_()
+                model.model.layers[0].previous_token.gate.weight.zero_()
+        before = model(tokens(2, 11)).logits
+        turn_the_stream_(model, haar(32, torch.Generator().manual_seed(1)))
+        (assert_different if gated else assert_same)(model(tokens(2, 11)).logits, before)
 
 
 def test_multipliers_are_by_module():
@@ -56,15 +57,7 @@ def test_multipliers_are_by_module():
 
 
 def test_it_trains_and_comes_back(tmp_path):
-    data = make_data(tmp_path)
-    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    optimizer = {"optim": "muon", "learning_rate": 0.01, "lr_multipliers": {"lm_head": 0.5}}
-    model = {"model_kind": "modern-gpt", "config_overrides": config}
-    report = pretrain(data, tmp_path / "run", **model, **optimizer, max_steps=20)
-    assert report.losses[-1] < report.losses[0] - 0.3
-    more = {"model_kind": "modern-gpt", "init_from": str(report.model_folder), "config_overrides": {}}
-    going_on = pretrain(data, tmp_path / "more", **more, **optimizer, max_steps=8)
-    assert going_on.losses[0] < report.losses[0] - 0.3
+    trained(tmp_path, "modern-gpt", {}, optim="muon", learning_rate=0.01, lr_multipliers={"lm_head": 0.5})
 
 
 def test_it_cannot_be_trained_without_a_basis(tmp_path):

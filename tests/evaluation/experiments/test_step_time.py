@@ -4,11 +4,7 @@ import json
 
 from evaluation.experiments import candidates, step_time
 from rigpt_hf.evaluation import timing
-from rigpt_hf.training.options import ModelOptions, OptimizerOptions
-
-
-TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 257}
-STOCK = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 257}
+from tests.evaluation.experiments.runs import SMALL_CANDIDATES
 
 
 def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_path, capsys):
@@ -37,28 +33,22 @@ def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_p
 
 
 def test_a_step_trains(monkeypatch, capsys):
-    for name, candidate in (
-        ("rigpt", candidates.Candidate(ModelOptions(config_overrides=TINY), OptimizerOptions(), (0.01,))),
-        ("stock-gpt2", candidates.Candidate(ModelOptions("stock-gpt2", STOCK), OptimizerOptions(optim="adamw"), (1,))),
-    ):
+    for name, candidate in SMALL_CANDIDATES.items():
         monkeypatch.setitem(candidates.CANDIDATES, name, candidate)
     monkeypatch.setattr(step_time, "BATCH", 2)
     monkeypatch.setattr(step_time, "CONTEXT", 8)
-    made = []
-    original = step_time.build_model
-    monkeypatch.setattr(step_time, "build_model", lambda *given: made.append(original(*given)) or made[-1])
+    made, original = [], step_time.build_model
+
+    def build(*given):
+        made.append((given, original(*given)))
+        return made[-1][1]
+
+    monkeypatch.setattr(step_time, "build_model", build)
     seconds = step_time.measure(["rigpt", "stock-gpt2"], 2, mixed=True)
-    assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
-    for model in made:
-        before = original(
-            ModelOptions("stock-gpt2", STOCK) if "transformer" in dir(model) else ModelOptions(config_overrides=TINY),
-            step_time.VOCABULARY,
-            8,
-            None,
-            0,
-        )
-        moved = [bool((a != b).any()) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
-        assert any(moved)
+    assert all(len(turns) == 2 and min(turns) > 0 for turns in seconds.values()) and len(made) == 2
+    for given, model in made:
+        pairs = zip(model.parameters(), original(*given).parameters(), strict=True)
+        assert any(bool((after != before).any()) for after, before in pairs)
     for arguments, message in (
         (["--only", "nobody"], "`only` must name some of"),
         (["--only", "rigpt", "--precision", "fp8"], "--precision"),
