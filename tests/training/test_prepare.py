@@ -120,7 +120,7 @@ def test_options_of_a_source(words, tmp_path, capsys):
         ({"megabytes": "many"}, "must have a number as megabytes, got 'many'"),
     ):
         line = refused(capsys, words(data_options=json.dumps(wrong), prepare_only=True))
-        assert re.match(f"pretrain.py: `data_options` {message}", line), line
+        assert re.match(f"pretrain.py: `--data-options` {message}", line), line
         assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
     right = {"text_column": "body", "revision": None, "megabytes": 1, "separator": "\n\n"}
     assert pretrain.main(words(data_options=json.dumps(right), prepare_only=True)) == 0

@@ -376,7 +376,7 @@ def test_the_command_line(capsys, monkeypatch, tmp_path):
         shown = capsys.readouterr().err
         assert shown.startswith("pretrain.py: ") and shown.count("\n") == 1 and "--help" in shown, shown
     assert main(["--data-dir", str(tmp_path / "none"), "--data", "null", "--output-dir", str(tmp_path)]) == 2
-    assert "pretrain.py: `data_dir` must be a folder of tokenised shards" in capsys.readouterr().err
+    assert "pretrain.py: `--data-dir` must be a folder of tokenised shards" in capsys.readouterr().err
 
 
 def test_every_run_option_is_decisive_or_listed():
