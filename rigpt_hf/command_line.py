@@ -113,7 +113,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             elif isinstance(mark, typer.models.OptionInfo):
                 # Beside a type, Typer keeps the first spelling in the place of the default.
                 spelled = mark.default if isinstance(mark.default, str) else f"--{name.replace('_', '-')}"
-                typed[name] = spelled.partition("/")[0]
+                typed[name] = typed[spelled.strip("-").replace("-", "_")] = spelled.partition("/")[0]
 
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
@@ -170,7 +170,9 @@ def as_typed(message: str, typed: Mapping[str, str], sources: Mapping[str, Any])
         sources: Values of the parameters that are read: one of them is meant where a function says `source`.
     """
     named = [name for name, value in sources.items() if any(repr(str(one)) in message for one in listed(value))]
-    inner = {"output_dir": "output", "models": "sources"} | dict.fromkeys(("source", "model"), named[0] if len(named) == 1 else "source")
+    inner = {"output_dir": "output", "models": "sources"} | dict.fromkeys(
+        ("source", "model"), named[0] if len(named) == 1 else "source"
+    )
 
     def spell(match: re.Match) -> str:
         name = match[1] if match[1] in typed else inner.get(match[1])

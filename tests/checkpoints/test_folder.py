@@ -116,6 +116,22 @@ def test_only_what_was_written_here_is_replaced(tmp_path):
     assert content(tmp_path) == OURS | {"out/part/model": "new"}
 
 
+def test_if_the_last_step_fails_the_earlier_folder_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
+    output, rename = tmp_path / "out", Path.rename
+    make(output)
+
+    def fail_to_publish(path, target):
+        if path.name.endswith(".partial") and target == output:
+            raise OSError("no")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+        patch.setattr(Path, "rename", fail_to_publish)
+        make(output, "new")
+    assert content(tmp_path) == OURS
+
+
 def test_files_that_appear_are_left(tmp_path):
     path = tmp_path / "picture.png"
     appeared = pytest.raises(ValueError, match="`picture` must not exist yet.*appeared meanwhile")

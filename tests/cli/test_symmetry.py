@@ -144,7 +144,7 @@ def places(folder, tmp_path_factory) -> dict[str, Path]:
         (("RIGPT", "OUT", "--transformation", "TEXT"), "`--transformation` must be a file that `rigpt rotate --save"),
         (
             ("RIGPT", "OUT", "--transformation", "MODEL"),
-            "`transformation` must be a file that `rigpt rotate --save",
+            "`--transformation` must be a file that `rigpt rotate --save",
         ),
         (("RIGPT", "OUT", "--frames", "spin"), "`--frames` must name frames of this configuration, got 'spin'"),
         (("RIGPT", "OUT", "--frames", ","), "`--frames` must name frames that this configuration has, got ','"),
