@@ -1,4 +1,4 @@
-"""What travels along with the weights: configuration and code, generation config, tokenizer, chat template."""
+"""Files beside the weights: configuration and code, generation config, tokenizer, chat template."""
 
 import shutil
 from pathlib import Path
@@ -59,15 +59,14 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         source, folder (`Path`): from where to where.
         kwargs: passed to `AutoTokenizer.from_pretrained`.
     """
-    has_vocabulary = any((source / name).is_file() for name in VOCABULARY_FILES)
-    if has_vocabulary or kwargs:
+    if kwargs or any((source / name).is_file() for name in VOCABULARY_FILES):
         try:
             AutoTokenizer.from_pretrained(source, **kwargs).save_pretrained(folder)
         except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
             logger.warning(f"The tokenizer of {source} did not load ({error}); its files are copied as they are.")
             _copy(source, folder, TOKENIZER_FILES)
-    for directory in [path for path in (source / "additional_chat_templates",) if path.is_dir()]:
-        shutil.copytree(directory, folder / directory.name, dirs_exist_ok=True)
+    if (templates := source / "additional_chat_templates").is_dir():
+        shutil.copytree(templates, folder / templates.name, dirs_exist_ok=True)
     _copy(source, folder, TEMPLATE_FILES)
 
 

@@ -8,18 +8,15 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .read import load_model
+from .read import load_model, nothing_there
 
 
 def known(source: str, loader: Any, **options: Any) -> Any:
-    """What `loader` gives for a folder or Hub id; a `ValueError` that names it if there is nothing."""
+    """Load from a folder or Hub id; a `ValueError` that names it if there is nothing."""
     try:
         return loader.from_pretrained(source, **options)
     except OSError as error:
-        raise ValueError(
-            f"`source` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+        raise nothing_there("source", source, error) from error
 
 
 def load(source: str, dtype: Any = None) -> Any:
@@ -71,7 +68,7 @@ def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> A
 
 
 def check_comparable(a: str, b: str):
-    """A `ValueError` if two models cannot be given the same tokens; looked up before any weights are read."""
+    """Raise a `ValueError` if two models cannot be given the same tokens; no weights are read."""
     sizes = [known(source, AutoConfig).vocab_size for source in (a, b)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -82,8 +79,8 @@ def check_comparable(a: str, b: str):
 
 def check_same_vocabulary(a: str, b: str):
     """
-    A `ValueError` if the tokens of two models mean different things: vocabularies of two sizes, or, where both have a
-    tokenizer, one token with two ids, or other merges. Looked up before any weights are read.
+    Raise a `ValueError` if the tokens of two models mean different things: vocabularies of two sizes, or, where both
+    have a tokenizer, one token with two ids, or other merges. No weights are read.
     """
     check_comparable(a, b)
     first, second = tokenizer_of(a), tokenizer_of(b)

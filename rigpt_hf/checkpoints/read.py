@@ -19,7 +19,7 @@ from .companions import TEMPLATE_FILES, TOKENIZER_FILES
 
 
 DOWNLOADED = ("config.json", "generation_config.json", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)
-# What safetensors calls the dtypes that hold weights (masks in old GPT-2 files are U8 or BOOL).
+# Names that safetensors has for the dtypes of weights (masks in old GPT-2 files are U8 or BOOL).
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,7 +32,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Of every `period` rows of a fused map, `length` from `start` on."""
+    """The rows of a part of a fused map: `length` from `start` on, of every `period`."""
 
     start: int
     length: int
@@ -222,10 +222,7 @@ def load_model(
         with quiet_loading():
             model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
     except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got "
-            f"{str(source)!r}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise nothing_there(argument, source, error) from error
     check_names(
         argument,
         str(source),
@@ -234,6 +231,14 @@ def load_model(
         mismatched=[key[0] for key in report.get("mismatched_keys") or ()],
     )
     return model
+
+
+def nothing_there(argument: str, source: str | Path, error: OSError) -> ValueError:
+    """The refusal of a source from which nothing could be loaded, for the reason that the library gives."""
+    return ValueError(
+        f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got "
+        f"{str(source)!r}: {str(error).strip().splitlines()[0]}"
+    )
 
 
 def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:

@@ -1,9 +1,7 @@
 """The one writer: tensors made shard by shard, all that travels along, a certificate, and then the folder appears."""
 
-import gc
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -63,12 +61,8 @@ class Reference:
     explanation: str | None = None
 
     def record(self, load: Callable[[], Any], *, hashed: bool) -> LogitsSnapshot:
-        """What a model gives, loaded as any user would, and freed."""
-        model = load().to(self.device)
-        snapshot = record_logits(model, self.input_ids, hashed=hashed)
-        del model
-        gc.collect()
-        return snapshot
+        """The logits of a model, loaded as any user would; nothing holds the model afterwards."""
+        return record_logits(load().to(self.device), self.input_ids, hashed=hashed)
 
 
 def finer_dtype(stored: torch.dtype, written: torch.dtype) -> torch.dtype:
@@ -125,7 +119,8 @@ def write_checkpoint(
         nonlocal before
         if is_main and certify_against is not None:
             before = certify_against.record(certify_against.load, hashed=False)
-        write_shards(dict(list(shards.items())[workers.index :: workers.count]), folder, dtype, is_main and progress)
+        mine = dict(list(shards.items())[workers.index :: workers.count])
+        write_shards(mine, folder, dtype, progress if is_main else None)
 
     def finish(folder: Path) -> Certificate | None:
         write_index(shards, folder, dtype)
@@ -203,9 +198,7 @@ def split_into_shards(
     return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
 
 
-def write_shards(
-    shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype, progress: str | bool | None
-) -> None:
+def write_shards(shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype, progress: str | None) -> None:
     """
     Make the tensors of each shard and write them, one shard after the other.
 
@@ -215,12 +208,15 @@ def write_shards(
         dtype (`torch.dtype`): to store as.
         progress (`str`, *optional*): what the progress bar says; none if not given.
     """
-    total = sum(entry.nbytes(dtype) for entries in shards.values() for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=progress) if progress else nullcontext() as bar:
+    with tqdm(total=_nbytes(shards, dtype), unit="B", unit_scale=True, desc=progress, disable=not progress) as bar:
         for file, entries in shards.items():
-            _write_shard(entries, folder / file, dtype, (lambda nbytes: None) if bar is None else bar.update)
+            _write_shard(entries, folder / file, dtype, bar.update)
             # safetensors makes files for their owner alone; these are as open as what lies beside them.
             (folder / file).chmod(folder.stat().st_mode & 0o666)
+
+
+def _nbytes(shards: dict[str, list[Entry]], dtype: torch.dtype) -> int:
+    return sum(entry.nbytes(dtype) for entries in shards.values() for entry in entries)
 
 
 def _write_shard(entries: list[Entry], path: Path, dtype: torch.dtype, advance: Callable[[int], Any]) -> None:
@@ -237,7 +233,7 @@ def write_index(shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype
     """The table of which tensor is in which file; nothing where there is a single file."""
     if len(shards) == 1:
         return
-    total = sum(entry.nbytes(dtype) for entries in shards.values() for entry in entries)
+    total = _nbytes(shards, dtype)
     index = {
         "metadata": {"total_parameters": total // dtype.itemsize, "total_size": total},
         "weight_map": {entry.name: file for file, entries in shards.items() for entry in entries},

@@ -1,4 +1,4 @@
-"""How verbs declare what they take; plain values only, so that `--help` waits for nothing."""
+"""Declarations of arguments and options; plain values only, so that `--help` waits for nothing."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ def flag(name: str, text: str, *spellings: str) -> Any:
     return typer.Option(f"--{name}", *spellings, help=text, show_default="no")
 
 
-# What many verbs take.
+# Arguments that many verbs take.
 Source = Annotated[str, argument("RiGPT folder or Hub id.")]
 Output = Annotated[Path, argument("Folder to make.")]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]

@@ -1,4 +1,4 @@
-"""What verbs share: checks before any weights are read, files that appear complete, what is said in the end."""
+"""Helpers of verbs: checks before any weights are read, files that appear complete, the report in the end."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def to_dtype(name: str | None) -> Any:
 
 
 def check_device(device: str):
-    """A `ValueError` if PyTorch cannot put anything on this device."""
+    """Raise a `ValueError` if PyTorch cannot put anything on this device."""
     import torch
 
     try:
@@ -38,7 +38,7 @@ def check_device(device: str):
 
 
 def check_file(path: Path | None, argument: str, force: bool):
-    """A `ValueError` if no file can be written under this name: a folder, or a file without `force`. None is fine."""
+    """Raise a `ValueError` if the path is a folder, or a file and `force` is not given; `None` is fine."""
     if path is None:
         return
     if path.is_dir():
@@ -79,7 +79,7 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
 
 
 def check_picture(path: Path | None, force: bool):
-    """A `ValueError` if no picture can be written under this name, or none can be drawn. None is fine."""
+    """Raise a `ValueError` if no picture can be written under this name, or none can be drawn; `None` is fine."""
     check_file(path, "picture", force)
     if path is None:
         return

@@ -74,13 +74,14 @@ def rotate(
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
-    report(transform(g, source, output, save_transformation, force, revision, dtype, max_shard_size, seed), output)
+    settings = {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
+    report(transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings), output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse")
 
 
 def check_outside(path: Path | None, output: Path):
-    """A `ValueError` if a file would lie in the folder of the model to make."""
+    """Raise a `ValueError` if a file would lie in the folder of the model to make."""
     if path is not None and output.resolve() in path.resolve().parents:
         raise ValueError(
             f"A file beside the model must lie outside of its folder, got {str(path)!r} in {str(output)!r}. Name "
@@ -89,15 +90,7 @@ def check_outside(path: Path | None, output: Path):
 
 
 def transform(
-    g: Any,
-    source: str,
-    output: Path,
-    save_to: Path | None,
-    force: bool,
-    revision: str | None,
-    dtype: str | None,
-    max_shard_size: str | None,
-    seed: int,
+    g: Any, source: str, output: Path, save_to: Path | None, *, force: bool, dtype: Any, **options: Any
 ) -> Any:
     """Write the turned checkpoint, and the transformation if there is a name for it; returns the certificate."""
     from ..symmetry.checkpoint import transform_checkpoint
@@ -105,16 +98,7 @@ def transform(
     with new_file(save_to, "save_transformation", force) if save_to else nullcontext() as place:
         if place is not None:
             g.save(place)
-        return transform_checkpoint(
-            source,
-            output,
-            g,
-            revision=revision,
-            dtype=to_dtype(dtype),
-            force=force,
-            max_shard_size=max_shard_size,
-            seed=seed,
-        )
+        return transform_checkpoint(source, output, g, dtype=to_dtype(dtype), force=force, **options)
 
 
 def canonicalize(
@@ -144,8 +128,8 @@ def canonicalize(
     check_outside(save_transformation, output)
     check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
-    turning = gauge.transformation, source, output, save_transformation, force, revision, dtype, max_shard_size, seed
-    certificate = transform(*turning)
+    g, settings = gauge.transformation, {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
+    certificate = transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")

@@ -43,14 +43,10 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
         )
     plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device)
     dtype = dtype or plan.source_dtype
-    tensors = {}
-    for entry in plan.entries:
-        made = entry.make(dtype)
-        # Untouched tables come out as they went in; the result must not share them.
-        tensors[entry.name] = made.clone() if _shares_memory(made, state_dict) else made
+    tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
+    # Untouched tables come out as they went in; the result must not share them.
+    storages = {tensor.untyped_storage().data_ptr() for tensor in state_dict.values()}
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensors[name] = tensor.clone()
     return assemble(RiGPTForCausalLM, plan.config, tensors, dtype, hf_model, hf_model.config._attn_implementation)
-
-
-def _shares_memory(tensor: torch.Tensor, state_dict: dict[str, torch.Tensor]) -> bool:
-    storage = tensor.untyped_storage().data_ptr()
-    return any(storage == other.untyped_storage().data_ptr() for other in state_dict.values())

@@ -12,7 +12,7 @@ CHOICES = ("vector", "none", "refuse")
 
 def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple[float, ...]:
     """
-    What becomes of coordinate-wise dropout, and says so.
+    The probabilities that replace coordinate-wise dropout; a warning says what changed.
 
     Args:
         probabilities (`dict[str, float]`): the source's options by name.
@@ -26,13 +26,12 @@ def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple
     Raises:
         ValueError: if `choice` is unknown, or is "refuse" and a probability is not 0.
     """
-    if choice is None:
-        return tuple(0.0 for _ in probabilities)
-    if choice not in CHOICES:
+    if choice is not None and choice not in CHOICES:
         raise ValueError(f"`dropout` must be one of {', '.join(CHOICES)}, got {choice!r}.")
+    none = (0.0,) * len(probabilities)
     used = ", ".join(f"`{name}={value}`" for name, value in probabilities.items() if value)
-    if not used:
-        return tuple(0.0 for _ in probabilities)
+    if choice is None or not used:
+        return none
     if choice == "refuse":
         raise ValueError(
             f"{used}: drops single coordinates of the stream, which has no invariant form. Pass `dropout='vector'` to "
@@ -40,7 +39,7 @@ def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple
         )
     if choice == "none":
         logger.warning(f"{used}: drops single coordinates of the stream and was set to 0 (`dropout='none'`).")
-        return tuple(0.0 for _ in probabilities)
+        return none
     logger.warning(
         f"{used}: drops single coordinates of the stream, which has no invariant form: carried over as dropout of "
         "whole vectors with the same probability. Evaluation is unaffected; training differs."

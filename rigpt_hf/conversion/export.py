@@ -48,9 +48,11 @@ def export_model(
         ValueError: if the target cannot express an option or the weights; the message names which and why.
     """
     plan = plan_export(model, target, frame)
-    dtype = dtype or model.dtype
+    dtype, backend = dtype or model.dtype, model.config._attn_implementation
+    if backend not in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
+        backend = "sdpa"
     tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
-    return assemble(plan.model_class, plan.config, tensors, dtype, model, _stock_backend(model))
+    return assemble(plan.model_class, plan.config, tensors, dtype, model, backend)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,6 @@ def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> Ex
     used = {name: tensor for name, tensor in state.items() if name not in idle}
     unfolding = _Unfolding(chosen.family, config, stock_frame, used, stock_config)
     return ExportPlan(chosen.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
-
-
-def _stock_backend(model: RiGPTForCausalLM) -> str:
-    backend = model.config._attn_implementation
-    return backend if backend in ("eager", "sdpa", "flash_attention_2", "flex_attention") else "sdpa"
 
 
 class _Unfolding:

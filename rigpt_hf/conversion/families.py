@@ -1,4 +1,4 @@
-"""Which stock architectures convert and which are exported to; a family is one file, and stands in `FAMILIES`."""
+"""The stock architectures that convert, and those to export to; a family is one file, and stands in `FAMILIES`."""
 
 from transformers import PreTrainedConfig
 
@@ -9,9 +9,9 @@ from .maps import Architecture, Target
 FAMILIES = (gpt2, llama)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: each for family in FAMILIES for name, each in family.ARCHITECTURES.items()
+    name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()
 }
-TARGETS: dict[str, Target] = {name: each for family in FAMILIES for name, each in family.TARGETS.items()}
+TARGETS: dict[str, Target] = {name: target for family in FAMILIES for name, target in family.TARGETS.items()}
 
 _QK_NORM = (
     "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "

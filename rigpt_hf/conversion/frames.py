@@ -184,7 +184,7 @@ class _Ends:
         return torch.eye(size, dtype=torch.float64, device=null.device) - 2 * torch.outer(normal, normal)
 
     def _strength(self, direction: torch.Tensor) -> float:
-        """How much is written into a direction, relative to everything that is: the largest over the writers."""
+        """The relative size of a writer's output along a direction: the largest over the writers."""
         return max(
             float((columns.T @ direction).norm() / columns.norm().clamp_min(1e-300)) for _, columns in self.written()
         )

@@ -12,7 +12,7 @@ from .maps import Architecture, Family, Rows, Rule, Target, same
 
 def query_scale(config: GPT2Config, layer: int) -> float:
     """
-    What GPT-2's scores are, in units of `q·k / sqrt(head_dim)`: a constant of each layer, which folds into queries.
+    GPT-2's scores in units of `q·k / sqrt(head_dim)`: a constant of each layer, which folds into queries.
 
     `reorder_and_upcast_attn` changes the order and precision of the same product, not its value: nothing to fold.
     """

@@ -135,7 +135,7 @@ ARCHITECTURES = {
     "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config),
     "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config),
 }
-# What all of the family can express. A bias that is absent is 0; the weights say whether that of the last map is.
+# Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {
     "gated_mlp": lambda config: config.gated_mlp,
     "rope_parameters": None,

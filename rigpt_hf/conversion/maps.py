@@ -1,4 +1,4 @@
-"""What a family of stock checkpoints is: data that says which RiGPT module is made of which stock modules.
+"""A family of stock checkpoints is data: which RiGPT module is made of which stock modules.
 
 A family (GPT-2, Llama) is one file of data and an entry in `families.py`. Both directions read the same rules: `plan`
 makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT ones. How a tensor meets the residual

@@ -1,4 +1,4 @@
-"""What a stock class can express: the options that it declares, and all others at values that do nothing."""
+"""A stock class can express the options that it declares, and all others at values that do nothing."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +17,7 @@ NEUTRAL: dict[str, dict[str, float | None]] = {
     "attention_score": {"distance_weight": 0.0},
     "value_embedding_period": {"value_embedding.weight": 0.0, "value_gate.weight": None},
 }
-# What `choose_frame` puts into the tables of tokens, and what only a solver reads.
+# `choose_frame` puts the first two into the tables of tokens; only a solver reads the others.
 ANYWHERE = {"embedding_size", "tie_word_embeddings", "depth_rtol", "depth_atol"}
 
 

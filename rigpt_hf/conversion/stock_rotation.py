@@ -1,4 +1,4 @@
-"""What a rotation does to a stock model, whose norms cannot follow: the control beside what a RiGPT keeps."""
+"""A stock model whose hidden space is rotated while its norms cannot follow: the control beside a RiGPT."""
 
 import copy
 from typing import Any

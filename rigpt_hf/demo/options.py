@@ -1,4 +1,4 @@
-"""What `rigpt demo` can be told; imports nothing heavy, as it is also its command line."""
+"""The options of `rigpt demo`; imports nothing heavy, as it is also its command line."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 
 @dataclass
 class DemoOptions:
-    """What `rigpt demo` can be told."""
+    """The options of `rigpt demo`."""
 
     output: Path = Path("runs/demo")
     """Folder for the model and the report."""

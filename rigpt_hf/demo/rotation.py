@@ -1,4 +1,4 @@
-"""What a rotation of the hidden space does to a RiGPT, and what the same rotation does to the stock model."""
+"""The effect of a rotation of the hidden space on a RiGPT and on the stock model."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ def mean_loss(model: Any, windows: torch.Tensor) -> float:
 def continue_text(
     model: Any, tokenizer: Any, prompt: str, *, sample: bool, new_tokens: int = 40, seed: int = 0
 ) -> str:
-    """The prompt and what the model makes of it; sampling repeats with its seed."""
+    """The prompt and its continuation by the model; sampling repeats with its seed."""
     torch.manual_seed(seed)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     length = inputs["input_ids"].shape[1]
@@ -61,7 +61,7 @@ def continue_text(
 
 
 def continue_both(models: tuple[Any, Any], tokenizer: Any, prompt: str, *, sample: bool) -> tuple[str, str]:
-    """`continue_text` of two models."""
+    """The continuations of a prompt by two models; sampling starts from the same seed."""
     before, after = (continue_text(model, tokenizer, prompt, sample=sample) for model in models)
     return before, after
 

@@ -30,20 +30,13 @@ from ..text.corpus import gather_documentation, read_text
 from ..text.tokenizer import split, token_row, train_tokenizer
 from .options import DemoOptions
 from .report import SHOWN_TOKENS, Findings, write_report
-from .rotation import (
-    continue_both,
-    mean_loss,
-    measure_effect,
-    next_token_probabilities,
-    relative,
-    sweep,
-)
+from .rotation import continue_both, mean_loss, measure_effect, next_token_probabilities, relative, sweep
 from .stock import Recipe, train_gpt2
 
 
 PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
 MEGABYTE = 10**6
-# What a demo leaves in its folder; anything else there is somebody's and is not replaced.
+# Names that a demo leaves in its folder; anything else there is somebody's and is not replaced.
 MADE_HERE = {"model", "report.md", "rotation.png"}
 
 
@@ -98,7 +91,9 @@ def _run(options: DemoOptions, console: Console) -> Path:
         turned = turn(model, stock, tokenizer, windows, options, console)
     with new_folder(options.output, "output") as folder:
         with stages.stage("save", "Save it, and load it back as anyone would"):
-            quietly_save(model, tokenizer, folder / "model")
+            with quiet_loading():
+                model.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
             certificates[0].save(folder / "model")
             loaded_back = load_back(folder / "model", windows, model)
             as_remote_code = load_in_fresh_process(folder / "model", windows, model)
@@ -137,7 +132,7 @@ def convert_and_certify(
 def turn(
     model: RiGPTForCausalLM, stock: Any, tokenizer: Any, windows: torch.Tensor, options: DemoOptions, console: Console
 ) -> dict[str, Any]:
-    """What the report says of one random rotation, by the names of `Findings`."""
+    """The measurements of one random rotation, by the names of `Findings`."""
     prompt = options.prompt or PROMPTS["trained here" if options.model is None else "real"]
     generator = torch.Generator().manual_seed(options.seed)
     g = GaugeTransformation.random(model.config, generator, ("stream", "head"), special=True)
@@ -146,7 +141,8 @@ def turn(
     stream = GaugeTransformation(model.config, {"stream": g.elements["stream"]})
     turned_stock = rotate_stock(stock, g.elements["stream"][0])
     stock_loss = mean_loss(stock, windows), mean_loss(turned_stock, windows)
-    stock_logits = logit_change(stock, turned_stock, windows)
+    with torch.no_grad():
+        stock_logits = relative(*(each(windows, use_cache=False).logits for each in (turned_stock, stock)))
     stock_text = continue_both((stock, turned_stock), tokenizer, prompt, sample=True)
     show_effect(console, effect, stock_loss, stock_logits, stock_text)
     with Progress(console=console) as progress:
@@ -242,14 +238,8 @@ def obtain_stock(
 def documentation(megabytes: float, seed: int, progress: Progress) -> list[str]:
     """`gather_documentation` behind a progress bar."""
     task = progress.add_task("reading the installed packages", total=None)
-    # What `rigpt evaluate` measures on is left out.
+    # The part that `rigpt evaluate` measures on is left out.
     return gather_documentation(int(megabytes * MEGABYTE), seed, lambda n: progress.advance(task, n), part="training")
-
-
-@torch.no_grad()
-def logit_change(a: Any, b: Any, windows: torch.Tensor) -> float:
-    """max |Δlogit| / max |logit| of two models."""
-    return relative(b(windows, use_cache=False).logits, a(windows, use_cache=False).logits)
 
 
 def show_effect(
@@ -290,13 +280,6 @@ def likely_tokens(
     return {"RiGPT": picked[:2], "stock GPT-2": picked[2:]}, [repr(tokenizer.decode(int(index))) for index in best]
 
 
-def quietly_save(model: Any, tokenizer: Any, folder: Path):
-    """Model, code and tokenizer in one folder."""
-    with quiet_loading():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @torch.no_grad()
 def load_back(folder: Path, windows: torch.Tensor, model: Any) -> float:
     """Largest difference of logits after loading through the Auto classes, with the tokenizer."""
@@ -309,7 +292,8 @@ def load_back(folder: Path, windows: torch.Tensor, model: Any) -> float:
 @torch.no_grad()
 def load_in_fresh_process(folder: Path, windows: torch.Tensor, model: Any) -> float:
     """The same in a process that never imports this package and trusts the code in the folder."""
-    torch.save(windows.cpu(), folder.parent / "windows.pt")
+    inputs, outputs = folder.parent / "windows.pt", folder.parent / "logits.pt"
+    torch.save(windows.cpu(), inputs)
     script = (
         "import sys, torch; from transformers import AutoModelForCausalLM; "
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval(); "
@@ -317,14 +301,12 @@ def load_in_fresh_process(folder: Path, windows: torch.Tensor, model: Any) -> fl
         "windows = torch.load(sys.argv[2], weights_only=True); "
         "torch.save(model(windows).logits.detach(), sys.argv[3])"
     )
-    paths = [folder, folder.parent / "windows.pt", folder.parent / "logits.pt"]
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, paths)], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, *map(str, (folder, inputs, outputs))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"Loading {folder} in a fresh process failed:\n{done.stderr.strip()}")
-    logits = torch.load(paths[2], weights_only=True)
-    for path in paths[1:]:
-        path.unlink()
+    logits = torch.load(outputs, weights_only=True)
+    inputs.unlink()
+    outputs.unlink()
     return (logits - model(windows).logits.cpu()).abs().max().item()

@@ -1,4 +1,4 @@
-"""What a spacetime diffeomorphism does to a flow: other paths, the same ends."""
+"""A flow under a spacetime diffeomorphism: other paths, the same ends."""
 
 import math
 from typing import Any

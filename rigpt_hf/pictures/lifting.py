@@ -1,4 +1,4 @@
-"""How a gauge transformation of layers becomes a path of diffeomorphisms, and where there is none."""
+"""A gauge transformation of layers as a path of diffeomorphisms, and where there is none."""
 
 from typing import Any
 

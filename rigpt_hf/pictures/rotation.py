@@ -48,7 +48,7 @@ def draw_layer(view: "View", layer: int) -> Figure:
     for column, (pair, colour) in enumerate(((view.rigpt, INVARIANT), (view.stock, STOCK))):
         images = layer_pictures(pair, layer)
         for panel, image, when in zip(panels[column::2], images, ("before", "now"), strict=True):
-            # Of the frame it started in, so that the scale stays.
+            # The scale is that of the frame it started in.
             draw_image(panel, image.numpy(), most(images[0]))
             panel.set_title(f"{pair.name}, {when}", color=colour)
             shown = [plain(token) for token in view.tokens[: len(image)]]
@@ -135,7 +135,7 @@ def layer_pictures(pair: "Pair", layer: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def most(image: torch.Tensor) -> float:
-    """What 97 % of the entries are below in size; a few large ones would leave the rest of a picture white."""
+    """The 97 % quantile of the sizes of the entries; a few large ones would leave the rest of a picture white."""
     return image.abs().flatten().quantile(0.97).item() or 1.0
 
 

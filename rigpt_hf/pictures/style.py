@@ -18,7 +18,7 @@ else:
 # Told apart by people who see few colours: Okabe and Ito, "Color Universal Design" (2008), without their yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = COLOURS
-# What turns along with the hidden space, and what does not.
+# The model that turns along with the hidden space, and the one that does not.
 INVARIANT, STOCK = BLUE, ORANGE
 STYLE: dict[str, Any] = {
     "axes.spines.right": False,
@@ -31,7 +31,7 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
-# What would differ between two files of one picture.
+# Metadata that would differ between two files of one picture.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -58,7 +58,7 @@ def card_of(
             "one of them out."
         )
     _check_metadata(path)
-    # Of a person's card not even the ends of lines are changed.
+    # A person's card keeps even the ends of its lines.
     text = path.read_bytes().decode()
     marker = read_marker(text)
     if marker is None:

@@ -91,26 +91,26 @@ class Hub:
             raise ValueError(message.replace(self.token, "[token]")) from (None if shown else error)
 
     def _words(self, error: Exception, chain: list[BaseException], repo_id: str, sending: bool) -> str | None:
-        """What to say of an error and its causes; `None` if it speaks for itself, or is none of the Hub's."""
-        network = any(isinstance(one, (TransportError, OSError)) for one in chain)
+        """The message for an error and its causes; `None` if it speaks for itself, or is none of the Hub's."""
+        network, last = any(isinstance(one, (TransportError, OSError)) for one in chain), in_one_line(chain[-1])
         if answer := next((one for one in chain if isinstance(one, HfHubHTTPError)), None):
             return _refusal(answer, repo_id)
         if isinstance(error, OfflineModeIsEnabled):
             return "`repo` needs the Hub, and HF_HUB_OFFLINE forbids to reach it. Unset it and try again."
         if sending and (network or isinstance(error, RuntimeError)):
             return (
-                f"The upload to {repo_id!r} broke off ({_short(chain[-1])}). Say the same command again: what has "
+                f"The upload to {repo_id!r} broke off ({last}). Say the same command again: what has "
                 "arrived is not sent again, and the repository changes only once all of it is there."
             )
         if network:
             return (
-                f"`repo` needs the Hub, and {self.api.endpoint} cannot be reached ({_short(chain[-1])}). Nothing was "
+                f"`repo` needs the Hub, and {self.api.endpoint} cannot be reached ({last}). Nothing was "
                 "sent. Check the network, and HF_ENDPOINT if you set it, then try again."
             )
         # Our own speak for themselves.
         if not isinstance(error, ValueError) or (type(error) is ValueError and not sending):
             return None
-        return f"The Hub would not take what is published to {repo_id!r}: {_short(error)}"
+        return f"The Hub would not take what is published to {repo_id!r}: {in_one_line(error)}"
 
 
 def checked_token(token: str | None) -> str:
@@ -131,7 +131,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _short(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
+    """The type of an error and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

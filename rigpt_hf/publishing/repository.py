@@ -1,4 +1,4 @@
-"""What a repository on the Hub holds of a saved model, and the checks that a stranger can load it."""
+"""The files of a saved model that go into a repository on the Hub, and the checks that a stranger can load it."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import rigpt_hf
 
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.read import name_some, quiet_loading
+from ..checkpoints.read import check_names, name_some, quiet_loading
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -26,6 +26,7 @@ from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..text.paths import without_path
 from .cards import card_of, pictures_of
+from .hub import in_one_line
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -42,7 +43,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 HARMLESS = ("training_args.bin",)
 STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
 CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
-# Of a model in a repository, but for its weights and code.
+# Files of a model in a repository.
 MANAGED = (
     "model*.safetensors",
     INDEX,
@@ -52,7 +53,7 @@ MANAGED = (
     *TOKENIZER_FILES,
     *BESIDE_WEIGHTS,
 )
-# Of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
+# Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
 ACCESS_TOKEN = re.compile(
     rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
 )
@@ -199,13 +200,9 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
             )
     # Damaged files give errors of many libraries.
     except Exception as error:
-        problem = f", which gives {_in_one_line(error)}"
+        problem = f", which gives {in_one_line(error)}"
         raise _refusal(folder, "hold a model that loads", problem, f"Save the model once more {SAVE}.") from error
-    for problem, weights in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
-        if weights:
-            problem = f", which {problem} {name_some(weights)}"
-            advice = f"Save the whole model once more {SAVE}."
-            raise _refusal(folder, "hold the weights of its configuration", problem, advice)
+    check_names("folder", str(folder), missing=report["missing_keys"], unexpected=report["unexpected_keys"])
 
 
 def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
@@ -223,10 +220,6 @@ def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) ->
 
 def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
     return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
-
-
-def _in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -264,9 +257,9 @@ def _check_nothing_forbidden(folder: Path) -> None:
         (pickled, "pickles, which run code when they are read", "Remove them, or save the model as safetensors"),
     )
     for forbidden, what, advice in rules:
-        found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if forbidden(path)]
-        if found:
-            raise ValueError(f"`folder` must not hold {what}, got {name_some(found)} in {str(folder)!r}. {advice}.")
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if forbidden(path)]
+        if names:
+            raise ValueError(f"`folder` must not hold {what}, got {name_some(names)} in {str(folder)!r}. {advice}.")
 
 
 def _weights(folder: Path) -> list[str]:
@@ -367,10 +360,9 @@ def _check_tokenizer(folder: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged files give errors of many libraries
-        problem = f", which gives {_in_one_line(error)}"
-        raise _refusal(
-            folder, "hold a tokenizer that loads or none", problem, "Save the tokenizer once more."
-        ) from error
+        problem = f", which gives {in_one_line(error)}"
+        rule = "hold a tokenizer that loads or none"
+        raise _refusal(folder, rule, problem, "Save the tokenizer once more.") from error
 
 
 def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[list[RepositoryFile], list[str]]:
@@ -388,7 +380,7 @@ def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[
 
 
 def foreign(paths: Iterable[str], model_type: str | None) -> str | None:
-    """What a repository holds that is no RiGPT and would be overwritten; `None` if nothing."""
+    """The content of a repository that is no RiGPT and would be overwritten, in words; `None` if there is none."""
     if model_type is not None:
         return None if model_type == "rigpt" else f"a model of type {model_type!r}"
     weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]

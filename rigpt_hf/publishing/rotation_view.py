@@ -1,5 +1,5 @@
 """
-What one sees of a RiGPT and of a stock model while the hidden space of both turns, for any program that shows it.
+A RiGPT and a stock model while the hidden space of both turns, as any program may show them.
 
 Shapes: V vocabulary, d hidden size, L layers.
 """
@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from ..checkpoints.read import quiet_loading
+from ..checkpoints.read import load_model
 from ..configuration_rigpt import RiGPTConfig
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
@@ -39,7 +39,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class State:
-    """What a model makes of a prompt: next-token probabilities `[V]` and hidden states `[L + 1, tokens, d]`."""
+    """The next-token probabilities `[V]` and hidden states `[L + 1, tokens, d]` of a model on a prompt."""
 
     probabilities: torch.Tensor
     hidden_states: torch.Tensor
@@ -65,12 +65,12 @@ class Pair:
 
     @property
     def changes(self) -> list[float]:
-        """Of the embeddings and of every layer: `|h_now - h| / |h|`."""
+        """`|h_now - h| / |h|` of the embeddings and of every layer."""
         return self._relative(self.before.hidden_states.double())
 
     @property
     def departures(self) -> list[float]:
-        """Of the embeddings and of every layer: `|h_now - R h| / |h|`, zero if the hidden states only turned along."""
+        """`|h_now - R h| / |h|` of the embeddings and of every layer: 0 if the hidden states only turned along."""
         return self._relative(self.before.hidden_states.double() @ self.rotation.T)
 
     def _relative(self, expected: torch.Tensor) -> list[float]:
@@ -95,8 +95,8 @@ class RotationView:
     """
     Two models whose hidden spaces turn by one random rotation, uniform over SO(d) for every seed.
 
-    What does not depend on the angle is computed once: the path of each seed, and what a prompt gives unrotated. The
-    turned models are kept until another angle or seed is asked for. Threads take turns.
+    The path of each seed and the unrotated states of a prompt are computed once. The turned models are kept until
+    another angle or seed is asked for. Threads take turns.
 
     Args:
         subjects ([`Subjects`]): The models; not changed.
@@ -203,14 +203,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    try:
-        with quiet_loading():
-            return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options).eval()
-    except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got {source!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
@@ -259,7 +252,7 @@ def turn_rigpt(model: Any, rotation: torch.Tensor) -> Any:
 
 @torch.no_grad()
 def observe(model: Any, input_ids: torch.Tensor) -> State:
-    """What a model makes of `input_ids` `[1, tokens]`."""
+    """The state of a model on `input_ids` `[1, tokens]`."""
     output = model(input_ids, logits_to_keep=1, output_hidden_states=True, use_cache=False)
     return State(output.logits[0, -1].double().softmax(dim=-1), torch.cat(output.hidden_states))
 

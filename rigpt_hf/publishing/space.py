@@ -25,7 +25,7 @@ PROMPT = "The capital of France is"
 APP = Path(__file__).with_name("space_app")
 GRADIO = "6.31.0"  # that the app was driven with
 PYTHON = "3.11"  # the least that the package runs on, and more than Spaces have by default
-# What decides numbers and pictures; the versions in use where the Space is built.
+# Packages that decide numbers and pictures, pinned to the versions in use where the Space is built.
 PINNED = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "scipy", "matplotlib")
 FILES = frozenset({"README.md", "app.py", "requirements.txt", "settings.json"})
 REVISION = re.compile(r"[\w][\w./-]*")

@@ -36,7 +36,11 @@ def test_the_folder_holds_all_that_a_user_needs(verb, tmp_path):
     assert len(modes) == 1, "weights are as readable as what lies beside them"
     config = json.loads((output / "config.json").read_text())
     assert config["architectures"] == ["RiGPTForCausalLM"] and config["dtype"] == "float32"
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
+    # The code that a process without the package loads it from is that of `save_pretrained`.
+    verb.result(model).save_pretrained(tmp_path / "saved")
+    assert config["auto_map"] == json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    code = [{path.name: path.read_bytes() for path in folder.glob("*.py")} for folder in (output, tmp_path / "saved")]
+    assert code[0] == code[1] and len(code[0]) > 3
     loaded = AutoModelForCausalLM.from_pretrained(output)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert loaded.config.vocab_size == model.config.vocab_size
@@ -68,9 +72,19 @@ def test_shards_in_and_out(verb, tmp_path):
     assert all(torch.equal(parameter, expected[name]) for name, parameter in loaded.named_parameters())
 
 
-@over_verbs
-@pytest.mark.parametrize("kept, asked", [("float32", "bfloat16"), ("bfloat16", "float64"), ("bfloat16", None)])
+@pytest.mark.parametrize(
+    "verb, kept, asked",
+    [
+        ("convert", "float32", "bfloat16"),
+        ("transform", "bfloat16", "float64"),
+        ("transform", "bfloat16", None),
+        pytest.param("transform", "float32", "bfloat16", marks=pytest.mark.full),
+        pytest.param("convert", "bfloat16", "float64", marks=pytest.mark.full),
+        pytest.param("convert", "bfloat16", None, marks=pytest.mark.full),
+    ],
+)
 def test_weights_are_cast_once(verb, kept, asked, tmp_path):
+    verb = VERBS[verb]
     model = verb.model(getattr(torch, kept))
     model.save_pretrained(tmp_path / "source")
     certificate = verb.run(tmp_path / "source", tmp_path / "out", dtype=asked and getattr(torch, asked))
@@ -84,26 +98,18 @@ def test_weights_are_cast_once(verb, kept, asked, tmp_path):
 
 
 class TestNothingIsLeftBehind:
-    @pytest.mark.parametrize(
-        "module, step",
-        [
-            (write_module, "write_shards"),
-            (write_module, "save_config"),
-            (write_module, "save_tokenizer"),
-            (write_module, "compare"),
-            (folder_module, "publish"),
-        ],
-    )
-    def test_by_an_interruption(self, module, step, tmp_path, monkeypatch):
+    def test_by_an_interruption(self, tmp_path, monkeypatch):
         VERBS["transform"].model(torch.float32).save_pretrained(tmp_path / "source")
 
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(module, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            VERBS["transform"].run(tmp_path / "source", tmp_path / "out")
-        assert contents(tmp_path) == {"source"}
+        steps = dict.fromkeys(("write_shards", "save_config", "save_tokenizer", "compare"), write_module)
+        for step, module in (steps | {"publish": folder_module}).items():
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(module, step, interrupt)
+                VERBS["transform"].run(tmp_path / "source", tmp_path / "out")
+            assert contents(tmp_path) == {"source"}, step
 
     def test_and_an_earlier_model_survives(self, tmp_path, monkeypatch):
         verb, source, output = VERBS["convert"], tmp_path / "source", tmp_path / "out"
@@ -149,30 +155,26 @@ class TestNothingIsLeftBehind:
 
 class TestOutputs:
     def test_folders_that_are_no_models_are_never_replaced(self, tmp_path):
-        verb = VERBS["convert"]
-        verb.model(torch.float32).save_pretrained(tmp_path / "source")
-        (tmp_path / "home").mkdir()
-        (tmp_path / "home" / "thesis.tex").touch()
-        with pytest.raises(ValueError, match="no `config.json`"):
-            verb.run(tmp_path / "source", tmp_path / "home", force=True)
-        with pytest.raises(ValueError, match="must not hold the source"):
-            verb.run(tmp_path / "source", tmp_path / "source", force=True)
-        with pytest.raises(ValueError, match="must not hold the source"):
-            verb.run(tmp_path / "source", tmp_path, force=True)
-        with pytest.raises(ValueError, match="must be a folder, got the file"):
-            verb.run(tmp_path / "source", tmp_path / "home" / "thesis.tex")
-        with pytest.raises(ValueError, match="`output_dir` must be a place that can be written to.*Not a directory"):
-            verb.run(tmp_path / "source", tmp_path / "home" / "thesis.tex" / "below")
-        assert contents(tmp_path / "home") == {"thesis.tex"} and contents(tmp_path) == {"source", "home"}
+        verb, source, home = VERBS["convert"], tmp_path / "source", tmp_path / "home"
+        verb.model(torch.float32).save_pretrained(source)
+        home.mkdir()
+        (home / "thesis.tex").touch()
+        for output, force, message in (
+            (home, True, "no `config.json`"),
+            (source, True, "must not hold the source"),
+            (tmp_path, True, "must not hold the source"),
+            (home / "thesis.tex", False, "must be a folder, got the file"),
+            (home / "thesis.tex" / "below", False, "`output_dir` must be a place that can be written to.*Not a dir"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                verb.run(source, output, force=force)
+        assert contents(home) == {"thesis.tex"} and contents(tmp_path) == {"source", "home"}
 
-    @pytest.mark.parametrize("size, number", [("500MB", 5 * 10**8), ("1.5 GB", 15 * 10**8), (7, 7)])
-    def test_sizes(self, size, number):
-        assert parse_size(size) == number
-
-    @pytest.mark.parametrize("size", ["big", "5", "0GB", 0])
-    def test_impossible_sizes(self, size):
-        with pytest.raises(ValueError, match="`max_shard_size` must be"):
-            parse_size(size)
+    def test_sizes(self):
+        assert [parse_size(size) for size in ("500MB", "1.5 GB", 7)] == [5 * 10**8, 15 * 10**8, 7]
+        for size in ("big", "5", "0GB", 0):
+            with pytest.raises(ValueError, match="`max_shard_size` must be"):
+                parse_size(size)
 
     def test_no_process_is_left_without_a_shard(self):
         entries = [Entry(str(index), (10,), lambda dtype: torch.empty(0)) for index in range(12)]

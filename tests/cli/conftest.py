@@ -23,3 +23,22 @@ def rigpt(monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def done(rigpt):
+    """The same of a command that must succeed; gives its standard output."""
+
+    def run(*arguments) -> str:
+        code, out, err = rigpt(*arguments)
+        assert code == 0, err
+        return out
+
+    return run
+
+
+def in_one_line(result) -> str:
+    """The one line on standard error in which bad input ends."""
+    code, _, err = result
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err, err
+    return err

@@ -1,7 +1,5 @@
 """Converted models are the same function: logits, gradients, generation, ties, size."""
 
-import logging
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,13 +60,13 @@ def test_left_padded_cached_generation_gives_the_same_tokens(name):
     assert certificate.passed and certificate.inputs["tokens"] == int(mask.sum())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-tied"])
-def test_embeddings_stay_tied(name, tmp_path):
-    converted = convert_model(stock_model(name))
-    converted.save_pretrained(tmp_path)
-    for model in (converted, RiGPTForCausalLM.from_pretrained(tmp_path)):
-        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    assert torch.equal(model.model.embed_tokens.weight, stock_model(name).get_input_embeddings().weight)
+def test_embeddings_stay_tied(tmp_path):
+    for name in ("gpt2", "llama-tied"):
+        source, converted = converted_pair(name)
+        converted.save_pretrained(tmp_path)
+        for model in (converted, RiGPTForCausalLM.from_pretrained(tmp_path)):
+            assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+            assert torch.equal(model.model.embed_tokens.weight, source.get_input_embeddings().weight)
 
 
 def test_the_result_shares_nothing_with_the_source():
@@ -101,28 +99,25 @@ def test_mode_generation_config_and_token_ids_come_along():
     assert (converted.config.bos_token_id, converted.config.eos_token_id) == (1, 2)
 
 
-@pytest.mark.parametrize("choice, probabilities", [("vector", (0.1, 0.2)), ("none", (0.0, 0.0))])
-def test_coordinate_dropout_is_changed_and_said(choice, probabilities, monkeypatch):
+def test_coordinate_dropout_is_changed_and_said(monkeypatch):
     said = []
     monkeypatch.setattr("rigpt_hf.conversion.dropout.logger.warning", said.append)
-    config = rigpt_config(gpt2_config(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), choice)
-    assert (config.residual_dropout, config.embedding_dropout) == probabilities
-    assert config.attention_dropout == 0.3
-    assert len(said) == 1 and "`resid_pdrop=0.1`" in said[0] and "`embd_pdrop=0.2`" in said[0]
+    rigpt_config(gpt2_config())
+    assert not said, "there is nothing to say without dropout"
+    for choice, probabilities in (("vector", (0.1, 0.2)), ("none", (0.0, 0.0))):
+        config = rigpt_config(gpt2_config(resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3), choice)
+        assert (config.residual_dropout, config.embedding_dropout) == probabilities
+        assert config.attention_dropout == 0.3
+        assert "`resid_pdrop=0.1`" in said[-1] and "`embd_pdrop=0.2`" in said[-1]
+    assert len(said) == 2
 
 
-def test_no_dropout_is_not_talked_about(caplog):
-    with caplog.at_level(logging.WARNING):
-        rigpt_config(gpt2_config())
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_the_cast_to_sixteen_bits_comes_last(dtype):
+def test_the_cast_to_sixteen_bits_comes_last():
     source = stock_model("gpt2", torch.float32)
-    converted = convert_model(source, dtype=dtype)
     exact = convert_model(source, dtype=torch.float64)
-    assert converted.dtype is dtype
-    for (name, got), (_, expected) in zip(converted.named_parameters(), exact.named_parameters(), strict=True):
-        assert torch.equal(got, expected.to(dtype)), name
-    assert certify(source, converted, tokens(2, 20)).passed
+    for dtype in (torch.float16, torch.bfloat16):
+        converted = convert_model(source, dtype=dtype)
+        assert converted.dtype is dtype
+        for (name, got), (_, expected) in zip(converted.named_parameters(), exact.named_parameters(), strict=True):
+            assert torch.equal(got, expected.to(dtype)), name
+        assert certify(source, converted, tokens(2, 20)).passed

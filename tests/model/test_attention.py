@@ -64,20 +64,14 @@ def causal_mask(length, dtype):
 @pytest.mark.parametrize("score", SCORES)
 def test_every_score_is_its_formula(score, heads, qk_norm):
     model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
-    hidden_states = torch.randn(2, 7, 32, dtype=torch.float64)
-    mask = causal_mask(7, torch.float64)
+    hidden_states, attention = torch.randn(2, 7, 32, dtype=torch.float64), model.model.layers[1].self_attn
+    expected, mask = by_hand(model, 1, hidden_states), causal_mask(7, torch.float64)
     for backend in ("eager",) if score == "distance" else ("eager", "sdpa"):
         with_backend(model, backend)
-        actual, _ = model.model.layers[1].self_attn(hidden_states, attention_mask=mask)
-        assert_same(actual, by_hand(model, 1, hidden_states), f"{score} in {backend}")
-
-
-def test_the_formula_notices_another_weight():
-    model = tiny_model(attention_score="squared_distance")
-    hidden_states = torch.randn(2, 7, 32, dtype=torch.float64)
-    expected = by_hand(model, 1, hidden_states)
-    model.model.layers[1].self_attn.distance_weight.data += 0.1
-    assert_different(by_hand(model, 1, hidden_states), expected)
+        assert_same(attention(hidden_states, attention_mask=mask)[0], expected, f"{score} in {backend}")
+    if score != "dot" and not qk_norm:  # keys of one norm know no weight
+        attention.distance_weight.data += 0.1
+        assert_different(by_hand(model, 1, hidden_states), expected)
 
 
 @needs_compiler
@@ -123,19 +117,22 @@ def test_flex_refuses_dropout_in_training():
         attention(torch.randn(1, 3, 32))
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("score", ["squared_distance", "distance"])
-def test_weight_zero_is_the_dot_product(score, backend):
-    if (score, backend) == ("distance", "sdpa"):
-        pytest.skip("plain distance is no dot product")
-    model = with_backend(tiny_model(attention_score=score), backend)
-    for layer in model.model.layers:
-        layer.self_attn.distance_weight.data.zero_()
-    plain = with_backend(tiny_model(), backend)
+def as_dot_product(model):
+    """The model with the dot product and the same weights otherwise."""
+    plain = with_backend(tiny_model(), model.config._attn_implementation)
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "distance_weight" not in k})
-    assert difference(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits) <= 1e-14
-    model.model.layers[0].self_attn.distance_weight.data.fill_(0.3)
-    assert_different(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits)
+    return plain
+
+
+def test_weight_zero_is_the_dot_product():
+    for score, backend in (("squared_distance", "eager"), ("squared_distance", "sdpa"), ("distance", "eager")):
+        model = with_backend(tiny_model(attention_score=score), backend)
+        for layer in model.model.layers:
+            layer.self_attn.distance_weight.data.zero_()
+        plain = as_dot_product(model)
+        assert difference(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits) <= 1e-14
+        model.model.layers[0].self_attn.distance_weight.data.fill_(0.3)
+        assert_different(model(tokens(2, 11)).logits, plain(tokens(2, 11)).logits)
 
 
 def test_weight_one_attends_by_squared_distance():
@@ -180,17 +177,15 @@ def test_the_distance_of_equal_vectors_has_a_gradient():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_switching_the_backend_keeps_the_score(score):
-    model = with_backend(tiny_model(attention_score=score), "eager")
-    expected = model(tokens(2, 11)).logits
-    plain = with_backend(tiny_model(), "eager")
-    plain.load_state_dict(model.state_dict(), strict=score == "dot")
-    if score != "dot":
-        assert_different(plain(tokens(2, 11)).logits, expected)
-    if score != "distance":
-        with_backend(model, "sdpa")
-    assert_same(with_backend(model, "eager")(tokens(2, 11)).logits, expected)
+def test_switching_the_backend_keeps_the_score():
+    for score in SCORES:
+        model = with_backend(tiny_model(attention_score=score), "eager")
+        expected = model(tokens(2, 11)).logits
+        if score != "distance":
+            with_backend(model, "sdpa")
+        assert_same(with_backend(model, "eager")(tokens(2, 11)).logits, expected)
+        if score != "dot":
+            assert_different(as_dot_product(model)(tokens(2, 11)).logits, expected)
 
 
 def test_a_score_is_one_record(monkeypatch):
@@ -216,8 +211,7 @@ def test_a_score_is_one_record(monkeypatch):
     assert_same(model(tokens(2, 9)[:, 5:], past_key_values=cache).logits, expected[:, 5:])
     for layer in model.model.layers:
         layer.self_attn.distance_weight.data.zero_()
-    plain = with_backend(tiny_model(), "eager")
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "distance_weight" not in k})
+    plain = as_dot_product(model)
     assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
     assert_different(expected, plain(tokens(2, 9)).logits)
     # And the table of frames reads from it what may be done to queries and keys.

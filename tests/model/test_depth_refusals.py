@@ -34,9 +34,3 @@ def test_a_model_may_be_loaded_without_its_solver(tmp_path):
     plain = RiGPTForCausalLM.from_pretrained(tmp_path, depth_solver=None, dtype=torch.float64)
     assert plain.config.depth_steps == 1 and not plain.config.depth_adjoint
     assert_same(plain(tokens(2, 5)).logits, tiny_model()(tokens(2, 5)).logits)
-
-
-def test_a_cache_of_another_solver_is_refused():
-    cache = tiny_model(depth_solver="rk4")(tokens(1, 5), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="`past_key_values` must be empty or have a place for each of 6 evaluations"):
-        tiny_model(depth_solver="midpoint")(tokens(1, 1), past_key_values=cache)

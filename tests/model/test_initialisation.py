@@ -51,6 +51,8 @@ def test_standard_deviations(make, tied):
         assert abs(parameter.mean()) < 0.1 * EXPECTED[module], name
         seen.add(module)
     assert seen == set(EXPECTED) - ({"lm_head"} if tied else set())
+    classifier = RiGPTForSequenceClassification(tiny_config(hidden_size=512, num_labels=20, initializer_range=STD))
+    assert abs(classifier.score.weight.std() / STD - 1) < 0.06
 
 
 @pytest.mark.parametrize("make", [fresh_model, made_on_meta])
@@ -61,6 +63,10 @@ def test_maps_between_frames_are_orthogonal(make, lexical):
         gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
         torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
     assert (model.model.project_out.bias == 0).all()
+    model = RiGPTForCausalLM._from_config(tiny_config(embedding_size=24), dtype=torch.bfloat16)
+    weight = model.model.project_in.weight
+    assert weight.dtype == torch.bfloat16
+    torch.testing.assert_close(weight.float().T @ weight.float(), torch.eye(24), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("make", [fresh_model, made_on_meta])
@@ -114,16 +120,3 @@ def test_the_flag_of_writers_is_on_the_leaf_that_the_library_initialises():
     assert writers == {f"model.layers.{i}.{name}" for i in range(8) for name in ("self_attn.o_proj", "mlp.down_proj")}
     for name in writers:
         assert next(model.get_submodule(name).parameters()) is not None
-
-
-def test_the_classifier_is_initialised():
-    model = RiGPTForSequenceClassification(tiny_config(hidden_size=512, num_labels=20, initializer_range=STD))
-    assert abs(model.score.weight.std() / STD - 1) < 0.06
-
-
-def test_a_16_bit_model_can_be_initialised():
-    torch.manual_seed(0)
-    model = RiGPTForCausalLM._from_config(tiny_config(embedding_size=24), dtype=torch.bfloat16)
-    assert model.model.project_in.weight.dtype == torch.bfloat16
-    gram = model.model.project_in.weight.float()
-    torch.testing.assert_close(gram.T @ gram, torch.eye(24), atol=0.02, rtol=0)

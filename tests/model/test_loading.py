@@ -1,6 +1,6 @@
 """Saving and loading: tied weights, missing weights, devices, dtypes, resized embeddings."""
 
-import json
+import re
 
 import pytest
 import torch
@@ -19,11 +19,6 @@ CLASSES = {
 }
 
 
-def saved_names(folder):
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return set(file.keys())
-
-
 @over()
 def test_a_saved_model_is_the_same_model(option, tmp_path):
     model = tiny_model(**ALL[option])
@@ -39,27 +34,29 @@ def test_a_saved_model_is_the_same_model(option, tmp_path):
     assert_same(model.eval()(tokens(2, 7)).logits, expected)
 
 
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_auto_classes_know_the_model(model_class, tmp_path):
-    model = randomise_(model_class(tiny_config(num_labels=3)), 0).eval()
-    model.save_pretrained(tmp_path)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), RiGPTConfig)
-    loaded = CLASSES[model_class].from_pretrained(tmp_path)
-    assert type(loaded) is model_class
-    assert_same(loaded(tokens(2, 7))[0], model(tokens(2, 7))[0])
+def test_auto_classes_know_the_model(tmp_path):
+    for model_class, auto_class in CLASSES.items():
+        model = randomise_(model_class(tiny_config(num_labels=3)), 0).eval()
+        model.save_pretrained(tmp_path)
+        assert isinstance(AutoConfig.from_pretrained(tmp_path), RiGPTConfig)
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert type(loaded) is model_class
+        assert_same(loaded(tokens(2, 7))[0], model(tokens(2, 7))[0])
 
 
-@pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+over_heads = pytest.mark.parametrize(
+    ("tied", "projected"), [(True, None), (True, 24), (False, None), (False, 24)], ids=str
+)
+
+
+@over_heads
 def test_embeddings_stay_tied_or_untied(tied, projected, tmp_path):
     model = tiny_model(tie_word_embeddings=tied, embedding_size=projected)
     model.save_pretrained(tmp_path)
-    assert ("lm_head.weight" in saved_names(tmp_path)) != tied
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert ("lm_head.weight" in set(file.keys())) != tied
     for loaded in (model, RiGPTForCausalLM.from_pretrained(tmp_path)):
         assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
-    if tied:
-        loaded.model.embed_tokens.weight.data[5] += 1
-        assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 
 
 def test_a_model_without_its_tied_keys_would_be_noticed(tmp_path, monkeypatch):
@@ -80,32 +77,18 @@ def test_the_base_model_is_read_from_and_into_the_heads(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-def test_the_folder_has_everything(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model_type"] == "rigpt" and config["dtype"] == "float64"
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
-    for field in RiGPTConfig.__annotations__:
-        if field not in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            assert field in config, field
-
-
 @over()
 def test_weights_that_a_checkpoint_lacks_and_a_model_made_on_the_meta_device_get_their_initial_law(option):
-    loaded = RiGPTForCausalLM.from_pretrained(None, config=tiny_config(**ALL[option]), state_dict={})
-    models = [loaded]
+    torch.manual_seed(0)
+    options = ALL[option] | {"num_labels": 40}  # with fewer, the classifier has too few weights to know their law
+    models = [RiGPTForCausalLM.from_pretrained(None, config=tiny_config(**options), state_dict={})]
     for model_class in CLASSES:
         with torch.device("meta"):
-            model = model_class(tiny_config(**ALL[option]))
+            model = model_class(tiny_config(**options))
         assert all(tensor.is_meta for tensor in model.parameters())
-        model.to_empty(device="cpu").init_weights()
-        models.append(model)
-    references = [
-        RiGPTForCausalLM(tiny_config(**ALL[option])),
-        *(each(tiny_config(**ALL[option])) for each in CLASSES),
-    ]
+        models.append(model.to_empty(device="cpu"))
+        model.init_weights()
+    references = [model_class(tiny_config(**options)) for model_class in (RiGPTForCausalLM, *CLASSES)]
     for model, reference in zip(models, references, strict=True):
         assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
         for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
@@ -119,35 +102,24 @@ DEVICE_MAPS = {
     "cpu": {"device_map": "cpu"},
     "auto": {"device_map": "auto"},
     "dict": {"device_map": {"": "cpu"}},
-    "disk": {
-        "device_map": {
-            "model.embed_tokens": "cpu",
-            "model.project_in": "cpu",
-            "model.rotary_emb": "cpu",
-            "model.embed_positions": "disk",
-            "model.dropout": "cpu",
-            "model.layers.0": "cpu",
-            "model.layers.1": "disk",
-            "model.layers.2": "disk",
-            "model.norm": "cpu",
-            "model.project_out": "disk",
-            "lm_head": "cpu",
-        }
-    },
+    "disk": {"device_map": {}},
     "auto-with-little-memory": {"device_map": "auto", "max_memory": {"cpu": 120_000}},
 }
+ON_DISK = {"model.embed_positions", "model.layers.1", "model.layers.2", "model.project_out"}
 
 
-@pytest.mark.parametrize("options", [OPTIONS["learned-projected"], OPTIONS["distance"]], ids=["learned", "distance"])
+@pytest.mark.parametrize("option", ["learned-projected", "distance"])
 @pytest.mark.parametrize("where", DEVICE_MAPS)
-def test_device_maps(where, options, tmp_path):
-    model = tiny_model(dtype=torch.float32, embedding_size=24, **{k: v for k, v in options.items() if k[:3] != "emb"})
+def test_device_maps(where, option, tmp_path):
+    model = tiny_model(dtype=torch.float32, **OPTIONS[option] | {"embedding_size": 24})
     model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
-    modules = {name for name, _ in model.named_modules()}
-    arguments = dict(DEVICE_MAPS[where])
-    if isinstance(arguments["device_map"], dict):
-        arguments["device_map"] = {k: v for k, v in arguments["device_map"].items() if k in modules}
+    arguments = DEVICE_MAPS[where]
+    if where == "disk":
+        parts = [
+            name for name, _ in model.named_modules() if re.fullmatch(r"lm_head|model\.(layers\.\d|[^l.]\w*)", name)
+        ]
+        arguments = {"device_map": {name: "disk" if name in ON_DISK else "cpu" for name in parts}}
     loaded = RiGPTForCausalLM.from_pretrained(tmp_path / "model", offload_folder=tmp_path / "offload", **arguments)
     assert_same(loaded(tokens(2, 7)).logits, model(tokens(2, 7)).logits)
     if "disk" in where or "little" in where:
@@ -156,13 +128,19 @@ def test_device_maps(where, options, tmp_path):
     assert torch.equal(loaded.generate(tokens(1, 7), **greedy), model.generate(tokens(1, 7), **greedy))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", torch.bfloat16, "auto"], ids=str)
-def test_dtypes(dtype, tmp_path):
+def test_dtypes(tmp_path):
     tiny_model(dtype=torch.float32, embedding_size=24, attention_score="squared_distance").save_pretrained(tmp_path)
-    model = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    expected = torch.float32 if dtype == "auto" else dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
-    assert {parameter.dtype for parameter in model.parameters()} == {expected}
-    assert model(tokens(2, 7)).logits.dtype == expected
+    half, brain, single = torch.float16, torch.bfloat16, torch.float32
+    for dtype, expected in (
+        ("float16", half),
+        ("bfloat16", brain),
+        ("float32", single),
+        (brain, brain),
+        ("auto", single),
+    ):
+        model = RiGPTForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+        assert model(tokens(2, 7)).logits.dtype == expected
 
 
 def test_learned_frequencies_are_never_loaded_in_16_bits(tmp_path):
@@ -173,8 +151,7 @@ def test_learned_frequencies_are_never_loaded_in_16_bits(tmp_path):
     assert model(tokens(2, 7)).logits.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("projected", [None, 24], ids=["stream", "projected"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@over_heads
 def test_the_vocabulary_can_be_resized(tied, projected, tmp_path):
     model = tiny_model(tie_word_embeddings=tied, embedding_size=projected)
     before = model(tokens(2, 7)).logits

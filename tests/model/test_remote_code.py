@@ -1,13 +1,14 @@
 """Saved folders carry the code: they load in a fresh process with the package and without it."""
 
 import ast
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import difference
 from tests.models import OPTIONS, randomise_, tiny_config, tokens
 from tests.processes import run
@@ -29,7 +30,6 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("rigpt_hf can be imported")
 """
-WITH_PACKAGE = "import rigpt_hf\n"
 LOAD = """
 import sys, torch, transformers
 folder, auto_class, trust = sys.argv[1:]
@@ -57,10 +57,15 @@ def save(model_class, folder: Path, **options) -> torch.Tensor:
     return model(tokens(2, 7))[0].detach()
 
 
-def test_the_code_is_in_the_folder(tmp_path):
+def test_all_is_in_the_folder(tmp_path):
     save(RiGPTForCausalLM, tmp_path)
-    code = {path.name for path in tmp_path.glob("*.py")}
-    assert {"configuration_rigpt.py", "scores_rigpt.py", "modeling_rigpt.py"} <= code
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
+    assert {"configuration_rigpt.py", "scores_rigpt.py", "modeling_rigpt.py"} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "rigpt" and config["dtype"] == "float32"
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
+    assert set(RiGPTConfig.__annotations__) - {"bos_token_id", "eos_token_id", "pad_token_id"} <= set(config)
     imported = set()
     for path in tmp_path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -71,40 +76,38 @@ def test_the_code_is_in_the_folder(tmp_path):
     assert imported - set(sys.stdlib_module_names) <= {"torch", "transformers", "huggingface_hub"}, imported
 
 
+def load(folder: Path, code: str, auto_class: str = "AutoModelForCausalLM", trust: str = "trust"):
+    return run("-c", code + LOAD, folder, auto_class, trust, cwd=folder.parent)
+
+
 @pytest.mark.parametrize(
-    ("auto_class", "options"),
+    ("auto_class", "option"),
     [
-        ("AutoModelForCausalLM", OPTIONS["squared-distance"]),
-        ("AutoModelForCausalLM", OPTIONS["distance"]),
-        ("AutoModelForSequenceClassification", OPTIONS["rotary"]),
-        ("AutoModel", OPTIONS["rotary"]),
+        ("AutoModelForCausalLM", "squared-distance"),
+        ("AutoModelForCausalLM", "distance"),
+        ("AutoModelForSequenceClassification", "rotary"),
+        ("AutoModel", "rotary"),
     ],
-    ids=["squared-distance", "distance", "classification", "base"],
 )
-def test_a_folder_loads_where_the_package_is_not_installed(auto_class, options, tmp_path):
+def test_a_folder_loads_where_the_package_is_not_installed(auto_class, option, tmp_path):
     folder = tmp_path / "model"
-    expected = save(AUTO_CLASSES[auto_class], folder, embedding_size=24, **options)
-    process = run("-c", WITHOUT_PACKAGE + LOAD, folder, auto_class, "trust", cwd=tmp_path)
+    expected = save(AUTO_CLASSES[auto_class], folder, embedding_size=24, **OPTIONS[option])
+    process = load(folder, WITHOUT_PACKAGE, auto_class)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1].startswith("transformers_modules.")
     assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
-    if options is OPTIONS["distance"]:  # and what that process saved carries the code on
+    if option == "distance":  # and what that process saved carries the code on
         (folder / "again" / "input_ids.pt").write_bytes((folder / "input_ids.pt").read_bytes())
-        process = run("-c", WITHOUT_PACKAGE + LOAD, folder / "again", auto_class, "trust", cwd=tmp_path)
+        process = load(folder / "again", WITHOUT_PACKAGE)
         assert process.returncode == 0, process.stderr[-3000:]
 
 
-def test_a_folder_needs_no_trust_with_the_package(tmp_path):
+def test_a_folder_needs_the_package_or_trust(tmp_path):
     folder = tmp_path / "model"
     expected = save(RiGPTForCausalLM, folder, embedding_size=24)
-    process = run("-c", WITH_PACKAGE + LOAD, folder, "AutoModelForCausalLM", "", cwd=tmp_path)
+    process = load(folder, "import rigpt_hf\n", trust="")
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip().splitlines()[-1] == "rigpt_hf.modeling_rigpt"
     assert difference(torch.load(folder / "output.pt"), expected) <= SYMMETRY[torch.float32]
-
-
-def test_a_folder_without_trust_and_package_is_refused(tmp_path):
-    folder = tmp_path / "model"
-    save(RiGPTForCausalLM, folder)
-    process = run("-c", WITHOUT_PACKAGE + LOAD, folder, "AutoModelForCausalLM", "", cwd=tmp_path)
+    process = load(folder, WITHOUT_PACKAGE, trust="")
     assert process.returncode != 0 and "trust_remote_code" in process.stderr

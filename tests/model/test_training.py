@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.model.agreement import assert_different, assert_same
@@ -61,13 +61,11 @@ def test_flash_attention_is_told_where_packed_sequences_begin(score, monkeypatch
     packed = tokens(2, 15, seed=1)
     rows = [[5, 3, 7], [15]]
     positions = torch.stack([torch.cat([torch.arange(length) for length in lengths]) for lengths in rows])
-    expected = {
-        given: model(packed, position_ids=ids).logits
-        for given, ids in (("each", positions), ("one", positions[:1]), ("plain", torch.arange(15)[None]))
-    }
+    kinds = {"each": positions, "one": positions[:1], "plain": torch.arange(15)[None]}
+    expected = {given: model(packed, position_ids=ids).logits for given, ids in kinds.items()}
     model.config._attn_implementation = "flash_attention_2"
     for use_cache in (False, True):
-        for given, ids in (("each", positions), ("one", positions[:1]), ("plain", torch.arange(15)[None])):
+        for given, ids in kinds.items():
             assert_same(model(packed, position_ids=ids, use_cache=use_cache).logits, expected[given], given)
         assert_same(model(packed, use_cache=use_cache).logits, expected["plain"])
     assert_different(expected["each"], expected["plain"])
@@ -81,9 +79,7 @@ class Examples(torch.utils.data.Dataset):
 
     def __init__(self, count=8):
         self.input_ids = tokens(count, 12, seed=3)
-        self.labels = self.input_ids.clone()
-        for index in range(count):
-            self.labels[index, 2 + index :] = -100
+        self.labels = self.input_ids.masked_fill(torch.arange(12) >= torch.arange(2, 2 + count)[:, None], -100)
 
     def __len__(self):
         return len(self.input_ids)
@@ -92,17 +88,7 @@ class Examples(torch.utils.data.Dataset):
         return {"input_ids": self.input_ids[index], "labels": self.labels[index]}
 
 
-class Losses(TrainerCallback):
-    def __init__(self):
-        self.values = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.values.append(logs["loss"])
-
-
 def train(model, folder, **arguments):
-    losses = Losses()
     settings = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -114,23 +100,16 @@ def train(model, folder, **arguments):
         "lr_scheduler_type": "constant",
         "dataloader_pin_memory": False,
     }
-    trainer = Trainer(model, TrainingArguments(**(settings | arguments)), train_dataset=Examples(), callbacks=[losses])
+    trainer = Trainer(model, TrainingArguments(**(settings | arguments)), train_dataset=Examples())
     trainer.train()
-    return losses.values
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def one_step(folder, batch, accumulation, change=None):
+def one_step(folder, batch, accumulation, change=lambda model: None):
     model = tiny_model(embedding_size=24, output_bias=True)
-    if change is not None:
-        change(model)
-    arguments = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5}
-    losses = train(
-        model,
-        folder,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        **arguments,
-    )
+    change(model)
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    losses = train(model, folder, max_steps=1, optim="sgd", learning_rate=0.5, **sizes)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), losses[0]
 
 
@@ -156,12 +135,10 @@ def test_trainer_fine_tunes(options, tmp_path):
     before = copy.deepcopy(model.state_dict())
     losses = train(model, tmp_path, max_steps=30, per_device_train_batch_size=8, learning_rate=0.01)
     assert losses[-1] < 0.5 * losses[0]
-    changed = [name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])]
-    unchanged = set(before) - set(changed)
-    assert not unchanged, unchanged
-    model.save_pretrained(tmp_path)
+    assert not [name for name, weight in model.state_dict().items() if torch.equal(weight, before[name])]
 
 
+@pytest.mark.full
 def test_a_small_model_learns_one_sequence_by_heart():
     """What the library's training suite asks: loss and gradients vanish, and greedy decoding recites."""
     model = tiny_model(dtype=torch.float32, hidden_size=64, num_hidden_layers=2).train()

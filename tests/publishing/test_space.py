@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,10 +26,10 @@ from rigpt_hf.symmetry import GaugeTransformation, haar
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 from tests.model.agreement import difference
 from tests.models import tiny_model
+from tests.processes import ROOT, free_port
 from tests.tolerances import SYMMETRY
 
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = "<s> The capital of France is Paris a city in Europe and it was not red blue house cat dog river two $x$ <b>"
 PROMPT = "The capital of France is"
 FALLEN_APART = 0.05  # total variation distance of what did not stand still, at least
@@ -117,14 +116,8 @@ def test_the_path_is_the_geodesic_of_the_symmetry(views):
 
 def test_the_models_really_turn(views, turned):
     model = views.subjects.rigpt
-    moved = [
-        difference(after, before)
-        for before, after in zip(
-            model.parameters(), turn_rigpt(model, turned.rigpt.rotation).parameters(), strict=True
-        )
-        if before.any()
-    ]
-    assert max(moved) > FALLEN_APART
+    pairs = zip(model.parameters(), turn_rigpt(model, turned.rigpt.rotation).parameters(), strict=True)
+    assert max(difference(after, before) for before, after in pairs if before.any()) > FALLEN_APART
 
 
 def test_what_was_computed_is_kept(views, monkeypatch):
@@ -135,42 +128,34 @@ def test_what_was_computed_is_kept(views, monkeypatch):
         views.at(PROMPT, 0.71)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_what_cannot_be_shown_is_refused(views):
+    for arguments, message in (
         ((PROMPT, 1.5, 0), "`t` must be between 0 .no rotation. and 1 .the whole one., got 1.5."),
         ((PROMPT, 0.5, -1), "`seed` must be a whole number between 0 and 2147483647, got -1."),
         ((PROMPT, 0.5, None), "`seed` must be a whole number between 0 and 2147483647, got None."),
         (("", 0.5, 0), "`prompt` must have 1 to 64 tokens, got 0. Write another one."),
         ((" it" * 65, 0.5, 0), "`prompt` must have 1 to 64 tokens, got 65. Write a shorter one."),
-    ],
-    ids=["angle", "seed", "no-seed", "empty", "long"],
-)
-def test_what_cannot_be_shown_is_refused(views, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        views.at(*arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            views.at(*arguments)
 
 
 def test_models_that_cannot_be_shown_are_refused(folders, tmp_path):
-    rigpt, stock, alone = (str(folders / name) for name in ("rigpt", "stock", "alone"))
-    with pytest.raises(ValueError, match="`model` must come with its tokenizer, got .*alone.*`tokenizer.save_pretr"):
-        load_subjects(alone)
-    with pytest.raises(ValueError, match="`model` must be a RiGPT, got .*stock.* of model type 'gpt2'. Convert it"):
-        load_subjects(stock)
-    with pytest.raises(ValueError, match="`model` must be the folder of a saved model or the id .*, got .*absent"):
-        load_subjects(str(tmp_path / "absent"))
     tiny_gpt2(vocab_size=60).save_pretrained(tmp_path / "smaller")
-    with pytest.raises(ValueError, match="`baseline` must have 61 tokens, got 60 in .*smaller"):
-        load_subjects(rigpt, baseline=str(tmp_path / "smaller"))
-    other = tmp_path / "other"
-    tiny_gpt2().save_pretrained(other)
-    word_tokenizer(["<s>", *(f"v{index}" for index in range(60))]).save_pretrained(other)
-    with pytest.raises(ValueError, match="`baseline` must have the tokenizer of the RiGPT, got another in .*other"):
-        load_subjects(rigpt, baseline=str(other))
-    shutil.copytree(rigpt, tmp_path / "distance")
+    tiny_gpt2().save_pretrained(tmp_path / "other")
+    word_tokenizer(["<s>", *(f"v{index}" for index in range(60))]).save_pretrained(tmp_path / "other")
+    shutil.copytree(folders / "rigpt", tmp_path / "distance")
     tiny_model(dtype=torch.float32, attention_score="distance").save_pretrained(tmp_path / "distance")
-    with pytest.raises(ValueError, match="`baseline` must be given for .*distance.*, which no stock model computes"):
-        load_subjects(str(tmp_path / "distance"))
+    for model, baseline, message in (
+        (folders / "alone", None, "`model` must come with its tokenizer, got .*alone.*`tokenizer.save_pretr"),
+        (folders / "stock", None, "`model` must be a RiGPT, got .*stock.* of model type 'gpt2'. Convert it"),
+        (tmp_path / "absent", None, "`model` must be the folder of a saved model or the id .*, got .*absent"),
+        (folders / "rigpt", "smaller", "`baseline` must have 61 tokens, got 60 in .*smaller"),
+        (folders / "rigpt", "other", "`baseline` must have the tokenizer of the RiGPT, got another in .*other"),
+        (tmp_path / "distance", None, "`baseline` must be given for .*distance.*, which no stock model computes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_subjects(str(model), baseline=baseline and str(tmp_path / baseline))
 
 
 # Pictures
@@ -206,7 +191,7 @@ def test_tokens_are_labels_and_not_formulas(views, coarse):
 
 def rendered(figure) -> torch.Tensor:
     """The pixels of a figure."""
-    return torch.tensor(list(Image.open(io.BytesIO(encoded(figure))).tobytes()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(Image.open(io.BytesIO(encoded(figure))).tobytes()), dtype=torch.uint8)
 
 
 # The files
@@ -241,9 +226,8 @@ def test_the_pinned_gradio_is_the_tested_one():
     assert installed == GRADIO
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+def test_what_is_no_space_is_refused():
+    for changed, message in (
         ({"model": "a/b/c"}, "`model` must be the id of a model on the Hub such as `someone/rigpt`, got 'a/b/c'"),
         ({"model": "runs/my model"}, "`model` must be the id .*, got 'runs/my model'. A Space cannot read folders"),
         ({"model": ""}, "`model` must be the id of a model on the Hub such as `someone/rigpt`, got ''"),
@@ -252,11 +236,9 @@ def test_the_pinned_gradio_is_the_tested_one():
         ({"revision": ""}, "`revision` must be a branch, tag or commit, got ''"),
         ({"title": "two\nlines"}, "`title` must be one line with something in it, got 'two.nlines'"),
         ({"prompt": " "}, "`prompt` must be one line with something in it, got ' '"),
-    ],
-)
-def test_what_is_no_space_is_refused(changed, message):
-    with pytest.raises(ValueError, match=message):
-        space_files(**{"model": "someone/rigpt"} | changed)
+    ):
+        with pytest.raises(ValueError, match=message):
+            space_files(**{"model": "someone/rigpt"} | changed)
 
 
 # The page
@@ -296,9 +278,7 @@ def page(folders, tmp_path):
     space.mkdir()
     for name, content in space_files("someone/rigpt").items():
         (space / name).write_bytes(content)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "RIGPT_SPACE_MODEL": str(folders / "rigpt"),
         "RIGPT_SPACE_BASELINE": str(folders / "stock"),
@@ -320,12 +300,8 @@ def page(folders, tmp_path):
             time.sleep(0.5)
         yield address
     finally:
-        app.terminate()
-        try:
-            app.wait(20)
-        except subprocess.TimeoutExpired:
-            app.kill()
-            app.wait()
+        app.kill()
+        app.wait()
 
 
 def answers(address: str) -> bool:

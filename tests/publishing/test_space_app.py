@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from itertools import product
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -38,38 +39,30 @@ def page(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("baseline", [None, "openai-community/gpt2"])
-@pytest.mark.parametrize("environment", [{}, {"MODEL": "", "BASELINE": ""}], ids=["unset", "empty"])
-def test_the_page_names_what_it_shows(baseline, environment, page):
-    text, loaded = page(baseline, environment)
-    assert loaded == {"model": "me/rigpt", "revision": "0123abc", "baseline": baseline}
-    assert "RiGPT: [me/rigpt](https://huggingface.co/me/rigpt) at `0123abc`." in text
-    named = f"Stock model: [{baseline}](https://huggingface.co/{baseline})." if baseline else "Stock model: the export"
-    assert named in text
+BASELINES = (None, "openai-community/gpt2")
 
 
-def test_the_same_baseline_twice_is_still_named(page):
-    text, _ = page("openai-community/gpt2", {"BASELINE": "openai-community/gpt2"})
-    assert "Stock model: [openai-community/gpt2]" in text
+def test_the_page_names_what_it_shows(page):
+    same = {"BASELINE": BASELINES[1]}
+    for baseline, environment in [*product(BASELINES, ({}, {"MODEL": "", "BASELINE": ""})), (BASELINES[1], same)]:
+        text, loaded = page(baseline, environment)
+        assert loaded == {"model": "me/rigpt", "revision": "0123abc", "baseline": baseline}
+        assert "RiGPT: [me/rigpt](https://huggingface.co/me/rigpt) at `0123abc`." in text
+        named = f"[{baseline}](https://huggingface.co/{baseline})." if baseline else "the export"
+        assert f"Stock model: {named}" in text
 
 
-@pytest.mark.parametrize("baseline", [None, "openai-community/gpt2"])
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"MODEL": "runs/mine"}, {"model": "runs/mine", "revision": None, "baseline": None}),
-        ({"BASELINE": "runs/other"}, {"model": "me/rigpt", "revision": "0123abc", "baseline": "runs/other"}),
+def test_models_that_were_replaced_are_not_named(page):
+    for baseline, (environment, model, revision, shown) in product(
+        BASELINES,
         (
-            {"MODEL": "runs/mine", "BASELINE": "runs/other"},
-            {"model": "runs/mine", "revision": None, "baseline": "runs/other"},
+            ({"MODEL": "runs/mine"}, "runs/mine", None, None),
+            ({"BASELINE": "runs/other"}, "me/rigpt", "0123abc", "runs/other"),
+            ({"MODEL": "runs/mine", "BASELINE": "runs/other"}, "runs/mine", None, "runs/other"),
+            ({"MODEL": "me/rigpt"}, "me/rigpt", None, None),  # without the commit it may be another one
         ),
-        # Without the commit it may be another one.
-        ({"MODEL": "me/rigpt"}, {"model": "me/rigpt", "revision": None, "baseline": None}),
-    ],
-    ids=["model", "baseline", "both", "newest"],
-)
-def test_models_that_were_replaced_are_not_named(baseline, environment, expected, page):
-    text, loaded = page(baseline, environment)
-    assert loaded == expected
-    assert "stands still" in text  # the page is there
-    assert "RiGPT: [" not in text and "Stock model:" not in text and "huggingface.co" not in text
+    ):
+        text, loaded = page(baseline, environment)
+        assert loaded == {"model": model, "revision": revision, "baseline": shown}
+        assert "stands still" in text  # the page is there
+        assert "RiGPT: [" not in text and "Stock model:" not in text and "huggingface.co" not in text

@@ -44,7 +44,7 @@ CSS = """
 
 
 def readable(function):
-    """What was asked for wrongly, as a message on the page."""
+    """Show an error about the input as a message on the page."""
 
     @wraps(function)
     def wrapped(*inputs):
@@ -84,7 +84,7 @@ def turned_by(view: View) -> str:
 
 @readable
 def show(prompt: str, t: float, seed: int, layer: float):
-    """All that depends on the angle, in the order of the outputs."""
+    """Everything that depends on the angle, in the order of the outputs."""
     view = views.at(prompt, t, seed)
     return (
         turned_by(view),
@@ -97,7 +97,7 @@ def show(prompt: str, t: float, seed: int, layer: float):
 
 @readable
 def show_layer(prompt: str, t: float, seed: int, layer: float):
-    """What depends on the layer."""
+    """The pictures of another layer."""
     return draw_layer(views.at(prompt, t, seed), int(layer))
 
 
@@ -124,7 +124,7 @@ with gr.Blocks(title=SETTINGS["title"], analytics_enabled=False) as demo:
         )
         pictures = gr.Plot(show_label=False, elem_id="pictures")
         by_layer = gr.Plot(show_label=False, elem_id="by-layer")
-    # What they say is true of the models of the settings alone.
+    # The text is true of the models of the settings alone.
     if tuple(SETTINGS[name] for name in ("model", "revision", "baseline")) == (MODEL, REVISION, BASELINE):
         gr.Markdown(SETTINGS["sources"])
 
