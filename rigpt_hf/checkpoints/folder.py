@@ -61,32 +61,33 @@ def _record(folder: Path, files: dict[str, list[int]]) -> None:
         temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
-def check_output(output: Path, source: str, force: bool) -> None:
+def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
     """
     Raise if an output folder may not be written.
 
     Args:
         output (`Path`): the folder.
-        source (`str`): what is converted into it.
-        force (`bool`): whether an earlier model in it may be replaced.
+        source (`str`, *optional*): what is converted into it.
+        force (`bool`): whether what this program wrote there may be replaced.
+        argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
 
     Raises:
         ValueError: if `output` is a file, holds the source, is not empty without `force`, or would be replaced with
             `force` although something in it is not this program's.
     """
-    if (output.exists() and not output.is_dir()) or (output.is_symlink() and not output.exists()):
-        raise ValueError(f"`output_dir` must be a folder, got the file {str(output)!r}. Name another one.")
-    given = Path(source)
-    if given.exists() and (given.resolve() == output.resolve() or output.resolve() in given.resolve().parents):
-        raise ValueError(f"`output_dir` must not hold the source, got {str(output)!r}. Name another folder.")
+    if (output.exists() or output.is_symlink()) and not output.is_dir():  # a link to nothing is one too
+        raise ValueError(f"`{argument}` must be a folder, got the file {str(output)!r}. Name another one.")
+    given = None if source is None else Path(source)
+    if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
+        raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not force:
         raise ValueError(
-            f"`output_dir` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
+            f"`{argument}` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
             "or pass `force=True` to replace it once the new one is complete."
         )
-    check_ours(output)
+    check_ours(output, argument)
 
 
 def check_ours(output: Path, argument: str = "output_dir") -> None:

@@ -36,7 +36,11 @@ def test_the_folder_holds_all_that_a_user_needs(verb, tmp_path):
     assert len(modes) == 1, "weights are as readable as what lies beside them"
     config = json.loads((output / "config.json").read_text())
     assert config["architectures"] == ["RiGPTForCausalLM"] and config["dtype"] == "float32"
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
+    # The code that a process without the package loads it from is that of `save_pretrained`.
+    verb.result(model).save_pretrained(tmp_path / "saved")
+    assert config["auto_map"] == json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    code = [{path.name: path.read_bytes() for path in folder.glob("*.py")} for folder in (output, tmp_path / "saved")]
+    assert code[0] == code[1] and len(code[0]) > 3
     loaded = AutoModelForCausalLM.from_pretrained(output)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert loaded.config.vocab_size == model.config.vocab_size

@@ -186,13 +186,6 @@ class TestLoading:
             with pytest.raises(ValueError, match=message):
                 load_rigpt(str(tmp_path))
 
-    def test_anything_else(self, tmp_path):
-        GPT2Config().save_pretrained(tmp_path / "gpt2")
-        with pytest.raises(ValueError, match="`source` must be a RiGPT, got .* Convert it first: rigpt convert"):
-            load_rigpt(str(tmp_path / "gpt2"))
-        with pytest.raises(ValueError, match="`source` must be the folder of a saved model"):
-            load_rigpt(str(tmp_path / "absent"))
-
 
 class TestSameVocabulary:
     def make(self, path: Path, vocabulary: str | None = "abcd", merges=(("a", "b"),), **options) -> str:

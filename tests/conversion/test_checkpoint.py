@@ -35,20 +35,6 @@ def test_a_checkpoint_becomes_what_its_model_becomes(name, tmp_path):
     assert all(torch.equal(tensor, expected[key]) for key, tensor in stored.items())
 
 
-@pytest.mark.slow
-def test_a_folder_loads_in_a_fresh_process_without_the_package(tmp_path):
-    save("gpt2", tmp_path / "source")
-    convert_checkpoint(tmp_path / "source", tmp_path / "out", progress=False)
-    code = (
-        "import sys; sys.modules['rigpt_hf'] = None\n"
-        "from transformers import AutoModelForCausalLM\n"
-        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
-        "print(type(model).__name__, model.lm_head.weight is model.model.embed_tokens.weight)"
-    )
-    done = run("-c", code, cwd=tmp_path)
-    assert done.stdout.split() == ["RiGPTForCausalLM", "True"], done.stderr[-2000:]
-
-
 def test_names_without_the_prefix_and_old_masks_are_understood(tmp_path):
     save("gpt2", tmp_path / "source")
     path = tmp_path / "source" / "model.safetensors"

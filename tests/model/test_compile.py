@@ -31,11 +31,15 @@ MORE = {
     "squared-distance-learned": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
     "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
 }
-every_kind = pytest.mark.parametrize(
-    "options",
-    [*KINDS.values(), *(pytest.param(options, marks=pytest.mark.full) for options in MORE.values())],
-    ids=[*KINDS, *MORE],
-)
+FIRST, SECOND = KINDS
+
+
+def over_kinds(default: str):
+    """One kind by default, as a graph costs seconds; all in the long form."""
+    kinds = (KINDS | MORE).items()
+    return pytest.mark.parametrize(
+        "options", [pytest.param(kind, marks=[pytest.mark.full] * (name != default), id=name) for name, kind in kinds]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +49,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@every_kind
+@over_kinds(FIRST)
 def test_compiled_training_step_without_graph_breaks(options):
     options = options | {"num_hidden_layers": 2}
     expected, model = (tiny_model(**options).train() for _ in range(2))
@@ -69,7 +73,7 @@ def test_compiled_training_step_without_graph_breaks(options):
         assert (a.grad - b.grad).abs().max() < 2e-6 * scale, name  # the library's compiled loss is in float32
 
 
-@every_kind
+@over_kinds(SECOND)
 def test_a_compiled_static_cache(options):
     """As compiled generation does: prefill, then one token at a time."""
     model = tiny_model(**(options | {"num_hidden_layers": 2}))
@@ -88,7 +92,7 @@ def test_a_compiled_static_cache(options):
             assert_same(step.logits[:, 0], expected[:, position])
 
 
-@every_kind
+@over_kinds(SECOND)
 def test_gradient_checkpointing_compiles(options):
     expected, model = (tiny_model(**(options | {"num_hidden_layers": 2})).train() for _ in range(2))
     recompute_activations(model)
@@ -98,7 +102,7 @@ def test_gradient_checkpointing_compiles(options):
     assert_same_gradients(model, expected)
 
 
-@every_kind
+@over_kinds(FIRST)
 def test_export_with_any_batch_and_length(options):
     model = tiny_model(**(options | {"num_hidden_layers": 2}))
     model.config.use_cache = False

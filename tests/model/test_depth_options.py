@@ -173,19 +173,6 @@ def test_evaluations_in_one_place_of_a_cache_would_be_seen(monkeypatch):
     assert_different(model(tokens(2, 7), past_key_values=DynamicCache(config=model.config)).logits, expected)
 
 
-@every_flow
-def test_training_lowers_the_loss(options):
-    model = tiny_model(depth_adjoint=True, **options).train()
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=3e-3), []
-    for _ in range(8):
-        loss = model(tokens(2, 9), labels=tokens(2, 9)).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < losses[0] - 0.5
-
-
 def test_a_solver_that_chooses_its_steps_generates_without_a_cache():
     model = smooth_model(depth_solver="dopri5")
     output = model.generate(tokens(1, 5), return_dict_in_generate=True, **GREEDY | {"max_new_tokens": 3})

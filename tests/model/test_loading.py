@@ -1,6 +1,5 @@
 """Saving and loading: tied weights, missing weights, devices, dtypes, resized embeddings."""
 
-import json
 import re
 
 import pytest
@@ -78,28 +77,18 @@ def test_the_base_model_is_read_from_and_into_the_heads(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-def test_the_folder_has_everything(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model_type"] == "rigpt" and config["dtype"] == "float64"
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
-    for field in RiGPTConfig.__annotations__:
-        if field not in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            assert field in config, field
-
-
 @over()
 def test_weights_that_a_checkpoint_lacks_and_a_model_made_on_the_meta_device_get_their_initial_law(option):
-    models = [RiGPTForCausalLM.from_pretrained(None, config=tiny_config(**ALL[option]), state_dict={})]
+    torch.manual_seed(0)
+    options = ALL[option] | {"num_labels": 40}  # with fewer, the classifier has too few weights to know their law
+    models = [RiGPTForCausalLM.from_pretrained(None, config=tiny_config(**options), state_dict={})]
     for model_class in CLASSES:
         with torch.device("meta"):
-            model = model_class(tiny_config(**ALL[option]))
+            model = model_class(tiny_config(**options))
         assert all(tensor.is_meta for tensor in model.parameters())
-        model.to_empty(device="cpu").init_weights()
-        models.append(model)
-    references = [each(tiny_config(**ALL[option])) for each in (RiGPTForCausalLM, *CLASSES)]
+        models.append(model.to_empty(device="cpu"))
+        model.init_weights()
+    references = [model_class(tiny_config(**options)) for model_class in (RiGPTForCausalLM, *CLASSES)]
     for model, reference in zip(models, references, strict=True):
         assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
         for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):

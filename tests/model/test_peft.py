@@ -14,10 +14,18 @@ ADAPTERS = {
 }
 
 
+DISTANCE = {"embedding_size": 24, "attention_score": "distance"}
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"embedding_size": 24, "attention_score": "distance"}], ids=["dot", "distance"]
+    ("adapter", "options"),
+    [
+        ("lora", DISTANCE),
+        ("dora", {}),
+        pytest.param("lora", {}, marks=pytest.mark.full),
+        pytest.param("dora", DISTANCE, marks=pytest.mark.full),
+    ],
 )
-@pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_attaches_trains_and_merges(adapter, options, tmp_path):
     base = tiny_model(dtype=torch.float32, **options)
     expected = base(tokens(2, 9)).logits.detach()

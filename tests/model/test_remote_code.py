@@ -1,13 +1,14 @@
 """Saved folders carry the code: they load in a fresh process with the package and without it."""
 
 import ast
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import difference
 from tests.models import OPTIONS, randomise_, tiny_config, tokens
 from tests.processes import run
@@ -56,10 +57,15 @@ def save(model_class, folder: Path, **options) -> torch.Tensor:
     return model(tokens(2, 7))[0].detach()
 
 
-def test_the_code_is_in_the_folder(tmp_path):
+def test_all_is_in_the_folder(tmp_path):
     save(RiGPTForCausalLM, tmp_path)
-    code = {path.name for path in tmp_path.glob("*.py")}
-    assert {"configuration_rigpt.py", "scores_rigpt.py", "modeling_rigpt.py"} <= code
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
+    assert {"configuration_rigpt.py", "scores_rigpt.py", "modeling_rigpt.py"} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "rigpt" and config["dtype"] == "float32"
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_rigpt.RiGPTForCausalLM"
+    assert set(RiGPTConfig.__annotations__) - {"bos_token_id", "eos_token_id", "pad_token_id"} <= set(config)
     imported = set()
     for path in tmp_path.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -138,6 +138,7 @@ def test_trainer_fine_tunes(options, tmp_path):
     assert not [name for name, weight in model.state_dict().items() if torch.equal(weight, before[name])]
 
 
+@pytest.mark.full
 def test_a_small_model_learns_one_sequence_by_heart():
     """What the library's training suite asks: loss and gradients vanish, and greedy decoding recites."""
     model = tiny_model(dtype=torch.float32, hidden_size=64, num_hidden_layers=2).train()

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from rigpt_hf.training.options import (
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.schedule import make_schedule
 from rigpt_hf.training.state import load_state
+from tests.processes import ROOT, run
 from tests.tolerances import DISTRIBUTED, SYMMETRY
 from tests.training.runs import (
     CALM,
@@ -46,7 +45,7 @@ from tests.training.runs import (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kills, steps", [(6, 40), pytest.param(10, 60, marks=pytest.mark.full)])
 def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world, kills, steps):
     """With dropout, whose random numbers are kept with each checkpoint."""
@@ -56,36 +55,33 @@ def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world,
     straight = numbers_of(tmp_path / "straight")
     assert len(straight) == steps and straight[0]["loss"] - straight[-1]["loss"] > 1.0
     assert straight == numbers_of(tmp_path / "killed") and same_run(tmp_path / "straight", tmp_path / "killed")
-    if world == 1 or kills == 10:
-        launch(data, tmp_path / "seed", world, max_steps=steps, seed=1)
-        assert numbers_of(tmp_path / "seed") != straight
+    launch(data, tmp_path / "seed", world, max_steps=steps, seed=1)
+    assert numbers_of(tmp_path / "seed") != straight
 
 
-def torchrun(data: Path, folder: Path) -> None:
-    """The command itself in two processes, with the run of `plain` in a file of YAML, to `folder / "two"`."""
+def program(data: Path, folder: Path, launcher: bool) -> None:
+    """The program itself in two processes, with the run of `plain` in a file of YAML, to `folder / "two"`."""
     options = CALM | {"data_dir": str(data), "data": None, "context_length": 16, "learning_rate": 0.01}
     options |= {"max_steps": 12, "global_batch_size": 4, "eval_steps": 6, "eval_batches": 2, "save_steps": 3}
     (folder / "run.yaml").write_text(json.dumps(options | {"warmup_steps": 3}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["training/pretrain.py", "--config", str(folder / "run.yaml"), "--deterministic"]
-    done = subprocess.run(
-        [*command, "--output-dir", str(folder / "two")],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=300,
-    )
+    words = [ROOT / "training" / "pretrain.py", "--config", folder / "run.yaml", "--deterministic"]
+    words += ["--output-dir", folder / "two"]
+    if launcher:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    done = run(*words, world=1 if launcher else 2, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("12 steps, validation loss") == 1, "one process speaks for both"
     assert list((folder / "two").rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", pytest.param("launcher", marks=pytest.mark.full)])
 def test_two_processes_give_the_curve_of_one(data, plain, tmp_path, kind):
     options = CALM | {"fsdp": kind == "fsdp2"}
-    torchrun(data, tmp_path) if kind == "ddp" else launch(data, tmp_path / "two", 2, **options)
+    if kind == "fsdp2":
+        launch(data, tmp_path / "two", 2, **options)
+    else:
+        program(data, tmp_path, launcher=kind == "launcher")
     one, two = numbers_of(plain), numbers_of(tmp_path / "two")
     assert one[0]["loss"] - one[-1]["loss"] > 0.4, "nothing was learned"
 
