@@ -170,13 +170,12 @@ def as_typed(message: str, typed: Mapping[str, str], sources: Mapping[str, Any])
         sources: Values of the parameters that are read: one of them is meant where a function says `source`.
     """
     named = [name for name, value in sources.items() if any(repr(str(one)) in message for one in listed(value))]
-    inner = {"output_dir": "output", "models": "sources"} | dict.fromkeys(
-        ("source", "model"), named[0] if len(named) == 1 else "source"
-    )
+    inner = {"output_dir": "output", "models": "sources"}
+    if len(named) == 1:
+        inner |= dict.fromkeys(("source", "model"), named[0])
 
     def spell(match: re.Match) -> str:
-        name = match[1] if match[1] in typed else inner.get(match[1])
-        return f"`{typed.get(name, match[1])}`"
+        return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
 
     return re.sub(r"`(\w+)`", spell, message)
 

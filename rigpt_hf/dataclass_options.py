@@ -167,7 +167,8 @@ def build(options: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
     """The parameter that Typer reads: type, default, and how the option or argument is spelled and explained."""
-    annotation, given, marks = leaf.annotation, {}, ()
+    annotation, given = leaf.annotation, {}
+    marks: tuple[str, ...] = ()
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
         marks = tuple(mark for mark in rest if isinstance(mark, str))

@@ -31,6 +31,10 @@ FULL_WORDS = re.compile("No space left on device|File too large|Disk quota excee
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
+class DiskFullError(OSError, ValueError):
+    """A disk takes no more; the message names the place."""
+
+
 def inventory(folder: Path) -> dict[str, list[int]]:
     """Size in bytes and time of change in nanoseconds of every file in a folder; empty lists for folders in it."""
     content = {}
@@ -186,10 +190,10 @@ def room(output: Path, argument: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = FULL_WORDS.search(str(error))
-        if isinstance(error, ValueError) or not (reason or (isinstance(error, OSError) and error.errno in FULL)):
+        if isinstance(error, DiskFullError) or not (reason or (isinstance(error, OSError) and error.errno in FULL)):
             raise
         said = reason.group() if reason else os.strerror(error.errno)  # type: ignore[attr-defined]
-        raise ValueError(
+        raise DiskFullError(
             f"`{argument}` must be on a disk that has room for it, got {str(output)!r}: {said}. Free space, "
             "or name another place; nothing was left."
         ) from error

@@ -28,6 +28,7 @@ def evaluate(
             "is one document unless <|endoftext|> stands between several; each row of JSONL or parquet is one.",
             "what the suite says",
         ),
+        READS,
     ] = None,
     documents: Annotated[int | None, option("How many documents.", "what the suite says")] = None,
     fraction: Annotated[

@@ -127,7 +127,7 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         ),
         (("diff", "model", "unrelated", "--json", "x", "--picture", "./x"), "must not lie in each other"),
         (
-            ("merge", "model", "unrelated", "new", "--text", "t.png", "--picture", "t.png", "--force"),
+            ("merge", "model", "unrelated", "new", "--text", "text.txt", "--picture", "text.txt"),
             "not replace what",
         ),
         (("charges", "model", "--measure", "--learning-rates", "fast"), "`--learning-rates` must be numbers"),

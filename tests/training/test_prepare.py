@@ -106,7 +106,7 @@ def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_pat
     assert "`context` must be from 2 to the" in refused(capsys, words(**ready, context_length=1_000_000))
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(capsys, words(**ready, data_dir=tmp_path / "other"))
-    assert "`prepare_only` must have one process, got 2. Start it with `python`" in line
+    assert "`--prepare-only` must have one process, got 2. Start it with `python`" in line
     assert not (tmp_path / "other").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert pretrain.main(words(**ready, data_dir=tmp_path / "other")) == 0
