@@ -45,7 +45,9 @@ def window_index(position: Position, windows: int, seed: int) -> Position:
     while (outside := result >= size).any():
         result[outside] = _permute(result[outside], keys[outside], windows)
     indices: Any = result.astype(np.int64)
-    return int(indices[0]) if np.ndim(position) == 0 else indices
+    if np.ndim(position) == 0:
+        indices = int(indices[0])
+    return indices
 
 
 def _permute(numbers: np.ndarray, keys: np.ndarray, windows: int) -> np.ndarray:
