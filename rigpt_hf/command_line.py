@@ -1,7 +1,13 @@
 """How every program of the project runs at the terminal: one style, and errors that end in one line."""
 
+import functools
+import inspect
 import re
+import signal
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,6 +19,12 @@ from .extras import advice
 UsageError: Any = typer.BadParameter.__mro__[1]
 # Where Python says `force=True` or `target='llama'`, a person at the terminal says `--force` or `--to llama`.
 SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
+# Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
+READS, WRITES = "reads", "writes"
+
+
+class Terminated(BaseException):
+    """SIGTERM, so that whatever is being written is taken away on the way out."""
 
 
 def make_app(**options: Any) -> typer.Typer:
@@ -34,22 +46,22 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
             anywhere among them, failures that are not bad usage are raised.
 
     Returns:
-        The exit code: 2 for bad input and failures.
+        The exit code: 2 for bad input and failures, 130 and 143 after signals.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    words = hyphenated([argument for argument in arguments if argument != "--debug"])
     try:
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
-        code = app(
-            hyphenated([argument for argument in arguments if argument != "--debug"]),
-            prog_name=name,
-            standalone_mode=False,
-        )
+        with terminable():
+            code = app(words, prog_name=name, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UsageError as error:
         return fail(name, usage_message(error, name))
-    except typer.Abort:
-        return 130
+    except (typer.Abort, KeyboardInterrupt):
+        return fail(name, "stopped from the keyboard.", 130)
+    except Terminated:
+        return fail(name, "stopped by SIGTERM.", 143)
     except Exception as error:
         if debug:
             raise
@@ -61,14 +73,126 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         return fail(name, message)
 
 
-def fail(name: str, message: str) -> int:
-    """Write one line to standard error; the exit code 2."""
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raises [`Terminated`] on SIGTERM, where nobody else has a use for that signal."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    try:
+        ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if ours:
+            signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may ask for signals
+        ours = False
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    A function for `typer.Typer.command` that writes to nothing it reads, and whose errors say what a person typed.
+
+    Paths are known by the marks `READS` and `WRITES` in annotations.
+
+    Raises:
+        ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same.
+    """
+    typed: dict[str, str] = {}
+    marked: dict[str, str] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        for mark in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(mark, str):
+                marked[name] = mark
+            elif isinstance(mark, typer.models.ArgumentInfo):
+                typed[name] = name.upper()
+            elif isinstance(mark, typer.models.OptionInfo):
+                # Beside a type, Typer keeps the first spelling in the place of the default.
+                spelled = mark.default if isinstance(mark.default, str) else f"--{name.replace('_', '-')}"
+                typed[name] = typed[spelled.strip("-").replace("-", "_")] = spelled.partition("/")[0]
+
+    @functools.wraps(function)
+    def call(*args: Any, **values: Any) -> Any:
+        read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
+        check_apart(*({typed[name]: values.get(name) for name in names} for names in (read, written)))
+        try:
+            return function(*args, **values)
+        except ValueError as error:
+            error.args = (as_typed(str(error), typed, {name: values.get(name) for name in read}), *error.args[1:])
+            raise
+
+    return call
+
+
+def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    """
+    Raise if writing would touch what is read, or one output another.
+
+    Args:
+        read, written: Paths, lists of paths, ids on the Hub or `None`, by what a person calls them.
+
+    Raises:
+        ValueError: names both, the rule and the path.
+    """
+
+    def places(named: Mapping[str, Any]) -> list[tuple[str, Path]]:
+        every = [(name, one) for name, value in named.items() for one in listed(value)]
+        return [(name, Path(one).resolve()) for name, one in every if one is not None]
+
+    inputs, outputs = [(name, path) for name, path in places(read) if path.exists()], places(written)
+    for index, (name, path) in enumerate(outputs):
+        for other, source in inputs:
+            # A new file in a folder that is read harms nothing.
+            if path == source or path in source.parents or (source in path.parents and path.is_file()):
+                raise ValueError(
+                    f"`{name}` must not replace what is read, got {str(path)!r} and `{other}` {str(source)!r}. Name "
+                    "another place."
+                )
+        for other, earlier in outputs[:index]:
+            if path == earlier or path in earlier.parents or earlier in path.parents:
+                raise ValueError(
+                    f"`{name}` and `{other}` are both written and must not lie in each other, got {str(path)!r} and "
+                    f"{str(earlier)!r}. Name another place."
+                )
+
+
+def as_typed(message: str, typed: Mapping[str, str], sources: Mapping[str, Any]) -> str:
+    """
+    A message with the names of arguments as a person types them.
+
+    Args:
+        message: Has names of arguments in backticks.
+        typed: How each parameter of the program is spelled.
+        sources: Values of the parameters that are read: one of them is meant where a function says `source`.
+    """
+    named = [name for name, value in sources.items() if any(repr(str(one)) in message for one in listed(value))]
+    inner = {"output_dir": "output", "models": "sources"}
+    if len(named) == 1:
+        inner |= dict.fromkeys(("source", "model"), named[0])
+
+    def spell(match: re.Match) -> str:
+        return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
+
+    return re.sub(r"`(\w+)`", spell, message)
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, anything else as the only item of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def fail(name: str, message: str, code: int = 2) -> int:
+    """Write one line to standard error, and return the exit code."""
     from rich.console import Console
     from rich.text import Text
 
     # Not as markup: a message may hold anything in square brackets.
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{name}: ", "red"), message))
-    return 2
+    return code
 
 
 def usage_message(error: Any, name: str) -> str:

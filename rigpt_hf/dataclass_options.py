@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import typer
 
-from .command_line import UsageError, execute, hyphenated, make_app, usage_message
+from .command_line import UsageError, execute, guarded, hyphenated, make_app, usage_message
 
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     main.__annotations__ = {item.name: item.annotation for item in parameters}
     main.__doc__, main.__name__ = run.__doc__, getattr(run, "__name__", "main")
-    return main
+    return guarded(main)
 
 
 def leaves(options: type, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
@@ -168,8 +168,11 @@ def build(options: type[T], values: dict[str, Any], prefix: str = "") -> T:
 def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
     """The parameter that Typer reads: type, default, and how the option or argument is spelled and explained."""
     annotation, given = leaf.annotation, {}
+    marks: tuple[str, ...] = ()
     if get_origin(annotation) is Annotated:
-        annotation, given = get_args(annotation)
+        annotation, *rest = get_args(annotation)
+        marks = tuple(mark for mark in rest if isinstance(mark, str))
+        given = {key: value for mark in rest if isinstance(mark, dict) for key, value in mark.items()}
     kind, optional = without_none(annotation)
     settings: dict[str, Any] = {"help": leaf.help} | given
     positional = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
@@ -193,7 +196,7 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
         negation = f"/--{group}no-{last}" if kind is bool else ""
         declaration = typer.Option(f"--{group}{last}{negation}", **settings)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declaration], default=default
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declaration, *marks], default=default
     )
 
 

@@ -38,7 +38,9 @@ def torchdiffeq() -> None:
         ImportError: if it is not installed.
     """
     try:
-        library = importlib.import_module("torchdiffeq")
+        # The loader makes models on the meta device, where the tables of the library's solvers would have no numbers.
+        with torch.device("cpu"):
+            library = importlib.import_module("torchdiffeq")
     except ModuleNotFoundError as error:
         raise ImportError(
             "`depth_solver` needs torchdiffeq, which is not installed. Run `pip install rigpt-hf[flow]`, or load with "

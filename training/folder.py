@@ -7,7 +7,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.checkpoints.folder import new_file
+from rigpt_hf.checkpoints.folder import check_ours, new_file
 
 from .checkpoints import check_facts, sync
 
@@ -39,12 +39,13 @@ def lock(folder: Path) -> FileLock:
     return held
 
 
-def claim(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:
+def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:
     """
-    Say whose folder this is, before anything in it is replaced; for the main process.
+    Look at whose folder this is; for the main process.
 
     Raises:
-        ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from.
+        ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from; or if
+            with `force` something would be replaced that is not this program's.
     """
     owner = folder / OWNER
     left = [name for name in LEFT if (folder / name).exists()]
@@ -56,7 +57,13 @@ def claim(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: boo
                 "else. Name another folder, or pass --force to replace them."
             )
         check_facts(_read_owner(owner, left), facts, override="--force to replace its results")
-    with new_file(owner) as temporary:
+    if (folder / "model").is_dir():
+        check_ours(folder / "model")
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """Say whose folder this is, once nothing is left that could refuse and before anything is replaced."""
+    with new_file(folder / OWNER) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sync(temporary)
     sync(folder)

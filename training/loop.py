@@ -31,7 +31,7 @@ from .diagnostics import (
     summed_loss,
     update_norm,
 )
-from .folder import StopRequests, claim, lock
+from .folder import StopRequests, check_owner, claim, lock
 from .options import PretrainOptions
 from .records import Records, RunReport, write_model, write_results
 from .schedule import make_schedule
@@ -144,6 +144,7 @@ class PretrainingRun:
         options = self.options
         self._resume()
         report = RunReport(self.step, self.step)
+        self._on_main(lambda: claim(self.output, self._facts()))
         self._on_main(lambda: self.records.cut(self.step))
         if options.report_to:
             self.accelerator.init_trackers("pretrain")
@@ -181,7 +182,7 @@ class PretrainingRun:
         held = lock(self.output)
         try:
             self.store.clean()
-            claim(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
+            check_owner(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
         except BaseException:
             held.release()
             raise

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.training import plot_losses
@@ -114,8 +114,9 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         write_model(model, weights, tokenizer, log.parent / "model")
         save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
     except OSError as error:
+        reason = error.__cause__ if isinstance(error, DiskFullError) else error
         raise ValueError(
             f"`output_dir` must take the final model and the curves, got {str(log.parent)!r}: "
-            f"{' '.join(str(error).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
+            f"{' '.join(str(reason).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
             "and call the same command again."
         ) from error

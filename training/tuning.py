@@ -173,9 +173,7 @@ def check_places(options: FinetuneOptions, state: PartialState) -> None:
     for source in (Path(options.model).resolve(), Path(options.data).resolve()):
         if source.exists() and output.resolve() in (source, *source.parents):
             raise ValueError(f"`output_dir` must not hold what is read, got {str(output)!r}. Name another folder.")
-    # A result of this program may be replaced even if it is an adapter, which has no config.json.
-    if not (options.force and (output / RECORD).is_file()):
-        check_output(output, options.model, options.force)
+    check_output(output, options.model, options.force)
     if options.resume:
         if last_checkpoint(working) is None or not (working / RECORD).is_file():
             raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")

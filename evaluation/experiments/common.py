@@ -46,22 +46,6 @@ def check_file(output: Path | None, force: bool) -> None:
         raise ValueError(f"`output` must not exist yet, got {str(output)!r}. Name another or pass --force.")
 
 
-def check_folder(output: Path, force: bool, made_here: set[str]) -> None:
-    """Raise a `ValueError` if a folder holds more than the files made here, or an earlier result to be kept."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not output.is_dir() or not {path.name for path in output.iterdir()} <= made_here:
-        raise ValueError(
-            f"`output` must be absent, empty or an earlier result and nothing else, got {str(output)!r}. Name another "
-            "folder."
-        )
-    if not force:
-        raise ValueError(
-            f"`output` holds an earlier result, got {str(output)!r}. Pass --force to replace it, or name another "
-            "folder."
-        )
-
-
 def sweep(
     train: Callable[[float, int], dict[str, Any]], rates: Sequence[float], seeds: int, loss: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

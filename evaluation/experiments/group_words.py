@@ -30,10 +30,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainingArguments
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.dataclass_options import program
 
-from .common import VERSIONS, band, check_folder, check_known, check_least, sweep, write_json
+from .common import VERSIONS, band, check_known, check_least, sweep, write_json
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -46,7 +46,6 @@ GROUPS = {
 ADAMW_RATES, EQUIVARIANT_RATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 # Held-out words of each length.
 HELD_OUT = 256
-MADE_HERE = {"results.json", "group-words.png"}
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
     """
     console = console or Console()
-    check_folder(options.output, options.force, MADE_HERE)
+    check_output(options.output, None, options.force, "output")
     runs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         total = sum(len(options.sweep(name)) + options.seeds - 1 for name in options.contenders)

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
@@ -37,14 +37,13 @@ from rigpt_hf.symmetry.merging import METHODS, average, with_weights
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 
-from .common import VERSIONS, check_folder, check_least, training_step, write_json
+from .common import VERSIONS, check_least, training_step, write_json
 
 
 MEGABYTE = 10**6
 MAX_SWEEPS = 30
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
-MADE_HERE = {"results.json", "paths.png"}
 UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
 
 
@@ -280,7 +279,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
     """
     console = console or Console()
-    check_folder(options.output, options.force, MADE_HERE)
+    check_output(options.output, None, options.force, "output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:

@@ -1,43 +1,106 @@
-"""Folders and files that appear complete or not at all."""
+"""
+Folders and files that appear complete or not at all, and to which nothing foreign is lost.
 
+One rule decides what may be replaced: only what this program wrote and nobody has changed since. A folder made here
+says so itself: `.rigpt-written.json` in it has the size and the time of change of every file.
+"""
+
+import ctypes
+import errno
+import glob
+import json
+import logging
+import os
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .workers import ALONE, Workers, together
 
 
-def check_output(output: Path, source: str, force: bool) -> None:
+logger = logging.getLogger(__name__)
+
+WRITTEN = ".rigpt-written.json"
+# A disk that takes no more says one of these; some libraries pass on the words alone.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+FULL_WORDS = re.compile("No space left on device|File too large|Disk quota exceeded|Read-only file system")
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+class DiskFullError(OSError, ValueError):
+    """A disk takes no more; the message names the place."""
+
+
+def inventory(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and time of change in nanoseconds of every file in a folder; empty lists for folders in it."""
+    content = {}
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            stat = path.lstat()
+            is_folder = path.name in folders and not path.is_symlink()
+            content[path.relative_to(folder).as_posix()] = [] if is_folder else [stat.st_size, stat.st_mtime_ns]
+    content.pop(WRITTEN, None)
+    return content
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names of all in a folder that [`new_folder`] and [`new_file`] did not write, or that was changed since."""
+    written = _read_written(folder)
+    return sorted(name for name, stamp in inventory(folder).items() if written.get(name) != stamp)
+
+
+def _read_written(folder: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _record(folder: Path, files: dict[str, list[int]]) -> None:
+    with new_file(folder / WRITTEN) as temporary:
+        temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
     """
     Raise if an output folder may not be written.
 
     Args:
         output (`Path`): the folder.
-        source (`str`): what is converted into it.
-        force (`bool`): whether an earlier model in it may be replaced.
+        source (`str`, *optional*): what is converted into it.
+        force (`bool`): whether what this program wrote there may be replaced.
+        argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
 
     Raises:
         ValueError: if `output` is a file, holds the source, is not empty without `force`, or would be replaced with
-            `force` although it does not look like a saved model.
+            `force` although something in it is not this program's.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"`output_dir` must be a folder, got the file {str(output)!r}. Name another one.")
-    given = Path(source)
-    if given.exists() and (given.resolve() == output.resolve() or output.resolve() in given.resolve().parents):
-        raise ValueError(f"`output_dir` must not hold the source, got {str(output)!r}. Name another folder.")
+    if (output.exists() or output.is_symlink()) and not output.is_dir():  # a link to nothing is one too
+        raise ValueError(f"`{argument}` must be a folder, got the file {str(output)!r}. Name another one.")
+    given = None if source is None else Path(source)
+    if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
+        raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not force:
         raise ValueError(
-            f"`output_dir` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
+            f"`{argument}` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
             "or pass `force=True` to replace it once the new one is complete."
         )
-    if not (output / "config.json").is_file():
+    check_ours(output, argument)
+
+
+def check_ours(output: Path, argument: str = "output_dir") -> None:
+    """A `ValueError` if something in a folder that would be replaced is not this program's, or was changed."""
+    if names := foreign(output):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
-            f"`output_dir` can be replaced only if it is a saved model, got {str(output)!r}, which has no "
-            "`config.json`. Remove it yourself, or name another folder."
+            f"`{argument}` can be replaced only if all in it was written by this program and left as it was, got "
+            f"{str(output)!r} with {', '.join(names[:3])}{more}. Move or remove that yourself, or name another folder."
         )
 
 
@@ -47,43 +110,71 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
     A folder beside `output` to write into; it becomes `output` when the block ends well, and is removed if not.
 
     Args:
-        output (`Path`): where the folder shall appear; an earlier one is replaced at the end.
+        output (`Path`): where the folder shall appear; an earlier one of this program's is replaced at the end.
         argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
         workers (`Workers`, *optional*): the processes that write together; the first makes and publishes the folder.
 
     Raises:
-        ValueError: if nothing can be written there.
+        ValueError: if nothing can be written there, what is there is not this program's, or it changed meanwhile.
     """
     is_main = workers.index == 0
     temporary = workers.gather(temporary_sibling(output))[0]
+    earlier: dict[str, list[int]] = {}
+
+    def begin() -> None:
+        remove_leftovers(output)
+        if output.is_dir():
+            check_ours(output, argument)
+            earlier.update(inventory(output))
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise ValueError(
+                f"`{argument}` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name "
+                "another."
+            ) from error
+
     try:
-        together(workers, lambda: _make(temporary, output, argument) if is_main else None)
-        yield temporary
-        together(workers, lambda: publish(temporary, output) if is_main else None)
+        together(workers, lambda: begin() if is_main else None)
+        with room(output, argument):
+            yield temporary
+            together(workers, lambda: publish(temporary, output, earlier, argument) if is_main else None)
     finally:
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _make(folder: Path, output: Path, argument: str) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(
-            f"`{argument}` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name "
-            "another."
-        ) from error
-
-
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not."""
+def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterator[Path]:
+    """
+    A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not.
+
+    Args:
+        path (`Path`): where the file shall appear.
+        argument (`str`, defaults to `"output"`): what error messages call `path`.
+        force (`bool`, defaults to `True`): whether an earlier file may be replaced.
+
+    Raises:
+        ValueError: if the disk is full or, without `force`, a file has appeared there.
+    """
     temporary = temporary_sibling(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with room(path, argument):
+            yield temporary
+            if force:
+                temporary.replace(path)
+            else:
+                os.link(temporary, path)  # which replaces nothing
+    except FileExistsError as error:
+        raise ValueError(
+            f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name another "
+            "file, or pass `force=True`."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+    if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
+        stat = path.lstat()
+        _record(path.parent, _read_written(path.parent) | {path.name: [stat.st_size, stat.st_mtime_ns]})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,21 +183,95 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def temporary_sibling(output: Path) -> Path:
-    """A name beside `output`, on the same file system, that nothing else uses."""
-    return output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
-
-
-def publish(temporary: Path, output: Path) -> None:
-    """Put the finished folder in place of `output`; an earlier one goes last, and comes back if this fails."""
-    if not output.exists():
-        temporary.rename(output)
-        return
-    previous = temporary_sibling(output)
-    output.rename(previous)
+@contextmanager
+def room(output: Path, argument: str) -> Iterator[None]:
+    """Turns what libraries say of a full disk into one line that names the place."""
     try:
-        temporary.rename(output)
+        yield
+    except Exception as error:
+        reason = FULL_WORDS.search(str(error))
+        if isinstance(error, DiskFullError) or not (reason or (isinstance(error, OSError) and error.errno in FULL)):
+            raise
+        said = reason.group() if reason else os.strerror(error.errno)  # type: ignore[attr-defined]
+        raise DiskFullError(
+            f"`{argument}` must be on a disk that has room for it, got {str(output)!r}: {said}. Free space, "
+            "or name another place; nothing was left."
+        ) from error
+
+
+def temporary_sibling(output: Path, kind: str = "partial") -> Path:
+    """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
+    return output.parent / f".{output.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.{glob.escape(socket.gethostname())}-*-*.p*"):
+        pid = path.name.split("-")[-2]
+        if not pid.isdigit() or _lives(int(pid)):
+            continue
+        if path.suffix == ".previous" and not output.exists():
+            path.rename(output)
+            logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
+        elif (path / WRITTEN).exists() and foreign(path):
+            logger.warning(f"{str(path)!r} has files of others that a killed run has moved there; it is left.")
+        else:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
     except OSError:
-        previous.rename(output)
+        pass
+    return True
+
+
+def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argument: str = "output_dir") -> None:
+    """
+    Put the finished folder in the place of `output`.
+
+    Args:
+        temporary (`Path`): the finished folder.
+        output (`Path`): where it goes.
+        earlier (`dict`): the [`inventory`] of `output` when the work began.
+        argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
+
+    Raises:
+        ValueError: if something has appeared or changed there meanwhile; it is left as it is.
+    """
+    _record(temporary, inventory(temporary))
+    try:
+        if not earlier:
+            temporary.rename(output)  # which replaces nothing but an empty folder
+            return
+        exchange(temporary, output)
+        if inventory(temporary) == earlier:
+            return
+        exchange(temporary, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+    raise ValueError(
+        f"`{argument}` must stay as it is while this runs, got {str(output)!r}, in which something has appeared or "
+        "changed. It was left as it is, and nothing was written. Run it again, or name another folder."
+    )
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Exchange the names of two folders, in one step where the system can."""
+    with suppress(AttributeError, OSError):
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+        if call(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
+            return
+    aside = temporary_sibling(b, "previous")
+    b.rename(aside)
+    try:
+        a.rename(b)
+    except OSError:
+        aside.rename(b)
         raise
-    shutil.rmtree(previous)
+    aside.rename(a)

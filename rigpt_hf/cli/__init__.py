@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..command_line import execute, make_app
+from ..command_line import execute, guarded, make_app
 from ..dataclass_options import command
 from ..demo.options import DemoOptions
 from ..version import __version__
@@ -45,7 +45,7 @@ VERBS = (
     lab,
 )
 for _verb in VERBS:
-    app.command()(_verb)
+    app.command()(guarded(_verb))
 
 
 def main():

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..command_line import READS, WRITES
+
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -25,8 +27,8 @@ def flag(name: str, text: str, *spellings: str) -> Any:
 
 
 # Arguments that many verbs take.
-Source = Annotated[str, argument("RiGPT folder or Hub id.")]
-Output = Annotated[Path, argument("Folder to make.")]
+Source = Annotated[str, argument("RiGPT folder or Hub id."), READS]
+Output = Annotated[Path, argument("Folder to make."), WRITES]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
 Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
 ShardSize = Annotated[str | None, option("Largest file.", "5GB")]

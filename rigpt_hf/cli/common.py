@@ -68,7 +68,7 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stack.enter_context(whole_file(path))
+            temporary = stack.enter_context(whole_file(path, argument, force))
             temporary.touch()
         except OSError as error:
             raise ValueError(

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
 from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
@@ -29,7 +30,7 @@ def demo(options: DemoOptions):
 
 
 def convert(
-    source: Annotated[str, argument("Folder with safetensors, or Hub id.")],
+    source: Annotated[str, argument("Folder with safetensors, or Hub id."), READS],
     output: Output,
     revision: Revision = None,
     gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
@@ -91,9 +92,9 @@ def export(
 
 
 def verify(
-    a: Annotated[str, argument("First model: folder or Hub id.")],
-    b: Annotated[str, argument("Second model.")],
-    text: Annotated[Path | None, option("Compare on this text.", "random tokens")] = None,
+    a: Annotated[str, argument("First model: folder or Hub id."), READS],
+    b: Annotated[str, argument("Second model."), READS],
+    text: Annotated[Path | None, option("Compare on this text.", "random tokens"), READS] = None,
     dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved")] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
 ):

@@ -8,16 +8,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..command_line import READS, WRITES
 from ..extras import needs
 from .arguments import argument, option
 from .common import check_device, to_dtype
 
 
 def evaluate(
-    model: Annotated[str, argument("Folder or Hub id of a causal language model, RiGPT or any other.")],
-    against: Annotated[str | None, option("Folder or Hub id of the baseline to compare with.", "none")] = None,
+    model: Annotated[str, argument("Folder or Hub id of a causal language model, RiGPT or any other."), READS],
+    against: Annotated[str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS] = None,
     suite: Annotated[str, option("What is measured: core, full, or a YAML file of your own.")] = "core",
-    output: Annotated[Path, option("Folder for results.json, table.md, report.html.")] = Path("runs/evaluation"),
+    output: Annotated[Path, option("Folder for results.json, table.md, report.html."), WRITES] = Path(
+        "runs/evaluation"
+    ),
     text: Annotated[
         str | None,
         option(
@@ -25,6 +28,7 @@ def evaluate(
             "is one document unless <|endoftext|> stands between several; each row of JSONL or parquet is one.",
             "what the suite says",
         ),
+        READS,
     ] = None,
     documents: Annotated[int | None, option("How many documents.", "what the suite says")] = None,
     fraction: Annotated[

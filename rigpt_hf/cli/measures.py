@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Source, argument, flag, option
 from .common import check_file, check_picture, new_file, numbers, save_picture
@@ -21,12 +22,14 @@ ORDER_MARGIN = 0.25
 
 
 def diff(
-    a: Annotated[str, argument("RiGPT folder or Hub id.")],
-    b: Annotated[str, argument("Another one.")],
-    picture: Annotated[Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none")] = None,
-    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json")] = None,
+    a: Annotated[str, argument("RiGPT folder or Hub id."), READS],
+    b: Annotated[str, argument("Another one."), READS],
+    picture: Annotated[
+        Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none"), WRITES
+    ] = None,
+    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json"), WRITES] = None,
     save_transformation: Annotated[
-        Path | None, option("File for the transformation that brings A to B.", "none")
+        Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,
     seed: Annotated[int, option("Of the noise that stands for chance.")] = 0,
     force: Annotated[bool, flag("force", "Replace earlier files.")] = False,
@@ -85,11 +88,11 @@ def bar(value: float) -> str:
 def charges(
     source: Source,
     measure: Annotated[bool, flag("measure", "Descend the loss and measure how the charges move.")] = False,
-    text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens")] = None,
+    text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens"), READS] = None,
     learning_rates: Annotated[str, option("Step sizes, separated by commas, with --measure.")] = "0.02,0.01,0.005",
     time: Annotated[float, option("Steps times step size, with --measure.")] = 0.4,
     weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
-    picture: Annotated[Path | None, option("File for a plot, with --measure.", "none")] = None,
+    picture: Annotated[Path | None, option("File for a plot, with --measure.", "none"), WRITES] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
     force: Annotated[bool, flag("force", "Replace an earlier picture.")] = False,
 ):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
 from .common import check_file, check_picture, new_file, numbers, report, save_model, save_picture, to_dtype
@@ -36,10 +37,12 @@ def rotate(
         ),
     ] = 1.0,
     transformation: Annotated[
-        Path | None, option("File with a transformation to use instead of a random one.", "none")
+        Path | None, option("File with a transformation to use instead of a random one.", "none"), READS
     ] = None,
     inverse: Annotated[bool, flag("inverse", "Undo the transformation in the file.")] = False,
-    save_transformation: Annotated[Path | None, option("File to write the applied transformation to.", "none")] = None,
+    save_transformation: Annotated[
+        Path | None, option("File to write the applied transformation to.", "none"), WRITES
+    ] = None,
     revision: Revision = None,
     dtype: Dtype = None,
     max_shard_size: ShardSize = None,
@@ -67,7 +70,6 @@ def rotate(
         )
     if not isfinite(t):
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
-    check_outside(save_transformation, output)
     config = rigpt_config(source, revision)
     if transformation is None:
         g = random_transformation(config, frames or DEFAULT_FRAMES, seed, t)
@@ -78,15 +80,6 @@ def rotate(
     report(transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings), output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse")
-
-
-def check_outside(path: Path | None, output: Path):
-    """Raise a `ValueError` if a file would lie in the folder of the model to make."""
-    if path is not None and output.resolve() in path.resolve().parents:
-        raise ValueError(
-            f"A file beside the model must lie outside of its folder, got {str(path)!r} in {str(output)!r}. Name "
-            "another place."
-        )
 
 
 def transform(
@@ -104,7 +97,7 @@ def transform(
 def canonicalize(
     source: Source,
     output: Output,
-    save_transformation: Annotated[Path | None, option("File to write the transformation to.", "none")] = None,
+    save_transformation: Annotated[Path | None, option("File to write the transformation to.", "none"), WRITES] = None,
     revision: Revision = None,
     dtype: Dtype = None,
     max_shard_size: ShardSize = None,
@@ -125,7 +118,6 @@ def canonicalize(
     from ..symmetry import canonical_gauge
 
     check_output(output, source, force)
-    check_outside(save_transformation, output)
     check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
     g, settings = gauge.transformation, {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
@@ -140,7 +132,7 @@ def canonicalize(
 
 
 def merge(
-    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids.")],
+    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS],
     output: Output,
     weights: Annotated[
         str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts")
@@ -150,9 +142,9 @@ def merge(
         bool, flag("unaligned", "Do not align first: the ordinary average.", "--as-they-are")
     ] = False,
     text: Annotated[
-        Path | None, option("Text to measure the loss on, on the path between the first two models.", "none")
+        Path | None, option("Text to measure the loss on, on the path between the first two models.", "none"), READS
     ] = None,
-    picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none")] = None,
+    picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none"), WRITES] = None,
     points: Annotated[int, option("Points on the path, with TEXT.")] = 11,
     force: ForceFiles = False,
 ):
@@ -178,7 +170,6 @@ def merge(
         rigpt_config(source)
         check_output(output, source, force)
         check_same_vocabulary(sources[0], source)
-    check_outside(picture, output)
     input_ids = None if text is None else text_ids(sources[0], text)
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)

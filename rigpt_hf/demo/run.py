@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from ..checkpoints.folder import new_folder
+from ..checkpoints.folder import check_output, new_folder
 from ..checkpoints.read import quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
@@ -37,7 +37,6 @@ from .stock import Recipe, train_gpt2
 PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
 MEGABYTE = 10**6
 # Names that a demo leaves in its folder; anything else there is somebody's and is not replaced.
-MADE_HERE = {"model", "report.md", "rotation.png"}
 
 
 @contextmanager
@@ -76,7 +75,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
         ValueError: if an option is impossible or the output exists and `force` is not given.
     """
     console = console or Console()
-    check_output_of_demo(options)
+    check_output(options.output, None, options.force, "output")
     with quiet_library():
         return _run(options, console)
 
@@ -161,23 +160,6 @@ def turn(
         "probabilities": probabilities,
         "tokens": tokens,
     }
-
-
-def check_output_of_demo(options: DemoOptions):
-    """Raise a `ValueError` if the output folder may not be written."""
-    output = options.output
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not output.is_dir() or not {path.name for path in output.iterdir()} <= MADE_HERE:
-        raise ValueError(
-            f"`output` must be absent, empty or an earlier demo and nothing else, got {str(output)!r}. Name another "
-            "folder."
-        )
-    if not options.force:
-        raise ValueError(
-            f"`output` holds the demo of an earlier run, got {str(output)!r}. Pass --force to replace it, or name "
-            "another folder."
-        )
 
 
 def obtain_stock(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rigpt_hf.checkpoints import folder as folder_module
 from rigpt_hf.checkpoints import write as write_module
-from rigpt_hf.checkpoints.folder import new_file, new_folder
+from rigpt_hf.checkpoints.folder import new_file
 from rigpt_hf.checkpoints.workers import together
 from rigpt_hf.checkpoints.write import Entry, parse_size, split_into_shards
 
@@ -115,7 +115,6 @@ class TestNothingIsLeftBehind:
         verb, source, output = VERBS["convert"], tmp_path / "source", tmp_path / "out"
         verb.model(torch.float32).save_pretrained(source)
         verb.run(source, output)
-        (output / "old.txt").touch()
         before = (output / "model.safetensors").read_bytes()
         with pytest.raises(ValueError, match="`output_dir` must be empty or absent.*`force=True`"):
             verb.run(source, output)
@@ -123,26 +122,13 @@ class TestNothingIsLeftBehind:
             patch.setattr(write_module, "write_shards", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 verb.run(source, output, force=True)
-        assert (output / "model.safetensors").read_bytes() == before and "old.txt" in contents(output)
+        assert (output / "model.safetensors").read_bytes() == before
         verb.run(source, output, force=True, dtype=torch.float64)
-        assert (output / "model.safetensors").read_bytes() != before and "old.txt" not in contents(output)
-        assert contents(tmp_path) == {"source", "out"}
-
-    def test_if_the_last_step_fails_the_earlier_folder_comes_back(self, tmp_path, monkeypatch):
-        output = tmp_path / "out"
-        output.mkdir()
-        (output / "old.txt").touch()
-        rename = type(output).rename
-
-        def fail_to_publish(path, target):
-            if path.name.endswith(".partial") and "new.txt" in contents(path):
-                raise OSError("no")
-            return rename(path, target)
-
-        monkeypatch.setattr(type(output), "rename", fail_to_publish)
-        with pytest.raises(OSError, match="no"), new_folder(output) as folder:
-            (folder / "new.txt").touch()
-        assert contents(output) == {"old.txt"} and contents(tmp_path) == {"out"}
+        assert (output / "model.safetensors").read_bytes() != before
+        (output / "notes.txt").touch()
+        with pytest.raises(ValueError, match="`output_dir` can be replaced only if all in it.*with notes.txt. Move"):
+            verb.run(source, output, force=True)
+        assert contents(tmp_path) == {"source", "out"} and "notes.txt" in contents(output)
 
     def test_of_a_file_that_is_not_whole(self, tmp_path):
         with new_file(tmp_path / "file") as place:
@@ -160,7 +146,7 @@ class TestOutputs:
         home.mkdir()
         (home / "thesis.tex").touch()
         for output, force, message in (
-            (home, True, "no `config.json`"),
+            (home, True, "can be replaced only if all in it was written by this program.*thesis.tex"),
             (source, True, "must not hold the source"),
             (tmp_path, True, "must not hold the source"),
             (home / "thesis.tex", False, "must be a folder, got the file"),

@@ -105,7 +105,7 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
     save_file({"stream": shear}, tmp_path / "shear.safetensors")
     arguments = ("--transformation", tmp_path / "shear.safetensors", "--save-transformation", tmp_path / "kept")
     code, _, err = rigpt("rotate", folder, tmp_path / "out", *arguments)
-    assert code == 2 and "`transformation` must leave the function of" in err
+    assert code == 2 and "`--transformation` must leave the function of" in err
     assert {path.name for path in tmp_path.iterdir()} == {"shear.safetensors"}
 
 
@@ -132,31 +132,31 @@ def places(folder, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("GPT2", "OUT"), "`source` must be a RiGPT, got"),
-        (("HEADLESS", "OUT"), "`source` must be a RiGPTForCausalLM, got"),
-        (("no/such/folder", "OUT"), "`source` must be the folder of a saved model or the id of a repository"),
+        (("GPT2", "OUT"), "`SOURCE` must be a RiGPT, got"),
+        (("HEADLESS", "OUT"), "`SOURCE` must be a RiGPTForCausalLM, got"),
+        (("no/such/folder", "OUT"), "`SOURCE` must be the folder of a saved model or the id of a repository"),
         (("RIGPT", "FULL"), "or pass `--force` to replace it"),
-        (("RIGPT", "RIGPT"), "`output_dir` must not hold the source"),
-        (("RIGPT", "OUT", "--inverse"), "`inverse` undoes a transformation in a file, got none. Name it with"),
-        (("RIGPT", "OUT", "--transformation", "G", "--frames", "stream"), "`frames` says what to turn at random"),
-        (("RIGPT", "OUT", "--transformation", "G", "--t", "0.5"), "`t` must be 1 for the `transformation` in"),
-        (("RIGPT", "OUT", "--transformation", "absent"), "`transformation` must be a file, got 'absent'"),
-        (("RIGPT", "OUT", "--transformation", "TEXT"), "`transformation` must be a file that `rigpt rotate --save"),
+        (("RIGPT", "RIGPT"), "`OUTPUT` must not replace what is read"),
+        (("RIGPT", "OUT", "--inverse"), "`--inverse` undoes a transformation in a file, got none. Name it with"),
+        (("RIGPT", "OUT", "--transformation", "G", "--frames", "stream"), "`--frames` says what to turn at random"),
+        (("RIGPT", "OUT", "--transformation", "G", "--t", "0.5"), "`--t` must be 1 for the `--transformation` in"),
+        (("RIGPT", "OUT", "--transformation", "absent"), "`--transformation` must be a file, got 'absent'"),
+        (("RIGPT", "OUT", "--transformation", "TEXT"), "`--transformation` must be a file that `rigpt rotate --save"),
         (
             ("RIGPT", "OUT", "--transformation", "MODEL"),
-            "`transformation` must be a file that `rigpt rotate --save",
+            "`--transformation` must be a file that `rigpt rotate --save",
         ),
-        (("RIGPT", "OUT", "--frames", "spin"), "`frames` must name frames of this configuration, got 'spin'"),
-        (("RIGPT", "OUT", "--frames", ","), "`frames` must name frames that this configuration has, got ','"),
-        (("PLAIN", "OUT", "--frames", "shifts"), "`frames` must name frames that this configuration has, got 'shi"),
-        (("RIGPT", "OUT", "--t", "nan"), "`t` must be a finite number, got nan"),
+        (("RIGPT", "OUT", "--frames", "spin"), "`--frames` must name frames of this configuration, got 'spin'"),
+        (("RIGPT", "OUT", "--frames", ","), "`--frames` must name frames that this configuration has, got ','"),
+        (("PLAIN", "OUT", "--frames", "shifts"), "`--frames` must name frames that this configuration has, got 'shi"),
+        (("RIGPT", "OUT", "--t", "nan"), "`--t` must be a finite number, got nan"),
         (("RIGPT", "OUT", "--t", "half"), "Invalid value for '--t'"),
-        (("RIGPT", "OUT", "--dtype", "int8"), "`dtype` must be one of float64, float32"),
-        (("RIGPT", "OUT", "--max-shard-size", "big"), "`max_shard_size` must be a number of bytes or a text"),
-        (("RIGPT", "OUT", "--revision", "main"), "`revision` names a version on the Hub"),
+        (("RIGPT", "OUT", "--dtype", "int8"), "`--dtype` must be one of float64, float32"),
+        (("RIGPT", "OUT", "--max-shard-size", "big"), "`--max-shard-size` must be a number of bytes or a text"),
+        (("RIGPT", "OUT", "--revision", "main"), "`--revision` names a version on the Hub"),
         (("RIGPT", "OUT", "--save-transformation", "TEXT"), "must not exist yet, got"),
-        (("RIGPT", "OUT", "--save-transformation", "FULL"), "`save_transformation` must be a file, got the folder"),
-        (("RIGPT", "OUT", "--save-transformation", "INSIDE"), "must lie outside of its folder"),
+        (("RIGPT", "OUT", "--save-transformation", "FULL"), "`--save-transformation` must be a file, got the folder"),
+        (("RIGPT", "OUT", "--save-transformation", "INSIDE"), "must not lie in each other"),
         (("RIGPT",), "Missing argument 'output'. See rigpt rotate --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -73,7 +73,7 @@ def test_the_default_number_of_steps_is_that_of_the_recipe():
 
 def test_an_earlier_demo_is_replaced_only_by_force(demo):
     options, report, _ = demo
-    with pytest.raises(ValueError, match="Pass --force"):
+    with pytest.raises(ValueError, match="`output` must be empty or absent.*`force=True`"):
         run_demo(options)
     assert report.is_file()
 

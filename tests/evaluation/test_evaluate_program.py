@@ -56,14 +56,14 @@ def test_a_failed_measurement_shows_in_the_exit_code(models, tmp_path):
 
 def test_refusals(models, tmp_path):
     for change, message in (
-        (("--names", "one"), "`names` must be two names with a comma, got 'one'"),
-        (("--names", "a,a"), "`names` must differ, got 'a' twice"),
-        (("--device", "nowhere"), "`device` must be one that PyTorch can use here"),
-        (("--fewshot", "3"), "`fewshot` is for `standard_tasks`, got 3 and no such task"),
-        (("--dtype", "int3"), "`dtype` must be one of"),
-        (("--suite", "none.yaml"), "`suite` must be one of core, full or a YAML file"),
-        (("--text", "/no/such/file.bin"), "`source` must be a file of token ids"),
-        (("--against", "/no/such/model"), "`model` must be a model, or the folder or Hub id"),
+        (("--names", "one"), "`--names` must be two names with a comma, got 'one'"),
+        (("--names", "a,a"), "`--names` must differ, got 'a' twice"),
+        (("--device", "nowhere"), "`--device` must be one that PyTorch can use here"),
+        (("--fewshot", "3"), "`--fewshot` is for `--standard-tasks`, got 3 and no such task"),
+        (("--dtype", "int3"), "`--dtype` must be one of"),
+        (("--suite", "none.yaml"), "`--suite` must be one of core, full or a YAML file"),
+        (("--text", "/no/such/file.bin"), "`--text` must be a file of token ids"),
+        (("--against", "/no/such/model"), "`--against` must be a model, or the folder or Hub id"),
     ):
         result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
         assert isinstance(result.exception, ValueError) and message in str(result.exception)

@@ -225,11 +225,14 @@ def test_a_converted_gpt2_follows_the_flow(tmp_path):
 
 SCRIPT = """
 import sys, torch, transformers
-flow, plain = sys.argv[1:]
+flow, adaptive, plain = sys.argv[1:]
 load = lambda folder: transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-model, input_ids = load(flow), torch.load(flow + "/input_ids.pt")
-with torch.no_grad():
-    torch.save(model(input_ids)[0], flow + "/output.pt")
+assert "torchdiffeq" not in sys.modules, "the loader must be the first to import it"
+input_ids = torch.load(flow + "/input_ids.pt")
+for folder in (adaptive, flow):
+    model = load(folder)
+    with torch.no_grad():
+        torch.save(model(input_ids)[0], folder + "/output.pt")
 model.generate(input_ids, max_new_tokens=2, do_sample=False)
 assert type(model).__module__.startswith("transformers_modules.")
 sys.modules["torchdiffeq"] = None
@@ -243,11 +246,13 @@ except ImportError as error:
 
 def test_a_folder_loads_where_nothing_is_installed_and_only_flows_need_the_solvers(tmp_path):
     expected = save(RiGPTForCausalLM, tmp_path / "flow", **FLOWS["linear"])
+    adaptive = save(RiGPTForCausalLM, tmp_path / "adaptive", depth_solver="dopri5")
     save(RiGPTForCausalLM, tmp_path / "plain")
-    folders = str(tmp_path / "flow"), str(tmp_path / "plain")
+    folders = (tmp_path / name for name in ("flow", "adaptive", "plain"))
     process = run("-c", WITHOUT_PACKAGE + SCRIPT, *folders, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert difference(torch.load(tmp_path / "flow" / "output.pt"), expected) <= SYMMETRY[torch.float32]
+    assert difference(torch.load(tmp_path / "adaptive" / "output.pt"), adaptive) <= SYMMETRY[torch.float32]
     assert "plain torch.Size([2, 7, 61])" in process.stdout
     assert "refused `depth_solver` needs torchdiffeq, which is not installed. Run `pip install" in process.stdout
 

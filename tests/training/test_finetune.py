@@ -238,7 +238,7 @@ def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
     template.write_text("{{ 'schön' }}", encoding="latin-1")
     assert program.main(["model", "data.txt", "out", "--chat-template", str(template)]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("finetune.py: `chat_template` must be a readable file of text in UTF-8, got '")
+    assert shown.startswith("finetune.py: `--chat-template` must be a readable file of text in UTF-8, got '")
     template.write_text("{{ 'schön' }}", encoding="utf-8")
     assert options(chat_template=str(template)).read_template() == "{{ 'schön' }}"
 
@@ -313,7 +313,7 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
     for part in (report["measured_on"], f"{report['tokens']:,}", f"{report['parameters']:,}", report["seconds"]):
         assert str(part) in shown, part
     assert program.main(words) == 2
-    assert capsys.readouterr().err.startswith("finetune.py: `output_dir` must be empty or absent")
+    assert capsys.readouterr().err.startswith("finetune.py: `OUTPUT_DIR` must be empty or absent")
     assert program.main(["--help"]) == 0
     page = capsys.readouterr().out
     assert "--lora-target-modules" in page and "accelerate launch training/finetune.py" in page

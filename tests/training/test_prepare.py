@@ -106,7 +106,7 @@ def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_pat
     assert "`context` must be from 2 to the" in refused(capsys, words(**ready, context_length=1_000_000))
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(capsys, words(**ready, data_dir=tmp_path / "other"))
-    assert "`prepare_only` must have one process, got 2. Start it with `python`" in line
+    assert "`--prepare-only` must have one process, got 2. Start it with `python`" in line
     assert not (tmp_path / "other").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert pretrain.main(words(**ready, data_dir=tmp_path / "other")) == 0
@@ -120,7 +120,7 @@ def test_options_of_a_source(words, tmp_path, capsys):
         ({"megabytes": "many"}, "must have a number as megabytes, got 'many'"),
     ):
         line = refused(capsys, words(data_options=json.dumps(wrong), prepare_only=True))
-        assert re.match(f"pretrain.py: `data_options` {message}", line), line
+        assert re.match(f"pretrain.py: `--data-options` {message}", line), line
         assert [path.name for path in tmp_path.iterdir()] == ["book.txt"]
     right = {"text_column": "body", "revision": None, "megabytes": 1, "separator": "\n\n"}
     assert pretrain.main(words(data_options=json.dumps(right), prepare_only=True)) == 0

@@ -199,8 +199,11 @@ def test_what_belongs_to_others_stays(data, tmp_path):
     with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*model.*--force"):
         pretrain(data, tmp_path / "run")
     assert (foreign / "thesis.txt").read_text() == "years of work"
-    assert pretrain(data, tmp_path / "run", force=True, max_steps=2, warmup_steps=1).started == 0
-    assert not (foreign / "thesis.txt").exists()
+    with pytest.raises(ValueError, match="can be replaced only if all in it was written by this program.*thesis.txt"):
+        pretrain(data, tmp_path / "run", force=True, max_steps=2, warmup_steps=1)
+    assert (foreign / "thesis.txt").read_text() == "years of work"
+    shutil.rmtree(foreign)
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     log = log_of(tmp_path / "run")
     with pytest.raises(ValueError, match="seed 0 → 7.*--force to"):
@@ -254,8 +257,10 @@ def test_another_batch_size_goes_on_with_the_next_windows(data, tmp_path, monkey
 
 def test_changed_options_are_named(data, straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
+    owner = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(ValueError, match=r"learning_rate 0.01 → 0.02\. .*--allow-changes"):
         pretrain(data, tmp_path / "run", learning_rate=0.02)
+    assert (tmp_path / "run" / "run.json").read_bytes() == owner, "refused means unchanged"
     with pytest.raises(ValueError, match="max_steps 12 → 15"):
         pretrain(data, tmp_path / "run", max_steps=15)
     with pytest.raises(ValueError, match="`max_steps` must be at least the 12 steps that are done"):
@@ -372,7 +377,7 @@ def test_the_command_line(capsys, monkeypatch, tmp_path):
         shown = capsys.readouterr().err
         assert shown.startswith("pretrain.py: ") and shown.count("\n") == 1 and "--help" in shown, shown
     assert main(["--data-dir", str(tmp_path / "none"), "--data", "null", "--output-dir", str(tmp_path)]) == 2
-    assert "pretrain.py: `data_dir` must be a folder of tokenised shards" in capsys.readouterr().err
+    assert "pretrain.py: `--data-dir` must be a folder of tokenised shards" in capsys.readouterr().err
 
 
 def test_every_run_option_is_decisive_or_listed():

@@ -92,15 +92,15 @@ def test_a_damaged_owner_stands_in_nobodys_way(tmp_path):
     for damage in (b'{"model"', b"", bytes(9), b"[]"):
         owner.write_bytes(damage)
         with pytest.raises(ValueError, match=message) as told:
-            folder.claim(tmp_path, facts, has_checkpoints=False, force=False)
+            folder.check_owner(tmp_path, facts, has_checkpoints=False, force=False)
         assert "\n" not in str(told.value) and owner.read_bytes() == damage
         for has_checkpoints in (True, False):
-            owner.write_bytes(damage)
-            folder.claim(tmp_path, facts, has_checkpoints, force=not has_checkpoints)
-            assert json.loads(owner.read_text()) == facts
+            folder.check_owner(tmp_path, facts, has_checkpoints, force=not has_checkpoints)
+        folder.claim(tmp_path, facts)
+        assert json.loads(owner.read_text()) == facts
     # A whole one is still compared.
     with pytest.raises(ValueError, match="run.seed 1 → 2"):
-        folder.claim(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
+        folder.check_owner(tmp_path, {"run": {"seed": 2}}, has_checkpoints=False, force=False)
 
 
 def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, straight, tmp_path):
@@ -116,7 +116,7 @@ def test_an_owner_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     replace = os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(os, "replace", lambda a, b: seen.append(str(b)) or replace(a, b))
-    folder.claim(tmp_path, {}, has_checkpoints=False, force=False)
+    folder.claim(tmp_path, {})
     owner = tmp_path / folder.OWNER
     assert seen == [owner.stat().st_ino, str(owner), tmp_path.stat().st_ino]
 

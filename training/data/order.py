@@ -1,7 +1,7 @@
 """The order in which windows are trained on: an endless sequence of shuffled epochs that needs no memory."""
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,7 +44,10 @@ def window_index(position: Position, windows: int, seed: int) -> Position:
     # back inside (cycle walking), which keeps the map a bijection.
     while (outside := result >= size).any():
         result[outside] = _permute(result[outside], keys[outside], windows)
-    return int(result[0]) if np.ndim(position) == 0 else result.astype(np.int64)
+    indices: Any = result.astype(np.int64)
+    if np.ndim(position) == 0:
+        indices = int(indices[0])
+    return indices
 
 
 def _permute(numbers: np.ndarray, keys: np.ndarray, windows: int) -> np.ndarray:

@@ -109,9 +109,9 @@ def test_impossible_rates_are_refused(files, tmp_path, refused):
     for rates, message in (
         ("abc", "'--rates': Value error, 'abc' is not a valid float"),
         ("0.1,", "'--rates': Value error, '' is not a valid float"),
-        ("0.1,-1", "`rates` must be positive numbers, separated by commas, got '0.1,-1'"),
-        ("nan", "`rates` must be positive numbers, separated by commas, got 'nan'"),
-        ("inf", "`rates` must be positive numbers, separated by commas, got 'inf'"),
+        ("0.1,-1", "`--rates` must be positive numbers, separated by commas, got '0.1,-1'"),
+        ("nan", "`--rates` must be positive numbers, separated by commas, got 'nan'"),
+        ("inf", "`--rates` must be positive numbers, separated by commas, got 'inf'"),
     ):
         answer = refused(compare.main, [*map(str, files), "--output", str(tmp_path / "runs"), "--rates", rates])
         assert message in answer and not (tmp_path / "runs").exists()
@@ -120,11 +120,15 @@ def test_impossible_rates_are_refused(files, tmp_path, refused):
 def test_impossible_token_files_are_refused(files, tmp_path, refused):
     for which in (0, 1):
         name, least = (("train", 258), ("validation", 4096))[which]
+        said = f"`{name.upper()}` must be a file of at least {least} tokens of 2 bytes"
         for content, message in (
-            (np.zeros(least - 1, "<u2").tobytes(), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-            (bytes(20_001), f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-            (b"", f"`{name}` must be a file of at least {least} tokens of 2 bytes"),
-            (np.full(least, 4096, "<u2").tobytes(), f"`{name}` must have tokens below 4096, got 4096"),
+            (
+                np.zeros(least - 1, "<u2").tobytes(),
+                said,
+            ),
+            (bytes(20_001), said),
+            (b"", said),
+            (np.full(least, 4096, "<u2").tobytes(), f"`{name.upper()}` must have tokens below 4096, got 4096"),
         ):
             wrong = list(files)
             wrong[which] = tmp_path / "wrong.bin"
@@ -137,10 +141,10 @@ def test_impossible_token_files_are_refused(files, tmp_path, refused):
 
 def test_impossible_measurements_of_equivariance_are_refused(monkeypatch, refused):
     for arguments, message in (
-        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
-        (["--steps", "0"], "`steps` must be at least 1, got 0"),
-        (["--lr", "0"], "`lr` must be positive, got 0.0"),
-        (["--lr", "nan"], "`lr` must be positive, got nan"),
+        (["--seeds", "0"], "`--seeds` must be at least 1, got 0"),
+        (["--steps", "0"], "`--steps` must be at least 1, got 0"),
+        (["--lr", "0"], "`--lr` must be positive, got 0.0"),
+        (["--lr", "nan"], "`--lr` must be positive, got nan"),
     ):
         monkeypatch.setattr(equivariance, "pair", None)
         assert message in refused(equivariance.main, arguments)
@@ -193,4 +197,4 @@ def test_the_cost_that_is_reported(refused):
         adamw, ours = (passes[index] + result[name][index] for name in ("fused AdamW", "equivariant"))
         assert ratio == pytest.approx(ours / adamw) and ratio > 0
     assert "'--shape': Value error, 'huge' is not one of" in refused(optimizer_cost.main, ["--shape", "huge"])
-    assert "`tokens` must be a multiple of 1024 · 2" in refused(optimizer_cost.main, ["--tokens", "1024"])
+    assert "`--tokens` must be a multiple of 1024 · 2" in refused(optimizer_cost.main, ["--tokens", "1024"])

@@ -44,18 +44,18 @@ def test_documents_are_the_text_of_windows(row, run, tmp_path):
 def test_what_is_impossible_is_refused_and_nothing_is_lost(row, run, tmp_path):
     (tmp_path / "out.jsonl").write_text("mine")
     code, said = run()
-    assert code == 2 and "`output` must not exist yet" in said
+    assert code == 2 and "`OUTPUT` must not exist yet" in said
     for arguments, named, message in (
-        (("--window", "0"), {}, "`window` must be at least 1, got 0"),
-        (("--window", "24", "--force"), {}, "`tokens` must be at least one window of 24, got 23"),
-        ((), {"tokens": "none.bin"}, "`tokens` must be a file of token ids"),
-        (("--force",), {"tokenizer": "none"}, "`tokenizer` must be the folder"),
+        (("--window", "0"), {}, "`--window` must be at least 1, got 0"),
+        (("--window", "24", "--force"), {}, "`TOKENS` must be at least one window of 24, got 23"),
+        ((), {"tokens": "none.bin"}, "`TOKENS` must be a file of token ids"),
+        (("--force",), {"tokenizer": "none"}, "`TOKENIZER` must be the folder"),
     ):
         code, said = run(*arguments, **named)
         assert code == 2 and message in said, said
     np.array([1, 2, len(WORDS)] * 9, dtype="<u2").tofile(tmp_path / "row.bin")
     code, said = run("--window", "7", "--force")
-    assert code == 2 and "`tokenizer` must have made the ids, got 31 tokens and the id 31" in said
+    assert code == 2 and "`TOKENIZER` must have made the ids, got 31 tokens and the id 31" in said
     assert (tmp_path / "out.jsonl").read_text() == "mine"
     row.astype("<u2").tofile(tmp_path / "row.bin")
     assert run("--window", "7", "--force")[0] == 0

@@ -102,7 +102,7 @@ def test_group_words_from_end_to_end(tmp_path):
         assert all(run["accuracy"][0] > 0.9 and run["trained_length"] > 0.4 for run in chosen)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"] == results["runs"]
     assert (tmp_path / "out" / "group-words.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="`output` holds an earlier result"):
+    with pytest.raises(ValueError, match="`output` must be empty or absent"):
         group_words.run(group_words.Options(**options))
 
 
@@ -189,4 +189,4 @@ def test_the_law_of_rounding_noise(model_and_tokens):
 def test_tokens_must_be_enough(model_and_tokens, capsys):
     _, folder = model_and_tokens
     assert four_bits.main([str(folder / "tokens.bin"), str(folder / "model")]) == 2
-    assert "`windows` must fit into the 528 tokens" in capsys.readouterr().err
+    assert "`--windows` must fit into the 528 tokens" in capsys.readouterr().err

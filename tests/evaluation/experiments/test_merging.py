@@ -42,7 +42,7 @@ def made(text):
 
 def test_the_folder_holds_the_results_and_a_picture(made):
     output, results = made
-    assert sorted(path.name for path in output.iterdir()) == ["paths.png", "results.json"]
+    assert sorted(path.name for path in output.glob("[!.]*")) == ["paths.png", "results.json"]
     assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results, default=str))
     assert (output / "paths.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in output.parent.glob(".*.partial")] == []
@@ -86,7 +86,7 @@ def test_it_can_be_repeated(made, text, tmp_path):
 
 def test_what_is_somebody_elses_is_left_alone(text, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="`output` must be absent, empty or an earlier result and nothing else"):
+    with pytest.raises(ValueError, match="`output` can be replaced only if all in it was written by"):
         run(Options(text=text, output=tmp_path, force=True, **SMALL))
 
 
@@ -107,13 +107,13 @@ def test_the_command_teaches_and_replaces_nothing_without_force(made, text, tmp_
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "--weight-decay" in shown and "independently trained" in shown
-    assert main(["--pairs", "0"]) == 2 and "`pairs` must be at least 1" in capsys.readouterr().err
+    assert main(["--pairs", "0"]) == 2 and "`--pairs` must be at least 1" in capsys.readouterr().err
     output = shutil.copytree(made[0], tmp_path / "out")
     before = (output / "results.json").read_bytes()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"pairs": 1, "steps": 2}).items()]
     words += [f"--text={text}", f"--output={output}"]
-    assert main(words) == 2 and "`output` holds an earlier result" in (said := capsys.readouterr().err)
-    assert ". Pass --force to replace it" in said and (output / "results.json").read_bytes() == before
+    assert main(words) == 2 and "`--output` must be empty or absent" in (said := capsys.readouterr().err)
+    assert "or pass `--force` to replace it" in said and (output / "results.json").read_bytes() == before
     assert main([*words, "--force"]) == 0
     assert (output / "results.json").read_bytes() != before
 

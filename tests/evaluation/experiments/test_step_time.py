@@ -50,9 +50,9 @@ def test_a_step_trains(monkeypatch, capsys):
         pairs = zip(model.parameters(), original(*given).parameters(), strict=True)
         assert any(bool((after != before).any()) for after, before in pairs)
     for arguments, message in (
-        (["--only", "nobody"], "`only` must name some of"),
+        (["--only", "nobody"], "`--only` must name some of"),
         (["--only", "rigpt", "--precision", "fp8"], "--precision"),
-        (["--turns", "1"], "`turns` must be at least 2"),
+        (["--turns", "1"], "`--turns` must be at least 2"),
     ):
         assert step_time.main(arguments) == 2 and message in capsys.readouterr().err
 

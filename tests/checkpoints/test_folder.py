@@ -1,0 +1,233 @@
+"""Nothing that was there before and is not this program's is ever changed or gone; outputs are complete or absent."""
+
+import errno
+import json
+import os
+import shutil
+import socket
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from rigpt_hf.checkpoints import folder as module
+from rigpt_hf.checkpoints.folder import (
+    WRITTEN,
+    check_output,
+    foreign,
+    new_file,
+    new_folder,
+    temporary_sibling,
+    write_text,
+)
+from tests.processes import run
+
+
+def make(output: Path, text: str = "weights", meanwhile=lambda: None) -> None:
+    with new_folder(output) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "model").write_text(text)
+        (folder / "config.json").write_text("{}")
+        meanwhile()
+
+
+def content(folder: Path) -> dict[str, str]:
+    """What a person would see: names and text of all files, hidden ones too, but the record."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != WRITTEN]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+OURS = {"out/part/model": "weights", "out/config.json": "{}"}
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def either_way(request, monkeypatch):
+    """Once with the system call that exchanges names, and once as on systems without it."""
+    if request.param == "two renames":
+        monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
+
+
+def test_what_appears_while_it_works_is_left(tmp_path, either_way):
+    output = tmp_path / "out"
+    for start in ("absent", "empty"):
+        if start == "empty":
+            output.mkdir()
+
+        def appear():
+            output.mkdir(exist_ok=True)
+            (output / "thesis.txt").write_text("years of work")
+
+        with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs.*was left as it is"):
+            make(output, meanwhile=appear)
+        assert content(tmp_path) == {"out/thesis.txt": "years of work"}, start
+        shutil.rmtree(output)
+    # A file of that name, and a change in a model that would be replaced.
+    with pytest.raises(ValueError, match="must stay as it is"):
+        make(output, meanwhile=lambda: output.write_text("a file"))
+    assert content(tmp_path) == {"out": "a file"}
+    output.unlink()
+    make(output)
+    for name in ("thesis.txt", "config.json", "part/notes"):
+        with pytest.raises(ValueError, match="must stay as it is"):
+            make(output, "new", meanwhile=lambda name=name: (output / name).write_text("mine"))
+        assert content(tmp_path) == OURS | {f"out/{name}": "mine"}
+        shutil.rmtree(output)
+        make(output)
+    make(output, "new")
+    assert content(tmp_path) == OURS | {"out/part/model": "new"} and foreign(output) == []
+
+
+def test_of_two_at_once_the_second_refuses(tmp_path, either_way):
+    for earlier in (False, True):
+        output = tmp_path / str(earlier)
+        if earlier:
+            make(output, "earlier")
+        with pytest.raises(ValueError, match="must stay as it is while this runs"):
+            make(output, "second", meanwhile=lambda output=output: make(output, "first"))
+        assert content(output)["part/model"] == "first"
+
+
+def test_only_what_was_written_here_is_replaced(tmp_path):
+    output = tmp_path / "out"
+    make(output)
+    check_output(output, "source", force=True)
+    kinds = {
+        "a web project": lambda: (shutil.rmtree(output), output.mkdir(), (output / "config.json").write_text("{}")),
+        "a file more": lambda: (output / "thesis.txt").write_text("years"),
+        "a folder more": lambda: (output / "photos").mkdir(),
+        "a link": lambda: (output / "link").symlink_to("/"),
+        "a changed file": lambda: (output / "config.json").write_text('{"a": 1}'),
+        "a damaged record": lambda: (output / WRITTEN).write_text("["),
+        "a record of something else": lambda: (output / WRITTEN).write_text('{"files": 3}'),
+    }
+    for kind, change in kinds.items():
+        change()
+        before = content(tmp_path)
+        with pytest.raises(ValueError, match="`output_dir` can be replaced only if all in it was written by"):
+            check_output(output, "source", force=True)
+        with pytest.raises(ValueError, match="can be replaced only if"):
+            make(output, "new")
+        assert content(tmp_path) == before, kind
+        shutil.rmtree(output)
+        make(output)
+    # Cards and the like that are written into it later are this program's too.
+    write_text(output / "README.md", "card")
+    make(output, "new")
+    assert content(tmp_path) == OURS | {"out/part/model": "new"}
+
+
+def test_if_the_last_step_fails_the_earlier_folder_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
+    output, rename = tmp_path / "out", Path.rename
+    make(output)
+
+    def fail_to_publish(path, target):
+        if path.name.endswith(".partial") and target == output:
+            raise OSError("no")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+        patch.setattr(Path, "rename", fail_to_publish)
+        make(output, "new")
+    assert content(tmp_path) == OURS
+
+
+def test_files_that_appear_are_left(tmp_path):
+    path = tmp_path / "picture.png"
+    appeared = pytest.raises(ValueError, match="`picture` must not exist yet.*appeared meanwhile")
+    with appeared, new_file(path, "picture", force=False) as place:
+        place.write_text("ours")
+        path.write_text("theirs")
+    assert content(tmp_path) == {"picture.png": "theirs"}
+    with new_file(path, "picture") as place:
+        place.write_text("ours")
+    assert content(tmp_path) == {"picture.png": "ours"}
+
+
+def test_a_full_disk_is_named(tmp_path):
+    words = RuntimeError("I/O error: No space left on device (os error 28)")
+    for writer, error in product((new_folder, new_file), (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), words)):
+        full = pytest.raises(ValueError, match="must be on a disk that has room.*got '.*out': No space left on device")
+        with full, writer(tmp_path / "out"):
+            raise error
+        with pytest.raises(KeyError), writer(tmp_path / "out"):
+            raise KeyError("another failure stays what it is")
+    assert content(tmp_path) == {}
+
+
+# One process per system call that changes the disk, killed just before it; the last one is not killed.
+KILLED = """
+import os, sys
+from pathlib import Path
+from rigpt_hf.checkpoints import folder as module
+CHANGES = {"mkdir", "rename", "replace", "unlink", "rmdir", "open", "renameat2", "close"}
+
+def count(frame, event, function):
+    global seen
+    if event == "c_call" and getattr(function, "__name__", "") in CHANGES:
+        if seen == number:
+            os.kill(os.getpid(), 9)
+        seen += 1
+
+def make(output, text):
+    with module.new_folder(output) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "model").write_text(text)
+        (folder / "config.json").write_text("{}")
+
+if sys.argv[2] == "two renames":
+    module.RENAME_EXCHANGE = 2**20
+for number in range(200):
+    output = Path(sys.argv[1], str(number), "out")
+    make(output, "weights")
+    child = os.fork()
+    if not child:
+        seen = 0
+        sys.setprofile(count)
+        make(output, "new")
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(status)
+    if not status:
+        break
+"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "two renames"])
+def test_kills_at_every_step(way, tmp_path, caplog):
+    """The earlier model or the new one is there, whole; the next run says what it clears away or puts back."""
+    done = run("-c", KILLED, tmp_path, way)
+    statuses = done.stdout.split()
+    assert done.returncode == 0 and set(statuses) == {"9", "0"} and len(statuses) > 15, done.stderr
+    outcomes, cleared, moved = set(), 0, 0
+    for number, status in enumerate(statuses):
+        output = tmp_path / str(number) / "out"
+        if output.exists():
+            outcomes.add((status, content(output).pop("part/model")))
+            assert set(content(output)) == {"part/model", "config.json"} and foreign(output) == []
+        caplog.clear()
+        make(output, "next")
+        assert content(output.parent) == OURS | {"out/part/model": "next"}
+        cleared += "which a killed run had left" in caplog.text
+        moved += "which a killed run had moved aside" in caplog.text
+    assert outcomes == {("9", "weights"), ("9", "new"), ("0", "new")} and cleared > 5
+    assert moved == 0 if way == "exchange" else moved > 0
+
+
+def test_leftovers_of_others_stay(tmp_path):
+    """Of processes that live, of other machines, and whatever is not this program's."""
+    output = tmp_path / "out"
+    names = [temporary_sibling(output).name, f".out.elsewhere-{2**22 + 1}-12345678.partial", ".out.partial"]
+    dead = tmp_path / f".out.{socket.gethostname()}-{2**22 + 1}-12345678.partial"
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    make(dead)
+    (dead / "thesis.txt").write_text("years of work")
+    before = content(tmp_path)
+    make(output)
+    assert content(tmp_path) == before | OURS
+    (dead / "thesis.txt").unlink()
+    make(output)
+    assert set(content(tmp_path)) == {f"{name}/file" for name in names} | set(OURS)
+    assert json.loads((output / WRITTEN).read_text())["files"].keys() == {"part", "part/model", "config.json"}
