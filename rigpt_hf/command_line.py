@@ -122,7 +122,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **values)
         except ValueError as error:
-            error.args = (as_typed(str(error), typed, {name: values.get(name) for name in read}), *error.args[1:])
+            error.args = (as_typed(str(error), typed, values), *error.args[1:])
             raise
 
     return call
@@ -160,19 +160,25 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
                 )
 
 
-def as_typed(message: str, typed: Mapping[str, str], sources: Mapping[str, Any]) -> str:
+def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) -> str:
     """
     A message with the names of arguments as a person types them.
 
     Args:
         message: Has names of arguments in backticks.
         typed: How each parameter of the program is spelled.
-        sources: Values of the parameters that are read: one of them is meant where a function says `source`.
+        values: Of the parameters: where a function that serves several says `source`, `model` or `repo`, the one is
+            meant whose value the message shows.
     """
-    named = [name for name, value in sources.items() if any(repr(str(one)) in message for one in listed(value))]
+
+    def shown(before: str) -> list[str]:
+        texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
+        return [name for name, texts in texts.items() if any(f"{before}{str(text)!r}" in message for text in texts)]
+
     inner = {"output_dir": "output", "models": "sources"}
-    if len(named) == 1:
-        inner |= dict.fromkeys(("source", "model"), named[0])
+    meant = shown("got ") or shown("")
+    if len(meant) == 1:
+        inner |= dict.fromkeys(("source", "model", "repo"), meant[0])
 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
+from rigpt_hf.command_line import as_typed, check_apart
 from rigpt_hf.dataclass_options import field_docs, parse, program
 
 
@@ -155,3 +156,49 @@ def test_the_exit_code_is_what_the_program_returns(capsys):
     assert "KeyError" in capsys.readouterr().err
     with pytest.raises(KeyError):
         program(Options, fails, name="it")(["m", "--debug"])
+
+
+def test_errors_name_what_was_typed():
+    """Functions that serve several arguments have one name for them; the value tells which was meant."""
+    typed = {
+        "a": "A",
+        "b": "B",
+        "output": "OUTPUT",
+        "json_file": "--json",
+        "json": "--json",
+        "space_repo": "--space-repo",
+    }
+    values = {"a": "x", "b": "y", "output": Path("o"), "json_file": Path("j"), "space_repo": "s", "seed": 3}
+    for message, expected in (
+        (
+            "`source` must be a RiGPT, got 'y' of model type 'gpt2'.",
+            "`B` must be a RiGPT, got 'y' of model type 'gpt2'.",
+        ),
+        ("`source` must be there, got 'z'.", "`source` must be there, got 'z'."),
+        ("`repo` must be a name, got 's'.", "`--space-repo` must be a name, got 's'."),
+        ("`output_dir` must be empty, got 'o'.", "`OUTPUT` must be empty, got 'o'."),
+        (
+            "`json` must be new; `a` and `lm_head.weight` may stay.",
+            "`--json` must be new; `A` and `lm_head.weight` may stay.",
+        ),
+    ):
+        assert as_typed(message, typed, values) == expected
+
+
+def test_what_is_written_is_kept_apart(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    source = str(tmp_path / "model")
+    for read, written in (
+        ({"A": source}, {"--json": tmp_path / "model" / "config.json"}),
+        ({"A": source}, {"OUTPUT": tmp_path / "other" / ".." / "model"}),
+        ({"A": [source, "gpt2"]}, {"OUTPUT": tmp_path}),
+        ({}, {"OUTPUT": tmp_path / "o", "--json": tmp_path / "o" / "j.json"}),
+        ({}, {"--json": tmp_path / "j", "--picture": tmp_path / "j"}),
+    ):
+        with pytest.raises(ValueError, match="must not replace what is read|must not lie in each other"):
+            check_apart(read, written)
+    # A new file beside what is read harms nothing, nor does what is not there or not asked for.
+    check_apart(
+        {"A": source, "B": "gpt2", "--text": None}, {"--json": tmp_path / "model" / "new.json", "OUTPUT": None}
+    )

@@ -98,5 +98,5 @@ def test_two_processes_share_the_work(tmp_path):
     alone = load_file(tmp_path / "alone" / "model.safetensors")
     assert set(together) == set(alone) and all(torch.equal(together[name], alone[name]) for name in alone)
     failing = run(*command, world=2, ACCELERATE_USE_CPU="true")
-    assert failing.returncode != 0 and "`output_dir` must be empty or absent" in failing.stderr
+    assert failing.returncode != 0 and "`OUTPUT_DIR` must be empty or absent" in failing.stderr
     assert contents(tmp_path) == {"source", "out", "alone"}

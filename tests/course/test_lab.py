@@ -84,7 +84,7 @@ def test_earlier_pictures_are_kept_unless_forced(rigpt, labs, tmp_path):
     before = (tmp_path / "quick.png").read_bytes()
     check_picture(before)
     code, _, err = rigpt(*command, "--seed", 1)
-    assert code == 2 and "`output` must not exist yet, got" in err and "`--force`" in err
+    assert code == 2 and "`--output` must not exist yet, got" in err and "`--force`" in err
     assert (tmp_path / "quick.png").read_bytes() == before
     code, out, _ = rigpt(*command, "--seed", 1, "--force")
     assert code == 0 and "Drawn with seed 1" in out
@@ -113,9 +113,9 @@ def test_all_makes_what_it_can_and_says_what_it_could_not(rigpt, labs, tmp_path)
     [
         (
             "lie-group",
-            r"`name` must be a lab, got 'lie-group'. Did you mean 'lie-groups'? `rigpt lab` lists all of them.",
+            r"`NAME` must be a lab, got 'lie-group'. Did you mean 'lie-groups'? `rigpt lab` lists all of them.",
         ),
-        ("qqq", "`name` must be a lab, got 'qqq'. `rigpt lab` lists all of them."),
+        ("qqq", "`NAME` must be a lab, got 'qqq'. `rigpt lab` lists all of them."),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(rigpt, tmp_path, name, message):
@@ -133,7 +133,7 @@ def test_what_is_missing_is_one_line(rigpt, labs, tmp_path, name, message):
 def test_output_must_be_a_folder(rigpt, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = rigpt("lab", QUICK, "--output", tmp_path / "file")
-    assert code == 2 and "`output` must be a folder, got the file" in err
+    assert code == 2 and "`--output` must be a folder, got the file" in err
 
 
 @pytest.mark.parametrize("name", [name for name, lab in LABS.items() if is_there(lab)])

@@ -307,7 +307,7 @@ def test_the_command_does_not_replace_a_card(tmp_path, known_invariance):
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model")]).exit_code == 0
     (tmp_path / "model/README.md").write_text("mine")
     result = CliRunner().invoke(app, ["card", str(tmp_path / "model")])
-    assert "`folder` must have no card yet" in str(result.exception)
+    assert "`FOLDER` must have no card yet" in str(result.exception)
     assert (tmp_path / "model/README.md").read_text() == "mine"
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"]).exit_code == 0
     assert "preferred basis" in (tmp_path / "model/README.md").read_text()

@@ -125,13 +125,13 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path, rigp
     assert b"gradio" in hub.files("spaces/me/taken")["app.py"]
     for message, arguments in {
         "which holds 'app.py' and no settings of ours": [folder, "me/new", *shown, "--space-repo", "me/mine"],
-        "`space` needs a model with its tokenizer": [bare, "me/new", *shown],
-        "`baseline` must be given": [folder, "me/new", "--space"],
+        "`--space` needs a model with its tokenizer": [bare, "me/new", *shown],
+        "`--baseline` must be given": [folder, "me/new", "--space"],
         "are for a Space": [folder, "me/new", "--baseline", "me/stock"],
-        "`private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
-        "`space` needs a public model": [folder, "hidden", *shown],
-        "`repo` must be a name": [folder, "me/new", *shown, "--space-repo", "bad id"],
-        "`baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
+        "`--private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
+        "`--space` needs a public model": [folder, "hidden", *shown],
+        "`--space-repo` must be a name": [folder, "me/new", *shown, "--space-repo", "bad id"],
+        "`--baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
         "`token` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
     }.items():
         code, _, err = rigpt("publish", *arguments)
@@ -199,9 +199,9 @@ def test_what_the_hub_refuses(hub, folder, place, rigpt, monkeypatch):
         (["me/tiny"], "", r"`token` must be an access token of the Hub, got none"),
         (["you/new"], WRITE, r"`token` must have the right to write to 'you/new'"),
         (["you/theirs"], WRITE, r"`token` must have the right to write to 'you/theirs'"),
-        (["me/other"], WRITE, r"`repo` must be new, or hold a RiGPT to update"),
+        (["me/other"], WRITE, r"`REPO` must be new, or hold a RiGPT to update"),
         (["me/other", "--private"], WRITE, r"'me/other' is there and public"),
-        (["me/bad name"], WRITE, r"`repo` must be a name"),
+        (["me/bad name"], WRITE, r"`REPO` must be a name"),
     ):
         code, _, err = rigpt("publish", folder, *arguments, token=token)
         assert code == 2 and message in err and len(err.splitlines()) == 1, err
