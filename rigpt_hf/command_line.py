@@ -55,6 +55,8 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
         with terminable():
             code = app(words, prog_name=name, standalone_mode=False)
+        if code == 130:  # Typer's word for a stop from the keyboard
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except UsageError as error:
         return fail(name, usage_message(error, name))

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import rigpt_hf
 from rigpt_hf import cli
 from tests.cli.conftest import in_one_line
 from tests.models import randomise_
+from tests.processes import run
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,27 @@ def test_declarations_name_what_there_is():
         (METHODS, symmetry.merge, "method"),
     ):
         assert len(choices) >= 2 and all(choice in help_of(verb, name) for choice in choices)
+
+
+STOPPED = """
+import os, sys
+from rigpt_hf.checkpoints import write
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
+write_shards = write.write_shards
+
+def stop(*arguments):
+    write_shards(*arguments)
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+write.write_shards = stop
+sys.exit(execute(app, "rigpt", sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_in_one_line_and_leave_nothing(number, code, gpt2_folder, tmp_path):
+    done = run("-c", STOPPED, int(number), "convert", gpt2_folder, tmp_path / "out")
+    assert done.returncode == code and list(tmp_path.iterdir()) == []
+    assert re.search("^rigpt: stopped (by SIGTERM|from the keyboard)", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
