@@ -1,5 +1,5 @@
 """
-What needs which extra of the distribution, and one line for a package that is not installed.
+The packages of each extra of the distribution, and one line for one that is not installed.
 
     with needs("pictures"):
         from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ class MissingPackage(ImportError):
 
 def advice(error: ImportError, extra: str | None = None) -> str | None:
     """
-    What to install so that a failed import succeeds, in one line; `None` if no extra has the package.
+    The command after which a failed import succeeds, in one line; `None` if no extra has the package.
 
     Args:
         error: As Python raised it.

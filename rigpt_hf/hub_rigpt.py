@@ -1,4 +1,4 @@
-"""What `push_to_hub` adds to that of Transformers: the card of a RiGPT in place of one that says nothing."""
+"""`push_to_hub` with the card of a RiGPT, in place of one that says nothing."""
 
 from functools import wraps
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What kernels want: products of few rows the other way round, where packed texts begin, a loss without copies."""
+"""Kernels: products of few rows the other way round, where packed texts begin, a loss without copies."""
 
 from typing import Any
 

@@ -73,7 +73,7 @@ class Score:
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        What goes to the backend, from queries `[B, H, S, h]`, plain keys and values `[B, K, T, h]` and `λ` `[H]`.
+        The arguments of the backend, from queries `[B, H, S, h]`, plain keys and values `[B, K, T, h]` and `λ` `[H]`.
 
         After the cache, which keeps plain keys: a rotation or a new `λ` must not leave stale coordinates in it. So the
         cache of continuous batching, among the `kwargs`, is filled here and not behind the score, in the backend.

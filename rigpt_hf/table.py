@@ -48,7 +48,7 @@ class Move:
 @dataclass(frozen=True)
 class Shift:
     """
-    What a frame of translations does to parameters.
+    The action of a frame of translations on parameters.
 
     Args:
         like: The parameter whose last axis `c` turns with, when another transformation is done after it.

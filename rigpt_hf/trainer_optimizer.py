@@ -18,7 +18,7 @@ ARGUMENTS = {"momentum": float, "steps": int, "polar": str, "sharing": str}
 
 class EquivariantFactory:
     """
-    What `Trainer(optimizer_cls_and_kwargs=(EquivariantFactory, {...}))` calls with the model, so that the groups of
+    `Trainer(optimizer_cls_and_kwargs=(EquivariantFactory, {...}))` calls this with the model, so that the groups of
     parameters come from the table of frames.
 
     `lr`, `weight_decay` and `lr_multipliers` are as in [`equivariant_param_groups`], the rest as in

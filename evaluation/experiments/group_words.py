@@ -72,7 +72,7 @@ CONTENDERS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Who learns which words, and how."""
+    """The learners, their words, and the training."""
 
     only: Annotated[str, {"help": f"Some of {', '.join(CONTENDERS)}; separated by semicolons."}] = ";".join(CONTENDERS)
     groups: Annotated[str, {"help": f"Some of {', '.join(GROUPS)}; separated by commas."}] = ",".join(GROUPS)

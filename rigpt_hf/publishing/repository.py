@@ -85,7 +85,7 @@ class RepositoryFile:
 @dataclass(frozen=True)
 class RepositoryContents:
     """
-    What is published, and what is not.
+    The files that are published, and the names of those that are not.
 
     Args:
         files (`tuple[RepositoryFile, ...]`): by name.

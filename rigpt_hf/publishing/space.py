@@ -34,7 +34,7 @@ REVISION = re.compile(r"[\w][\w./-]*")
 @dataclass(frozen=True)
 class SpaceReport:
     """
-    What was published.
+    A published Space.
 
     Args:
         repo_id (`str`): of the Space.

@@ -18,7 +18,7 @@ from .repository import RepositoryFile, check_no_token, foreign, is_managed, rep
 @dataclass(frozen=True)
 class PublishedReport:
     """
-    What was published.
+    A published model.
 
     Args:
         repo_id (`str`): with its owner.

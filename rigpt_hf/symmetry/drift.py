@@ -57,7 +57,7 @@ class Descent:
 @dataclass(frozen=True)
 class DriftReport:
     """
-    What `charge_drift` measured.
+    The measurements of `charge_drift`.
 
     Args:
         time: Length of every descent, in units of `steps · learning rate`.
