@@ -198,7 +198,7 @@ class RiGPTAttention(nn.Module):
         return cos_sin(angles, self.rotary_scaling, dtype)
 
     def gated_value_embedding(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
-        """The share of the tokens themselves in the values, `[B, S, K·h]`; a gate between 0 and 2 per head, first 1."""
+        """The share of the tokens in the values, `[B, S, K·h]`; a gate between 0 and 2 per head, first 1."""
         assert self.value_embedding is not None and self.value_gate is not None
         # Looked up by hand, so that tensor parallelism finds the vectors of its own heads only.
         vectors = nn.functional.embedding(input_ids, local(self.value_embedding.weight))
