@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from rigpt_hf.training.options import parse_options
+from tests.conversion.sources import stock_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,3 +47,15 @@ def test_every_pretraining_line_is_understood(page):
     for line in lines:
         options = parse_options([word.replace("training/", f"{ROOT}/training/") for word in line.split()])
         assert options.max_steps >= 100
+
+
+def test_the_blocks_of_the_readme_run_as_pasted(monkeypatch, capsys):
+    """One after the other, with a small GPT-2 in the place of the one that must be fetched."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: stock_model("gpt2", torch.float32))
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert len(blocks) == 2 and "equal up to rounding" in capsys.readouterr().out
+    assert namespace["gauge_error"](namespace["model"], namespace["g"], namespace["input_ids"]) < 1e-5
+    assert namespace["compare"](namespace["model"], namespace["turned"]).verdict == "disguise"
