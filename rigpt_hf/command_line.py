@@ -177,10 +177,14 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
         texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
         return [name for name, texts in texts.items() if any(f"{before}{str(text)!r}" in message for text in texts)]
 
-    inner = {"output_dir": "output", "models": "sources"}
+    inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"}
+    if "sources" in typed:
+        inner |= dict.fromkeys(("models", "model", "reference", "a", "b"), "sources")
     meant = shown("got ") or shown("")
     if len(meant) == 1:
         inner |= dict.fromkeys(("source", "model", "repo"), meant[0])
+    # Names that the program itself has are those of the program.
+    inner = {name: parameter for name, parameter in inner.items() if name not in typed or len(meant) == 1}
 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"

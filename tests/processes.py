@@ -115,6 +115,7 @@ class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
     """Answers each request in a fork of itself, and ends with the session."""
 
     session: int
+    block_on_close = False
 
     def service_actions(self):
         super().service_actions()
@@ -204,4 +205,7 @@ if __name__ == "__main__":
         server.session = int((place / "session").read_text())
         (place / "partial").rename(place / "socket")
         print("ready", flush=True)
-        server.serve_forever(poll_interval=1)
+        try:
+            server.serve_forever(poll_interval=1)
+        finally:  # the session was killed
+            shutil.rmtree(place, ignore_errors=True)

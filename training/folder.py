@@ -57,6 +57,12 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
                 "else. Name another folder, or pass --force to replace them."
             )
         check_facts(_read_owner(owner, left), facts, override="--force to replace its results")
+    unknown = owner.is_file() and not (has_checkpoints or force or left)
+    if unknown and not _read_owner(owner, [OWNER]).keys() & facts.keys():
+        raise ValueError(
+            f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {OWNER} of something else. Name "
+            "another folder, or pass --force to replace it."
+        )
     if (folder / "model").is_dir():
         check_ours(folder / "model")
 

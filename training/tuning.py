@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexi
 
 
 RECORD = "finetune.json"
+# What a run leaves in the folder of its checkpoints.
+OF_A_RUN = re.compile(r"checkpoint-\d+|data|runs|logs|README\.md|finetune\.json|\..*\.partial")
 MEASURED = 256  # examples of the training data, where none are held out
 # Options that may change between a run and the one that resumes it.
 FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
@@ -89,7 +92,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
         return _finetune(options, state, [*callbacks])
     except BaseException:
         if state.is_main_process and not options.resume and last_checkpoint(working) is None:
-            shutil.rmtree(working, ignore_errors=True)
+            clear(working)
         raise
     finally:
         if shown:
@@ -171,8 +174,12 @@ def check_places(options: FinetuneOptions, state: PartialState) -> None:
     """A `ValueError` if the result or the checkpoints would take the place of something else."""
     output, working = Path(options.output_dir), options.working_dir
     for source in (Path(options.model).resolve(), Path(options.data).resolve()):
-        if source.exists() and output.resolve() in (source, *source.parents):
-            raise ValueError(f"`output_dir` must not hold what is read, got {str(output)!r}. Name another folder.")
+        for place in (output, working):
+            if source.exists() and place.resolve() in (source, *source.parents):
+                raise ValueError(
+                    f"`output_dir` must not hold what is read, nor the checkpoints beside it, got {str(place)!r}. "
+                    "Name another folder."
+                )
     check_output(output, options.model, options.force)
     if options.resume:
         if last_checkpoint(working) is None or not (working / RECORD).is_file():
@@ -185,15 +192,32 @@ def check_places(options: FinetuneOptions, state: PartialState) -> None:
             f"`output_dir` must have no checkpoints beside it, got an interrupted run in {str(working)!r}. Pass "
             "`--resume` to go on, or `force=True` to begin anew."
         )
-    if not (working / RECORD).is_file():
+    if not (working / RECORD).is_file() or (others := not_of_a_run(working)):
+        lacking = f"has {others[0]} of something else" if (working / RECORD).is_file() else f"has no `{RECORD}`"
         raise ValueError(
-            f"`output_dir` can begin anew only beside checkpoints of this program, got {str(working)!r}, which has no "
-            f"`{RECORD}`. Remove it yourself."
+            f"`output_dir` can begin anew only beside checkpoints of this program, got {str(working)!r}, which "
+            f"{lacking}. Remove it yourself."
         )
     state.wait_for_everyone()  # all have looked
     if state.is_main_process:
-        shutil.rmtree(working)
+        clear(working)
     state.wait_for_everyone()
+
+
+def not_of_a_run(working: Path) -> list[str]:
+    """Names in the folder of checkpoints that no fine-tuning leaves there."""
+    return sorted(path.name for path in working.iterdir() if not OF_A_RUN.fullmatch(path.name))
+
+
+def clear(working: Path) -> None:
+    """Remove what a run has left in the folder of checkpoints, and the folder if nothing else is in it."""
+    for path in working.iterdir():
+        if OF_A_RUN.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if others := not_of_a_run(working):
+        logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
+    else:
+        working.rmdir()
 
 
 def last_checkpoint(working: Path) -> str | None:
@@ -350,4 +374,4 @@ def write(options: FinetuneOptions, model: Any, tokenizer: Any, dtype: torch.dty
         tokenizer.save_pretrained(folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not options.keep_checkpoints:
-        shutil.rmtree(options.working_dir)
+        clear(options.working_dir)

@@ -7,7 +7,6 @@ says so itself: `.rigpt-written.json` in it has the size and the time of change 
 
 import ctypes
 import errno
-import glob
 import json
 import logging
 import os
@@ -47,10 +46,17 @@ def inventory(folder: Path) -> dict[str, list[int]]:
     return content
 
 
-def foreign(folder: Path) -> list[str]:
-    """Names of all in a folder that [`new_folder`] and [`new_file`] did not write, or that was changed since."""
+def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[str]:
+    """
+    Names of all in a folder that [`new_folder`] and [`new_file`] did not write, or that was changed since.
+
+    Args:
+        folder (`Path`): the folder.
+        content (`dict`, *optional*): its [`inventory`] when somebody looked last; taken now if not given.
+    """
     written = _read_written(folder)
-    return sorted(name for name, stamp in inventory(folder).items() if written.get(name) != stamp)
+    content = inventory(folder) if content is None else content
+    return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
 
 
 def _read_written(folder: Path) -> dict[str, list[int]]:
@@ -94,9 +100,9 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     check_ours(output, argument)
 
 
-def check_ours(output: Path, argument: str = "output_dir") -> None:
+def check_ours(output: Path, argument: str = "output_dir", content: dict[str, list[int]] | None = None) -> None:
     """A `ValueError` if something in a folder that would be replaced is not this program's, or was changed."""
-    if names := foreign(output):
+    if names := foreign(output, content):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
             f"`{argument}` can be replaced only if all in it was written by this program and left as it was, got "
@@ -118,14 +124,15 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
         ValueError: if nothing can be written there, what is there is not this program's, or it changed meanwhile.
     """
     is_main = workers.index == 0
+    output = output.resolve()  # a link to a folder stays, and what it leads to is written
     temporary = workers.gather(temporary_sibling(output))[0]
     earlier: dict[str, list[int]] = {}
 
     def begin() -> None:
         remove_leftovers(output)
         if output.is_dir():
-            check_ours(output, argument)
             earlier.update(inventory(output))
+            check_ours(output, argument, earlier)
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
@@ -140,8 +147,8 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
             yield temporary
             together(workers, lambda: publish(temporary, output, earlier, argument) if is_main else None)
     finally:
-        if is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if is_main and temporary.exists():
+            _discard(temporary)
 
 
 @contextmanager
@@ -201,23 +208,42 @@ def room(output: Path, argument: str) -> Iterator[None]:
 
 def temporary_sibling(output: Path, kind: str = "partial") -> Path:
     """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
-    return output.parent / f".{output.name}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
+    return output.parent / f".{output.name}.{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
+
+
+def _here() -> str:
+    """This machine, and the space in which its processes have their numbers: containers have their own."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
 
 
 def remove_leftovers(output: Path) -> None:
     """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.{glob.escape(socket.gethostname())}-*-*.p*"):
-        pid = path.name.split("-")[-2]
-        if not pid.isdigit() or _lives(int(pid)):
+    made_here = re.compile(
+        rf"\.{re.escape(output.name)}\.{re.escape(_here())}-(\d+)-[0-9a-f]{{8}}\.(partial|previous)"
+    )
+    for path in output.parent.iterdir() if output.parent.is_dir() else ():
+        match = made_here.fullmatch(path.name)
+        if match is None or _lives(int(match[1])):
             continue
-        if path.suffix == ".previous" and not output.exists():
+        if match[2] == "previous" and not output.exists():
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
-        elif (path / WRITTEN).exists() and foreign(path):
-            logger.warning(f"{str(path)!r} has files of others that a killed run has moved there; it is left.")
-        else:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif _discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
+
+
+def _discard(path: Path) -> bool:
+    """Remove what was made under a temporary name, unless files of others were moved there; whether it is gone."""
+    if (path / WRITTEN).exists() and foreign(path):
+        logger.warning(f"{str(path)!r} has files of others that were moved there; it is left.")
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def _lives(pid: int) -> bool:

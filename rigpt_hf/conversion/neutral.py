@@ -35,7 +35,10 @@ def refuse_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targe
     Raises:
         ValueError: if an option is in use that the target does not have; the message names all of them.
     """
-    free = {*target.family.fields, *INCIDENTAL, *ANYWHERE, *NEUTRAL}
+    # An option with parameters is judged by their values; a value without them may be anything and is refused.
+    endings = {".".join(name.split(".")[-count:]) for name in state for count in (1, 2)}
+    judged = {option for option, parameters in NEUTRAL.items() if parameters.keys() <= endings}
+    free = {*target.family.fields, *INCIDENTAL, *ANYWHERE, *judged}
     refused = []
     for option, default in options_of(config).items():
         value = getattr(config, option)

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 from itertools import product
 from pathlib import Path
 
@@ -132,6 +131,34 @@ def test_if_the_last_step_fails_the_earlier_folder_comes_back(tmp_path, monkeypa
     assert content(tmp_path) == OURS
 
 
+def test_a_link_to_a_folder_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    make(tmp_path / "out")
+    make(tmp_path / "out", "new")
+    assert (tmp_path / "out").is_symlink() and content(tmp_path / "disk") == {"part/model": "new", "config.json": "{}"}
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
+
+
+def test_a_stop_between_exchange_and_comparison_loses_nothing(tmp_path, monkeypatch):
+    output, inventory = tmp_path / "out", module.inventory
+    make(output)
+
+    def stopped(folder):
+        if (folder / "thesis.txt").exists():  # the earlier folder, already under the temporary name
+            monkeypatch.setattr(module, "inventory", inventory)
+            raise KeyboardInterrupt
+        return inventory(folder)
+
+    def appear():
+        (output / "thesis.txt").write_text("years of work")
+        monkeypatch.setattr(module, "inventory", stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(output, "new", meanwhile=appear)
+    assert module.inventory is inventory and "years of work" in content(tmp_path).values()
+
+
 def test_files_that_appear_are_left(tmp_path):
     path = tmp_path / "picture.png"
     appeared = pytest.raises(ValueError, match="`picture` must not exist yet.*appeared meanwhile")
@@ -218,7 +245,8 @@ def test_leftovers_of_others_stay(tmp_path):
     """Of processes that live, of other machines, and whatever is not this program's."""
     output = tmp_path / "out"
     names = [temporary_sibling(output).name, f".out.elsewhere-{2**22 + 1}-12345678.partial", ".out.partial"]
-    dead = tmp_path / f".out.{socket.gethostname()}-{2**22 + 1}-12345678.partial"
+    dead = tmp_path / f".out.{module._here()}-{2**22 + 1}-12345678.partial"
+    names += [f".out.{module._here()}-notes-{2**22 + 1}-12345678.partial", dead.name.replace("partial", "png")]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()

@@ -12,6 +12,7 @@ from rigpt_hf import RiGPTConfig
 from rigpt_hf.conversion import certify, convert_model, export_model
 from rigpt_hf.conversion.families import TARGETS
 from rigpt_hf.conversion.neutral import ANYWHERE, NEUTRAL, options_of, refuse_options
+from rigpt_hf.scores_rigpt import SCORES, Score
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.alignment import INCIDENTAL
 
@@ -172,6 +173,17 @@ def test_an_option_that_no_target_declares_is_refused(target):
         else:
             with pytest.raises(ValueError, match="^`made_up=1` has no counterpart in"):
                 export_model(model, target)
+
+
+@pytest.mark.parametrize("target", ["gpt2", "llama", "qwen2"])
+def test_a_score_that_nobody_has_heard_of_is_refused(target, monkeypatch):
+    """One without a parameter, which would be judged by its values."""
+    half = Score("half", as_dot=lambda query, key, value, weight: (query / 2, key, value))
+    monkeypatch.setitem(SCORES, "half", half)
+    model = copy.deepcopy(converted_pair(target)[1])
+    model.config.attention_score = "half"
+    with pytest.raises(ValueError, match="^`attention_score='half'` has no counterpart in"):
+        export_model(model, target)
 
 
 def test_every_option_is_declared_or_refused():
