@@ -275,6 +275,16 @@ def test_nothing_is_overwritten_unasked(options, tmp_path):
         with pytest.raises(ValueError, match="`output_dir`|`resume`"):
             finetune(options(output_dir=str(tmp_path / "new"), **changes))
     assert (working / "precious").read_text() == "mine"
+    (working / "finetune.json").write_text("{}")
+    (working / "checkpoint-4").mkdir()
+    new = {"output_dir": str(tmp_path / "new"), "force": True}
+    with pytest.raises(
+        ValueError, match="can begin anew only beside checkpoints of this program.*has precious of some"
+    ):
+        finetune(options(**new))
+    with pytest.raises(ValueError, match="`output_dir` must not hold what is read, nor the checkpoints beside it"):
+        finetune(options(**new, model=str(working / "checkpoint-4")))
+    assert {path.name for path in working.iterdir()} == {"precious", "finetune.json", "checkpoint-4"}
     with pytest.raises(ValueError, match="`output_dir` must not hold what is read"):
         finetune(options(output_dir=str(tmp_path), force=True))
 

@@ -193,6 +193,11 @@ def test_a_signal_to_one_of_two_processes_ends_both(data, tmp_path):
 
 def test_what_belongs_to_others_stays(data, tmp_path):
     """A folder with something in it, another run's results, and a run that is still going."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something else"):
+        pretrain(data, tmp_path / "mine")
+    assert (tmp_path / "mine" / "run.json").read_text() == '{"mine": 1}'
     foreign = tmp_path / "run" / "model"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("years of work")
