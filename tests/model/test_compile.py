@@ -24,7 +24,7 @@ KINDS = {
     },
 }
 MORE = {
-    "dot-learned": {"position_embedding_type": "learned", "output_bias": True},
+    "dot-learned": {"position_embedding_type": "learned", "attention_bias": True},
     "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True, "embedding_norm": True},
     "dot-rotary": {"qk_norm": True, "value_embedding_period": 1},
     "dot-frequencies": {"rotary_learned_frequencies": True},
