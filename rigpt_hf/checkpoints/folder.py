@@ -251,8 +251,8 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        pass
+    except PermissionError:  # it is somebody else's
+        return True
     return True
 
 

@@ -5,6 +5,7 @@ import torch
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification
 from rigpt_hf.symmetry import FrameKey, table_of
+from rigpt_hf.symmetry.alignment import SWEEP
 from tests.models import ALL, SYMMETRIES, over, tiny_config
 
 
@@ -100,3 +101,12 @@ def test_an_unknown_parameter_is_named():
             ask("model.spin.weight")
     with pytest.raises(ValueError, match="must have the names of a model with its head, got 'embed_tokens.weight'"):
         table.turns("embed_tokens.weight")
+
+
+def test_a_sweep_of_an_alignment_goes_through_every_frame_that_is_no_translation():
+    """A new kind of frame that no sweep knew would be left where it is, without a word."""
+    swept, seen = [kind for kinds in SWEEP for kind in kinds], set()
+    for options in ALL.values():
+        kinds = table_of(tiny_config(**options)).kinds
+        seen |= {kind for kind in kinds if not kind.endswith("shift")}
+    assert set(swept) == seen and len(swept) == len(seen) > 5
