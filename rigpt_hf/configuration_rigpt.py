@@ -1,5 +1,6 @@
 """The configuration of RiGPT: every option, its default and every cross-check between options."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,18 @@ DEPTH_INTERPOLATIONS = ("constant", "linear")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
+# The least and the largest value of every size; a layer takes about a millisecond to make, and memory.
+LARGEST = 2**31 - 1
+SIZES = {
+    "vocab_size": (1, LARGEST),
+    "hidden_size": (1, LARGEST),
+    "intermediate_size": (1, LARGEST),
+    "num_hidden_layers": (0, 10_000),
+    "num_attention_heads": (1, LARGEST),
+    "num_key_value_heads": (1, LARGEST),
+    "head_dim": (1, LARGEST),
+    "max_position_embeddings": (1, LARGEST),
+}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
@@ -198,6 +211,8 @@ class RiGPTConfig(PreTrainedConfig):
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
+        if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
+            self._check_rope_type()
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
@@ -219,22 +234,21 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_choice("attention_score", tuple(SCORES))
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
-        for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
-            self._check_positive(name)
-        # Transformers' tests of configs make one of nothing but `hidden_size=0` and want to read it back.
-        if self.hidden_size != 0:
-            for name in ("hidden_size", "intermediate_size", "head_dim"):
-                self._check_positive(name)
+        for name in SIZES:
+            self._check_size(name)
         if self.embedding_size is not None:
-            self._check_positive("embedding_size")
+            self._check_size("embedding_size")
         if self.value_embedding_period is not None:
-            self._check_positive("value_embedding_period")
+            self._check_size("value_embedding_period")
             if self.num_hidden_layers < 2:
                 raise ValueError(
                     "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, "
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
         self._check_depth()
+        for name in ("rms_norm_eps", "initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` is a probability in [0, 1), got {getattr(self, name)}.")
@@ -248,15 +262,48 @@ class RiGPTConfig(PreTrainedConfig):
                 "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
-        if self.position_embedding_type == "rotary" and self.hidden_size != 0:
-            rotated = int(self.head_dim * (self.rope_parameters or {}).get("partial_rotary_factor", 1.0))
-            if rotated < 2 or rotated % 2:
-                raise ValueError(
-                    "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, "
-                    f"which turns dimensions in pairs, got {rotated}. Change `head_dim`."
-                )
+        if self.position_embedding_type == "rotary":
+            self._check_rotation()
         if self.rotary_learned_frequencies:
             self._check_learned_frequencies()
+
+    def _check_rope_type(self) -> str:
+        parameters, known = self.rope_parameters or {}, ("default", *ROPE_INIT_FUNCTIONS)
+        rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+        if rope_type not in known:
+            raise ValueError(
+                f"`rope_parameters['rope_type']` must be one of {', '.join(dict.fromkeys(known))}, got "
+                f"{rope_type!s:.80}."
+            )
+        return rope_type
+
+    def _check_rotation(self):
+        parameters, rope_type = self.rope_parameters or {}, self._check_rope_type()
+        part = parameters.get("partial_rotary_factor", 1.0)
+        if not isinstance(part, (int, float)) or not 0 < part < math.inf:
+            raise ValueError(f"`rope_parameters['partial_rotary_factor']` must be a number above 0, got {part!r}.")
+        try:
+            rotated = int(self.head_dim * part)
+            if rotated < 2 or rotated % 2 or rotated > self.head_dim:
+                raise ValueError(
+                    "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, "
+                    f"which turns dimensions in pairs, and at most `head_dim`, got {rotated}. Change `head_dim`."
+                )
+            # Dimensions that this type leaves alone have the frequency 0.
+            count = self.head_dim // 2 if rope_type == "proportional" else rotated // 2
+            with torch.device("cpu"):
+                frequencies, scaling = rotary_frequencies(self)
+                factors = [parameters.get(name, []) for name in ("short_factor", "long_factor")]
+                lengths = {len(frequencies), *(len(each) for each in factors if rope_type == "longrope")}
+                possible = lengths == {count} and bool((frequencies.isfinite() & (frequencies >= 0)).all())
+            problem = "" if possible and math.isfinite(scaling) else f"not {count} finite frequencies"
+        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise ValueError(
+                f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got "
+                f"{parameters!s:.80}: {problem:.80}."
+            )
 
     def _check_learned_frequencies(self):
         if self.position_embedding_type != "rotary":
@@ -273,10 +320,10 @@ class RiGPTConfig(PreTrainedConfig):
 
     def _check_depth(self):
         self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)
-        self._check_positive("depth_steps")
+        self._check_size("depth_steps")
         for name in ("depth_rtol", "depth_atol"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
         if self.depth_solver is None:
             for name, default in (("depth_steps", 1), ("depth_interpolation", "constant"), ("depth_adjoint", False)):
                 if (value := getattr(self, name)) != default:
@@ -301,12 +348,16 @@ class RiGPTConfig(PreTrainedConfig):
                 )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]):
-        if getattr(self, name) not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if (value := getattr(self, name)) not in choices:
+            shown = repr(value) if len(str(value)) <= 80 else f"'{str(value)[:77]}...'"
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {shown}.")
 
-    def _check_positive(self, name: str):
-        if getattr(self, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+    def _check_size(self, name: str):
+        value, (least, most) = getattr(self, name), SIZES.get(name, (1, LARGEST))
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if value > most:
+            raise ValueError(f"`{name}` must be at most {most}, got {value:.3g}.")
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""

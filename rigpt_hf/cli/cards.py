@@ -39,4 +39,4 @@ def card(
 
     with quiet_loading():
         path = write_card(folder, repo_id=repo, results=results, metadata=metadata, force=force)
-    Console().print(f"Card in {path}")
+    Console().print(f"Card in {path}", markup=False)

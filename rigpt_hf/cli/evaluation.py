@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
 from .arguments import argument, option
@@ -15,8 +16,12 @@ from .common import check_device, to_dtype
 
 
 def evaluate(
-    model: Annotated[str, argument("Folder or Hub id of a causal language model, RiGPT or any other."), READS],
-    against: Annotated[str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS] = None,
+    model: Annotated[
+        str, argument("Folder or Hub id of a causal language model, RiGPT or any other."), READS, is_model
+    ],
+    against: Annotated[
+        str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS, is_model
+    ] = None,
     suite: Annotated[str, option("What is measured: core, full, or a YAML file of your own.")] = "core",
     output: Annotated[Path, option("Folder for results.json, table.md, report.html."), WRITES] = Path(
         "runs/evaluation"
@@ -111,6 +116,6 @@ def evaluate(
         for cells in rows(results):
             table.add_row(*map(escape, cells))
         console.print(table)
-        console.print(f"Report in {output / 'report.html'}")
+        console.print(f"Report in {output / 'report.html'}", markup=False)
     if failures(results):
         raise typer.Exit(1)

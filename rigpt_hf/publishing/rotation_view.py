@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
-from ..checkpoints.read import load_model
+from ..checkpoints.read import load_model, load_tokenizer
 from ..configuration_rigpt import RiGPTConfig
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
@@ -184,7 +183,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
         ValueError: if one of them is not there or not of its kind, the tokenizer is missing, the vocabularies differ,
             or there is no baseline and nothing stock to export to.
     """
-    rigpt = obtain(model, "model", trust_remote_code=True, **({"revision": revision} if revision else {}))
+    rigpt = obtain(model, "model", revision=revision)
     if not isinstance(rigpt.config, RiGPTConfig):
         raise ValueError(
             f"`model` must be a RiGPT, got {model!r} of model type {rigpt.config.model_type!r}. Convert it first: "
@@ -209,7 +208,7 @@ def obtain(source: str, argument: str, **options: Any) -> Any:
 def tokenizer_for(model: str, revision: str | None) -> Any:
     """The tokenizer of a folder or Hub id; a `ValueError` that says what to do if it has none."""
     with suppress(OSError, ValueError, ImportError, KeyError):
-        tokenizer = AutoTokenizer.from_pretrained(model, **({"revision": revision} if revision else {}))
+        tokenizer = load_tokenizer(model, revision=revision)
         if tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
             return tokenizer
     raise ValueError(
