@@ -9,8 +9,10 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
@@ -91,14 +93,9 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
 
 def start_from(options: ModelOptions, vocab_size: int, context: int) -> nn.Module:
     """The model named by `options.init_from`, in float32 and training mode; raises as [`build_model`]."""
-    start = options.init_from
-    try:
-        model = AutoModelForCausalLM.from_pretrained(start, revision=options.model_revision, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`init_from` must be the folder of a saved model or the id of a repository on the Hub, got {start!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    start: Any = options.init_from
+    where: Any = {} if options.model_revision is None else {"revision": options.model_revision}
+    model = load_model(start, argument="init_from", dtype=torch.float32, **where)
     config = model.config
     if kind_of(config.model_type) != options.model_kind:
         raise ValueError(
@@ -171,7 +168,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
     if "revision" in options.data_options:
         request["revision"] = options.data_options["revision"]
-    (path / REQUEST).write_text(json.dumps(request) + "\n", encoding="utf-8")
+    write_text(path / REQUEST, json.dumps(request) + "\n")
     return path
 
 
