@@ -18,6 +18,7 @@ from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
 from .data import Manifest, TokenShards, Windows, prepare, validation_batches
+from .folder import check_above
 from .kinds import KINDS, kind_of
 from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions
@@ -145,6 +146,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     """
     check_source_options(options.data_options)
     path = Path(options.data_dir)
+    check_above(path, "data_dir")
     if (path / "manifest.json").is_file():
         check_data(options, Manifest.read(path), path)
         return path

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 import jinja2
 import numpy as np
+from tqdm.auto import tqdm
 
 from rigpt_hf.text import files
 from rigpt_hf.text.sources import parquet_instead
@@ -30,7 +31,7 @@ REVISION = "--data-revision refs/convert/parquet"
 COLUMNS = ("messages", "text")
 BATCH = 256  # texts that are tokenized at once
 PASSAGE = re.compile(r".+?(?:\n[ \t]*\n\s*|\Z)", re.DOTALL)
-TEMPLATE_SECONDS = 30.0  # that a chat template may take for a conversation
+TEMPLATE_SECONDS = 60.0  # that a chat template may take for a conversation
 ASKED = {"role": "user", "content": "?"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -105,8 +106,8 @@ def checked_messages(messages: Any, where: str) -> list[dict]:
             raise refused("lists of messages, each with `role` and `content`,", messages)
         content = message.get("content")
         if isinstance(content, list):
-            content = [part.get("text") if is_text(part) else part for part in content]
-            content = "".join(content) if all(isinstance(part, str) for part in content) else message["content"]
+            parts = [part.get("text") if is_text(part) else None for part in content]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
         if content is not None and not isinstance(content, str):
             raise refused("text, or parts of type `text` alone, as the content of every message", content)
         # A table has the same fields for all messages, so that those a message does not have are None.
@@ -147,7 +148,8 @@ def read_rows(data: str, split: str = "train", config: str | None = None, revisi
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
             f"`data` must be a file, a folder or a data set on the Hub that `datasets` can read, with the split "
-            f"{split!r}, got {data!r}: {reason}{parquet_instead(reason, REVISION)}"
+            f"{split!r}, got {data!r}. There is no such file, and the Hub gave: {reason}"
+            f"{parquet_instead(reason, REVISION)}"
         ) from error
     columns = [name for name in COLUMNS if name in table.column_names]
     if not columns:
@@ -195,14 +197,14 @@ class HeldOut(NamedTuple):
     fingerprint: str
 
 
-def hold_out(rows: Rows, share: float) -> HeldOut:
+def hold_out(rows: Rows, share: float, progress: bool = False) -> HeldOut:
     """
-    Choose about `share` of the pieces by their hash, at least one unless `share` is 0.
+    Choose about `share` of the pieces by their hash, at least one unless `share` is 0; with a bar if asked.
 
     Raises:
         ValueError: if there are no pieces, or none is left to train on.
     """
-    digests = [_digest(piece.content) for piece in rows]
+    digests = [_digest(piece.content) for piece in tqdm(rows, "Reading", disable=not progress)]
     if not digests:
         raise ValueError(f"`data` must hold text, got {rows.source!r}, where all rows are empty.")
     places = np.array([int.from_bytes(digest[:6]) for digest in digests]) / 2**48  # uniform in [0, 1)
@@ -222,7 +224,7 @@ def _digest(content: str | list[dict]) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> datasets.Dataset:
+def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int, progress: bool = False) -> datasets.Dataset:
     """
     Examples from the pieces that are `chosen`: chats as they are, and documents with an end-of-text token after each,
     in parts of at most `context` tokens. Passages that are left of a text file stay one document.
@@ -232,6 +234,7 @@ def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> data
         chosen (`[pieces]`, boolean): Which pieces to take.
         tokenizer: With a chat template if there are chats.
         context: Tokens per part of a document.
+        progress: Show a bar.
 
     Returns:
         `datasets.Dataset`: `input_ids` and `labels`, -100 where the loss does not look, as [`trl.SFTTrainer`] takes
@@ -251,7 +254,8 @@ def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> data
             pairs.extend((part, part) for part in parts if len(part) > 1)
         texts.clear()
 
-    kept = (piece for piece, wanted in zip(rows, chosen, strict=True) if wanted)
+    bar = tqdm(rows, "Tokenizing", total=len(chosen), disable=not progress)
+    kept = (piece for piece, wanted in zip(bar, chosen, strict=True) if wanted)
     for (_, where), pieces in groupby(kept, key=lambda piece: (piece.document, piece.where)):
         contents: list[Any] = [piece.content for piece in pieces]
         if isinstance(contents[0], str):
@@ -305,17 +309,14 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
             f"{type(tokenizer).__name__}. Convert it with `AutoTokenizer`, or give text."
         )
     if GENERATION.search(tokenizer.get_chat_template()):
-        encoded = render(
-            tokenizer,
-            messages,
-            where,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-        )
+        with accepted(where):
+            encoded = tokenizer.apply_chat_template(
+                messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+            )
         spoken = np.array(encoded["assistant_masks"], dtype=bool)
     else:
-        text, turns = _turns(messages, tokenizer, where)
+        with accepted(where):
+            text, turns = _turns(messages, tokenizer, where)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spoken = np.zeros(len(encoded["input_ids"]), dtype=bool)
         starts, ends = np.array(encoded["offset_mapping"]).reshape(-1, 2).T
@@ -325,16 +326,19 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
     return input_ids, np.where(spoken, input_ids, np.int32(IGNORED))
 
 
-def render(tokenizer: Any, messages: list[dict], where: str, **options: Any) -> Any:
+@contextmanager
+def accepted(where: str) -> Iterator[None]:
     """
-    What the chat template makes of messages; options are those of `apply_chat_template`.
+    For a block that renders a conversation.
 
     Raises:
         ValueError: if the template fails, as it may in any way, or comes to no end.
     """
     try:
         with limited(TEMPLATE_SECONDS):
-            return tokenizer.apply_chat_template(messages, **options)
+            yield
+    except files.Unreadable:
+        raise
     except Exception as error:  # a template is a program
         kind = "" if isinstance(error, (jinja2.TemplateError, TimeoutError)) else f"{type(error).__name__}: "
         reason = f"{kind}{' '.join(str(error).split())[:200].rstrip('.')}"
@@ -367,7 +371,7 @@ def _turns(messages: list[dict], tokenizer: Any, where: str) -> tuple[str, list[
     """The conversation as text, and the characters (from, to) of each of the assistant's turns in it."""
 
     def text_of(part: list[dict], prompt: bool = False) -> str:
-        return render(tokenizer, part, where, tokenize=False, add_generation_prompt=prompt)
+        return tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
 
     text, turns = text_of(messages), []
     for index, message in enumerate(messages):
@@ -381,7 +385,7 @@ def _turns(messages: list[dict], tokenizer: Any, where: str) -> tuple[str, list[
             turn = text_of([ASKED, message]).removeprefix(text_of([ASKED], prompt=True))
             before = after.removesuffix(turn)
         if not (after.startswith(before) and text.startswith(after)) or before == after:
-            raise ValueError(
+            raise files.Unreadable(
                 "`chat_template` must render the beginning of a conversation as the beginning of its text, which this "
                 f"one does not for {where}. Mark the assistant's turns in it with {{% generation %}} and "
                 "{% endgeneration %}, and pass it with `--chat-template FILE`."

@@ -138,8 +138,8 @@ class FinetuneOptions:
             return Path(self.chat_template).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: {error}. "
-                "Check the path, and save it as one."
+                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: "
+                f"{getattr(error, 'strerror', None) or error}. Check the path, and save it as one."
             ) from error
 
 

@@ -56,12 +56,12 @@ class Lock:
                 path.rmdir()
 
 
-def check_above(folder: Path) -> None:
+def check_above(folder: Path, argument: str = "output_dir") -> None:
     """A `ValueError` if no folder can be there."""
     above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if not above.is_dir():
         raise ValueError(
-            f"`output_dir` must be a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. Name "
+            f"`{argument}` must be a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. Name "
             "another."
         )
 

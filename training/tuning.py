@@ -142,11 +142,12 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     with state.main_process_first():  # the others read what it cached
         where = options.data_split, options.data_config, options.data_revision
         rows = read_rows(options.data, *where)
-    held = hold_out(rows, options.eval_share)
+    shown = state.is_main_process and not options.quiet
+    held = hold_out(rows, options.eval_share, shown)
     record = make_record(options, held)
     if options.resume:
         check_resumes(options, record)
-    examples = encode(rows, ~held.mask, tokenizer, context)
+    examples = encode(rows, ~held.mask, tokenizer, context, shown)
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
 
     transformers.set_seed(options.seed)  # an adapter starts at random
@@ -296,6 +297,8 @@ def make_trainer(
         groups = equivariant_param_groups(model, rate, decay)
         optimizer = EquivariantOptimizer(groups, lr=rate, sharing="all")
     adapter = make_adapter(options, model.config)
+    # It would say that special tokens have changed, which are set back in the end.
+    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
     try:
         trainer = Tuner(
             model,

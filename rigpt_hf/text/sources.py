@@ -153,7 +153,10 @@ def _check_column(columns: list[str], text_column: str, source: str) -> None:
 def _unreadable(source: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
     remedy = parquet_instead(reason, "data_options: {revision: refs/convert/parquet}")
-    return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}{remedy}")
+    return ValueError(
+        f"`source` must be data that `datasets` can read, got {source!r}. There is no such file, and the Hub gave: "
+        f"{reason}{remedy}"
+    )
 
 
 def parquet_instead(reason: str, option: str) -> str:

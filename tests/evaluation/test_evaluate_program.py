@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rigpt_hf.cli import app
-from tests.processes import run
+from tests.processes import ROOT, run
 
 
 SUITE = """
@@ -68,6 +68,33 @@ def test_refusals(models, tmp_path):
         result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
         assert not (tmp_path / "out").exists()
+
+
+# As on a full disk: the signal is ignored, so that a write above the limit fails.
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from rigpt_hf.cli import main
+from rigpt_hf.evaluation.harness import {module} as place
+def full(*arguments, before=place.{name}, **options):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    return before(*arguments, **options)
+place.{name} = full
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "file"), [("results", "write", "out/results.json"), ("cache", "write_text", "")]
+)
+def test_a_full_disk_is_one_line_that_names_the_file(models, tmp_path, module, name, file):
+    done = run("-c", FULL.format(module=module, name=name), *command(models, tmp_path / "out"), cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("rigpt: `") and f"must be on a disk that has room for it, got '{tmp_path}/{file}" in said
+    assert "File too large. Free space" in said and done.stderr.count("must be on a disk") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".json"]
 
 
 @pytest.mark.slow

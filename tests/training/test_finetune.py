@@ -205,7 +205,10 @@ def test_refusals(options, tmp_path):
         ({"context_length": 4000}, "`context_length` must be at most the model's 48, got 4000"),
         ({"resume": True}, "`resume` needs a checkpoint, got none in"),
         ({"data": "./nowhere.txt"}, "`data` must be a file, .* got './nowhere.txt': no such file"),
-        ({"data": "nobody/nothing"}, "that `datasets` can read, with the split 'train', got 'nobody/nothing': "),
+        (
+            {"data": "nobody/nothing"},
+            "that `datasets` can read, with the split 'train', got 'nobody/nothing'. There is no such file",
+        ),
         (
             {"model": "nobody/nothing"},
             "`model` must be the folder of a saved model or the id .*, got 'nobody/nothing'",

@@ -70,6 +70,8 @@ def test_templates_that_fail_or_never_end_are_refused(with_template, monkeypatch
             with pytest.raises(ValueError, match=rf"that the chat template accepts, got row 3: ({reason})") as caught:
                 data.encode_chat(CHAT, with_template(template), "row 3")
             assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="it took more than 0.2 seconds"):  # as every beginning is rendered
+        data.encode_chat(CHAT * 5000, with_template(PLAIN))
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     data.encode_chat(CHAT, with_template(PLAIN))
 
@@ -84,14 +86,25 @@ def test_content_is_text_or_parts_of_text(tmp_path):
     image, audio = {"type": "image", "url": "cat.png"}, {"type": "input_audio", "text": "Meow."}
     for content, expected in (
         ([part("Hi"), part(" cat")], "Hi cat"),
-        ([part("Hi"), {"text": "!"}, "?"], "Hi!?"),
+        ([part("Hi"), {"text": "!"}], "Hi!"),
         ([part("Hi") | {"image": None}], "Hi"),
         ([], ""),
         (None, None),
     ):
         (piece,) = rows_of(tmp_path, [{"messages": chat(content)}])
         assert piece.content[0].get("content") == expected and piece.content[1] == CHAT[1]
-    for content in (image, [image], [part("Hi"), image], [audio], [part(3)], [["Hi"]], 7, True, {"text": "Hi"}):
+    for content in (
+        image,
+        [image],
+        [part("Hi"), image],
+        [audio],
+        [part(3)],
+        [["Hi"]],
+        ["Hi"],
+        7,
+        True,
+        {"text": "Hi"},
+    ):
         rows = rows_of(tmp_path, [{"messages": CHAT}, {"messages": chat(content)}])
         with pytest.raises(
             ValueError, match="`data` must have text, or parts of .*, got .* in row 1 of '.*rows.jsonl'"
@@ -141,9 +154,9 @@ def test_a_data_set_that_is_a_program_has_a_remedy(monkeypatch):
 
     monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
     remedy = "but found texts.py. The Hub .* pass `--data-revision refs/convert/parquet`"
-    with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts': Dataset .* {remedy}"):
+    with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts'.* Hub gave: Dataset .* {remedy}"):
         data.read_rows("a/texts")
-    with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
+    with pytest.raises(ValueError, match="got 'a/texts'. There is no such file, and the Hub gave: Out of luck$"):
         data.read_rows("a/texts")
 
 
