@@ -251,6 +251,7 @@ def test_places_where_no_folder_can_be(tmp_path, capsys):
     """Said before data are made, and nothing is left."""
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "[").mkdir()
     (tmp_path / "[/b]").touch()
     (tmp_path / "a.txt").write_text("A cat. " * 1000)
     before = sorted(tmp_path.iterdir())
@@ -278,7 +279,7 @@ def test_errors_of_data_say_what_was_typed(tmp_path, capsys):
     ):
         (tmp_path / "texts" / "a.txt").write_bytes(content)
         assert main([*words, *more]) == 2
-        assert re.match(f"pretrain.py: {said}", capsys.readouterr().err), said
+        assert re.match(f"pretrain.py: {said}", capsys.readouterr().err.rpartition("\r")[2].strip()), said
         assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
