@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,16 @@ from .extras import advice
 UsageError: Any = typer.BadParameter.__mro__[1]
 # Where Python says `force=True` or `target='llama'`, a person at the terminal says `--force` or `--to llama`.
 SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
+# Names that functions have for what is an option of another name.
+INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"} | {
+    "validation": "eval_share",
+    "context": "context_length",
+    "folder": "data_dir",
+    "text_column": "data_options",
+    "separator": "data_options",
+}
+# Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
+PATIENCE = 3.0
 # Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
 READS, WRITES = "reads", "writes"
 
@@ -182,9 +194,11 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
 
     def shown(before: str) -> list[str]:
         texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
-        return [name for name, texts in texts.items() if any(f"{before}{str(text)!r}" in message for text in texts)]
+        # The value itself, or a file in the folder that it names.
+        starts = {name: [f"{before}{str(text)!r}"[:-1] for text in texts if text] for name, texts in texts.items()}
+        return [name for name, own in starts.items() if any(f"{one}{end}" in message for one in own for end in "'\"/")]
 
-    inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"}
+    inner = dict(INNER)
     if "sources" in typed:
         inner |= dict.fromkeys(("models", "model", "reference", "a", "b"), "sources")
     meant = shown("got ") or shown("")
@@ -205,7 +219,11 @@ def listed(value: Any) -> list[Any]:
 
 
 def fail(name: str, message: str, code: int = 2) -> int:
-    """Write one line to standard error, and return the exit code."""
+    """Write one line to standard error, and return the exit code; of several processes the main one does."""
+    if os.environ.get("RANK", "0") != "0":
+        if code != 2:
+            return code
+        time.sleep(PATIENCE)
     from rich.console import Console
     from rich.text import Text
 

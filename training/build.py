@@ -11,12 +11,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
 from .data import Manifest, TokenShards, Windows, prepare, validation_batches
+from .folder import check_above
 from .kinds import KINDS, kind_of
 from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions
@@ -145,6 +147,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     """
     check_source_options(options.data_options)
     path = Path(options.data_dir)
+    check_above(path, "data_dir")
     if (path / "manifest.json").is_file():
         check_data(options, Manifest.read(path), path)
         return path
@@ -168,7 +171,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
     if "revision" in options.data_options:
         request["revision"] = options.data_options["revision"]
-    (path / REQUEST).write_text(json.dumps(request) + "\n", encoding="utf-8")
+    write_text(path / REQUEST, json.dumps(request) + "\n")
     return path
 
 

@@ -44,7 +44,7 @@ def tell(options: FinetuneOptions) -> None:
     if state.is_main_process:
         console = Console()
         console.print(report.table())
-        console.print(f"Written to {report.output_dir}", soft_wrap=True)
+        console.print(f"Written to {report.output_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
 main = program(FinetuneOptions, tell, name="finetune.py", help=__doc__)

@@ -8,25 +8,31 @@ later leave it as it is, and equal rows are on the same side.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from itertools import groupby
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import jinja2
 import numpy as np
+from tqdm.auto import tqdm
 
+from rigpt_hf.text import files
 from rigpt_hf.text.sources import parquet_instead
 
 
 IGNORED = -100
 REVISION = "--data-revision refs/convert/parquet"
-# Suffix of a file, and the loader of `datasets` for it.
-LOADERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COLUMNS = ("messages", "text")
 BATCH = 256  # texts that are tokenized at once
 PASSAGE = re.compile(r".+?(?:\n[ \t]*\n\s*|\Z)", re.DOTALL)
+TEMPLATE_SECONDS = 60.0  # that a chat template may take for a conversation
+ASKED = {"role": "user", "content": "?"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -35,6 +41,15 @@ class Piece(NamedTuple):
 
     document: int
     content: str | list[dict]
+    where: str
+
+
+class Source(NamedTuple):
+    """A row, what messages call it, and whether it is a whole text file."""
+
+    where: str
+    row: dict[str, Any]
+    is_file: bool = False
 
 
 class Rows:
@@ -44,99 +59,135 @@ class Rows:
     A text file is one document of many pieces, its passages between blank lines; any other row is one piece.
 
     Args:
-        table: The rows.
+        read: Reads the rows from the first on.
         source: Where they are from, for messages.
-        passages: Whether a row is a whole text file.
-
-    Raises:
-        ValueError: if there is neither a column `text` nor a column `messages`.
     """
 
-    def __init__(self, table: datasets.Dataset, source: str, passages: bool = False):
-        self.source, self.passages = source, passages
-        columns = [name for name in COLUMNS if name in table.column_names]
-        if not columns:
-            raise ValueError(
-                f"`data` must have a column `text` or a column `messages`, got {source!r} with the columns "
-                f"{', '.join(table.column_names) or '(none)'}. Rename the column that holds the text."
-            )
-        self.table = table.select_columns(columns)
+    def __init__(self, read: Callable[[], Iterator[Source]], source: str):
+        self.read, self.source = read, source
 
     def __iter__(self) -> Iterator[Piece]:
-        for index, row in enumerate(self.table):
+        for index, (where, row, is_file) in enumerate(self.read()):
             messages, text = row.get("messages"), row.get("text")
             if messages is not None:
-                yield Piece(index, self._checked(index, messages))
+                yield Piece(index, checked_messages(messages, where), where)
             elif text is not None and not isinstance(text, str):
                 raise ValueError(
-                    f"`data` must have strings in the column `text`, got {type(text).__name__} in row {index} of "
-                    f"{self.source!r}. Give token ids as text."
+                    f"`data` must have strings in the column `text`, got {type(text).__name__} in {where}. Give token "
+                    "ids as text."
                 )
             elif text and text.strip():
-                pieces = PASSAGE.findall(text) if self.passages else [text]
-                yield from (Piece(index, piece) for piece in pieces)
+                pieces = PASSAGE.findall(text) if is_file else [text]
+                yield from (Piece(index, piece, where) for piece in pieces)
 
-    def _checked(self, index: int, messages: Any) -> list[dict]:
-        valid = isinstance(messages, list) and all(
-            isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
-            for message in messages
+
+def checked_messages(messages: Any, where: str) -> list[dict]:
+    """
+    A conversation in which every content is a string; parts of text are joined.
+
+    Raises:
+        ValueError: if it is none, or has parts that are no text; the message names the row.
+    """
+
+    def refused(rule: str, value: Any) -> ValueError:
+        return ValueError(
+            f"`data` must have {rule} in the column `messages`, got {str(value)[:80]!r} in {where}. Leave the row "
+            "out, or mend it."
         )
-        if not valid or not messages:
-            raise ValueError(
-                "`data` must have lists of messages, each with `role` and `content`, in the column `messages`, got "
-                f"{str(messages)[:80]!r} in row {index} of {self.source!r}. Leave the row out, or mend it."
-            )
+
+    if not isinstance(messages, list) or not messages:
+        raise refused("lists of messages, each with `role` and `content`,", messages)
+    plain = []
+    for message in messages:
+        calls = isinstance(message, dict) and message.get("tool_calls")
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise refused("lists of messages, each with `role` and `content`,", messages)
+        if "content" not in message and not calls:
+            raise refused("lists of messages, each with `role` and `content`,", messages)
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [part.get("text") if is_text(part) else None for part in content]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+        if content is not None and not isinstance(content, str):
+            raise refused("text, or parts of type `text` alone, as the content of every message", content)
         # A table has the same fields for all messages, so that those a message does not have are None.
-        return [{key: value for key, value in message.items() if value is not None} for message in messages]
+        plain.append({key: value for key, value in (message | {"content": content}).items() if value is not None})
+    return plain
 
 
-def read_rows(
-    data: str, split: str = "train", config: str | None = None, revision: str | None = None, cache: Path | None = None
-) -> Rows:
+def is_text(part: Any) -> bool:
+    """Whether a part of a message's content is one of text."""
+    return isinstance(part, dict) and part.get("type", "text") == "text"
+
+
+def read_rows(data: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Rows:
     """
     The rows of a file, a folder or a data set on the Hub.
 
     Args:
-        data: A file (.txt, .json, .jsonl, .parquet), a folder of files of one kind, or the id of a data set.
+        data: A file (.txt, .jsonl, .json, .parquet), a folder of them or of `save_to_disk`, or the id of a data set.
         split, config, revision: Which part and version of a folder or data set; a single file is one split, `train`.
-        cache: Folder for what `datasets` makes of local files.
+            A part may be a slice, such as `train[:1000]`.
 
     Raises:
-        ValueError: if there is no such thing, or it has no rows of text or chats.
+        ValueError: if there is no such thing. While reading, if a file cannot be read or has no rows of text or chats.
     """
     path = Path(data)
-    options: dict[str, Any] = {}
     if path.exists():
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        kinds = {LOADERS[file.suffix] for file in files if file.suffix in LOADERS}
-        if len(kinds) != 1:
-            raise ValueError(
-                f"`data` must be files of one kind, {', '.join(LOADERS)}, got {data!r} with "
-                f"{', '.join(sorted({file.suffix or file.name for file in files})) or 'no file'}. Name one file or "
-                "another folder."
-            )
         if config is not None or revision is not None:
             raise ValueError(
                 f"`data_config` and `data_revision` name parts of a data set on the Hub, got one with the local "
                 f"{data!r}. Leave them out."
             )
-        (loader,) = kinds
-        options = {"cache_dir": None if cache is None else str(cache)}
-        options |= {"sample_by": "document"} if loader == "text" else {}
-        options |= {"data_dir": data} if path.is_dir() else {"data_files": [data]}
-    elif path.suffix in LOADERS or data.count("/") > 1 or data.startswith((".", "/", "~")):
+        return Rows(local_reader(path, split), data)
+    if files.reader_of(data) or data.count("/") > 1 or data.startswith((".", "/", "~")):
         raise ValueError(f"`data` must be a file, a folder or the id of a data set, got {data!r}: no such file.")
-    else:
-        loader, options = data, {"name": config, "revision": revision}
     try:
-        table = datasets.load_dataset(loader, split=split, **options)
+        table = datasets.load_dataset(data, split=split, name=config, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(
             f"`data` must be a file, a folder or a data set on the Hub that `datasets` can read, with the split "
-            f"{split!r}, got {data!r}: {reason}{parquet_instead(reason, REVISION)}"
+            f"{split!r}, got {data!r}. There is no such file, and the Hub gave: {reason}"
+            f"{parquet_instead(reason, REVISION)}"
         ) from error
-    return Rows(table, data, passages=loader == "text")
+    columns = [name for name in COLUMNS if name in table.column_names]
+    if not columns:
+        raise no_columns(data, table.column_names)
+    table = table.select_columns(columns)
+    return Rows(lambda: (Source(f"row {index} of {data!r}", row) for index, row in enumerate(table)), data)
+
+
+def local_reader(path: Path, split: str) -> Callable[[], Iterator[Source]]:
+    """Reads the rows of a split, or of slices of some, of a file or folder."""
+
+    def rows_of(file: Path) -> Iterator[Source]:
+        is_file = file.is_file() and files.reader_of(file) in ("text", None)
+        for index, row in enumerate(files.rows(file, COLUMNS, no_columns, "data")):
+            yield Source(f"row {index} of {str(file)!r}", row, is_file)
+
+    parts = files.split_files(path, "data")
+    reads = {name: partial(files.each, inside, rows_of) for name, inside in parts.items()}
+    if split in reads:
+        return reads[split]
+    try:
+        asked = datasets.ReadInstruction.from_spec(split)
+        counts = {name: sum(1 for _ in reads[name]()) for name in re.findall(r"(?:^|\+)\s*(\w+)", split)}
+        slices = [(reads[part.splitname], part.from_, part.to) for part in asked.to_absolute(counts)]
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"`data_split` must be one of {', '.join(parts)}, or a slice such as `train[:1000]`, got {split!r} of "
+            f"{str(path)!r}. Correct it."
+        ) from error
+    return lambda: chain.from_iterable(islice(read(), start, stop) for read, start, stop in slices)
+
+
+def no_columns(source: Any, columns: list[str]) -> ValueError:
+    """The refusal of rows that are neither texts nor chats."""
+    return ValueError(
+        f"`data` must have a column `text` or a column `messages`, got {str(source)!r} with the columns "
+        f"{', '.join(columns)[:200] or '(none)'}. Rename the column that holds the text."
+    )
 
 
 class HeldOut(NamedTuple):
@@ -146,14 +197,14 @@ class HeldOut(NamedTuple):
     fingerprint: str
 
 
-def hold_out(rows: Rows, share: float) -> HeldOut:
+def hold_out(rows: Rows, share: float, progress: bool = False) -> HeldOut:
     """
-    Choose about `share` of the pieces by their hash, at least one unless `share` is 0.
+    Choose about `share` of the pieces by their hash, at least one unless `share` is 0; with a bar if asked.
 
     Raises:
         ValueError: if there are no pieces, or none is left to train on.
     """
-    digests = [_digest(piece.content) for piece in rows]
+    digests = [_digest(piece.content) for piece in tqdm(rows, "Reading", disable=not progress)]
     if not digests:
         raise ValueError(f"`data` must hold text, got {rows.source!r}, where all rows are empty.")
     places = np.array([int.from_bytes(digest[:6]) for digest in digests]) / 2**48  # uniform in [0, 1)
@@ -173,7 +224,7 @@ def _digest(content: str | list[dict]) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> datasets.Dataset:
+def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int, progress: bool = False) -> datasets.Dataset:
     """
     Examples from the pieces that are `chosen`: chats as they are, and documents with an end-of-text token after each,
     in parts of at most `context` tokens. Passages that are left of a text file stay one document.
@@ -183,6 +234,7 @@ def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> data
         chosen (`[pieces]`, boolean): Which pieces to take.
         tokenizer: With a chat template if there are chats.
         context: Tokens per part of a document.
+        progress: Show a bar.
 
     Returns:
         `datasets.Dataset`: `input_ids` and `labels`, -100 where the loss does not look, as [`trl.SFTTrainer`] takes
@@ -202,15 +254,16 @@ def encode(rows: Rows, chosen: np.ndarray, tokenizer: Any, context: int) -> data
             pairs.extend((part, part) for part in parts if len(part) > 1)
         texts.clear()
 
-    kept = (piece for piece, wanted in zip(rows, chosen, strict=True) if wanted)
-    for index, pieces in groupby(kept, key=lambda piece: piece.document):
+    bar = tqdm(rows, "Tokenizing", total=len(chosen), disable=not progress)
+    kept = (piece for piece, wanted in zip(bar, chosen, strict=True) if wanted)
+    for (_, where), pieces in groupby(kept, key=lambda piece: (piece.document, piece.where)):
         contents: list[Any] = [piece.content for piece in pieces]
         if isinstance(contents[0], str):
             texts.append("".join(contents))
             if len(texts) == BATCH:
                 flush()
         else:
-            pairs.append(encode_chat(contents[0], tokenizer, f"row {index} of {rows.source!r}"))
+            pairs.append(encode_chat(contents[0], tokenizer, where))
     flush()
     return datasets.Dataset.from_dict(
         {"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]}
@@ -255,43 +308,84 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
             "`model` must have a fast tokenizer (tokenizer.json) for rows with `messages`, got "
             f"{type(tokenizer).__name__}. Convert it with `AutoTokenizer`, or give text."
         )
-    try:
-        if GENERATION.search(tokenizer.get_chat_template()):
+    if GENERATION.search(tokenizer.get_chat_template()):
+        with accepted(where):
             encoded = tokenizer.apply_chat_template(
                 messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
-            spoken = np.array(encoded["assistant_masks"], dtype=bool)
-        else:
+        spoken = np.array(encoded["assistant_masks"], dtype=bool)
+    else:
+        with accepted(where):
             text, turns = _turns(messages, tokenizer, where)
-            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            spoken = np.zeros(len(encoded["input_ids"]), dtype=bool)
-            starts, ends = np.array(encoded["offset_mapping"]).reshape(-1, 2).T
-            for first, last in turns:
-                spoken |= (starts < last) & (ends > first) & (ends > starts)
-    except jinja2.TemplateError as error:
-        raise ValueError(
-            f"`data` must have chats that the chat template accepts, got {where}: {str(error).strip()}. Leave it out, "
-            "or give another template with `--chat-template FILE`."
-        ) from error
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spoken = np.zeros(len(encoded["input_ids"]), dtype=bool)
+        starts, ends = np.array(encoded["offset_mapping"]).reshape(-1, 2).T
+        for first, last in turns:
+            spoken |= (starts < last) & (ends > first) & (ends > starts)
     input_ids = np.array(encoded["input_ids"], dtype=np.int32)
     return input_ids, np.where(spoken, input_ids, np.int32(IGNORED))
+
+
+@contextmanager
+def accepted(where: str) -> Iterator[None]:
+    """
+    For a block that renders a conversation.
+
+    Raises:
+        ValueError: if the template fails, as it may in any way, or comes to no end.
+    """
+    try:
+        with limited(TEMPLATE_SECONDS):
+            yield
+    except files.Unreadable:
+        raise
+    except Exception as error:  # a template is a program
+        kind = "" if isinstance(error, (jinja2.TemplateError, TimeoutError)) else f"{type(error).__name__}: "
+        reason = f"{kind}{' '.join(str(error).split())[:200].rstrip('.')}"
+        raise ValueError(
+            f"`data` must have chats that the chat template accepts, got {where}: {reason}. Leave it out, or give "
+            "another template with `--chat-template FILE`."
+        ) from error
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises a `TimeoutError` in a block of the main thread that takes longer; other threads are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} seconds")
+
+    earlier = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def _turns(messages: list[dict], tokenizer: Any, where: str) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as text, and the characters (from, to) of each of the assistant's turns in it."""
 
-    def render(count: int, prompt: bool) -> str:
-        if not count:
-            return ""  # the library renders no empty conversation
-        return tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=prompt)
+    def text_of(part: list[dict], prompt: bool = False) -> str:
+        return tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
 
-    text, turns = render(len(messages), False), []
+    text, turns = text_of(messages), []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = render(index, True), render(index + 1, False)
-        if not (after.startswith(before) and text.startswith(after)):
-            raise ValueError(
+        after = text_of(messages[: index + 1])
+        if index:
+            before = text_of(messages[:index], prompt=True)
+        else:
+            # No library renders the prompt of an empty conversation: the turn is what it adds to another one.
+            turn = text_of([ASKED, message]).removeprefix(text_of([ASKED], prompt=True))
+            before = after.removesuffix(turn)
+        if not (after.startswith(before) and text.startswith(after)) or before == after:
+            raise files.Unreadable(
                 "`chat_template` must render the beginning of a conversation as the beginning of its text, which this "
                 f"one does not for {where}. Mark the assistant's turns in it with {{% generation %}} and "
                 "{% endgeneration %}, and pass it with `--chat-template FILE`."

@@ -4,7 +4,9 @@ import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from rigpt_hf.command_line import READS, WRITES
 
 from .options import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check
 
@@ -17,23 +19,23 @@ LEARNING_RATES = {"full": 2e-5, "lora": 2e-4}
 class FinetuneOptions:
     """The model to fine-tune, the data, the recipe, and the folder to make."""
 
-    model: str
+    model: Annotated[str, READS]
     """Folder of a RiGPT, or its id on the Hub."""
-    data: str
-    """A file (.txt, .json, .jsonl, .parquet), a folder of them, or the id of a data set on the Hub."""
-    output_dir: str
+    data: Annotated[str, READS]
+    """A file (.txt, .jsonl, .json, .parquet), a folder of them, or the id of a data set on the Hub."""
+    output_dir: Annotated[str, WRITES]
     """Folder to make."""
     model_revision: str | None = None
     """Branch, tag or commit of MODEL on the Hub."""
     data_split: str = "train"
-    """Part of DATA to use, where it has parts."""
+    """Part of DATA to use, where it has parts; also a slice, such as train[:1000]."""
     data_config: str | None = None
     """Configuration of a data set on the Hub."""
     data_revision: str | None = None
     """Branch, tag or commit of a data set on the Hub."""
     context_length: int | None = None
     """Tokens per example; the model's longest, at most 1024, if not given."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, READS] = None
     """A Jinja file, used and saved instead of the tokenizer's template."""
     eval_share: float = 0.05
     """Share of the rows held out, chosen by a hash of what is in them; 0 measures on rows that are trained on."""
@@ -133,11 +135,11 @@ class FinetuneOptions:
         if self.chat_template is None:
             return None
         try:
-            return Path(self.chat_template).read_text(encoding="utf-8")
+            return Path(self.chat_template).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: {error}. "
-                "Check the path, and save it as one."
+                f"`chat_template` must be a readable file of text in UTF-8, got {self.chat_template!r}: "
+                f"{getattr(error, 'strerror', None) or error}. Check the path, and save it as one."
             ) from error
 
 

@@ -2,12 +2,13 @@
 
 import json
 import signal
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.checkpoints.folder import check_ours, new_file
+from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, new_file, record_written
 
 from .checkpoints import check_facts, sync
 
@@ -17,26 +18,78 @@ OWNER, LOCK = "run.json", ".lock"
 LEFT = ("metrics.jsonl", "model", "loss.png")
 
 
-def lock(folder: Path) -> FileLock:
+class Lock:
     """
-    Keep other runs out until the lock is released or this process ends, however it ends; for the main process.
+    Keeps other runs out of a folder until it is released or this process ends, however it ends; for the main process.
+
+    Args:
+        folder (`Path`): Made if it is not there; taken away at the release if it was, and nothing is in it.
+        transient (`bool`, defaults to `False`): Take it away too if it was there.
 
     Raises:
         ValueError: if another run is in the folder, or it cannot be made.
     """
+
+    def __init__(self, folder: Path, transient: bool = False):
+        self.made = [path for path in (folder, *folder.parents) if not path.exists()] or [folder] * transient
+        self.file = folder / LOCK
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.held = FileLock(self.file)
+            self.held.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"`output_dir` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"`output_dir` must be a place that can be written to, got {str(folder)!r}: {error.strerror}. Name "
+                "another."
+            ) from error
+
+    def release(self) -> None:
+        """Let others in."""
+        self.file.unlink(missing_ok=True)  # before the release: whoever opened it looks whether it still has a name
+        self.held.release()
+        with suppress(OSError):
+            for path in self.made:
+                path.rmdir()
+
+
+def check_above(folder: Path, argument: str = "output_dir") -> None:
+    """A `ValueError` if no folder can be there."""
+    above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not above.is_dir():
+        raise ValueError(
+            f"`{argument}` must be a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. Name "
+            "another."
+        )
+
+
+def check_place(folder: Path) -> None:
+    """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
+    check_above(folder)
+    log, picture = folder / "metrics.jsonl", folder / "loss.png"
+    lines = log.read_bytes().splitlines() if log.is_file() else []
+    # A kill may have cut the last line.
+    is_ours = all(map(_is_entry, lines[:-1])) and all(map(_is_cut_entry, lines[-1:]))
+    content = {} if is_ours else {log.name: [0]}
+    if picture.exists() or picture.is_symlink():
+        content[picture.name] = [picture.lstat().st_size, picture.lstat().st_mtime_ns]
+    check_ours(folder, content=content)
+    if (folder / "model").is_dir():
+        check_ours(folder / "model")
+
+
+def _is_cut_entry(line: bytes) -> bool:
+    return _is_entry(line) or (line.startswith(b'{"step": ') and not line.endswith(b"}"))
+
+
+def _is_entry(line: bytes) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / LOCK)
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"`output_dir` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` must be a folder that can be written to, got {str(folder)!r}: {error.strerror}."
-        ) from error
-    return held
+        return {"step", "loss", "lr", "gradient_norm"} <= json.loads(line).keys()
+    except (ValueError, AttributeError):
+        return False
 
 
 def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:
@@ -44,8 +97,8 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
     Look at whose folder this is; for the main process.
 
     Raises:
-        ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from; or if
-            with `force` something would be replaced that is not this program's.
+        ValueError: if there are results of another run, or of nobody known, and no checkpoint to go on from, or as
+            [`check_place`] does.
     """
     owner = folder / OWNER
     left = [name for name in LEFT if (folder / name).exists()]
@@ -57,19 +110,24 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
                 "else. Name another folder, or pass --force to replace them."
             )
         check_facts(_read_owner(owner, left), facts, override="--force to replace its results")
-    unknown = owner.is_file() and not (has_checkpoints or force or left)
-    if unknown and not _read_owner(owner, [OWNER]).keys() & facts.keys():
+    known: Any = facts
+    if owner.is_file():
+        # A damaged one of a run with checkpoints, or of one that is replaced, stands in nobody's way.
+        with suppress(ValueError) if has_checkpoints or force else nullcontext():
+            known = _read_owner(owner, [OWNER])
+    if facts and not known.keys() & facts.keys():
         raise ValueError(
-            f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {OWNER} of something else. Name "
-            "another folder, or pass --force to replace it."
+            f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {OWNER} of something else. Move it "
+            "away, or name another folder."
         )
-    if (folder / "model").is_dir():
-        check_ours(folder / "model")
+    check_place(folder)
 
 
 def claim(folder: Path, facts: dict[str, Any]) -> None:
     """Say whose folder this is, once nothing is left that could refuse and before anything is replaced."""
-    with new_file(folder / OWNER) as temporary:
+    if not (folder / WRITTEN).is_file():
+        record_written(folder, {})  # from here on it is kept by `new_file`
+    with new_file(folder / OWNER, "output_dir") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sync(temporary)
     sync(folder)

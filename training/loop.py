@@ -32,7 +32,7 @@ from .diagnostics import (
     summed_loss,
     update_norm,
 )
-from .folder import StopRequests, check_owner, claim, lock
+from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
 from .records import Records, RunReport, write_model, write_results
 from .schedule import make_schedule
@@ -70,6 +70,7 @@ class PretrainingRun:
         self.options, self.progress = options, progress
         self.output = Path(options.output_dir)
         check_run(options)
+        check_place(self.output)
         if options.deterministic:
             torch.use_deterministic_algorithms(True)
         self.accelerator = Accelerator(
@@ -180,7 +181,7 @@ class PretrainingRun:
 
     def _enter(self) -> Any:
         """Take the folder, for this run alone; the lock goes with the process, however it ends."""
-        held = lock(self.output)
+        held = Lock(self.output)
         try:
             self.store.clean()
             check_owner(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import parse
 
 
@@ -43,7 +44,7 @@ class ModelOptions:
     """The class: `rigpt`, or to compare with, `stock-gpt2`. Experiments add their own to `training/kinds.py`'s."""
     config_overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, READS] = None
     """Folder or Hub id of a model to go on from, instead of random weights."""
     model_revision: str | None = None
     """Branch, tag or commit of `init_from` on the Hub."""
@@ -139,7 +140,7 @@ class OptimizerOptions:
 class RunOptions:
     """How long, how often, and where to."""
 
-    output_dir: str = "runs/pretrain"
+    output_dir: Annotated[str, WRITES] = "runs/pretrain"
     """Folder of the run: checkpoints, metrics, curves, the final model."""
     max_steps: int = 500
     """Optimizer steps."""

@@ -45,9 +45,11 @@ def load_state(path: Path) -> Any:
         # the alignment in the last bit, so that a resumed run would drift from the one that was killed.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # The library advises to run what is in it.
+        reason = "it holds something else" if "weights_only" in str(error) else " ".join(str(error).split())[:200]
         raise ValueError(
-            f"`path` must be a whole file of tensors and plain values, got {str(path)!r}: "
-            f"{' '.join(str(error).split())[:200].rstrip('.')}. Resume from an earlier checkpoint."
+            f"`path` must be a whole file of tensors and plain values, got {str(path)!r}: {reason.rstrip('.')}. "
+            "Resume from an earlier checkpoint."
         ) from error
 
 

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import re
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -16,36 +14,72 @@ import transformers
 import trl
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from rigpt_hf import __version__
-from rigpt_hf.checkpoints.folder import check_output, new_folder
+from rigpt_hf.checkpoints.folder import new_folder, write_text
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
 from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexity
+from .folder import Lock
+from .working import (
+    RECORD,
+    begin,
+    check_places,
+    check_resumes,
+    clear,
+    last_checkpoint,
+    loading,
+    retain,
+    saving,
+)
 
 
-RECORD = "finetune.json"
-# What a run leaves in the folder of its checkpoints.
-OF_A_RUN = re.compile(r"checkpoint-\d+|data|runs|logs|README\.md|finetune\.json|\..*\.partial")
 MEASURED = 256  # examples of the training data, where none are held out
-# Options that may change between a run and the one that resumes it.
-FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
 
 logger = logging.get_logger(__name__)
 
 
 class Tuner(trl.SFTTrainer):
-    """An `SFTTrainer` that sends nothing about a run to anybody, and measures the loss token by token."""
+    """
+    An `SFTTrainer` that sends nothing about a run to anybody, measures the loss token by token, and has checkpoints
+    that are whole or do not count.
+    """
+
+    checkpoints_kept = 1
 
     def _send_telemetry(self) -> None:
         pass
+
+    def create_model_card(self, *arguments: Any, **options: Any) -> None:
+        """None beside the checkpoints: what is there is not to be published."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        working = Path(self.args.output_dir)
+        with saving(working / f"checkpoint-{self.state.global_step}", self.args.should_save):
+            self.accelerator.wait_for_everyone()  # the folder is there
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            retain(working, self.checkpoints_kept)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def mean_loss(self, examples: datasets.Dataset) -> float:
         """The mean loss in nats per predicted token, over all examples and processes; not over batches."""
@@ -79,23 +113,20 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     """
     state = PartialState(cpu=options.cpu)
     working = options.working_dir
-    check_places(options, state)
-    try:
-        working.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` must be a place that can be written to, got {options.output_dir!r}: {error.strerror}. Name "
-            "another."
-        ) from error
+    check_places(options)
+    workers = AccelerateWorkers(state)
+    held = together(workers, lambda: Lock(working, transient=True) if state.is_main_process else None)
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         return _finetune(options, state, [*callbacks])
     except BaseException:
-        if state.is_main_process and not options.resume and last_checkpoint(working) is None:
+        if held is not None and last_checkpoint(working) is None:
             clear(working)
         raise
     finally:
+        if held is not None:
+            held.release()
         if shown:
             datasets.enable_progress_bars()
 
@@ -111,15 +142,13 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         )
     with state.main_process_first():  # the others read what it cached
         where = options.data_split, options.data_config, options.data_revision
-        rows = read_rows(options.data, *where, options.working_dir / "data")
-    held = hold_out(rows, options.eval_share)
+        rows = read_rows(options.data, *where)
+    shown = state.is_main_process and not options.quiet
+    held = hold_out(rows, options.eval_share, shown)
     record = make_record(options, held)
     if options.resume:
         check_resumes(options, record)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        (options.working_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    examples = encode(rows, ~held.mask, tokenizer, context)
+    examples = encode(rows, ~held.mask, tokenizer, context, shown)
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
 
     transformers.set_seed(options.seed)  # an adapter starts at random
@@ -145,9 +174,11 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     measured = measured or learned.select(range(min(MEASURED, len(learned))))
     before = trainer.mean_loss(measured)
     if state.is_main_process:
+        begin(options)  # nothing is left that could refuse
+        write_text(options.working_dir / RECORD, json.dumps(record, indent=2) + "\n")
         print(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples", flush=True)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(options.working_dir) if options.resume else None)
+    trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started
     report = FinetuneReport(
         output_dir=options.output_dir,
@@ -171,61 +202,6 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     return report
 
 
-def check_places(options: FinetuneOptions, state: PartialState) -> None:
-    """A `ValueError` if the result or the checkpoints would take the place of something else."""
-    output, working = Path(options.output_dir), options.working_dir
-    for source in (Path(options.model).resolve(), Path(options.data).resolve()):
-        for place in (output, working):
-            if source.exists() and place.resolve() in (source, *source.parents):
-                raise ValueError(
-                    f"`output_dir` must not hold what is read, nor the checkpoints beside it, got {str(place)!r}. "
-                    "Name another folder."
-                )
-    check_output(output, options.model, options.force)
-    if options.resume:
-        if last_checkpoint(working) is None or not (working / RECORD).is_file():
-            raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")
-        return
-    if not working.exists() or not any(working.iterdir()):
-        return
-    if not options.force:
-        raise ValueError(
-            f"`output_dir` must have no checkpoints beside it, got an interrupted run in {str(working)!r}. Pass "
-            "`--resume` to go on, or `force=True` to begin anew."
-        )
-    if not (working / RECORD).is_file() or (others := not_of_a_run(working)):
-        lacking = f"has {others[0]} of something else" if (working / RECORD).is_file() else f"has no `{RECORD}`"
-        raise ValueError(
-            f"`output_dir` can begin anew only beside checkpoints of this program, got {str(working)!r}, which "
-            f"{lacking}. Remove it yourself."
-        )
-    state.wait_for_everyone()  # all have looked
-    if state.is_main_process:
-        clear(working)
-    state.wait_for_everyone()
-
-
-def not_of_a_run(working: Path) -> list[str]:
-    """Names in the folder of checkpoints that no fine-tuning leaves there."""
-    return sorted(path.name for path in working.iterdir() if not OF_A_RUN.fullmatch(path.name))
-
-
-def clear(working: Path) -> None:
-    """Remove what a run has left in the folder of checkpoints, and the folder if nothing else is in it."""
-    for path in working.iterdir():
-        if OF_A_RUN.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    if others := not_of_a_run(working):
-        logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
-    else:
-        working.rmdir()
-
-
-def last_checkpoint(working: Path) -> str | None:
-    """The last of the trainer's checkpoints in a folder."""
-    return get_last_checkpoint(str(working)) if working.is_dir() else None
-
-
 def make_record(options: FinetuneOptions, held: HeldOut) -> dict[str, Any]:
     """The options, the data and the versions that a result was made with."""
     libraries = (torch, transformers, datasets, trl)
@@ -234,22 +210,6 @@ def make_record(options: FinetuneOptions, held: HeldOut) -> dict[str, Any]:
         "data": {"sha256": held.fingerprint, "rows": len(held.mask), "held_out": int(held.mask.sum())},
         "versions": {"rigpt_hf": __version__} | {library.__name__: library.__version__ for library in libraries},
     }
-
-
-def check_resumes(options: FinetuneOptions, record: dict[str, Any]) -> None:
-    """A `ValueError` if the interrupted run had other options or data."""
-    earlier = json.loads((options.working_dir / RECORD).read_text(encoding="utf-8"))
-    for name, value in record["options"].items():
-        if name not in FREE and earlier["options"].get(name) != value:
-            raise ValueError(
-                f"`{name}` must be as in the interrupted run, which had {earlier['options'].get(name)!r}, got "
-                f"{value!r}. Give the same options, or `force=True` instead of `--resume` to begin anew."
-            )
-    if earlier["data"] != record["data"]:
-        raise ValueError(
-            f"`data` must be as in the interrupted run, got other rows in {options.data!r}. Pass `force=True` instead "
-            "of `--resume` to begin anew."
-        )
 
 
 def named_model(load: Any, *arguments: Any) -> Any:
@@ -328,6 +288,7 @@ def make_trainer(
         "dataloader_pin_memory": torch.cuda.is_available() and not options.cpu,
         "use_cpu": options.cpu,
         "disable_tqdm": options.quiet,
+        "save_total_limit": None,  # see `retain`
     }
     if "activation_checkpointing" in names:  # as it is called from Transformers 5.20 on
         settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
@@ -337,6 +298,8 @@ def make_trainer(
         groups = equivariant_param_groups(model, rate, decay)
         optimizer = EquivariantOptimizer(groups, lr=rate, sharing="all")
     adapter = make_adapter(options, model.config)
+    # It would say that special tokens have changed, which are set back in the end.
+    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
     try:
         trainer = Tuner(
             model,
@@ -355,6 +318,7 @@ def make_trainer(
             "`lora_target_modules` must name layers of the model, such as q_proj,up_proj, got "
             f"{','.join(options.lora_target_modules)!r}: {' '.join(str(error).split())}"
         ) from error
+    trainer.checkpoints_kept = options.save_total_limit
     if options.quiet:
         trainer.remove_callback(PrinterCallback)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
+from rigpt_hf.checkpoints.folder import DiskFullError
 from rigpt_hf.text.paths import without_path
 
 from ..measure import NotApplicable
@@ -299,6 +300,8 @@ def _run(jobs: list[EvaluationJob], cache: Cache, console: Console, batch: int) 
                     cache.put(job.key, {"not applicable": without_path(str(reason))})
                 except (torch.OutOfMemoryError, MemoryError):
                     errors[job.key] = f"out of memory with `batch_size` {batch}. {SMALLER}"
+                except DiskFullError:  # nothing more can be kept
+                    raise
                 except Exception as error:  # one measurement must not cost the others
                     errors[job.key] = one_line(error)
                 if job.key in errors:

@@ -54,19 +54,21 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
         folder (`Path`): the folder.
         content (`dict`, *optional*): its [`inventory`] when somebody looked last; taken now if not given.
     """
-    written = _read_written(folder)
+    written = read_written(folder)
     content = inventory(folder) if content is None else content
     return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
 
 
-def _read_written(folder: Path) -> dict[str, list[int]]:
+def read_written(folder: Path) -> dict[str, list[int]]:
+    """What a folder says was written into it, as [`inventory`] gave it; nothing if it says nothing."""
     try:
         return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _record(folder: Path, files: dict[str, list[int]]) -> None:
+def record_written(folder: Path, files: dict[str, list[int]]) -> None:
+    """Say in a folder what was written into it; `files` is part of its [`inventory`]."""
     with new_file(folder / WRITTEN) as temporary:
         temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
@@ -181,7 +183,7 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         temporary.unlink(missing_ok=True)
     if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
         stat = path.lstat()
-        _record(path.parent, _read_written(path.parent) | {path.name: [stat.st_size, stat.st_mtime_ns]})
+        record_written(path.parent, read_written(path.parent) | {path.name: [stat.st_size, stat.st_mtime_ns]})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -269,7 +271,7 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
     Raises:
         ValueError: if something has appeared or changed there meanwhile; it is left as it is.
     """
-    _record(temporary, inventory(temporary))
+    record_written(temporary, inventory(temporary))
     try:
         if not earlier:
             temporary.rename(output)  # which replaces nothing but an empty folder

@@ -1,11 +1,13 @@
 """Models, configurations and tokenizers by what a person calls them: a folder, or an id on the Hub."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
+from ..text.files import local_documents
 from .read import load_config, load_model, load_tokenizer
 
 
@@ -112,13 +114,8 @@ def merges_of(tokenizer: Any) -> Any:
 
 
 def text_ids(source: str, path: Path) -> Any:
-    """Token ids `[1, seq]` of the beginning of a text file, by the tokenizer of `source`."""
-    if not path.is_file():
-        raise ValueError(f"`text` must be a file, got {str(path)!r}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`text` must be UTF-8, got {str(path)!r}: {error}") from error
+    """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of `source`."""
+    text = "\n\n".join(islice(local_documents(path, argument="text"), 512))
     try:
         tokenizer = load_tokenizer(source)
     except ValueError as error:

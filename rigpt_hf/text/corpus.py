@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from .files import local_documents
+
 
 # A string that stands alone at the start of a line is a docstring, or a comment in its place.
 DOCSTRING = re.compile(r"^[ \t]*[rRuU]?(\"\"\"|''')(.*?)\1", re.MULTILINE | re.DOTALL)
@@ -83,18 +85,15 @@ def _runs(passage: str) -> set[str]:
 
 def read_text(path: Path) -> list[str]:
     """
-    The passages of a text file, which blank lines separate.
+    The passages of a file or folder of texts, which blank lines separate.
 
     Raises:
-        ValueError: if the file does not exist, is not UTF-8 or holds no text.
+        ValueError: if it does not exist, cannot be read or holds no text.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"`text` must be a readable UTF-8 file, got {str(path)!r}: {error}") from error
+    text = "\n\n".join(local_documents(path, argument="text"))
     passages = [passage.strip() for passage in re.split(r"\n\s*\n", text) if passage.strip()]
     if not passages:
-        raise ValueError(f"`text` must hold some text, got the empty file {str(path)!r}.")
+        raise ValueError(f"`text` must hold some text, got {str(path)!r}, where all is blank. Name another file.")
     return passages
 
 

@@ -8,24 +8,12 @@ from typing import Any, get_type_hints
 
 from datasets import load_dataset
 from huggingface_hub import HfApi
-from pyarrow.parquet import read_schema
 
 from .corpus import gather_documentation
+from .files import SEPARATOR, Unreadable, local_documents, no_column, no_text, reader_of
 
 
 DOCUMENTATION = "docs"
-# Between the stories of TinyStories and in other dumps; no text of its own contains it.
-SEPARATOR = "<|endoftext|>"
-# Readers of local files, by the end of the name.
-READERS = {
-    ".txt": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",
-    ".parquet": "parquet",
-}
-CHUNK = 2**20  # characters read at a time
 # The answer of `datasets` to a data set that is a program, which it no longer runs.
 SCRIPT = "Dataset scripts are no longer supported"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -47,11 +35,12 @@ def documents(
     Args:
         source (`str` or `os.PathLike`):
             `"docs"` for the documentation of the installed packages, but for the eighth of its paragraphs on which
-            models are evaluated (`"./docs"` is a folder), a local file or folder (.txt, .jsonl, .json, .parquet;
-            folders are searched, in the order of the names), or the id of a data set on the Hub.
+            models are evaluated (`"./docs"` is a folder), a local file or folder (.txt, .jsonl, .json, .parquet, what
+            `save_to_disk` made; folders are searched, in the order of the names), or the id of a data set on the Hub.
         text_column (`str`, defaults to `"text"`): Column that holds the text, of all but `"docs"` and .txt.
         split (`str`, defaults to `"train"`), name (`str`, *optional*), revision (`str`, *optional*):
-            Which split, configuration and commit, branch or tag of a data set on the Hub; not looked at elsewhere.
+            Which split, configuration and commit, branch or tag of a data set on the Hub; not looked at elsewhere,
+            but for the split of a saved data set.
         separator (`str`, defaults to `"<|endoftext|>"`):
             Text between documents in a .txt file; a file without it is one document, held in memory as a whole.
             `"\\n\\n"` makes every paragraph a document.
@@ -71,7 +60,7 @@ def documents(
         # The part on which `rigpt evaluate` measures is left out.
         texts = iter(gather_documentation(int(megabytes * 10**6), part="training"))
     elif kind == "local":
-        texts = _local(source_files(source), text_column, separator)
+        texts = local_documents(source, text_column, separator, split=split)
     else:
         texts = _column(source, {"path": source, "name": name, "split": split, "revision": revision}, text_column)
     return _not_blank(texts, source)
@@ -117,32 +106,6 @@ def kind_of(source: str) -> str:
     )
 
 
-def reader_of(name: str | os.PathLike) -> str | None:
-    """The reader of a file of this name: text, json or parquet; None if nothing does."""
-    return next((reader for end, reader in READERS.items() if os.fspath(name).lower().endswith(end)), None)
-
-
-def source_files(source: str | os.PathLike) -> list[Path]:
-    """
-    The files of a local source, sorted by name; hidden ones in a folder are passed over.
-
-    Raises:
-        ValueError: if the file, or every file of the folder, is of an unknown kind.
-    """
-    path = Path(source)
-    if path.is_dir():
-        inside = [entry for entry in path.rglob("*") if entry.is_file() and reader_of(entry)]
-        files = sorted(entry for entry in inside if not any(p.startswith(".") for p in entry.relative_to(path).parts))
-    else:
-        files = [path] if reader_of(path) else []
-    if not files:
-        raise ValueError(
-            f"`source` must be or hold files that end in {', '.join(READERS)}, got {str(source)!r}. Rename or convert "
-            "what is there."
-        )
-    return files
-
-
 def pinned(source: str, revision: str | None) -> str | None:
     """
     The commit that a revision of a data set on the Hub means now, so that what was read can be read again.
@@ -161,41 +124,6 @@ def pinned(source: str, revision: str | None) -> str | None:
         raise _unreadable(source, error) from error
 
 
-def _local(files: list[Path], text_column: str, separator: str) -> Iterator[str]:
-    for path in files:
-        reader = reader_of(path)
-        if reader == "text":
-            yield from _separated(path, separator)
-        elif path.stat().st_size:  # `datasets` trips over empty files
-            # File by file, as columns beside the text may differ.
-            options: dict[str, Any] = {"path": reader, "data_files": str(path), "split": "train"}
-            if reader == "parquet":  # the one column can be read alone
-                _check_column(_parquet_columns(path), text_column, str(path))
-                options["columns"] = [text_column]
-            yield from _column(str(path), options, text_column)
-
-
-def _parquet_columns(path: Path) -> list[str]:
-    try:
-        return read_schema(path).names
-    except (OSError, ValueError) as error:
-        raise _unreadable(str(path), error) from error
-
-
-def _separated(path: Path, separator: str) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            pending, seen = "", False
-            # Reading as much again as is pending keeps a file without a separator from taking quadratic time.
-            while chunk := file.read(max(CHUNK, len(pending))):
-                *complete, pending = (pending + chunk).split(separator)
-                seen = seen or bool(complete)
-                yield from (text.strip() for text in complete)
-            yield pending.strip() if seen else pending
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"`source` must hold readable UTF-8 files, got {str(path)!r}: {error}") from error
-
-
 def _column(source: str, options: dict[str, Any], text_column: str) -> Iterator[str]:
     """The texts in one column of a data set that `datasets` streams."""
     try:
@@ -209,32 +137,26 @@ def _column(source: str, options: dict[str, Any], text_column: str) -> Iterator[
             if text is None:
                 continue
             if not isinstance(text, str):
-                raise _Refused(
-                    f"`text_column` must hold text, got {type(text).__name__} in {text_column!r} of {source!r}. Name "
-                    "another column."
-                )
+                raise no_text(text, text_column, source)
             yield text
-    except _Refused:
+    except Unreadable:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(source, error) from error
 
 
-class _Refused(ValueError):
-    """An error that says already what to do."""
-
-
 def _check_column(columns: list[str], text_column: str, source: str) -> None:
     if text_column not in columns:
-        raise _Refused(
-            f"`text_column` must be a column of {source!r}, got {text_column!r}. Take one of {', '.join(columns)}."
-        )
+        raise no_column(text_column, source, columns)
 
 
 def _unreadable(source: str, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:300]
     remedy = parquet_instead(reason, "data_options: {revision: refs/convert/parquet}")
-    return ValueError(f"`source` must be data that `datasets` can read, got {source!r}: {reason}{remedy}")
+    return ValueError(
+        f"`source` must be data that `datasets` can read, got {source!r}. There is no such file, and the Hub gave: "
+        f"{reason}{remedy}"
+    )
 
 
 def parquet_instead(reason: str, option: str) -> str:

@@ -1,7 +1,9 @@
 """Tokenizers that are fast, have an end-of-text token and are recognised by a fingerprint; and one made here."""
 
 import hashlib
+import itertools
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from ..checkpoints.read import reading
 
 
 END = "<|endoftext|>"
+LONG_WORD = re.compile(r"\S{1000}|\s{1000}")
 HELD_OUT = 0.02  # share of the tokens that training never sees
 
 
@@ -95,10 +98,16 @@ def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator(passages, trainer, length=len(passages))
+    tokenizer.train_from_iterator(map(_cut, passages), trainer, length=len(passages))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END, padding_side="left"
     )
+
+
+def _cut(passage: str) -> list[str]:
+    """A passage in parts none of which is one word of great length: each merge costs the trainer such a word anew."""
+    cuts = [0, *(match.end() for match in LONG_WORD.finditer(passage)), len(passage)]
+    return [passage[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def token_row(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> torch.Tensor:

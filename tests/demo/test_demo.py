@@ -86,7 +86,7 @@ def test_sources_that_are_of_no_use_are_refused_and_leave_nothing(tmp_path):
     (tmp_path / "short.txt").write_text("Too short.")
     (tmp_path / "empty.txt").write_text(" \n")
     refused("`text` must hold at least", text=tmp_path / "short.txt")
-    refused("`text` must be a readable", text=tmp_path / "missing.txt")
+    refused("`text` must be a file or a folder", text=tmp_path / "missing.txt")
     refused("`text` must hold some text", text=tmp_path / "empty.txt")
     stock = stock_model("gpt2")
     stock.save_pretrained(tmp_path / "gpt2")

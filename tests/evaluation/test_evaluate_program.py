@@ -1,15 +1,18 @@
 """`rigpt evaluate` as a person runs it: one process, several, and a page in a real browser."""
 
+import errno
 import html
 import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
 from tests.processes import run
 
 
@@ -68,6 +71,27 @@ def test_refusals(models, tmp_path):
         result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
         assert isinstance(result.exception, ValueError) and message in str(result.exception)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(models, tmp_path, monkeypatch, capsys):
+    """Where a result is kept, and at the end: nothing but whole files is left, and the next run has all."""
+    write = Path.write_text
+    for index, last in enumerate((".json.", ".results.json.", ".report.html.")):
+
+        def full(path, *arguments, last=last, **options):
+            if last in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(path, *arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", full)
+            assert execute(app, "rigpt", command(models, tmp_path / "out")) == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rigpt: ")]
+        assert f"must be on a disk that has room for it, got '{tmp_path / 'out'}/" in said
+        assert said.endswith("No space left on device. Free space, or name another place; nothing was left.")
+        assert index == 0 or f"/out/{last.strip('.')}'" in said
+        assert not list(tmp_path.rglob("*.partial"))
+    assert execute(app, "rigpt", command(models, tmp_path / "out")) == 0
 
 
 @pytest.mark.slow

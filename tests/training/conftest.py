@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.text.tokenizer import train_tokenizer
 from rigpt_hf.training import loop, records
 from rigpt_hf.training.finetune_options import FinetuneOptions
@@ -22,7 +23,7 @@ def saved_curves():
     with pytest.MonkeyPatch.context() as patched:
         # A kill spares the memory of the operating system, and a busy disk would take minutes.
         patched.setattr(os, "fsync", lambda descriptor: None)
-        patched.setattr(records, "save", lambda figure, path: path.touch())
+        patched.setattr(records, "save", lambda figure, path: write_text(path, ""))
         patched.setattr(loop, "peak_flops", lambda device, dtype: PEAK)
         yield save
 

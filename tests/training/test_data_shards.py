@@ -124,9 +124,9 @@ def test_nothing_is_left_of_a_failure_and_an_earlier_folder_stays(folder, source
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with source.open("a") as file:
         file.write("\nnot json")
-    with pytest.raises(ValueError, match="`source` must be data that `datasets` can read"):
+    with pytest.raises(ValueError, match="`source` must hold files .* line 203 is not JSON"):
         prepare(source, tokenizer, folder, force=True, progress=False)
-    with pytest.raises(ValueError, match="`source` must be data that `datasets` can read"):
+    with pytest.raises(ValueError, match="`source` must hold files .* line 203 is not JSON"):
         prepare(source, tokenizer, tmp_path / "new", progress=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl", "tokens"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, IterableDataset
 
-from rigpt_hf.text import sources
+from rigpt_hf.text import files, sources
 from rigpt_hf.text import tokenizer as tokenizer_module
 from rigpt_hf.text.sources import documents
 from rigpt_hf.training import build
@@ -47,7 +47,7 @@ def test_a_text_file_is_one_document_unless_it_holds_the_separator(tmp_path):
 def test_separators_at_the_border_of_what_is_read_at_once(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("ab--cd---e--")
     for chunk in (1, 2, 3, 100):
-        monkeypatch.setattr(sources, "CHUNK", chunk)
+        monkeypatch.setattr(files, "CHUNK", chunk)
         assert list(documents(tmp_path / "a.txt", separator="--")) == ["ab", "cd", "-e"], chunk
 
 
@@ -122,11 +122,11 @@ def test_a_hub_that_gives_nothing_is_named(hub):
         (RuntimeError("Out of luck"), "Out of luck$"),
     ):
         hub(error=error)
-        rule = f"`source` must be data that `datasets` can read, got 'a/texts': {said}"
+        rule = f"`source` must be data that `datasets` can read, got 'a/texts'. There .* gave: {said}"
         with pytest.raises(ValueError, match=rule):
             list(documents("a/texts"))
     hub(error=ConnectionError("no network"))
-    with pytest.raises(ValueError, match="`source` must be data that `datasets` can read, got 'a/texts': no network"):
+    with pytest.raises(ValueError, match="`source` must be data that `datasets` can read, got 'a/texts'.* no network"):
         sources.pinned("a/texts", None)
 
 
@@ -157,15 +157,15 @@ def test_impossible_sources(folder, tmp_path_factory):
         (other / name).write_bytes(content)
     (other / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
     (other / "empty").mkdir()
-    unreadable = "`source` must be data that `datasets` can read, got"
+    unreadable = "`source` must hold files of UTF-8 text, JSON or Parquet that can be read, got"
     column = "`text_column` must be a column of .*, got 'body'. Take one of text, "
     for source, options, message in (
         (folder / "b.jsonl", {"text_column": "body"}, column),
         (folder / "d.parquet", {"text_column": "body"}, column),
         (folder / "b.jsonl", {"text_column": "n"}, "`text_column` must hold text, got int in 'n' .* another column"),
         (other / "a.txt", {}, "`source` must hold some text, got .*a.txt', where all is blank"),
-        (other / "b.txt", {}, "`source` must hold readable UTF-8 files, got .*b.txt'"),
-        (other / "c.jsonl", {}, f"{unreadable} .*c.jsonl': JSON"),
+        (other / "b.txt", {}, f"{unreadable} .*b.txt': it is not UTF-8 at byte 0"),
+        (other / "c.jsonl", {}, f"{unreadable} .*c.jsonl': line 2 is not JSON: Expecting value"),
         (other / "d.parquet", {}, f"{unreadable} .*d.parquet': "),
     ):
         with pytest.raises(ValueError, match=message):

@@ -205,19 +205,28 @@ def test_refusals(options, tmp_path):
         ({"context_length": 4000}, "`context_length` must be at most the model's 48, got 4000"),
         ({"resume": True}, "`resume` needs a checkpoint, got none in"),
         ({"data": "./nowhere.txt"}, "`data` must be a file, .* got './nowhere.txt': no such file"),
-        ({"data": "nobody/nothing"}, "that `datasets` can read, with the split 'train', got 'nobody/nothing': "),
+        (
+            {"data": "nobody/nothing"},
+            "that `datasets` can read, with the split 'train', got 'nobody/nothing'. There is no such file",
+        ),
         (
             {"model": "nobody/nothing"},
             "`model` must be the folder of a saved model or the id .*, got 'nobody/nothing'",
         ),
-        ({"data_split": "test"}, "with the split 'test', got .*data.txt"),
+        (
+            {"data_split": "test"},
+            r"`data_split` must be one of train, or a slice such as .*, got 'test' of .*data.txt",
+        ),
         ({"data_revision": "main"}, "`data_config` and `data_revision` name parts of a data set on the Hub"),
         ({"content": "\n\n"}, "`data` must hold text, got .* where all rows are empty"),
-        ({"content": "a,b", "name": "data.csv"}, "`data` must be files of one kind, .txt, .json, .* with .csv"),
+        ({"content": "a,b", "name": "data.csv"}, "`data` must be or hold files that end in .txt, .*, got .*data.csv"),
         ({"content": '{"a": 1, "prompt": "x"}', "name": "d.jsonl"}, "`messages`, got .* with the columns a, prompt"),
         ({"content": '{"messages": [{"text": "x"}]}', "name": "d.jsonl"}, "each with `role` and `content`"),
         ({"content": '{"text": [1, 2]}', "name": "d.jsonl"}, "strings in the column `text`, got list in row 0"),
-        ({"content": "{", "name": "d.jsonl"}, "that `datasets` can read, with the split 'train', got .*d.jsonl"),
+        (
+            {"content": "{", "name": "d.jsonl"},
+            "`data` must hold files of .* that can be read, got .*d.jsonl': Expecting",
+        ),
         (
             {"content": lines([{"messages": CHAT}]), "name": "d.jsonl", "eval_share": 0.0},
             "`chat_template` must be given for rows with `messages`, .* `--chat-template FILE`",
@@ -232,7 +241,7 @@ def test_refusals(options, tmp_path):
 def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
     (tmp_path / "file").touch()
     nowhere, template = str(tmp_path / "file" / "out"), tmp_path / "template.jinja"
-    with pytest.raises(ValueError, match=f"`output_dir` must be a place that can be .*, got '{nowhere}': Not a"):
+    with pytest.raises(ValueError, match=f"`output_dir` must be a folder, or a new name in one, got '{nowhere}': '"):
         finetune(options(output_dir=nowhere))
     assert {path.name for path in tmp_path.iterdir()} == {"data.txt", "file"}
     template.write_text("{{ 'schön' }}", encoding="latin-1")
@@ -279,7 +288,7 @@ def test_nothing_is_overwritten_unasked(options, tmp_path):
     (working / "checkpoint-4").mkdir()
     new = {"output_dir": str(tmp_path / "new"), "force": True}
     with pytest.raises(
-        ValueError, match="can begin anew only beside checkpoints of this program.*has precious of some"
+        ValueError, match="nothing else than checkpoints of this program beside it.*has finetune.json, precious of"
     ):
         finetune(options(**new))
     with pytest.raises(ValueError, match="`output_dir` must not hold what is read, nor the checkpoints beside it"):

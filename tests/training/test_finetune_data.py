@@ -2,8 +2,10 @@
 
 import json
 import random
+import signal
 from itertools import groupby
 
+import datasets
 import numpy as np
 import pytest
 
@@ -23,6 +25,110 @@ def test_only_what_the_assistant_says_has_labels(with_template):
         assert set(labels[labels != input_ids]) == {data.IGNORED}
 
 
+def test_nothing_but_the_assistant_is_trained_wherever_it_begins(with_template):
+    """Neither its own prompt, nor a system prompt that the template makes up, is a turn of the assistant."""
+    system = "{% if messages[0].role != 'system' %}[system] Be a cat.{{ eos_token }}{% endif %}"
+    silent = PLAIN.partition("{% if add")[0]  # has no prompt for the assistant's turn
+    calls = PLAIN.replace("{{ m.content }}", "{{ m.content or 'call' }}")
+    own = f"[assistant] Woof, cat.{END}"
+    answers = [f"Woof, cat.{END}", f"Bones!{END}"]
+    for template, expected in (
+        (PLAIN, answers),
+        (MARKED, answers),
+        (system + PLAIN, answers),
+        (system + MARKED, answers),
+        (system + calls, answers),
+        (system + silent, [own, f"[assistant] Bones!{END}"]),
+    ):
+        tokenizer = with_template(template)
+        for chat in (CHAT, CHAT[1:], [{"role": "system", "content": "Hm."}, *CHAT[1:]]):
+            _, labels = data.encode_chat(chat, tokenizer)
+            spoken = [list(ids) for says, ids in groupby(labels, lambda label: label != data.IGNORED) if says]
+            assert [tokenizer.decode(ids) for ids in spoken] == expected, (template, chat)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "purr"}}]}
+    _, labels = data.encode_chat([call], with_template(system + calls))
+    assert tokenizer.decode(labels[labels != data.IGNORED]) == f"call{END}"
+    # Where the first turn is written in another way than later ones, nobody knows where it begins.
+    first = PLAIN.replace("{{ m.content }}", "{{ m.content | upper if loop.first else m.content }}")
+    with pytest.raises(ValueError, match="`chat_template` must render the beginning of a conversation"):
+        data.encode_chat(CHAT[1:], with_template(first))
+
+
+def test_templates_that_fail_or_never_end_are_refused(with_template, monkeypatch):
+    monkeypatch.setattr(data, "TEMPLATE_SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    for broken, reason in (
+        ("{{ 1/0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ 1 + 'a' }}", "TypeError: unsupported operand"),
+        ("{% for a in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{{ messages[7].content.x }}", "'dict object' has no|list object has no element 7"),
+        ("{% if %}", "Expected an expression"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError: maximum recursion"),
+        (endless, "it took more than 0.2 seconds"),
+    ):
+        for template in (broken + PLAIN, broken + MARKED):
+            with pytest.raises(ValueError, match=rf"that the chat template accepts, got row 3: ({reason})") as caught:
+                data.encode_chat(CHAT, with_template(template), "row 3")
+            assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="it took more than 0.2 seconds"):  # as every beginning is rendered
+        data.encode_chat(CHAT * 5000, with_template(PLAIN))
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    data.encode_chat(CHAT, with_template(PLAIN))
+
+
+def test_content_is_text_or_parts_of_text(tmp_path):
+    def part(text):
+        return {"type": "text", "text": text}
+
+    def chat(content, **more):
+        return [{"role": "user", "content": content} | more, CHAT[1]]
+
+    image, audio = {"type": "image", "url": "cat.png"}, {"type": "input_audio", "text": "Meow."}
+    for content, expected in (
+        ([part("Hi"), part(" cat")], "Hi cat"),
+        ([part("Hi"), {"text": "!"}], "Hi!"),
+        ([part("Hi") | {"image": None}], "Hi"),
+        ([], ""),
+        (None, None),
+    ):
+        (piece,) = rows_of(tmp_path, [{"messages": chat(content)}])
+        assert piece.content[0].get("content") == expected and piece.content[1] == CHAT[1]
+    for content in (
+        image,
+        [image],
+        [part("Hi"), image],
+        [audio],
+        [part(3)],
+        [["Hi"]],
+        ["Hi"],
+        7,
+        True,
+        {"text": "Hi"},
+    ):
+        rows = rows_of(tmp_path, [{"messages": CHAT}, {"messages": chat(content)}])
+        with pytest.raises(
+            ValueError, match="`data` must have text, or parts of .*, got .* in row 1 of '.*rows.jsonl'"
+        ):
+            list(rows)
+    for messages in (
+        "Hi",
+        {"role": "user"},
+        [],
+        [None],
+        [{"content": "Hi"}],
+        [{"role": 1, "content": "Hi"}],
+        [{"role": "user"}],
+    ):
+        rows = rows_of(tmp_path, [{"messages": messages}])
+        with pytest.raises(ValueError, match="each with `role` and `content`, in .* in row 0 of '.*rows.jsonl'"):
+            list(rows)
+    # Tables have every field in every message.
+    parts = [{"messages": [{"role": "user", "content": [part("Hi") | {"image": None}], "name": None}]}]
+    datasets.Dataset.from_list(parts).to_parquet(tmp_path / "a.parquet")
+    (piece,) = data.read_rows(str(tmp_path / "a.parquet"))
+    assert piece.content == [{"role": "user", "content": "Hi"}]
+
+
 def test_a_template_that_rewrites_the_past_must_mark(with_template):
     """As those that drop earlier thoughts: a beginning of the chat is no beginning of the text."""
     last = "{% for m in messages %}{% if loop.last %}>{% endif %}" + PLAIN.removeprefix("{% for m in messages %}")
@@ -37,7 +143,7 @@ def test_a_template_that_rewrites_the_past_must_mark(with_template):
 
 def rows_of(tmp_path, rows, name="rows.jsonl"):
     (tmp_path / name).write_text(lines(rows))
-    return data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")
+    return data.read_rows(str(tmp_path / name))
 
 
 def test_a_data_set_that_is_a_program_has_a_remedy(monkeypatch):
@@ -48,9 +154,9 @@ def test_a_data_set_that_is_a_program_has_a_remedy(monkeypatch):
 
     monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
     remedy = "but found texts.py. The Hub .* pass `--data-revision refs/convert/parquet`"
-    with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts': Dataset .* {remedy}"):
+    with pytest.raises(ValueError, match=f"`data` must be .* got 'a/texts'.* Hub gave: Dataset .* {remedy}"):
         data.read_rows("a/texts")
-    with pytest.raises(ValueError, match="got 'a/texts': Out of luck$"):
+    with pytest.raises(ValueError, match="got 'a/texts'. There is no such file, and the Hub gave: Out of luck$"):
         data.read_rows("a/texts")
 
 
@@ -84,7 +190,7 @@ def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
-    rows = data.read_rows(str(folder), cache=tmp_path / "cache")
+    rows = data.read_rows(str(folder))
     assert [piece.content.strip() for piece in rows] == ["One.", "Two, \nand on.", "Three.", "Four."]
     documents = data.encode(rows, np.ones(4, dtype=bool), tokenizer, 1000)["input_ids"]
     assert [tokenizer.decode(ids) for ids in documents] == [files["a.txt"] + END, files["b.txt"] + END]
@@ -101,11 +207,9 @@ def test_parts_are_the_whole_text(tokenizer, tmp_path):
 
 
 def test_parquet_and_lists_are_read(tmp_path):
-    import datasets
-
     expected = [CHAT, CHAT[:2]]
     table = datasets.Dataset.from_dict({"messages": expected, "id": [1, 2]})
     table.to_parquet(tmp_path / "a.parquet")
     (tmp_path / "a.json").write_text(json.dumps([{"messages": chat} for chat in expected]))
     for name in ("a.parquet", "a.json"):
-        assert [piece.content for piece in data.read_rows(str(tmp_path / name), cache=tmp_path / "cache")] == expected
+        assert [piece.content for piece in data.read_rows(str(tmp_path / name))] == expected

@@ -76,7 +76,7 @@ def test_a_plain_book_trains_when_it_is_cut(words, tmp_path):
 def test_a_plain_book_is_refused_whole_and_leaves_nothing(words, tmp_path, capsys):
     for share, rule in ((0.1, "hold out some documents"), (1 - 1e-12, "leave some documents to train on")):
         line = refused(capsys, words(eval_share=share))
-        assert f"`validation` must {rule}, got {share}" in line
+        assert f"`--eval-share` must {rule}, got {share}" in line
         assert r'`data_options: {separator: "\n\n"}` makes one of each paragraph of a text file' in line
         assert [path.name for path in tmp_path.iterdir()] == ["book.txt"], "the next run would find what is left"
         # What the line says is all that is missing.
@@ -103,7 +103,7 @@ def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_pat
     ready = {"data_options": CUT, "prepare_only": True}
     line = refused(capsys, words(**ready, global_batch_size=5000))
     assert "`batch_size` must be at most the " in line and "hold out more in a new folder" in line
-    assert "`context` must be from 2 to the" in refused(capsys, words(**ready, context_length=1_000_000))
+    assert "`--context-length` must be from 2 to the" in refused(capsys, words(**ready, context_length=1_000_000))
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(capsys, words(**ready, data_dir=tmp_path / "other"))
     assert "`--prepare-only` must have one process, got 2. Start it with `python`" in line

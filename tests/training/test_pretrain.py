@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -195,18 +196,17 @@ def test_what_belongs_to_others_stays(data, tmp_path):
     """A folder with something in it, another run's results, and a run that is still going."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')
-    with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something else"):
-        pretrain(data, tmp_path / "mine")
+    for force in (False, True):
+        with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something"):
+            pretrain(data, tmp_path / "mine", force=force)
     assert (tmp_path / "mine" / "run.json").read_text() == '{"mine": 1}'
     foreign = tmp_path / "run" / "model"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*model.*--force"):
-        pretrain(data, tmp_path / "run")
-    assert (foreign / "thesis.txt").read_text() == "years of work"
-    with pytest.raises(ValueError, match="can be replaced only if all in it was written by this program.*thesis.txt"):
-        pretrain(data, tmp_path / "run", force=True, max_steps=2, warmup_steps=1)
-    assert (foreign / "thesis.txt").read_text() == "years of work"
+    for force in (False, True):
+        with pytest.raises(ValueError, match="replaced only if all in it was written by this program.*thesis.txt"):
+            pretrain(data, tmp_path / "run", force=force, max_steps=2, warmup_steps=1)
+        assert (foreign / "thesis.txt").read_text() == "years of work"
     shutil.rmtree(foreign)
     assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -214,11 +214,73 @@ def test_what_belongs_to_others_stays(data, tmp_path):
     with pytest.raises(ValueError, match="seed 0 → 7.*--force to"):
         pretrain(data, tmp_path / "run", seed=7, max_steps=2, warmup_steps=1)
     assert log_of(tmp_path / "run") == log
-    held = folder.lock(tmp_path / "run")
+    held = folder.Lock(tmp_path / "run")
     with pytest.raises(ValueError, match="`output_dir` must be a folder that no other run is in"):
         pretrain(data, tmp_path / "run")
     held.release()
     assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
+
+
+def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
+    """A picture or a log of the user's, whatever is forced; also where a run has finished before."""
+    log = (straight / "metrics.jsonl").read_text()
+    short = {"max_steps": 2, "warmup_steps": 1}
+    for name, content in (("loss.png", "mine"), ("metrics.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2}\n')):
+        for before in ("empty", "finished"):
+            output = tmp_path / name / before
+            if before == "empty":
+                output.mkdir(parents=True)
+            else:
+                shutil.copytree(straight, output)
+            (output / name).write_text(content)
+            names = sorted(path.name for path in output.iterdir())
+            for force in (False, True):
+                with pytest.raises(ValueError, match=f"`output_dir` can be replaced only if .* with {name}. Move or"):
+                    pretrain(data, output, force=force, **short)
+                assert (output / name).read_text() == content and sorted(p.name for p in output.iterdir()) == names
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "metrics.jsonl").write_text(log + log.splitlines()[0][:30])
+    with pytest.raises(ValueError, match="with metrics.jsonl of something else. .* pass --force"):
+        pretrain(data, killed, **short)
+    assert pretrain(data, killed, force=True, **short).steps == 2 and len(log_of(killed)) == 2
+    assert not (killed / ".lock").exists()
+
+
+def test_places_where_no_folder_can_be(tmp_path, capsys):
+    """Said before data are made, and nothing is left."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[/b]").touch()
+    (tmp_path / "a.txt").write_text("A cat. " * 1000)
+    before = sorted(tmp_path.iterdir())
+    for place in ("file", "dangling", "file/below", "[/b]", "[/b]/run"):
+        words = ["--output-dir", str(tmp_path / place), "--data", str(tmp_path / "a.txt")]
+        assert main([*words, "--data-dir", str(tmp_path / "data"), "--report-to", "none"]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"pretrain.py: `--output-dir` must be a folder, or a new name in one, got '{tmp_path}")
+        assert shown.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_of_data_say_what_was_typed(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    words = ["--data", str(tmp_path / "texts"), "--data-dir", str(tmp_path / "data"), "--report-to", "none"]
+    words += ["--output-dir", str(tmp_path / "run"), "--tokenizer", "train:300"]
+    for content, more, said in (
+        (b"\xff", [], f"`--data` must hold files of .* got '{tmp_path}/texts/a.txt': it is not UTF-8 at byte 0"),
+        (b" ", [], f"`--data` must hold some text, got '{tmp_path}/texts', where all is blank"),
+        (b"A cat.", [], "`--eval-share` must "),
+        (
+            b"A cat.\n\nA dog.",
+            ["--data-options", "{text_column: 3}"],
+            "`--data-options` must have text as text_column",
+        ),
+    ):
+        (tmp_path / "texts" / "a.txt").write_bytes(content)
+        assert main([*words, *more]) == 2
+        assert re.match(f"pretrain.py: {said}", capsys.readouterr().err.rpartition("\r")[2].strip()), said
+        assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
 def test_data_made_from_something_else_are_refused(tmp_path):

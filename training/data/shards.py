@@ -90,7 +90,8 @@ def prepare(
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
 
     left = max_tokens
-    with new_folder(output) as folder, tqdm(unit=" tokens", unit_scale=True, disable=not progress) as bar:
+    bar = tqdm(unit=" tokens", unit_scale=True, leave=False, disable=not progress)
+    with new_folder(output) as folder, bar:
         writers = {split: ShardWriter(folder, split, dtype, shard_tokens) for split in SPLITS}
         for text, ids in _encoded(tokenizer, texts):
             row = np.array([*ids, end][:left], DTYPES[dtype])

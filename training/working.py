@@ -1,0 +1,206 @@
+"""The folder of a fine-tuning's checkpoints: what in it is this program's, and which checkpoint is whole."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from rigpt_hf.checkpoints.folder import WRITTEN, check_output, foreign, inventory, read_written, record_written, room
+
+from .finetune_options import FinetuneOptions
+from .folder import LOCK, check_above
+
+
+RECORD = "finetune.json"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What else a run leaves there: a record that was being written, and what loggers write.
+PASSING = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\..*\.partial")
+LOGS, LOG = ("runs", "logs"), "events.out.tfevents."
+# Options that may change between a run and the one that resumes it.
+FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
+
+logger = logging.getLogger(__name__)
+
+
+def check_places(options: FinetuneOptions) -> None:
+    """A `ValueError` if the result or the checkpoints would take the place of something else; nothing is written."""
+    output, working = Path(options.output_dir), options.working_dir
+    for source in (Path(options.model).resolve(), Path(options.data).resolve()):
+        for place in (output, working):
+            if source.exists() and place.resolve() in (source, *source.parents):
+                raise ValueError(
+                    f"`output_dir` must not hold what is read, nor the checkpoints beside it, got {str(place)!r}. "
+                    "Name another folder."
+                )
+    check_output(output, options.model, options.force)
+    check_above(output)
+    if options.resume:
+        if (last := last_checkpoint(working)) is None or read_record(working) is None:
+            raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")
+        check_whole(last)
+    elif working.is_dir() and (others := not_of_a_run(working)):
+        raise ValueError(
+            f"`output_dir` must have nothing else than checkpoints of this program beside it, got {str(working)!r}, "
+            f"which has {', '.join(others[:3])} of something else. Move or remove that yourself."
+        )
+    elif last_checkpoint(working) is not None and not options.force:
+        raise ValueError(
+            f"`output_dir` must have no checkpoints beside it, got an interrupted run in {str(working)!r}. Pass "
+            "`--resume` to go on, or `force=True` to begin anew."
+        )
+
+
+def begin(options: FinetuneOptions) -> None:
+    """Remove what an interrupted run has left, all that no later one goes on from; for the main process."""
+    working = options.working_dir
+    left = [path for path in working.iterdir() if is_of_a_run(path) and not PASSING.fullmatch(path.name)]
+    gone = [path for path in left if is_begun(path)] if options.resume else left
+    for path in gone:
+        remove(path)
+    if gone:
+        names = ", ".join(sorted(path.name for path in gone))
+        logger.warning(f"Removed {names} of an interrupted run from {str(working)!r}.")
+
+
+def is_begun(checkpoint: Path) -> bool:
+    """Whether this is a checkpoint whose writing has begun and was not ended."""
+    names = [path.name for path in checkpoint.iterdir()] if checkpoint.is_dir() else [""]
+    if all(name.startswith(f".{WRITTEN}.") for name in names):
+        return True
+    try:
+        return json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8")) == {"files": {}}
+    except (OSError, ValueError):
+        return False
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether something in the folder of checkpoints is there because a fine-tuning wrote it."""
+    if CHECKPOINT.fullmatch(path.name) and not path.is_symlink():
+        return is_begun(path) or ((path / WRITTEN).is_file() and not foreign(path))
+    if path.name in LOGS and path.is_dir():
+        return all(inside.is_dir() or inside.name.startswith(LOG) for inside in path.rglob("*"))
+    return PASSING.fullmatch(path.name) is not None or (path.name == RECORD and read_record(path.parent) is not None)
+
+
+def not_of_a_run(working: Path) -> list[str]:
+    """Names in the folder of checkpoints that no fine-tuning leaves there, or that were changed since."""
+    return sorted(path.name for path in working.iterdir() if not is_of_a_run(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def clear(working: Path) -> None:
+    """Remove what a run has left in the folder of checkpoints, but the lock."""
+    for path in working.iterdir():
+        if is_of_a_run(path) and path.name != LOCK:
+            remove(path)
+    if others := not_of_a_run(working):
+        logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
+
+
+def checkpoints(working: Path) -> list[Path]:
+    """Those whose writing was ended, by step."""
+    places = [path for path in working.iterdir() if CHECKPOINT.fullmatch(path.name)] if working.is_dir() else []
+    return sorted((path for path in places if read_written(path)), key=lambda path: int(path.name.partition("-")[2]))
+
+
+def last_checkpoint(working: Path) -> Path | None:
+    """The last of them."""
+    return next(reversed(checkpoints(working)), None)
+
+
+def check_whole(checkpoint: Path) -> None:
+    """A `ValueError` if a file of a checkpoint is absent, cut, or cannot be parsed."""
+    sizes = {name: stamp[0] for name, stamp in inventory(checkpoint).items() if stamp}
+    for name, stamp in read_written(checkpoint).items():
+        if stamp and sizes.get(name) != stamp[0]:
+            held = f"has {sizes[name]} bytes instead of {stamp[0]}" if name in sizes else "is missing"
+            raise damaged(checkpoint, f"{name} {held}")
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError, TypeError) as error:
+        raise damaged(checkpoint, "trainer_state.json cannot be read") from error
+
+
+def damaged(checkpoint: Path | str, problem: str) -> ValueError:
+    """The refusal to go on from a checkpoint."""
+    return ValueError(
+        f"`resume` needs a checkpoint as it was saved, got {str(checkpoint)!r}, in which {problem}. Remove that "
+        "folder to go on from an earlier one, or pass `force=True` instead of `--resume` to begin anew."
+    )
+
+
+@contextmanager
+def loading(checkpoint: Path | str | None) -> Iterator[None]:
+    """Turns errors of libraries that read a checkpoint into ours; theirs advise to run code that is in it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100] if "weights_only" not in str(error) else "it holds other things"
+        raise damaged(checkpoint or "", f"a file cannot be read ({type(error).__name__}: {reason})") from error
+
+
+@contextmanager
+def saving(checkpoint: Path, is_main: bool) -> Iterator[None]:
+    """A checkpoint that counts once the block has ended well, and is taken away if not."""
+    if is_main and checkpoint.exists():
+        raise ValueError(
+            f"`output_dir` must stay as it is while this runs, got {str(checkpoint)!r}, which has appeared. Move it "
+            "away."
+        )
+    try:
+        with room(checkpoint, "output_dir"):
+            if is_main:
+                checkpoint.mkdir(parents=True)
+                record_written(checkpoint, {})
+            yield
+            if is_main:
+                record_written(checkpoint, inventory(checkpoint))
+    except BaseException:
+        if is_main and is_begun(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
+
+
+def retain(working: Path, limit: int) -> None:
+    """Remove checkpoints but the last ones, and none in which something was changed."""
+    for path in checkpoints(working)[:-limit]:
+        if foreign(path):
+            logger.warning(f"{str(path)!r} has something else in it; it is left.")
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_record(working: Path) -> dict[str, Any] | None:
+    """The record of the run whose checkpoints these are; `None` if there is none, or it is something else."""
+    try:
+        record = json.loads((working / RECORD).read_text(encoding="utf-8"))
+        return record if {"options", "data", "versions"} <= record.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def check_resumes(options: FinetuneOptions, record: dict[str, Any]) -> None:
+    """A `ValueError` if the interrupted run had other options or data."""
+    earlier = read_record(options.working_dir) or {"options": asdict(options), "data": {}}
+    for name, value in record["options"].items():
+        if name not in FREE and earlier["options"].get(name) != value:
+            raise ValueError(
+                f"`{name}` must be as in the interrupted run, which had {earlier['options'].get(name)!r}, got "
+                f"{value!r}. Give the same options, or `force=True` instead of `--resume` to begin anew."
+            )
+    if earlier["data"] != record["data"]:
+        raise ValueError(
+            f"`data` must be as in the interrupted run, got other rows in {options.data!r}. Pass `force=True` instead "
+            "of `--resume` to begin anew."
+        )
