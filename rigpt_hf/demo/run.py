@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -112,7 +113,8 @@ def _run(options: DemoOptions, console: Console) -> Path:
         write_report(findings, folder)
     report = options.output / "report.md"
     console.rule("[bold green]Done", align="left")
-    console.print(f"Report: {report}\nFigure: {options.output / 'rotation.png'}\nModel:  {options.output / 'model'}")
+    places = f"Report: {report}\nFigure: {options.output / 'rotation.png'}\nModel:  {options.output / 'model'}"
+    console.print(places, markup=False)
     return report
 
 
@@ -123,7 +125,7 @@ def convert_and_certify(
     model, wide = convert_model(stock).eval(), copy.deepcopy(stock).double()
     certificates = [certify(stock, model, windows), certify(wide, convert_model(wide), windows)]
     for certificate in certificates:
-        console.print(str(certificate), highlight=False)
+        console.print(str(certificate), highlight=False, markup=False)
         certificate.check()
     return model, certificates
 
@@ -167,7 +169,7 @@ def obtain_stock(
 ) -> tuple[str, Any, Any, torch.Tensor, dict[str, Any]]:
     """The stock model: its description, itself, its tokenizer, held-out windows `[batch, seq]`, facts of training."""
     if options.model is not None:
-        with stages.stage("load", f"Load {options.model}"):
+        with stages.stage("load", f"Load {escape(options.model)}"):
             try:
                 config = AutoConfig.from_pretrained(options.model)
                 architecture_of(config)  # before gigabytes are fetched in vain
@@ -186,18 +188,18 @@ def obtain_stock(
             tokens = token_row(tokenizer, passages)
             length = min(128, stock.config.max_position_embeddings)
             windows = tokens[: 4 * length].view(4, length)
-        return f"`{options.model}`", stock, tokenizer, windows, {}
+        return options.model, stock, tokenizer, windows, {}
 
     recipe = replace(Recipe(), steps=options.steps)
     with stages.stage("text", "Gather English text"):
         if options.text is not None:
-            passages, corpus = read_text(options.text), f"`{options.text.name}`"
+            passages, corpus = read_text(options.text), options.text.name
         else:
             with Progress(console=console) as progress:
                 passages = documentation(options.megabytes, options.seed, progress)
             size = sum(len(passage.encode()) for passage in passages) / MEGABYTE
             corpus = f"{size:.1f} MB of documentation of the installed Python packages"
-        console.print(f"{len(passages)} passages, {corpus}")
+        console.print(f"{len(passages)} passages, {escape(corpus)}")
     with stages.stage("tokenize", "Train a byte-level tokenizer"):
         tokenizer = train_tokenizer(passages, recipe.vocabulary)
         tokens, held_out = split(token_row(tokenizer, passages), recipe.context)
@@ -214,7 +216,7 @@ def obtain_stock(
             stock, curve = train_gpt2(tokens, tokenizer, recipe, options.seed, tick)
         windows = held_out[: 4 * recipe.context].view(4, recipe.context)
         console.print(f"loss on held-out text: {mean_loss(stock, windows.to(stock.device)):.3f} nats per token")
-    return "a stock `GPT2LMHeadModel`", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
+    return "a stock GPT2LMHeadModel", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
 
 
 def documentation(megabytes: float, seed: int, progress: Progress) -> list[str]:

@@ -1,0 +1,24 @@
+"""The one escape of texts that somebody else wrote, in Markdown and in HTML: they are read as they were written."""
+
+import re
+
+
+# Means something in Markdown or HTML. An underscore within a word does not; the rest does only where a line begins.
+MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|^ ?(?:#|=|-(?=[- ]*$))")
+# Control characters, and those that let text be read in another order than it is written.
+UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def literal(value: object) -> str:
+    """
+    A value as text for a line or cell of Markdown, or for the content of an HTML element, in which it stays one line.
+
+    Character references are no markup in either: `<b>` becomes `&#60;b&#62;`.
+    """
+    line = re.sub(r"\s+", " ", UNSEEN.sub("", str(value)))
+    return MARKUP.sub(lambda match: f"{match[0][:-1]}&#{ord(match[0][-1])};", line)
+
+
+def literal_lines(text: str) -> str:
+    """A text of several lines as Markdown, of which paragraphs and simple lists stay."""
+    return "\n".join(literal(line.strip()) for line in text.splitlines())
