@@ -19,6 +19,10 @@ from .extras import advice
 UsageError: Any = typer.BadParameter.__mro__[1]
 # Where Python says `force=True` or `target='llama'`, a person at the terminal says `--force` or `--to llama`.
 SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
+# Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
+ACCESS_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
+)
 # Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
 READS, WRITES = "reads", "writes"
 
@@ -177,7 +181,7 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
         texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
         return [name for name, texts in texts.items() if any(f"{before}{str(text)!r}" in message for text in texts)]
 
-    inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"}
+    inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b", "repo_id": "repo"}
     if "sources" in typed:
         inner |= dict.fromkeys(("models", "model", "reference", "a", "b"), "sources")
     meant = shown("got ") or shown("")
@@ -202,6 +206,8 @@ def fail(name: str, message: str, code: int = 2) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    # A token may have been typed in the place of something else.
+    message = ACCESS_TOKEN.sub("[token]", message)
     # Not as markup: a message may hold anything in square brackets.
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{name}: ", "red"), message))
     return code

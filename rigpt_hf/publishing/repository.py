@@ -1,6 +1,7 @@
 """The files of a saved model that go into a repository on the Hub, and the checks that a stranger can load it."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import constants
 from jinja2 import UndefinedError
 from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import rigpt_hf
 
+from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..checkpoints.read import check_names, name_some, quiet_loading
 from ..evaluation.harness.report import as_html
@@ -26,7 +29,7 @@ from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..text.paths import without_path
 from .cards import card_of, pictures_of
-from .hub import in_one_line
+from .hub import check_no_token, in_one_line
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,6 +37,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+SHARD = re.compile(r"[\w.-]+\.safetensors")
 SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
 BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
@@ -52,10 +56,6 @@ MANAGED = (
     "config.json",
     *TOKENIZER_FILES,
     *BESIDE_WEIGHTS,
-)
-# Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
-ACCESS_TOKEN = re.compile(
-    rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
 )
 
 
@@ -143,6 +143,9 @@ def repository_files(
             be written once more; the message names which.
     """
     folder = Path(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_managed(path.name) or path.name in (CARD, EVALUATION[0]):
+            _check_inside(folder, path.name)
     config = _read_config(folder)
     _check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder), *_code(folder, config, force)]
@@ -151,6 +154,8 @@ def repository_files(
     patterns = (*LICENCES, TEMPLATES)
     more_files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     names += [path.relative_to(folder).as_posix() for path in more_files]
+    for name in names:
+        _check_inside(folder, name)
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
     results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
@@ -162,7 +167,9 @@ def repository_files(
     measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
     text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
-    names += pictures_of(text, folder)
+    for name in (shown := pictures_of(text, folder)):
+        _check_inside(folder, name)
+    names += shown
     if CERTIFICATE in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE)
         more.append(note)
@@ -205,19 +212,6 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     check_names("folder", str(folder), missing=report["missing_keys"], unexpected=report["unexpected_keys"])
 
 
-def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
-    """A `ValueError` if a file that is not weights holds `token` or any other access token of the Hub."""
-    for file in files:
-        if file.path.endswith(".safetensors"):
-            continue
-        content = file.read()
-        if ACCESS_TOKEN.search(content) or (token and token.encode() in content):
-            raise ValueError(
-                f"`folder` must not hold an access token, got one in {file.path!r}. Remove it there, and revoke it in "
-                "your settings on the Hub if others may have seen it."
-            )
-
-
 def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
     return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
 
@@ -232,6 +226,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
         raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
+    for name, kind in (("auto_map", dict), ("architectures", list)):
+        if not isinstance(config.get(name) or kind(), kind):
+            problem = f" with {name} {config[name]!r:.80}"
+            raise _refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
     return config
 
 
@@ -262,10 +260,22 @@ def _check_nothing_forbidden(folder: Path) -> None:
             raise ValueError(f"`folder` must not hold {what}, got {name_some(names)} in {str(folder)!r}. {advice}.")
 
 
+def _check_inside(folder: Path, name: str) -> None:
+    """A `ValueError` if a file lies elsewhere, but for the library's cache, whose snapshots are made of links."""
+    path, home, cache = (Path(os.path.realpath(place)) for place in (folder / name, folder, constants.HF_HUB_CACHE))
+    in_cache = path.parent.name == "blobs" and any(map(path.is_relative_to, (home.parent.parent / "blobs", cache)))
+    if not path.is_relative_to(home) and not in_cache:
+        problem, advice = f" with {name!r}, a link to {str(path)!r:.200}", "Put the file itself there or remove it."
+        raise _refusal(folder, "hold itself all that is published", problem, advice)
+
+
 def _weights(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
         mapping = _read_json(folder / INDEX, "folder").get("weight_map")
-        shards = set(mapping.values()) if isinstance(mapping, dict) else set()
+        shards = set(map(str, mapping.values())) if isinstance(mapping, dict) else set()
+        if strange := sorted(shard for shard in shards if not SHARD.fullmatch(shard)):
+            problem = f", whose `{INDEX}` names {strange[0]!r:.80}"
+            raise _refusal(folder, "hold its weights as safetensors of its own", problem, f"Save it once more {SAVE}.")
         names = [INDEX, *sorted(shards)]
     else:
         names = [SINGLE]
@@ -341,7 +351,9 @@ def _content(folder: Path, name: str) -> Path | bytes:
 
     if name not in RECORDS:
         return folder / name
-    return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
+    # Of a certificate goes what follows from its numbers, whatever the file says.
+    record = Certificate.load(folder).to_dict() if name == CERTIFICATE else _read_json(folder / name, "folder")
+    return (json.dumps(cleaned(record), indent=2) + "\n").encode()
 
 
 def model_of(folder: Path) -> EvaluatedModel:
@@ -358,7 +370,7 @@ def _check_tokenizer(folder: Path) -> None:
     if not _has_vocabulary(folder):
         return
     try:
-        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged files give errors of many libraries
         problem = f", which gives {in_one_line(error)}"
         rule = "hold a tokenizer that loads or none"

@@ -184,7 +184,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
         ValueError: if one of them is not there or not of its kind, the tokenizer is missing, the vocabularies differ,
             or there is no baseline and nothing stock to export to.
     """
-    rigpt = obtain(model, "model", trust_remote_code=True, **({"revision": revision} if revision else {}))
+    rigpt = obtain(model, "model", **({"revision": revision} if revision else {}))
     if not isinstance(rigpt.config, RiGPTConfig):
         raise ValueError(
             f"`model` must be a RiGPT, got {model!r} of model type {rigpt.config.model_type!r}. Convert it first: "
@@ -203,13 +203,14 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
+    options |= {"allow_unexpected": True, "dtype": torch.float32, "trust_remote_code": False}
+    return load_model(source, argument=argument, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
     """The tokenizer of a folder or Hub id; a `ValueError` that says what to do if it has none."""
     with suppress(OSError, ValueError, ImportError, KeyError):
-        tokenizer = AutoTokenizer.from_pretrained(model, **({"revision": revision} if revision else {}))
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
         if tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
             return tokenizer
     raise ValueError(
@@ -220,14 +221,12 @@ def tokenizer_for(model: str, revision: str | None) -> Any:
 
 def exported(rigpt: Any, model: str) -> Any:
     """The stock model that a RiGPT computes the function of."""
-    reasons = []
     for target in TARGETS:
-        try:
+        with suppress(ValueError):
             return export_model(rigpt, target).eval()
-        except ValueError as error:
-            reasons.append(f"not {target} ({error})")
     raise ValueError(
-        f"`baseline` must be given for {model!r}, which no stock model computes: {' '.join(' '.join(reasons).split())}"
+        f"`baseline` must be given for {model!r}, which no stock model computes ({', '.join(TARGETS)}). Name one "
+        "with the same tokenizer."
     )
 
 
