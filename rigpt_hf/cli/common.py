@@ -95,7 +95,7 @@ def save_picture(path: Path | None, force: bool, draw: Callable[[], Any]):
 
         with new_file(path, "picture", force) as place:
             save(draw(), place, path.suffix[1:])
-        Console().print(f"Picture in {path}")
+        Console().print(f"Picture in {path}", markup=False)
 
 
 def numbers(text: str, argument: str) -> list[float]:
@@ -127,5 +127,5 @@ def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
 def report(certificate: Any, output: Path):
     """Print the certificate of what was written, and where it is."""
     console = Console()
-    console.print(str(certificate), highlight=False)
-    console.print(f"Written to {output}")
+    console.print(str(certificate), highlight=False, markup=False)
+    console.print(f"Written to {output}", markup=False)

@@ -28,7 +28,7 @@ CANARIES = {
     "end of an element": "</code></td></title>--><b>",
     "link": "[x](javascript:alert(1)) ](javascript:alert(1)) <javascript:alert(1)>",
     "reference": "![x][y] [y]: javascript:alert(1)",
-    "emphasis": "**a** _b_ __c__ `d` ~~e~~ a_b_c $f$",
+    "emphasis": "**a** _b_ __c__ ` ~~e~~ a_b_c $f$",
     "cell": "a | b || c",
     "entity": "&lt;b&gt; &#60; \\<",
     "template": "{{ 7 * 7 }} {% raw %} ${title} $title",
@@ -79,6 +79,11 @@ def test_an_escaped_text_is_one_text():
     assert sum(structure(canary) != structure("x") for canary in CANARIES.values()) > 6
     for plain in ("me/my-model_1", "gpt2 (GPT2LMHeadModel)", "-0.25 (1.0 to 2.0)", "bits per byte", "q_proj.weight"):
         assert literal(plain) == plain
+    # Words between backticks are code, which holds no markup; others are not.
+    span = "`a`: must be *b* `c[d](e)_f_` `"
+    assert structure(literal(span)) == structure("`x` y `z` y") and literal(literal("`a")) != literal("`a")
+    for other in ("`<b>` ``c`` `d|e`", "` a`", "`a `", "```", "``", "`a", "a``b`"):
+        assert structure(literal(other)) == structure("x") and said(literal(other)) == other
     assert literal_lines("One.\n\n- two\n  - three\n1. four") == "One.\n\n- two\n- three\n1. four"
 
 
