@@ -192,7 +192,7 @@ def _tokenizer(source: Any, revision: str | None) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(os.fspath(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, ImportError, KeyError):
         return None
     # Where there are no files of a tokenizer the library may make up an empty one.
     return tokenizer if tokenizer("A word.", add_special_tokens=False)["input_ids"] else None

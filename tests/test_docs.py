@@ -3,7 +3,6 @@
 import importlib
 import re
 import shlex
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from rigpt_hf.extras import EXTRAS
 from rigpt_hf.training.options import parse_options
 from tests.conversion.sources import stock_model
 from tests.evaluation.toys import word_tokenizer
+from tests.extras import PROJECT, megabytes, needed
 from tests.models import tiny_model
 
 
@@ -102,7 +102,7 @@ def lines_of(page: Path) -> list[str]:
 def test_every_command_line_is_understood():
     """Verbs and options that there are, files, modules and targets that exist, and extras with these names."""
     verbs, seen = typer.main.get_command(app).commands, []
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = PROJECT["optional-dependencies"]
     for page in (*PAGES, ROOT / "README.md", ROOT / "docs/course/README.md"):
         for line in lines_of(page):
             program, *words = shlex.split(line) or [""]
@@ -127,3 +127,11 @@ def test_every_command_line_is_understood():
 def test_the_readme_names_every_extra():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"`{extra}`" in text for extra in EXTRAS) and len(EXTRAS) > 9
+    # And about how much it takes, of small ones that are installed.
+    base, compared = needed(PROJECT["dependencies"], set()), 0
+    for extra, size in re.findall(r"`([\w-]+)`(?: \|)? \(?(\d+) MB", text):
+        if extra in ("pictures", "align", "gguf") and all(map(find_spec, EXTRAS[extra])):
+            found = megabytes(needed(PROJECT["optional-dependencies"][extra], set()) - base)
+            assert 0.6 * int(size) < found + 1 < 1.6 * int(size) + 2, (extra, found)
+            compared += 1
+    assert compared

@@ -62,7 +62,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, what: str):
-        self.console.rule(f"[bold]{len(self.seconds) + 1}. {what}", align="left")
+        self.console.rule(f"[bold]{len(self.seconds) + 1}. {escape(what)}", align="left")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -113,8 +113,8 @@ def _run(options: DemoOptions, console: Console) -> Path:
         write_report(findings, folder)
     report = options.output / "report.md"
     console.rule("[bold green]Done", align="left")
-    places = f"Report: {report}\nFigure: {options.output / 'rotation.png'}\nModel:  {options.output / 'model'}"
-    console.print(places, markup=False)
+    places = {"Report": report, "Figure": options.output / "rotation.png", "Model": options.output / "model"}
+    console.print("\n".join(f"{name + ':':<8}{place}" for name, place in places.items()), markup=False)
     return report
 
 
@@ -169,7 +169,7 @@ def obtain_stock(
 ) -> tuple[str, Any, Any, torch.Tensor, dict[str, Any]]:
     """The stock model: its description, itself, its tokenizer, held-out windows `[batch, seq]`, facts of training."""
     if options.model is not None:
-        with stages.stage("load", f"Load {escape(options.model)}"):
+        with stages.stage("load", f"Load {options.model}"):
             try:
                 config = AutoConfig.from_pretrained(options.model)
                 architecture_of(config)  # before gigabytes are fetched in vain
@@ -199,7 +199,7 @@ def obtain_stock(
                 passages = documentation(options.megabytes, options.seed, progress)
             size = sum(len(passage.encode()) for passage in passages) / MEGABYTE
             corpus = f"{size:.1f} MB of documentation of the installed Python packages"
-        console.print(f"{len(passages)} passages, {escape(corpus)}")
+        console.print(f"{len(passages)} passages, {corpus}", markup=False)
     with stages.stage("tokenize", "Train a byte-level tokenizer"):
         tokenizer = train_tokenizer(passages, recipe.vocabulary)
         tokens, held_out = split(token_row(tokenizer, passages), recipe.context)

@@ -143,6 +143,7 @@ def repository_files(
             be written once more; the message names which.
     """
     folder = Path(folder)
+    # Before any of them is read; the others are looked at before they are sent.
     for path in folder.iterdir() if folder.is_dir() else ():
         if is_managed(path.name) or path.name in (CARD, EVALUATION[0]):
             _check_inside(folder, path.name)
@@ -154,8 +155,6 @@ def repository_files(
     patterns = (*LICENCES, TEMPLATES)
     more_files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     names += [path.relative_to(folder).as_posix() for path in more_files]
-    for name in names:
-        _check_inside(folder, name)
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
     results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
@@ -167,9 +166,7 @@ def repository_files(
     measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
     text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
-    for name in (shown := pictures_of(text, folder)):
-        _check_inside(folder, name)
-    names += shown
+    names += pictures_of(text, folder)
     if CERTIFICATE in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE)
         more.append(note)
@@ -349,6 +346,7 @@ def _content(folder: Path, name: str) -> Path | bytes:
             return [cleaned(part) for part in value]
         return without_path(value) if isinstance(value, str) else value
 
+    _check_inside(folder, name)
     if name not in RECORDS:
         return folder / name
     # Of a certificate goes what follows from its numbers, whatever the file says.
