@@ -30,6 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
 from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.command_line import WRITES, execute, guarded, make_app
 from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
 from rigpt_hf.evaluation.timing import device_name, own_peak_memory, ratios, spread, take_turns
 
@@ -238,13 +239,17 @@ def main(
     mode: Annotated[list[str] | None, typer.Option(help="eager, compiled. Default: both.")] = None,
     attention: Annotated[str, typer.Option(help="Attention backend of both models: sdpa or eager.")] = "sdpa",
     turns: Annotated[int, typer.Option(help="Paired measurements per row, at least 3.", min=3)] = 11,
-    output: Annotated[Path, typer.Option(help="Where the JSON goes.")] = Path("runs/bench/speed.json"),
+    output: Annotated[Path, typer.Option(help="Where the JSON goes."), WRITES] = Path("runs/bench/speed.json"),
     peak_memory_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ):
     """Measure prefill, cached generation, a training step, load time and peak memory against stock GPT-2."""
     shapes, modes = shape or list(SHAPES), mode or ["eager", "compiled"]
     if unknown := [*(set(shapes) - set(SHAPES)), *(set(modes) - {"eager", "compiled"})]:
-        raise typer.BadParameter(f"got {unknown}; shapes are {list(SHAPES)}, modes are eager and compiled.")
+        raise ValueError(f"got {unknown}; shapes are {list(SHAPES)}, modes are eager and compiled.")
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(f"`attention` must be sdpa or eager, got {attention!r}.")
+    if output.is_dir() or not next(folder for folder in output.parents if folder.exists()).is_dir():
+        raise ValueError(f"`output` must be a file that can be made, got {str(output)!r}. Name another.")
     if peak_memory_of is not None:
         return print_own_peak_memory(peak_memory_of, SHAPES[shapes[0]], attention)
     transformers.logging.set_verbosity_error()
@@ -277,8 +282,10 @@ def main(
         "rows": [asdict(row) for row in rows],
     }
     write_text(output, json.dumps(measured, indent=2) + "\n")
-    console.print(f"Written to {output}")
+    console.print(f"Written to {output}", markup=False)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = make_app()
+    app.command()(guarded(main))
+    sys.exit(execute(app, "speed.py"))

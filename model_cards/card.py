@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.checkpoints.folder import write_text
@@ -19,6 +21,7 @@ from rigpt_hf.evaluation.harness.suites import load_suite
 from rigpt_hf.evaluation.harness.tables import as_markdown, measure_of
 from rigpt_hf.evaluation.measures import MEASURES
 from rigpt_hf.evaluation.models import evaluated
+from rigpt_hf.text.markup import literal, literal_lines
 from rigpt_hf.text.paths import without_path
 
 from .certified import certificate_of
@@ -123,7 +126,16 @@ def card_text(
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise ValueError(f"`repo_id` must be a name such as me/my-model, got {repo_id!r}.") from error
-    return render(gather(Path(folder), results, metadata), repo_id, tags)
+    known = gather(Path(folder), results, metadata)
+    try:
+        return render(known, repo_id, tags)
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        if known.evaluation is None:
+            raise
+        raise ValueError(
+            f"`results` must be as rigpt evaluate wrote them, got some that cannot be shown: {error!r:.80}. Run it "
+            "again."
+        ) from error
 
 
 def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
@@ -135,21 +147,31 @@ def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] 
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
+        autoescape=False,  # that is for HTML; whatever is not marked as Markdown is escaped here
+        finalize=lambda value: value if isinstance(value, Markup) else literal(value),
     )
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "lines": lambda text: Markup(literal_lines(text))}
     title, certificate = title_of(known.author, repo_id), known.certificate
+    citation = known.author.citation or CITATION.replace("VERSION", __version__)
     body = environment.get_template("card.md.j2").render(
         vars(known),
         made_from=known.author.base_model or (without_path(certificate.source) if certificate else None),
         title=title,
         repo_id=repo_id or PLACEHOLDER,
-        table=as_markdown(known.evaluation) if known.evaluation else None,
-        citation=known.author.citation or CITATION.replace("VERSION", __version__),
+        table=_table(known.evaluation) if known.evaluation else None,
+        citation=citation,
+        # Longer than any in the text, which could end it.
+        fence=Markup("`" * max(3, 1 + max(map(len, re.findall("`+", citation)), default=0))),
         absent=absent(known),
     )
     text = f"---\n{hub_metadata(known, title, tags).to_yaml()}\n---\n\n{body}"
     return signed(text, marker_of(known, title, repo_id))
+
+
+def _table(evaluation: dict[str, Any]) -> str | None:
+    """The numbers of an evaluation as Markdown; what could not be measured is among what is not known."""
+    tasks = [task | {"errors": {}} for task in evaluation["tasks"] if task["quantities"]]
+    return as_markdown(evaluation | {"tasks": tasks}) if tasks else None
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 
+from rigpt_hf.text.markup import literal
+
 from .metadata import AuthorMetadata, CardMetadata
 
 
 # The source that a card without a repository names.
 PLACEHOLDER = "FOLDER"
-LINE = re.compile(r"^<!-- rigpt card (\{.*\}) -->\s*$", re.MULTILINE)
+# The last such line: one that stands in a citation is a person's.
+LINE = re.compile(r"^<!-- rigpt card (\{.*\}) -->\s*$(?![\s\S]*^<!-- rigpt card \{)", re.MULTILINE)
 METADATA = re.compile(r"\A---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 
@@ -138,4 +141,4 @@ def for_repository(text: str, repo_id: str) -> str:
 def _lines_with(title: str) -> list[str]:
     """The lines of a card that name the model: the heading, and in the metadata as YAML writes them."""
     dumped = (yaml.safe_dump(named) for named in ({"model_name": title}, [{"name": title}]))
-    return [f"\n{line}" for line in (f"# {title}\n", *dumped)]
+    return [f"\n{line}" for line in (f"# {literal(title)}\n", *dumped)]

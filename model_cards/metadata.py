@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -192,32 +193,39 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
         return None
     try:
         record = json.loads((place / "run.json").read_text(encoding="utf-8"))
-        run, data, optimizer = record["run"], record["data"], record["optimizer"]
-        tokens_per_step = run["batch_size"] * data["context"]
+
+        def of(name: str, section: str, earlier: str) -> Any:
+            """An option, or what it was called when options had sections."""
+            return record[section][earlier] if "run" in record else record[name]
+
+        batch_size = int(of("global_batch_size", "run", "batch_size"))
+        context = int(of("context_length", "data", "context"))
+        tokens_per_step = batch_size * context
         entries = _log(place / "metrics.jsonl")
-        losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
-        steps = entries[-1]["step"] if entries else run["steps"]
+        losses = [float(entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
+        steps = int(entries[-1]["step"] if entries else of("max_steps", "run", "steps"))
         seconds = _seconds(entries, tokens_per_step)
-        source, start = data.get("source"), record["model"].get("start")
+        start = of("init_from", "model", "start")
+        source = record["data"].get("source") if "run" in record else record.get("data")
         return TrainingMetadata(
             steps=steps,
             tokens=steps * tokens_per_step,
-            batch_size=run["batch_size"],
-            context=data["context"],
-            optimizer=optimizer["name"],
-            learning_rate=optimizer["lr"],
-            weight_decay=optimizer["weight_decay"],
-            precision=run["precision"],
-            seed=run["seed"],
+            batch_size=batch_size,
+            context=context,
+            optimizer=of("optim", "optimizer", "name"),
+            learning_rate=of("learning_rate", "optimizer", "lr"),
+            weight_decay=of("weight_decay", "optimizer", "weight_decay"),
+            precision=of("mixed_precision", "run", "precision"),
+            seed=of("seed", "run", "seed"),
             loss=losses[-1] if losses else None,
             source=None if source is None else without_path(str(source)),
             seconds=seconds,
             start=None if start is None else without_path(str(start)),
             timed=len(entries) if seconds is not None and len(entries) < steps else None,
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(
-            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r}."
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r:.80}."
         ) from error
 
 
@@ -269,14 +277,15 @@ def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
 
     def sources(record: Any) -> list[tuple[str, float]]:
         pairs = zip(record["sources"], record["weights"], strict=True)
-        return [(without_path(str(source)), float(weight)) for source, weight in pairs]
+        # There is no fraction of what is not finite.
+        return [(without_path(str(source)), float(Fraction(weight))) for source, weight in pairs]
 
     return _of_record(folder / "merge.json", sources) or []
 
 
 def tuned_from(folder: Path) -> str | None:
     """The model that a fine-tuned one started from; `None` if it was not fine-tuned here."""
-    return _of_record(folder / "finetune.json", lambda record: without_path(str(record["options"]["model"])))
+    return _of_record(folder / "finetune.json", lambda record: without_path(record["options"]["model"]))
 
 
 def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
@@ -284,7 +293,7 @@ def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
         return None
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
 
 
@@ -300,24 +309,26 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         schema, models = results["schema"], results["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"`results` must be a results.json of rigpt evaluate, got {str(path)!r}.") from error
     if schema != SCHEMA:
         raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")
     own = fingerprint(subject)
-    for name, entry in models.items() if isinstance(models, dict) else ():
-        if isinstance(entry, dict) and entry.get("sha256") == own and isinstance(results.get("tasks"), list):
+    tasks = results.get("tasks")
+    whole = isinstance(models, dict) and isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
+    for name, entry in models.items() if whole else ():
+        if isinstance(entry, dict) and entry.get("sha256") == own:
             return results, name
     raise ValueError(
         f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "
-        f"{', '.join(models)}. Run rigpt evaluate on this folder."
+        f"{', '.join(models) if isinstance(models, dict) else repr(models)[:80]}. Run rigpt evaluate on this folder."
     )
 
 
 def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:
     """The gauge error of the weights: of the evaluation, or measured now on random tokens."""
     for task in (results or {}).get("tasks", []):
-        if task["metric"] == "invariance" and name in task["models"]:
+        if task.get("metric") == "invariance" and name in (task.get("models") or ()):
             return task["models"][name]
     generator = torch.Generator().manual_seed(0)
     length = min(LENGTH, subject.context(None))

@@ -22,7 +22,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 # Where Python says `force=True` or `target='llama'`, a person at the terminal says `--force` or `--to llama`.
 SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
 # Names that functions have for what is an option of another name.
-INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"} | {
+INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b", "repo_id": "repo"} | {
     "validation": "eval_share",
     "context": "context_length",
     "folder": "data_dir",
@@ -31,6 +31,10 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"}
 }
 # Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
 PATIENCE = 3.0
+# Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
+ACCESS_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
+)
 # Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
 READS, WRITES = "reads", "writes"
 
@@ -227,6 +231,8 @@ def fail(name: str, message: str, code: int = 2) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    # A token may have been typed in the place of something else.
+    message = ACCESS_TOKEN.sub("[token]", message)
     # Not as markup: a message may hold anything in square brackets.
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{name}: ", "red"), message))
     return code

@@ -2,14 +2,24 @@
 
 import importlib
 import re
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM
 
+import rigpt_hf
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import UsageError, hyphenated
+from rigpt_hf.extras import EXTRAS
 from rigpt_hf.training.options import parse_options
 from tests.conversion.sources import stock_model
+from tests.evaluation.toys import word_tokenizer
+from tests.extras import PROJECT, megabytes, needed
+from tests.models import tiny_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,3 +69,69 @@ def test_the_blocks_of_the_readme_run_as_pasted(monkeypatch, capsys):
     assert len(blocks) == 2 and "equal up to rounding" in capsys.readouterr().out
     assert namespace["gauge_error"](namespace["model"], namespace["g"], namespace["input_ids"]) < 1e-5
     assert namespace["compare"](namespace["model"], namespace["turned"]).verdict == "disguise"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_blocks_of_the_other_pages_run(monkeypatch, tmp_path, capsys):
+    """With a small model at hand, as the text around them says, and with fewer steps of a descent."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("datasets.config.HF_MODULES_CACHE", str(tmp_path))
+    given = {"rigpt_hf": rigpt_hf, "model": tiny_model(dtype=torch.float32), "texts": [" a b" * 9, " b a" * 9]}
+    given |= {"tokenizer": word_tokenizer(["<s>", " a", " b"])}
+    fewer = {"(1200, 2400)": "(12, 24)", "context=1024, stride=512": "context=32, stride=16"}
+    ran = 0
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            for old, new in fewer.items():
+                block = block.replace(old, new)
+            namespace = dict(given)
+            exec(block, namespace)
+            ran += 1
+    assert ran == 3 and len(namespace["optimizer"].param_groups) > 1
+
+
+def lines_of(page: Path) -> list[str]:
+    """The command lines of a page, without comments."""
+    text = "".join(blocks(page, "bash")).replace("\\\n", " ")
+    return [line.partition(" #")[0].strip() for line in text.splitlines()]
+
+
+def test_every_command_line_is_understood():
+    """Verbs and options that there are, files, modules and targets that exist, and extras with these names."""
+    verbs, seen = typer.main.get_command(app).commands, []
+    extras = PROJECT["optional-dependencies"]
+    for page in (*PAGES, ROOT / "README.md", ROOT / "docs/course/README.md"):
+        for line in lines_of(page):
+            program, *words = shlex.split(line) or [""]
+            if program == "rigpt":
+                verbs[words[0]].make_context(words[0], hyphenated(words[1:]))
+            elif program == "make":
+                assert f"\n{words[0]}:" in (ROOT / "Makefile").read_text(), line
+            elif program == "pip":
+                assert set(re.findall(r"\w[\w-]*", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(extras), line
+            elif program == "python" and words[0] == "-m":
+                assert find_spec(words[1]), line
+            elif files := [word for word in words if word.endswith(".py")]:
+                assert all((ROOT / file).is_file() for file in files), line
+            else:
+                continue
+            seen.append(program)
+    assert {"rigpt", "make", "pip", "python", "accelerate", "torchrun"} <= set(seen) and len(seen) > 30
+    with pytest.raises(UsageError):
+        verbs["rotate"].make_context("rotate", ["a", "b", "--spin"])
+
+
+def test_the_readme_names_every_extra():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{extra}`" in text for extra in EXTRAS) and len(EXTRAS) > 9
+    # And about how much it takes, of small ones that are installed.
+    base, compared = needed(PROJECT["dependencies"], set()), 0
+    for extra, size in re.findall(r"`([\w-]+)`(?: \|)? \(?(\d+) MB", text):
+        if extra in ("pictures", "align", "gguf") and all(map(find_spec, EXTRAS[extra])):
+            found = megabytes(needed(PROJECT["optional-dependencies"][extra], set()) - base)
+            assert 0.6 * int(size) < found + 1 < 1.6 * int(size) + 2, (extra, found)
+            compared += 1
+    assert compared

@@ -104,6 +104,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     texts = load_texts(suite.text, suite.fraction if options.documents is None else 1.0)
     models = _models(options, state)
     check_one_vocabulary(texts, models)
+    check_tokenizers(suite, texts, models)
     suite = fitted(suite, models)
     hashes = {name: fingerprint(model) for name, model in models.items()}
     if not options.force:
@@ -200,6 +201,18 @@ def check_one_vocabulary(texts: Texts, models: dict[str, EvaluatedModel]) -> Non
             f"`text` must be words where tokenizers differ, got the token ids of {texts.source['source']!r}. Give "
             "a text, JSONL or parquet file."
         )
+
+
+def check_tokenizers(suite: Suite, texts: Texts, models: dict[str, EvaluatedModel]) -> None:
+    """A `ValueError` if a model cannot read the text, which every measure but those of speed would say once more."""
+    if texts.are_tokens or all(MEASURES[task.metric].together for task in suite.tasks):
+        return
+    for argument, each in zip(("model", "against"), models.values(), strict=False):
+        if each.tokenizer is None:
+            raise ValueError(
+                f"`{argument}` must come with its tokenizer, got {each.source!r}, which has none that loads here. Put "
+                "the tokenizer's files there, or name a .bin of token ids with `text`."
+            )
 
 
 def fitted(suite: Suite, models: dict[str, EvaluatedModel]) -> Suite:

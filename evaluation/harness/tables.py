@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rigpt_hf.text.markup import literal
+
 from ..measure import Measure
 from ..measures import MEASURES
 from ..numbers import number
@@ -134,8 +136,8 @@ def as_markdown(results: dict[str, Any]) -> str:
     """The table for a README or card."""
 
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(literal, cells)) + " |"
 
     columns = header(results)
-    table = [line(columns), line(["---"] * len(columns)), *map(line, rows(results))]
-    return "\n".join([description(results), "", *table, "", FOOTNOTE, ""])
+    table = [line(columns), f"|{' --- |' * len(columns)}", *map(line, rows(results))]
+    return "\n".join([literal(description(results)), "", *table, "", FOOTNOTE, ""])

@@ -61,7 +61,8 @@ def invariance(
 
     Returns:
         `dict`: `errors`: per frame, per dtype, `mean` and `largest` over the draws; `largest` per dtype over all
-        frames; NaN where a logit is no number or infinite; `protocol`.
+        frames; NaN where a logit is no number or infinite; `protocol`. Frames that nothing of the kind moves, such as
+        translations, are left out.
 
     Raises:
         ValueError: if an argument is impossible, or the model is of a family whose spaces nobody knows how to turn.
@@ -82,16 +83,20 @@ def invariance(
         raise ValueError("`frame` must name at least one frame, or 'all', got none.")
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"`frame` must be among {', '.join(known)} for this model, or 'all', got {unknown[0]!r}.")
-    errors: dict[str, dict[str, dict[str, float]]] = {name: {} for name in wanted}
+    errors: dict[str, dict[str, dict[str, float]]] = {}
     for label, dtype in precisions.items():
         copied = copy.deepcopy(measured.model).to(dtype).eval()
         for name in wanted:
             generator = torch.Generator().manual_seed(seed)
-            values = [_error(copied, name, generator, ids.to(measured.device)) for _ in range(draws)]
-            errors[name][label] = {"mean": statistics.mean(values), "largest": largest(values)}
+            drawn = [_error(copied, name, generator, ids.to(measured.device)) for _ in range(draws)]
+            # That nothing moved when nothing was turned is no measurement.
+            if values := [value for value in drawn if value is not None]:
+                errors.setdefault(name, {})[label] = {"mean": statistics.mean(values), "largest": largest(values)}
+    if not errors:
+        raise ValueError(f"`frame` must name one that turns with all lengths kept, got {', '.join(wanted)}.")
     return {
         "errors": errors,
-        "largest": {label: largest(errors[name][label]["largest"] for name in wanted) for label in precisions},
+        "largest": {label: largest(each[label]["largest"] for each in errors.values()) for label in precisions},
         "protocol": {
             "draws": draws,
             "seed": seed,
@@ -114,10 +119,13 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _error(model: Any, frame: str, generator: torch.Generator, ids: torch.Tensor) -> float:
+def _error(model: Any, frame: str, generator: torch.Generator, ids: torch.Tensor) -> float | None:
+    """The gauge error of one draw, `None` if it moves nothing."""
     config = model.config
     if isinstance(config, RiGPTConfig):
-        return gauge_error(model, GaugeTransformation.random(config, generator, frame, compact=True), ids)
+        g = GaugeTransformation.random(config, generator, frame, compact=True)
+        moves = any(not torch.equal(each, place.group.identity(place.copies)) for _, place, each in g.items())
+        return gauge_error(model, g, ids) if moves else None
     from rigpt_hf.conversion.stock_rotation import rotate_stock
 
     turned = rotate_stock(model, haar(config.hidden_size, generator))

@@ -5,14 +5,15 @@ from typing import Annotated
 
 from rich.console import Console
 
+from ..command_line import READS, check_apart
 from .arguments import argument, flag, option
 
 
 def card(
-    folder: Annotated[Path, argument("Folder of a saved RiGPT.")],
+    folder: Annotated[Path, argument("Folder of a saved RiGPT."), READS],
     repo: Annotated[str | None, option("Where it will be on the Hub, such as me/my-rigpt.", "none")] = None,
     results: Annotated[
-        Path | None, option("results.json of rigpt evaluate on this folder.", "that of the folder, if any")
+        Path | None, option("results.json of rigpt evaluate on this folder.", "that of the folder, if any"), READS
     ] = None,
     metadata: Annotated[
         Path | None,
@@ -21,6 +22,7 @@ def card(
             "authors, intended_use, limits, citation.",
             "none",
         ),
+        READS,
     ] = None,
     force: Annotated[bool, flag("force", "Replace an earlier card.")] = False,
 ):
@@ -35,8 +37,9 @@ def card(
         rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --metadata metadata.yaml
     """
     from ..checkpoints.read import quiet_loading
-    from ..model_cards.card import write_card
+    from ..model_cards.card import CARD, write_card
 
+    check_apart({"--results": results, "--metadata": metadata}, {"FOLDER": folder / CARD})
     with quiet_loading():
         path = write_card(folder, repo_id=repo, results=results, metadata=metadata, force=force)
     Console().print(f"Card in {path}", markup=False)

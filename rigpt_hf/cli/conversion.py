@@ -1,5 +1,6 @@
 """Verbs that carry models between stock architectures and RiGPT, compare them, and say what a RiGPT is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -112,7 +113,9 @@ def verify(
     input_ids = None if text is None else text_ids(a, text)
     first, second = load(a, to_dtype(dtype)), load(b, to_dtype(dtype))
     certificate = certify(first, second, input_ids, seed=seed)
-    Console().print(str(certificate), highlight=False, markup=False)
+    source, target = f"{a} ({certificate.source})", f"{b} ({certificate.target})"
+    said = replace(certificate, source=source, target=target)
+    Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     if not certificate.passed:
         raise typer.Exit(1)
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..checkpoints.source import is_model
@@ -86,7 +85,7 @@ def evaluate(
     called = tuple(name.strip() for name in names.split(","))
     if len(called) != 2 or not all(called):
         raise ValueError(f"`names` must be two names with a comma, got {names!r}.")
-    console = Console()
+    console = Console(markup=False)
     options = EvaluateOptions(
         model=model,
         against=against,
@@ -114,7 +113,7 @@ def evaluate(
     if PartialState().is_main_process:
         table = Table(*header(results))
         for cells in rows(results):
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
         console.print(table)
         console.print(f"Report in {output / 'report.html'}", markup=False)
     if failures(results):

@@ -1,7 +1,7 @@
 """Verbs that measure what models are, and change nothing."""
 
 import json
-from math import log10
+from math import isnan, log10
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +65,11 @@ def diff(
         explained = [f"{value:.2g}" if value is not None else "-" for value in (part.rounding, part.chance)]
         table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
     console.print(table)
+    if comparison.layers.distance > comparison.layers.before:
+        console.print(
+            "Aligned distances are larger here: they are those of balanced weights, on which no stretch of a frame "
+            "has a say. Hold them against rounding and chance, not against those before."
+        )
     for kind, words in comparison.turned.items():
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
@@ -149,6 +154,11 @@ def charges(
     save_picture(picture, force, lambda: plot_drift(drift))
 
 
+def measured(value: float, form: str) -> str:
+    """A number, or a stroke where nothing moved from which it could be told."""
+    return "-" if isnan(value) else format(value, form)
+
+
 def show_drift(drift: Any, console: Console):
     """A table of what `charge_drift` measured."""
     columns = [*(f"step {descent.learning_rate:g}" for descent in drift.descents), "order"]
@@ -156,9 +166,9 @@ def show_drift(drift: Any, console: Console):
     table = Table(Column("frame", no_wrap=True), *columns, *(["decay", "predicted"] if decays else []))
     table.title = "Drift under gradient descent (predicted order in the step: 1)"
     for kind, order in drift.orders.items():
-        row = [kind, *(f"{descent.drift[kind][-1]:.2e}" for descent in drift.descents), f"{order:.3f}"]
+        row = [kind, *(f"{descent.drift[kind][-1]:.2e}" for descent in drift.descents), measured(order, ".3f")]
         if decays:
-            row += [f"{drift.measured_rates[kind]:.4f}", f"{drift.predicted_rates[kind]:.4f}"]
+            row += [measured(drift.measured_rates[kind], ".4f"), f"{drift.predicted_rates[kind]:.4f}"]
         table.add_row(*row)
     console.print(table)
     astray = [kind for kind, order in drift.orders.items() if abs(order - 1) > ORDER_MARGIN]

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
+from ..command_line import READS
 from .arguments import argument, flag, option
 
 
 def publish(
-    folder: Annotated[Path, argument("Folder of a RiGPT.")],
+    folder: Annotated[Path, argument("Folder of a RiGPT."), READS],
     repo: Annotated[str, argument("Repository, such as me/my-rigpt; it is made if there is none.")],
     private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
     revision: Annotated[str | None, option("Branch to publish on; it is made if there is none.", "main")] = None,
@@ -21,10 +22,11 @@ def publish(
             "results.json of an evaluation; report.html and table.md are made of it and go along.",
             "that of the folder",
         ),
+        READS,
     ] = None,
-    card: Annotated[Path | None, option("Card to use.", "README.md of the folder, or written")] = None,
+    card: Annotated[Path | None, option("Card to use.", "README.md of the folder, or written"), READS] = None,
     metadata: Annotated[
-        Path | None, option("YAML file with what only people know, for a card that is written.")
+        Path | None, option("YAML file with what only people know, for a card that is written."), READS
     ] = None,
     space: Annotated[bool, flag("space", "Also make a Space in which people turn the model by an angle.")] = False,
     space_repo: Annotated[str | None, option("Repository of the Space.", "named as the model")] = None,
@@ -54,7 +56,8 @@ def publish(
     the repository's history. A repository that holds another kind of model is refused without --force.
 
     With --space a small Gradio app is published too: one drags an angle, RiGPT's next-token distribution stands still
-    and that of a stock model falls apart. It installs this package by its version, so that must be on PyPI.
+    and that of a stock model falls apart. It installs this package from the commit that is installed here, or by its
+    version, which must be on PyPI then.
 
     The token is that of hf auth login, or HF_TOKEN; it is never shown or stored. HF_ENDPOINT names another Hub.
 
@@ -68,13 +71,14 @@ def publish(
     from ..publishing.upload import check_repo_id, check_revision
     from ..publishing.upload import publish as run
 
-    console = Console()
+    # Names of files and folders are no markup.
+    console = Console(markup=False)
     if not space and (space_repo or baseline):
         raise ValueError("`space_repo` and `baseline` are for a Space, got one of them without `--space`. Add it.")
     if space:
         from huggingface_hub import get_token
 
-        from ..publishing.space import check_space, publish_space
+        from ..publishing.space import check_space, package, publish_space, space_files
 
         space_repo = check_space(
             folder,
@@ -89,15 +93,14 @@ def publish(
         check_repo_id(repo)
         check_revision(revision)
         contents = repository_files(folder, repo_id=repo, results=results, card=card, metadata=metadata, force=force)
-        table = Table("file", "size")
-        table.columns[1].justify = "right"
-        for file in contents.files:
-            table.add_row(file.path, decimal(file.size))
-        console.print(table)
-        console.print(f"{len(contents.files)} files, {decimal(contents.size)}, would go to {repo}. Nothing was sent.")
+        say_files(console, {file.path: file.size for file in contents.files}, repo)
         say_left_out(console, contents.left_out)
         for note in contents.notes:
-            console.print(note, highlight=False, markup=False)
+            console.print(note, highlight=False)
+        if space:
+            files = space_files(repo, baseline=baseline)
+            say_files(console, {name: len(content) for name, content in files.items()}, f"the Space {space_repo}")
+            console.print(f"The Space installs {package()}", highlight=False)
         return
     report = run(
         folder,
@@ -120,7 +123,6 @@ def publish(
         f'AutoModelForCausalLM.from_pretrained("{report.repo_id}", revision="{report.commit}", '
         "trust_remote_code=True)",
         soft_wrap=True,
-        markup=False,
     )
     if space:
         try:
@@ -132,8 +134,18 @@ def publish(
         console.print(f"Space: {shown.url}", soft_wrap=True)
 
 
+def say_files(console: Any, sizes: dict[str, int], place: str):
+    """A table of files with their sizes in bytes, and where they would go."""
+    table = Table("file", Column("size", justify="right"))
+    for name, size in sizes.items():
+        table.add_row(name, decimal(size))
+    console.print(table)
+    line = f"{len(sizes)} files, {decimal(sum(sizes.values()))}, would go to {place}. Nothing was sent."
+    console.print(line, soft_wrap=True)
+
+
 def say_left_out(console: Any, names: tuple[str, ...]):
     """One line if the folder has files that a repository does not hold."""
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        console.print(f"Left out: {shown}", highlight=False, markup=False)
+        console.print(f"Left out: {shown}", highlight=False)

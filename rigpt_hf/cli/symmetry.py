@@ -192,7 +192,8 @@ def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: 
     def loss(model: Any) -> float:
         return model(input_ids, labels=input_ids, use_cache=False).loss.item()
 
-    path = loss_path(models[1], models[0], loss, points=points, progress=True)
+    # The second is brought to the first, as in the merge; what is said is by the share of the first.
+    path = loss_path(models[1], models[0], loss, points=points, progress=True).reversed()
     merged_loss, losses = loss(merged), [loss(model) for model in models]
     table = Table("model", "loss (nats per token)")
     for index, value in enumerate(losses, 1):

@@ -7,6 +7,7 @@ from typing import Any
 from ..conversion import Certificate
 from ..pictures import save
 from ..pictures.rotation import draw_demo
+from ..text.markup import literal
 from .rotation import Effect, Sweep
 
 
@@ -43,11 +44,6 @@ def write_report(findings: Findings, folder: Path) -> Path:
     page = folder / "report.md"
     page.write_text(markdown(findings), encoding="utf-8")
     return page
-
-
-def cell(text: str) -> str:
-    """Text as code in a cell of a Markdown table."""
-    return "`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def same(pair: tuple[str, str]) -> str:
@@ -104,12 +100,12 @@ follow: they act on single coordinates.
 
 | sampled with one seed | |
 |---|---|
-| RiGPT, before | {cell(effect.sampled[0])} |
-| RiGPT, after | {cell(effect.sampled[1])} |
-| stock GPT-2, before | {cell(findings.stock_text[0])} |
-| stock GPT-2, after | {cell(findings.stock_text[1])} |
-| RiGPT, greedy, before | {cell(effect.greedy[0])} |
-| RiGPT, greedy, after | {cell(effect.greedy[1])} |
+| RiGPT, before | {literal(effect.sampled[0])} |
+| RiGPT, after | {literal(effect.sampled[1])} |
+| stock GPT-2, before | {literal(findings.stock_text[0])} |
+| stock GPT-2, after | {literal(findings.stock_text[1])} |
+| RiGPT, greedy, before | {literal(effect.greedy[0])} |
+| RiGPT, greedy, after | {literal(effect.greedy[1])} |
 
 ## Saved and loaded back
 
@@ -123,13 +119,12 @@ Time: {times}.
 
 def origin(findings: Findings) -> str:
     """Where the stock model comes from."""
-    parameters = f"{findings.parameters / 1e6:.1f} M parameters"
+    source = f"The source is {literal(findings.source)} with {findings.parameters / 1e6:.1f} M parameters"
     if not findings.curve:
-        return f"The source is {findings.source} with {parameters}."
+        return f"{source}."
     (_, first), (steps, last) = findings.curve[0], findings.curve[-1]
     return (
-        f"The source is {findings.source} with {parameters}, trained here on {findings.corpus}; in {steps} steps its "
-        f"loss fell from {first:.2f} to {last:.2f} nats per token. The gains of its norms started spread out "
-        "(log-normal) rather than all at 1: long training spreads them, minutes would not. With `--model`, nothing is "
-        "set by hand."
+        f"{source}, trained here on {literal(findings.corpus)}; in {steps} steps its loss fell from {first:.2f} to "
+        f"{last:.2f} nats per token. The gains of its norms started spread out (log-normal) rather than all at 1: "
+        "long training spreads them, minutes would not. With `--model`, nothing is set by hand."
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers.utils import logging
@@ -60,7 +61,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, what: str):
-        self.console.rule(f"[bold]{len(self.seconds) + 1}. {what}", align="left")
+        self.console.rule(f"[bold]{len(self.seconds) + 1}. {escape(what)}", align="left")
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
@@ -123,7 +124,7 @@ def convert_and_certify(
     model, wide = convert_model(stock).eval(), copy.deepcopy(stock).double()
     certificates = [certify(stock, model, windows), certify(wide, convert_model(wide), windows)]
     for certificate in certificates:
-        console.print(str(certificate), highlight=False)
+        console.print(str(certificate), highlight=False, markup=False)
         certificate.check()
     return model, certificates
 
@@ -178,12 +179,12 @@ def obtain_stock(
             tokens = token_row(tokenizer, passages)
             length = min(128, stock.config.max_position_embeddings)
             windows = tokens[: 4 * length].view(4, length)
-        return f"`{options.model}`", stock, tokenizer, windows, {}
+        return options.model, stock, tokenizer, windows, {}
 
     recipe = replace(Recipe(), steps=options.steps)
     with stages.stage("text", "Gather English text"):
         if options.text is not None:
-            passages, corpus = read_text(options.text), f"`{options.text.name}`"
+            passages, corpus = read_text(options.text), options.text.name
         else:
             with Progress(console=console) as progress:
                 passages = documentation(options.megabytes, options.seed, progress)
@@ -206,7 +207,7 @@ def obtain_stock(
             stock, curve = train_gpt2(tokens, tokenizer, recipe, options.seed, tick)
         windows = held_out[: 4 * recipe.context].view(4, recipe.context)
         console.print(f"loss on held-out text: {mean_loss(stock, windows.to(stock.device)):.3f} nats per token")
-    return "a stock `GPT2LMHeadModel`", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
+    return "a stock GPT2LMHeadModel", stock, tokenizer, windows, {"curve": curve, "corpus": corpus}
 
 
 def documentation(megabytes: float, seed: int, progress: Progress) -> list[str]:

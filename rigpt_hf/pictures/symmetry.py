@@ -27,7 +27,7 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
     names = [part.name.replace("layers.", "") for part in parts]
     panel.set_xticks(places, names, rotation=90, fontsize=7)
     panel.set(yscale="log", ylabel="relative distance")
-    panel.set_title(textwrap.fill(title or VERDICTS[comparison.verdict], 80))
+    panel.set_title(textwrap.fill(title or VERDICTS[comparison.verdict], 80), parse_math=False)
     made.legend(loc="outside lower center", ncols=4)
     return made
 

@@ -1,5 +1,6 @@
 """The Hub for the owner of a token: one commit at a time, and errors that say what to do and never show the token."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from ..command_line import ACCESS_TOKEN
 from ..version import __version__
 
 
 # The class of whatever HTTP library this version of the client is built on.
 TransportError: Any = HfHubHTTPError.__mro__[1]
+IN_BYTES = re.compile(ACCESS_TOKEN.pattern.encode())
 ADVICE = "in your settings on the Hub, then say hf auth login, or set HF_TOKEN"
 
 
@@ -129,6 +132,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def check_no_token(files: Iterable[Any], token: str | None = None) -> None:
+    """A `ValueError` if a `RepositoryFile` that is no weights holds `token` or any other access token of the Hub."""
+    for file in files:
+        if file.path.endswith(".safetensors"):
+            continue
+        content = file.read()
+        if IN_BYTES.search(content) or (token and token.encode() in content):
+            raise ValueError(
+                f"`folder` must not hold an access token, got one in {file.path!r}. Remove it there, and revoke it in "
+                "your settings on the Hub if others may have seen it."
+            )
 
 
 def in_one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The files of a saved model that go into a repository on the Hub, and the checks that a stranger can load it."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -9,11 +10,13 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import constants
 from jinja2 import UndefinedError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import rigpt_hf
 
+from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
 from ..checkpoints.source import ADAPTER
@@ -26,6 +29,7 @@ from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..text.paths import without_path
 from .cards import card_of, pictures_of
+from .hub import check_no_token
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,6 +37,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CERTIFICATE = "certificate.json"
 RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+SHARD = re.compile(r"[\w.-]+\.safetensors")
 SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
 BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
@@ -51,10 +56,6 @@ MANAGED = (
     "config.json",
     *TOKENIZER_FILES,
     *BESIDE_WEIGHTS,
-)
-# Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
-ACCESS_TOKEN = re.compile(
-    rb"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
 )
 
 
@@ -142,6 +143,10 @@ def repository_files(
             be written once more; the message names which.
     """
     folder = Path(folder)
+    # Before any of them is read; the others are looked at before they are sent.
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_managed(path.name) or path.name in (CARD, EVALUATION[0]):
+            _check_inside(folder, path.name)
     config = _read_config(folder)
     _check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder), *_code(folder, config, force)]
@@ -195,19 +200,6 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     load_model(folder, model_class, argument="folder", dtype="auto")
 
 
-def check_no_token(files: Iterable[RepositoryFile], token: str | None = None) -> None:
-    """A `ValueError` if a file that is not weights holds `token` or any other access token of the Hub."""
-    for file in files:
-        if file.path.endswith(".safetensors"):
-            continue
-        content = file.read()
-        if ACCESS_TOKEN.search(content) or (token and token.encode() in content):
-            raise ValueError(
-                f"`folder` must not hold an access token, got one in {file.path!r}. Remove it there, and revoke it in "
-                "your settings on the Hub if others may have seen it."
-            )
-
-
 def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
     return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
 
@@ -226,6 +218,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
         raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
+    for name, kind in (("auto_map", dict), ("architectures", list)):
+        if not isinstance(config.get(name) or kind(), kind):
+            problem = f" with {name} {config[name]!r:.80}"
+            raise _refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
     return config
 
 
@@ -256,10 +252,22 @@ def _check_nothing_forbidden(folder: Path) -> None:
             raise ValueError(f"`folder` must not hold {what}, got {name_some(names)} in {str(folder)!r}. {advice}.")
 
 
+def _check_inside(folder: Path, name: str) -> None:
+    """A `ValueError` if a file lies elsewhere, but for the library's cache, whose snapshots are made of links."""
+    path, home, cache = (Path(os.path.realpath(place)) for place in (folder / name, folder, constants.HF_HUB_CACHE))
+    in_cache = path.parent.name == "blobs" and any(map(path.is_relative_to, (home.parent.parent / "blobs", cache)))
+    if not path.is_relative_to(home) and not in_cache:
+        problem, advice = f" with {name!r}, a link to {str(path)!r:.200}", "Put the file itself there or remove it."
+        raise _refusal(folder, "hold itself all that is published", problem, advice)
+
+
 def _weights(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
         mapping = _read_json(folder / INDEX, "folder").get("weight_map")
-        shards = set(mapping.values()) if isinstance(mapping, dict) else set()
+        shards = set(map(str, mapping.values())) if isinstance(mapping, dict) else set()
+        if strange := sorted(shard for shard in shards if not SHARD.fullmatch(shard)):
+            problem = f", whose `{INDEX}` names {strange[0]!r:.80}"
+            raise _refusal(folder, "hold its weights as safetensors of its own", problem, f"Save it once more {SAVE}.")
         names = [INDEX, *sorted(shards)]
     else:
         names = [SINGLE]
@@ -333,9 +341,12 @@ def _content(folder: Path, name: str) -> Path | bytes:
             return [cleaned(part) for part in value]
         return without_path(value) if isinstance(value, str) else value
 
+    _check_inside(folder, name)
     if name not in RECORDS:
         return folder / name
-    return (json.dumps(cleaned(_read_json(folder / name, "folder")), indent=2) + "\n").encode()
+    # Of a certificate goes what follows from its numbers, whatever the file says.
+    record = Certificate.load(folder).to_dict() if name == CERTIFICATE else _read_json(folder / name, "folder")
+    return (json.dumps(cleaned(record), indent=2) + "\n").encode()
 
 
 def model_of(folder: Path) -> EvaluatedModel:

@@ -202,7 +202,8 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
+    options |= {"allow_unexpected": True, "dtype": torch.float32, "trust_remote_code": False}
+    return load_model(source, argument=argument, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
@@ -219,14 +220,12 @@ def tokenizer_for(model: str, revision: str | None) -> Any:
 
 def exported(rigpt: Any, model: str) -> Any:
     """The stock model that a RiGPT computes the function of."""
-    reasons = []
     for target in TARGETS:
-        try:
+        with suppress(ValueError):
             return export_model(rigpt, target).eval()
-        except ValueError as error:
-            reasons.append(f"not {target} ({error})")
     raise ValueError(
-        f"`baseline` must be given for {model!r}, which no stock model computes: {' '.join(' '.join(reasons).split())}"
+        f"`baseline` must be given for {model!r}, which no stock model computes ({', '.join(TARGETS)}). Name one "
+        "with the same tokenizer."
     )
 
 

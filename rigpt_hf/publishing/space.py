@@ -4,7 +4,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, SpaceCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..text.markup import literal
 from ..version import __version__
 from .hub import Hub
 from .repository import model_of
@@ -218,9 +219,18 @@ def space_files(
     return {"app.py": (APP / "app.py").read_bytes()} | {name: text.encode() for name, text in texts.items()}
 
 
+def package() -> str:
+    """This package for pip: the commit that it was installed from, if that is on a server, else its version."""
+    with suppress(PackageNotFoundError, ValueError, LookupError, TypeError):
+        origin = json.loads(distribution("rigpt-hf").read_text("direct_url.json") or "{}")
+        if origin["vcs_info"]["vcs"] == "git" and origin["url"].startswith("https://"):
+            return f"rigpt-hf @ git+{origin['url']}@{origin['vcs_info']['commit_id']}"
+    return f"rigpt-hf=={__version__}"
+
+
 def requirements() -> list[str]:
     """Lines of `requirements.txt`, every one pinned. Gradio itself comes with the Space, from `sdk_version`."""
-    lines = [f"rigpt-hf=={__version__}"]
+    lines = [package()]
     for name in PINNED:
         with suppress(PackageNotFoundError):
             # Without a label such as +cpu, which only some indexes have.
@@ -246,7 +256,7 @@ def readme(settings: dict) -> str:
         short_description="Turn a GPT's hidden space: nothing changes",
     )
     body = Template((APP / "README.md").read_text(encoding="utf-8")).substitute(
-        title=settings["title"], sources=settings["sources"], gradio=GRADIO
+        title=literal(settings["title"]), sources=settings["sources"], gradio=GRADIO
     )
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 

@@ -146,6 +146,10 @@ class LossPath:
         """The same after alignment."""
         return self._barrier(self.after)
 
+    def reversed(self) -> "LossPath":
+        """The same path, from A (`t = 0`) to B (`t = 1`)."""
+        return LossPath([1 - t for t in reversed(self.t)], self.before[::-1], self.after[::-1])
+
     def _barrier(self, losses: list[float]) -> float:
         return max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(self.t, losses, strict=True))
 

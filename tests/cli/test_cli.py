@@ -28,7 +28,9 @@ def gpt2_folder(tmp_path_factory):
 def test_convert_verify_info_export_and_back(done, gpt2_folder, tmp_path):
     assert "equal up to rounding" in done("convert", gpt2_folder, tmp_path / "rigpt")
     assert json.loads((tmp_path / "rigpt" / "certificate.json").read_text())["passed"]
-    assert "equal up to rounding" in done("verify", gpt2_folder, tmp_path / "rigpt")
+    out = done("verify", gpt2_folder, tmp_path / "rigpt")
+    assert "equal up to rounding" in out and "loss on random tokens" in out
+    assert f"{gpt2_folder} (GPT2LMHeadModel)" in out and f"{tmp_path / 'rigpt'} (RiGPTForCausalLM)" in out
     out = done("info", tmp_path / "rigpt")
     for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream:covector"):
         assert expected in out
@@ -95,6 +97,14 @@ def test_a_message_is_printed_as_it_is(rigpt, monkeypatch):
 
     monkeypatch.setattr(cli, "app", lambda *arguments, **options: fails())
     assert rigpt("info", "x")[2] == "rigpt: `x` must be one of [red] and [batch, seq].\n"
+
+
+def test_a_token_in_the_place_of_something_else_is_not_shown(rigpt):
+    token = "hf_" + "aB3" * 12
+    for arguments in (("info", f"./{token}"), ("rotate", f"./{token}/x", "out"), ("info", f"./a/{token}", "--spin")):
+        code, out, err = rigpt(*arguments)
+        assert code == 2 and "aB3aB3" not in out + err
+        assert ("[token]" in err) is (arguments[-1] != "--spin")
 
 
 def test_what_nobody_foresaw_ends_in_one_line_too(rigpt, monkeypatch):

@@ -6,6 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rigpt_hf import symmetry as symmetries
+from rigpt_hf.checkpoints.named import load_rigpt
+from rigpt_hf.cli import symmetry
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
@@ -81,6 +84,31 @@ def test_diff_tells_the_unrelated_by_its_exit_code(rigpt, folders):
     assert code == 0 and "every weight is equal" in out
 
 
+def test_distances_of_balanced_weights_that_grew_are_explained(rigpt, folders, monkeypatch):
+    found = symmetries.compare(*(load_rigpt(str(folders / name)) for name in ("model", "unrelated")))
+    monkeypatch.setattr(symmetries, "compare", lambda *models, **options: found)
+    for before, explained in ((0.5 * found.layers.distance, True), (2 * found.layers.distance, False)):
+        found.layers.before = before
+        _, out, _ = rigpt("diff", folders / "model", folders / "unrelated")
+        assert ("Aligned distances are larger here" in out) is explained and "all layers" in out
+
+
+def test_the_path_of_a_merge_is_by_the_share_of_the_first(folders, monkeypatch):
+    """Losses of the two ends are those of the models, in merge.json and in the picture."""
+    drawn, models = [], [load_rigpt(str(folders / name)) for name in ("model", "unrelated")]
+    monkeypatch.setattr(symmetry, "save_picture", lambda path, force, draw: drawn.append(draw()))
+    input_ids = torch.arange(40).view(2, 20)
+    said = symmetry.measure_path(models, models[0], input_ids, 3, folders / "path.png", False)
+    first, second = said["sources"]
+    assert abs(first - second) > 0.01, "two models that differ"
+    assert said["t"] == [0, 0.5, 1] and said["before"][::2] == pytest.approx([second, first], rel=1e-5)
+    assert said["after"][::2] == pytest.approx([second, first], rel=1e-5)
+    ((panel,),) = [figure.axes for figure in drawn]
+    assert panel.get_xlabel() == "share of model A" and len(panel.lines) == 2
+    for line in panel.lines:
+        assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
+
+
 def test_merging_a_model_with_its_disguise_gives_it_back(done, folders, tmp_path):
     pair = folders / "model", folders / "disguise"
     done("merge", *pair, tmp_path / "m", "--weights", "0.75,0.25")
@@ -100,7 +128,7 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         assert expected in out
     settings = ("--measure", "--time", "0.1", "--weight-decay", "0.5", "--picture", tmp_path / "c.svg")
     out = done("charges", folders / "model", *settings)
-    assert "order" in out and "decay" in out
+    assert "order" in out and "decay" in out and "nan" not in out
     assert "<svg" in (tmp_path / "c.svg").read_text()
 
 

@@ -323,6 +323,15 @@ def test_a_stock_model_is_not_invariant():
     assert invariance(convert_model(model), rows(), dtypes=("float64",), draws=1)["largest"]["float64"] < 1e-11
 
 
+def test_frames_that_nothing_turns_are_left_out():
+    """Translations keep no lengths, so none is drawn."""
+    found = invariance(tiny_model(position_embedding_type="learned"), rows(), dtypes=("float64",), draws=2)
+    assert {"stream", "neurons"} <= set(found["errors"]) and not [name for name in found["errors"] if "shift" in name]
+    assert all(each["float64"]["largest"] > 0 for each in found["errors"].values())
+    with pytest.raises(ValueError, match="`frame` must name one that turns with all lengths kept, got key_shift"):
+        invariance(tiny_model(position_embedding_type="learned"), rows(), frame="key_shift", draws=1)
+
+
 def test_refusals_of_invariance():
     for options, message in (
         ({"frame": "lexical"}, "`frame` must be among stream, .*, got 'lexical'"),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rigpt_hf.evaluation import speed
+from tests.processes import run
 
 
 def test_every_row_is_measured(monkeypatch, tmp_path):
@@ -27,3 +28,11 @@ def test_every_row_is_measured(monkeypatch, tmp_path):
 def test_ratios_are_of_the_same_turn():
     row = speed.summarise("s", "eager", "w", {"gpt2": [2.0, 6.0, 30.0], "rigpt": [1.0, 2.0, 15.0]})
     assert (row.gpt2, row.rigpt, row.ratio) == (6.0, 2.0, 2.0) and row.quartiles == pytest.approx((2.0, 3.0))
+
+
+@pytest.mark.parametrize("arguments", [("--shape", "x"), ("--attention", "x"), ("--output", "."), ("--turns", "1")])
+def test_bad_input_ends_in_one_line(arguments, tmp_path):
+    done = run("-m", "rigpt_hf.evaluation.speed", *arguments, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("speed.py: ") and list(tmp_path.iterdir()) == []
+    assert arguments[1] in line

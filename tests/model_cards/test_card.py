@@ -18,8 +18,10 @@ from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
 from rigpt_hf.model_cards.metadata import AuthorMetadata, CardMetadata, ModelMetadata, TrainingMetadata
+from tests import processes
 from tests.evaluation.small import WORDS, run, save
 from tests.evaluation.toys import tiny_gpt2
+from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import tiny_config, tiny_model
 
 
@@ -237,6 +239,35 @@ def test_a_card_of_a_converted_and_evaluated_model(world):
     assert values["bits_per_byte"] == bits["models"]["model"]["value"] and "perplexity" in values
     assert "## Training" not in text and "how it was trained" in text and "AutoTokenizer" in text
     assert str(world) not in text
+
+
+def test_the_lines_that_load_it_ask_nothing(world, tmp_path):
+    """As a stranger pastes them, who has not installed this package."""
+    text = card_text(world / "rigpt", repo_id="me/tiny", results=world / "out/results.json")
+    (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    asked = "import builtins\nbuiltins.input = lambda *arguments: sys.exit('asked')\n"
+    said = "\nprint(type(model).__module__, len(tokenizer('w1')['input_ids']))"
+    done = processes.run(
+        "-c", WITHOUT_PACKAGE + asked + lines.replace("me/tiny", str(world / "rigpt")) + said, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("transformers_modules.rigpt.") and done.stdout.endswith(".modeling_rigpt 1\n")
+
+
+def test_failed_measurements_are_not_in_the_table():
+    failed = {
+        "task": "outliers",
+        "metric": "outliers",
+        "models": {},
+        "errors": {"RiGPT": "no memory"},
+        "quantities": [],
+    }
+    half = EVALUATION["tasks"][0] | {"errors": {"GPT-2": "no memory"}}
+    for tasks, shown in (([half, failed], True), ([failed], False)):
+        evaluation = EVALUATION | {"tasks": tasks}
+        text = render(replace(CASES["trained"], evaluation=evaluation), "me/my-rigpt")
+        assert "no memory" not in text and ("## Evaluation" in text) is shown
+        assert "outliers" in absent(replace(CASES["trained"], evaluation=evaluation))
 
 
 def test_what_a_model_was_made_of(tmp_path, known_invariance):

@@ -114,16 +114,60 @@ def test_the_largest_logit_must_be_that_of_the_certificate(tmp_path):
 
 def test_what_did_not_pass_and_what_cannot_be_read(tmp_path):
     _, certificate = save(tmp_path, torch.float32)
-    replace(certificate, relative_logit_error=1.0).save(tmp_path)
+    replace(certificate, max_abs_logit_error=certificate.max_abs_logit).save(tmp_path)
     assert doubt(tmp_path) == "its certificate did not pass"
-    for content in ("[]", "{}", json.dumps(certificate.to_dict() | {"loss_b": float("nan")})):
+    strange = {
+        "loss_b": float("nan"),
+        "loss_a": "1",
+        "max_abs_logit": 0,
+        "max_abs_logit_error": -1e-9,
+        "dtype": "int8",
+    }
+    strange |= {"source": 5, "inputs": [], "versions": "2", "more": 1, "source_dtype": "__dict__", "tolerance": "1"}
+    strange = [json.dumps(certificate.to_dict() | {name: value}) for name, value in strange.items()]
+    odd = {"shape": [2], "tokens": None}, {"shape": ["a", "b"]}, {"shape": [-1, -64]}
+    strange += [json.dumps(certificate.to_dict() | {"inputs": certificate.inputs | each}) for each in odd]
+    for content in ("[]", "{}", "[" * 9, *strange):
         (tmp_path / "certificate.json").write_text(content)
         with pytest.raises(
             ValueError, match="`folder` must have a certificate that can be read or none, .* Remove it"
         ):
-            doubt(tmp_path)
+            print(content, doubt(tmp_path))
     (tmp_path / "certificate.json").unlink()
     assert certificate_of(tmp_path, evaluated(tmp_path)) == (None, "")
+
+
+def test_a_certificate_says_no_more_than_its_numbers(tmp_path):
+    """The tolerance is ours, and what follows from other numbers is computed from them."""
+    _, certificate = save(tmp_path, torch.float32)
+    stated = {"tolerance": 1e9, "relative_logit_error": 0.0, "loss_difference": 0.0, "passed": True}
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate.to_dict() | stated))
+    assert Certificate.load(tmp_path) == certificate and certificate.tolerance == 2e-5
+    large = stated | {"max_abs_logit_error": 0.01 * certificate.max_abs_logit}
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate.to_dict() | large))
+    assert Certificate.load(tmp_path).relative_logit_error == pytest.approx(0.01)
+    assert doubt(tmp_path) == "its certificate did not pass"
+    # Wide bounds by a coarse dtype; a loss of the source that such a difference of logits cannot bring about; a size
+    # that nobody would compute.
+    for changes, why in (
+        ({"dtype": "bfloat16"}, "its certificate contradicts itself"),
+        ({"loss_a": 2 * certificate.loss_a}, "its certificate contradicts itself"),
+        ({"inputs": certificate.inputs | {"shape": [10**6, 64], "tokens": 64 * 10**6}}, "the inputs of its certifi"),
+    ):
+        replace(certificate, **changes).save(tmp_path)
+        assert doubt(tmp_path).startswith(why)
+
+
+def test_the_card_says_what_is_stated_and_what_was_checked(tmp_path, known_invariance):
+    _, certificate = save(tmp_path, torch.float32)
+    stated = {"source": "openai/better (<b>Model)", "tolerance": 1e9, "relative_logit_error": 1e-30}
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate.to_dict() | stated))
+    text = " ".join(card_text(tmp_path).split())
+    assert "The source is stated to be openai/better (&#60;b&#62;Model)." in text
+    assert f"| {certificate.max_abs_logit_error:.2e} | stated |" in text and "1e+09" not in text and "e-30" not in text
+    assert f"| {certificate.relative_logit_error:.1e} | computed from what is stated |" in text
+    assert "| 2e-05 | tolerance of this package |" in text
+    assert f"| {certificate.loss_b:.6f} | measured once more |" in text
 
 
 def test_the_card_repeats_it_or_says_why_not(tmp_path, known_invariance):

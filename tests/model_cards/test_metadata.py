@@ -1,12 +1,14 @@
 """Facts of a training run, from what it wrote down."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rigpt_hf.model_cards.card import card_text, gather
-from rigpt_hf.model_cards.metadata import training_metadata
+from rigpt_hf.model_cards.metadata import sources_of_merge, training_metadata, tuned_from
+from rigpt_hf.training.options import PretrainOptions
 from tests.models import tiny_model
 
 
@@ -44,6 +46,22 @@ def test_training_is_read_from_the_run(tmp_path, known_invariance):
         gather(folder)
 
 
+def test_the_record_is_that_which_a_run_leaves(tmp_path):
+    """As `training/pretrain.py` writes it, and as it did while its options had sections."""
+    options = PretrainOptions(
+        max_steps=9, warmup_steps=1, global_batch_size=4, context_length=8, seed=1, learning_rate=0.01
+    )
+    (tmp_path / "run.json").write_text(json.dumps(options.facts() | {"data_hashes": {}}))
+    (tmp_path / "model").mkdir()
+    found = training_metadata(tmp_path / "model")
+    assert (found.steps, found.tokens, found.batch_size, found.context) == (9, 288, 4, 8)
+    assert (found.optimizer, found.learning_rate, found.weight_decay) == ("equivariant", 0.01, 0.1)
+    assert (found.precision, found.seed, found.start, found.source) == ("no", 1, None, None)
+    assert replace(found, source="docs") == training_metadata(run_of(tmp_path, []))
+    (tmp_path / "run.json").write_text(json.dumps(replace(options, init_from="/home/ada/gpt2").facts()))
+    assert training_metadata(tmp_path / "model").start == "gpt2"
+
+
 def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):
     """Every hundredth step is logged, and those that were looked at."""
     speeds = {100: STEP / 36, 150: STEP / 18, 200: STEP / 36, 300: STEP / 36}
@@ -62,3 +80,25 @@ def test_a_time_that_cannot_be_known_is_left_out(tmp_path):
         training = training_metadata(run_of(tmp_path, [{"step": step, "tokens_per_second": 8.0} for step in steps]))
         assert training.seconds is None and training.timed is None
         assert training_metadata(run_of(tmp_path, [{"step": 1, "tokens_per_second": 8.0}])).seconds == 4
+
+
+def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
+    """Numbers that are none, lists for objects, and what JSON holds besides."""
+    folder = run_of(tmp_path, [])
+    tiny_model().float().save_pretrained(folder)
+    run = json.loads((tmp_path / "run.json").read_text())
+    broken = ["", "[]", "{}", run | {"run": 5}, run | {"run": run["run"] | {"batch_size": "<b>"}}, run | {"data": []}]
+    broken += [run | {"run": run["run"] | {"batch_size": float("inf")}}, run | {"model": "x"}]
+    merged = ["[]", {"sources": 5, "weights": 5}, {"sources": ["a"], "weights": ["x"]}]
+    merged += [{"sources": ["a"], "weights": [number]} for number in (float("nan"), float("inf"), None, [])]
+    tuned = ["null", {"options": 5}, {"options": {"model": {"a": 1}}}]
+    for path, contents, read in (
+        (tmp_path / "run.json", broken, training_metadata),
+        (folder / "merge.json", merged, sources_of_merge),
+        (folder / "finetune.json", tuned, tuned_from),
+    ):
+        for content in contents:
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            with pytest.raises(ValueError, match=f"`folder` must .*{path.name}") as error:
+                read(folder)
+            assert "\n" not in str(error.value) and len(str(error.value)) < 300

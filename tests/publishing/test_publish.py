@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.publishing import hub as hub_module
 from rigpt_hf.publishing.repository import repository_files
-from rigpt_hf.publishing.space import publish_space
+from rigpt_hf.publishing.space import FILES, publish_space
 from rigpt_hf.publishing.upload import PublishedReport
 from tests.model.agreement import difference
 from tests.model.test_remote_code import WITHOUT_PACKAGE
@@ -100,6 +100,15 @@ def test_published_models_load_where_the_package_is_not_installed(hub, folder, t
         for name, content in hub.files(repo_id, commit).items():
             assert (place / commit / name).read_bytes() == content
     assert hub.leaks == []
+
+
+def test_a_rehearsal_lists_the_space_too(hub, folder, rigpt):
+    code, out, _ = rigpt("publish", folder, "me/tiny", "--space", "--baseline", "me/stock", "--dry-run", token="")
+    assert code == 0 and hub.requests == []
+    before, after = out.split("would go to me/tiny. Nothing was sent.")
+    assert " config.json " in before and " app.py " not in before
+    assert all(f" {name} " in after for name in FILES) and "4 files" in after
+    assert "would go to the Space me/tiny. Nothing was sent." in after and "The Space installs rigpt-hf" in after
 
 
 @pytest.mark.slow

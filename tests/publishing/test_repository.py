@@ -268,6 +268,8 @@ REFUSALS = {
     "damaged": (damage_shard, r"a model that loads.*Save the model once more"),
     "other-sizes": (lambda f: change_config(f, num_hidden_layers=4), r"lacks `model.layers.3"),
     "fewer-layers": (lambda f: change_config(f, num_hidden_layers=2), r"has no place for `model.layers.2"),
+    "auto-map-of-another-kind": (lambda f: change_config(f, auto_map="x"), r"config.json of this package.*'x'"),
+    "classes-of-another-kind": (lambda f: change_config(f, architectures=5), r"config.json of this package.* 5"),
     "no-auto-map": (lambda f: change_config(f, auto_map=None), r"must have an `auto_map`"),
     "auto-map-elsewhere": (
         lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "other/repo--modeling_rigpt.RiGPTForCausalLM"}),

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from rigpt_hf.conversion import convert_model
 from rigpt_hf.pictures import encoded
 from rigpt_hf.pictures.rotation import draw_layer, draw_layers, draw_probabilities, layer_pictures, plain
 from rigpt_hf.pictures.style import STYLE
+from rigpt_hf.publishing import space
 from rigpt_hf.publishing.rotation_view import RotationView, View, load_subjects, turn_rigpt
 from rigpt_hf.publishing.space import FILES, GRADIO, space_files
 from rigpt_hf.symmetry import GaugeTransformation, haar
+from rigpt_hf.version import __version__
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 from tests.model.agreement import difference
 from tests.models import tiny_model
@@ -216,6 +219,20 @@ def test_the_files_are_a_space():
     assert pins["transformers"] == version("transformers")
     assert all(pin and "+" not in pin for pin in pins.values()), pins
     assert "gradio" not in pins  # the Space installs `sdk_version`
+
+
+def test_a_space_installs_what_is_installed_here(monkeypatch):
+    """The commit, where it comes from a server; of what nobody else can fetch the version."""
+    git = {"url": "https://host.example/rigpt", "vcs_info": {"vcs": "git", "commit_id": "0123abc"}}
+    folder = {"url": "file:///home/me/rigpt", "dir_info": {"editable": True}}
+    local = git | {"url": "file:///home/me/rigpt"}
+    for origin, expected in (
+        (git, "rigpt-hf @ git+https://host.example/rigpt@0123abc"),
+        *((other, f"rigpt-hf=={__version__}") for other in (folder, local, {}, [], None)),
+    ):
+        installed = SimpleNamespace(read_text=lambda name, origin=origin: origin and json.dumps(origin))
+        monkeypatch.setattr(space, "distribution", lambda name, installed=installed: installed)
+        assert space.package() == expected == space_files("a/b")["requirements.txt"].decode().splitlines()[0]
 
 
 def test_the_pinned_gradio_is_the_tested_one():

@@ -1,6 +1,5 @@
 """A RiGPT and a stock model while the hidden space of both turns by the same random rotation."""
 
-import html
 import json
 import os
 from functools import wraps
@@ -11,6 +10,7 @@ import gradio as gr
 
 from rigpt_hf.pictures.rotation import draw_layer, draw_layers, draw_probabilities, likeliest
 from rigpt_hf.publishing.rotation_view import MAX_SEED, Pair, RotationView, View, load_subjects
+from rigpt_hf.text.markup import literal
 
 
 SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text(encoding="utf-8"))
@@ -22,7 +22,7 @@ MODEL, REVISION = (LOCAL, None) if LOCAL else (SETTINGS["model"], SETTINGS["revi
 subjects = load_subjects(MODEL, revision=REVISION, baseline=BASELINE)
 views = RotationView(subjects)
 
-INTRODUCTION = f"""# {SETTINGS["title"]}
+INTRODUCTION = f"""# {literal(SETTINGS["title"])}
 
 Every matrix of both models that writes into the hidden space is turned by **one random rotation**, and every matrix
 that reads it is turned back. RiGPT prefers no basis, so its distribution over the next token **stands still**. The
@@ -59,10 +59,10 @@ def readable(function):
 def card(pair: Pair, kind: str) -> str:
     """How far one model's distribution has moved, and what it finds likeliest, as HTML."""
     before, now = (likeliest(state.probabilities)[0].item() for state in (pair.before, pair.now))
-    was, is_now = (html.escape(repr(subjects.tokenizer.decode([token]))) for token in (before, now))
+    was, is_now = (literal(repr(subjects.tokenizer.decode([token]))) for token in (before, now))
     shares = (pair.before.probabilities[before].item(), pair.now.probabilities[now].item())
     return (
-        f'<div class="{kind}">{html.escape(pair.name)}<br>'
+        f'<div class="{kind}">{literal(pair.name)}<br>'
         f'<strong id="{kind}-distance">{pair.distance:.6f}</strong> total variation distance<br>'
         f"<small>likeliest: <code>{was}</code> {shares[0]:.0%} before, "
         f"<code>{is_now}</code> {shares[1]:.0%} now</small></div>"
