@@ -13,7 +13,7 @@ jumps and kinks of the weights lie between steps, where they cost no order of co
 import copy
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -335,7 +335,7 @@ def neighbours(layers: Iterable[nn.Module], config: RiGPTConfig) -> Iterator[tup
 
     No more than the configuration says at this moment: generation by early exit changes it for a draft.
     """
-    for layer, following in islice(pairwise([*layers, None]), config.num_hidden_layers):
+    for layer, following in [*pairwise([*layers, None])][: config.num_hidden_layers]:
         yield layer, {"following": following} if config.depth_interpolation == "linear" else {}
 
 

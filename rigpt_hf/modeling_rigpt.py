@@ -19,7 +19,6 @@ changes no logit. How each parameter turns is the table of frames in `rigpt_hf.s
 """
 
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 import torch
@@ -477,7 +476,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
             hidden_states = layer(hidden_states, **kwargs, **beyond)
         if self.transport is not None:
             # A draft by early exit goes through the frames of the layers that it leaves out.
-            for layer in islice(self.layers, self.config.num_hidden_layers, None):
+            for layer in [*self.layers][self.config.num_hidden_layers :]:
                 hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
