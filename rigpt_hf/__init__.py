@@ -14,12 +14,21 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .configuration_rigpt import RiGPTConfig
-    from .modeling_rigpt import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, RiGPTPreTrainedModel
+    from .modeling_rigpt import (
+        RiGPTForCausalLM,
+        RiGPTForQuestionAnswering,
+        RiGPTForSequenceClassification,
+        RiGPTForTokenClassification,
+        RiGPTModel,
+        RiGPTPreTrainedModel,
+    )
 
 __all__ = [
     "RiGPTConfig",
     "RiGPTForCausalLM",
+    "RiGPTForQuestionAnswering",
     "RiGPTForSequenceClassification",
+    "RiGPTForTokenClassification",
     "RiGPTModel",
     "RiGPTPreTrainedModel",
     "__version__",

@@ -11,13 +11,25 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from .scores_rigpt import SCORES
 
 
-if TYPE_CHECKING:  # never None once `__post_init__` has filled it in
+if TYPE_CHECKING:
+    # The library copies what a file imports along with it: by this line a configuration brings the network.
+    from .modeling_rigpt import RiGPTModel  # noqa: F401
+
+    # Never None once `__post_init__` has filled it in.
     IntFilledIn = Any
     RopeFilledIn = Any
 else:
     IntFilledIn = int | None
     RopeFilledIn = RopeParameters | dict | None
 
+# Whichever class is saved, the folder loads as any of them.
+AUTO_CLASSES = {
+    "AutoModel": "RiGPTModel",
+    "AutoModelForCausalLM": "RiGPTForCausalLM",
+    "AutoModelForSequenceClassification": "RiGPTForSequenceClassification",
+    "AutoModelForTokenClassification": "RiGPTForTokenClassification",
+    "AutoModelForQuestionAnswering": "RiGPTForQuestionAnswering",
+}
 POSITION_EMBEDDING_TYPES = ("learned", "rotary")
 # Solvers of torchdiffeq that make `depth_steps` steps per layer, with their evaluations of the field per step.
 FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -219,6 +231,12 @@ class RiGPTConfig(PreTrainedConfig):
         if not rotary:  # the base class fills in rotary defaults for every config that has the field
             self.rope_parameters = None
         self.validate_architecture()  # `@strict` does so too, but hides the `ValueError` in an exception of its own
+
+    def save_pretrained(self, *args, **kwargs):
+        """As for every config; it brings the code of all models along, and names them for the Auto classes."""
+        models = {auto_class: f"modeling_rigpt.{name}" for auto_class, name in AUTO_CLASSES.items()}
+        self.auto_map = models | (getattr(self, "auto_map", None) or {})
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

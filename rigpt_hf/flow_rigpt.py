@@ -74,6 +74,17 @@ def increment(layer: nn.Module, hidden_states: torch.Tensor, **kwargs) -> torch.
     return layer.block(hidden_states, **kwargs) - hidden_states
 
 
+def present_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's parameters by name; offloading fetches those that it keeps elsewhere, as for a forward pass."""
+    hooks = [(module._hf_hook, module) for module in layer.modules() if hasattr(module, "_hf_hook")]
+    for hook, module in hooks:
+        hook.pre_forward(module)
+    parameters = dict(layer.named_parameters())
+    for hook, module in hooks:
+        hook.post_forward(module, None)
+    return parameters
+
+
 class LayerBetween:
     """
     The layers on the way from one to the next: weights `(1 - s) W + s W'`.
@@ -86,7 +97,7 @@ class LayerBetween:
     """
 
     def __init__(self, layer: nn.Module, following: nn.Module):
-        first, second = (dict(each.named_parameters()) for each in (layer, following))
+        first, second = present_parameters(layer), present_parameters(following)
         for name in (*first, *second):
             if name not in first or name not in second or first[name].shape != second[name].shape:
                 raise ValueError(
@@ -98,12 +109,17 @@ class LayerBetween:
                     "`depth_interpolation='linear'` must not meet adapters, as a product of interpolated factors is "
                     f"no interpolated product, got {name!r}. Merge them first, or use 'constant'."
                 )
-            if first[name].device != second[name].device:
+            if not first[name].is_floating_point():
                 raise ValueError(
-                    "`depth_interpolation='linear'` needs neighbouring layers in one place, got "
-                    f"{name!r} on {first[name].device} and {second[name].device}. Load without offloading."
+                    "`depth_interpolation='linear'` adds weights of neighbouring layers and must not meet quantized "
+                    f"ones, got {name!r} of {first[name].dtype}. Load without quantization, or use 'constant'."
                 )
-        self.ends = {f"layer.{name}": (weight, second[name]) for name, weight in first.items()}
+        self.ends = {f"layer.{name}": (weight, second[name].to(weight.device)) for name, weight in first.items()}
+        # Offloading would put the layer's own weights back.
+        if any(hasattr(module, "_hf_hook") for module in layer.modules()):
+            training = layer.training
+            with torch.device("meta"):
+                layer = type(layer)(layer.self_attn.config, layer.self_attn.layer_idx).train(training)
         self.module = LayerWithWeights(layer)
 
     def increment(self, s: float | torch.Tensor, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
@@ -314,8 +330,12 @@ def prepare_cache(
 
 
 def neighbours(layers: Iterable[nn.Module], config: RiGPTConfig) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-    """Each layer, and as an argument for it the next one, where the flow goes towards the weights of that."""
-    for layer, following in pairwise([*layers, None]):
+    """
+    Each layer, and as an argument for it the next one, where the flow goes towards the weights of that.
+
+    No more than the configuration says at this moment: generation by early exit changes it for a draft.
+    """
+    for layer, following in [*pairwise([*layers, None])][: config.num_hidden_layers]:
         yield layer, {"following": following} if config.depth_interpolation == "linear" else {}
 
 
@@ -357,6 +377,6 @@ def make_room(cache: Cache, config: RiGPTConfig) -> None:
         raise ValueError(
             f"`past_key_values` must be empty or have a place for each of {wanted} evaluations with "
             f"`depth_solver={config.depth_solver!r}`, got {type(cache).__name__} of {len(layers or ())}. Pass a new "
-            "DynamicCache(config=model.config)."
+            f"DynamicCache(config=model.config), or `num_layers={wanted}` to PEFT's prefix tuning."
         )
     layers.extend(copy.deepcopy(layers[0]) for _ in range(wanted - len(layers)))

@@ -12,7 +12,8 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
-increment that a flow follows: `flow_rigpt.py`; products of few rows and the loss are in `kernels_rigpt.py`.
+increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rotary_rigpt.py`, products of few rows and the
+loss in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
@@ -27,19 +28,24 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_rope_utils import dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_rigpt import ADAPTIVE_SOLVERS, RiGPTConfig, default_rotary_frequencies, rotary_frequencies
+from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
 from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
+from .rotary_rigpt import RiGPTRotaryEmbedding, cos_sin, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
 
 
@@ -90,48 +96,6 @@ class RiGPTTransport(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.weight.shape[0]}"
-
-
-class RiGPTRotaryEmbedding(nn.Module):
-    """Angles of the position rotation `exp(p·A)`: cosines and sines `[B, S, r]` at the library's frequencies."""
-
-    def __init__(self, config: RiGPTConfig, device: torch.device | str | None = None):
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        inv_freq, self.attention_scaling = rotary_frequencies(config)
-        self.register_buffer("inv_freq", inv_freq.to(device), persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.to(device, copy=True), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: RiGPTConfig, *_, **__) -> tuple[torch.Tensor, float]:
-        """The library asks its rotary modules for these."""
-        return default_rotary_frequencies(config)
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(
-        self, hidden_states: torch.Tensor, position_ids: torch.LongTensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device, torch.float)
-        return cos_sin(angles, self.attention_scaling, hidden_states.dtype)
-
-
-def cos_sin(angles: torch.Tensor, scaling: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines `[..., r]` of angles `[..., r/2]`; dimension i turns together with i + r/2, as in Llama."""
-    angles = torch.cat((angles, angles), dim=-1)
-    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
-
-
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the first r of the h dimensions of `[B, heads, S, h]` by angles broadcastable to `[B, heads, S, r]`."""
-    rotated_dim = cos.shape[-1]
-    turning, resting = states[..., :rotated_dim], states[..., rotated_dim:]
-    first, second = turning.chunk(2, dim=-1)
-    turned = turning * cos + torch.cat((-second, first), dim=-1) * sin
-    return turned if resting.shape[-1] == 0 else torch.cat((turned, resting), dim=-1)
 
 
 def has_value_embedding(config: RiGPTConfig, layer_idx: int) -> bool:
@@ -200,8 +164,10 @@ class RiGPTAttention(nn.Module):
     def gated_value_embedding(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
         """The share of the tokens in the values, `[B, S, K·h]`; a gate between 0 and 2 per head, first 1."""
         assert self.value_embedding is not None and self.value_gate is not None
-        # Looked up by hand, so that tensor parallelism finds the vectors of its own heads only.
-        vectors = nn.functional.embedding(input_ids, local(self.value_embedding.weight))
+        table = self.value_embedding
+        # By hand where tensor parallelism shards it: a lookup of its own would gather the vectors of all heads.
+        by_hand = hasattr(table.weight, "to_local")
+        vectors = nn.functional.embedding(input_ids, local(table.weight)) if by_hand else table(input_ids)
         gate = 2 * torch.sigmoid(linear(self.value_gate, hidden_states))  # [B, S, K]
         return (vectors.unflatten(-1, (-1, self.head_dim)) * gate[..., None]).flatten(-2)
 
@@ -311,7 +277,7 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RiGPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "following"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -395,8 +361,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
 
     def __init__(self, config: RiGPTConfig):
         super().__init__(config)
+        config.validate_architecture()  # fields may have been set since the config was made
         if config.depth_solver is not None:
-            config.validate_architecture()  # fields may have been set since the config was made
             torchdiffeq()
         # No `padding_idx`: where padding is the end-of-text token, as for GPT-2, that token must keep learning.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.lexical_size)
@@ -509,6 +475,9 @@ class RiGPTModel(RiGPTPreTrainedModel):
         for layer, beyond in neighbours(self.layers, self.config):
             hidden_states = layer(hidden_states, **kwargs, **beyond)
         if self.transport is not None:
+            # A draft by early exit goes through the frames of the layers that it leaves out.
+            for layer in [*self.layers][self.config.num_hidden_layers :]:
+                hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
@@ -617,17 +586,41 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         )
 
 
+def with_head(model: RiGPTPreTrainedModel, config: RiGPTConfig, **head: nn.Module) -> None:
+    """
+    The constructor of a RiGPT with another head, which reads the last hidden state.
+
+    In place of the generic ones, which find the base model through the Auto classes: those do not know this one when
+    the file travels as remote code.
+    """
+    RiGPTPreTrainedModel.__init__(model, config)
+    model.num_labels = config.num_labels
+    model.model = RiGPTModel(config)
+    for name, module in head.items():
+        model.add_module(name, module)
+    model.post_init()
+
+
 class RiGPTForSequenceClassification(GenericForSequenceClassification, RiGPTPreTrainedModel):
-    """RiGPT with a linear classifier on the last token's last hidden state, in the head's place."""
+    """RiGPT with a linear classifier of the last token, in the head's place."""
 
     def __init__(self, config: RiGPTConfig):
-        # Past the generic constructor, which finds the base model through the Auto classes: those do not know this
-        # one when the file travels as remote code.
-        super(GenericForSequenceClassification, self).__init__(config)
-        self.num_labels = config.num_labels
-        self.model = RiGPTModel(config)
-        self.score = nn.Linear(config.lexical_size, config.num_labels, bias=False)
-        self.post_init()
+        with_head(self, config, score=nn.Linear(config.lexical_size, config.num_labels, bias=False))
 
 
-__all__ = ["RiGPTForCausalLM", "RiGPTForSequenceClassification", "RiGPTModel", "RiGPTPreTrainedModel"]
+class RiGPTForTokenClassification(GenericForTokenClassification, RiGPTPreTrainedModel):
+    """RiGPT with a linear classifier of every token, in the head's place."""
+
+    def __init__(self, config: RiGPTConfig):
+        score = nn.Linear(config.lexical_size, config.num_labels)
+        with_head(self, config, score=score, dropout=RiGPTVectorDropout(config.residual_dropout))
+
+
+class RiGPTForQuestionAnswering(GenericForQuestionAnswering, RiGPTPreTrainedModel):
+    """RiGPT with a linear score of every token as the first and the last of an answer, in the head's place."""
+
+    def __init__(self, config: RiGPTConfig):
+        with_head(self, config, qa_outputs=nn.Linear(config.lexical_size, 2))
+
+
+__all__ = [*AUTO_CLASSES.values(), "RiGPTPreTrainedModel"]

@@ -6,16 +6,18 @@ likewise. Whoever imports `rigpt_hf` and nothing else waits for neither torch no
 """
 
 import sys
+from functools import partial
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
-from wrapt import when_imported
+from wrapt import when_imported, wrap_function_wrapper
 
 
 MODEL_TYPE = "rigpt"
 # Modules that import the Auto classes in the middle of themselves, and what says that they are done: the network
 # imports them in turn.
-UNFINISHED = {"modeling_utils": "PreTrainedModel", "modeling_layers": "GenericForSequenceClassification"}
+UNFINISHED = {"modeling_utils": "PreTrainedModel", "modeling_layers": "GenericForTokenClassification"}
 
 
 def register_configuration(configuration: ModuleType):
@@ -30,11 +32,8 @@ def register_models(modeling: ModuleType):
     """An Auto class for each of our models, which carry their code into the folders they are saved to."""
     from transformers.models.auto import modeling_auto
 
-    for auto_class, model_class in (
-        ("AutoModel", modeling.RiGPTModel),
-        ("AutoModelForCausalLM", modeling.RiGPTForCausalLM),
-        ("AutoModelForSequenceClassification", modeling.RiGPTForSequenceClassification),
-    ):
+    for auto_class, name in modeling.AUTO_CLASSES.items():
+        model_class = getattr(modeling, name)
         getattr(modeling_auto, auto_class).register(model_class.config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
 
@@ -66,6 +65,61 @@ def register_with_peft(constants: ModuleType):
             table.setdefault(MODEL_TYPE, table["llama"])
 
 
+def register_prompts(peft_model: ModuleType):
+    """Sizes of virtual tokens and of prefixes, which PEFT takes from fields of the configuration that mean another."""
+    wrap_function_wrapper(peft_model, "PeftModel.add_adapter", _add_adapter)
+
+
+def _add_adapter(add_adapter: Any, model: Any, args: tuple, kwargs: dict) -> Any:
+    adapter = kwargs["peft_config"] if "peft_config" in kwargs else args[1]
+    config = model.config
+    if adapter.is_prompt_learning and getattr(config, "model_type", None) == MODEL_TYPE:
+        from .flow_rigpt import evaluations_per_layer
+
+        kind = type(adapter).__name__
+        if adapter.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+            evaluations = evaluations_per_layer(config)
+            if evaluations is None:
+                raise ValueError(
+                    f"{kind} needs a cache, and with `depth_solver={config.depth_solver!r}` there is none. Use "
+                    "PromptTuningConfig or LoraConfig, or a solver with fixed steps."
+                )
+            adapter.num_layers = config.num_hidden_layers * evaluations
+        elif config.value_embedding_period is not None:
+            raise ValueError(
+                f"{kind} puts vectors before the tokens, and `value_embedding_period={config.value_embedding_period}` "
+                "needs a token everywhere. Use PrefixTuningConfig or LoraConfig."
+            )
+        else:
+            adapter.token_dim = config.lexical_size
+    return add_adapter(*args, **kwargs)
+
+
+# Tuners of PEFT that go by names of modules and would fail far from the reason: where, when they fit, what they need.
+TUNERS = {
+    "LNTuning": ("ln_tuning", lambda _: False, "norms with weights, which RiGPT's norms have not"),
+    "AdaptionPrompt": ("adaption_prompt", lambda _: False, "the queries of Llama's attention"),
+    "Shadow": (
+        "shadow",
+        lambda config: config.embedding_size is None and config.value_embedding_period is None,
+        "a base model without projections (`embedding_size`) and value embeddings (`value_embedding_period`)",
+    ),
+}
+
+
+def refuse_tuner(name: str, tuners: ModuleType):
+    """Let a tuner of PEFT say at once and in one line that it needs what a RiGPT does not have."""
+    _, fits, need = TUNERS[name]
+
+    def init(constructor: Any, _: Any, args: tuple, kwargs: dict) -> Any:
+        config = getattr(kwargs["model"] if "model" in kwargs else args[0], "config", None)
+        if getattr(config, "model_type", None) == MODEL_TYPE and not fits(config):
+            raise ValueError(f"{name}Config needs {need}. Use another adapter, such as LoraConfig.")
+        return constructor(*args, **kwargs)
+
+    wrap_function_wrapper(tuners, f"{name}Model.__init__", init)
+
+
 def register():
     """Wait for all of them."""
     from . import trainer_optimizer
@@ -78,6 +132,8 @@ def register():
         (f"{auto}.modeling_auto", import_models),
         *((f"transformers.{module}", import_models) for module in UNFINISHED),
         ("peft.utils.constants", register_with_peft),
+        ("peft.peft_model", register_prompts),
+        *((f"peft.tuners.{package}.model", partial(refuse_tuner, name)) for name, (package, *_) in TUNERS.items()),
     ):
         when_imported(name)(act)
     trainer_optimizer.register_with_trainer()

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .read import load_tokenizer
@@ -17,12 +16,9 @@ logger = logging.get_logger(__name__)
 
 
 def save_config(config: PreTrainedConfig, model_class: Any, folder: Path, dtype: torch.dtype) -> None:
-    """`config.json`, and the modeling code beside it if it is ours, as `save_pretrained` of the model would do."""
+    """`config.json` as `save_pretrained` of the model would write it; a RiGPT's brings the code along."""
     config.architectures = [model_class.__name__]
     config.dtype = dtype
-    if model_class.is_remote_code():
-        with torch.device("meta"):
-            custom_object_save(model_class(config), folder, config=config)
     config.save_pretrained(folder)
 
 
