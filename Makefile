@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-all faults lint floors golden bench clean
+.PHONY: help demo test test-all faults fuzz lint floors golden bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -20,6 +20,9 @@ test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
 
 faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
 	$(RUN)/python -m tests.faults check
+
+fuzz: $(STAMP)  ## Give 500 bad inputs to all verbs and programs, and judge each answer (about 10 minutes)
+	$(RUN)/python -m tests.fuzz run --seed $(or $(SEED),0)
 
 lint: $(STAMP) floors  ## Check style, types and floors
 	$(RUN)/ruff check .
