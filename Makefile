@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Bytecode is kept, or every worker and every process of a test compiles everything again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-all faults lint floors golden bench clean
+.PHONY: help demo test test-all faults fuzz lint floors golden bench clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -22,6 +22,9 @@ test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
 
 faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
 	$(RUN)/python -m tests.faults check
+
+fuzz: $(STAMP)  ## Give 500 bad inputs to all verbs and programs, and judge each answer (about 10 minutes)
+	$(RUN)/python -m tests.fuzz run --seed $(or $(SEED),0)
 
 lint: $(STAMP) floors  ## Check style, types and floors
 	$(RUN)/ruff check .

@@ -141,6 +141,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
         read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
+        check_text({typed.get(name, name): value for name, value in values.items()})
         check_apart(*({typed[name]: values.get(name) for name in names} for names in (read, written)))
         try:
             for name, check in checks:
@@ -153,6 +154,18 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def check_text(named: Mapping[str, Any]) -> None:
+    """A `ValueError` if a word is not text in UTF-8, which libraries could not pass on or write down."""
+    for name, value in named.items():
+        for one in listed(value):
+            try:
+                str(one).encode() if isinstance(one, (str, Path)) else None
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"`{name}` must be text in UTF-8, got {str(one)[:80]!r}. Use another name."
+                ) from error
+
+
 def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
     """
     Raise if writing would touch what is read, or one output another.
@@ -161,14 +174,23 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
         read, written: Paths, lists of paths, ids on the Hub or `None`, by what a person calls them.
 
     Raises:
-        ValueError: names both, the rule and the path.
+        ValueError: names both, the rule and the path; also if a path cannot be followed.
     """
 
-    def places(named: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    def places(named: Mapping[str, Any]) -> Iterator[tuple[str, Path, bool]]:
         every = [(name, one) for name, value in named.items() for one in listed(value)]
-        return [(name, Path(one).resolve()) for name, one in every if one is not None]
+        for name, one in every:
+            try:
+                if one is not None:
+                    yield name, Path(one).resolve(), Path(one).exists()
+            except (OSError, RuntimeError) as error:  # a name too long, a link that leads to itself
+                reason = getattr(error, "strerror", None) or "its links lead in a circle"
+                raise ValueError(
+                    f"`{name}` must be a path that can be followed, got {str(one)[:80]!r}: {reason}. Name another."
+                ) from error
 
-    inputs, outputs = [(name, path) for name, path in places(read) if path.exists()], places(written)
+    inputs = [(name, path) for name, path, exists in places(read) if exists]
+    outputs = [(name, path) for name, path, _ in places(written)]
     for index, (name, path) in enumerate(outputs):
         for other, source in inputs:
             # A new file in a folder that is read harms nothing.

@@ -1,0 +1,148 @@
+"""Bad options and paths, and what befalls a process: signals, full disks, files that appear."""
+
+import functools
+import os
+import re
+import shutil
+from pathlib import Path
+
+import typer
+
+from rigpt_hf import cli
+from rigpt_hf.command_line import make_app
+from rigpt_hf.dataclass_options import command
+from rigpt_hf.training.convert import ConvertOptions
+from rigpt_hf.training.finetune_options import FinetuneOptions
+from rigpt_hf.training.options import PretrainOptions
+
+from .cases import PLACES, Case, Draw, kind, misplace
+from .files import replaced
+from .world import COMMANDS
+
+
+PROGRAMS = {"convert.py": ConvertOptions, "pretrain.py": PretrainOptions, "finetune.py": FinetuneOptions}
+
+
+@functools.cache
+def options(name: str) -> list:
+    """The options of a program, as Click has them."""
+    first, verb = COMMANDS[name].words[:2]
+    if first == "rigpt":
+        found = typer.main.get_command(cli.app).commands[verb].params  # type: ignore[attr-defined]
+    else:
+        from rigpt_hf.evaluation import speed
+
+        app = make_app()
+        app.command()(speed.main if first == "speed.py" else command(PROGRAMS[first], print))
+        found = typer.main.get_command(app).params
+    return [it for it in found if it.param_type_name == "option" and it.name not in ("help", "config")]
+
+
+VALUES = ("", " ", "many", "-1", "0", "1", "0.5", "nan", "inf", "-inf", "1e308", "9" * 30, "x" * 10_000, "[/b][red]",
+    "null", "{}", "[1", "a=b", "a,b", "\u202e\U0001f600", "a\nb", "../..", "--", "-", "$(touch canary)")  # fmt: skip
+# Options of which these values are good ones.
+GOOD = {
+    r"seed": r"-?\d{1,3}",
+    r"prompt|names|title|space-repo|include-path": r".+",
+    r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
+    r"time|t|.*rates?|.*decay|fraction|.*beta.|momentum|megabytes|.*(norm|share|dropout|alpha)|warmup.*": r"[01.5]+",
+    r"gguf-file|revision|.*-(revision|split|config)": r"null",
+    r".*": r"null",
+}
+
+
+@kind(8)
+def option(draw: Draw) -> Case:
+    name = draw.choice([name for name in COMMANDS if name not in ("demo-text", "info")])
+    given, words, fine = draw.choice(options(name)), COMMANDS[name].words, None
+    spelled, value = draw.choice([*given.opts, *given.secondary_opts]), draw.choice(VALUES)
+    how = draw.choice(("=", "=", "=", " ", " ", "none", "twice", "spelling"))
+    if given.is_flag:
+        more = draw.choice(([f"{spelled}={value}"], [f"{spelled}x"]))
+    elif how == "none":
+        more = [spelled]
+    elif how == "spelling":
+        more = [spelled[:-1] + "q", "1"]
+    elif how == "twice":
+        more = [spelled, "many", spelled, "many"]
+    else:
+        more = [f"{spelled}={value}"] if how == "=" or value[:1] == "-" else [spelled, value]
+        bare = spelled.lstrip("-")
+        if any(re.fullmatch(of, bare) and re.fullmatch(good, value) for of, good in GOOD.items()):
+            fine = "a value like others"
+    return Case(name, f"option {' '.join(more)[:60]!r}", fine, [*words, *more])
+
+
+LONG = "x" * 300
+NAMES = {"markup": "[/b]", "newline": "new\nline", "bytes": os.fsdecode(b"\xff\xfe"), "dash": "-x", "space": " a b "}
+
+
+@kind(4)
+def inputs(draw: Draw) -> Case:
+    name = draw.choice([name for name, it in COMMANDS.items() if any(word.startswith("in/") for word in it.words)])
+    old, fine = draw.choice([word for word in COMMANDS[name].words if word.startswith("in/")]), None
+    others = {"missing": "in/none/at all", "below a file": "in/text.txt/x", "long": f"in/{LONG}", "empty": "",
+        "home": "~/none"}  # fmt: skip
+    how = draw.choice((*others, "the other kind", *PLACES[1:], *NAMES, *NAMES))
+    place, new = draw.work / old, others.get(how, old)
+    if how == "the other kind":
+        new = "in/text.txt" if place.is_dir() else "in/rigpt"
+    elif how in PLACES:
+        misplace(place, how)
+    elif how in NAMES and draw.random() < 0.5:
+        new = f"in/{NAMES[how]}"
+    elif how in NAMES:
+        new = f"in/{NAMES[how]}{place.suffix}"
+        place.rename(draw.work / new)
+        fine = "a name like others"
+    return Case(name, f"{old}: {how}{', there' if fine else ''}", fine, replaced(COMMANDS[name].words, old, new))
+
+
+@kind(4)
+def outputs(draw: Draw) -> Case:
+    names = [name for name, it in COMMANDS.items() if any(word.startswith("out") for word in it.words)]
+    name = draw.choice([name for name in names if name != "speed"])
+    words = COMMANDS[name].words
+    old = draw.choice([word for word in words if word.startswith("out")])
+    model, suffix = next(iter(COMMANDS[name].models), "in/rigpt"), Path(old).suffix
+    place = (draw.work / "mine/place").with_suffix(suffix)
+    others = {"below a file": f"mine/thesis.txt/a{suffix}", "long": LONG + suffix, "empty": "", "input": model,
+        "in the input": f"{model}/new{suffix}", "around the input": "in", "device": "/dev/null/a"}  # fmt: skip
+    others |= {how: f"out{odd}{suffix}" for how, odd in NAMES.items()}
+    how = draw.choice((*others, "a file", *PLACES, "forced", "forced", "a folder of links"))
+    fine = {"in the input": "a new place harms nothing"} | dict.fromkeys(NAMES, "a name like others")
+    if how == "a file":
+        place.write_text("mine")
+    elif how in ("forced", "a folder of links"):
+        shutil.copytree(draw.work / "in/rigpt", place)
+        (place / "notes.txt").symlink_to(draw.work / "mine/thesis.txt")
+        if how == "forced" and any("--force" in it.opts for it in options(name)):
+            words = [*words, "--force"]
+    elif how in PLACES:
+        misplace(place, how)
+    new = others.get(how, f"mine/place{suffix}")
+    return Case(name, f"{old}: {how}", fine.get(how), replaced(words, old, new), {"out": new})
+
+
+BEFALL = ("convert", "convert.py", "export", "rotate-file", "canonicalize", "merge", "diff", "charges-measure",
+    "evaluate", "card", "pretrain", "prepare", "finetune", "chat")  # fmt: skip
+
+
+@kind(3)
+def signals(draw: Draw) -> Case:
+    do, at = draw.choice(("kill", "kill", "term", "int")), draw.randrange(1, 25)
+    return Case(draw.choice(BEFALL), f"{do} at change {at}", "ended before", event={"do": do, "at": at})
+
+
+@kind(3)
+def full(draw: Draw) -> Case:
+    do = draw.choice(("full", "limit"))
+    at = draw.randrange(1, 16) if do == "full" else draw.randrange(3000, 40_000)
+    return Case(draw.choice(BEFALL), f"disk {do} at {at}", "there was room", event={"do": do, "at": at})
+
+
+@kind(2)
+def together(draw: Draw) -> Case:
+    name, do, at = draw.choice(BEFALL), draw.choice(("appear", "twin")), draw.randrange(1, 12)
+    place = draw.choice((*COMMANDS[name].makes[:1], "out/thesis.txt"))
+    return Case(name, f"{do} at change {at}: {place}", "ended before", event={"do": do, "at": at, "place": place})
