@@ -1,13 +1,10 @@
 """Models, configurations and tokenizers by what a person calls them: a folder, or an id on the Hub."""
 
 import json
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from ..text.files import local_documents
 from .read import load_config, load_model, load_tokenizer
 
 
@@ -111,23 +108,3 @@ def merges_of(tokenizer: Any) -> Any:
     """The merges of a byte-pair tokenizer; `None` for other kinds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else json.loads(backend.to_str())["model"].get("merges")
-
-
-def text_ids(source: str, path: Path) -> Any:
-    """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of `source`."""
-    text = "\n\n".join(islice(local_documents(path, argument="text"), 512))
-    try:
-        tokenizer = load_tokenizer(source)
-    except ValueError as error:
-        raise ValueError(
-            f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
-            "the folder, or leave the text out."
-        ) from error
-    length = min(512, load_config(source).max_position_embeddings)
-    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
-    if input_ids.shape[1] < 2:
-        raise ValueError(
-            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
-            "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
-        )
-    return input_ids

@@ -106,8 +106,9 @@ def verify(
 
         rigpt verify openai-community/gpt2 my-rigpt
     """
-    from ..checkpoints.named import check_comparable, load, text_ids
+    from ..checkpoints.named import check_comparable, load
     from ..conversion import certify
+    from ..text.tokenizer import text_ids
 
     check_comparable(a, b)
     input_ids = None if text is None else text_ids(a, text)

@@ -115,13 +115,14 @@ def charges(
     import torch
 
     from ..checkpoints.certificate import random_input_ids
-    from ..checkpoints.named import load_rigpt, text_ids
+    from ..checkpoints.named import load_rigpt
     from ..frames import FrameKey, table_of
     from ..pictures.symmetry import plot_drift
     from ..symmetry import charge_drift
     from ..symmetry import charges as charges_of
     from ..symmetry.contraction import weights_of
     from ..symmetry.drift import step_counts
+    from ..text.tokenizer import text_ids
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")

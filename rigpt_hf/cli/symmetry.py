@@ -155,9 +155,10 @@ def merge(
         rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
     """
     from ..checkpoints.folder import check_output
-    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config, text_ids
+    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
+    from ..text.tokenizer import text_ids
 
     if not unaligned:
         require("align")

@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..checkpoints.read import load_config, reading
 from ..checkpoints.read import load_tokenizer as load
-from ..checkpoints.read import reading
+from .files import local_documents
 
 
 END = "<|endoftext|>"
@@ -129,3 +130,23 @@ def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tenso
             f"`text` must hold at least {8 * context} tokens to train on, got {len(tokens)}. Give a longer text."
         )
     return tokens[:-held_out], tokens[-held_out:]
+
+
+def text_ids(source: str, path: Path) -> torch.Tensor:
+    """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of `source`."""
+    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), 512))
+    try:
+        tokenizer = load(source)
+    except ValueError as error:
+        raise ValueError(
+            f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
+            "the folder, or leave the text out."
+        ) from error
+    length = min(512, load_config(source).max_position_embeddings)
+    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
+    if input_ids.shape[1] < 2:
+        raise ValueError(
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
+            "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
+        )
+    return input_ids
