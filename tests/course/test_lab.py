@@ -66,6 +66,7 @@ def test_without_a_name_all_are_listed(rigpt):
         assert name in out and lab.line.split(":")[0] in out
 
 
+@pytest.mark.full
 def test_a_chapter_becomes_pictures(rigpt, tmp_path):
     code, out, err = rigpt("lab", QUICK, "--output", tmp_path / "pictures", "--seed", 1)
     assert code == 0, err

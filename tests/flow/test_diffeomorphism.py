@@ -279,6 +279,7 @@ def test_maps_that_are_no_diffeomorphisms_raise():
         transform_field(f, SpacetimeMap(space=lambda t, x: x.square() + 1))(t, x)
 
 
+@pytest.mark.full
 def test_figure(monkeypatch):
     monkeypatch.setattr(pictures, "TOLERANCES", [1e-3, 1e-5])
     monkeypatch.setattr(pictures, "SOLVER", {"rtol": 1e-5, "atol": 1e-7})

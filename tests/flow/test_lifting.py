@@ -253,6 +253,7 @@ def test_arguments():
             commutation_errors(layers, [ONE, wrong, ONE], x)
 
 
+@pytest.mark.full
 def test_figure(monkeypatch):
     monkeypatch.setattr(pictures, "SOLVER", {"rtol": 1e-3, "atol": 1e-5})
     figure = pictures.plot_lifting()

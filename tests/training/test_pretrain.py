@@ -76,7 +76,9 @@ def program(data: Path, folder: Path, launcher: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", pytest.param("launcher", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kind", ["ddp", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("fsdp2", "launcher"))]
+)
 def test_two_processes_give_the_curve_of_one(data, plain, tmp_path, kind):
     options = CALM | {"fsdp": kind == "fsdp2"}
     if kind == "fsdp2":
