@@ -242,12 +242,17 @@ DAMAGED = {
         lambda f: edit(f, "config.json", num_hidden_layers="two"),
         ("`num_hidden_layers`", "two"),
     ),
-    "an odd map": ("rigpt", lambda f: edit(f, "config.json", auto_map=-1), ("whose `auto_map` is a dict, got -1",)),
-    "an odd dtype": ("rigpt", lambda f: edit(f, "config.json", dtype=1.5), ("whose `dtype` is a str, got 1.5",)),
+    "an odd map": ("rigpt", lambda f: edit(f, "config.json", auto_map=-1), ("whose 'auto_map' is a dict, got -1",)),
+    "an odd dtype": ("rigpt", lambda f: edit(f, "config.json", dtype=1.5), ("whose 'dtype' is a str, got 1.5",)),
     "odd codes": (
         "rigpt",
         lambda f: edit(f, "config.json", quantization_config="x"),
-        ("`quantization_config` is",),
+        ("'quantization_config' is",),
+    ),
+    "absurd tokens of a stock model": (
+        "gpt2",
+        lambda f: edit(f, "config.json", vocab_size=10**30),
+        ("`vocab_size` must be at most 2147483647, got 1e+30",),
     ),
     "codes": ("rigpt", lambda f: edit(f, "config.json", quantization_config={"quant_method": "x"}), ("codes",)),
     "complex numbers": ("rigpt", tensors(lambda w: w.update({UP: w[UP].to(torch.complex64)})), (UP, "C64")),
@@ -314,6 +319,8 @@ def test_damage_is_named_in_one_line(damage, folders, answer, tmp_path):
     model, out = copied(folders / source, tmp_path / "model"), tmp_path / "out"
     spoil(model)
     read = [("rotate", model, out), ("export", model, out), ("verify", model, model), ("card", model)]
+    if damage == "codes":  # which the library may know how to read
+        read = read[:2]
     for call in read:
         line = in_one_line(answer("rigpt", *call))
         if call[0] != "card":
