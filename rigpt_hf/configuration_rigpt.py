@@ -3,11 +3,13 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.modeling_rope_utils import RopeParameters
 
+from .rope_rigpt import check_rope_type, check_rotation
+from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
+from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
 
 
@@ -41,16 +43,10 @@ ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
 # The least and the largest value of every size; a layer takes about a millisecond to make, and memory.
 LARGEST = 2**31 - 1
-SIZES = {
-    "vocab_size": (1, LARGEST),
-    "hidden_size": (1, LARGEST),
-    "intermediate_size": (1, LARGEST),
-    "num_hidden_layers": (0, 10_000),
-    "num_attention_heads": (1, LARGEST),
-    "num_key_value_heads": (1, LARGEST),
-    "head_dim": (1, LARGEST),
-    "max_position_embeddings": (1, LARGEST),
-}
+SIZES = dict.fromkeys(
+    ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    (1, LARGEST),
+) | {"num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
@@ -224,7 +220,7 @@ class RiGPTConfig(PreTrainedConfig):
             )
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
-            self._check_rope_type()
+            check_rope_type(self)
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
@@ -281,47 +277,9 @@ class RiGPTConfig(PreTrainedConfig):
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
         if self.position_embedding_type == "rotary":
-            self._check_rotation()
+            check_rotation(self)
         if self.rotary_learned_frequencies:
             self._check_learned_frequencies()
-
-    def _check_rope_type(self) -> str:
-        parameters, known = self.rope_parameters or {}, ("default", *ROPE_INIT_FUNCTIONS)
-        rope_type = parameters.get("rope_type", parameters.get("type", "default"))
-        if rope_type not in known:
-            raise ValueError(
-                f"`rope_parameters['rope_type']` must be one of {', '.join(dict.fromkeys(known))}, got "
-                f"{rope_type!s:.80}."
-            )
-        return rope_type
-
-    def _check_rotation(self):
-        parameters, rope_type = self.rope_parameters or {}, self._check_rope_type()
-        part = parameters.get("partial_rotary_factor", 1.0)
-        if not isinstance(part, (int, float)) or not 0 < part < math.inf:
-            raise ValueError(f"`rope_parameters['partial_rotary_factor']` must be a number above 0, got {part!r}.")
-        try:
-            rotated = int(self.head_dim * part)
-            if rotated < 2 or rotated % 2 or rotated > self.head_dim:
-                raise ValueError(
-                    "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, "
-                    f"which turns dimensions in pairs, and at most `head_dim`, got {rotated}. Change `head_dim`."
-                )
-            # Dimensions that this type leaves alone have the frequency 0.
-            count = self.head_dim // 2 if rope_type == "proportional" else rotated // 2
-            with torch.device("cpu"):
-                frequencies, scaling = rotary_frequencies(self)
-                factors = [parameters.get(name, []) for name in ("short_factor", "long_factor")]
-                lengths = {len(frequencies), *(len(each) for each in factors if rope_type == "longrope")}
-                possible = lengths == {count} and bool((frequencies.isfinite() & (frequencies >= 0)).all())
-            problem = "" if possible and math.isfinite(scaling) else f"not {count} finite frequencies"
-        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        if problem:
-            raise ValueError(
-                f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got "
-                f"{parameters!s:.80}: {problem:.80}."
-            )
 
     def _check_learned_frequencies(self):
         if self.position_embedding_type != "rotary":
@@ -422,19 +380,6 @@ class RiGPTConfig(PreTrainedConfig):
     def lexical_size(self) -> int:
         """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
-
-
-def rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
-    """Frequencies `[r/2]` in radians per position and the scaling of cosines and sines, for any rope type."""
-    rope_type = config.rope_parameters["rope_type"]
-    return default_rotary_frequencies(config) if rope_type == "default" else ROPE_INIT_FUNCTIONS[rope_type](config)
-
-
-def default_rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
-    """Frequencies `theta^(-2i/r)` `[r/2]` of RoPE (arXiv 2104.09864) and the scaling 1 of its cosines and sines."""
-    dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
-    exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-    return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
 
 __all__ = ["RiGPTConfig"]

@@ -8,6 +8,7 @@ a damaged file becomes one line: which argument, which file, which rule, what to
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -21,13 +22,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from ..configuration_rigpt import SIZES
 from ..extras import advice
 from .source import (
     AGAIN,
-    KNOWN,
     OTHER_VOCABULARIES,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
+    check_name,
     find_source,
     in_short,
     read_json,
@@ -66,8 +68,15 @@ def load_config(source: str | os.PathLike, *, argument: str = "source", revision
         ValueError: if there is none, it cannot be read, its values are impossible, or it asks for code of its own.
     """
     find_source(source, argument, revision)
-    with reading(argument, source, "whose `config.json` has values that are possible"):
-        return AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **at(revision))
+    with reading(argument, source, "have a `config.json` with possible values"):
+        config = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **at(revision))
+    for name, (_, most) in SIZES.items():
+        if isinstance(size := getattr(config, name, None), int) and size > most:
+            raise ValueError(
+                f"`{argument}` must have a `config.json` with possible values, got {str(source)!r}: `{name}` must be "
+                f"at most {most}, got {size:.3g}."
+            )
+    return config
 
 
 def load_tokenizer(
@@ -79,7 +88,9 @@ def load_tokenizer(
     Raises:
         ValueError: if there is none, its files are damaged, or it needs code of its own or a library that is absent.
     """
-    with reading(argument, source, "with a tokenizer that loads"):
+    if not os.path.isdir(source):
+        check_name(os.fspath(source), argument)
+    with reading(argument, source, "come with a tokenizer that loads"):
         folder = Path(source)
         for file in (folder / name for name in TOKENIZER_FILES if name.endswith(".json")):
             if file.is_file():
@@ -113,31 +124,18 @@ def load_model(
     Args:
         source (`str` or `Path`), argument, revision: as for [`load_config`].
         model_class (`type`, *optional*): what loads it.
-        allow_unexpected (`bool`, defaults to `False`): leave out weights that the model has no place for.
+        allow_unexpected (`bool`, defaults to `False`): leave out weights that a stock model has no place for.
         options: passed to `from_pretrained`.
 
     Raises:
         ValueError: if there is no model, it asks for code of its own, or weights are missing, unexpected, of another
             shape or not finite; they are named.
     """
-    config = load_config(source, argument=argument, revision=revision)
-    folder = local_folder(source, revision, argument)
-    prefix = ""
-    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        stored = stored_tensors(folder, argument)
-        prefix = wrapper_of(stored)
-        shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
-        check_sizes(config, shapes, argument, source, model_class)
-        odd = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype[0] in "CI"}
-        if odd := {name: dtype for name, dtype in odd.items() if name.endswith((".weight", ".bias"))}:
-            raise ValueError(
-                f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
-                f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."
-            )
+    prefix = check_model(source, model_class, argument=argument, revision=revision)
     if prefix:
         logger.warning(f"The names of the tensors in {source} begin with {prefix!r}, which is left out.")
         options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
-    with reading(argument, source, "that loads"), quiet_loading():
+    with reading(argument, source, "be a model that loads"), quiet_loading():
         model, report = model_class.from_pretrained(
             os.fspath(source),
             trust_remote_code=False,
@@ -150,7 +148,7 @@ def load_model(
         argument,
         str(source),
         missing=report["missing_keys"],
-        unexpected=() if allow_unexpected else report["unexpected_keys"],
+        unexpected=() if allow_unexpected and model.config.model_type != "rigpt" else report["unexpected_keys"],
         mismatched={key[0]: (tuple(key[1]), tuple(key[2])) for key in report.get("mismatched_keys") or ()},
     )
     if report["unexpected_keys"]:
@@ -159,8 +157,47 @@ def load_model(
         model._weight_conversions = []
     for name, tensor in model.state_dict().items():
         if tensor.dtype in DTYPES.values() and not tensor.is_meta:
-            check_finite(name, tensor)
+            check_finite(name, tensor, str(source))
     return model
+
+
+def check_model(
+    source: str | os.PathLike,
+    model_class: Any = AutoModelForCausalLM,
+    *,
+    argument: str = "source",
+    revision: str | None = None,
+) -> str:
+    """
+    Look at all that a model is loaded from but the numbers; arguments as for [`load_model`].
+
+    Returns:
+        `str`: what stands in front of the names of all tensors, because a wrapped model was saved.
+
+    Raises:
+        ValueError: if it will not load.
+    """
+    config = load_config(source, argument=argument, revision=revision)
+    folder = local_folder(source, revision, argument)
+    prefix = ""
+    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        stored = stored_tensors(folder, argument)
+        prefix = wrapper_of(stored)
+        shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
+        check_sizes(config, shapes, argument, source, model_class)
+        plain = {tensor.dtype for tensor in stored.values()} <= {"F64", "F32", "F16", "BF16"}
+        if plain and getattr(config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
+                "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
+            )
+        odd = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype[0] in "CI"}
+        if odd := {name: dtype for name, dtype in odd.items() if name.endswith((".weight", ".bias"))}:
+            raise ValueError(
+                f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
+                f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."
+            )
+    return prefix
 
 
 def check_sizes(
@@ -179,7 +216,7 @@ def check_sizes(
         ValueError: names the field or the tensors.
     """
     check_layers(config, shapes, argument, source)
-    with reading(argument, source, "whose `config.json` has sizes that are possible"), torch.device("meta"):
+    with reading(argument, source, "have a `config.json` with possible values"), torch.device("meta"):
         is_auto = hasattr(model_class, "from_config")
         model = model_class.from_config(config, trust_remote_code=False) if is_auto else model_class(config)
     if getattr(config, "quantization_config", None) is not None:  # codes have shapes of their own
@@ -280,7 +317,7 @@ def reading(argument: str, source: str | os.PathLike, rule: str) -> Iterator[Non
 
     Args:
         argument (`str`), source (`str` or `Path`): what is read is called, and where it is.
-        rule (`str`): what it must be beside a folder or an id on the Hub.
+        rule (`str`): what it must be or have, with the verb.
 
     Raises:
         ValueError: instead of every other error but a missing package that an extra brings.
@@ -292,9 +329,7 @@ def reading(argument: str, source: str | os.PathLike, rule: str) -> Iterator[Non
         # One of ours that says which argument is meant needs no more words.
         if (isinstance(error, ImportError) and advice(error)) or text.startswith(f"`{argument}` "):
             raise
-        raise ValueError(
-            f"`{argument}` must be {KNOWN}, {rule}, got {str(source)!r}: {in_words(error).rstrip('.')}."
-        ) from error
+        raise ValueError(f"`{argument}` must {rule}, got {str(source)!r}: {in_words(error).rstrip('.')}.") from error
 
 
 def in_words(error: BaseException) -> str:
@@ -337,7 +372,7 @@ def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
     options = {}
     if hasattr(transformers, "GgufConfig"):  # releases without it always decode
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with reading("gguf_file", folder / gguf_file, "in GGUF"), quiet_loading():
+    with reading("gguf_file", folder / gguf_file, "be a file in GGUF"), quiet_loading():
         return AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False, **options
         )
@@ -354,7 +389,9 @@ def quiet_loading() -> Iterator[None]:
     logging.disable_progress_bar()
     reports.addFilter(is_error)  # a level would be read by the library as a wish for other checks
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            yield
     finally:
         reports.removeFilter(is_error)
         if has_bar:
@@ -374,7 +411,7 @@ def local_folder(
     if os.path.isdir(source):
         return folder
     patterns = [*DOWNLOADED, *TOKENIZER_FILES, *TEMPLATE_FILES, *OTHER_VOCABULARIES]
-    with reading(argument, source, "that can be downloaded"):
+    with reading(argument, source, "be a repository that can be downloaded"):
         return Path(
             snapshot_download(os.fspath(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
         )

@@ -78,19 +78,24 @@ def find_source(
         for field, kind in KINDS.items():
             if not isinstance(value := content.get(field), (kind, NoneType)):
                 raise ValueError(
-                    f"`{argument}` must have a `{file}` whose `{field}` is a {kind.__name__}, got "
+                    f"`{argument}` must have a `{file}` whose {field!r} is a {kind.__name__}, got "
                     f"{shown(repr(value))} in {str(folder / file)!r}. {AGAIN}"
                 )
     return folder
 
 
-def _fetched(name: str, argument: str, revision: str | None) -> Path:
+def check_name(name: str, argument: str) -> None:
+    """Raise a `ValueError` if a name that is no folder's cannot be that of a repository on the Hub either."""
     if os.path.lexists(name):
         kind = "a file" if os.path.isfile(name) else "a link that leads nowhere"
         raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which is {kind}. Name the folder.")
     # A folder may be meant where the first part of the name is one.
     if not HUB_ID.fullmatch(name) or ("/" in name and os.path.isdir(name.split("/")[0])):
         raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. Look at the spelling.")
+
+
+def _fetched(name: str, argument: str, revision: str | None) -> Path:
+    check_name(name, argument)
     from huggingface_hub import errors, hf_hub_download
 
     said = {

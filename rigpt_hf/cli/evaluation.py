@@ -72,7 +72,7 @@ def evaluate(
     with needs("eval"):
         from accelerate import PartialState
 
-        from ..checkpoints.read import quiet_loading
+        from ..checkpoints.read import check_model, quiet_loading
         from ..evaluation.harness.results import failures
         from ..evaluation.harness.runner import EvaluateOptions
         from ..evaluation.harness.runner import evaluate as run
@@ -82,6 +82,9 @@ def evaluate(
     to_dtype(dtype)
     if device is not None:
         check_device(device)
+    for name, source in (("model", model), ("against", against)):  # before texts are gathered
+        if source is not None:
+            check_model(source, argument=name)
     called = tuple(name.strip() for name in names.split(","))
     if len(called) != 2 or not all(called):
         raise ValueError(f"`names` must be two names with a comma, got {names!r}.")

@@ -36,7 +36,7 @@ def load_tokenizer(
     if isinstance(tokenizer, str | os.PathLike):
         name = os.fspath(tokenizer)
         if Path(name).is_file():
-            with reading("tokenizer", name, "or a tokenizer.json"):
+            with reading("tokenizer", name, "be a tokenizer.json, or a folder or Hub id with a tokenizer"):
                 loaded = PreTrainedTokenizerFast(tokenizer_file=name)
         else:
             loaded = load(name, argument="tokenizer", revision=None if Path(name).is_dir() else revision)

@@ -242,14 +242,23 @@ DAMAGED = {
         lambda f: edit(f, "config.json", num_hidden_layers="two"),
         ("`num_hidden_layers`", "two"),
     ),
-    "an odd map": ("rigpt", lambda f: edit(f, "config.json", auto_map=-1), ("whose `auto_map` is a dict, got -1",)),
-    "an odd dtype": ("rigpt", lambda f: edit(f, "config.json", dtype=1.5), ("whose `dtype` is a str, got 1.5",)),
+    "an odd map": ("rigpt", lambda f: edit(f, "config.json", auto_map=-1), ("whose 'auto_map' is a dict, got -1",)),
+    "an odd dtype": ("rigpt", lambda f: edit(f, "config.json", dtype=1.5), ("whose 'dtype' is a str, got 1.5",)),
     "odd codes": (
         "rigpt",
         lambda f: edit(f, "config.json", quantization_config="x"),
-        ("`quantization_config` is",),
+        ("'quantization_config' is",),
     ),
-    "codes": ("rigpt", lambda f: edit(f, "config.json", quantization_config={"quant_method": "x"}), ("codes",)),
+    "absurd tokens of a stock model": (
+        "gpt2",
+        lambda f: edit(f, "config.json", vocab_size=10**30),
+        ("`vocab_size` must be at most 2147483647, got 1e+30",),
+    ),
+    "codes": (
+        "rigpt",
+        lambda f: edit(f, "config.json", quantization_config={"quant_method": 7}),
+        ("`quantization_config`",),
+    ),
     "complex numbers": ("rigpt", tensors(lambda w: w.update({UP: w[UP].to(torch.complex64)})), (UP, "C64")),
     "whole numbers": ("rigpt", tensors(lambda w: w.update({UP: w[UP].long()})), (UP, "I64")),
     "a long value": (
@@ -273,6 +282,11 @@ DAMAGED = {
         ("embed_tokens", "[61, 32], not [1000"),
     ),
     "a lost tensor": ("rigpt", tensors(lost), ("lacks", UP)),
+    "a tensor too many": (
+        "rigpt",
+        tensors(lambda stored: stored.update({"model.more.weight": torch.ones(2)})),
+        ("has no place for `model.more.weight`",),
+    ),
     "another shape": (
         "rigpt",
         tensors(grown),
