@@ -2,13 +2,14 @@
 
 import functools
 import inspect
+import json
 import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b",
     "separator": "data_options",
 }
 # Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
-PATIENCE = 3.0
+PATIENCE = 10.0
 # Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
 ACCESS_TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[\w.-]{30,}|api_org_[A-Za-z0-9]{30,})"
@@ -250,6 +251,9 @@ def fail(name: str, message: str, code: int = 2) -> int:
         if code != 2:
             return code
         time.sleep(PATIENCE)
+    if reply := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # what `torchrun` shows below its own traceback
+        with suppress(OSError):
+            Path(reply).write_text(json.dumps({"message": f"{name}: {message}", "timestamp": int(time.time())}))
     from rich.console import Console
     from rich.text import Text
 

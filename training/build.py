@@ -200,7 +200,14 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
         return
     request = path / REQUEST
     made: dict[str, Any] = {**manifest.source, "validation": manifest.validation}
-    made |= json.loads(request.read_text(encoding="utf-8")) if request.is_file() else {"tokenizer": options.tokenizer}
+    try:
+        asked: Any = json.loads(request.read_bytes()) if request.is_file() else {"tokenizer": options.tokenizer}
+        made |= asked.items()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"`data_dir` must have an undamaged `{REQUEST}`, got {str(path)!r}. Make the folder again, or pass --data "
+            "null to take it as it is."
+        ) from error
     # Options by the names that the manifest has for them.
     wanted: dict[str, tuple[str, Any]] = {
         "data": ("source", options.data),
@@ -222,6 +229,11 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
 def build_tokenizer(options: DataOptions, source_options: dict[str, Any]) -> PreTrainedTokenizerFast:
     """The tokenizer named by the options, or one made from the beginning of the source."""
     kind, _, size = options.tokenizer.partition(":")
+    if options.tokenizer_revision is not None and (size or Path(options.tokenizer).exists()):
+        raise ValueError(
+            f"`tokenizer_revision` names a version on the Hub, got {options.tokenizer_revision!r} with "
+            f"{options.tokenizer!r}. Leave it out."
+        )
     if kind != "train" or not size:
         return load_tokenizer(options.tokenizer, options.tokenizer_revision)
     if not size.isdigit() or int(size) < 300:

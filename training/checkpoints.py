@@ -222,8 +222,8 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"`output_dir` must take the checkpoint of step {step}, got {str(self.folder)!r}: "
-                f"{' '.join(str(error).split())}. The earlier checkpoints are untouched. Correct that (a full disk: "
-                "free space, or keep fewer) and resume."
+                f"{getattr(error, 'strerror', None) or ' '.join(str(error).split())}. The earlier checkpoints are "
+                "untouched. Correct that (a full disk: free space, or keep fewer) and resume."
             ) from error
 
     def _retain(self) -> None:

@@ -106,7 +106,7 @@ def checked_messages(messages: Any, where: str) -> list[dict]:
             raise refused("lists of messages, each with `role` and `content`,", messages)
         content = message.get("content")
         if isinstance(content, list):
-            texts = [part["text"] for part in content if is_text(part) and isinstance(part.get("text"), str)]
+            texts = [part["text"] for part in content if is_text(part)]
             content = "".join(texts) if len(texts) == len(content) else content
         if content is not None and not isinstance(content, str):
             raise refused("text, or parts of type `text` alone, as the content of every message", content)
@@ -117,7 +117,7 @@ def checked_messages(messages: Any, where: str) -> list[dict]:
 
 def is_text(part: Any) -> bool:
     """Whether a part of a message's content is one of text."""
-    return isinstance(part, dict) and part.get("type", "text") == "text"
+    return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
 def read_rows(data: str, split: str = "train", config: str | None = None, revision: str | None = None) -> Rows:

@@ -114,9 +114,10 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         write_model(model, weights, tokenizer, log.parent / "model")
         save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
     except OSError as error:
-        reason = error.__cause__ if isinstance(error, DiskFullError) else error
+        cause: Any = error.__cause__ if isinstance(error, DiskFullError) else error
+        reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
         raise ValueError(
             f"`output_dir` must take the final model and the curves, got {str(log.parent)!r}: "
-            f"{' '.join(str(reason).split())}. The checkpoints are untouched. Correct that (a full disk: free space) "
+            f"{reason}. The checkpoints are untouched. Correct that (a full disk: free space) "
             "and call the same command again."
         ) from error

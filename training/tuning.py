@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -173,6 +174,11 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     kind: Literal["held-out", "training"] = "held-out" if measured else "training"
     measured = measured or learned.select(range(min(MEASURED, len(learned))))
     before = trainer.mean_loss(measured)
+    if not math.isfinite(before):
+        raise ValueError(
+            f"`model` must have a finite loss on {kind} examples, got {before} by {source!r} before any training. "
+            "Download or save it once more, or give other data."
+        )
     if state.is_main_process:
         begin(options)  # nothing is left that could refuse
         write_text(options.working_dir / RECORD, json.dumps(record, indent=2) + "\n")
@@ -180,6 +186,12 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started
+    after = trainer.mean_loss(measured)
+    if not (math.isfinite(after) and all(parameter.isfinite().all() for parameter in trained.parameters())):
+        raise ValueError(
+            f"`learning_rate` must leave weights and loss finite, got {options.peak_rate} and a loss of {after} at "
+            "the end. Nothing was written. Begin anew with a lower one, and `force=True`."
+        )
     report = FinetuneReport(
         output_dir=options.output_dir,
         trained=sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad),
@@ -188,7 +200,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         held_out=len(measured) if kind == "held-out" else 0,
         measured_on=kind,
         loss_before=before,
-        loss_after=trainer.mean_loss(measured),
+        loss_after=after,
         steps=trainer.state.global_step,
         tokens=int(trainer.state.num_input_tokens_seen),
         seconds=round(seconds, 1),

@@ -252,6 +252,20 @@ def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
     assert options(chat_template=str(template)).read_template() == "{{ 'schön' }}"
 
 
+def test_what_is_no_number_is_not_written(options, model_folder, tmp_path):
+    """A weight so large that the loss is not finite, and a rate that makes it so."""
+    model = RiGPTForCausalLM.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "large")
+    with pytest.raises(ValueError, match="`model` must have a finite loss on .* examples, got .* before any training"):
+        finetune(options(model=str(tmp_path / "large")))
+    with pytest.raises(ValueError, match="`learning_rate` must leave weights and loss finite, got 1e[+]38 and a loss"):
+        finetune(options(learning_rate=1e38, max_grad_norm=0.0, max_steps=3))
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_models_are_refused(options, tokenizer, tmp_path):
     stock_model("gpt2").save_pretrained(tmp_path / "stock")
     with pytest.raises(ValueError, match=r"`model` must be a RiGPT, got .* 'gpt2'. Convert it first: rigpt convert"):

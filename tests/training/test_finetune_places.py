@@ -1,5 +1,6 @@
 """Fine-tuning and the files around it: kills, full disks, damage, places, launchers; nothing foreign is lost."""
 
+import json
 import os
 import pickle
 import shutil
@@ -270,7 +271,9 @@ def test_a_refused_run_leaves_an_interrupted_one(options, interrupted, tmp_path)
 def test_of_several_processes_one_says_what_is_wrong(options, tmp_path):
     choice = options("{", "broken.jsonl")
     words = [ROOT / "training" / "finetune.py", choice.model, choice.data, choice.output_dir, "--cpu", "--quiet"]
-    done = run(*words, world=2)
+    done = run(*words, world=2, TORCHELASTIC_ERROR_FILE=str(tmp_path / "reply"))
+    assert json.loads((tmp_path / "reply").read_text())["message"] + "\n" == done.stderr
+    (tmp_path / "reply").unlink()
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.count("finetune.py: ") == 1, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"broken.jsonl"}

@@ -294,6 +294,8 @@ def test_data_made_from_something_else_are_refused(tmp_path):
     def prepared(**changes):
         return ensure_data(DataOptions(**(ours | {"data": str(tmp_path / "one.txt")} | changes)), progress=False)
 
+    with pytest.raises(ValueError, match="`tokenizer_revision` names a version on the Hub, got '0' with 'train:320'"):
+        prepared(tokenizer_revision="0")
     assert prepared() == prepared() == prepared(data=None)
     for changes, name in (
         ({"data": str(tmp_path / "two.txt")}, "data"),
@@ -304,6 +306,12 @@ def test_data_made_from_something_else_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"`data_dir` must hold what `{name}` says"):
             prepared(**changes)
+    for name, said in (("request.json", "`data_dir` must have an"), ("manifest.json", "`folder` must have an")):
+        for damage in ("", "[]", "{"):
+            (tmp_path / "data" / name).write_text(damage)
+            with pytest.raises(ValueError, match=f"{said} undamaged `{name}`, got .*Make the folder again") as told:
+                prepared()
+            assert "JSONDecodeError" not in str(told.value)
 
 
 def test_another_optimizer_starts_with_fresh_moments(data, straight, tmp_path):

@@ -74,8 +74,10 @@ class Manifest:
                 DTYPES[manifest.dtype]
                 return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"it lacks or does not know {error}" if isinstance(error, KeyError) else "its fields are others"
+            reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else reason
             raise ValueError(
-                f"`folder` must have an undamaged `{MANIFEST}`, got {str(folder)!r}: {error!r}. Make the folder again."
+                f"`folder` must have an undamaged `{MANIFEST}`, got {str(folder)!r}: {reason}. Make the folder again."
             ) from error
         raise ValueError(
             f"`folder` must have a manifest of version {VERSION} at most, got version {version} in {str(folder)!r}. "
