@@ -29,13 +29,19 @@ def register_configuration(configuration: ModuleType):
 
 
 def register_models(modeling: ModuleType):
-    """An Auto class for each of our models, which carry their code into the folders they are saved to."""
+    """
+    An Auto class for each of our models, which carry their code into the folders they are saved to.
+
+    `transformers serve` does not ask those, but looks for a class of that name in `transformers`.
+    """
+    import transformers
     from transformers.models.auto import modeling_auto
 
     for auto_class, name in modeling.AUTO_CLASSES.items():
         model_class = getattr(modeling, name)
         getattr(modeling_auto, auto_class).register(model_class.config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
+        setattr(transformers, name, model_class)
 
 
 def import_configuration(_: ModuleType):

@@ -4,11 +4,12 @@
 
 `FOLDER` is an unpacked source distribution of the installed Transformers. It holds the tests of every model and of
 training; the tests of generation, export and pipelines are only in a checkout, which may be given instead. Needs the
-package `parameterized`. A set takes about three minutes on one core.
+package `parameterized`. A set takes about a minute on one core.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,17 @@ SETS = {
     "local": {"local_frames": True, "embedding_norm": True},
     "midpoint": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     "dopri5": {"depth_solver": "dopri5"},
+}
+# Tests that ask for what a set of options refuses or is not: why, by what finds their names.
+EXPECTED = {
+    "learned": {"test_model_rope_": "a table of positions has no rope parameters, and ends"},
+    "frequencies": {"test_model_rope_scaling_from_config_1_dynamic": "learned frequencies know no length"},
+    "distance": {"test_can_set_attention_dynamically|test_sdpa_can_dispatch": "SDPA computes no distances"},
+    "midpoint": {"test_attention_outputs": "attentions of every evaluation of a layer are returned"},
+    "dopri5": {
+        "test_attention_outputs": "attentions of every evaluation of a layer are returned",
+        "test_eager_matches_sdpa_inference_.*(fp16|bf16)": "16 bits are too few to choose steps by",
+    },
 }
 FOLDER, SET = "RIGPT_UPSTREAM_FOLDER", "RIGPT_UPSTREAM_SET"
 
@@ -74,7 +86,9 @@ def main():
     failed = 0
     for name in arguments.sets:
         outcomes, reasons = run(arguments.folder, name, arguments.k)
-        counts = {kind: list(outcomes.values()).count(kind) for kind in ("passed", "failed", "skipped")}
+        counts = {
+            kind: list(outcomes.values()).count(kind) for kind in ("passed", "failed", "expected to fail", "skipped")
+        }
         print(
             f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()),
             *reasons,
@@ -103,10 +117,11 @@ def run(folder: Path, name: str, expression: str) -> tuple[dict[str, str], list[
         test, parts = case.get("name"), (*case.findall("failure"), *case.findall("error"))
         reasons += [f"{test}: {' '.join((part.get('message') or '').split())[:300]}" for part in parts]
         if parts:
-            outcomes[test] = "failed"
+            expected = any(re.match(pattern, test) for pattern in EXPECTED.get(name, ()))
+            outcomes[test] = "expected to fail" if expected else "failed"
         elif case.find("skipped") is not None:
             outcomes.setdefault(test, "skipped")
-        elif outcomes.get(test) != "failed":
+        elif outcomes.get(test) not in ("failed", "expected to fail"):
             outcomes[test] = "passed"
     return outcomes, reasons
 
