@@ -4,18 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ..command_line import READS, WRITES
-
 
 @dataclass
 class DemoOptions:
     """The options of `rigpt demo`."""
 
-    output: Annotated[Path, WRITES] = Path("runs/demo")
+    output: Path = Path("runs/demo")
     """Folder for the model and the report."""
-    model: Annotated[str | None, READS] = None
+    model: str | None = None
     """Hub id or folder of a stock model to use instead of training one."""
-    text: Annotated[Path | None, READS] = None
+    text: Path | None = None
     """A text file to train on instead of the documentation of the installed packages."""
     megabytes: float = 20.0
     """How much documentation to gather at most."""

@@ -23,6 +23,7 @@ from tests import processes
 from . import calls, files, models  # noqa: F401  they register their kinds
 from .cases import make
 from .judge import ENVIRONMENT, judge
+from .world import build
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -37,10 +38,7 @@ def place() -> Iterator[Path]:
     processes.begin()
     try:
         with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
-            code = "import sys; from pathlib import Path; from tests.fuzz.world import make; make(Path(sys.argv[1]))"
-            made = processes.run("-c", code, Path(folder, "world"), cwd=processes.ROOT)
-            assert made.returncode == 0, made.stderr
-            yield Path(folder)
+            yield build(Path(folder, "world")).parent
     finally:
         processes.end()
 

@@ -184,7 +184,7 @@ def complete(case: Case, root: Path, answer: Answer, why: str) -> str:
 def after_kill(case: Case, root: Path, before: dict[str, str]) -> None:
     """Raise unless the same command, said again, removes what is left, and ends well; it may advise one option."""
     answer = Answer(root, case.words, before, {})
-    if answer.code == 2 and (advised := re.findall(r"--[a-z][\w-]+", answer.printed)):
+    if answer.code == 2 and (advised := re.findall("--(?:force|resume)", answer.printed)):
         answer = Answer(root, [*case.words, advised[0]], before, {})
     if answer.code:
         raise Failed(f"killed, then said again: exit code {answer.code}: {answer.err[-1:]}")

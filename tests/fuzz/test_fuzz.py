@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests import processes
 from tests.fuzz import calls, files, judge, models  # noqa: F401  they register their kinds
 from tests.fuzz.cases import KINDS, Case, make
-from tests.fuzz.world import MODULES
+from tests.fuzz.world import MODULES, build
 
 
 SEED, FIRST = 0, 40
@@ -13,11 +12,7 @@ SEED, FIRST = 0, 40
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    place = tmp_path_factory.mktemp("fuzz") / "world"
-    code = "import sys; from pathlib import Path; from tests.fuzz.world import make; make(Path(sys.argv[1]))"
-    done = processes.run("-c", code, place, cwd=processes.ROOT)
-    assert done.returncode == 0, done.stderr
-    return place
+    return build(tmp_path_factory.mktemp("fuzz") / "world")
 
 
 @pytest.mark.parametrize("index", range(FIRST))

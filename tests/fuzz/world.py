@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import processes
+
 
 class Command(NamedTuple):
     """A command line that succeeds, the files that it makes, and what it looks at in which models."""
@@ -74,8 +76,15 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 SUITE = "text: {documents: 4, window: 17}\ntasks:\n  - {metric: perplexity, arguments: {context: 16}}\n"
 
 
-def make(place: Path) -> None:
-    """Write the inputs; all models but `gpt2` and `llama` are RiGPTs, and `other` is `rigpt` in other frames."""
+def build(place: Path) -> Path:
+    """Write the inputs in a process of its own; all models but `gpt2` and `llama` are RiGPTs."""
+    made = processes.run("-c", f"from tests.fuzz.world import make; make({str(place)!r})", cwd=processes.ROOT)
+    assert made.returncode == 0, made.stderr
+    return place
+
+
+def make(folder: str) -> None:
+    """Write the inputs; `other` is `rigpt` in other frames."""
     import numpy as np
     import pandas
     import torch
@@ -88,6 +97,7 @@ def make(place: Path) -> None:
     from tests.conversion.sources import stock_model
     from tests.evaluation.toys import word_tokenizer
 
+    place = Path(folder)
     place.mkdir(parents=True)
     words = dict.fromkeys(part for text in (TEXT, "0 1 2 3 <user> <assistant>") for part in text.split())
     tokenizer = word_tokenizer(["<s>", *words, *(f" {word}" for word in words)][:61])
