@@ -50,7 +50,7 @@ GOOD = {
     r"seed": r"-?\d{1,3}",
     r"prompt|names|title|repo|space-repo": r"[^/]{1,99}",
     r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
-    r"time|t|.*rates?|.*decay|fraction|.*beta.|momentum|megabytes|.*(norm|share|dropout|alpha)|warmup.*": r"[01.5]+|9{30}",
+    r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",
     (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)[^/]{1,99}",
 }
