@@ -1,8 +1,11 @@
 """The good inputs that cases are made from, and the command lines that take them."""
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
 
 from tests import processes
 
@@ -76,15 +79,18 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 SUITE = "text: {documents: 4, window: 17}\ntasks:\n  - {metric: perplexity, arguments: {context: 16}}\n"
 
 
-def build(place: Path) -> Path:
-    """Write the inputs in a process of its own; all models but `gpt2` and `llama` are RiGPTs."""
-    made = processes.run("-c", f"from tests.fuzz.world import make; make({str(place)!r})", cwd=processes.ROOT)
-    assert made.returncode == 0, made.stderr
+def build() -> Path:
+    """The folder of the inputs of this session, which a process of its own writes when it is first asked for."""
+    place = Path(os.environ[processes.FOLDER], "world")
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            made = processes.run("-c", f"from tests.fuzz.world import make; make({str(place)!r})", cwd=processes.ROOT)
+            assert made.returncode == 0, made.stderr
     return place
 
 
 def make(folder: str) -> None:
-    """Write the inputs; `other` is `rigpt` in other frames."""
+    """Write the inputs; all models but `gpt2` and `llama` are RiGPTs, and `other` is `rigpt` in other frames."""
     import numpy as np
     import pandas
     import torch
