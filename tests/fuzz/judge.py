@@ -29,7 +29,7 @@ CODES = {"term": 143, "int": 130, "kill": -9}
 PROGRESS = re.compile(r"\d+%\||\[\d\d:\d\d")
 # Words of libraries that say nothing to a person at the terminal.
 FOREIGN = re.compile(
-    r"--debug \.\.\.|ignore_mismatched_sizes|weights_only|trust_remote_code=True|Expecting value|StrictDataclass"
+    r"--debug \.\.\.|ignore_mismatched_sizes|weights_only|Expecting value|StrictDataclass"
     r"|SafetensorError|object has no attribute|NoneType|not subscriptable|KeyError|unexpected keyword"
     r"|Errno 28|^\S+ \[Errno"
 )

@@ -92,7 +92,6 @@ def build() -> Path:
 def make(folder: str) -> None:
     """Write the inputs; all models but `gpt2` and `llama` are RiGPTs, and `other` is `rigpt` in other frames."""
     import numpy as np
-    import pandas
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -124,7 +123,6 @@ def make(folder: str) -> None:
     (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
     rows = [{"text": f"the cat saw {n} dog", "number": n} for n in range(200)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pandas.DataFrame(rows).to_parquet(place / "rows.parquet")
     (place / "template.jinja").write_text(TEMPLATE)
     (place / "suite.yaml").write_text(SUITE)
     (place / "metadata.yaml").write_text("title: A model\nlicense: apache-2.0\nlanguage: [en]\n")
