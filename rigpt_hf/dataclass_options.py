@@ -285,7 +285,7 @@ def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
     """
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"`config` must be a readable YAML file, got {str(path)!r}: {reason}. Try --help.") from error
     if not isinstance(content, dict):
@@ -330,5 +330,5 @@ def read_yaml(text: str) -> Any:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789."))
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{text[:80]!r} is not YAML: {' '.join(str(error).split())[:200]}") from error

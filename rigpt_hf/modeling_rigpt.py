@@ -12,7 +12,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
-increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rotary_rigpt.py`, products of few rows and the
+increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, products of few rows and the
 loss in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
@@ -45,7 +45,7 @@ from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, ro
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
 from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
-from .rotary_rigpt import RiGPTRotaryEmbedding, cos_sin, rotate
+from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
 
 

@@ -167,6 +167,7 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         ValueError: if the disk is full or, without `force`, a file has appeared there.
     """
     temporary = temporary_sibling(path)
+    remove_leftovers(path)
     try:
         with room(path, argument):
             yield temporary

@@ -43,7 +43,7 @@ def check_file(path: Path | None, argument: str, force: bool):
         return
     if path.is_dir():
         raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:  # a link to nothing is one too
         raise ValueError(
             f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
         )

@@ -171,6 +171,16 @@ def test_files_that_appear_are_left(tmp_path):
     assert content(tmp_path) == {"picture.png": "ours"}
 
 
+def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
+    for dead in (2**22 + 1, os.getpid()):
+        (tmp_path / f".card.md.{module._here()}-{dead}-12345678.partial").touch()
+    write_text(tmp_path / "card.md", "card")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "card.md",
+        f".card.md.{module._here()}-{os.getpid()}-12345678.partial",
+    }
+
+
 def test_a_full_disk_is_named(tmp_path):
     words = RuntimeError("I/O error: No space left on device (os error 28)")
     for writer, error in product((new_folder, new_file), (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), words)):

@@ -23,6 +23,7 @@ from tests import processes
 from . import calls, files, models  # noqa: F401  they register their kinds
 from .cases import make
 from .judge import ENVIRONMENT, judge
+from .world import build
 
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -32,14 +33,11 @@ CODE = ("rigpt_hf", "training", "evaluation", "model_cards", "tests/fuzz")
 
 @contextmanager
 def place() -> Iterator[Path]:
-    """A folder for cases, with the good inputs in `world`, made by a process of its own."""
+    """A folder for cases."""
     os.environ.update(ENVIRONMENT)
     processes.begin()
     try:
         with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
-            code = "import sys; from pathlib import Path; from tests.fuzz.world import make; make(Path(sys.argv[1]))"
-            made = processes.run("-c", code, Path(folder, "world"), cwd=processes.ROOT)
-            assert made.returncode == 0, made.stderr
             yield Path(folder)
     finally:
         processes.end()
@@ -49,8 +47,8 @@ def place() -> Iterator[Path]:
 def show(seed: int, index: int, to: Annotated[Path, typer.Option(help="Where the inputs go.")] = RECORDS / "case"):
     """Make the inputs of one case in a folder, and print what it is and the command to say there."""
     shutil.rmtree(to, ignore_errors=True)
-    with place() as folder:
-        case = make(seed, index, to, folder / "world")
+    with place():
+        case = make(seed, index, to, build())
     typer.echo(f"{case.kind}: {case.said}\nfine: {case.fine}\nevent: {case.event}\ncd {to}")
     typer.echo(ascii(shlex.join(case.words))[1:-1])
 
@@ -79,7 +77,7 @@ def run(
 
         def one(index: int) -> dict | None:
             root = folder / str(index)
-            case = make(seed, index, root / "work", folder / "world")
+            case = make(seed, index, root / "work", build())
             entry = {"index": index} | judge(case, root) if only in ("", case.kind) else None
             shutil.rmtree(root, ignore_errors=True)
             return entry

@@ -13,7 +13,7 @@ from rigpt_hf.command_line import make_app
 from rigpt_hf.dataclass_options import command
 from rigpt_hf.training.convert import ConvertOptions
 from rigpt_hf.training.finetune_options import FinetuneOptions
-from rigpt_hf.training.options import PretrainOptions
+from rigpt_hf.training.options import DataOptions, PretrainOptions
 
 from .cases import PLACES, Case, Draw, kind, misplace
 from .files import replaced
@@ -32,22 +32,27 @@ def options(name: str) -> list:
     else:
         from rigpt_hf.evaluation import speed
 
-        app = make_app()
+        app = make_app(add_completion=False)
         app.command()(speed.main if first == "speed.py" else command(PROGRAMS[first], print))
         found = typer.main.get_command(app).params
-    return [it for it in found if it.param_type_name == "option" and it.name not in ("help", "config")]
+    known = [
+        it for it in found if it.param_type_name == "option" and not it.hidden and it.name not in ("help", "config")
+    ]
+    # What only prepares data has no use for most of them, and the bench none for another output.
+    known = [it for it in known if name != "prepare" or it.name in DataOptions.__dataclass_fields__]
+    return [it for it in known if name != "speed" or it.name != "output"]
 
 
 VALUES = ("", " ", "many", "-1", "0", "1", "0.5", "nan", "inf", "-inf", "1e308", "9" * 30, "x" * 10_000, "[/b][red]",
-    "null", "{}", "[1", "a=b", "a,b", "\u202e\U0001f600", "a\nb", "../..", "--", "-", "$(touch canary)")  # fmt: skip
+    "null", "{}", "[1", "a=b", "a,b", "\u202e\U0001f600", "a\nb", "in/text.txt/x", "--", "-", "$(ls)")  # fmt: skip
 # Options of which these values are good ones.
 GOOD = {
     r"seed": r"-?\d{1,3}",
-    r"prompt|names|title|space-repo|include-path": r".+",
+    r"prompt|names|title|repo|space-repo": r"[^/]{1,99}",
     r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
-    r"time|t|.*rates?|.*decay|fraction|.*beta.|momentum|megabytes|.*(norm|share|dropout|alpha)|warmup.*": r"[01.5]+",
-    r"gguf-file|revision|.*-(revision|split|config)": r"null",
+    r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",
+    (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)[^/]{1,99}",
 }
 
 
@@ -64,13 +69,15 @@ def option(draw: Draw) -> Case:
     elif how == "spelling":
         more = [spelled[:-1] + "q", "1"]
     elif how == "twice":
-        more = [spelled, "many", spelled, "many"]
+        more, value = [spelled, "many", spelled, "many"], "many"
     else:
         more = [f"{spelled}={value}"] if how == "=" or value[:1] == "-" else [spelled, value]
+    if how in ("=", " ", "twice") and not given.is_flag:
         bare = spelled.lstrip("-")
         if any(re.fullmatch(of, bare) and re.fullmatch(good, value) for of, good in GOOD.items()):
             fine = "a value like others"
-    return Case(name, f"option {' '.join(more)[:60]!r}", fine, [*words, *more])
+    event = {"out": value} if re.fullmatch(PLACE, spelled.lstrip("-")) else {}
+    return Case(name, f"option {' '.join(more)[:60]!r}", fine, [*words, *more], event)
 
 
 LONG = "x" * 300
@@ -93,6 +100,7 @@ def inputs(draw: Draw) -> Case:
         new = f"in/{NAMES[how]}"
     elif how in NAMES:
         new = f"in/{NAMES[how]}{place.suffix}"
+        (draw.work / new).parent.mkdir(exist_ok=True)
         place.rename(draw.work / new)
         fine = "a name like others"
     return Case(name, f"{old}: {how}{', there' if fine else ''}", fine, replaced(COMMANDS[name].words, old, new))
@@ -110,7 +118,12 @@ def outputs(draw: Draw) -> Case:
         "in the input": f"{model}/new{suffix}", "around the input": "in", "device": "/dev/null/a"}  # fmt: skip
     others |= {how: f"out{odd}{suffix}" for how, odd in NAMES.items()}
     how = draw.choice((*others, "a file", *PLACES, "forced", "forced", "a folder of links"))
-    fine = {"in the input": "a new place harms nothing"} | dict.fromkeys(NAMES, "a name like others")
+    fine = {
+        "in the input": "a new place harms nothing",
+        "a folder": None if suffix else "it is empty",
+    } | dict.fromkeys(NAMES, "a name like others")
+    if name in ("pretrain", "evaluate", "lab"):
+        fine |= dict.fromkeys(("forced", "a folder", "a folder of links"), "beside what is there")
     if how == "a file":
         place.write_text("mine")
     elif how in ("forced", "a folder of links"):

@@ -29,7 +29,7 @@ CODES = {"term": 143, "int": 130, "kill": -9}
 PROGRESS = re.compile(r"\d+%\||\[\d\d:\d\d")
 # Words of libraries that say nothing to a person at the terminal.
 FOREIGN = re.compile(
-    r"--debug \.\.\.|ignore_mismatched_sizes|weights_only|trust_remote_code=True|Expecting value|StrictDataclass"
+    r"--debug \.\.\.|ignore_mismatched_sizes|weights_only|Expecting value|StrictDataclass"
     r"|SafetensorError|object has no attribute|NoneType|not subscriptable|KeyError|unexpected keyword"
     r"|Errno 28|^\S+ \[Errno"
 )
@@ -184,7 +184,7 @@ def complete(case: Case, root: Path, answer: Answer, why: str) -> str:
 def after_kill(case: Case, root: Path, before: dict[str, str]) -> None:
     """Raise unless the same command, said again, removes what is left, and ends well; it may advise one option."""
     answer = Answer(root, case.words, before, {})
-    if answer.code == 2 and (advised := re.findall(r"--[a-z][\w-]+", answer.printed)):
+    if answer.code == 2 and (advised := re.findall("--(?:force|resume)", answer.printed)):
         answer = Answer(root, [*case.words, advised[0]], before, {})
     if answer.code:
         raise Failed(f"killed, then said again: exit code {answer.code}: {answer.err[-1:]}")

@@ -125,6 +125,7 @@ def index(draw: Draw) -> Case:
         places["model.more.weight"] = shards[0]
     elif how == "another":
         places[key] = next(shard for shard in shards if shard != places[key])
+        fine = "its own shard is read, too"
     elif how == "name":
         places[key] = draw.choice((7, None, "", "config.json", "x" * 300, ".", [shards[0]], "model\0.safetensors"))
     elif how == "stale":
@@ -157,7 +158,7 @@ def harmless(name: str, value: object, old: object) -> str | None:
     reasons = {
         "the value it had": type(value) is type(old) and value == old,
         "no part in the function": re.fullmatch(UNUSED, name),
-        "follows from the other fields": value is None and re.fullmatch(FOLLOW, name),
+        "follows from the other fields": value in (None, {}) and re.fullmatch(FOLLOW, name),
         "for new weights only": name == "initializer_range" and number and value >= 0,
         "another function, of the same weights": (re.fullmatch(FREE, name) and number and value > 0)
         or (isinstance(old, bool) and isinstance(value, bool) and not name.endswith(("bias", "tie_word_embeddings"))),
@@ -210,6 +211,7 @@ def tokenizer(draw: Draw) -> Case:
     said: object = ""
     if how in ("json", "settings"):
         said = damage(draw, content if how == "json" else settings)
+        fine = "the other file says it all" if how == "settings" and "nothing" in said else fine
     elif how == "missing":
         content.unlink()
     elif how == "template":

@@ -2,38 +2,28 @@
 
 import pytest
 
-from tests import processes
 from tests.fuzz import calls, files, judge, models  # noqa: F401  they register their kinds
 from tests.fuzz.cases import KINDS, Case, make
-from tests.fuzz.world import MODULES
+from tests.fuzz.world import MODULES, build
 
 
 SEED, FIRST = 0, 40
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    place = tmp_path_factory.mktemp("fuzz") / "world"
-    code = "import sys; from pathlib import Path; from tests.fuzz.world import make; make(Path(sys.argv[1]))"
-    done = processes.run("-c", code, place, cwd=processes.ROOT)
-    assert done.returncode == 0, done.stderr
-    return place
-
-
 @pytest.mark.parametrize("index", range(FIRST))
-def test_bad_input_is_answered_in_one_line_and_changes_nothing(index, world, tmp_path):
-    case = make(SEED, index, tmp_path / "root/work", world)
+def test_bad_input_is_answered_in_one_line_and_changes_nothing(index, tmp_path):
+    case = make(SEED, index, tmp_path / "root/work", build())
     verdict = judge.judge(case, tmp_path / "root")
     assert verdict["outcome"] in ("refused", "accepted"), verdict
     assert verdict["why"]
 
 
-def test_the_first_cases_are_of_all_kinds_and_the_same_each_time(world, tmp_path):
+def test_the_first_cases_are_of_all_kinds_and_the_same_each_time(tmp_path):
     assert len(KINDS) <= FIRST
-    drawn = [make(SEED, index, tmp_path / str(index), world) for index in range(len(KINDS))]
+    drawn = [make(SEED, index, tmp_path / str(index), build()) for index in range(len(KINDS))]
     assert [case.kind for case in drawn] == list(KINDS)
     for name in ("a", "b"):
-        assert make(SEED, 1, tmp_path / name, world) == drawn[1]
+        assert make(SEED, 1, tmp_path / name, build()) == drawn[1]
 
 
 # What a program does, and what the judge says of it.
@@ -55,7 +45,7 @@ CONTROLS = {
 }
 
 
-def test_the_judge_sees_what_is_wrong(world, tmp_path, monkeypatch):
+def test_the_judge_sees_what_is_wrong(tmp_path, monkeypatch):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/wrong.py").write_text("import os, sys\nexec(sys.argv[1])\n")
     monkeypatch.setitem(judge.ENVIRONMENT, "PYTHONPATH", str(tmp_path / "modules"))
@@ -63,6 +53,6 @@ def test_the_judge_sees_what_is_wrong(world, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "LIMIT", 2)
     for number, (does, expected) in enumerate(CONTROLS.items()):
         root = tmp_path / str(number)
-        make(SEED, 0, root / "work", world)
+        make(SEED, 0, root / "work", build())
         verdict = judge.judge(Case("info", "a control", words=["wrong.py", does]), root)
         assert (verdict["outcome"] == expected) or verdict["why"].startswith(expected), (does, verdict)

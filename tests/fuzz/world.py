@@ -1,8 +1,13 @@
 """The good inputs that cases are made from, and the command lines that take them."""
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
+
+from filelock import FileLock
+
+from tests import processes
 
 
 class Command(NamedTuple):
@@ -74,10 +79,19 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
 SUITE = "text: {documents: 4, window: 17}\ntasks:\n  - {metric: perplexity, arguments: {context: 16}}\n"
 
 
-def make(place: Path) -> None:
+def build() -> Path:
+    """The folder of the inputs of this session, which a process of its own writes when it is first asked for."""
+    place = Path(os.environ[processes.FOLDER], "world")
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            made = processes.run("-c", f"from tests.fuzz.world import make; make({str(place)!r})", cwd=processes.ROOT)
+            assert made.returncode == 0, made.stderr
+    return place
+
+
+def make(folder: str) -> None:
     """Write the inputs; all models but `gpt2` and `llama` are RiGPTs, and `other` is `rigpt` in other frames."""
     import numpy as np
-    import pandas
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -88,6 +102,7 @@ def make(place: Path) -> None:
     from tests.conversion.sources import stock_model
     from tests.evaluation.toys import word_tokenizer
 
+    place = Path(folder)
     place.mkdir(parents=True)
     words = dict.fromkeys(part for text in (TEXT, "0 1 2 3 <user> <assistant>") for part in text.split())
     tokenizer = word_tokenizer(["<s>", *words, *(f" {word}" for word in words)][:61])
@@ -108,7 +123,6 @@ def make(place: Path) -> None:
     (place / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
     rows = [{"text": f"the cat saw {n} dog", "number": n} for n in range(200)]
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pandas.DataFrame(rows).to_parquet(place / "rows.parquet")
     (place / "template.jinja").write_text(TEMPLATE)
     (place / "suite.yaml").write_text(SUITE)
     (place / "metadata.yaml").write_text("title: A model\nlicense: apache-2.0\nlanguage: [en]\n")

@@ -1,0 +1,28 @@
+"""Paths that lead nowhere are refused by what a person typed, before anything is read."""
+
+import os
+
+import pytest
+
+from tests.cli.conftest import in_one_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("convert LOOP out", "`SOURCE` must be a path that can be followed, got 'loop': its links lead in a circle"),
+        ("convert none LOOP", "`OUTPUT` must be a path that can be followed, got 'loop'"),
+        ("convert none LONG", f"`OUTPUT` must be a path that can be followed, got '{'x' * 80}': File name too long"),
+        ("diff none none --json LOOP", "`--json` must be a path that can be followed"),
+        ("merge none BYTES out", "`SOURCES` must be text in UTF-8, got '\\udcff'"),
+        ("convert none out --revision BYTES", "`--revision` must be text in UTF-8"),
+        ("charges none --measure --picture NOTHING.png", "`--picture` must not exist yet, got 'NOTHING.png'"),
+    ],
+)
+def test_a_path_that_leads_nowhere(rigpt, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("loop", "loop")
+    os.symlink("nothing", "NOTHING.png")
+    words = {"LOOP": "loop", "LONG": "x" * 300, "BYTES": os.fsdecode(b"\xff")}
+    assert message in in_one_line(rigpt(*(words.get(it, it) for it in arguments.split())))
+    assert sorted(os.listdir()) == ["NOTHING.png", "loop"]
