@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Bytecode is kept, or every worker and every process of a test compiles everything again.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest
 
 .PHONY: help demo test test-all faults lint floors golden bench clean
 
@@ -13,10 +15,10 @@ demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/de
 	$(RUN)/rigpt demo --force
 
 test: $(STAMP)  ## Run the tests
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP)  ## Run the tests for all option sets and dtypes, too
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 faults: $(STAMP)  ## Make the seeded faults that the tests once caught, and name those they let pass (about 30 minutes)
 	$(RUN)/python -m tests.faults check

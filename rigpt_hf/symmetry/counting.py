@@ -9,6 +9,10 @@ from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 
 
+# Backward passes that run at once; the memory of each stays small beside the spectrum's.
+AT_ONCE = 64
+
+
 def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     """
     The dimension of the gauge group by frame, and their sum under `"total"`: so many directions of parameter space
@@ -70,12 +74,15 @@ def jacobian_spectrum(
             f"`input_ids` must give at least {size + surplus} logits to see {size} parameters, got {logits.numel()}. "
             "Give more sequences."
         )
+    # One at a time: which numbers are drawn does not depend on how many backward passes run at once.
+    draws = [torch.randn(logits.shape, generator=generator, dtype=torch.float64) for _ in range(size + surplus)]
     rows = []
-    for _ in range(size + surplus):
-        direction = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
-        gradients = torch.autograd.grad(logits, parameters, direction, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
-    values = torch.linalg.svdvals(torch.stack(rows).double())
+    for batch in torch.stack(draws).to(logits).split(AT_ONCE):
+        gradients = torch.autograd.grad(
+            logits, parameters, batch, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+        rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], 1))
+    values = torch.linalg.svdvals(torch.cat(rows).double())
     logarithms = values.clamp_min(values[0] * 1e-20).log()
     # A redundant direction is zero up to rounding, the weakest real one is orders of magnitude above it.
     candidates = (logarithms[:-1] - logarithms[1:]).where(logarithms[1:] < logarithms[0] - 16, torch.tensor(0.0))

@@ -20,7 +20,7 @@ SCRIPTS = chapters()
 # The most that one cell may take, in seconds: ten where nothing else runs, far more on a machine that others use too.
 LONGEST = 600
 # Chapters whose time goes into training, and little of it into the library.
-TRAINED = ("1_gpt", "5_basis", "6_neural_ode")
+TRAINED = ("1_gpt", "4_charges", "5_basis", "6_neural_ode")
 
 
 @pytest.fixture

@@ -77,9 +77,8 @@ def test_every_score_is_its_formula(score, heads, qk_norm):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler and the library's use of it
-@pytest.mark.parametrize(
-    "score", [pytest.param(score, marks=[pytest.mark.full] * (score != "distance")) for score in SCORES]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("score", SCORES)
 def test_flex_agrees_with_eager(score):
     model = tiny_model(dtype=torch.float32, attention_score=score, head_dim=16)
     input_ids = tokens(2, 11)

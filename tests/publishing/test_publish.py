@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,14 +17,17 @@ from rigpt_hf.publishing.upload import PublishedReport
 from tests.model.agreement import difference
 from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import tiny_model, tokens
+from tests.processes import run
 from tests.publishing.conftest import CARD, READ, REFUSED, WRITE, save, talk_to
 from tests.tolerances import SYMMETRY
 
 
 LOAD = """
 import json, sys, torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, hf_api, snapshot_download
 from transformers import AutoModelForCausalLM
+vars(constants).update(json.loads(sys.argv[3]))  # as variables of the environment would, were they read again
+hf_api.api.endpoint = constants.ENDPOINT
 place, commits = sys.argv[1], json.loads(sys.argv[2])
 input_ids = torch.load(place + "/input_ids.pt")
 for repo_id, commit in commits:
@@ -42,12 +42,11 @@ for repo_id, commit in commits:
 
 def load_elsewhere(endpoint: str, place, commits: list[tuple[str, str]]) -> list[str]:
     """Modules of the models at commits, loaded by a process in which this package cannot be imported."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-    variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    variables |= {"HF_HUB_DISABLE_XET": "1"}
     torch.save(tokens(2, 7), place / "input_ids.pt")
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_PACKAGE + LOAD, str(place), json.dumps(commits)]
-    done = subprocess.run(command, cwd=place, env=variables, capture_output=True, text=True, timeout=600)
+    constants = {"ENDPOINT": endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    constants |= {"HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}"}
+    constants |= {"HF_HUB_CACHE": str(place / "elsewhere/hub")}
+    done = run("-c", WITHOUT_PACKAGE + LOAD, place, json.dumps(commits), json.dumps(constants), cwd=place)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
 

@@ -46,7 +46,7 @@ from tests.training.runs import (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, pytest.param(1, marks=pytest.mark.full)])
-@pytest.mark.parametrize("kills, steps", [(6, 40), pytest.param(10, 60, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills, steps", [(4, 28), pytest.param(10, 60, marks=pytest.mark.full)])
 def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world, kills, steps):
     """With dropout, whose random numbers are kept with each checkpoint."""
     launch(data, tmp_path / "straight", world, max_steps=steps)
@@ -55,8 +55,8 @@ def test_a_killed_run_has_the_numbers_of_one_that_was_not(data, tmp_path, world,
     straight = numbers_of(tmp_path / "straight")
     assert len(straight) == steps and straight[0]["loss"] - straight[-1]["loss"] > 1.0
     assert straight == numbers_of(tmp_path / "killed") and same_run(tmp_path / "straight", tmp_path / "killed")
-    launch(data, tmp_path / "seed", world, max_steps=steps, seed=1)
-    assert numbers_of(tmp_path / "seed") != straight
+    launch(data, tmp_path / "seed", world, max_steps=6, seed=1)
+    assert len(other := numbers_of(tmp_path / "seed")) == 6 and other != straight[:6]
 
 
 def program(data: Path, folder: Path, launcher: bool) -> None:
