@@ -78,7 +78,7 @@ def read_marker(text: str) -> Marker | None:
     try:
         marker = Marker(**json.loads(line[1]))
         marker.author_metadata  # noqa: B018  it must be readable too
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"`card` must end with the comment of rigpt card as it was written, got {line[1]:.60}. Write the card "
             "once more with rigpt card --force, or remove that line to keep the card as your own."
@@ -100,7 +100,7 @@ def digest_of_text(text: str) -> str:
     """SHA-256 of a card without its marker. Of metadata only values count: who adds a tag lays them out anew."""
     head = METADATA.match(text)
     values: Any = head[1] if head else None
-    with suppress(yaml.YAMLError):
+    with suppress(yaml.YAMLError, RecursionError):
         values = yaml.safe_load(head[1]) if head else None
     body = text[head.end() if head else 0 :].replace("\r\n", "\n").strip()
     return _sha256([values, body], default=str)

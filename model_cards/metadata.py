@@ -24,6 +24,8 @@ from rigpt_hf.text.paths import without_path
 
 T = TypeVar("T")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
+# Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
 
@@ -223,7 +225,7 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
             start=None if start is None else without_path(str(start)),
             timed=len(entries) if seconds is not None and len(entries) < steps else None,
         )
-    except (OSError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"`folder` must lie in a whole run, got a run.json or metrics.jsonl that cannot be read: {error!r:.80}."
         ) from error
@@ -261,7 +263,7 @@ def author_metadata(path: Path | None) -> AuthorMetadata:
         return AuthorMetadata()
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`metadata` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}"
         ) from error
@@ -293,7 +295,7 @@ def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
         return None
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
 
 
@@ -309,7 +311,7 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         schema, models = results["schema"], results["models"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"`results` must be a results.json of rigpt evaluate, got {str(path)!r}.") from error
     if schema != SCHEMA:
         raise ValueError(f"`results` must have the schema {SCHEMA}, got {schema}. Run rigpt evaluate again.")

@@ -88,7 +88,7 @@ def _check_metadata(path: Path) -> None:
     """The Hub refuses a card with a broken header, which is better known before anything is sent."""
     try:
         ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`card` must be Markdown with metadata in YAML between two lines of ---, got {str(path)!r}: "
             f"{' '.join(str(error).split())[:300]}"

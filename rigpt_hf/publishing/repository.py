@@ -228,7 +228,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path, argument: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"`{argument}` must be readable JSON, got {str(path)!r}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{argument}` must be a JSON object, got {str(path)!r} with {type(content).__name__}.")

@@ -15,6 +15,10 @@ from .hub import Hub
 from .repository import RepositoryFile, check_no_token, foreign, is_managed, repository_files
 
 
+# What a file system takes as a name, as a branch is one on the Hub.
+LONGEST_REVISION = 240
+
+
 @dataclass(frozen=True)
 class PublishedReport:
     """
@@ -131,13 +135,14 @@ def check_revision(revision: str | None) -> None:
         return
     if (
         not revision.strip()
+        or len(revision) > LONGEST_REVISION
         or revision.startswith("refs/")
         or re.fullmatch(r"[0-9a-f]{40}", revision)
         or (re.search(r"[\s~^:?*\[\\]|\.\.|//|^[./-]|[./]$", revision))
     ):
         raise ValueError(
-            f"`revision` must be the name of a branch, got {revision!r}. A commit gets its name when it is published; "
-            "tags are set on the Hub."
+            f"`revision` must be the name of a branch, got {revision!r:.80}. A commit gets its name when it is "
+            "published; tags are set on the Hub."
         )
 
 

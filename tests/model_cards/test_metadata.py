@@ -87,7 +87,15 @@ def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
     folder = run_of(tmp_path, [])
     tiny_model().float().save_pretrained(folder)
     run = json.loads((tmp_path / "run.json").read_text())
-    broken = ["", "[]", "{}", run | {"run": 5}, run | {"run": run["run"] | {"batch_size": "<b>"}}, run | {"data": []}]
+    broken = [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        run | {"run": 5},
+        run | {"run": run["run"] | {"batch_size": "<b>"}},
+        run | {"data": []},
+    ]
     broken += [run | {"run": run["run"] | {"batch_size": float("inf")}}, run | {"model": "x"}]
     merged = ["[]", {"sources": 5, "weights": 5}, {"sources": ["a"], "weights": ["x"]}]
     merged += [{"sources": ["a"], "weights": [number]} for number in (float("nan"), float("inf"), None, [])]

@@ -326,6 +326,7 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
         ({"repo_id": "a/b/c"}, r"`repo` must be a name"),
         ({"revision": "a" * 40}, r"`revision` must be the name of a branch"),
         ({"revision": "a b"}, r"`revision` must be the name of a branch"),
+        ({"revision": "a" * 10_000}, r"`revision` must be the name of a branch, got 'a{79}\."),
         ({"revision": "a..b"}, r"`revision` must be the name of a branch"),
         ({"revision": "refs/pr/1"}, r"`revision` must be the name of a branch"),
         ({"token": "two\nlines8840"}, r"`token` must be one word of ASCII characters.*not shown"),
