@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-import rigpt_hf  # noqa: F401  so that the Auto classes know RiGPT
+from rigpt_hf.checkpoints.read import load_model, load_tokenizer
 
 
 # Texts, or rows of token ids.
@@ -166,21 +165,7 @@ def evaluated(
 
 
 def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", revision=revision, output_loading_info=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"`model` must be a model, or the folder or Hub id of a causal language model, got {name!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    if missing := sorted([*report["missing_keys"], *(key[0] for key in report.get("mismatched_keys") or [])]):
-        raise ValueError(
-            f"`model` must come with all its weights, got {name!r} without {missing[0]!r} ({len(missing)} in all)."
-        )
+    model = load_model(name, argument="model", revision=revision, allow_unexpected=True, dtype=dtype or "auto")
     return (model.to(device) if device is not None else model).eval()
 
 
@@ -188,11 +173,7 @@ def _tokenizer(source: Any, revision: str | None) -> Any:
     """A tokenizer from where it is said to be; `None` where there is none."""
     if source is None or not isinstance(source, str | os.PathLike):
         return source
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError):
+        return load_tokenizer(source, argument="tokenizer", revision=revision)
+    except ValueError:
         return None
-    # Where there are no files of a tokenizer the library may make up an empty one.
-    return tokenizer if tokenizer("A word.", add_special_tokens=False)["input_ids"] else None

@@ -103,13 +103,16 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     A function for `typer.Typer.command` that writes to nothing it reads, and whose errors say what a person typed.
 
-    Paths are known by the marks `READS` and `WRITES` in annotations.
+    Paths are known by the marks `READS` and `WRITES` in annotations. A function among the marks is a check that needs
+    no heavy import: it is called with the value, what a person calls it, and all values, before the function itself.
 
     Raises:
-        ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same.
+        ValueError: if a path to write to is one to read from, lies in one, or holds one; or if two are the same; or as
+            a check says.
     """
     typed: dict[str, str] = {}
     marked: dict[str, str] = {}
+    checks: list[tuple[str, Callable[..., None]]] = []
     for name, parameter in inspect.signature(function).parameters.items():
         for mark in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(mark, str):
@@ -120,12 +123,16 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
                 # Beside a type, Typer keeps the first spelling in the place of the default.
                 spelled = mark.default if isinstance(mark.default, str) else f"--{name.replace('_', '-')}"
                 typed[name] = typed[spelled.strip("-").replace("-", "_")] = spelled.partition("/")[0]
+            elif callable(mark):
+                checks.append((name, mark))
 
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
         read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
         check_apart(*({typed[name]: values.get(name) for name in names} for names in (read, written)))
         try:
+            for name, check in checks:
+                check(values.get(name), typed[name], values)
             return function(*args, **values)
         except ValueError as error:
             error.args = (as_typed(str(error), typed, values), *error.args[1:])
@@ -179,7 +186,12 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
 
     def shown(before: str) -> list[str]:
         texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
-        return [name for name, texts in texts.items() if any(f"{before}{str(text)!r}" in message for text in texts)]
+        # A value itself, or a file in the folder that it names.
+        starts = {
+            name: [f"{before}{str(text)!r}"[:-1] for text in texts if str(text)] for name, texts in texts.items()
+        }
+        ends = ("'", '"', "/")
+        return [name for name, each in starts.items() if any(f"{s}{end}" in message for s in each for end in ends)]
 
     inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b", "repo_id": "repo"}
     if "sources" in typed:

@@ -1,12 +1,15 @@
 """The configuration of RiGPT: every option, its default and every cross-check between options."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.modeling_rope_utils import RopeParameters
 
+from .rope_rigpt import check_rope_type, check_rotation
+from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
+from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
 
 
@@ -26,6 +29,12 @@ DEPTH_INTERPOLATIONS = ("constant", "linear")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
+# The least and the largest value of every size; a layer takes about a millisecond to make, and memory.
+LARGEST = 2**31 - 1
+SIZES = dict.fromkeys(
+    ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    (1, LARGEST),
+) | {"num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
@@ -198,6 +207,8 @@ class RiGPTConfig(PreTrainedConfig):
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
+        if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
+            check_rope_type(self)
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_parallel_plan()
         super().__post_init__(**kwargs)
@@ -219,22 +230,21 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_choice("attention_score", tuple(SCORES))
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
-        for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
-            self._check_positive(name)
-        # Transformers' tests of configs make one of nothing but `hidden_size=0` and want to read it back.
-        if self.hidden_size != 0:
-            for name in ("hidden_size", "intermediate_size", "head_dim"):
-                self._check_positive(name)
+        for name in SIZES:
+            self._check_size(name)
         if self.embedding_size is not None:
-            self._check_positive("embedding_size")
+            self._check_size("embedding_size")
         if self.value_embedding_period is not None:
-            self._check_positive("value_embedding_period")
+            self._check_size("value_embedding_period")
             if self.num_hidden_layers < 2:
                 raise ValueError(
                     "`value_embedding_period` needs `num_hidden_layers` of at least 2, as the first layer has none, "
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
         self._check_depth()
+        for name in ("rms_norm_eps", "initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` is a probability in [0, 1), got {getattr(self, name)}.")
@@ -248,13 +258,8 @@ class RiGPTConfig(PreTrainedConfig):
                 "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
-        if self.position_embedding_type == "rotary" and self.hidden_size != 0:
-            rotated = int(self.head_dim * (self.rope_parameters or {}).get("partial_rotary_factor", 1.0))
-            if rotated < 2 or rotated % 2:
-                raise ValueError(
-                    "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, "
-                    f"which turns dimensions in pairs, got {rotated}. Change `head_dim`."
-                )
+        if self.position_embedding_type == "rotary":
+            check_rotation(self)
         if self.rotary_learned_frequencies:
             self._check_learned_frequencies()
 
@@ -273,10 +278,10 @@ class RiGPTConfig(PreTrainedConfig):
 
     def _check_depth(self):
         self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)
-        self._check_positive("depth_steps")
+        self._check_size("depth_steps")
         for name in ("depth_rtol", "depth_atol"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}.")
         if self.depth_solver is None:
             for name, default in (("depth_steps", 1), ("depth_interpolation", "constant"), ("depth_adjoint", False)):
                 if (value := getattr(self, name)) != default:
@@ -301,12 +306,16 @@ class RiGPTConfig(PreTrainedConfig):
                 )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]):
-        if getattr(self, name) not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if (value := getattr(self, name)) not in choices:
+            shown = repr(value) if len(str(value)) <= 80 else f"'{str(value)[:77]}...'"
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {shown}.")
 
-    def _check_positive(self, name: str):
-        if getattr(self, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+    def _check_size(self, name: str):
+        value, (least, most) = getattr(self, name), SIZES.get(name, (1, LARGEST))
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if value > most:
+            raise ValueError(f"`{name}` must be at most {most}, got {value:.3g}.")
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
@@ -353,19 +362,6 @@ class RiGPTConfig(PreTrainedConfig):
     def lexical_size(self) -> int:
         """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
-
-
-def rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
-    """Frequencies `[r/2]` in radians per position and the scaling of cosines and sines, for any rope type."""
-    rope_type = config.rope_parameters["rope_type"]
-    return default_rotary_frequencies(config) if rope_type == "default" else ROPE_INIT_FUNCTIONS[rope_type](config)
-
-
-def default_rotary_frequencies(config: RiGPTConfig) -> tuple[torch.Tensor, float]:
-    """Frequencies `theta^(-2i/r)` `[r/2]` of RoPE (arXiv 2104.09864) and the scaling 1 of its cosines and sines."""
-    dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
-    exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-    return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
 
 __all__ = ["RiGPTConfig"]

@@ -168,10 +168,10 @@ def build(options: type[T], values: dict[str, Any], prefix: str = "") -> T:
 def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
     """The parameter that Typer reads: type, default, and how the option or argument is spelled and explained."""
     annotation, given = leaf.annotation, {}
-    marks: tuple[str, ...] = ()
+    marks: tuple[Any, ...] = ()
     if get_origin(annotation) is Annotated:
         annotation, *rest = get_args(annotation)
-        marks = tuple(mark for mark in rest if isinstance(mark, str))
+        marks = tuple(mark for mark in rest if isinstance(mark, str) or callable(mark))
         given = {key: value for mark in rest if isinstance(mark, dict) for key, value in mark.items()}
     kind, optional = without_none(annotation)
     settings: dict[str, Any] = {"help": leaf.help} | given

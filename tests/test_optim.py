@@ -195,6 +195,22 @@ def test_state_dicts_resume_exactly():
     assert apart(fresh, broken, tiny_model()) > 1e-3, "the state does not matter, so the test shows nothing"
 
 
+@torch.no_grad()
+def test_a_state_or_a_table_of_another_shape_is_refused():
+    model = tiny_model()
+    optimizer = equivariant(model)
+    groups = [{"params": group["params"]} for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match="`state_dict` must be that of an `EquivariantOptimizer`.*AdamW's groups"):
+        optimizer.load_state_dict(torch.optim.AdamW(groups).state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    model.resize_token_embeddings(model.config.vocab_size + 5)
+    with pytest.raises(ValueError, match="a table was resized since. Make a new optimizer after `resize_token_emb"):
+        optimizer.step()
+
+
 def test_schedulers_and_closures():
     model = tiny_model()
     optimizer = equivariant(model)

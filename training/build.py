@@ -9,8 +9,9 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
+from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
@@ -92,13 +93,9 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
 def start_from(options: ModelOptions, vocab_size: int, context: int) -> nn.Module:
     """The model named by `options.init_from`, in float32 and training mode; raises as [`build_model`]."""
     start = options.init_from
-    try:
-        model = AutoModelForCausalLM.from_pretrained(start, revision=options.model_revision, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`init_from` must be the folder of a saved model or the id of a repository on the Hub, got {start!r}: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+    revision = options.model_revision
+    assert start is not None
+    model = load_model(start, argument="init_from", revision=revision, allow_unexpected=True, dtype=torch.float32)
     config = model.config
     if kind_of(config.model_type) != options.model_kind:
         raise ValueError(

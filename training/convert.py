@@ -20,8 +20,10 @@ process leaves nothing.
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
 
+from rigpt_hf.checkpoints.source import is_free, is_model
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 
 
@@ -33,9 +35,9 @@ PATIENCE = timedelta(hours=12)
 class ConvertOptions:
     """The model to convert, and where to."""
 
-    source: str
+    source: Annotated[str, READS, is_model]
     """Folder with safetensors, or id of a repository on the Hub."""
-    output_dir: str
+    output_dir: Annotated[str, WRITES, is_free]
     """Folder to make."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; its main branch if not given."""

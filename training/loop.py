@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
+from rigpt_hf.checkpoints.read import load_tokenizer
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 
 from .averaging import WeightAverage, exchange_saved
@@ -100,7 +101,7 @@ class PretrainingRun:
         options = self.options
         with self.accelerator.main_process_first():
             folder = ensure_data(options, self.progress and self.accelerator.is_main_process)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+        self.tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
         train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
         if options.verify_data:
             for shards in (train, held_out):

@@ -15,13 +15,14 @@ import torch
 import transformers
 import trl
 from accelerate import PartialState
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
+from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
@@ -262,11 +263,11 @@ def named_model(load: Any, *arguments: Any) -> Any:
 def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
     """The model's tokenizer, with the template of the options."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.model_revision or "main")
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer = read_tokenizer(source, argument="model", revision=options.model_revision)
+    except ValueError as error:
         raise ValueError(
-            f"`model` must have a tokenizer, got {source!r} with none that loads here: "
-            f"{str(error).strip().splitlines()[0]} Add the tokenizer's files to the folder."
+            f"`model` must have a tokenizer, got {source!r} with none that loads here: {error} Add the tokenizer's "
+            "files to the folder."
         ) from error
     if len(tokenizer) > config.vocab_size:
         raise ValueError(

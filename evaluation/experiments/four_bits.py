@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
-from transformers import AutoModelForCausalLM
 
+from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
@@ -88,7 +88,7 @@ def measure(
     folder: Path, windows: torch.Tensor, calibration: torch.Tensor, leave: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The effects of rounding one model; inputs of its matrices are those on windows of their own."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = load_model(folder, dtype=torch.float32).eval()
     matrices = matrices_of(model, leave)
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in matrices}
     moments: dict[str, torch.Tensor] = {}

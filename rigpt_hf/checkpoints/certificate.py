@@ -358,7 +358,8 @@ def certify(
     """
     drawn = input_ids is None
     if input_ids is None:
-        input_ids = random_input_ids(a.config.vocab_size, a.config.max_position_embeddings, seed=seed)
+        longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
+        input_ids = random_input_ids(a.config.vocab_size, longest, seed=seed)
     return compare(
         record_logits(a, input_ids, attention_mask, hashed=False),
         record_logits(b, input_ids, attention_mask),

@@ -5,29 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
+from .read import load_tokenizer
+from .source import OTHER_VOCABULARIES, TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+
 
 logger = logging.get_logger(__name__)
-
-# Only files with these names are copied: a folder may hold anything.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-# Files that hold a vocabulary; without one of them there is no tokenizer to load.
-VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
 def save_config(config: PreTrainedConfig, model_class: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -61,10 +47,16 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
     """
     if kwargs or any((source / name).is_file() for name in VOCABULARY_FILES):
         try:
-            AutoTokenizer.from_pretrained(source, **kwargs).save_pretrained(folder)
-        except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+            tokenizer = load_tokenizer(source, **kwargs)
+        except ValueError as error:
             logger.warning(f"The tokenizer of {source} did not load ({error}); its files are copied as they are.")
             _copy(source, folder, TOKENIZER_FILES)
+        else:
+            tokenizer.save_pretrained(folder)
+    elif left := sorted(path.name for pattern in OTHER_VOCABULARIES for path in source.glob(pattern)):
+        logger.warning(
+            f"The tokenizer of {source} did not come along: {', '.join(left)} must first be made a `tokenizer.json`."
+        )
     if (templates := source / "additional_chat_templates").is_dir():
         shutil.copytree(templates, folder / templates.name, dirs_exist_ok=True)
     _copy(source, folder, TEMPLATE_FILES)

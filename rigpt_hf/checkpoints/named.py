@@ -4,19 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
-
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .read import load_model, nothing_there
-
-
-def known(source: str, loader: Any, **options: Any) -> Any:
-    """Load from a folder or Hub id; a `ValueError` that names it if there is nothing."""
-    try:
-        return loader.from_pretrained(source, **options)
-    except OSError as error:
-        raise nothing_there("source", source, error) from error
+from .read import load_config, load_model, load_tokenizer
 
 
 def load(source: str, dtype: Any = None) -> Any:
@@ -26,7 +16,7 @@ def load(source: str, dtype: Any = None) -> Any:
 
 def rigpt_config(source: str, revision: str | None = None) -> Any:
     """The configuration of a RiGPT; a `ValueError` that says what to do if `source` is anything else."""
-    return check_rigpt(known(source, AutoConfig, **({"revision": revision} if revision else {})), source)
+    return check_rigpt(load_config(source, revision=revision), source)
 
 
 def check_rigpt(config: Any, source: str) -> RiGPTConfig:
@@ -40,6 +30,11 @@ def check_rigpt(config: Any, source: str) -> RiGPTConfig:
         raise ValueError(
             f"`source` must be a RiGPT, got {source!r} of model type {config.model_type!r}. Convert it first: "
             f"rigpt convert {source} OUTPUT"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"`source` must hold its weights themselves and no codes for them, got {source!r} with a "
+            "`quantization_config`. Give the model that was quantized."
         )
     architectures = config.architectures or [RiGPTForCausalLM.__name__]
     if RiGPTForCausalLM.__name__ not in architectures:
@@ -63,13 +58,12 @@ def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> A
         ValueError: if it is not a RiGPT, or its weights are not those that its configuration asks for.
     """
     rigpt_config(source, revision)
-    where: Any = {"revision": revision} if revision else {}
-    return load_model(source, RiGPTForCausalLM, dtype=dtype or "auto", **where).eval()
+    return load_model(source, RiGPTForCausalLM, dtype=dtype or "auto", revision=revision).eval()
 
 
 def check_comparable(a: str, b: str):
     """Raise a `ValueError` if two models cannot be given the same tokens; no weights are read."""
-    sizes = [known(source, AutoConfig).vocab_size for source in (a, b)]
+    sizes = [load_config(source).vocab_size for source in (a, b)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"`a` and `b` must have one vocabulary, got {sizes[0]} tokens in {a!r} and {sizes[1]} in {b!r}. Compare "
@@ -106,8 +100,8 @@ def check_same_vocabulary(a: str, b: str):
 def tokenizer_of(source: str) -> Any:
     """The tokenizer of a folder or Hub id; `None` if it has none, or none that loads here."""
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError):
+        return load_tokenizer(source)
+    except ValueError:
         return None
 
 
@@ -126,13 +120,13 @@ def text_ids(source: str, path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"`text` must be UTF-8, got {str(path)!r}: {error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer = load_tokenizer(source)
+    except ValueError as error:
         raise ValueError(
-            f"`text` needs a tokenizer, and {source!r} has none that loads here: "
-            f"{str(error).strip().splitlines()[0]} Add the tokenizer's files to the folder, or leave the text out."
+            f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
+            "the folder, or leave the text out."
         ) from error
-    length = min(512, known(source, AutoConfig).max_position_embeddings)
+    length = min(512, load_config(source).max_position_embeddings)
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
         raise ValueError(

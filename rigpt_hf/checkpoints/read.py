@@ -1,205 +1,117 @@
-"""Reading weights: the tensors of a folder or of a model in memory, and whole models with nothing missing."""
+"""
+The one place that loads models, configurations and tokenizers, from a folder or the Hub.
 
-import json
-import math
+Nobody else calls an Auto class of Transformers. Code that lies beside a model is never run, and what a library says of
+a damaged file becomes one line: which argument, which file, which rule, what to do.
+"""
+
+import os
+import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from .companions import TEMPLATE_FILES, TOKENIZER_FILES
+from ..configuration_rigpt import SIZES
+from ..extras import advice
+from .source import (
+    AGAIN,
+    OTHER_VOCABULARIES,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+    check_name,
+    find_source,
+    in_short,
+    read_json,
+    shown,
+)
+from .weights import DTYPES, check_finite, name_some, stored_tensors, wrapper_of
 
+
+logger = logging.get_logger(__name__)
 
 DOWNLOADED = ("config.json", "generation_config.json", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)
-# Names that safetensors has for the dtypes of weights (masks in old GPT-2 files are U8 or BOOL).
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+FOREIGN = (
+    "it asks for code from its folder (`auto_map`), which is not run here. If you trust that code, load the model in "
+    "Python with `trust_remote_code=True` and pass it to a function of `rigpt_hf` that takes models, such as "
+    "`rigpt_hf.conversion.convert_model`"
+)
+PICKLED = (
+    "its weights are pickles of more than tensors, which run code when they are read. Save them as safetensors where "
+    "you trust them"
+)
+WRONG_TYPE = re.compile(
+    r"Field '(?P<field>[^']+)'(?: expected .*\(value: (?P<value>.*)\)| with value (?P<other>.*) doesn't match any.*)",
+    re.DOTALL,
+)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a part of a fused map: `length` from `start` on, of every `period`."""
-
-    start: int
-    length: int
-    period: int
-
-    def place(self, part: torch.Tensor, whole: torch.Tensor) -> None:
-        """Write `part` into these rows of `whole`."""
-        places = whole.unflatten(0, (-1, self.period)).narrow(1, self.start, self.length)
-        places.copy_(part.unflatten(0, (-1, self.length)))
-
-
-class Weights:
+def load_config(source: str | os.PathLike, *, argument: str = "source", revision: str | None = None) -> Any:
     """
-    Named tensors of a model in memory.
+    A configuration from a folder or the Hub.
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): a state dict.
-    """
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]):
-        self._tensors = tensors
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-
-    def read(self, name: str, rows: Rows | None = None, dim: int = 0) -> torch.Tensor:
-        """
-        A tensor, or some of its rows, which stand along `dim`; from a file, no more than those are read.
-
-        Raises:
-            ValueError: if its size is no multiple of the period of `rows`, or it holds numbers that are not finite.
-        """
-        if rows is None:
-            tensor = self._get(name)
-        elif (size := self.shapes[name][dim]) % rows.period:
-            raise ValueError(
-                f"`{name}` must be made of parts of {rows.period} rows by the configuration, got {size}. The "
-                "checkpoint is damaged, or the configuration does not belong to it."
-            )
-        elif size == rows.period:
-            tensor = self._slice(name, dim, rows.start, rows.length)
-        else:
-            parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
-            tensor = parts.flatten(dim, dim + 1)
-        # Least and largest need no copy, and either is NaN where any number is.
-        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
-            raise ValueError(
-                f"`{name}` must hold finite numbers, got NaN or infinity. The checkpoint is damaged; download or save "
-                "it once more."
-            )
-        return tensor
-
-    def _get(self, name: str) -> torch.Tensor:
-        return self._tensors[name].detach()
-
-    def _slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        return self._get(name).narrow(dim, start, length)
-
-    def check_copy(self, copy: str, original: str) -> None:
-        """Raise a `ValueError` if there is a second copy of a tied table that is none."""
-        if copy in self.shapes and not torch.equal(self.read(copy), self.read(original)):
-            raise ValueError(
-                f"`{copy}` differs from `{original}` although `tie_word_embeddings=True`. Set "
-                "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
-            )
-
-
-class StoredWeights(Weights):
-    """
-    The tensors of a folder of safetensors, each read when asked for.
-
-    Files are read with `pread`, not mapped: mapped pages stay resident and would count towards the peak of memory.
-
-    Args:
-        folder (`Path`): holds `model.safetensors`, or shards and `model.safetensors.index.json`.
-        device (`str`, defaults to `"cpu"`): where tensors are put.
+        source (`str` or `Path`): folder or id; revision (`str`, *optional*): branch, tag or commit of the latter.
+        argument (`str`, defaults to `"source"`): what error messages call it.
 
     Raises:
-        ValueError: if the folder holds no safetensors, the index and the shards disagree, or a tensor holds codes.
+        ValueError: if there is none, it cannot be read, its values are impossible, or it asks for code of its own.
     """
-
-    def __init__(self, folder: Path, device: str = "cpu"):
-        self.device = device
-        self._files: dict[str, Path] = {}
-        self._open: tuple[Path | None, Any] = (None, None)
-        self.shapes, self.dtypes = {}, {}
-        weight_map = None
-        if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            weight_map = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        elif not (folder / SAFE_WEIGHTS_NAME).is_file():
+    find_source(source, argument, revision)
+    with reading(argument, source, "have a `config.json` with possible values"):
+        config = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **at(revision))
+    for name, (_, most) in SIZES.items():
+        if isinstance(size := getattr(config, name, None), int) and size > most:
             raise ValueError(
-                f"`source` must be a folder with `{SAFE_WEIGHTS_NAME}` or `{SAFE_WEIGHTS_INDEX_NAME}`, got "
-                f"{str(folder)!r}, which has neither. Older formats: load the model with `from_pretrained` and use "
-                "`convert_model`, or save it once more with `save_pretrained`."
+                f"`{argument}` must have a `config.json` with possible values, got {str(source)!r}: `{name}` must be "
+                f"at most {most}, got {size:.3g}."
             )
-        for file in [SAFE_WEIGHTS_NAME] if weight_map is None else sorted(set(weight_map.values())):
-            if not (folder / file).is_file():
-                raise ValueError(
-                    f"`{SAFE_WEIGHTS_INDEX_NAME}` names the shard {file!r}, which is missing. Download it again."
-                )
-            self._scan(folder / file)
-        if weight_map is not None and set(weight_map) != set(self._files):
-            odd = sorted(set(weight_map) ^ set(self._files))
-            raise ValueError(
-                f"`{SAFE_WEIGHTS_INDEX_NAME}` and its shards disagree about {odd[0]!r}. Download them again."
-            )
-
-    def _scan(self, path: Path) -> None:
-        """Names, shapes and dtypes, without the numbers."""
-        handle = self._handle(path)
-        for name in handle.keys():  # noqa: SIM118  it is no dict
-            stored = handle.get_slice(name)
-            if stored.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"`{name}` is stored as {stored.get_dtype()}; weights must be one of {', '.join(DTYPES)} to be "
-                    "folded. Start from a checkpoint that is not quantized."
-                )
-            self._files[name] = path
-            self.shapes[name], self.dtypes[name] = tuple(stored.get_shape()), DTYPES[stored.get_dtype()]
-
-    def _handle(self, path: Path) -> Any:
-        if self._open[0] != path:  # one open file at a time, however many shards there are
-            self._open = path, safe_open(path, framework="pt", backend="pread")
-        return self._open[1]
-
-    def _get(self, name: str) -> torch.Tensor:
-        return self._handle(self._files[name]).get_tensor(name).to(self.device)
-
-    def _slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
-        where = (slice(None),) * dim + (slice(start, start + length),)
-        return self._handle(self._files[name]).get_slice(name)[where].to(self.device)
+    return config
 
 
-def check_names(
-    argument: str,
-    source: str,
-    *,
-    missing: Iterable[str] = (),
-    unexpected: Iterable[str] = (),
-    mismatched: Iterable[str] = (),
-) -> None:
+def load_tokenizer(
+    source: str | os.PathLike, *, argument: str = "source", revision: str | None = None, **options: Any
+) -> Any:
     """
-    Raise if a checkpoint has not exactly the tensors that its configuration asks for.
-
-    Args:
-        argument (`str`), source (`str`): what the checkpoint is called, and its folder or id.
-        missing, unexpected, mismatched (`Iterable[str]`): names of tensors; the last have another shape.
+    A tokenizer from a folder or the Hub; arguments as for [`load_config`], and options of `from_pretrained`.
 
     Raises:
-        ValueError: names the first few of them.
+        ValueError: if there is none, its files are damaged, or it needs code of its own or a library that is absent.
     """
-    for problem, names in (
-        ("lacks", missing),
-        ("has no place for", unexpected),
-        ("gives another shape to", mismatched),
-    ):
-        if names := list(names):
-            raise ValueError(
-                f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
-                f"{name_some(names)}. Save the whole model once more with `save_pretrained`."
+    if not os.path.isdir(source):
+        check_name(os.fspath(source), argument)
+    with reading(argument, source, "come with a tokenizer that loads"):
+        folder = Path(source)
+        for file in (folder / name for name in TOKENIZER_FILES if name.endswith(".json")):
+            if file.is_file():
+                read_json(file, argument)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                os.fspath(source), trust_remote_code=False, **at(revision), **options
             )
+            # The library makes up an empty one where there is none.
+            if not tokenizer("A word.", add_special_tokens=False)["input_ids"]:
+                raise ValueError(f"`{argument}` must come with its tokenizer, got {str(source)!r}, which has none.")
+        except ImportError as error:
+            raise ValueError(in_short(error)) from error
+        return tokenizer
 
 
 def load_model(
-    source: str | Path,
+    source: str | os.PathLike,
     model_class: Any = AutoModelForCausalLM,
     *,
     argument: str = "source",
+    revision: str | None = None,
     allow_unexpected: bool = False,
     **options: Any,
 ) -> Any:
@@ -209,36 +121,236 @@ def load_model(
     The library alone would go on with random weights for those that are missing, and without some that are there.
 
     Args:
-        source (`str` or `Path`): folder or id.
+        source (`str` or `Path`), argument, revision: as for [`load_config`].
         model_class (`type`, *optional*): what loads it.
-        argument (`str`, defaults to `"source"`): what error messages call it.
         allow_unexpected (`bool`, defaults to `False`): leave out weights that the model has no place for.
         options: passed to `from_pretrained`.
 
     Raises:
-        ValueError: if there is no model, or weights are missing, unexpected or of another shape; they are named.
+        ValueError: if there is no model, it asks for code of its own, or weights are missing, unexpected, of another
+            shape or not finite; they are named.
     """
-    try:
-        with quiet_loading():
-            model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
-    except OSError as error:
-        raise nothing_there(argument, source, error) from error
+    prefix = check_model(source, model_class, argument=argument, revision=revision)
+    if prefix:
+        logger.warning(f"The names of the tensors in {source} begin with {prefix!r}, which is left out.")
+        options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+    with reading(argument, source, "be a model that loads"), quiet_loading():
+        model, report = model_class.from_pretrained(
+            os.fspath(source),
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
+            **at(revision),
+            **options,
+        )
     check_names(
         argument,
         str(source),
         missing=report["missing_keys"],
         unexpected=() if allow_unexpected else report["unexpected_keys"],
-        mismatched=[key[0] for key in report.get("mismatched_keys") or ()],
+        mismatched={key[0]: (tuple(key[1]), tuple(key[2])) for key in report.get("mismatched_keys") or ()},
     )
+    if report["unexpected_keys"]:
+        logger.warning(f"{source} has weights that are not used: {name_some(report['unexpected_keys'])}.")
+    if prefix:  # what is saved later has the names of the model
+        model._weight_conversions = []
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype in DTYPES.values() and not tensor.is_meta:
+            check_finite(name, tensor)
     return model
 
 
-def nothing_there(argument: str, source: str | Path, error: OSError) -> ValueError:
-    """The refusal of a source from which nothing could be loaded, for the reason that the library gives."""
-    return ValueError(
-        f"`{argument}` must be the folder of a saved model or the id of a repository on the Hub, got "
-        f"{str(source)!r}: {str(error).strip().splitlines()[0]}"
+def check_model(
+    source: str | os.PathLike,
+    model_class: Any = AutoModelForCausalLM,
+    *,
+    argument: str = "source",
+    revision: str | None = None,
+) -> str:
+    """
+    Look at all that a model is loaded from but the numbers; arguments as for [`load_model`].
+
+    Returns:
+        `str`: what stands in front of the names of all tensors, because a wrapped model was saved.
+
+    Raises:
+        ValueError: if it will not load.
+    """
+    config = load_config(source, argument=argument, revision=revision)
+    folder = local_folder(source, revision, argument)
+    prefix = ""
+    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        stored = stored_tensors(folder, argument)
+        prefix = wrapper_of(stored)
+        shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
+        check_sizes(config, shapes, argument, source, model_class)
+        odd = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype[0] in "CI"}
+        if odd := {name: dtype for name, dtype in odd.items() if name.endswith((".weight", ".bias"))}:
+            raise ValueError(
+                f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
+                f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."
+            )
+    return prefix
+
+
+def check_sizes(
+    config: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    argument: str,
+    source: str | os.PathLike,
+    model_class: Any = AutoModelForCausalLM,
+) -> None:
+    """
+    Raise if a configuration asks for other weights than there are, before anything of that size is made.
+
+    Numbers are counted, and shapes compared where the names are those of the model: files may use others.
+
+    Raises:
+        ValueError: names the field or the tensors.
+    """
+    check_layers(config, shapes, argument, source)
+    with reading(argument, source, "have a `config.json` with possible values"), torch.device("meta"):
+        is_auto = hasattr(model_class, "from_config")
+        model = model_class.from_config(config, trust_remote_code=False) if is_auto else model_class(config)
+    if getattr(config, "quantization_config", None) is not None:  # codes have shapes of their own
+        return
+    check_shapes(model, shapes, argument, source, only_shapes=True)
+    asked, there = model.num_parameters(), sum(prod(shape) for shape in shapes.values())
+    if asked > 2 * there:
+        raise ValueError(
+            f"`{argument}` must have a configuration that belongs to its weights, got {str(source)!r}: it asks for "
+            f"{asked:.3g} numbers, and the files hold {there:.3g}. Restore its `config.json`."
+        )
+
+
+def check_layers(config: Any, stored: Mapping[str, Any], argument: str, source: str | os.PathLike) -> None:
+    """Raise a `ValueError` if a configuration has more layers than there are tensors at all."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(stored):
+        raise ValueError(
+            f"`{argument}` must have a configuration that belongs to its weights, got {str(source)!r}: "
+            f"`num_hidden_layers` is {shown(layers)}, and there are {len(stored)} tensors in all. Restore its "
+            "`config.json`."
+        )
+
+
+def check_shapes(
+    model: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    argument: str,
+    source: str | os.PathLike,
+    *,
+    only_shapes: bool = False,
+) -> dict[str, tuple[int, ...]]:
+    """
+    Raise if stored tensors are not those of a model.
+
+    Args:
+        model (`PreTrainedModel`): the model, also without memory for its weights.
+        shapes (`Mapping[str, tuple[int, ...]]`): of the stored tensors.
+        argument (`str`), source (`str` or `Path`): what the checkpoint is called, and its folder or id.
+        only_shapes (`bool`, defaults to `False`): leave it to others whether the same tensors are there.
+
+    Returns:
+        `dict[str, tuple[int, ...]]`: the shapes of the model's tensors, without those that are tied to others.
+
+    Raises:
+        ValueError: names the first few tensors.
+    """
+    tied = (model._tied_weights_keys or {}) if model.config.tie_word_embeddings else {}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {name: shape for name, shape in wanted.items() if name not in tied}
+    check_names(
+        argument,
+        str(source),
+        missing=() if only_shapes else own.keys() - shapes.keys(),
+        unexpected=() if only_shapes else shapes.keys() - wanted.keys(),
+        mismatched={name: (shapes[name], shape) for name, shape in wanted.items() if shapes.get(name, shape) != shape},
     )
+    return own
+
+
+def check_names(
+    argument: str,
+    source: str,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+) -> None:
+    """
+    Raise if a checkpoint has not exactly the tensors that its configuration asks for.
+
+    Args:
+        argument (`str`), source (`str`): what the checkpoint is called, and its folder or id.
+        missing, unexpected (`Iterable[str]`): names of tensors.
+        mismatched (`dict`, *optional*): by name the stored shape and the one that the configuration asks for.
+
+    Raises:
+        ValueError: names the first few of them.
+    """
+    for problem, names in (
+        ("lacks", missing),
+        ("has no place for", unexpected),
+        ("gives another shape to", mismatched or {}),
+    ):
+        if names := list(names):
+            first = (mismatched or {}).get(sorted(names)[0])
+            shape = f" ({list(first[0])}, not {list(first[1])})" if first and "shape" in problem else ""
+            raise ValueError(
+                f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
+                f"{name_some(names)}{shape}. Save the whole model once more with `save_pretrained`."
+            )
+
+
+@contextmanager
+def reading(argument: str, source: str | os.PathLike, rule: str) -> Iterator[None]:
+    """
+    Turns whatever a library says while it reads into one line of ours.
+
+    Args:
+        argument (`str`), source (`str` or `Path`): what is read is called, and where it is.
+        rule (`str`): what it must be or have, with the verb.
+
+    Raises:
+        ValueError: instead of every other error but a missing package that an extra brings.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        # One of ours that says which argument is meant needs no more words.
+        if (isinstance(error, ImportError) and advice(error)) or text.startswith(f"`{argument}` "):
+            raise
+        raise ValueError(f"`{argument}` must {rule}, got {str(source)!r}: {in_words(error).rstrip('.')}.") from error
+
+
+def in_words(error: BaseException) -> str:
+    """The reason of an error of a library, in the words of this one where it has any, and what to do."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        text = str(link)
+        if isinstance(link, ValueError) and text.startswith("`"):
+            return text
+        if match := WRONG_TYPE.search(text):
+            return f"`{match['field']}` must have another type, got {shown(match['value'] or match['other'])}"
+    text = str(error)
+    if "trust_remote_code" in text:
+        return FOREIGN
+    if any(isinstance(link, pickle.UnpicklingError) for link in chain) or "weights_only" in text:
+        return PICKLED
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        return "it does not fit into memory. Take a smaller dtype or model"
+    if isinstance(error, StrictDataclassError):
+        return in_short(chain[1] if len(chain) > 1 else error)
+    return f"{in_short(error)}. {AGAIN}"
+
+
+def at(revision: str | None) -> dict[str, Any]:
+    """The keyword argument for a revision, if there is one."""
+    return {} if revision is None else {"revision": revision}
 
 
 def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
@@ -246,54 +358,51 @@ def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
     A stock model from a GGUF file, its weights decoded to `dtype`.
 
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or it cannot be decoded.
     """
-    if not (folder / gguf_file).is_file():
+    if Path(gguf_file).name != gguf_file or not (folder / gguf_file).is_file():
         raise ValueError(f"`gguf_file` must be a file in {str(folder)!r}, got {gguf_file!r}.")
     options = {}
     if hasattr(transformers, "GgufConfig"):  # releases without it always decode
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=dtype, **options)
+    with reading("gguf_file", folder / gguf_file, "be a file in GGUF"), quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False, **options
+        )
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the library's own bar for loading weights, which would say nothing here."""
-    shown = logging.is_progress_bar_enabled()
+    """Without the library's own bar and table of names, which would say nothing here."""
+    has_bar, reports = logging.is_progress_bar_enabled(), logging.get_logger("transformers.modeling_utils")
+
+    def is_error(record: Any) -> bool:
+        return record.levelno >= logging.ERROR
+
     logging.disable_progress_bar()
+    reports.addFilter(is_error)  # a level would be read by the library as a wish for other checks
     try:
         yield
     finally:
-        if shown:
+        reports.removeFilter(is_error)
+        if has_bar:
             logging.enable_progress_bar()
 
 
-def local_folder(source: str, revision: str | None = None) -> Path:
+def local_folder(
+    source: str | os.PathLike, revision: str | None = None, argument: str = "source", *, config: bool = True
+) -> Path:
     """
     The folder of a source: itself if it is local, else downloaded from the Hub, only the files that are used.
 
     Raises:
-        ValueError: if there is neither such a folder nor such a repository, or `revision` is given with a folder.
+        ValueError: as [`find_source`], whose arguments these are.
     """
-    if Path(source).is_dir():
-        if revision is not None:
-            raise ValueError(f"`revision` names a version on the Hub, got {revision!r} with the folder {source!r}.")
-        return Path(source)
-    if source.count("/") > 1 or source.startswith((".", "/", "~")):
-        raise ValueError(f"`source` must be a folder or the id of a repository, got {source!r}: no such folder.")
-    patterns = [*DOWNLOADED, *TOKENIZER_FILES, *TEMPLATE_FILES]
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`source` must be a folder or the id of a repository on the Hub, got {source!r}. There is no such "
-            f"folder, and the Hub gave: {str(error).strip().splitlines()[0]}"
-        ) from error
-
-
-def name_some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few of some names, quoted, and how many more there are."""
-    ordered = sorted(names)
-    shown = ", ".join(f"`{name}`" for name in ordered[:limit])
-    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"
+    folder = find_source(source, argument, revision, config=config)
+    if os.path.isdir(source):
+        return folder
+    patterns = [*DOWNLOADED, *TOKENIZER_FILES, *TEMPLATE_FILES, *OTHER_VOCABULARIES]
+    with reading(argument, source, "be a repository that can be downloaded"):
+        return Path(
+            snapshot_download(os.fspath(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        )

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..checkpoints.source import is_free, is_model
 from ..command_line import READS, WRITES
 
 
@@ -27,8 +28,8 @@ def flag(name: str, text: str, *spellings: str) -> Any:
 
 
 # Arguments that many verbs take.
-Source = Annotated[str, argument("RiGPT folder or Hub id."), READS]
-Output = Annotated[Path, argument("Folder to make."), WRITES]
+Source = Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model]
+Output = Annotated[Path, argument("Folder to make."), WRITES, is_free]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
 Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
 ShardSize = Annotated[str | None, option("Largest file.", "5GB")]

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ..checkpoints.source import is_model
 from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
@@ -31,7 +33,7 @@ def demo(options: DemoOptions):
 
 
 def convert(
-    source: Annotated[str, argument("Folder with safetensors, or Hub id."), READS],
+    source: Annotated[str, argument("Folder with safetensors, or Hub id."), READS, is_model],
     output: Output,
     revision: Revision = None,
     gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
@@ -93,8 +95,8 @@ def export(
 
 
 def verify(
-    a: Annotated[str, argument("First model: folder or Hub id."), READS],
-    b: Annotated[str, argument("Second model."), READS],
+    a: Annotated[str, argument("First model: folder or Hub id."), READS, is_model],
+    b: Annotated[str, argument("Second model."), READS, is_model],
     text: Annotated[Path | None, option("Compare on this text.", "random tokens"), READS] = None,
     dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved")] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
@@ -135,10 +137,10 @@ def info(source: Source):
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
-    console.print(f"[bold]{source}[/bold]: {model.num_parameters():,} parameters")
+    console.print(f"[bold]{escape(source)}[/bold]: {model.num_parameters():,} parameters")
     table = Table("option", "value", title="Configuration")
     for name in type(config).__annotations__:
-        table.add_row(name, str(getattr(config, name)))
+        table.add_row(name, escape(str(getattr(config, name))))
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0

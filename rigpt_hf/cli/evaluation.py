@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
 from .arguments import argument, option
@@ -14,8 +15,12 @@ from .common import check_device, to_dtype
 
 
 def evaluate(
-    model: Annotated[str, argument("Folder or Hub id of a causal language model, RiGPT or any other."), READS],
-    against: Annotated[str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS] = None,
+    model: Annotated[
+        str, argument("Folder or Hub id of a causal language model, RiGPT or any other."), READS, is_model
+    ],
+    against: Annotated[
+        str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS, is_model
+    ] = None,
     suite: Annotated[str, option("What is measured: core, full, or a YAML file of your own.")] = "core",
     output: Annotated[Path, option("Folder for results.json, table.md, report.html."), WRITES] = Path(
         "runs/evaluation"
@@ -67,7 +72,7 @@ def evaluate(
     with needs("eval"):
         from accelerate import PartialState
 
-        from ..checkpoints.read import quiet_loading
+        from ..checkpoints.read import check_model, quiet_loading
         from ..evaluation.harness.results import failures
         from ..evaluation.harness.runner import EvaluateOptions
         from ..evaluation.harness.runner import evaluate as run
@@ -77,6 +82,9 @@ def evaluate(
     to_dtype(dtype)
     if device is not None:
         check_device(device)
+    for name, source in (("model", model), ("against", against)):  # before texts are gathered
+        if source is not None:
+            check_model(source, argument=name)
     called = tuple(name.strip() for name in names.split(","))
     if len(called) != 2 or not all(called):
         raise ValueError(f"`names` must be two names with a comma, got {names!r}.")
@@ -110,6 +118,6 @@ def evaluate(
         for cells in rows(results):
             table.add_row(*cells)
         console.print(table)
-        console.print(f"Report in {output / 'report.html'}")
+        console.print(f"Report in {output / 'report.html'}", markup=False)
     if failures(results):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Source, argument, flag, option
@@ -22,8 +23,8 @@ ORDER_MARGIN = 0.25
 
 
 def diff(
-    a: Annotated[str, argument("RiGPT folder or Hub id."), READS],
-    b: Annotated[str, argument("Another one."), READS],
+    a: Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model],
+    b: Annotated[str, argument("Another one."), READS, is_model],
     picture: Annotated[
         Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none"), WRITES
     ] = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
@@ -79,7 +80,7 @@ def rotate(
     settings = {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
     report(transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings), output)
     if save_transformation is not None:
-        Console().print(f"To undo it: --transformation {save_transformation} --inverse")
+        Console().print(f"To undo it: --transformation {save_transformation} --inverse", markup=False)
 
 
 def transform(
@@ -132,7 +133,7 @@ def canonicalize(
 
 
 def merge(
-    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS],
+    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS, is_model],
     output: Output,
     weights: Annotated[
         str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts")
@@ -175,14 +176,17 @@ def merge(
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
     if input_ids is not None:
-        facts["loss"] = measure_path(models, merged, input_ids, points, picture, force)
+        path = measure_path(models, merged, input_ids, points, facts)
     save_model(merged, sources[0], output, {"merge.json": facts})
-    Console().print(f"Written to {output}")
+    if picture is not None:
+        from ..pictures.symmetry import plot_paths
+
+        save_picture(picture, force, lambda: plot_paths([path]))
+    Console().print(f"Written to {output}", markup=False)
 
 
-def measure_path(models: list, merged: Any, input_ids: Any, points: int, picture: Path | None, force: bool) -> dict:
-    """Losses of the models, of the merged one, and on the path between the first two; printed, and drawn if asked."""
-    from ..pictures.symmetry import plot_paths
+def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: dict) -> Any:
+    """The path between the first two models; its losses, and those of all models, are printed and noted in `facts`."""
     from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
@@ -200,8 +204,8 @@ def measure_path(models: list, merged: Any, input_ids: Any, points: int, picture
         f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "
         f"{path.barrier_after:.4f} aligned."
     )
-    save_picture(picture, force, lambda: plot_paths([path]))
-    return path.to_dict() | {"merged": merged_loss, "sources": losses}
+    facts["loss"] = path.to_dict() | {"merged": merged_loss, "sources": losses}
+    return path
 
 
 def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:

@@ -1,8 +1,12 @@
 """Names of activations: the few formulas RiGPT has, under the many names stock configurations give them."""
 
-# Two names for one formula each; `gelu_fast` is left out because its constant is rounded.
+# Several names for one formula; constants that are rounded in some of them make a difference below 1e-12.
 RIGPT_ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
     "gelu_new": "gelu_pytorch_tanh",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "relu": "relu",

@@ -1,5 +1,6 @@
 """A model in memory from finished tensors, the way the library loads any checkpoint."""
 
+import copy
 from typing import Any
 
 import torch
@@ -28,5 +29,5 @@ def assemble(
         )
     generation_config = getattr(like, "generation_config", None)
     if generation_config is not None:
-        model.generation_config = type(generation_config).from_dict(generation_config.to_dict())
+        model.generation_config = copy.deepcopy(generation_config)  # which keeps that it was loaded as it is
     return model.to(like.device).train(like.training)

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from ..checkpoints.certificate import Certificate, random_input_ids
 from ..checkpoints.folder import check_output
-from ..checkpoints.read import StoredWeights, Weights, load_gguf, load_model, local_folder, quiet_loading
+from ..checkpoints.named import check_rigpt
+from ..checkpoints.read import check_sizes, load_config, load_gguf, load_model, local_folder
+from ..checkpoints.weights import StoredWeights, Weights
 from ..checkpoints.workers import ALONE, Workers, together
 from ..checkpoints.write import Reference, finer_dtype, write_checkpoint
-from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from .export import plan_export
 from .families import architecture_of
@@ -83,12 +84,13 @@ def convert_checkpoint(
     together(workers, lambda: check_output(output, name, force))
 
     def prepare() -> tuple[Plan, Path, torch.dtype, Reference]:
-        folder = local_folder(name, revision)
+        folder = local_folder(name, revision, config=gguf_file is None)
         weights: Weights
         if gguf_file is None:
-            config = AutoConfig.from_pretrained(folder)
+            config = load_config(folder)
             architecture = architecture_of(config)
             weights = StoredWeights(folder, device)
+            check_sizes(config, weights.shapes, "source", name)
         else:
             decoded = load_gguf(folder, gguf_file, dtype or torch.float32).to(device)
             config = decoded.config
@@ -100,8 +102,8 @@ def convert_checkpoint(
         def load():
             if gguf_file is not None:
                 return decoded
-            with quiet_loading():
-                return AutoModelForCausalLM.from_pretrained(folder, dtype=finer_dtype(plan.source_dtype, written))
+            dtype = finer_dtype(plan.source_dtype, written)
+            return load_model(folder, AutoModelForCausalLM, dtype=dtype, allow_unexpected=True)
 
         drawn = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
         return (
@@ -165,9 +167,7 @@ def export_checkpoint(
     output, name = Path(output_dir), str(source)
     check_output(output, name, force)
     folder = local_folder(name, revision)
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != RiGPTConfig.model_type:
-        raise ValueError(f"`source` must be a RiGPT, got {name!r} with `model_type={config.model_type!r}`.")
+    config = check_rigpt(load_config(folder), name)
     model = load_model(folder, RiGPTForCausalLM)
     plan = plan_export(model, target, frame)
     reference = Reference(

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.read import Weights
+from ..checkpoints.weights import Weights
 from ..modeling_rigpt import RiGPTForCausalLM
 from .assemble import assemble
-from .families import architecture_of
+from .families import architecture_of, refuse_adapter
 from .plan import make_plan
 
 
@@ -34,6 +34,7 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
     Raises:
         ValueError: if the source's class, an option or a weight of it has no exact counterpart; the message names it.
     """
+    refuse_adapter(hf_model, "hf_model")
     architecture = architecture_of(hf_model.config, type(hf_model).__name__)
     state_dict = hf_model.state_dict()
     if any(tensor.is_meta for tensor in state_dict.values()):

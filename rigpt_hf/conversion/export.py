@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.read import name_some
+from ..checkpoints.weights import name_some
 from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from .assemble import assemble
-from .families import TARGETS
+from .families import TARGETS, refuse_adapter
 from .frames import StockFrame, choose_frame
 from .maps import Family, Rule
 from .neutral import refuse_options
@@ -47,6 +47,7 @@ def export_model(
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
     """
+    refuse_adapter(model, "model")
     plan = plan_export(model, target, frame)
     dtype, backend = dtype or model.dtype, model.config._attn_implementation
     if backend not in ("eager", "sdpa", "flash_attention_2", "flex_attention"):

@@ -1,5 +1,7 @@
 """The stock architectures that convert, and those to export to; a family is one file, and stands in `FAMILIES`."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 from . import gpt2, llama
@@ -26,6 +28,15 @@ REASONS = {
     "gemma2": _SOFTCAP_GAIN,
     "gemma3_text": _SOFTCAP_GAIN,
 }
+
+
+def refuse_adapter(model: Any, argument: str) -> None:
+    """Raise a `ValueError` for a model that PEFT has wrapped, or has put its layers into."""
+    if hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"`{argument}` must be a model without adapters, got a {type(model).__name__} with some. Merge them "
+            "first: `merge_and_unload` of the `PeftModel`."
+        )
 
 
 def architecture_of(config: PreTrainedConfig, class_name: str | None = None) -> Architecture:

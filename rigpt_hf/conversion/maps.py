@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoints.read import Rows
+from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 
 

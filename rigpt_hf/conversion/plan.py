@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
-from ..checkpoints.read import Weights, name_some
+from ..checkpoints.weights import Weights, name_some
 from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
@@ -62,7 +63,7 @@ def make_plan(
         rule, layer = rules[module]
         entries.append(reader.entry(name, tuple(tensor.shape), rule, layer, kind == "bias"))
     reader.check_all_used()
-    return Plan(rigpt_config, tuple(entries), reader.dtype)
+    return Plan(rigpt_config, tuple(entries), reader.finest_dtype())
 
 
 class _Reader:
@@ -76,7 +77,11 @@ class _Reader:
         keys = source.shapes
         prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
         self.names = {key if key.startswith(f"{family.head}.") else prefix + key: key for key in keys}
-        self.dtype = source.dtypes[self.names[self._require(f"{family.embedding}.weight")]]
+
+    def finest_dtype(self) -> torch.dtype:
+        """The dtype in which no tensor that is used loses digits."""
+        dtypes = {self.source.dtypes[self.names[name]] for name in self.used}
+        return reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
 
     def _require(self, name: str) -> str:
         if name not in self.names:

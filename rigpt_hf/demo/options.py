@@ -4,16 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ..checkpoints.source import is_free, is_model
+from ..command_line import READS, WRITES
+
 
 @dataclass
 class DemoOptions:
     """The options of `rigpt demo`."""
 
-    output: Path = Path("runs/demo")
+    output: Annotated[Path, WRITES, is_free] = Path("runs/demo")
     """Folder for the model and the report."""
-    model: str | None = None
+    model: Annotated[str | None, READS, is_model] = None
     """Hub id or folder of a stock model to use instead of training one."""
-    text: Path | None = None
+    text: Annotated[Path | None, READS] = None
     """A text file to train on instead of the documentation of the installed packages."""
     megabytes: float = 20.0
     """How much documentation to gather at most."""

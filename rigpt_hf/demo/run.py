@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from ..checkpoints.folder import check_output, new_folder
-from ..checkpoints.read import quiet_loading
+from ..checkpoints.read import load_config, load_model, load_tokenizer, quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
 from ..conversion.stock_rotation import rotate_stock
@@ -170,19 +169,11 @@ def obtain_stock(
     """The stock model: its description, itself, its tokenizer, held-out windows `[batch, seq]`, facts of training."""
     if options.model is not None:
         with stages.stage("load", f"Load {options.model}"):
-            try:
-                config = AutoConfig.from_pretrained(options.model)
-                architecture_of(config)  # before gigabytes are fetched in vain
-                tokenizer = AutoTokenizer.from_pretrained(options.model)
-                stock = AutoModelForCausalLM.from_pretrained(options.model).eval()
-            except OSError as error:
-                raise ValueError(
-                    f"`model` must be a folder or a model on the Hub, with its tokenizer, got {options.model!r}: "
-                    f"{str(error).strip().splitlines()[0]}"
-                ) from error
+            # Before gigabytes are fetched in vain.
+            architecture_of(load_config(options.model, argument="model"))
+            tokenizer = load_tokenizer(options.model, argument="model")
+            stock = load_model(options.model, argument="model", allow_unexpected=True).eval()
             architecture_of(stock.config, type(stock).__name__)
-            if not tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
-                raise ValueError(f"`model` must come with its tokenizer, got {options.model!r}, which has none.")
             with Progress(console=console) as progress:
                 passages = documentation(1.0, options.seed, progress)
             tokens = token_row(tokenizer, passages)
@@ -267,9 +258,8 @@ def likely_tokens(
 @torch.no_grad()
 def load_back(folder: Path, windows: torch.Tensor, model: Any) -> float:
     """Largest difference of logits after loading through the Auto classes, with the tokenizer."""
-    AutoTokenizer.from_pretrained(folder)
-    with quiet_loading():
-        loaded = AutoModelForCausalLM.from_pretrained(folder).eval().to(windows.device)
+    load_tokenizer(folder)
+    loaded = load_model(folder).eval().to(windows.device)
     return (loaded(windows).logits - model(windows).logits).abs().max().item()
 
 

@@ -106,6 +106,25 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         param_group.setdefault("dim", 0)
         super().add_param_group(param_group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        As for every optimizer.
+
+        Raises:
+            ValueError: if the state is that of another optimizer, or of other parameters.
+        """
+        rules = [
+            [group.get("update_rule") for group in groups]
+            for groups in (self.param_groups, state_dict["param_groups"])
+        ]
+        if rules[0] != rules[1]:
+            raise ValueError(
+                "`state_dict` must be that of an `EquivariantOptimizer` for the same model, got groups with the rules "
+                f"{rules[1]} instead of {rules[0]}. Go on with the optimizer that saved it (AdamW's groups have no "
+                "rule), or begin without its state."
+            )
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One update; `closure` recomputes the loss, with gradients."""
@@ -124,6 +143,12 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             shapes = group.get("shapes") or [list(parameter.shape) for parameter in group["params"]]
             for parameter, shape in zip(group["params"], shapes, strict=True):
+                if list(parameter.shape) != shape and parameter.shape[1:] == torch.Size(shape[1:]) != torch.Size():
+                    raise ValueError(
+                        f"`params` must have as many rows as when the optimizer was made, got {list(parameter.shape)} "
+                        f"where it was {shape}: a table was resized since. Make a new optimizer after "
+                        "`resize_token_embeddings`."
+                    )
                 if list(parameter.shape) != shape or (group["update_rule"] == "polar" and parameter.dim() != 2):
                     raise ValueError(
                         f"`params` must have their own shapes, got {list(parameter.shape)} where a model has {shape}: "

@@ -12,14 +12,14 @@ from typing import Any
 
 from huggingface_hub import constants
 from jinja2 import UndefinedError
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import rigpt_hf
 
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.read import check_names, name_some, quiet_loading
+from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
+from ..checkpoints.source import ADAPTER
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -29,7 +29,7 @@ from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..text.paths import without_path
 from .cards import card_of, pictures_of
-from .hub import check_no_token, in_one_line
+from .hub import check_no_token
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -197,16 +197,7 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     model_class = getattr(rigpt_hf, name, None) if name in rigpt_hf.__all__ else None
     if model_class is None or not hasattr(model_class, "from_pretrained"):
         raise ValueError(f"`folder` must hold one of the models of this package, got {str(folder)!r} with a {name!r}.")
-    try:
-        with quiet_loading():
-            _, report = model_class.from_pretrained(
-                folder, dtype="auto", output_loading_info=True, local_files_only=True
-            )
-    # Damaged files give errors of many libraries.
-    except Exception as error:
-        problem = f", which gives {in_one_line(error)}"
-        raise _refusal(folder, "hold a model that loads", problem, f"Save the model once more {SAVE}.") from error
-    check_names("folder", str(folder), missing=report["missing_keys"], unexpected=report["unexpected_keys"])
+    load_model(folder, model_class, argument="folder", dtype="auto")
 
 
 def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
@@ -216,6 +207,10 @@ def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise _refusal(folder, "be the folder of a saved model", ": no such folder", "")
+    if (folder / ADAPTER).is_file():
+        problem = f", which holds an adapter (`{ADAPTER}`)"
+        advice = f"Merge it (training/finetune.py has --merge), or send it as it is: hf upload REPO {folder}"
+        raise _refusal(folder, "hold a whole model", problem, advice)
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
         raise _refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
@@ -368,11 +363,10 @@ def _check_tokenizer(folder: Path) -> None:
     if not _has_vocabulary(folder):
         return
     try:
-        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # damaged files give errors of many libraries
-        problem = f", which gives {in_one_line(error)}"
+        load_tokenizer(folder, argument="folder")
+    except ValueError as error:
         rule = "hold a tokenizer that loads or none"
-        raise _refusal(folder, rule, problem, "Save the tokenizer once more.") from error
+        raise _refusal(folder, rule, f": {error}", "Save the tokenizer once more.") from error
 
 
 def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[list[RepositoryFile], list[str]]:

@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
-from ..checkpoints.read import load_model
+from ..checkpoints.read import load_model, load_tokenizer
 from ..configuration_rigpt import RiGPTConfig
 from ..conversion.export import TARGETS, export_model
 from ..conversion.families import architecture_of
@@ -184,7 +183,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
         ValueError: if one of them is not there or not of its kind, the tokenizer is missing, the vocabularies differ,
             or there is no baseline and nothing stock to export to.
     """
-    rigpt = obtain(model, "model", **({"revision": revision} if revision else {}))
+    rigpt = obtain(model, "model", revision=revision)
     if not isinstance(rigpt.config, RiGPTConfig):
         raise ValueError(
             f"`model` must be a RiGPT, got {model!r} of model type {rigpt.config.model_type!r}. Convert it first: "
@@ -203,14 +202,13 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    options |= {"allow_unexpected": True, "dtype": torch.float32, "trust_remote_code": False}
-    return load_model(source, argument=argument, **options).eval()
+    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
     """The tokenizer of a folder or Hub id; a `ValueError` that says what to do if it has none."""
     with suppress(OSError, ValueError, ImportError, KeyError):
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
+        tokenizer = load_tokenizer(model, revision=revision)
         if tokenizer("A word.")["input_ids"]:  # the library makes up an empty one where there is none
             return tokenizer
     raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..configuration_rigpt import RiGPTConfig
+from ..configuration_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, SIZES, RiGPTConfig
 from ..frames import FrameKey, table_of
 from .action import GaugeTransformation
 from .balance import balance
@@ -150,12 +150,21 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
     Raises:
         ValueError: names the first field in which they differ.
     """
+    # A length that no table and no frequency follows from is only a promise.
+    promised = all(
+        config.position_embedding_type == "rotary"
+        and config.rope_parameters["rope_type"] not in LENGTH_DEPENDENT_ROPE_TYPES
+        for config in (a, b)
+    )
     for name in dict.fromkeys(structure(a) + structure(b)):
         first, second = getattr(a, name, None), getattr(b, name, None)
-        if first != second:
+        if first != second and not (promised and name == "max_position_embeddings"):
+            reason = "Models of different shape share no gauge group"
+            if name not in SIZES and name not in ("embedding_size", "tie_word_embeddings"):
+                reason = "Under another option the same weights are another function"
             raise ValueError(
-                f"`reference` must have the same `{name}` as `model`, got {second!r} and {first!r}. Models of "
-                "different shape share no gauge group; compare models made from one configuration."
+                f"`reference` must have the same `{name}` as `model`, got {second!r} and {first!r}. {reason}; compare "
+                "models made from one configuration."
             )
 
 

@@ -6,12 +6,12 @@ from math import prod
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from ..checkpoints.certificate import Certificate, random_input_ids
 from ..checkpoints.folder import check_output
 from ..checkpoints.named import check_rigpt
-from ..checkpoints.read import StoredWeights, check_names, load_model, local_folder
+from ..checkpoints.read import check_layers, check_shapes, load_config, load_model, local_folder
+from ..checkpoints.weights import StoredWeights
 from ..checkpoints.write import Entry, Reference, finer_dtype, write_checkpoint
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
@@ -61,7 +61,7 @@ def transform_checkpoint(
     name, output = str(source), Path(output_dir)
     check_output(output, name, force)
     folder = local_folder(name, revision)
-    config = check_rigpt(AutoConfig.from_pretrained(folder), name)
+    config = check_rigpt(load_config(folder), name)
     weights = StoredWeights(folder)
     entries = _entries(weights, _belonging_to(transformation, config, name), config, name)
     stored = reduce(torch.promote_types, (weights.dtypes[entry.name] for entry in entries))
@@ -111,19 +111,11 @@ def _entries(weights: StoredWeights, g: GaugeTransformation, config: RiGPTConfig
 
 def _checked_shapes(weights: StoredWeights, config: RiGPTConfig, source: str) -> dict[str, tuple[int, ...]]:
     """The tensors of the model and their shapes, the same on disk; a tied head is not one of them."""
+    check_layers(config, weights.shapes, "source", source)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
-    tied = model._tied_weights_keys if config.tie_word_embeddings else {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    names = weights.shapes.keys()
-    check_names(
-        "source",
-        source,
-        missing=shapes.keys() - names,
-        unexpected=names - shapes.keys() - tied.keys(),
-        mismatched={name for name in shapes.keys() & names if weights.shapes[name] != shapes[name]},
-    )
-    for copy, original in tied.items():
+    shapes = check_shapes(model, weights.shapes, "source", source)
+    for copy, original in (model._tied_weights_keys if config.tie_word_embeddings else {}).items():
         weights.check_copy(copy, original)
     return shapes
 

@@ -29,6 +29,8 @@ POINTS = 16
 ROUNDING = 1e-13
 # A whole number of steps has to reach `time` up to this share of a step.
 WHOLE = 1e-6
+# More steps of all descents together are days.
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ def step_counts(rates: list[float], time: float, weight_decay: float) -> list[in
         raise ValueError(f"`time` must be positive and finite, got {time}.")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"`weight_decay` must not be negative, and finite, got {weight_decay}.")
+    if sum(time / rate for rate in rates) > MOST_STEPS:
+        raise ValueError(
+            f"`time` must take at most {MOST_STEPS:,} steps with all learning rates together, got {time:g} with "
+            f"{rates}. Shorten it, or raise the learning rates."
+        )
     counts = [round(time / rate) for rate in rates]
     for rate, count in zip(rates, counts, strict=True):
         if count < 1 or abs(time / rate - count) > WHOLE:

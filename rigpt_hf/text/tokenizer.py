@@ -6,7 +6,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from ..checkpoints.read import load_tokenizer as load
+from ..checkpoints.read import reading
 
 
 END = "<|endoftext|>"
@@ -28,16 +31,11 @@ def load_tokenizer(
     """
     if isinstance(tokenizer, str | os.PathLike):
         name = os.fspath(tokenizer)
-        try:
-            if Path(name).is_file():
+        if Path(name).is_file():
+            with reading("tokenizer", name, "be a tokenizer.json, or a folder or Hub id with a tokenizer"):
                 loaded = PreTrainedTokenizerFast(tokenizer_file=name)
-            else:
-                loaded = AutoTokenizer.from_pretrained(name, revision=revision or "main")
-        except Exception as error:  # the tokenizers library raises bare `Exception`
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"`tokenizer` must be the folder, Hub id or tokenizer.json of a tokenizer, got {name!r}: {reason}"
-            ) from error
+        else:
+            loaded = load(name, argument="tokenizer", revision=None if Path(name).is_dir() else revision)
     else:
         loaded = tokenizer
     if not loaded.is_fast:

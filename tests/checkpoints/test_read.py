@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from rigpt_hf.checkpoints.read import Rows, Weights
+from rigpt_hf.checkpoints.weights import Rows, Weights
 
 
 def test_rows_of_fused_maps_are_read_and_placed():

@@ -57,8 +57,44 @@ def test_nothing_is_left_behind_by_a_failed_certificate_or_an_unknown_key(tmp_pa
     assert contents(tmp_path) == {"source"}
 
 
+def test_a_single_file_comes_before_a_stale_index(tmp_path):
+    """As for the library: whoever saves a model once more into its folder leaves the earlier shards."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    old = save("gpt2", source, max_shard_size=20_000)
+    new = stock_model("gpt2", torch.float32)
+    with torch.no_grad():
+        new.transformer.wte.weight.add_(1)
+    save_file(
+        {name: tensor for name, tensor in new.state_dict().items() if name != "lm_head.weight"},
+        source / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    assert convert_checkpoint(source, out, progress=False).passed
+    expected = convert_model(new).state_dict()["model.embed_tokens.weight"]
+    stored = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(stored, expected) and not torch.equal(stored, old.transformer.wte.weight)
+    next(source.glob("model-0*")).unlink()
+    assert convert_checkpoint(source, out, progress=False, force=True).passed
+
+
+def test_a_tokenizer_that_does_not_come_along_is_named(tmp_path, caplog):
+    for files in (("tekken.json",), ("qwen.tiktoken",), ("encoder.json", "vocab.bpe")):
+        source, out = tmp_path / files[0] / "source", tmp_path / files[0] / "out"
+        save("gpt2", source)
+        for file in files:
+            (source / file).write_text("{}")
+        caplog.clear()
+        convert_checkpoint(source, out, progress=False)
+        said = [record.getMessage() for record in caplog.records if "did not come along" in record.getMessage()]
+        assert len(said) == 1 and all(file in said[0] for file in files)
+    caplog.clear()
+    save_tokenizer(source)
+    convert_checkpoint(source, out, progress=False, force=True)
+    assert not any(record.name.startswith("rigpt_hf") for record in caplog.records)
+
+
 def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match="`source` must be a folder or the id.*no such folder"):
+    with pytest.raises(ValueError, match="`source` must be the folder of a saved model or the id.*no such folder"):
         local_folder(str(tmp_path / "absent"))
     with pytest.raises(ValueError, match="`revision` names a version on the Hub"):
         local_folder(str(tmp_path), "main")

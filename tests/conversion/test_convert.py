@@ -1,12 +1,16 @@
 """Converted models are the same function: logits, gradients, generation, ties, size."""
 
+import json
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import ACT2FN
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints.certificate import norms_in_own_precision
-from rigpt_hf.conversion import TOLERANCES, certify, convert_model
+from rigpt_hf.conversion import TOLERANCES, certify, convert_model, export_model
+from rigpt_hf.conversion.activations import RIGPT_ACTIVATIONS
 from rigpt_hf.conversion.gpt2 import rigpt_config
 
 from ..models import DTYPES, tokens
@@ -87,6 +91,42 @@ def test_the_overhead_at_124m_is_below_one_percent():
     assert stock == 124_439_808
     print(f"overhead {converted / stock - 1:.4%}")
     assert 0 < converted - stock <= 0.01 * stock
+
+
+def test_a_generation_config_that_could_not_be_made_anew_comes_along(tmp_path):
+    """The library saves what it has loaded, though it would refuse to make it."""
+    odd = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    stock_model("gpt2", torch.float32).save_pretrained(tmp_path / "stock")
+    path = tmp_path / "stock" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    source = GPT2LMHeadModel.from_pretrained(tmp_path / "stock")
+    source.save_pretrained(tmp_path / "again")
+    for name, model in (("rigpt", convert_model(source)), ("back", export_model(convert_model(source)))):
+        model.save_pretrained(tmp_path / name)
+        saved = json.loads((tmp_path / name / "generation_config.json").read_text())
+        assert {name: saved[name] for name in odd} == odd
+        assert model.generation_config is not source.generation_config
+
+
+def test_activations_of_other_names_are_the_same_functions():
+    x = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    apart = {name: (ACT2FN[name](x) - ACT2FN[ours](x)).abs().max() for name, ours in RIGPT_ACTIVATIONS.items()}
+    assert {"gelu_fast", "gelu_python", "gelu_accurate", "gelu_python_tanh"} < apart.keys()
+    assert max(apart.values()) <= CONVERSION[torch.float64]
+    assert (ACT2FN["quick_gelu"](x) - ACT2FN["gelu"](x)).abs().max() > 1e-3
+
+
+def test_the_finest_dtype_of_the_weights_is_that_of_the_result():
+    for coarse in ("embed_tokens", "layers.0.mlp.up_proj"):
+        source = stock_model("llama", torch.float32)
+        module = source.model.get_submodule(coarse)
+        module.to(torch.bfloat16)
+        converted = convert_model(source)
+        assert converted.dtype == torch.float32
+        with torch.no_grad():
+            source.float()
+        assert certify(source, converted).passed
+    assert convert_model(stock_model("llama", torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_mode_generation_config_and_token_ids_come_along():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Model, Qwen3Config, Qwen3ForCausalLM
 
-from rigpt_hf.checkpoints.read import Weights
+from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.gpt2 import rigpt_config as from_gpt2
@@ -18,7 +18,7 @@ from .sources import gpt2_config, llama_config, mistral_config, qwen2_config, st
     "make, message",
     [
         (lambda: from_gpt2(gpt2_config(add_cross_attention=True)), "`add_cross_attention=True`.*without an encoder"),
-        (lambda: from_gpt2(gpt2_config(activation_function="gelu_fast")), "`activation_function`.*'gelu_fast'"),
+        (lambda: from_gpt2(gpt2_config(activation_function="quick_gelu")), "`activation_function`.*'quick_gelu'"),
         (lambda: from_gpt2(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
         (lambda: from_gpt2(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
         (lambda: from_llama(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),

@@ -63,7 +63,7 @@ def test_refusals(models, tmp_path):
         (("--dtype", "int3"), "`--dtype` must be one of"),
         (("--suite", "none.yaml"), "`--suite` must be one of core, full or a YAML file"),
         (("--text", "/no/such/file.bin"), "`--text` must be a file of token ids"),
-        (("--against", "/no/such/model"), "`--against` must be a model, or the folder or Hub id"),
+        (("--against", "/no/such/model"), "`--against` must be the folder of a saved model or the id"),
     ):
         result = CliRunner().invoke(app, [*command(models, tmp_path / "out"), *change])
         assert isinstance(result.exception, ValueError) and message in str(result.exception)

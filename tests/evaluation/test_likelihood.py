@@ -138,7 +138,7 @@ def test_incomplete_weights_are_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"`model` must come with all its weights, got .* without .*c_fc.weight"):
+    with pytest.raises(ValueError, match=r"`model` must hold the weights .* which lacks .*c_fc.weight"):
         evaluated(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_refusals(bigrams):
 def test_texts_need_a_tokenizer():
     with pytest.raises(ValueError, match="`tokenizer` is needed to read text"):
         perplexity(tiny_model(), ["Some text."])
-    with pytest.raises(ValueError, match="`model` must be a model, or the folder or Hub id"):
+    with pytest.raises(ValueError, match="`model` must be the folder of a saved model or the id"):
         perplexity("no/such-folder/here", ["Some text."])
 
 

@@ -44,7 +44,7 @@ WRONG = {
         "`depth_steps` must be 1 for `depth_solver='dopri5'`, which chooses its steps, got 2",
     ),
     "interpolation": ({"depth_interpolation": "cubic"}, "`depth_interpolation` must be one of constant, linear, got"),
-    "tolerance": ({"depth_rtol": 0.0}, "`depth_rtol` must be positive, got 0.0"),
+    "tolerance": ({"depth_rtol": 0.0}, "`depth_rtol` must be positive and finite, got 0.0"),
     "interpolated-layers": ({"depth_interpolation": "linear"}, "`depth_interpolation` needs a `depth_solver`, got"),
     "adjoint-layers": ({"depth_adjoint": True}, "`depth_adjoint` needs a `depth_solver`, got True without"),
     "step-layers": ({"depth_steps": 2}, "`depth_steps` needs a `depth_solver`, got 2 without"),
@@ -54,6 +54,43 @@ WRONG = {
 
 for dropout, value in (("attention_dropout", -0.1), ("residual_dropout", 1.0), ("embedding_dropout", 1.5)):
     WRONG[dropout] = ({dropout: value}, rf"`{dropout}` is a probability in \[0, 1\), got {value}")
+
+
+def rope(rope_type, **parameters):
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4, **parameters}}
+
+
+LONG = {"short_factor": [1.0] * 4, "long_factor": [1.0] * 4, "factor": 2.0}
+NUMBERS = "`rope_parameters` must hold all numbers that `rope_type='{}'` needs, got"
+WRONG |= {
+    f"{name} {value}": ({name: value}, f"`{name}` must be at least 0 and finite, got {value}")
+    for name in ("initializer_range", "rms_norm_eps")
+    for value in (float("nan"), float("inf"), -0.5)
+}
+WRONG |= {
+    "no-layers": ({"num_hidden_layers": -1}, "`num_hidden_layers` must be at least 0, got -1"),
+    "absurd-layers": ({"num_hidden_layers": 10**9}, r"`num_hidden_layers` must be at most 10000, got 1e\+09"),
+    "absurd-tokens": ({"vocab_size": 10**30}, r"`vocab_size` must be at most 2147483647, got 1e\+30"),
+    "no-stream": ({"hidden_size": 0}, "`hidden_size` must be at least 1, got 0"),
+    "no-dropout": ({"attention_dropout": float("nan")}, "`attention_dropout` is a probability"),
+    "endless-tolerance": ({"depth_atol": float("inf")}, "`depth_atol` must be positive and finite, got inf"),
+    "long-activation": ({"hidden_act": "x" * 999}, r"`hidden_act` must be one of .{,90} got 'x{77}\.\.\.'\."),
+    "rope-type": (rope(7), r"`rope_parameters\['rope_type'\]` must be one of default, .* got 7"),
+    "rope-list": (rope([]), r"`rope_parameters\['rope_type'\]` must be one of default, .* got \[\]"),
+    "whole-rotation": (rope("default", partial_rotary_factor=2.0), "and at most `head_dim`, got 16"),
+    "word-rotation": (
+        rope("default", partial_rotary_factor="x"),
+        "'partial_rotary_factor'.* a number above 0, got 'x'",
+    ),
+    "lost-factor": (rope("linear"), NUMBERS.format("linear") + ".*factor"),
+    "word-factor": (rope("linear", factor="two"), NUMBERS.format("linear")),
+    "no-factor": (rope("linear", factor=0.0), NUMBERS.format("linear")),
+    "no-frequencies": (rope("llama3", factor=2.0), NUMBERS.format("llama3")),
+    "no-theta": (rope("default") | {"rope_parameters": {"rope_theta": 0.0}}, NUMBERS.format("default")),
+    "odd-theta": (rope("default") | {"rope_parameters": {"rope_theta": -1.0}}, NUMBERS.format("default")),
+    "short-list": (rope("longrope", **LONG | {"short_factor": [1.0]}), NUMBERS.format("longrope")),
+    "long-list": (rope("longrope", **LONG | {"long_factor": [1.0] * 5}), NUMBERS.format("longrope")),
+}
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
@@ -118,6 +155,8 @@ def test_what_the_test_suites_of_the_library_pass():
     assert RiGPTModel(RiGPTConfig(**fewer))(tokens(2, 7)).last_hidden_state.shape == (2, 7, 32)
 
 
-def test_common_properties_of_configs():
-    for value, name in enumerate(("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")):
-        assert getattr(RiGPTConfig(**{name: value}), name) == value  # as the library's own test of configs does
+def test_extreme_options_are_possible():
+    tiny_config(**rope("longrope", **LONG))
+    tiny_config(**rope("yarn", factor=2.0))
+    assert RiGPTModel(tiny_config(num_hidden_layers=0))(tokens(2, 7)).last_hidden_state.isfinite().all()
+    tiny_config(initializer_range=0.0, rms_norm_eps=0.0)

@@ -145,7 +145,7 @@ def test_a_converted_gpt2(fresh):
         ({"intermediate_size": 96}, "`intermediate_size` as `model`, got 96 and 128"),
         ({"num_hidden_layers": 2}, "`num_hidden_layers` as `model`, got 2 and 3"),
         ({"num_key_value_heads": 4}, "`num_key_value_heads` as `model`, got 4 and 2"),
-        ({"hidden_act": "relu"}, "`hidden_act` as `model`, got 'relu' and"),
+        ({"hidden_act": "relu"}, "`hidden_act` as `model`, got 'relu' and 'gelu_pytorch_tanh'. Under another option"),
         ({"attention_bias": False}, "`attention_bias` as `model`, got False and True"),
         ({"position_embedding_type": "learned"}, "`position_embedding_type` as `model`, got 'learned' and"),
         ({"attention_score": "distance"}, "`attention_score` as `model`, got 'distance' and 'dot'"),
@@ -159,6 +159,17 @@ def test_models_of_different_shape_are_refused(options, text):
         check_alike(tiny_config(), tiny_config(**options))
     assert f"`reference` must have the same {text}" in str(error.value)
     assert "compare models made from one configuration" in str(error.value)
+
+
+def test_a_length_that_is_only_promised_may_differ():
+    lengths = ({"max_position_embeddings": 64}, {"max_position_embeddings": 128})
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+    check_alike(*(tiny_config(**length) for length in lengths))
+    for options in ({"position_embedding_type": "learned"}, dynamic):
+        with pytest.raises(ValueError, match="`max_position_embeddings` as `model`"):
+            check_alike(*(tiny_config(**length, **options) for length in lengths))
+    one, other = (tiny_model(**length) for length in lengths)
+    assert find_alignment(one, other).distance <= DISTANCE[torch.float64]
 
 
 def test_aligning_refuses_models_of_different_shape():

@@ -132,7 +132,9 @@ class TestRefusals:
 
     def test_no_folder(self, tmp_path):
         (tmp_path / "source").mkdir()
-        with pytest.raises(ValueError, match="`source` must be a folder or the id of a repository.*no such folder"):
+        with pytest.raises(
+            ValueError, match="`source` must be the folder of a saved model or the id of a repository.*no such folder"
+        ):
             transform_checkpoint(tmp_path / "absent", tmp_path / "out", transformation(tiny_config()))
         with pytest.raises(ValueError, match="`revision` names a version on the Hub"):
             transform_checkpoint(tmp_path / "source", tmp_path / "out", transformation(tiny_config()), revision="main")

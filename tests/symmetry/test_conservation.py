@@ -305,6 +305,8 @@ def test_the_picture_of_the_drift(decay, tmp_path):
         ({"weight_decay": -1.0}, "`weight_decay` must not be negative, and finite, got -1.0"),
         ({"learning_rates": (float("nan"),)}, r"`learning_rates` must be .* got \[nan\]"),
         ({"time": float("inf")}, "`time` must be positive and finite, got inf"),
+        ({"time": 1e9}, r"`time` must take at most 1,000,000 steps .* got 1e\+09"),
+        ({"learning_rates": (1e-320,)}, "`time` must take at most 1,000,000 steps"),
         ({"weight_decay": float("nan")}, "`weight_decay` must not be negative, and finite, got nan"),
         ({"learning_rates": (0.3,), "time": 1.0}, "`time` must be a whole number of steps .* got 1.0 with .* 0.3"),
         (

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, IterableDataset
 
+from rigpt_hf.checkpoints import read
 from rigpt_hf.text import sources
-from rigpt_hf.text import tokenizer as tokenizer_module
 from rigpt_hf.text.sources import documents
 from rigpt_hf.training import build
 from rigpt_hf.training.options import DataOptions, parse_options
@@ -208,12 +208,12 @@ def test_a_tokenizer_is_asked_for_by_revision(tmp_path, monkeypatch):
 
     class Hub:
         @staticmethod
-        def from_pretrained(name, revision):
+        def from_pretrained(name, revision, trust_remote_code):
             asked.append((name, revision))
             raise OSError("no network")
 
-    monkeypatch.setattr(tokenizer_module, "AutoTokenizer", Hub)
+    monkeypatch.setattr(read, "AutoTokenizer", Hub)
     options = DataOptions(str(tmp_path / "data"), "docs", tokenizer="owner/tokenizer", tokenizer_revision="abc")
-    with pytest.raises(ValueError, match="`tokenizer` must be the folder, Hub id or tokenizer.json .* no network"):
+    with pytest.raises(ValueError, match="`tokenizer` must come with a tokenizer that loads, .* no network"):
         build.ensure_data(options)
     assert asked == [("owner/tokenizer", "abc")]

@@ -1,0 +1,163 @@
+"""
+Where a model is, a folder or an id on the Hub, and whether its small files can be read.
+
+It needs neither torch nor transformers, so that a mistyped path is answered at once.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ..command_line import listed
+from .folder import check_output
+
+
+ADAPTER = "adapter_config.json"
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+KNOWN = "the folder of a saved model or the id of a repository on the Hub"
+AGAIN = "Download it again, or save it once more."
+# Fields that the library looks into before it looks at them.
+KINDS = {"model_type": str, "auto_map": dict, "quantization_config": dict, "architectures": list, "dtype": str}
+SHOWN = 80  # characters of a value that a message repeats
+
+# Only files with these names are copied: a folder may hold anything.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+# Files that hold a vocabulary; without one of them there is no tokenizer to load.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+# Files of tokenizers of other kinds, which nothing here can carry over.
+OTHER_VOCABULARIES = ("tekken.json", "*.tiktoken", "encoder.json", "vocab.bpe", "tokenizer.*", "*.model", "*.spm")
+
+
+def find_source(
+    source: str | os.PathLike, argument: str = "source", revision: str | None = None, *, config: bool = True
+) -> Path:
+    """
+    The folder of a source; of a repository on the Hub, the one in the cache to which its `config.json` is fetched.
+
+    Args:
+        source (`str` or `Path`): a folder, or the id of a repository on the Hub.
+        argument (`str`, defaults to `"source"`): what error messages call it.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+        config (`bool`, defaults to `True`): whether it must have a `config.json`, as all but a GGUF file has.
+
+    Raises:
+        ValueError: if it is not there, is an adapter, or has a configuration that cannot be read.
+    """
+    name = os.fspath(source)
+    if os.path.isdir(name):
+        if revision is not None:
+            raise ValueError(f"`revision` names a version on the Hub, got {revision!r} with the folder {name!r}.")
+        folder = Path(name)
+    else:
+        folder = _fetched(name, argument, revision)
+    if (folder / ADAPTER).is_file():
+        raise ValueError(
+            f"`{argument}` must be a whole model, got {name!r}, which holds an adapter (`{ADAPTER}`). Merge it into "
+            "its model (`merge_and_unload` of PEFT; training/finetune.py has --merge), or move it out of the folder."
+        )
+    if config and not (folder / "config.json").is_file():
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which has no `config.json`.")
+    for file in ("config.json", "generation_config.json"):
+        content = read_json(folder / file, argument) if (folder / file).is_file() else {}
+        for field, kind in KINDS.items():
+            if not isinstance(value := content.get(field), (kind, NoneType)):
+                raise ValueError(
+                    f"`{argument}` must have a `{file}` whose {field!r} is a {kind.__name__}, got "
+                    f"{shown(repr(value))} in {str(folder / file)!r}. {AGAIN}"
+                )
+    return folder
+
+
+def check_name(name: str, argument: str) -> None:
+    """Raise a `ValueError` if a name that is no folder's cannot be that of a repository on the Hub either."""
+    if os.path.lexists(name):
+        kind = "a file" if os.path.isfile(name) else "a link that leads nowhere"
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which is {kind}. Name the folder.")
+    # A folder may be meant where the first part of the name is one.
+    if not HUB_ID.fullmatch(name) or ("/" in name and os.path.isdir(name.split("/")[0])):
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. Look at the spelling.")
+
+
+def _fetched(name: str, argument: str, revision: str | None) -> Path:
+    check_name(name, argument)
+    from huggingface_hub import errors, hf_hub_download
+
+    said = {
+        errors.GatedRepoError: "shows it only to those who were given access there",
+        errors.RevisionNotFoundError: f"has no revision {revision!r} of it",
+        errors.RepositoryNotFoundError: "has no such repository, or a private one (see `hf auth login`)",
+        errors.LocalEntryNotFoundError: "cannot be reached",
+        errors.EntryNotFoundError: "has it without a `config.json`",
+    }
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
+    except (OSError, ValueError, RuntimeError) as error:  # those of the connection are of many kinds
+        words = next((words for kind, words in said.items() if isinstance(error, kind)), f"gave: {in_short(error)}")
+        raise ValueError(
+            f"`{argument}` must be {KNOWN}, got {name!r}: no such folder, and the Hub {words}. Look at the spelling."
+        ) from error
+
+
+def read_json(path: Path, argument: str) -> dict[str, Any]:
+    """
+    The object in a JSON file.
+
+    Raises:
+        ValueError: if the file cannot be read or holds anything else; the message names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(content, dict) else f"it holds a {type(content).__name__} and no object"
+    except json.JSONDecodeError as error:
+        problem = f"it is no JSON at line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        problem = "its brackets are nested too deeply"
+    except UnicodeDecodeError as error:
+        problem = f"it is not UTF-8 at byte {error.start}"
+    except (OSError, ValueError) as error:
+        problem = in_short(error)
+    if problem:
+        raise ValueError(f"`{argument}` must have a readable `{path.name}`, got {str(path)!r}: {problem}. {AGAIN}")
+    return content
+
+
+def in_short(error: BaseException) -> str:
+    """What an error of a library says, in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return shown(f"{error.strerror}{f' ({error.filename})' if error.filename else ''}")
+    text = " ".join(str(error).split())
+    return shown(text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}")
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it: its beginning, if it is long."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def is_model(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if there is no model of this name, or of one of these names."""
+    for source in listed(value):
+        if source is not None:
+            find_source(source, name, values.get("revision"), config=not values.get("gguf_file"))
+
+
+def is_free(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if no folder can be made here with what `--force` allows."""
+    check_output(Path(value), None, bool(values.get("force")), name)

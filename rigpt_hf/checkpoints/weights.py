@@ -1,0 +1,232 @@
+"""Weights: the tensors of a folder or of a model in memory, none of them read before it is asked for."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .source import AGAIN, read_json, shown
+
+
+# What DDP and `torch.compile` put in front of the names of a model they have wrapped.
+WRAPPERS = ("module.", "_orig_mod.")
+# Names that safetensors has for the dtypes of weights (masks in old GPT-2 files are U8 or BOOL).
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a part of a fused map: `length` from `start` on, of every `period`."""
+
+    start: int
+    length: int
+    period: int
+
+    def place(self, part: torch.Tensor, whole: torch.Tensor) -> None:
+        """Write `part` into these rows of `whole`."""
+        places = whole.unflatten(0, (-1, self.period)).narrow(1, self.start, self.length)
+        places.copy_(part.unflatten(0, (-1, self.length)))
+
+
+class Weights:
+    """
+    Named tensors of a model in memory.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): a state dict.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]):
+        self._tensors = tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+
+    def read(self, name: str, rows: Rows | None = None, dim: int = 0) -> torch.Tensor:
+        """
+        A tensor, or some of its rows, which stand along `dim`; from a file, no more than those are read.
+
+        Raises:
+            ValueError: if its size is no multiple of the period of `rows`, or it holds numbers that are not finite.
+        """
+        if rows is None:
+            tensor = self._get(name)
+        elif (size := self.shapes[name][dim]) % rows.period:
+            raise ValueError(
+                f"`{name}` must be made of parts of {rows.period} rows by the configuration, got {size}. The "
+                "checkpoint is damaged, or the configuration does not belong to it."
+            )
+        elif size == rows.period:
+            tensor = self._slice(name, dim, rows.start, rows.length)
+        else:
+            parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
+            tensor = parts.flatten(dim, dim + 1)
+        check_finite(name, tensor)
+        return tensor
+
+    def _get(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+    def _slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        return self._get(name).narrow(dim, start, length)
+
+    def check_copy(self, copy: str, original: str) -> None:
+        """Raise a `ValueError` if there is a second copy of a tied table that is none."""
+        if copy in self.shapes and not torch.equal(self.read(copy), self.read(original)):
+            raise ValueError(
+                f"`{copy}` differs from `{original}` although `tie_word_embeddings=True`. Set "
+                "`tie_word_embeddings=False` in the source's configuration to keep it, or remove it."
+            )
+
+
+class StoredWeights(Weights):
+    """
+    The tensors of a folder of safetensors, each read when asked for, under the names that they have in the model.
+
+    Files are read with `pread`, not mapped: mapped pages stay resident and would count towards the peak of memory.
+
+    Args:
+        folder (`Path`): holds `model.safetensors`, or shards and `model.safetensors.index.json`.
+        device (`str`, defaults to `"cpu"`): where tensors are put.
+        argument (`str`, defaults to `"source"`): what error messages call the folder.
+
+    Raises:
+        ValueError: as [`stored_tensors`], or if a tensor holds codes.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", argument: str = "source"):
+        self.device = device
+        stored = stored_tensors(folder, argument)
+        self.prefix = wrapper_of(stored)
+        self._files: dict[str, Path] = {}
+        self._open: tuple[Path | None, Any] = (None, None)
+        self.shapes, self.dtypes = {}, {}
+        for key, tensor in stored.items():
+            name = key.removeprefix(self.prefix)
+            if tensor.dtype not in DTYPES:
+                raise ValueError(
+                    f"`{name}` is stored as {tensor.dtype}; weights must be one of {', '.join(DTYPES)} to be folded. "
+                    "Start from a checkpoint that is not quantized."
+                )
+            self._files[name], self.shapes[name], self.dtypes[name] = tensor.file, tensor.shape, DTYPES[tensor.dtype]
+
+    def _handle(self, name: str) -> Any:
+        path = self._files[name]
+        if self._open[0] != path:  # one open file at a time, however many shards there are
+            self._open = path, safe_open(path, framework="pt", backend="pread")
+        return self._open[1]
+
+    def _get(self, name: str) -> torch.Tensor:
+        return self._handle(name).get_tensor(self.prefix + name).to(self.device)
+
+    def _slice(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        where = (slice(None),) * dim + (slice(start, start + length),)
+        return self._handle(name).get_slice(self.prefix + name)[where].to(self.device)
+
+
+class StoredTensor(NamedTuple):
+    """What a file says of a tensor: itself, and the shape and the dtype in the words of safetensors."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def stored_tensors(folder: Path, argument: str = "source") -> dict[str, StoredTensor]:
+    """
+    The tensors of a folder of safetensors by name, from the headers of the files alone.
+
+    As for the library, `model.safetensors` comes before an index and its shards.
+
+    Raises:
+        ValueError: if there are no safetensors, a file is damaged, missing or outside of the folder, or the index and
+            the shards disagree; the message names the file.
+    """
+    weight_map: dict[str, str] | None = None
+    files, index = [SAFE_WEIGHTS_NAME], folder / SAFE_WEIGHTS_INDEX_NAME
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        if not index.is_file():
+            raise ValueError(
+                f"`{argument}` must be a folder with `{SAFE_WEIGHTS_NAME}` or `{SAFE_WEIGHTS_INDEX_NAME}`, got "
+                f"{str(folder)!r}, which has neither. Older formats: load the model with `from_pretrained` and use "
+                "`convert_model`, or save it once more with `save_pretrained`."
+            )
+        weight_map = read_json(index, argument).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError(
+                f"`{argument}` must have a `{SAFE_WEIGHTS_INDEX_NAME}` that says in `weight_map` which tensor is in "
+                f"which file, got {str(index)!r}, which does not. {AGAIN}"
+            )
+        files = sorted(set(weight_map.values()))
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        if Path(file).name != file:
+            raise ValueError(
+                f"`{argument}` must have all its files in its own folder, got {str(index)!r}, which names {file!r}. "
+                f"{AGAIN}"
+            )
+        if not (folder / file).is_file():
+            raise ValueError(
+                f"`{SAFE_WEIGHTS_INDEX_NAME}` names the shard {file!r}, which is missing from {str(folder)!r}. "
+                "Download it again."
+            )
+        tensors |= _header(folder / file, argument)
+    if weight_map is not None and set(weight_map) != set(tensors):
+        odd = sorted(set(weight_map) ^ set(tensors))
+        raise ValueError(f"`{SAFE_WEIGHTS_INDEX_NAME}` and its shards disagree about {odd[0]!r}. Download them again.")
+    return tensors
+
+
+def _header(path: Path, argument: str) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            return {
+                name: StoredTensor(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError, OverflowError) as error:
+        raise ValueError(
+            f"`{argument}` must hold whole files of weights, got {str(path)!r}, which is cut or damaged "
+            f"({shown(str(error).rpartition('header: ')[2])}). {AGAIN}"
+        ) from error
+
+
+def wrapper_of(names: Iterable[str]) -> str:
+    """What stands in front of all names because a wrapped model was saved; empty if nothing does."""
+    names, prefix = list(names), ""
+    while names and (more := [w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)]):
+        prefix += more[0]
+    return prefix
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise a `ValueError` if a tensor holds numbers that are not finite; it says how many rows of a table do."""
+    # Least and largest need no copy, and either is NaN where any number is.
+    if not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, tensor.aminmax())):
+        return
+    place = ""
+    if tensor.dim() > 1:
+        rows = [index for index, row in enumerate(tensor) if not all(map(math.isfinite, row.aminmax()))]
+        place = f" in {len(rows)} of {len(tensor)} rows, the first of them row {rows[0]}"
+    raise ValueError(
+        f"`{name}` must hold finite numbers, got NaN or infinity{place}. The checkpoint is damaged; download or save "
+        "it once more."
+    )
+
+
+def name_some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few of some names, quoted, and how many more there are."""
+    ordered = sorted(names)
+    shown = ", ".join(f"`{name}`" for name in ordered[:limit])
+    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"

@@ -1,0 +1,61 @@
+"""Frequencies of rotary positions, and the check that rope parameters give some."""
+
+import math
+from typing import Any
+
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+def rotary_frequencies(config: Any) -> tuple[torch.Tensor, float]:
+    """Frequencies `[r/2]` in radians per position and the scaling of cosines and sines, for any rope type."""
+    rope_type = config.rope_parameters["rope_type"]
+    return default_rotary_frequencies(config) if rope_type == "default" else ROPE_INIT_FUNCTIONS[rope_type](config)
+
+
+def default_rotary_frequencies(config: Any) -> tuple[torch.Tensor, float]:
+    """Frequencies `theta^(-2i/r)` `[r/2]` of RoPE (arXiv 2104.09864) and the scaling 1 of its cosines and sines."""
+    dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
+    return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
+
+
+def check_rope_type(config: Any) -> str:
+    """The type of the rope parameters; a `ValueError` that names it if there is no such type."""
+    parameters, known = config.rope_parameters or {}, ("default", *ROPE_INIT_FUNCTIONS)
+    rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+    if rope_type not in known:
+        raise ValueError(
+            f"`rope_parameters['rope_type']` must be one of {', '.join(dict.fromkeys(known))}, got {rope_type!s:.80}."
+        )
+    return rope_type
+
+
+def check_rotation(config: Any) -> None:
+    """Raise a `ValueError` if the rope parameters do not give a finite frequency for every pair that turns."""
+    parameters, rope_type = config.rope_parameters or {}, check_rope_type(config)
+    part = parameters.get("partial_rotary_factor", 1.0)
+    if not isinstance(part, (int, float)) or not 0 < part < math.inf:
+        raise ValueError(f"`rope_parameters['partial_rotary_factor']` must be a number above 0, got {part!r}.")
+    rotated = int(config.head_dim * part)
+    if rotated < 2 or rotated % 2 or rotated > config.head_dim:
+        raise ValueError(
+            "`head_dim` times `partial_rotary_factor` must be even with `position_embedding_type='rotary'`, which "
+            f"turns dimensions in pairs, and at most `head_dim`, got {rotated}. Change `head_dim`."
+        )
+    # Dimensions that this type leaves alone have the frequency 0.
+    count = config.head_dim // 2 if rope_type == "proportional" else rotated // 2
+    try:
+        with torch.device("cpu"):
+            frequencies, scaling = rotary_frequencies(config)
+            factors = [parameters.get(name, []) for name in ("short_factor", "long_factor")]
+            lengths = {len(frequencies), *(len(each) for each in factors if rope_type == "longrope")}
+            possible = lengths == {count} and bool((frequencies.isfinite() & (frequencies >= 0)).all())
+        problem = "" if possible and math.isfinite(scaling) else f"not {count} finite frequencies"
+    except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise ValueError(
+            f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got {parameters!s:.80}: "
+            f"{problem:.80}."
+        )
