@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
+from rigpt_hf.checkpoints import named
 from rigpt_hf.checkpoints.named import load_rigpt
-from rigpt_hf.cli import symmetry
+from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
@@ -93,17 +94,19 @@ def test_distances_of_balanced_weights_that_grew_are_explained(rigpt, folders, m
         assert ("Aligned distances are larger here" in out) is explained and "all layers" in out
 
 
-def test_the_path_of_a_merge_is_by_the_share_of_the_first(folders, monkeypatch):
+def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_path, monkeypatch):
     """Losses of the two ends are those of the models, in merge.json and in the picture."""
-    drawn, models = [], [load_rigpt(str(folders / name)) for name in ("model", "unrelated")]
-    monkeypatch.setattr(symmetry, "save_picture", lambda path, force, draw: drawn.append(draw()))
-    input_ids = torch.arange(40).view(2, 20)
-    said = symmetry.measure_path(models, models[0], input_ids, 3, folders / "path.png", False)
+    drawn, plot = [], pictures.plot_paths
+    monkeypatch.setattr(pictures, "plot_paths", lambda paths: drawn.append(plot(paths)) or drawn[0])
+    monkeypatch.setattr(named, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
+    measured = ("--text", folders / "text.txt", "--picture", tmp_path / "p.png", "--points", 3)
+    done("merge", folders / "model", folders / "unrelated", tmp_path / "m", "--unaligned", *measured)
+    said = json.loads((tmp_path / "m/merge.json").read_text())["loss"]
     first, second = said["sources"]
     assert abs(first - second) > 0.01, "two models that differ"
     assert said["t"] == [0, 0.5, 1] and said["before"][::2] == pytest.approx([second, first], rel=1e-5)
     assert said["after"][::2] == pytest.approx([second, first], rel=1e-5)
-    ((panel,),) = [figure.axes for figure in drawn]
+    (panel,) = drawn[0].axes
     assert panel.get_xlabel() == "share of model A" and len(panel.lines) == 2
     for line in panel.lines:
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
