@@ -8,6 +8,7 @@ a damaged file becomes one line: which argument, which file, which rule, what to
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -123,7 +124,7 @@ def load_model(
     Args:
         source (`str` or `Path`), argument, revision: as for [`load_config`].
         model_class (`type`, *optional*): what loads it.
-        allow_unexpected (`bool`, defaults to `False`): leave out weights that the model has no place for.
+        allow_unexpected (`bool`, defaults to `False`): leave out weights that a stock model has no place for.
         options: passed to `from_pretrained`.
 
     Raises:
@@ -147,7 +148,7 @@ def load_model(
         argument,
         str(source),
         missing=report["missing_keys"],
-        unexpected=() if allow_unexpected else report["unexpected_keys"],
+        unexpected=() if allow_unexpected and model.config.model_type != "rigpt" else report["unexpected_keys"],
         mismatched={key[0]: (tuple(key[1]), tuple(key[2])) for key in report.get("mismatched_keys") or ()},
     )
     if report["unexpected_keys"]:
@@ -156,7 +157,7 @@ def load_model(
         model._weight_conversions = []
     for name, tensor in model.state_dict().items():
         if tensor.dtype in DTYPES.values() and not tensor.is_meta:
-            check_finite(name, tensor)
+            check_finite(name, tensor, str(source))
     return model
 
 
@@ -184,6 +185,12 @@ def check_model(
         prefix = wrapper_of(stored)
         shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
         check_sizes(config, shapes, argument, source, model_class)
+        plain = {tensor.dtype for tensor in stored.values()} <= {"F64", "F32", "F16", "BF16"}
+        if plain and getattr(config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
+                "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
+            )
         odd = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype[0] in "CI"}
         if odd := {name: dtype for name, dtype in odd.items() if name.endswith((".weight", ".bias"))}:
             raise ValueError(
@@ -382,7 +389,9 @@ def quiet_loading() -> Iterator[None]:
     logging.disable_progress_bar()
     reports.addFilter(is_error)  # a level would be read by the library as a wish for other checks
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            yield
     finally:
         reports.removeFilter(is_error)
         if has_bar:

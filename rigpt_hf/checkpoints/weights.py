@@ -48,6 +48,8 @@ class Weights:
         tensors (`Mapping[str, torch.Tensor]`): a state dict.
     """
 
+    origin = ""  # where messages say that the tensors are
+
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self._tensors = tensors
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -72,7 +74,7 @@ class Weights:
         else:
             parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
             tensor = parts.flatten(dim, dim + 1)
-        check_finite(name, tensor)
+        check_finite(name, tensor, self.origin)
         return tensor
 
     def _get(self, name: str) -> torch.Tensor:
@@ -106,7 +108,7 @@ class StoredWeights(Weights):
     """
 
     def __init__(self, folder: Path, device: str = "cpu", argument: str = "source"):
-        self.device = device
+        self.device, self.origin = device, str(folder)
         stored = stored_tensors(folder, argument)
         self.prefix = wrapper_of(stored)
         self._files: dict[str, Path] = {}
@@ -210,8 +212,8 @@ def wrapper_of(names: Iterable[str]) -> str:
     return prefix
 
 
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise a `ValueError` if a tensor holds numbers that are not finite; it says how many rows of a table do."""
+def check_finite(name: str, tensor: torch.Tensor, origin: str = "") -> None:
+    """Raise a `ValueError` if a tensor of a folder or id holds numbers that are not finite; it says in which rows."""
     # Least and largest need no copy, and either is NaN where any number is.
     if not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, tensor.aminmax())):
         return
@@ -220,8 +222,8 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         rows = [index for index, row in enumerate(tensor) if not all(map(math.isfinite, row.aminmax()))]
         place = f" in {len(rows)} of {len(tensor)} rows, the first of them row {rows[0]}"
     raise ValueError(
-        f"`{name}` must hold finite numbers, got NaN or infinity{place}. The checkpoint is damaged; download or save "
-        "it once more."
+        f"`{name}`{origin and f' of {origin!r}'} must hold finite numbers, got NaN or infinity{place}. The checkpoint "
+        "is damaged; download or save it once more."
     )
 
 

@@ -1,6 +1,7 @@
 """Verbs that measure what models are, and change nothing."""
 
 import json
+from contextlib import ExitStack
 from math import isnan, log10
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,13 +75,14 @@ def diff(
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
-    save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"))
-    if json_file is not None:
-        with new_file(json_file, "json", force) as place:
-            place.write_text(json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
-    if save_transformation is not None:
-        with new_file(save_transformation, "save_transformation", force) as place:
+    with ExitStack() as stack:  # all files appear when the last of them is whole
+        if json_file is not None:
+            text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
+            stack.enter_context(new_file(json_file, "json", force)).write_text(text, encoding="utf-8")
+        if save_transformation is not None:
+            place = stack.enter_context(new_file(save_transformation, "save_transformation", force))
             comparison.transformation.save(place)
+        save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"))
     if comparison.verdict not in ("same", "disguise"):
         raise typer.Exit(1)
 

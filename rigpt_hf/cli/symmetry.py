@@ -12,7 +12,7 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
-from .common import check_file, check_picture, new_file, numbers, report, save_model, save_picture, to_dtype
+from .common import check_file, check_picture, new_file, numbers, report, save_model, to_dtype
 
 
 DEFAULT_FRAMES = "stream,head"
@@ -177,11 +177,13 @@ def merge(
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
     if input_ids is not None:
         path = measure_path(models, merged, input_ids, points, facts)
-    save_model(merged, sources[0], output, {"merge.json": facts})
-    if picture is not None:
-        from ..pictures.symmetry import plot_paths
+    with new_file(picture, "picture", force) if picture else nullcontext() as place:
+        if picture is not None and place is not None:
+            from ..pictures import save
+            from ..pictures.symmetry import plot_paths
 
-        save_picture(picture, force, lambda: plot_paths([path]))
+            save(plot_paths([path]), place, picture.suffix[1:])
+        save_model(merged, sources[0], output, {"merge.json": facts})
     Console().print(f"Written to {output}", markup=False)
 
 

@@ -265,7 +265,7 @@ REFUSALS = {
     "no-weights": (lambda f: min(f.glob("*.safetensors")).unlink(), r"all weights as safetensors.*`model-00001"),
     "no-index": (lambda f: (f / "model.safetensors.index.json").unlink(), r"without `model.safetensors`"),
     "more-weights": (lambda f: (f / "adapter.safetensors").write_bytes(b""), r"one model.*`adapter.safetensors`"),
-    "damaged": (damage_shard, r"a model that loads.*Save the model once more"),
+    "damaged": (damage_shard, r"model-00001.* cut or damaged"),
     "other-sizes": (lambda f: change_config(f, num_hidden_layers=4), r"lacks `model.layers.3"),
     "fewer-layers": (lambda f: change_config(f, num_hidden_layers=2), r"has no place for `model.layers.2"),
     "auto-map-of-another-kind": (lambda f: change_config(f, auto_map="x"), r"config.json of this package.*'x'"),
