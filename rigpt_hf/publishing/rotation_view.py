@@ -202,8 +202,7 @@ def load_subjects(model: str, *, revision: str | None = None, baseline: str | No
 
 def obtain(source: str, argument: str, **options: Any) -> Any:
     """A causal language model from a folder or the Hub; a `ValueError` that names `argument` if there is none."""
-    options |= {"allow_unexpected": True, "dtype": torch.float32, "trust_remote_code": False}
-    return load_model(source, argument=argument, **options).eval()
+    return load_model(source, argument=argument, allow_unexpected=True, dtype=torch.float32, **options).eval()
 
 
 def tokenizer_for(model: str, revision: str | None) -> Any:
