@@ -182,12 +182,9 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
 
     def shown(before: str) -> list[str]:
         texts = {name: listed(value) for name, value in values.items() if isinstance(value, (str, Path, list))}
-        # A value itself, or a file in the folder that it names.
-        starts = {
-            name: [f"{before}{str(text)!r}"[:-1] for text in texts if str(text)] for name, texts in texts.items()
-        }
-        ends = ("'", '"', "/")
-        return [name for name, each in starts.items() if any(f"{s}{end}" in message for s in each for end in ends)]
+        # The value itself, or a file in the folder that it names.
+        starts = {name: [f"{before}{str(text)!r}"[:-1] for text in texts if text] for name, texts in texts.items()}
+        return [name for name, own in starts.items() if any(f"{one}{end}" in message for one in own for end in "'\"/")]
 
     inner = {"output_dir": "output", "target": "to", "model": "a", "reference": "b"}
     if "sources" in typed:
