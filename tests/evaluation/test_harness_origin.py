@@ -188,10 +188,11 @@ def test_lines_of_failures_have_no_path_of_the_machine():
 
 def test_one_process_prints_and_the_options_reach_the_evaluation(monkeypatch, tmp_path):
     results, given = {"models": {"model": {}}, "tasks": []}, []
+    tiny_gpt2().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(runner, "evaluate", lambda options, console: given.append(options) or results)
     for is_main, more in ((True, []), (False, ["--force"])):
         monkeypatch.setattr("accelerate.PartialState", lambda: SimpleNamespace(is_main_process=is_main))  # noqa: B023
-        done = CliRunner().invoke(app, ["evaluate", "x", "--output", str(tmp_path / "out"), *more])
+        done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), "--output", str(tmp_path / "out"), *more])
         assert done.exit_code == 0, done.output
         assert ("Report in" in done.output and "quantity" in done.output) is is_main
         assert is_main or not done.output.strip()
