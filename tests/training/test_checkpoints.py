@@ -124,7 +124,7 @@ def test_impossible_saves_change_nothing(tmp_path):
         (lambda: store.save(6, shutil.rmtree), "^`output_dir` must take the checkpoint of step 6, .* No such file"),
         (
             lambda: CheckpointStore(store.latest().path / "empty").save(1, writer(1)),
-            "^`output_dir` must take .* Not a directory: .* untouched",
+            "^`output_dir` must take .* Not a directory\\. .* untouched",
         ),
     ):
         with pytest.raises(ValueError, match=message) as error:

@@ -253,16 +253,16 @@ def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
 
 
 def test_what_is_no_number_is_not_written(options, model_folder, tmp_path):
-    """A weight so large that the loss is not finite, and a rate that makes it so."""
+    """After weights so large that a step makes them no numbers."""
     model = RiGPTForCausalLM.from_pretrained(model_folder)
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(3e38)
     model.save_pretrained(tmp_path / "large")
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "large")
-    with pytest.raises(ValueError, match="`model` must have a finite loss on .* examples, got .* before any training"):
+    with pytest.raises(
+        ValueError, match="`learning_rate` must leave weights and loss finite, got 0.01 and a loss of nan"
+    ):
         finetune(options(model=str(tmp_path / "large")))
-    with pytest.raises(ValueError, match="`learning_rate` must leave weights and loss finite, got 1e[+]38 and a loss"):
-        finetune(options(learning_rate=1e38, max_grad_norm=0.0, max_steps=3))
     assert not (tmp_path / "out").exists()
 
 
