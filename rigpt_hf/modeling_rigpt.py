@@ -593,7 +593,7 @@ def with_head(model: RiGPTPreTrainedModel, config: RiGPTConfig, **head: nn.Modul
     In place of the generic ones, which find the base model through the Auto classes: those do not know this one when
     the file travels as remote code.
     """
-    RiGPTPreTrainedModel.__init__(model, config)
+    PreTrainedModel.__init__(model, config)
     model.num_labels = config.num_labels
     model.model = RiGPTModel(config)
     for name, module in head.items():

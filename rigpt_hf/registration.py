@@ -6,6 +6,7 @@ likewise. Whoever imports `rigpt_hf` and nothing else waits for neither torch no
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -131,7 +132,7 @@ def register():
     from . import trainer_optimizer
 
     auto = "transformers.models.auto"
-    for name, act in (
+    hooks: list[tuple[str, Callable[[Any], Any]]] = [
         (f"{__package__}.configuration_rigpt", register_configuration),
         (f"{__package__}.modeling_rigpt", register_models),
         (f"{auto}.configuration_auto", import_configuration),
@@ -140,6 +141,7 @@ def register():
         ("peft.utils.constants", register_with_peft),
         ("peft.peft_model", register_prompts),
         *((f"peft.tuners.{package}.model", partial(refuse_tuner, name)) for name, (package, *_) in TUNERS.items()),
-    ):
+    ]
+    for name, act in hooks:
         when_imported(name)(act)
     trainer_optimizer.register_with_trainer()
