@@ -141,6 +141,11 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         raise ValueError(
             f"`context_length` must be at most the model's {config.max_position_embeddings}, got {context}."
         )
+    saved_dtype = config.dtype or torch.float32
+    # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
+    dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
+    model = named_model(load_rigpt, source, dtype, options.model_revision)
+    special = model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id
     with state.main_process_first():  # the others read what it cached
         where = options.data_split, options.data_config, options.data_revision
         rows = read_rows(options.data, *where)
@@ -153,11 +158,6 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
 
     transformers.set_seed(options.seed)  # an adapter starts at random
-    saved_dtype = config.dtype or torch.float32
-    # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
-    dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
-    model = named_model(load_rigpt, source, dtype, options.model_revision)
-    special = model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id
     trainer = make_trainer(options, model, copy.deepcopy(tokenizer), examples, held_out, context, callbacks)
     trained: Any = trainer.model
     learned, measured = trainer.train_dataset, trainer.eval_dataset

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
-from rigpt_hf.checkpoints import named
 from rigpt_hf.checkpoints.named import load_rigpt
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
+from rigpt_hf.text import tokenizer
 from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
 from tests.tolerances import SYMMETRY
@@ -98,7 +98,7 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
     """Losses of the two ends are those of the models, in merge.json and in the picture."""
     drawn, plot = [], pictures.plot_paths
     monkeypatch.setattr(pictures, "plot_paths", lambda paths: drawn.append(plot(paths)) or drawn[0])
-    monkeypatch.setattr(named, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
+    monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
     measured = ("--text", folders / "text.txt", "--picture", tmp_path / "p.png", "--points", 3)
     done("merge", folders / "model", folders / "unrelated", tmp_path / "m", "--unaligned", *measured)
     said = json.loads((tmp_path / "m/merge.json").read_text())["loss"]

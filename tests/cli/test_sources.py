@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     stock_model("gpt2", torch.float32).save_pretrained(place / "gpt2")
     for folder in list(place.iterdir()):
         save_tokenizer(folder)
-    (place / "text.txt").write_text("a b c a a b c\n\n" * 200)
+    (place / "text.txt").write_text("\n\n".join("a b c a a b c" + n * " a" for n in range(200)))
     return place
 
 

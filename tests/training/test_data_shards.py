@@ -156,8 +156,8 @@ def test_impossible_arguments(source, tmp_path, tokenizer):
         ({"validation": 1}, "`validation` must be at least 0 and less than 1, got 1"),
         ({"shard_tokens": 0}, "`shard_tokens` must be at least 1, got 0"),
         ({"max_tokens": 0}, "`max_tokens` must be at least 1, got 0"),
-        ({"tokenizer": str(tmp_path / "none")}, "`tokenizer` must be the folder, Hub id or tokenizer.json of a"),
-        ({"tokenizer": source}, "`tokenizer` must be the folder, Hub id or tokenizer.json of a"),
+        ({"tokenizer": str(tmp_path / "none")}, "`tokenizer` must be the folder of a saved model or the id of a repo"),
+        ({"tokenizer": source}, "`tokenizer` must be a tokenizer.json, or a folder or Hub id with a tokenizer, got"),
         ({"validation": 1 - 1e-12}, "`validation` must leave some documents to train on, got .* all 202 of"),
     ]:
         with pytest.raises(ValueError, match=message):
