@@ -142,7 +142,9 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
         read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
-        check_text({typed.get(name, name): value for name, value in values.items()})
+        named = {typed.get(name, name): value for name, value in values.items()}
+        check_text(named)
+        check_seed(named)
         check_apart(*({typed[name]: values.get(name) for name in names} for names in (read, written)))
         try:
             for name, check in checks:
@@ -165,6 +167,13 @@ def check_text(named: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"`{name}` must be text in UTF-8, got {str(one)[:80]!r}. Use another name."
                 ) from error
+
+
+def check_seed(named: Mapping[str, Any]) -> None:
+    """A `ValueError` if a seed is none that every generator of random numbers takes."""
+    for name, value in named.items():
+        if name.endswith("seed") and isinstance(value, int) and not 0 <= value < 2**32:
+            raise ValueError(f"`{name}` must be from 0 to {2**32 - 1}, got {str(value)[:80]}. Take another.")
 
 
 def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
@@ -193,6 +202,7 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
     inputs = [(name, path) for name, path, exists in places(read) if exists]
     outputs = [(name, path) for name, path, _ in places(written)]
     for index, (name, path) in enumerate(outputs):
+        check_above(path.parent, name)
         for other, source in inputs:
             # A new file in a folder that is read harms nothing.
             if path == source or path in source.parents or (source in path.parents and path.is_file()):
@@ -206,6 +216,16 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
                     f"`{name}` and `{other}` are both written and must not lie in each other, got {str(path)!r} and "
                     f"{str(earlier)!r}. Name another place."
                 )
+
+
+def check_above(folder: Path, argument: str) -> None:
+    """A `ValueError` if no folder can be there, as something else is there or above it; a link to nothing is too."""
+    above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not above.is_dir():
+        raise ValueError(
+            f"`{argument}` must be in a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. "
+            "Name another."
+        )
 
 
 def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) -> str:

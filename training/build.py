@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.checkpoints.read import load_model
+from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
 from .data import Manifest, TokenShards, Windows, prepare, validation_batches
-from .folder import check_above
 from .kinds import KINDS, kind_of
 from .muon import muon_param_groups
 from .options import DataOptions, ModelOptions, OptimizerOptions, PretrainOptions

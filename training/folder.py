@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, new_file, record_written
+from rigpt_hf.command_line import check_above
 
 from .checkpoints import check_facts, sync
 
@@ -56,19 +57,9 @@ class Lock:
                 path.rmdir()
 
 
-def check_above(folder: Path, argument: str = "output_dir") -> None:
-    """A `ValueError` if no folder can be there."""
-    above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-    if not above.is_dir():
-        raise ValueError(
-            f"`{argument}` must be a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. Name "
-            "another."
-        )
-
-
 def check_place(folder: Path) -> None:
     """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
-    check_above(folder)
+    check_above(folder, "output_dir")
     log, picture = folder / "metrics.jsonl", folder / "loss.png"
     lines = log.read_bytes().splitlines() if log.is_file() else []
     # A kill may have cut the last line.

@@ -241,10 +241,10 @@ def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
             f"`model` must have a tokenizer, got {source!r} with none that loads here: {error} Add the tokenizer's "
             "files to the folder."
         ) from error
-    if len(tokenizer) > config.vocab_size:
+    if (rows := 1 + max(tokenizer.get_vocab().values())) > config.vocab_size:
         raise ValueError(
-            f"`model` must have an embedding for each of its tokenizer's {len(tokenizer)} tokens, got "
-            f"{config.vocab_size} in {source!r}. Call `resize_token_embeddings` and save it."
+            f"`model` must have an embedding for each id of its tokenizer, {rows} in all, got {config.vocab_size} in "
+            f"{source!r}. Call `resize_token_embeddings` and save it."
         )
     if (template := options.read_template()) is not None:
         tokenizer.chat_template = template

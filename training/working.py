@@ -15,7 +15,7 @@ from transformers import TrainerState
 from rigpt_hf.checkpoints.folder import WRITTEN, check_output, foreign, inventory, read_written, record_written, room
 
 from .finetune_options import FinetuneOptions
-from .folder import LOCK, check_above
+from .folder import LOCK
 
 
 RECORD = "finetune.json"
@@ -40,7 +40,6 @@ def check_places(options: FinetuneOptions) -> None:
                     "Name another folder."
                 )
     check_output(output, options.model, options.force)
-    check_above(output)
     if options.resume:
         if (last := last_checkpoint(working)) is None or read_record(working) is None:
             raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..command_line import check_above
 from .workers import ALONE, Workers, together
 
 
@@ -89,6 +90,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     """
     if (output.exists() or output.is_symlink()) and not output.is_dir():  # a link to nothing is one too
         raise ValueError(f"`{argument}` must be a folder, got the file {str(output)!r}. Name another one.")
+    check_above(output.parent, argument)
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
@@ -171,6 +173,11 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
     try:
         with room(path, argument):
             yield temporary
+            # Before the file is there, which a full disk would otherwise leave behind.
+            if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
+                stat = temporary.lstat()
+                stamp = [stat.st_size, stat.st_mtime_ns]
+                record_written(path.parent, read_written(path.parent) | {path.name: stamp})
             if force:
                 temporary.replace(path)
             else:
@@ -182,9 +189,6 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
-        stat = path.lstat()
-        record_written(path.parent, read_written(path.parent) | {path.name: [stat.st_size, stat.st_mtime_ns]})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -35,7 +35,16 @@ from .source import (
     read_json,
     shown,
 )
-from .weights import DTYPES, check_finite, name_some, stored_tensors, wrapper_of
+from .weights import (
+    DTYPES,
+    check_finite,
+    check_layers,
+    check_names,
+    check_shapes,
+    name_some,
+    stored_tensors,
+    wrapper_of,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -68,7 +77,8 @@ def load_config(source: str | os.PathLike, *, argument: str = "source", revision
         ValueError: if there is none, it cannot be read, its values are impossible, or it asks for code of its own.
     """
     find_source(source, argument, revision)
-    with reading(argument, source, "have a `config.json` with possible values"):
+    # What the library says of odd values, it says again when a model is made.
+    with reading(argument, source, "have a `config.json` with possible values"), silent():
         config = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **at(revision))
     for name, (_, most) in SIZES.items():
         if isinstance(size := getattr(config, name, None), int) and size > most:
@@ -191,8 +201,11 @@ def check_model(
                 f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
                 "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
             )
-        odd = {name: tensor.dtype for name, tensor in stored.items() if tensor.dtype[0] in "CI"}
-        if odd := {name: dtype for name, dtype in odd.items() if name.endswith((".weight", ".bias"))}:
+        # Masks of old GPT-2 files are bytes, and called biases.
+        codes = "CI" if getattr(config, "quantization_config", None) is not None else "CIUB"
+        odd = {name: tensor.dtype for name, tensor in stored.items() if name.endswith((".weight", ".bias"))}
+        odd = {name: dtype for name, dtype in odd.items() if dtype[0] in codes and dtype != "BF16"}
+        if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or name.endswith(".weight")}:
             raise ValueError(
                 f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
                 f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."
@@ -228,86 +241,6 @@ def check_sizes(
             f"`{argument}` must have a configuration that belongs to its weights, got {str(source)!r}: it asks for "
             f"{asked:.3g} numbers, and the files hold {there:.3g}. Restore its `config.json`."
         )
-
-
-def check_layers(config: Any, stored: Mapping[str, Any], argument: str, source: str | os.PathLike) -> None:
-    """Raise a `ValueError` if a configuration has more layers than there are tensors at all."""
-    layers = getattr(config, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > len(stored):
-        raise ValueError(
-            f"`{argument}` must have a configuration that belongs to its weights, got {str(source)!r}: "
-            f"`num_hidden_layers` is {shown(layers)}, and there are {len(stored)} tensors in all. Restore its "
-            "`config.json`."
-        )
-
-
-def check_shapes(
-    model: Any,
-    shapes: Mapping[str, tuple[int, ...]],
-    argument: str,
-    source: str | os.PathLike,
-    *,
-    only_shapes: bool = False,
-) -> dict[str, tuple[int, ...]]:
-    """
-    Raise if stored tensors are not those of a model.
-
-    Args:
-        model (`PreTrainedModel`): the model, also without memory for its weights.
-        shapes (`Mapping[str, tuple[int, ...]]`): of the stored tensors.
-        argument (`str`), source (`str` or `Path`): what the checkpoint is called, and its folder or id.
-        only_shapes (`bool`, defaults to `False`): leave it to others whether the same tensors are there.
-
-    Returns:
-        `dict[str, tuple[int, ...]]`: the shapes of the model's tensors, without those that are tied to others.
-
-    Raises:
-        ValueError: names the first few tensors.
-    """
-    tied = (model._tied_weights_keys or {}) if model.config.tie_word_embeddings else {}
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    own = {name: shape for name, shape in wanted.items() if name not in tied}
-    check_names(
-        argument,
-        str(source),
-        missing=() if only_shapes else own.keys() - shapes.keys(),
-        unexpected=() if only_shapes else shapes.keys() - wanted.keys(),
-        mismatched={name: (shapes[name], shape) for name, shape in wanted.items() if shapes.get(name, shape) != shape},
-    )
-    return own
-
-
-def check_names(
-    argument: str,
-    source: str,
-    *,
-    missing: Iterable[str] = (),
-    unexpected: Iterable[str] = (),
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
-) -> None:
-    """
-    Raise if a checkpoint has not exactly the tensors that its configuration asks for.
-
-    Args:
-        argument (`str`), source (`str`): what the checkpoint is called, and its folder or id.
-        missing, unexpected (`Iterable[str]`): names of tensors.
-        mismatched (`dict`, *optional*): by name the stored shape and the one that the configuration asks for.
-
-    Raises:
-        ValueError: names the first few of them.
-    """
-    for problem, names in (
-        ("lacks", missing),
-        ("has no place for", unexpected),
-        ("gives another shape to", mismatched or {}),
-    ):
-        if names := list(names):
-            first = (mismatched or {}).get(sorted(names)[0])
-            shape = f" ({list(first[0])}, not {list(first[1])})" if first and "shape" in problem else ""
-            raise ValueError(
-                f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
-                f"{name_some(names)}{shape}. Save the whole model once more with `save_pretrained`."
-            )
 
 
 @contextmanager
@@ -376,6 +309,17 @@ def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False, **options
         )
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the library's warnings."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

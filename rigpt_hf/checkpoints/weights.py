@@ -1,6 +1,7 @@
 """Weights: the tensors of a folder or of a model in memory, none of them read before it is asked for."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,3 +233,83 @@ def name_some(names: Iterable[str], limit: int = 5) -> str:
     ordered = sorted(names)
     shown = ", ".join(f"`{name}`" for name in ordered[:limit])
     return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"
+
+
+def check_layers(config: Any, stored: Mapping[str, Any], argument: str, source: str | os.PathLike) -> None:
+    """Raise a `ValueError` if a configuration has more layers than there are tensors at all."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(stored):
+        raise ValueError(
+            f"`{argument}` must have a configuration that belongs to its weights, got {str(source)!r}: "
+            f"`num_hidden_layers` is {shown(layers)}, and there are {len(stored)} tensors in all. Restore its "
+            "`config.json`."
+        )
+
+
+def check_shapes(
+    model: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    argument: str,
+    source: str | os.PathLike,
+    *,
+    only_shapes: bool = False,
+) -> dict[str, tuple[int, ...]]:
+    """
+    Raise if stored tensors are not those of a model.
+
+    Args:
+        model (`PreTrainedModel`): the model, also without memory for its weights.
+        shapes (`Mapping[str, tuple[int, ...]]`): of the stored tensors.
+        argument (`str`), source (`str` or `Path`): what the checkpoint is called, and its folder or id.
+        only_shapes (`bool`, defaults to `False`): leave it to others whether the same tensors are there.
+
+    Returns:
+        `dict[str, tuple[int, ...]]`: the shapes of the model's tensors, without those that are tied to others.
+
+    Raises:
+        ValueError: names the first few tensors.
+    """
+    tied = (model._tied_weights_keys or {}) if model.config.tie_word_embeddings else {}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {name: shape for name, shape in wanted.items() if name not in tied}
+    check_names(
+        argument,
+        str(source),
+        missing=() if only_shapes else own.keys() - shapes.keys(),
+        unexpected=() if only_shapes else shapes.keys() - wanted.keys(),
+        mismatched={name: (shapes[name], shape) for name, shape in wanted.items() if shapes.get(name, shape) != shape},
+    )
+    return own
+
+
+def check_names(
+    argument: str,
+    source: str,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+) -> None:
+    """
+    Raise if a checkpoint has not exactly the tensors that its configuration asks for.
+
+    Args:
+        argument (`str`), source (`str`): what the checkpoint is called, and its folder or id.
+        missing, unexpected (`Iterable[str]`): names of tensors.
+        mismatched (`dict`, *optional*): by name the stored shape and the one that the configuration asks for.
+
+    Raises:
+        ValueError: names the first few of them.
+    """
+    for problem, names in (
+        ("lacks", missing),
+        ("has no place for", unexpected),
+        ("gives another shape to", mismatched or {}),
+    ):
+        if names := list(names):
+            first = (mismatched or {}).get(sorted(names)[0])
+            shape = f" ({list(first[0])}, not {list(first[1])})" if first and "shape" in problem else ""
+            raise ValueError(
+                f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
+                f"{name_some(names)}{shape}. Save the whole model once more with `save_pretrained`."
+            )

@@ -10,8 +10,8 @@ import torch
 from ..checkpoints.certificate import Certificate, random_input_ids
 from ..checkpoints.folder import check_output
 from ..checkpoints.named import check_rigpt
-from ..checkpoints.read import check_layers, check_shapes, load_config, load_model, local_folder
-from ..checkpoints.weights import StoredWeights
+from ..checkpoints.read import load_config, load_model, local_folder
+from ..checkpoints.weights import StoredWeights, check_layers, check_shapes
 from ..checkpoints.write import Entry, Reference, finer_dtype, write_checkpoint
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of

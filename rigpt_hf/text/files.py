@@ -66,7 +66,7 @@ def split_files(source: str | os.PathLike, argument: str = "source") -> dict[str
     Raises:
         ValueError: if it does not exist, or there is no file of a known kind.
     """
-    path = Path(source)
+    path = _there(source, argument)
     if (path / "dataset_dict.json").is_file():
         return {folder.name: [folder] for folder in sorted(path.iterdir()) if is_saved(folder)}
     if not path.is_dir() or is_saved(path):
@@ -87,7 +87,7 @@ def source_files(source: str | os.PathLike, argument: str = "source", split: str
     Raises:
         ValueError: as [`split_files`].
     """
-    path = Path(source)
+    path = _there(source, argument)
     if (path / "dataset_dict.json").is_file():
         files = split_files(path).get(split, [])
     elif is_saved(path):
@@ -98,16 +98,23 @@ def source_files(source: str | os.PathLike, argument: str = "source", split: str
     else:
         known = reader_of(path) or os.path.splitext(path.name.lower())[1] in PLAIN
         files = [path] if path.is_file() and known else []
-    if not path.exists():
-        raise Unreadable(
-            f"`{argument}` must be a file or a folder, got {str(source)!r}: no such file. Check the path."
-        )
     if not files:
         raise Unreadable(
             f"`{argument}` must be or hold files that end in {', '.join(READERS)}, or a saved data set with the split "
             f"{split!r}, got {str(source)!r}. Rename or convert what is there."
         )
     return files
+
+
+def _there(source: str | os.PathLike, argument: str) -> Path:
+    path = Path(source)
+    try:
+        path.stat()
+    except OSError as error:  # also a name too long
+        raise Unreadable(
+            f"`{argument}` must be a file or a folder, got {str(source)[:80]!r}: {error.strerror}. Check the path."
+        ) from error
+    return path
 
 
 def local_documents(

@@ -181,6 +181,20 @@ def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
     }
 
 
+def test_a_file_that_cannot_be_recorded_does_not_appear(tmp_path, monkeypatch):
+    make(tmp_path / "out")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="must be on a disk that has room"):
+        patched.setattr(module, "record_written", full)
+        write_text(tmp_path / "out/card.md", "card")
+    assert content(tmp_path) == OURS
+    write_text(tmp_path / "out/card.md", "card")
+    assert content(tmp_path) == OURS | {"out/card.md": "card"} and foreign(tmp_path / "out") == []
+
+
 def test_a_full_disk_is_named(tmp_path):
     words = RuntimeError("I/O error: No space left on device (os error 28)")
     for writer, error in product((new_folder, new_file), (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), words)):

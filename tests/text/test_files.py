@@ -139,5 +139,5 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path):
         (tmp_path / name).write_bytes(b"1,2")
         with pytest.raises(ValueError, match="must be or hold files that end in .txt, .jsonl, .*Rename or convert"):
             texts(tmp_path / name)
-    with pytest.raises(ValueError, match="`text` must be a file or a folder, got '.*nowhere.txt': no such file"):
+    with pytest.raises(ValueError, match="`text` must be a file or a folder, got '.*nowhere.txt': No such file"):
         read_text(tmp_path / "nowhere.txt")
