@@ -202,7 +202,7 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
     inputs = [(name, path) for name, path, exists in places(read) if exists]
     outputs = [(name, path) for name, path, _ in places(written)]
     for index, (name, path) in enumerate(outputs):
-        check_above(path.parent, name)
+        check_above(path, name)
         for other, source in inputs:
             # A new file in a folder that is read harms nothing.
             if path == source or path in source.parents or (source in path.parents and path.is_file()):
@@ -218,14 +218,12 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
                 )
 
 
-def check_above(folder: Path, argument: str) -> None:
-    """A `ValueError` if no folder can be there, as something else is there or above it; a link to nothing is too."""
-    above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+def check_above(path: Path, argument: str, *, is_folder: bool = False) -> None:
+    """A `ValueError` if nothing, or no folder, can be at a path: a link to nothing or a file is there or above it."""
+    above = next(at for at in (*[path] * is_folder, *path.parents) if at.exists() or at.is_symlink())
     if not above.is_dir():
-        raise ValueError(
-            f"`{argument}` must be in a folder, or a new name in one, got {str(folder)!r}: {str(above)!r} is none. "
-            "Name another."
-        )
+        rule = "a folder, or a new name in one" if is_folder else "a name in a folder"
+        raise ValueError(f"`{argument}` must be {rule}, got {str(path)!r}: {str(above)!r} is none. Name another.")
 
 
 def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) -> str:

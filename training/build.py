@@ -147,7 +147,7 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     """
     check_source_options(options.data_options)
     path = Path(options.data_dir)
-    check_above(path, "data_dir")
+    check_above(path, "data_dir", is_folder=True)
     if (path / "manifest.json").is_file():
         check_data(options, Manifest.read(path), path)
         return path

@@ -59,7 +59,7 @@ class Lock:
 
 def check_place(folder: Path) -> None:
     """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
-    check_above(folder, "output_dir")
+    check_above(folder, "output_dir", is_folder=True)
     log, picture = folder / "metrics.jsonl", folder / "loss.png"
     lines = log.read_bytes().splitlines() if log.is_file() else []
     # A kill may have cut the last line.

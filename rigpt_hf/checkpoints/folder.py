@@ -90,7 +90,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     """
     if (output.exists() or output.is_symlink()) and not output.is_dir():  # a link to nothing is one too
         raise ValueError(f"`{argument}` must be a folder, got the file {str(output)!r}. Name another one.")
-    check_above(output.parent, argument)
+    check_above(output, argument, is_folder=True)
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")

@@ -112,7 +112,7 @@ def _there(source: str | os.PathLike, argument: str) -> Path:
         path.stat()
     except OSError as error:  # also a name too long
         raise Unreadable(
-            f"`{argument}` must be a file or a folder, got {str(source)[:80]!r}: {error.strerror}. Check the path."
+            f"`{argument}` must be a file or a folder, got {str(source)[:200]!r}: {error.strerror}. Check the path."
         ) from error
     return path
 

@@ -150,7 +150,7 @@ class TestOutputs:
             (source, True, "must not hold the source"),
             (tmp_path, True, "must not hold the source"),
             (home / "thesis.tex", False, "must be a folder, got the file"),
-            (home / "thesis.tex" / "below", False, "`output_dir` must be a place that can be written to.*Not a dir"),
+            (home / "thesis.tex" / "below", False, "`output_dir` must be a folder, or a new name in one, got"),
         ):
             with pytest.raises(ValueError, match=message):
                 verb.run(source, output, force=force)

@@ -36,6 +36,7 @@ def folders(tmp_path_factory):
         each.save_pretrained(root / name)
     stock_model("gpt2").save_pretrained(root / "stock")
     (root / "text.txt").write_text("no tokenizer here")
+    (root / "nothing.png").symlink_to("nothing")
     return root
 
 
@@ -150,6 +151,7 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         (("charges", "model", "--picture", "p.png"), "without `--measure`"),
         (("charges", "model", "--measure", "--picture", "p.bmp"), "must end in one of"),
         (("diff", "model", "unrelated", "--picture", "text.txt"), "must not exist yet"),
+        (("charges", "model", "--measure", "--picture", "nothing.png"), "`--picture` must not exist yet, got"),
         (("diff", "model", "unrelated", "--json", "stock"), "must be a file, got the folder"),
         (("diff", "model", "unrelated", "--json", "model"), "`--json` must not replace what is read"),
         (
@@ -174,7 +176,7 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         (("diff", "model", "stock"), "must be a RiGPT"),
         (
             ("diff", "model", "disguise", "--json", "text.txt/d.json"),
-            "`--json` must be a place that can be written to",
+            "`--json` must be a name in a folder",
         ),
         (("canonicalize", "nowhere", "new"), "`SOURCE` must be"),
     ],

@@ -141,7 +141,7 @@ def test_outputs_that_may_not_be_written(folder, source, tokenizer, tmp_path):
         (source, True, "`output_dir` must not hold the source"),
         (tmp_path, True, "`output_dir` must not hold the source"),
         (folder / "manifest.json", False, "`output_dir` must be a folder, got the file"),
-        (folder / "manifest.json" / "x", False, "`output_dir` must be a place that can be written to, got"),
+        (folder / "manifest.json" / "x", False, "`output_dir` must be a folder, or a new name in one, got"),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare(source, tokenizer, output, force=force, progress=False)

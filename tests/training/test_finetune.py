@@ -275,7 +275,7 @@ def test_wrong_models_are_refused(options, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"`model` must have a tokenizer, got"):
         finetune(options(model=str(bare)))
     tokenizer.save_pretrained(bare)
-    with pytest.raises(ValueError, match=rf"each of its tokenizer's {len(tokenizer)} tokens, got 61 in"):
+    with pytest.raises(ValueError, match=rf"for each id of its tokenizer, {len(tokenizer)} in all, got 61 in"):
         finetune(options(model=str(bare)))
     pytest.importorskip("peft")
     for target, rule in (("nothing", "name layers of the model"), ("lm_head", "not be a table that is used twice")):
