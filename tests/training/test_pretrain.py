@@ -262,7 +262,7 @@ def test_places_where_no_folder_can_be(tmp_path, capsys):
         assert main([*words, "--data-dir", str(tmp_path / "data"), "--report-to", "none"]) == 2
         shown = capsys.readouterr().err
         assert re.match(
-            rf"pretrain.py: `--output-dir` must be a (folder, or a new )?name in .* got '{tmp_path}", shown
+            rf"pretrain.py: `--output-dir` must be a (folder, or a new )?name .* got '{tmp_path}", shown
         )
         assert shown.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
 
