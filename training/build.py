@@ -11,7 +11,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
@@ -159,6 +158,9 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     # Before anything is read from it, so that a tokenizer made here and the shards see the same text.
     if (revision := pinned(options.data, source_options.get("revision"))) is not None:
         source_options["revision"] = revision
+    request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
+    if "revision" in options.data_options:
+        request["revision"] = options.data_options["revision"]
     prepare(
         options.data,
         build_tokenizer(options, source_options),
@@ -166,12 +168,9 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
         validation=options.eval_share,
         max_tokens=options.max_tokens,
         progress=progress,
+        companions={REQUEST: request},
         **source_options,
     )
-    request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
-    if "revision" in options.data_options:
-        request["revision"] = options.data_options["revision"]
-    write_text(path / REQUEST, json.dumps(request) + "\n")
     return path
 
 

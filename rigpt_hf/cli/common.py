@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,29 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
         yield temporary
 
 
+@contextmanager
+def new_files() -> Iterator[Callable[[Path, str, bool], Path]]:
+    """[`new_file`] for several: if one of them cannot appear, those that took nobody's place go again."""
+    appeared: list[tuple[Path, int]] = []
+    try:
+        with ExitStack() as stack:
+
+            def begin(path: Path, argument: str, force: bool) -> Path:
+                is_new = not path.exists()
+                temporary = stack.enter_context(new_file(path, argument, force))
+                if is_new:  # a file keeps its number when it gets its name
+                    stack.callback(lambda: appeared.append((path, temporary.stat().st_ino)))
+                return temporary
+
+            yield begin
+    except BaseException:
+        for path, number in appeared:
+            with suppress(OSError):
+                if path.lstat().st_ino == number:
+                    path.unlink()
+        raise
+
+
 def check_picture(path: Path | None, force: bool):
     """Raise a `ValueError` if no picture can be written under this name, or none can be drawn; `None` is fine."""
     check_file(path, "picture", force)
@@ -88,12 +111,12 @@ def check_picture(path: Path | None, force: bool):
     require("pictures")
 
 
-def save_picture(path: Path | None, force: bool, draw: Callable[[], Any]):
-    """Draw a picture and write it to a file, if there is a name for one."""
+def save_picture(path: Path | None, force: bool, draw: Callable[[], Any], begin: Any = None):
+    """Draw a picture and write it to a file, if there is a name for one; as one of [`new_files`], if `begin` is."""
     if path is not None:
         from ..pictures import save
 
-        with new_file(path, "picture", force) as place:
+        with nullcontext(begin(path, "picture", force)) if begin else new_file(path, "picture", force) as place:
             save(draw(), place, path.suffix[1:])
         Console().print(f"Picture in {path}", markup=False)
 

@@ -1,7 +1,6 @@
 """Verbs that measure what models are, and change nothing."""
 
 import json
-from contextlib import ExitStack
 from math import isnan, log10
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from .arguments import Source, argument, flag, option
-from .common import check_file, check_picture, new_file, numbers, save_picture
+from .common import check_file, check_picture, new_files, numbers, save_picture
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -75,14 +74,13 @@ def diff(
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
-    with ExitStack() as stack:  # all files appear when the last of them is whole
+    with new_files() as begin:
         if json_file is not None:
             text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
-            stack.enter_context(new_file(json_file, "json", force)).write_text(text, encoding="utf-8")
+            begin(json_file, "json", force).write_text(text, encoding="utf-8")
         if save_transformation is not None:
-            place = stack.enter_context(new_file(save_transformation, "save_transformation", force))
-            comparison.transformation.save(place)
-        save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"))
+            comparison.transformation.save(begin(save_transformation, "save_transformation", force))
+        save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
     if comparison.verdict not in ("same", "disguise"):
         raise typer.Exit(1)
 

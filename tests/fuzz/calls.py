@@ -48,7 +48,7 @@ VALUES = ("", " ", "many", "-1", "0", "1", "0.5", "nan", "inf", "-inf", "1e308",
 # Options of which these values are good ones.
 GOOD = {
     r"seed": r"-?\d{1,3}",
-    r"prompt|names|title|repo|space-repo": r"[^/]{1,99}",
+    r"prompt|names|title|repo|space-repo|revision|baseline": r"[^/]{1,99}",
     r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
     r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",

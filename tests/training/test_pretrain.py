@@ -261,9 +261,7 @@ def test_places_where_no_folder_can_be(tmp_path, capsys):
         words = ["--output-dir", str(tmp_path / place), "--data", str(tmp_path / "a.txt")]
         assert main([*words, "--data-dir", str(tmp_path / "data"), "--report-to", "none"]) == 2
         shown = capsys.readouterr().err
-        assert re.match(
-            rf"pretrain.py: `--output-dir` must be a (folder, or a new )?name .* got '{tmp_path}", shown
-        )
+        assert re.match(rf"pretrain.py: `--output-dir` must be a (folder, or a new )?name .* got '{tmp_path}", shown)
         assert shown.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
 
 

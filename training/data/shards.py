@@ -1,6 +1,7 @@
 """Text tokenised once into a folder of memory-mapped shards, with a manifest that says what they are."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -46,6 +47,7 @@ def prepare(
     max_tokens: int | None = None,
     force: bool = False,
     progress: bool = True,
+    companions: Mapping[str, Any] | None = None,
     **source_options: Any,
 ) -> Manifest:
     """
@@ -63,6 +65,7 @@ def prepare(
         max_tokens (`int`, *optional*): Tokens of both splits together; the document that reaches it is cut there.
         force (`bool`, defaults to `False`): Replace an earlier folder of tokens once the new one is complete.
         progress (`bool`, defaults to `True`): Show a progress bar.
+        companions (`Mapping[str, Any]`, *optional*): What else is written beside the manifest, as JSON by file name.
         source_options: Of [`documents`].
 
     Returns:
@@ -125,6 +128,8 @@ def prepare(
         )
         manifest.write(folder)
         tokenizer.save_pretrained(folder)
+        for name, content in (companions or {}).items():
+            (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
     return manifest
 
 
