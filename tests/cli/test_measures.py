@@ -95,6 +95,25 @@ def test_distances_of_balanced_weights_that_grew_are_explained(rigpt, folders, m
         assert ("Aligned distances are larger here" in out) is explained and "all layers" in out
 
 
+def test_files_of_one_verb_appear_together_or_not_at_all(rigpt, folders, tmp_path, monkeypatch):
+    """Also where a file of somebody else has appeared when the first of them has its name already."""
+    plot, said = pictures.plot_comparison, tmp_path / "said.json"
+
+    def appear(*arguments):
+        said.write_text("theirs")
+        return plot(*arguments)
+
+    files = ("--json", said, "--picture", tmp_path / "p.png", "--save-transformation", tmp_path / "g.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "plot_comparison", appear)
+        code, _, err = rigpt("diff", folders / "model", folders / "disguise", *files)
+    assert code == 2 and "`--json` must not exist yet" in err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"said.json": "theirs"}
+    said.unlink()
+    assert rigpt("diff", folders / "model", folders / "disguise", *files)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"said.json", "p.png", "g.safetensors"}
+
+
 def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_path, monkeypatch):
     """Losses of the two ends are those of the models, in merge.json and in the picture."""
     drawn, plot = [], pictures.plot_paths
