@@ -128,7 +128,7 @@ def summarise(shape: str, mode: str, what: str, seconds: dict[str, list[float]])
 
 def peak_memory(name: str, shape_name: str, attention: str) -> float:
     """Peak memory in bytes of a fresh process that builds one model and takes two training steps."""
-    command = [sys.executable, __file__, "--peak-memory-of", name]
+    command = [sys.executable, "-m", "rigpt_hf.evaluation.speed", "--peak-memory-of", name]
     command += ["--shape", shape_name, "--attention", attention]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

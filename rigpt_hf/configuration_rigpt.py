@@ -44,9 +44,9 @@ ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
 # The least and the largest value of every size; a layer takes about a millisecond to make, and memory.
 LARGEST = 2**31 - 1
 SIZES = dict.fromkeys(
-    ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     (1, LARGEST),
-) | {"num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
+) | {"head_dim": (1, 2**20), "num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 

@@ -54,7 +54,8 @@ def check_rotation(config: Any) -> None:
             possible = lengths == {count} and bool((frequencies.isfinite() & (frequencies >= 0)).all())
         problem = "" if possible and math.isfinite(scaling) else f"not {count} finite frequencies"
     except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        kind = "absent or of another kind" if isinstance(error, (LookupError, TypeError)) else "impossible"
+        problem = f"a value is {kind}"
     if problem:
         raise ValueError(
             f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got {parameters!s:.80}: "

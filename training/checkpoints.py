@@ -65,6 +65,11 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, f"{RECORD} is damaged ({' '.join(str(error).split())})") from error
 
+    def others(self) -> list[str]:
+        """Files that are not of the checkpoint, by their paths in its folder."""
+        there = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()}
+        return sorted(there - set(self.files) - {RECORD})
+
     def verify(self) -> None:
         """
         Read every file once more.
@@ -237,7 +242,9 @@ class CheckpointStore:
         kept = {one.path for one in (*whole[-self.save_total_limit :], *_ranked(whole)[: self.save_best_limit])}
         for one in whole:
             try:
-                if one.path not in kept:
+                if one.path not in kept and (more := one.others()):
+                    logger.warning(f"{str(one.path)!r} has {', '.join(more[:3])} of something else; it is left.")
+                elif one.path not in kept:
                     # A folder half removed must not have the name of a checkpoint.
                     shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))
             except OSError as error:

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.folder import new_folder, write_text
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
+from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
-from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 
@@ -120,6 +120,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
+        check_places(options)  # another run may have ended since
         return _finetune(options, state, [*callbacks])
     except BaseException:
         if held is not None and last_checkpoint(working) is None:
@@ -241,11 +242,7 @@ def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
             f"`model` must have a tokenizer, got {source!r} with none that loads here: {error} Add the tokenizer's "
             "files to the folder."
         ) from error
-    if (rows := 1 + max(tokenizer.get_vocab().values())) > config.vocab_size:
-        raise ValueError(
-            f"`model` must have an embedding for each id of its tokenizer, {rows} in all, got {config.vocab_size} in "
-            f"{source!r}. Call `resize_token_embeddings` and save it."
-        )
+    check_ids(tokenizer, config, source)
     if (template := options.read_template()) is not None:
         tokenizer.chat_template = template
     return tokenizer

@@ -20,6 +20,12 @@ from .folder import LOCK
 
 RECORD = "finetune.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Names of what trainers write into a checkpoint.
+PART = re.compile(
+    rf"\.?{re.escape(WRITTEN)}.*|\.{re.escape(WRITTEN)}\..*|(adapter_)?model.*\.(safetensors|json)|.*\.(pth?|bin|py|jinja)"
+    r"|(trainer_state|(adapter_|generation_|tokenizer_)?config|tokenizer|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|README\.md"
+)
 # What else a run leaves there: a record that was being written, and what loggers write.
 PASSING = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\..*\.partial")
 LOGS, LOG = ("runs", "logs"), "events.out.tfevents."
@@ -71,6 +77,8 @@ def begin(options: FinetuneOptions) -> None:
 def is_begun(checkpoint: Path) -> bool:
     """Whether this is a checkpoint whose writing has begun and was not ended."""
     names = [path.name for path in checkpoint.iterdir()] if checkpoint.is_dir() else [""]
+    if not all(PART.fullmatch(name) for name in names):
+        return False
     if all(name.startswith(f".{WRITTEN}.") for name in names):
         return True
     try:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .read import load_tokenizer
-from .source import OTHER_VOCABULARIES, TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from .source import OTHER_VOCABULARIES, TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES, is_inside
 
 
 logger = logging.get_logger(__name__)
@@ -53,12 +54,16 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         logger.warning(
             f"The tokenizer of {source} did not come along: {', '.join(left)} must first be made a `tokenizer.json`."
         )
-    if (templates := source / "additional_chat_templates").is_dir():
-        shutil.copytree(templates, folder / templates.name, dirs_exist_ok=True)
-    _copy(source, folder, TEMPLATE_FILES)
+    templates = [path.relative_to(source).as_posix() for path in source.glob("additional_chat_templates/*.jinja")]
+    _copy(source, folder, (*templates, *TEMPLATE_FILES))
 
 
 def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        if not (source / name).is_file():
+            continue
+        if not is_inside(source / name, source, constants.HF_HUB_CACHE):
+            logger.warning(f"{str(source / name)!r} is a link out of the folder; it is not copied.")
+            continue
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)

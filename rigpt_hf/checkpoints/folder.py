@@ -170,6 +170,7 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
     """
     temporary = temporary_sibling(path)
     remove_leftovers(path)
+    earlier = None
     try:
         with room(path, argument):
             yield temporary
@@ -177,11 +178,13 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
             if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
                 stat = temporary.lstat()
                 stamp = [stat.st_size, stat.st_mtime_ns]
-                record_written(path.parent, read_written(path.parent) | {path.name: stamp})
+                earlier = read_written(path.parent)
+                record_written(path.parent, earlier | {path.name: stamp})
             if force:
                 temporary.replace(path)
             else:
                 os.link(temporary, path)  # which replaces nothing
+            earlier = None
     except FileExistsError as error:
         raise ValueError(
             f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name another "
@@ -189,6 +192,8 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if earlier is not None:
+            record_written(path.parent, earlier)
 
 
 def write_text(path: Path, text: str) -> None:

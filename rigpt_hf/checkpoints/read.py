@@ -117,6 +117,15 @@ def load_tokenizer(
         return tokenizer
 
 
+def check_ids(tokenizer: Any, config: Any, source: str) -> None:
+    """A `ValueError` if a model, which messages call `model`, has no row for an id that its tokenizer gives."""
+    if (rows := 1 + max(tokenizer.get_vocab().values(), default=0)) > config.vocab_size:
+        raise ValueError(
+            f"`model` must have an embedding for each id of its tokenizer, {rows} in all, got {config.vocab_size} in "
+            f"{source!r}. Call `resize_token_embeddings` and save it."
+        )
+
+
 def load_model(
     source: str | os.PathLike,
     model_class: Any = AutoModelForCausalLM,
@@ -161,6 +170,14 @@ def load_model(
         unexpected=() if allow_unexpected and model.config.model_type != "rigpt" else report["unexpected_keys"],
         mismatched={key[0]: (tuple(key[1]), tuple(key[2])) for key in report.get("mismatched_keys") or ()},
     )
+    tied = (model._tied_weights_keys or {}) if getattr(model.config, "tie_word_embeddings", False) else {}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for copy, original in tied.items():
+        if copy in named and original in named and named[copy] is not named[original]:
+            raise ValueError(
+                f"`{argument}` must have one table where its configuration ties two, got {str(source)!r}, whose "
+                f"`{copy}` differs from `{original}`. Set `tie_word_embeddings` to false in its `config.json`."
+            )
     if report["unexpected_keys"]:
         logger.warning(f"{source} has weights that are not used: {name_some(report['unexpected_keys'])}.")
     if prefix:  # what is saved later has the names of the model

@@ -123,7 +123,8 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        problem = "" if isinstance(content, dict) else f"it holds a {type(content).__name__} and no object"
+        held = "null" if content is None else f"a {type(content).__name__}"
+        problem = "" if isinstance(content, dict) else f"it holds {held} and no object"
     except json.JSONDecodeError as error:
         problem = f"it is no JSON at line {error.lineno}, column {error.colno}"
     except RecursionError:
@@ -142,6 +143,8 @@ def in_short(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return shown(f"{error.strerror}{f' ({error.filename})' if error.filename else ''}")
     text = " ".join(str(error).split())
+    if isinstance(error, (AttributeError, TypeError, LookupError, ArithmeticError)):
+        return f"a value in it is absent, impossible or of another kind ({shown(text)})".replace("NoneType", "null")
     return shown(text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}")
 
 
@@ -149,6 +152,13 @@ def shown(value: object) -> str:
     """A value as a message repeats it: its beginning, if it is long."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def is_inside(path: Path, folder: Path, *caches: str | os.PathLike) -> bool:
+    """Whether a file lies in a folder, links followed, or in the library's cache, whose snapshots are made of links."""
+    real, home, *others = (Path(os.path.realpath(place)) for place in (path, folder, *caches))
+    in_cache = real.parent.name == "blobs" and any(map(real.is_relative_to, (home.parent.parent / "blobs", *others)))
+    return real.is_relative_to(home) or in_cache
 
 
 def is_model(value: Any, name: str, values: Mapping[str, Any]) -> None:

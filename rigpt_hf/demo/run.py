@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from ..checkpoints.folder import check_output, new_folder
-from ..checkpoints.read import load_config, load_model, load_tokenizer, quiet_loading
+from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
 from ..conversion.stock_rotation import rotate_stock
@@ -172,6 +172,7 @@ def obtain_stock(
             # Before gigabytes are fetched in vain.
             architecture_of(load_config(options.model, argument="model"))
             tokenizer = load_tokenizer(options.model, argument="model")
+            check_ids(tokenizer, load_config(options.model, argument="model"), options.model)
             stock = load_model(options.model, argument="model", allow_unexpected=True).eval()
             architecture_of(stock.config, type(stock).__name__)
             with Progress(console=console) as progress:

@@ -19,7 +19,7 @@ import rigpt_hf
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
-from ..checkpoints.source import ADAPTER
+from ..checkpoints.source import ADAPTER, is_inside
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -254,10 +254,9 @@ def _check_nothing_forbidden(folder: Path) -> None:
 
 def _check_inside(folder: Path, name: str) -> None:
     """A `ValueError` if a file lies elsewhere, but for the library's cache, whose snapshots are made of links."""
-    path, home, cache = (Path(os.path.realpath(place)) for place in (folder / name, folder, constants.HF_HUB_CACHE))
-    in_cache = path.parent.name == "blobs" and any(map(path.is_relative_to, (home.parent.parent / "blobs", cache)))
-    if not path.is_relative_to(home) and not in_cache:
-        problem, advice = f" with {name!r}, a link to {str(path)!r:.200}", "Put the file itself there or remove it."
+    if not is_inside(folder / name, folder, constants.HF_HUB_CACHE):
+        place = os.path.realpath(folder / name)
+        problem, advice = f" with {name!r}, a link to {place!r:.200}", "Put the file itself there or remove it."
         raise _refusal(folder, "hold itself all that is published", problem, advice)
 
 
