@@ -54,8 +54,7 @@ def check_rotation(config: Any) -> None:
             possible = lengths == {count} and bool((frequencies.isfinite() & (frequencies >= 0)).all())
         problem = "" if possible and math.isfinite(scaling) else f"not {count} finite frequencies"
     except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-        kind = "absent or of another kind" if isinstance(error, (LookupError, TypeError)) else "impossible"
-        problem = f"a value is {kind}"
+        problem = f"{error} is missing" if isinstance(error, LookupError) else "a value is impossible"
     if problem:
         raise ValueError(
             f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got {parameters!s:.80}: "

@@ -192,7 +192,7 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-        if earlier is not None:
+        if earlier is not None and read_written(path.parent) != earlier:
             record_written(path.parent, earlier)
 
 

@@ -155,7 +155,7 @@ def shown(value: object) -> str:
 
 
 def is_inside(path: Path, folder: Path, *caches: str | os.PathLike) -> bool:
-    """Whether a file lies in a folder, links followed, or in the library's cache, whose snapshots are made of links."""
+    """Whether a file lies in a folder, links followed, or in the library's cache, whose snapshots are links."""
     real, home, *others = (Path(os.path.realpath(place)) for place in (path, folder, *caches))
     in_cache = real.parent.name == "blobs" and any(map(real.is_relative_to, (home.parent.parent / "blobs", *others)))
     return real.is_relative_to(home) or in_cache
