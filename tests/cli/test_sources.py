@@ -29,6 +29,7 @@ def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("folders")
     tiny_model().save_pretrained(place / "rigpt")
     tiny_model().save_pretrained(place / "shards", max_shard_size=20_000)
+    tiny_model(tie_word_embeddings=False).save_pretrained(place / "rigpt-untied")
     stock_model("gpt2", torch.float32).save_pretrained(place / "gpt2")
     for folder in list(place.iterdir()):
         save_tokenizer(folder)
@@ -234,6 +235,11 @@ DAMAGED = {
     "no configuration": ("rigpt", lambda folder: (folder / "config.json").unlink(), ("has no `config.json`",)),
     "empty configuration": ("rigpt", put("config.json", ""), ("config.json'", "no JSON at line 1, column 1")),
     "not UTF-8": ("rigpt", put("config.json", b'{"\xff": 1}'), ("config.json'", "not UTF-8 at byte 2")),
+    "two tables that are tied": (
+        "rigpt-untied",
+        lambda folder: edit(folder, "config.json", tie_word_embeddings=True),
+        ("`lm_head.weight` differs from `model.embed_tokens.weight`", "`tie_word_embeddings`"),
+    ),
     "a list": ("rigpt", put("config.json", "[1]"), ("config.json'", "a list and no object")),
     "deep": ("rigpt", put("config.json", '{"a":' * 99999 + "1" + "}" * 99999), ("config.json'", "nested too deeply")),
     "generation": ("rigpt", put("generation_config.json", "{"), ("generation_config.json'", "no JSON")),
@@ -336,6 +342,21 @@ def test_damage_is_named_in_one_line(damage, folders, answer, tmp_path):
     line = in_one_line(answer("finetune", model, folders / "text.txt", out))
     assert not any(word in line for word in UPSTREAM), line
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_files_that_are_links_out_of_the_folder_do_not_come_along(folders, answer, caplog, tmp_path):
+    model = copied(folders / "gpt2", tmp_path / "model")
+    (tmp_path / "secret").write_text("SECRET_KEY")
+    (model / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/x.jinja"):
+        (model / name).unlink(missing_ok=True)
+        (model / name).symlink_to(tmp_path / "secret")
+    (model / "additional_chat_templates/own.jinja").write_text("{{ 1 }}")
+    (model / "additional_chat_templates/.env").write_text("SECRET_KEY")
+    assert answer("rigpt", "convert", model, tmp_path / "out")[0] == 0
+    assert caplog.text.count("is a link out of the folder; it is not copied") == 2
+    texts = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert texts["own.jinja"] == b"{{ 1 }}" and not any(b"SECRET_KEY" in text for text in texts.values())
 
 
 def test_adapters_are_said_to_be_adapters(folders, answer, tmp_path):

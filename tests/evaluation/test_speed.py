@@ -8,6 +8,11 @@ from rigpt_hf.evaluation import speed
 from tests.processes import run
 
 
+@pytest.mark.full
+def test_the_peak_of_memory_is_that_of_a_process_of_its_own():
+    assert 1e8 < speed.peak_memory("gpt2", "small", "sdpa") < 1e10
+
+
 def test_every_row_is_measured(monkeypatch, tmp_path):
     tiny = speed.Shape(hidden_size=16, layers=1, heads=2, vocabulary=50, context=64, batch=2, sequence=8)
     monkeypatch.setitem(speed.SHAPES, "tiny", tiny)

@@ -45,6 +45,16 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert not best or store.best().step == 2, "the earlier of two that are equally good"
 
 
+def test_a_checkpoint_with_something_else_in_it_stays(tmp_path, caplog):
+    store = CheckpointStore(tmp_path, save_total_limit=1, save_best_limit=0)
+    for step in (1, 2, 3):
+        store.save(step, writer(step))
+        if step == 1:
+            (tmp_path / "step-00000001/notes.txt").write_text("mine")
+    assert names(tmp_path) == ["step-00000001", "step-00000003"], "the second, in which nothing is, has gone"
+    assert (tmp_path / "step-00000001/notes.txt").read_text() == "mine" and "has notes.txt of" in caplog.text
+
+
 def test_everything_is_on_the_disk_before_it_has_its_name_and_the_old_goes_last(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path, save_total_limit=1)
     store.save(1, writer(1))

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 from transformers import TrainerCallback
 
+from rigpt_hf.checkpoints.folder import WRITTEN
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training import tuning
 from rigpt_hf.training.tuning import finetune
@@ -129,6 +130,20 @@ def test_what_others_have_beside_checkpoints_stays(options, interrupted, tmp_pat
     (interrupted / "mine.txt").write_text("mine")
     assert finetune(options(**SHORT, resume=True)).steps == 4
     assert {path.name for path in interrupted.iterdir()} == {"checkpoint-2", "mine.txt"}
+
+
+def test_what_others_have_in_a_begun_checkpoint_stays(options, tmp_path):
+    begun = tmp_path / "out.checkpoints/checkpoint-3"
+    begun.mkdir(parents=True)
+    (begun / WRITTEN).write_text('{"files": {}}')
+    (begun / "my-notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="`output_dir` must have nothing else than checkpoints.*checkpoint-3"):
+        finetune(options(**SHORT))
+    assert (begun / "my-notes.md").read_text() == "mine"
+    (begun / "my-notes.md").unlink()
+    (begun / "optimizer.pt").write_bytes(b"half")
+    finetune(options(**SHORT))
+    assert not begun.exists(), "what is left of a run alone goes"
 
 
 def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
