@@ -278,7 +278,7 @@ def write_card(
         ValueError: as [`card_text`], or if there is a card and `force` is not given.
     """
     path = Path(folder) / CARD
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
     write_text(path, text)

@@ -17,7 +17,13 @@ from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
 from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
-from rigpt_hf.model_cards.metadata import AuthorMetadata, CardMetadata, ModelMetadata, TrainingMetadata
+from rigpt_hf.model_cards.metadata import (
+    AuthorMetadata,
+    CardMetadata,
+    ModelMetadata,
+    TrainingMetadata,
+    invariance_of,
+)
 from tests import processes
 from tests.evaluation.small import WORDS, run, save
 from tests.evaluation.toys import tiny_gpt2
@@ -192,10 +198,18 @@ def test_accuracy_is_absent_until_it_is_measured():
 
 def test_the_largest_error_is_called_no_bound():
     text = " ".join(render(CASES["trained"]).split())
-    assert "the largest of 2 draws. That is what was seen, not a bound" in text and "at most this share" not in text
+    recorded = "That is as recorded in `results.json`, not a bound"
+    assert f"the largest of 2 draws. {recorded}" in text and "at most this share" not in text
+    assert "what was seen" not in text and "Recorded as measured on" in text
+    assert "the largest of 2 draws. That is what was seen, not a bound" in " ".join(render(CASES["bare"]).split())
     once = INVARIANCE | {"protocol": INVARIANCE["protocol"] | {"draws": 1}}
     text = " ".join(render(replace(CASES["trained"], invariance=once)).split())
-    assert "in one draw. That is what was seen" in text and "1 draw per frame" in text and "draws" not in text
+    assert f"in one draw. {recorded}" in text and "1 draw per frame" in text and "draws" not in text
+
+
+def test_only_the_card_says_that_it_measured():
+    task = {"metric": "invariance", "models": {"RiGPT": INVARIANCE | {"random_tokens": True}}}
+    assert invariance_of({"tasks": [task]}, "RiGPT", None) == INVARIANCE
 
 
 def test_every_number_of_a_card_is_a_fact():
@@ -275,7 +289,9 @@ def test_what_a_model_was_made_of(tmp_path, known_invariance):
     (tmp_path / "model/merge.json").write_text(json.dumps({"sources": ["/home/ada/a", "me/b"], "weights": [0.7, 0.3]}))
     (tmp_path / "model/finetune.json").write_text(json.dumps({"options": {"model": "/data/models/base"}}))
     text = card_text(tmp_path / "model")
-    assert "- a, with weight 0.7\n- me/b, with weight 0.3" in text and "from base; its options" in text
+    assert "- a, with weight 0.7\n- me/b, with weight 0.3" in text
+    assert "in `finetune.json`, from base; its options" in text
+    assert "As stated in `merge.json`:\n\n- a" in text
     assert "how it was trained" not in text and "/home" not in text and "/data" not in text
 
 
@@ -343,3 +359,9 @@ def test_the_command_does_not_replace_a_card(tmp_path, known_invariance):
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"]).exit_code == 0
     assert "preferred basis" in (tmp_path / "model/README.md").read_text()
     assert write_card(tmp_path / "model", force=True) == tmp_path / "model/README.md"
+    # A link is a card even where nothing is at its end.
+    (tmp_path / "model/README.md").unlink()
+    (tmp_path / "model/README.md").symlink_to("gone.md")
+    with pytest.raises(ValueError, match="`folder` must have no card yet"):
+        write_card(tmp_path / "model")
+    assert (tmp_path / "model/README.md").readlink() == Path("gone.md")

@@ -163,6 +163,7 @@ def test_the_card_says_what_is_stated_and_what_was_checked(tmp_path, known_invar
     stated = {"source": "openai/better (<b>Model)", "tolerance": 1e9, "relative_logit_error": 1e-30}
     (tmp_path / "certificate.json").write_text(json.dumps(certificate.to_dict() | stated))
     text = " ".join(card_text(tmp_path).split())
+    assert "The certificate of these weights states that they compute the same function" in text
     assert "The source is stated to be openai/better (&#60;b&#62;Model)." in text
     assert f"| {certificate.max_abs_logit_error:.2e} | stated |" in text and "1e+09" not in text and "e-30" not in text
     assert f"| {certificate.relative_logit_error:.1e} | computed from what is stated |" in text

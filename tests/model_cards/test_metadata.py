@@ -42,7 +42,7 @@ def test_training_is_read_from_the_run(tmp_path, known_invariance):
     assert training.timed is None
     assert "| text | docs |" in card_text(folder)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="`folder` must lie in a whole run"):
+    with pytest.raises(ValueError, match="`folder` must lie in a whole run, .* without 'global_batch_size'. Move it"):
         gather(folder)
 
 
