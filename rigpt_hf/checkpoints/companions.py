@@ -42,6 +42,13 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         source, folder (`Path`): from where to where.
         kwargs: passed to `AutoTokenizer.from_pretrained`.
     """
+    templates = [path.relative_to(source).as_posix() for path in source.glob("additional_chat_templates/*.jinja")]
+    for name in (*TOKENIZER_FILES, *TEMPLATE_FILES, *templates):
+        if not is_inside(source / name, source, constants.HF_HUB_CACHE):
+            raise ValueError(
+                f"`source` must hold itself what comes along, got {str(source / name)!r}, a link out of the folder. Put "
+                "the file itself there or remove it."
+            )
     if kwargs or any((source / name).is_file() for name in VOCABULARY_FILES):
         try:
             tokenizer = load_tokenizer(source, **kwargs)
@@ -54,16 +61,11 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         logger.warning(
             f"The tokenizer of {source} did not come along: {', '.join(left)} must first be made a `tokenizer.json`."
         )
-    templates = [path.relative_to(source).as_posix() for path in source.glob("additional_chat_templates/*.jinja")]
     _copy(source, folder, (*templates, *TEMPLATE_FILES))
 
 
 def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
-        if not (source / name).is_file():
-            continue
-        if not is_inside(source / name, source, constants.HF_HUB_CACHE):
-            logger.warning(f"{str(source / name)!r} is a link out of the folder; it is not copied.")
-            continue
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
