@@ -15,7 +15,7 @@ import torch
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, inventory, new_file, record_written
 
 from ..likelihood import exponential
 from ..measure import Measure, Quantity
@@ -32,7 +32,7 @@ from .texts import Texts, name_of
 SCHEMA = 1
 # The files that an evaluation leaves in its folder.
 RESULTS, TABLE, REPORT = "results.json", "table.md", "report.html"
-MADE_HERE = {RESULTS, TABLE, REPORT, "cache"}
+MADE_HERE = {RESULTS, TABLE, REPORT, "cache", WRITTEN}
 # Difference that is arithmetic, relative to the numbers that were computed: what float32 leaves of two ways to compute
 # the same. Of an increase of the loss these are the losses.
 ROUNDING = 1e-5
@@ -252,16 +252,36 @@ def commit(here: Path = Path(__file__)) -> str | None:
     return head + ("" if changed == "" else "+")
 
 
+def as_json(results: dict[str, Any]) -> str:
+    """The numbers as the text of a file."""
+    return json.dumps(results, indent=2, allow_nan=False) + "\n"
+
+
+def check_files(output: Path) -> None:
+    """A `ValueError` if one of the three files is there and is not this program's, or was changed."""
+    there = inventory(output)
+    check_ours(output, "output", {name: there[name] for name in (RESULTS, TABLE, REPORT) if name in there})
+
+
 def write(results: dict[str, Any], output: Path) -> None:
-    """The three files, each whole or not at all; what was there of an earlier run stays until then."""
+    """
+    The three files, each whole or not at all; what was there of an earlier run stays until then.
+
+    Raises:
+        ValueError: if [`check_files`] finds something that has appeared meanwhile; it is left.
+    """
     from .report import as_html
     from .tables import as_markdown
 
     output.mkdir(parents=True, exist_ok=True)
+    check_files(output)
+    if not (output / WRITTEN).is_file():
+        record_written(output, {})  # from here on it is kept by `new_file`
     # Numbers first: should a picture fail, they are kept.
-    write_text(output / RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
-    write_text(output / TABLE, as_markdown(results))
-    write_text(output / REPORT, as_html(results))
+    for name, as_text in ((RESULTS, as_json), (TABLE, as_markdown), (REPORT, as_html)):
+        with new_file(output / name) as temporary:
+            temporary.write_text(as_text(results), encoding="utf-8")
+            check_files(output)
 
 
 def failures(results: dict[str, Any]) -> list[str]:

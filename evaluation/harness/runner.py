@@ -138,7 +138,7 @@ def _suite(options: EvaluateOptions) -> Suite:
 
 
 def check_output(output: Path) -> None:
-    """A `ValueError` if the folder holds something that no evaluation left."""
+    """A `ValueError` if the folder holds something that no evaluation left, or that was changed since."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -150,6 +150,7 @@ def check_output(output: Path) -> None:
             f"`output` must be absent, empty or an earlier evaluation, got {str(output)!r} with {strange[0]!r}. Name "
             "another folder."
         )
+    writing.check_files(output)
 
 
 def check_same_models(output: Path, hashes: dict[str, str]) -> None:

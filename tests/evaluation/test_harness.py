@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from rigpt_hf.evaluation.harness import runner
+from rigpt_hf.evaluation.harness import report, runner, tables
+from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness.suites import PACKAGED, TextOptions, load_suite
 from rigpt_hf.evaluation.harness.tables import number
 from rigpt_hf.evaluation.harness.texts import load_texts
@@ -21,7 +22,8 @@ from tests.evaluation.toys import tiny_gpt2
 
 def test_a_conversion_beside_its_source(evaluation):
     output, results = evaluation
-    assert sorted(path.name for path in output.iterdir()) == ["cache", "report.html", "results.json", "table.md"]
+    files = [".rigpt-written.json", "cache", "report.html", "results.json", "table.md"]
+    assert sorted(path.name for path in output.iterdir()) == files
     assert json.loads((output / "results.json").read_text()) == results
     assert results["schema"] == 1 and results["baseline"] == "GPT-2"
     assert not any(task["errors"] for task in results["tasks"])
@@ -194,6 +196,41 @@ def test_refusals_of_an_evaluation(world, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             run(world, *given, **more)
+
+
+def test_only_what_an_evaluation_wrote_is_replaced(evaluation, world, tmp_path, monkeypatch):
+    """Neither a person's file, there before or appearing meanwhile, nor an edited one is lost, even with `force`."""
+    results, output = evaluation[1], tmp_path / "out"
+    refused = r"`output` can be replaced only if all in it was written by this program and left as it was.* with {}\."
+    monkeypatch.setattr(report, "as_html", lambda results: "the page")  # pictures take long
+    results_module.write(results, output)
+    whole = {path.name for path in output.iterdir()}
+    # What it wrote itself is replaced, or this would prove nothing.
+    stamp = (output / "report.html").stat().st_mtime_ns
+    results_module.write(results, output)
+    assert (output / "report.html").stat().st_mtime_ns > stamp
+    for name in ("results.json", "table.md", "report.html"):
+        for folder in (output, tmp_path / name):  # edited; of somebody else
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text("my own page")
+            for force in (False, True):
+                with monkeypatch.context() as patched, pytest.raises(ValueError, match=refused.format(name)):
+                    patched.setattr(runner, "load_texts", None)  # refused before anything is read
+                    run(world, folder, suite="brief", force=force)
+            assert (folder / name).read_text() == "my own page"
+            (folder / name).unlink()
+        (folder / name).write_text("it appeared while models were measured")
+        with pytest.raises(ValueError, match=refused.format(name)):
+            results_module.write(results, folder)
+        assert [path.name for path in folder.iterdir()] == [name] and "appeared" in (folder / name).read_text()
+    # A page that appears while pictures are drawn.
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match=refused.format("report.html")):
+        patched.setattr(tables, "as_markdown", lambda results: str((output / "report.html").write_text("my own page")))
+        results_module.write(results, output)
+    assert (output / "report.html").read_text() == "my own page" and not list(output.glob("*.partial"))
+    (output / "report.html").unlink()
+    results_module.write(results, output)
+    assert {path.name for path in output.iterdir()} == whole and len(whole) == 4
 
 
 def test_part_of_a_suite_has_all_measurements_of_fewer_documents(world, tmp_path):
