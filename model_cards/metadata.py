@@ -232,8 +232,8 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
     except UNREADABLE as error:
         found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {error!r:.80}"
         raise ValueError(
-            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(place)!r} {found}. Move it "
-            "elsewhere if no run of training/pretrain.py wrote it."
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(place)!r} {found}. "
+            "Move it elsewhere if no pretraining wrote it."
         ) from error
 
 

@@ -42,13 +42,6 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         source, folder (`Path`): from where to where.
         kwargs: passed to `AutoTokenizer.from_pretrained`.
     """
-    templates = [path.relative_to(source).as_posix() for path in source.glob("additional_chat_templates/*.jinja")]
-    for name in (*TOKENIZER_FILES, *TEMPLATE_FILES, *templates):
-        if not is_inside(source / name, source, constants.HF_HUB_CACHE):
-            raise ValueError(
-                f"`source` must hold itself what comes along, got {str(source / name)!r}, a link out of the folder. Put "
-                "the file itself there or remove it."
-            )
     if kwargs or any((source / name).is_file() for name in VOCABULARY_FILES):
         try:
             tokenizer = load_tokenizer(source, **kwargs)
@@ -61,7 +54,22 @@ def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
         logger.warning(
             f"The tokenizer of {source} did not come along: {', '.join(left)} must first be made a `tokenizer.json`."
         )
-    _copy(source, folder, (*templates, *TEMPLATE_FILES))
+    _copy(source, folder, (*more_templates(source), *TEMPLATE_FILES))
+
+
+def check_companions(source: Path) -> None:
+    """A `ValueError` if a file that would come along is a link out of the folder."""
+    for name in (*TOKENIZER_FILES, *TEMPLATE_FILES, *more_templates(source)):
+        if not is_inside(source / name, source, constants.HF_HUB_CACHE):
+            raise ValueError(
+                f"`source` must hold itself what comes along, got {str(source / name)!r}, a link out of the folder. "
+                "Put the file itself there or remove it."
+            )
+
+
+def more_templates(source: Path) -> list[str]:
+    """Chat templates beside the one that is taken if no name is given, by their paths in the folder."""
+    return [path.relative_to(source).as_posix() for path in source.glob("additional_chat_templates/*.jinja")]
 
 
 def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from .certificate import Certificate, LogitsSnapshot, compare, record_logits
-from .companions import save_config, save_generation_config, save_tokenizer
+from .companions import check_companions, save_config, save_generation_config, save_tokenizer
 from .folder import new_folder
 from .read import load_model
 from .workers import ALONE, Workers, together
@@ -111,6 +111,7 @@ def write_checkpoint(
         CertificateError: if the result differs from the reference by more than rounding.
         ValueError: if a tensor cannot be made, or nothing can be written to `output`.
     """
+    check_companions(assets_from)
     shards = split_into_shards(entries, dtype, max_shard_size, workers.count)
     is_main = workers.index == 0
     before: LogitsSnapshot | None = None

@@ -135,10 +135,11 @@ def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
 
     `output` must have been looked at by `check_output` before.
     """
-    from ..checkpoints.companions import save_tokenizer
+    from ..checkpoints.companions import check_companions, save_tokenizer
     from ..checkpoints.folder import new_folder
     from ..checkpoints.read import local_folder, quiet_loading
 
+    check_companions(local_folder(source))
     with new_folder(output) as folder:
         with quiet_loading():
             model.save_pretrained(folder)

@@ -238,7 +238,7 @@ DAMAGED = {
     "two tables that are tied": (
         "rigpt-untied",
         lambda folder: edit(folder, "config.json", tie_word_embeddings=True),
-        ("`lm_head.weight` differs from `model.embed_tokens.weight`", "`tie_word_embeddings`"),
+        ("`lm_head.weight` differs from `model.embed_tokens.weight`", "tie_word_embeddings"),
     ),
     "a list": ("rigpt", put("config.json", "[1]"), ("config.json'", "a list and no object")),
     "deep": ("rigpt", put("config.json", '{"a":' * 99999 + "1" + "}" * 99999), ("config.json'", "nested too deeply")),
