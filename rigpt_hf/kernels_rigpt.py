@@ -1,5 +1,8 @@
 """Kernels: products of few rows the other way round, where packed texts begin, a loss without copies."""
 
+import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 
-# Up to so many rows `W xᵀ` beats `x Wᵀ` on CPUs.
+# Up to so many rows `W xᵀ` beats `x Wᵀ` on some CPUs.
 FEW_ROWS = 4
 
 # Rows are worked on in blocks of so many logits: small enough to stay in cache and in already mapped memory.
@@ -20,15 +23,16 @@ def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     `module(hidden_states)`, quickly for few rows on a CPU, as in cached generation.
 
-    There BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at nearly all
-    of it. Same product, other order of operands; `make bench` shows what it brings. Only for a plain `nn.Linear` that
+    On some processors BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at
+    nearly all of it; on others it is the other way round, so both are timed once. Same product, other order of
+    operands; `make bench` shows what it brings. Only for a plain `nn.Linear` that
     nobody else has to see called: no hook, adapter, quantizer, subclass of tensors, derivative, compiler or export.
 
     Args:
         module: A linear map of `[..., n]`, or what somebody has put in its place.
         hidden_states (`torch.Tensor` of shape `[..., n]`).
     """
-    if not _is_plain(module, hidden_states):
+    if not _is_plain(module, hidden_states) or not columns_are_quicker(torch.get_num_threads()):
         return module(hidden_states)
     columns = hidden_states.reshape(-1, module.in_features)
     if len(columns) == 1:  # a single column would be a matrix-vector product again
@@ -38,6 +42,24 @@ def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     if module.bias is not None:
         output += module.bias
     return output.view(*hidden_states.shape[:-1], module.out_features)
+
+
+@cache
+def columns_are_quicker(threads: int) -> bool:
+    """Whether `W xᵀ` of two columns takes less than 0.8 of the time of `x Wᵀ` of one row here, with so many threads."""
+    weight, row = torch.ones(1024, 1024), torch.ones(1, 1024)
+
+    def seconds(act: Callable[[], torch.Tensor]) -> float:
+        times = []
+        for _ in range(8):
+            begin = time.perf_counter()
+            act()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    return seconds(lambda: weight @ torch.cat((row, row)).t()) < 0.8 * seconds(
+        lambda: nn.functional.linear(row, weight)
+    )
 
 
 def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
