@@ -10,8 +10,8 @@ from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
-from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification
-from rigpt_hf.kernels_rigpt import FEW_ROWS, linear
+from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, kernels_rigpt
+from rigpt_hf.kernels_rigpt import FEW_ROWS, columns_are_quicker, linear
 from tests.model.agreement import assert_same, difference
 from tests.models import ALL, over, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
@@ -39,12 +39,24 @@ def calls(monkeypatch) -> list[nn.Module]:
         return forward(module, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
+    monkeypatch.setattr(kernels_rigpt, "columns_are_quicker", lambda threads: True)
     return seen
 
 
 def layer_and_rows(rows: int, bias: bool = True) -> tuple[nn.Linear, torch.Tensor]:
     torch.manual_seed(rows)
     return nn.Linear(24, 17, bias=bias), torch.randn(1, rows, 24)
+
+
+@torch.no_grad()
+def test_the_other_order_is_taken_only_where_it_is_quicker(calls, monkeypatch):
+    assert columns_are_quicker(1) in (True, False) and columns_are_quicker.cache_info().currsize
+    layer, x = layer_and_rows(1)
+    linear(layer, x)
+    assert not calls
+    monkeypatch.setattr(kernels_rigpt, "columns_are_quicker", lambda threads: False)
+    linear(layer, x)
+    assert calls == [layer]
 
 
 @torch.no_grad()
