@@ -33,7 +33,7 @@ def needed(lines: list[str], found: set[str]) -> set[str]:
 
 
 def megabytes(names: set[str]) -> float:
-    """What the files of packages take."""
+    """The size of all files of some packages, in megabytes."""
     files = [file.locate() for name in names for file in distribution(name).files or []]
     return sum(Path(str(file)).stat().st_size for file in files if Path(str(file)).is_file()) / 1e6
 

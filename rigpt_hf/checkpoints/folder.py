@@ -61,7 +61,7 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
 
 
 def read_written(folder: Path) -> dict[str, list[int]]:
-    """What a folder says was written into it, as [`inventory`] gave it; nothing if it says nothing."""
+    """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
     try:
         return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):

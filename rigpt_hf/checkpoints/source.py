@@ -139,7 +139,7 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
 
 
 def in_short(error: BaseException) -> str:
-    """What an error of a library says, in one short line."""
+    """The message of an error of a library, in one short line."""
     if isinstance(error, OSError) and error.strerror:
         return shown(f"{error.strerror}{f' ({error.filename})' if error.filename else ''}")
     text = " ".join(str(error).split())

@@ -139,7 +139,7 @@ class StoredWeights(Weights):
 
 
 class StoredTensor(NamedTuple):
-    """What a file says of a tensor: itself, and the shape and the dtype in the words of safetensors."""
+    """The file of a tensor, and its shape and dtype in the words of safetensors."""
 
     file: Path
     shape: tuple[int, ...]
@@ -206,7 +206,7 @@ def _header(path: Path, argument: str) -> dict[str, StoredTensor]:
 
 
 def wrapper_of(names: Iterable[str]) -> str:
-    """What stands in front of all names because a wrapped model was saved; empty if nothing does."""
+    """The prefix of all names where a wrapped model was saved; empty otherwise."""
     names, prefix = list(names), ""
     while names and (more := [w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)]):
         prefix += more[0]

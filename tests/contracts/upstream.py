@@ -144,7 +144,7 @@ elif FOLDER in os.environ:
     training = upstream("test_training_mixin")
 
     class Tester:
-        """What upstream's tests ask about the model and its inputs."""
+        """Answers what upstream's tests ask about the model and its inputs."""
 
         batch_size, seq_length, is_training = 13, 7, True
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, num_labels = 99, 32, 2, 4, 3

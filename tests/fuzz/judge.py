@@ -40,7 +40,7 @@ class Failed(Exception):
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """What is in a folder: hashes of files, where links lead; by relative names."""
+    """The content of a folder by relative names: hashes of files, targets of links."""
     found = {}
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
@@ -60,7 +60,7 @@ def said(err: str) -> list[str]:
 
 class Answer:
     """
-    What came of a command line in the folder `root`, in which nothing else may change.
+    The outcome of a command line in the folder `root`, in which nothing else may change.
 
     Args:
         before: The `snapshot` before.
