@@ -1,0 +1,218 @@
+"""Refusals of pretraining: places, foreign results, damage, options and data that are not those of the run."""
+
+import re
+import shutil
+
+import pytest
+
+from rigpt_hf.training import folder
+from rigpt_hf.training.build import ensure_data
+from rigpt_hf.training.options import (
+    DataOptions,
+)
+from rigpt_hf.training.pretrain import main
+from tests.training.runs import (
+    MODEL,
+    log_of,
+    pretrain,
+)
+
+
+def test_what_belongs_to_others_stays(data, tmp_path):
+    """A folder with something in it, another run's results, and a run that is still going."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')
+    for force in (False, True):
+        with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something"):
+            pretrain(data, tmp_path / "mine", force=force)
+    assert (tmp_path / "mine" / "run.json").read_text() == '{"mine": 1}'
+    foreign = tmp_path / "run" / "model"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(ValueError, match="replaced only if all in it was written by this program.*thesis.txt"):
+            pretrain(data, tmp_path / "run", force=force, max_steps=2, warmup_steps=1)
+        assert (foreign / "thesis.txt").read_text() == "years of work"
+    shutil.rmtree(foreign)
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    log = log_of(tmp_path / "run")
+    with pytest.raises(ValueError, match="seed 0 → 7.*--force to"):
+        pretrain(data, tmp_path / "run", seed=7, max_steps=2, warmup_steps=1)
+    assert log_of(tmp_path / "run") == log
+    held = folder.Lock(tmp_path / "run")
+    with pytest.raises(ValueError, match="`output_dir` must be a folder that no other run is in"):
+        pretrain(data, tmp_path / "run")
+    held.release()
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
+
+
+def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
+    """A picture or a log of the user's, whatever is forced; also where a run has finished before."""
+    log = (straight / "metrics.jsonl").read_text()
+    short = {"max_steps": 2, "warmup_steps": 1}
+    for name, content in (("loss.png", "mine"), ("metrics.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2}\n')):
+        for before in ("empty", "finished"):
+            output = tmp_path / name / before
+            if before == "empty":
+                output.mkdir(parents=True)
+            else:
+                shutil.copytree(straight, output)
+            (output / name).write_text(content)
+            names = sorted(path.name for path in output.iterdir())
+            for force in (False, True):
+                with pytest.raises(ValueError, match=f"`output_dir` can be replaced only if .* with {name}. Move or"):
+                    pretrain(data, output, force=force, **short)
+                assert (output / name).read_text() == content and sorted(p.name for p in output.iterdir()) == names
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "metrics.jsonl").write_text(log + log.splitlines()[0][:30])
+    with pytest.raises(ValueError, match="with metrics.jsonl of something else. .* pass --force"):
+        pretrain(data, killed, **short)
+    assert pretrain(data, killed, force=True, **short).steps == 2 and len(log_of(killed)) == 2
+    assert not (killed / ".lock").exists()
+
+
+def test_places_where_no_folder_can_be(tmp_path, capsys):
+    """Said before data are made, and nothing is left."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[/b]").touch()
+    (tmp_path / "a.txt").write_text("A cat. " * 1000)
+    before = sorted(tmp_path.iterdir())
+    for place in ("file", "dangling", "file/below", "[/b]", "[/b]/run"):
+        words = ["--output-dir", str(tmp_path / place), "--data", str(tmp_path / "a.txt")]
+        assert main([*words, "--data-dir", str(tmp_path / "data"), "--report-to", "none"]) == 2
+        shown = capsys.readouterr().err
+        assert re.match(rf"pretrain.py: `--output-dir` must be a (folder, or a new )?name .* got '{tmp_path}", shown)
+        assert shown.count("\n") == 1 and sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_of_data_say_what_was_typed(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    words = ["--data", str(tmp_path / "texts"), "--data-dir", str(tmp_path / "data"), "--report-to", "none"]
+    words += ["--output-dir", str(tmp_path / "run"), "--tokenizer", "train:300"]
+    for content, more, said in (
+        (b"\xff", [], f"`--data` must hold files of .* got '{tmp_path}/texts/a.txt': it is not UTF-8 at byte 0"),
+        (b" ", [], f"`--data` must hold some text, got '{tmp_path}/texts', where all is blank"),
+        (b"A cat.", [], "`--eval-share` must "),
+        (
+            b"A cat.\n\nA dog.",
+            ["--data-options", "{text_column: 3}"],
+            "`--data-options` must have text as text_column",
+        ),
+    ):
+        (tmp_path / "texts" / "a.txt").write_bytes(content)
+        assert main([*words, *more]) == 2
+        assert re.match(f"pretrain.py: {said}", capsys.readouterr().err.rpartition("\r")[2].strip()), said
+        assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_data_made_from_something_else_are_refused(tmp_path):
+    text = "\n<|endoftext|>\n".join(f"The number {index} follows the number {index - 1}." for index in range(3000))
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(text)
+    ours = {"data_dir": str(tmp_path / "data"), "tokenizer": "train:320", "context_length": 16, "eval_share": 0.1}
+
+    def prepared(**changes):
+        return ensure_data(DataOptions(**(ours | {"data": str(tmp_path / "one.txt")} | changes)), progress=False)
+
+    with pytest.raises(ValueError, match="`tokenizer_revision` names a version on the Hub, got '0' with 'train:320'"):
+        prepared(tokenizer_revision="0")
+    assert prepared() == prepared() == prepared(data=None)
+    for changes, name in (
+        ({"data": str(tmp_path / "two.txt")}, "data"),
+        ({"tokenizer": "train:400"}, "tokenizer"),
+        ({"eval_share": 0.2}, "eval_share"),
+        ({"max_tokens": 100}, "max_tokens"),
+        ({"data_options": {"separator": "\n\n"}}, "data_options.separator"),
+    ):
+        with pytest.raises(ValueError, match=f"`data_dir` must hold what `{name}` says"):
+            prepared(**changes)
+    for name, said in (("request.json", "`data_dir` must have an"), ("manifest.json", "`folder` must have an")):
+        for damage in ("", "[]", "{"):
+            (tmp_path / "data" / name).write_text(damage)
+            with pytest.raises(ValueError, match=f"{said} undamaged `{name}`, got .*Make the folder again") as told:
+                prepared()
+            assert "JSONDecodeError" not in str(told.value)
+
+
+def test_changed_options_are_named(data, straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    owner = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"learning_rate 0.01 → 0.02\. .*--allow-changes"):
+        pretrain(data, tmp_path / "run", learning_rate=0.02)
+    assert (tmp_path / "run" / "run.json").read_bytes() == owner, "refused means unchanged"
+    with pytest.raises(ValueError, match="max_steps 12 → 15"):
+        pretrain(data, tmp_path / "run", max_steps=15)
+    with pytest.raises(ValueError, match="`max_steps` must be at least the 12 steps that are done"):
+        pretrain(data, tmp_path / "run", max_steps=9, allow_changes=True)
+    report = pretrain(data, tmp_path / "run", max_steps=15, allow_changes=True)
+    assert report.started == 12 and report.steps == 15
+
+
+def test_damage_is_named(data, straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "step-00000012" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="step-00000012.*model.safetensors.*step-00000009"):
+        pretrain(data, tmp_path / "run")
+    other = tmp_path / "copy"
+    shutil.copytree(data, other)
+    shard = other / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[500:900] = bytes(400)
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="train-00000.bin.*SHA-256"):
+        pretrain(other, tmp_path / "new")
+    assert pretrain(other, tmp_path / "new", verify_data=False, max_steps=2, warmup_steps=1).steps == 2
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"train-00000.bin"):
+        pretrain(other, tmp_path / "new")
+
+
+IMPOSSIBLE = [
+    ({"config_overrides": {"colour": 1}}, "`config_overrides` must hold fields of RiGPTConfig, got colour"),
+    ({"config_overrides": {"vocab_size": 5}}, "must not set vocab_size"),
+    ({"model_kind": "gpt-5"}, "`model_kind` must be one of rigpt, stock-gpt2.*got 'gpt-5'"),
+    ({"model_kind": "stock-gpt2"}, "`optim` must be `adamw` or `muon` for `model_kind` `stock-gpt2`"),
+    ({"optim": "adamw", "lr_multipliers": {"rows": 2.0}}, "has one rate for all"),
+    ({"learning_rate": -1.0}, "`learning_rate` must be positive, got -1.0"),
+    ({"adam_beta1": 1.5}, "`adam_beta1` must be at least 0 and below 1, got 1.5"),
+    ({"optim": "adamw", "adam_beta2": 1.0}, "`adam_beta2` must be at least 0 and below 1, got 1.0"),
+    ({"momentum": -0.1}, "`momentum` must be at least 0 and below 1, got -0.1"),
+    ({"ema_decay": 1.0}, "`ema_decay` must be between 0 and 1, got 1.0"),
+    ({"eval_share": 0.0}, "`eval_share` must be between 0 and 1, got 0.0"),
+    ({"decay_fraction": 1.5}, "`decay_fraction` must be a share between 0 and 1, got 1.5"),
+    ({"max_grad_norm": -1.0}, "`max_grad_norm` must be at least 0, got -1.0"),
+    ({"warmup_steps": 100}, "`warmup_steps` must not be more than `max_steps`"),
+    ({"warmup_steps": 8}, "must leave room for each other, got 8 and 6 of 12 steps"),
+    ({"lr_multipliers": {"rows": -1.0}}, "`lr_multipliers` must be at least 0, got -1.0"),
+    ({"max_steps": 0}, "`max_steps` must be at least 1, got 0"),
+    ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1, got 0"),
+    ({"save_total_limit": 0}, "`save_total_limit` must be at least 1, got 0"),
+    ({"save_best_limit": -1}, "`save_best_limit` must be at least 0, got -1"),
+    ({"fsdp": True}, "`fsdp` shards among processes, got one"),
+    ({"mixed_precision": "fp16"}, "`mixed_precision` must be `no` or `bf16` on a CPU, got `fp16`"),
+    (
+        {"model_kind": "stock-gpt2", "config_overrides": {"activation_function": "foo"}, "optim": "adamw"},
+        "`config_overrides` must hold values that GPT2LMHeadModel can be made with, got .*'foo'",
+    ),
+    ({"config_overrides": {"tie_word_embeddings": "maybe"}}, "`config_overrides` must fit together: .*'tie_word_emb"),
+    ({"config_overrides": {"hidden_size": 15, "num_attention_heads": 2}}, "`head_dim` times .* must be even"),
+    (
+        {"config_overrides": MODEL | {"max_position_embeddings": 8}},
+        "`context_length` must be at most the positions of `config_overrides`, got 16 and 8",
+    ),
+    ({"init_from": "nowhere"}, "`config_overrides` must be left out with `init_from`"),
+    ({"init_from": "nowhere", "config_overrides": {}}, "`init_from` must be the folder of a saved model"),
+    ({"report_to": ["nobody"]}, "`report_to` must be installed ones of tensorboard, .* got 'nobody'"),
+]
+
+
+def test_impossible_options_are_refused(data, tmp_path):
+    for options, message in IMPOSSIBLE:
+        with pytest.raises(ValueError, match=message):
+            pretrain(data, tmp_path / "run", **options)
+        assert not (tmp_path / "run" / "checkpoints").exists(), options
