@@ -96,7 +96,14 @@ def check_name(name: str, argument: str) -> None:
 
 def _fetched(name: str, argument: str, revision: str | None) -> Path:
     check_name(name, argument)
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import (
+        errors,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        is_offline_mode,
+        try_to_load_from_cache,
+    )
 
     said = {
         errors.GatedRepoError: "shows it only to those who were given access there",
@@ -106,9 +113,16 @@ def _fetched(name: str, argument: str, revision: str | None) -> Path:
         errors.EntryNotFoundError: "has it without a `config.json`",
     }
     try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(cached, str) and not is_offline_mode():
+            # Fails at once without a network, where a download would try for half a minute.
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent
-    except (OSError, ValueError, RuntimeError) as error:  # those of the connection are of many kinds
-        words = next((words for kind, words in said.items() if isinstance(error, kind)), f"gave: {in_short(error)}")
+    except Exception as error:  # those of the connection are of many kinds
+        words = next((words for kind, words in said.items() if isinstance(error, kind)), "")
+        if not words:
+            unreached = any(one.__name__ == "TransportError" for one in type(error).__mro__)
+            words = "cannot be reached" if unreached else f"gave: {in_short(error)}"
         raise ValueError(
             f"`{argument}` must be {KNOWN}, got {name!r}: no such folder, and the Hub {words}. Look at the spelling."
         ) from error
