@@ -11,7 +11,7 @@ the [`Table`] of a configuration, which answers all questions about it.
     local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
                                                                              into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
-    output          GL(D), only with an untied head                          project_out, lm_head, score
+    output          GL(D), only with an untied head                          project_out, lm_head, score, qa_outputs
     head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
                     and rotary positions alone                               learned frequencies
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
@@ -157,6 +157,9 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         "model.project_out.bias": (output,),
         "lm_head.weight": (FIXED, head),
         "score.weight": (FIXED, head),
+        "score.bias": (FIXED,),
+        "qa_outputs.weight": (FIXED, head),
+        "qa_outputs.bias": (FIXED,),
     }
 
 

@@ -3,12 +3,23 @@
 import pytest
 import torch
 
-from rigpt_hf import RiGPTForSequenceClassification
+from rigpt_hf import (
+    RiGPTForQuestionAnswering,
+    RiGPTForSequenceClassification,
+    RiGPTForTokenClassification,
+)
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 from rigpt_hf.symmetry.action import resolve_frames
 from tests.models import COVER, DTYPES, OPTIONS, SYMMETRIES, over, randomise_, tiny_config, tiny_model, tokens
 from tests.symmetry.options import SEARCHED, difference, disguise, generator
 from tests.tolerances import SYMMETRY
+
+
+HEADS = {
+    RiGPTForSequenceClassification: "score",
+    RiGPTForTokenClassification: "score",
+    RiGPTForQuestionAnswering: "qa_outputs",
+}
 
 
 @over(COVER, SYMMETRIES)
@@ -87,20 +98,25 @@ def decode(model, input_ids: torch.Tensor, prefill: int, cache=None) -> torch.Te
     ids=["rotary", "learned", "learned-projected", "projected-squared-distance"],
 )
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_classification_is_invariant(options, tied):
+def test_other_heads_are_invariant(options, tied):
     config = tiny_config(num_labels=3, tie_word_embeddings=tied, **options)
-    model = randomise_(RiGPTForSequenceClassification(config).to(torch.float64), 0).eval()
     inputs = tokens(4, 9)
     inputs[1, 6:] = config.pad_token_id
     g = GaugeTransformation.random(config, generator(17), "all")
-    assert gauge_error(model, g, inputs) <= SYMMETRY[torch.float64]
     assert ("position_shift" in g.elements) == (not tied and "position_embedding_type" in options)
-    turned = g(model)
-    for (name, before), after in zip(model.named_parameters(), turned.parameters(), strict=True):
-        assert (after - before).abs().max() > 0.01, f"{name} stayed"
-    turned.score.weight.data.copy_(model.score.weight.data)
-    logits = (m(inputs, use_cache=False).logits for m in (model, turned))
-    assert torch.sub(*logits).abs().max() > 1e-2, "a classifier that did not turn along goes unnoticed"
+    for model_class, head in HEADS.items():
+        model = randomise_(model_class(config).to(torch.float64), 0).eval()
+
+        def answers(model):
+            return torch.cat([out.flatten() for out in model(inputs, use_cache=False).to_tuple()])
+
+        turned, expected = g(model), answers(model)
+        assert (answers(turned) - expected).abs().max() <= SYMMETRY[torch.float64] * expected.abs().max()
+        for (name, before), after in zip(model.named_parameters(), turned.parameters(), strict=True):
+            moved = (after - before).abs().max()
+            assert (moved == 0) if name == f"{head}.bias" else (moved > 0.01), f"{model_class.__name__}: {name}"
+        turned.get_parameter(f"{head}.weight").data.copy_(model.get_parameter(f"{head}.weight").data)
+        assert (answers(turned) - expected).abs().max() > 1e-2, "a head that did not turn along goes unnoticed"
 
 
 @over(COVER, SYMMETRIES)
