@@ -63,14 +63,19 @@ def kind(weight: int) -> Callable:
     return register
 
 
+def lay_out(work: Path, world: Path) -> None:
+    """The good inputs, and a file of somebody else."""
+    shutil.copytree(world, work / "in", symlinks=True)
+    (work / "mine").mkdir()
+    (work / "mine" / "thesis.txt").write_text("years of work")
+
+
 def make(seed: int, index: int, work: Path, world: Path) -> Case:
     """Draw a case and write its inputs into `work / "in"`; every kind once, before any comes again."""
     more = [name for name, (weight, _) in KINDS.items() for _ in range(weight - 1)]
     random.Random(0).shuffle(more)
     name = [*KINDS, *more][index % len([*KINDS, *more])]
-    shutil.copytree(world, work / "in", symlinks=True)
-    (work / "mine").mkdir()
-    (work / "mine" / "thesis.txt").write_text("years of work")
+    lay_out(work, world)
     drawn = KINDS[name][1](Draw(f"{seed} {index}", work))
     drawn.kind = name
     return drawn

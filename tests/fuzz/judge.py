@@ -31,7 +31,7 @@ PROGRESS = re.compile(r"\d+%\||\[\d\d:\d\d")
 FOREIGN = re.compile(
     r"--debug \.\.\.|ignore_mismatched_sizes|weights_only|Expecting value|StrictDataclass"
     r"|SafetensorError|object has no attribute|NoneType|not subscriptable|KeyError|unexpected keyword"
-    r"|Errno 28|^\S+ \[Errno"
+    r"|ZeroDivisionError|RuntimeError|ImportError|invalid literal|matrix contains|Errno 28|^\S+ \[Errno"
 )
 
 

@@ -3,11 +3,12 @@
 import pytest
 
 from tests.fuzz import calls, files, judge, models  # noqa: F401  they register their kinds
-from tests.fuzz.cases import KINDS, Case, make
-from tests.fuzz.world import MODULES, build
+from tests.fuzz.cases import KINDS, Case, lay_out, make
+from tests.fuzz.world import COMMANDS, MODULES, build
 
 
 SEED, FIRST = 1, 40
+QUICK = ("rotate", "card", "prepare", "finetune")
 
 
 @pytest.mark.parametrize("index", range(FIRST))
@@ -16,6 +17,18 @@ def test_bad_input_is_answered_in_one_line_and_changes_nothing(index, tmp_path):
     verdict = judge.judge(case, tmp_path / "root")
     assert verdict["outcome"] in ("refused", "accepted"), verdict
     assert verdict["why"]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in COMMANDS]
+)
+def test_good_input_is_taken(name, tmp_path, monkeypatch):
+    """Else every bad input that is made of it would be refused for another reason."""
+    monkeypatch.setattr(judge, "LIMIT", 600)  # bad input is to be answered sooner than good one
+    lay_out(tmp_path / "root/work", build())
+    verdict = judge.judge(Case(name, "nothing", "it is good"), tmp_path / "root")
+    assert (verdict["outcome"], verdict["why"]) == ("accepted", "it is good"), verdict
+    assert verdict["code"] == 0 or name in ("diff", "verify"), verdict
 
 
 def test_the_first_cases_are_of_all_kinds_and_the_same_each_time(tmp_path):
