@@ -255,7 +255,8 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
 
-    return re.sub(r"`(\w+)`", spell, message)
+    # Two names may be those of one list.
+    return re.sub(r"(`[^`]+`) and \1", r"all of \1", re.sub(r"`(\w+)`", spell, message))
 
 
 def listed(value: Any) -> list[Any]:

@@ -273,8 +273,8 @@ def check_facts(saved: Facts, now: Facts, override: str) -> None:
             changes.append(f"{name} {_short(old)} → {_short(new)}")
     if changes:
         raise ValueError(
-            f"`facts` must be those that the run was started with, but changed: {'; '.join(changes)}. Go back to the "
-            f"old ones, start in a new folder, or pass {override} to go on with the new ones."
+            f"What the run is made of must be as when it was started, but changed: {'; '.join(changes)}. Go back to "
+            f"that, start in a new folder, or pass {override} to go on with what is new."
         )
 
 

@@ -65,8 +65,10 @@ class Rows:
 
     def __init__(self, read: Callable[[], Iterator[Source]], source: str):
         self.read, self.source = read, source
+        self.blank = 0  # rows of the last time through that had neither
 
     def __iter__(self) -> Iterator[Piece]:
+        self.blank = 0
         for index, (where, row, is_file) in enumerate(self.read()):
             messages, text = row.get("messages"), row.get("text")
             if messages is not None:
@@ -79,6 +81,8 @@ class Rows:
             elif text and text.strip():
                 pieces = PASSAGE.findall(text) if is_file else [text]
                 yield from (Piece(index, piece, where) for piece in pieces)
+            else:
+                self.blank += 1
 
 
 def checked_messages(messages: Any, where: str) -> list[dict]:
@@ -212,9 +216,10 @@ def hold_out(rows: Rows, share: float, progress: bool = False) -> HeldOut:
     if share and not mask.any():
         mask = places == places.min()
     if mask.all():
+        kinds = len(set(digests))
         raise ValueError(
-            f"`eval_share` must leave something to train on, got {share} of {len(digests)} piece(s) of text in "
-            f"{rows.source!r}. Give more data, or 0 to measure on what is trained on."
+            f"`eval_share` must leave something to train on, got {share} of {len(digests)} piece(s) of text, of which "
+            f"{kinds} differ(s), in {rows.source!r}. Give more data, or 0 to measure on what is trained on."
         )
     return HeldOut(mask, hashlib.sha256(b"".join(digests)).hexdigest())
 

@@ -152,6 +152,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         rows = read_rows(options.data, *where)
     shown = state.is_main_process and not options.quiet
     held = hold_out(rows, options.eval_share, shown)
+    if rows.blank and state.is_main_process:
+        logger.warning(f"{rows.blank} row(s) of {options.data!r} have neither a text nor a chat; they are left out.")
     record = make_record(options, held)
     if options.resume:
         check_resumes(options, record)

@@ -127,7 +127,7 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
     Raises:
         ValueError: if nothing can be written there, what is there is not this program's, or it changed meanwhile.
     """
-    is_main = workers.index == 0
+    is_main, typed = workers.index == 0, output
     output = output.resolve()  # a link to a folder stays, and what it leads to is written
     temporary = workers.gather(temporary_sibling(output))[0]
     earlier: dict[str, list[int]] = {}
@@ -136,20 +136,20 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
         remove_leftovers(output)
         if output.is_dir():
             earlier.update(inventory(output))
-            check_ours(output, argument, earlier)
+            check_ours(typed, argument, earlier)
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
             raise ValueError(
-                f"`{argument}` must be a place that can be written to, got {str(output)!r}: {error.strerror}. Name "
+                f"`{argument}` must be a place that can be written to, got {str(typed)!r}: {error.strerror}. Name "
                 "another."
             ) from error
 
     try:
         together(workers, lambda: begin() if is_main else None)
-        with room(output, argument):
+        with room(typed, argument):
             yield temporary
-            together(workers, lambda: publish(temporary, output, earlier, argument) if is_main else None)
+            together(workers, lambda: publish(temporary, output, earlier, argument, typed) if is_main else None)
     finally:
         if is_main and temporary.exists():
             _discard(temporary)
@@ -268,7 +268,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argument: str = "output_dir") -> None:
+def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argument: str, typed: Path) -> None:
     """
     Put the finished folder in the place of `output`.
 
@@ -276,7 +276,7 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
         temporary (`Path`): the finished folder.
         output (`Path`): where it goes.
         earlier (`dict`): the [`inventory`] of `output` when the work began.
-        argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
+        argument (`str`), typed (`Path`): what error messages call `output`, and how a person wrote it.
 
     Raises:
         ValueError: if something has appeared or changed there meanwhile; it is left as it is.
@@ -294,7 +294,7 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
     raise ValueError(
-        f"`{argument}` must stay as it is while this runs, got {str(output)!r}, in which something has appeared or "
+        f"`{argument}` must stay as it is while this runs, got {str(typed)!r}, in which something has appeared or "
         "changed. It was left as it is, and nothing was written. Run it again, or name another folder."
     )
 

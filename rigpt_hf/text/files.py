@@ -132,7 +132,7 @@ def local_documents(
     """
 
     def missing(path: Path, columns: list[str]) -> ValueError:
-        return no_column(text_column, str(path), columns)
+        return no_column(text_column, str(path), columns, argument)
 
     def read(path: Path) -> Iterator[str]:
         if path.is_file() and reader_of(path) in ("text", None):
@@ -141,7 +141,7 @@ def local_documents(
             texts = (row.get(text_column) for row in rows(path, [text_column], missing, argument))
         for text in texts:
             if text is not None and not isinstance(text, str):
-                raise no_text(text, text_column, str(path))
+                raise no_text(text, text_column, str(path), argument)
             if text and not text.isspace():
                 yield text
 
@@ -235,19 +235,25 @@ def unreadable(path: Path, error: Exception, argument: str) -> Unreadable:
     )
 
 
-def no_column(text_column: str, source: str, columns: list[str]) -> Unreadable:
-    """The refusal of a column that is not there."""
+def no_column(text_column: str, source: str, columns: list[str], argument: str = "source") -> Unreadable:
+    """The refusal of a source without the column of texts."""
     return Unreadable(
-        f"`text_column` must be a column of {source!r}, got {text_column!r}. Take one of {', '.join(columns)}."
+        f"`{argument}` must have its texts in the column {text_column!r}, got {source!r} with "
+        f"{', '.join(columns)[:200]}. Rename the column that holds them{_or_name(argument)}."
     )
 
 
-def no_text(text: Any, text_column: str, source: str) -> Unreadable:
+def no_text(text: Any, text_column: str, source: str, argument: str = "source") -> Unreadable:
     """The refusal of a column of something else than text."""
     return Unreadable(
-        f"`text_column` must hold text, got {type(text).__name__} in {text_column!r} of {source!r}. Name another "
-        "column."
+        f"`{argument}` must have text in the column {text_column!r}, got {type(text).__name__} in {source!r}. Rename "
+        f"the column that holds text{_or_name(argument)}."
     )
+
+
+def _or_name(argument: str) -> str:
+    # Only the function that calls it a source has an option for the column.
+    return ", or name it as `text_column`" if argument == "source" else ""
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
@@ -258,26 +264,27 @@ def _json_rows(path: Path) -> Iterator[Any]:
             if line.isspace():
                 continue
             try:
-                value = _parsed(line)
+                value = json.loads(line)
             except ValueError as error:
                 if begun:
                     raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from error
-                value = _parsed(line + file.read())
+                line += file.read()
+                value = json.loads(line)
                 if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
                     value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
             begun = True
+            _check_surrogates(line, value, number)
             for item in value if isinstance(value, list) else [value]:
                 yield {"text": item} if isinstance(item, str) else item
 
 
-def _parsed(text: str) -> Any:
-    value = json.loads(text)
-    if "\\ud" in text.lower():  # half of a pair is no text, and no tokenizer takes it
+def _check_surrogates(text: str, value: Any, number: int) -> None:
+    """A `ValueError` if a value, which `text` from this line on says, has half of a pair: no tokenizer takes it."""
+    if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError("a text has half of a surrogate pair") from error
-    return value
+            raise ValueError(f"from line {number} on a text has half of a surrogate pair") from error
 
 
 def _arrow_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:

@@ -46,8 +46,9 @@ def either_way(request, monkeypatch):
         monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
 
 
-def test_what_appears_while_it_works_is_left(tmp_path, either_way):
-    output = tmp_path / "out"
+def test_what_appears_while_it_works_is_left(tmp_path, either_way, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = Path("out")
     for start in ("absent", "empty"):
         if start == "empty":
             output.mkdir()
@@ -56,7 +57,9 @@ def test_what_appears_while_it_works_is_left(tmp_path, either_way):
             output.mkdir(exist_ok=True)
             (output / "thesis.txt").write_text("years of work")
 
-        with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs.*was left as it is"):
+        with pytest.raises(
+            ValueError, match="`output_dir` must stay as it is while this runs, got 'out'.*left as it is"
+        ):
             make(output, meanwhile=appear)
         assert content(tmp_path) == {"out/thesis.txt": "years of work"}, start
         shutil.rmtree(output)

@@ -183,6 +183,8 @@ def test_errors_name_what_was_typed():
         ),
     ):
         assert as_typed(message, typed, values) == expected
+    said = as_typed("`a` and `b` must have one vocabulary.", {"sources": "SOURCES"}, {"sources": ["x", "y"]})
+    assert said == "all of `SOURCES` must have one vocabulary."
 
 
 def test_what_is_written_is_kept_apart(tmp_path):

@@ -115,7 +115,9 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path):
     cases = {
         "a.jsonl": (b'{"text": "A."}\n\n{"text"\n', "line 3 is not JSON: Expecting"),
         "b.jsonl": (b'{"text": "A."}\n3\n', "row 1 must be an object, got '3'"),
-        "c.jsonl": (b'{"text": "\\ud83d"}\n', "a text has half of a surrogate pair"),
+        "c.jsonl": (b'{"text": "\\ud83d"}\n{"text": "A."}\n', "from line 1 on a text has half of a surrogate pair"),
+        "c2.jsonl": (b'{"text": "A."}\n{"text": "\\ude00"}\n', "from line 2 on a text has half of a surrogate pair"),
+        "c3.json": (b'{"text":\n ["\\uD800"]}', "from line 1 on a text has half of a surrogate pair"),
         "d.jsonl": (b'{"text": "A."}\n\xff\n', "it is not UTF-8 at byte"),
         "e.json": (b"[" * 100_000, "maximum recursion depth"),
         "f.txt.gz": (gzip.compress(b"A." * 1000)[:-9], "Compressed file ended|CRC"),
@@ -129,8 +131,11 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path):
             texts(tmp_path / name)
         assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
     for content, said in (
-        ([{"body": "x"}] * 1500, "`text_column` must be a column of '.*', got 'text'. Take one of body"),
-        ([{"text": 3}], "`text_column` must hold text, got int in 'text'"),
+        (
+            [{"body": "x"}] * 1500,
+            "`source` must have its texts in the column 'text', got '.*' with body. .* as `text_column`",
+        ),
+        ([{"text": 3}], "`source` must have text in the column 'text', got int in '.*'. .* as `text_column`"),
     ):
         (tmp_path / "a.jsonl").write_text(lines(content))
         with pytest.raises(ValueError, match=said):

@@ -302,7 +302,7 @@ def test_only_changed_facts_are_listed():
     check_facts(json.loads(json.dumps(facts)), facts | {"data": {"sha256": {}, "files": (1, 2)}, "epochs": 1.0}, "it")
     saved = {"lr": 0.1, "data": {"seed": 1, "files": ["a"], "old": True}, "model": {"layers": 2}}
     now = {"lr": 0.2, "data": {"seed": 1, "files": ["b" * 200], "new": None}, "model": {"layers": 2}}
-    with pytest.raises(ValueError, match="^`facts` must be those that the run was started with, but ") as error:
+    with pytest.raises(ValueError, match="^What the run is made of must be as when it was started, but ") as error:
         check_facts(saved, now, "--anyway")
     long = '["' + "b" * 78
     listed = f'changed: data.files ["a"] → {long}…; data.new absent → null; data.old true → absent; lr 0.1 → 0.2. Go'

@@ -158,11 +158,15 @@ def test_impossible_sources(folder, tmp_path_factory):
     (other / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
     (other / "empty").mkdir()
     unreadable = "`source` must hold files of UTF-8 text, JSON or Parquet that can be read, got"
-    column = "`text_column` must be a column of .*, got 'body'. Take one of text, "
+    column = "`source` must have its texts in the column 'body', got .* with text, .* as `text_column`"
     for source, options, message in (
         (folder / "b.jsonl", {"text_column": "body"}, column),
         (folder / "d.parquet", {"text_column": "body"}, column),
-        (folder / "b.jsonl", {"text_column": "n"}, "`text_column` must hold text, got int in 'n' .* another column"),
+        (
+            folder / "b.jsonl",
+            {"text_column": "n"},
+            "`source` must have text in the column 'n', got int in .* as `text_column`",
+        ),
         (other / "a.txt", {}, "`source` must hold some text, got .*a.txt', where all is blank"),
         (other / "b.txt", {}, f"{unreadable} .*b.txt': it is not UTF-8 at byte 0"),
         (other / "c.jsonl", {}, f"{unreadable} .*c.jsonl': line 2 is not JSON: Expecting value"),

@@ -182,6 +182,8 @@ def test_what_is_held_out_depends_on_content_alone(tmp_path):
     assert held(rows, "f.jsonl", 0.0)[0] == []
     with pytest.raises(ValueError, match=r"`eval_share` must leave something to train on, got 0.3 of 1 piece"):
         held(rows[:1], "g.jsonl", 0.3)
+    with pytest.raises(ValueError, match=r"got 1.0 of 9 piece\(s\) of text, of which 1 differ"):
+        held(rows[:1] * 9, "h.jsonl", 1.0)
 
 
 def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
@@ -196,6 +198,14 @@ def test_passages_of_a_file_stay_one_document(tokenizer, tmp_path):
     assert [tokenizer.decode(ids) for ids in documents] == [files["a.txt"] + END, files["b.txt"] + END]
     (ids,) = data.encode(rows, np.array([True, False, True, False]), tokenizer, 1000)["input_ids"]
     assert tokenizer.decode(ids) == "One.\n\nThree.\n" + END
+
+
+def test_rows_without_text_and_chat_are_counted(tmp_path):
+    empty: list[dict] = [{"text": " "}, {"text": None}, {"prompt": "Who?"}, {"messages": None, "text": ""}]
+    for more in ([], [{"text": "One."}, {"messages": CHAT}]):
+        rows = rows_of(tmp_path, [*more, *empty, {"text": "Two."}])
+        for _ in range(2):
+            assert len(list(rows)) == len(more) + 1 and rows.blank == len(empty)
 
 
 def test_parts_are_the_whole_text(tokenizer, tmp_path):
