@@ -1,0 +1,1 @@
+"""Symmetries of data: exchanges of tokens that a model holds as gauge transformations."""

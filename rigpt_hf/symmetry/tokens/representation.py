@@ -1,0 +1,302 @@
+"""How a model carries a symmetry of its tokens: one gauge transformation for each generator, and what they leave alone."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...configuration_rigpt import RiGPTConfig
+from ...frames import Frame, FrameKey, is_token_table, table_of
+from ...groups import HeadPermutations, MatrixGroup, NeuronGroup
+from ..action import GaugeTransformation
+from .isotypic import Axis, Decomposition, matrices_of
+from .symmetry import TokenSymmetry
+
+
+# Share of a space that stays as it is, for what does not depend on the tokens that move.
+RESTING = 0.5
+
+
+class Representation:
+    """
+    A symmetry of tokens as gauge transformations: generator `s` relabels tokens by `π(s)` and acts by `ρ(s)`.
+
+    Both act on different axes and commute. A model has the symmetry in this representation if `π(s) ρ(s) θ = θ`.
+
+    A representation belongs to a frame: after a gauge transformation `h` of the model it is `h ρ h⁻¹`. So that its
+    irreducible parts stay known, `ρ` is kept as it was made, and `h` beside it.
+
+    Args:
+        symmetry (`TokenSymmetry`): `π`.
+        transformations (`Sequence[GaugeTransformation]`): `ρ` of the generators, in their order.
+        frame (`GaugeTransformation`, *optional*): `h`.
+
+    Raises:
+        ValueError: if their number, or the vocabulary, is another, or they do not keep lengths.
+    """
+
+    def __init__(
+        self,
+        symmetry: TokenSymmetry,
+        transformations: Sequence[GaugeTransformation],
+        frame: GaugeTransformation | None = None,
+    ):
+        self.symmetry, self.transformations, self.frame = symmetry, tuple(transformations), frame
+        if len(self.transformations) != len(symmetry.generators) or not self.transformations:
+            raise ValueError(
+                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, at least one, "
+                f"got {len(self.transformations)}."
+            )
+        self.config: RiGPTConfig = self.transformations[0].config
+        if self.config.vocab_size < symmetry.vocab_size:
+            raise ValueError(
+                f"`symmetry` must be of the model's vocabulary, got {symmetry.vocab_size} tokens for a table of "
+                f"{self.config.vocab_size}. Make it with the model's tokenizer."
+            )
+        self.table = table_of(self.config)
+        self._axes: dict[tuple, Axis | None] = {}
+
+    @cached_property
+    def decomposition(self) -> Decomposition:
+        """The irreducible representations."""
+        return Decomposition(self.symmetry.group, self._orbits())
+
+    def _orbits(self) -> list[np.ndarray]:
+        points = self.symmetry.points
+        rows = [np.searchsorted(points, orbit) for orbit in self.symmetry.orbits]
+        return [np.searchsorted(row, self.symmetry.group.generators[:, row]) for row in rows]
+
+    def conjugated(self, h: GaugeTransformation) -> "Representation":
+        """The representation of a model after the gauge transformation `h`."""
+        return Representation(self.symmetry, self.transformations, h if self.frame is None else h @ self.frame)
+
+    @property
+    def turned(self) -> tuple[GaugeTransformation, ...]:
+        """`h ρ h⁻¹` of the generators."""
+        if self.frame is None:
+            return self.transformations
+        undo = self.frame.inverse()
+        return tuple(self.frame @ one @ undo for one in self.transformations)
+
+    def relabelled(self, number: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter after `π` of a generator: the row of token `t` goes to the place of the token that `t` becomes."""
+        if not is_token_table(name):
+            return tensor
+        moved = tensor.clone()
+        moved[self.symmetry.permutations[number].to(tensor.device)] = tensor[: self.symmetry.vocab_size]
+        return moved
+
+    def relabelled_state(self, number: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All parameters of a model after `π` of a generator."""
+        return {name: self.relabelled(number, name, tensor) for name, tensor in weights.items()}
+
+    def act(self, number: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All parameters of a model after `π ρ` of a generator."""
+        return self.turned[number].state_dict(self.relabelled_state(number, weights))
+
+    def axes(self, name: str, shape: Sequence[int]) -> list[Axis | None]:
+        """How the group acts on the axes of a parameter, `None` where it does nothing; equal axes are one object."""
+        rank = self.table.rank(name)
+        lengths = [int(np.prod(shape))] if rank == 1 else list(shape)
+        return [self._axis(name, dim, length) for dim, length in enumerate(lengths)]
+
+    def _axis(self, name: str, dim: int, length: int) -> Axis | None:
+        turns = tuple((turned.key, turned.role) for turned in self.table.turns(name) if turned.dim == dim)
+        names = [[str(key) for key, _ in turns if str(key) in one.elements] for one in self.transformations]
+        tokens = dim == 0 and is_token_table(name)
+        if not tokens and not any(names):
+            return None
+        # Layers whose elements are the same share their axes.
+        digests = tuple(
+            (one.elements[str(key)].numpy().tobytes() if str(key) in one.elements else b"", role)
+            for key, role in turns
+            for one in self.transformations
+        )
+        identity = (tokens, length, hash(digests))
+        if identity not in self._axes:
+            acts = [partial(self._act_on_axis, number, turns, tokens) for number in range(len(self.transformations))]
+            self._axes[identity] = self.decomposition.axis(acts, length)
+        return self._axes[identity]
+
+    def _act_on_axis(self, number: int, turns: tuple, tokens: bool, front: torch.Tensor) -> torch.Tensor:
+        if tokens:
+            moved = front.clone()
+            moved[self.symmetry.permutations[number]] = front[: self.symmetry.vocab_size]
+            front = moved
+        for key, role in turns:
+            element = self.transformations[number].elements.get(str(key))
+            if element is not None:
+                front = self.table.frames[key].group.act(element, role, front)
+        return front
+
+    def project(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """
+        The part of a parameter that has the symmetry, in the frame in which the representation was made.
+
+        Args:
+            name: The parameter's.
+            tensor: The parameter, or, with more axes in front, several of which each turns as it does.
+        """
+        rank = self.table.rank(name)
+        axes = self.axes(name, tensor.shape[-rank:] if rank > 1 else tensor.shape)
+        if rank == 1:
+            return self.decomposition.project(tensor.flatten(), axes).reshape(tensor.shape)
+        return self.decomposition.project(tensor, axes)
+
+    def project_state(self, weights: Mapping[str, torch.Tensor], keep_norms: bool = False) -> dict[str, torch.Tensor]:
+        """
+        The nearest weights that have the symmetry: the mean of `π ρ` over the group, computed in float64.
+
+        Args:
+            weights: All parameters of a model.
+            keep_norms: Give each parameter the norm that it had.
+        """
+        state = {name: tensor.detach().double() for name, tensor in weights.items()}
+        if self.frame is not None:
+            state = self.frame.inverse().state_dict(state)
+        projected = {name: self.project(name, tensor) for name, tensor in state.items()}
+        if keep_norms:
+            for name, tensor in projected.items():
+                if (length := tensor.norm()) > 0:
+                    tensor *= state[name].norm() / length
+        if self.frame is not None:
+            projected = self.frame.state_dict(projected)
+        return {name: tensor.to(weights[name].dtype) for name, tensor in projected.items()}
+
+    def free_parameters(self, model: nn.Module) -> int:
+        """How many numbers a model with this symmetry may choose."""
+        kinds, total = self.decomposition.kinds, 0
+        for name, parameter in model.named_parameters():
+            lengths = [parameter.numel()] if self.table.rank(name) == 1 else list(parameter.shape)
+            first, *second = (
+                {0: length} if axis is None else axis.multiplicities
+                for axis, length in zip(self.axes(name, parameter.shape), lengths, strict=True)
+            )
+            (second,) = second or [{0: 1}]
+            total += sum(kinds[one] * many * second.get(one, 0) for one, many in first.items())
+        return total
+
+    @torch.no_grad()
+    def project_(self, model: nn.Module, keep_norms: bool = False) -> nn.Module:
+        """[`project_state`] of a model in place."""
+        parameters = dict(model.named_parameters())
+        for name, tensor in self.project_state(parameters, keep_norms).items():
+            parameters[name].copy_(tensor)
+        return model
+
+    def distance(self, model: nn.Module) -> float:
+        """How far weights are from having the symmetry, `|θ - Pθ| / |θ|`."""
+        state = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+        projected = self.project_state(state)
+        away = sum(float((tensor - projected[name]).square().sum()) for name, tensor in state.items())
+        return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
+
+    @classmethod
+    def choose(
+        cls,
+        config: RiGPTConfig,
+        symmetry: TokenSymmetry,
+        *,
+        kind: str = "irreducible",
+        resting: float = RESTING,
+        multiplicities: Mapping[str, Sequence[int]] | None = None,
+    ) -> "Representation":
+        """
+        A representation that fills the frames of a configuration.
+
+        Args:
+            config: Of the model.
+            symmetry: The exchanges of tokens.
+            kind: `"irreducible"`: irreducible representations in the stream and the heads, in the shares in which
+                functions on the group have them; `"permutation"`: coordinates change places as tokens do.
+            resting: Share of each space in which the group does nothing.
+            multiplicities: How often each irreducible (trivial first) is in a kind of frame, instead of that.
+
+        Raises:
+            ValueError: if what is asked does not fit.
+        """
+        identity = GaugeTransformation.identity(config)
+        plain = cls(symmetry, [identity] * len(symmetry.generators))
+        filler = _Filler(plain, kind, resting, dict(multiplicities or {}))
+        elements: list[dict[FrameKey, torch.Tensor]] = [{} for _ in symmetry.generators]
+        for key, frame in table_of(config).frames.items():
+            made = filler.fill(key, frame)
+            for one, element in zip(elements, () if made is None else made, strict=False):
+                one[key] = element
+        return cls(symmetry, [GaugeTransformation(config, one) for one in elements])
+
+
+class _Filler:
+    """Makes the elements of each frame, the same for all frames of one kind and size."""
+
+    def __init__(self, plain: Representation, kind: str, resting: float, multiplicities: dict[str, Sequence[int]]):
+        if kind not in ("irreducible", "permutation"):
+            raise ValueError(f"`kind` must be irreducible or permutation, got {kind!r}. Take one of them.")
+        if not 0 <= resting < 1:
+            raise ValueError(f"`resting` must be at least 0 and below 1, got {resting}. Take 0.5.")
+        self.symmetry, self.decomposition = plain.symmetry, plain.decomposition
+        self.orbits, self.kind, self.resting = plain._orbits(), kind, resting
+        self.multiplicities = multiplicities
+
+    def fill(self, key: FrameKey, frame: Frame) -> list[torch.Tensor] | None:
+        """The elements of the generators in a frame; `None` where the group rests."""
+        group = frame.group
+        if isinstance(group, NeuronGroup):
+            orders = self._permutations(group.n)
+            ones = torch.ones(group.n)
+            # Elements say where to take from.
+            return [group.element(torch.from_numpy(order.argsort()), ones, ones) for order in orders]
+        if isinstance(group, MatrixGroup) and not group.planes:
+            matrices = self._matrices(key.kind, group.n)
+            return [matrix.repeat(frame.copies, 1, 1) for matrix in matrices]
+        return None
+
+    def _matrices(self, kind: str, size: int) -> torch.Tensor:
+        if self.kind == "permutation":
+            return matrices_of(self._permutations(size))
+        references = self.decomposition.references
+        blocks = [references[index].matrices for index in self._content(kind, size)]
+        return torch.stack([torch.block_diag(*(block[number] for block in blocks)) for number in range(len(blocks[0]))])
+
+    def _content(self, kind: str, size: int) -> list[int]:
+        """The irreducibles that fill a space, in order."""
+        dims, kinds = self.decomposition.dims, self.decomposition.kinds
+        if kind in self.multiplicities:
+            counts = list(self.multiplicities[kind])
+            filled = sum(count * dim for count, dim in zip(counts, dims, strict=False))
+            if len(counts) != len(dims) or filled != size or min(counts) < 0:
+                raise ValueError(
+                    f"`multiplicities` must be one for each of the irreducibles of dimensions {dims}, and fill the "
+                    f"{size} of {kind}, got {counts}, which fill {filled}."
+                )
+            return [index for index, count in enumerate(counts) for _ in range(count)]
+        # As functions on the group have them: as often as their dimension.
+        share = [0.0] + [dim**2 / kind for dim, kind in zip(dims[1:], kinds[1:], strict=True)]
+        wanted = [part / max(sum(share), 1e-300) * (1 - self.resting) * size for part in share]
+        counts = [0] * len(dims)
+        room = int((1 - self.resting) * size)
+        while fitting := [i for i in range(1, len(dims)) if dims[i] <= room]:
+            best = max(fitting, key=lambda i: (wanted[i] - counts[i] * dims[i]) / dims[i])
+            counts[best] += 1
+            room -= dims[best]
+        counts[0] = size - sum(count * dim for count, dim in zip(counts, dims, strict=True))
+        return [index for index, count in enumerate(counts) for _ in range(count)]
+
+    def _permutations(self, size: int) -> np.ndarray:
+        """`[generators, size]`: copies of the group's action on itself, or on the tokens, and what rests."""
+        room = int((1 - self.resting) * size)
+        orbits = sorted({orbit.tobytes(): orbit for orbit in self.orbits}.values(), key=lambda one: -one.shape[1])
+        if self.decomposition.listed and self.symmetry.order <= room:
+            orbits = [self.symmetry.group.regular, *orbits]
+        blocks: list[np.ndarray] = []
+        start, filled = 0, True
+        while filled:
+            filled = False
+            for orbit in orbits:
+                if start + orbit.shape[1] <= room:
+                    blocks.append(orbit + start)
+                    start, filled = start + orbit.shape[1], True
+        rest = np.arange(start, size)[None].repeat(len(self.symmetry.generators), 0)
+        return np.concatenate([*blocks, rest], axis=1)
