@@ -44,7 +44,16 @@ from .scores_rigpt import SCORES
 from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
 
 
-__all__ = ["Frame", "FrameKey", "Table", "is_token_table", "is_transport", "layer_of", "refuse_shared_frames", "table_of"]
+__all__ = [
+    "Frame",
+    "FrameKey",
+    "Table",
+    "is_token_table",
+    "is_transport",
+    "layer_of",
+    "refuse_shared_frames",
+    "table_of",
+]
 FIXED: Axis = ()
 # `act(a z) = a^p act(z)` for a > 0; activations that are not listed allow no scaling.
 DEGREES = {"relu": 1, "relu2": 2}

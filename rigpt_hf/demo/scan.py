@@ -47,7 +47,10 @@ def grammar() -> tuple[Example, ...]:
         for more, times in (((), 1), (("twice",), 2), (("thrice",), 3))
     ]
     both = [
-        Example((*one.command, word, *other.command), one.actions + other.actions if word == "and" else other.actions + one.actions)
+        Example(
+            (*one.command, word, *other.command),
+            one.actions + other.actions if word == "and" else other.actions + one.actions,
+        )
         for one, other in product(repeated, repeated)
         for word in ("and", "after")
     ]
@@ -94,9 +97,7 @@ def encode(examples: list[Example], length: int | None = None) -> tuple[np.ndarr
         examples: To encode.
         length: At least the longest; that one if not given.
     """
-    rows = [
-        ([START, *map(IDS.get, one.command), ANSWER], [*map(IDS.get, one.actions), END]) for one in examples
-    ]
+    rows = [([START, *map(IDS.get, one.command), ANSWER], [*map(IDS.get, one.actions), END]) for one in examples]
     length = length or max(len(a) + len(b) for a, b in rows)
     ids, labels = np.full((len(rows), length), PAD), np.full((len(rows), length), -100)
     for row, (asked, answer) in enumerate(rows):

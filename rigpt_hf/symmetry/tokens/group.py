@@ -126,7 +126,9 @@ class FiniteGroup:
     @cached_property
     def _codes(self) -> Callable[[np.ndarray], np.ndarray]:
         """The numbers of elements, from permutations `[n, points]` in the group."""
-        points = [int((self.elements[level[-1]] != np.arange(self.elements.shape[1])).argmax()) for level in self.chain]
+        points = [
+            int((self.elements[level[-1]] != np.arange(self.elements.shape[1])).argmax()) for level in self.chain
+        ]
         # An element is known by where it moves the points of the chain.
         weights = self.elements.shape[1] ** np.arange(len(points), dtype=np.float64)
         if not len(points):

@@ -57,6 +57,7 @@ class Representation:
             )
         self.table = table_of(self.config)
         self._axes: dict[tuple, Axis | None] = {}
+        self._named: dict[tuple, list[Axis | None]] = {}
 
     @cached_property
     def decomposition(self) -> Decomposition:
@@ -98,9 +99,11 @@ class Representation:
 
     def axes(self, name: str, shape: Sequence[int]) -> list[Axis | None]:
         """How the group acts on the axes of a parameter, `None` where it does nothing; equal axes are one object."""
-        rank = self.table.rank(name)
-        lengths = [int(np.prod(shape))] if rank == 1 else list(shape)
-        return [self._axis(name, dim, length) for dim, length in enumerate(lengths)]
+        key = name, tuple(shape)
+        if key not in self._named:
+            lengths = [int(np.prod(shape))] if self.table.rank(name) == 1 else list(shape)
+            self._named[key] = [self._axis(name, dim, length) for dim, length in enumerate(lengths)]
+        return self._named[key]
 
     def _axis(self, name: str, dim: int, length: int) -> Axis | None:
         turns = tuple((turned.key, turned.role) for turned in self.table.turns(name) if turned.dim == dim)
@@ -144,6 +147,23 @@ class Representation:
         if rank == 1:
             return self.decomposition.project(tensor.flatten(), axes).reshape(tensor.shape)
         return self.decomposition.project(tensor, axes)
+
+    @torch.no_grad()
+    def project_tensors_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Project parameters or gradients in place, in their own dtype; those that turn alike are done together."""
+        alike: dict[tuple, list[str]] = {}
+        for name, tensor in tensors.items():
+            rank = self.table.rank(name)
+            axes = tuple(map(id, self.axes(name, tensor.shape)))
+            alike.setdefault((rank if rank > 1 else 0, tuple(tensor.shape), tensor.dtype, axes), []).append(name)
+        for (rank, *_), names in alike.items():
+            if not rank:
+                for name in names:
+                    tensors[name].copy_(self.project(name, tensors[name]))
+                continue
+            projected = self.project(names[0], torch.stack([tensors[name] for name in names]))
+            for name, tensor in zip(names, projected, strict=True):
+                tensors[name].copy_(tensor)
 
     def project_state(self, weights: Mapping[str, torch.Tensor], keep_norms: bool = False) -> dict[str, torch.Tensor]:
         """
@@ -194,6 +214,11 @@ class Representation:
         return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
 
     @classmethod
+    def trivial(cls, config: RiGPTConfig, symmetry: TokenSymmetry) -> "Representation":
+        """The one in which nothing but tokens moves."""
+        return cls(symmetry, [GaugeTransformation.identity(config)] * len(symmetry.generators))
+
+    @classmethod
     def choose(
         cls,
         config: RiGPTConfig,
@@ -217,9 +242,7 @@ class Representation:
         Raises:
             ValueError: if what is asked does not fit.
         """
-        identity = GaugeTransformation.identity(config)
-        plain = cls(symmetry, [identity] * len(symmetry.generators))
-        filler = _Filler(plain, kind, resting, dict(multiplicities or {}))
+        filler = _Filler(cls.trivial(config, symmetry), kind, resting, dict(multiplicities or {}))
         elements: list[dict[FrameKey, torch.Tensor]] = [{} for _ in symmetry.generators]
         for key, frame in table_of(config).frames.items():
             made = filler.fill(key, frame)
@@ -258,7 +281,9 @@ class _Filler:
             return matrices_of(self._permutations(size))
         references = self.decomposition.references
         blocks = [references[index].matrices for index in self._content(kind, size)]
-        return torch.stack([torch.block_diag(*(block[number] for block in blocks)) for number in range(len(blocks[0]))])
+        return torch.stack(
+            [torch.block_diag(*(block[number] for block in blocks)) for number in range(len(blocks[0]))]
+        )
 
     def _content(self, kind: str, size: int) -> list[int]:
         """The irreducibles that fill a space, in order."""

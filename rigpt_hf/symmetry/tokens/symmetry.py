@@ -126,12 +126,16 @@ class TokenSymmetry:
             raise ValueError(f"`kind` must be conjugations or automorphisms, got {kind!r}. Take one of them.")
         ids = np.array(token_ids(tokens, tokenizer))
         rows = maps[kind](_checked(table))
-        return cls(*_vocabulary(vocab_size, tokenizer, [[ids[cycle].tolist() for cycle in cycles(row)] for row in rows]))
+        return cls(
+            *_vocabulary(vocab_size, tokenizer, [[ids[cycle].tolist() for cycle in cycles(row)] for row in rows])
+        )
 
     @cached_property
     def points(self) -> np.ndarray:
         """The tokens that move, sorted."""
-        return np.array(sorted({token for cycles in self.generators for cycle in cycles for token in cycle}), dtype=int)
+        return np.array(
+            sorted({token for cycles in self.generators for cycle in cycles for token in cycle}), dtype=int
+        )
 
     @cached_property
     def group(self) -> FiniteGroup:
@@ -268,7 +272,9 @@ def _checked(table: Any) -> np.ndarray:
     array = np.asarray(table)
     n = len(array)
     whole = array.shape == (n, n) and array.dtype.kind in "iu"
-    lines = whole and all((np.sort(array, axis=axis) == np.expand_dims(np.arange(n), 1 - axis)).all() for axis in (0, 1))
+    lines = whole and all(
+        (np.sort(array, axis=axis) == np.expand_dims(np.arange(n), 1 - axis)).all() for axis in (0, 1)
+    )
     if not (lines and (array[array] == array[:, array]).all()):
         raise ValueError(
             f"`table` must be the multiplication table of a group, numbers from 0 on, got shape {array.shape}. Every "
