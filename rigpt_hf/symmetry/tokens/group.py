@@ -1,4 +1,4 @@
-"""Finite groups as permutations of points: their elements, means over them, and the real irreducible representations."""
+"""Finite groups as permutations of points: their elements, means over them, and real irreducible representations."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property

@@ -199,7 +199,7 @@ class Decomposition:
         yield from vectors.tensor_split(gaps, dim=1)
 
     def _match(self, block: torch.Tensor, part: torch.Tensor, discover: bool) -> tuple[int, torch.Tensor]:
-        """The irreducible that a part is, and the basis of the part in which its matrices are those of the reference."""
+        """The irreducible that a part is, and the basis in which its matrices are those of the reference."""
         for index, reference in enumerate(self.references):
             if reference.dim != part.shape[1]:
                 continue
@@ -263,7 +263,7 @@ class Decomposition:
 def _blocks(
     acts: Sequence[Callable[[torch.Tensor], torch.Tensor]], length: int, random: torch.Generator
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """The finest sets of places that are not mixed with others, ascending, and the matrices of the generators there."""
+    """The finest sets of places that are not mixed with others, and the matrices of the generators there."""
     probe = torch.randn(length, 1, generator=random, dtype=torch.float64)
     moved = [act(probe)[:, 0] for act in acts]
     order = probe[:, 0].argsort()

@@ -60,7 +60,7 @@ def symmetry_error(model: nn.Module, symmetry: TokenSymmetry, input_ids: torch.T
 
 @torch.no_grad()
 def learned_symmetry(model: nn.Module, symmetry: TokenSymmetry, input_ids: torch.Tensor) -> LearnedSymmetry:
-    """How far a RiGPT that was never told of a symmetry is from having it: as a function of `input_ids`, as weights."""
+    """How far a RiGPT that was never told of a symmetry is from having it, as a function and as weights."""
     identity = Representation.trivial(model.config, symmetry)
     distances = []
     for number in range(len(symmetry.generators)):

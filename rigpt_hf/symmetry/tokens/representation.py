@@ -1,4 +1,4 @@
-"""How a model carries a symmetry of its tokens: one gauge transformation for each generator, and what they leave alone."""
+"""How a model carries a symmetry of its tokens: by a gauge transformation for each generator, which leave it alone."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -9,7 +9,6 @@ from torch import nn
 
 from ...configuration_rigpt import RiGPTConfig
 from ...frames import Frame, FrameKey, is_token_table, table_of
-from ...groups import HeadPermutations, MatrixGroup, NeuronGroup
 from ..action import GaugeTransformation
 from .isotypic import Axis, Decomposition, matrices_of
 from .symmetry import TokenSymmetry
@@ -82,7 +81,7 @@ class Representation:
         return tuple(self.frame @ one @ undo for one in self.transformations)
 
     def relabelled(self, number: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A parameter after `π` of a generator: the row of token `t` goes to the place of the token that `t` becomes."""
+        """A parameter after `π` of a generator: a token's row goes to the place of the token that it becomes."""
         if not is_token_table(name):
             return tensor
         moved = tensor.clone()
@@ -190,11 +189,11 @@ class Representation:
         kinds, total = self.decomposition.kinds, 0
         for name, parameter in model.named_parameters():
             lengths = [parameter.numel()] if self.table.rank(name) == 1 else list(parameter.shape)
-            first, *second = (
+            first, *rest = (
                 {0: length} if axis is None else axis.multiplicities
                 for axis, length in zip(self.axes(name, parameter.shape), lengths, strict=True)
             )
-            (second,) = second or [{0: 1}]
+            second = rest[0] if rest else {0: 1}
             total += sum(kinds[one] * many * second.get(one, 0) for one, many in first.items())
         return total
 
@@ -266,15 +265,13 @@ class _Filler:
     def fill(self, key: FrameKey, frame: Frame) -> list[torch.Tensor] | None:
         """The elements of the generators in a frame; `None` where the group rests."""
         group = frame.group
-        if isinstance(group, NeuronGroup):
-            orders = self._permutations(group.n)
-            ones = torch.ones(group.n)
-            # Elements say where to take from.
-            return [group.element(torch.from_numpy(order.argsort()), ones, ones) for order in orders]
-        if isinstance(group, MatrixGroup) and not group.planes:
-            matrices = self._matrices(key.kind, group.n)
-            return [matrix.repeat(frame.copies, 1, 1) for matrix in matrices]
-        return None
+        if group.represents == "permutations":
+            actions = torch.from_numpy(self._permutations(group.shape(1)[-1]))
+        elif group.represents == "matrices":
+            actions = self._matrices(key.kind, group.shape(1)[-1])
+        else:
+            return None
+        return [group.representing(action, frame.copies) for action in actions]
 
     def _matrices(self, kind: str, size: int) -> torch.Tensor:
         if self.kind == "permutation":
