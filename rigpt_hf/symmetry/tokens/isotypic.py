@@ -277,7 +277,7 @@ def _blocks(
             yield places, matrices_of(np.searchsorted(places, permutations[:, places]))
         return
     matrices = torch.stack([act(torch.eye(length, dtype=torch.float64)) for act in acts])
-    for places in _connected(np.array((matrices.abs() > EQUAL).any(dim=0).nonzero().T), length):
+    for places in _connected((matrices.abs() > EQUAL).any(dim=0).nonzero().T.numpy(), length):
         yield places, matrices[:, places[:, None], places]
 
 

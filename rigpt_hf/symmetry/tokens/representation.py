@@ -241,6 +241,11 @@ class Representation:
         Raises:
             ValueError: if what is asked does not fit.
         """
+        if config.local_frames:
+            raise ValueError(
+                "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "
+                "orthogonal. Bring the model there with `to_global_frame`."
+            )
         filler = _Filler(cls.trivial(config, symmetry), kind, resting, dict(multiplicities or {}))
         elements: list[dict[FrameKey, torch.Tensor]] = [{} for _ in symmetry.generators]
         for key, frame in table_of(config).frames.items():
