@@ -160,11 +160,12 @@ def test_the_subspace_has_as_many_dimensions_as_are_free():
         representation = Representation.choose(model.config, SYMMETRIES[name]())
         total = 0
         for parameter_name, parameter in model.named_parameters():
-            trace = torch.zeros((), dtype=torch.float64)
-            for index in range(parameter.numel()):
-                unit = torch.zeros(parameter.numel(), dtype=torch.float64)
-                unit[index] = 1
-                trace += representation.project(parameter_name, unit.view_as(parameter)).flatten()[index]
+            units = torch.eye(parameter.numel(), dtype=torch.float64).view(-1, *parameter.shape)
+            if representation.table.rank(parameter_name) == 1:
+                projected = torch.stack([representation.project(parameter_name, unit) for unit in units])
+            else:
+                projected = representation.project(parameter_name, units)
+            trace = projected.flatten(1).trace()
             total += round(float(trace))
             assert abs(trace - trace.round()) < TOLERANCE * parameter.numel()
         assert total == representation.free_parameters(model) < model.num_parameters() / 2
