@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ...extras import needs
 from .group import ATTEMPTS, EQUAL, LISTED, FiniteGroup, OrderError
 
 
@@ -289,8 +290,9 @@ def _connected(links: np.ndarray, length: int) -> list[np.ndarray]:
 
 def _labels(links: np.ndarray, length: int) -> np.ndarray:
     """The number of the connected part of each of `length` nodes, from pairs `[2, links]`."""
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import connected_components
+    with needs("align"):
+        from scipy.sparse import csr_matrix
+        from scipy.sparse.csgraph import connected_components
 
     graph = csr_matrix((np.ones(links.shape[1]), tuple(links)), shape=(length, length))
     return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -8,14 +8,11 @@ import torch
 from torch import nn
 
 from ...configuration_rigpt import RiGPTConfig
-from ...frames import Frame, FrameKey, is_token_table, table_of
+from ...frames import is_token_table, table_of
 from ..action import GaugeTransformation
-from .isotypic import Axis, Decomposition, matrices_of
+from .filling import RESTING, Filling, choose_filling
+from .isotypic import Axis, Decomposition
 from .symmetry import TokenSymmetry
-
-
-# Share of a space that stays as it is, for what does not depend on the tokens that move.
-RESTING = 0.5
 
 
 class Representation:
@@ -55,6 +52,7 @@ class Representation:
                 f"{self.config.vocab_size}. Make it with the model's tokenizer."
             )
         self.table = table_of(self.config)
+        self.filling: Filling | None = None
         self._axes: dict[tuple, Axis | None] = {}
         self._named: dict[tuple, list[Axis | None]] = {}
 
@@ -70,7 +68,9 @@ class Representation:
 
     def conjugated(self, h: GaugeTransformation) -> "Representation":
         """The representation of a model after the gauge transformation `h`."""
-        return Representation(self.symmetry, self.transformations, h if self.frame is None else h @ self.frame)
+        turned = Representation(self.symmetry, self.transformations, h if self.frame is None else h @ self.frame)
+        turned.filling = self.filling
+        return turned
 
     @property
     def turned(self) -> tuple[GaugeTransformation, ...]:
@@ -246,84 +246,16 @@ class Representation:
                 "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "
                 "orthogonal. Bring the model there with `to_global_frame`."
             )
-        filler = _Filler(cls.trivial(config, symmetry), kind, resting, dict(multiplicities or {}))
-        elements: list[dict[FrameKey, torch.Tensor]] = [{} for _ in symmetry.generators]
-        for key, frame in table_of(config).frames.items():
-            made = filler.fill(key, frame)
-            for one, element in zip(elements, () if made is None else made, strict=False):
-                one[key] = element
-        return cls(symmetry, [GaugeTransformation(config, one) for one in elements])
-
-
-class _Filler:
-    """Makes the elements of each frame, the same for all frames of one kind and size."""
-
-    def __init__(self, plain: Representation, kind: str, resting: float, multiplicities: dict[str, Sequence[int]]):
-        if kind not in ("irreducible", "permutation"):
-            raise ValueError(f"`kind` must be irreducible or permutation, got {kind!r}. Take one of them.")
-        if not 0 <= resting < 1:
-            raise ValueError(f"`resting` must be at least 0 and below 1, got {resting}. Take 0.5.")
-        self.symmetry, self.decomposition = plain.symmetry, plain.decomposition
-        self.orbits, self.kind, self.resting = plain._orbits(), kind, resting
-        self.multiplicities = multiplicities
-
-    def fill(self, key: FrameKey, frame: Frame) -> list[torch.Tensor] | None:
-        """The elements of the generators in a frame; `None` where the group rests."""
-        group = frame.group
-        if group.represents == "permutations":
-            actions = torch.from_numpy(self._permutations(group.shape(1)[-1]))
-        elif group.represents == "matrices":
-            actions = self._matrices(key.kind, group.shape(1)[-1])
-        else:
-            return None
-        return [group.representing(action, frame.copies) for action in actions]
-
-    def _matrices(self, kind: str, size: int) -> torch.Tensor:
-        if self.kind == "permutation":
-            return matrices_of(self._permutations(size))
-        references = self.decomposition.references
-        blocks = [references[index].matrices for index in self._content(kind, size)]
-        return torch.stack(
-            [torch.block_diag(*(block[number] for block in blocks)) for number in range(len(blocks[0]))]
+        plain = cls.trivial(config, symmetry)
+        parts = plain.decomposition, plain._orbits()
+        return cls.filled(
+            config, symmetry, choose_filling(config, symmetry, *parts, kind, resting, multiplicities or {})
         )
 
-    def _content(self, kind: str, size: int) -> list[int]:
-        """The irreducibles that fill a space, in order."""
-        dims, kinds = self.decomposition.dims, self.decomposition.kinds
-        if kind in self.multiplicities:
-            counts = list(self.multiplicities[kind])
-            filled = sum(count * dim for count, dim in zip(counts, dims, strict=False))
-            if len(counts) != len(dims) or filled != size or min(counts) < 0:
-                raise ValueError(
-                    f"`multiplicities` must be one for each of the irreducibles of dimensions {dims}, and fill the "
-                    f"{size} of {kind}, got {counts}, which fill {filled}."
-                )
-            return [index for index, count in enumerate(counts) for _ in range(count)]
-        # As functions on the group have them: as often as their dimension.
-        share = [0.0] + [dim**2 / kind for dim, kind in zip(dims[1:], kinds[1:], strict=True)]
-        wanted = [part / max(sum(share), 1e-300) * (1 - self.resting) * size for part in share]
-        counts = [0] * len(dims)
-        room = int((1 - self.resting) * size)
-        while fitting := [i for i in range(1, len(dims)) if dims[i] <= room]:
-            best = max(fitting, key=lambda i: (wanted[i] - counts[i] * dims[i]) / dims[i])
-            counts[best] += 1
-            room -= dims[best]
-        counts[0] = size - sum(count * dim for count, dim in zip(counts, dims, strict=True))
-        return [index for index, count in enumerate(counts) for _ in range(count)]
-
-    def _permutations(self, size: int) -> np.ndarray:
-        """`[generators, size]`: copies of the group's action on itself, or on the tokens, and what rests."""
-        room = int((1 - self.resting) * size)
-        orbits = sorted({orbit.tobytes(): orbit for orbit in self.orbits}.values(), key=lambda one: -one.shape[1])
-        if self.decomposition.listed and self.symmetry.order <= room:
-            orbits = [self.symmetry.group.regular, *orbits]
-        blocks: list[np.ndarray] = []
-        start, filled = 0, True
-        while filled:
-            filled = False
-            for orbit in orbits:
-                if start + orbit.shape[1] <= room:
-                    blocks.append(orbit + start)
-                    start, filled = start + orbit.shape[1], True
-        rest = np.arange(start, size)[None].repeat(len(self.symmetry.generators), 0)
-        return np.concatenate([*blocks, rest], axis=1)
+    @classmethod
+    def filled(cls, config: RiGPTConfig, symmetry: TokenSymmetry, filling: Filling) -> "Representation":
+        """The representation that is made of these parts."""
+        elements = filling.elements(config, len(symmetry.generators))
+        made = cls(symmetry, [GaugeTransformation(config, one) for one in elements])
+        made.filling = filling
+        return made

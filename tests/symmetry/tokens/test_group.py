@@ -35,7 +35,9 @@ def test_irreducibles_are_those_that_are_known(name):
     here, (there, expected) = group(name), KNOWN[name]
     assert here.order == len(here.elements) == there.order() == math.prod(map(len, here.chain))
     found = here.irreducibles
-    assert [(one.dim, one.kind) for one in found] == expected and (found[0].character - 1).abs().max() < SYMMETRY[torch.float64]
+    assert [(one.dim, one.kind) for one in found] == expected and (found[0].character - 1).abs().max() < SYMMETRY[
+        torch.float64
+    ]
     tolerance = SYMMETRY[torch.float64]
     for one in found:
         unit = torch.eye(one.dim).double()

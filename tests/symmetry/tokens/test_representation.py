@@ -1,6 +1,7 @@
 """A model that the representation leaves alone has the symmetry, in any frame; and only such a model."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.tokens import OrderError, Representation, TokenSymmetry, symmetrize, symmetry_error
+from rigpt_hf.symmetry.tokens.filling import Filling
 from tests.models import ALL, COVER, over, tiny_config, tiny_model, tokens
 from tests.symmetry.options import difference, generator
 from tests.symmetry.tokens.groups import SYMMETRIES, VOCABULARY
@@ -171,6 +173,24 @@ def test_the_subspace_has_as_many_dimensions_as_are_free():
         assert total == representation.free_parameters(model) < model.num_parameters() / 2
 
 
+@pytest.mark.parametrize("kind", ["irreducible", "permutation"])
+def test_it_can_be_written_in_few_numbers(kind):
+    model = tiny_model(**ALL["learned"])
+    representation = Representation.choose(model.config, SYMMETRIES["symmetric"](), kind=kind, resting=0.3)
+    content = json.loads(json.dumps(representation.filling.to_dict()))
+    again = Representation.filled(model.config, SYMMETRIES["symmetric"](), Filling.from_dict(content))
+    for one, other in zip(representation.transformations, again.transformations, strict=True):
+        assert one.elements.keys() == other.elements.keys() and len(one.elements) > 6
+        assert all(torch.equal(element, other.elements[name]) for name, element in one.elements.items())
+
+
+def test_multiplicities_may_be_given():
+    config = tiny_config(**ALL["learned"])
+    representation = Representation.choose(config, SYMMETRIES["symmetric"](), multiplicities={"stream": [10, 2, 10]})
+    axis = representation.axes("model.embed_positions.weight", (48, 32))[1]
+    assert axis.multiplicities == {0: 10, 1: 2, 2: 10}
+
+
 @torch.no_grad()
 def test_parameters_that_turn_alike_are_projected_together():
     model, representation = represented("learned", "conjugations")
@@ -190,6 +210,7 @@ def test_parameters_that_turn_alike_are_projected_together():
             r"irreducibles of dimensions \[1, 1, 2\], .* the 32 of stream, got .32.",
         ),
         ({"multiplicities": {"stream": [2, 2, 13]}}, "which fill 30"),
+        ({"multiplicities": {"neurons": [128]}}, "got 'neurons'. Here these are stream, head_qk, head_vo"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, said):
