@@ -37,6 +37,7 @@ from .source import (
 )
 from .weights import (
     DTYPES,
+    MASKS,
     check_finite,
     check_layers,
     check_names,
@@ -218,11 +219,10 @@ def check_model(
                 f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
                 "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
             )
-        # Masks of old GPT-2 files are bytes, and called biases.
         codes = "CI" if getattr(config, "quantization_config", None) is not None else "CIUB"
         odd = {name: tensor.dtype for name, tensor in stored.items() if name.endswith((".weight", ".bias"))}
         odd = {name: dtype for name, dtype in odd.items() if dtype[0] in codes and dtype != "BF16"}
-        if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or name.endswith(".weight")}:
+        if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or not name.endswith(MASKS)}:
             raise ValueError(
                 f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
                 f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."

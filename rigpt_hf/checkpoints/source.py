@@ -66,7 +66,7 @@ def find_source(
         folder = Path(name)
     else:
         folder = _fetched(name, argument, revision)
-    if (folder / ADAPTER).is_file():
+    if os.path.lexists(folder / ADAPTER):
         raise ValueError(
             f"`{argument}` must be a whole model, got {name!r}, which holds an adapter (`{ADAPTER}`). Merge it into "
             "its model (`merge_and_unload` of PEFT; training/finetune.py has --merge), or move it out of the folder."

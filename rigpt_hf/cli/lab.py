@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..command_line import WRITES
 from ..extras import require
 from .arguments import argument, flag, option
 from .common import check_file, new_file
@@ -15,7 +16,7 @@ from .common import check_file, new_file
 
 def lab(
     name: Annotated[str | None, argument("Which one, or all.", "none: list them all")] = None,
-    output: Annotated[Path, option("Folder for the pictures.")] = Path("runs/lab"),
+    output: Annotated[Path, option("Folder for the pictures."), WRITES] = Path("runs/lab"),
     seed: Annotated[int, option("Of everything that is drawn at random.")] = 0,
     force: Annotated[bool, flag("force", "Replace earlier pictures.")] = False,
 ):

@@ -87,8 +87,10 @@ def data(draw: Draw) -> Case:
         said = draw.choice([*BAD, *ODD])
         content = (BAD | ODD)[said]
         fine = "text, if odd" if said in ODD or said == "bare" else None
-        if said == "mixed.jsonl" and name == "evaluate":
-            fine = "no more is read than it needs"
+        if name == "evaluate":
+            fine = {"mixed.jsonl": "no more is read than it needs", "one.txt": "a token after the first"}.get(
+                said, fine
+            )
     if content or said not in PLACES:
         (draw.work / "in" / said).write_bytes(content)
     shown = content.decode("utf-8", "replace")[-60:] if name == "chat" else said
