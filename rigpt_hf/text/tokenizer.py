@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..checkpoints.read import load_config, reading
+from ..checkpoints.read import check_ids, load_config, reading
 from ..checkpoints.read import load_tokenizer as load
 from .files import local_documents
 
@@ -142,7 +142,9 @@ def text_ids(source: str, path: Path) -> torch.Tensor:
             f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
             "the folder, or leave the text out."
         ) from error
-    length = min(512, load_config(source).max_position_embeddings)
+    config = load_config(source)
+    check_ids(tokenizer, config, source)
+    length = min(512, config.max_position_embeddings)
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
         raise ValueError(

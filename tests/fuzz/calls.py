@@ -52,7 +52,7 @@ GOOD = {
     r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
     r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",
-    (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)[^/]{1,99}",
+    (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)(?!/)[^\0]{1,99}",
 }
 
 

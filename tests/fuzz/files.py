@@ -79,6 +79,7 @@ def data(draw: Draw) -> Case:
     said, fine, content = "odd.jsonl", None, b""
     if name == "chat":
         place, row = draw.randrange(40), {"messages": draw.choice(CHAT)}
+        fine = "it is left out, and said" if row["messages"] is None else None
         content = lines(*([*CHATS[:place], row, *CHATS[place:]] if draw.random() < 0.7 else [row]))
     elif draw.random() < 0.1:
         said = draw.choice(PLACES)
