@@ -180,10 +180,10 @@ def merge(
         path = measure_path(models, merged, input_ids, points, facts)
     with new_file(picture, "picture", force) if picture else nullcontext() as place:
         if picture is not None and place is not None:
-            from ..pictures import save
+            from ..pictures.style import encoded
             from ..pictures.symmetry import plot_paths
 
-            save(plot_paths([path]), place, picture.suffix[1:])
+            place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
         save_model(merged, sources[0], output, {"merge.json": facts})
     Console().print(f"Written to {output}", markup=False)
 
