@@ -328,7 +328,7 @@ def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) 
     # That two models differ is as true as that they are equal.
     if not reason or reason == NOT_PASSED:
         return ""
-    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that names them."
+    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that can be checked."
 
 
 def _content(folder: Path, name: str) -> Path | bytes:
