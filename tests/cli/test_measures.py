@@ -152,6 +152,26 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
 
 
+def test_numbers_that_leave_the_range_are_said_to_be_of_the_model(rigpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
+    model, source, text = tiny_model(dtype=torch.float32, **OPTIONS), tmp_path / "model", tmp_path / "text.txt"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter[0] *= 1e30
+    model.save_pretrained(source)
+    text.touch()
+    for command, message in (
+        (("merge", source, source, tmp_path / "out", "--text", text), "`SOURCES` must give finite losses on the text"),
+        (("canonicalize", source, tmp_path / "out"), "`SOURCE` must "),
+        (("rotate", source, tmp_path / "out"), "`SOURCE` must "),
+        (("verify", source, source), "`A` must "),
+    ):
+        code, _, err = rigpt(*command)
+        assert code == 2 and message in err and ("range" in err or "damaged" in err), err
+        assert not (tmp_path / "out").exists()
+
+
 def test_merging_a_model_with_its_disguise_gives_it_back(done, folders, tmp_path):
     pair = folders / "model", folders / "disguise"
     done("merge", *pair, tmp_path / "m", "--weights", "0.75,0.25")
