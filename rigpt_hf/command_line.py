@@ -246,6 +246,8 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     inner = dict(INNER)
     if "sources" in typed:
         inner |= dict.fromkeys(("models", "model", "reference", "a", "b"), "sources")
+    elif "source" in typed:
+        inner |= {"model": "source"}
     meant = shown("got ") or shown("")
     if len(meant) == 1:
         inner |= dict.fromkeys(("source", "model", "repo"), meant[0])
