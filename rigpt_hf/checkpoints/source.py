@@ -22,6 +22,7 @@ KNOWN = "the folder of a saved model or the id of a repository on the Hub"
 AGAIN = "Download it again, or save it once more."
 # Fields that the library looks into before it looks at them.
 KINDS = {"model_type": str, "auto_map": dict, "quantization_config": dict, "architectures": list, "dtype": str}
+KINDS |= {"torch_dtype": str, "id2label": dict, "label2id": dict, "problem_type": str}
 SHOWN = 80  # characters of a value that a message repeats
 
 # Only files with these names are copied: a folder may hold anything.
