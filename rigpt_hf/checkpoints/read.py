@@ -61,6 +61,7 @@ PICKLED = (
     "its weights are pickles of more than tensors, which run code when they are read. Save them as safetensors where "
     "you trust them"
 )
+GENERATION = "generation.configuration_utils"  # the library's module that checks how to sample
 POSSIBLE = f"have a {OF_FILE}"
 
 
@@ -350,20 +351,23 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the library's own bar and table of names, which would say nothing here."""
-    has_bar, reports = logging.is_progress_bar_enabled(), logging.get_logger("transformers.modeling_utils")
+    """Without the library's own bar, its table of names and what it says of sampling, which would say nothing here."""
+    has_bar = logging.is_progress_bar_enabled()
+    reports = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", GENERATION)]
 
     def is_error(record: Any) -> bool:
         return record.levelno >= logging.ERROR
 
     logging.disable_progress_bar()
-    reports.addFilter(is_error)  # a level would be read by the library as a wish for other checks
+    for report in reports:
+        report.addFilter(is_error)  # a level would be read by the library as a wish for other checks
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             yield
     finally:
-        reports.removeFilter(is_error)
+        for report in reports:
+            report.removeFilter(is_error)
         if has_bar:
             logging.enable_progress_bar()
 
