@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checkpoints.folder import parse_json
+
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -271,7 +273,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
 
 
 def _parsed(text: str) -> Any:
-    value = json.loads(text)
+    value = parse_json(text)
     if "\\ud" in text.lower():  # half of a pair is no text, and no tokenizer takes it
         try:
             json.dumps(value, ensure_ascii=False).encode()

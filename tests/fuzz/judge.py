@@ -84,7 +84,7 @@ class Answer:
         # Libraries have caches; and what is written into a folder of ours is put down in its record.
         self.new = sorted(name for name in after.keys() - before.keys() if not name.startswith("home/.c"))
         self.changed = [name for name, what in before.items() if after.get(name) != what]
-        if self.code == 0:
+        if self.code in (0, CODES["kill"]):  # the record comes first
             self.changed = [name for name in self.changed if not name.endswith(".rigpt-written.json")]
 
 
