@@ -208,6 +208,8 @@ WITH_TEXT = ("verify-stock", "merge", "charges-measure", "evaluate", "prepare", 
 def tokenizer(draw: Draw) -> Case:
     name, model, folder = draw.command("t")
     fine = None if name in WITH_TEXT else "no text is read"
+    if name == "merge" and model == "in/other":
+        fine = "the first has a tokenizer"
     settings, content = folder / "tokenizer_config.json", folder / "tokenizer.json"
     how = draw.choice(("json", "settings", "class", "ids", "type", "template", "missing", "special"))
     said: object = ""
