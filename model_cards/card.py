@@ -1,6 +1,5 @@
 """The card: what is known of a model, in the order in which a stranger asks for it."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
-from rigpt_hf.checkpoints.folder import is_replaceable, write_text
+from rigpt_hf.checkpoints.folder import is_replaceable, parse_json, write_text
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
 from rigpt_hf.evaluation.harness.suites import load_suite
@@ -98,7 +97,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
 def _architecture(folder: Path) -> str:
     """The class that was saved, if the folder says."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")[0])
+        return str(parse_json((folder / "config.json").read_text(encoding="utf-8")).get("architectures")[0])
     return ""
 
 

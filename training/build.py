@@ -1,6 +1,5 @@
 """The model, the optimizer and the data that the options of a run describe."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
@@ -200,7 +200,7 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
     request = path / REQUEST
     made: dict[str, Any] = {**manifest.source, "validation": manifest.validation}
     try:
-        asked: Any = json.loads(request.read_bytes()) if request.is_file() else {"tokenizer": options.tokenizer}
+        asked: Any = parse_json(request.read_bytes()) if request.is_file() else {"tokenizer": options.tokenizer}
         made |= asked.items()
     except (ValueError, AttributeError) as error:
         raise ValueError(

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..version import __version__
+from .folder import parse_json
 
 
 CERTIFICATE_NAME = "certificate.json"
@@ -132,7 +133,7 @@ class Certificate:
     @classmethod
     def load(cls, folder: str | Path) -> "Certificate":
         """Read `certificate.json` from a folder."""
-        return cls.from_dict(json.loads((Path(folder) / CERTIFICATE_NAME).read_text(encoding="utf-8")))
+        return cls.from_dict(parse_json((Path(folder) / CERTIFICATE_NAME).read_text(encoding="utf-8")))
 
     def __str__(self) -> str:
         shape = " x ".join(str(size) for size in self.inputs["shape"])

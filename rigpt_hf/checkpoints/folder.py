@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..command_line import check_above
 from .workers import ALONE, Workers, together
@@ -66,10 +67,18 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
     return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
 def read_written(folder: Path) -> dict[str, list[int]]:
     """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
     try:
-        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
+        return dict(parse_json((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -27,11 +27,12 @@ def to_dtype(name: str | None) -> Any:
 
 
 def check_device(device: str):
-    """Raise a `ValueError` if PyTorch cannot put anything on this device."""
+    """Raise a `ValueError` if PyTorch cannot put anything on this device, or only shapes without numbers."""
     import torch
 
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -18,7 +18,7 @@ import rigpt_hf
 
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.folder import WRITTEN
+from ..checkpoints.folder import WRITTEN, parse_json
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
 from ..checkpoints.source import ADAPTER, is_inside
 from ..evaluation.harness.report import as_html
@@ -228,8 +228,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, argument: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"`{argument}` must be readable JSON, got {str(path)!r}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{argument}` must be a JSON object, got {str(path)!r} with {type(content).__name__}.")

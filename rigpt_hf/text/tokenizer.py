@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..checkpoints.read import check_ids, load_config, reading
+from ..checkpoints.read import load_config, reading
 from ..checkpoints.read import load_tokenizer as load
 from .files import local_documents
 
@@ -143,12 +143,17 @@ def text_ids(source: str, path: Path) -> torch.Tensor:
             "the folder, or leave the text out."
         ) from error
     config = load_config(source)
-    check_ids(tokenizer, config, source)
     length = min(512, config.max_position_embeddings)
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
         raise ValueError(
             f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
             "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
+        )
+    if (largest := int(input_ids.max())) >= config.vocab_size:
+        raise ValueError(
+            f"`text` must give tokens that the model has an embedding for, ids from 0 to {config.vocab_size - 1}, got "
+            f"{largest} by the tokenizer of {source!r}. Put the model's own tokenizer into the folder, or leave the "
+            "text out."
         )
     return input_ids

@@ -18,6 +18,7 @@ from rigpt_hf.checkpoints.folder import (
     forget,
     new_file,
     new_folder,
+    parse_json,
     read_written,
     temporary_sibling,
     write_text,
@@ -361,3 +362,11 @@ def test_leftovers_of_others_stay(tmp_path):
     make(output)
     assert set(content(tmp_path)) == {f"{name}/file" for name in names} | set(OURS)
     assert json.loads((output / WRITTEN).read_text())["files"].keys() == {"part", "part/model", "config.json"}
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_that_is_wrong(tmp_path):
+    """So that every reader of JSON answers as for other damage: a record of what was written is none."""
+    with pytest.raises(ValueError, match="its brackets are nested too deeply"):
+        parse_json("[" * 100_000)
+    (tmp_path / WRITTEN).write_text('{"files": ' + "[" * 100_000)
+    assert read_written(tmp_path) == {} and parse_json(b'{"a": [1]}') == {"a": [1]}

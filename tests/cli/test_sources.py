@@ -360,20 +360,6 @@ def test_weights_of_a_stock_model_are_no_booleans(folders, answer, tmp_path):
         assert name in line and "floating point" in line and not out.exists(), line
 
 
-def test_tokens_beyond_the_table_are_an_error_before_any_text_is_read(folders, answer, tmp_path):
-    model, text, out = copied(folders / "rigpt", tmp_path / "model"), folders / "text.txt", tmp_path / "out"
-    whole = json.loads((model / "tokenizer.json").read_text())
-    whole["model"]["vocab"] = {word: 100 + index for word, index in whole["model"]["vocab"].items()}
-    (model / "tokenizer.json").write_text(json.dumps(whole))
-    for call in (
-        ("verify", model, model, "--text", text),
-        ("merge", model, model, out, "--text", text),
-        ("charges", model, "--measure", "--text", text),
-    ):
-        line = in_one_line(answer("rigpt", *call))
-        assert "must have an embedding for each id of its tokenizer" in line and not out.exists(), line
-
-
 def test_files_that_are_links_out_of_the_folder_do_not_come_along(folders, answer, tmp_path):
     model = copied(folders / "gpt2", tmp_path / "model")
     (tmp_path / "secret").write_text("SECRET_KEY")

@@ -81,6 +81,7 @@ def data(draw: Draw) -> Case:
         place, row = draw.randrange(40), {"messages": draw.choice(CHAT)}
         fine = "it is left out, and said" if row["messages"] is None else None
         content = lines(*([*CHATS[:place], row, *CHATS[place:]] if draw.random() < 0.7 else [row]))
+        fine = "a row without a chat, among others, is none" if row["messages"] is None else None
     elif draw.random() < 0.1:
         said = draw.choice(PLACES)
         misplace(draw.work / "in" / said, said)

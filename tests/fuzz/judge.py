@@ -91,6 +91,8 @@ class Answer:
                 [name for name in names if not (is_record(name) and os.path.dirname(name) in wrote)]
                 for names in (self.new, self.changed)
             )
+        elif self.code == CODES["kill"]:  # the record comes first
+            self.changed = [name for name in self.changed if not is_record(name)]
 
 
 def is_record(name: str) -> bool:
