@@ -161,16 +161,20 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
     if "revision" in options.data_options:
         request["revision"] = options.data_options["revision"]
-    prepare(
-        options.data,
-        build_tokenizer(options, source_options),
-        path,
-        validation=options.eval_share,
-        max_tokens=options.max_tokens,
-        progress=progress,
-        companions={REQUEST: request},
-        **source_options,
-    )
+    try:
+        prepare(
+            options.data,
+            build_tokenizer(options, source_options),
+            path,
+            validation=options.eval_share,
+            max_tokens=options.max_tokens,
+            progress=progress,
+            companions={REQUEST: request},
+            **source_options,
+        )
+    except ValueError as error:  # in whose words the folder is the output
+        error.args = (str(error).replace("`output_dir`", "`data_dir`"), *error.args[1:])
+        raise
     return path
 
 
