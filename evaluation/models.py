@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rigpt_hf.checkpoints.companions import plain_generation
 from rigpt_hf.checkpoints.read import load_model, load_tokenizer
 
 
@@ -166,6 +167,9 @@ def evaluated(
 
 def _load(name: str, device: Any, dtype: Any, revision: str | None) -> Any:
     model = load_model(name, argument="model", revision=revision, allow_unexpected=True, dtype=dtype or "auto")
+    model.generation_config = plain_generation(
+        getattr(model, "generation_config", None)
+    )  # measures say how to generate
     return (model.to(device) if device is not None else model).eval()
 
 

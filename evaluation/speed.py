@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, __version__
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import check_file, write_text
 from rigpt_hf.command_line import WRITES, execute, guarded, make_app
 from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
 from rigpt_hf.evaluation.timing import device_name, own_peak_memory, ratios, spread, take_turns
@@ -250,6 +250,7 @@ def main(
         raise ValueError(f"`attention` must be sdpa or eager, got {attention!r}.")
     if output.is_dir() or not next(folder for folder in output.parents if folder.exists()).is_dir():
         raise ValueError(f"`output` must be a file that can be made, got {str(output)!r}. Name another.")
+    check_file(output, "output", force=True)
     if peak_memory_of is not None:
         return print_own_peak_memory(peak_memory_of, SHAPES[shapes[0]], attention)
     transformers.logging.set_verbosity_error()
@@ -281,7 +282,7 @@ def main(
         "share_of_matrix_products": shares,
         "rows": [asdict(row) for row in rows],
     }
-    write_text(output, json.dumps(measured, indent=2) + "\n")
+    write_text(output, json.dumps(measured, indent=2) + "\n", force=True)
     console.print(f"Written to {output}", markup=False)
 
 

@@ -1,6 +1,5 @@
 """The card: what is known of a model, in the order in which a stranger asks for it."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import is_replaceable, parse_json, write_text
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
 from rigpt_hf.evaluation.harness.suites import load_suite
@@ -98,7 +97,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
 def _architecture(folder: Path) -> str:
     """The class that was saved, if the folder says."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")[0])
+        return str(parse_json((folder / "config.json").read_text(encoding="utf-8")).get("architectures")[0])
     return ""
 
 
@@ -269,17 +268,23 @@ def write_card(
 
     Args:
         folder, repo_id, results, metadata: As for [`card_text`].
-        force (`bool`, defaults to `False`): Whether to replace a card that is there.
+        force (`bool`, defaults to `False`): Whether to replace a card that this program wrote.
 
     Returns:
         `Path`: of the card.
 
     Raises:
-        ValueError: as [`card_text`], or if there is a card and `force` is not given.
+        ValueError: as [`card_text`], or if there is a card and `force` is not given, or one that this program did not
+            write or somebody has changed since.
     """
     path = Path(folder) / CARD
     if (path.exists() or path.is_symlink()) and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
+    if not is_replaceable(path):
+        raise ValueError(
+            f"`folder` must have no card, or one that this program wrote there and nobody has changed since, got "
+            f"{str(path)!r}. Move or remove it yourself."
+        )
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
-    write_text(path, text)
+    write_text(path, text, "folder", force)
     return path

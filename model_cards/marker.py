@@ -80,8 +80,8 @@ def read_marker(text: str) -> Marker | None:
         marker.author_metadata  # noqa: B018  it must be readable too
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"`card` must end with the comment of rigpt card as it was written, got {line[1]:.60}. Write the card "
-            "once more with rigpt card --force, or remove that line to keep the card as your own."
+            f"`card` must end with the comment of rigpt card as it was written, got {line[1]:.60}. Remove the "
+            "card and write it once more with rigpt card, or remove that line to keep the card as your own."
         ) from error
     return marker
 

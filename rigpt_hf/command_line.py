@@ -30,6 +30,8 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b",
     "text_column": "data_options",
     "separator": "data_options",
 }
+# What a message says after this is about a file.
+OF_FILE = "`config.json` with possible values"
 # Seconds that a process of several waits before it says why it failed: a launcher ends it when the main one has.
 PATIENCE = 10.0
 # Tokens of people, of applications that act for them (which are JSON Web Tokens), and of organizations.
@@ -246,6 +248,8 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     inner = dict(INNER)
     if "sources" in typed:
         inner |= dict.fromkeys(("models", "model", "reference", "a", "b"), "sources")
+    elif "source" in typed:
+        inner |= {"model": "source"}
     meant = shown("got ") or shown("")
     if len(meant) == 1:
         inner |= dict.fromkeys(("source", "model", "repo"), meant[0])
@@ -255,8 +259,9 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     def spell(match: re.Match) -> str:
         return f"`{typed.get(inner.get(match[1], match[1])) or typed.get(match[1], match[1])}`"
 
-    # Two names may be those of one list.
-    return re.sub(r"(`[^`]+`) and \1", r"all of \1", re.sub(r"`(\w+)`", spell, message))
+    # What is said of the values in a file calls them as the file does; and two names may be those of one list.
+    before, of_file, after = message.partition(OF_FILE)
+    return re.sub(r"(`[^`]+`) and \1", r"all of \1", re.sub(r"`(\w+)`", spell, before)) + of_file + after
 
 
 def listed(value: Any) -> list[Any]:

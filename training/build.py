@@ -1,6 +1,5 @@
 """The model, the optimizer and the data that the options of a run describe."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
@@ -161,16 +161,20 @@ def ensure_data(options: DataOptions, progress: bool = True) -> Path:
     request = {"tokenizer": options.tokenizer, "tokenizer_revision": options.tokenizer_revision}
     if "revision" in options.data_options:
         request["revision"] = options.data_options["revision"]
-    prepare(
-        options.data,
-        build_tokenizer(options, source_options),
-        path,
-        validation=options.eval_share,
-        max_tokens=options.max_tokens,
-        progress=progress,
-        companions={REQUEST: request},
-        **source_options,
-    )
+    try:
+        prepare(
+            options.data,
+            build_tokenizer(options, source_options),
+            path,
+            validation=options.eval_share,
+            max_tokens=options.max_tokens,
+            progress=progress,
+            companions={REQUEST: request},
+            **source_options,
+        )
+    except ValueError as error:  # in whose words the folder is the output
+        error.args = (str(error).replace("`output_dir`", "`data_dir`"), *error.args[1:])
+        raise
     return path
 
 
@@ -200,7 +204,7 @@ def check_data(options: DataOptions, manifest: Manifest, path: Path) -> None:
     request = path / REQUEST
     made: dict[str, Any] = {**manifest.source, "validation": manifest.validation}
     try:
-        asked: Any = json.loads(request.read_bytes()) if request.is_file() else {"tokenizer": options.tokenizer}
+        asked: Any = parse_json(request.read_bytes()) if request.is_file() else {"tokenizer": options.tokenizer}
         made |= asked.items()
     except (ValueError, AttributeError) as error:
         raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
     def read(cls, path: Path) -> "Checkpoint":
         """Read the record only; a `ValueError` that says what to do if that is absent or damaged."""
         try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            record = parse_json((path / RECORD).read_text(encoding="utf-8"))
             digest = record.pop("sha256")
             if digest != _digest_of(record):
                 raise ValueError("its own sha256 does not fit")

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, new_file, record_written
+from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, new_file, parse_json, record_written
 from rigpt_hf.command_line import check_above
 
 from .checkpoints import check_facts, sync
@@ -78,7 +78,7 @@ def _is_cut_entry(line: bytes) -> bool:
 
 def _is_entry(line: bytes) -> bool:
     try:
-        return {"step", "loss", "lr", "gradient_norm"} <= json.loads(line).keys()
+        return {"step", "loss", "lr", "gradient_norm"} <= parse_json(line).keys()
     except (ValueError, AttributeError):
         return False
 
@@ -126,7 +126,7 @@ def claim(folder: Path, facts: dict[str, Any]) -> None:
 
 def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:
     try:
-        saved = json.loads(owner.read_text(encoding="utf-8"))
+        saved = parse_json(owner.read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
             raise ValueError("not an object")
         return saved

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, new_folder, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, new_folder, parse_json, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.training import plot_losses
@@ -63,8 +63,8 @@ class Records:
         entries = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
+                entries.append(parse_json(line))
+            except ValueError:
                 break
         return entries
 

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from rigpt_hf import __version__
+from rigpt_hf.checkpoints.companions import plain_generation
 from rigpt_hf.checkpoints.folder import new_folder, write_text
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import check_ids, quiet_loading
@@ -146,7 +147,9 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
     dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
     model = named_model(load_rigpt, source, dtype, options.model_revision)
-    special = model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id
+    special, generation = (model.config.use_cache, model.config.pad_token_id), model.generation_config
+    # The library loads what it would not save: how to sample, beside the wish not to.
+    model.generation_config = plain_generation(generation)
     with state.main_process_first():  # the others read what it cached
         where = options.data_split, options.data_config, options.data_revision
         rows = read_rows(options.data, *where)
@@ -211,8 +214,10 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     )
     if state.is_main_process:
         # Trainers set these for themselves, and they would be saved that way.
-        model.config.use_cache, model.config.pad_token_id, model.generation_config.pad_token_id = special
-        write(options, trained.eval(), tokenizer, saved_dtype, record | {"result": asdict(report)})
+        model.config.use_cache, model.config.pad_token_id = special
+        generation.bos_token_id = model.generation_config.bos_token_id
+        generation.eos_token_id = model.generation_config.eos_token_id
+        write(options, trained.eval(), tokenizer, generation, saved_dtype, record | {"result": asdict(report)})
     state.wait_for_everyone()
     return report
 
@@ -337,7 +342,14 @@ def make_trainer(
     return trainer
 
 
-def write(options: FinetuneOptions, model: Any, tokenizer: Any, dtype: torch.dtype, record: dict[str, Any]) -> None:
+def write(
+    options: FinetuneOptions,
+    model: Any,
+    tokenizer: Any,
+    generation: transformers.GenerationConfig,
+    dtype: torch.dtype,
+    record: dict[str, Any],
+) -> None:
     """The finished folder in its place, and the checkpoints away."""
     with new_folder(Path(options.output_dir)) as folder:
         with quiet_loading():
@@ -347,6 +359,8 @@ def write(options: FinetuneOptions, model: Any, tokenizer: Any, dtype: torch.dty
             if options.lora is None or options.merge:
                 model = model.to(dtype)
             model.save_pretrained(folder)
+        if (file := folder / "generation_config.json").is_file():  # an adapter has none
+            generation.to_json_file(file)
         tokenizer.save_pretrained(folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not options.keep_checkpoints:

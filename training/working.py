@@ -1,6 +1,5 @@
 """The folder of a fine-tuning's checkpoints: what in it is this program's, and which checkpoint is whole."""
 
-import json
 import logging
 import re
 import shutil
@@ -12,7 +11,16 @@ from typing import Any
 
 from transformers import TrainerState
 
-from rigpt_hf.checkpoints.folder import WRITTEN, check_output, foreign, inventory, read_written, record_written, room
+from rigpt_hf.checkpoints.folder import (
+    WRITTEN,
+    check_output,
+    foreign,
+    inventory,
+    parse_json,
+    read_written,
+    record_written,
+    room,
+)
 
 from .finetune_options import FinetuneOptions
 from .folder import LOCK
@@ -82,7 +90,7 @@ def is_begun(checkpoint: Path) -> bool:
     if all(name.startswith(f".{WRITTEN}.") for name in names):
         return True
     try:
-        return json.loads((checkpoint / WRITTEN).read_text(encoding="utf-8")) == {"files": {}}
+        return parse_json((checkpoint / WRITTEN).read_text(encoding="utf-8")) == {"files": {}}
     except (OSError, ValueError):
         return False
 
@@ -191,7 +199,7 @@ def retain(working: Path, limit: int) -> None:
 def read_record(working: Path) -> dict[str, Any] | None:
     """The record of the run whose checkpoints these are; `None` if there is none, or it is something else."""
     try:
-        record = json.loads((working / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((working / RECORD).read_text(encoding="utf-8"))
         return record if {"options", "data", "versions"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -40,12 +40,6 @@ def check_rates(rates: Collection[float]) -> None:
         raise ValueError(f"`rates` must be positive numbers, separated by commas, got {given!r}. Correct them.")
 
 
-def check_file(output: Path | None, force: bool) -> None:
-    """Raise a `ValueError` if a file is there that is not to be replaced."""
-    if output is not None and output.exists() and not force:
-        raise ValueError(f"`output` must not exist yet, got {str(output)!r}. Name another or pass --force.")
-
-
 def sweep(
     train: Callable[[float, int], dict[str, Any]], rates: Sequence[float], seeds: int, loss: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -105,9 +99,15 @@ def median_and_range(values: Sequence[float], form: str) -> list[str]:
     return [form.format(pick(values)) for pick in (statistics.median, min, max)]
 
 
-def write_json(path: Path | None, value: Any, indent: int | None = 2) -> None:
-    """Numbers, and paths as text, in a file that appears complete, if one is named; its folder is made."""
+def write_json(path: Path | None, value: Any, indent: int | None = 2, force: bool | None = None) -> None:
+    """
+    Write numbers, and paths as text, to a file that appears complete, if one is named; its folder is made.
+
+    Args:
+        path, value, indent: The file, what is in it, and how it is laid out.
+        force (`bool`, *optional*): As of `new_file`, for a file that a person named.
+    """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=indent, default=str) + "\n")
+    write_text(path, json.dumps(value, indent=indent, default=str) + "\n", force=force)

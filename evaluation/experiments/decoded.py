@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import check_file, write_text
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.text.tokenizer import load_tokenizer
 
-from .common import check_file, check_least
+from .common import check_least
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Options:
     window: int = 512
     """Token ids in a document."""
     force: bool = False
-    """Replace an earlier file."""
+    """Replace a file that this program wrote and nobody changed."""
 
     def __post_init__(self):
         check_least(self, window=1)
         if not self.tokens.is_file():
             raise ValueError(f"`tokens` must be a file of token ids, got {str(self.tokens)!r}, which is none.")
-        check_file(self.output, self.force)
+        check_file(self.output, "output", self.force)
 
 
 def documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, window: int) -> list[str]:
@@ -73,7 +73,7 @@ def run(options: Options) -> None:
     """
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
     texts = documents(tokens, load_tokenizer(options.tokenizer), options.window)
-    write_text(options.output, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_text(options.output, "".join(json.dumps({"text": text}) + "\n" for text in texts), force=options.force)
     Console().print(f"{len(texts)} documents, {sum(map(len, texts)):,} characters in {options.output}")
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
@@ -55,6 +56,7 @@ class Options:
     """File for the numbers, JSON."""
 
     def __post_init__(self):
+        check_file(self.output, "output", force=True)
         check_least(self, steps=1, seeds=1)
         if not 0 < self.lr < math.inf:
             raise ValueError(
@@ -76,7 +78,7 @@ def run(options: Options) -> None:
         table.add_row(kind, *median_and_range(distances, "{:.1e}"), f"{losses:.1e}")
     Console().print(table)
     how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
-    write_json(options.output, how | {"results": results})
+    write_json(options.output, how | {"results": results}, force=True)
 
 
 def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, float]:

@@ -30,12 +30,13 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
-from .common import check_file, check_least, write_json
+from .common import check_least, write_json
 
 
 # Relative error of every output where models are compared at equal noise.
@@ -69,11 +70,11 @@ class Options:
     output: Path | None = None
     """File for the results, JSON."""
     force: bool = False
-    """Replace an earlier result."""
+    """Replace a file that this program wrote and nobody changed."""
 
     def __post_init__(self):
         check_least(self, windows=1, context=1)
-        check_file(self.output, self.force)
+        check_file(self.output, "output", self.force)
 
 
 @torch.no_grad()
@@ -168,7 +169,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
     console.print(table)
-    write_json(options.output, results)
+    write_json(options.output, results, force=options.force)
     return results
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
@@ -60,6 +61,7 @@ class Options:
     """File for the numbers, JSON."""
 
     def __post_init__(self):
+        check_file(self.output, "output", force=True)
         if self.tokens % (self.sequence * self.rows):
             raise ValueError(f"`tokens` must be a multiple of {self.sequence} · {self.rows}, got {self.tokens}.")
 
@@ -79,7 +81,7 @@ def run(options: Options) -> None:
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
     how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
     how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
-    write_json(options.output, how | result)
+    write_json(options.output, how | result, force=True)
 
 
 def measure(

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_ratio
 from rigpt_hf.evaluation.timing import ratios, take_turns
@@ -43,6 +44,7 @@ class Options:
     """File for the numbers, JSON."""
 
     def __post_init__(self):
+        check_file(self.output, "output", force=True)
         check_known("only", self.only, CANDIDATES)
         check_least(self, turns=2)
 
@@ -58,7 +60,7 @@ def run(options: Options) -> None:
     Console().print(table)
     how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
     how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
-    write_json(options.output, how)
+    write_json(options.output, how, force=True)
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:

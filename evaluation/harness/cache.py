@@ -11,7 +11,7 @@ import torch
 
 import rigpt_hf
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import parse_json, write_text
 from rigpt_hf.training import diagnostics
 
 from .. import models
@@ -74,7 +74,7 @@ class Cache:
     def get(self, key: str) -> dict[str, Any] | None:
         """The result that is kept under a name; `None` if there is none, or a file that cannot be read."""
         try:
-            return json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            return parse_json((self.folder / f"{key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 

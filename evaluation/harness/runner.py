@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
-from rigpt_hf.checkpoints.folder import DiskFullError
+from rigpt_hf.checkpoints.folder import DiskFullError, parse_json
 from rigpt_hf.text.paths import without_path
 
 from ..measure import NotApplicable
@@ -159,7 +159,7 @@ def check_same_models(output: Path, hashes: dict[str, str]) -> None:
     if not path.is_file():
         return
     try:
-        recorded = {name: each["sha256"] for name, each in json.loads(path.read_text("utf-8"))["models"].items()}
+        recorded = {name: each["sha256"] for name, each in parse_json(path.read_text("utf-8"))["models"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         recorded = {writing.RESULTS: "cannot be read"}
     if lost := [name for name, digest in recorded.items() if digest not in hashes.values()]:

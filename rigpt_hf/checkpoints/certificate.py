@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..version import __version__
+from .folder import parse_json
 
 
 CERTIFICATE_NAME = "certificate.json"
@@ -132,7 +133,7 @@ class Certificate:
     @classmethod
     def load(cls, folder: str | Path) -> "Certificate":
         """Read `certificate.json` from a folder."""
-        return cls.from_dict(json.loads((Path(folder) / CERTIFICATE_NAME).read_text(encoding="utf-8")))
+        return cls.from_dict(parse_json((Path(folder) / CERTIFICATE_NAME).read_text(encoding="utf-8")))
 
     def __str__(self) -> str:
         shape = " x ".join(str(size) for size in self.inputs["shape"])
@@ -258,9 +259,10 @@ def compare(
     source: str = "",
     target: str = "",
     seed: int | None = None,
+    names: tuple[str, str] = ("a", "b"),
 ) -> Certificate:
     """
-    The certificate of two records on the same inputs; arguments as in [`certify`].
+    The certificate of two records on the same inputs; arguments as in [`certify`], and `names` for error messages.
 
     Raises:
         CertificateError: if the comparison would say nothing: logits that are not finite, or all the same.
@@ -274,14 +276,20 @@ def compare(
     ids = input_ids.cpu()
     kept = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
     logits_a, logits_b = a.logits[kept], b.logits[kept]  # [tokens, V]
-    for name, logits in (("a", logits_a), ("b", logits_b)):
+    for name, said, logits in ((names[0], source, logits_a), (names[1], target, logits_b)):
+        kind = str(logits.dtype).removeprefix("torch.")
         if not bool(torch.isfinite(logits).all()):
-            raise CertificateError(f"`{name}` gives logits that are not finite: nothing can be certified about it.")
-    if logits_a.numel() == 0 or float(logits_a.max()) == float(logits_a.min()):
-        raise CertificateError(
-            "`a` gives the same logit for everything, which any model without weights would too: a certificate would "
-            "say nothing. Use a model with weights, and inputs of several tokens."
-        )
+            raise CertificateError(
+                f"`{name}` must give finite logits to be certified, got NaN or infinity of {said or 'it'}: numbers "
+                f"leave the range of {kind} on the way. Take a `dtype` with more range, or see whether weights are "
+                "damaged."
+            )
+        if logits.numel() == 0 or (logits is logits_a and float(logits.max()) == float(logits.min())):
+            raise CertificateError(
+                f"`{name}` must tell tokens apart to be certified, got the same logit for everything of "
+                f"{said or 'it'}, as of any model without weights, or whose numbers leave the range of {kind} on the "
+                "way. Use a model with weights of ordinary size, and inputs of several tokens."
+            )
     error = max_logit = 0.0
     for rows_a, rows_b in zip(logits_a.split(ROWS), logits_b.split(ROWS), strict=True):
         rows_a64 = rows_a.to(torch.float64)

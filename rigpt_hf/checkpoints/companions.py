@@ -31,6 +31,12 @@ def save_generation_config(source: Path, folder: Path, config: PreTrainedConfig)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
 
 
+def plain_generation(generation: GenerationConfig | None) -> GenerationConfig:
+    """One with the same special tokens, and nothing else of what a folder says of sampling, searching or outputs."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(generation, name, None) for name in names})
+
+
 def save_tokenizer(source: Path, folder: Path, **kwargs) -> None:
     """
     The source's tokenizer and chat template.

@@ -1,8 +1,9 @@
 """
 Folders and files that appear complete or not at all, and to which nothing foreign is lost.
 
-One rule decides what may be replaced: only what this program wrote and nobody has changed since. A folder made here
-says so itself: `.rigpt-written.json` in it has the size and the time of change of every file.
+One rule decides what may be replaced: only what this program wrote and nobody has changed since. A folder that is
+written says so itself, and so does the folder of a file that a person named: `.rigpt-written.json` in it has the size
+and the time of change of every file.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..command_line import check_above
 from .workers import ALONE, Workers, together
@@ -40,11 +42,16 @@ def inventory(folder: Path) -> dict[str, list[int]]:
     content = {}
     for place, folders, files in os.walk(folder):
         for path in (Path(place, name) for name in (*folders, *files)):
-            stat = path.lstat()
             is_folder = path.name in folders and not path.is_symlink()
-            content[path.relative_to(folder).as_posix()] = [] if is_folder else [stat.st_size, stat.st_mtime_ns]
+            content[path.relative_to(folder).as_posix()] = [] if is_folder else stamp(path)
     content.pop(WRITTEN, None)
     return content
+
+
+def stamp(path: Path) -> list[int]:
+    """Size in bytes and time of change in nanoseconds of a file, or of a link."""
+    stat = path.lstat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[str]:
@@ -60,10 +67,18 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
     return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
 def read_written(folder: Path) -> dict[str, list[int]]:
     """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
     try:
-        return dict(json.loads((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
+        return dict(parse_json((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -72,6 +87,50 @@ def record_written(folder: Path, files: dict[str, list[int]]) -> None:
     """Say in a folder what was written into it; `files` is part of its [`inventory`]."""
     with new_file(folder / WRITTEN) as temporary:
         temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the record beside it; a record of nothing goes."""
+    files = read_written(path.parent)
+    if files.pop(path.name, None) is None:
+        return
+    if files:
+        record_written(path.parent, files)
+    else:
+        (path.parent / WRITTEN).unlink()
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether nothing is at a path, or a file that this program wrote and nobody has changed since."""
+    return not os.path.lexists(path) or read_written(path.parent).get(path.name) == stamp(path)
+
+
+def check_file(path: Path | None, argument: str, force: bool) -> None:
+    """
+    Raise if a file that a person named may not be written; `None` is fine.
+
+    Args:
+        path (`Path`, *optional*): the file.
+        argument (`str`): what error messages call it.
+        force (`bool`): whether an earlier file of this program's may be replaced.
+
+    Raises:
+        ValueError: if it is a folder, is there without `force`, or would be replaced although this program did not
+            write it, or somebody has changed it since.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
+    if os.path.lexists(path) and not force:  # a link to nothing is one too
+        raise ValueError(
+            f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
+        )
+    if not is_replaceable(path):
+        raise ValueError(
+            f"`{argument}` can be replaced only if this program wrote it and nobody has changed it since, got "
+            f"{str(path)!r}. Move or remove it yourself, or name another file."
+        )
 
 
 def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
@@ -94,7 +153,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
-    if not output.is_dir() or not any(output.iterdir()):
+    if not output.is_dir() or not any(path.name != WRITTEN for path in output.iterdir()):
         return
     if not force:
         raise ValueError(
@@ -137,6 +196,8 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
         if output.is_dir():
             earlier.update(inventory(output))
             check_ours(typed, argument, earlier)
+            if not earlier:  # the files in its record were taken away
+                (output / WRITTEN).unlink(missing_ok=True)
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
@@ -156,35 +217,34 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
 
 
 @contextmanager
-def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterator[Path]:
+def new_file(path: Path, argument: str = "output", force: bool | None = None) -> Iterator[Path]:
     """
     A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not.
 
     Args:
         path (`Path`): where the file shall appear.
         argument (`str`, defaults to `"output"`): what error messages call `path`.
-        force (`bool`, defaults to `True`): whether an earlier file may be replaced.
+        force (`bool`, *optional*): for a file that a person named, whether an earlier one of this program's may be
+            replaced; the folder gets a record of it. If not given the file is the program's own, and replaces any.
 
     Raises:
-        ValueError: if the disk is full or, without `force`, a file has appeared there.
+        ValueError: if the disk is full, or a file is there that must not be replaced.
     """
     temporary = temporary_sibling(path)
     remove_leftovers(path)
-    earlier = None
     try:
         with room(path, argument):
             yield temporary
-            # Before the file is there, which a full disk would otherwise leave behind.
-            if path.name != WRITTEN and (path.parent / WRITTEN).is_file():
-                stat = temporary.lstat()
-                stamp = [stat.st_size, stat.st_mtime_ns]
-                earlier = read_written(path.parent)
-                record_written(path.parent, earlier | {path.name: stamp})
-            if force:
-                temporary.replace(path)
-            else:
-                os.link(temporary, path)  # which replaces nothing
-            earlier = None
+            if force and not is_replaceable(path):
+                raise ValueError(
+                    f"`{argument}` must stay as it is while this runs, got {str(path)!r}, which has appeared or "
+                    "changed meanwhile and was left. Run it again, or name another place."
+                )
+            with _recorded(path, temporary, force is not None):
+                if force is False:
+                    os.link(temporary, path)  # which replaces nothing
+                else:
+                    temporary.replace(path)
     except FileExistsError as error:
         raise ValueError(
             f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name another "
@@ -192,13 +252,36 @@ def new_file(path: Path, argument: str = "output", force: bool = True) -> Iterat
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-        if earlier is not None and read_written(path.parent) != earlier:
-            record_written(path.parent, earlier)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete, in the place of an earlier one."""
-    with new_file(path) as temporary:
+@contextmanager
+def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
+    """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
+    earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
+    try:
+        try:
+            # Before the file is there, which a full disk would otherwise leave behind.
+            if is_kept and (is_named or (path.parent / WRITTEN).is_file()):
+                record_written(path.parent, read_written(path.parent) | {path.name: stamp(temporary)})
+        except DiskFullError as error:
+            raise (error.__cause__ or error) from None  # which is said of the file
+        except OSError:
+            if not is_named:
+                raise
+            is_kept = False  # The record is somebody else's: the file appears, and is not replaced later.
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first failure is the one to know
+            if is_kept and earlier is None:
+                forget(path)
+            elif is_kept and earlier is not None:
+                record_written(path.parent, read_written(path.parent) | {path.name: earlier})
+        raise
+
+
+def write_text(path: Path, text: str, argument: str = "output", force: bool | None = None) -> None:
+    """Write a text file that appears complete, in the place of an earlier one; arguments as of [`new_file`]."""
+    with new_file(path, argument, force) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -1,11 +1,15 @@
 """Models, configurations and tokenizers by what a person calls them: a folder, or an id on the Hub."""
 
 import json
+import logging
 from typing import Any
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from .read import load_config, load_model, load_tokenizer
+
+
+logger = logging.getLogger(__name__)
 
 
 def load(source: str, dtype: Any = None) -> Any:
@@ -73,11 +77,17 @@ def check_comparable(a: str, b: str):
 def check_same_vocabulary(a: str, b: str):
     """
     Raise a `ValueError` if the tokens of two models mean different things: vocabularies of two sizes, or, where both
-    have a tokenizer, one token with two ids, or other merges. No weights are read.
+    have a tokenizer, one token with two ids, or other merges. No weights are read. That one has none that loads
+    is said, and no error.
     """
     check_comparable(a, b)
-    first, second = tokenizer_of(a), tokenizer_of(b)
-    if first is None or second is None:
+    try:
+        first, second = load_tokenizer(a), load_tokenizer(b)
+    except ValueError:
+        logger.warning(
+            f"Whether the tokens of {a!r} and {b!r} mean the same was not checked: not both have a tokenizer that "
+            "loads here."
+        )
         return
     advice = "Take two models that were made with one tokenizer; tokens of one id must mean the same in both."
     ids, others = first.get_vocab(), second.get_vocab()
@@ -94,14 +104,6 @@ def check_same_vocabulary(a: str, b: str):
             f"`a` and `b` must have one tokenizer, got two that merge characters differently, in {a!r} and {b!r}. "
             f"{advice}"
         )
-
-
-def tokenizer_of(source: str) -> Any:
-    """The tokenizer of a folder or Hub id; `None` if it has none, or none that loads here."""
-    try:
-        return load_tokenizer(source)
-    except ValueError:
-        return None
 
 
 def merges_of(tokenizer: Any) -> Any:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..configuration_rigpt import SIZES
+from ..command_line import OF_FILE
 from ..extras import advice
+from .fields import REPAIR, UNREAD, about_field, check_fields, field_with
 from .source import (
     AGAIN,
     OTHER_VOCABULARIES,
@@ -37,6 +39,7 @@ from .source import (
 )
 from .weights import (
     DTYPES,
+    MASKS,
     check_finite,
     check_layers,
     check_names,
@@ -59,10 +62,8 @@ PICKLED = (
     "its weights are pickles of more than tensors, which run code when they are read. Save them as safetensors where "
     "you trust them"
 )
-WRONG_TYPE = re.compile(
-    r"Field '(?P<field>[^']+)'(?: expected .*\(value: (?P<value>.*)\)| with value (?P<other>.*) doesn't match any.*)",
-    re.DOTALL,
-)
+GENERATION = "generation.configuration_utils"  # the library's module that checks how to sample
+POSSIBLE = f"have a {OF_FILE}"
 
 
 def load_config(source: str | os.PathLike, *, argument: str = "source", revision: str | None = None) -> Any:
@@ -76,16 +77,13 @@ def load_config(source: str | os.PathLike, *, argument: str = "source", revision
     Raises:
         ValueError: if there is none, it cannot be read, its values are impossible, or it asks for code of its own.
     """
-    find_source(source, argument, revision)
+    content = read_json(find_source(source, argument, revision) / "config.json", argument)
     # What the library says of odd values, it says again when a model is made.
-    with reading(argument, source, "have a `config.json` with possible values"), silent():
-        config = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **at(revision))
-    for name, (_, most) in SIZES.items():
-        if isinstance(size := getattr(config, name, None), int) and size > most:
-            raise ValueError(
-                f"`{argument}` must have a `config.json` with possible values, got {str(source)!r}: `{name}` must be "
-                f"at most {most}, got {size:.3g}."
-            )
+    with reading(argument, source, POSSIBLE), silent():
+        kind = content.get("model_type")
+        known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None  # noqa: SIM401  `get` loads none
+        check_fields(content, known)
+        config = AutoConfig.from_pretrained(os.fspath(source), trust_remote_code=False, **UNREAD, **at(revision))
     return config
 
 
@@ -114,6 +112,10 @@ def load_tokenizer(
                 raise ValueError(f"`{argument}` must come with its tokenizer, got {str(source)!r}, which has none.")
         except ImportError as error:
             raise ValueError(in_short(error)) from error
+        except (AttributeError, TypeError, LookupError, ArithmeticError, StrictDataclassError):
+            if (folder / "config.json").is_file():
+                load_config(source, argument=argument)  # says more where that is at fault
+            raise
         return tokenizer
 
 
@@ -150,13 +152,14 @@ def load_model(
         ValueError: if there is no model, it asks for code of its own, or weights are missing, unexpected, of another
             shape or not finite; they are named.
     """
-    prefix = check_model(source, model_class, argument=argument, revision=revision)
+    config, prefix = check_model(source, model_class, argument=argument, revision=revision)
     if prefix:
         logger.warning(f"The names of the tensors in {source} begin with {prefix!r}, which is left out.")
         options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
     with reading(argument, source, "be a model that loads"), quiet_loading():
         model, report = model_class.from_pretrained(
             os.fspath(source),
+            config=config,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are reported, and refused below
@@ -194,12 +197,13 @@ def check_model(
     *,
     argument: str = "source",
     revision: str | None = None,
-) -> str:
+) -> tuple[Any, str]:
     """
     Look at all that a model is loaded from but the numbers; arguments as for [`load_model`].
 
     Returns:
-        `str`: what stands in front of the names of all tensors, because a wrapped model was saved.
+        `tuple`: the configuration, and what stands in front of the names of all tensors, because a wrapped model was
+        saved.
 
     Raises:
         ValueError: if it will not load.
@@ -218,16 +222,15 @@ def check_model(
                 f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
                 "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
             )
-        # Masks of old GPT-2 files are bytes, and called biases.
         codes = "CI" if getattr(config, "quantization_config", None) is not None else "CIUB"
         odd = {name: tensor.dtype for name, tensor in stored.items() if name.endswith((".weight", ".bias"))}
         odd = {name: dtype for name, dtype in odd.items() if dtype[0] in codes and dtype != "BF16"}
-        if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or name.endswith(".weight")}:
+        if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or not name.endswith(MASKS)}:
             raise ValueError(
                 f"`{argument}` must hold weights of floating point, got {str(source)!r} with {name_some(odd)} stored "
                 f"as {sorted(odd.values())[0]}. Save the whole model once more with `save_pretrained`."
             )
-    return prefix
+    return config, prefix
 
 
 def check_sizes(
@@ -246,9 +249,16 @@ def check_sizes(
         ValueError: names the field or the tensors.
     """
     check_layers(config, shapes, argument, source)
-    with reading(argument, source, "have a `config.json` with possible values"), torch.device("meta"):
+    with reading(argument, source, POSSIBLE), torch.device("meta"):
         is_auto = hasattr(model_class, "from_config")
-        model = model_class.from_config(config, trust_remote_code=False) if is_auto else model_class(config)
+        mould = deepcopy(config)  # which making a model would change
+        try:
+            model = model_class.from_config(mould, trust_remote_code=False) if is_auto else model_class(mould)
+        except KeyError as error:
+            if not (field := field_with(config, error.args[0])):
+                raise
+            given = shown(repr(error.args[0]))
+            raise ValueError(f"`{field}` must be a value that is known here, got {given}. {REPAIR}.") from error
     if getattr(config, "quantization_config", None) is not None:  # codes have shapes of their own
         return
     check_shapes(model, shapes, argument, source, only_shapes=True)
@@ -291,8 +301,8 @@ def in_words(error: BaseException) -> str:
         text = str(link)
         if isinstance(link, ValueError) and text.startswith("`"):
             return text
-        if match := WRONG_TYPE.search(text):
-            return f"`{match['field']}` must have another type, got {shown(match['value'] or match['other'])}"
+        if words := about_field(text):
+            return words
     text = str(error)
     if "trust_remote_code" in text:
         return FOREIGN
@@ -341,20 +351,23 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without the library's own bar and table of names, which would say nothing here."""
-    has_bar, reports = logging.is_progress_bar_enabled(), logging.get_logger("transformers.modeling_utils")
+    """Without the library's own bar, its table of names and what it says of sampling, which would say nothing here."""
+    has_bar = logging.is_progress_bar_enabled()
+    reports = [logging.get_logger(f"transformers.{name}") for name in ("modeling_utils", GENERATION)]
 
     def is_error(record: Any) -> bool:
         return record.levelno >= logging.ERROR
 
     logging.disable_progress_bar()
-    reports.addFilter(is_error)  # a level would be read by the library as a wish for other checks
+    for report in reports:
+        report.addFilter(is_error)  # a level would be read by the library as a wish for other checks
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             yield
     finally:
-        reports.removeFilter(is_error)
+        for report in reports:
+            report.removeFilter(is_error)
         if has_bar:
             logging.enable_progress_bar()
 

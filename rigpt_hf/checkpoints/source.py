@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from ..command_line import listed
-from .folder import check_output
+from .folder import check_output, parse_json
 
 
 ADAPTER = "adapter_config.json"
@@ -22,6 +22,7 @@ KNOWN = "the folder of a saved model or the id of a repository on the Hub"
 AGAIN = "Download it again, or save it once more."
 # Fields that the library looks into before it looks at them.
 KINDS = {"model_type": str, "auto_map": dict, "quantization_config": dict, "architectures": list, "dtype": str}
+KINDS |= {"torch_dtype": str, "id2label": dict, "label2id": dict, "problem_type": str}
 SHOWN = 80  # characters of a value that a message repeats
 
 # Only files with these names are copied: a folder may hold anything.
@@ -66,7 +67,7 @@ def find_source(
         folder = Path(name)
     else:
         folder = _fetched(name, argument, revision)
-    if (folder / ADAPTER).is_file():
+    if os.path.lexists(folder / ADAPTER):
         raise ValueError(
             f"`{argument}` must be a whole model, got {name!r}, which holds an adapter (`{ADAPTER}`). Merge it into "
             "its model (`merge_and_unload` of PEFT; training/finetune.py has --merge), or move it out of the folder."
@@ -136,13 +137,11 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
         ValueError: if the file cannot be read or holds anything else; the message names it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         held = "null" if content is None else f"a {type(content).__name__}"
         problem = "" if isinstance(content, dict) else f"it holds {held} and no object"
     except json.JSONDecodeError as error:
         problem = f"it is no JSON at line {error.lineno}, column {error.colno}"
-    except RecursionError:
-        problem = "its brackets are nested too deeply"
     except UnicodeDecodeError as error:
         problem = f"it is not UTF-8 at byte {error.start}"
     except (OSError, ValueError) as error:

@@ -16,6 +16,8 @@ from .source import AGAIN, read_json, shown
 
 # What DDP and `torch.compile` put in front of the names of a model they have wrapped.
 WRAPPERS = ("module.", "_orig_mod.")
+# Ends of the names of masks in old files of GPT-2 and its kin, which are bytes.
+MASKS = (".attn.bias", ".attention.bias")
 # Names that safetensors has for the dtypes of weights (masks in old GPT-2 files are U8 or BOOL).
 DTYPES = {
     "F64": torch.float64,
@@ -75,6 +77,11 @@ class Weights:
         else:
             parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
             tensor = parts.flatten(dim, dim + 1)
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"`{name}`{self.origin and f' of {self.origin!r}'} must hold numbers of floating point, got "
+                f"{tensor.dtype}. Save the whole model once more with `save_pretrained`."
+            )
         check_finite(name, tensor, self.origin)
         return tensor
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def write_checkpoint(
         if is_main and certify_against is not None:
             before = certify_against.record(certify_against.load, hashed=False)
         mine = dict(list(shards.items())[workers.index :: workers.count])
-        write_shards(mine, folder, dtype, progress if is_main else None)
+        write_shards(mine, folder, dtype, progress if is_main else None, str(assets_from))
 
     def finish(folder: Path) -> Certificate | None:
         write_index(shards, folder, dtype)
@@ -138,6 +138,7 @@ def write_checkpoint(
             source=certify_against.source,
             target=certify_against.target,
             seed=certify_against.seed,
+            names=("source", "output_dir"),
         ).check(certify_against.explanation)
         certificate.save(folder)
         return certificate
@@ -199,7 +200,9 @@ def split_into_shards(
     return {file: [by_name[name] for name in names] for file, names in split.filename_to_tensors.items()}
 
 
-def write_shards(shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype, progress: str | None) -> None:
+def write_shards(
+    shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtype, progress: str | None, source: str
+) -> None:
     """
     Make the tensors of each shard and write them, one shard after the other.
 
@@ -208,10 +211,14 @@ def write_shards(shards: dict[str, list[Entry]], folder: Path, dtype: torch.dtyp
         folder (`Path`): where.
         dtype (`torch.dtype`): to store as.
         progress (`str`, *optional*): what the progress bar says; none if not given.
+        source (`str`): what error messages call the checkpoint that they are made from.
+
+    Raises:
+        ValueError: if numbers of a tensor leave the range of `dtype`.
     """
     with tqdm(total=_nbytes(shards, dtype), unit="B", unit_scale=True, desc=progress, disable=not progress) as bar:
         for file, entries in shards.items():
-            _write_shard(entries, folder / file, dtype, bar.update)
+            _write_shard(entries, folder / file, dtype, bar.update, source)
             # safetensors makes files for their owner alone; these are as open as what lies beside them.
             (folder / file).chmod(folder.stat().st_mode & 0o666)
 
@@ -220,12 +227,20 @@ def _nbytes(shards: dict[str, list[Entry]], dtype: torch.dtype) -> int:
     return sum(entry.nbytes(dtype) for entries in shards.values() for entry in entries)
 
 
-def _write_shard(entries: list[Entry], path: Path, dtype: torch.dtype, advance: Callable[[int], Any]) -> None:
+def _write_shard(
+    entries: list[Entry], path: Path, dtype: torch.dtype, advance: Callable[[int], Any], source: str
+) -> None:
     # In one piece, which goes back to the system as a whole; many small ones would stay with the process.
     sizes = [prod(entry.shape) for entry in entries]
     tensors = {}
     for entry, place in zip(entries, torch.empty(sum(sizes), dtype=dtype).split(sizes), strict=True):
         tensors[entry.name] = place.view(entry.shape).copy_(entry.make(dtype))
+        if place.numel() and not all(map(isfinite, place.aminmax())):
+            raise ValueError(
+                f"`source` must have weights whose products are numbers in {str(dtype).removeprefix('torch.')}, got "
+                f"{source!r}, by which `{entry.name}` would not be finite. Ask for a `dtype` with more range, or see "
+                "whether its weights are damaged."
+            )
         advance(entry.nbytes(dtype))
     save_file(tensors, path, metadata={"format": "pt"})
 

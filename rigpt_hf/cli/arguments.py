@@ -34,5 +34,9 @@ Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "ma
 Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
 ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
 Seed = Annotated[int, option("Of the inputs of the certificate.")]
-Force = Annotated[bool, flag("force", "Replace an earlier model in OUTPUT.")]
-ForceFiles = Annotated[bool, flag("force", "Replace earlier files and an earlier model in OUTPUT.")]
+Force = Annotated[
+    bool, flag("force", "Replace an earlier model in OUTPUT that this program wrote and nobody changed.")
+]
+ForceFiles = Annotated[
+    bool, flag("force", "Replace files and a model in OUTPUT that this program wrote and nobody changed.")
+]

@@ -24,7 +24,7 @@ def card(
         ),
         READS,
     ] = None,
-    force: Annotated[bool, flag("force", "Replace an earlier card.")] = False,
+    force: Annotated[bool, flag("force", "Replace a card that this program wrote and nobody changed.")] = False,
 ):
     """
     Write the model card (README.md) of a saved RiGPT from what is known of it.

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ..checkpoints.folder import check_file, forget
+from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
 from .arguments import DTYPES
 
@@ -25,28 +27,17 @@ def to_dtype(name: str | None) -> Any:
 
 
 def check_device(device: str):
-    """Raise a `ValueError` if PyTorch cannot put anything on this device."""
+    """Raise a `ValueError` if PyTorch cannot put anything on this device, or only shapes without numbers."""
     import torch
 
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"`device` must be one that PyTorch can use here, such as cpu, got {device!r}: {reason}"
         ) from error
-
-
-def check_file(path: Path | None, argument: str, force: bool):
-    """Raise a `ValueError` if the path is a folder, or a file and `force` is not given; `None` is fine."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
-    if (path.exists() or path.is_symlink()) and not force:  # a link to nothing is one too
-        raise ValueError(
-            f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
-        )
 
 
 @contextmanager
@@ -57,13 +48,11 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     Args:
         path: Where the file shall appear.
         argument: Name of the argument that says so.
-        force: Whether an earlier file may be replaced.
+        force: Whether an earlier file of this program's may be replaced.
 
     Raises:
-        ValueError: if `path` is a folder, or a file without `force`.
+        ValueError: as [`check_file`].
     """
-    from ..checkpoints.folder import new_file as whole_file
-
     check_file(path, argument, force)
     with ExitStack() as stack:
         try:
@@ -98,6 +87,7 @@ def new_files() -> Iterator[Callable[[Path, str, bool], Path]]:
             with suppress(OSError):
                 if path.lstat().st_ino == number:
                     path.unlink()
+                    forget(path)
         raise
 
 
@@ -114,10 +104,10 @@ def check_picture(path: Path | None, force: bool):
 def save_picture(path: Path | None, force: bool, draw: Callable[[], Any], begin: Any = None):
     """Draw a picture and write it to a file, if there is a name for one; as one of [`new_files`], if `begin` is."""
     if path is not None:
-        from ..pictures import save
+        from ..pictures.style import encoded
 
         with nullcontext(begin(path, "picture", force)) if begin else new_file(path, "picture", force) as place:
-            save(draw(), place, path.suffix[1:])
+            place.write_bytes(encoded(draw(), path.suffix[1:]))
         Console().print(f"Picture in {path}", markup=False)
 
 

@@ -41,7 +41,7 @@ def evaluate(
     standard_tasks: Annotated[
         str, option("Tasks of lm-eval, with commas, such as lambada_openai,hellaswag,piqa.")
     ] = "",
-    include_path: Annotated[Path | None, option("Folder of lm-eval task files of your own.", "none")] = None,
+    include_path: Annotated[Path | None, option("Folder of lm-eval task files of your own.", "none"), READS] = None,
     limit: Annotated[int | None, option("Examples of each lm-eval task at most.", "all")] = None,
     fewshot: Annotated[
         int | None, option("Solved examples before each question of lm-eval.", "as the task says", min=0)

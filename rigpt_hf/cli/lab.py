@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..command_line import WRITES
 from ..extras import require
 from .arguments import argument, flag, option
 from .common import check_file, new_file
@@ -15,9 +16,9 @@ from .common import check_file, new_file
 
 def lab(
     name: Annotated[str | None, argument("Which one, or all.", "none: list them all")] = None,
-    output: Annotated[Path, option("Folder for the pictures.")] = Path("runs/lab"),
+    output: Annotated[Path, option("Folder for the pictures."), WRITES] = Path("runs/lab"),
     seed: Annotated[int, option("Of everything that is drawn at random.")] = 0,
-    force: Annotated[bool, flag("force", "Replace earlier pictures.")] = False,
+    force: Annotated[bool, flag("force", "Replace pictures that this program wrote and nobody changed.")] = False,
 ):
     """
     Make figures that explain RiGPT, as PNG, and say what is to be seen in them. Without a name: list them.
@@ -66,12 +67,12 @@ def lab(
 def make(name: str, output: Path, seed: int, force: bool, console: Console):
     """Make the pictures of one lab; what is to be seen in each, and its path, are printed."""
     from ..lab.running import run_lab
-    from ..pictures import save
+    from ..pictures.style import encoded
 
     with console.status(f"Making {name}"):
         shown = run_lab(name, seed)
     for each in shown:
         path = output / ("-".join(filter(None, (name, each.name))) + ".png")
         with new_file(path, "output", force) as place:
-            save(each.figure, place, "png")
+            place.write_bytes(encoded(each.figure))
         console.print(Text.assemble((str(path), "bold"), f": {each.seen}"))

@@ -33,7 +33,7 @@ def diff(
         Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,
     seed: Annotated[int, option("Of the noise that stands for chance.")] = 0,
-    force: Annotated[bool, flag("force", "Replace earlier files.")] = False,
+    force: Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")] = False,
 ):
     """
     Say whether B is A in disguise, a relative of it, or unrelated, from the weights alone. Exit code 1 unless they are
@@ -100,7 +100,7 @@ def charges(
     weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
     picture: Annotated[Path | None, option("File for a plot, with --measure.", "none"), WRITES] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
-    force: Annotated[bool, flag("force", "Replace an earlier picture.")] = False,
+    force: Annotated[bool, flag("force", "Replace a picture that this program wrote and nobody changed.")] = False,
 ):
     """
     Show the charges that gradient flow conserves, one set per symmetry that stretches, and whether descent keeps them.

@@ -180,10 +180,10 @@ def merge(
         path = measure_path(models, merged, input_ids, points, facts)
     with new_file(picture, "picture", force) if picture else nullcontext() as place:
         if picture is not None and place is not None:
-            from ..pictures import save
+            from ..pictures.style import encoded
             from ..pictures.symmetry import plot_paths
 
-            save(plot_paths([path]), place, picture.suffix[1:])
+            place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
         save_model(merged, sources[0], output, {"merge.json": facts})
     Console().print(f"Written to {output}", markup=False)
 
@@ -193,7 +193,13 @@ def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: 
     from ..symmetry import loss_path
 
     def loss(model: Any) -> float:
-        return model(input_ids, labels=input_ids, use_cache=False).loss.item()
+        value = model(input_ids, labels=input_ids, use_cache=False).loss.item()
+        if not isfinite(value):
+            raise ValueError(
+                f"`sources` must give finite losses on the text, as their average must, got {value} of "
+                f"{', '.join(facts['sources'])}. See whether their weights are damaged, or leave `text` out."
+            )
+        return value
 
     # The second is brought to the first, as in the merge; what is said is by the share of the first.
     path = loss_path(models[1], models[0], loss, points=points, progress=True).reversed()

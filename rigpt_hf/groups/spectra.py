@@ -55,6 +55,8 @@ def _orthogonalised(vectors: torch.Tensor, scale: float) -> torch.Tensor:
                 vector = vector - (previous @ vector) * previous
         if vector.norm() > 1e-6 * max(scale, 1e-300) / len(vectors) ** 0.5:
             rows.append(vector / vector.norm())
+    if len(rows) < size:
+        raise torch.linalg.LinAlgError("the vectors are too large to be completed")
     return torch.stack(rows)
 
 

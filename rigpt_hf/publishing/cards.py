@@ -67,7 +67,7 @@ def card_of(
     if stale and not unchanged:
         raise ValueError(
             f"`card` must be of these weights, got {str(path)!r}, which rigpt card wrote for others and which was "
-            "changed since. Write it once more with rigpt card --force, or remove its last line if all of it holds."
+            "changed since. Remove it and write it once more with rigpt card, or remove its last line if all holds."
         )
     newer = results is not None and digest_of_results(evaluation_of(results, measured())[0]) != marker.results
     notes: list[str] = []

@@ -18,6 +18,7 @@ import rigpt_hf
 
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
+from ..checkpoints.folder import WRITTEN, parse_json
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
 from ..checkpoints.source import ADAPTER, is_inside
 from ..evaluation.harness.report import as_html
@@ -89,7 +90,7 @@ class RepositoryContents:
 
     Args:
         files (`tuple[RepositoryFile, ...]`): by name.
-        left_out (`tuple[str, ...]`): files and folders of the model's folder that a repository does not hold.
+        left_out (`tuple[str, ...]`): files and folders of the model's folder that stay at home, but for the record.
         notes (`tuple[str, ...]`): lines that say what people may not expect.
     """
 
@@ -173,7 +174,7 @@ def repository_files(
     files = [RepositoryFile(name, _content(folder, name)) for name in names]
     files += [*evaluation, RepositoryFile(CARD, text.encode())]
     check_no_token(files)
-    published = {*names, CARD}
+    published = {*names, CARD, WRITTEN}
     inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     left_out = sorted(name for name in inside if name not in published)
     return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), (*notes, *more))
@@ -227,8 +228,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, argument: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"`{argument}` must be readable JSON, got {str(path)!r}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{argument}` must be a JSON object, got {str(path)!r} with {type(content).__name__}.")
@@ -327,7 +328,7 @@ def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) 
     # That two models differ is as true as that they are equal.
     if not reason or reason == NOT_PASSED:
         return ""
-    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that names them."
+    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that can be checked."
 
 
 def _content(folder: Path, name: str) -> Path | bytes:

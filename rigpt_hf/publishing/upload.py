@@ -1,6 +1,5 @@
 """`publish`: one commit on the Hub, so that a repository is never half there."""
 
-import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..checkpoints.folder import parse_json
 from .hub import Hub
 from .repository import RepositoryFile, check_no_token, foreign, is_managed, repository_files
 
@@ -160,7 +160,7 @@ def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
         with tempfile.TemporaryDirectory() as place:
             config = api.hf_hub_download(repo_id, "config.json", revision=info.sha, local_dir=place)
             try:
-                model_type = str(json.loads(Path(config).read_text(encoding="utf-8")).get("model_type"))
+                model_type = str(parse_json(Path(config).read_text(encoding="utf-8")).get("model_type"))
             except (ValueError, AttributeError):
                 model_type = "unknown"
     return _Existing(bool(info.private), has_branch, paths, model_type)

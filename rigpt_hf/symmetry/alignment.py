@@ -9,6 +9,7 @@ it is the tokens, whose order is the same in both models.
 Related: Git Re-Basin (arXiv 2209.04836) matches permutations; here the rotations that a RiGPT allows come first.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ..configuration_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, SIZES, RiGPTConfi
 from ..frames import FrameKey, table_of
 from .action import GaugeTransformation
 from .balance import balance
-from .contraction import View, Weights, token_vectors, views, weights_of
+from .contraction import UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
 from .local_frames import along, without_transports
 
 
@@ -82,6 +83,7 @@ def gauge_distance(a: nn.Module, b: nn.Module, *, max_sweeps: int = 100, toleran
 
 
 @torch.no_grad()
+@decomposable()
 def find_alignment(
     model: nn.Module,
     reference: nn.Module,
@@ -118,9 +120,9 @@ def _find_alignment(
     stop_above: float,
 ) -> Alignment:
     config = reference.config
-    from_model, weights = _balanced(model, dtype, unpaired)
-    from_reference, target = _balanced(reference, dtype, unpaired)
-    search = Search(config, weights, target)
+    from_model, weights = balance(model.config, weights_of(model), unpaired=unpaired)
+    from_reference, target = balance(config, weights_of(reference), unpaired=unpaired)
+    search = Search(config, *in_range(dtype, weights, target))
     search.turn_by_tokens()
     # Heads and neurons are matched in the models' own precision, angles are found in float64.
     distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar, stop_above)
@@ -128,7 +130,7 @@ def _find_alignment(
         from_model = search.total @ from_model
         weights = from_model.state_dict(weights_of(model))
         target = from_reference.state_dict(weights_of(reference))
-        search = Search(config, weights, target)
+        search = Search(config, *in_range(torch.float64, weights, target))
         if distances[-1] < min(1.0, stop_above):  # beyond, there are no angles worth more digits
             polished, converged = search.run(max_sweeps, tolerance, bar, stop_above, match=False)
             distances += polished
@@ -138,9 +140,24 @@ def _find_alignment(
     return Alignment(total, from_reference, aligned, target, distances, converged)
 
 
-def _balanced(model: nn.Module, dtype: torch.dtype, unpaired: float) -> tuple[GaugeTransformation, Weights]:
-    transformation, weights = balance(model.config, weights_of(model), unpaired=unpaired)
-    return transformation, {name: tensor.to(dtype) for name, tensor in weights.items()}
+def in_range(dtype: torch.dtype, *sides: Weights) -> list[Weights]:
+    """
+    Weights in float64 of several models, times one power of two by which their mean square is near 1, in a dtype.
+
+    That changes no digit and nothing that an alignment finds. Neurons are matched by powers of weights, which very
+    large or small ones would carry out of the range of the dtype.
+
+    Raises:
+        ValueError: if they have left the range of float64 before.
+    """
+    tensors = [tensor for side in sides for tensor in side.values()]
+    size = max((float(tensor.abs().max()) for tensor in tensors if tensor.numel()), default=0.0)
+    squares = sum(float((tensor / (size or 1)).square().sum()) for tensor in tensors)
+    mean = size * (squares / max(sum(tensor.numel() for tensor in tensors), 1)) ** 0.5
+    if not math.isfinite(mean):
+        raise ValueError(UNBALANCED)
+    power = torch.tensor(-math.frexp(mean)[1])
+    return [{name: tensor.ldexp(power).to(dtype) for name, tensor in side.items()} for side in sides]
 
 
 def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
@@ -240,7 +257,7 @@ class Search:
 
     def distance(self) -> float:
         squared = sum(float((self.weights[name] - self.target[name]).square().sum()) for name in self.compared)
-        return (squared / self.norm) ** 0.5
+        return (squared / self.norm) ** 0.5 if squared else 0.0
 
     def go(self, elements: Mapping[FrameKey, torch.Tensor]) -> None:
         step = GaugeTransformation(self.config, elements)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..frames import FrameKey, Table, table_of
 from .action import GaugeTransformation
 from .balance import balance
-from .contraction import View, Weights, views, weights_of
+from .contraction import View, Weights, decomposable, views, weights_of
 from .local_frames import along, without_transports
 
 
@@ -68,6 +68,7 @@ def canonicalize(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+@decomposable()
 def canonical_gauge(model: nn.Module) -> CanonicalGauge:
     """The transformation to the canonical member of a model's orbit, and how well it is determined."""
     config, table = model.config, table_of(model.config)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
-from .alignment import FOUND, UNPAIRED, Alignment, Search, find_alignment
+from .alignment import FOUND, UNPAIRED, Alignment, Search, find_alignment, in_range
 from .balance import balance
 from .contraction import Weights, weights_of
 from .local_frames import without_transports
@@ -199,9 +199,11 @@ def _rounding(found: Alignment, b: nn.Module, precisions: list[torch.dtype]) -> 
 
 def _cast_distances(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> dict[str, float]:
     """The distance between balanced forms before and after a cast, aligned again as balancing is not linear."""
-    rounded = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
+    cast = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
+    # In these frames weights may be larger than in those that they are stored in.
+    rounded = {name: torch.where(tensor.isfinite(), tensor, weights[name]) for name, tensor in cast.items()}
     balanced = [balance(config, side, passes=1, unpaired=UNPAIRED)[1] for side in (rounded, weights)]
-    search = Search(config, *balanced)
+    search = Search(config, *in_range(torch.float64, *balanced))
     search.run(2, FOUND, match=False)
     return part_distances(search.weights, search.target)
 
@@ -216,12 +218,11 @@ def _chance(found: Alignment, dtype: torch.dtype, seed: int, sweeps: int) -> dic
             order = torch.randperm(tensor.shape[dim], generator=generator)
             signs = torch.where(torch.rand(tensor.shape[dim], generator=generator) < 0.5, -1.0, 1.0).to(tensor)
             tensor = (tensor.movedim(dim, -1)[..., order] * signs).movedim(-1, dim)
-        scrambled[name] = tensor.to(working)
-    weights = {name: tensor.to(working) for name, tensor in found.aligned.items()}
-    search = Search(found.transformation.config, weights, scrambled)
+        scrambled[name] = tensor
+    search = Search(found.transformation.config, *in_range(working, found.aligned, scrambled))
     search.turn_by_tokens()
     search.run(sweeps, FOUND)
-    return part_distances(search.weights, scrambled)
+    return part_distances(search.weights, search.target)
 
 
 def describe(transformation: GaugeTransformation) -> dict[str, str]:

@@ -6,6 +6,7 @@ generators, with the weights of two models the cross-covariance that alignment n
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,21 @@ def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> d
         if not weight.isfinite().all():
             raise ValueError(f"`model` must have finite weights, got NaN or infinity in {name!r}. Check its training.")
     return weights
+
+
+UNBALANCED = (
+    "`model` must have weights of sizes that float64 can hold side by side, got some so much larger than others that "
+    "frames of it are singular. See whether single rows of weights are damaged."
+)
+
+
+@contextmanager
+def decomposable() -> Iterator[None]:
+    """Turns the failure of a decomposition, which weights of impossible sizes bring about, into one line on them."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(UNBALANCED) from error
 
 
 @dataclass(frozen=True)

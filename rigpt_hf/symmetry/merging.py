@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .alignment import check_alike, check_same_parameters, find_alignment
-from .contraction import Weights, weights_of
+from .contraction import Weights, decomposable, weights_of
 
 
 METHODS = ("linear", "spherical")
@@ -19,6 +19,7 @@ STEPS, PRECISE = 100, 1e-14
 
 
 @torch.no_grad()
+@decomposable()
 def merge(
     models: Sequence[nn.Module],
     weights: Sequence[float] | None = None,

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checkpoints.folder import parse_json
+
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -264,12 +266,12 @@ def _json_rows(path: Path) -> Iterator[Any]:
             if line.isspace():
                 continue
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError as error:
                 if begun:
                     raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from error
                 line += file.read()
-                value = json.loads(line)
+                value = parse_json(line)
                 if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
                     value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
             begun = True

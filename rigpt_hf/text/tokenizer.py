@@ -142,11 +142,18 @@ def text_ids(source: str, path: Path) -> torch.Tensor:
             f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
             "the folder, or leave the text out."
         ) from error
-    length = min(512, load_config(source).max_position_embeddings)
+    config = load_config(source)
+    length = min(512, config.max_position_embeddings)
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
         raise ValueError(
             f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
             "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
+        )
+    if (largest := int(input_ids.max())) >= config.vocab_size:
+        raise ValueError(
+            f"`text` must give tokens that the model has an embedding for, ids from 0 to {config.vocab_size - 1}, got "
+            f"{largest} by the tokenizer of {source!r}. Put the model's own tokenizer into the folder, or leave the "
+            "text out."
         )
     return input_ids

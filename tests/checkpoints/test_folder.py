@@ -12,10 +12,14 @@ import pytest
 from rigpt_hf.checkpoints import folder as module
 from rigpt_hf.checkpoints.folder import (
     WRITTEN,
+    check_file,
     check_output,
     foreign,
+    forget,
     new_file,
     new_folder,
+    parse_json,
+    read_written,
     temporary_sibling,
     write_text,
 )
@@ -174,6 +178,78 @@ def test_files_that_appear_are_left(tmp_path):
     assert content(tmp_path) == {"picture.png": "ours"}
 
 
+FILES = {
+    "not in the record": lambda path: (path.unlink(), (path.parent / WRITTEN).unlink(), path.write_text("theirs")),
+    "changed": lambda path: path.write_text("theirs"),
+    "of another time": lambda path: os.utime(path, ns=(1, 1)),
+    "a link": lambda path: (path.rename(path.with_name("moved")), path.symlink_to("moved")),
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("gone")),
+    "a damaged record": lambda path: (path.parent / WRITTEN).write_text("["),
+}
+
+
+@pytest.mark.parametrize("change", FILES.values(), ids=FILES)
+def test_a_file_that_is_named_is_replaced_only_if_it_was_written_here(change, tmp_path):
+    path = tmp_path / "said.json"
+    write_text(path, "first", force=False)
+    for force in (True, None):  # again, and as the program's own
+        check_file(path, "json", True)
+        write_text(path, "ours", force=force)
+    assert content(tmp_path) == {"said.json": "ours"} and foreign(tmp_path) == []
+    change(path)
+    before = {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="`json` can be replaced only if this program wrote it and nobody has ch"):
+        check_file(path, "json", True)
+    with pytest.raises(ValueError, match="`json` must stay as it is while this runs, got .*said.json"):
+        write_text(path, "new", "json", force=True)
+    assert before == {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
+    for force in (False, True):
+        with pytest.raises(ValueError, match="appeared"), new_file(tmp_path / "a", force=force) as place:
+            place.write_text("ours")
+            (tmp_path / "a").write_text("theirs")
+        assert content(tmp_path) == {"a": "theirs"} and not (tmp_path / WRITTEN).exists()
+        (tmp_path / "a").unlink()
+    write_text(tmp_path / "b", "ours", force=False)
+    write_text(tmp_path / "c", "ours", force=False)
+    written = read_written(tmp_path)
+
+    def fail(*arguments):
+        raise OSError("no")
+
+    replace = Path.replace
+    for name in ("b", "new"):
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="no"):
+            patched.setattr(Path, "replace", lambda path, to: (replace if to.name == WRITTEN else fail)(path, to))
+            write_text(tmp_path / name, "new", force=True)
+        assert read_written(tmp_path) == written and foreign(tmp_path) == []
+    forget(tmp_path / "b")
+    assert foreign(tmp_path) == ["b"]
+    forget(tmp_path / "c")
+    assert not (tmp_path / WRITTEN).exists()
+
+
+def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):
+    """As that of another person, in a folder in which everybody may have files; such a file is not replaced later."""
+    (tmp_path / WRITTEN).mkdir()
+    write_text(tmp_path / "said.json", "ours", force=False)
+    assert content(tmp_path) == {"said.json": "ours"}
+    with pytest.raises(ValueError, match="can be replaced only if"):
+        check_file(tmp_path / "said.json", "json", True)
+
+
+def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
+    (tmp_path / "out").mkdir()
+    write_text(tmp_path / "out/said.json", "ours", force=False)
+    (tmp_path / "out/said.json").unlink()
+    for force in (False, True):
+        check_output(tmp_path / "out", None, force)
+    make(tmp_path / "out")
+    assert content(tmp_path) == OURS and foreign(tmp_path / "out") == []
+
+
 def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
     for dead in (2**22 + 1, os.getpid()):
         (tmp_path / f".card.md.{module._here()}-{dead}-12345678.partial").touch()
@@ -286,3 +362,11 @@ def test_leftovers_of_others_stay(tmp_path):
     make(output)
     assert set(content(tmp_path)) == {f"{name}/file" for name in names} | set(OURS)
     assert json.loads((output / WRITTEN).read_text())["files"].keys() == {"part", "part/model", "config.json"}
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_that_is_wrong(tmp_path):
+    """So that every reader of JSON answers as for other damage: a record of what was written is none."""
+    with pytest.raises(ValueError, match="its brackets are nested too deeply"):
+        parse_json("[" * 100_000)
+    (tmp_path / WRITTEN).write_text('{"files": ' + "[" * 100_000)
+    assert read_written(tmp_path) == {} and parse_json(b'{"a": [1]}') == {"a": [1]}

@@ -51,6 +51,20 @@ def test_the_folder_holds_all_that_a_user_needs(verb, tmp_path):
 
 
 @over_verbs
+def test_products_beyond_the_dtype_are_refused(verb, tmp_path):
+    """In the words of the source: the folder in which they would be is gone."""
+    model = verb.model(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e30)
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match="`source` must .*got .*source.*") as error:
+        verb.run(tmp_path / "source", tmp_path / "out")
+    assert "partial" not in str(error.value) and "range" in str(error.value)
+    assert contents(tmp_path) == {"source"}
+
+
+@over_verbs
 def test_shards_in_and_out(verb, tmp_path):
     model = verb.model(torch.float64)
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import rigpt_hf
 from rigpt_hf import cli
+from rigpt_hf.checkpoints.read import quiet_loading
+from tests.checkpoints.folders import save_tokenizer
 from tests.cli.conftest import in_one_line
-from tests.models import randomise_
+from tests.models import randomise_, tiny_model
 from tests.processes import run
 
 
@@ -63,6 +65,7 @@ def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):
         (("export", "GPT2", "OUT"), "`SOURCE` must be a RiGPT"),
         (("verify", "GPT2", "GPT2", "--text", "missing.txt"), "`--text` must be a file"),
         (("convert", "GPT2", "OUT", "--device", "nowhere"), "`--device` must be one that PyTorch can use here"),
+        (("convert", "GPT2", "OUT", "--device", "meta"), "such as cpu, got 'meta': it holds no numbers"),
         (("convert", "GPT2", "FULL"), "or pass `--force` to replace it"),
         (("info", "no/such/folder"), "`SOURCE` must be the folder of a saved model or the id"),
         (("verify", "GPT2", "OTHER"), "`A` and `B` must have one vocabulary, got 61 tokens"),
@@ -174,3 +177,24 @@ def test_signals_end_in_one_line_and_leave_nothing(number, code, gpt2_folder, tm
     assert done.returncode == code and list(tmp_path.iterdir()) == []
     assert re.search("^rigpt: stopped (by SIGTERM|from the keyboard)", done.stderr, re.MULTILINE), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_text_in_tokens_that_the_model_has_no_row_for(rigpt, tmp_path):
+    """By a tokenizer of another model; every verb that measures on a text says so."""
+    with quiet_loading():
+        tiny_model().save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] = {word: 1000 + index for word, index in content["model"]["vocab"].items()}
+    path.write_text(json.dumps(content))
+    (tmp_path / "text.txt").write_text("a b c a b")
+    source, text = tmp_path / "model", ("--text", tmp_path / "text.txt")
+    for call in (
+        ("verify", source, source, *text),
+        ("merge", source, source, tmp_path / "out", *text),
+        ("charges", source, "--measure", *text),
+    ):
+        line = in_one_line(rigpt(*call))
+        assert "`--text` must give tokens that the model has an embedding for, ids from 0 to 60, got 1002 by" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "text.txt"}

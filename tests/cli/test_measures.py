@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
+from rigpt_hf.checkpoints.folder import WRITTEN, foreign, read_written
 from rigpt_hf.checkpoints.named import load_rigpt
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
@@ -71,7 +72,7 @@ def test_diff_recognises_a_disguise(done, folders, tmp_path):
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((tmp_path / "d.json").read_text())
     assert facts["verdict"] == "disguise" and len(facts["parts"]) >= 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "d.png", "g"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WRITTEN, "d.json", "d.png", "g"]
     done("rotate", folders / "model", tmp_path / "as-b", "--transformation", tmp_path / "g")
     aligned = AutoModelForCausalLM.from_pretrained(tmp_path / "as-b")
     disguise = AutoModelForCausalLM.from_pretrained(folders / "disguise", dtype=torch.float32)
@@ -111,7 +112,26 @@ def test_files_of_one_verb_appear_together_or_not_at_all(rigpt, folders, tmp_pat
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"said.json": "theirs"}
     said.unlink()
     assert rigpt("diff", folders / "model", folders / "disguise", *files)[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"said.json", "p.png", "g.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {WRITTEN, "said.json", "p.png", "g.safetensors"}
+    assert foreign(tmp_path) == []
+
+
+def test_force_replaces_only_files_that_were_written_here(rigpt, folders, tmp_path):
+    """Also of two files; the one that cannot be replaced is named, and the other is left."""
+    files = {"json": tmp_path / "d.json", "save-transformation": tmp_path / "g"}
+    command = ("diff", folders / "model", folders / "disguise")
+    given = [word for name, path in files.items() for word in (f"--{name}", path)]
+    assert rigpt(*command, *given)[0] == 0 and rigpt(*command, *given, "--force")[0] == 0
+    assert foreign(tmp_path) == [] and set(read_written(tmp_path)) == {"d.json", "g"}
+    for name, path in files.items():
+        path.write_text("mine")
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        code, _, err = rigpt(*command, *given, "--force")
+        assert code == 2 and f"`--{name}` can be replaced only if this program wrote it and" in err, err
+        assert f"got {str(path)!r}. Move or remove it yourself" in err
+        assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
+        path.unlink()
+        assert rigpt(*command, *given, "--force")[0] == 0
 
 
 def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_path, monkeypatch):
@@ -130,6 +150,26 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
     assert panel.get_xlabel() == "share of model A" and len(panel.lines) == 2
     for line in panel.lines:
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
+
+
+def test_numbers_that_leave_the_range_are_said_to_be_of_the_model(rigpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
+    model, source, text = tiny_model(dtype=torch.float32, **OPTIONS), tmp_path / "model", tmp_path / "text.txt"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter[0] *= 1e30
+    model.save_pretrained(source)
+    text.touch()
+    for command, message in (
+        (("merge", source, source, tmp_path / "out", "--text", text), "`SOURCES` must give finite losses on the text"),
+        (("canonicalize", source, tmp_path / "out"), "`SOURCE` must "),
+        (("rotate", source, tmp_path / "out"), "`SOURCE` must "),
+        (("verify", source, source), "`A` must "),
+    ):
+        code, _, err = rigpt(*command)
+        assert code == 2 and message in err and ("range" in err or "damaged" in err), err
+        assert not (tmp_path / "out").exists()
 
 
 def test_merging_a_model_with_its_disguise_gives_it_back(done, folders, tmp_path):

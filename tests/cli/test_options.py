@@ -181,6 +181,10 @@ def test_errors_name_what_was_typed():
             "`json` must be new; `a` and `lm_head.weight` may stay.",
             "`--json` must be new; `A` and `lm_head.weight` may stay.",
         ),
+        (  # a file has names of its own
+            "`source` must have a `config.json` with possible values, got 'y': `json` must be true or false, got 3.",
+            "`B` must have a `config.json` with possible values, got 'y': `json` must be true or false, got 3.",
+        ),
     ):
         assert as_typed(message, typed, values) == expected
     said = as_typed("`a` and `b` must have one vocabulary.", {"sources": "SOURCES"}, {"sources": ["x", "y"]})

@@ -13,6 +13,8 @@ from tests.cli.conftest import in_one_line
         ("convert LOOP out", "`SOURCE` must be a path that can be followed, got 'loop': its links lead in a circle"),
         ("convert none LOOP", "`OUTPUT` must be a path that can be followed, got 'loop'"),
         ("convert none LONG", f"`OUTPUT` must be a path that can be followed, got '{'x' * 80}': File name too long"),
+        ("lab lie-groups --output LONG", "`--output` must be a path that can be followed, got 'x"),
+        ("evaluate none --include-path LONG", "`--include-path` must be a path that can be followed, got 'x"),
         ("diff none none --json LOOP", "`--json` must be a path that can be followed"),
         ("merge none BYTES out", "`SOURCES` must be text in UTF-8, got '\\udcff'"),
         ("convert none out --revision BYTES", "`--revision` must be text in UTF-8"),

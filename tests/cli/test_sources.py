@@ -318,6 +318,11 @@ DAMAGED = {
         put("adapter_config.json", "{}"),
         ("an adapter (`adapter_config.json`). Merge it",),
     ),
+    "an adapter's link": (
+        "rigpt",
+        lambda folder: (folder / "adapter_config.json").symlink_to("nothing"),
+        ("an adapter (`adapter_config.json`). Merge it",),
+    ),
     "an adapter alone": (
         "rigpt",
         lambda f: (put("adapter_config.json", "{}")(f), (f / "config.json").unlink()),
@@ -342,6 +347,17 @@ def test_damage_is_named_in_one_line(damage, folders, answer, tmp_path):
     line = in_one_line(answer("finetune", model, folders / "text.txt", out))
     assert not any(word in line for word in UPSTREAM), line
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_weights_of_a_stock_model_are_no_booleans(folders, answer, tmp_path):
+    """Masks of old files are, under names that end like those of biases."""
+    model, out, name = copied(folders / "gpt2", tmp_path / "model"), tmp_path / "out", "transformer.h.1.ln_1.bias"
+    tensors(lambda w: w.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool)}))(model)
+    assert answer("rigpt", "convert", model, tmp_path / "good")[0] == 0
+    tensors(lambda w: w.update({name: w[name].bool()}))(model)
+    for call in (("convert", model, out), ("verify", model, model), ("demo", "--model", model, "--output", out)):
+        line = in_one_line(answer("rigpt", *call))
+        assert name in line and "floating point" in line and not out.exists(), line
 
 
 def test_files_that_are_links_out_of_the_folder_do_not_come_along(folders, answer, tmp_path):

@@ -196,9 +196,14 @@ class TestSameVocabulary:
             PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(path)
         return str(path)
 
-    def test_the_same(self, tmp_path):
+    def test_the_same(self, tmp_path, caplog):
         check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "b"))
-        check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "c", None))
+        assert not caplog.records
+        damaged = Path(self.make(tmp_path / "d"))
+        (damaged / "tokenizer.json").write_text("{")
+        for other in (self.make(tmp_path / "c", None), str(damaged)):
+            check_same_vocabulary(self.make(tmp_path / "a"), other)
+            assert caplog.records.pop().message.endswith("not both have a tokenizer that loads here.")
 
     @pytest.mark.parametrize(
         ("other", "message"),

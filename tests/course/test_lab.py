@@ -11,6 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from rigpt_hf.checkpoints.folder import WRITTEN
 from rigpt_hf.lab import chosen_seed, panels, registry, running, show
 from rigpt_hf.lab.registry import LABS, Lab, file_names, is_there
 from rigpt_hf.lab.running import run_lab
@@ -71,8 +72,8 @@ def test_a_chapter_becomes_pictures(rigpt, tmp_path):
     code, out, err = rigpt("lab", QUICK, "--output", tmp_path / "pictures", "--seed", 1)
     assert code == 0, err
     paths = sorted((tmp_path / "pictures").iterdir())
-    assert [path.name for path in paths] == sorted(file_names(QUICK)) and len(paths) == 3
-    for path in paths:
+    assert [path.name for path in paths] == [WRITTEN, *sorted(file_names(QUICK))] and len(paths) == 4
+    for path in paths[1:]:
         assert str(path) in out
         check_picture(path.read_bytes())
     assert "Every bent way is longer than the geodesic" in out
@@ -90,7 +91,11 @@ def test_earlier_pictures_are_kept_unless_forced(rigpt, labs, tmp_path):
     code, out, _ = rigpt(*command, "--seed", 1, "--force")
     assert code == 0 and "Drawn with seed 1" in out
     assert (tmp_path / "quick.png").read_bytes() != before
-    assert [path.name for path in tmp_path.iterdir()] == ["quick.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {WRITTEN, "quick.png"}
+    (tmp_path / "quick.png").write_text("mine")
+    code, _, err = rigpt(*command, "--force")
+    assert code == 2 and "`--output` can be replaced only if this program wrote it" in err and "quick.png" in err
+    assert (tmp_path / "quick.png").read_text() == "mine"
 
 
 def test_a_chapter_is_refused_before_it_runs(rigpt, tmp_path, monkeypatch):
@@ -104,7 +109,7 @@ def test_a_chapter_is_refused_before_it_runs(rigpt, tmp_path, monkeypatch):
 def test_all_makes_what_it_can_and_says_what_it_could_not(rigpt, labs, tmp_path):
     code, out, _ = rigpt("lab", "all", "--output", tmp_path)
     assert code == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["quick.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {WRITTEN, "quick.png"}
     assert "this version has no rigpt_hf.flow.no_such_module:plot" in out
     assert "which needs solver" in out and "Not made: absent, needy." in out
 

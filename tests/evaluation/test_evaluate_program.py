@@ -62,6 +62,10 @@ def test_refusals(models, tmp_path):
         (("--names", "one"), "`--names` must be two names with a comma, got 'one'"),
         (("--names", "a,a"), "`--names` must differ, got 'a' twice"),
         (("--device", "nowhere"), "`--device` must be one that PyTorch can use here"),
+        (
+            ("--device", "meta"),
+            "`--device` must be one that PyTorch can use here, such as cpu, got 'meta': it holds no",
+        ),
         (("--fewshot", "3"), "`--fewshot` is for `--standard-tasks`, got 3 and no such task"),
         (("--dtype", "int3"), "`--dtype` must be one of"),
         (("--suite", "none.yaml"), "`--suite` must be one of core, full or a YAML file"),

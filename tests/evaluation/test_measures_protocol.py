@@ -17,6 +17,7 @@ from rigpt_hf.evaluation.measures.invariance import invariance, largest
 from rigpt_hf.evaluation.measures.multiple_choice import MultipleChoice, multiple_choice_accuracy
 from rigpt_hf.evaluation.measures.perplexity import perplexity
 from rigpt_hf.evaluation.measures.quantization_robustness import quantization_robustness
+from rigpt_hf.evaluation.measures.throughput import first_token
 from rigpt_hf.evaluation.models import EvaluatedModel, evaluated
 from tests.evaluation.toys import Bigrams, rows, tiny_gpt2, word_tokenizer
 from tests.models import tiny_model
@@ -224,3 +225,14 @@ def test_a_rigpt_that_carries_its_code_loads_as_the_registered_class(tmp_path):
     loaded = evaluated(tmp_path).model
     assert type(loaded) is RiGPTForCausalLM
     assert perplexity(loaded, rows(1, 20))["loss"] == pytest.approx(perplexity(model, rows(1, 20))["loss"], rel=1e-6)
+
+
+def test_a_folder_does_not_say_how_measures_generate(tmp_path):
+    """Neither several beams nor other outputs, which would be slower or fail."""
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(
+        json.dumps({"num_beams": 0, "return_dict_in_generate": True, "temperature": 0.9, "eos_token_id": 3})
+    )
+    model = evaluated(tmp_path).model
+    first_token(model, torch.arange(4)[None])()
+    assert model.generation_config.eos_token_id == 3 and model.generation_config.num_beams is None

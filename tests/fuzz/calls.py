@@ -52,7 +52,7 @@ GOOD = {
     r"points|steps|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
     r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",
-    (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)[^/]{1,99}",
+    (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)(?!/)[^\0]{1,99}",
 }
 
 
@@ -124,6 +124,12 @@ def outputs(draw: Draw) -> Case:
     } | dict.fromkeys(NAMES, "a name like others")
     if name in ("pretrain", "evaluate", "lab"):
         fine |= dict.fromkeys(("forced", "a folder", "a folder of links"), "beside what is there")
+    if name == "lab":
+        fine["around the input"] = "beside what is there"
+    if old == "out-run":
+        fine = dict.fromkeys(
+            (*others, *PLACES, "a file", "forced", "a folder of links"), "preparing writes nothing there"
+        )
     if how == "a file":
         place.write_text("mine")
     elif how in ("forced", "a folder of links"):

@@ -79,7 +79,9 @@ def data(draw: Draw) -> Case:
     said, fine, content = "odd.jsonl", None, b""
     if name == "chat":
         place, row = draw.randrange(40), {"messages": draw.choice(CHAT)}
+        fine = "it is left out, and said" if row["messages"] is None else None
         content = lines(*([*CHATS[:place], row, *CHATS[place:]] if draw.random() < 0.7 else [row]))
+        fine = "a row without a chat, among others, is none" if row["messages"] is None else None
     elif draw.random() < 0.1:
         said = draw.choice(PLACES)
         misplace(draw.work / "in" / said, said)
@@ -87,8 +89,10 @@ def data(draw: Draw) -> Case:
         said = draw.choice([*BAD, *ODD])
         content = (BAD | ODD)[said]
         fine = "text, if odd" if said in ODD or said == "bare" else None
-        if said == "mixed.jsonl" and name == "evaluate":
-            fine = "no more is read than it needs"
+        if name == "evaluate":
+            fine = {"mixed.jsonl": "no more is read than it needs", "one.txt": "a token after the first"}.get(
+                said, fine
+            )
     if content or said not in PLACES:
         (draw.work / "in" / said).write_bytes(content)
     shown = content.decode("utf-8", "replace")[-60:] if name == "chat" else said

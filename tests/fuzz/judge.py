@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from rigpt_hf.checkpoints.folder import WRITTEN
 from rigpt_hf.checkpoints.read import quiet_loading
 from tests import processes
 
@@ -81,11 +82,22 @@ class Answer:
         self.happened = note.exists() and (note.read_text() or "yes")
         note.unlink(missing_ok=True)
         after = snapshot(root)
-        # Libraries have caches; and what is written into a folder of ours is put down in its record.
+        # Libraries have caches; and what is written is put down in the record beside it.
         self.new = sorted(name for name in after.keys() - before.keys() if not name.startswith("home/.c"))
         self.changed = [name for name, what in before.items() if after.get(name) != what]
-        if self.code == 0:
-            self.changed = [name for name in self.changed if not name.endswith(".rigpt-written.json")]
+        if self.code == 0 or (self.code == 1 and not self.err):
+            wrote = {os.path.dirname(name) for name in self.new if not is_record(name)}
+            self.new, self.changed = (
+                [name for name in names if not (is_record(name) and os.path.dirname(name) in wrote)]
+                for names in (self.new, self.changed)
+            )
+        elif self.code == CODES["kill"]:  # the record comes first
+            self.changed = [name for name in self.changed if not is_record(name)]
+
+
+def is_record(name: str) -> bool:
+    """Whether a file says what was written beside it."""
+    return os.path.basename(name) == WRITTEN
 
 
 def judge(case: Case, root: Path) -> dict[str, Any]:

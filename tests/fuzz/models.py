@@ -152,8 +152,8 @@ FOLLOW = (
 FREE = "depth_[ra]tol|layer_norm_epsilon|rms_norm_eps|max_position_embeddings|rope_theta"
 
 
-def harmless(name: str, value: object, old: object) -> str | None:
-    """Why a field of a configuration may have this value; `None` if it may not."""
+def harmless(name: str, value: object, old: object, weights: bool = True) -> str | None:
+    """Why a field of a configuration may have this value, beside weights or alone; `None` if it may not."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     reasons = {
         "the value it had": type(value) is type(old) and value == old,
@@ -162,12 +162,13 @@ def harmless(name: str, value: object, old: object) -> str | None:
         "for new weights only": name == "initializer_range" and number and value >= 0,
         "another function, of the same weights": (re.fullmatch(FREE, name) and number and value > 0)
         or (isinstance(old, bool) and isinstance(value, bool) and not name.endswith(("bias", "tie_word_embeddings"))),
+        "there are no weights that it could not fit": not weights and type(value) is int and value > 0,
         "a probability": name.endswith(("dropout", "pdrop")) and number and 0 <= value < 1,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def odd_field(draw: Draw, file: Path) -> tuple[str, str | None]:
+def odd_field(draw: Draw, file: Path, weights: bool = True) -> tuple[str, str | None]:
     """Give a field of a configuration, or of its rotary part, an odd value; what, and why it may do no harm."""
     content = inside = read_json(file)
     if content.get("rope_parameters") and draw.random() < 0.15:
@@ -175,14 +176,15 @@ def odd_field(draw: Draw, file: Path) -> tuple[str, str | None]:
     name, value = draw.choice(sorted(inside)), draw.choice(ODD)
     old, inside[name] = inside[name], value
     write_json(file, content)
-    return f"{name}: {str(value)[:40]!r} for {old!r}", harmless(name, value, old)
+    return f"{name}: {str(value)[:40]!r} for {old!r}", harmless(name, value, old, weights)
 
 
 @kind(6)
 def config(draw: Draw) -> Case:
     name, model, folder = draw.command("c")
     file = folder / "config.json"
-    said, fine = odd_field(draw, file) if draw.random() < 0.8 else (damage(draw, file), None)
+    weights = "w" in COMMANDS[name].reads
+    said, fine = odd_field(draw, file, weights) if draw.random() < 0.8 else (damage(draw, file), None)
     return Case(name, f"config of {model}: {said}", fine)
 
 
@@ -206,12 +208,15 @@ WITH_TEXT = ("verify-stock", "merge", "charges-measure", "evaluate", "prepare", 
 def tokenizer(draw: Draw) -> Case:
     name, model, folder = draw.command("t")
     fine = None if name in WITH_TEXT else "no text is read"
+    if name == "merge" and model == "in/other":
+        fine = "the first has a tokenizer"
     settings, content = folder / "tokenizer_config.json", folder / "tokenizer.json"
     how = draw.choice(("json", "settings", "class", "ids", "type", "template", "missing", "special"))
     said: object = ""
     if how in ("json", "settings"):
         said = damage(draw, content if how == "json" else settings)
-        fine = "the other file says it all" if how == "settings" and "nothing" in said else fine
+        if how == "settings" and ("nothing" in str(said) or "folder" in str(said)):
+            fine = "the other file says it all"
     elif how == "missing":
         content.unlink()
     elif how == "template":
@@ -230,6 +235,8 @@ def tokenizer(draw: Draw) -> Case:
         else:
             said = whole["model"]["type"] = draw.choice(("BPE", "None", 7, None))
         write_json(content, whole)
+    if name == "merge" and model == "in/other" and how != "ids":
+        fine = "it is said that tokens were not compared"
     return Case(name, f"tokenizer of {model}: {how} {said!r}", fine)
 
 

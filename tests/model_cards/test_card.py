@@ -356,6 +356,11 @@ def test_the_command_does_not_replace_a_card(tmp_path, known_invariance):
     result = CliRunner().invoke(app, ["card", str(tmp_path / "model")])
     assert "`FOLDER` must have no card yet" in str(result.exception)
     assert (tmp_path / "model/README.md").read_text() == "mine"
+    result = CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"])
+    assert "`FOLDER` must have no card, or one that this program wrote there and nobody has" in str(result.exception)
+    assert (tmp_path / "model/README.md").read_text() == "mine"
+    (tmp_path / "model/README.md").unlink()
+    assert CliRunner().invoke(app, ["card", str(tmp_path / "model")]).exit_code == 0
     assert CliRunner().invoke(app, ["card", str(tmp_path / "model"), "--force"]).exit_code == 0
     assert "preferred basis" in (tmp_path / "model/README.md").read_text()
     assert write_card(tmp_path / "model", force=True) == tmp_path / "model/README.md"

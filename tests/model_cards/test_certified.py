@@ -158,6 +158,34 @@ def test_a_certificate_says_no_more_than_its_numbers(tmp_path):
         assert doubt(tmp_path).startswith(why)
 
 
+def test_the_tolerance_is_that_of_the_weights_that_are_there(tmp_path):
+    """And neither that of the dtype that is stated of the source, nor of the one that a configuration names."""
+    _, certificate = save(tmp_path, torch.float32)
+    coarse = replace(certificate, source_dtype="bfloat16")
+    coarse.save(tmp_path)
+    assert Certificate.load(tmp_path).tolerance == 5e-2
+    kept, why = certificate_of(tmp_path, evaluated(tmp_path))
+    assert (kept, why) == (replace(coarse, tolerance=2e-5), "")
+    four_percent = {"max_abs_logit_error": 0.04 * certificate.max_abs_logit}
+    replace(coarse, **four_percent).save(tmp_path)
+    assert Certificate.load(tmp_path).passed
+    assert doubt(tmp_path) == (
+        "its certificate passes only by the dtype that it states of the source, which cannot be checked"
+    )
+    replace(coarse, max_abs_logit_error=0.06 * certificate.max_abs_logit).save(tmp_path)
+    assert doubt(tmp_path) == "its certificate did not pass"
+    # As if the weights were of 16 bits, with the hash that they have once loaded so.
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    loaded = evaluated(tmp_path).model
+    assert loaded.dtype is torch.bfloat16
+    forged = certify(loaded, loaded)
+    replace(forged, max_abs_logit_error=0.04 * forged.max_abs_logit).save(tmp_path)
+    assert doubt(tmp_path) == "its certificate contradicts itself"
+    loaded.save_pretrained(tmp_path)
+    assert doubt(tmp_path) == ""
+
+
 def test_the_card_says_what_is_stated_and_what_was_checked(tmp_path, known_invariance):
     _, certificate = save(tmp_path, torch.float32)
     stated = {"source": "openai/better (<b>Model)", "tolerance": 1e9, "relative_logit_error": 1e-30}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rigpt_hf.checkpoints.folder import inventory, record_written
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.models import evaluated
@@ -30,6 +31,7 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     (folder / "adapter").mkdir()
     (folder / "adapter/adapter_model.safetensors").write_bytes(b"")
     (folder / "training_args.bin").write_bytes(b"a pickle")
+    record_written(folder, inventory(folder))
     contents = repository_files(folder)
     paths = [file.path for file in contents.files]
     code = {"modeling_rigpt.py", "configuration_rigpt.py", "scores_rigpt.py"}
@@ -38,6 +40,7 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     expected = {"config.json", "generation_config.json", "tokenizer.json", "certificate.json", "README.md"}
     assert expected | code | shards | {"model.safetensors.index.json", "pictures/loss.png"} <= set(paths)
     # An adapter that was merged, and what `Trainer` leaves beside a model, stay at home.
+    assert ".rigpt-written.json" not in paths
     stay = ("adapter/adapter_model.safetensors", "notes.txt", "pictures/other.png", "training_args.bin")
     assert contents.left_out == stay and not set(stay) & set(paths)
     assert contents.size == sum((folder / path).stat().st_size for path in paths)
@@ -98,7 +101,8 @@ def test_results_that_make_no_page_go_alone(folder, tmp_path):
 
 def test_a_card_of_our_making_is_made_to_fit(folder, nothing_measured):
     """rigpt card FOLDER, then rigpt publish FOLDER me/tiny."""
-    write_card(folder, force=True)
+    (folder / "README.md").unlink()
+    write_card(folder)
     written = (folder / "README.md").read_text()
     assert 'from_pretrained("FOLDER"' in written
     contents = unloaded(folder, repo_id="tiny")
@@ -121,7 +125,8 @@ def card_in(contents: RepositoryContents) -> str:
 
 def test_a_card_of_our_making_takes_results_in(folder, tmp_path, nothing_measured):
     (tmp_path / "facts.yaml").write_text("license: mit")
-    write_card(folder, force=True, metadata=tmp_path / "facts.yaml")
+    (folder / "README.md").unlink()
+    write_card(folder, metadata=tmp_path / "facts.yaml")
     results = evaluation_of(folder, tmp_path / "evaluation")
     contents = unloaded(folder, repo_id="me/tiny", results=results)
     expected = card_text(folder, repo_id="me/tiny", results=results, metadata=tmp_path / "facts.yaml")
@@ -144,7 +149,8 @@ def test_a_card_of_our_making_takes_results_in(folder, tmp_path, nothing_measure
 
 
 def test_a_card_of_other_weights_is_not_published(folder, nothing_measured):
-    write_card(folder, repo_id="me/tiny", force=True)
+    (folder / "README.md").unlink()
+    write_card(folder, repo_id="me/tiny")
     stale = (folder / "README.md").read_text()
     assert card_in(unloaded(folder, repo_id="me/tiny")) == stale
     (folder / "certificate.json").unlink()
@@ -155,7 +161,7 @@ def test_a_card_of_other_weights_is_not_published(folder, nothing_measured):
     assert "was of other weights, so another is published" in contents.notes[0]
     changed = stale.replace("## Limits", "## Bounds")
     (folder / "README.md").write_text(changed)
-    with pytest.raises(ValueError, match="`card` must be of these weights, got .* changed since. .* --force") as error:
+    with pytest.raises(ValueError, match="`card` must be of these weights, got .* changed since. Remove it") as error:
         unloaded(folder, repo_id="me/tiny")
     assert "\n" not in str(error.value)
     (folder / "README.md").write_text(without_marker(changed))  # as the message says

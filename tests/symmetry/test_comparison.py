@@ -9,7 +9,7 @@ from torch import nn
 from rigpt_hf.frames import is_transport
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
-from rigpt_hf.symmetry import GaugeTransformation, compare, table_of
+from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
 from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
 from tests.models import noisy, over, tiny_config, tiny_model
@@ -136,6 +136,32 @@ def test_a_change_in_one_layer_shows_there():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_size_of_weights_does_not_decide(dtype, size):
+    """Products of them leave the range of float32, and powers of those at both ends that of float64."""
+    options = {**SHALLOW["gated"], "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny_model(dtype=torch.float32, **options)
+    turned = GaugeTransformation.random(model.config, generator(1), compact=True)(model)
+    with torch.no_grad():
+        for each in (model, turned):
+            for parameter in each.parameters():
+                parameter.mul_(size)
+    found = compare(model.to(dtype), turned.to(dtype))
+    assert found.verdict == "disguise" and found.total.distance < 0.02, found.total
+    assert compare(model, model).verdict == "same"
+
+
+def test_a_row_that_dwarfs_all_others_is_refused():
+    model = tiny_model(**SHALLOW["gated"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter[0] *= 1e30
+    with pytest.raises(ValueError, match="`model` must have weights of sizes that float64 can hold side by side"):
+        canonical_gauge(model)
+
+
 def test_stored_precision():
     model = tiny_model()
     assert stored_precision(model) is torch.float64

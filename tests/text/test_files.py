@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path):
         "c2.jsonl": (b'{"text": "A."}\n{"text": "\\ude00"}\n', "from line 2 on a text has half of a surrogate pair"),
         "c3.json": (b'{"text":\n ["\\uD800"]}', "from line 1 on a text has half of a surrogate pair"),
         "d.jsonl": (b'{"text": "A."}\n\xff\n', "it is not UTF-8 at byte"),
-        "e.json": (b"[" * 100_000, "maximum recursion depth"),
+        "e.json": (b"[" * 100_000, "its brackets are nested too deeply"),
         "f.txt.gz": (gzip.compress(b"A." * 1000)[:-9], "Compressed file ended|CRC"),
         "g.jsonl.gz": (b"no such thing", "Not a gzipped file"),
         "h.parquet": (b"PAR1 and no more", "Parquet"),

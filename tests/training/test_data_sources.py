@@ -156,6 +156,7 @@ def test_impossible_sources(folder, tmp_path_factory):
     for name, content in (("a.txt", b" \n"), ("b.txt", b"\xff\xfe\xff"), ("d.parquet", b"no such thing")):
         (other / name).write_bytes(content)
     (other / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
+    (other / "e.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000)
     (other / "empty").mkdir()
     unreadable = "`source` must hold files of UTF-8 text, JSON or Parquet that can be read, got"
     column = "`source` must have its texts in the column 'body', got .* with text, .* as `text_column`"
@@ -170,6 +171,7 @@ def test_impossible_sources(folder, tmp_path_factory):
         (other / "a.txt", {}, "`source` must hold some text, got .*a.txt', where all is blank"),
         (other / "b.txt", {}, f"{unreadable} .*b.txt': it is not UTF-8 at byte 0"),
         (other / "c.jsonl", {}, f"{unreadable} .*c.jsonl': line 2 is not JSON: Expecting value"),
+        (other / "e.jsonl", {}, f"{unreadable} .*e.jsonl': line 2 is not JSON: its brackets are nested too deeply"),
         (other / "d.parquet", {}, f"{unreadable} .*d.parquet': "),
     ):
         with pytest.raises(ValueError, match=message):

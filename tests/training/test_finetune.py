@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -67,6 +68,21 @@ def test_all_weights_learn_a_text_and_load_as_a_whole_model(options, model_folde
     assert record["options"]["max_steps"] == 25 and record["versions"]["torch"] == torch.__version__
     assert record["result"]["loss_after"] == report.loss_after
     assert record["result"]["steps"] == report.steps == 25
+
+
+def test_how_to_sample_goes_along_as_it_was(options, model_folder, tmp_path, capfd):
+    """Also what the library loads but would not save; it learns where to end."""
+    odd = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "num_beams": 3}
+    own = shutil.copytree(model_folder, tmp_path / "own")
+    (own / "generation_config.json").write_text(json.dumps(odd | {"eos_token_id": 1}))
+    for merged in ({}, {"lora": 2, "merge": True}):
+        finetune(options(model=str(own), max_steps=1, force=True, **merged))
+        saved = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+        end = AutoTokenizer.from_pretrained(tmp_path / "out").eos_token_id
+        assert (
+            {name: saved[name] for name in odd} == odd and end in saved["eos_token_id"] and "pad_token_id" not in saved
+        )
+    assert "generation flags" not in capfd.readouterr().err
 
 
 def test_chats_are_cut_and_padded_where_nothing_looks(options, model_folder, tmp_path, caplog):

@@ -1,9 +1,12 @@
 """Making the data of a run from the command line: a plain book, one process before many, and mistakes in options."""
 
+import errno
 import json
+import os
 import random
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +100,22 @@ def test_data_are_made_before_the_run(words, tmp_path, capsys):
     assert pretrain.main(words(data_options=CUT)) == 0
     assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == made
     assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_a_full_disk_at_the_first_change_is_said_in_a_line_of_its_own(words, tmp_path, capsys, monkeypatch):
+    mkdir = Path.mkdir
+
+    def full(path, *arguments, **options):
+        if path.name.endswith(".partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert pretrain.main(words(data_options=CUT, prepare_only=True)) == 2
+    said = [line for line in re.split("[\r\n]", capsys.readouterr().err) if "No space left" in line]
+    assert len(said) == 1 and "tokens [" not in said[0], said
+    assert "`--data-dir` must be a place that can be written to" in said[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"book.txt"}
 
 
 def test_data_that_a_run_could_not_begin_with_are_named_before_it(words, tmp_path, capsys, monkeypatch):

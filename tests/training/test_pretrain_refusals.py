@@ -131,11 +131,12 @@ def test_data_made_from_something_else_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"`data_dir` must hold what `{name}` says"):
             prepared(**changes)
     for name, said in (("request.json", "`data_dir` must have an"), ("manifest.json", "`folder` must have an")):
-        for damage in ("", "[]", "{"):
+        for damage in ("", "[]", "{", "[" * 100_000):
             (tmp_path / "data" / name).write_text(damage)
             with pytest.raises(ValueError, match=f"{said} undamaged `{name}`, got .*Make the folder again") as told:
                 prepared()
             assert "JSONDecodeError" not in str(told.value)
+            assert name == "request.json" or ("nested too deeply" in str(told.value)) == damage.startswith("[[")
 
 
 def test_changed_options_are_named(data, straight, tmp_path):

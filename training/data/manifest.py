@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rigpt_hf.checkpoints.folder import parse_json
+
 
 MANIFEST, VERSION = "manifest.json", 1
 # Little-endian, whatever the machine.
@@ -64,7 +66,7 @@ class Manifest:
                 "`prepare`."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             if (version := values["version"]) <= VERSION:
                 values["splits"] = {
                     split: Split(**facts | {"shards": tuple(Shard(**shard) for shard in facts["shards"])})
@@ -75,7 +77,9 @@ class Manifest:
                 return manifest
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it lacks or does not know {error}" if isinstance(error, KeyError) else "its fields are others"
-            reason = "it is not JSON" if isinstance(error, json.JSONDecodeError) else reason
+            if isinstance(error, ValueError):
+                known = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8"}
+                reason = known.get(type(error), str(error))
             raise ValueError(
                 f"`folder` must have an undamaged `{MANIFEST}`, got {str(folder)!r}: {reason}. Make the folder again."
             ) from error

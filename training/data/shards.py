@@ -93,8 +93,8 @@ def prepare(
     dtype = "uint16" if vocab_size <= 2**16 else "uint32"
 
     left = max_tokens
-    bar = tqdm(unit=" tokens", unit_scale=True, leave=False, disable=not progress)
-    with new_folder(output) as folder, bar:
+    # The bar comes last: one that is left open when the folder refuses would stand in the line of the message.
+    with new_folder(output) as folder, tqdm(unit=" tokens", unit_scale=True, leave=False, disable=not progress) as bar:
         writers = {split: ShardWriter(folder, split, dtype, shard_tokens) for split in SPLITS}
         for text, ids in _encoded(tokenizer, texts):
             row = np.array([*ids, end][:left], DTYPES[dtype])

@@ -45,10 +45,16 @@ def test_what_is_impossible_is_refused_and_nothing_is_lost(row, run, tmp_path):
     (tmp_path / "out.jsonl").write_text("mine")
     code, said = run()
     assert code == 2 and "`OUTPUT` must not exist yet" in said
+    code, said = run("--force")
+    assert code == 2 and "`OUTPUT` can be replaced only if this program wrote it" in said
+    assert (tmp_path / "out.jsonl").read_text() == "mine"
+    (tmp_path / "out.jsonl").unlink()
+    assert run("--window", "5")[0] == 0
+    before = (tmp_path / "out.jsonl").read_text()
     for arguments, named, message in (
         (("--window", "0"), {}, "`--window` must be at least 1, got 0"),
         (("--window", "24", "--force"), {}, "`TOKENS` must be at least one window of 24, got 23"),
-        ((), {"tokens": "none.bin"}, "`TOKENS` must be a file of token ids"),
+        (("--force",), {"tokens": "none.bin"}, "`TOKENS` must be a file of token ids"),
         (("--force",), {"tokenizer": "none"}, "`TOKENIZER` must be the folder"),
     ):
         code, said = run(*arguments, **named)
@@ -56,7 +62,7 @@ def test_what_is_impossible_is_refused_and_nothing_is_lost(row, run, tmp_path):
     np.array([1, 2, len(WORDS)] * 9, dtype="<u2").tofile(tmp_path / "row.bin")
     code, said = run("--window", "7", "--force")
     assert code == 2 and "`TOKENIZER` must have made the ids, got 31 tokens and the id 31" in said
-    assert (tmp_path / "out.jsonl").read_text() == "mine"
+    assert (tmp_path / "out.jsonl").read_text() == before
     row.astype("<u2").tofile(tmp_path / "row.bin")
     assert run("--window", "7", "--force")[0] == 0
-    assert (tmp_path / "out.jsonl").read_text() != "mine"
+    assert (tmp_path / "out.jsonl").read_text() != before
