@@ -89,6 +89,10 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if isinstance(error, ImportError) and (missing := advice(error)):
             return fail(name, missing)
         message = as_options(str(error))
+        if isinstance(error, OSError) and not isinstance(error, ValueError) and error.filename is not None:
+            # What no check has foreseen: a name too long, a place that nobody may enter.
+            named = str(error.filename)[:80]
+            message = f"A path must be one that can be read or written, got {named!r}: {error.strerror}. Name another."
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."
         return fail(name, message)

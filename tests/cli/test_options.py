@@ -156,6 +156,9 @@ def test_the_exit_code_is_what_the_program_returns(capsys):
     assert "KeyError" in capsys.readouterr().err
     with pytest.raises(KeyError):
         program(Options, fails, name="it")(["m", "--debug"])
+    assert program(Options, lambda options: Path("x" * 300).read_text(), name="it")(["m"]) == 2
+    line = f"it: A path must be one that can be read or written, got '{'x' * 80}': File name too long. Name another.\n"
+    assert capsys.readouterr().err == line
 
 
 def test_errors_name_what_was_typed():

@@ -85,13 +85,12 @@ class Answer:
         # Libraries have caches; and what is written is put down in the record beside it.
         self.new = sorted(name for name in after.keys() - before.keys() if not name.startswith("home/.c"))
         self.changed = [name for name, what in before.items() if after.get(name) != what]
-        if self.code == 0 or (self.code == 1 and not self.err):
-            wrote = {os.path.dirname(name) for name in self.new if not is_record(name)}
-            self.new, self.changed = (
-                [name for name in names if not (is_record(name) and os.path.dirname(name) in wrote)]
-                for names in (self.new, self.changed)
-            )
-        elif self.code == CODES["kill"]:  # the record comes first
+        wrote = {os.path.dirname(name) for name in self.new if not is_record(name)}
+        self.new, self.changed = (
+            [name for name in names if not (is_record(name) and os.path.dirname(name) in wrote)]
+            for names in (self.new, self.changed)
+        )
+        if self.code == CODES["kill"]:  # the record comes first
             self.changed = [name for name in self.changed if not is_record(name)]
 
 
@@ -141,7 +140,7 @@ def weigh(case: Case, root: Path, answer: Answer) -> tuple[str, str]:
             return "accepted", "what appeared is still there"
         answer.new = [name for name in answer.new if root / name not in (place, *place.parents)]
     if do == "twin" and "0" in (answer.happened, str(answer.code)):
-        if answer.happened == str(answer.code) and case.command not in ("evaluate", "card"):
+        if answer.happened == str(answer.code) and case.command not in ("evaluate", "card", "pretrain"):
             raise Failed("two at once, and both say that they wrote")
         return "refused", complete(case, root, answer, "one of two")
     if answer.code == 0 and do in CODES:
