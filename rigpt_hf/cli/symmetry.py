@@ -171,8 +171,9 @@ def merge(
     for source in sources:
         rigpt_config(source)
         check_output(output, source, force)
-        check_same_vocabulary(sources[0], source)
     input_ids = None if text is None else text_ids(sources[0], text)
+    for source in sources:
+        check_same_vocabulary(sources[0], source)
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
