@@ -8,22 +8,20 @@ later leave it as it is, and equal rows are on the same side.
 import hashlib
 import json
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import jinja2
 import numpy as np
 from tqdm.auto import tqdm
 
 from rigpt_hf.text import files
 from rigpt_hf.text.sources import parquet_instead
+
+from .templates import accepted, check_tools
 
 
 IGNORED = -100
@@ -31,7 +29,6 @@ REVISION = "--data-revision refs/convert/parquet"
 COLUMNS = ("messages", "text")
 BATCH = 256  # texts that are tokenized at once
 PASSAGE = re.compile(r".+?(?:\n[ \t]*\n\s*|\Z)", re.DOTALL)
-TEMPLATE_SECONDS = 60.0  # that a chat template may take for a conversation
 ASKED = {"role": "user", "content": "?"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -313,6 +310,7 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
             "`model` must have a fast tokenizer (tokenizer.json) for rows with `messages`, got "
             f"{type(tokenizer).__name__}. Convert it with `AutoTokenizer`, or give text."
         )
+    check_tools(messages, tokenizer, where)
     if GENERATION.search(tokenizer.get_chat_template()):
         with accepted(where):
             encoded = tokenizer.apply_chat_template(
@@ -329,47 +327,6 @@ def encode_chat(messages: list[dict], tokenizer: Any, where: str = "a chat") -> 
             spoken |= (starts < last) & (ends > first) & (ends > starts)
     input_ids = np.array(encoded["input_ids"], dtype=np.int32)
     return input_ids, np.where(spoken, input_ids, np.int32(IGNORED))
-
-
-@contextmanager
-def accepted(where: str) -> Iterator[None]:
-    """
-    For a block that renders a conversation.
-
-    Raises:
-        ValueError: if the template fails, as it may in any way, or comes to no end.
-    """
-    try:
-        with limited(TEMPLATE_SECONDS):
-            yield
-    except files.Unreadable:
-        raise
-    except Exception as error:  # a template is a program
-        kind = "" if isinstance(error, (jinja2.TemplateError, TimeoutError)) else f"{type(error).__name__}: "
-        reason = f"{kind}{' '.join(str(error).split())[:200].rstrip('.')}"
-        raise ValueError(
-            f"`data` must have chats that the chat template accepts, got {where}: {reason}. Leave it out, or give "
-            "another template with `--chat-template FILE`."
-        ) from error
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raises a `TimeoutError` in a block of the main thread that takes longer; other threads are left alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it took more than {seconds:g} seconds")
-
-    earlier = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
 
 
 def _turns(messages: list[dict], tokenizer: Any, where: str) -> tuple[str, list[tuple[int, int]]]:

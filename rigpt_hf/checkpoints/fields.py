@@ -28,7 +28,7 @@ UNREAD: dict[str, Any] = {
 WHOLE = SIZES | {
     "sliding_window": (1, LARGEST),
     "original_max_position_embeddings": (1, LARGEST),
-    "num_labels": (0, 10**6),  # a name is made for each
+    "num_labels": (0, 50_000),  # a name is made for each, which takes 0.1 ms
 }
 SYNONYMS = {"n_inner": "intermediate_size", "n_ctx": "max_position_embeddings"}
 # Real numbers by the form of their names: the words for the rule, and the rule.

@@ -16,25 +16,19 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..command_line import check_above
+from .disk import DiskFullError, folders_above, room
 from .workers import ALONE, Workers, together
 
 
 logger = logging.getLogger(__name__)
 
 WRITTEN = ".rigpt-written.json"
-# A disk that takes no more says one of these; some libraries pass on the words alone.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-FULL_WORDS = re.compile("No space left on device|File too large|Disk quota exceeded|Read-only file system")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-
-
-class DiskFullError(OSError, ValueError):
-    """A disk takes no more; the message names the place."""
 
 
 def inventory(folder: Path) -> dict[str, list[int]]:
@@ -44,7 +38,8 @@ def inventory(folder: Path) -> dict[str, list[int]]:
         for path in (Path(place, name) for name in (*folders, *files)):
             is_folder = path.name in folders and not path.is_symlink()
             content[path.relative_to(folder).as_posix()] = [] if is_folder else stamp(path)
-    content.pop(WRITTEN, None)
+    if _record(folder) is not None:  # a file of that name that is something else is somebody's
+        content.pop(WRITTEN, None)
     return content
 
 
@@ -77,10 +72,14 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_written(folder: Path) -> dict[str, list[int]]:
     """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
+    return _record(folder) or {}
+
+
+def _record(folder: Path) -> dict[str, list[int]] | None:
     try:
         return dict(parse_json((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return None
 
 
 def record_written(folder: Path, files: dict[str, list[int]]) -> None:
@@ -153,7 +152,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
-    if not output.is_dir() or not any(path.name != WRITTEN for path in output.iterdir()):
+    if not output.is_dir() or not any(path.name != WRITTEN or _record(output) is None for path in output.iterdir()):
         return
     if not force:
         raise ValueError(
@@ -199,21 +198,23 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
             if not earlier:  # the files in its record were taken away
                 (output / WRITTEN).unlink(missing_ok=True)
         try:
-            temporary.mkdir(parents=True)
+            above.enter_context(folders_above(output))
+            temporary.mkdir()
         except OSError as error:
             raise ValueError(
                 f"`{argument}` must be a place that can be written to, got {str(typed)!r}: {error.strerror}. Name "
                 "another."
             ) from error
 
-    try:
-        together(workers, lambda: begin() if is_main else None)
-        with room(typed, argument):
-            yield temporary
-            together(workers, lambda: publish(temporary, output, earlier, argument, typed) if is_main else None)
-    finally:
-        if is_main and temporary.exists():
-            _discard(temporary)
+    with ExitStack() as above:
+        try:
+            together(workers, lambda: begin() if is_main else None)
+            with room(typed, argument):
+                yield temporary
+                together(workers, lambda: publish(temporary, output, earlier, argument, typed) if is_main else None)
+        finally:
+            if is_main and temporary.exists():
+                _discard(temporary)
 
 
 @contextmanager
@@ -251,13 +252,19 @@ def new_file(path: Path, argument: str = "output", force: bool | None = None) ->
             "file, or pass `force=True`."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.unlink(missing_ok=True)
+        except BaseException:  # a signal in this very moment
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
     """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
     earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
+    if os.path.lexists(path.parent / WRITTEN) and _record(path.parent) is None:
+        is_kept = False
     try:
         try:
             # Before the file is there, which a full disk would otherwise leave behind.
@@ -283,22 +290,6 @@ def write_text(path: Path, text: str, argument: str = "output", force: bool | No
     """Write a text file that appears complete, in the place of an earlier one; arguments as of [`new_file`]."""
     with new_file(path, argument, force) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def room(output: Path, argument: str) -> Iterator[None]:
-    """Turns what libraries say of a full disk into one line that names the place."""
-    try:
-        yield
-    except Exception as error:
-        reason = FULL_WORDS.search(str(error))
-        if isinstance(error, DiskFullError) or not (reason or (isinstance(error, OSError) and error.errno in FULL)):
-            raise
-        said = reason.group() if reason else os.strerror(error.errno)  # type: ignore[attr-defined]
-        raise DiskFullError(
-            f"`{argument}` must be on a disk that has room for it, got {str(output)!r}: {said}. Free space, "
-            "or name another place; nothing was left."
-        ) from error
 
 
 def temporary_sibling(output: Path, kind: str = "partial") -> Path:

@@ -316,7 +316,10 @@ def check_names(
         if names := list(names):
             first = (mismatched or {}).get(sorted(names)[0])
             shape = f" ({list(first[0])}, not {list(first[1])})" if first and "shape" in problem else ""
+            remedy = "Save the whole model once more with `save_pretrained`"
+            if shape:
+                remedy = "Correct the sizes in its `config.json`, or resize the model and save it once more"
             raise ValueError(
                 f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
-                f"{name_some(names)}{shape}. Save the whole model once more with `save_pretrained`."
+                f"{name_some(names)}{shape}. {remedy}."
             )

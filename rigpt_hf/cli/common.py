@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..checkpoints.disk import folders_above
 from ..checkpoints.folder import check_file, forget
 from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
@@ -56,7 +57,7 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
     check_file(path, argument, force)
     with ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folders_above(path))
             temporary = stack.enter_context(whole_file(path, argument, force))
             temporary.touch()
         except OSError as error:

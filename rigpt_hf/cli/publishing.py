@@ -100,7 +100,11 @@ def publish(
         if space:
             files = space_files(repo, baseline=baseline)
             say_files(console, {name: len(content) for name, content in files.items()}, f"the Space {space_repo}")
-            console.print(f"The Space installs {package()}", highlight=False)
+            pinned = package()
+            unsure = (
+                "" if "@" in pinned else ", and is built once the index has that; installed from a commit, it pins it"
+            )
+            console.print(f"The Space installs {pinned}{unsure}", highlight=False)
         return
     report = run(
         folder,

@@ -156,6 +156,7 @@ def merge(
     """
     from ..checkpoints.folder import check_output
     from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
+    from ..symmetry.alignment import check_alike
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
     from ..text.tokenizer import text_ids
@@ -168,11 +169,16 @@ def merge(
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
+    first = rigpt_config(sources[0])
     for source in sources:
-        rigpt_config(source)
+        try:
+            check_alike(rigpt_config(source), first)
+        except ValueError as error:
+            raise ValueError(f"{error} These are {source!r} and {sources[0]!r}.") from error
         check_output(output, source, force)
-        check_same_vocabulary(sources[0], source)
     input_ids = None if text is None else text_ids(sources[0], text)
+    for source in sources:
+        check_same_vocabulary(sources[0], source)
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}

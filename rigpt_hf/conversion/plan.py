@@ -85,6 +85,11 @@ class _Reader:
 
     def _require(self, name: str) -> str:
         if name not in self.names:
+            if prefix := next((key[: -len(name)] for key in self.source.shapes if key.endswith(f".{name}")), ""):
+                raise ValueError(
+                    f"`{name}` is missing from the source, whose keys begin with {prefix!r}: another model holds this "
+                    "one. Save that part alone with `save_pretrained`."
+                )
             raise ValueError(
                 f"`{name}` is missing from the source. Its other keys match {self.family.name}; check that the "
                 "checkpoint is complete and that its configuration belongs to it."

@@ -90,7 +90,7 @@ IMPOSSIBLE = {
     "a dtype of whole numbers": ({"torch_dtype": "int8"}, ALL, "must be float32, bfloat16, float16 or float64, got"),
     "labels of another kind": ({"id2label": ["a"]}, ALL, "is a dict, got ['a']"),
     "labels without numbers": ({"id2label": {"a": "b"}}, ALL, "must have whole numbers as keys, got 'a'."),
-    "labels without end": ({"num_labels": 10**12}, ALL, "must be at most 1000000, got 1e+12."),
+    "labels without end": ({"num_labels": 10**12}, ALL, "must be at most 50000, got 1e+12."),
     "a method": ({"to_dict": 7}, ALL, "is no field of a configuration"),
     "a property": ({"use_return_dict": False}, ALL, "is no field of a configuration"),
     "an unknown model": ({"model_type": "nope"}, tuple(CLASSES), "must be a type of model that is known here"),

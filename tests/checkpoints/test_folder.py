@@ -23,6 +23,7 @@ from rigpt_hf.checkpoints.folder import (
     temporary_sibling,
     write_text,
 )
+from rigpt_hf.cli import common
 from tests.processes import run
 
 
@@ -370,3 +371,37 @@ def test_json_that_is_nested_too_deeply_is_a_value_that_is_wrong(tmp_path):
         parse_json("[" * 100_000)
     (tmp_path / WRITTEN).write_text('{"files": ' + "[" * 100_000)
     assert read_written(tmp_path) == {} and parse_json(b'{"a": [1]}') == {"a": [1]}
+
+
+def test_a_file_with_the_name_of_the_record_that_is_none_is_left(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    for text in ("my notes", '{"a": 1}', "[]"):
+        (output / WRITTEN).write_text(text)
+        for force in (False, True):
+            with pytest.raises(ValueError, match="must be empty or absent|with .rigpt-written.json. Move or remove"):
+                check_output(output, None, force)
+        with pytest.raises(ValueError, match="with .rigpt-written.json. Move or remove"):
+            make(output)
+        with new_file(output / "a.json", force=False) as temporary:
+            temporary.write_text("1")
+        assert content(output) == {"a.json": "1"} and (output / WRITTEN).read_text() == text
+        with pytest.raises(ValueError, match="only if this program wrote it"):
+            check_file(output / "a.json", "json", force=True)
+        (output / "a.json").unlink()
+
+
+def test_folders_that_were_made_on_the_way_go_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for writer, argument in ((new_folder, None), (common.new_file, False)):
+        for place in ("mine/a/b/out", "c/out"):
+            arguments = (tmp_path / place,) if argument is None else (tmp_path / place, "json", argument)
+            with pytest.raises(KeyError), writer(*arguments) as temporary:
+                assert temporary.parent.is_dir()
+                raise KeyError
+            assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    # Something has come into one of them meanwhile.
+    with pytest.raises(KeyError), new_folder(tmp_path / "mine/a/b/out"):
+        (tmp_path / "mine/a/thesis.txt").write_text("years of work")
+        raise KeyError
+    assert content(tmp_path) == {"mine/a/thesis.txt": "years of work"}

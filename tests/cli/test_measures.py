@@ -1,6 +1,7 @@
 """`rigpt canonicalize`, `diff`, `merge` and `charges`: what they print, what they write, and what they refuse."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rigpt_hf.checkpoints.named import load_rigpt
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from rigpt_hf.text import tokenizer
+from tests.cli.conftest import in_one_line
 from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
 from tests.tolerances import SYMMETRY
@@ -183,6 +185,17 @@ def test_merging_a_model_with_its_disguise_gives_it_back(done, folders, tmp_path
     assert gauge_distance(plain, model) > 0.1, "merging without alignment did no harm, so the test shows nothing"
     facts = json.loads((tmp_path / "m" / "merge.json").read_text())
     assert facts["weights"] == [0.75, 0.25] and facts["aligned"] and facts["method"] == "linear"
+
+
+def test_models_of_other_options_are_named_before_they_are_read(rigpt, folders, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folders / "model", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    (other / "model.safetensors").unlink()
+    line = in_one_line(rigpt("merge", folders / "model", folders / "disguise", other, tmp_path / "new"))
+    assert "must have the same `rms_norm_eps`" in line and not (tmp_path / "new").exists()
+    assert line.strip().endswith(f"These are {str(other)!r} and {str(folders / 'model')!r}.")
 
 
 def test_charges_are_listed_and_measured(done, folders, tmp_path):

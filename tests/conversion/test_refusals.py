@@ -90,6 +90,19 @@ def test_shapes_that_contradict_the_configuration_are_named():
         entry.make(torch.float32)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "base_model.model.", "transformer."])
+def test_a_prefix_that_is_not_known_is_named(prefix):
+    def put_in_front(state_dict):
+        renamed = {prefix + name: tensor for name, tensor in state_dict.items()}
+        state_dict.clear()
+        state_dict.update(renamed)
+
+    with pytest.raises(
+        ValueError, match=f"missing from the source, whose keys begin with '{prefix}'.* Save that part"
+    ):
+        plan("gpt2", put_in_front)
+
+
 def test_masks_of_older_releases_are_harmless():
     def add_masks(state_dict):
         state_dict["transformer.h.0.attn.bias"] = torch.ones(1, 1, 40, 40, dtype=torch.uint8)

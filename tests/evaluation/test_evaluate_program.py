@@ -92,7 +92,9 @@ def test_a_full_disk_is_one_line_that_names_the_file(models, tmp_path, monkeypat
             assert execute(app, "rigpt", command(models, tmp_path / "out")) == 2
         (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rigpt: ")]
         assert f"must be on a disk that has room for it, got '{tmp_path / 'out'}/" in said
-        assert said.endswith("No space left on device. Free space, or name another place; nothing was left.")
+        assert said.endswith(
+            "No space left on device. Free space, or name another place; what was being written was taken away."
+        )
         assert index == 0 or f"/out/{last.strip('.')}'" in said
         assert not list(tmp_path.rglob("*.partial"))
     assert execute(app, "rigpt", command(models, tmp_path / "out")) == 0

@@ -109,6 +109,7 @@ def test_a_rehearsal_lists_the_space_too(hub, folder, rigpt):
     assert " config.json " in before and " app.py " not in before
     assert all(f" {name} " in after for name in FILES) and "4 files" in after
     assert "would go to the Space me/tiny. Nothing was sent." in after and "The Space installs rigpt-hf" in after
+    assert "is built once the index has that" in after
 
 
 @pytest.mark.slow

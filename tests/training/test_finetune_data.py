@@ -11,6 +11,7 @@ import pytest
 
 from rigpt_hf.text.tokenizer import END
 from rigpt_hf.training import finetune_data as data
+from rigpt_hf.training import templates
 from tests.training.texts import CHAT, MARKED, PLAIN, TEXT, lines
 
 
@@ -29,7 +30,7 @@ def test_nothing_but_the_assistant_is_trained_wherever_it_begins(with_template):
     """Neither its own prompt, nor a system prompt that the template makes up, is a turn of the assistant."""
     system = "{% if messages[0].role != 'system' %}[system] Be a cat.{{ eos_token }}{% endif %}"
     silent = PLAIN.partition("{% if add")[0]  # has no prompt for the assistant's turn
-    calls = PLAIN.replace("{{ m.content }}", "{{ m.content or 'call' }}")
+    calls = PLAIN.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}")
     own = f"[assistant] Woof, cat.{END}"
     answers = [f"Woof, cat.{END}", f"Bones!{END}"]
     for template, expected in (
@@ -47,7 +48,10 @@ def test_nothing_but_the_assistant_is_trained_wherever_it_begins(with_template):
             assert [tokenizer.decode(ids) for ids in spoken] == expected, (template, chat)
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "purr"}}]}
     _, labels = data.encode_chat([call], with_template(system + calls))
-    assert tokenizer.decode(labels[labels != data.IGNORED]) == f"call{END}"
+    assert tokenizer.decode(labels[labels != data.IGNORED]) == f"purr{END}"
+    for chat in ([call], [*CHAT, call]):
+        with pytest.raises(ValueError, match="got one that leaves `tool_calls` out of row 3. Give another"):
+            data.encode_chat(chat, with_template(PLAIN.replace("m.content", "(m.content or '')")), "row 3")
     # Where the first turn is written in another way than later ones, nobody knows where it begins.
     first = PLAIN.replace("{{ m.content }}", "{{ m.content | upper if loop.first else m.content }}")
     with pytest.raises(ValueError, match="`chat_template` must render the beginning of a conversation"):
@@ -55,7 +59,7 @@ def test_nothing_but_the_assistant_is_trained_wherever_it_begins(with_template):
 
 
 def test_templates_that_fail_or_never_end_are_refused(with_template, monkeypatch):
-    monkeypatch.setattr(data, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 0.2)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     for broken, reason in (
         ("{{ 1/0 }}", "ZeroDivisionError: division by zero"),
