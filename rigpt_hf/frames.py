@@ -44,13 +44,26 @@ from .scores_rigpt import SCORES
 from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
 
 
-__all__ = ["Frame", "FrameKey", "Table", "is_transport", "layer_of", "refuse_shared_frames", "table_of"]
+__all__ = [
+    "Frame",
+    "FrameKey",
+    "Table",
+    "is_token_table",
+    "is_transport",
+    "layer_of",
+    "refuse_shared_frames",
+    "table_of",
+]
 FIXED: Axis = ()
 # `act(a z) = a^p act(z)` for a > 0; activations that are not listed allow no scaling.
 DEGREES = {"relu": 1, "relu2": 2}
 ATTENTION, MLP = "model.layers.*.self_attn.", "model.layers.*.mlp."
 # Parameters that carry the residual stream from one local frame to the next: into a layer, and after the last.
 TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
+
+
+# Parameters with a row for every token. Nothing turns that axis, but a symmetry of the data exchanges what is on it.
+TOKEN_TABLES = ("model.embed_tokens.weight", ATTENTION + "value_embedding.weight", "lm_head.weight")
 
 
 def _frames(config: RiGPTConfig) -> dict[str, Frame]:
@@ -222,3 +235,8 @@ def table_of(config: RiGPTConfig) -> Table:
 def is_transport(name: str) -> bool:
     """Whether a parameter carries the residual stream from one local frame to the next."""
     return pattern_of(name) in TRANSPORTS
+
+
+def is_token_table(name: str) -> bool:
+    """Whether a parameter has a row for every token, on its first axis."""
+    return pattern_of(name) in TOKEN_TABLES

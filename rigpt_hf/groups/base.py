@@ -1,7 +1,7 @@
 """The interface of every group, whatever its elements are; frames (`rigpt_hf/frames.py`) know groups by it alone."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -50,6 +50,8 @@ class Group:
     stretches: bool = False
     exchanges: bool = False
     movable: bool = False
+    # What a finite group may be represented by in it: permutations, orthogonal matrices, or nothing but the identity.
+    represents: Literal["permutations", "matrices"] | None = None
     dtype = torch.float64
 
     def shape(self, copies: int) -> tuple[int, ...]:
@@ -66,6 +68,10 @@ class Group:
 
     def inverse(self, element: torch.Tensor) -> torch.Tensor:
         """The stack of inverses."""
+        raise NotImplementedError
+
+    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
+        """The elements that act on every copy by a permutation `[n]`, from `i` to `p[i]`, or a matrix `[n, n]`."""
         raise NotImplementedError
 
     def random(

@@ -76,6 +76,14 @@ class MatrixGroup(Planes, Group):
     def stretches(self) -> bool:  # type: ignore[override]
         return self.stretch != "none"
 
+    @property
+    def represents(self) -> Literal["matrices"] | None:  # type: ignore[override]
+        # What commutes with turning planes has one rotation each.
+        return None if self.planes else "matrices"
+
+    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
+        return action.repeat(copies, 1, 1)
+
     def shape(self, copies: int) -> tuple[int, ...]:
         return (copies, self.n, self.n)
 

@@ -173,6 +173,7 @@ class NeuronGroup(Group):
         return " x ".join([f"S{self.n}", *(f"({scale})^{self.n}" for scale in scales)])
 
     exchanges = True
+    represents = "permutations"
 
     @property
     def allowed(self) -> torch.Tensor:
@@ -205,6 +206,10 @@ class NeuronGroup(Group):
     def identity(self, copies: int = 1) -> torch.Tensor:
         ones = torch.ones(self.n)
         return self.element(torch.arange(self.n), ones, ones).repeat(copies, 1, 1)
+
+    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
+        ones = torch.ones(self.n)
+        return self.element(action.argsort(), ones, ones).repeat(copies, 1, 1)
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         first, second = b[:, 0].long(), a[:, 0].long()

@@ -1,0 +1,25 @@
+"""
+Symmetries of data: exchanges of tokens that a model holds as gauge transformations.
+
+Reading order: `group` (finite groups and their irreducible representations), `symmetry` (which tokens are exchanged),
+`isotypic` (coordinates in which a group acts by irreducibles), `representation` (how a model carries it), `measures`.
+"""
+
+from .group import FiniteGroup, Irreducible, OrderError
+from .measures import LearnedSymmetry, SymmetryError, learned_symmetry, symmetrize, symmetry_error
+from .representation import Representation
+from .symmetry import TokenSymmetry
+
+
+__all__ = [
+    "FiniteGroup",
+    "Irreducible",
+    "LearnedSymmetry",
+    "OrderError",
+    "Representation",
+    "SymmetryError",
+    "TokenSymmetry",
+    "learned_symmetry",
+    "symmetrize",
+    "symmetry_error",
+]

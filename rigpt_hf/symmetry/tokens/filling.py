@@ -1,0 +1,163 @@
+"""What the frames of a model are filled with: which parts of a representation, and how often each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ...configuration_rigpt import RiGPTConfig
+from ...frames import Frame, FrameKey, table_of
+from .isotypic import Decomposition, matrices_of
+from .symmetry import TokenSymmetry
+
+
+Blocks = Literal["matrices", "permutations"]
+KINDS = ("irreducible", "permutation")
+# Share of a space that stays as it is, for what does not depend on the tokens that move.
+RESTING = 0.5
+
+
+@dataclass(frozen=True)
+class Filling:
+    """
+    The parts of which a representation is made, which say it in few numbers.
+
+    Args:
+        matrices: Irreducible representations, of the generators, each `[generators, d, d]`.
+        permutations: Permutation representations, each `[generators, n]`, `x` to `p[x]`.
+        frames: By kind of frame which of the two it is made of, and how often each is in it; the group does nothing
+            in what is left, which comes first.
+    """
+
+    matrices: tuple[torch.Tensor, ...]
+    permutations: tuple[np.ndarray, ...]
+    frames: dict[str, tuple[Blocks, list[int]]]
+
+    def elements(self, config: RiGPTConfig, generators: int) -> list[dict[FrameKey, torch.Tensor]]:
+        """The elements of each generator in the frames of a configuration."""
+        elements: list[dict[FrameKey, torch.Tensor]] = [{} for _ in range(generators)]
+        for key, frame in table_of(config).frames.items():
+            if key.kind in self.frames:
+                for one, action in zip(elements, self._actions(key.kind, frame, generators), strict=True):
+                    one[key] = frame.group.representing(action, frame.copies)
+        return elements
+
+    def _actions(self, kind: str, frame: Frame, generators: int) -> torch.Tensor:
+        """How the generators act on one copy of a frame: `[generators, n]` or `[generators, n, n]`."""
+        size, (made_of, counts) = size_of(frame), self.frames[kind]
+        if made_of == "matrices":
+            blocks = [block for block, count in zip(self.matrices, counts, strict=True) for _ in range(count)]
+            rest = torch.eye(size - sum(block.shape[-1] for block in blocks)).double()
+            return torch.stack([torch.block_diag(rest, *(block[g] for block in blocks)) for g in range(generators)])
+        orbits = [orbit for orbit, count in zip(self.permutations, counts, strict=True) for _ in range(count)]
+        start = size - sum(orbit.shape[1] for orbit in orbits)
+        parts = [np.arange(start)[None].repeat(generators, 0)]
+        for orbit in orbits:
+            parts.append(orbit + start)
+            start += orbit.shape[1]
+        whole = np.concatenate(parts, axis=1)
+        return torch.from_numpy(whole) if frame.group.represents == "permutations" else matrices_of(whole)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads; plain JSON."""
+        return {
+            "matrices": [block.tolist() for block in self.matrices],
+            "permutations": [orbit.tolist() for orbit in self.permutations],
+            "frames": {kind: list(content) for kind, content in self.frames.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Filling":
+        """The filling that `to_dict` wrote."""
+        return cls(
+            tuple(torch.tensor(block, dtype=torch.float64) for block in content["matrices"]),
+            tuple(np.array(orbit, dtype=np.int64) for orbit in content["permutations"]),
+            {kind: (made_of, list(counts)) for kind, (made_of, counts) in content["frames"].items()},
+        )
+
+
+def size_of(frame: Frame) -> int:
+    """The dimensions of one copy of a frame, or the number of its neurons."""
+    return frame.group.shape(1)[-1]
+
+
+def choose_filling(
+    config: RiGPTConfig,
+    symmetry: TokenSymmetry,
+    decomposition: Decomposition,
+    orbits: Sequence[np.ndarray],
+    kind: str,
+    resting: float,
+    multiplicities: Mapping[str, Sequence[int]],
+) -> Filling:
+    """
+    A filling for the frames of a configuration; arguments as of `Representation.choose`.
+
+    Args:
+        decomposition: The irreducible representations of the group.
+        orbits: What it does on the sets of tokens that it moves, each `[generators, n]`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"`kind` must be {' or '.join(KINDS)}, got {kind!r}. Take one of them.")
+    if not 0 <= resting < 1:
+        raise ValueError(f"`resting` must be at least 0 and below 1, got {resting}. Take {RESTING}.")
+    irreducibles = decomposition.references[1:]
+    permutations = sorted({orbit.tobytes(): orbit for orbit in orbits}.values(), key=lambda one: -one.shape[1])
+    if decomposition.listed:
+        permutations = [symmetry.group.regular, *permutations]
+    frames: dict[str, tuple[Blocks, list[int]]] = {}
+    for key, frame in table_of(config).frames.items():
+        room = int((1 - resting) * size_of(frame)) if frame.group.represents else 0
+        if key.kind in frames or not frame.group.represents:
+            continue
+        if frame.group.represents == "permutations" or kind == "permutation":
+            frames[key.kind] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], room)
+        elif key.kind in multiplicities:
+            counts = _by_hand(multiplicities[key.kind], decomposition.dims, key.kind, size_of(frame))
+            frames[key.kind] = "matrices", counts
+        else:
+            # As functions on the group have them: as often as their dimension.
+            shares = [one.dim**2 / len(one.commuting) for one in irreducibles]
+            frames[key.kind] = "matrices", _in_shares([one.dim for one in irreducibles], shares, room)
+    placed = [kind for kind, (made_of, _) in frames.items() if made_of == "matrices"]
+    if unknown := sorted(set(multiplicities) - set(placed)):
+        raise ValueError(
+            f"`multiplicities` must be for frames that have room for irreducible representations, got {unknown[0]!r}. "
+            f"Here these are {', '.join(placed)}."
+        )
+    matrices = tuple(one.matrices for one in irreducibles)
+    return Filling(matrices if placed else (), tuple(permutations), frames)
+
+
+def _by_hand(counts: Sequence[int], dims: Sequence[int], kind: str, size: int) -> list[int]:
+    filled = sum(count * dim for count, dim in zip(counts, dims, strict=False))
+    if len(counts) != len(dims) or filled != size or min(counts) < 0:
+        raise ValueError(
+            f"`multiplicities` must be one for each of the irreducibles of dimensions {list(dims)}, and fill the "
+            f"{size} of {kind}, got {list(counts)}, which fill {filled}."
+        )
+    return list(counts[1:])
+
+
+def _in_shares(dims: Sequence[int], shares: Sequence[float], room: int) -> list[int]:
+    """How often each fits into the room, in these shares of it as nearly as can be."""
+    wanted = [share / max(sum(shares), 1e-300) * room for share in shares]
+    counts = [0] * len(dims)
+    while fitting := [i for i, dim in enumerate(dims) if dim <= room]:
+        best = max(fitting, key=lambda i: wanted[i] / dims[i] - counts[i])
+        counts[best] += 1
+        room -= dims[best]
+    return counts
+
+
+def _in_turn(sizes: Sequence[int], room: int) -> list[int]:
+    """How often each fits into the room, one after the other and again from the first."""
+    counts = [0] * len(sizes)
+    while any(size <= room for size in sizes):
+        for index, size in enumerate(sizes):
+            if size <= room:
+                counts[index] += 1
+                room -= size
+    return counts

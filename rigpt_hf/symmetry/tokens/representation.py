@@ -1,0 +1,261 @@
+"""How a model carries a symmetry of its tokens: by a gauge transformation for each generator, which leave it alone."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...configuration_rigpt import RiGPTConfig
+from ...frames import is_token_table, table_of
+from ..action import GaugeTransformation
+from .filling import RESTING, Filling, choose_filling
+from .isotypic import Axis, Decomposition
+from .symmetry import TokenSymmetry
+
+
+class Representation:
+    """
+    A symmetry of tokens as gauge transformations: generator `s` relabels tokens by `π(s)` and acts by `ρ(s)`.
+
+    Both act on different axes and commute. A model has the symmetry in this representation if `π(s) ρ(s) θ = θ`.
+
+    A representation belongs to a frame: after a gauge transformation `h` of the model it is `h ρ h⁻¹`. So that its
+    irreducible parts stay known, `ρ` is kept as it was made, and `h` beside it.
+
+    Args:
+        symmetry (`TokenSymmetry`): `π`.
+        transformations (`Sequence[GaugeTransformation]`): `ρ` of the generators, in their order.
+        frame (`GaugeTransformation`, *optional*): `h`.
+
+    Raises:
+        ValueError: if their number, or the vocabulary, is another, or they do not keep lengths.
+    """
+
+    def __init__(
+        self,
+        symmetry: TokenSymmetry,
+        transformations: Sequence[GaugeTransformation],
+        frame: GaugeTransformation | None = None,
+    ):
+        self.symmetry, self.transformations, self.frame = symmetry, tuple(transformations), frame
+        if len(self.transformations) != len(symmetry.generators) or not self.transformations:
+            raise ValueError(
+                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, at least one, "
+                f"got {len(self.transformations)}."
+            )
+        self.config: RiGPTConfig = self.transformations[0].config
+        if self.config.vocab_size < symmetry.vocab_size:
+            raise ValueError(
+                f"`symmetry` must be of the model's vocabulary, got {symmetry.vocab_size} tokens for a table of "
+                f"{self.config.vocab_size}. Make it with the model's tokenizer."
+            )
+        self.table = table_of(self.config)
+        self.filling: Filling | None = None
+        self._axes: dict[tuple, Axis | None] = {}
+        self._named: dict[tuple, list[Axis | None]] = {}
+
+    @cached_property
+    def decomposition(self) -> Decomposition:
+        """The irreducible representations."""
+        return Decomposition(self.symmetry.group, self._orbits())
+
+    def _orbits(self) -> list[np.ndarray]:
+        points = self.symmetry.points
+        rows = [np.searchsorted(points, orbit) for orbit in self.symmetry.orbits]
+        return [np.searchsorted(row, self.symmetry.group.generators[:, row]) for row in rows]
+
+    def conjugated(self, h: GaugeTransformation) -> "Representation":
+        """The representation of a model after the gauge transformation `h`."""
+        turned = Representation(self.symmetry, self.transformations, h if self.frame is None else h @ self.frame)
+        turned.filling = self.filling
+        return turned
+
+    @property
+    def turned(self) -> tuple[GaugeTransformation, ...]:
+        """`h ρ h⁻¹` of the generators."""
+        if self.frame is None:
+            return self.transformations
+        undo = self.frame.inverse()
+        return tuple(self.frame @ one @ undo for one in self.transformations)
+
+    def relabelled(self, number: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter after `π` of a generator: a token's row goes to the place of the token that it becomes."""
+        if not is_token_table(name):
+            return tensor
+        moved = tensor.clone()
+        moved[self.symmetry.permutations[number].to(tensor.device)] = tensor[: self.symmetry.vocab_size]
+        return moved
+
+    def relabelled_state(self, number: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All parameters of a model after `π` of a generator."""
+        return {name: self.relabelled(number, name, tensor) for name, tensor in weights.items()}
+
+    def act(self, number: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All parameters of a model after `π ρ` of a generator."""
+        return self.turned[number].state_dict(self.relabelled_state(number, weights))
+
+    def axes(self, name: str, shape: Sequence[int]) -> list[Axis | None]:
+        """How the group acts on the axes of a parameter, `None` where it does nothing; equal axes are one object."""
+        key = name, tuple(shape)
+        if key not in self._named:
+            lengths = [int(np.prod(shape))] if self.table.rank(name) == 1 else list(shape)
+            self._named[key] = [self._axis(name, dim, length) for dim, length in enumerate(lengths)]
+        return self._named[key]
+
+    def _axis(self, name: str, dim: int, length: int) -> Axis | None:
+        turns = tuple((turned.key, turned.role) for turned in self.table.turns(name) if turned.dim == dim)
+        names = [[str(key) for key, _ in turns if str(key) in one.elements] for one in self.transformations]
+        tokens = dim == 0 and is_token_table(name)
+        if not tokens and not any(names):
+            return None
+        # Layers whose elements are the same share their axes.
+        digests = tuple(
+            (one.elements[str(key)].numpy().tobytes() if str(key) in one.elements else b"", role)
+            for key, role in turns
+            for one in self.transformations
+        )
+        identity = (tokens, length, hash(digests))
+        if identity not in self._axes:
+            acts = [partial(self._act_on_axis, number, turns, tokens) for number in range(len(self.transformations))]
+            self._axes[identity] = self.decomposition.axis(acts, length)
+        return self._axes[identity]
+
+    def _act_on_axis(self, number: int, turns: tuple, tokens: bool, front: torch.Tensor) -> torch.Tensor:
+        if tokens:
+            moved = front.clone()
+            moved[self.symmetry.permutations[number]] = front[: self.symmetry.vocab_size]
+            front = moved
+        for key, role in turns:
+            element = self.transformations[number].elements.get(str(key))
+            if element is not None:
+                front = self.table.frames[key].group.act(element, role, front)
+        return front
+
+    def project(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """
+        The part of a parameter that has the symmetry, in the frame in which the representation was made.
+
+        Args:
+            name: The parameter's.
+            tensor: The parameter, or, with more axes in front, several of which each turns as it does.
+        """
+        rank = self.table.rank(name)
+        axes = self.axes(name, tensor.shape[-rank:] if rank > 1 else tensor.shape)
+        if rank == 1:
+            return self.decomposition.project(tensor.flatten(), axes).reshape(tensor.shape)
+        return self.decomposition.project(tensor, axes)
+
+    @torch.no_grad()
+    def project_tensors_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Project parameters or gradients in place, in their own dtype; those that turn alike are done together."""
+        alike: dict[tuple, list[str]] = {}
+        for name, tensor in tensors.items():
+            rank = self.table.rank(name)
+            axes = tuple(map(id, self.axes(name, tensor.shape)))
+            alike.setdefault((rank if rank > 1 else 0, tuple(tensor.shape), tensor.dtype, axes), []).append(name)
+        for (rank, *_), names in alike.items():
+            if not rank:
+                for name in names:
+                    tensors[name].copy_(self.project(name, tensors[name]))
+                continue
+            projected = self.project(names[0], torch.stack([tensors[name] for name in names]))
+            for name, tensor in zip(names, projected, strict=True):
+                tensors[name].copy_(tensor)
+
+    def project_state(self, weights: Mapping[str, torch.Tensor], keep_norms: bool = False) -> dict[str, torch.Tensor]:
+        """
+        The nearest weights that have the symmetry: the mean of `π ρ` over the group, computed in float64.
+
+        Args:
+            weights: All parameters of a model.
+            keep_norms: Give each parameter the norm that it had.
+        """
+        state = {name: tensor.detach().double() for name, tensor in weights.items()}
+        if self.frame is not None:
+            state = self.frame.inverse().state_dict(state)
+        projected = {name: self.project(name, tensor) for name, tensor in state.items()}
+        if keep_norms:
+            for name, tensor in projected.items():
+                if (length := tensor.norm()) > 0:
+                    tensor *= state[name].norm() / length
+        if self.frame is not None:
+            projected = self.frame.state_dict(projected)
+        return {name: tensor.to(weights[name].dtype) for name, tensor in projected.items()}
+
+    def free_parameters(self, model: nn.Module) -> int:
+        """How many numbers a model with this symmetry may choose."""
+        kinds, total = self.decomposition.kinds, 0
+        for name, parameter in model.named_parameters():
+            lengths = [parameter.numel()] if self.table.rank(name) == 1 else list(parameter.shape)
+            first, *rest = (
+                {0: length} if axis is None else axis.multiplicities
+                for axis, length in zip(self.axes(name, parameter.shape), lengths, strict=True)
+            )
+            second = rest[0] if rest else {0: 1}
+            total += sum(kinds[one] * many * second.get(one, 0) for one, many in first.items())
+        return total
+
+    @torch.no_grad()
+    def project_(self, model: nn.Module, keep_norms: bool = False) -> nn.Module:
+        """[`project_state`] of a model in place."""
+        parameters = dict(model.named_parameters())
+        for name, tensor in self.project_state(parameters, keep_norms).items():
+            parameters[name].copy_(tensor)
+        return model
+
+    def distance(self, model: nn.Module) -> float:
+        """How far weights are from having the symmetry, `|θ - Pθ| / |θ|`."""
+        state = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+        projected = self.project_state(state)
+        away = sum(float((tensor - projected[name]).square().sum()) for name, tensor in state.items())
+        return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
+
+    @classmethod
+    def trivial(cls, config: RiGPTConfig, symmetry: TokenSymmetry) -> "Representation":
+        """The one in which nothing but tokens moves."""
+        return cls(symmetry, [GaugeTransformation.identity(config)] * len(symmetry.generators))
+
+    @classmethod
+    def choose(
+        cls,
+        config: RiGPTConfig,
+        symmetry: TokenSymmetry,
+        *,
+        kind: str = "irreducible",
+        resting: float = RESTING,
+        multiplicities: Mapping[str, Sequence[int]] | None = None,
+    ) -> "Representation":
+        """
+        A representation that fills the frames of a configuration.
+
+        Args:
+            config: Of the model.
+            symmetry: The exchanges of tokens.
+            kind: `"irreducible"`: irreducible representations in the stream and the heads, in the shares in which
+                functions on the group have them; `"permutation"`: coordinates change places as tokens do.
+            resting: Share of each space in which the group does nothing.
+            multiplicities: How often each irreducible (trivial first) is in a kind of frame, instead of that.
+
+        Raises:
+            ValueError: if what is asked does not fit.
+        """
+        if config.local_frames:
+            raise ValueError(
+                "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "
+                "orthogonal. Bring the model there with `to_global_frame`."
+            )
+        plain = cls.trivial(config, symmetry)
+        parts = plain.decomposition, plain._orbits()
+        return cls.filled(
+            config, symmetry, choose_filling(config, symmetry, *parts, kind, resting, multiplicities or {})
+        )
+
+    @classmethod
+    def filled(cls, config: RiGPTConfig, symmetry: TokenSymmetry, filling: Filling) -> "Representation":
+        """The representation that is made of these parts."""
+        elements = filling.elements(config, len(symmetry.generators))
+        made = cls(symmetry, [GaugeTransformation(config, one) for one in elements])
+        made.filling = filling
+        return made

@@ -1,0 +1,334 @@
+"""A symmetry of data: a finite group that exchanges tokens; how one says which, and how it is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .group import FiniteGroup
+
+
+Cycles = tuple[tuple[int, ...], ...]
+Tokens = Sequence[int] | Sequence[str]
+FORMAT = "rigpt token symmetry"
+
+
+class TokenSymmetry:
+    """
+    A finite group that acts on a vocabulary by exchanging tokens, given by generators.
+
+    A model has it if relabelling what it reads relabels what it says: `f(π x) = π f(x)`.
+
+    Args:
+        vocab_size (`int`): number of tokens.
+        generators: each a list of cycles; the cycle `[3, 7, 5]` moves token 3 to 7, 7 to 5 and 5 to 3.
+        special (`Sequence[int]`, *optional*): tokens that must stay.
+
+    Raises:
+        ValueError: if a generator is no permutation of the vocabulary, or moves a special token.
+    """
+
+    def __init__(self, vocab_size: int, generators: Sequence[Sequence[Sequence[int]]], special: Sequence[int] = ()):
+        self.vocab_size = vocab_size
+        self.generators: tuple[Cycles, ...] = tuple(
+            tuple(tuple(int(token) for token in cycle) for cycle in cycles) for cycles in generators
+        )
+        for number, cycles in enumerate(self.generators):
+            moved = [token for cycle in cycles for token in cycle]
+            twice = sorted(token for token in set(moved) if moved.count(token) > 1)
+            outside = [token for token in moved if not 0 <= token < vocab_size]
+            for wrong, rule in (
+                (twice, "move every token once"),
+                (outside, f"have tokens from 0 to {vocab_size - 1}"),
+                (sorted(set(moved) & set(special)), "leave special tokens where they are"),
+            ):
+                if wrong:
+                    raise ValueError(
+                        f"`generators` must {rule}, got token {wrong[0]} in generator {number}. Correct its cycles."
+                    )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenSymmetry) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: "TokenSymmetry") -> "TokenSymmetry":
+        """The group that the generators of both generate."""
+        if self.vocab_size != other.vocab_size:
+            raise ValueError(
+                f"`other` must be of the same vocabulary, got {other.vocab_size} and {self.vocab_size} tokens. Make "
+                "both for one tokenizer."
+            )
+        return TokenSymmetry(self.vocab_size, self.generators + other.generators)
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        tokens: Sequence[Tokens],
+        vocab_size: int | None = None,
+        tokenizer: Any = None,
+    ) -> "TokenSymmetry":
+        """
+        A cyclic, dihedral or symmetric group that acts alike on several lists of tokens.
+
+        Args:
+            name (`str`): `"cyclic"`, `"dihedral"` or `"symmetric"`.
+            tokens: lists of one length: what is at one place in them moves together, such as `[["jump", "walk"],
+                ["JUMP", "WALK"]]`. Ids, or strings with a tokenizer.
+            vocab_size (`int`, *optional*), tokenizer (*optional*): the vocabulary; one of them must be given.
+
+        Raises:
+            ValueError: for another name, lists of different lengths, or strings that are no single token.
+        """
+        lengths = {len(one) for one in tokens}
+        if name not in NAMED or len(lengths) != 1:
+            raise ValueError(
+                f"`tokens` must be lists of one length, and `name` one of {', '.join(NAMED)}, got the lengths "
+                f"{sorted(lengths)} and {name!r}. Correct them."
+            )
+        columns = [token_ids(one, tokenizer) for one in tokens]
+        orders = NAMED[name](lengths.pop())
+        generators = [[[ids[place] for place in cycle] for ids in columns for cycle in order] for order in orders]
+        return cls(*_vocabulary(vocab_size, tokenizer, generators))
+
+    @classmethod
+    def from_exchanges(
+        cls, exchanges: Sequence[Sequence[Tokens]], vocab_size: int | None = None, tokenizer: Any = None
+    ) -> "TokenSymmetry":
+        """The group of generators that are lists of cycles of ids, or of strings with a tokenizer; else as `named`."""
+        generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in exchanges]
+        return cls(*_vocabulary(vocab_size, tokenizer, generators))
+
+    @classmethod
+    def of_table(
+        cls, kind: str, table: Any, tokens: Tokens, vocab_size: int | None = None, tokenizer: Any = None
+    ) -> "TokenSymmetry":
+        """
+        The symmetry of products in a finite group whose elements are tokens.
+
+        Args:
+            kind (`str`): `"conjugations"`, or `"automorphisms"`, which are all that respect products.
+            table: `table[a][b]` is the number of the product of elements `a` and `b`, `[n, n]`.
+            tokens: the token of each element.
+            vocab_size, tokenizer: as of `named`.
+
+        Raises:
+            ValueError: for another kind, or a table that is not that of a group.
+        """
+        maps = {"conjugations": conjugations, "automorphisms": automorphisms}
+        if kind not in maps:
+            raise ValueError(f"`kind` must be conjugations or automorphisms, got {kind!r}. Take one of them.")
+        ids = np.array(token_ids(tokens, tokenizer))
+        rows = maps[kind](_checked(table))
+        return cls(
+            *_vocabulary(vocab_size, tokenizer, [[ids[cycle].tolist() for cycle in cycles(row)] for row in rows])
+        )
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """The tokens that move, sorted."""
+        return np.array(
+            sorted({token for cycles in self.generators for cycle in cycles for token in cycle}), dtype=int
+        )
+
+    @cached_property
+    def group(self) -> FiniteGroup:
+        """The group as permutations of `points`."""
+        return FiniteGroup(np.searchsorted(self.points, self.permutations.numpy()[:, self.points]))
+
+    @property
+    def order(self) -> int:
+        """The number of elements."""
+        return self.group.order
+
+    @cached_property
+    def permutations(self) -> torch.Tensor:
+        """Where each generator moves every token, `[generators, vocabulary]`."""
+        moved = torch.arange(self.vocab_size).repeat(len(self.generators), 1)
+        for row, cycles in zip(moved, self.generators, strict=True):
+            for cycle in cycles:
+                row[list(cycle)] = torch.tensor(cycle[1:] + cycle[:1])
+        return moved
+
+    @cached_property
+    def orbits(self) -> list[list[int]]:
+        """The sets of tokens that are moved to each other, without those that rest."""
+        left, orbits = set(self.points.tolist()), []
+        while left:
+            orbit = [min(left)]
+            for token in orbit:  # which grows meanwhile
+                orbit += [int(t) for t in self.permutations[:, token].unique() if int(t) not in orbit]
+            left -= set(orbit)
+            orbits.append(sorted(orbit))
+        return orbits
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads; plain JSON."""
+        generators = [[list(cycle) for cycle in cycles] for cycles in self.generators]
+        return {"format": FORMAT, "vocab_size": self.vocab_size, "generators": generators}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], special: Sequence[int] = ()) -> "TokenSymmetry":
+        """
+        The symmetry that `to_dict` wrote.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError
+            return cls(int(content["vocab_size"]), content["generators"], special)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"A symmetry must be an object with the format {FORMAT!r}, vocab_size and generators, got "
+                f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        from ...checkpoints.folder import write_text
+
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, special: Sequence[int] = ()) -> "TokenSymmetry":
+        """Read what `save` wrote; a `ValueError` if it is something else."""
+        from ...text.files import read_text
+
+        try:
+            return cls.from_dict(json.loads(read_text(Path(path), "symmetry")), special)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {error.msg}. Mend it.") from error
+
+
+def _cyclic(n: int) -> list[list[list[int]]]:
+    return [[list(range(n))]]
+
+
+def _dihedral(n: int) -> list[list[list[int]]]:
+    return [*_cyclic(n), [[i, n - 1 - i] for i in range(n // 2)]]
+
+
+def _symmetric(n: int) -> list[list[list[int]]]:
+    return [*_cyclic(n), [[0, 1]]]
+
+
+# Generators by the number of things, as cycles.
+NAMED = {"cyclic": _cyclic, "dihedral": _dihedral, "symmetric": _symmetric}
+
+
+def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
+    """
+    Ids of tokens that are ids already or, with a tokenizer, strings.
+
+    Raises:
+        ValueError: if a string is no single token.
+    """
+    ids = []
+    for token in tokens:
+        if isinstance(token, str):
+            if tokenizer is None:
+                raise ValueError(f"`tokenizer` must be given for tokens that are text, got none with {token!r}.")
+            found = [tokenizer.get_vocab()[token]] if token in tokenizer.get_vocab() else None
+            found = found or tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(found) != 1:
+                raise ValueError(
+                    f"`tokens` must be single tokens, got {token!r}, which is {len(found)}. Take others, or add it "
+                    "to the tokenizer."
+                )
+            token = found[0]
+        ids.append(int(token))
+    return ids
+
+
+def _vocabulary(vocab_size: int | None, tokenizer: Any, generators: list) -> tuple[int, list, list[int]]:
+    if vocab_size is None and tokenizer is None:
+        raise ValueError("`vocab_size` or `tokenizer` must be given, got neither.")
+    special = [] if tokenizer is None else list(tokenizer.all_special_ids)
+    return vocab_size or len(tokenizer), generators, special
+
+
+def cycles(permutation: np.ndarray) -> list[list[int]]:
+    """The cycles of a permutation, without those of one."""
+    left, found = set(range(len(permutation))), []
+    while left:
+        cycle = [min(left)]
+        while (following := int(permutation[cycle[-1]])) != cycle[0]:
+            cycle.append(following)
+        left -= set(cycle)
+        found += [cycle] if len(cycle) > 1 else []
+    return found
+
+
+def _checked(table: Any) -> np.ndarray:
+    """A multiplication table, if it is that of a group: rows and columns are permutations, and products associate."""
+    array = np.asarray(table)
+    n = len(array)
+    whole = array.shape == (n, n) and array.dtype.kind in "iu"
+    lines = whole and all(
+        (np.sort(array, axis=axis) == np.expand_dims(np.arange(n), 1 - axis)).all() for axis in (0, 1)
+    )
+    if not (lines and (array[array] == array[:, array]).all()):
+        raise ValueError(
+            f"`table` must be the multiplication table of a group, numbers from 0 on, got shape {array.shape}. Every "
+            "row and column must have every number once, and products must associate."
+        )
+    return array
+
+
+def conjugations(table: np.ndarray) -> list[np.ndarray]:
+    """Permutations `x → g x g⁻¹` that generate all of them, from a multiplication table."""
+    unit = int((table == np.arange(len(table))).all(axis=1).argmax())
+    inverse = (table == unit).argmax(axis=1)
+    return generating([table[table[g], inverse[g]] for g in range(len(table))])
+
+
+def automorphisms(table: np.ndarray) -> list[np.ndarray]:
+    """Permutations that respect products and generate all that do, from a multiplication table."""
+    n = len(table)
+    unit = int((table == np.arange(n)).all(axis=1).argmax())
+    words, generators = {unit: (unit, unit)}, []
+    for element in range(n):
+        if element not in words:
+            generators.append(element)
+            queue = list(words)
+            for one in queue:  # which grows meanwhile
+                for g in generators:
+                    made = int(table[one, g])
+                    if made not in words:
+                        words[made] = (one, g)
+                        queue.append(made)
+    # Only an element of the same order can be an image.
+    orders, powers = np.ones(n, dtype=int), np.arange(n)
+    while (powers != unit).any():
+        orders += powers != unit
+        powers = np.where(powers == unit, unit, table[powers, np.arange(n)])
+    found = []
+    for images in product(*((orders == orders[g]).nonzero()[0].tolist() for g in generators)):
+        send = dict(zip(generators, images, strict=True))
+        image = np.full(n, -1)
+        image[unit] = unit
+        for element, (one, g) in list(words.items())[1:]:  # each after those that it is made of
+            image[element] = table[image[one], send[g]]
+        if len(set(image)) == n and (image[table] == table[image[:, None], image]).all():
+            found.append(image)
+    return generating(found)
+
+
+def generating(permutations: list[np.ndarray]) -> list[np.ndarray]:
+    """Some of the permutations that generate the same group as all."""
+    kept: list[np.ndarray] = []
+    order = 1
+    for one in permutations:
+        larger = FiniteGroup(np.array([*kept, one])).order
+        if larger > order:
+            kept.append(one)
+            order = larger
+    return kept

@@ -1,0 +1,79 @@
+"""How one says which tokens are exchanged, and what is refused."""
+
+import numpy as np
+import pytest
+from sympy.combinatorics.named_groups import AlternatingGroup, CyclicGroup, SymmetricGroup
+
+from rigpt_hf.symmetry.tokens import TokenSymmetry
+from tests.evaluation.toys import word_tokenizer
+from tests.symmetry.tokens.groups import SYMMETRIES, VOCABULARY, table
+
+
+ORDERS = {"cyclic": 5, "symmetric": 6, "quaternions": 8, "conjugations": 12, "two": 20}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_it_is_the_same_after_it_was_saved(name, tmp_path):
+    symmetry = SYMMETRIES[name]()
+    assert symmetry.order == ORDERS[name]
+    symmetry.save(tmp_path / "symmetry.json")
+    again = TokenSymmetry.load(tmp_path / "symmetry.json")
+    assert again == symmetry and again != SYMMETRIES["two" if name == "cyclic" else "cyclic"]()
+    for permutation in again.permutations:
+        assert permutation.sort().values.tolist() == list(range(VOCABULARY))
+        assert (permutation != permutation.sort().values).sum() > 1
+    rest = set(range(VOCABULARY)) - {token for orbit in again.orbits for token in orbit}
+    assert set(again.points) | rest == set(range(VOCABULARY)) and len(rest) > 10
+
+
+def test_tokens_may_be_text():
+    tokenizer = word_tokenizer(["<s>", "walk", "run", "WALK", "RUN", "and"])
+    tokenizer.bos_token = "<s>"
+    expected = TokenSymmetry(6, [[[1, 2], [3, 4]]])
+    assert TokenSymmetry.named("cyclic", [["walk", "run"], ["WALK", "RUN"]], tokenizer=tokenizer) == expected
+    assert TokenSymmetry.from_exchanges([[["walk", "run"], ["WALK", "RUN"]]], tokenizer=tokenizer) == expected
+    for tokens, said in (
+        (["<s>", "run"], "leave special tokens where they are, got token 0 in generator 0"),
+        (["walk run", "and"], "must be single tokens, got 'walk run', which is 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TokenSymmetry.named("cyclic", [tokens], tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TokenSymmetry(9, [[[1, 2], [2, 3]]]), "must move every token once, got token 2 in generator 0"),
+        (lambda: TokenSymmetry(9, [[[1, 2]], [[3, 9]]]), "have tokens from 0 to 8, got token 9 in generator 1"),
+        (lambda: TokenSymmetry(9, [[[1, 2]]], special=[2]), "leave special tokens where they are, got token 2"),
+        (lambda: TokenSymmetry.named("free", [[1, 2]], 9), "one of cyclic, dihedral, symmetric, got .* 'free'"),
+        (lambda: TokenSymmetry.named("cyclic", [[1, 2], [3]], 9), "lists of one length, .* got the lengths .1, 2."),
+        (lambda: TokenSymmetry.named("cyclic", [["a", "b"]], 9), "`tokenizer` must be given .* got none with 'a'"),
+        (lambda: TokenSymmetry.named("cyclic", [[1, 2]]), "`vocab_size` or `tokenizer` must be given"),
+        (lambda: TokenSymmetry.of_table("all", np.eye(2), [1, 2], 9), "conjugations or automorphisms, got 'all'"),
+        (
+            lambda: TokenSymmetry.of_table("conjugations", [[0, 1], [0, 1]], [1, 2], 9),
+            "multiplication table of a group",
+        ),
+        (lambda: TokenSymmetry(9, []) | TokenSymmetry(8, []), "of the same vocabulary, got 8 and 9"),
+        (lambda: TokenSymmetry.from_dict({"generators": 7}), "must be an object with the format 'rigpt token symm"),
+    ],
+)
+def test_what_is_no_symmetry_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("group", "inner", "outer"),
+    [(CyclicGroup(12), 1, 4), (SymmetricGroup(3), 6, 6), (AlternatingGroup(4), 12, 24)],
+)
+def test_what_respects_products_is_found(group, inner, outer):
+    products = table(group)
+    tokens = list(range(len(products)))
+    for kind, order in (("conjugations", inner), ("automorphisms", outer)):
+        symmetry = TokenSymmetry.of_table(kind, products, tokens, VOCABULARY)
+        assert symmetry.order == order
+        for permutation in symmetry.permutations.numpy():
+            image = permutation[: len(products)]
+            assert (image[products] == products[image[:, None], image]).all()
