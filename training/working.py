@@ -190,7 +190,9 @@ def saving(checkpoint: Path, is_main: bool) -> Iterator[None]:
 def retain(working: Path, limit: int) -> None:
     """Remove checkpoints but the last ones, and none in which something was changed."""
     for path in checkpoints(working)[:-limit]:
-        if foreign(path):
+        if path.is_symlink():
+            logger.warning(f"{str(path)!r} is a link; it is left, and so is what it leads to.")
+        elif foreign(path):
             logger.warning(f"{str(path)!r} has something else in it; it is left.")
         else:
             shutil.rmtree(path, ignore_errors=True)

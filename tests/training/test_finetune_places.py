@@ -154,6 +154,19 @@ def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
     assert (working / "checkpoint-2" / "mine.txt").read_text() == "mine"
 
 
+def test_a_checkpoint_moved_away_and_linked_back_stays(options, tmp_path, caplog):
+    checkpoint, moved = tmp_path / "out.checkpoints/checkpoint-1", tmp_path / "big"
+
+    def link():
+        checkpoint.rename(moved)
+        checkpoint.symlink_to(moved)
+
+    settings = {"max_steps": 3, "save_steps": 1, "save_total_limit": 1, "keep_checkpoints": True}
+    finetune(options(**settings), [At(1, link)])
+    assert checkpoint.is_symlink() and (moved / "trainer_state.json").is_file()
+    assert "checkpoint-1' is a link; it is left, and so is what it leads to." in caplog.text
+
+
 def test_one_run_at_a_time(options, tmp_path):
     working = tmp_path / "out.checkpoints"
     working.mkdir()

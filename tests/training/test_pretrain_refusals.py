@@ -1,5 +1,7 @@
 """Refusals of pretraining: places, foreign results, damage, options and data that are not those of the run."""
 
+import json
+import os
 import re
 import shutil
 
@@ -21,11 +23,18 @@ from tests.training.runs import (
 def test_what_belongs_to_others_stays(data, tmp_path):
     """A folder with something in it, another run's results, and a run that is still going."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')
-    for force in (False, True):
-        with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something"):
-            pretrain(data, tmp_path / "mine", force=force)
-    assert (tmp_path / "mine" / "run.json").read_text() == '{"mine": 1}'
+    owner, said = tmp_path / "mine" / "run.json", "`output_dir` must be empty or a run.s own.*with run.json of something"
+    for text in ('{"mine": 1}', '{"seed": 0, "mine": 1}', "no JSON"):
+        owner.write_text(text)
+        for force in (False, True):
+            with pytest.raises(ValueError, match=said):
+                pretrain(data, tmp_path / "mine", force=force)
+        assert owner.read_text() == text and list(owner.parent.iterdir()) == [owner]
+    owner.rename(tmp_path / "elsewhere.json")
+    owner.symlink_to("../elsewhere.json")
+    with pytest.raises(ValueError, match=said):
+        pretrain(data, tmp_path / "mine")
+    assert owner.is_symlink()
     foreign = tmp_path / "run" / "model"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("years of work")
@@ -151,6 +160,20 @@ def test_changed_options_are_named(data, straight, tmp_path):
         pretrain(data, tmp_path / "run", max_steps=9, allow_changes=True)
     report = pretrain(data, tmp_path / "run", max_steps=15, allow_changes=True)
     assert report.started == 12 and report.steps == 15
+
+
+def test_an_owner_that_somebody_changed_stays(data, straight, tmp_path):
+    """Beside checkpoints too; one that a copy made younger is still a run's own."""
+    owner = shutil.copytree(straight, tmp_path / "run") / "run.json"
+    os.utime(owner, ns=(1, 1))
+    assert pretrain(data, tmp_path / "run").started == 12
+    changed = json.dumps(json.loads(owner.read_text()) | {"notes": "months of work"})
+    owner.write_text(changed)
+    with pytest.raises(ValueError, match="with run.json of something else. Move it away, or"):
+        pretrain(data, tmp_path / "run")
+    assert owner.read_text() == changed
+    owner.rename(tmp_path / "elsewhere.json")
+    assert pretrain(data, tmp_path / "run").started == 12
 
 
 def test_damage_is_named(data, straight, tmp_path):
