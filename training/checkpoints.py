@@ -265,7 +265,9 @@ class CheckpointStore:
                     logger.warning(f"{str(one.path)!r} is a link; it is left, and so is what it leads to.")
                 elif more := one.others():
                     names = ", ".join(more[:3])
-                    logger.warning(f"{str(one.path)!r} has {names} of something else, changed or taken away; it is left.")
+                    logger.warning(
+                        f"{str(one.path)!r} has {names} of something else, changed or taken away; it is left."
+                    )
                 else:
                     # A folder half removed must not have the name of a checkpoint.
                     shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))

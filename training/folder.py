@@ -1,6 +1,7 @@
 """A run's folder: whose it is, one run at a time in it, and signals that ask the run to stop."""
 
 import json
+import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -25,15 +26,20 @@ class Lock:
 
     Args:
         folder (`Path`): Made if it is not there; taken away at the release if it was, and nothing is in it.
-        transient (`bool`, defaults to `False`): Take it away too if it was there.
+        transient (`bool`, defaults to `False`): Take it away too if it was there, because a run had made it.
 
     Raises:
-        ValueError: if another run is in the folder, or it cannot be made.
+        ValueError: if another run is in the folder, it cannot be made, or something else has the lock's name.
     """
 
     def __init__(self, folder: Path, transient: bool = False):
         self.made = [path for path in (folder, *folder.parents) if not path.exists()] or [folder] * transient
         self.file = folder / LOCK
+        if not is_lock(self.file):
+            raise ValueError(
+                f"`output_dir` must have nothing else under {LOCK}, got {str(self.file)!r}, which is not the empty "
+                "file that runs have there. Move that away, or name another folder."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.held = FileLock(self.file)
@@ -55,6 +61,11 @@ class Lock:
         with suppress(OSError):
             for path in self.made:
                 path.rmdir()
+
+
+def is_lock(path: Path) -> bool:
+    """Whether nothing is at a path, or what a run may have left there: an empty file."""
+    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and path.stat().st_size == 0)
 
 
 def check_place(folder: Path) -> None:

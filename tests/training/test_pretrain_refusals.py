@@ -23,7 +23,8 @@ from tests.training.runs import (
 def test_what_belongs_to_others_stays(data, tmp_path):
     """A folder with something in it, another run's results, and a run that is still going."""
     (tmp_path / "mine").mkdir()
-    owner, said = tmp_path / "mine" / "run.json", "`output_dir` must be empty or a run.s own.*with run.json of something"
+    owner = tmp_path / "mine" / "run.json"
+    said = "`output_dir` must be empty or a run's own.*with run.json of something"
     for text in ('{"mine": 1}', '{"seed": 0, "mine": 1}', "no JSON"):
         owner.write_text(text)
         for force in (False, True):
@@ -54,6 +55,28 @@ def test_what_belongs_to_others_stays(data, tmp_path):
         pretrain(data, tmp_path / "run")
     held.release()
     assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
+
+
+def test_a_lock_that_is_none_stays(data, tmp_path):
+    """A run's own is an empty file, which a kill may leave."""
+    lock = tmp_path / "run" / ".lock"
+    for make in (
+        lambda: lock.write_text("mine"),
+        lock.mkdir,
+        lambda: lock.symlink_to("../mine"),
+        lambda: lock.symlink_to("nowhere"),
+    ):
+        lock.parent.mkdir()
+        (tmp_path / "mine").touch()
+        make()
+        for force in (False, True):
+            with pytest.raises(ValueError, match="`output_dir` must have nothing else under .lock, got .*Move that"):
+                pretrain(data, tmp_path / "run", force=force)
+        assert list(lock.parent.iterdir()) == [lock] and (lock.is_symlink() or lock.is_dir() or lock.read_text())
+        shutil.rmtree(lock.parent)
+    lock.parent.mkdir()
+    lock.touch()
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).steps == 2 and not lock.exists()
 
 
 def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
