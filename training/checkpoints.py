@@ -14,12 +14,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError
 
-from rigpt_hf.checkpoints.folder import parse_json
+from rigpt_hf.checkpoints.folder import inventory, parse_json
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
@@ -67,9 +67,20 @@ class Checkpoint:
             raise _damaged(path, f"{RECORD} is damaged ({' '.join(str(error).split())})") from error
 
     def others(self) -> list[str]:
-        """Files that are not of the checkpoint, by their paths in its folder."""
-        there = {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()}
-        return sorted(there - set(self.files) - {RECORD})
+        """Paths in its folder that are not of the checkpoint, or that somebody has changed or removed since."""
+        folders = {str(parent) for name in (*self.files, RECORD) for parent in PurePosixPath(name).parents}
+        there = inventory(self.path)
+        own = self.files.keys() | (set() if (self.path / RECORD).is_symlink() else {RECORD})
+        added = {name for name, stamp in there.items() if name not in (own if stamp else folders)}
+        return sorted(added | {name for name in self.files if not self._is_as_saved(name)})
+
+    def _is_as_saved(self, name: str) -> bool:
+        """By the size and the time; only a file that is younger than the record is read."""
+        file, saved = self.path / name, self.files[name]
+        if file.is_symlink() or not file.is_file() or file.stat().st_size != saved["size"]:
+            return False
+        # Unlike the time of change of the contents, this one cannot be set; copies may have come in any order.
+        return file.stat().st_ctime_ns < (self.path / RECORD).stat().st_ctime_ns or _digest(file) == saved["sha256"]
 
     def verify(self) -> None:
         """
@@ -211,7 +222,12 @@ class CheckpointStore:
     def clean(self) -> list[Path]:
         """Remove what killed saves and removals have left, and nothing else; for the main process, at the start."""
         items = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        leftovers = [item for item in items if LEFTOVER.fullmatch(item.name) and item.is_dir()]
+        leftovers = []
+        for item in items:
+            if LEFTOVER.fullmatch(item.name) and item.is_symlink():
+                logger.warning(f"{str(item)!r} is a link; it is left, and so is what it leads to.")
+            elif LEFTOVER.fullmatch(item.name) and item.is_dir():
+                leftovers.append(item)
         for leftover in leftovers:
             shutil.rmtree(leftover)
         return leftovers
@@ -243,9 +259,16 @@ class CheckpointStore:
         kept = {one.path for one in (*whole[-self.save_total_limit :], *_ranked(whole)[: self.save_best_limit])}
         for one in whole:
             try:
-                if one.path not in kept and (more := one.others()):
-                    logger.warning(f"{str(one.path)!r} has {', '.join(more[:3])} of something else; it is left.")
-                elif one.path not in kept:
+                if one.path in kept:
+                    continue
+                if one.path.is_symlink():
+                    logger.warning(f"{str(one.path)!r} is a link; it is left, and so is what it leads to.")
+                elif more := one.others():
+                    names = ", ".join(more[:3])
+                    logger.warning(
+                        f"{str(one.path)!r} has {names} of something else, changed or taken away; it is left."
+                    )
+                else:
                     # A folder half removed must not have the name of a checkpoint.
                     shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))
             except OSError as error:

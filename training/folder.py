@@ -1,14 +1,15 @@
 """A run's folder: whose it is, one run at a time in it, and signals that ask the run to stop."""
 
 import json
+import os
 import signal
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, new_file, parse_json, record_written
+from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, is_replaceable, new_file, parse_json, record_written
 from rigpt_hf.command_line import check_above
 
 from .checkpoints import check_facts, sync
@@ -25,15 +26,20 @@ class Lock:
 
     Args:
         folder (`Path`): Made if it is not there; taken away at the release if it was, and nothing is in it.
-        transient (`bool`, defaults to `False`): Take it away too if it was there.
+        transient (`bool`, defaults to `False`): Take it away too if it was there, because a run had made it.
 
     Raises:
-        ValueError: if another run is in the folder, or it cannot be made.
+        ValueError: if another run is in the folder, it cannot be made, or something else has the lock's name.
     """
 
     def __init__(self, folder: Path, transient: bool = False):
         self.made = [path for path in (folder, *folder.parents) if not path.exists()] or [folder] * transient
         self.file = folder / LOCK
+        if not is_lock(self.file):
+            raise ValueError(
+                f"`output_dir` must have nothing else under {LOCK}, got {str(self.file)!r}, which is not the empty "
+                "file that runs have there. Move that away, or name another folder."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.held = FileLock(self.file)
@@ -55,6 +61,11 @@ class Lock:
         with suppress(OSError):
             for path in self.made:
                 path.rmdir()
+
+
+def is_lock(path: Path) -> bool:
+    """Whether nothing is at a path, or what a run may have left there: an empty file."""
+    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and path.stat().st_size == 0)
 
 
 def check_place(folder: Path) -> None:
@@ -93,6 +104,14 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
     """
     owner = folder / OWNER
     left = [name for name in LEFT if (folder / name).exists()]
+    # A damaged one of a run with checkpoints, or of one that is replaced, stands in nobody's way.
+    if not (is_replaceable(owner) or _is_text(owner, facts)) and not (
+        (has_checkpoints or left) and _is_damaged(owner)
+    ):
+        raise ValueError(
+            f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {OWNER} of something else. Move it "
+            "away, or name another folder."
+        )
     # Checkpoints have facts of their own, which are compared when one is taken up.
     if left and not has_checkpoints and not force:
         if not owner.is_file():
@@ -101,16 +120,6 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
                 "else. Name another folder, or pass --force to replace them."
             )
         check_facts(_read_owner(owner, left), facts, override="--force to replace its results")
-    known: Any = facts
-    if owner.is_file():
-        # A damaged one of a run with checkpoints, or of one that is replaced, stands in nobody's way.
-        with suppress(ValueError) if has_checkpoints or force else nullcontext():
-            known = _read_owner(owner, [OWNER])
-    if facts and not known.keys() & facts.keys():
-        raise ValueError(
-            f"`output_dir` must be empty or a run's own, got {str(folder)!r} with {OWNER} of something else. Move it "
-            "away, or name another folder."
-        )
     check_place(folder)
 
 
@@ -119,9 +128,28 @@ def claim(folder: Path, facts: dict[str, Any]) -> None:
     if not (folder / WRITTEN).is_file():
         record_written(folder, {})  # from here on it is kept by `new_file`
     with new_file(folder / OWNER, "output_dir") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(_text(facts))
         sync(temporary)
     sync(folder)
+
+
+def _text(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, indent=2).encode() + b"\n"
+
+
+def _is_text(owner: Path, facts: dict[str, Any]) -> bool:
+    """Whether a copied folder has what would be written, so that nothing is lost."""
+    return owner.is_file() and not owner.is_symlink() and owner.read_bytes() == _text(facts)
+
+
+def _is_damaged(owner: Path) -> bool:
+    if owner.is_symlink() or not owner.is_file():
+        return False
+    try:
+        _read_owner(owner, [])
+    except ValueError:
+        return True
+    return False
 
 
 def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.companions import plain_generation
-from rigpt_hf.checkpoints.folder import new_folder, write_text
+from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
@@ -36,6 +36,7 @@ from .working import (
     check_places,
     check_resumes,
     clear,
+    has_left,
     last_checkpoint,
     loading,
     retain,
@@ -117,7 +118,7 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     working = options.working_dir
     check_places(options)
     workers = AccelerateWorkers(state)
-    held = together(workers, lambda: Lock(working, transient=True) if state.is_main_process else None)
+    held = together(workers, lambda: Lock(working, transient=has_left(working)) if state.is_main_process else None)
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -186,8 +187,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
             "Download or save it once more, or give other data."
         )
     if state.is_main_process:
-        begin(options)  # nothing is left that could refuse
-        write_text(options.working_dir / RECORD, json.dumps(record, indent=2) + "\n")
+        begin(options, record)  # nothing is left that could refuse
         print(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples", flush=True)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)

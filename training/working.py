@@ -1,10 +1,14 @@
 """The folder of a fine-tuning's checkpoints: what in it is this program's, and which checkpoint is whole."""
 
+import json
 import logging
+import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,11 @@ from rigpt_hf.checkpoints.folder import (
     read_written,
     record_written,
     room,
+    write_text,
 )
 
 from .finetune_options import FinetuneOptions
-from .folder import LOCK
+from .folder import LOCK, is_lock
 
 
 RECORD = "finetune.json"
@@ -35,8 +40,9 @@ PART = re.compile(
     r"|merges\.txt|README\.md"
 )
 # What else a run leaves there: a record that was being written, and what loggers write.
-PASSING = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\..*\.partial")
-LOGS, LOG = ("runs", "logs"), "events.out.tfevents."
+PASSING = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\..*-\d+-[0-9a-f]{{8}}\.partial")
+# A file of events says when, on which machine and by which process it was begun.
+LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.
 FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "report_to", "resume", "force", "quiet")
 
@@ -70,9 +76,13 @@ def check_places(options: FinetuneOptions) -> None:
         )
 
 
-def begin(options: FinetuneOptions) -> None:
-    """Remove what an interrupted run has left, all that no later one goes on from; for the main process."""
+def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:
+    """
+    Remove what an interrupted run has left, all that no later one goes on from, and record this run and by which
+    process it logs; for the main process.
+    """
     working = options.working_dir
+    writers = _writers(working) if options.resume else {}
     left = [path for path in working.iterdir() if is_of_a_run(path) and not PASSING.fullmatch(path.name)]
     gone = [path for path in left if is_begun(path)] if options.resume else left
     for path in gone:
@@ -80,6 +90,8 @@ def begin(options: FinetuneOptions) -> None:
     if gone:
         names = ", ".join(sorted(path.name for path in gone))
         logger.warning(f"Removed {names} of an interrupted run from {str(working)!r}.")
+    record = record | {"writers": writers | {f"{socket.gethostname()}.{os.getpid()}": int(time.time())}}
+    write_text(working / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def is_begun(checkpoint: Path) -> bool:
@@ -99,9 +111,33 @@ def is_of_a_run(path: Path) -> bool:
     """Whether something in the folder of checkpoints is there because a fine-tuning wrote it."""
     if CHECKPOINT.fullmatch(path.name) and not path.is_symlink():
         return is_begun(path) or ((path / WRITTEN).is_file() and not foreign(path))
-    if path.name in LOGS and path.is_dir():
-        return all(inside.is_dir() or inside.name.startswith(LOG) for inside in path.rglob("*"))
+    if path.name in LOGS and path.is_dir() and not path.is_symlink():
+        logs = own_logs(path)
+        return bool(logs) and logs == set(path.rglob("*"))
+    if path.name == LOCK:
+        return is_lock(path)
     return PASSING.fullmatch(path.name) is not None or (path.name == RECORD and read_record(path.parent) is not None)
+
+
+def own_logs(folder: Path) -> set[Path]:
+    """What a run, by the record beside it, has in a folder of logs: files of events, and the folders they are in."""
+    writers, files = _writers(folder.parent), set()
+    for path in () if folder.is_symlink() else folder.rglob("*"):
+        match = LOG.fullmatch(path.name)
+        if match and match[2] in writers and int(match[1]) >= writers[match[2]] and not path.is_symlink():
+            files.add(path)
+    return files | {parent for path in files for parent in path.parents if folder in parent.parents}
+
+
+def _writers(working: Path) -> dict[str, int]:
+    """The processes that a run has logged by, and since when."""
+    writers = (read_record(working) or {}).get("writers")
+    return writers if isinstance(writers, dict) else {}
+
+
+def has_left(working: Path) -> bool:
+    """Whether a run has made the folder of checkpoints; an empty one may be somebody's."""
+    return working.is_dir() and any(map(is_of_a_run, working.iterdir()))
 
 
 def not_of_a_run(working: Path) -> list[str]:
@@ -116,9 +152,14 @@ def remove(path: Path) -> None:
 
 def clear(working: Path) -> None:
     """Remove what a run has left in the folder of checkpoints, but the lock."""
-    for path in working.iterdir():
-        if is_of_a_run(path) and path.name != LOCK:
-            remove(path)
+    own = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
+    # Other trainers may log beside it; what is inside goes first, and a folder only if nothing else is in it.
+    logs = sorted(set().union(*(own_logs(working / name) for name in LOGS)), reverse=True)
+    for path in logs:
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+    for path in own:
+        remove(path)
     if others := not_of_a_run(working):
         logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
 
@@ -190,7 +231,9 @@ def saving(checkpoint: Path, is_main: bool) -> Iterator[None]:
 def retain(working: Path, limit: int) -> None:
     """Remove checkpoints but the last ones, and none in which something was changed."""
     for path in checkpoints(working)[:-limit]:
-        if foreign(path):
+        if path.is_symlink():
+            logger.warning(f"{str(path)!r} is a link; it is left, and so is what it leads to.")
+        elif foreign(path):
             logger.warning(f"{str(path)!r} has something else in it; it is left.")
         else:
             shutil.rmtree(path, ignore_errors=True)

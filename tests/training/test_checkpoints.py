@@ -45,14 +45,59 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert not best or store.best().step == 2, "the earlier of two that are equally good"
 
 
-def test_a_checkpoint_with_something_else_in_it_stays(tmp_path, caplog):
-    store = CheckpointStore(tmp_path, save_total_limit=1, save_best_limit=0)
+CHANGES = {
+    "notes.txt": lambda path: path.write_text("mine"),
+    "runs": Path.mkdir,
+    "linked": lambda path: path.symlink_to("state"),
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "state/part-0.bin": lambda path: path.write_bytes(path.read_bytes() + b"more"),
+    "state/part-1.bin": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "empty": Path.unlink,
+    "model.safetensors": lambda path: (path.rename(path.parents[1] / "moved"), path.symlink_to("../moved")),
+    "state": lambda path: (path.rename(path.parents[1] / "moved"), path.symlink_to("../moved")),
+    "checkpoint.json": lambda path: (path.rename(path.parents[1] / "moved"), path.symlink_to("../moved")),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_checkpoint_with_something_else_in_it_stays(name, tmp_path, caplog):
+    store, first = CheckpointStore(tmp_path, save_total_limit=1, save_best_limit=0), tmp_path / "step-00000001"
     for step in (1, 2, 3):
         store.save(step, writer(step))
         if step == 1:
-            (tmp_path / "step-00000001/notes.txt").write_text("mine")
-    assert names(tmp_path) == ["step-00000001", "step-00000003"], "the second, in which nothing is, has gone"
-    assert (tmp_path / "step-00000001/notes.txt").read_text() == "mine" and "has notes.txt of" in caplog.text
+            CHANGES[name](first / name)
+            os.utime(first / name, ns=(1, 1)) if (first / name).is_file() else None
+            left = tree(first)
+    assert [path for path in names(tmp_path) if path != "moved"] == ["step-00000001", "step-00000003"]
+    assert tree(first) == left and f"has {name} of something else, changed or taken away" in caplog.text.replace(
+        "state, state/part-0.bin, state/part-1.bin", name
+    )
+
+
+def test_a_copied_checkpoint_is_still_the_runs(tmp_path, caplog):
+    """In whatever order its files came."""
+    CheckpointStore(tmp_path / "first").save(1, writer(1))
+    for path in sorted((tmp_path / "first").rglob("*")):
+        copy = tmp_path / "copy" / path.relative_to(tmp_path / "first")
+        copy.mkdir(parents=True) if path.is_dir() else copy.write_bytes(path.read_bytes())
+    CheckpointStore(tmp_path / "copy", save_total_limit=1, save_best_limit=0).save(2, writer(2))
+    assert names(tmp_path / "copy") == ["step-00000002"] and not caplog.text
+
+
+def test_links_are_left(tmp_path, caplog):
+    """A checkpoint that was moved away and linked back counts; no run is kept from going on, by a leftover neither."""
+    store = CheckpointStore(tmp_path / "run", save_total_limit=1, save_best_limit=0)
+    (tmp_path / "big").mkdir()
+    moved = store.save(1, writer(1)).rename(tmp_path / "big" / "step-00000001")
+    for name in ("step-00000001", ".step-00000001.removed", ".step-00000009.partial"):
+        (store.folder / name).symlink_to(moved)
+    (store.folder / ".step-00000008.removed").symlink_to("nowhere")
+    before, there = tree(moved), names(store.folder)
+    assert store.clean() == [] and content(store.latest(verify=True)) == 1
+    store.save(2, writer(2))
+    assert tree(moved) == before and names(store.folder) == sorted([*there, "step-00000002"])
+    for name in there:
+        assert f"{name}' is a link; it is left, and so is what it leads to." in caplog.text
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name_and_the_old_goes_last(tmp_path, monkeypatch):

@@ -146,12 +146,71 @@ def test_what_others_have_in_a_begun_checkpoint_stays(options, tmp_path):
     assert not begun.exists(), "what is left of a run alone goes"
 
 
+def test_logs_of_other_trainers_stay(options, tmp_path, caplog):
+    """There before, or appearing meanwhile; this run's own go, also those of the process that was interrupted."""
+    working, log = tmp_path / "out.checkpoints", "events.out.tfevents.123.host.7.0"
+    theirs = working / "runs" / "Jan01_exp1" / log
+    theirs.parent.mkdir(parents=True)
+    for make in (lambda: None, lambda: theirs.write_text("mine")):
+        make()
+        with pytest.raises(ValueError, match="nothing else than checkpoints .* which has runs of something else"):
+            finetune(options(**SHORT))
+        assert inventory(working).keys() >= {"runs", "runs/Jan01_exp1"} and len(inventory(working)) <= 3
+    shutil.rmtree(working)
+    settings = SHORT | {"report_to": ["tensorboard"], "logging_steps": 1}
+
+    def add():
+        [own] = working.glob("runs/*/events*")
+        (own.parent / log).write_text("mine")
+        (own.parent / own.name.replace(f".{os.getpid()}.", ".7.")).write_text("mine")
+
+    killed_at(3, options(**settings), signal.SIGKILL)
+    assert list(working.glob("runs/*/events*"))
+    assert finetune(options(**settings, resume=True)).steps == 4 and not working.exists()
+    shutil.rmtree(tmp_path / "out")
+    killed_at(3, options(**settings), signal.SIGKILL)
+    assert finetune(options(**settings, force=True), [At(1, add)]).steps == 4
+    assert {path.name for path in working.iterdir()} == {"runs"}
+    assert [path.read_text() for path in working.glob("runs/*/*")] == ["mine"] * 2
+    assert "out.checkpoints' has runs of something else; the folder is left" in caplog.text
+
+
+def test_what_runs_have_for_themselves_may_be_somebodys(options, tmp_path):
+    """An empty folder, a file of the lock's name or like a temporary one."""
+    working = tmp_path / "out.checkpoints"
+    working.mkdir()
+    assert finetune(options(**SHORT)).steps == 4 and list(working.iterdir()) == []
+    shutil.rmtree(tmp_path / "out")
+    for name in (".lock", f".{RECORD}.mine.partial"):
+        (working / name).write_text("mine")
+        for force in (False, True):
+            with pytest.raises(ValueError, match=f"nothing else than checkpoints .* which has {name} of"):
+                finetune(options(**SHORT, force=force))
+        assert inventory(working) == {name: b"mine"}
+        (working / name).unlink()
+    (working / ".lock").touch()
+    assert finetune(options(**SHORT)).steps == 4 and not working.exists(), "a killed run had left it"
+
+
 def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
     working = tmp_path / "out.checkpoints"
     settings = {"max_steps": 4, "save_steps": 1, "save_total_limit": 1, "keep_checkpoints": True}
     finetune(options(**settings), [At(2, lambda: (working / "checkpoint-2" / "mine.txt").write_text("mine"))])
     assert {path.name for path in working.iterdir()} == {"checkpoint-2", "checkpoint-4", RECORD}
     assert (working / "checkpoint-2" / "mine.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_moved_away_and_linked_back_stays(options, tmp_path, caplog):
+    checkpoint, moved = tmp_path / "out.checkpoints/checkpoint-1", tmp_path / "big"
+
+    def link():
+        checkpoint.rename(moved)
+        checkpoint.symlink_to(moved)
+
+    settings = {"max_steps": 3, "save_steps": 1, "save_total_limit": 1, "keep_checkpoints": True}
+    finetune(options(**settings), [At(1, link)])
+    assert checkpoint.is_symlink() and (moved / "trainer_state.json").is_file()
+    assert "checkpoint-1' is a link; it is left, and so is what it leads to." in caplog.text
 
 
 def test_one_run_at_a_time(options, tmp_path):

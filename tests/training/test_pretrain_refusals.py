@@ -1,5 +1,7 @@
 """Refusals of pretraining: places, foreign results, damage, options and data that are not those of the run."""
 
+import json
+import os
 import re
 import shutil
 
@@ -21,11 +23,19 @@ from tests.training.runs import (
 def test_what_belongs_to_others_stays(data, tmp_path):
     """A folder with something in it, another run's results, and a run that is still going."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')
-    for force in (False, True):
-        with pytest.raises(ValueError, match="`output_dir` must be empty or a run's own.*with run.json of something"):
-            pretrain(data, tmp_path / "mine", force=force)
-    assert (tmp_path / "mine" / "run.json").read_text() == '{"mine": 1}'
+    owner = tmp_path / "mine" / "run.json"
+    said = "`output_dir` must be empty or a run's own.*with run.json of something"
+    for text in ('{"mine": 1}', '{"seed": 0, "mine": 1}', "no JSON"):
+        owner.write_text(text)
+        for force in (False, True):
+            with pytest.raises(ValueError, match=said):
+                pretrain(data, tmp_path / "mine", force=force)
+        assert owner.read_text() == text and list(owner.parent.iterdir()) == [owner]
+    owner.rename(tmp_path / "elsewhere.json")
+    owner.symlink_to("../elsewhere.json")
+    with pytest.raises(ValueError, match=said):
+        pretrain(data, tmp_path / "mine")
+    assert owner.is_symlink()
     foreign = tmp_path / "run" / "model"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("years of work")
@@ -45,6 +55,28 @@ def test_what_belongs_to_others_stays(data, tmp_path):
         pretrain(data, tmp_path / "run")
     held.release()
     assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).started == 0
+
+
+def test_a_lock_that_is_none_stays(data, tmp_path):
+    """A run's own is an empty file, which a kill may leave."""
+    lock = tmp_path / "run" / ".lock"
+    for make in (
+        lambda: lock.write_text("mine"),
+        lock.mkdir,
+        lambda: lock.symlink_to("../mine"),
+        lambda: lock.symlink_to("nowhere"),
+    ):
+        lock.parent.mkdir()
+        (tmp_path / "mine").touch()
+        make()
+        for force in (False, True):
+            with pytest.raises(ValueError, match="`output_dir` must have nothing else under .lock, got .*Move that"):
+                pretrain(data, tmp_path / "run", force=force)
+        assert list(lock.parent.iterdir()) == [lock] and (lock.is_symlink() or lock.is_dir() or lock.read_text())
+        shutil.rmtree(lock.parent)
+    lock.parent.mkdir()
+    lock.touch()
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).steps == 2 and not lock.exists()
 
 
 def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
@@ -151,6 +183,20 @@ def test_changed_options_are_named(data, straight, tmp_path):
         pretrain(data, tmp_path / "run", max_steps=9, allow_changes=True)
     report = pretrain(data, tmp_path / "run", max_steps=15, allow_changes=True)
     assert report.started == 12 and report.steps == 15
+
+
+def test_an_owner_that_somebody_changed_stays(data, straight, tmp_path):
+    """Beside checkpoints too; one that a copy made younger is still a run's own."""
+    owner = shutil.copytree(straight, tmp_path / "run") / "run.json"
+    os.utime(owner, ns=(1, 1))
+    assert pretrain(data, tmp_path / "run").started == 12
+    changed = json.dumps(json.loads(owner.read_text()) | {"notes": "months of work"})
+    owner.write_text(changed)
+    with pytest.raises(ValueError, match="with run.json of something else. Move it away, or"):
+        pretrain(data, tmp_path / "run")
+    assert owner.read_text() == changed
+    owner.rename(tmp_path / "elsewhere.json")
+    assert pretrain(data, tmp_path / "run").started == 12
 
 
 def test_damage_is_named(data, straight, tmp_path):
