@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +17,11 @@ from huggingface_hub.utils import validate_repo_id
 from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
-from rigpt_hf.evaluation.harness.standard_tasks import LESS, SHARES
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.text.paths import without_path
+
+from .numbers import check_numbers
 
 
 T = TypeVar("T")
@@ -30,8 +30,6 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
-# Units of quantities that are never less than 0.
-POSITIVE = {"per token", "per word", "bits", "tokens/s", "s", "bytes", "relative"}
 
 
 @dataclass(frozen=True)
@@ -310,7 +308,8 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     An evaluation, and what the model is called in it.
 
     Raises:
-        ValueError: if the file cannot be read, none of its models has these weights, or a number in it is impossible.
+        ValueError: if the file cannot be read, none of its models has these weights, or a number in it is impossible
+            or contradicts another.
     """
     if path is None:
         return None, None
@@ -326,55 +325,13 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     whole = isinstance(models, dict) and isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
     for name, entry in models.items() if whole else ():
         if isinstance(entry, dict) and entry.get("sha256") == own:
-            _check_numbers(path, results)
+            facts = vars(model_metadata(subject))
+            check_numbers(path, results, name, {key: facts[key] for key in ("type", "parameters", "dtype")})
             return results, name
     raise ValueError(
         f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "
         f"{', '.join(models) if isinstance(models, dict) else repr(models)[:80]}. Run rigpt evaluate on this folder."
     )
-
-
-def _check_numbers(path: Path, results: dict[str, Any]) -> None:
-    """Raise a `ValueError` for a number that is not finite, outside its interval, or none of its quantity."""
-
-    def check(entry: dict[str, Any], told: str, least: float, most: float) -> None:
-        value, low, high = (entry.get(key) for key in ("value", "low", "high"))
-        for each in (value, low, high):
-            if each is not None and (type(each) not in (int, float) or not math.isfinite(each)):
-                refuse("a finite number or null", told, each)
-        # Bounds and value are computed in different orders.
-        slack = 1e-5 * max(abs(each) for each in (value or 0, low or 0, high or 0, entry.get("scale") or 0))
-        if value is not None and not least <= value <= most:
-            refuse(f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}", told, value)
-        ends = [each for each in (low, value, high) if each is not None]
-        if any(before > after + slack for before, after in pairwise(ends)):
-            refuse(f"in its interval from {low} to {high}", told, value)
-
-    def refuse(rule: str, told: str, value: Any) -> None:
-        raise ValueError(
-            f"`results` must hold numbers that can be measured, got {value!r:.80} in {str(path)!r} as {told:.80}, "
-            f"which must be {rule}. Run rigpt evaluate again."
-        )
-
-    try:
-        for task in results["tasks"]:
-            for quantity in task["quantities"]:
-                name, stem = quantity["name"], re.split(r"[ ,(]", quantity["name"])[0]
-                share, told = stem in SHARES, f"{name} in task {task['task']}"
-                positive = share or stem in LESS or quantity["unit"] in POSITIVE or name == "loss"
-                for model, entry in quantity["models"].items():
-                    check(entry, f"{told} of {model}", 0 if positive else -math.inf, 1 if share else math.inf)
-                check(quantity.get("difference", {}), f"difference of {told}", -math.inf, math.inf)
-            if task.get("metric") == "invariance":
-                for measured in task["models"].values():
-                    for frame, errors in measured.get("errors", {}).items():
-                        for error in errors.values():
-                            check({"value": error["largest"]}, f"largest error of {frame}", 0, math.inf)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
-            f"`results` must be as rigpt evaluate wrote them, got some that cannot be shown: {error!r:.80}. Run it "
-            "again."
-        ) from error
 
 
 def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:
