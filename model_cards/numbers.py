@@ -90,7 +90,9 @@ def _check(refuse: Refusal, results: dict[str, Any], name: str, own: dict[str, A
     if type(fraction) not in (int, float) or not 0 < fraction <= 1:
         refuse("above 0 and at most 1", "suite.fraction", fraction)
     for key, value in own.items():
-        if (found := results["models"][name].get(key)) != value or type(found) is not type(value):
+        # Where it is absent nothing can be shown of it.
+        found = results["models"][name].get(key, value)
+        if found != value or type(found) is not type(value):
             refuse(f"{value}, as of the model", f"models.{name}.{key}", found)
     if results.get("baseline") != (baseline := names[1] if len(names) > 1 else None):
         refuse(f"{baseline}, the second of the models", "baseline", results.get("baseline"))
