@@ -33,9 +33,9 @@ from .metadata import (
     invariance_of,
     model_metadata,
     sources_of_merge,
-    training_metadata,
     tuned_from,
 )
+from .runs import training_metadata
 
 
 CARD = "README.md"

@@ -1,12 +1,10 @@
 """The facts about a model, grouped by who knows them; a group is absent where nobody does."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,20 +16,19 @@ from huggingface_hub.utils import validate_repo_id
 from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
-from rigpt_hf.evaluation.harness.standard_tasks import LESS, SHARES
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.symmetry.merging import check_weights
 from rigpt_hf.text.paths import without_path
+
+from .numbers import check_numbers
+from .runs import UNREADABLE, ImpossibleValue, TrainingMetadata
 
 
 T = TypeVar("T")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
-# Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
-# Units of quantities that are never less than 0.
-POSITIVE = {"per token", "per word", "bits", "tokens/s", "s", "bytes", "relative"}
 
 
 @dataclass(frozen=True)
@@ -53,32 +50,6 @@ class ModelMetadata:
     has_tokenizer: bool
     options: list[str]
     """Options of the architecture that are on."""
-
-
-@dataclass(frozen=True)
-class TrainingMetadata:
-    """The record of a pretraining run."""
-
-    steps: int
-    tokens: int
-    """That were trained on, repetitions counted."""
-    batch_size: int
-    context: int | None
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    precision: str
-    seed: int
-    loss: float | None
-    """Loss of validation at the end, nats per token."""
-    source: str | None
-    """Where the text came from."""
-    seconds: float | None
-    """That all steps took, without validation and checkpoints."""
-    start: str | None
-    """The model that the run started from; nothing if from random weights."""
-    timed: int | None = None
-    """Steps whose speed is in the log, if it is not that of all."""
 
 
 @dataclass(frozen=True)
@@ -186,78 +157,6 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     )
 
 
-def training_metadata(folder: Path) -> TrainingMetadata | None:
-    """
-    From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
-
-    Raises:
-        ValueError: if the record cannot be read.
-    """
-    folder = folder.resolve()
-    place = folder if (folder / "run.json").exists() else folder.parent
-    if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
-        return None
-    try:
-        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
-
-        def of(name: str, section: str, earlier: str) -> Any:
-            """An option, or what it was called when options had sections."""
-            return record[section][earlier] if "run" in record else record[name]
-
-        batch_size = int(of("global_batch_size", "run", "batch_size"))
-        context = int(of("context_length", "data", "context"))
-        tokens_per_step = batch_size * context
-        entries = _log(place / "metrics.jsonl")
-        losses = [float(entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
-        steps = int(entries[-1]["step"] if entries else of("max_steps", "run", "steps"))
-        seconds = _seconds(entries, tokens_per_step)
-        start = of("init_from", "model", "start")
-        source = record["data"].get("source") if "run" in record else record.get("data")
-        return TrainingMetadata(
-            steps=steps,
-            tokens=steps * tokens_per_step,
-            batch_size=batch_size,
-            context=context,
-            optimizer=of("optim", "optimizer", "name"),
-            learning_rate=of("learning_rate", "optimizer", "lr"),
-            weight_decay=of("weight_decay", "optimizer", "weight_decay"),
-            precision=of("mixed_precision", "run", "precision"),
-            seed=of("seed", "run", "seed"),
-            loss=losses[-1] if losses else None,
-            source=None if source is None else without_path(str(source)),
-            seconds=seconds,
-            start=None if start is None else without_path(str(start)),
-            timed=len(entries) if seconds is not None and len(entries) < steps else None,
-        )
-    except UNREADABLE as error:
-        found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {error!r:.80}"
-        raise ValueError(
-            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(place)!r} {found}. "
-            "Move it elsewhere if no pretraining wrote it."
-        ) from error
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log by step; its last line is left out where a run that was killed did not end it."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | None:
-    """
-    The time of all steps of a log; `None` if it holds none, or they are not in order.
-
-    A run with `log_every` writes the speed of some steps only, which stands for those since the one before.
-    """
-    seconds, before = 0.0, 0
-    for entry in entries:
-        if entry["step"] <= before:
-            return None
-        seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
-        before = entry["step"]
-    return seconds if math.isfinite(seconds) and seconds > 0 else None
-
-
 def author_metadata(path: Path | None) -> AuthorMetadata:
     """
     From a YAML file.
@@ -284,9 +183,13 @@ def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
     """The sources of a merged model, and the weight of each; nothing if it was not merged."""
 
     def sources(record: Any) -> list[tuple[str, float]]:
-        pairs = zip(record["sources"], record["weights"], strict=True)
         # There is no fraction of what is not finite.
-        return [(without_path(str(source)), float(Fraction(weight))) for source, weight in pairs]
+        weights = [float(Fraction(weight)) for weight in record["weights"]]
+        try:
+            check_weights(record["sources"], weights, record.get("method", "linear"))
+        except ValueError as error:
+            raise ImpossibleValue(str(error)) from error
+        return list(zip([without_path(str(source)) for source in record["sources"]], weights, strict=True))
 
     return _of_record(folder / "merge.json", sources) or []
 
@@ -301,6 +204,11 @@ def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
         return None
     try:
         return read(json.loads(path.read_text(encoding="utf-8")))
+    except ImpossibleValue as error:
+        raise ValueError(
+            f"`folder` must have a {path.name} as its program writes it or none, got {str(path)!r}: {error} "
+            "Move it elsewhere if it is of something else."
+        ) from error
     except UNREADABLE as error:
         raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
 
@@ -310,7 +218,8 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     An evaluation, and what the model is called in it.
 
     Raises:
-        ValueError: if the file cannot be read, none of its models has these weights, or a number in it is impossible.
+        ValueError: if the file cannot be read, none of its models has these weights, or a number in it is impossible
+            or contradicts another.
     """
     if path is None:
         return None, None
@@ -326,55 +235,13 @@ def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str,
     whole = isinstance(models, dict) and isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
     for name, entry in models.items() if whole else ():
         if isinstance(entry, dict) and entry.get("sha256") == own:
-            _check_numbers(path, results)
+            facts = vars(model_metadata(subject))
+            check_numbers(path, results, name, {key: facts[key] for key in ("type", "parameters", "dtype")})
             return results, name
     raise ValueError(
         f"`results` must be of this model, with its weights and tokenizer as they are stored, got those of "
         f"{', '.join(models) if isinstance(models, dict) else repr(models)[:80]}. Run rigpt evaluate on this folder."
     )
-
-
-def _check_numbers(path: Path, results: dict[str, Any]) -> None:
-    """Raise a `ValueError` for a number that is not finite, outside its interval, or none of its quantity."""
-
-    def check(entry: dict[str, Any], told: str, least: float, most: float) -> None:
-        value, low, high = (entry.get(key) for key in ("value", "low", "high"))
-        for each in (value, low, high):
-            if each is not None and (type(each) not in (int, float) or not math.isfinite(each)):
-                refuse("a finite number or null", told, each)
-        # Bounds and value are computed in different orders.
-        slack = 1e-5 * max(abs(each) for each in (value or 0, low or 0, high or 0, entry.get("scale") or 0))
-        if value is not None and not least <= value <= most:
-            refuse(f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}", told, value)
-        ends = [each for each in (low, value, high) if each is not None]
-        if any(before > after + slack for before, after in pairwise(ends)):
-            refuse(f"in its interval from {low} to {high}", told, value)
-
-    def refuse(rule: str, told: str, value: Any) -> None:
-        raise ValueError(
-            f"`results` must hold numbers that can be measured, got {value!r:.80} in {str(path)!r} as {told:.80}, "
-            f"which must be {rule}. Run rigpt evaluate again."
-        )
-
-    try:
-        for task in results["tasks"]:
-            for quantity in task["quantities"]:
-                name, stem = quantity["name"], re.split(r"[ ,(]", quantity["name"])[0]
-                share, told = stem in SHARES, f"{name} in task {task['task']}"
-                positive = share or stem in LESS or quantity["unit"] in POSITIVE or name == "loss"
-                for model, entry in quantity["models"].items():
-                    check(entry, f"{told} of {model}", 0 if positive else -math.inf, 1 if share else math.inf)
-                check(quantity.get("difference", {}), f"difference of {told}", -math.inf, math.inf)
-            if task.get("metric") == "invariance":
-                for measured in task["models"].values():
-                    for frame, errors in measured.get("errors", {}).items():
-                        for error in errors.values():
-                            check({"value": error["largest"]}, f"largest error of {frame}", 0, math.inf)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
-            f"`results` must be as rigpt evaluate wrote them, got some that cannot be shown: {error!r:.80}. Run it "
-            "again."
-        ) from error
 
 
 def invariance_of(results: dict[str, Any] | None, name: str | None, subject: EvaluatedModel) -> dict[str, Any]:

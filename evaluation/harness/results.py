@@ -174,15 +174,24 @@ def _difference(model: Quantity, baseline: Quantity) -> tuple[Difference, str] |
 
 def _correct(tasks: list[dict[str, Any]]) -> None:
     """Say which differences hold when all of the run are looked at together."""
-    compared = [quantity for _, quantity in tested(tasks)]
-    holds = holm([quantity["difference"]["p_value"] for quantity in compared])
-    for quantity, holding in zip(compared, holds, strict=True):
-        quantity["difference"]["significant"] = holding and not _is_rounding(quantity)
+    for _, quantity, significant in significances(tasks):
+        quantity["difference"]["significant"] = significant
+
+
+def significances(tasks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
+    """All differences, each behind its task and before whether it holds when all of the run are looked at together."""
+    compared = tested(tasks)
+    p_values = [quantity["difference"]["p_value"] for _, quantity in compared]
+    holds = holm([math.nan if each is None else each for each in p_values])
+    return [
+        (task, quantity, holding and not _is_rounding(quantity))
+        for (task, quantity), holding in zip(compared, holds, strict=True)
+    ]
 
 
 def _is_rounding(quantity: dict[str, Any]) -> bool:
     """Whether two numbers are one up to arithmetic, which may err to the same side on every example."""
-    if quantity["difference"]["kind"] != "difference":
+    if quantity["difference"]["kind"] != "difference" or quantity["difference"]["value"] is None:
         return False
     entries = quantity["models"].values()
     size = max((abs(entry.get("scale", entry["value"]) or 0.0) for entry in entries), default=0.0)

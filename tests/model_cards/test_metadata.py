@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rigpt_hf.model_cards.card import card_text, gather
-from rigpt_hf.model_cards.metadata import sources_of_merge, training_metadata, tuned_from
+from rigpt_hf.model_cards.metadata import sources_of_merge, tuned_from
+from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.training.options import PretrainOptions
 from tests.models import tiny_model
 
@@ -110,3 +111,62 @@ def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
             with pytest.raises(ValueError, match=f"`folder` must .*{path.name}") as error:
                 read(folder)
             assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_values_that_no_run_or_merge_writes_are_refused(tmp_path):
+    """By the rules of the run, and of the merge."""
+    folder = run_of(tmp_path, [])
+    run = PretrainOptions(warmup_steps=1).facts()
+
+    def refused(read, path: Path, content: str) -> str:
+        before = path.read_text() if path.exists() else None
+        path.write_text(content)
+        try:
+            read(folder)
+        except ValueError as error:
+            line = str(error)
+            assert "\n" not in line and line.startswith("`folder` must") and path.name in line, line
+            return line
+        finally:
+            path.unlink() if before is None else path.write_text(before)
+        return ""
+
+    assert not refused(training_metadata, tmp_path / "run.json", json.dumps(run))
+    for name, value, rule in (
+        ("learning_rate", -0.1, "`learning_rate` must be positive, got -0.1."),
+        ("learning_rate", float("inf"), "`learning_rate` must be positive, got inf."),
+        ("learning_rate", "<b>", "`learning_rate`: '<b>' is not a valid float."),
+        ("weight_decay", -1, "`weight_decay` must be at least 0, got -1.0."),
+        ("optim", "magic", "`optim`: 'magic' is not one of 'equivariant', 'adamw', 'muon'."),
+        ("mixed_precision", "int1", "`mixed_precision`: 'int1' is not one of"),
+        ("global_batch_size", -4, "`global_batch_size` must be at least 1, got -4."),
+        ("global_batch_size", 2.5, "`global_batch_size`: 2.5 is not a valid int."),
+        ("context_length", 0, "`context_length` must be at least 2, got 0."),
+        ("max_steps", 0, "`max_steps` must be at least 1, got 0."),
+        ("seed", None, "`seed`: None is not a valid int."),
+    ):
+        assert rule in refused(training_metadata, tmp_path / "run.json", json.dumps(run | {name: value})), rule
+    entry = {"step": 1, "tokens_per_second": 8.0, "validation_loss": 2.5}
+    log = tmp_path / "metrics.jsonl"
+    for loss in (0, float("nan"), float("inf")):
+        assert not refused(training_metadata, log, json.dumps(entry | {"validation_loss": loss}) + "\n")
+    for name, value, rule in (
+        ("validation_loss", -3.0, "`validation_loss` must be at least 0, got -3.0."),
+        ("validation_loss", "<b>", "`validation_loss` must be at least 0, got '<b>'."),
+        ("step", -2560, "`step` must be a whole number from 1, got -2560."),
+        ("step", 1.5, "`step` must be a whole number from 1, got 1.5."),
+        ("step", float("inf"), "`step` must be a whole number from 1, got inf."),
+        ("tokens_per_second", -8.0, "`tokens_per_second` must be positive, got -8.0."),
+    ):
+        assert rule in refused(training_metadata, log, json.dumps(entry | {name: value}) + "\n"), rule
+    for weights, method, rule in (
+        ([0.5, 0.5], "linear", ""),
+        ([1.5, -0.5], "linear", ""),
+        ([0.5, 7], "linear", "sum to 1, got [0.5, 7.0]"),
+        ([1.0], "linear", "`weights` must be 2 numbers"),
+        ([1.5, -0.5], "spherical", "must not be negative"),
+        ([0.5, 0.5], "magic", "`method` must be one of linear, spherical"),
+    ):
+        merged = {"sources": ["a", "b"], "weights": weights, "method": method}
+        line = refused(sources_of_merge, folder / "merge.json", json.dumps(merged))
+        assert rule in line and bool(line) is bool(rule), (merged, line)

@@ -13,6 +13,7 @@ from rigpt_hf.evaluation.models import evaluated
 from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, write_card
 from rigpt_hf.model_cards.marker import without_marker
+from rigpt_hf.model_cards.metadata import model_metadata
 from rigpt_hf.publishing.repository import (
     RepositoryContents,
     RepositoryFile,
@@ -57,8 +58,13 @@ def evaluation_of(folder: Path, place: Path, **changes) -> Path:
     """A results.json of this model, with one number in it."""
     numbers = json.loads(json.dumps(EVALUATION)) | {"schema": 1, "created": "today"} | changes
     numbers["suite"]["fraction"] = 1.0
-    numbers["tasks"][0]["models"] = {name: {"protocol": {}} for name in numbers["models"]}
-    numbers["models"]["RiGPT"]["sha256"] = fingerprint(evaluated(folder))
+    (quantity,) = numbers["tasks"][0]["quantities"]
+    measured = {name: {"protocol": {}, "bits_per_byte": own["value"]} for name, own in quantity["models"].items()}
+    numbers["tasks"][0]["models"] = measured
+    model = evaluated(folder)
+    shape = vars(model_metadata(model))
+    numbers["models"]["RiGPT"] |= {key: shape[key] for key in ("type", "parameters", "dtype")}
+    numbers["models"]["RiGPT"]["sha256"] = fingerprint(model)
     place.mkdir(exist_ok=True)
     (place / "results.json").write_text(json.dumps(numbers))
     return place / "results.json"

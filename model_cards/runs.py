@@ -1,0 +1,156 @@
+"""The record of a pretraining run: what a card says of it, and the values that no run writes."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from rigpt_hf.dataclass_options import convert
+from rigpt_hf.text.paths import without_path
+from rigpt_hf.training.options import PretrainOptions, Rule
+
+
+# Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# Rules for what a log says of a step; a loss that diverged is none that is known.
+LOGGED: dict[str, Rule] = {
+    "step": ("a whole number from 1", lambda value: type(value) is int and value >= 1),
+    "tokens_per_second": ("positive", lambda value: 0 < value < math.inf),
+    "validation_loss": ("at least 0", lambda value: not value < 0),
+}
+
+
+class ImpossibleValue(ValueError):
+    """A value that no run writes; says which, in a sentence."""
+
+
+@dataclass(frozen=True)
+class TrainingMetadata:
+    """The record of a pretraining run."""
+
+    steps: int
+    tokens: int
+    """That were trained on, repetitions counted."""
+    batch_size: int
+    context: int | None
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    precision: str
+    seed: int
+    loss: float | None
+    """Loss of validation at the end, nats per token."""
+    source: str | None
+    """Where the text came from."""
+    seconds: float | None
+    """That all steps took, without validation and checkpoints."""
+    start: str | None
+    """The model that the run started from; nothing if from random weights."""
+    timed: int | None = None
+    """Steps whose speed is in the log, if it is not that of all."""
+
+
+def training_metadata(folder: Path) -> TrainingMetadata | None:
+    """
+    From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
+
+    Raises:
+        ValueError: if the record cannot be read.
+    """
+    folder = folder.resolve()
+    place = folder if (folder / "run.json").exists() else folder.parent
+    if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
+        return None
+    try:
+        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+
+        def of(name: str, section: str, earlier: str) -> Any:
+            """An option, or what it was called when options had sections."""
+            return record[section][earlier] if "run" in record else record[name]
+
+        options = _possible(
+            global_batch_size=of("global_batch_size", "run", "batch_size"),
+            max_steps=of("max_steps", "run", "steps"),
+            context_length=of("context_length", "data", "context"),
+            optim=of("optim", "optimizer", "name"),
+            learning_rate=of("learning_rate", "optimizer", "lr"),
+            weight_decay=of("weight_decay", "optimizer", "weight_decay"),
+            mixed_precision=of("mixed_precision", "run", "precision"),
+            seed=of("seed", "run", "seed"),
+        )
+        tokens_per_step = options.global_batch_size * options.context_length
+        entries = _log(place / "metrics.jsonl")
+        losses = [float(entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
+        steps = entries[-1]["step"] if entries else options.max_steps
+        seconds = _seconds(entries, tokens_per_step)
+        start = of("init_from", "model", "start")
+        source = record["data"].get("source") if "run" in record else record.get("data")
+        return TrainingMetadata(
+            steps=steps,
+            tokens=steps * tokens_per_step,
+            batch_size=options.global_batch_size,
+            context=options.context_length,
+            optimizer=options.optim,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            precision=options.mixed_precision,
+            seed=options.seed,
+            loss=losses[-1] if losses else None,
+            source=None if source is None else without_path(str(source)),
+            seconds=seconds,
+            start=None if start is None else without_path(str(start)),
+            timed=len(entries) if seconds is not None and len(entries) < steps else None,
+        )
+    except ImpossibleValue as error:
+        raise ValueError(
+            f"`folder` must lie in a run whose record a pretraining wrote, got a run.json or metrics.jsonl in "
+            f"{str(place)!r}: {error} Move it elsewhere if no pretraining wrote it."
+        ) from error
+    except UNREADABLE as error:
+        found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {error!r:.80}"
+        raise ValueError(
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(place)!r} {found}. "
+            "Move it elsewhere if no pretraining wrote it."
+        ) from error
+
+
+def _possible(**values: Any) -> PretrainOptions:
+    """The options of a run that a card shows, by the rules of the run itself."""
+    kinds, options = get_type_hints(PretrainOptions), {}
+    for name, value in values.items():
+        try:
+            options[name] = convert(kinds[name], value)
+        except ValueError as error:
+            raise ImpossibleValue(f"`{name}`: {error!s:.120}") from error
+    try:
+        # What is not shown must fit to it, wherever it is read.
+        return PretrainOptions(**options, warmup_steps=0, report_to=[])
+    except ValueError as error:
+        raise ImpossibleValue(str(error)) from error
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log by step; its last line is left out where a run that was killed did not end it."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    for entry in entries:
+        for name, (rule, holds) in LOGGED.items():
+            if name in entry and (type(entry[name]) not in (int, float) or not holds(entry[name])):
+                raise ImpossibleValue(f"`{name}` must be {rule}, got {entry[name]!r:.80}.")
+    return entries
+
+
+def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | None:
+    """
+    The time of all steps of a log; `None` if it holds none, or they are not in order.
+
+    A run with `log_every` writes the speed of some steps only, which stands for those since the one before.
+    """
+    seconds, before = 0.0, 0
+    for entry in entries:
+        if entry["step"] <= before:
+            return None
+        seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
+        before = entry["step"]
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
