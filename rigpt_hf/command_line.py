@@ -27,6 +27,8 @@ INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b",
     "validation": "eval_share",
     "context": "context_length",
     "folder": "data_dir",
+    "batch_size": "global_batch_size",
+    "batches": "eval_batches",
     "text_column": "data_options",
     "separator": "data_options",
 }
