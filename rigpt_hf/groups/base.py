@@ -72,7 +72,7 @@ class Group:
 
     def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
         """The elements that act on every copy by a permutation `[n]`, from `i` to `p[i]`, or a matrix `[n, n]`."""
-        raise NotImplementedError
+        return action.repeat(copies, 1, 1)
 
     def random(
         self,

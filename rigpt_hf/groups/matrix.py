@@ -81,9 +81,6 @@ class MatrixGroup(Planes, Group):
         # What commutes with turning planes has one rotation each.
         return None if self.planes else "matrices"
 
-    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
-        return action.repeat(copies, 1, 1)
-
     def shape(self, copies: int) -> tuple[int, ...]:
         return (copies, self.n, self.n)
 

@@ -290,9 +290,9 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     if not classes:
         problem = " without one: nobody could load it who has not installed this package"
         raise _refusal(folder, "have an `auto_map` in its config.json", problem, advice)
-    elsewhere = [name for name in classes if not isinstance(name, str) or "--" in name]
+    elsewhere = [name for name in classes if not isinstance(name, str) or not re.fullmatch(r"\w+\.\w+", name)]
     if elsewhere:
-        problem = f" with {elsewhere[0]!r}, which is in another repository"
+        problem = f" with {elsewhere[0]!r}, which is no class in a file of its own"
         raise _refusal(folder, "bring the code of its `auto_map` along", problem, advice)
     named = {f"{name.partition('.')[0]}.py" for name in classes}
     for path in [folder / name for name in named if (folder / name).is_file()]:
@@ -306,6 +306,9 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
         if names:
             rule = "hold the code that its `auto_map` names and no other"
             raise _refusal(folder, rule, f", which {problem} {name_some(names)}", advice)
+    if lost := [name for name in classes if not _is_class(folder, *name.split("."))]:
+        rule = "hold the classes that its `auto_map` names"
+        raise _refusal(folder, rule, f", which lacks {name_some(lost)}", advice)
     package = Path(rigpt_hf.__file__).parent
     ours = {name: package / name for name in named}
     changed = [n for n, path in ours.items() if not path.is_file() or path.read_bytes() != (folder / n).read_bytes()]
@@ -314,6 +317,11 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
         problem = f", where {name_some(changed)} differs"
         raise _refusal(folder, "hold the code of the installed package", problem, advice)
     return sorted(named)
+
+
+def _is_class(folder: Path, module: str, name: str) -> bool:
+    text = (folder / f"{module}.py").read_text(encoding="utf-8", errors="replace")
+    return re.search(rf"^class {name}\b", text, re.MULTILINE) is not None
 
 
 def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) -> str:

@@ -287,6 +287,10 @@ REFUSALS = {
         lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "other/repo--modeling_rigpt.RiGPTForCausalLM"}),
         r"bring the code.*'other/repo--",
     ),
+    "auto-map-of-no-class": (
+        lambda f: change_config(f, auto_map={"AutoModelForCausalLM": "modeling_rigpt.RiGPTForCausal"}),
+        r"hold the classes.*lacks `modeling_rigpt.RiGPTForCausal`",
+    ),
     "code-absent": (lambda f: (f / "scores_rigpt.py").unlink(), r"code.*lacks `scores_rigpt.py`"),
     "more-code": (lambda f: (f / "setup.py").write_text(""), r"code.*also has `setup.py`"),
     "broken-card": (
