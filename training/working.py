@@ -120,7 +120,7 @@ def is_of_a_run(path: Path) -> bool:
 
 
 def own_logs(folder: Path) -> set[Path]:
-    """What a run, by the record beside it, has in a folder of logs: files of events, and the folders they are in."""
+    """The files of events that a run wrote to a folder of logs, by its record, and the folders they are in."""
     writers, files = _writers(folder.parent), set()
     for path in () if folder.is_symlink() else folder.rglob("*"):
         match = LOG.fullmatch(path.name)

@@ -109,7 +109,7 @@ def field_with(config: Any, value: Any) -> str:
 
 
 def about_field(text: str) -> str:
-    """What the library says of one field, in the words of this package; empty if it speaks of something else."""
+    """A library's message about one field, in the words of this package; empty if it is about something else."""
     if match := TYPE.search(text):
         kinds = re.findall(r"\w+", match["kind"] or match["kinds"])
         words = " or ".join(TYPES[kind] for kind in TYPES if kind in kinds) or "of another type"

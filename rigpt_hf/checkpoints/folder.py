@@ -63,7 +63,7 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
+    """The value that a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
     try:
         return json.loads(text)
     except RecursionError as error:

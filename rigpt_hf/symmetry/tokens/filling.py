@@ -61,7 +61,7 @@ class Filling:
         return torch.from_numpy(whole) if frame.group.represents == "permutations" else matrices_of(whole)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads; plain JSON."""
+        """The content that `from_dict` reads; plain JSON."""
         return {
             "matrices": [block.tolist() for block in self.matrices],
             "permutations": [orbit.tolist() for orbit in self.permutations],

@@ -104,7 +104,7 @@ class FiniteGroup:
         return chain
 
     def images(self, matrices: torch.Tensor, wanted: Sequence[int]) -> torch.Tensor:
-        """What elements become under a representation, `[wanted, n, n]`, from those of the generators."""
+        """The matrices of elements in a representation, `[wanted, n, n]`, from those of the generators."""
         made = self._listed[1]
         known = {0: torch.eye(matrices.shape[-1], dtype=matrices.dtype)}
         for index in wanted:

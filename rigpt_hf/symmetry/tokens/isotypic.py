@@ -32,7 +32,7 @@ class Reference(NamedTuple):
 
     @property
     def matrices(self) -> torch.Tensor:
-        """Of the generators, `[generators, d, d]`."""
+        """The matrices of the generators, `[generators, d, d]`."""
         return self.basis.T @ self.whole @ self.basis
 
 
@@ -53,7 +53,7 @@ class Part:
 
     @cached_property
     def index(self) -> Any:
-        """What selects the places: a slice where they follow each other, which is quicker than a list."""
+        """The index that selects the places: a slice where they follow each other, which is quicker than a list."""
         flat = self.places.flatten()
         start = int(flat[0])
         in_order = torch.equal(flat, torch.arange(start, start + len(flat)))

@@ -27,7 +27,7 @@ class SymmetryError:
 @dataclass(frozen=True)
 class LearnedSymmetry:
     """
-    What a model that was never told has of a symmetry.
+    How much a model that was never told has of a symmetry.
 
     Args:
         function: As of [`symmetry_error`].
@@ -46,7 +46,7 @@ def symmetry_error(model: nn.Module, symmetry: TokenSymmetry, input_ids: torch.T
 
     Zero up to rounding for a model that has it, in any representation; any causal model of that vocabulary is taken.
     """
-    _check_vocabulary(model, symmetry)
+    symmetry.check_vocabulary(model.config)
     training, largest, total = model.training, 0.0, 0.0
     model.eval()
     plain = model(input_ids=input_ids, use_cache=False).logits.double().log_softmax(-1)
@@ -74,12 +74,3 @@ def learned_symmetry(model: nn.Module, symmetry: TokenSymmetry, input_ids: torch
 def symmetrize(model: nn.Module, representation: Representation) -> nn.Module:
     """A copy of a RiGPT with the symmetry: each parameter projected, with the norm that it had."""
     return representation.project_(copy.deepcopy(model), keep_norms=True)
-
-
-def _check_vocabulary(model: nn.Module, symmetry: TokenSymmetry) -> None:
-    size = model.config.vocab_size
-    if size < symmetry.vocab_size:
-        raise ValueError(
-            f"`symmetry` must be of the model's vocabulary, got {symmetry.vocab_size} tokens for a table of {size}. "
-            "Make it with the model's tokenizer."
-        )

@@ -46,11 +46,7 @@ class Representation:
                 f"got {len(self.transformations)}."
             )
         self.config: RiGPTConfig = self.transformations[0].config
-        if self.config.vocab_size < symmetry.vocab_size:
-            raise ValueError(
-                f"`symmetry` must be of the model's vocabulary, got {symmetry.vocab_size} tokens for a table of "
-                f"{self.config.vocab_size}. Make it with the model's tokenizer."
-            )
+        symmetry.check_vocabulary(self.config)
         self.table = table_of(self.config)
         self.filling: Filling | None = None
         self._axes: dict[tuple, Axis | None] = {}
@@ -82,11 +78,7 @@ class Representation:
 
     def relabelled(self, number: int, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A parameter after `π` of a generator: a token's row goes to the place of the token that it becomes."""
-        if not is_token_table(name):
-            return tensor
-        moved = tensor.clone()
-        moved[self.symmetry.permutations[number].to(tensor.device)] = tensor[: self.symmetry.vocab_size]
-        return moved
+        return self.symmetry.relabelled(number, tensor) if is_token_table(name) else tensor
 
     def relabelled_state(self, number: int, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """All parameters of a model after `π` of a generator."""
@@ -124,9 +116,7 @@ class Representation:
 
     def _act_on_axis(self, number: int, turns: tuple, tokens: bool, front: torch.Tensor) -> torch.Tensor:
         if tokens:
-            moved = front.clone()
-            moved[self.symmetry.permutations[number]] = front[: self.symmetry.vocab_size]
-            front = moved
+            front = self.symmetry.relabelled(number, front)
         for key, role in turns:
             element = self.transformations[number].elements.get(str(key))
             if element is not None:

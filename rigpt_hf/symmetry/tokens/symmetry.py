@@ -142,6 +142,20 @@ class TokenSymmetry:
         """The group as permutations of `points`."""
         return FiniteGroup(np.searchsorted(self.points, self.permutations.numpy()[:, self.points]))
 
+    def check_vocabulary(self, config: Any) -> None:
+        """A `ValueError` if a model of this configuration has fewer tokens."""
+        if config.vocab_size < self.vocab_size:
+            raise ValueError(
+                f"`symmetry` must be of the model's vocabulary, got {self.vocab_size} tokens for a table of "
+                f"{config.vocab_size}. Make it with the model's tokenizer."
+            )
+
+    def relabelled(self, number: int, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `[vocabulary, ...]` after a generator: a token's goes to the place of the token that it becomes."""
+        moved = rows.clone()
+        moved[self.permutations[number].to(rows.device)] = rows[: self.vocab_size]
+        return moved
+
     @property
     def order(self) -> int:
         """The number of elements."""
@@ -169,7 +183,7 @@ class TokenSymmetry:
         return orbits
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` reads; plain JSON."""
+        """The content that `from_dict` reads; plain JSON."""
         generators = [[list(cycle) for cycle in cycles] for cycles in self.generators]
         return {"format": FORMAT, "vocab_size": self.vocab_size, "generators": generators}
 
