@@ -1,5 +1,6 @@
 """Runs the command line in the process of the tests."""
 
+import io
 import sys
 
 import pytest
@@ -42,3 +43,45 @@ def in_one_line(result) -> str:
     code, _, err = result
     assert code == 2 and len(err.strip().splitlines()) == 1 and "Traceback" not in err, err
     return err
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A RiGPT, the same in shards, and a stock model, each with a tokenizer; and a text."""
+    import torch
+
+    from tests.checkpoints.folders import save_tokenizer
+    from tests.conversion.sources import stock_model
+    from tests.models import tiny_model
+
+    place = tmp_path_factory.mktemp("folders")
+    tiny_model().save_pretrained(place / "rigpt")
+    tiny_model().save_pretrained(place / "shards", max_shard_size=20_000)
+    tiny_model(tie_word_embeddings=False).save_pretrained(place / "rigpt-untied")
+    stock_model("gpt2", torch.float32).save_pretrained(place / "gpt2")
+    for folder in list(place.iterdir()):
+        save_tokenizer(folder)
+    (place / "text.txt").write_text("\n\n".join("a b c a a b c" + n * " a" for n in range(200)))
+    return place
+
+
+@pytest.fixture
+def answer(rigpt, monkeypatch, capsys, tmp_path):
+    """Runs a verb or program on folders below `tmp_path`, with `yes` on standard input."""
+
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
+        if program == "rigpt":
+            return rigpt(*arguments)
+        code = main_of(program)([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def main_of(program: str):
+    from rigpt_hf.training import finetune, pretrain
+    from training import convert
+
+    return {"convert.py": convert.main, "pretrain": pretrain.main, "finetune": finetune.main}[program]
