@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..symmetry.tokens import TokenSymmetry
+
 
 VERBS, DIRECTIONS = ("walk", "look", "run", "jump"), ("left", "right")
 TURNS = {"left": "LTURN", "right": "RTURN"}
@@ -21,6 +23,14 @@ ACTIONS = (*(verb.upper() for verb in VERBS), *TURNS.values())
 VOCABULARY = (*SPECIAL, *WORDS, *ACTIONS)
 IDS = {token: index for index, token in enumerate(VOCABULARY)}
 PAD, START, ANSWER, END = (IDS[token] for token in SPECIAL)
+
+
+def symmetries() -> dict[str, TokenSymmetry]:
+    """Exchanges of words and, alike, of actions that keep what commands mean: of verbs, of directions, and of both."""
+    verbs = TokenSymmetry.named("cyclic", [[IDS[verb] for verb in VERBS], [IDS[verb.upper()] for verb in VERBS]], len(IDS))
+    ways = [[IDS[way] for way in DIRECTIONS], [IDS[TURNS[way]] for way in DIRECTIONS]]
+    directions = TokenSymmetry.named("cyclic", ways, len(IDS))
+    return {"verbs": verbs, "directions": directions, "verbs and directions": verbs | directions}
 
 
 class Example(NamedTuple):

@@ -1,0 +1,218 @@
+"""
+Does a model that carries a symmetry use words in ways in which it never saw them? All of SCAN: see `--help`.
+
+The splits keep away from training, for example, all commands in which "jump" stands beside other words. A symmetry that
+exchanges verbs, in commands and in actions, says what they mean. Rates are swept on the first split with the first seed,
+by the loss on commands of the training split that were kept back, and hold for all splits.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+
+from rigpt_hf.dataclass_options import program
+from rigpt_hf.demo.scan import HELD_OUT, VOCABULARY, Example, encode, split, symmetries
+
+from ..common import check_known, check_least
+from .learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
+from .run_records import RunRecords
+
+
+BOTH = "verbs and directions"
+LEARNERS = {
+    "stock GPT-2": Learner("stock-gpt2", "adamw"),
+    "RiGPT": Learner(),
+    "RiGPT, verbs": Learner(carries="verbs"),
+    "RiGPT, verbs and directions": Learner(carries=BOTH),
+    "RiGPT, permutations": Learner(carries=BOTH, kind="permutation"),
+    "RiGPT, augmentation": Learner(sees=BOTH),
+}
+SPLITS = ("add-jump", "around-right", "simple", "add-turn-left", "length")
+# Commands that are shown in a tenth of the rows, as they are all that a split says of a word.
+SHOWN_OFTEN = {"add-jump": ("jump",), "add-turn-left": ("turn", "left")}
+SHARE_SHOWN_OFTEN, KEPT_BACK = 0.1, 0.05
+# Rows of similar length that go through a model at once.
+ROWS, ROWS_ASKED = 16, 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """The learners, the splits, and the training."""
+
+    splits: Annotated[list[str], {"help": f"Some of {', '.join(SPLITS)}.", "show_default": "all"}] = field(
+        default_factory=lambda: list(SPLITS)
+    )
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+    seeds: int = 3
+    """Seeds at the best rate; the sweep is done with the first."""
+    steps: int = 1500
+    """Steps of training."""
+    batch: int = 64
+    """Commands per step."""
+    longest: int | None = None
+    """Only commands with answers of at most so many actions; all of SCAN if not given."""
+    hidden_size: int = 128
+    """Stream size."""
+    layers: int = 3
+    """Number of layers."""
+    heads: int = 4
+    """Attention heads."""
+    output: Path = Path("runs/scan.json")
+    """File of all runs; those that it has are not made again."""
+
+    def __post_init__(self):
+        check_known("splits", self.splits, SPLITS)
+        check_known("only", self.learners, LEARNERS)
+        check_least(self, seeds=1, steps=1, batch=1, hidden_size=1, layers=1, heads=1, longest=1)
+
+    @property
+    def learners(self) -> list[str]:
+        return [name.strip() for name in self.only.split(";")]
+
+
+class Commands:
+    """
+    The commands of a split: those to train on, those of them that are kept back, and those of the test.
+
+    Args:
+        name, longest: As of [`rigpt_hf.demo.scan.split`].
+    """
+
+    def __init__(self, name: str, longest: int | None = None):
+        trained, self.test = split(name, longest)
+        often = SHOWN_OFTEN.get(name)
+        self.often = [one for one in trained if one.command == often]
+        back = np.random.default_rng(0).random(len(trained)) < KEPT_BACK
+        back &= np.array([one.command != often for one in trained])
+        self.kept_back = [one for one, out in zip(trained, back, strict=True) if out]
+        self.trained = [one for one, out in zip(trained, back, strict=True) if not out]
+        self.rows = to_tensors(self.trained + self.often)
+
+    def batches(self, size: int, seed: int) -> "Batches":
+        return Batches(self, size, seed)
+
+
+class Batches:
+    """Commands of each step, drawn by a seed, in parts of similar length."""
+
+    def __init__(self, commands: Commands, size: int, seed: int):
+        self.ids, self.labels = commands.rows
+        self.often, self.plain = len(commands.often), len(commands.trained)
+        self.size, self.draw = size, np.random.default_rng(seed)
+
+    def __call__(self, step: int) -> Parts:
+        chosen = self.draw.integers(self.plain, size=self.size)
+        if self.often:
+            shown = round(SHARE_SHOWN_OFTEN * self.size)
+            chosen[:shown] = self.plain + self.draw.integers(self.often, size=shown)
+        return list(in_parts(self.ids[chosen], self.labels[chosen], ROWS))
+
+
+def to_tensors(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, labels = encode(examples)
+    return torch.from_numpy(ids), torch.from_numpy(labels)
+
+
+def in_parts(ids: torch.Tensor, labels: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows in the order of their lengths, in parts without needless padding."""
+    lengths = ids.shape[1] - (labels.flip(1) >= 0).int().argmax(1)  # the end of an answer is its row's
+    for part in lengths.argsort(stable=True).split(rows):
+        end = int(lengths[part].max())
+        yield ids[part, :end], labels[part, :end]
+
+
+def accuracy(model: Any, examples: list[Example]) -> tuple[float, float]:
+    """The loss on the answers, nats per token, and the share of commands that the model answers right."""
+    loss, right = answers(model, in_parts(*to_tensors(examples), ROWS_ASKED))
+    return loss, float(right.mean())
+
+
+def run_one(options: Options, split_name: str, name: str, rate: float, seed: int, tick: Any) -> dict[str, Any]:
+    """Train a learner on a split and ask it for all other commands."""
+    learner, commands, known = LEARNERS[name], Commands(split_name, options.longest), symmetries()
+    positions = max(len(one.command) + len(one.actions) + 3 for one in commands.test + commands.trained)
+    sizes = Sizes(options.hidden_size, options.layers, options.heads, positions)
+    model = make_model(learner, len(VOCABULARY), sizes, seed)
+    training = {"steps": options.steps, "rate": rate, "seed": seed, "symmetries": known, "on_step": tick}
+    representation = train(learner, model, commands.batches(options.batch, 1000 + seed), **training)
+    loss, kept_back = accuracy(model, commands.kept_back)
+    _, test = accuracy(model, commands.test)
+    asked = symmetry_of(model, known[BOTH], representation, to_tensors(commands.kept_back[:64])[0])
+    return sizes_of(model, representation) | {
+        "kept_back_loss": loss,
+        "kept_back_accuracy": kept_back,
+        "test_accuracy": test,
+        **asked,
+    }
+
+
+def run(options: Options, console: Console | None = None) -> list[dict[str, Any]]:
+    """
+    Train all learners on splits of SCAN and print the share of the held-out commands that they answer right.
+
+    Defaults take about five hours on one core. It may be stopped, and goes on where it was. A quick look:
+
+        python -m evaluation.experiments.symmetry.scan --splits add-jump --seeds 1 --longest 16 --steps 300
+    """
+    console = console or Console()
+    settings = {name: getattr(options, name) for name in ("steps", "batch", "longest", "hidden_size", "layers", "heads")}
+    records = RunRecords(options.output, "scan", settings)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+        bar = progress.add_task("commands", total=options.steps)
+        for split_name in options.splits:
+            for name in options.learners:
+
+                def one(rate: float, seed: int, at: str = split_name, who: str = name) -> dict[str, Any]:
+                    def tick(step: int, loss: float) -> None:
+                        said = f"{at}: {who}, rate {rate:g}, seed {seed}, loss {loss:.3f}"
+                        progress.update(bar, completed=step, description=said)
+
+                    return run_one(options, at, who, rate, seed, tick)
+
+                rates = LEARNERS[name].rates
+                if split_name != SPLITS[0] and (swept := best_rate(records, name)) is not None:
+                    rates = (swept,)
+                records.at_the_best_rate(one, rates, "kept_back_loss", options.seeds, split=split_name, learner=name)
+    console.print(as_table(records, options))
+    return records.runs
+
+
+def best_rate(records: RunRecords, name: str) -> float | None:
+    """The rate that the sweep on the first split chose; none if it is not done."""
+    runs = [run for run in records.runs if (run["split"], run["learner"], run["seed"]) == (SPLITS[0], name, 0)]
+    swept = {run["rate"]: run["kept_back_loss"] for run in runs}
+    return min(swept, key=lambda rate: swept[rate]) if set(swept) == set(LEARNERS[name].rates) else None
+
+
+def chosen(records: RunRecords, split_name: str, name: str) -> list[dict[str, Any]]:
+    """The runs of a learner on a split at its best rate."""
+    rate = best_rate(records, name)
+    return [run for run in records.runs if (run["split"], run["learner"], run["rate"]) == (split_name, name, rate)]
+
+
+def as_table(records: RunRecords, options: Options) -> Table:
+    """Exact answers to held-out commands: means over seeds, least and largest."""
+    table = Table("learner", *options.splits, title="share of held-out commands that are answered right")
+    for name in options.learners:
+        cells = []
+        for split_name in options.splits:
+            values = [run["test_accuracy"] for run in chosen(records, split_name, name)]
+            spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "–")
+        table.add_row(name, *cells)
+    return table
+
+
+main = program(Options, run, name="python -m evaluation.experiments.symmetry.scan")
+
+if __name__ == "__main__":
+    sys.exit(main())
