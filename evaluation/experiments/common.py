@@ -20,10 +20,10 @@ VERSIONS = {"rigpt_hf": __version__, "torch": torch.__version__, "transformers":
 
 
 def check_least(options: Any, **bounds: float) -> None:
-    """Raise a `ValueError` if one of the options named is below its bound."""
+    """Raise a `ValueError` if one of the options named is below its bound; `None` is not."""
     for name, bound in bounds.items():
-        if getattr(options, name) < bound:
-            raise ValueError(f"`{name}` must be at least {bound}, got {getattr(options, name)}. Give more.")
+        if (value := getattr(options, name)) is not None and value < bound:
+            raise ValueError(f"`{name}` must be at least {bound}, got {value}. Give more.")
 
 
 def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:

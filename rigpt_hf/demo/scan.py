@@ -27,7 +27,9 @@ PAD, START, ANSWER, END = (IDS[token] for token in SPECIAL)
 
 def symmetries() -> dict[str, TokenSymmetry]:
     """Exchanges of words and, alike, of actions that keep what commands mean: of verbs, of directions, and of both."""
-    verbs = TokenSymmetry.named("cyclic", [[IDS[verb] for verb in VERBS], [IDS[verb.upper()] for verb in VERBS]], len(IDS))
+    verbs = TokenSymmetry.named(
+        "cyclic", [[IDS[verb] for verb in VERBS], [IDS[verb.upper()] for verb in VERBS]], len(IDS)
+    )
     ways = [[IDS[way] for way in DIRECTIONS], [IDS[TURNS[way]] for way in DIRECTIONS]]
     directions = TokenSymmetry.named("cyclic", ways, len(IDS))
     return {"verbs": verbs, "directions": directions, "verbs and directions": verbs | directions}

@@ -14,10 +14,6 @@ from rigpt_hf.text.files import read_text
 from ..common import VERSIONS, write_json
 
 
-# What makes numbers of two runs comparable; versions of libraries are written down with each run.
-FACTS = ("experiment", "settings")
-
-
 class RunRecords:
     """
     The runs of an experiment; the file is written again after each. One process at a time may add to it.
@@ -35,15 +31,18 @@ class RunRecords:
         self.path = path
         self.facts = {"experiment": experiment, "settings": json.loads(json.dumps(settings, default=str))}
         self.runs: list[dict[str, Any]] = []
-        check_file(path, "output", force=True)
         if path.exists():
             self.runs = self._read()
+        else:
+            check_file(path, "output", force=False)
 
     def _read(self) -> list[dict[str, Any]]:
         try:
             content = json.loads(read_text(self.path, "output"))
-            facts, runs = {name: content[name] for name in FACTS}, content["runs"]
-        except (ValueError, KeyError, TypeError) as error:
+            facts, runs = {name: content.pop(name) for name in self.facts}, content.pop("runs")
+            if content or not all(isinstance(run, dict) for run in runs):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"`output` must be a file of runs of this program, got {str(self.path)!r}. Name another."
             ) from error
@@ -66,7 +65,7 @@ class RunRecords:
         made = key | make()
         made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
         self.runs.append(made)
-        write_json(self.path, self.facts | {"runs": self.runs}, indent=1, force=True)
+        write_json(self.path, self.facts | {"runs": self.runs}, indent=1)
         return made
 
     def at_the_best_rate(

@@ -1,9 +1,9 @@
 """
 Does a model that carries a symmetry use words in ways in which it never saw them? All of SCAN: see `--help`.
 
-The splits keep away from training, for example, all commands in which "jump" stands beside other words. A symmetry that
-exchanges verbs, in commands and in actions, says what they mean. Rates are swept on the first split with the first seed,
-by the loss on commands of the training split that were kept back, and hold for all splits.
+The splits keep commands away from training, such as all in which "jump" stands beside other words. A symmetry that
+exchanges verbs, in commands and in actions, says what they mean. Rates are swept on the first split with the first
+seed, by the loss on commands of the training split that were kept back, and hold for all splits.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.demo.scan import HELD_OUT, VOCABULARY, Example, encode, split, symmetries
+from rigpt_hf.demo.scan import VOCABULARY, Example, encode, split, symmetries
 
 from ..common import check_known, check_least
 from .learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
@@ -159,12 +159,14 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     """
     Train all learners on splits of SCAN and print the share of the held-out commands that they answer right.
 
-    Defaults take about five hours on one core. It may be stopped, and goes on where it was. A quick look:
+    All of it takes some five hours on one core. It may be stopped, and goes on where it was. A quick look:
 
         python -m evaluation.experiments.symmetry.scan --splits add-jump --seeds 1 --longest 16 --steps 300
     """
     console = console or Console()
-    settings = {name: getattr(options, name) for name in ("steps", "batch", "longest", "hidden_size", "layers", "heads")}
+    settings = {
+        name: getattr(options, name) for name in ("steps", "batch", "longest", "hidden_size", "layers", "heads")
+    }
     records = RunRecords(options.output, "scan", settings)
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         bar = progress.add_task("commands", total=options.steps)
