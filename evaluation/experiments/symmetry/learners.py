@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetry_error
+from rigpt_hf.symmetry.tokens.filling import RESTING
 from rigpt_hf.training.build import build_optimizer
 from rigpt_hf.training.options import OptimizerOptions
 from rigpt_hf.training.schedule import make_schedule
@@ -30,7 +31,7 @@ class Learner:
         model: Its class.
         optim: Its optimizer.
         carries (`str`, *optional*): The symmetry that its weights have.
-        kind: How they are represented, as of [`Representation.choose`].
+        kind, resting: How it is represented, as of [`Representation.choose`].
         sees (`str`, *optional*): The symmetry by which its data are relabelled at random.
     """
 
@@ -38,6 +39,7 @@ class Learner:
     optim: Literal["equivariant", "adamw"] = "equivariant"
     carries: str | None = None
     kind: str = "irreducible"
+    resting: float = RESTING
     sees: str | None = None
 
     @property
@@ -128,7 +130,9 @@ def train(
     optimizer, schedule = build_optimizer(options, model), make_schedule(options, steps)
     representation = None
     if learner.carries is not None:
-        representation = Representation.choose(model.config, symmetries[learner.carries], kind=learner.kind)
+        representation = Representation.choose(
+            model.config, symmetries[learner.carries], kind=learner.kind, resting=learner.resting
+        )
         representation.project_(model, keep_norms=True)
     relabel = None if learner.sees is None else Relabelling(symmetries[learner.sees], seed)
     parameters = dict(model.named_parameters())

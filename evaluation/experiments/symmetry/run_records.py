@@ -1,12 +1,17 @@
 """Runs of an experiment in one file of JSON, so that it can be stopped at any time and no run is made twice."""
 
 import json
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
 from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.text.files import read_text
@@ -53,14 +58,19 @@ class RunRecords:
             )
         return runs
 
-    def find(self, **key: Any) -> dict[str, Any] | None:
-        """The run with these values, if it is done."""
-        return next((run for run in self.runs if all(run.get(name) == value for name, value in key.items())), None)
+    def done(self, **key: Any) -> list[dict[str, Any]]:
+        """The runs with these values that are done."""
+        return [run for run in self.runs if all(run.get(name) == value for name, value in key.items())]
+
+    def best(self, loss: str, **key: Any) -> list[dict[str, Any]]:
+        """Of the runs with these values those at the rate whose run with seed 0 has the least loss."""
+        first = self.done(seed=0, **key)
+        return self.done(rate=min(first, key=lambda run: run[loss])["rate"], **key) if first else []
 
     def run(self, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """The run with these values: what the file has of it, or what `make` gives, which is added to the file."""
-        if (done := self.find(**key)) is not None:
-            return done
+        if done := self.done(**key):
+            return done[0]
         began = time.perf_counter()
         made = key | make()
         made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
@@ -68,20 +78,42 @@ class RunRecords:
         write_json(self.path, self.facts | {"runs": self.runs}, indent=1)
         return made
 
-    def at_the_best_rate(
+    def sweep(
         self, make: Callable[[float, int], dict[str, Any]], rates: Sequence[float], loss: str, seeds: int, **key: Any
     ) -> list[dict[str, Any]]:
         """
-        The runs of every seed at the rate whose run with seed 0 has the least loss.
+        A run with seed 0 at every rate, and runs with the other seeds at the best of them.
 
         Args:
             make: One run, of a rate and a seed.
-            rates: To choose from; a single one is taken as it is.
-            loss: The key of the loss.
+            rates: To choose from.
+            loss: The key of the loss that chooses.
             seeds: How many.
             key: What else a run is known by.
+
+        Returns:
+            The runs at the best rate.
         """
-        first = [self.run(lambda rate=rate: make(rate, 0), rate=rate, seed=0, **key) for rate in rates]  # type: ignore[misc]
-        best = min(first, key=lambda run: run[loss])
-        rate = best["rate"]
-        return [best, *(self.run(lambda s=s: make(rate, s), rate=rate, seed=s, **key) for s in range(1, seeds))]  # type: ignore[misc]
+        for rate in rates:
+            self.run(partial(make, rate, 0), rate=rate, seed=0, **key)
+        rate = self.best(loss, **key)[0]["rate"]
+        return [self.run(partial(make, rate, seed), rate=rate, seed=seed, **key) for seed in range(seeds)]
+
+
+@contextmanager
+def shown_progress(steps: int, console: Console) -> Iterator[Callable[[str], Callable[[int, float], None]]]:
+    """A bar of a run's steps; gives a function that makes of a run's name what its training calls after each step."""
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+        bar = progress.add_task("", total=steps)
+
+        def tick(name: str, step: int, loss: float) -> None:
+            progress.update(bar, completed=step, description=f"{name}, loss {loss:.3f}")
+
+        yield lambda name: partial(tick, name)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, least and largest of several numbers, as a cell of a table."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "–"
+    return f"{statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"

@@ -6,17 +6,16 @@ exchanges verbs, in commands and in actions, says what they mean. Rates are swep
 seed, by the loss on commands of the training split that were kept back, and hold for all splits.
 """
 
-import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
@@ -24,7 +23,7 @@ from rigpt_hf.demo.scan import VOCABULARY, Example, encode, split, symmetries
 
 from ..common import check_known, check_least
 from .learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
-from .run_records import RunRecords
+from .run_records import RunRecords, shown_progress, spread
 
 
 BOTH = "verbs and directions"
@@ -73,6 +72,12 @@ class Options:
         check_known("splits", self.splits, SPLITS)
         check_known("only", self.learners, LEARNERS)
         check_least(self, seeds=1, steps=1, batch=1, hidden_size=1, layers=1, heads=1, longest=1)
+
+    @property
+    def settings(self) -> dict[str, int | None]:
+        """What all runs of a file have in common."""
+        names = ("steps", "batch", "longest", "hidden_size", "layers", "heads")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def learners(self) -> list[str]:
@@ -136,22 +141,30 @@ def accuracy(model: Any, examples: list[Example]) -> tuple[float, float]:
     return loss, float(right.mean())
 
 
-def run_one(options: Options, split_name: str, name: str, rate: float, seed: int, tick: Any) -> dict[str, Any]:
+def run_one(
+    options: Options, split_name: str, name: str, tick: Callable[[int, float], None], rate: float, seed: int
+) -> dict[str, Any]:
     """Train a learner on a split and ask it for all other commands."""
     learner, commands, known = LEARNERS[name], Commands(split_name, options.longest), symmetries()
     positions = max(len(one.command) + len(one.actions) + 3 for one in commands.test + commands.trained)
     sizes = Sizes(options.hidden_size, options.layers, options.heads, positions)
     model = make_model(learner, len(VOCABULARY), sizes, seed)
-    training = {"steps": options.steps, "rate": rate, "seed": seed, "symmetries": known, "on_step": tick}
+    training: dict[str, Any] = {
+        "steps": options.steps,
+        "rate": rate,
+        "seed": seed,
+        "symmetries": known,
+        "on_step": tick,
+    }
     representation = train(learner, model, commands.batches(options.batch, 1000 + seed), **training)
     loss, kept_back = accuracy(model, commands.kept_back)
     _, test = accuracy(model, commands.test)
-    asked = symmetry_of(model, known[BOTH], representation, to_tensors(commands.kept_back[:64])[0])
-    return sizes_of(model, representation) | {
+    return {
+        **sizes_of(model, representation),
         "kept_back_loss": loss,
         "kept_back_accuracy": kept_back,
         "test_accuracy": test,
-        **asked,
+        **symmetry_of(model, known[learner.carries or BOTH], representation, to_tensors(commands.kept_back[:64])[0]),
     }
 
 
@@ -164,54 +177,27 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         python -m evaluation.experiments.symmetry.scan --splits add-jump --seeds 1 --longest 16 --steps 300
     """
     console = console or Console()
-    settings = {
-        name: getattr(options, name) for name in ("steps", "batch", "longest", "hidden_size", "layers", "heads")
-    }
-    records = RunRecords(options.output, "scan", settings)
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("commands", total=options.steps)
+    records = RunRecords(options.output, "scan", options.settings)
+    with shown_progress(options.steps, console) as ticks:
         for split_name in options.splits:
             for name in options.learners:
-
-                def one(rate: float, seed: int, at: str = split_name, who: str = name) -> dict[str, Any]:
-                    def tick(step: int, loss: float) -> None:
-                        said = f"{at}: {who}, rate {rate:g}, seed {seed}, loss {loss:.3f}"
-                        progress.update(bar, completed=step, description=said)
-
-                    return run_one(options, at, who, rate, seed, tick)
-
-                rates = LEARNERS[name].rates
-                if split_name != SPLITS[0] and (swept := best_rate(records, name)) is not None:
-                    rates = (swept,)
-                records.at_the_best_rate(one, rates, "kept_back_loss", options.seeds, split=split_name, learner=name)
-    console.print(as_table(records, options))
+                one = partial(run_one, options, split_name, name, ticks(f"{split_name}: {name}"))
+                rates = rates_of(records, split_name, name)
+                records.sweep(one, rates, "kept_back_loss", options.seeds, split=split_name, learner=name)
+    table = Table("learner", *options.splits, title="held-out commands that are answered right, as a share")
+    for name in options.learners:
+        runs = [records.best("kept_back_loss", split=split_name, learner=name) for split_name in options.splits]
+        table.add_row(name, *(spread([run["test_accuracy"] for run in one]) for one in runs))
+    console.print(table)
     return records.runs
 
 
-def best_rate(records: RunRecords, name: str) -> float | None:
-    """The rate that the sweep on the first split chose; none if it is not done."""
-    runs = [run for run in records.runs if (run["split"], run["learner"], run["seed"]) == (SPLITS[0], name, 0)]
-    swept = {run["rate"]: run["kept_back_loss"] for run in runs}
-    return min(swept, key=lambda rate: swept[rate]) if set(swept) == set(LEARNERS[name].rates) else None
-
-
-def chosen(records: RunRecords, split_name: str, name: str) -> list[dict[str, Any]]:
-    """The runs of a learner on a split at its best rate."""
-    rate = best_rate(records, name)
-    return [run for run in records.runs if (run["split"], run["learner"], run["rate"]) == (split_name, name, rate)]
-
-
-def as_table(records: RunRecords, options: Options) -> Table:
-    """Exact answers to held-out commands: means over seeds, least and largest."""
-    table = Table("learner", *options.splits, title="share of held-out commands that are answered right")
-    for name in options.learners:
-        cells = []
-        for split_name in options.splits:
-            values = [run["test_accuracy"] for run in chosen(records, split_name, name)]
-            spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "–")
-        table.add_row(name, *cells)
-    return table
+def rates_of(records: RunRecords, split_name: str, name: str) -> tuple[float, ...]:
+    """The rates to try: all, or on further splits the one that the first has chosen, if it has."""
+    rates, first = LEARNERS[name].rates, {"split": SPLITS[0], "learner": name}
+    if split_name == SPLITS[0] or {run["rate"] for run in records.done(seed=0, **first)} != set(rates):
+        return rates
+    return (records.best("kept_back_loss", **first)[0]["rate"],)
 
 
 main = program(Options, run, name="python -m evaluation.experiments.symmetry.scan")

@@ -1,0 +1,180 @@
+"""
+Does a symmetry of a group's products help to learn them? Words in groups, as of `group_words`: see `--help`.
+
+Whoever renames all elements by `x → h x h⁻¹`, or by another map that respects products, renames the product too. A
+model that carries this symmetry need not learn it. It has fewer numbers to choose than a free one of its width; so
+there is also one that is wide enough to choose as many.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rigpt_hf.dataclass_options import program
+from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
+
+from ..common import check_known, check_least
+from ..group_words import GROUPS, Words, measure, multiplication_table
+from .learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
+from .run_records import RunRecords, shown_progress, spread
+
+
+WIDE = "RiGPT, symmetry, as many free parameters"
+LEARNERS = {
+    "stock GPT-2": Learner("stock-gpt2", "adamw"),
+    "RiGPT": Learner(),
+    "RiGPT, symmetry": Learner(carries="renaming"),
+    "RiGPT, permutations": Learner(carries="renaming", kind="permutation"),
+    "RiGPT, augmentation": Learner(sees="renaming"),
+    WIDE: Learner(carries="renaming"),
+}
+# The conjugations of a commutative group do nothing.
+RENAMINGS = {name: "automorphisms" if name == "SO(2) steps" else "conjugations" for name in GROUPS}
+CURVE = 50  # steps between measurements along the training
+
+
+@dataclass(frozen=True)
+class Options:
+    """The learners, their words, and the training."""
+
+    groups: Annotated[list[str], {"help": f"Some of {', '.join(GROUPS)}.", "show_default": "all"}] = field(
+        default_factory=lambda: list(GROUPS)
+    )
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+    seeds: int = 3
+    """Seeds at the best rate; the sweep is done with the first."""
+    steps: int = 800
+    """Steps of training."""
+    batch: int = 64
+    """Words per step."""
+    length: int = 8
+    """Elements of a word that is trained on."""
+    longer: int = 16
+    """Elements of the longest held-out words."""
+    hidden_size: int = 64
+    """Stream size of all learners but the wide one."""
+    layers: int = 3
+    """Number of layers."""
+    heads: int = 4
+    """Attention heads."""
+    output: Path = Path("runs/words.json")
+    """File of all runs; those that it has are not made again."""
+
+    def __post_init__(self):
+        check_known("groups", self.groups, GROUPS)
+        check_known("only", self.learners, LEARNERS)
+        check_least(self, seeds=1, steps=1, batch=1, length=1, hidden_size=1, layers=1, heads=1)
+        if self.longer <= self.length:
+            raise ValueError(
+                f"`longer` must be more than `length`, got {self.longer} and {self.length}. Give longer words."
+            )
+
+    @property
+    def learners(self) -> list[str]:
+        return [name.strip() for name in self.only.split(";")]
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What all runs of a file have in common."""
+        names = ("steps", "batch", "length", "longer", "hidden_size", "layers", "heads")
+        return {name: getattr(self, name) for name in names}
+
+
+@cache
+def problem(group: str) -> tuple[np.ndarray, TokenSymmetry]:
+    """The multiplication table of a group, and the maps that respect it as exchanges of tokens."""
+    table = multiplication_table(GROUPS[group]())
+    renaming = TokenSymmetry.of_table(RENAMINGS[group], table, range(len(table)), vocab_size=len(table) + 1)
+    return table, renaming
+
+
+def width_of_as_many(vocabulary: int, sizes: Sizes, symmetry: TokenSymmetry) -> int:
+    """The least stream size, a multiple of twice the heads, at which a symmetric RiGPT has as much to choose."""
+
+    def chosen(width: int, free: bool) -> int:
+        with torch.device("meta"):
+            model = make_model(
+                LEARNERS["RiGPT"], vocabulary, Sizes(width, sizes.layers, sizes.heads, sizes.positions), 0
+            )
+        return sizes_of(model, None if free else Representation.choose(model.config, symmetry))["free_parameters"]
+
+    goal, step = chosen(sizes.hidden_size, True), 2 * sizes.heads
+    least, most = sizes.hidden_size // step, sizes.hidden_size // step
+    while chosen(most * step, False) < goal:
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if chosen(middle * step, False) < goal else (least, middle)
+    return most * step
+
+
+def run_one(
+    options: Options, group: str, name: str, tick: Callable[[int, float], None], rate: float, seed: int
+) -> dict[str, Any]:
+    """Train a learner on words of a group, and ask it for new ones and longer ones."""
+    learner, (table, renaming) = LEARNERS[name], problem(group)
+    sizes = Sizes(options.hidden_size, options.layers, options.heads, options.longer + 1)
+    if name == WIDE:
+        width = width_of_as_many(len(table) + 1, sizes, renaming)
+        sizes = Sizes(width, sizes.layers, sizes.heads, sizes.positions)
+    model = make_model(learner, len(table) + 1, sizes, seed)
+    words = Words(table, options.steps * options.batch, options.length, seed=1000 + seed)
+    curve = []
+
+    def batch(step: int) -> Parts:
+        rows = slice(step * options.batch, (step + 1) * options.batch)
+        return [(words.input_ids[rows], words.labels[rows])]
+
+    def on_step(step: int, loss: float) -> None:
+        tick(step, loss)
+        if step % CURVE == 0:
+            curve.append([step, round(measure(model.eval(), table, options)["trained_length"], 4)])
+            model.train()
+
+    training: dict[str, Any] = {
+        "steps": options.steps,
+        "rate": rate,
+        "seed": seed,
+        "symmetries": {"renaming": renaming},
+    }
+    representation = train(learner, model, batch, **training, on_step=on_step)
+    found = sizes_of(model, representation) | {"hidden_size": sizes.hidden_size, "curve": curve}
+    found |= measure(model, table, options)
+    return found | symmetry_of(model, renaming, representation, Words(table, 64, options.length, seed=1).input_ids)
+
+
+def run(options: Options, console: Console | None = None) -> list[dict[str, Any]]:
+    """
+    Train all learners on products in groups, and print the share that they name right.
+
+    It may be stopped, and goes on where it was. A quick look at one group:
+
+        python -m evaluation.experiments.symmetry.words --groups S3 --seeds 1 --steps 200
+    """
+    console = console or Console()
+    records = RunRecords(options.output, "words", options.settings)
+    with shown_progress(options.steps, console) as ticks:
+        for group in options.groups:
+            for name in options.learners:
+                one = partial(run_one, options, group, name, ticks(f"{group}: {name}"))
+                records.sweep(one, LEARNERS[name].rates, "loss", options.seeds, group=group, learner=name)
+    table = Table("learner", *options.groups, title=f"right products in words of {options.length}, as a share")
+    for name in options.learners:
+        runs = [records.best("loss", group=group, learner=name) for group in options.groups]
+        table.add_row(name, *(spread([run["trained_length"] for run in one]) for one in runs))
+    console.print(table)
+    return records.runs
+
+
+main = program(Options, run, name="python -m evaluation.experiments.symmetry.words")
+
+if __name__ == "__main__":
+    sys.exit(main())
