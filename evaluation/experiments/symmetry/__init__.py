@@ -3,5 +3,5 @@ Experiments on symmetries of data: what a model gains that carries one. `docs/da
 
     python -m evaluation.experiments.symmetry.scan --help
 
-Learners and their training are in `learners`, runs that are done in `run_records`.
+Who learns, and how, is in `rigpt_hf/demo/learners.py`; runs that are done are in `run_records`.
 """

@@ -7,22 +7,21 @@ seed, by the loss on commands of the training split that were kept back, and hol
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.demo.scan import VOCABULARY, Example, encode, split, symmetries
+from rigpt_hf.demo.commands import Commands, share_right
+from rigpt_hf.demo.learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
+from rigpt_hf.demo.scan import VOCABULARY, symmetries
 
 from ..common import check_known, check_least
-from .learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -36,11 +35,6 @@ LEARNERS = {
     "RiGPT, augmentation": Learner(sees=BOTH),
 }
 SPLITS = ("add-jump", "around-right", "simple", "add-turn-left", "length")
-# Commands that are shown in a tenth of the rows, as they are all that a split says of a word.
-SHOWN_OFTEN = {"add-jump": ("jump",), "add-turn-left": ("turn", "left")}
-SHARE_SHOWN_OFTEN, KEPT_BACK = 0.1, 0.05
-# Rows of similar length that go through a model at once.
-ROWS, ROWS_ASKED = 16, 256
 
 
 @dataclass(frozen=True)
@@ -84,70 +78,12 @@ class Options:
         return [name.strip() for name in self.only.split(";")]
 
 
-class Commands:
-    """
-    The commands of a split: those to train on, those of them that are kept back, and those of the test.
-
-    Args:
-        name, longest: As of [`rigpt_hf.demo.scan.split`].
-    """
-
-    def __init__(self, name: str, longest: int | None = None):
-        trained, self.test = split(name, longest)
-        often = SHOWN_OFTEN.get(name)
-        self.often = [one for one in trained if one.command == often]
-        back = np.random.default_rng(0).random(len(trained)) < KEPT_BACK
-        back &= np.array([one.command != often for one in trained])
-        self.kept_back = [one for one, out in zip(trained, back, strict=True) if out]
-        self.trained = [one for one, out in zip(trained, back, strict=True) if not out]
-        self.rows = to_tensors(self.trained + self.often)
-
-    def batches(self, size: int, seed: int) -> "Batches":
-        return Batches(self, size, seed)
-
-
-class Batches:
-    """Commands of each step, drawn by a seed, in parts of similar length."""
-
-    def __init__(self, commands: Commands, size: int, seed: int):
-        self.ids, self.labels = commands.rows
-        self.often, self.plain = len(commands.often), len(commands.trained)
-        self.size, self.draw = size, np.random.default_rng(seed)
-
-    def __call__(self, step: int) -> Parts:
-        chosen = self.draw.integers(self.plain, size=self.size)
-        if self.often:
-            shown = round(SHARE_SHOWN_OFTEN * self.size)
-            chosen[:shown] = self.plain + self.draw.integers(self.often, size=shown)
-        return list(in_parts(self.ids[chosen], self.labels[chosen], ROWS))
-
-
-def to_tensors(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    ids, labels = encode(examples)
-    return torch.from_numpy(ids), torch.from_numpy(labels)
-
-
-def in_parts(ids: torch.Tensor, labels: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows in the order of their lengths, in parts without needless padding."""
-    lengths = ids.shape[1] - (labels.flip(1) >= 0).int().argmax(1)  # the end of an answer is its row's
-    for part in lengths.argsort(stable=True).split(rows):
-        end = int(lengths[part].max())
-        yield ids[part, :end], labels[part, :end]
-
-
-def accuracy(model: Any, examples: list[Example]) -> tuple[float, float]:
-    """The loss on the answers, nats per token, and the share of commands that the model answers right."""
-    loss, right = answers(model, in_parts(*to_tensors(examples), ROWS_ASKED))
-    return loss, float(right.mean())
-
-
 def run_one(
     options: Options, split_name: str, name: str, tick: Callable[[int, float], None], rate: float, seed: int
 ) -> dict[str, Any]:
     """Train a learner on a split and ask it for all other commands."""
     learner, commands, known = LEARNERS[name], Commands(split_name, options.longest), symmetries()
-    positions = max(len(one.command) + len(one.actions) + 3 for one in commands.test + commands.trained)
-    sizes = Sizes(options.hidden_size, options.layers, options.heads, positions)
+    sizes = Sizes(options.hidden_size, options.layers, options.heads, commands.longest)
     model = make_model(learner, len(VOCABULARY), sizes, seed)
     training: dict[str, Any] = {
         "steps": options.steps,
@@ -157,14 +93,14 @@ def run_one(
         "on_step": tick,
     }
     representation = train(learner, model, commands.batches(options.batch, 1000 + seed), **training)
-    loss, kept_back = accuracy(model, commands.kept_back)
-    _, test = accuracy(model, commands.test)
+    loss, kept_back = share_right(model, commands.kept_back)
+    _, test = share_right(model, commands.test)
     return {
         **sizes_of(model, representation),
         "kept_back_loss": loss,
         "kept_back_accuracy": kept_back,
         "test_accuracy": test,
-        **symmetry_of(model, known[learner.carries or BOTH], representation, to_tensors(commands.kept_back[:64])[0]),
+        **symmetry_of(model, known[learner.carries or BOTH], representation, commands.asked[:64]),
     }
 
 

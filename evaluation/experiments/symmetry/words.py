@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
 
 from ..common import check_known, check_least
 from ..group_words import GROUPS, Words, measure, multiplication_table
-from .learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from .run_records import RunRecords, shown_progress, spread
 
 

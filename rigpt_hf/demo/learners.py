@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetry_error
-from rigpt_hf.symmetry.tokens.filling import RESTING
-from rigpt_hf.training.build import build_optimizer
-from rigpt_hf.training.options import OptimizerOptions
-from rigpt_hf.training.schedule import make_schedule
+from ..configuration_rigpt import RiGPTConfig
+from ..modeling_rigpt import RiGPTForCausalLM
+from ..symmetry.tokens import Representation, TokenSymmetry, symmetry_error
+from ..symmetry.tokens.filling import RESTING
+from ..training.build import build_optimizer
+from ..training.options import OptimizerOptions
+from ..training.schedule import make_schedule
 
 
 ADAMW_RATES, EQUIVARIANT_RATES = (1e-3, 3e-3, 1e-2), (5e-3, 1e-2, 2e-2)

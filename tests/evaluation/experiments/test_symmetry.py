@@ -1,0 +1,87 @@
+"""Experiments on symmetries of data: programs end to end, and runs that are not made twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluation.experiments.symmetry import scan, words
+from evaluation.experiments.symmetry.run_records import RunRecords
+from rigpt_hf.demo.learners import EQUIVARIANT_RATES, Learner, Sizes, make_model
+from rigpt_hf.symmetry.tokens import Representation
+
+
+def test_no_run_is_made_twice(tmp_path, monkeypatch):
+    small = {"steps": 1, "longest": 4, "hidden_size": 16, "layers": 1, "heads": 1}
+    chosen = {"splits": ["add-jump", "around-right"], "only": "RiGPT, verbs", "seeds": 2}
+    options = scan.Options(**chosen, **small, output=tmp_path / "runs" / "scan.json")
+    runs = scan.run(options)
+    assert len(runs) == len(EQUIVARIANT_RATES) + 1 + 2
+    first = min((run for run in runs[:3]), key=lambda run: run["kept_back_loss"])["rate"]
+    assert {run["rate"] for run in runs[3:]} == {first}
+    written = json.loads(options.output.read_text())
+    assert written["runs"] == runs and written["settings"]["longest"] == 4
+
+    def refuse(*_):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(scan, "run_one", refuse)
+    assert scan.run(options) == runs
+    options.output.write_text(json.dumps(written | {"runs": runs[:-1]}))
+    with pytest.raises(AssertionError, match="made again"):
+        scan.run(options)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("no json", "a file of runs"),
+        ("[1]", "a file of runs"),
+        ('{"a": 1}', "a file of runs"),
+        (None, "same settings"),
+    ],
+)
+def test_a_file_of_something_else_stays(tmp_path, content, said):
+    path = tmp_path / "mine.json"
+    if content is None:
+        RunRecords(path, "scan", {"steps": 1}).run(lambda: {"loss": 1.0}, seed=0)
+    else:
+        path.write_text(content)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=said) as refused:
+        RunRecords(path, "scan", {"steps": 2})
+    assert str(path) in str(refused.value) and path.read_bytes() == before
+
+
+def test_words_are_learned_by_all_learners(tmp_path):
+    shape = {"steps": 2, "batch": 4, "length": 3, "longer": 5, "hidden_size": 16, "layers": 1, "heads": 2}
+    options = words.Options(groups=["S3", "SO(2) steps"], seeds=1, **shape, output=tmp_path / "words.json")
+    runs = words.run(options)
+    assert len(runs) == 2 * 3 * len(words.LEARNERS)
+    of = {run["learner"]: run for run in runs if run["group"] == "S3"}
+    assert all(len(run["accuracy"]) == options.longer for run in runs)
+    assert of["RiGPT, symmetry"]["symmetry_error_max"] < 1e-3 < 0.01 < of["RiGPT"]["symmetry_error_max"]
+    assert of["RiGPT, symmetry"]["free_parameters"] < of["RiGPT"]["parameters"] <= of[words.WIDE]["free_parameters"]
+
+
+def test_the_wide_one_is_no_wider_than_it_must_be():
+    _, renaming = words.problem("octahedral")
+    sizes = Sizes(32, 2, 2, 9)
+    width = words.width_of_as_many(25, sizes, renaming)
+
+    def free(hidden_size):
+        model = make_model(Learner(), 25, Sizes(hidden_size, 2, 2, 9), seed=0)
+        return Representation.choose(model.config, renaming).free_parameters(model)
+
+    goal = make_model(Learner(), 25, sizes, seed=0).num_parameters()
+    assert width > 32 and free(width - 4) < goal <= free(width)
+
+
+def test_renamed_words_have_renamed_products():
+    for group in words.GROUPS:
+        table, renaming = words.problem(group)
+        assert renaming.order > 1
+        for row in renaming.permutations[:, : len(table)].numpy():
+            assert (row[table] == table[row[:, None], row]).all()
+        wrong = np.roll(np.arange(len(table)), 1)
+        assert not (wrong[table] == table[wrong[:, None], wrong]).all()
