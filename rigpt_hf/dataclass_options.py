@@ -6,7 +6,7 @@ The command line of a program, made from a dataclass: its fields are the options
         model: str
         """Folder or Hub id."""             # without a default: a positional argument, MODEL; a list: several
         save_steps: int = 500
-        """Steps between checkpoints."""    # --save-steps
+        """Steps between checkpoints."""    # --save-steps; Annotated[int, {"argument": True}] makes it positional
 
     main = program(Options, train, name="train")
     main(["gpt2", "--save-steps", "100"])   # calls train(Options("gpt2", 100)) and returns the exit code
@@ -175,12 +175,13 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
         given = {key: value for mark in rest if isinstance(mark, dict) for key, value in mark.items()}
     kind, optional = without_none(annotation)
     settings: dict[str, Any] = {"help": leaf.help} | given
-    positional = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
+    required = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
+    positional = settings.pop("argument", False) or required
     if optional or get_origin(kind) in (tuple, dict) or (get_origin(kind) is list and not positional):
         settings |= {"parser": Parser(kind, optional), "metavar": metavar(kind)}
         kind = str
     if positional:
-        default: Any = inspect.Parameter.empty
+        default: Any = inspect.Parameter.empty if required else leaf.field.default
         declaration = typer.Argument(**settings)
     else:
         factory = leaf.field.default_factory

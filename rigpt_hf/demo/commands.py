@@ -45,6 +45,10 @@ class Commands:
         """Token ids of the commands that were kept back, with their answers, `[commands, length]`."""
         return to_tensors(self.kept_back)[0]
 
+    def sample(self, count: int) -> list[Example]:
+        """Some commands of the test, evenly spaced."""
+        return self.test[:: max(1, len(self.test) // count)][:count]
+
     def batches(self, size: int, seed: int) -> "Batches":
         """Rows of so many commands for each step, drawn by a seed."""
         return Batches(self, size, seed)

@@ -1,29 +1,34 @@
 """The options of `rigpt demo`; imports nothing heavy, as it is also its command line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..checkpoints.source import is_free, is_model
 from ..command_line import READS, WRITES
+
+
+OF_ROTATION = ("model", "text", "megabytes", "prompt", "points")
 
 
 @dataclass
 class DemoOptions:
     """The options of `rigpt demo`."""
 
-    output: Annotated[Path, WRITES, is_free] = Path("runs/demo")
-    """Folder for the model and the report."""
+    about: Annotated[Literal["rotation", "symmetry"], {"argument": True}] = "rotation"
+    """What is shown: a model that is turned, or three that learn from data with a symmetry."""
+    output: Annotated[Path | None, WRITES, is_free, {"show_default": "runs/demo, or runs/demo-symmetry"}] = None
+    """Folder for the report, and for the model that is turned."""
     model: Annotated[str | None, READS, is_model] = None
     """Hub id or folder of a stock model to use instead of training one."""
     text: Annotated[Path | None, READS] = None
     """A text file to train on instead of the documentation of the installed packages."""
     megabytes: float = 20.0
     """How much documentation to gather at most."""
-    steps: int = 800
+    steps: Annotated[int | None, {"show_default": "600, or 400 of each"}] = None
     """Training steps."""
     seed: int = 0
-    """Of everything that is drawn: the order of the text, the training, the rotation, the sampled text."""
+    """Of everything that is drawn: the order of the data, the training, the rotation, the sampled text."""
     prompt: Annotated[str | None, {"show_default": "depends on the model"}] = None
     """What the models continue."""
     points: int = 9
@@ -32,12 +37,29 @@ class DemoOptions:
     """Replace an earlier demo in `output`."""
 
     def __post_init__(self):
+        if self.about == "symmetry":
+            for field in fields(self):
+                if field.name in OF_ROTATION and getattr(self, field.name) != field.default:
+                    raise ValueError(
+                        f"`{field.name}` is an option of the demo `rotation`, got {getattr(self, field.name)!r} with "
+                        "`symmetry`. Leave it out."
+                    )
         if self.model is not None and self.text is not None:
             raise ValueError(
                 "`text` is what a model is trained on, and `model` needs no training. Leave one of them out."
             )
-        for name, least in (("steps", 1), ("points", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        for name, value, least in (("steps", self.training_steps, 1), ("points", self.points, 2)):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if self.megabytes <= 0:
             raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
+
+    @property
+    def folder(self) -> Path:
+        """`output`, or where a demo goes without."""
+        return self.output or Path("runs/demo" if self.about == "rotation" else "runs/demo-symmetry")
+
+    @property
+    def training_steps(self) -> int:
+        """`steps`, or how many a demo takes without."""
+        return (600 if self.about == "rotation" else 400) if self.steps is None else self.steps

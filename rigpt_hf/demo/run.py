@@ -75,7 +75,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
         ValueError: if an option is impossible or the output exists and `force` is not given.
     """
     console = console or Console()
-    check_output(options.output, None, options.force, "output")
+    check_output(options.folder, None, options.force, "output")
     with quiet_library():
         return _run(options, console)
 
@@ -88,7 +88,7 @@ def _run(options: DemoOptions, console: Console) -> Path:
         model, certificates = convert_and_certify(stock, windows, console)
     with stages.stage("rotate", "Turn the whole hidden space by a random rotation"):
         turned = turn(model, stock, tokenizer, windows, options, console)
-    with new_folder(options.output, "output") as folder:
+    with new_folder(options.folder, "output") as folder:
         with stages.stage("save", "Save it, and load it back as anyone would"):
             with quiet_loading():
                 model.save_pretrained(folder / "model")
@@ -110,9 +110,9 @@ def _run(options: DemoOptions, console: Console) -> Path:
             **training,
         )
         write_report(findings, folder)
-    report = options.output / "report.md"
+    report = options.folder / "report.md"
     console.rule("[bold green]Done", align="left")
-    places = {"Report": report, "Figure": options.output / "rotation.png", "Model": options.output / "model"}
+    places = {"Report": report, "Figure": options.folder / "rotation.png", "Model": options.folder / "model"}
     console.print("\n".join(f"{name + ':':<8}{place}" for name, place in places.items()), markup=False)
     return report
 
@@ -182,7 +182,7 @@ def obtain_stock(
             windows = tokens[: 4 * length].view(4, length)
         return options.model, stock, tokenizer, windows, {}
 
-    recipe = replace(Recipe(), steps=options.steps)
+    recipe = replace(Recipe(), steps=options.training_steps)
     with stages.stage("text", "Gather English text"):
         if options.text is not None:
             passages, corpus = read_text(options.text), options.text.name

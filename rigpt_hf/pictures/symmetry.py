@@ -1,8 +1,8 @@
-"""Two models compared part by part, the loss between two models, and charges under gradient descent."""
+"""Two models compared, the loss between them, charges under gradient descent, and a symmetry of the data learned."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..symmetry.comparison import VERDICTS, Comparison
@@ -94,3 +94,16 @@ def _draw_decay(panel: Any, report: DriftReport) -> None:
         xlabel="time",
         ylabel="<Q(t), Q(0)> / |Q(0)|²",
     )
+
+
+@picture
+def draw_generalisation(curves: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
+    """Right answers over steps, as shares, by the name of the learner: dotted of familiar words, solid of the new."""
+    made, (panel,) = figure(width=6.5, height=4.0)
+    for colour, (name, points) in zip((ORANGE, BLUE, GREEN), curves.items(), strict=False):
+        steps, familiar, new = zip(*points, strict=True)
+        panel.plot(steps, new, color=colour, lw=2.2, marker="o", ms=4, label=f"{name}: jump")
+        panel.plot(steps, familiar, color=colour, lw=1.2, ls=":", label=f"{name}: other verbs")
+    panel.set(xlabel="step", ylabel="new commands answered right", ylim=(-0.03, 1.03))
+    made.legend(loc="outside lower center", ncols=len(curves))
+    return made
