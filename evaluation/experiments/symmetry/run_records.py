@@ -78,6 +78,12 @@ class RunRecords:
         write_json(self.path, self.facts | {"runs": self.runs}, indent=1)
         return made
 
+    def chosen(self, rates: Sequence[float], loss: str, **key: Any) -> tuple[float, ...]:
+        """Of these rates the best, if runs with these values have tried them all; else all of them."""
+        if {run["rate"] for run in self.done(seed=0, **key)} < set(rates):
+            return tuple(rates)
+        return (self.best(loss, **key)[0]["rate"],)
+
     def sweep(
         self, make: Callable[[float, int], dict[str, Any]], rates: Sequence[float], loss: str, seeds: int, **key: Any
     ) -> list[dict[str, Any]]:

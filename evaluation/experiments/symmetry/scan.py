@@ -34,6 +34,7 @@ LEARNERS = {
     "RiGPT, permutations": Learner(carries=BOTH, kind="permutation"),
     "RiGPT, augmentation": Learner(sees=BOTH),
 }
+LOSS = "kept_back_loss"  # by which rates are chosen
 SPLITS = ("add-jump", "around-right", "simple", "add-turn-left", "length")
 
 
@@ -118,22 +119,16 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for split_name in options.splits:
             for name in options.learners:
                 one = partial(run_one, options, split_name, name, ticks(f"{split_name}: {name}"))
-                rates = rates_of(records, split_name, name)
-                records.sweep(one, rates, "kept_back_loss", options.seeds, split=split_name, learner=name)
+                rates = LEARNERS[name].rates
+                if split_name != SPLITS[0]:
+                    rates = records.chosen(rates, LOSS, split=SPLITS[0], learner=name)
+                records.sweep(one, rates, LOSS, options.seeds, split=split_name, learner=name)
     table = Table("learner", *options.splits, title="held-out commands that are answered right, as a share")
     for name in options.learners:
-        runs = [records.best("kept_back_loss", split=split_name, learner=name) for split_name in options.splits]
+        runs = [records.best(LOSS, split=split_name, learner=name) for split_name in options.splits]
         table.add_row(name, *(spread([run["test_accuracy"] for run in one]) for one in runs))
     console.print(table)
     return records.runs
-
-
-def rates_of(records: RunRecords, split_name: str, name: str) -> tuple[float, ...]:
-    """The rates to try: all, or on further splits the one that the first has chosen, if it has."""
-    rates, first = LEARNERS[name].rates, {"split": SPLITS[0], "learner": name}
-    if split_name == SPLITS[0] or {run["rate"] for run in records.done(seed=0, **first)} != set(rates):
-        return rates
-    return (records.best("kept_back_loss", **first)[0]["rate"],)
 
 
 main = program(Options, run, name="python -m evaluation.experiments.symmetry.scan")
