@@ -22,6 +22,10 @@ from .isotypic import Axis, Decomposition
 from .symmetry import TokenSymmetry
 
 
+# The drift from a symmetry that 10,000 steps of training in float32 may leave, relative to the norm of the weights.
+TRAINED = 1e-4
+
+
 class Representation:
     """
     A symmetry of tokens as gauge transformations: generator `s` relabels tokens by `π(s)` and acts by `ρ(s)`.
@@ -208,6 +212,11 @@ class Representation:
         projected = self.project_state(state)
         away = sum(float((tensor - projected[name]).square().sum()) for name, tensor in state.items())
         return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
+
+    @staticmethod
+    def tolerance(dtype: torch.dtype) -> float:
+        """The largest distance of weights that have a symmetry: that of rounding, or of long training in float32."""
+        return max(TRAINED, torch.finfo(dtype).eps)
 
     @classmethod
     def trivial(cls, config: RiGPTConfig, symmetry: TokenSymmetry) -> "Representation":
