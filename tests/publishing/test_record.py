@@ -19,7 +19,7 @@ def test_the_record_arrives_with_its_frame(hub, tmp_path, rigpt, way):
     turn = GaugeTransformation.random(model.config, generator())
     turn(symmetrize(model, chosen)).save_pretrained(tmp_path / "model")
     chosen.conjugated(turn).save(tmp_path / "model")
-    code, out, err = rigpt("publish", tmp_path / "model", "me/tiny", *(["--dry-run"] if way == "push" else []))
+    code, _, err = rigpt("publish", tmp_path / "model", "me/tiny", *(["--dry-run"] if way == "push" else []))
     assert code == 0, err
     if way == "push":
         RiGPTForCausalLM.from_pretrained(tmp_path / "model").push_to_hub("me/tiny")
@@ -31,7 +31,7 @@ def test_the_record_arrives_with_its_frame(hub, tmp_path, rigpt, way):
     # From the cache it comes along when the model is saved, as from a folder.
     loaded.save_pretrained(tmp_path / "again")
     assert Representation.load(tmp_path / "again").distance(loaded) < SYMMETRY[torch.float32]
-    code, out, err = rigpt("rotate", "me/tiny", tmp_path / "turned")
+    code, _, err = rigpt("rotate", "me/tiny", tmp_path / "turned")
     assert code == 0, err
     turned = RiGPTForCausalLM.from_pretrained(tmp_path / "turned")
     assert Representation.load(tmp_path / "turned").distance(turned) < SYMMETRY[torch.float32]

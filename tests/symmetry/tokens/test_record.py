@@ -213,6 +213,7 @@ FILLING = RECORD["filling"]
 TRIVIAL = {"matrices": [], "permutations": [], "frames": {}}
 MISFITS = {
     "no filling": ({"filling": {}}, {}, "'matrices'"),
+    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "A symmetry must be an object"),
     "cycles of words": ({"symmetry": RECORD["symmetry"] | {"generators": [[["a", "b"]]]}}, {}, "invalid literal"),
     "token twice": ({"symmetry": RECORD["symmetry"] | {"generators": [[[3, 3]]]}}, {}, "move every token once"),
     "ragged": ({"filling": FILLING | {"matrices": [[[1.0], [1.0, 2.0]]]}}, {}, "`token_symmetry` must be"),
