@@ -132,7 +132,7 @@ def info(source: Source):
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
     from ..frames import layer_of, table_of
-    from ..symmetry.tokens import Representation
+    from ..symmetry.tokens import TokenSymmetry
 
     config = rigpt_config(source)
     known = table_of(config)
@@ -144,7 +144,7 @@ def info(source: Source):
     for name in type(config).__annotations__:
         value = getattr(config, name)
         if name == "token_symmetry" and value is not None:
-            symmetry = Representation.load(source).symmetry
+            symmetry = TokenSymmetry.from_dict(value["symmetry"])
             value = f"order {symmetry.order}, {len(symmetry.points)} tokens move (as recorded)"
         table.add_row(name, escape(str(value)))
     console.print(table)

@@ -22,7 +22,9 @@ from rigpt_hf.symmetry import (
 from rigpt_hf.symmetry.alignment import check_alike
 from rigpt_hf.symmetry.checkpoint import transform_checkpoint
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
+from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import COVER, over, tiny_config, tiny_model
+from tests.processes import run
 from tests.symmetry.options import generator
 from tests.symmetry.tokens.groups import SYMMETRIES, VOCABULARY
 from tests.symmetry.tokens.test_representation import ALL, PAIRED, represented
@@ -122,6 +124,26 @@ def test_saving_what_was_loaded_brings_the_frame_along(turned, tmp_path):
     other.save_pretrained(tmp_path / "c")
     assert away(tmp_path / "c") < SYMMETRY[torch.float64]
     assert Representation.from_config(other.config).distance(other) < SYMMETRY[torch.float64]
+
+
+def test_the_record_needs_no_package_to_be_kept(turned, tmp_path):
+    """Where the code of the folder is all there is, saving brings it and its frame along."""
+    code = """
+import sys
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
+"""
+    done = run("-c", WITHOUT_PACKAGE + code, turned / "turned", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert away(tmp_path / "out") < SYMMETRY[torch.float64]
+    assert Representation.load(turned / "plain").distance(AutoModelForCausalLM.from_pretrained(tmp_path / "out")) > 0.1
+
+
+def test_a_frame_that_does_nothing_is_one(tmp_path):
+    model, representation = symmetric_model("learned")
+    model.save_pretrained(tmp_path)
+    representation.conjugated(GaugeTransformation.identity(model.config)).save(tmp_path)
+    assert away(tmp_path, model) < SYMMETRY[torch.float64] < 0.1 < away(tmp_path, tiny_model(**ALL["learned"]))
 
 
 def test_a_frame_out_of_reach_leaves_no_record(turned, tmp_path, caplog, monkeypatch):
