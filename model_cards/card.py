@@ -33,6 +33,7 @@ from .metadata import (
     invariance_of,
     model_metadata,
     sources_of_merge,
+    symmetry_of,
     tuned_from,
 )
 from .runs import training_metadata
@@ -85,6 +86,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
         training=training_metadata(folder),
         certificate=certificate,
         doubt=doubt,
+        symmetry=symmetry_of(folder, measured),
         merged=sources_of_merge(folder),
         tuned=tuned_from(folder),
         invariance=invariance_of(evaluation, name, measured),

@@ -19,6 +19,7 @@ from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.symmetry.merging import check_weights
+from rigpt_hf.symmetry.tokens import Representation
 from rigpt_hf.text.paths import without_path
 
 from .numbers import check_numbers
@@ -29,6 +30,8 @@ T = TypeVar("T")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
+# Tokens of a symmetry that a card names.
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ class AuthorMetadata:
 
 
 @dataclass(frozen=True)
+class SymmetryMetadata:
+    """A symmetry of the tokens that a configuration records, held against the weights."""
+
+    order: int
+    """Elements of the group."""
+    tokens: int
+    """How many it moves."""
+    shown: list[str]
+    """Some of them."""
+    distance: float
+    """Of the weights from having it, as a share of their norm."""
+    holds: bool
+
+
+@dataclass(frozen=True)
 class CardMetadata:
     """All that a card is made of."""
 
@@ -125,6 +143,7 @@ class CardMetadata:
     """Name of the model in the evaluation."""
     fingerprint: str
     """SHA-256 of weights, configuration and tokenizer."""
+    symmetry: SymmetryMetadata | None = None
 
 
 def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
@@ -154,6 +173,23 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
         has_tokenizer=subject.tokenizer is not None,
         options=[words for name, words in switches.items() if getattr(config, name)],
+    )
+
+
+def symmetry_of(folder: Path, subject: EvaluatedModel) -> SymmetryMetadata | None:
+    """The token symmetry that is recorded of a model, measured; a `ValueError` if the record cannot be read."""
+    model, tokenizer = subject.model, subject.tokenizer
+    if model.config.token_symmetry is None:
+        return None
+    representation = Representation.from_config(model.config, folder)
+    symmetry, distance = representation.symmetry, representation.distance(model)
+    first = symmetry.points[:SHOWN].tolist()
+    return SymmetryMetadata(
+        order=symmetry.order,
+        tokens=len(symmetry.points),
+        shown=list(map(str, first if tokenizer is None else tokenizer.convert_ids_to_tokens(first))),
+        distance=distance,
+        holds=distance <= representation.tolerance(model.dtype),
     )
 
 

@@ -1,11 +1,16 @@
 """The configuration of RiGPT: every option, its default and every cross-check between options."""
 
+import copy
 import math
+import os
+import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+from transformers.utils import cached_file, logging
 
 from .rope_rigpt import check_rope_type, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
@@ -24,6 +29,7 @@ else:
     IntFilledIn = int | None
     RopeFilledIn = RopeParameters | dict | None
 
+logger = logging.get_logger(__name__)
 # Whichever class is saved, the folder loads as any of them.
 AUTO_CLASSES = {
     "AutoModel": "RiGPTModel",
@@ -49,6 +55,10 @@ SIZES = dict.fromkeys(
 ) | {"head_dim": (1, 2**20), "num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
+# The frame of a token symmetry, beside the weights; what its record must hold; the models that it is of.
+SYMMETRY_FRAME = "token_symmetry.safetensors"
+SYMMETRY_RECORD: dict[str, Any] = {"symmetry": dict, "filling": dict, "frame": (str, type(None))}
+SYMMETRIC = ("RiGPTModel", "RiGPTForCausalLM")
 
 
 @strict
@@ -148,6 +158,9 @@ class RiGPTConfig(PreTrainedConfig):
             Use the table of tokens for the output as well.
         use_cache (`bool`, defaults to `True`):
             Return keys and values for fast generation.
+        token_symmetry (`dict`, *optional*):
+            The record of a symmetry of the tokens that the weights have: `rigpt_hf.symmetry.tokens.Representation`
+            reads and writes it. Neither shapes nor the function depend on it.
 
     Raises:
         ValueError: if a value or a combination of values is impossible; the message names the field and the rule.
@@ -200,6 +213,7 @@ class RiGPTConfig(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     tie_word_embeddings: bool = True
     use_cache: bool = True
+    token_symmetry: dict | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -228,11 +242,38 @@ class RiGPTConfig(PreTrainedConfig):
             self.rope_parameters = None
         self.validate_architecture()  # `@strict` does so too, but hides the `ValueError` in an exception of its own
 
-    def save_pretrained(self, *args, **kwargs):
-        """As for every config; it brings the code of all models along, and names them for the Auto classes."""
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """
+        As for every config; it brings the code of all models along, and names them for the Auto classes.
+
+        The record of a token symmetry comes along with its frame. Where it would not be true of what is saved, or the
+        frame is not where the model was loaded from, it is left out with a warning.
+        """
         models = {auto_class: f"modeling_rigpt.{name}" for auto_class, name in AUTO_CLASSES.items()}
         self.auto_map = models | (getattr(self, "auto_map", None) or {})
-        super().save_pretrained(*args, **kwargs)
+        saved = self
+        if self.token_symmetry is not None and (reason := self._symmetry_lost(save_directory)):
+            logger.warning(f"`token_symmetry` is not saved to {str(save_directory)!r}: {reason}.")
+            saved = copy.copy(self)
+            saved.token_symmetry = None
+        super(RiGPTConfig, saved).save_pretrained(save_directory, *args, **kwargs)
+
+    def _symmetry_lost(self, folder: str | os.PathLike) -> str:
+        """Why what is saved does not have the recorded symmetry; otherwise nothing, and its frame is in the folder."""
+        if getattr(self, "quantization_config", None) is not None:
+            return "rounding to codes does not keep it"
+        if (self.architectures or SYMMETRIC)[0] not in SYMMETRIC:
+            return f"it is of a language model, and this is a {self.architectures[0]}"
+        if (self.token_symmetry or {})["frame"] is None:
+            return ""
+        place = symmetry_frame(self.name_or_path, getattr(self, "_commit_hash", None))
+        target = os.path.join(folder, SYMMETRY_FRAME)
+        if place is None:
+            return f"{SYMMETRY_FRAME} is not where the model was loaded from, {self.name_or_path!r}"
+        if os.path.realpath(place) != os.path.realpath(target):
+            os.makedirs(folder, exist_ok=True)
+            shutil.copyfile(place, target)
+        return ""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -276,6 +317,8 @@ class RiGPTConfig(PreTrainedConfig):
                 "`output_bias` is the bias of `project_out` and needs `embedding_size`, got `embedding_size=None`. "
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
+        if self.token_symmetry is not None:
+            self._check_token_symmetry()
         if self.position_embedding_type == "rotary":
             check_rotation(self)
         if self.rotary_learned_frequencies:
@@ -292,6 +335,21 @@ class RiGPTConfig(PreTrainedConfig):
             raise ValueError(
                 "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
                 f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
+            )
+
+    def _check_token_symmetry(self):
+        record: dict = self.token_symmetry or {}
+        odd = [name for name, kind in SYMMETRY_RECORD.items() if not isinstance(record.get(name, ...), kind)]
+        if odd or record.keys() != SYMMETRY_RECORD.keys() or record["frame"] not in (None, SYMMETRY_FRAME):
+            raise ValueError(
+                "`token_symmetry` must have objects `symmetry` and `filling`, and a `frame` that is null or "
+                f"{SYMMETRY_FRAME!r}, got {str(record)[:80]!r}. Take that of `Representation.to_config`, or null."
+            )
+        tokens = record["symmetry"].get("vocab_size")
+        if not isinstance(tokens, int) or not 0 <= tokens <= self.vocab_size:
+            raise ValueError(
+                f"`token_symmetry` must be of the model's vocabulary, {self.vocab_size} tokens or fewer, got one of "
+                f"{str(tokens)[:80]}. Record it for this model, or set it to null."
             )
 
     def _check_depth(self):
@@ -380,6 +438,20 @@ class RiGPTConfig(PreTrainedConfig):
     def lexical_size(self) -> int:
         """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+
+def symmetry_frame(source: str | os.PathLike, revision: str | None = None) -> str | None:
+    """The file with the frame of a token symmetry in a folder or on the Hub; `None` if it is not in reach."""
+    with suppress(OSError, ValueError):
+        return cached_file(
+            os.fspath(source),
+            SYMMETRY_FRAME,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return None
 
 
 __all__ = ["RiGPTConfig"]

@@ -214,17 +214,16 @@ def refuse_shared_frames(config: RiGPTConfig, what: str) -> None:
         )
 
 
-# Tables are kept for so many configurations.
+# Tables are kept for so many configurations, by all fields but one on which none depends, and which is long.
 KEPT = 32
+FIELDS = [name for name in RiGPTConfig.__annotations__ if name != "token_symmetry"]
 _TABLES: dict[tuple[str, ...], Table] = {}
 
 
 def table_of(config: RiGPTConfig) -> Table:
     """The table of a configuration; made once for the values that its fields have now."""
     fields = vars(config)  # much quicker than `getattr`, which Transformers wraps, and asked for at every step
-    values = tuple(
-        repr(fields[name] if name in fields else getattr(config, name, None)) for name in RiGPTConfig.__annotations__
-    )
+    values = tuple(repr(fields[name] if name in fields else getattr(config, name, None)) for name in FIELDS)
     if values not in _TABLES:
         if len(_TABLES) >= KEPT:
             _TABLES.pop(next(iter(_TABLES)))

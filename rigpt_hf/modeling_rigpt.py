@@ -330,8 +330,15 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
         return (model, report) if wanted else model
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As for every model; the tables of values get as many rows as that of the tokens."""
+        """
+        As for every model; the tables of values get as many rows as that of the tokens.
+
+        New rows have no symmetry, and those that are gone may have been moved: a recorded one is dropped.
+        """
+        before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if embeddings.num_embeddings != before:
+            self.config.token_symmetry = None
         for module in self.modules():
             if isinstance(module, RiGPTAttention) and module.value_embedding is not None:
                 resized = self._get_resized_embeddings(module.value_embedding, embeddings.num_embeddings)

@@ -24,6 +24,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..command_line import OF_FILE
+from ..configuration_rigpt import SYMMETRY_FRAME
 from ..extras import advice
 from .fields import REPAIR, UNREAD, about_field, check_fields, field_with
 from .source import (
@@ -52,7 +53,13 @@ from .weights import (
 
 logger = logging.get_logger(__name__)
 
-DOWNLOADED = ("config.json", "generation_config.json", "model*.safetensors", SAFE_WEIGHTS_INDEX_NAME)
+DOWNLOADED = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    SAFE_WEIGHTS_INDEX_NAME,
+    SYMMETRY_FRAME,
+)
 FOREIGN = (
     "it asks for code from its folder (`auto_map`), which is not run here. If you trust that code, load the model in "
     "Python with `trust_remote_code=True` and pass it to a function of `rigpt_hf` that takes models, such as "

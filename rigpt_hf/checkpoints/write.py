@@ -83,6 +83,7 @@ def write_checkpoint(
     certify_against: Reference | None,
     workers: Workers = ALONE,
     progress: str | None = None,
+    beside: Callable[[Path], None] | None = None,
     **tokenizer_options: Any,
 ) -> Certificate | None:
     """
@@ -102,6 +103,7 @@ def write_checkpoint(
         certify_against (`Reference`, *optional*): the model to compare the result with.
         workers (`Workers`, *optional*): the processes that share the shards; the main one does everything else.
         progress (`str`, *optional*): what the progress bar says; none if not given.
+        beside (`Callable`, *optional*): writes into the folder what else belongs to it.
         tokenizer_options: passed to `AutoTokenizer.from_pretrained`.
 
     Returns:
@@ -128,6 +130,8 @@ def write_checkpoint(
         save_config(config, model_class, folder, dtype)
         save_generation_config(assets_from, folder, config)
         save_tokenizer(assets_from, folder, **tokenizer_options)
+        if beside is not None:
+            beside(folder)
         if certify_against is None or before is None:
             return None
         after = certify_against.record(lambda: load_model(folder, model_class, dtype=dtype), hashed=True)

@@ -120,9 +120,10 @@ def numbers(text: str, argument: str) -> list[float]:
         raise ValueError(f"`{argument}` must be numbers separated by commas, got {text!r}.") from error
 
 
-def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
+def save_model(model: Any, source: str, output: Path, facts: dict[str, dict], representation: Any = None):
     """
-    Write a model with the tokenizer of `source` and some JSON files; the folder appears complete or not at all.
+    Write a model with the tokenizer of `source`, some JSON files and the record of a token symmetry, if it has one;
+    the folder appears complete or not at all.
 
     `output` must have been looked at by `check_output` before.
     """
@@ -134,6 +135,8 @@ def save_model(model: Any, source: str, output: Path, facts: dict[str, dict]):
     with new_folder(output) as folder:
         with quiet_loading():
             model.save_pretrained(folder)
+        if representation is not None:
+            representation.save(folder)
         save_tokenizer(local_folder(source), folder)
         for name, values in facts.items():
             (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

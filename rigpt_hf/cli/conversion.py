@@ -142,6 +142,7 @@ def info(source: Source):
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
     from ..frames import layer_of, table_of
+    from ..symmetry.tokens import TokenSymmetry
 
     config = rigpt_config(source)
     known = table_of(config)
@@ -151,7 +152,11 @@ def info(source: Source):
     console.print(f"[bold]{escape(source)}[/bold]: {model.num_parameters():,} parameters")
     table = Table("option", "value", title="Configuration")
     for name in type(config).__annotations__:
-        table.add_row(name, escape(str(getattr(config, name))))
+        value = getattr(config, name)
+        if name == "token_symmetry" and value is not None:
+            symmetry = TokenSymmetry.from_dict(value["symmetry"])
+            value = f"order {symmetry.order}, {len(symmetry.points)} tokens move (as recorded)"
+        table.add_row(name, escape(str(value)))
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0

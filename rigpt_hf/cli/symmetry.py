@@ -159,6 +159,7 @@ def merge(
     from ..symmetry.alignment import check_alike
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
+    from ..symmetry.tokens import Representation
     from ..text.tokenizer import text_ids
 
     if not unaligned:
@@ -179,9 +180,13 @@ def merge(
     input_ids = None if text is None else text_ids(sources[0], text)
     for source in sources:
         check_same_vocabulary(sources[0], source)
+    held = Representation.load(sources[0]) if first.token_symmetry else None
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
+    if held is not None and (away := held.distance(merged)) > held.tolerance(merged.dtype):
+        Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
+        held = None
     if input_ids is not None:
         path = measure_path(models, merged, input_ids, points, facts)
     with new_file(picture, "picture", force) if picture else nullcontext() as place:
@@ -190,7 +195,7 @@ def merge(
             from ..pictures.symmetry import plot_paths
 
             place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
-        save_model(merged, sources[0], output, {"merge.json": facts})
+        save_model(merged, sources[0], output, {"merge.json": facts}, held)
     Console().print(f"Written to {output}", markup=False)
 
 

@@ -1,6 +1,7 @@
 """`convert_checkpoint` and `export_checkpoint`: folders in, folders out, shard by shard."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -121,6 +122,7 @@ def convert_checkpoint(
         )
 
     plan, folder, written, reference = together(workers, prepare)
+    tokenizer_options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     certificate = write_checkpoint(
         plan.entries,
         RiGPTForCausalLM,
@@ -132,7 +134,7 @@ def convert_checkpoint(
         certify_against=reference,
         workers=workers,
         progress="Converting" if progress else None,
-        **({"gguf_file": gguf_file} if gguf_file else {}),
+        **tokenizer_options,
     )
     assert certificate is not None
     return certificate

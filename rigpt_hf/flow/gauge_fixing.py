@@ -297,6 +297,7 @@ def follow_decay(
     measure = loss or next_token_loss
     trained = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(True)
     freeze_transports(trained)
+    trained.config.token_symmetry = None  # which these steps do not keep
     moving = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     stepper = optimizer(moving, lr=learning_rate, weight_decay=weight_decay)
     start, record = charges(trained), DecayRecord(learning_rate, weight_decay)

@@ -21,6 +21,7 @@ from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY
 from ..checkpoints.folder import WRITTEN, parse_json
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
 from ..checkpoints.source import ADAPTER, is_inside
+from ..configuration_rigpt import SYMMETRY_FRAME
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -28,6 +29,7 @@ from ..model_cards.card import CARD
 from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
 from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
+from ..symmetry.tokens import Representation
 from ..text.paths import without_path
 from .cards import card_of, pictures_of
 from .hub import check_no_token
@@ -41,7 +43,7 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
-BESIDE_WEIGHTS = ("generation_config.json", *RECORDS, *TEMPLATE_FILES)
+BESIDE_WEIGHTS = ("generation_config.json", SYMMETRY_FRAME, *RECORDS, *TEMPLATE_FILES)
 TEMPLATES = "additional_chat_templates/*.jinja"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # `Trainer` leaves its arguments beside every model that it saves; they stay at home.
@@ -150,7 +152,7 @@ def repository_files(
             _check_inside(folder, path.name)
     config = _read_config(folder)
     _check_nothing_forbidden(folder)
-    names = ["config.json", *_weights(folder), *_code(folder, config, force)]
+    names = ["config.json", *_weights(folder, config), *_code(folder, config, force)]
     others = (*TOKENIZER_FILES, *BESIDE_WEIGHTS) if _has_vocabulary(folder) else BESIDE_WEIGHTS
     names += [name for name in others if (folder / name).is_file()]
     patterns = (*LICENCES, TEMPLATES)
@@ -189,16 +191,18 @@ def is_managed(path: str) -> bool:
 
 def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
     """
-    Load the model on the CPU with the classes of this package.
+    Load the model on the CPU with the classes of this package, and the token symmetry that is recorded of it.
 
     Raises:
-        ValueError: if it does not load, or its weights are not those that its configuration asks for.
+        ValueError: if they do not load, or its weights are not those that its configuration asks for.
     """
     name = (config.get("architectures") or ["RiGPTForCausalLM"])[0]
     model_class = getattr(rigpt_hf, name, None) if name in rigpt_hf.__all__ else None
     if model_class is None or not hasattr(model_class, "from_pretrained"):
         raise ValueError(f"`folder` must hold one of the models of this package, got {str(folder)!r} with a {name!r}.")
     load_model(folder, model_class, argument="folder", dtype="auto")
+    if config.get("token_symmetry"):
+        Representation.load(folder)
 
 
 def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
@@ -219,7 +223,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
         raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
-    for name, kind in (("auto_map", dict), ("architectures", list)):
+    for name, kind in (("auto_map", dict), ("architectures", list), ("token_symmetry", dict)):
         if not isinstance(config.get(name) or kind(), kind):
             problem = f" with {name} {config[name]!r:.80}"
             raise _refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
@@ -261,7 +265,7 @@ def _check_inside(folder: Path, name: str) -> None:
         raise _refusal(folder, "hold itself all that is published", problem, advice)
 
 
-def _weights(folder: Path) -> list[str]:
+def _weights(folder: Path, config: dict[str, Any]) -> list[str]:
     if (folder / INDEX).is_file():
         mapping = _read_json(folder / INDEX, "folder").get("weight_map")
         shards = set(map(str, mapping.values())) if isinstance(mapping, dict) else set()
@@ -276,7 +280,8 @@ def _weights(folder: Path) -> list[str]:
         problem = f" without {name_some(absent or ['weight_map'])}"
         raise _refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
     # Those in folders, such as an adapter that was merged, are left out as all other files are.
-    unused = {path.name for path in folder.glob("*.safetensors")} - set(names)
+    frame = (config.get("token_symmetry") or {}).get("frame")
+    unused = {path.name for path in folder.glob("*.safetensors")} - {*names, frame}
     if unused:
         problem, advice = f", which also has {name_some(unused)}", "Move what is not of the model out of the folder."
         raise _refusal(folder, "hold the weights of one model", problem, advice)

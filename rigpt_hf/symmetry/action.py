@@ -171,6 +171,9 @@ class GaugeTransformation:
         """
         Transform a model in place. Tied parameters turn once.
 
+        The record of a token symmetry is of the frame before, so `config.token_symmetry` becomes `None`;
+        `Representation.conjugated` gives the representation after, and `Representation.save` records it.
+
         Raises:
             ValueError: if the model's frames are not those this transformation was made for.
         """
@@ -180,6 +183,8 @@ class GaugeTransformation:
         translated = {name: self.transform(name, parameters[name], parameters.get) for name in self.reads(parameters)}
         for name, parameter in parameters.items():
             parameter.copy_(translated[name] if name in translated else self.transform(name, parameter))
+        if self.elements:
+            model.config.token_symmetry = None
         return model
 
     def __call__(self, model: nn.Module) -> nn.Module:

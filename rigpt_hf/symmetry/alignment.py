@@ -216,6 +216,7 @@ INCIDENTAL = {
     "residual_dropout",
     "embedding_dropout",
     "use_cache",
+    "token_symmetry",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",

@@ -17,6 +17,7 @@ from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from .action import GaugeTransformation
+from .tokens.representation import Representation
 
 
 # Bytes of a table in float64 that are transformed at once, where its rows do not mix.
@@ -40,7 +41,7 @@ def transform_checkpoint(
     Apply a gauge transformation to a checkpoint, and certify that the result is the same function.
 
     Tensor by tensor in float64 and shard by shard, see [`write_checkpoint`]: never are both models in memory, and the
-    peak stays below the larger checkpoint's size plus 1 GB.
+    peak stays below the larger checkpoint's size plus 1 GB. The record of a token symmetry is conjugated along.
 
     Args:
         source, output_dir, revision, dtype, force, max_shard_size, seed, progress:
@@ -63,7 +64,10 @@ def transform_checkpoint(
     folder = local_folder(name, revision)
     config = check_rigpt(load_config(folder), name)
     weights = StoredWeights(folder)
-    entries = _entries(weights, _belonging_to(transformation, config, name), config, name)
+    g = _belonging_to(transformation, config, name)
+    entries = _entries(weights, g, config, name)
+    held = None if config.token_symmetry is None else Representation.from_config(config, name, revision).conjugated(g)
+    config.token_symmetry = None
     stored = reduce(torch.promote_types, (weights.dtypes[entry.name] for entry in entries))
     written = dtype or stored
     reference = Reference(
@@ -87,6 +91,7 @@ def transform_checkpoint(
         max_shard_size=max_shard_size,
         certify_against=reference if certificate else None,
         progress="Transforming" if progress else None,
+        beside=None if held is None else held.save,
     )
 
 

@@ -176,6 +176,7 @@ def _check_whole(model: nn.Module) -> None:
 
 def _with_config(model: nn.Module, config: RiGPTConfig, weights: Weights | None = None) -> nn.Module:
     """A model of the same class with another config: new transports are identities, those that are gone are left."""
+    config.token_symmetry = None  # which is of the frames before
     result = type(model)(config).to(device=model.device, dtype=model.dtype).train(model.training)
     given = dict(model.named_parameters()) if weights is None else weights
     learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -44,7 +44,8 @@ def merge(
         progress: Show a progress bar.
 
     Returns:
-        A new model of the first one's dtype; the others stay as they are.
+        A new model of the first one's dtype, without the record of a token symmetry, which only
+        `Representation.distance` can tell whether it still has; the others stay as they are.
 
     Raises:
         ValueError: if there are fewer than two models, the weights do not fit, or shapes or options differ.
@@ -116,8 +117,9 @@ def _spherical(tensors: torch.Tensor, portions: torch.Tensor, linear: torch.Tens
 
 @torch.no_grad()
 def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
-    """A copy of a model with other weights, cast once; tied parameters stay tied."""
+    """A copy of a model with other weights, cast once; tied parameters stay tied, and no symmetry is recorded."""
     result = copy.deepcopy(model)
+    result.config.token_symmetry = None
     for name, parameter in result.named_parameters():
         parameter.copy_(weights[name])
     return result

@@ -21,6 +21,7 @@ from rigpt_hf.model_cards.metadata import (
     AuthorMetadata,
     CardMetadata,
     ModelMetadata,
+    SymmetryMetadata,
     TrainingMetadata,
     invariance_of,
 )
@@ -135,6 +136,8 @@ CASES = {
         merged=[("me/a", 0.7), ("b", 0.3)],
         invariance=INVARIANCE | {"random_tokens": True},
     ),
+    "symmetric": known(symmetry=SymmetryMetadata(24, 12, ["jump", "w*lk", "run", "look"], 3.2e-8, True)),
+    "no-longer-symmetric": known(symmetry=SymmetryMetadata(2, 2, ["left", "right"], 0.31, False)),
 }
 
 

@@ -5,12 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.model_cards.card import card_text, gather
 from rigpt_hf.model_cards.metadata import sources_of_merge, tuned_from
 from rigpt_hf.model_cards.runs import training_metadata
+from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
 from rigpt_hf.training.options import PretrainOptions
 from tests.models import tiny_model
+from tests.symmetry.options import generator
 
 
 STEP = 32.0  # tokens
@@ -170,3 +175,27 @@ def test_values_that_no_run_or_merge_writes_are_refused(tmp_path):
         merged = {"sources": ["a", "b"], "weights": weights, "method": method}
         line = refused(sources_of_merge, folder / "merge.json", json.dumps(merged))
         assert rule in line and bool(line) is bool(rule), (merged, line)
+
+
+def test_a_recorded_symmetry_is_held_against_the_weights(tmp_path, known_invariance):
+    symmetry = TokenSymmetry.named("cyclic", [range(5, 10)], 61)
+    model = tiny_model(dtype=torch.float32)
+    representation = Representation.choose(model.config, symmetry)
+    symmetric, turn = symmetrize(model, representation), GaugeTransformation.random(model.config, generator())
+    cases = {"holds": (symmetric, representation), "not": (model, representation)}
+    cases["turned"] = turn(symmetric), representation.conjugated(turn)
+    for name, (saved, recorded) in cases.items():
+        saved.save_pretrained(tmp_path / name)
+        recorded.save(tmp_path / name)
+        found = gather(tmp_path / name).symmetry
+        assert (found.order, found.tokens, found.shown) == (5, 5, ["5", "6", "7", "8"])
+        assert found.distance < 1e-6 if found.holds else found.distance > 0.1
+        assert found.holds == (name != "not")
+        text = card_text(tmp_path / name)
+        assert "A group of order 5 exchanges 5 tokens, such as 5, 6, 7, 8." in text and f"{found.distance:.1e}" in text
+        assert ("do not have this symmetry" in text) == (name == "not")
+    (tmp_path / "turned" / SYMMETRY_FRAME).unlink()
+    with pytest.raises(ValueError, match="must hold the frame that its `token_symmetry` names"):
+        gather(tmp_path / "turned")
+    model.save_pretrained(tmp_path / "without")
+    assert gather(tmp_path / "without").symmetry is None and "exchanges" not in card_text(tmp_path / "without")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rigpt_hf.checkpoints.folder import inventory, record_written
+from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.models import evaluated
@@ -23,9 +24,12 @@ from rigpt_hf.publishing.repository import (
     repository_files,
 )
 from rigpt_hf.publishing.upload import publish
+from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
 from tests.model_cards.test_card import EVALUATION, INVARIANCE
 from tests.models import tiny_model
 from tests.publishing.conftest import CARD, WRITE
+from tests.symmetry.options import generator
 
 
 def test_a_repository_holds_the_model_and_nothing_else(folder):
@@ -46,6 +50,27 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     assert contents.left_out == stay and not set(stay) & set(paths)
     assert contents.size == sum((folder / path).stat().st_size for path in paths)
     assert len(set(paths)) == len(paths)
+
+
+def test_the_frame_of_a_symmetry_goes_along(folder):
+    """And is a file of weights that the model does not use where none is recorded."""
+    model = evaluated(folder).model
+    representation = Representation.choose(model.config, TokenSymmetry(61, [[[5, 6]]]))
+    turn = GaugeTransformation.random(model.config, generator())
+    representation.conjugated(turn).save(folder)
+    files = {file.path: file.content for file in repository_files(folder).files}
+    assert files[SYMMETRY_FRAME] == folder / SYMMETRY_FRAME and is_managed(SYMMETRY_FRAME)
+    turn.save(folder / "other.safetensors")
+    with pytest.raises(ValueError, match="also has `other.safetensors`"):
+        unloaded(folder)
+    (folder / "other.safetensors").unlink()
+    representation.save(folder)
+    with pytest.raises(ValueError, match=f"also has `{SYMMETRY_FRAME}`"):
+        unloaded(folder)
+    representation.conjugated(turn).save(folder)
+    (folder / SYMMETRY_FRAME).unlink()
+    with pytest.raises(ValueError, match="must hold the frame that its `token_symmetry` names"):
+        repository_files(folder)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 
 from ...configuration_rigpt import RiGPTConfig
 from ...frames import Frame, FrameKey, table_of
+from .group import EQUAL
 from .isotypic import Decomposition, matrices_of
 from .symmetry import TokenSymmetry
 
@@ -43,6 +44,35 @@ class Filling:
                 for one, action in zip(elements, self._actions(key.kind, frame, generators), strict=True):
                     one[key] = frame.group.representing(action, frame.copies)
         return elements
+
+    def check(self, config: RiGPTConfig, generators: int) -> None:
+        """A `ValueError` if the parts are no matrices and permutations of the generators, or do not fit the frames."""
+        turns = all(
+            part.dim() == 3
+            and part.shape == (generators, part.shape[2], part.shape[2])
+            and float((part @ part.mT - torch.eye(part.shape[2])).abs().max()) < EQUAL
+            for part in self.matrices
+        )
+        if not turns or not all(
+            part.ndim == 2 and len(part) == generators and (np.sort(part) == np.arange(part.shape[1])).all()
+            for part in self.permutations
+        ):
+            raise ValueError(
+                f"`filling` must be made of orthogonal matrices and permutations, one for each of the {generators} "
+                "generators, got others."
+            )
+        kinds = table_of(config).kinds
+        for kind, (made_of, counts) in self.frames.items():
+            represents = kinds[kind].group.represents if kind in kinds else None
+            room = size_of(kinds[kind]) if represents else 0
+            parts: Sequence[Any] = self.matrices if made_of == "matrices" else self.permutations
+            filled = sum(count * part.shape[-1] for count, part in zip(counts, parts, strict=False))
+            suited = represents is not None and made_of in ("permutations", represents)
+            if not suited or len(counts) != len(parts) or min(counts, default=0) < 0 or filled > room:
+                raise ValueError(
+                    f"`filling` must fit the frames of the configuration, got {made_of} of {filled} dimensions for "
+                    f"{kind!r}, where there is room for {room}. Choose one for this configuration."
+                )
 
     def _actions(self, kind: str, frame: Frame, generators: int) -> torch.Tensor:
         """How the generators act on one copy of a frame: `[generators, n]` or `[generators, n, n]`."""

@@ -72,5 +72,12 @@ def learned_symmetry(model: nn.Module, symmetry: TokenSymmetry, input_ids: torch
 
 
 def symmetrize(model: nn.Module, representation: Representation) -> nn.Module:
-    """A copy of a RiGPT with the symmetry: each parameter projected, with the norm that it had."""
-    return representation.project_(copy.deepcopy(model), keep_norms=True)
+    """
+    A copy of a RiGPT with the symmetry: each parameter projected, with the norm that it had.
+
+    Its config records the representation, but for one with a frame: `Representation.save` does that in a folder.
+    """
+    symmetric = representation.project_(copy.deepcopy(model), keep_norms=True)
+    recordable = representation.filling is not None and representation.frame is None
+    symmetric.config.token_symmetry = representation.to_config() if recordable else None
+    return symmetric

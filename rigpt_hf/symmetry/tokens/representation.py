@@ -1,18 +1,29 @@
 """How a model carries a symmetry of its tokens: by a gauge transformation for each generator, which leave it alone."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from ...configuration_rigpt import RiGPTConfig
+from ...checkpoints.folder import new_file, write_text
+from ...checkpoints.read import in_words, load_config
+from ...checkpoints.source import read_json
+from ...configuration_rigpt import SYMMETRY_FRAME, RiGPTConfig, symmetry_frame
 from ...frames import is_token_table, table_of
 from ..action import GaugeTransformation
 from .filling import RESTING, Filling, choose_filling
 from .isotypic import Axis, Decomposition
 from .symmetry import TokenSymmetry
+
+
+# The drift from a symmetry that 10,000 steps of training in float32 may leave, relative to the norm of the weights.
+TRAINED = 1e-4
 
 
 class Representation:
@@ -202,10 +213,15 @@ class Representation:
         away = sum(float((tensor - projected[name]).square().sum()) for name, tensor in state.items())
         return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
 
+    @staticmethod
+    def tolerance(dtype: torch.dtype) -> float:
+        """The largest distance of weights that have a symmetry: that of rounding, or of long training in float32."""
+        return max(TRAINED, torch.finfo(dtype).eps)
+
     @classmethod
     def trivial(cls, config: RiGPTConfig, symmetry: TokenSymmetry) -> "Representation":
         """The one in which nothing but tokens moves."""
-        return cls(symmetry, [GaugeTransformation.identity(config)] * len(symmetry.generators))
+        return cls.filled(config, symmetry, Filling((), (), {}))
 
     @classmethod
     def choose(
@@ -231,11 +247,7 @@ class Representation:
         Raises:
             ValueError: if what is asked does not fit.
         """
-        if config.local_frames:
-            raise ValueError(
-                "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "
-                "orthogonal. Bring the model there with `to_global_frame`."
-            )
+        _check_one_frame(config)
         plain = cls.trivial(config, symmetry)
         parts = plain.decomposition, plain._orbits()
         return cls.filled(
@@ -249,3 +261,95 @@ class Representation:
         made = cls(symmetry, [GaugeTransformation(config, one) for one in elements])
         made.filling = filling
         return made
+
+    def to_config(self) -> dict[str, Any]:
+        """
+        The record for `token_symmetry` of a configuration, plain JSON; the frame by the name of its file alone.
+
+        Raises:
+            ValueError: if the transformations were made by hand.
+        """
+        if self.filling is None:
+            raise ValueError(
+                "A representation must be made of parts to be recorded, got one of given transformations. Make it "
+                "with `Representation.choose` or `Representation.filled`."
+            )
+        frame = None if self.frame is None else SYMMETRY_FRAME
+        return {"symmetry": self.symmetry.to_dict(), "filling": self.filling.to_dict(), "frame": frame}
+
+    def save(self, folder: str | Path) -> None:
+        """
+        Record it in the folder of a saved model: in its `config.json`, with the frame beside it.
+
+        Raises:
+            ValueError: as [`to_config`], or if the folder has no `config.json` that can be read.
+        """
+        path, record = Path(folder) / "config.json", self.to_config()
+        content = read_json(path, "folder") | {"token_symmetry": record}
+        if self.frame is not None:
+            with new_file(path.with_name(SYMMETRY_FRAME)) as temporary:
+                self.frame.save(temporary)
+                temporary.chmod(path.stat().st_mode)
+        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, source: str | Path, revision: str | None = None) -> "Representation":
+        """
+        The representation that is recorded of a saved model; whether its weights have it, [`distance`] says.
+
+        Args:
+            source: Folder or Hub id.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            ValueError: if there is none, or its parts do not fit the configuration or cannot be read.
+        """
+        return cls.from_config(load_config(source, revision=revision), source, revision)
+
+    @classmethod
+    def from_config(
+        cls, config: RiGPTConfig, source: str | Path | None = None, revision: str | None = None
+    ) -> "Representation":
+        """
+        The representation that a configuration records; arguments and errors otherwise as of [`load`].
+
+        Args:
+            config: The configuration.
+            source: Where the frame lies, if the record has one; where the model was loaded from if not given.
+        """
+        record, source = getattr(config, "token_symmetry", None), config.name_or_path if source is None else source
+        if record is None:
+            raise ValueError(
+                f"`source` must have a `token_symmetry` in its config.json, got {str(source)!r} without. "
+                "`Representation.save` records one."
+            )
+        _check_one_frame(config)
+        try:
+            symmetry, filling = TokenSymmetry.from_dict(record["symmetry"]), Filling.from_dict(record["filling"])
+            filling.check(config, len(symmetry.generators))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"`token_symmetry` must be as `Representation.to_config` gives it for this configuration, got that of "
+                f"{str(source)!r}: {in_words(error)}"
+            ) from error
+        made = cls.filled(config, symmetry, filling)
+        if record["frame"] is None:
+            return made
+        place = symmetry_frame(source, revision)
+        try:
+            if place is None:
+                raise ValueError(f"`{SYMMETRY_FRAME}` is not there.")
+            return made.conjugated(GaugeTransformation.load(place, config))
+        except (ValueError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"`source` must hold the frame that its `token_symmetry` names, got {str(source)!r}: "
+                f"{in_words(error)} Restore {SYMMETRY_FRAME}, or set `token_symmetry` to null."
+            ) from error
+
+
+def _check_one_frame(config: RiGPTConfig) -> None:
+    if config.local_frames:
+        raise ValueError(
+            "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "
+            "orthogonal. Bring the model there with `to_global_frame`."
+        )

@@ -197,7 +197,7 @@ class TokenSymmetry:
         """
         try:
             if content["format"] != FORMAT:
-                raise ValueError
+                raise KeyError(FORMAT)
             return cls(int(content["vocab_size"]), content["generators"], special)
         except (KeyError, TypeError) as error:
             raise ValueError(
