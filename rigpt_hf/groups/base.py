@@ -70,9 +70,9 @@ class Group:
         """The stack of inverses."""
         raise NotImplementedError
 
-    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
-        """The elements that act on every copy by a permutation `[n]`, from `i` to `p[i]`, or a matrix `[n, n]`."""
-        return action.repeat(copies, 1, 1)
+    def representing(self, actions: torch.Tensor) -> torch.Tensor:
+        """The elements that act by permutations `[copies, n]`, from `i` to `p[i]`, or by matrices `[copies, n, n]`."""
+        return actions
 
     def random(
         self,

@@ -207,9 +207,9 @@ class NeuronGroup(Group):
         ones = torch.ones(self.n)
         return self.element(torch.arange(self.n), ones, ones).repeat(copies, 1, 1)
 
-    def representing(self, action: torch.Tensor, copies: int) -> torch.Tensor:
+    def representing(self, actions: torch.Tensor) -> torch.Tensor:
         ones = torch.ones(self.n)
-        return self.element(action.argsort(), ones, ones).repeat(copies, 1, 1)
+        return torch.cat([self.element(action.argsort(), ones, ones) for action in actions])
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         first, second = b[:, 0].long(), a[:, 0].long()

@@ -15,6 +15,8 @@ from .symmetry import TokenSymmetry
 
 
 Blocks = Literal["matrices", "permutations"]
+# For each copy of a frame, of each part.
+Counts = list[list[int]]
 KINDS = ("irreducible", "permutation")
 # Share of a space that stays as it is, for what does not depend on the tokens that move.
 RESTING = 0.5
@@ -28,13 +30,13 @@ class Filling:
     Args:
         matrices: Irreducible representations, of the generators, each `[generators, d, d]`.
         permutations: Permutation representations, each `[generators, n]`, `x` to `p[x]`.
-        frames: By kind of frame which of the two it is made of, and how often each is in it; the group does nothing
-            in what is left, which comes first.
+        frames: By kind of frame which of the two it is made of, and for each copy (head) how often each is in it; the
+            group does nothing in what is left, which comes first.
     """
 
     matrices: tuple[torch.Tensor, ...]
     permutations: tuple[np.ndarray, ...]
-    frames: dict[str, tuple[Blocks, list[int]]]
+    frames: dict[str, tuple[Blocks, Counts]]
 
     def elements(self, config: RiGPTConfig, generators: int) -> list[dict[FrameKey, torch.Tensor]]:
         """The elements of each generator in the frames of a configuration."""
@@ -42,7 +44,7 @@ class Filling:
         for key, frame in table_of(config).frames.items():
             if key.kind in self.frames:
                 for one, action in zip(elements, self._actions(key.kind, frame, generators), strict=True):
-                    one[key] = frame.group.representing(action, frame.copies)
+                    one[key] = frame.group.representing(action)
         return elements
 
     def check(self, config: RiGPTConfig, generators: int) -> None:
@@ -66,29 +68,40 @@ class Filling:
             represents = kinds[kind].group.represents if kind in kinds else None
             room = size_of(kinds[kind]) if represents else 0
             parts: Sequence[Any] = self.matrices if made_of == "matrices" else self.permutations
-            filled = sum(count * part.shape[-1] for count, part in zip(counts, parts, strict=False))
+            filled = max(
+                (sum(count * part.shape[-1] for count, part in zip(one, parts, strict=False)) for one in counts),
+                default=0,
+            )
             suited = represents is not None and made_of in ("permutations", represents)
-            if not suited or len(counts) != len(parts) or min(counts, default=0) < 0 or filled > room:
+            suited = suited and len(counts) == kinds[kind].copies and all(len(one) == len(parts) for one in counts)
+            if not suited or min((count for one in counts for count in one), default=0) < 0 or filled > room:
                 raise ValueError(
-                    f"`filling` must fit the frames of the configuration, got {made_of} of {filled} dimensions for "
-                    f"{kind!r}, where there is room for {room}. Choose one for this configuration."
+                    f"`filling` must fit the frames of the configuration, got {made_of} of {filled} dimensions in "
+                    f"{len(counts)} copies of {kind!r}, where there is room for {room}. Choose one for this "
+                    "configuration."
                 )
 
-    def _actions(self, kind: str, frame: Frame, generators: int) -> torch.Tensor:
-        """How the generators act on one copy of a frame: `[generators, n]` or `[generators, n, n]`."""
+    def _actions(self, kind: str, frame: Frame, generators: int) -> list[torch.Tensor]:
+        """How each generator acts on the copies of a frame: `[copies, n]` or `[copies, n, n]`."""
         size, (made_of, counts) = size_of(frame), self.frames[kind]
-        if made_of == "matrices":
-            blocks = [block for block, count in zip(self.matrices, counts, strict=True) for _ in range(count)]
-            rest = torch.eye(size - sum(block.shape[-1] for block in blocks)).double()
-            return torch.stack([torch.block_diag(rest, *(block[g] for block in blocks)) for g in range(generators)])
-        orbits = [orbit for orbit, count in zip(self.permutations, counts, strict=True) for _ in range(count)]
-        start = size - sum(orbit.shape[1] for orbit in orbits)
-        parts = [np.arange(start)[None].repeat(generators, 0)]
-        for orbit in orbits:
-            parts.append(orbit + start)
-            start += orbit.shape[1]
-        whole = np.concatenate(parts, axis=1)
-        return torch.from_numpy(whole) if frame.group.represents == "permutations" else matrices_of(whole)
+        actions = []
+        for one in counts:
+            if made_of == "matrices":
+                blocks = [block for block, count in zip(self.matrices, one, strict=True) for _ in range(count)]
+                rest = torch.eye(size - sum(block.shape[-1] for block in blocks)).double()
+                rows = [torch.block_diag(rest, *(block[g] for block in blocks)) for g in range(generators)]
+                actions.append(torch.stack(rows))
+                continue
+            orbits = [orbit for orbit, count in zip(self.permutations, one, strict=True) for _ in range(count)]
+            start = size - sum(orbit.shape[1] for orbit in orbits)
+            parts = [np.arange(start)[None].repeat(generators, 0)]
+            for orbit in orbits:
+                parts.append(orbit + start)
+                start += orbit.shape[1]
+            whole = np.concatenate(parts, axis=1)
+            permuted = frame.group.represents == "permutations"
+            actions.append(torch.from_numpy(whole) if permuted else matrices_of(whole))
+        return list(torch.stack(actions, dim=1))
 
     def to_dict(self) -> dict[str, Any]:
         """The content that `from_dict` reads; plain JSON."""
@@ -104,7 +117,7 @@ class Filling:
         return cls(
             tuple(torch.tensor(block, dtype=torch.float64) for block in content["matrices"]),
             tuple(np.array(orbit, dtype=np.int64) for orbit in content["permutations"]),
-            {kind: (made_of, list(counts)) for kind, (made_of, counts) in content["frames"].items()},
+            {kind: (made_of, [list(one) for one in counts]) for kind, (made_of, counts) in content["frames"].items()},
         )
 
 
@@ -137,20 +150,20 @@ def choose_filling(
     permutations = sorted({orbit.tobytes(): orbit for orbit in orbits}.values(), key=lambda one: -one.shape[1])
     if decomposition.listed:
         permutations = [symmetry.group.regular, *permutations]
-    frames: dict[str, tuple[Blocks, list[int]]] = {}
+    frames: dict[str, tuple[Blocks, Counts]] = {}
     for key, frame in table_of(config).frames.items():
-        room = int((1 - resting) * size_of(frame)) if frame.group.represents else 0
+        rooms = [int((1 - resting) * size_of(frame)) if frame.group.represents else 0] * frame.copies
         if key.kind in frames or not frame.group.represents:
             continue
         if frame.group.represents == "permutations" or kind == "permutation":
-            frames[key.kind] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], room)
+            frames[key.kind] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], rooms)
         elif key.kind in multiplicities:
             counts = _by_hand(multiplicities[key.kind], decomposition.dims, key.kind, size_of(frame))
-            frames[key.kind] = "matrices", counts
+            frames[key.kind] = "matrices", [counts] * frame.copies
         else:
             # As functions on the group have them: as often as their dimension.
             shares = [one.dim**2 / len(one.commuting) for one in irreducibles]
-            frames[key.kind] = "matrices", _in_shares([one.dim for one in irreducibles], shares, room)
+            frames[key.kind] = "matrices", _in_shares([one.dim for one in irreducibles], shares, rooms)
     placed = [kind for kind, (made_of, _) in frames.items() if made_of == "matrices"]
     if unknown := sorted(set(multiplicities) - set(placed)):
         raise ValueError(
@@ -171,23 +184,30 @@ def _by_hand(counts: Sequence[int], dims: Sequence[int], kind: str, size: int) -
     return list(counts[1:])
 
 
-def _in_shares(dims: Sequence[int], shares: Sequence[float], room: int) -> list[int]:
-    """How often each fits into the room, in these shares of it as nearly as can be."""
-    wanted = [share / max(sum(shares), 1e-300) * room for share in shares]
-    counts = [0] * len(dims)
-    while fitting := [i for i, dim in enumerate(dims) if dim <= room]:
-        best = max(fitting, key=lambda i: wanted[i] / dims[i] - counts[i])
-        counts[best] += 1
-        room -= dims[best]
+def _in_shares(dims: Sequence[int], shares: Sequence[float], rooms: Sequence[int]) -> Counts:
+    """
+    How often each fits into each room, in these shares of them all as nearly as can be.
+
+    Where one room cannot hold all, they hold different ones: together the heads of a layer carry every irreducible.
+    """
+    left, counts = list(rooms), [[0] * len(dims) for _ in rooms]
+    wanted = [share / max(sum(shares), 1e-300) * sum(rooms) for share in shares]
+    while fitting := [i for i, dim in enumerate(dims) if dim <= max(left)]:
+        best = max(fitting, key=lambda i: wanted[i] / dims[i] - sum(one[i] for one in counts))
+        room = left.index(max(left))
+        counts[room][best] += 1
+        left[room] -= dims[best]
     return counts
 
 
-def _in_turn(sizes: Sequence[int], room: int) -> list[int]:
-    """How often each fits into the room, one after the other and again from the first."""
-    counts = [0] * len(sizes)
-    while any(size <= room for size in sizes):
-        for index, size in enumerate(sizes):
-            if size <= room:
-                counts[index] += 1
-                room -= size
+def _in_turn(sizes: Sequence[int], rooms: Sequence[int]) -> Counts:
+    """How often each fits into each room, one after the other and again from the first."""
+    counts, at = [[0] * len(sizes) for _ in rooms], 0
+    for one, room in zip(counts, rooms, strict=True):
+        while any(size <= room for size in sizes):
+            index = at % len(sizes)
+            if sizes[index] <= room:
+                one[index] += 1
+                room -= sizes[index]
+            at += 1
     return counts
