@@ -188,17 +188,20 @@ class TokenSymmetry:
         return {"format": FORMAT, "vocab_size": self.vocab_size, "generators": generators}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], special: Sequence[int] = ()) -> "TokenSymmetry":
+    def from_dict(
+        cls, content: Mapping[str, Any], special: Sequence[int] = (), tokenizer: Any = None
+    ) -> "TokenSymmetry":
         """
-        The symmetry that `to_dict` wrote.
+        The symmetry that `to_dict` wrote; by hand, tokens may be strings for a tokenizer.
 
         Raises:
             ValueError: if it is something else.
         """
         try:
-            if content["format"] != FORMAT:
-                raise ValueError
-            return cls(int(content["vocab_size"]), content["generators"], special)
+            if content["format"] != FORMAT or not isinstance(content["vocab_size"], int):
+                raise KeyError
+            generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in content["generators"]]
+            return cls(content["vocab_size"], generators, special)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"A symmetry must be an object with the format {FORMAT!r}, vocab_size and generators, got "
@@ -212,14 +215,22 @@ class TokenSymmetry:
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, special: Sequence[int] = ()) -> "TokenSymmetry":
-        """Read what `save` wrote; a `ValueError` if it is something else."""
-        from ...text.files import read_text
+    def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":
+        """Read what `save` wrote; arguments and errors as of `from_dict`."""
+        return cls.from_dict(read_json(path), special, tokenizer)
 
-        try:
-            return cls.from_dict(json.loads(read_text(Path(path), "symmetry")), special)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {error.msg}. Mend it.") from error
+
+def read_json(path: str | Path) -> Any:
+    """What is in the file of a symmetry; a `ValueError` if that is not JSON."""
+    from ...checkpoints.folder import parse_json
+    from ...text.files import read_text
+
+    text = read_text(Path(path), "symmetry")
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {reason}. Mend it.") from error
 
 
 def _cyclic(n: int) -> list[list[list[int]]]:
