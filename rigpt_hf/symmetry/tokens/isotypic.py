@@ -196,7 +196,8 @@ class Decomposition:
     def _irreducible_parts(self, block: torch.Tensor) -> Iterator[torch.Tensor]:
         drawn = torch.randn(block.shape[1:], generator=self._random, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(self.mean(block, block, drawn + drawn.T))
-        gaps = (values.diff() > EQUAL * (values[-1] - values[0]).clamp_min(1e-300)).nonzero()[:, 0] + 1
+        # All of them are one number where the block is irreducible.
+        gaps = (values.diff() > EQUAL * values.abs().max().clamp_min(1e-300)).nonzero()[:, 0] + 1
         yield from vectors.tensor_split(gaps, dim=1)
 
     def _match(self, block: torch.Tensor, part: torch.Tensor, discover: bool) -> tuple[int, torch.Tensor]:

@@ -198,15 +198,11 @@ class TokenSymmetry:
             ValueError: if it is something else.
         """
         try:
-            if content["format"] != FORMAT or not isinstance(content["vocab_size"], int):
-                raise KeyError
+            check_format(content)
             generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in content["generators"]]
             return cls(content["vocab_size"], generators, special)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"A symmetry must be an object with the format {FORMAT!r}, vocab_size and generators, got "
-                f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
-            ) from error
+        except TypeError as error:
+            raise _no_symmetry(content) from error
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -217,20 +213,38 @@ class TokenSymmetry:
     @classmethod
     def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":
         """Read what `save` wrote; arguments and errors as of `from_dict`."""
-        return cls.from_dict(read_json(path), special, tokenizer)
+        return cls.from_dict(read_content(path), special, tokenizer)
 
 
-def read_json(path: str | Path) -> Any:
-    """What is in the file of a symmetry; a `ValueError` if that is not JSON."""
+def read_content(path: str | Path) -> Any:
+    """The content of a file that `save` wrote, its tokens still unread; a `ValueError` if it is something else."""
     from ...checkpoints.folder import parse_json
     from ...text.files import read_text
 
     text = read_text(Path(path), "symmetry")
     try:
-        return parse_json(text)
+        content = parse_json(text)
     except ValueError as error:
         reason = getattr(error, "msg", error)
         raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {reason}. Mend it.") from error
+    check_format(content)
+    return content
+
+
+def check_format(content: Any) -> None:
+    """A `ValueError` if this is not what `to_dict` writes, as far as one sees without its tokens."""
+    kinds = {"format": str, "vocab_size": int, "generators": list}
+    if not isinstance(content, Mapping) or any(type(content.get(name)) is not kind for name, kind in kinds.items()):
+        raise _no_symmetry(content)
+    if content["format"] != FORMAT:
+        raise _no_symmetry(content)
+
+
+def _no_symmetry(content: Any) -> ValueError:
+    return ValueError(
+        f"`symmetry` must be an object with the format {FORMAT!r}, vocab_size and generators, got "
+        f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
+    )
 
 
 def _cyclic(n: int) -> list[list[list[int]]]:

@@ -1,0 +1,34 @@
+"""The symmetry of tokens that a run keeps, read from a file for the run's vocabulary."""
+
+from typing import Any
+
+from rigpt_hf.symmetry.tokens import TokenSymmetry
+from rigpt_hf.text.tokenizer import vocabulary_size
+
+
+def read_symmetry(
+    path: str | None, config: Any, tokenizer: Any, vocab_size: int | None = None, end_of_text: int | None = None
+) -> TokenSymmetry | None:
+    """
+    The symmetry in a file, for tokens that a model and its data have; `None` without a file.
+
+    Args:
+        path: What `TokenSymmetry.save` wrote; tokens may be strings if there is a tokenizer.
+        config: Of the model.
+        tokenizer: Of the data; without one `vocab_size` and `end_of_text` say what must be known of it.
+
+    Raises:
+        ValueError: if it is something else, moves special tokens, or is of another vocabulary.
+    """
+    if path is None:
+        return None
+    special = [end_of_text] if tokenizer is None else tokenizer.all_special_ids
+    symmetry = TokenSymmetry.load(path, [token for token in special if token is not None], tokenizer)
+    least = vocabulary_size(tokenizer) if vocab_size is None else vocab_size
+    if not least <= symmetry.vocab_size <= config.vocab_size:
+        sizes = f"{least}" if least == config.vocab_size else f"{least} to {config.vocab_size}"
+        raise ValueError(
+            f"`symmetry` must be of the vocabulary in use, {sizes} tokens, got {path!r} of {symmetry.vocab_size}. "
+            "Make it with the same tokenizer."
+        )
+    return symmetry
