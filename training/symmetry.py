@@ -1,8 +1,11 @@
 """The symmetry of tokens that a run keeps, read from a file for the run's vocabulary."""
 
+from pathlib import Path
 from typing import Any
 
+from rigpt_hf.checkpoints.read import load_config
 from rigpt_hf.symmetry.tokens import TokenSymmetry
+from rigpt_hf.symmetry.tokens.training import recorded
 from rigpt_hf.text.tokenizer import vocabulary_size
 
 
@@ -32,3 +35,22 @@ def read_symmetry(
             "Make it with the same tokenizer."
         )
     return symmetry
+
+
+def resumed(options: Any, model: Any, symmetry: TokenSymmetry | None, checkpoint: Path | None) -> None:
+    """
+    Give a model the record of a checkpoint's: irreducible representations are found numerically, and could be others on
+    another machine. Nothing is done without a symmetry or a checkpoint.
+
+    Raises:
+        ValueError: if it is another symmetry than the one of the options.
+    """
+    if checkpoint is None or symmetry is None:
+        return
+    saved = load_config(checkpoint)
+    if (known := recorded(saved)) is None or known.symmetry != symmetry:
+        raise ValueError(
+            f"`symmetry` must be as in the interrupted run, got another one in {options.symmetry!r}. Give the same, "
+            "or `force=True` instead of `--resume` to begin anew."
+        )
+    model.config.token_symmetry = saved.token_symmetry

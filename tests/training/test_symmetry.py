@@ -179,7 +179,7 @@ REFUSED = [
     ({"generators": [[[0, 4]]]}, "`generators` must leave special tokens where they are, got token 0"),
     ({"generators": [[[5, 61]]]}, "`generators` must have tokens from 0 to 60, got token 61"),
     ({"generators": [[["a", "b"]]]}, "`tokenizer` must be given for tokens that are text, got none with 'a'"),
-    ({"vocab_size": 60}, "`symmetry` must be of the vocabulary in use, 61 tokens, got .* of 60. Make it with the same"),
+    ({"vocab_size": 60}, "`symmetry` must be of the vocabulary in use, 61 tokens, got .* of 60. Make it with"),
     ({"optim": "adamw"}, "`optim` must not scale coordinates that the symmetry mixes, got .*AdamW.* the equivariant"),
     ({"optim": "muon"}, "`optim` must not scale coordinates that the symmetry mixes"),
     ({"config_overrides": MODEL | {"local_frames": True}}, "one frame for all layers, got `local_frames=True`"),
