@@ -39,7 +39,7 @@ def read_symmetry(
 
 def resumed(options: Any, model: Any, symmetry: TokenSymmetry | None, checkpoint: Path | None) -> None:
     """
-    Give a model the record of a checkpoint's: irreducible representations are found numerically, and could be others on
+    Give a model the record of a checkpoint: irreducible representations are found numerically, and could be others on
     another machine. Nothing is done without a symmetry or a checkpoint.
 
     Raises:
