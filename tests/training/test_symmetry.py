@@ -13,7 +13,10 @@ from rigpt_hf.symmetry.tokens.filling import Filling
 from rigpt_hf.symmetry.tokens.training import RECORD, SymmetricTraining, recorded
 from rigpt_hf.training import build, loop
 from rigpt_hf.training.pretrain import main
+from tests.evaluation.toys import word_tokenizer
 from tests.models import tokens
+from tests.processes import ROOT
+from tests.test_docs import blocks
 from tests.tolerances import DISTRIBUTED, SYMMETRY
 from tests.training.runs import (
     CALM,
@@ -221,6 +224,16 @@ def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, ca
     tokenizer = loop.load_tokenizer(tmp_path / "run" / "model")
     assert known.symmetry.generators == ((tuple(tokenizer.convert_tokens_to_ids(["Ġcat", "Ġdog"])),),)
     assert log_of(tmp_path / "run")[-1]["symmetry_distance"] < KEPT
+
+
+def test_the_file_on_the_page_is_one(tmp_path):
+    (text,) = blocks(ROOT / "docs" / "training.md", "json")
+    content = json.loads(text)
+    words = [word for cycles in content["generators"] for cycle in cycles for word in cycle]
+    tokenizer = word_tokenizer(["<s>", *words])
+    (tmp_path / "verbs.json").write_text(text)
+    symmetry = TokenSymmetry.load(tmp_path / "verbs.json", tokenizer.all_special_ids, tokenizer)
+    assert symmetry.order == 4 and len(symmetry.points) == len(words) == 8
 
 
 def test_options_that_need_no_model_are_checked_first(data, files, tmp_path):
