@@ -21,12 +21,14 @@ def read_symmetry(
         tokenizer: Of the data; without one `vocab_size` and `end_of_text` say what must be known of it.
 
     Raises:
-        ValueError: if it is something else, moves special tokens, or is of another vocabulary.
+        ValueError: if it is something else, moves special tokens or none at all, or is of another vocabulary.
     """
     if path is None:
         return None
     special = [end_of_text] if tokenizer is None else tokenizer.all_special_ids
     symmetry = TokenSymmetry.load(path, [token for token in special if token is not None], tokenizer)
+    if not len(symmetry.points):
+        raise ValueError(f"`symmetry` must exchange some tokens, got {path!r}, which exchanges none. Leave it out.")
     least = vocabulary_size(tokenizer) if vocab_size is None else vocab_size
     if not least <= symmetry.vocab_size <= config.vocab_size:
         sizes = f"{least}" if least == config.vocab_size else f"{least} to {config.vocab_size}"

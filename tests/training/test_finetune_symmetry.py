@@ -12,6 +12,7 @@ from rigpt_hf.symmetry.tokens.training import recorded
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training.tuning import finetune
 from tests.model.agreement import assert_same
+from tests.processes import ROOT, run
 from tests.tolerances import SYMMETRY
 from tests.training.texts import TEXT
 
@@ -88,6 +89,20 @@ def test_an_interrupted_run_goes_on(options, file, tmp_path):
     ids = torch.arange(8)[None]
     assert_same(ours(ids).logits, theirs(ids).logits, "resumed")
     assert recorded(ours.config).distance(ours) < KEPT
+
+
+@pytest.mark.slow
+def test_two_processes_keep_it(options, file, tmp_path):
+    choice = options(TEXT * 3)
+    settings = ["--max-steps=4", "--per-device-train-batch-size=2", "--context-length=24", "--learning-rate=3e-3"]
+    settings += ["--cpu", "--quiet", "--optim=equivariant", "--symmetry", file, "--save-steps=2", "--keep-checkpoints"]
+    done = run(ROOT / "training" / "finetune.py", choice.model, choice.data, tmp_path / "out", *settings, world=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert recorded(model.config).distance(model) < KEPT
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "out.checkpoints" / "checkpoint-2")
+    assert before.config.token_symmetry == model.config.token_symmetry
+    assert recorded(model.config).distance(before) < KEPT < (model.lm_head.weight - before.lm_head.weight).abs().max()
 
 
 def test_what_cannot_be_kept_is_refused(options, file, model_folder, tmp_path, tokenizer, capsys):

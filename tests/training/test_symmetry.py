@@ -181,6 +181,7 @@ REFUSED = [
     ({"format": "other"}, "`symmetry` must be an object with the format"),
     ({"generators": [[[0, 4]]]}, "`generators` must leave special tokens where they are, got token 0"),
     ({"generators": [[[5, 61]]]}, "`generators` must have tokens from 0 to 60, got token 61"),
+    ({"generators": []}, "`symmetry` must exchange some tokens, got .* which exchanges none. Leave it out"),
     ({"generators": [[["a", "b"]]]}, "`tokenizer` must be given for tokens that are text, got none with 'a'"),
     ({"vocab_size": 60}, "`symmetry` must be of the vocabulary in use, 61 tokens, got .* of 60. Make it with"),
     ({"optim": "adamw"}, "`optim` must not scale coordinates that the symmetry mixes, got .*AdamW.* the equivariant"),
