@@ -81,22 +81,24 @@ class SymmetricTraining:
         self._use(representation)
 
     def _use(self, representation: Representation | None) -> None:
-        self.representation = representation
-        # What is kept is a linear space, also in a frame that was reached by a translation.
-        frame = representation.frame if representation else None
-        self._turn = frame._linear() if frame else None
-        self._undo = self._turn.inverse() if self._turn else None
         # Frames in which the group does more than exchange coordinates, up to signs.
         self._mixed: set[FrameKey] = set()
         for one in representation.turned if representation else ():
             for key, place, element in one.items():
                 if (element - place.group.compact(element)).abs().max() > EQUAL:
                     raise ValueError(
-                        f"`representation` must keep lengths in training, got one that does not in the frame "
+                        "`representation` must keep lengths in training, got one that does not in the frame "
                         f"{str(key)!r}: the model was stretched or shifted. Train its canonical form."
                     )
                 if (element - element.double().round()).abs().max() > EQUAL:
                     self._mixed.add(key)
+        self._turn = self._undo = None
+        if representation and representation.frame:
+            # What is kept is a linear space, also in a frame that was reached by a translation.
+            self._turn = representation.frame._linear()
+            self._undo = self._turn.inverse()
+            representation = Representation(representation.symmetry, representation.transformations, self._turn)
+        self.representation = representation
 
     def begin_(self, optimizer: Any) -> None:
         """

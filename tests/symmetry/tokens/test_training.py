@@ -123,6 +123,13 @@ def test_training_in_another_frame_is_the_training_turned_along():
     assert train(turned, there, equivariant(turned)) < 100 * EXACT
     for a, b in zip(h(model).parameters(), turned.parameters(), strict=True):
         assert (a - b).abs().max() <= TRAINING * max(1.0, float(a.detach().abs().max()))
+    # A shift that the group leaves alone is no hindrance.
+    resting = torch.zeros(24, dtype=torch.float64)
+    resting[0] = 1.0
+    moved = GaugeTransformation(model.config, {"position_shift": resting[None]}) @ h
+    shifted = moved(model).train()
+    there = SymmetricTraining(shifted, training.representation.conjugated(moved))
+    assert there.distance() < EXACT and train(shifted, there, equivariant(shifted)) < 100 * EXACT
     stretched = GaugeTransformation.random(model.config, generator(3), ["head_vo"])
     with pytest.raises(ValueError, match="`representation` must keep lengths in training, got .* 'layers.0.head_vo'"):
         SymmetricTraining(stretched(model), training.representation.conjugated(stretched))
