@@ -14,6 +14,7 @@ from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
+from rigpt_hf.symmetry.tokens.symmetry import read_content
 from rigpt_hf.text.sources import check_source_options, documents, pinned
 from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -34,8 +35,8 @@ def check_run(options: PretrainOptions) -> None:
     Raise if nothing that the options ask for could be trained; before data are made.
 
     Raises:
-        ValueError: if there is no such kind of model, the optimizer does not fit it, or the program was launched for
-            DeepSpeed, which flattens the parameters that checkpoints name.
+        ValueError: if there is no such kind of model, the optimizer does not fit it, it cannot keep a symmetry, or the
+            program was launched for DeepSpeed, which flattens the parameters that checkpoints name.
     """
     if options.model_kind not in KINDS:
         raise ValueError(f"`model_kind` must be one of {', '.join(KINDS)}, got {options.model_kind!r}. Correct it.")
@@ -44,6 +45,13 @@ def check_run(options: PretrainOptions) -> None:
             f"`optim` must be `adamw` or `muon` for `model_kind` `{options.model_kind}`, got `equivariant`: its "
             "parameters are not in the table of frames. Pass --optim adamw."
         )
+    if options.symmetry is not None:
+        if KINDS[options.model_kind].param_groups is None:
+            raise ValueError(
+                f"`symmetry` must be left out for `model_kind` `{options.model_kind}`, got {options.symmetry!r}: its "
+                "parameters are not in the table of frames. Take the kind rigpt."
+            )
+        read_content(options.symmetry)
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("`mixed_precision` must be `no` or `bf16` on a CPU, got `fp16`.")
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from rigpt_hf.command_line import READS, WRITES
 
-from .options import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check
+from .options import AT_LEAST_0, AT_LEAST_1, BELOW_1, POSITIVE, check, check_alone
 
 
 LONGEST = 1024  # tokens per example by default; more would rarely fit
@@ -49,6 +49,13 @@ class FinetuneOptions:
     """Layers with an adapter, or all-linear; q_proj,v_proj if not given."""
     merge: bool = False
     """Save the weights with the adapter added, and the adapter in OUTPUT_DIR/adapter."""
+    symmetry: Annotated[str | None, READS] = None
+    """File of a symmetry of the data (exchanges of tokens, as `TokenSymmetry.save` writes) that the model gets and
+    keeps."""
+    symmetry_kind: Literal["irreducible", "permutation"] = "irreducible"
+    """How the model carries it, unless MODEL has it on record: its way goes on."""
+    symmetry_project_weights: bool = False
+    """Project the weights on it after every step, for optimizers that leave it: not only the gradients."""
     optim: Literal["adamw", "equivariant"] = "adamw"
     """The optimizer; equivariant: without preferred basis."""
     learning_rate: float | None = None
@@ -105,6 +112,12 @@ class FinetuneOptions:
             raise ValueError(
                 f"`num_train_epochs` must not be given with `max_steps`, got {self.num_train_epochs} and "
                 f"{self.max_steps}. Drop one."
+            )
+        check_alone(self)
+        if self.lora is not None and self.symmetry is not None:
+            raise ValueError(
+                f"`symmetry` must be left out with `lora`, got {self.symmetry!r}: two factors have no rows in the "
+                "table of frames, and what is added to a symmetric model takes its symmetry. Drop one of the two."
             )
         if self.lora is None:
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "merge"):

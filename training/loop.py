@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
-from rigpt_hf.checkpoints.read import load_tokenizer
+from rigpt_hf.checkpoints.read import load_config, load_tokenizer
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
+from rigpt_hf.symmetry.tokens import SymmetricTraining
+from rigpt_hf.symmetry.tokens.training import representation_of
 
 from .averaging import WeightAverage, exchange_saved
 from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
@@ -46,6 +48,7 @@ from .sharding import (
     shard,
 )
 from .state import load_state, rng_state, save_state, set_rng_state
+from .symmetry import read_symmetry
 
 
 logger = logging.get_logger(__name__)
@@ -116,12 +119,16 @@ class PretrainingRun:
         vocabulary, end = self.manifest.vocab_size, self.manifest.end_of_text
         model = build_model(options, vocabulary, options.context_length, end, options.seed)
         self.plain = model
+        self.kept = read_symmetry(options.symmetry, model.config, self.tokenizer, vocabulary, end)
+        representation = representation_of(model, self.kept, options.symmetry_kind)
         self.flops = flops_per_token(model, options.context_length)
         if options.fsdp:
             self.model = shard(model.to(self.device), options.mixed_precision)
         else:
             self.model = self.accelerator.prepare(model)
         self.optimizer = build_optimizer(options, self.model)
+        self.symmetric = SymmetricTraining(self.model, representation, options.symmetry_project_weights)
+        self.symmetric.begin_(self.optimizer)
         self.average = WeightAverage(self.model, self.optimizer, options.ema_decay)
         self.forward = torch.compile(self.model) if options.torch_compile else self.model
         self.scaler = getattr(self.accelerator, "scaler", None)
@@ -170,6 +177,7 @@ class PretrainingRun:
                         self.best_validation = entry["validation_loss"]
                 if diagnosed:
                     entry |= self._diagnose()
+                    report.symmetry_distance = entry.get("symmetry_distance")
                 self._log(entry, bar)
                 if due or self.stopping:
                     self._save(entry.get("validation_loss"))
@@ -225,6 +233,7 @@ class PretrainingRun:
             group["lr"] = rate * group["multiplier"]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
+        self.symmetric.project_gradients_()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.max_grad_norm or math.inf)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not self.scaler and not math.isfinite(float(norm)):  # a scaler skips such steps and goes on
@@ -240,6 +249,7 @@ class PretrainingRun:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self.symmetric.end_step_()
         self.step += 1
         self.average.update(self.step)
         entry = {"step": self.step, "loss": loss, "lr": rate, "gradient_norm": float(norm)}
@@ -272,10 +282,12 @@ class PretrainingRun:
         return loss / count
 
     def _diagnose(self) -> dict[str, Any]:
-        """Kurtosis of every layer, and for an unsharded RiGPT the invariance error."""
+        """Kurtosis of every layer, the distance from a symmetry, and for an unsharded RiGPT the invariance error."""
         batch = self._placed(self.validation[0])
         with self.average.applied():
             found: dict[str, Any] = {"kurtosis": stream_kurtosis(self.model, batch, self.rows)}
+            if self.kept is not None:
+                found["symmetry_distance"] = self.symmetric.distance()
             if self.plain.config.model_type == "rigpt" and not self.options.fsdp:
                 # Not in mixed precision: the error is that of the model, not of rounding.
                 bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -289,7 +301,8 @@ class PretrainingRun:
 
     def _facts(self) -> dict[str, Any]:
         hashes = {name: [shard.sha256 for shard in split.shards] for name, split in self.manifest.splits.items()}
-        return self.options.facts() | {"data_hashes": hashes}
+        symmetry = {} if self.kept is None else {"symmetry": self.kept.generators}
+        return self.options.facts() | {"data_hashes": hashes} | symmetry
 
     def _save(self, metric: float | None) -> None:
         def write(folder: Path) -> None:
@@ -328,7 +341,9 @@ class PretrainingRun:
         if checkpoint.facts.get("averaged"):
             exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)
-        if state["name"] == self.options.optim:
+        if not self.symmetric.resume_(load_config(checkpoint.path / "model"), self.optimizer):
+            logger.warning("The symmetry was another one before: weights are brought to it, and moments start afresh.")
+        elif state["name"] == self.options.optim:
             restore_optimizer_(self.model, self.optimizer, state["optimizer"])
         else:
             logger.warning(f"The optimizer was {state['name']!r} before: its moments are of no use and start afresh.")

@@ -137,6 +137,30 @@ class OptimizerOptions:
 
 
 @dataclass
+class SymmetryOptions:
+    """What its weights keep."""
+
+    symmetry: Annotated[str | None, READS] = None
+    """File of a symmetry of the data (exchanges of tokens, as `TokenSymmetry.save` writes) that the model gets and
+    keeps."""
+    symmetry_kind: Literal["irreducible", "permutation"] = "irreducible"
+    """How the model carries it, unless `init_from` has it on record: its way goes on."""
+    symmetry_project_weights: bool = False
+    """Project the weights on it after every step, for optimizers that leave it: not only the gradients."""
+
+    def __post_init__(self):
+        check_alone(self)
+
+
+def check_alone(options: Any) -> None:
+    """A `ValueError` if options of a symmetry are given without one."""
+    for name in ("symmetry_project_weights", "symmetry_kind"):
+        value = getattr(options, name)
+        if options.symmetry is None and value != getattr(SymmetryOptions, name):
+            raise ValueError(f"`{name}` needs `symmetry`, got {value!r} without it. Name the file of a symmetry.")
+
+
+@dataclass
 class RunOptions:
     """How long, how often, and where to."""
 
@@ -196,18 +220,18 @@ class RunOptions:
 
 
 # Options that may change between a checkpoint and its continuation without changing what is computed. What the shards
-# hold is known by their hashes.
+# hold is known by their hashes, and a symmetry by its generators.
 NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
     *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "deterministic", "logging_steps"),
     *("eval_steps", "eval_batches", "save_steps", "save_total_limit", "save_best_limit", "diagnose_steps"),
-    *("report_to", "force", "allow_changes", "prepare_only"),
+    *("report_to", "force", "allow_changes", "prepare_only", "symmetry"),
 )
 
 
 @dataclass
-class PretrainOptions(RunOptions, OptimizerOptions, DataOptions, ModelOptions):
-    """A pretraining run; its fields are those of the four it is made of."""
+class PretrainOptions(RunOptions, SymmetryOptions, OptimizerOptions, DataOptions, ModelOptions):
+    """A pretraining run; its fields are those of the five it is made of."""
 
     def __post_init__(self):
         for part in PretrainOptions.__bases__:

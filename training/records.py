@@ -26,6 +26,7 @@ class RunReport:
         losses (`list[float]`): of training, nats per token, one per step of this call.
         validation (`list[tuple[int, float]]`): step and loss.
         model_folder (`Path`, *optional*): the final model; `None` if the run was interrupted.
+        symmetry_distance (`float`, *optional*): of the weights from the symmetry that they keep, when last measured.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class RunReport:
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     model_folder: Path | None = None
+    symmetry_distance: float | None = None
 
 
 class Records:

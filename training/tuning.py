@@ -25,11 +25,14 @@ from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, SymmetryCallback
+from rigpt_hf.symmetry.tokens.training import representation_of
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
 from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexity
 from .folder import Lock
+from .symmetry import read_symmetry, resumed
 from .working import (
     RECORD,
     begin,
@@ -139,6 +142,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     config = named_model(rigpt_config, source, options.model_revision)
     tokenizer = load_tokenizer(options, source, config)
+    symmetry = read_symmetry(options.symmetry, config, tokenizer)
     context = options.context_length or min(config.max_position_embeddings, LONGEST)
     if context > config.max_position_embeddings:
         raise ValueError(
@@ -148,6 +152,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     # Small updates would be lost in 16 bits; an adapter is in float32 and leaves the weights.
     dtype = saved_dtype if options.lora else torch.promote_types(saved_dtype, torch.float32)
     model = named_model(load_rigpt, source, dtype, options.model_revision)
+    resumed(options, model, symmetry, last_checkpoint(options.working_dir) if options.resume else None)
+    representation = representation_of(model, symmetry, options.symmetry_kind)
     special, generation = (model.config.use_cache, model.config.pad_token_id), model.generation_config
     # The library loads what it would not save: how to sample, beside the wish not to.
     model.generation_config = plain_generation(generation)
@@ -165,7 +171,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
     held_out = encode(rows, held.mask, tokenizer, context) if held.mask.any() else None
 
     transformers.set_seed(options.seed)  # an adapter starts at random
-    trainer = make_trainer(options, model, copy.deepcopy(tokenizer), examples, held_out, context, callbacks)
+    own = copy.deepcopy(tokenizer)
+    trainer = make_trainer(options, model, own, examples, held_out, context, callbacks, representation)
     trained: Any = trainer.model
     learned, measured = trainer.train_dataset, trainer.eval_dataset
     if not len(learned):
@@ -285,6 +292,7 @@ def make_trainer(
     held_out: datasets.Dataset | None,
     context: int,
     callbacks: list[TrainerCallback],
+    representation: Representation | None = None,
 ) -> Tuner:
     """The trainer of the options; documents are packed, so that no token sees another document, chats are not."""
     packed = examples["labels"] == examples["input_ids"]
@@ -313,6 +321,10 @@ def make_trainer(
     if options.optim == "equivariant":
         groups = equivariant_param_groups(model, rate, decay)
         optimizer = EquivariantOptimizer(groups, lr=rate, sharing="all")
+    if representation is not None:
+        keeping = representation, options.symmetry_project_weights
+        SymmetricTraining(model, *keeping).check_optimizer(optimizer or torch.optim.AdamW(model.parameters()))
+        callbacks = [*callbacks, SymmetryCallback(*keeping)]
     adapter = make_adapter(options, model.config)
     # It would say that special tokens have changed, which are set back in the end.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)

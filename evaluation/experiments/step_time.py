@@ -22,11 +22,16 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_ratio
 from rigpt_hf.evaluation.timing import ratios, take_turns
+from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, TokenSymmetry
 from rigpt_hf.training.build import build_model, build_optimizer
 
 from .candidates import CANDIDATES
 from .common import check_known, check_least, training_step, write_json
 from .compare import BATCH, CONTEXT, MICRO_BATCH, VOCABULARY, spread
+
+
+# Behind the name of a recipe that keeps a symmetry.
+SYMMETRIC = ", symmetric"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Options:
     """Steps of each, behind one that is not counted."""
     precision: Literal["no", "bf16"] = "bf16"
     """no (float32), or bf16: mixed precision."""
+    symmetry: bool = False
+    """Time the first of them also as it keeps a symmetry of the data: all exchanges of four tokens."""
     output: Path | None = None
     """File for the numbers, JSON."""
 
@@ -47,11 +54,14 @@ class Options:
         check_file(self.output, "output", force=True)
         check_known("only", self.only, CANDIDATES)
         check_least(self, turns=2)
+        if self.symmetry and CANDIDATES[self.only[0]].model.model_kind != "rigpt":
+            raise ValueError(f"`symmetry` needs a RiGPT as the first of `only`, got {self.only[0]!r}. Name rigpt.")
 
 
 def run(options: Options) -> None:
     """Time training steps of recipes in turns, and print their ratios with 95 % confidence intervals."""
-    names, first = options.only, options.only[0]
+    first = options.only[0]
+    names = [*options.only, *[first + SYMMETRIC] * options.symmetry]
     seconds = measure(names, options.turns, options.precision == "bf16")
     relative = {name: ratios(seconds[name], seconds[first]) for name in names}
     table = Table("recipe", "seconds per step", f"relative to {first}", title=f"{BATCH * CONTEXT} tokens per step")
@@ -74,9 +84,14 @@ def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]
 
 def step_of(name: str, rows: tuple[torch.Tensor, ...], mixed: bool) -> Callable[[], float]:
     """A whole training step of a recipe, at a rate that changes nothing to speak of."""
-    candidate = CANDIDATES[name]
+    candidate = CANDIDATES[name.removesuffix(SYMMETRIC)]
     model: Any = build_model(candidate.model, VOCABULARY, CONTEXT, None, 0)
     optimizer = build_optimizer(replace(candidate.optimizer, learning_rate=1e-6), model)
+    if name.endswith(SYMMETRIC):
+        symmetry = TokenSymmetry.named("symmetric", [range(1, 5), range(5, 9)], VOCABULARY)
+        training = SymmetricTraining(model, Representation.choose(model.config, symmetry))
+        training.begin_(optimizer)
+        optimizer.register_step_pre_hook(lambda *_: training.project_gradients_())
     return lambda: training_step(model, optimizer, rows, max_grad_norm=1.0, mixed=mixed)
 
 

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from ..symmetry.tokens import Representation, TokenSymmetry, symmetry_error
+from ..symmetry.tokens import Representation, SymmetricTraining, TokenSymmetry, symmetry_error
 from ..symmetry.tokens.filling import RESTING
 from ..training.build import build_optimizer
 from ..training.options import OptimizerOptions
@@ -19,6 +19,8 @@ from ..training.schedule import make_schedule
 
 
 ADAMW_RATES, EQUIVARIANT_RATES = (1e-3, 3e-3, 1e-2), (5e-3, 1e-2, 2e-2)
+# Of one with a symmetry each number moves many weights, the more the larger the group.
+SYMMETRIC_RATES = (2e-3, 5e-3, 1e-2)
 # Rows of token ids and labels, `[rows, length]`, of one step; several parts that may differ in length.
 Parts = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -46,6 +48,8 @@ class Learner:
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates to sweep."""
+        if self.carries is not None:
+            return SYMMETRIC_RATES
         return EQUIVARIANT_RATES if self.optim == "equivariant" else ADAMW_RATES
 
 
@@ -134,9 +138,9 @@ def train(
         representation = Representation.choose(
             model.config, symmetries[learner.carries], kind=learner.kind, resting=learner.resting
         )
-        representation.project_(model, keep_norms=True)
+    symmetric = SymmetricTraining(model, representation)
+    symmetric.begin_(optimizer)
     relabel = None if learner.sees is None else Relabelling(symmetries[learner.sees], seed)
-    parameters = dict(model.named_parameters())
     model.train()
     for step in range(steps):
         parts = [relabel(*part) if relabel else part for part in batch(step)]
@@ -147,9 +151,8 @@ def train(
             total += float(loss.detach())
         for group in optimizer.param_groups:
             group["lr"] = rate * schedule(step) * group["multiplier"]
-        if representation is not None:
-            representation.project_tensors_({name: p.grad for name, p in parameters.items() if p.grad is not None})
-        nn.utils.clip_grad_norm_(parameters.values(), options.max_grad_norm)
+        symmetric.project_gradients_()
+        nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         on_step(step + 1, total)

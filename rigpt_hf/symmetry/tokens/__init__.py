@@ -2,13 +2,15 @@
 Symmetries of data: exchanges of tokens that a model holds as gauge transformations.
 
 Reading order: `group` (finite groups and their irreducible representations), `symmetry` (which tokens are exchanged),
-`isotypic` (coordinates in which a group acts by irreducibles), `representation` (how a model carries it), `measures`.
+`isotypic` (coordinates in which a group acts by irreducibles), `representation` (how a model carries it), `measures`,
+`training`.
 """
 
 from .group import FiniteGroup, Irreducible, OrderError
 from .measures import LearnedSymmetry, SymmetryError, learned_symmetry, symmetrize, symmetry_error
 from .representation import Representation
 from .symmetry import TokenSymmetry
+from .training import SymmetricTraining, SymmetryCallback
 
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "LearnedSymmetry",
     "OrderError",
     "Representation",
+    "SymmetricTraining",
+    "SymmetryCallback",
     "SymmetryError",
     "TokenSymmetry",
     "learned_symmetry",

@@ -19,7 +19,7 @@ Blocks = Literal["matrices", "permutations"]
 Counts = list[list[int]]
 KINDS = ("irreducible", "permutation")
 # Share of a space that stays as it is, for what does not depend on the tokens that move.
-RESTING = 0.5
+RESTING = 0.25
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,20 +52,13 @@ class Part:
     basis: torch.Tensor | None
     content: tuple[tuple[int, int], ...]
 
-    @cached_property
-    def index(self) -> Any:
-        """The index that selects the places: a slice where they follow each other, which is quicker than a list."""
-        flat = self.places.flatten()
-        start = int(flat[0])
-        in_order = torch.equal(flat, torch.arange(start, start + len(flat)))
-        return slice(start, start + len(flat)) if in_order else flat
-
 
 class Axis:
     """An axis of a parameter, as parts; the same for every axis with the same matrices."""
 
     def __init__(self, parts: Sequence[Part], dims: Sequence[int]):
         self.parts, self.dims = parts, dims
+        self._changes: dict[tuple[torch.dtype, torch.device], Change] = {}
 
     @cached_property
     def multiplicities(self) -> dict[int, int]:
@@ -75,40 +69,104 @@ class Axis:
                 found[irreducible] = found.get(irreducible, 0) + count * len(part.places)
         return found
 
-    def split(self, tensor: torch.Tensor) -> dict[int, torch.Tensor]:
-        """By irreducible its coordinates `[multiplicity, d, ...]`, of a tensor with the axis first `[length, ...]`."""
-        found: dict[int, list[torch.Tensor]] = {}
-        for part in self.parts:
-            block = tensor[part.index].unflatten(0, part.places.shape)  # [copies, n, ...]
-            if part.basis is not None:
-                block = torch.tensordot(block, part.basis.to(block), dims=([1], [0])).movedim(-1, 1)
-            start = 0
-            for irreducible, count in part.content:
-                size = count * self.dims[irreducible]
-                piece = block[:, start : start + size]
-                shape = (len(block) * count, self.dims[irreducible], *tensor.shape[1:])
-                found.setdefault(irreducible, []).append(piece.reshape(shape))
-                start += size
-        return {irreducible: torch.cat(pieces) for irreducible, pieces in found.items()}
+    @cached_property
+    def blocks(self) -> dict[int, slice]:
+        """By irreducible where its copies are, one after the other, among the coordinates that `change` leads to."""
+        found, start = {}, 0
+        for irreducible, count in sorted(self.multiplicities.items()):
+            found[irreducible] = slice(start, start + count * self.dims[irreducible])
+            start = found[irreducible].stop
+        return found
 
-    def join(self, pieces: dict[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """The inverse of `split`; irreducibles that are not among the pieces are zero. `like` has shape and dtype."""
-        result, used = torch.zeros_like(like), dict.fromkeys(pieces, 0)
-        for part in self.parts:
-            blocks = []
+    def change(self, like: torch.Tensor) -> "Change":
+        """The change to irreducible coordinates, for tensors of this dtype on this device."""
+        kind = like.dtype, like.device
+        if kind not in self._changes:
+            self._changes[kind] = Change(self, like)
+        return self._changes[kind]
+
+
+class Change:
+    """
+    To coordinates of an axis in which irreducibles follow each other, and back: first to the order of the parts, then
+    each part by its basis, and its irreducibles to their places. Tensors are `[..., length, n]`.
+    """
+
+    def __init__(self, axis: Axis, like: torch.Tensor):
+        filled = {irreducible: block.start for irreducible, block in axis.blocks.items()}
+        # Of each part where it begins, its shape and basis; and of its irreducibles where they are in it and go to.
+        self.parts: list[tuple[int, torch.Size, torch.Tensor | None, list[tuple[int, int, int]]]] = []
+        start, order = 0, []
+        for part in axis.parts:
+            pieces, used = [], 0
             for irreducible, count in part.content:
-                rows, size = len(part.places) * count, count * self.dims[irreducible]
-                if irreducible in pieces:
-                    piece = pieces[irreducible][used[irreducible] : used[irreducible] + rows]
-                    used[irreducible] += rows
-                    blocks.append(piece.reshape(len(part.places), size, *like.shape[1:]))
-                else:
-                    blocks.append(like.new_zeros(len(part.places), size, *like.shape[1:]))
-            block = torch.cat(blocks, dim=1)
-            if part.basis is not None:
-                block = torch.tensordot(block, part.basis.to(block), dims=([1], [1])).movedim(-1, 1)
-            result[part.index] = block.flatten(0, 1)
+                width = count * axis.dims[irreducible]
+                pieces.append((used, width, filled[irreducible]))
+                filled[irreducible] += len(part.places) * width
+                used += width
+            basis = None if part.basis is None else part.basis.to(like)
+            self.parts.append((start, part.places.shape, basis, pieces))
+            order.append(part.places.flatten())
+            start += part.places.numel()
+        places = torch.cat(order)
+        if all(basis is None for _, _, basis, _ in self.parts):
+            # Nothing but an order is left.
+            numbers = self._sorted(places[:, None].double())[:, 0].long()
+            places, self.parts = numbers, []
+        self.gather, self.scatter = Order(places, like.device), Order(places.argsort(), like.device)
+
+    def to(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The coordinates of a tensor; the tensor itself where they are its own."""
+        tensor = self.gather(tensor)
+        return self._sorted(tensor) if self.parts else tensor
+
+    def back(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to`."""
+        if self.parts:
+            result = torch.empty_like(tensor)
+            for start, shape, basis, pieces in self.parts:
+                block = _copies(result, start, shape)
+                made = block if basis is None else torch.empty_like(block)
+                for used, width, place in pieces:
+                    made.narrow(-2, used, width).copy_(_copies(tensor, place, (shape[0], width)))
+                if basis is not None:
+                    block.copy_(basis @ made)
+            tensor = result
+        return self.scatter(tensor)
+
+    def _sorted(self, tensor: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_like(tensor)
+        for start, shape, basis, pieces in self.parts:
+            block = _copies(tensor, start, shape)
+            made = block if basis is None else basis.T @ block
+            for used, width, place in pieces:
+                _copies(result, place, (shape[0], width)).copy_(made.narrow(-2, used, width))
         return result
+
+
+class Order:
+    """Rows of a tensor `[..., length, n]` in another order; the tensor itself if it is theirs."""
+
+    def __init__(self, order: torch.Tensor, device: torch.device):
+        starts = [0, *((order.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(order)]
+        self.runs = [(int(order[a]), a, b - a) for a, b in pairwise(starts)]
+        # Indices along the last axis of the memory are slow on CPUs, many copies elsewhere.
+        self.index = None if device.type == "cpu" and 2 * len(self.runs) < len(order) else order.to(device)
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if len(self.runs) == 1:
+            return tensor
+        if self.index is not None:
+            return tensor.index_select(-2, self.index)
+        result = torch.empty_like(tensor)
+        for source, target, length in self.runs:
+            result.narrow(-2, target, length).copy_(tensor.narrow(-2, source, length))
+        return result
+
+
+def _copies(tensor: torch.Tensor, start: int, shape: Sequence[int]) -> torch.Tensor:
+    """Rows of a tensor `[..., length, n]` from `start` on as `[..., copies, size, n]`, in the same memory."""
+    return tensor.narrow(-2, start, shape[0] * shape[1]).unflatten(-2, tuple(shape))
 
 
 class Decomposition:
@@ -196,7 +254,8 @@ class Decomposition:
     def _irreducible_parts(self, block: torch.Tensor) -> Iterator[torch.Tensor]:
         drawn = torch.randn(block.shape[1:], generator=self._random, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(self.mean(block, block, drawn + drawn.T))
-        gaps = (values.diff() > EQUAL * (values[-1] - values[0]).clamp_min(1e-300)).nonzero()[:, 0] + 1
+        # All of them are one number where the block is irreducible.
+        gaps = (values.diff() > EQUAL * values.abs().max().clamp_min(1e-300)).nonzero()[:, 0] + 1
         yield from vectors.tensor_split(gaps, dim=1)
 
     def _match(self, block: torch.Tensor, part: torch.Tensor, discover: bool) -> tuple[int, torch.Tensor]:
@@ -237,28 +296,29 @@ class Decomposition:
             tensor: `[..., m]` or `[..., m, n]`: one axis or two behind any others.
             axes: How the group acts on them; `None` where it does nothing.
         """
-        first = axes[0] or Axis([Part(torch.arange(tensor.shape[-len(axes)])[None].T, None, ((0, 1),))], self.dims)
-        front = tensor.movedim(-len(axes), 0)
-        pieces = first.split(front)
         if len(axes) == 1:
-            kept = {0: pieces[0]} if 0 in pieces else {}
-            return first.join(kept, front).movedim(0, -1)
-        if axes[1] is None:
-            kept = {0: pieces[0]} if 0 in pieces else {}
-        else:
-            kept = {index: self._fixed(index, piece, axes[1]) for index, piece in pieces.items()}
-        return first.join(kept, front).movedim(0, -2)
-
-    def _fixed(self, index: int, piece: torch.Tensor, axis: Axis) -> torch.Tensor:
-        front = piece.movedim(-1, 0)  # [n, multiplicity, d, ...]
-        coordinates = axis.split(front).get(index)
-        if coordinates is None:
-            return torch.zeros_like(piece)
-        if self.dims[index] > 1:
-            commuting = self.references[index].commuting.to(coordinates)  # [kind, d, d]
-            weights = torch.einsum("jbia...,kab->kji...", coordinates, commuting) / self.dims[index]
-            coordinates = torch.einsum("kji...,kab->jbia...", weights, commuting)
-        return axis.join({index: coordinates}, front).movedim(0, -1)
+            return self.project(tensor[..., None], [*axes, None])[..., 0]
+        first, second = (None if axis is None else (axis, axis.change(tensor)) for axis in axes)
+        tensor = tensor if first is None else first[1].to(tensor)
+        tensor = tensor if second is None else second[1].to(tensor.mT).mT
+        kept = torch.zeros_like(tensor)
+        every = {0: slice(None)}
+        rows, columns = (every if one is None else one[0].blocks for one in (first, second))
+        for index in rows.keys() & columns.keys():
+            block, target = (one[..., rows[index], columns[index]] for one in (tensor, kept))
+            size, commuting = self.dims[index], self.references[index].commuting
+            if size == 1:
+                target.copy_(block)
+                continue
+            block, target = (one.unflatten(-1, (-1, size)).unflatten(-3, (-1, size)) for one in (block, target))
+            if len(commuting) == 1:
+                means = block.diagonal(dim1=-3, dim2=-1).mean(-1, keepdim=True)
+                target.diagonal(dim1=-3, dim2=-1).copy_(means.expand(*means.shape[:-1], size))
+            else:
+                weights = torch.einsum("...jaib,kab->...jik", block, commuting.to(block)) / size
+                target.copy_(torch.einsum("...jik,kab->...jaib", weights, commuting.to(block)))
+        kept = kept if second is None else second[1].back(kept.mT).mT
+        return kept if first is None else first[1].back(kept)
 
 
 def _blocks(

@@ -188,22 +188,21 @@ class TokenSymmetry:
         return {"format": FORMAT, "vocab_size": self.vocab_size, "generators": generators}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], special: Sequence[int] = ()) -> "TokenSymmetry":
+    def from_dict(
+        cls, content: Mapping[str, Any], special: Sequence[int] = (), tokenizer: Any = None
+    ) -> "TokenSymmetry":
         """
-        The symmetry that `to_dict` wrote.
+        The symmetry that `to_dict` wrote; by hand, tokens may be strings for a tokenizer.
 
         Raises:
             ValueError: if it is something else.
         """
         try:
-            if content["format"] != FORMAT:
-                raise KeyError(FORMAT)
-            return cls(int(content["vocab_size"]), content["generators"], special)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"A symmetry must be an object with the format {FORMAT!r}, vocab_size and generators, got "
-                f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
-            ) from error
+            check_format(content)
+            generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in content["generators"]]
+            return cls(content["vocab_size"], generators, special)
+        except TypeError as error:
+            raise _no_symmetry(content) from error
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -212,14 +211,40 @@ class TokenSymmetry:
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, special: Sequence[int] = ()) -> "TokenSymmetry":
-        """Read what `save` wrote; a `ValueError` if it is something else."""
-        from ...text.files import read_text
+    def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":
+        """Read what `save` wrote; arguments and errors as of `from_dict`."""
+        return cls.from_dict(read_content(path), special, tokenizer)
 
-        try:
-            return cls.from_dict(json.loads(read_text(Path(path), "symmetry")), special)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {error.msg}. Mend it.") from error
+
+def read_content(path: str | Path) -> Any:
+    """The content of a file that `save` wrote, its tokens still unread; a `ValueError` if it is something else."""
+    from ...checkpoints.folder import parse_json
+    from ...text.files import read_text
+
+    text = read_text(Path(path), "symmetry")
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {reason}. Mend it.") from error
+    check_format(content)
+    return content
+
+
+def check_format(content: Any) -> None:
+    """A `ValueError` if this is not what `to_dict` writes, as far as one sees without its tokens."""
+    kinds = {"format": str, "vocab_size": int, "generators": list}
+    if not isinstance(content, Mapping) or any(type(content.get(name)) is not kind for name, kind in kinds.items()):
+        raise _no_symmetry(content)
+    if content["format"] != FORMAT:
+        raise _no_symmetry(content)
+
+
+def _no_symmetry(content: Any) -> ValueError:
+    return ValueError(
+        f"`symmetry` must be an object with the format {FORMAT!r}, vocab_size and generators, got "
+        f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
+    )
 
 
 def _cyclic(n: int) -> list[list[list[int]]]:

@@ -2,9 +2,12 @@
 
 import json
 
+import torch
+
 from evaluation.experiments import candidates, step_time
 from rigpt_hf.evaluation import timing
 from tests.evaluation.experiments.runs import SMALL_CANDIDATES
+from tests.tolerances import SYMMETRY
 
 
 def test_recipes_take_turns_and_the_first_turn_is_not_counted(monkeypatch, tmp_path, capsys):
@@ -44,8 +47,12 @@ def test_a_step_trains(monkeypatch, capsys):
         return made[-1][1]
 
     monkeypatch.setattr(step_time, "build_model", build)
-    seconds = step_time.measure(["rigpt", "stock-gpt2"], 2, mixed=True)
-    assert all(len(turns) == 2 and min(turns) > 0 for turns in seconds.values()) and len(made) == 2
+    kept = "rigpt" + step_time.SYMMETRIC
+    seconds = step_time.measure(["rigpt", "stock-gpt2", kept], 2, mixed=True)
+    assert all(len(turns) == 2 and min(turns) > 0 for turns in seconds.values()) and len(made) == 3
+    symmetry = step_time.TokenSymmetry.named("symmetric", [range(1, 5), range(5, 9)], step_time.VOCABULARY)
+    representation = step_time.Representation.choose(made[2][1].config, symmetry)
+    assert representation.distance(made[2][1]) < SYMMETRY[torch.float32] < 0.1 < representation.distance(made[0][1])
     for given, model in made:
         pairs = zip(model.parameters(), original(*given).parameters(), strict=True)
         assert any(bool((after != before).any()) for after, before in pairs)
@@ -53,6 +60,7 @@ def test_a_step_trains(monkeypatch, capsys):
         (["--only", "nobody"], "`--only` must name some of"),
         (["--only", "rigpt", "--precision", "fp8"], "--precision"),
         (["--turns", "1"], "`--turns` must be at least 2"),
+        (["--symmetry"], "`--symmetry` needs a RiGPT as the first of `--only`, got 'stock-gpt2'"),
     ):
         assert step_time.main(arguments) == 2 and message in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.experiments.symmetry import scan, words
 from evaluation.experiments.symmetry.run_records import RunRecords
-from rigpt_hf.demo.learners import EQUIVARIANT_RATES, Learner, Sizes, make_model
+from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.symmetry.tokens import Representation
 
 
@@ -16,7 +16,7 @@ def test_no_run_is_made_twice(tmp_path, monkeypatch):
     chosen = {"splits": ["add-jump", "around-right"], "only": "RiGPT, verbs", "seeds": 2}
     options = scan.Options(**chosen, **small, output=tmp_path / "runs" / "scan.json")
     runs = scan.run(options)
-    assert len(runs) == len(EQUIVARIANT_RATES) + 1 + 2
+    assert len(runs) == len(SYMMETRIC_RATES) + 1 + 2
     first = min((run for run in runs[:3]), key=lambda run: run["kept_back_loss"])["rate"]
     assert {run["rate"] for run in runs[3:]} == {first}
     written = json.loads(options.output.read_text())

@@ -236,8 +236,8 @@ FILLING = RECORD["filling"]
 TRIVIAL = {"matrices": [], "permutations": [], "frames": {}}
 MISFITS = {
     "no filling": ({"filling": {}}, {}, "'matrices'"),
-    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "A symmetry must be an object"),
-    "cycles of words": ({"symmetry": RECORD["symmetry"] | {"generators": [[["a", "b"]]]}}, {}, "invalid literal"),
+    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "`symmetry` must be an object"),
+    "cycles of words": ({"symmetry": RECORD["symmetry"] | {"generators": [[["a", "b"]]]}}, {}, "tokens that are text"),
     "token twice": ({"symmetry": RECORD["symmetry"] | {"generators": [[[3, 3]]]}}, {}, "move every token once"),
     "ragged": ({"filling": FILLING | {"matrices": [[[1.0], [1.0, 2.0]]]}}, {}, "`token_symmetry` must be"),
     "no rotation": ({"filling": FILLING | {"matrices": [[[[2.0]]]]}}, {}, "orthogonal matrices"),
