@@ -11,8 +11,9 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-demo: $(STAMP)  ## Train a small GPT-2, convert it, rotate it, and write runs/demo/report.md (3 to 5 minutes)
+demo: $(STAMP)  ## What RiGPT is, in two demos: runs/demo/report.md and runs/demo-symmetry/report.md (under 5 minutes)
 	$(RUN)/rigpt demo --force
+	$(RUN)/rigpt demo symmetry --force
 
 test: $(STAMP)  ## Run the tests
 	$(PYTEST)

@@ -183,4 +183,5 @@ def is_model(value: Any, name: str, values: Mapping[str, Any]) -> None:
 
 def is_free(value: Any, name: str, values: Mapping[str, Any]) -> None:
     """A mark for [`guarded`]: a `ValueError` if no folder can be made here with what `--force` allows."""
-    check_output(Path(value), None, bool(values.get("force")), name)
+    if value is not None:
+        check_output(Path(value), None, bool(values.get("force")), name)

@@ -15,8 +15,8 @@ OF_ROTATION = ("model", "text", "megabytes", "prompt", "points")
 class DemoOptions:
     """The options of `rigpt demo`."""
 
-    about: Annotated[Literal["rotation", "symmetry"], {"argument": True}] = "rotation"
-    """What is shown: a model that is turned, or three that learn from data with a symmetry."""
+    about: Annotated[Literal["rotation", "symmetry"], {"argument": True, "show_default": False}] = "rotation"
+    """What is shown: a model that is turned (if nothing is named), or three that learn from data with a symmetry."""
     output: Annotated[Path | None, WRITES, is_free, {"show_default": "runs/demo, or runs/demo-symmetry"}] = None
     """Folder for the report, and for the model that is turned."""
     model: Annotated[str | None, READS, is_model] = None

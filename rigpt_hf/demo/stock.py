@@ -33,7 +33,7 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     batch: int = 8
-    steps: int = 800
+    steps: int = 600
     learning_rate: float = 4e-3
     gain_spread: float = 1.0
 

@@ -68,7 +68,7 @@ def test_the_saved_model_is_complete(demo):
 
 
 def test_the_default_number_of_steps_is_that_of_the_recipe():
-    assert DemoOptions().steps == Recipe.steps
+    assert DemoOptions().training_steps == Recipe.steps
 
 
 def test_an_earlier_demo_is_replaced_only_by_force(demo):
