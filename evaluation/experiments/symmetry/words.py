@@ -28,13 +28,14 @@ from .run_records import RunRecords, shown_progress, spread
 
 
 WIDE = "RiGPT, symmetry, as many free parameters"
+# All tokens but the last move, so that nothing in the spaces of the symmetric ones need rest.
 LEARNERS = {
     "stock GPT-2": Learner("stock-gpt2", "adamw"),
     "RiGPT": Learner(),
-    "RiGPT, symmetry": Learner(carries="renaming"),
-    "RiGPT, permutations": Learner(carries="renaming", kind="permutation"),
+    "RiGPT, symmetry": Learner(carries="renaming", resting=0.0),
+    "RiGPT, permutations": Learner(carries="renaming", kind="permutation", resting=0.0),
     "RiGPT, augmentation": Learner(sees="renaming"),
-    WIDE: Learner(carries="renaming"),
+    WIDE: Learner(carries="renaming", resting=0.0),
 }
 # The conjugations of a commutative group do nothing.
 RENAMINGS = {name: "automorphisms" if name == "SO(2) steps" else "conjugations" for name in GROUPS}
@@ -51,7 +52,7 @@ class Options:
     only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
     seeds: int = 3
     """Seeds at the best rate; the sweep is done with the first."""
-    steps: int = 800
+    steps: int = 600
     """Steps of training."""
     batch: int = 64
     """Words per step."""
@@ -104,7 +105,8 @@ def width_of_as_many(vocabulary: int, sizes: Sizes, symmetry: TokenSymmetry) -> 
             model = make_model(
                 LEARNERS["RiGPT"], vocabulary, Sizes(width, sizes.layers, sizes.heads, sizes.positions), 0
             )
-        return sizes_of(model, None if free else Representation.choose(model.config, symmetry))["free_parameters"]
+        carried = None if free else Representation.choose(model.config, symmetry, resting=LEARNERS[WIDE].resting)
+        return sizes_of(model, carried)["free_parameters"]
 
     goal, step = chosen(sizes.hidden_size, True), 2 * sizes.heads
     least, most = sizes.hidden_size // step, sizes.hidden_size // step
