@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
+from rigpt_hf.checkpoints.folder import look
 from rigpt_hf.checkpoints.read import load_tokenizer
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 
@@ -32,7 +33,7 @@ from .diagnostics import (
     summed_loss,
     update_norm,
 )
-from .folder import Lock, StopRequests, check_owner, check_place, claim
+from .folder import OWNER, Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
 from .records import Records, RunReport, write_model, write_results
 from .schedule import make_schedule
@@ -146,7 +147,7 @@ class PretrainingRun:
         options = self.options
         self._resume()
         report = RunReport(self.step, self.step)
-        self._on_main(lambda: claim(self.output, self._facts()))
+        self._on_main(lambda: claim(self.output, self._facts(), self.owner))
         self._on_main(lambda: self.records.cut(self.step))
         if options.report_to:
             self.accelerator.init_trackers("pretrain")
@@ -184,6 +185,8 @@ class PretrainingRun:
         held = Lock(self.output)
         try:
             self.store.clean()
+            self.owner = look(self.output / OWNER)
+            self.records.look()
             check_owner(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
         except BaseException:
             held.release()

@@ -1,6 +1,7 @@
 """Results of a run besides checkpoints: a log of metrics, curves, and the model itself."""
 
 import copy
+import errno
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, new_folder, parse_json, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, look, new_file, new_folder, parse_json, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
-from rigpt_hf.pictures import save
+from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
 
 
@@ -37,7 +38,7 @@ class RunReport:
 
 class Records:
     """
-    The log of a run, one JSON object per line, by step.
+    The log of a run, one JSON object per line, by step; what appears in its place meanwhile is left.
 
     Args:
         path (`Path`): of the file; only the main process writes.
@@ -45,13 +46,21 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there for the log of this run."""
+        self.seen = look(self.path)
 
     def append(self, entry: dict[str, Any]) -> None:
         """One more line; a `ValueError` if the disk does not take it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            if (self.seen or [None])[0] != (look(self.path) or [None])[0]:
+                raise FileExistsError(errno.EEXIST, "it has appeared or changed while this runs, and was left")
+            with self.path.open("a" if self.seen else "x", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            self.look()
         except OSError as error:
             raise ValueError(
                 f"`output_dir` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
@@ -70,10 +79,11 @@ class Records:
 
     def cut(self, step: int) -> None:
         """Drop what came after `step`: it will be done again."""
-        if not self.path.exists():
+        if self.seen is None:
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept), "output_dir", seen=self.seen)
+        self.look()
 
 
 def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
@@ -112,7 +122,8 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
     """
     try:
         write_model(model, weights, tokenizer, log.parent / "model")
-        save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
+        with new_file(log.parent / "loss.png", "output_dir", force=True) as place:
+            place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:
         cause: Any = error.__cause__ if isinstance(error, DiskFullError) else error
         reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
