@@ -19,13 +19,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from rigpt_hf.checkpoints.disk import temporary_sibling
 from rigpt_hf.checkpoints.folder import inventory, parse_json
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
 RECORD = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8,})")
-LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|removed)")
+LEFTOVER = re.compile(r"\.step-\d{8,}\..+-\d+-[0-9a-f]{8}\.(partial|removed)")
 
 Facts = dict[str, Any]
 Write = Callable[[Path], Any]
@@ -141,40 +142,33 @@ class CheckpointStore:
             RuntimeError: if it failed on another process.
         """
         path, is_main = self._path(step), self.workers.index == 0
-        temporary = self.temporary(step)
+        temporary = self.workers.gather(temporary_sibling(path))[0]
 
         def stage(act: Callable[[], Any]) -> Any:
             return together(self.workers, lambda: self._explained(step, act))
 
         try:
-            record = stage(lambda: self._begin(step, metric, facts) if is_main else None)
+            record = stage(lambda: self._begin(step, temporary, metric, facts) if is_main else None)
             stage(lambda: write(temporary))
-            stage(lambda: self._commit(step, record) if is_main else None)
+            stage(lambda: self._commit(step, temporary, record) if is_main else None)
         finally:
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
         return path
 
-    def temporary(self, step: int) -> Path:
-        """The folder that is filled for this step; the same in every process."""
-        return self.folder / f".{self._path(step).name}.partial"
-
-    def _begin(self, step: int, metric: float | None, facts: Facts | None) -> dict[str, Any]:
-        """Make the folder to fill, empty; the record of the checkpoint, without its files."""
+    def _begin(self, step: int, temporary: Path, metric: float | None, facts: Facts | None) -> dict[str, Any]:
+        """Make the folder to fill; the record of the checkpoint, without its files."""
         record = _header(step, metric, facts)
         if (folders := _folders(self.folder)) and folders[-1][0] >= step:
             raise ValueError(
                 f"`step` must be above that of every checkpoint, got {step} with {str(folders[-1][1])!r} there. "
                 "Resume from the newest, or save to a new folder."
             )
-        temporary = self.temporary(step)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return record
 
-    def _commit(self, step: int, record: dict[str, Any]) -> None:
+    def _commit(self, step: int, temporary: Path, record: dict[str, Any]) -> None:
         """Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept."""
-        temporary = self.temporary(step)
         inside = sorted(temporary.rglob("*"))
         files = {}
         for file in inside:
@@ -270,7 +264,7 @@ class CheckpointStore:
                     )
                 else:
                     # A folder half removed must not have the name of a checkpoint.
-                    shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))
+                    shutil.rmtree(one.path.rename(temporary_sibling(one.path, "removed")))
             except OSError as error:
                 # The new checkpoint is safe; that an old one stays is no reason to end the run.
                 logger.warning(f"{str(one.path)!r} could not be removed: {error}")
