@@ -40,7 +40,6 @@ from .working import (
     last_checkpoint,
     loading,
     retain,
-    saving,
 )
 
 
@@ -56,6 +55,7 @@ class Tuner(trl.SFTTrainer):
     """
 
     checkpoints_kept = 1
+    saving_to: Path | None = None
 
     def _send_telemetry(self) -> None:
         pass
@@ -64,13 +64,20 @@ class Tuner(trl.SFTTrainer):
         """None beside the checkpoints: what is there is not to be published."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        working = Path(self.args.output_dir)
-        with saving(working / f"checkpoint-{self.state.global_step}", self.args.should_save):
-            self.accelerator.wait_for_everyone()  # the folder is there
+        working, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        with new_folder(working / name, workers=AccelerateWorkers(self.accelerator)) as folder:
+            self.saving_to = folder
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for path in (folder / name).iterdir():
+                    path.rename(folder / path.name)
+                (folder / name).rmdir()
         if self.args.should_save:
             retain(working, self.checkpoints_kept)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saving_to or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with loading(resume_from_checkpoint):
