@@ -155,9 +155,7 @@ def test_what_appears_where_a_checkpoint_is_being_saved_stays(name, options, tmp
                 finetune(options(**settings))
         for force in (False, True):
             assert place.read_text() == "mine" and len(list(place.parent.iterdir())) == 1
-            with pytest.raises(
-                ValueError, match="nothing else than checkpoints .* which has checkpoint-1 of something"
-            ):
+            with pytest.raises(ValueError, match="nothing else than checkpoints .* which has checkpoint-1 of"):
                 finetune(options(**settings, force=force))
         place.unlink()
         place.parent.rmdir()
@@ -167,10 +165,7 @@ def test_what_appears_where_a_checkpoint_is_being_saved_stays(name, options, tmp
 
 def test_a_record_of_the_user_that_appears_stays(options, tmp_path, monkeypatch):
     act, place = tuning.begin, tmp_path / "out.checkpoints" / RECORD
-    for text, pattern in (
-        ("mine", "`output_dir` must stay as it is while this runs, got .*finetune.json'"),
-        (None, None),
-    ):
+    for text in ("mine", None):
 
         def appear(*arguments, text=text):
             if text:
@@ -181,7 +176,7 @@ def test_a_record_of_the_user_that_appears_stays(options, tmp_path, monkeypatch)
         if text is None:
             assert finetune(options(**SHORT)).steps == 4 and not place.exists()
             continue
-        with pytest.raises(ValueError, match=pattern):
+        with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs, got .*finetune.json'"):
             finetune(options(**SHORT))
         assert place.read_text() == text
         place.unlink()
