@@ -170,6 +170,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
+    check_place(output, argument)
     if not output.is_dir() or not any(path.name != WRITTEN or _record(output) is None for path in output.iterdir()):
         return
     if not force:
@@ -178,6 +179,19 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
             "or pass `force=True` to replace it once the new one is complete."
         )
     check_ours(output, argument)
+
+
+def check_place(output: Path, argument: str = "output_dir") -> None:
+    """A `ValueError` if there is a folder that may not be changed, or whose name cannot be given to another."""
+    if output.is_dir() and os.path.ismount(output):
+        raise ValueError(
+            f"`{argument}` must not be where a disk is mounted, got {str(output)!r}. Name a new folder in it."
+        )
+    if output.is_dir() and not (os.access(output, os.W_OK | os.X_OK) and output.stat().st_mode & 0o222):
+        raise ValueError(
+            f"`{argument}` must be a place that can be written to, got {str(output)!r}: {os.strerror(errno.EACCES)}. "
+            "Name another."
+        )
 
 
 def check_ours(output: Path, argument: str = "output_dir", content: dict[str, list[int]] | None = None) -> None:
@@ -210,6 +224,7 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
 
     def begin() -> None:
         remove_leftovers(output)
+        check_place(output, argument)
         if output.is_dir():
             earlier.update(inventory(output))
             check_ours(typed, argument, earlier)
@@ -218,6 +233,10 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
         try:
             above.enter_context(folders_above(output))
             temporary.mkdir()
+            if output.is_dir():
+                with suppress(OSError):
+                    os.chown(temporary, -1, output.stat().st_gid)
+                shutil.copymode(output, temporary)
         except OSError as error:
             raise ValueError(
                 f"`{argument}` must be a place that can be written to, got {str(typed)!r}: {error.strerror}. Name "
@@ -394,13 +413,17 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
     record_written(temporary, inventory(temporary))
     try:
         if not earlier:
-            temporary.rename(output)  # which replaces nothing but an empty folder
+            give_name(temporary, output)
             return
         exchange(temporary, output)
         if inventory(temporary) == earlier:
             return
         exchange(temporary, output)
     except OSError as error:
+        if error.errno == errno.EBUSY:  # of a folder of the same disk nobody knows before
+            raise ValueError(
+                f"`{argument}` must not be where something is mounted, got {str(typed)!r}. Name a new folder in it."
+            ) from error
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
     raise ValueError(

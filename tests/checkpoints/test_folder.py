@@ -13,6 +13,7 @@ from rigpt_hf.checkpoints import disk
 from rigpt_hf.checkpoints import folder as module
 from rigpt_hf.checkpoints.folder import (
     WRITTEN,
+    begin_record,
     check_file,
     check_output,
     foreign,
@@ -436,6 +437,64 @@ def test_a_file_with_the_name_of_the_record_that_is_none_is_left(tmp_path):
         with pytest.raises(ValueError, match="only if this program wrote it"):
             check_file(output / "a.json", "json", force=True)
         (output / "a.json").unlink()
+
+
+def test_a_link_with_the_name_of_the_record_stays(tmp_path):
+    """Also if it leads to a record of another folder."""
+    make(tmp_path / "other")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / WRITTEN).symlink_to(tmp_path / "other" / WRITTEN)
+    for begin in (lambda: begin_record(tmp_path / "out"), lambda: make(tmp_path / "out")):
+        with pytest.raises(ValueError, match=f"must stay as it is.*{WRITTEN}|with {WRITTEN}. Move"):
+            begin()
+        assert (tmp_path / "out" / WRITTEN).is_symlink() and foreign(tmp_path / "other") == []
+    (tmp_path / "out" / WRITTEN).unlink()
+    begin_record(tmp_path / "out")
+    assert read_written(tmp_path / "out") == {} and not (tmp_path / "out" / WRITTEN).is_symlink()
+
+
+def test_an_output_folder_keeps_its_mode_and_group(tmp_path):
+    """Whether it is empty or has an earlier output in it; a new one is as the system makes them."""
+    output = tmp_path / "out"
+    for mode in (0o700, 0o2770, 0o1777):
+        for earlier in (False, True):
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir()
+            if earlier:
+                make(output)
+            os.chown(output, -1, group := os.getgroups()[-1])
+            output.chmod(mode)
+            make(output, "new")
+            assert (oct(output.stat().st_mode & 0o7777), output.stat().st_gid) == (oct(mode), group)
+    shutil.rmtree(output)
+    (tmp_path / "plain").mkdir()
+    make(output)
+    assert output.stat().st_mode == (tmp_path / "plain").stat().st_mode != mode
+    output.chmod(0o555)
+    for check in (lambda: make(output, "again"), lambda: check_output(output, None, force=True)):
+        with pytest.raises(
+            ValueError, match="`output_dir` must be a place that can be written to, got .*out'.*denied"
+        ):
+            check()
+    output.chmod(0o755)
+    assert content(tmp_path) == OURS
+
+
+def test_a_place_where_a_disk_is_mounted_is_refused_first(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+        for check in (lambda: make(tmp_path / "out"), lambda: check_output(tmp_path / "out", None, force=True)):
+            with pytest.raises(
+                ValueError, match="`output_dir` must not be where a disk is mounted, got .*out'. Name a"
+            ):
+                check()
+    monkeypatch.setattr(module, "give_name", lambda a, b: os.rename(a, "/proc"))  # what `ismount` does not know
+    with pytest.raises(ValueError, match="`output_dir` must .* got '.*out'"):
+        make(tmp_path / "out")
+    monkeypatch.undo()
+    make(tmp_path / "out/new")
+    assert content(tmp_path / "out/new").keys() == {"part/model", "config.json"}
 
 
 def test_folders_that_were_made_on_the_way_go_again(tmp_path):

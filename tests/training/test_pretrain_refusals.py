@@ -105,6 +105,58 @@ def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
     assert not (killed / ".lock").exists()
 
 
+ENTRY = '{"step": 1, "loss": 2.0, "lr": 0.1, "gradient_norm": 1.0}'
+# What is in a run's folder under a name of its own, and is none of its own.
+STRANGE = {
+    "checkpoints": lambda path: path.write_text("mine"),
+    "model": lambda path: path.write_text("mine"),
+    "checkpoints/step-00000002": lambda path: (path.parent.mkdir(), path.write_text("mine")),
+    ".rigpt-written.json": lambda path: path.mkdir(),
+    ".rigpt-written.json link": lambda path: path.symlink_to(path.parent.with_name("mine.json")),
+    ".rigpt-written.json damaged": lambda path: path.write_text("mine"),
+    "metrics.jsonl": lambda path: path.mkdir(),
+    "metrics.jsonl link": lambda path: path.symlink_to(path.parent.with_name("mine.jsonl")),
+    "metrics.jsonl dangling": lambda path: path.symlink_to("nowhere"),
+} | {
+    f"metrics.jsonl {words}": lambda path, words=words: path.write_text(
+        ENTRY.replace(*words.split(" ")) + "\n" + ENTRY
+    )
+    for words in (
+        '1, "x",',
+        "1, null,",
+        "1, 1.5,",
+        "1, true,",
+        "2.0 []",
+        "0.1 null",
+        '1.0} 1.0,"validation_loss":"x"}',
+    )
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_what_no_run_has_left_under_its_names_is_refused_before_anything(what, data, tmp_path):
+    output, name = tmp_path / "run", what.split(" ")[0]
+    output.mkdir()
+    (tmp_path / "mine.json").write_text('{"files": {}}')
+    (tmp_path / "mine.jsonl").write_text(ENTRY)
+    STRANGE[what](output / name)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for force in (False, True):
+        with pytest.raises(
+            ValueError, match=f"`output_dir` can be replaced only if .*run' with {name}. Move or remove"
+        ):
+            pretrain(data, output, force=force, max_steps=2, warmup_steps=1)
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_log_that_a_run_may_have_left_is_replaced(data, tmp_path):
+    for text in (ENTRY + "\n", ENTRY.replace("2.0", "NaN") + "\n", ENTRY + "\n" + ENTRY[:30], ""):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/metrics.jsonl").write_text(text)
+        assert pretrain(data, tmp_path / "run", force=True, max_steps=2, warmup_steps=1).steps == 2
+        shutil.rmtree(tmp_path / "run")
+
+
 def test_places_where_no_folder_can_be(tmp_path, capsys):
     """Said before data are made, and nothing is left."""
     (tmp_path / "file").touch()
