@@ -22,11 +22,12 @@ from rigpt_hf.checkpoints.folder import (
 from rigpt_hf.command_line import check_above
 
 from .checkpoints import FOLDER, check_facts, sync
+from .records import LOG, OWNER
 
 
-OWNER, LOCK = "run.json", ".lock"
+LOCK = ".lock"
 # Results of a run beside its checkpoints, which a new one would replace.
-LEFT = ("metrics.jsonl", "model", "loss.png")
+LEFT = (LOG, "model", "loss.png")
 
 
 class Lock:
@@ -80,7 +81,7 @@ def is_lock(path: Path) -> bool:
 def check_place(folder: Path) -> None:
     """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
     check_above(folder, "output_dir", is_folder=True)
-    log, picture = folder / "metrics.jsonl", folder / "loss.png"
+    log, picture = folder / LOG, folder / "loss.png"
     lines = log.read_bytes().splitlines() if log.is_file() else []
     # A kill may have cut the last line.
     is_ours = all(map(_is_entry, lines[:-1])) and all(map(_is_cut_entry, lines[-1:]))

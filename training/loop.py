@@ -33,9 +33,9 @@ from .diagnostics import (
     summed_loss,
     update_norm,
 )
-from .folder import OWNER, Lock, StopRequests, check_owner, check_place, claim
+from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
-from .records import Records, RunReport, write_model, write_results
+from .records import LOG, OWNER, Records, RunReport, write_model, write_results
 from .schedule import make_schedule
 from .sharding import (
     check_processes,
@@ -90,7 +90,7 @@ class PretrainingRun:
         self._open_data()
         limits = options.save_total_limit, options.save_best_limit
         self.store = CheckpointStore(self.output / "checkpoints", *limits, self.workers)
-        self.records = Records(self.output / "metrics.jsonl")
+        self.records = Records(self.output / LOG)
         self._build()
         self.step = 0
         self.best_validation: float | None = None

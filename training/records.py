@@ -2,7 +2,9 @@
 
 import copy
 import errno
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from rigpt_hf.checkpoints.folder import DiskFullError, look, new_file, new_folde
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
+
+
+# The record of a run, its log, and what the record in a model's folder calls the hash of the weights.
+OWNER, LOG, WEIGHTS = "run.json", "metrics.jsonl", "weights_sha256"
 
 
 @dataclass
@@ -86,7 +92,18 @@ class Records:
         self.look()
 
 
-def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the files of weights in a folder, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_model(
+    model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path, run: Path | None = None
+) -> None:
     """
     A folder that `AutoModelForCausalLM` loads; it appears complete, in the place of an earlier one.
 
@@ -95,6 +112,7 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
         weights: Its state dict, gathered.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
+        run: Folder of the run whose record and log go with it, bound to these weights.
 
     Raises:
         OSError: if it cannot be written, as on a full disk.
@@ -106,6 +124,10 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
+            if run is not None:
+                record = parse_json((run / OWNER).read_text("utf-8")) | {WEIGHTS: weights_digest(temporary)}
+                (temporary / OWNER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                shutil.copyfile(run / LOG, temporary / LOG)
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:
@@ -121,7 +143,7 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         ValueError: if they cannot be written, as on a full disk.
     """
     try:
-        write_model(model, weights, tokenizer, log.parent / "model")
+        write_model(model, weights, tokenizer, log.parent / "model", log.parent)
         with new_file(log.parent / "loss.png", "output_dir", force=True) as place:
             place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:
