@@ -25,6 +25,7 @@ from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.terminal import say
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
@@ -195,7 +196,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         )
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
-        print(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples", flush=True)
+        say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import Console
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun

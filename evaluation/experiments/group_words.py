@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from sympy.combinatorics import PermutationGroup
@@ -32,6 +31,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import Console
 
 from .common import VERSIONS, band, check_known, check_least, sweep, write_json
 

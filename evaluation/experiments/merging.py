@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
@@ -34,6 +33,7 @@ from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.corpus import gather_documentation, read_text
 from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
 

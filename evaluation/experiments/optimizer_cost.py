@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -23,6 +22,7 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.terminal import Console
 
 from .common import median_and_range, write_json
 

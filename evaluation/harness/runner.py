@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
 from rigpt_hf.checkpoints.folder import DiskFullError, parse_json
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
 
 from ..measure import NotApplicable

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from rigpt_hf.checkpoints.folder import look, write_text
 from rigpt_hf.extras import needs
 
+from ..terminal import Console
 from .registry import chapters
 
 

@@ -155,8 +155,8 @@ def signals(draw: Draw) -> Case:
 
 @kind(3)
 def full(draw: Draw) -> Case:
-    do = draw.choice(("full", "limit"))
-    at = draw.randrange(1, 16) if do == "full" else draw.randrange(3000, 40_000)
+    do = draw.choice(("full", "limit", "device"))
+    at = draw.randrange(3000, 40_000) if do == "limit" else draw.randrange(1, 16)
     return Case(draw.choice(BEFALL), f"disk {do} at {at}", "there was room", event={"do": do, "at": at})
 
 
