@@ -52,7 +52,8 @@ class Output:
     """
 
     def __init__(self, stream: Any):
-        self.stream, self.failure = stream, None
+        self.stream = stream
+        self.failure: OSError | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -73,7 +74,7 @@ class Output:
             if self.failure is None:
                 act()
         except OSError as error:
-            self.failure: OSError | None = error
+            self.failure = error
             with suppress(OSError, ValueError):  # the interpreter tries once more when it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -89,7 +90,7 @@ def safe_output() -> Iterator[Output]:
         return made
 
     output = Output(before)
-    sys.stdout = output  # type: ignore[assignment]
+    sys.stdout = output
     logging.setLogRecordFactory(record)
     try:
         yield output
