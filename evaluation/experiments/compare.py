@@ -221,7 +221,7 @@ def run(options: Options) -> None:
 
 def check_tokens(path: Path, name: str, least: int) -> None:
     """Raise if a file of tokens cannot be one, or has fewer than `least`."""
-    size = path.stat().st_size
+    size = path.stat().st_size if path.is_file() else 0
     if size % TOKEN_BYTES or size < TOKEN_BYTES * least:
         raise ValueError(
             f"`{name}` must be a file of at least {least} tokens of {TOKEN_BYTES} bytes, got {str(path)!r} of {size} "
