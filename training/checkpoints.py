@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,7 +62,7 @@ class Checkpoint:
             digest = record.pop("sha256")
             if digest != _digest_of(record):
                 raise ValueError("its own sha256 does not fit")
-            return cls(path, record["step"], record["metric"], record["facts"], record["files"])
+            return cls(path, *_checked(record["step"], record["metric"], record["facts"], record["files"]))
         except FileNotFoundError as error:
             raise _damaged(path, f"{RECORD} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -294,6 +295,26 @@ def check_facts(saved: Facts, now: Facts, override: str) -> None:
             f"What the run is made of must be as when it was started, but changed: {'; '.join(changes)}. Go back to "
             f"that, start in a new folder, or pass {override} to go on with what is new."
         )
+
+
+def _checked(step: Any, metric: Any, facts: Any, files: Any) -> tuple[int, float | None, Facts, dict[str, Any]]:
+    """The values of a record, if they are what [`CheckpointStore.save`] records."""
+    if type(step) is not int or step < 0 or type(metric) not in (type(None), int, float) or type(facts) is not dict:
+        raise ValueError("step, metric or facts are none")
+    for file in files.values():
+        if type(file["size"]) is not int or type(file["sha256"]) is not str:
+            raise ValueError("files have no size or hash")
+    return step, metric, facts, files
+
+
+@contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns what is said of files of a checkpoint that hold something else into the refusal to go on from it."""
+    try:
+        yield
+    except (SafetensorError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise _damaged(checkpoint.path, f"a file holds something else ({reason})") from error
 
 
 def _dotted(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:

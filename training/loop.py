@@ -18,11 +18,12 @@ from transformers.utils import logging
 
 from rigpt_hf.checkpoints.folder import look
 from rigpt_hf.checkpoints.read import load_tokenizer
+from rigpt_hf.checkpoints.weights import check_finite
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 
 from .averaging import WeightAverage, exchange_saved
 from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
-from .checkpoints import CheckpointStore, check_facts
+from .checkpoints import Checkpoint, CheckpointStore, check_facts, restoring
 from .data import TokenShards
 from .diagnostics import (
     flops_per_token,
@@ -324,10 +325,16 @@ class PretrainingRun:
         if not self.options.allow_changes:
             saved = {key: value for key, value in checkpoint.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--allow-changes")
+        with restoring(checkpoint):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         state = load_state(checkpoint.path / "optimizer.pt")
         # Not mapped from the file: see `load_state`.
         mapped = load_file(checkpoint.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
+        for name, tensor in weights.items():
+            check_finite(name, tensor, str(checkpoint.path))
         if checkpoint.facts.get("averaged"):
             exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)

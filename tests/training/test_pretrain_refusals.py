@@ -1,11 +1,14 @@
 """Refusals of pretraining: places, foreign results, damage, options and data that are not those of the run."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rigpt_hf.training import folder
 from rigpt_hf.training.build import ensure_data
@@ -15,6 +18,7 @@ from rigpt_hf.training.options import (
 from rigpt_hf.training.pretrain import main
 from tests.training.runs import (
     MODEL,
+    interrupted,
     log_of,
     pretrain,
 )
@@ -269,6 +273,50 @@ def test_damage_is_named(data, straight, tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match=r"train-00000.bin"):
         pretrain(other, tmp_path / "new")
+
+
+def spoil(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+def with_nan(folder):
+    path = folder / "model/model.safetensors"
+    weights = load_file(path)
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+# What a checkpoint says or holds that no save wrote, though it is signed; and what is said of it.
+FIELDS = ("step", "metric", "facts", "files")
+SIGNED: dict = {f"{name} {value!r}": {name: value} for name in FIELDS for value in ("x", [1])}
+SIGNED |= {"step None": {"step": None}, "step True": {"step": True}, "step -1": {"step": -1}}
+SIGNED |= {"files of numbers": {"files": {"a": 1}}, "files of nothing": {"files": {"a": {"size": "x", "sha256": "y"}}}}
+SIGNED |= {f"{name} of a list": (name, lambda folder, name=name: torch.save([1], folder / name)) for name in
+           ("optimizer.pt", "rng-0.pt")}  # fmt: skip
+SIGNED["cut weights"] = "model", lambda folder: spoil(folder / "model/model.safetensors", lambda held: held[:-100])
+SIGNED["nan"] = "model", with_nan
+
+
+@pytest.mark.parametrize("what", SIGNED)
+def test_a_checkpoint_that_holds_something_else_is_named(what, data, straight, tmp_path):
+    """Its hash is that of what it holds; so nothing but the content can tell."""
+    run = interrupted(straight, tmp_path / "run", 12)
+    folder = run / "checkpoints/step-00000009"
+    record = json.loads((folder / "checkpoint.json").read_text())
+    if isinstance(SIGNED[what], dict):
+        record |= SIGNED[what]
+    else:
+        SIGNED[what][1](folder)
+        for name, saved in record["files"].items():
+            held = (folder / name).read_bytes()
+            saved |= {"size": len(held), "sha256": hashlib.sha256(held).hexdigest()}
+    del record["sha256"]
+    record["sha256"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    said = "must hold finite numbers" if what == "nan" else "`checkpoint` must be as it was saved"
+    with pytest.raises(ValueError, match=said) as told:
+        pretrain(data, run)
+    assert "step-00000009" in str(told.value) and "\n" not in str(told.value) and len(str(told.value)) < 600
 
 
 IMPOSSIBLE = [
