@@ -45,6 +45,13 @@ ACCESS_TOKEN = re.compile(
 READS, WRITES = "reads", "writes"
 
 
+# What launchers tell the processes that they start.
+NUMBER = r"-?\d{1,9}"
+LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), NUMBER) | {
+    "ACCELERATE_MIXED_PRECISION": "no|fp16|bf16|fp8"
+}
+
+
 class Terminated(BaseException):
     """SIGTERM, so that whatever is being written is taken away on the way out."""
 
@@ -74,6 +81,7 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     debug = "--debug" in arguments
     words = hyphenated([argument for argument in arguments if argument != "--debug"])
     try:
+        check_environment()
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
         with terminable(), safe_output() as output:
             code = app(words, prog_name=name, standalone_mode=False)
@@ -104,6 +112,17 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."
         return fail(name, message)
+
+
+def check_environment() -> None:
+    """A `ValueError` if what launchers say in the environment is nothing that a launcher says."""
+    for name, known in LAUNCHED.items():
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch(known, value):
+            rule = "a whole number" if known == NUMBER else f"one of {known.replace('|', ', ')}"
+            raise ValueError(
+                f"`{name}` in the environment must be {rule}, got {value[:80]!r}. Unset it, or start this with a launcher."
+            )
 
 
 @contextmanager

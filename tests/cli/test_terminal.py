@@ -106,6 +106,28 @@ def test_verbs_on_a_full_device_and_in_a_narrow_encoding(folders, tmp_path):
         assert (tmp_path / "out/certificate.json").is_file() and (r"\u0394" in done.stdout) == (not full)
 
 
+@pytest.mark.parametrize(
+    "name,value",
+    {
+        "WORLD_SIZE": "x",
+        "RANK": "",
+        "LOCAL_RANK": "1.5",
+        "MASTER_PORT": "9" * 30,
+        "ACCELERATE_MIXED_PRECISION": "a",
+    }.items(),
+)
+def test_an_environment_of_no_launcher_is_named(name, value, capsys, monkeypatch):
+    app, done = make_app(), []
+    app.command()(lambda: done.append(1))
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("rigpt_hf.command_line.PATIENCE", 0)
+    assert execute(app, "x.py", []) == 2 and not done
+    error = capsys.readouterr().err
+    assert f"x.py: `{name}` in the environment must be " in error and f"got {value[:80]!r}" in error
+    monkeypatch.setenv(name, "bf16" if "PRECISION" in name else "1")
+    assert execute(app, "x.py", []) == 0 and done == [1]
+
+
 def test_a_name_in_a_file_of_weights_cannot_steer_a_terminal(folders, tmp_path, capfd):
     from rigpt_hf.cli import app
 
