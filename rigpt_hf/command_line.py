@@ -121,7 +121,7 @@ def check_environment() -> None:
         if value is not None and not re.fullmatch(known, value):
             rule = "a whole number" if known == NUMBER else f"one of {known.replace('|', ', ')}"
             raise ValueError(
-                f"`{name}` in the environment must be {rule}, got {value[:80]!r}. Unset it, or start this with a launcher."
+                f"`{name}` in the environment must be {rule}, got {value[:80]!r}. Unset it, or use a launcher."
             )
 
 
