@@ -62,7 +62,8 @@ class Records:
         """One more line; a `ValueError` if the disk does not take it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if (self.seen or [None])[0] != (look(self.path) or [None])[0]:
+            # By the size alone: time changes on a touch, and on some file systems later than the file is closed.
+            if (self.seen or [-1])[0] != (look(self.path) or [-1])[0]:
                 raise FileExistsError(errno.EEXIST, "it has appeared or changed while this runs, and was left")
             with self.path.open("a" if self.seen else "x", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
