@@ -182,15 +182,13 @@ def random_input_ids(
     vocab_size: int, max_length: int, batch: int | None = None, length: int | None = None, seed: int = 0
 ) -> torch.Tensor:
     """
-    Token ids `[batch, min(length, max_length)]` drawn at random, none twice before all have come: the certificate's
-    inputs if none are given. By default they fill all positions, up to `MOST_POSITIONS`; short rows are two.
+    Token ids `[batch, min(length, max_length)]` drawn uniformly: the certificate's inputs if none are given. By
+    default they fill all positions, up to `MOST_POSITIONS`; short rows are two.
     """
     length = min(MOST_POSITIONS if length is None else length, max_length)
     batch = (1 if length > SHORT else 2) if batch is None else batch
     generator = torch.Generator().manual_seed(seed)
-    rounds = range(math.ceil(batch * length / vocab_size))
-    ids = torch.cat([torch.randperm(vocab_size, generator=generator) for _ in rounds])
-    return ids[: batch * length].view(batch, length)
+    return torch.randint(vocab_size, (batch, length), generator=generator)
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def new_file(
         seen = look(path) if is_replaceable(path) else None
 
     def may_go(there: Path) -> bool:
-        return is_record(there) if path.name == WRITTEN else stamp(there) == seen
+        return is_record(there) if path.name == WRITTEN else look(there) == seen
 
     try:
         with room(path, argument):

@@ -204,6 +204,4 @@ class TestWhatIsChecked:
 
     def test_the_cost_is_bounded(self):
         assert random_input_ids(50_000, 8192).shape == (1, 1024) and random_input_ids(50_000, 40).shape == (2, 40)
-        assert len(random_input_ids(50_000, 8192).unique()) == 1024, "none twice"
-        assert len(random_input_ids(30, 64).unique()) == 30
         assert not random_input_ids(50, 64, seed=1).equal(random_input_ids(50, 64))
