@@ -377,7 +377,8 @@ class PretrainingRun:
         """Write the final model and the curves."""
         with self.average.applied():
             weights = gather_weights(self.model)
-            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, self.records.path))
+            facts, log = self._facts(), self.records.path
+            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, log, facts))
         return self.output / "model"
 
 

@@ -103,7 +103,12 @@ def weights_digest(folder: Path) -> str:
 
 
 def write_model(
-    model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path, run: Path | None = None
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Any,
+    folder: Path,
+    facts: dict[str, Any] | None = None,
+    log: Path | None = None,
 ) -> None:
     """
     A folder that `AutoModelForCausalLM` loads; it appears complete, in the place of an earlier one.
@@ -113,7 +118,7 @@ def write_model(
         weights: Its state dict, gathered.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
-        run: Folder of the run whose record and log go with it, bound to these weights.
+        facts, log: Record and log of the run, which go with it, bound to these weights.
 
     Raises:
         OSError: if it cannot be written, as on a full disk.
@@ -125,10 +130,10 @@ def write_model(
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
-            if run is not None:
-                record = parse_json((run / OWNER).read_text("utf-8")) | {WEIGHTS: weights_digest(temporary)}
+            if facts is not None and log is not None:
+                record = facts | {WEIGHTS: weights_digest(temporary)}
                 (temporary / OWNER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-                shutil.copyfile(run / LOG, temporary / LOG)
+                shutil.copyfile(log, temporary / LOG)
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:
@@ -136,7 +141,9 @@ def write_model(
         raise
 
 
-def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path) -> None:
+def write_results(
+    model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path, facts: dict[str, Any]
+) -> None:
     """
     The final model and the curves of a run, beside its log; arguments as of `write_model`.
 
@@ -144,7 +151,7 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         ValueError: if they cannot be written, as on a full disk.
     """
     try:
-        write_model(model, weights, tokenizer, log.parent / "model", log.parent)
+        write_model(model, weights, tokenizer, log.parent / "model", facts, log)
         with new_file(log.parent / "loss.png", "output_dir", force=True) as place:
             place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:

@@ -40,6 +40,7 @@ from .working import (
     has_left,
     last_checkpoint,
     loading,
+    not_of_a_run,
     retain,
 )
 
@@ -373,3 +374,6 @@ def write(
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not options.keep_checkpoints:
         clear(options.working_dir)
+        if others := not_of_a_run(options.working_dir):
+            names = ", ".join(others)
+            logger.warning(f"{str(options.working_dir)!r} has {names} of something else; the folder is left.")

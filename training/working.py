@@ -140,8 +140,6 @@ def clear(working: Path) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
     for path in own:
         remove(path)
-    if others := not_of_a_run(working):
-        logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
 
 
 def checkpoints(working: Path) -> list[Path]:

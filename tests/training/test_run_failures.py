@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import folder as folders
 from rigpt_hf.checkpoints.folder import WRITTEN, look
+from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.training import folder, loop, records
 from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
@@ -72,6 +73,7 @@ def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
 # What appears, and in the call of what; at the start and once there is an earlier run.
 MEANWHILE = {
     "run.json": (loop, "claim"),
+    "run.json later": (loop.PretrainingRun, "_advance"),
     "metrics.jsonl": (loop.PretrainingRun, "_resume"),
     "metrics.jsonl later": (loop.PretrainingRun, "_advance"),
     "loss.png": (loop.PretrainingRun, "_advance"),
@@ -99,6 +101,10 @@ def test_what_appears_while_a_run_works_stays(what, earlier, data, straight, tmp
 
     monkeypatch.setattr(owner, attribute, appear)
     steps = 10 if earlier else 2
+    if what == "run.json later":  # it was claimed, and nobody writes it twice
+        assert pretrain(data, output, max_steps=steps, warmup_steps=1, allow_changes=True).steps == steps
+        assert (output / name).read_text() == "years of work" and training_metadata(output / "model").steps == steps
+        return
     with pytest.raises(ValueError, match="`output_dir` (must|can) .*(appeared or changed|replaced only if)") as told:
         pretrain(data, output, max_steps=steps, warmup_steps=1, allow_changes=True)
     assert (output / name).read_text() == "years of work" and name.split("/")[0] in str(told.value)
