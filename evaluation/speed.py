@@ -22,7 +22,6 @@ from typing import Annotated
 import torch
 import transformers
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -33,6 +32,7 @@ from rigpt_hf.checkpoints.folder import check_file, write_text
 from rigpt_hf.command_line import WRITES, execute, guarded, make_app
 from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
 from rigpt_hf.evaluation.timing import device_name, own_peak_memory, ratios, spread, take_turns
+from rigpt_hf.terminal import Console
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers.utils import logging
 
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import look, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 
 from .card import CARD, TAGS, card_text
@@ -29,6 +29,7 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
     """
     path = Path(folder) / CARD
     try:
+        seen = look(path)
         text = path.read_text(encoding="utf-8")
         marker = read_marker(text)
         if marker is None and SAYS_NOTHING not in text:
@@ -40,7 +41,7 @@ def write_card_of_push(folder: str | Path, repo_id: str) -> None:
         said = None if marker is None else marker.author_metadata
         with quiet_loading():
             card = card_text(Path(folder), repo_id=repo_id, metadata=said, tags=tags)
-        write_text(path, card)
+        write_text(path, card, seen=seen)
     # A card loads and measures the model, which fails in many ways: an allocator without memory has its own error.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

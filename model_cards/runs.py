@@ -6,13 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.dataclass_options import convert
 from rigpt_hf.text.paths import without_path
 from rigpt_hf.training.options import PretrainOptions, Rule
+from rigpt_hf.training.records import LOG, OWNER, WEIGHTS, weights_digest
 
 
 # Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# Options of a run that a card shows.
+SHOWN = (
+    "global_batch_size",
+    "max_steps",
+    "context_length",
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "mixed_precision",
+    "seed",
+)
 # Rules for what a log says of a step; a loss that diverged is none that is known.
 LOGGED: dict[str, Rule] = {
     "step": ("a whole number from 1", lambda value: type(value) is int and value >= 1),
@@ -53,39 +66,24 @@ class TrainingMetadata:
 
 def training_metadata(folder: Path) -> TrainingMetadata | None:
     """
-    From the record of the run that wrote a model folder, in the folder or above it; `None` if there is none.
+    From the record that a run left in a model folder; `None` if there is none, or one of other weights.
 
     Raises:
         ValueError: if the record cannot be read.
     """
-    folder = folder.resolve()
-    place = folder if (folder / "run.json").exists() else folder.parent
-    if not (place / "run.json").exists() or (place != folder and folder.name != "model"):
+    if not (folder / OWNER).exists():
         return None
     try:
-        record = json.loads((place / "run.json").read_text(encoding="utf-8"))
-
-        def of(name: str, section: str, earlier: str) -> Any:
-            """An option, or what it was called when options had sections."""
-            return record[section][earlier] if "run" in record else record[name]
-
-        options = _possible(
-            global_batch_size=of("global_batch_size", "run", "batch_size"),
-            max_steps=of("max_steps", "run", "steps"),
-            context_length=of("context_length", "data", "context"),
-            optim=of("optim", "optimizer", "name"),
-            learning_rate=of("learning_rate", "optimizer", "lr"),
-            weight_decay=of("weight_decay", "optimizer", "weight_decay"),
-            mixed_precision=of("mixed_precision", "run", "precision"),
-            seed=of("seed", "run", "seed"),
-        )
+        record = parse_json((folder / OWNER).read_text(encoding="utf-8"))
+        if record[WEIGHTS] != weights_digest(folder):
+            return None
+        options = _possible(**{name: record[name] for name in SHOWN})
         tokens_per_step = options.global_batch_size * options.context_length
-        entries = _log(place / "metrics.jsonl")
+        entries = _log(folder / LOG)
         losses = [float(entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
         steps = entries[-1]["step"] if entries else options.max_steps
         seconds = _seconds(entries, tokens_per_step)
-        start = of("init_from", "model", "start")
-        source = record["data"].get("source") if "run" in record else record.get("data")
+        start, source = record["init_from"], record.get("data")
         return TrainingMetadata(
             steps=steps,
             tokens=steps * tokens_per_step,
@@ -105,12 +103,12 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
     except ImpossibleValue as error:
         raise ValueError(
             f"`folder` must lie in a run whose record a pretraining wrote, got a run.json or metrics.jsonl in "
-            f"{str(place)!r}: {error} Move it elsewhere if no pretraining wrote it."
+            f"{str(folder)!r}: {error} Move it elsewhere if no pretraining wrote it."
         ) from error
     except UNREADABLE as error:
         found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {error!r:.80}"
         raise ValueError(
-            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(place)!r} {found}. "
+            f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(folder)!r} {found}. "
             "Move it elsewhere if no pretraining wrote it."
         ) from error
 

@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from .extras import advice
+from .terminal import Console, safe_output, visible
 
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
@@ -42,6 +43,13 @@ ACCESS_TOKEN = re.compile(
 )
 # Marks in the annotation of a parameter: a path that is read, or one that is written or replaced.
 READS, WRITES = "reads", "writes"
+
+
+# What launchers tell the processes that they start.
+NUMBER = r"-?\d{1,9}"
+LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"), NUMBER) | {
+    "ACCELERATE_MIXED_PRECISION": "no|fp16|bf16|fp8"
+}
 
 
 class Terminated(BaseException):
@@ -73,11 +81,17 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     debug = "--debug" in arguments
     words = hyphenated([argument for argument in arguments if argument != "--debug"])
     try:
+        check_environment()
         # Outside of its standalone mode Typer raises what it would otherwise draw in a box, and returns exit codes.
-        with terminable():
+        with terminable(), safe_output() as output:
             code = app(words, prog_name=name, standalone_mode=False)
         if code == 130:  # Typer's word for a stop from the keyboard
             raise KeyboardInterrupt
+        if output.failure is not None and not code:
+            return fail(
+                name,
+                f"standard output must take what is said, got {output.failure.strerror}. All else is done and whole.",
+            )
         return code if isinstance(code, int) else 0
     except UsageError as error:
         return fail(name, usage_message(error, name))
@@ -98,6 +112,17 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if not isinstance(error, (ValueError, OSError)):
             message = f"{type(error).__name__}: {message}. To see where it comes from, say {name} --debug ..."
         return fail(name, message)
+
+
+def check_environment() -> None:
+    """A `ValueError` if what launchers say in the environment is nothing that a launcher says."""
+    for name, known in LAUNCHED.items():
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch(known, value):
+            rule = "a whole number" if known == NUMBER else f"one of {known.replace('|', ', ')}"
+            raise ValueError(
+                f"`{name}` in the environment must be {rule}, got {value[:80]!r}. Unset it, or use a launcher."
+            )
 
 
 @contextmanager
@@ -284,11 +309,10 @@ def fail(name: str, message: str, code: int = 2) -> int:
     if reply := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # what `torchrun` shows below its own traceback
         with suppress(OSError):
             Path(reply).write_text(json.dumps({"message": f"{name}: {message}", "timestamp": int(time.time())}))
-    from rich.console import Console
     from rich.text import Text
 
     # A token may have been typed in the place of something else.
-    message = ACCESS_TOKEN.sub("[token]", message)
+    message = visible(ACCESS_TOKEN.sub("[token]", message))
     # Not as markup: a message may hold anything in square brackets.
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{name}: ", "red"), message))
     return code

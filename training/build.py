@@ -16,7 +16,7 @@ from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.symmetry.tokens.symmetry import read_content
 from rigpt_hf.text.sources import check_source_options, documents, pinned
-from rigpt_hf.text.tokenizer import load_tokenizer, train_tokenizer
+from rigpt_hf.text.tokenizer import LARGEST, load_tokenizer, train_tokenizer
 
 from .data import Manifest, TokenShards, Windows, prepare, validation_batches
 from .kinds import KINDS, kind_of
@@ -247,9 +247,10 @@ def build_tokenizer(options: DataOptions, source_options: dict[str, Any]) -> Pre
         )
     if kind != "train" or not size:
         return load_tokenizer(options.tokenizer, options.tokenizer_revision)
-    if not size.isdigit() or int(size) < 300:
+    if not size.isdigit() or not 300 <= int(size) <= LARGEST:
         raise ValueError(
-            f"`tokenizer` must be a folder, a Hub id or train:N with N at least 300, got {options.tokenizer!r}."
+            f"`tokenizer` must be a folder, a Hub id or train:N with N from 300 to {LARGEST:,}, got "
+            f"{options.tokenizer!r}."
         )
     texts, length = [], 0
     assert options.data is not None

@@ -13,19 +13,21 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError
 
+from rigpt_hf.checkpoints.disk import temporary_sibling
 from rigpt_hf.checkpoints.folder import inventory, parse_json
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
 RECORD = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8,})")
-LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|removed)")
+LEFTOVER = re.compile(r"\.step-\d{8,}\..+-\d+-[0-9a-f]{8}\.(partial|removed)")
 
 Facts = dict[str, Any]
 Write = Callable[[Path], Any]
@@ -60,7 +62,7 @@ class Checkpoint:
             digest = record.pop("sha256")
             if digest != _digest_of(record):
                 raise ValueError("its own sha256 does not fit")
-            return cls(path, record["step"], record["metric"], record["facts"], record["files"])
+            return cls(path, *_checked(record["step"], record["metric"], record["facts"], record["files"]))
         except FileNotFoundError as error:
             raise _damaged(path, f"{RECORD} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -141,40 +143,33 @@ class CheckpointStore:
             RuntimeError: if it failed on another process.
         """
         path, is_main = self._path(step), self.workers.index == 0
-        temporary = self.temporary(step)
+        temporary = self.workers.gather(temporary_sibling(path))[0]
 
         def stage(act: Callable[[], Any]) -> Any:
             return together(self.workers, lambda: self._explained(step, act))
 
         try:
-            record = stage(lambda: self._begin(step, metric, facts) if is_main else None)
+            record = stage(lambda: self._begin(step, temporary, metric, facts) if is_main else None)
             stage(lambda: write(temporary))
-            stage(lambda: self._commit(step, record) if is_main else None)
+            stage(lambda: self._commit(step, temporary, record) if is_main else None)
         finally:
             if is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
         return path
 
-    def temporary(self, step: int) -> Path:
-        """The folder that is filled for this step; the same in every process."""
-        return self.folder / f".{self._path(step).name}.partial"
-
-    def _begin(self, step: int, metric: float | None, facts: Facts | None) -> dict[str, Any]:
-        """Make the folder to fill, empty; the record of the checkpoint, without its files."""
+    def _begin(self, step: int, temporary: Path, metric: float | None, facts: Facts | None) -> dict[str, Any]:
+        """Make the folder to fill; the record of the checkpoint, without its files."""
         record = _header(step, metric, facts)
         if (folders := _folders(self.folder)) and folders[-1][0] >= step:
             raise ValueError(
                 f"`step` must be above that of every checkpoint, got {step} with {str(folders[-1][1])!r} there. "
                 "Resume from the newest, or save to a new folder."
             )
-        temporary = self.temporary(step)
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         return record
 
-    def _commit(self, step: int, record: dict[str, Any]) -> None:
+    def _commit(self, step: int, temporary: Path, record: dict[str, Any]) -> None:
         """Bring the filled folder to the disk under its final name, then remove checkpoints that need not be kept."""
-        temporary = self.temporary(step)
         inside = sorted(temporary.rglob("*"))
         files = {}
         for file in inside:
@@ -270,7 +265,7 @@ class CheckpointStore:
                     )
                 else:
                     # A folder half removed must not have the name of a checkpoint.
-                    shutil.rmtree(one.path.rename(self.folder / f".{one.path.name}.removed"))
+                    shutil.rmtree(one.path.rename(temporary_sibling(one.path, "removed")))
             except OSError as error:
                 # The new checkpoint is safe; that an old one stays is no reason to end the run.
                 logger.warning(f"{str(one.path)!r} could not be removed: {error}")
@@ -300,6 +295,26 @@ def check_facts(saved: Facts, now: Facts, override: str) -> None:
             f"What the run is made of must be as when it was started, but changed: {'; '.join(changes)}. Go back to "
             f"that, start in a new folder, or pass {override} to go on with what is new."
         )
+
+
+def _checked(step: Any, metric: Any, facts: Any, files: Any) -> tuple[int, float | None, Facts, dict[str, Any]]:
+    """The values of a record, if they are what [`CheckpointStore.save`] records."""
+    if type(step) is not int or step < 0 or type(metric) not in (type(None), int, float) or type(facts) is not dict:
+        raise ValueError("step, metric or facts are none")
+    for file in files.values():
+        if type(file["size"]) is not int or type(file["sha256"]) is not str:
+            raise ValueError("files have no size or hash")
+    return step, metric, facts, files
+
+
+@contextmanager
+def restoring(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns what is said of files of a checkpoint that hold something else into the refusal to go on from it."""
+    try:
+        yield
+    except (SafetensorError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise _damaged(checkpoint.path, f"a file holds something else ({reason})") from error
 
 
 def _dotted(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:

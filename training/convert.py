@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 from rigpt_hf.checkpoints.source import is_free, is_model
 from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import say
 
 
 # Others wait while the main process certifies a large model on a slow machine.
@@ -91,7 +92,7 @@ def convert(options: ConvertOptions) -> None:
     finally:
         state.destroy_process_group()
     if state.is_main_process:
-        print(certificate)
+        say(certificate)
 
 
 main = program(ConvertOptions, convert, name="convert.py", help=__doc__)

@@ -32,8 +32,8 @@ from rigpt_hf.training.finetune_options import FinetuneOptions
 def tell(options: FinetuneOptions) -> None:
     """Fine-tune, print the table."""
     from accelerate import PartialState
-    from rich.console import Console
 
+    from rigpt_hf.terminal import Console
     from rigpt_hf.training.tuning import finetune
 
     state = PartialState(cpu=options.cpu)

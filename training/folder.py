@@ -9,15 +9,25 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, is_replaceable, new_file, parse_json, record_written
+from rigpt_hf.checkpoints.folder import (
+    WRITTEN,
+    begin_record,
+    check_ours,
+    is_record,
+    is_replaceable,
+    look,
+    new_file,
+    parse_json,
+)
 from rigpt_hf.command_line import check_above
 
-from .checkpoints import check_facts, sync
+from .checkpoints import FOLDER, check_facts, sync
+from .records import LOG, OWNER
 
 
-OWNER, LOCK = "run.json", ".lock"
+LOCK = ".lock"
 # Results of a run beside its checkpoints, which a new one would replace.
-LEFT = ("metrics.jsonl", "model", "loss.png")
+LEFT = (LOG, "model", "loss.png")
 
 
 class Lock:
@@ -65,19 +75,25 @@ class Lock:
 
 def is_lock(path: Path) -> bool:
     """Whether nothing is at a path, or what a run may have left there: an empty file."""
-    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and path.stat().st_size == 0)
+    return not os.path.lexists(path) or (is_file(path) and path.stat().st_size == 0)
 
 
 def check_place(folder: Path) -> None:
     """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
     check_above(folder, "output_dir", is_folder=True)
-    log, picture = folder / "metrics.jsonl", folder / "loss.png"
+    log, picture = folder / LOG, folder / "loss.png"
     lines = log.read_bytes().splitlines() if log.is_file() else []
     # A kill may have cut the last line.
     is_ours = all(map(_is_entry, lines[:-1])) and all(map(_is_cut_entry, lines[-1:]))
-    content = {} if is_ours else {log.name: [0]}
-    if picture.exists() or picture.is_symlink():
-        content[picture.name] = [picture.lstat().st_size, picture.lstat().st_mtime_ns]
+    content = {} if is_ours and (look(log) is None or is_file(log)) else {log.name: [0]}
+    # What could not be written at the end is refused at the start.
+    saved = folder / "checkpoints"
+    folders = [folder / "model", saved, *(path for path in saved.glob("step-*") if FOLDER.fullmatch(path.name))]
+    content |= {path.relative_to(folder).as_posix(): [0] for path in folders if look(path) and not path.is_dir()}
+    if look(folder / WRITTEN) and not is_record(folder / WRITTEN):
+        content[WRITTEN] = [0]
+    if stamp := look(picture):
+        content[picture.name] = stamp
     check_ours(folder, content=content)
     if (folder / "model").is_dir():
         check_ours(folder / "model")
@@ -87,11 +103,19 @@ def _is_cut_entry(line: bytes) -> bool:
     return _is_entry(line) or (line.startswith(b'{"step": ') and not line.endswith(b"}"))
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is at a path, and no link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
 def _is_entry(line: bytes) -> bool:
     try:
-        return {"step", "loss", "lr", "gradient_norm"} <= parse_json(line).keys()
-    except (ValueError, AttributeError):
+        entry = parse_json(line)
+        numbers = [entry[name] for name in ("step", "loss", "lr", "gradient_norm")]
+    except (ValueError, TypeError, KeyError):
         return False
+    numbers += [entry["validation_loss"]] if "validation_loss" in entry else []
+    return type(numbers[0]) is int and all(type(number) in (int, float) for number in numbers)
 
 
 def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:
@@ -123,11 +147,13 @@ def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, forc
     check_place(folder)
 
 
-def claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Say whose folder this is, once nothing is left that could refuse and before anything is replaced."""
-    if not (folder / WRITTEN).is_file():
-        record_written(folder, {})  # from here on it is kept by `new_file`
-    with new_file(folder / OWNER, "output_dir") as temporary:
+def claim(folder: Path, facts: dict[str, Any], seen: list[int] | None) -> None:
+    """
+    Say whose folder this is, once nothing is left that could refuse and before anything is replaced; `seen` is the
+    stamp of what says so and was looked at by [`check_owner`].
+    """
+    begin_record(folder)
+    with new_file(folder / OWNER, "output_dir", seen=seen) as temporary:
         temporary.write_bytes(_text(facts))
         sync(temporary)
     sync(folder)
@@ -139,11 +165,11 @@ def _text(facts: dict[str, Any]) -> bytes:
 
 def _is_text(owner: Path, facts: dict[str, Any]) -> bool:
     """Whether a copied folder has what would be written, so that nothing is lost."""
-    return owner.is_file() and not owner.is_symlink() and owner.read_bytes() == _text(facts)
+    return is_file(owner) and owner.read_bytes() == _text(facts)
 
 
 def _is_damaged(owner: Path) -> bool:
-    if owner.is_symlink() or not owner.is_file():
+    if not is_file(owner):
         return False
     try:
         _read_owner(owner, [])

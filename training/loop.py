@@ -16,14 +16,16 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
+from rigpt_hf.checkpoints.folder import look
 from rigpt_hf.checkpoints.read import load_config, load_tokenizer
+from rigpt_hf.checkpoints.weights import check_finite
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.symmetry.tokens import SymmetricTraining
 from rigpt_hf.symmetry.tokens.training import representation_of
 
 from .averaging import WeightAverage, exchange_saved
 from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
-from .checkpoints import CheckpointStore, check_facts
+from .checkpoints import Checkpoint, CheckpointStore, check_facts, restoring
 from .data import TokenShards
 from .diagnostics import (
     flops_per_token,
@@ -36,7 +38,7 @@ from .diagnostics import (
 )
 from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
-from .records import Records, RunReport, write_model, write_results
+from .records import LOG, OWNER, Records, RunReport, write_model, write_results
 from .schedule import make_schedule
 from .sharding import (
     check_processes,
@@ -92,7 +94,7 @@ class PretrainingRun:
         self._open_data()
         limits = options.save_total_limit, options.save_best_limit
         self.store = CheckpointStore(self.output / "checkpoints", *limits, self.workers)
-        self.records = Records(self.output / "metrics.jsonl")
+        self.records = Records(self.output / LOG)
         self._build()
         self.step = 0
         self.best_validation: float | None = None
@@ -153,7 +155,7 @@ class PretrainingRun:
         options = self.options
         self._resume()
         report = RunReport(self.step, self.step)
-        self._on_main(lambda: claim(self.output, self._facts()))
+        self._on_main(lambda: claim(self.output, self._facts(), self.owner))
         self._on_main(lambda: self.records.cut(self.step))
         if options.report_to:
             self.accelerator.init_trackers("pretrain")
@@ -192,6 +194,8 @@ class PretrainingRun:
         held = Lock(self.output)
         try:
             self.store.clean()
+            self.owner = look(self.output / OWNER)
+            self.records.look()
             check_owner(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
         except BaseException:
             held.release()
@@ -334,10 +338,16 @@ class PretrainingRun:
         if not self.options.allow_changes:
             saved = {key: value for key, value in checkpoint.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--allow-changes")
+        with restoring(checkpoint):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         state = load_state(checkpoint.path / "optimizer.pt")
         # Not mapped from the file: see `load_state`.
         mapped = load_file(checkpoint.path / "model" / "model.safetensors")
         weights = {name: tensor.clone() for name, tensor in mapped.items()}
+        for name, tensor in weights.items():
+            check_finite(name, tensor, str(checkpoint.path))
         if checkpoint.facts.get("averaged"):
             exchange_saved(weights, state["optimizer"])
         restore_weights_(self.model, weights)
@@ -382,7 +392,8 @@ class PretrainingRun:
         """Write the final model and the curves."""
         with self.average.applied():
             weights = gather_weights(self.model)
-            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, self.records.path))
+            facts, log = self._facts(), self.records.path
+            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, log, facts))
         return self.output / "model"
 
 

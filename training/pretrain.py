@@ -12,6 +12,7 @@ import os
 import sys
 
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import say
 from rigpt_hf.training.options import PRESETS, PretrainOptions
 
 
@@ -39,7 +40,7 @@ def prepare_data(options: PretrainOptions) -> str:
 def pretrain(options: PretrainOptions) -> None:
     """Prepare the data, or train and say what came of it."""
     if options.prepare_only:
-        print(prepare_data(options))
+        say(prepare_data(options))
         return
     from rigpt_hf.training.loop import PretrainingRun
 
@@ -47,10 +48,10 @@ def pretrain(options: PretrainOptions) -> None:
     report = run.train()
     if run.accelerator.is_main_process:
         if report.model_folder is None:
-            print(f"Stopped after step {report.steps}, with a checkpoint. The same command goes on from there.")
+            say(f"Stopped after step {report.steps}, with a checkpoint. The same command goes on from there.")
         else:
             last = f"validation loss {report.validation[-1][1]:.4f}" if report.validation else "nothing left to do"
-            print(f"{report.steps} steps, {last}. Written to {report.model_folder}")
+            say(f"{report.steps} steps, {last}. Written to {report.model_folder}")
 
 
 main = program(PretrainOptions, pretrain, name="pretrain.py", help=__doc__, presets=PRESETS)

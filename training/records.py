@@ -1,7 +1,10 @@
 """Results of a run besides checkpoints: a log of metrics, curves, and the model itself."""
 
 import copy
+import errno
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, new_folder, parse_json, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, look, new_file, new_folder, parse_json, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
-from rigpt_hf.pictures import save
+from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
+
+
+# The record of a run, its log, and what the record in a model's folder calls the hash of the weights.
+OWNER, LOG, WEIGHTS = "run.json", "metrics.jsonl", "weights_sha256"
 
 
 @dataclass
@@ -39,7 +46,7 @@ class RunReport:
 
 class Records:
     """
-    The log of a run, one JSON object per line, by step.
+    The log of a run, one JSON object per line, by step; what appears in its place meanwhile is left.
 
     Args:
         path (`Path`): of the file; only the main process writes.
@@ -47,13 +54,22 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there for the log of this run."""
+        self.seen = look(self.path)
 
     def append(self, entry: dict[str, Any]) -> None:
         """One more line; a `ValueError` if the disk does not take it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            # By the size alone: time changes on a touch, and on some file systems later than the file is closed.
+            if (self.seen or [-1])[0] != (look(self.path) or [-1])[0]:
+                raise FileExistsError(errno.EEXIST, "it has appeared or changed while this runs, and was left")
+            with self.path.open("a" if self.seen else "x", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            self.look()
         except OSError as error:
             raise ValueError(
                 f"`output_dir` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
@@ -72,13 +88,30 @@ class Records:
 
     def cut(self, step: int) -> None:
         """Drop what came after `step`: it will be done again."""
-        if not self.path.exists():
+        if self.seen is None:
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept), "output_dir", seen=self.seen)
+        self.look()
 
 
-def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the files of weights in a folder, by name."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def write_model(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Any,
+    folder: Path,
+    facts: dict[str, Any] | None = None,
+    log: Path | None = None,
+) -> None:
     """
     A folder that `AutoModelForCausalLM` loads; it appears complete, in the place of an earlier one.
 
@@ -87,6 +120,7 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
         weights: Its state dict, gathered.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
+        facts, log: Record and log of the run, which go with it, bound to these weights.
 
     Raises:
         OSError: if it cannot be written, as on a full disk.
@@ -98,6 +132,10 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
+            if facts is not None and log is not None:
+                record = facts | {WEIGHTS: weights_digest(temporary)}
+                (temporary / OWNER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                shutil.copyfile(log, temporary / LOG)
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:
@@ -105,7 +143,9 @@ def write_model(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: A
         raise
 
 
-def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path) -> None:
+def write_results(
+    model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path, facts: dict[str, Any]
+) -> None:
     """
     The final model and the curves of a run, beside its log; arguments as of `write_model`.
 
@@ -113,8 +153,9 @@ def write_results(model: nn.Module, weights: dict[str, torch.Tensor], tokenizer:
         ValueError: if they cannot be written, as on a full disk.
     """
     try:
-        write_model(model, weights, tokenizer, log.parent / "model")
-        save(plot_losses({log.parent.name: Records(log).read()}), log.parent / "loss.png")
+        write_model(model, weights, tokenizer, log.parent / "model", facts, log)
+        with new_file(log.parent / "loss.png", "output_dir", force=True) as place:
+            place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:
         cause: Any = error.__cause__ if isinstance(error, DiskFullError) else error
         reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())

@@ -27,6 +27,7 @@ from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, SymmetryCallback
 from rigpt_hf.symmetry.tokens.training import representation_of
+from rigpt_hf.terminal import say
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
@@ -42,8 +43,8 @@ from .working import (
     has_left,
     last_checkpoint,
     loading,
+    not_of_a_run,
     retain,
-    saving,
 )
 
 
@@ -59,6 +60,7 @@ class Tuner(trl.SFTTrainer):
     """
 
     checkpoints_kept = 1
+    saving_to: Path | None = None
 
     def _send_telemetry(self) -> None:
         pass
@@ -67,13 +69,20 @@ class Tuner(trl.SFTTrainer):
         """None beside the checkpoints: what is there is not to be published."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        working = Path(self.args.output_dir)
-        with saving(working / f"checkpoint-{self.state.global_step}", self.args.should_save):
-            self.accelerator.wait_for_everyone()  # the folder is there
+        working, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        with new_folder(working / name, workers=AccelerateWorkers(self.accelerator)) as folder:
+            self.saving_to = folder
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for path in (folder / name).iterdir():
+                    path.rename(folder / path.name)
+                (folder / name).rmdir()
         if self.args.should_save:
             retain(working, self.checkpoints_kept)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.saving_to or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with loading(resume_from_checkpoint):
@@ -195,7 +204,7 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         )
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
-        print(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples", flush=True)
+        say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started
@@ -377,3 +386,6 @@ def write(
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not options.keep_checkpoints:
         clear(options.working_dir)
+        if others := not_of_a_run(options.working_dir):
+            names = ", ".join(others)
+            logger.warning(f"{str(options.working_dir)!r} has {names} of something else; the folder is left.")

@@ -16,14 +16,12 @@ from typing import Any
 from transformers import TrainerState
 
 from rigpt_hf.checkpoints.folder import (
-    WRITTEN,
     check_output,
     foreign,
     inventory,
+    look,
     parse_json,
     read_written,
-    record_written,
-    room,
     write_text,
 )
 
@@ -33,14 +31,8 @@ from .folder import LOCK, is_lock
 
 RECORD = "finetune.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Names of what trainers write into a checkpoint.
-PART = re.compile(
-    rf"\.?{re.escape(WRITTEN)}.*|\.{re.escape(WRITTEN)}\..*|(adapter_)?model.*\.(safetensors|json)|.*\.(pth?|bin|py|jinja)"
-    r"|(trainer_state|(adapter_|generation_|tokenizer_)?config|tokenizer|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|README\.md"
-)
-# What else a run leaves there: a record that was being written, and what loggers write.
-PASSING = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(RECORD)}\..*-\d+-[0-9a-f]{{8}}\.partial")
+# What else a run leaves there: a record or a checkpoint that was being written, and what loggers write.
+PASSING = re.compile(rf"\.({re.escape(RECORD)}|{CHECKPOINT.pattern})\..*-\d+-[0-9a-f]{{8}}\.partial")
 # A file of events says when, on which machine and by which process it was begun.
 LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.
@@ -83,34 +75,22 @@ def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:
     """
     working = options.working_dir
     writers = _writers(working) if options.resume else {}
-    left = [path for path in working.iterdir() if is_of_a_run(path) and not PASSING.fullmatch(path.name)]
-    gone = [path for path in left if is_begun(path)] if options.resume else left
+    seen = look(working / RECORD) if options.resume and read_record(working) else None
+    left = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
+    gone = [path for path in left if PASSING.fullmatch(path.name) or not options.resume]
     for path in gone:
         remove(path)
     if gone:
         names = ", ".join(sorted(path.name for path in gone))
         logger.warning(f"Removed {names} of an interrupted run from {str(working)!r}.")
     record = record | {"writers": writers | {f"{socket.gethostname()}.{os.getpid()}": int(time.time())}}
-    write_text(working / RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def is_begun(checkpoint: Path) -> bool:
-    """Whether this is a checkpoint whose writing has begun and was not ended."""
-    names = [path.name for path in checkpoint.iterdir()] if checkpoint.is_dir() else [""]
-    if not all(PART.fullmatch(name) for name in names):
-        return False
-    if all(name.startswith(f".{WRITTEN}.") for name in names):
-        return True
-    try:
-        return parse_json((checkpoint / WRITTEN).read_text(encoding="utf-8")) == {"files": {}}
-    except (OSError, ValueError):
-        return False
+    write_text(working / RECORD, json.dumps(record, indent=2) + "\n", "output_dir", seen=seen)
 
 
 def is_of_a_run(path: Path) -> bool:
     """Whether something in the folder of checkpoints is there because a fine-tuning wrote it."""
     if CHECKPOINT.fullmatch(path.name) and not path.is_symlink():
-        return is_begun(path) or ((path / WRITTEN).is_file() and not foreign(path))
+        return bool(read_written(path)) and not foreign(path)
     if path.name in LOGS and path.is_dir() and not path.is_symlink():
         logs = own_logs(path)
         return bool(logs) and logs == set(path.rglob("*"))
@@ -160,8 +140,6 @@ def clear(working: Path) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
     for path in own:
         remove(path)
-    if others := not_of_a_run(working):
-        logger.warning(f"{str(working)!r} has {', '.join(others)} of something else; the folder is left.")
 
 
 def checkpoints(working: Path) -> list[Path]:
@@ -204,28 +182,6 @@ def loading(checkpoint: Path | str | None) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:100] if "weights_only" not in str(error) else "it holds other things"
         raise damaged(checkpoint or "", f"a file cannot be read ({type(error).__name__}: {reason})") from error
-
-
-@contextmanager
-def saving(checkpoint: Path, is_main: bool) -> Iterator[None]:
-    """A checkpoint that counts once the block has ended well, and is taken away if not."""
-    if is_main and checkpoint.exists():
-        raise ValueError(
-            f"`output_dir` must stay as it is while this runs, got {str(checkpoint)!r}, which has appeared. Move it "
-            "away."
-        )
-    try:
-        with room(checkpoint, "output_dir"):
-            if is_main:
-                checkpoint.mkdir(parents=True)
-                record_written(checkpoint, {})
-            yield
-            if is_main:
-                record_written(checkpoint, inventory(checkpoint))
-    except BaseException:
-        if is_main and is_begun(checkpoint):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        raise
 
 
 def retain(working: Path, limit: int) -> None:

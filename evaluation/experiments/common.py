@@ -20,10 +20,20 @@ VERSIONS = {"rigpt_hf": __version__, "torch": torch.__version__, "transformers":
 
 
 def check_least(options: Any, **bounds: float) -> None:
-    """Raise a `ValueError` if one of the options named is below its bound; `None` is not."""
+    """Raise a `ValueError` if one of the options named is below its bound, or no finite number; `None` may."""
     for name, bound in bounds.items():
-        if (value := getattr(options, name)) is not None and value < bound:
-            raise ValueError(f"`{name}` must be at least {bound}, got {value}. Give more.")
+        value = getattr(options, name)
+        if value is not None and not bound <= value < math.inf:
+            raise ValueError(f"`{name}` must be at least {bound}, got {value}. Take another.")
+
+
+def check_heads(options: Any) -> None:
+    """Raise a `ValueError` if the stream cannot be divided among the heads."""
+    check_least(options, hidden_size=1, layers=1, heads=1)
+    if options.hidden_size % options.heads:
+        raise ValueError(
+            f"`hidden_size` must be a multiple of `heads`, got {options.hidden_size} and {options.heads}. Change one."
+        )
 
 
 def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import Console
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
 from rigpt_hf.training.loop import PretrainingRun
@@ -221,7 +221,7 @@ def run(options: Options) -> None:
 
 def check_tokens(path: Path, name: str, least: int) -> None:
     """Raise if a file of tokens cannot be one, or has fewer than `least`."""
-    size = path.stat().st_size
+    size = path.stat().st_size if path.is_file() else 0
     if size % TOKEN_BYTES or size < TOKEN_BYTES * least:
         raise ValueError(
             f"`{name}` must be a file of at least {least} tokens of {TOKEN_BYTES} bytes, got {str(path)!r} of {size} "

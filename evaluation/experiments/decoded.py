@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.checkpoints.folder import check_file, write_text
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.tokenizer import load_tokenizer
 
 from .common import check_least

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -24,6 +23,7 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.terminal import Console
 
 from .common import check_least, median_and_range, training_step, write_json
 

@@ -25,7 +25,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
@@ -34,6 +33,7 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.checkpoints.read import load_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
+from rigpt_hf.terminal import Console
 
 from . import modern  # noqa: F401  so that the Auto classes know the baseline
 from .common import check_least, write_json

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from sympy.combinatorics import PermutationGroup
@@ -32,8 +31,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.terminal import Console
 
-from .common import VERSIONS, band, check_known, check_least, sweep, write_json
+from .common import VERSIONS, band, check_heads, check_known, check_least, sweep, write_json
 
 
 # Steps of 30 degrees; as the rotations of a cube exchange its diagonals, they are all permutations of four things.
@@ -104,7 +104,8 @@ class Options:
         check_known("groups", self.group_names, GROUPS)
         for name in self.contenders:
             self.sweep(name)
-        check_least(self, seeds=1, steps=1, batch=1, length=1, hidden_size=1, layers=1, heads=1)
+        check_least(self, seeds=1, steps=1, batch=1, length=1)
+        check_heads(self)
         if self.longer <= self.length:
             raise ValueError(f"`longer` must be more than `length`, got {self.longer} and {self.length}.")
 

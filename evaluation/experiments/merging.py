@@ -16,10 +16,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
@@ -34,10 +33,12 @@ from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.corpus import gather_documentation, read_text
-from rigpt_hf.text.tokenizer import split, token_row, train_tokenizer
+from rigpt_hf.text.tokenizer import LARGEST, split, token_row, train_tokenizer
+from rigpt_hf.training.options import POSITIVE, check
 
-from .common import VERSIONS, check_least, training_step, write_json
+from .common import VERSIONS, check_heads, check_least, training_step, write_json
 
 
 MEGABYTE = 10**6
@@ -61,8 +62,8 @@ class Options:
     """Number of layers."""
     heads: int = 2
     """Attention heads."""
-    activation: str = "gelu"
-    """As in RiGPTConfig: gelu, relu, relu2 or silu."""
+    activation: Literal["gelu", "relu", "relu2", "silu"] = "gelu"
+    """As in RiGPTConfig."""
     vocabulary: int = 512
     """Tokens of the tokenizer that is trained on the text."""
     context: int = 64
@@ -87,12 +88,13 @@ class Options:
     """Replace an earlier result in OUTPUT."""
 
     def __post_init__(self):
-        check_least(self, pairs=1, steps=2, points=2, batch=1, context=2)
-        for name in ("learning_rate", "megabytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.vocabulary <= 256:
-            raise ValueError(f"`vocabulary` must be more than the 256 bytes, got {self.vocabulary}.")
+        check_least(self, pairs=1, steps=2, points=2, batch=1, context=2, weight_decay=0)
+        check(self, POSITIVE, "learning_rate", "megabytes")
+        check_heads(self)
+        if not 256 < self.vocabulary <= LARGEST:
+            raise ValueError(
+                f"`vocabulary` must be more than the 256 bytes and at most {LARGEST:,}, got {self.vocabulary}."
+            )
         self.config(self.vocabulary)  # has checks of its own
 
     def config(self, tokens: int) -> RiGPTConfig:
@@ -241,13 +243,18 @@ def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
             f"{pair.path.barrier_before:.3f}",
             f"{pair.excess('linear', PERMUTED):.3f}",
             f"{pair.path.barrier_after:.3f}",
-            f"{pair.kept:.0%}",
+            share(pair.kept),
         )
     columns = summary["barrier_before"], summary["excess"]["linear"][PERMUTED], summary["barrier_after"]
     table.add_section()
     means = [f"{each['mean']:.3f} ± {each['deviation']:.3f}" for each in columns]
-    table.add_row("mean", "", *means, f"{summary['barrier_kept']['mean']:.0%}")
+    table.add_row("mean", "", *means, share(summary["barrier_kept"]["mean"]))
     return table
+
+
+def share(kept: float) -> str:
+    """The part of a barrier that is left, in words where there was none."""
+    return f"{kept:.0%}" if math.isfinite(kept) else "no barrier"
 
 
 def obtain_tokens(options: Options, progress: Progress) -> tuple[torch.Tensor, int, str]:
@@ -327,10 +334,14 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
     console.print(as_table(pairs, summary))
     kept = summary["barrier_kept"]
-    console.print(
-        f"Alignment leaves {kept['mean']:.0%} of the barrier ({kept['least']:.0%} to {kept['most']:.0%} over "
-        f"{len(pairs)} pairs).\nWritten to {options.output}"
-    )
+    if math.isfinite(kept["mean"]):
+        console.print(
+            f"Alignment leaves {kept['mean']:.0%} of the barrier ({kept['least']:.0%} to {kept['most']:.0%} over "
+            f"{len(pairs)} pairs)."
+        )
+    else:
+        console.print("Between models of some pair there was no barrier, of which alignment could leave a part.")
+    console.print(f"Written to {options.output}", markup=False)
     return results
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -23,8 +22,9 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
+from rigpt_hf.terminal import Console
 
-from .common import median_and_range, write_json
+from .common import check_least, median_and_range, write_json
 
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -55,13 +55,16 @@ class Options:
     """Rows per pass; passes add up to the step."""
     turns: int = 3
     """Turns of both."""
-    device: str = "cpu"
-    """Such as cpu or cuda; on cuda in bfloat16."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; on cuda in bfloat16."""
     output: Path | None = None
     """File for the numbers, JSON."""
 
     def __post_init__(self):
         check_file(self.output, "output", force=True)
+        check_least(self, tokens=1, sequence=2, rows=1, turns=1)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("`device` must be one that PyTorch can use here, got 'cuda'. Take cpu.")
         if self.tokens % (self.sequence * self.rows):
             raise ValueError(f"`tokens` must be a multiple of {self.sequence} · {self.rows}, got {self.tokens}.")
 

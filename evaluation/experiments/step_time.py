@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
@@ -23,6 +22,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_ratio
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, TokenSymmetry
+from rigpt_hf.terminal import Console
 from rigpt_hf.training.build import build_model, build_optimizer
 
 from .candidates import CANDIDATES

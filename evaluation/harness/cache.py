@@ -11,7 +11,7 @@ import torch
 
 import rigpt_hf
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import parse_json, write_text
+from rigpt_hf.checkpoints.folder import look, parse_json, write_text
 from rigpt_hf.training import diagnostics
 
 from .. import models
@@ -55,6 +55,10 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
+def _digest(key: str, result: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([key, result]).encode()).hexdigest()
+
+
 class Cache:
     """
     Results in a folder, one file each.
@@ -72,16 +76,29 @@ class Cache:
         return hashlib.sha256(values.encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The result that is kept under a name; `None` if there is none, or a file that cannot be read."""
-        try:
-            return parse_json((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """The result that is kept under a name; `None` if there is none, a `ValueError` if it was changed."""
+        path = self.folder / f"{key}.json"
+        if look(path) is None:
             return None
+        try:
+            kept = parse_json(path.read_text(encoding="utf-8"))
+            if kept["sha256"] == _digest(key, kept["result"]):
+                return kept["result"]
+        except (OSError, ValueError, TypeError, LookupError):
+            pass
+        raise ValueError(
+            f"`output` must have results as they were kept, got {str(path)!r}, which was changed. Move or remove it, "
+            "and it is measured again."
+        )
 
     def put(self, key: str, result: dict[str, Any]) -> None:
         """Keep a result; the file appears whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / f"{key}.json", json.dumps(result) + "\n")
+        path = self.folder / f"{key}.json"
+        seen = look(path)
+        self.get(key)  # another process may have kept it meanwhile
+        kept = {"sha256": _digest(key, result), "result": result}
+        write_text(path, json.dumps(kept) + "\n", seen=seen)
 
     def drop(self, key: str) -> None:
         """Forget a result, if it is kept."""

@@ -15,7 +15,7 @@ import torch
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import WRITTEN, check_ours, inventory, new_file, record_written
+from rigpt_hf.checkpoints.folder import WRITTEN, begin_record, check_ours, inventory, new_file
 
 from ..likelihood import exponential
 from ..measure import Measure, Quantity
@@ -269,7 +269,7 @@ def as_json(results: dict[str, Any]) -> str:
 def check_files(output: Path) -> None:
     """A `ValueError` if one of the three files is there and is not this program's, or was changed."""
     there = inventory(output)
-    check_ours(output, "output", {name: there[name] for name in (RESULTS, TABLE, REPORT) if name in there})
+    check_ours(output, "output", {name: there[name] for name in (RESULTS, TABLE, REPORT, WRITTEN) if name in there})
 
 
 def write(results: dict[str, Any], output: Path) -> None:
@@ -284,13 +284,11 @@ def write(results: dict[str, Any], output: Path) -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     check_files(output)
-    if not (output / WRITTEN).is_file():
-        record_written(output, {})  # from here on it is kept by `new_file`
+    begin_record(output)
     # Numbers first: should a picture fail, they are kept.
     for name, as_text in ((RESULTS, as_json), (TABLE, as_markdown), (REPORT, as_html)):
-        with new_file(output / name) as temporary:
+        with new_file(output / name, force=True) as temporary:
             temporary.write_text(as_text(results), encoding="utf-8")
-            check_files(output)
 
 
 def failures(results: dict[str, Any]) -> list[str]:

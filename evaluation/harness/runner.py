@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from rich.console import Console
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
 from rigpt_hf.checkpoints.folder import DiskFullError, parse_json
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
 
 from ..measure import NotApplicable
@@ -95,7 +95,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     """
     console = console or Console()
     # Processes wait for each other's measurements, which may take hours.
-    state = PartialState(timeout=timedelta(days=7))
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
     suite = _suite(options)
     check_output(options.output)
     check_names(options, suite)

@@ -2,7 +2,7 @@
 The standard tasks, run by EleutherAI's `lm-eval` on the very same models: LAMBADA, HellaSwag, PIQA and all others.
 
 `lm-eval` is optional: `pip install "rigpt-hf[lm-eval]"`. Its tasks load their data from the Hub; tasks of your own are
-YAML files in a folder, which may name local data and then need no network.
+YAML files in a folder, which name local data and no code, and need no network.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 from ..likelihood import exponential
 from ..measure import Measure, Quantity
 from ..models import EvaluatedModel
+from .own_tasks import check_task_files
 
 
 # Names of metrics of `lm-eval` of which less is better.
@@ -66,6 +67,8 @@ def check_standard_tasks(names: tuple[str, ...], options: StandardOptions) -> No
         raise ValueError(f"`fewshot` must not be negative, got {options.fewshot}.")
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise ValueError(f"`include_path` must be a folder of task files, got {options.include_path!r}.")
+    if options.include_path is not None:
+        check_task_files(Path(options.include_path))
     known = _manager(options)
     for name in names:
         # A pattern would stand for several tasks, and a result for one.

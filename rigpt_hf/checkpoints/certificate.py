@@ -27,6 +27,8 @@ REPORT_IT = (
     "If the source's class changes its forward pass, it cannot be converted; otherwise please report it with the "
     "source's configuration."
 )
+# Positions of a row of random inputs at most, and in a row of which there are two.
+MOST_POSITIONS, SHORT = 1024, 64
 CHUNK = 2**22  # numbers of a tensor that are hashed at a time
 
 
@@ -47,7 +49,8 @@ class Certificate:
         loss_difference (`float`): `loss_b - loss_a`.
         dtype (`str`): of the second model's weights and arithmetic; source_dtype: of the first's.
         tolerance (`float`): of the coarser of the two dtypes.
-        inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, and the seed if they were drawn.
+        inputs (`dict`): shape, number of tokens compared, SHA-256 of the ids, the seed if they were drawn, and of
+            positions and tokens of the vocabulary how many were `checked`, and how many there are.
         source, target (`str`): what was compared.
         versions (`dict[str, str]`): of Python and the libraries involved.
         weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing if they were not
@@ -140,14 +143,17 @@ class Certificate:
         drawn = f"random, seed {self.inputs['seed']}" if "seed" in self.inputs else "given"
         # On random tokens every model loses about the logarithm of its vocabulary, which looks broken unexplained.
         loss = "loss on random tokens" if "seed" in self.inputs else "loss"
+        checked: dict[str, list[int]] = self.inputs.get("checked", {})
+        whole = all(count == of for count, of in checked.values())
         dtypes = self.dtype if self.dtype == self.source_dtype else f"{self.source_dtype} -> {self.dtype}"
         rows = {
-            "verdict": "equal up to rounding" if self.passed else "NOT EQUAL",
+            "verdict": f"equal up to rounding{'' if whole else ', where checked'}" if self.passed else "NOT EQUAL",
             "max |Δlogit|": f"{self.max_abs_logit_error:.3e}",
             "relative to max |logit|": f"{self.relative_logit_error:.3e}  (tolerance {self.tolerance:.0e})",
             loss: f"{self.loss_a:.6f} -> {self.loss_b:.6f}  (difference {self.loss_difference:+.3e})",
             "dtype": dtypes,
             "inputs": f"{shape} tokens, {drawn}, sha256 {self.inputs['sha256'][:12]}",
+            "checked": ", ".join(f"{count:,} of {of:,} {name}" for name, (count, of) in checked.items()),
             "source": self.source,
             "target": self.target,
             "weights": f"of the target, sha256 {self.weights_sha256[:12]}" if self.weights_sha256 else "",
@@ -173,11 +179,16 @@ class LogitsSnapshot:
 
 
 def random_input_ids(
-    vocab_size: int, max_length: int, batch: int = 2, length: int = 64, seed: int = 0
+    vocab_size: int, max_length: int, batch: int | None = None, length: int | None = None, seed: int = 0
 ) -> torch.Tensor:
-    """Token ids `[batch, min(length, max_length)]` drawn uniformly: the certificate's inputs if none are given."""
+    """
+    Token ids `[batch, min(length, max_length)]` drawn uniformly: the certificate's inputs if none are given. By
+    default they fill all positions, up to `MOST_POSITIONS`; short rows are two.
+    """
+    length = min(MOST_POSITIONS if length is None else length, max_length)
+    batch = (1 if length > SHORT else 2) if batch is None else batch
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, (batch, min(length, max_length)), generator=generator)
+    return torch.randint(vocab_size, (batch, length), generator=generator)
 
 
 @contextmanager
@@ -260,9 +271,11 @@ def compare(
     target: str = "",
     seed: int | None = None,
     names: tuple[str, str] = ("a", "b"),
+    positions: int | None = None,
 ) -> Certificate:
     """
-    The certificate of two records on the same inputs; arguments as in [`certify`], and `names` for error messages.
+    The certificate of two records on the same inputs; arguments as in [`certify`], `names` for error messages, and
+    `positions`, how many the models have.
 
     Raises:
         CertificateError: if the comparison would say nothing: logits that are not finite, or all the same.
@@ -303,6 +316,13 @@ def compare(
     }
     if seed is not None:
         inputs["seed"] = seed
+    if positions is not None:
+        # A padded position is none that was looked at.
+        places, tokens = int(kept.any(0).sum()), len(ids[kept].unique())
+        inputs["checked"] = {
+            "positions": [places, positions],
+            "tokens of the vocabulary": [tokens, a.logits.shape[-1]],
+        }
     return Certificate(
         max_abs_logit_error=error,
         max_abs_logit=max_logit,
@@ -365,8 +385,8 @@ def certify(
     ```
     """
     drawn = input_ids is None
+    longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
     if input_ids is None:
-        longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
         input_ids = random_input_ids(a.config.vocab_size, longest, seed=seed)
     return compare(
         record_logits(a, input_ids, attention_mask, hashed=False),
@@ -376,6 +396,7 @@ def certify(
         source=type(a).__name__,
         target=type(b).__name__,
         seed=seed if drawn else None,
+        positions=longest,
     )
 
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from .read import load_tokenizer
-from .source import OTHER_VOCABULARIES, TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES, is_inside
+from .source import OTHER_VOCABULARIES, TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES, check_readable, is_inside
 
 
 logger = logging.get_logger(__name__)
@@ -71,6 +71,7 @@ def check_companions(source: Path) -> None:
                 f"`source` must hold itself what comes along, got {str(source / name)!r}, a link out of the folder. "
                 "Put the file itself there or remove it."
             )
+        check_readable(source / name, "source")
 
 
 def more_templates(source: Path) -> list[str]:

@@ -1,8 +1,11 @@
-"""What the disk has to do with it: full disks, and folders above that are made on the way."""
+"""What the disk has to do with it: full disks, folders above, temporary names, and names that replace nothing."""
 
+import ctypes
 import errno
 import os
 import re
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 # A disk that takes no more says one of these; some libraries pass on the words alone.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 FULL_WORDS = re.compile("No space left on device|File too large|Disk quota exceeded|Read-only file system")
+AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 
 
 class DiskFullError(OSError, ValueError):
@@ -45,3 +49,58 @@ def folders_above(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def temporary_sibling(output: Path, kind: str = "partial") -> Path:
+    """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
+    return output.parent / f".{output.name}.{here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
+
+
+def here() -> str:
+    """This machine, and the space in which its processes have their numbers: containers have their own."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
+
+
+def give_name(temporary: Path, path: Path) -> None:
+    """Give a file or folder a name that nothing but an empty folder has."""
+    if temporary.is_dir() and not temporary.is_symlink():
+        temporary.rename(path)
+        return
+    try:
+        if _rename(temporary, path, RENAME_NOREPLACE):
+            return
+        os.link(temporary, path)
+        temporary.unlink()
+    except FileExistsError:
+        raise
+    except OSError as error:  # not every file system has links
+        if os.path.lexists(path):
+            raise FileExistsError(path) from error
+        temporary.rename(path)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Exchange the names of two files or folders, in one step where the system can."""
+    if _rename(a, b, RENAME_EXCHANGE):
+        return
+    aside = temporary_sibling(b, "previous")
+    b.rename(aside)
+    try:
+        give_name(a, b)
+    except OSError:
+        aside.rename(b)
+        raise
+    aside.rename(a)
+
+
+def _rename(a: Path, b: Path, flag: int) -> bool:
+    """Linux's `renameat2`; `False` where it cannot do this, and a `FileExistsError` where `b` is there already."""
+    with suppress(AttributeError):
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+        if call(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), flag) == 0:
+            return True
+        if ctypes.get_errno() == errno.EEXIST:
+            raise FileExistsError(b)
+    return False

@@ -6,29 +6,25 @@ written says so itself, and so does the folder of a file that a person named: `.
 and the time of change of every file.
 """
 
-import ctypes
 import errno
 import json
 import logging
 import os
 import re
 import shutil
-import socket
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..command_line import check_above
-from .disk import DiskFullError, folders_above, room
+from .disk import DiskFullError, exchange, folders_above, give_name, here, room, temporary_sibling
 from .workers import ALONE, Workers, together
 
 
 logger = logging.getLogger(__name__)
 
 WRITTEN = ".rigpt-written.json"
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def inventory(folder: Path) -> dict[str, list[int]]:
@@ -47,6 +43,13 @@ def stamp(path: Path) -> list[int]:
     """Size in bytes and time of change in nanoseconds of a file, or of a link."""
     stat = path.lstat()
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def look(path: Path) -> list[int] | None:
+    """The [`stamp`] of what is at a path; `None` where nothing is."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return stamp(path)
+    return None
 
 
 def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[str]:
@@ -76,8 +79,12 @@ def read_written(folder: Path) -> dict[str, list[int]]:
 
 
 def _record(folder: Path) -> dict[str, list[int]] | None:
-    try:
-        return dict(parse_json((folder / WRITTEN).read_text(encoding="utf-8"))["files"])
+    return _parse_record(folder / WRITTEN)
+
+
+def _parse_record(path: Path) -> dict[str, list[int]] | None:
+    try:  # a link is somebody's
+        return None if path.is_symlink() else dict(parse_json(path.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -86,6 +93,17 @@ def record_written(folder: Path, files: dict[str, list[int]]) -> None:
     """Say in a folder what was written into it; `files` is part of its [`inventory`]."""
     with new_file(folder / WRITTEN) as temporary:
         temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a record as [`record_written`] leaves it."""
+    return _parse_record(path) is not None
+
+
+def begin_record(folder: Path) -> None:
+    """Have a record in a folder, which [`new_file`] keeps from here on."""
+    if _record(folder) is None:
+        record_written(folder, {})
 
 
 def forget(path: Path) -> None:
@@ -152,6 +170,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
+    check_place(output, argument)
     if not output.is_dir() or not any(path.name != WRITTEN or _record(output) is None for path in output.iterdir()):
         return
     if not force:
@@ -160,6 +179,19 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
             "or pass `force=True` to replace it once the new one is complete."
         )
     check_ours(output, argument)
+
+
+def check_place(output: Path, argument: str = "output_dir") -> None:
+    """A `ValueError` if there is a folder that may not be changed, or whose name cannot be given to another."""
+    if output.is_dir() and os.path.ismount(output):
+        raise ValueError(
+            f"`{argument}` must not be where a disk is mounted, got {str(output)!r}. Name a new folder in it."
+        )
+    if output.is_dir() and not (os.access(output, os.W_OK | os.X_OK) and output.stat().st_mode & 0o222):
+        raise ValueError(
+            f"`{argument}` must be a place that can be written to, got {str(output)!r}: {os.strerror(errno.EACCES)}. "
+            "Name another."
+        )
 
 
 def check_ours(output: Path, argument: str = "output_dir", content: dict[str, list[int]] | None = None) -> None:
@@ -192,6 +224,7 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
 
     def begin() -> None:
         remove_leftovers(output)
+        check_place(output, argument)
         if output.is_dir():
             earlier.update(inventory(output))
             check_ours(typed, argument, earlier)
@@ -200,6 +233,10 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
         try:
             above.enter_context(folders_above(output))
             temporary.mkdir()
+            if output.is_dir():
+                with suppress(OSError):
+                    os.chown(temporary, -1, output.stat().st_gid)
+                shutil.copymode(output, temporary)
         except OSError as error:
             raise ValueError(
                 f"`{argument}` must be a place that can be written to, got {str(typed)!r}: {error.strerror}. Name "
@@ -218,7 +255,9 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
 
 
 @contextmanager
-def new_file(path: Path, argument: str = "output", force: bool | None = None) -> Iterator[Path]:
+def new_file(
+    path: Path, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
+) -> Iterator[Path]:
     """
     A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not.
 
@@ -226,37 +265,65 @@ def new_file(path: Path, argument: str = "output", force: bool | None = None) ->
         path (`Path`): where the file shall appear.
         argument (`str`, defaults to `"output"`): what error messages call `path`.
         force (`bool`, *optional*): for a file that a person named, whether an earlier one of this program's may be
-            replaced; the folder gets a record of it. If not given the file is the program's own, and replaces any.
+            replaced; the folder gets a record of it. If not given the file is the program's own.
+        seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at;
+            without `force`.
 
     Raises:
-        ValueError: if the disk is full, or a file is there that must not be replaced.
+        ValueError: if the disk is full, or a file is there that must not be replaced; it is left.
     """
-    temporary = temporary_sibling(path)
+    temporary, written = temporary_sibling(path), None
     remove_leftovers(path)
+    if force:
+        seen = look(path) if is_replaceable(path) else None
+
+    def may_go(there: Path) -> bool:
+        return is_record(there) if path.name == WRITTEN else look(there) == seen
+
     try:
         with room(path, argument):
             yield temporary
-            if force and not is_replaceable(path):
-                raise ValueError(
-                    f"`{argument}` must stay as it is while this runs, got {str(path)!r}, which has appeared or "
-                    "changed meanwhile and was left. Run it again, or name another place."
-                )
+            written = stamp(temporary)
+            if os.path.lexists(path) and not may_go(path):
+                raise FileExistsError(path)
             with _recorded(path, temporary, force is not None):
-                if force is False:
-                    os.link(temporary, path)  # which replaces nothing
-                else:
-                    temporary.replace(path)
+                _put(temporary, path, may_go)
     except FileExistsError as error:
+        if force is False:
+            raise ValueError(
+                f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name "
+                "another file, or pass `force=True`."
+            ) from error
         raise ValueError(
-            f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name another "
-            "file, or pass `force=True`."
+            f"`{argument}` must stay as it is while this runs, got {str(path)!r}, which has appeared or changed "
+            "meanwhile and was left. Run it again, or name another place."
         ) from error
     finally:
         try:
-            temporary.unlink(missing_ok=True)
+            _remove_temporary(temporary, written, may_go)
         except BaseException:  # a signal in this very moment
-            temporary.unlink(missing_ok=True)
+            _remove_temporary(temporary, written, may_go)
             raise
+
+
+def _put(temporary: Path, path: Path, may_go: Callable[[Path], bool]) -> None:
+    """Give a finished file its name; a `FileExistsError` if something has it that must not go, which is left."""
+    with suppress(FileExistsError):
+        return give_name(temporary, path)
+    exchange(temporary, path)
+    if not may_go(temporary):  # looked at once nobody can change it by its name
+        exchange(temporary, path)
+        raise FileExistsError(path)
+
+
+def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callable[[Path], bool]) -> None:
+    """Remove what [`new_file`] has under a temporary name, unless a stop came when it was somebody's."""
+    if not os.path.lexists(temporary):
+        return
+    if written is None or stamp(temporary) == written or may_go(temporary):
+        temporary.unlink()
+    else:
+        logger.warning(f"{str(temporary)!r} is what somebody wrote meanwhile under the name without the ending.")
 
 
 @contextmanager
@@ -286,29 +353,17 @@ def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str, argument: str = "output", force: bool | None = None) -> None:
-    """Write a text file that appears complete, in the place of an earlier one; arguments as of [`new_file`]."""
-    with new_file(path, argument, force) as temporary:
+def write_text(
+    path: Path, text: str, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
+) -> None:
+    """Write a text file that appears complete; arguments as of [`new_file`]."""
+    with new_file(path, argument, force, seen) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def temporary_sibling(output: Path, kind: str = "partial") -> Path:
-    """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
-    return output.parent / f".{output.name}.{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
-
-
-def _here() -> str:
-    """This machine, and the space in which its processes have their numbers: containers have their own."""
-    with suppress(OSError):
-        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
-    return socket.gethostname()
 
 
 def remove_leftovers(output: Path) -> None:
     """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
-    made_here = re.compile(
-        rf"\.{re.escape(output.name)}\.{re.escape(_here())}-(\d+)-[0-9a-f]{{8}}\.(partial|previous)"
-    )
+    made_here = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(here())}-(\d+)-[0-9a-f]{{8}}\.(partial|previous)")
     for path in output.parent.iterdir() if output.parent.is_dir() else ():
         match = made_here.fullmatch(path.name)
         if match is None or _lives(int(match[1])):
@@ -358,32 +413,20 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
     record_written(temporary, inventory(temporary))
     try:
         if not earlier:
-            temporary.rename(output)  # which replaces nothing but an empty folder
+            give_name(temporary, output)
             return
         exchange(temporary, output)
         if inventory(temporary) == earlier:
             return
         exchange(temporary, output)
     except OSError as error:
+        if error.errno == errno.EBUSY:  # of a folder of the same disk nobody knows before
+            raise ValueError(
+                f"`{argument}` must not be where something is mounted, got {str(typed)!r}. Name a new folder in it."
+            ) from error
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
     raise ValueError(
         f"`{argument}` must stay as it is while this runs, got {str(typed)!r}, in which something has appeared or "
         "changed. It was left as it is, and nothing was written. Run it again, or name another folder."
     )
-
-
-def exchange(a: Path, b: Path) -> None:
-    """Exchange the names of two folders, in one step where the system can."""
-    with suppress(AttributeError, OSError):
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-        if call(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0:
-            return
-    aside = temporary_sibling(b, "previous")
-    b.rename(aside)
-    try:
-        a.rename(b)
-    except OSError:
-        aside.rename(b)
-        raise
-    aside.rename(a)

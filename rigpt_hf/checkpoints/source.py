@@ -136,6 +136,7 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read or holds anything else; the message names it.
     """
+    check_readable(path, argument)
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         held = "null" if content is None else f"a {type(content).__name__}"
@@ -149,6 +150,19 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
     if problem:
         raise ValueError(f"`{argument}` must have a readable `{path.name}`, got {str(path)!r}: {problem}. {AGAIN}")
     return content
+
+
+def check_readable(path: Path, argument: str) -> None:
+    """A `ValueError` if a file may not be read."""
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise ValueError(
+            f"`{argument}` must have files that may be read, got {str(path)!r}: {error.strerror}. Let it be read, or "
+            "name another."
+        ) from error
+    except OSError:  # which whoever reads it says
+        pass
 
 
 def in_short(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .source import AGAIN, read_json, shown
+from .source import AGAIN, check_readable, read_json, shown
 
 
 # What DDP and `torch.compile` put in front of the names of a model they have wrapped.
@@ -199,6 +199,7 @@ def stored_tensors(folder: Path, argument: str = "source") -> dict[str, StoredTe
 
 
 def _header(path: Path, argument: str) -> dict[str, StoredTensor]:
+    check_readable(path, argument)
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no dict

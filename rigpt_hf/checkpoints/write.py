@@ -143,6 +143,7 @@ def write_checkpoint(
             target=certify_against.target,
             seed=certify_against.seed,
             names=("source", "output_dir"),
+            positions=config.max_position_embeddings,
         ).check(certify_against.explanation)
         certificate.save(folder)
         return certificate

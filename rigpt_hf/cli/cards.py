@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-
 from ..command_line import READS, check_apart
+from ..terminal import Console
 from .arguments import argument, flag, option
 
 

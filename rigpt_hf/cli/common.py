@@ -6,12 +6,11 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..checkpoints.disk import folders_above
 from ..checkpoints.folder import check_file, forget
 from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
+from ..terminal import Console
 from .arguments import DTYPES
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from ..checkpoints.source import is_model
 from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
+from ..terminal import Console
 from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
 from .common import check_device, report, to_dtype
 

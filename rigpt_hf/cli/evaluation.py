@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
+from ..terminal import Console
 from .arguments import argument, option
 from .common import check_device, to_dtype
 

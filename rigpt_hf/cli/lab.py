@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..command_line import WRITES
 from ..extras import require
+from ..terminal import Console
 from .arguments import argument, flag, option
 from .common import check_file, new_file
 

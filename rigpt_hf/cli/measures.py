@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
+from ..terminal import Console
 from .arguments import Source, argument, flag, option
 from .common import check_file, check_picture, new_files, numbers, save_picture
 

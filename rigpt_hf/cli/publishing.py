@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 
 from ..command_line import READS
+from ..terminal import Console, visible
 from .arguments import argument, flag, option
 
 
@@ -142,7 +142,7 @@ def say_files(console: Any, sizes: dict[str, int], place: str):
     """A table of files with their sizes in bytes, and where they would go."""
     table = Table("file", Column("size", justify="right"))
     for name, size in sizes.items():
-        table.add_row(name, decimal(size))
+        table.add_row(visible(name), decimal(size))
     console.print(table)
     line = f"{len(sizes)} files, {decimal(sum(sizes.values()))}, would go to {place}. Nothing was sent."
     console.print(line, soft_wrap=True)
@@ -151,5 +151,5 @@ def say_files(console: Any, sizes: dict[str, int], place: str):
 def say_left_out(console: Any, names: tuple[str, ...]):
     """One line if the folder has files that a repository does not hold."""
     if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = ", ".join(map(visible, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         console.print(f"Left out: {shown}", highlight=False)

@@ -5,12 +5,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
+from ..terminal import Console
 from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
 from .common import check_file, check_picture, new_file, numbers, report, save_model, to_dtype
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
@@ -26,6 +25,7 @@ from ..conversion.families import architecture_of
 from ..conversion.stock_rotation import rotate_stock
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry import GaugeTransformation
+from ..terminal import Console
 from ..text.corpus import gather_documentation, read_text
 from ..text.tokenizer import split, token_row, train_tokenizer
 from .options import DemoOptions

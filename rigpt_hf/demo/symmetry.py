@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from ..checkpoints.folder import check_output, new_folder
 from ..pictures import save
 from ..pictures.symmetry import draw_generalisation
+from ..terminal import Console
 from .commands import Commands, share_right
 from .learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
 from .options import DemoOptions

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.folder import look, write_text
 from rigpt_hf.extras import needs
 
+from ..terminal import Console
 from .registry import chapters
 
 
@@ -86,7 +86,7 @@ def main(
         console.print(f"Not those of their scripts: {names}. Run `python -m rigpt_hf.lab.notebooks`.")
         raise typer.Exit(1)
     for notebook in stale:
-        write_text(notebook, to_text(notebook.with_suffix(".py")))
+        write_text(notebook, to_text(notebook.with_suffix(".py")), seen=look(notebook))
         console.print(f"Written: {notebook}")
 
 

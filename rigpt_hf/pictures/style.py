@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..checkpoints.folder import new_file
+from ..checkpoints.folder import look, new_file
 from ..extras import needs
 
 
@@ -121,7 +121,7 @@ def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> 
         The path.
     """
     path = Path(path)
-    with new_file(path) as temporary:
+    with new_file(path, "path", seen=look(path)) as temporary:
         temporary.write_bytes(encoded(drawn, picture_format or path.suffix[1:] or "png"))
     return path
 

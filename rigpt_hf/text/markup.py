@@ -2,13 +2,13 @@
 
 import re
 
+from ..terminal import UNSEEN
+
 
 # Means something in Markdown or HTML, but for words between two backticks, which are code, and underscores in words.
 # The rest does only where a line begins.
 CODE = r"(?<!`)(`(?![` ])[^`<>&|\\]+(?<! )`)(?!`)"
 MARKUP = re.compile(CODE + r"|[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])|^ ?(?:#|=|-(?=[- ]*$))")
-# Control characters, and those that let text be read in another order than it is written.
-UNSEEN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def literal(value: object) -> str:
@@ -17,7 +17,7 @@ def literal(value: object) -> str:
 
     Character references are no markup in either: `<b>` becomes `&#60;b&#62;`. Words between backticks stay code.
     """
-    line = re.sub(r"\s+", " ", UNSEEN.sub("", str(value)))
+    line = UNSEEN.sub("", re.sub(r"\s+", " ", str(value)))
     return MARKUP.sub(lambda match: match[1] or f"{match[0][:-1]}&#{ord(match[0][-1])};", line)
 
 

@@ -17,6 +17,7 @@ from .files import local_documents
 
 END = "<|endoftext|>"
 LONG_WORD = re.compile(r"\S{1000}|\s{1000}")
+LARGEST = 2**20  # tokens of a tokenizer that is made here
 HELD_OUT = 0.02  # share of the tokens that training never sees
 
 
@@ -92,7 +93,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
 
 
 def train_tokenizer(passages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with an end-of-text token."""
+    """A byte-level BPE tokenizer with an end-of-text token; of at most `LARGEST` tokens."""
+    if vocabulary > LARGEST:  # the library makes room for all of them first
+        raise ValueError(f"`vocabulary` must be at most {LARGEST:,}, got {vocabulary}. Take fewer tokens.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -4,18 +4,22 @@ import errno
 import json
 import os
 import shutil
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from rigpt_hf.checkpoints import disk
 from rigpt_hf.checkpoints import folder as module
 from rigpt_hf.checkpoints.folder import (
     WRITTEN,
+    begin_record,
     check_file,
     check_output,
     foreign,
     forget,
+    look,
     new_file,
     new_folder,
     parse_json,
@@ -48,7 +52,7 @@ OURS = {"out/part/model": "weights", "out/config.json": "{}"}
 def either_way(request, monkeypatch):
     """Once with the system call that exchanges names, and once as on systems without it."""
     if request.param == "two renames":
-        monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
+        monkeypatch.setattr(disk, "RENAME_EXCHANGE", 2**20)
 
 
 def test_what_appears_while_it_works_is_left(tmp_path, either_way, monkeypatch):
@@ -124,7 +128,7 @@ def test_only_what_was_written_here_is_replaced(tmp_path):
 
 
 def test_if_the_last_step_fails_the_earlier_folder_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RENAME_EXCHANGE", 2**20)
+    monkeypatch.setattr(disk, "RENAME_EXCHANGE", 2**20)
     output, rename = tmp_path / "out", Path.rename
     make(output)
 
@@ -174,9 +178,54 @@ def test_files_that_appear_are_left(tmp_path):
         place.write_text("ours")
         path.write_text("theirs")
     assert content(tmp_path) == {"picture.png": "theirs"}
-    with new_file(path, "picture") as place:
+    with new_file(path, "picture", seen=look(path)) as place:
         place.write_text("ours")
     assert content(tmp_path) == {"picture.png": "ours"}
+
+
+@pytest.mark.parametrize("kind", ["absent", "ours", "seen"])
+def test_what_appears_in_the_last_moment_is_left_and_nothing_else(kind, tmp_path, either_way, monkeypatch):
+    """Between the last look and the name, also where something may be replaced; a stop there loses nothing either."""
+    path, named = tmp_path / "said.json", {"absent": True, "ours": True, "seen": None}[kind]
+    record_written, exchange = module.record_written, module.exchange
+
+    def write(text, **patches):
+        seen = look(path) if kind == "seen" else None
+        with monkeypatch.context() as patched, new_file(path, "json", named, seen) as place:
+            place.write_text(text)
+            for name, patch in patches.items():
+                patched.setattr(module, name, patch)
+
+    def appear(*arguments):
+        record_written(*arguments)
+        if arguments[0] == tmp_path:
+            path.unlink(missing_ok=True)
+            path.write_text("years of work")
+
+    def stopped(a, b):
+        exchange(a, b)
+        raise KeyboardInterrupt
+
+    def begin():
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write_text(tmp_path / "other.json", "ours", force=False)
+        if kind != "absent":
+            write_text(path, "earlier", force=False)
+
+    for late in (appear, lambda *arguments: (appear(*arguments), monkeypatch.setattr(module, "exchange", stopped))):
+        begin()
+        with pytest.raises((ValueError, KeyboardInterrupt)) as told:
+            write("new", record_written=late)
+        monkeypatch.setattr(module, "exchange", exchange)
+        assert "years of work" in content(tmp_path).values(), told.value
+        if isinstance(told.value, ValueError):
+            assert "which has appeared or changed meanwhile and was left" in str(told.value)
+            assert content(tmp_path) == {"said.json": "years of work", "other.json": "ours"}
+            assert foreign(tmp_path) == ["said.json"]
+    begin()
+    write("new")
+    assert content(tmp_path) == {"said.json": "new", "other.json": "ours"} and foreign(tmp_path) == []
 
 
 FILES = {
@@ -193,9 +242,9 @@ FILES = {
 def test_a_file_that_is_named_is_replaced_only_if_it_was_written_here(change, tmp_path):
     path = tmp_path / "said.json"
     write_text(path, "first", force=False)
-    for force in (True, None):  # again, and as the program's own
-        check_file(path, "json", True)
-        write_text(path, "ours", force=force)
+    check_file(path, "json", True)
+    write_text(path, "again", force=True)
+    write_text(path, "ours", seen=look(path))  # as the program's own
     assert content(tmp_path) == {"said.json": "ours"} and foreign(tmp_path) == []
     change(path)
     before = {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
@@ -220,10 +269,10 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("no")
 
-    replace = Path.replace
+    put = module._put
     for name in ("b", "new"):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="no"):
-            patched.setattr(Path, "replace", lambda path, to: (replace if to.name == WRITTEN else fail)(path, to))
+            patched.setattr(module, "_put", lambda at, to, may: (put if to.name == WRITTEN else fail)(at, to, may))
             write_text(tmp_path / name, "new", force=True)
         assert read_written(tmp_path) == written and foreign(tmp_path) == []
     forget(tmp_path / "b")
@@ -253,11 +302,11 @@ def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
 
 def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
     for dead in (2**22 + 1, os.getpid()):
-        (tmp_path / f".card.md.{module._here()}-{dead}-12345678.partial").touch()
+        (tmp_path / f".card.md.{module.here()}-{dead}-12345678.partial").touch()
     write_text(tmp_path / "card.md", "card")
     assert {path.name for path in tmp_path.iterdir()} == {
         "card.md",
-        f".card.md.{module._here()}-{os.getpid()}-12345678.partial",
+        f".card.md.{module.here()}-{os.getpid()}-12345678.partial",
     }
 
 
@@ -290,7 +339,7 @@ def test_a_full_disk_is_named(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from rigpt_hf.checkpoints import folder as module
+from rigpt_hf.checkpoints import disk, folder as module
 CHANGES = {"mkdir", "rename", "replace", "unlink", "rmdir", "open", "renameat2", "close"}
 
 def count(frame, event, function):
@@ -307,7 +356,7 @@ def make(output, text):
         (folder / "config.json").write_text("{}")
 
 if sys.argv[2] == "two renames":
-    module.RENAME_EXCHANGE = 2**20
+    disk.RENAME_EXCHANGE = 2**20
 for number in range(200):
     output = Path(sys.argv[1], str(number), "out")
     make(output, "weights")
@@ -349,8 +398,8 @@ def test_leftovers_of_others_stay(tmp_path):
     """Of processes that live, of other machines, and whatever is not this program's."""
     output = tmp_path / "out"
     names = [temporary_sibling(output).name, f".out.elsewhere-{2**22 + 1}-12345678.partial", ".out.partial"]
-    dead = tmp_path / f".out.{module._here()}-{2**22 + 1}-12345678.partial"
-    names += [f".out.{module._here()}-notes-{2**22 + 1}-12345678.partial", dead.name.replace("partial", "png")]
+    dead = tmp_path / f".out.{module.here()}-{2**22 + 1}-12345678.partial"
+    names += [f".out.{module.here()}-notes-{2**22 + 1}-12345678.partial", dead.name.replace("partial", "png")]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -389,6 +438,71 @@ def test_a_file_with_the_name_of_the_record_that_is_none_is_left(tmp_path):
         with pytest.raises(ValueError, match="only if this program wrote it"):
             check_file(output / "a.json", "json", force=True)
         (output / "a.json").unlink()
+
+
+def test_a_link_with_the_name_of_the_record_stays(tmp_path):
+    """Also if it leads to a record of another folder."""
+    make(tmp_path / "other")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / WRITTEN).symlink_to(tmp_path / "other" / WRITTEN)
+    for begin in (lambda: begin_record(tmp_path / "out"), lambda: make(tmp_path / "out")):
+        with pytest.raises(ValueError, match=f"must stay as it is.*{WRITTEN}|with {WRITTEN}. Move"):
+            begin()
+        assert (tmp_path / "out" / WRITTEN).is_symlink() and foreign(tmp_path / "other") == []
+    (tmp_path / "out" / WRITTEN).unlink()
+    begin_record(tmp_path / "out")
+    assert read_written(tmp_path / "out") == {} and not (tmp_path / "out" / WRITTEN).is_symlink()
+
+
+def test_an_output_folder_keeps_its_mode_and_group(tmp_path):
+    """Whether it is empty or has an earlier output in it; a new one is as the system makes them."""
+    output = tmp_path / "out"
+    for mode in (0o700, 0o2770, 0o1777):
+        for earlier in (False, True):
+            shutil.rmtree(output, ignore_errors=True)
+            output.mkdir()
+            if earlier:
+                make(output)
+            with suppress(PermissionError):
+                os.chown(output, -1, os.getgid() + 1)
+            output.chmod(mode)
+            before = output.stat()
+            make(output, "new")
+            assert (oct(output.stat().st_mode), output.stat().st_gid) == (oct(before.st_mode), before.st_gid)
+    shutil.rmtree(output)
+    (tmp_path / "plain").mkdir()
+    make(output)
+    assert output.stat().st_mode == (tmp_path / "plain").stat().st_mode != mode
+    output.chmod(0o555)
+    for check in (lambda: make(output, "again"), lambda: check_output(output, None, force=True)):
+        with pytest.raises(
+            ValueError, match="`output_dir` must be a place that can be written to, got .*out'.*denied"
+        ):
+            check()
+    output.chmod(0o755)
+    assert content(tmp_path) == OURS
+
+
+def test_a_place_where_a_disk_is_mounted_is_refused_first(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+        for check in (lambda: make(tmp_path / "out"), lambda: check_output(tmp_path / "out", None, force=True)):
+            with pytest.raises(
+                ValueError, match="`output_dir` must not be where a disk is mounted, got .*out'. Name a"
+            ):
+                check()
+
+    def busy(temporary, path):  # as of a mounted folder of the same disk, which `ismount` does not know
+        if path.name == "out":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(temporary))
+        temporary.rename(path)
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="where something is mounted, got .*out'"):
+        patched.setattr(module, "give_name", busy)
+        make(tmp_path / "out")
+    make(tmp_path / "out/new")
+    assert content(tmp_path / "out/new").keys() == {"part/model", "config.json"}
 
 
 def test_folders_that_were_made_on_the_way_go_again(tmp_path):

@@ -178,3 +178,25 @@ def test_weights_of_a_stock_model_are_no_booleans(folders, answer, tmp_path):
     for call in (("convert", model, out), ("verify", model, model), ("demo", "--model", model, "--output", out)):
         line = in_one_line(answer("rigpt", *call))
         assert name in line and "floating point" in line and not out.exists(), line
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_may_not_be_read_is_no_damage(name, folders, answer, tmp_path, monkeypatch):
+    """Whoever runs these tests may read all, so opening is refused here."""
+    model, out, open_file = copied(folders / "rigpt", tmp_path / "model"), tmp_path / "out", Path.open
+
+    def refuse(self, *arguments, **options):
+        if self == model / name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_file(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        for call in (("rotate", model, out), ("canonicalize", model, out)):
+            line = in_one_line(answer("rigpt", *call))
+            assert f"`SOURCE` must have files that may be read, got '{model / name}': Permission denied" in line, line
+            assert not any(word in line for word in ("damaged", "Download", "`source`", *UPSTREAM)), line
+        line = in_one_line(answer("finetune", model, folders / "text.txt", out))
+        assert f"'{model / name}': Permission denied" in line and "`source`" not in line, line
+        assert not out.exists()
+    assert answer("rigpt", "rotate", model, out)[0] == 0

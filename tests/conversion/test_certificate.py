@@ -1,5 +1,6 @@
 """The certificate sees what it must see: three classical mistakes, dead models, and its own round trip."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import certificate as certificate_module
-from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, weights_sha256
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, random_input_ids, weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion import plan as plan_module
 from rigpt_hf.conversion.families import ARCHITECTURES
@@ -177,3 +178,30 @@ def test_the_table_and_the_loss():
     with torch.no_grad():
         assert certificate.loss_a == pytest.approx(float(source(ids, labels=ids).loss), rel=1e-6)  # float32 inside
     assert abs(certificate.loss_difference) < 1e-12
+
+
+class TestWhatIsChecked:
+    def test_all_positions_of_a_table_up_to_a_bound(self):
+        """Of two GPT-2 that differ behind the 64th position alone, and of two that differ in one token alone."""
+        source = stock_model("gpt2", torch.float32, n_positions=256)
+        for changed in ("wpe", "wte"):
+            other = copy.deepcopy(source)
+            assert certify(source, other).passed
+            with torch.no_grad():
+                table = getattr(other.transformer, changed).weight
+                table[64 if changed == "wpe" else 7] *= 2
+            assert not certify(source, other).passed
+
+    def test_the_verdict_says_what_was_checked(self):
+        source = stock_model("gpt2", torch.float32, n_positions=256)
+        vocabulary = source.config.vocab_size
+        everything = str(certify(source, source))
+        assert "equal up to rounding\n" in everything and "1 x 256 tokens" in everything
+        assert f"256 of 256 positions, {vocabulary} of {vocabulary} tokens of the vocabulary" in everything
+        part = str(certify(source, source, torch.tensor([[3, 4, 5, 3]])))
+        assert "equal up to rounding, where checked\n" in part
+        assert f"4 of 256 positions, 3 of {vocabulary} tokens of the vocabulary" in part
+
+    def test_the_cost_is_bounded(self):
+        assert random_input_ids(50_000, 8192).shape == (1, 1024) and random_input_ids(50_000, 40).shape == (2, 40)
+        assert not random_input_ids(50, 64, seed=1).equal(random_input_ids(50, 64))

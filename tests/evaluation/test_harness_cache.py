@@ -1,5 +1,7 @@
 """Nothing is measured again, unless something that the result depends on has changed."""
 
+import json
+
 import pytest
 
 from rigpt_hf.evaluation.harness import results as results_module
@@ -25,6 +27,29 @@ def test_nothing_is_measured_twice(evaluation, world, monkeypatch):
     again = run(world, output, against="gpt2")
     assert again["tasks"] == results["tasks"]
     assert kept == {path.name: path.stat().st_mtime_ns for path in (output / "cache").iterdir()}
+
+
+CHANGES = ("[]", "7", '"x"', "{}", "null", "", '{"sha256": null, "result": null}', "edited", "another's")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_kept_result_that_was_changed_is_not_taken_for_measured(change, world, tmp_path):
+    output = tmp_path / "out"
+    run(world, output, suite="brief")
+    path, other = sorted((output / "cache").iterdir())[:2]
+    before = (output / "results.json").read_text()
+    kept = json.loads(path.read_text())
+    if change == "edited":
+        kept["result"][next(iter(kept["result"]))] = 3.0
+        change = json.dumps(kept)
+    path.write_text(other.read_text() if change == "another's" else change)
+    text = path.read_text()
+    with pytest.raises(ValueError, match=f"`output` must have results as they were kept, got .*{path.name}', which"):
+        run(world, output, suite="brief")
+    assert path.read_text() == text and (output / "results.json").read_text() == before
+    path.unlink()
+    again = run(world, output, suite="brief")
+    assert not any(task["errors"] for task in again["tasks"]) and path.exists()
 
 
 def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):

@@ -78,6 +78,47 @@ metadata: {{version: 1.0}}
 """
 
 
+# What would run code that the folder names, and what it is refused for.
+CODE = {
+    "doc_to_text: !function evil.f": "constructor for the tag '!function'",
+    "class: !function evil.A": "constructor for the tag '!function'",
+    "process_docs: {folder}/evil.f": "key 'process_docs'",
+    "custom_dataset: {folder}/evil.f": "key 'custom_dataset'",
+    "doc_to_text: \"{{{{ cycler.__init__.__globals__.os.system('touch {folder}/canary') }}}}\"": "a template may have",
+    "description: \"{{% for a in ''.__class__.__mro__ %}}{{{{a}}}}{{% endfor %}}\"": "a template may have",
+    'doc_to_choice: [a, "{{{{{{{{prompt}}}}}}}}"]': "a template may have",
+    "doc_to_choice: [a, \"{{{{prompt|attr('x')}}}}\"]": "a template may have",
+    "metric_list: [{{metric: {folder}}}]": "metric '",
+    "metric_list: [{{metric: acc, hf_evaluate: true}}]": "key of a metric 'hf_evaluate'",
+    "dataset_path: {folder}": "`dataset_path`",
+    "dataset_kwargs: {{trust_remote_code: true}}": "key of `dataset_kwargs` 'trust_remote_code'",
+    "include: other.yml": "key 'include'",
+    "task: [{{task: a, process_docs: {folder}/evil.f}}]": "tasks of a group must be names",
+    "a: !!python/object/apply:os.system [touch {folder}/canary]": "constructor for the tag",
+    "- a": "it is no mapping",
+    "a: [": "while parsing",
+}
+
+
+@pytest.mark.parametrize("line", CODE)
+def test_no_code_of_a_folder_of_tasks_is_run(line, tasks, tmp_path):
+    """Neither functions nor classes nor templates; without the line the task is taken."""
+    shutil.copytree(tasks[0], tmp_path / "own")
+    canary = tmp_path / "own/canary"
+    (tmp_path / "own/evil.py").write_text(f"open({str(canary)!r}, 'w')\nf = A = dict\n")
+    options = StandardOptions(include_path=str(tmp_path / "own"))
+    check_standard_tasks(("tiny_choices",), options)
+    said = line.format(folder=tmp_path / "own")
+    gone = (f"{said.partition(':')[0]}:", *(["  - {metric"] if "metric" in said else []))
+    old = (tmp_path / "own/tiny_choices.yaml").read_text().splitlines()
+    text = said if said[0] == "-" else "\n".join([*(row for row in old if not row.startswith(gone)), said])
+    (tmp_path / "own/sub").mkdir()
+    (tmp_path / "own/sub/evil.yaml").write_text(text.replace("task: tiny_choices", "task: evil"))
+    with pytest.raises(ValueError, match="`include_path` must hold task files that are data.*sub/evil.yaml'") as told:
+        check_standard_tasks(("evil",), options)
+    assert CODE[line] in str(told.value) and "\n" not in str(told.value) and not canary.exists()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def library(tmp_path_factory):
     """

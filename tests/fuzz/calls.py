@@ -155,13 +155,23 @@ def signals(draw: Draw) -> Case:
 
 @kind(3)
 def full(draw: Draw) -> Case:
-    do = draw.choice(("full", "limit"))
-    at = draw.randrange(1, 16) if do == "full" else draw.randrange(3000, 40_000)
+    do = draw.choice(("full", "limit", "device"))
+    at = draw.randrange(3000, 40_000) if do == "limit" else draw.randrange(1, 16)
     return Case(draw.choice(BEFALL), f"disk {do} at {at}", "there was room", event={"do": do, "at": at})
+
+
+# What commands write besides what they make.
+BESIDE = {
+    "pretrain": ["out/run.json", "out/metrics.jsonl", "out/loss.png", "out/checkpoints/step-00000002", "out/model/a"],
+    "finetune": ["out.checkpoints/finetune.json", "out.checkpoints/checkpoint-1/eval.json"],
+    "evaluate": ["out/table.md", "out/results.json"],
+}
 
 
 @kind(2)
 def together(draw: Draw) -> Case:
     name, do, at = draw.choice(BEFALL), draw.choice(("appear", "twin")), draw.randrange(1, 12)
-    place = draw.choice((*COMMANDS[name].makes[:1], "out/thesis.txt"))
-    return Case(name, f"{do} at change {at}: {place}", "ended before", event={"do": do, "at": at, "place": place})
+    place = draw.choice((*COMMANDS[name].makes[:1], "out/thesis.txt", *BESIDE.get(name, ())))
+    force = ["--force"] * (draw.random() < 0.5 and any("--force" in it.opts for it in options(name)))
+    event = {"do": do, "at": at, "place": place}
+    return Case(name, f"{do} at change {at}: {place}", "ended before", [*COMMANDS[name].words, *force], event)

@@ -19,6 +19,9 @@ FILLS = {"open", "os.mkdir", "os.link", "os.symlink"}
 
 def arm(event: dict, run) -> None:
     """Let `event["do"]` happen at the `event["at"]`-th change of a file below `event["root"]`, and be noted."""
+    if event["do"] == "device":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        return
     if event["do"] == "limit":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (event["at"], event["at"]))
@@ -86,6 +89,10 @@ def main() -> None:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
 
     if event:
+        from rigpt_hf.checkpoints import disk
+
+        rename = disk._rename  # no hook hears of this system call
+        disk._rename = lambda a, b, flag: (sys.audit("os.rename", a, b, -1, -1), rename(a, b, flag))[1]
         arm(event, run)
     run()
 

@@ -140,7 +140,9 @@ def weigh(case: Case, root: Path, answer: Answer) -> tuple[str, str]:
             return "accepted", "what appeared is still there"
         answer.new = [name for name in answer.new if root / name not in (place, *place.parents)]
     if do == "twin" and "0" in (answer.happened, str(answer.code)):
-        if answer.happened == str(answer.code) and case.command not in ("evaluate", "card", "pretrain"):
+        # With --force the later of the two may replace what the earlier has finished.
+        alone = case.command not in ("evaluate", "card", "pretrain") and "--force" not in case.words
+        if answer.happened == str(answer.code) and alone:
             raise Failed("two at once, and both say that they wrote")
         return "refused", complete(case, root, answer, "one of two")
     if answer.code == 0 and do in CODES:
@@ -153,6 +155,8 @@ def weigh(case: Case, root: Path, answer: Answer) -> tuple[str, str]:
     if answer.code not in ({CODES[do]} if do in CODES else {1, 2}):
         raise Failed(f"exit code {answer.code}: {answer.err[-1:]}")
     check_words(case, root, answer.err)
+    if case.event.get("do") == "device" and "All else is done" in answer.err[0]:
+        return "refused", complete(case, root, answer, "standard output was full")
     goes_on = case.command in ("pretrain", "evaluate", "finetune", "chat") and "at" in case.event
     if left := [name for name in answer.new if not (goes_on and name.startswith("work/out"))]:
         raise Failed(f"left behind: {', '.join(left[:4])}")

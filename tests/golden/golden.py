@@ -89,8 +89,9 @@ FINETUNE = (
     "{model} {rows} {output} --max-steps 12 --per-device-train-batch-size 4 --logging-steps 1 --context-length 48 "
     "--optim equivariant --cpu --quiet --learning-rate 0.003"
 )
-# What a log or a result says of the machine and the moment.
+# What a log or a result says of the machine and the moment, and what follows from the inputs.
 PASSING = {"tokens_per_second", "mfu", "seconds", "created", "code", "versions", "source", "target", "folder", "path"}
+PASSING |= {"checked"}
 
 
 def sha256(tensor: torch.Tensor) -> str:

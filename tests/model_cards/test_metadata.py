@@ -14,6 +14,7 @@ from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
 from rigpt_hf.training.options import PretrainOptions
+from rigpt_hf.training.records import weights_digest
 from tests.models import tiny_model
 from tests.symmetry.options import generator
 
@@ -21,24 +22,20 @@ from tests.symmetry.options import generator
 STEP = 32.0  # tokens
 
 
-def run_of(folder: Path, entries: list[dict], **run) -> Path:
+def run_of(folder: Path, entries: list[dict], data: str | None = "docs", **run) -> Path:
     """The folder of a model whose run logged these entries."""
-    record = {
-        "model": {"kind": "rigpt", "config": {}, "start": None},
-        "data": {"context": 8, "source": "docs"},
-        "optimizer": {"name": "equivariant", "lr": 0.01, "weight_decay": 0.1},
-        "run": {"steps": 9, "batch_size": 4, "seed": 1, "precision": "no"} | run,
-    }
-    (folder / "model").mkdir(exist_ok=True)
+    usual = {"max_steps": 9, "warmup_steps": 1, "global_batch_size": 4, "context_length": 8, "seed": 1}
+    options = PretrainOptions(**(usual | {"learning_rate": 0.01} | run))
+    record = options.facts() | {"data": data, "weights_sha256": weights_digest(folder)}
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return folder / "model"
+    return folder
 
 
 def test_training_is_read_from_the_run(tmp_path, known_invariance):
     entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
+    tiny_model().float().save_pretrained(tmp_path)
     folder = run_of(tmp_path, entries)
-    tiny_model().float().save_pretrained(folder)
     # The last line was being written when the run was killed.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "tok')
@@ -48,36 +45,43 @@ def test_training_is_read_from_the_run(tmp_path, known_invariance):
     assert training.timed is None
     assert "| text | docs |" in card_text(folder)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="`folder` must lie in a whole run, .* without 'global_batch_size'. Move it"):
+    with pytest.raises(ValueError, match="`folder` must lie in a whole run, .* without 'weights_sha256'. Move it"):
         gather(folder)
 
 
-def test_the_record_is_that_which_a_run_leaves(tmp_path):
-    """As `training/pretrain.py` writes it, and as it did while its options had sections."""
-    options = PretrainOptions(
-        max_steps=9, warmup_steps=1, global_batch_size=4, context_length=8, seed=1, learning_rate=0.01
-    )
-    (tmp_path / "run.json").write_text(json.dumps(options.facts() | {"data_hashes": {}}))
+def test_a_run_is_that_of_its_weights_alone(tmp_path):
+    """Not of others that were put there, nor of a model that was made elsewhere and lies beside the run's record."""
+    folder = run_of(tmp_path, [])
+    assert training_metadata(folder).steps == 9
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors"):
+        (folder / name).write_bytes(b"others")
+        assert training_metadata(folder) is None
+        (folder / name).unlink()
+    assert training_metadata(folder).steps == 9
     (tmp_path / "model").mkdir()
-    found = training_metadata(tmp_path / "model")
+    assert training_metadata(tmp_path / "model") is None
+
+
+def test_the_record_is_that_which_a_run_leaves(tmp_path):
+    """As `training/pretrain.py` writes it."""
+    found = training_metadata(run_of(tmp_path, [], data=None))
     assert (found.steps, found.tokens, found.batch_size, found.context) == (9, 288, 4, 8)
     assert (found.optimizer, found.learning_rate, found.weight_decay) == ("equivariant", 0.01, 0.1)
     assert (found.precision, found.seed, found.start, found.source) == ("no", 1, None, None)
     assert replace(found, source="docs") == training_metadata(run_of(tmp_path, []))
-    (tmp_path / "run.json").write_text(json.dumps(replace(options, init_from="/home/ada/gpt2").facts()))
-    assert training_metadata(tmp_path / "model").start == "gpt2"
+    assert training_metadata(run_of(tmp_path, [], init_from="/home/ada/gpt2")).start == "gpt2"
 
 
 def test_the_time_is_that_of_all_steps_and_not_of_those_in_the_log(tmp_path):
     """Every hundredth step is logged, and those that were looked at."""
     speeds = {100: STEP / 36, 150: STEP / 18, 200: STEP / 36, 300: STEP / 36}
     entries = [{"step": step, "tokens_per_second": speed} for step, speed in speeds.items()]
-    training = training_metadata(run_of(tmp_path, entries, steps=300, log_every=100))
+    training = training_metadata(run_of(tmp_path, entries, max_steps=300))
     assert training.seconds == pytest.approx(100 * 36 + 50 * 18 + 50 * 36 + 100 * 36)
     assert training.timed == 4 and training.steps == 300
     # The same run with every step in its log.
     whole = [{"step": step, "tokens_per_second": STEP / (18 if 100 < step <= 150 else 36)} for step in range(1, 301)]
-    every = training_metadata(run_of(tmp_path, whole, steps=300))
+    every = training_metadata(run_of(tmp_path, whole, max_steps=300))
     assert every.seconds == pytest.approx(training.seconds) and every.timed is None
 
 
@@ -90,19 +94,18 @@ def test_a_time_that_cannot_be_known_is_left_out(tmp_path):
 
 def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
     """Numbers that are none, lists for objects, and what JSON holds besides."""
+    tiny_model().float().save_pretrained(tmp_path)
     folder = run_of(tmp_path, [])
-    tiny_model().float().save_pretrained(folder)
     run = json.loads((tmp_path / "run.json").read_text())
     broken = [
         "",
         "[]",
         "{}",
         "[" * 100_000,
-        run | {"run": 5},
-        run | {"run": run["run"] | {"batch_size": "<b>"}},
-        run | {"data": []},
+        run | {"global_batch_size": "<b>"},
+        run | {"global_batch_size": float("inf")},
+        {name: value for name, value in run.items() if name != "init_from"},
     ]
-    broken += [run | {"run": run["run"] | {"batch_size": float("inf")}}, run | {"model": "x"}]
     merged = ["[]", {"sources": 5, "weights": 5}, {"sources": ["a"], "weights": ["x"]}]
     merged += [{"sources": ["a"], "weights": [number]} for number in (float("nan"), float("inf"), None, [])]
     tuned = ["null", {"options": 5}, {"options": {"model": {"a": 1}}}]
@@ -121,7 +124,7 @@ def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
 def test_values_that_no_run_or_merge_writes_are_refused(tmp_path):
     """By the rules of the run, and of the merge."""
     folder = run_of(tmp_path, [])
-    run = PretrainOptions(warmup_steps=1).facts()
+    run = json.loads((folder / "run.json").read_text())
 
     def refused(read, path: Path, content: str) -> str:
         before = path.read_text() if path.exists() else None

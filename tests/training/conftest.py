@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.text.tokenizer import train_tokenizer
 from rigpt_hf.training import loop, records
 from rigpt_hf.training.finetune_options import FinetuneOptions
@@ -19,13 +18,13 @@ from tests.training.texts import TEXT
 @pytest.fixture(scope="session", autouse=True)
 def saved_curves():
     """The function that draws curves, which runs do without, as without the peak: both are half of a short one."""
-    save = records.save
+    encoded = records.encoded
     with pytest.MonkeyPatch.context() as patched:
         # A kill spares the memory of the operating system, and a busy disk would take minutes.
         patched.setattr(os, "fsync", lambda descriptor: None)
-        patched.setattr(records, "save", lambda figure, path: write_text(path, ""))
+        patched.setattr(records, "encoded", lambda figure: b"")
         patched.setattr(loop, "peak_flops", lambda device, dtype: PEAK)
-        yield save
+        yield encoded
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +38,7 @@ def straight(data, saved_curves, tmp_path_factory):
     """The folder of a run of 12 steps, with dropout, that nothing happened to; to look at and to copy."""
     output = tmp_path_factory.mktemp("straight") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(records, "save", saved_curves)
+        patched.setattr(records, "encoded", saved_curves)
         pretrain(data, output, diagnose_steps=6)
     return output
 

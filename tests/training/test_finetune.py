@@ -318,7 +318,7 @@ def test_nothing_is_overwritten_unasked(options, tmp_path):
     (working / "checkpoint-4").mkdir()
     new = {"output_dir": str(tmp_path / "new"), "force": True}
     with pytest.raises(
-        ValueError, match="nothing else than checkpoints of this program beside it.*has finetune.json, precious of"
+        ValueError, match="nothing else than checkpoints of this program.*has checkpoint-4, finetune.json, precious"
     ):
         finetune(options(**new))
     with pytest.raises(ValueError, match="`output_dir` must not hold what is read, nor the checkpoints beside it"):

@@ -11,7 +11,6 @@ import pytest
 from filelock import FileLock
 from transformers import TrainerCallback
 
-from rigpt_hf.checkpoints.folder import WRITTEN
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training import tuning
 from rigpt_hf.training.tuning import finetune
@@ -86,7 +85,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(options, tmp_path,
 def test_a_checkpoint_half_written_does_not_count(options, tmp_path, monkeypatch, caplog):
     """The run goes on from the one before; without one it begins anew."""
     save = tuning.trl.SFTTrainer._save_checkpoint
-    for steps, left in ((4, {"checkpoint-2", "checkpoint-4"}), (2, {"checkpoint-2"})):
+    for steps, left in ((4, {"checkpoint-2"}), (2, set())):
         settings = SHORT | {"output_dir": str(tmp_path / str(steps))}
         working = tmp_path / f"{steps}.checkpoints"
 
@@ -99,6 +98,7 @@ def test_a_checkpoint_half_written_does_not_count(options, tmp_path, monkeypatch
             patched.setattr(tuning.trl.SFTTrainer, "_save_checkpoint", cut)
             killed_at(-1, options(**settings), signal.SIGKILL)
         assert {path.name for path in working.glob("checkpoint-*")} == left
+        assert len(list(working.glob(f".checkpoint-{steps}.*/checkpoint-{steps}/trainer_state.json"))) == 1
         caplog.clear()
         if steps == 4:
             with pytest.raises(ValueError, match="an interrupted run in .* Pass `--resume`"):
@@ -132,18 +132,54 @@ def test_what_others_have_beside_checkpoints_stays(options, interrupted, tmp_pat
     assert {path.name for path in interrupted.iterdir()} == {"checkpoint-2", "mine.txt"}
 
 
-def test_what_others_have_in_a_begun_checkpoint_stays(options, tmp_path):
-    begun = tmp_path / "out.checkpoints/checkpoint-3"
-    begun.mkdir(parents=True)
-    (begun / WRITTEN).write_text('{"files": {}}')
-    (begun / "my-notes.md").write_text("mine")
-    with pytest.raises(ValueError, match="`output_dir` must have nothing else than checkpoints.*checkpoint-3"):
-        finetune(options(**SHORT))
-    assert (begun / "my-notes.md").read_text() == "mine"
-    (begun / "my-notes.md").unlink()
-    (begun / "optimizer.pt").write_bytes(b"half")
-    finetune(options(**SHORT))
-    assert not begun.exists(), "what is left of a run alone goes"
+@pytest.mark.parametrize("name", ["eval.json", "analysis.py", "optimizer.pt"])
+def test_what_appears_where_a_checkpoint_is_being_saved_stays(name, options, tmp_path, monkeypatch):
+    """Whatever its name; it is no part of the checkpoint, neither after a kill, and old ones go only without it."""
+    save, place = tuning.trl.SFTTrainer._save_checkpoint, tmp_path / f"out.checkpoints/checkpoint-1/{name}"
+
+    def appear(self, *arguments):
+        save(self, *arguments)
+        if self.state.global_step == 1:
+            place.parent.mkdir()
+            place.write_text("mine")
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = {"max_steps": 3, "save_steps": 1, "save_total_limit": 1}
+    monkeypatch.setattr(tuning.trl.SFTTrainer, "_save_checkpoint", appear)
+    for killed in (False, True):
+        if killed:
+            killed_at(-1, options(**settings), signal.SIGKILL)
+        else:
+            with pytest.raises(ValueError, match="`output_dir` must stay as it is.*checkpoint-1', in which something"):
+                finetune(options(**settings))
+        for force in (False, True):
+            assert place.read_text() == "mine" and len(list(place.parent.iterdir())) == 1
+            with pytest.raises(ValueError, match="nothing else than checkpoints .* which has checkpoint-1 of"):
+                finetune(options(**settings, force=force))
+        place.unlink()
+        place.parent.rmdir()
+    monkeypatch.undo()
+    assert finetune(options(**settings)).steps == 3 and not place.parent.parent.exists(), "without it nothing stays"
+
+
+def test_a_record_of_the_user_that_appears_stays(options, tmp_path, monkeypatch):
+    act, place = tuning.begin, tmp_path / "out.checkpoints" / RECORD
+    for text in ("mine", None):
+
+        def appear(*arguments, text=text):
+            if text:
+                place.write_text(text)
+            return act(*arguments)
+
+        monkeypatch.setattr(tuning, "begin", appear)
+        if text is None:
+            assert finetune(options(**SHORT)).steps == 4 and not place.exists()
+            continue
+        with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs, got .*finetune.json'"):
+            finetune(options(**SHORT))
+        assert place.read_text() == text
+        place.unlink()
 
 
 def test_logs_of_other_trainers_stay(options, tmp_path, caplog):

@@ -76,12 +76,11 @@ KILLS = """
 CHANGES = {"mkdir", "rename", "replace", "unlink", "rmdir", "open", "write", "close", "serialize_file"}
 
 class Naive(CheckpointStore):
-    temporary = CheckpointStore._path
-
     def save(self, step, write, metric):
-        record = self._begin(step, metric, {})
-        write(self.temporary(step))
-        self._commit(step, record)
+        path = self._path(step)
+        record = self._begin(step, path, metric, {})
+        write(path)
+        self._commit(step, path, record)
 
 kind, template = {"safe": CheckpointStore, "naive": Naive}[sys.argv[3]], folder / "template"
 CheckpointStore(template, save_total_limit=1).save(1, writer(1, 200), metric=1.0)

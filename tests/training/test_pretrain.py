@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.training import loop
 from rigpt_hf.training.build import build_model
 from rigpt_hf.training.data import TokenShards, Windows, window_index
@@ -116,6 +117,7 @@ def test_what_a_run_leaves(data, straight, tmp_path):
     assert validated == [3, 6, 9, 12], "what may be kept as the best is judged"
     assert all(len(log[step]["kurtosis"]) == 3 and 1e-5 < log[step]["update_norm"] < 1 for step in (5, 11))
     assert log[-1]["invariance_error"] <= SYMMETRY[torch.float32]
+    assert training_metadata(straight / "model").steps == 12 and log_of(straight / "model") == log
     kept = sorted(path.name for path in (straight / "checkpoints").iterdir())
     assert kept[-2:] == ["step-00000009", "step-00000012"] and len(kept) <= 3
     # The same command again has nothing left to do, and harms nothing.
@@ -123,6 +125,26 @@ def test_what_a_run_leaves(data, straight, tmp_path):
     again = pretrain(data, tmp_path / "again", diagnose_steps=6)
     assert again.started == 12 and again.losses == [] and log_of(tmp_path / "again") == log
     assert again.model_folder == tmp_path / "again" / "model"
+
+
+def test_a_record_stays_that_of_the_model_until_there_is_another(data, tmp_path):
+    """A run that goes on with other options and is stopped has told nothing of the weights that are there."""
+    short = {"max_steps": 2, "warmup_steps": 1, "save_steps": 2, "allow_changes": True}
+    pretrain(data, tmp_path, **short)
+    before = training_metadata(tmp_path / "model")
+    run = loop.PretrainingRun(make_options(data, tmp_path, **short | {"max_steps": 40, "learning_rate": 0.5}), False)
+    advance = run._advance
+
+    def stopped():
+        run.requests.received = run.step == 3
+        return advance()
+
+    run._advance = stopped
+    assert run.train().steps == 4 and log_of(tmp_path)[-1]["step"] == 4
+    assert training_metadata(tmp_path / "model") == before and (before.steps, before.learning_rate) == (2, 0.01)
+    assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 0.5
+    pretrain(data, tmp_path, **short | {"max_steps": 5})
+    assert training_metadata(tmp_path / "model").steps == 5
 
 
 def test_stock_gpt2_trains_too(data, tmp_path):

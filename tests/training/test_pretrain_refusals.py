@@ -1,11 +1,14 @@
 """Refusals of pretraining: places, foreign results, damage, options and data that are not those of the run."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rigpt_hf.training import folder
 from rigpt_hf.training.build import ensure_data
@@ -15,6 +18,7 @@ from rigpt_hf.training.options import (
 from rigpt_hf.training.pretrain import main
 from tests.training.runs import (
     MODEL,
+    interrupted,
     log_of,
     pretrain,
 )
@@ -103,6 +107,58 @@ def test_results_that_no_run_wrote_stay(data, straight, tmp_path):
         pretrain(data, killed, **short)
     assert pretrain(data, killed, force=True, **short).steps == 2 and len(log_of(killed)) == 2
     assert not (killed / ".lock").exists()
+
+
+ENTRY = '{"step": 1, "loss": 2.0, "lr": 0.1, "gradient_norm": 1.0}'
+# What is in a run's folder under a name of its own, and is none of its own.
+STRANGE = {
+    "checkpoints": lambda path: path.write_text("mine"),
+    "model": lambda path: path.write_text("mine"),
+    "checkpoints/step-00000002": lambda path: (path.parent.mkdir(), path.write_text("mine")),
+    ".rigpt-written.json": lambda path: path.mkdir(),
+    ".rigpt-written.json link": lambda path: path.symlink_to(path.parent.with_name("mine.json")),
+    ".rigpt-written.json damaged": lambda path: path.write_text("mine"),
+    "metrics.jsonl": lambda path: path.mkdir(),
+    "metrics.jsonl link": lambda path: path.symlink_to(path.parent.with_name("mine.jsonl")),
+    "metrics.jsonl dangling": lambda path: path.symlink_to("nowhere"),
+} | {
+    f"metrics.jsonl {words}": lambda path, words=words: path.write_text(
+        ENTRY.replace(*words.split(" ")) + "\n" + ENTRY
+    )
+    for words in (
+        '1, "x",',
+        "1, null,",
+        "1, 1.5,",
+        "1, true,",
+        "2.0 []",
+        "0.1 null",
+        '1.0} 1.0,"validation_loss":"x"}',
+    )
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_what_no_run_has_left_under_its_names_is_refused_before_anything(what, data, tmp_path):
+    output, name = tmp_path / "run", what.split(" ")[0]
+    output.mkdir()
+    (tmp_path / "mine.json").write_text('{"files": {}}')
+    (tmp_path / "mine.jsonl").write_text(ENTRY)
+    STRANGE[what](output / name)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for force in (False, True):
+        with pytest.raises(
+            ValueError, match=f"`output_dir` can be replaced only if .*run' with {name}. Move or remove"
+        ):
+            pretrain(data, output, force=force, max_steps=2, warmup_steps=1)
+        assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_log_that_a_run_may_have_left_is_replaced(data, tmp_path):
+    for text in (ENTRY + "\n", ENTRY.replace("2.0", "NaN") + "\n", ENTRY + "\n" + ENTRY[:30], ""):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/metrics.jsonl").write_text(text)
+        assert pretrain(data, tmp_path / "run", force=True, max_steps=2, warmup_steps=1).steps == 2
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_places_where_no_folder_can_be(tmp_path, capsys):
@@ -217,6 +273,50 @@ def test_damage_is_named(data, straight, tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match=r"train-00000.bin"):
         pretrain(other, tmp_path / "new")
+
+
+def spoil(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+def with_nan(folder):
+    path = folder / "model/model.safetensors"
+    weights = load_file(path)
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+# What a checkpoint says or holds that no save wrote, though it is signed; and what is said of it.
+FIELDS = ("step", "metric", "facts", "files")
+SIGNED: dict = {f"{name} {value!r}": {name: value} for name in FIELDS for value in ("x", [1])}
+SIGNED |= {"step None": {"step": None}, "step True": {"step": True}, "step -1": {"step": -1}}
+SIGNED |= {"files of numbers": {"files": {"a": 1}}, "files of nothing": {"files": {"a": {"size": "x", "sha256": "y"}}}}
+SIGNED |= {f"{name} of a list": (name, lambda folder, name=name: torch.save([1], folder / name)) for name in
+           ("optimizer.pt", "rng-0.pt")}  # fmt: skip
+SIGNED["cut weights"] = "model", lambda folder: spoil(folder / "model/model.safetensors", lambda held: held[:-100])
+SIGNED["nan"] = "model", with_nan
+
+
+@pytest.mark.parametrize("what", SIGNED)
+def test_a_checkpoint_that_holds_something_else_is_named(what, data, straight, tmp_path):
+    """Its hash is that of what it holds; so nothing but the content can tell."""
+    run = interrupted(straight, tmp_path / "run", 12)
+    folder = run / "checkpoints/step-00000009"
+    record = json.loads((folder / "checkpoint.json").read_text())
+    if isinstance(SIGNED[what], dict):
+        record |= SIGNED[what]
+    else:
+        SIGNED[what][1](folder)
+        for name, saved in record["files"].items():
+            held = (folder / name).read_bytes()
+            saved |= {"size": len(held), "sha256": hashlib.sha256(held).hexdigest()}
+    del record["sha256"]
+    record["sha256"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    said = "must hold finite numbers" if what == "nan" else "`checkpoint` must be as it was saved"
+    with pytest.raises(ValueError, match=said) as told:
+        pretrain(data, run)
+    assert "step-00000009" in str(told.value) and "\n" not in str(told.value) and len(str(told.value)) < 600
 
 
 IMPOSSIBLE = [

@@ -10,8 +10,10 @@ import pytest
 from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.checkpoints.folder import WRITTEN
-from rigpt_hf.training import folder, loop
+from rigpt_hf.checkpoints import folder as folders
+from rigpt_hf.checkpoints.folder import WRITTEN, look
+from rigpt_hf.model_cards.runs import training_metadata
+from rigpt_hf.training import folder, loop, records
 from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.options import PretrainOptions
@@ -36,6 +38,7 @@ def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
             # A disk takes a part of a line before it is full.
             with self.path.open("a") as file:
                 file.write('{"step": 11, "lo')
+            self.look()
             patched.setattr(type(self.path), "open", full)
         append(self, entry)
 
@@ -65,6 +68,46 @@ def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
             assert [entry["step"] for entry in Records(run / "metrics.jsonl").read()] == list(range(1, 11))
     assert pretrain(data, run).started == 12
     assert same_run(run, straight)
+
+
+# What appears, and in the call of what; at the start and once there is an earlier run.
+MEANWHILE = {
+    "run.json": (loop, "claim"),
+    "run.json later": (loop.PretrainingRun, "_advance"),
+    "metrics.jsonl": (loop.PretrainingRun, "_resume"),
+    "metrics.jsonl later": (loop.PretrainingRun, "_advance"),
+    "loss.png": (loop.PretrainingRun, "_advance"),
+    "loss.png late": (records, "plot_losses"),
+    "model/thesis.txt": (loop.PretrainingRun, "_advance"),
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "again"])
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_what_appears_while_a_run_works_stays(what, earlier, data, straight, tmp_path, monkeypatch):
+    output, name = tmp_path / "run", what.partition(" ")[0]
+    if earlier:
+        interrupted(straight, output)
+    owner, attribute = MEANWHILE[what]
+    act = getattr(owner, attribute)
+
+    def appear(*arguments, **options):
+        monkeypatch.setattr(owner, attribute, act)
+        place = output / name
+        place.parent.mkdir(exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.write_text("years of work")
+        return act(*arguments, **options)
+
+    monkeypatch.setattr(owner, attribute, appear)
+    steps = 10 if earlier else 2
+    if what == "run.json later":  # it was claimed, and nobody writes it twice
+        assert pretrain(data, output, max_steps=steps, warmup_steps=1, allow_changes=True).steps == steps
+        assert (output / name).read_text() == "years of work" and training_metadata(output / "model").steps == steps
+        return
+    with pytest.raises(ValueError, match="`output_dir` (must|can) .*(appeared or changed|replaced only if)") as told:
+        pretrain(data, output, max_steps=steps, warmup_steps=1, allow_changes=True)
+    assert (output / name).read_text() == "years of work" and name.split("/")[0] in str(told.value)
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(data, straight, tmp_path, monkeypatch):
@@ -97,7 +140,7 @@ def test_a_damaged_owner_stands_in_nobodys_way(tmp_path):
         assert "\n" not in str(told.value) and owner.read_bytes() == damage
         for has_checkpoints in (True, False):
             folder.check_owner(tmp_path, facts, has_checkpoints, force=not has_checkpoints)
-        folder.claim(tmp_path, facts)
+        folder.claim(tmp_path, facts, look(owner))
         assert json.loads(owner.read_text()) == facts
     # A whole one is still compared.
     with pytest.raises(ValueError, match="run.seed 1 → 2"):
@@ -114,10 +157,10 @@ def test_a_run_with_checkpoints_goes_on_although_its_owner_is_damaged(data, stra
 
 def test_an_owner_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     seen: list = []
-    replace = os.replace
+    put = folders._put
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_ino))
-    monkeypatch.setattr(os, "replace", lambda a, b: seen.append(str(b)) or replace(a, b))
-    folder.claim(tmp_path, {})
+    monkeypatch.setattr(folders, "_put", lambda a, b, may_go: seen.append(str(b)) or put(a, b, may_go))
+    folder.claim(tmp_path, {}, None)
     owner = tmp_path / folder.OWNER
     seen = [item for item in seen if WRITTEN not in str(item)]
     assert seen == [owner.stat().st_ino, str(owner), tmp_path.stat().st_ino]

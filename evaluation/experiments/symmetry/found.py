@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.conversion import convert_model
@@ -22,8 +21,9 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry, learned_symmetry
 from rigpt_hf.symmetry.tokens.symmetry import cycles
+from rigpt_hf.terminal import Console
 
-from ..common import check_known, check_least
+from ..common import check_heads, check_known, check_least
 from ..group_words import GROUPS, Words, measure
 from .run_records import RunRecords, shown_progress, spread
 from .words import problem
@@ -60,7 +60,8 @@ class Options:
 
     def __post_init__(self):
         check_known("groups", self.groups, GROUPS)
-        check_least(self, seeds=1, steps=2**MEASUREMENTS, batch=1, length=2, hidden_size=1, layers=1, heads=1)
+        check_least(self, seeds=1, steps=2**MEASUREMENTS, batch=1, length=2)
+        check_heads(self)
 
     @property
     def settings(self) -> dict[str, int]:

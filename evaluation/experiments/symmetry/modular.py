@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from sympy import isprime
 from sympy.ntheory import primitive_root
@@ -25,8 +24,9 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.symmetry.tokens.symmetry import cycles, generating
+from rigpt_hf.terminal import Console
 
-from ..common import check_known, check_least
+from ..common import check_heads, check_known, check_least
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -70,7 +70,8 @@ class Options:
     def __post_init__(self):
         check_known("tasks", self.tasks, TASKS)
         check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=1, batch=1, hidden_size=1, layers=1, heads=1, prime=5)
+        check_least(self, seeds=1, steps=1, batch=1, prime=5)
+        check_heads(self)
         if not isprime(self.prime):
             raise ValueError(f"`prime` must be a prime number, got {self.prime}. Take 31.")
         for share in self.shares:

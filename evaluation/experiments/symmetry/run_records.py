@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
 
 from ..common import VERSIONS, write_json

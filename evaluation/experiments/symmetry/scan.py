@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.commands import Commands, share_right
 from rigpt_hf.demo.learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.demo.scan import VOCABULARY, symmetries
+from rigpt_hf.terminal import Console
 
-from ..common import check_known, check_least
+from ..common import check_heads, check_known, check_least
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -66,7 +66,8 @@ class Options:
     def __post_init__(self):
         check_known("splits", self.splits, SPLITS)
         check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=1, batch=1, hidden_size=1, layers=1, heads=1, longest=1)
+        check_least(self, seeds=1, steps=1, batch=1, longest=1)
+        check_heads(self)
 
     @property
     def settings(self) -> dict[str, int | None]:

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
+from rigpt_hf.terminal import Console
 
-from ..common import check_known, check_least
+from ..common import check_heads, check_known, check_least
 from ..group_words import GROUPS, Words, measure, multiplication_table
 from .run_records import RunRecords, shown_progress, spread
 
@@ -72,7 +72,8 @@ class Options:
     def __post_init__(self):
         check_known("groups", self.groups, GROUPS)
         check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=1, batch=1, length=1, hidden_size=1, layers=1, heads=1)
+        check_least(self, seeds=1, steps=1, batch=1, length=1)
+        check_heads(self)
         if self.longer <= self.length:
             raise ValueError(
                 f"`longer` must be more than `length`, got {self.longer} and {self.length}. Give longer words."

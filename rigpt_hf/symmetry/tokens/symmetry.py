@@ -206,9 +206,9 @@ class TokenSymmetry:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        from ...checkpoints.folder import write_text
+        from ...checkpoints.folder import look, write_text
 
-        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", seen=look(Path(path)))
 
     @classmethod
     def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":

@@ -95,7 +95,7 @@ def test_impossible_options_are_refused():
         ({"pairs": 0}, "`pairs` must be at least 1, got 0"),
         ({"points": 1}, "`points` must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
-        ({"vocabulary": 100}, "`vocabulary` must be more than the 256 bytes, got 100"),
+        ({"vocabulary": 100}, "`vocabulary` must be more than the 256 bytes and at most 1,048,576, got 100"),
         ({"activation": "tanh"}, "`hidden_act` must be one of .*, got 'tanh'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,100 @@
+"""The one place that writes to a terminal: texts of others cannot steer it, and an output that fails is said last."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich import console, segment
+
+
+# Control characters, and those that let text be read in another order than it is written.
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: object) -> str:
+    """A text in one line, in which characters that would steer a terminal are seen as Python writes them."""
+    return re.sub(rf"{UNSEEN.pattern}|[\n\t]", _written, str(text))
+
+
+def visible_lines(text: object) -> str:
+    """The same of a text of several lines."""
+    return UNSEEN.sub(_written, str(text))
+
+
+def _written(match: re.Match) -> str:
+    return ascii(match[0])[1:-1]
+
+
+class Console(console.Console):
+    """A console on which texts are seen as they are, but for styles of our own."""
+
+    def render(self, *arguments: Any, **options: Any) -> Iterator[segment.Segment]:
+        """The parts of what is printed."""
+        for part in super().render(*arguments, **options):
+            yield part if part.control else part._replace(text=visible_lines(part.text))
+
+
+def say(text: object) -> None:
+    """Print lines as they are."""
+    print(visible_lines(text), flush=True)
+
+
+class Output:
+    """
+    Standard output that keeps its failure for the end, so that nothing else is left undone for it.
+
+    Args:
+        stream: What to write to; what its encoding lacks is written as Python writes it.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.failure: OSError | None = None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, unless something has failed before."""
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Bring out what was written."""
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            if self.failure is None:
+                act()
+        except OSError as error:
+            self.failure = error
+            with suppress(OSError, ValueError):  # the interpreter tries once more when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextmanager
+def safe_output() -> Iterator[Output]:
+    """Inside, standard output is an [`Output`], and records of logs are visible as they are."""
+    before, make = sys.stdout, logging.getLogRecordFactory()
+
+    def record(*arguments: Any, **options: Any) -> logging.LogRecord:
+        made = make(*arguments, **options)
+        made.msg, made.args = visible_lines(made.getMessage()), None
+        return made
+
+    output = Output(before)
+    sys.stdout = output
+    logging.setLogRecordFactory(record)
+    try:
+        yield output
+    finally:
+        output.flush()
+        sys.stdout = before
+        logging.setLogRecordFactory(make)
