@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.progress import Progress, TimeElapsedColumn
 
-from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.checkpoints.folder import check_file, look, write_text
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
 
-from ..common import VERSIONS, write_json
+from ..common import VERSIONS
 
 
 class RunRecords:
@@ -36,6 +36,7 @@ class RunRecords:
         self.path = path
         self.facts = {"experiment": experiment, "settings": json.loads(json.dumps(settings, default=str))}
         self.runs: list[dict[str, Any]] = []
+        self.seen = look(path)
         if path.exists():
             self.runs = self._read()
         else:
@@ -75,7 +76,9 @@ class RunRecords:
         made = key | make()
         made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
         self.runs.append(made)
-        write_json(self.path, self.facts | {"runs": self.runs}, indent=1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps(self.facts | {"runs": self.runs}, indent=1) + "\n", seen=self.seen)
+        self.seen = look(self.path)
         return made
 
     def chosen(self, rates: Sequence[float], loss: str, **key: Any) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ...checkpoints.folder import new_file, write_text
+from ...checkpoints.folder import look, new_file, write_text
 from ...checkpoints.read import in_words, load_config
 from ...checkpoints.source import read_json
 from ...configuration_rigpt import SYMMETRY_FRAME, RiGPTConfig, symmetry_frame
@@ -285,12 +285,13 @@ class Representation:
             ValueError: as [`to_config`], or if the folder has no `config.json` that can be read.
         """
         path, record = Path(folder) / "config.json", self.to_config()
+        seen, frame = look(path), path.with_name(SYMMETRY_FRAME)
         content = read_json(path, "folder") | {"token_symmetry": record}
         if self.frame is not None:
-            with new_file(path.with_name(SYMMETRY_FRAME)) as temporary:
+            with new_file(frame, seen=look(frame)) as temporary:
                 self.frame.save(temporary)
                 temporary.chmod(path.stat().st_mode)
-        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", seen=seen)
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Representation":
