@@ -30,6 +30,7 @@ LABS: dict[str, Lab] = {
     "charges": Lab("Chapter 4: redundant directions counted, Noether charges measured", chapter="4_charges"),
     "basis": Lab("Chapter 5: Adam's favourite basis, and rounding to four bits", chapter="5_basis"),
     "neural-ode": Lab("Chapter 6: from layers to a flow, and its diffeomorphisms", chapter="6_neural_ode"),
+    "symmetry": Lab("Chapter 7: a symmetry of the data as a change of frame, and SCAN's jump", chapter="7_symmetry"),
     "depth-as-time": Lab(
         "A RiGPT as a vector field: how solvers converge to its flow",
         function="rigpt_hf.pictures.depth:plot_depth",

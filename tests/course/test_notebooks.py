@@ -20,7 +20,7 @@ SCRIPTS = chapters()
 # The most that one cell may take, in seconds: ten where nothing else runs, far more on a machine that others use too.
 LONGEST = 600
 # Chapters whose time goes into training, and little of it into the library.
-TRAINED = ("1_gpt", "4_charges", "5_basis", "6_neural_ode")
+TRAINED = ("1_gpt", "4_charges", "5_basis", "6_neural_ode", "7_symmetry")
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_false_claim_stops_a_notebook(tmp_path):
         execute(notebook, tmp_path)
 
 
-def test_there_are_six_chapters_each_a_lab():
-    assert [script.name[0] for script in SCRIPTS] == list("123456")
+def test_there_are_seven_chapters_each_a_lab():
+    assert [script.name[0] for script in SCRIPTS] == list("1234567")
     assert [lab.chapter for lab in LABS.values() if lab.chapter] == [script.stem for script in SCRIPTS]
     listed = (course_folder() / "README.md").read_text(encoding="utf-8")
     for name, lab in LABS.items():
