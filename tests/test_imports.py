@@ -170,6 +170,14 @@ def test_loading_converting_and_turning_need_no_extra(tmp_path):
         assert f"is needed for this, and not installed. Run `pip install 'rigpt-hf[{extra}]'`." in line, line
 
 
+def test_the_demo_needs_no_other_extra(tmp_path):
+    others = {name for names in EXTRAS.values() for name in names} - {*EXTRAS["demo"]}
+    line = "from rigpt_hf.demo import run, symmetry\nprint(len(symmetry.symmetries()))"
+    done = fresh(WITHOUT.format(packages=others) + line)
+    assert done.stdout.strip() == "3", done.stderr[-2000:]
+    assert {"datasets", "scipy"} & others and "matplotlib" not in others
+
+
 def test_extras_are_those_of_the_distribution():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = declared["optional-dependencies"]

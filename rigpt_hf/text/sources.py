@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from datasets import load_dataset
 from huggingface_hub import HfApi
 
+from ..extras import needs
 from .corpus import gather_documentation
 from .files import SEPARATOR, Unreadable, local_documents, no_column, no_text, reader_of
 
@@ -126,6 +126,9 @@ def pinned(source: str, revision: str | None) -> str | None:
 
 def _column(source: str, options: dict[str, Any], text_column: str) -> Iterator[str]:
     """The texts in one column of a data set that `datasets` streams."""
+    with needs("train"):
+        from datasets import load_dataset
+
     try:
         rows = load_dataset(**options, streaming=True)
         if rows.column_names is not None:

@@ -96,7 +96,7 @@ class Hub:
 def hub(monkeypatch):
     def install(**facts) -> Hub:
         fake = Hub(**facts)
-        monkeypatch.setattr(sources, "load_dataset", fake.load_dataset)
+        monkeypatch.setattr("datasets.load_dataset", fake.load_dataset)
         monkeypatch.setattr(sources, "HfApi", lambda: fake)
         return fake
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from rich.table import Table
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, train
@@ -25,6 +26,7 @@ from rigpt_hf.terminal import Console
 
 from ..common import check_heads, check_known, check_least
 from ..group_words import GROUPS, Words, measure
+from .pictures import draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 from .words import problem
 
@@ -57,8 +59,11 @@ class Options:
     """Attention heads."""
     output: Path = Path("runs/found.json")
     """File of all runs; those that it has are not made again."""
+    picture: Path | None = None
+    """File of a picture of them all, PNG."""
 
     def __post_init__(self):
+        check_file(self.picture, "picture", force=True)
         check_known("groups", self.groups, GROUPS)
         check_least(self, seeds=1, steps=2**MEASUREMENTS, batch=1, length=2)
         check_heads(self)
@@ -152,6 +157,20 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
                 cells += [[one[of][key] for one in last] for of in ("symmetry", "control")]
             table.add_row(name, *map(spread, cells))
         console.print(table)
+    curves = {
+        f"{group}, {label}": {
+            f"{name}{said}": [
+                [(max(one["step"], 1), one[of][key]) for one in run["measured"]]
+                for run in records.done(group=group, learner=name)
+            ]
+            for name in LEARNERS
+            for of, said in (("symmetry", ""), ("control", ", control"))
+        }
+        for group in options.groups
+        for key, label in (("function_mean", "function"), ("weights", "weights"))
+    }
+    drawn = partial(draw_curves, curves, "step", "difference under relabelling", logarithmic=True)
+    save_picture(options.picture, drawn)
     return records.runs
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from sympy import isprime
 from sympy.ntheory import primitive_root
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry
@@ -27,6 +28,7 @@ from rigpt_hf.symmetry.tokens.symmetry import cycles, generating
 from rigpt_hf.terminal import Console
 
 from ..common import check_heads, check_known, check_least
+from .pictures import Curve, draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -66,8 +68,11 @@ class Options:
     """Attention heads."""
     output: Path = Path("runs/modular.json")
     """File of all runs; those that it has are not made again."""
+    picture: Path | None = None
+    """File of a picture of them all, PNG."""
 
     def __post_init__(self):
+        check_file(self.picture, "picture", force=True)
         check_known("tasks", self.tasks, TASKS)
         check_known("only", self.learners, LEARNERS)
         check_least(self, seeds=1, steps=1, batch=1, prime=5)
@@ -166,13 +171,19 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
                     if share != options.shares[0]:
                         rates = records.chosen(rates, LOSS, **first)
                     records.sweep(one, rates, LOSS, options.seeds, **first | {"share": share})
+    shares = sorted(options.shares)
+    curves: dict[str, dict[str, list[Curve]]] = {}
     for task in options.tasks:
-        columns = [f"{share:.0%}" for share in sorted(options.shares)]
-        table = Table("learner", *columns, title=f"{task}: right answers to new pairs, as a share")
+        table = Table("learner", *(f"{share:.0%}" for share in shares), title=f"{task}: right answers to new pairs")
+        curves[task] = {}
         for name in options.learners:
-            runs = [records.best(LOSS, task=task, share=share, learner=name) for share in sorted(options.shares)]
-            table.add_row(name, *(spread([run["test_accuracy"] for run in some]) for some in runs))
+            runs = [records.best(LOSS, task=task, share=share, learner=name) for share in shares]
+            right = [[run["test_accuracy"] for run in some] for some in runs]
+            table.add_row(name, *map(spread, right))
+            curves[task][name] = [list(zip(shares, one, strict=True)) for one in zip(*right, strict=True)]
         console.print(table)
+    drawn = partial(draw_curves, curves, "share of all pairs that is trained on", "right answers", logarithmic=True)
+    save_picture(options.picture, drawn)
     return records.runs
 
 

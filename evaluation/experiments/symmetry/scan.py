@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.commands import Commands, share_right
 from rigpt_hf.demo.learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
@@ -22,6 +23,7 @@ from rigpt_hf.demo.scan import VOCABULARY, symmetries
 from rigpt_hf.terminal import Console
 
 from ..common import check_heads, check_known, check_least
+from .pictures import draw_shares, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -62,8 +64,11 @@ class Options:
     """Attention heads."""
     output: Path = Path("runs/scan.json")
     """File of all runs; those that it has are not made again."""
+    picture: Path | None = None
+    """File of a picture of them all, PNG."""
 
     def __post_init__(self):
+        check_file(self.picture, "picture", force=True)
         check_known("splits", self.splits, SPLITS)
         check_known("only", self.learners, LEARNERS)
         check_least(self, seeds=1, steps=1, batch=1, longest=1)
@@ -124,11 +129,18 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
                 if split_name != SPLITS[0]:
                     rates = records.chosen(rates, LOSS, split=SPLITS[0], learner=name)
                 records.sweep(one, rates, LOSS, options.seeds, split=split_name, learner=name)
+    shares = {
+        split_name: {
+            name: [run["test_accuracy"] for run in records.best(LOSS, split=split_name, learner=name)]
+            for name in options.learners
+        }
+        for split_name in options.splits
+    }
     table = Table("learner", *options.splits, title="held-out commands that are answered right, as a share")
     for name in options.learners:
-        runs = [records.best(LOSS, split=split_name, learner=name) for split_name in options.splits]
-        table.add_row(name, *(spread([run["test_accuracy"] for run in one]) for one in runs))
+        table.add_row(name, *(spread(column[name]) for column in shares.values()))
     console.print(table)
+    save_picture(options.picture, lambda: draw_shares(shares, "answered right"))
     return records.runs
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
@@ -24,6 +25,7 @@ from rigpt_hf.terminal import Console
 
 from ..common import check_heads, check_known, check_least
 from ..group_words import GROUPS, Words, measure, multiplication_table
+from .pictures import draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
 
@@ -68,8 +70,11 @@ class Options:
     """Attention heads."""
     output: Path = Path("runs/words.json")
     """File of all runs; those that it has are not made again."""
+    picture: Path | None = None
+    """File of a picture of them all, PNG."""
 
     def __post_init__(self):
+        check_file(self.picture, "picture", force=True)
         check_known("groups", self.groups, GROUPS)
         check_known("only", self.learners, LEARNERS)
         check_least(self, seeds=1, steps=1, batch=1, length=1)
@@ -169,11 +174,19 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
             for name in options.learners:
                 one = partial(run_one, options, group, name, ticks(f"{group}: {name}"))
                 records.sweep(one, LEARNERS[name].rates, "loss", options.seeds, group=group, learner=name)
+    best = {
+        group: {name: records.best("loss", group=group, learner=name) for name in options.learners}
+        for group in options.groups
+    }
     table = Table("learner", *options.groups, title=f"right products in words of {options.length}, as a share")
     for name in options.learners:
-        runs = [records.best("loss", group=group, learner=name) for group in options.groups]
-        table.add_row(name, *(spread([run["trained_length"] for run in one]) for one in runs))
+        table.add_row(name, *(spread([run["trained_length"] for run in one[name]]) for one in best.values()))
     console.print(table)
+    curves = {
+        group: {name: [list(enumerate(run["accuracy"], 1)) for run in runs] for name, runs in one.items()}
+        for group, one in best.items()
+    }
+    save_picture(options.picture, lambda: draw_curves(curves, "length of the word", "right products"))
     return records.runs
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.experiments.symmetry import scan, words
+from evaluation.experiments.symmetry import found, modular, scan, words
 from evaluation.experiments.symmetry.run_records import RunRecords
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.symmetry.tokens import Representation
@@ -14,8 +14,9 @@ from rigpt_hf.symmetry.tokens import Representation
 def test_no_run_is_made_twice(tmp_path, monkeypatch):
     small = {"steps": 1, "longest": 4, "hidden_size": 16, "layers": 1, "heads": 1}
     chosen = {"splits": ["add-jump", "around-right"], "only": "RiGPT, verbs", "seeds": 2}
-    options = scan.Options(**chosen, **small, output=tmp_path / "runs" / "scan.json")
+    options = scan.Options(**chosen, **small, output=tmp_path / "runs" / "scan.json", picture=tmp_path / "scan.png")
     runs = scan.run(options)
+    assert options.picture.read_bytes().startswith(b"\x89PNG")
     assert len(runs) == len(SYMMETRIC_RATES) + 1 + 2
     first = min((run for run in runs[:3]), key=lambda run: run["kept_back_loss"])["rate"]
     assert {run["rate"] for run in runs[3:]} == {first}
@@ -55,8 +56,10 @@ def test_a_file_of_something_else_stays(tmp_path, content, said):
 
 def test_words_are_learned_by_all_learners(tmp_path):
     shape = {"steps": 2, "batch": 4, "length": 3, "longer": 5, "hidden_size": 16, "layers": 1, "heads": 2}
-    options = words.Options(groups=["S3", "SO(2) steps"], seeds=1, **shape, output=tmp_path / "words.json")
+    files = {"output": tmp_path / "words.json", "picture": tmp_path / "words.png"}
+    options = words.Options(groups=["S3", "SO(2) steps"], seeds=1, **shape, **files)
     runs = words.run(options)
+    assert options.picture.read_bytes().startswith(b"\x89PNG")
     assert len(runs) == 2 * 3 * len(words.LEARNERS)
     of = {run["learner"]: run for run in runs if run["group"] == "S3"}
     assert all(len(run["accuracy"]) == options.longer for run in runs)
@@ -85,3 +88,44 @@ def test_renamed_words_have_renamed_products():
             assert (row[table] == table[row[:, None], row]).all()
         wrong = np.roll(np.arange(len(table)), 1)
         assert not (wrong[table] == table[wrong[:, None], wrong]).all()
+
+
+def test_sums_and_products_are_learned_from_a_share_of_them(tmp_path):
+    shape = {"steps": 40, "batch": 16, "hidden_size": 16, "layers": 1, "heads": 2, "prime": 7}
+    files = {"output": tmp_path / "modular.json", "picture": tmp_path / "modular.png"}
+    options = modular.Options(tasks=["sums"], shares=[0.5, 0.8], seeds=1, **shape, **files)
+    runs = modular.run(options)
+    assert options.picture.read_bytes().startswith(b"\x89PNG")
+    assert len(runs) == len(modular.LEARNERS) * (3 + 1)  # rates are swept at the first share alone
+    of = {name: [run for run in runs if run["learner"] == name] for name in modular.LEARNERS}
+    assert all(run["symmetry_error_max"] < 1e-3 for run in of["RiGPT, symmetry"])
+    assert all(run["symmetry_error_max"] > 0.05 for run in of["RiGPT"])
+    assert max(run["train_accuracy"] for run in runs) > 0.5
+
+
+@pytest.mark.parametrize("task", modular.TASKS)
+def test_renamed_pairs_have_renamed_results(task):
+    symmetry = modular.renaming(task, 13)
+    ids, _ = modular.examples(task, 13)
+    known = {tuple(row) for row in ids.tolist()}
+    assert len(known) == 13**2 and symmetry.order == {"sums": 12, "products": 4}[task]
+    for row in symmetry.permutations:
+        assert {tuple(one) for one in row[ids].tolist()} == known
+    assert {tuple(one) for one in ids.add(1).remainder(13).tolist()} != known
+    parts = modular.split(len(ids), 0.3, seed=0)
+    assert sorted(int(one) for part in parts for one in part) == list(range(len(ids))) and len(parts[0]) == 51
+
+
+def test_a_symmetry_is_looked_for_along_the_training(tmp_path):
+    shape = {"steps": 64, "batch": 16, "length": 3, "hidden_size": 16, "layers": 1, "heads": 2}
+    files = {"output": tmp_path / "found.json", "picture": tmp_path / "found.png"}
+    options = found.Options(groups=["S3"], seeds=1, **shape, **files)
+    runs = found.run(options)
+    assert options.picture.read_bytes().startswith(b"\x89PNG") and len(runs) == len(found.LEARNERS)
+    for run in runs:
+        assert [one["step"] for one in run["measured"]] == [0, 2, 4, 8, 16, 32, 64]
+        for one in run["measured"]:
+            assert all(0 < one[of]["weights"] < 1.5 and one[of]["function_mean"] > 0 for of in ("symmetry", "control"))
+    table, symmetry = words.problem("S3")
+    row = found.control(table, symmetry, seed=0).permutations[0, :6].numpy()
+    assert sorted(row) == list(range(6)) and (row[table] != table[row[:, None], row]).any()

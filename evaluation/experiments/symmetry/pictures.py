@@ -1,0 +1,68 @@
+"""Pictures of the experiments on symmetries of data, from their runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rigpt_hf.pictures import COLOURS, figure, picture, save
+from rigpt_hf.pictures.style import Figure
+
+from ..common import band
+
+
+Curve = Sequence[tuple[float, float]]
+
+
+@picture
+def draw_shares(columns: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """
+    One panel for each column: a row for each learner with the share of every seed and their mean.
+
+    Args:
+        columns: By title, then by learner, shares between 0 and 1.
+        label: Of the shares.
+    """
+    made, panels = figure(len(columns), width=2.6, height=2.8, sharey=True)
+    for panel, (title, learners) in zip(panels, columns.items(), strict=True):
+        for place, values in enumerate(reversed(list(learners.values()))):
+            colour = COLOURS[(len(learners) - 1 - place) % len(COLOURS)]
+            panel.barh(place, np.mean(values) if values else 0, color=colour, alpha=0.35)
+            panel.plot(values, [place] * len(values), "o", color=colour, ms=4)
+        panel.set(title=title, xlim=(-0.03, 1.03), xlabel=label)
+        panel.set_yticks(range(len(learners)), list(learners)[::-1])
+    return made
+
+
+@picture
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], x: str, y: str, logarithmic: bool = False
+) -> Figure:
+    """
+    One panel for each problem: a line for each learner, the mean of its seeds, and a band over all of them.
+
+    Args:
+        panels: By title, then by learner, one curve of `(x, y)` for each seed; all of a learner at the same places.
+        x, y: Labels.
+        logarithmic: Whether `x` is on a logarithmic scale.
+    """
+    made, drawn = figure(len(panels), width=3.2, height=3.0, sharey=True)
+    for panel, (title, learners) in zip(drawn, panels.items(), strict=True):
+        for name, curves in learners.items():
+            if curves:
+                points = np.array(curves)
+                band(panel, points[0, :, 0].tolist(), points[:, :, 1], name, alpha=0.15)
+        panel.set(title=title, xlabel=x)
+        if logarithmic:
+            panel.set_xscale("log")
+    drawn[0].set_ylabel(y)
+    handles, labels = drawn[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=3)
+    return made
+
+
+def save_picture(path: Path | None, draw: Callable[[], Figure]) -> None:
+    """Draw to a file, if one is named."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(draw(), path)
