@@ -39,6 +39,7 @@ LEARNERS = {
     "RiGPT, augmentation": Learner(sees="renaming"),
 }
 TASKS = ("sums", "products")
+FURTHER = 2  # rates beyond those of the learner
 LOSS = "validation_loss"  # by which rates are chosen
 
 
@@ -170,7 +171,8 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
                     rates, first = LEARNERS[name].rates, {"task": task, "share": options.shares[0], "learner": name}
                     if share != options.shares[0]:
                         rates = records.chosen(rates, LOSS, **first)
-                    records.sweep(one, rates, LOSS, options.seeds, **first | {"share": share})
+                    further = FURTHER if share == options.shares[0] else 0
+                    records.sweep(one, rates, LOSS, options.seeds, further=further, **first | {"share": share})
     shares = sorted(options.shares)
     curves: dict[str, dict[str, list[Curve]]] = {}
     for task in options.tasks:

@@ -88,16 +88,24 @@ class RunRecords:
         return (self.best(loss, **key)[0]["rate"],)
 
     def sweep(
-        self, make: Callable[[float, int], dict[str, Any]], rates: Sequence[float], loss: str, seeds: int, **key: Any
+        self,
+        make: Callable[[float, int], dict[str, Any]],
+        rates: Sequence[float],
+        loss: str,
+        seeds: int,
+        *,
+        further: int = 0,
+        **key: Any,
     ) -> list[dict[str, Any]]:
         """
         A run with seed 0 at every rate, and runs with the other seeds at the best of them.
 
         Args:
             make: One run, of a rate and a seed.
-            rates: To choose from.
+            rates: To choose from, of several in rising order.
             loss: The key of the loss that chooses.
             seeds: How many.
+            further: How many rates to try beyond these while the best is the lowest or the highest that was tried.
             key: What else a run is known by.
 
         Returns:
@@ -106,6 +114,13 @@ class RunRecords:
         for rate in rates:
             self.run(partial(make, rate, 0), rate=rate, seed=0, **key)
         rate = self.best(loss, **key)[0]["rate"]
+        while len(rates) > 1:
+            tried = sorted(run["rate"] for run in self.done(seed=0, **key))
+            if rate not in (tried[0], tried[-1]) or len(tried) >= len(rates) + further:
+                break
+            beyond = float(f"{rate / 2 if rate == tried[0] else rate * 2:.3g}")
+            self.run(partial(make, beyond, 0), rate=beyond, seed=0, **key)
+            rate = self.best(loss, **key)[0]["rate"]
         return [self.run(partial(make, rate, seed), rate=rate, seed=seed, **key) for seed in range(seeds)]
 
 

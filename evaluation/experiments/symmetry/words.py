@@ -41,6 +41,7 @@ LEARNERS = {
 }
 # The conjugations of a commutative group do nothing.
 RENAMINGS = {name: "automorphisms" if name == "SO(2) steps" else "conjugations" for name in GROUPS}
+FURTHER = 2  # rates beyond those of the learner
 CURVE = 50  # steps between measurements along the training
 
 
@@ -173,7 +174,8 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for group in options.groups:
             for name in options.learners:
                 one = partial(run_one, options, group, name, ticks(f"{group}: {name}"))
-                records.sweep(one, LEARNERS[name].rates, "loss", options.seeds, group=group, learner=name)
+                key = {"group": group, "learner": name}
+                records.sweep(one, LEARNERS[name].rates, "loss", options.seeds, further=FURTHER, **key)
     best = {
         group: {name: records.best("loss", group=group, learner=name) for name in options.learners}
         for group in options.groups

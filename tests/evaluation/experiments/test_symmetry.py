@@ -1,6 +1,7 @@
 """Experiments on symmetries of data: programs end to end, and runs that are not made twice."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def test_words_are_learned_by_all_learners(tmp_path):
     options = words.Options(groups=["S3", "SO(2) steps"], seeds=1, **shape, **files)
     runs = words.run(options)
     assert options.picture.read_bytes().startswith(b"\x89PNG")
-    assert len(runs) == 2 * 3 * len(words.LEARNERS)
+    assert len({(run["group"], run["learner"], run["rate"]) for run in runs}) == len(runs)
+    assert 2 * 3 <= len(runs) / len(words.LEARNERS) <= 2 * (3 + words.FURTHER)
     of = {run["learner"]: run for run in runs if run["group"] == "S3"}
     assert all(len(run["accuracy"]) == options.longer for run in runs)
     assert of["RiGPT, symmetry"]["symmetry_error_max"] < 1e-3 < 0.01 < of["RiGPT"]["symmetry_error_max"]
@@ -96,7 +98,9 @@ def test_sums_and_products_are_learned_from_a_share_of_them(tmp_path):
     options = modular.Options(tasks=["sums"], shares=[0.5, 0.8], seeds=1, **shape, **files)
     runs = modular.run(options)
     assert options.picture.read_bytes().startswith(b"\x89PNG")
-    assert len(runs) == len(modular.LEARNERS) * (3 + 1)  # rates are swept at the first share alone
+    assert 3 + 1 <= len(runs) / len(modular.LEARNERS) <= 3 + modular.FURTHER + 1
+    # Rates are swept at the first share alone.
+    assert sum(run["share"] == 0.8 for run in runs) == len(modular.LEARNERS)
     of = {name: [run for run in runs if run["learner"] == name] for name in modular.LEARNERS}
     assert all(run["symmetry_error_max"] < 1e-3 for run in of["RiGPT, symmetry"])
     assert all(run["symmetry_error_max"] > 0.05 for run in of["RiGPT"])
@@ -129,3 +133,18 @@ def test_a_symmetry_is_looked_for_along_the_training(tmp_path):
     table, symmetry = words.problem("S3")
     row = found.control(table, symmetry, seed=0).permutations[0, :6].numpy()
     assert sorted(row) == list(range(6)) and (row[table] != table[row[:, None], row]).any()
+
+
+def test_a_best_rate_at_the_edge_is_left_for_further_ones(tmp_path):
+    records = RunRecords(tmp_path / "runs.json", "test", {})
+
+    def make(rate, seed):
+        return {"loss": abs(math.log(rate / 0.02))}
+
+    best = records.sweep(make, (0.001, 0.002, 0.004), "loss", 2, further=5, of="low")
+    assert [run["rate"] for run in best] == [0.016] * 2
+    assert records.sweep(make, (0.001, 0.002, 0.004), "loss", 2, further=5, of="low") == best, "also when it goes on"
+    assert sorted(run["rate"] for run in records.done(seed=0)) == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032]
+    assert records.sweep(make, (0.001, 0.002, 0.004), "loss", 1, further=1, of="short")[0]["rate"] == 0.008
+    assert records.sweep(make, (0.04, 0.08), "loss", 1, further=5, of="high")[0]["rate"] == 0.02
+    assert records.sweep(make, (0.5,), "loss", 1, further=5, of="one")[0]["rate"] == 0.5
