@@ -36,6 +36,7 @@ class Learner:
         carries (`str`, *optional*): The symmetry that its weights have.
         kind, resting: How it is represented, as of [`Representation.choose`].
         sees (`str`, *optional*): The symmetry by which its data are relabelled at random.
+        project_weights: Whether weights are projected after each step, as an optimizer needs that would leave it.
     """
 
     model: Literal["rigpt", "stock-gpt2"] = "rigpt"
@@ -44,11 +45,12 @@ class Learner:
     kind: str = "irreducible"
     resting: float = RESTING
     sees: str | None = None
+    project_weights: bool = False
 
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates to sweep."""
-        if self.carries is not None:
+        if self.carries is not None and self.optim == "equivariant":
             return SYMMETRIC_RATES
         return EQUIVARIANT_RATES if self.optim == "equivariant" else ADAMW_RATES
 
@@ -118,7 +120,8 @@ def train(
     seed: int,
     symmetries: Mapping[str, TokenSymmetry],
     on_step: Callable[[int, float], Any] = lambda step, loss: None,
-) -> Representation | None:
+    keeper: Any = None,
+) -> Any:
     """
     Train a learner in place.
 
@@ -127,18 +130,20 @@ def train(
         steps, rate, seed: Of the training; the rate rises for 40 steps and falls over the second half.
         symmetries: By name those that a learner may carry or see.
         on_step: Called with the number of steps done and the loss of the last, nats per token.
+        keeper (*optional*): What keeps the symmetry of a model that is no RiGPT, with the methods of
+            [`SymmetricTraining`] that are used here.
 
     Returns:
-        The representation of the symmetry that the learner carries.
+        The representation of the symmetry that the learner carries; the keeper if there is one; or `None`.
     """
     options = OptimizerOptions(optim=learner.optim, learning_rate=rate, warmup_steps=min(40, steps // 4))
     optimizer, schedule = build_optimizer(options, model), make_schedule(options, steps)
     representation = None
-    if learner.carries is not None:
+    if learner.carries is not None and keeper is None:
         representation = Representation.choose(
             model.config, symmetries[learner.carries], kind=learner.kind, resting=learner.resting
         )
-    symmetric = SymmetricTraining(model, representation)
+    symmetric = keeper or SymmetricTraining(model, representation, learner.project_weights)
     symmetric.begin_(optimizer)
     relabel = None if learner.sees is None else Relabelling(symmetries[learner.sees], seed)
     model.train()
@@ -155,9 +160,10 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        symmetric.end_step_()
         on_step(step + 1, total)
     model.eval()
-    return representation
+    return keeper or representation
 
 
 def answers(model: Any, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, np.ndarray]:
@@ -177,15 +183,13 @@ def answers(model: Any, parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> t
     return total / max(count, 1), np.concatenate(right)
 
 
-def sizes_of(model: Any, representation: Representation | None) -> dict[str, int]:
+def sizes_of(model: Any, representation: Any) -> dict[str, int]:
     """How many parameters a model has, and how many numbers it may choose."""
     total = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": total, "free_parameters": representation.free_parameters(model) if representation else total}
 
 
-def symmetry_of(
-    model: Any, symmetry: TokenSymmetry, representation: Representation | None, ids: torch.Tensor
-) -> dict[str, float]:
+def symmetry_of(model: Any, symmetry: TokenSymmetry, representation: Any, ids: torch.Tensor) -> dict[str, float]:
     """How far a trained model is from a symmetry: as a function in nats, and its weights from those that carry it."""
     error = symmetry_error(model, symmetry, ids)
     found = {"symmetry_error_max": error.max, "symmetry_error_mean": error.mean}

@@ -25,6 +25,7 @@ from rigpt_hf.terminal import Console
 from ..common import check_heads, check_known, check_least
 from .pictures import draw_shares, save_picture
 from .run_records import RunRecords, shown_progress, spread
+from .stock import StockSymmetry
 
 
 BOTH = "verbs and directions"
@@ -36,6 +37,13 @@ LEARNERS = {
     "RiGPT, permutations": Learner(carries=BOTH, kind="permutation"),
     "RiGPT, augmentation": Learner(sees=BOTH),
 }
+# What of it needs a network without a preferred basis, and what AdamW costs.
+OTHERS = {
+    "stock GPT-2, permutations": Learner("stock-gpt2", "adamw", carries=BOTH, kind="permutation"),
+    "RiGPT, permutations, AdamW": Learner(optim="adamw", carries=BOTH, kind="permutation"),
+    "RiGPT, verbs and directions, AdamW": Learner(optim="adamw", carries=BOTH, project_weights=True),
+}
+ALL = LEARNERS | OTHERS
 LOSS = "kept_back_loss"  # by which rates are chosen
 SPLITS = ("add-jump", "around-right", "simple", "add-turn-left", "length")
 
@@ -47,7 +55,7 @@ class Options:
     splits: Annotated[list[str], {"help": f"Some of {', '.join(SPLITS)}.", "show_default": "all"}] = field(
         default_factory=lambda: list(SPLITS)
     )
-    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+    only: Annotated[str, {"help": f"Some of {'; '.join(ALL)}; separated by semicolons."}] = ";".join(LEARNERS)
     seeds: int = 3
     """Seeds at the best rate; the sweep is done with the first."""
     steps: int = 1500
@@ -70,7 +78,7 @@ class Options:
     def __post_init__(self):
         check_file(self.picture, "picture", force=True)
         check_known("splits", self.splits, SPLITS)
-        check_known("only", self.learners, LEARNERS)
+        check_known("only", self.learners, ALL)
         check_least(self, seeds=1, steps=1, batch=1, longest=1)
         check_heads(self)
 
@@ -89,7 +97,7 @@ def run_one(
     options: Options, split_name: str, name: str, tick: Callable[[int, float], None], rate: float, seed: int
 ) -> dict[str, Any]:
     """Train a learner on a split and ask it for all other commands."""
-    learner, commands, known = LEARNERS[name], Commands(split_name, options.longest), symmetries()
+    learner, commands, known = ALL[name], Commands(split_name, options.longest), symmetries()
     sizes = Sizes(options.hidden_size, options.layers, options.heads, commands.longest)
     model = make_model(learner, len(VOCABULARY), sizes, seed)
     training: dict[str, Any] = {
@@ -99,6 +107,8 @@ def run_one(
         "symmetries": known,
         "on_step": tick,
     }
+    if learner.model == "stock-gpt2" and learner.carries is not None:
+        training["keeper"] = StockSymmetry(model, known[learner.carries], learner.resting)
     representation = train(learner, model, commands.batches(options.batch, 1000 + seed), **training)
     loss, kept_back = share_right(model, commands.kept_back)
     _, test = share_right(model, commands.test)
@@ -125,7 +135,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for split_name in options.splits:
             for name in options.learners:
                 one = partial(run_one, options, split_name, name, ticks(f"{split_name}: {name}"))
-                rates = LEARNERS[name].rates
+                rates = ALL[name].rates
                 if split_name != SPLITS[0]:
                     rates = records.chosen(rates, LOSS, split=SPLITS[0], learner=name)
                 records.sweep(one, rates, LOSS, options.seeds, split=split_name, learner=name)

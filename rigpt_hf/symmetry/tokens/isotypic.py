@@ -288,6 +288,14 @@ class Decomposition:
             basis.append(inner * (size**0.5 / inner.norm()))
         return torch.stack(basis)
 
+    def fixed(self, axes: Sequence[Axis | None], lengths: Sequence[int]) -> int:
+        """The dimensions of what the group leaves alone among tensors with one or two such axes of these lengths."""
+        first, *rest = (
+            {0: length} if axis is None else axis.multiplicities for axis, length in zip(axes, lengths, strict=True)
+        )
+        second = rest[0] if rest else {0: 1}
+        return sum(self.kinds[one] * many * second.get(one, 0) for one, many in first.items())
+
     def project(self, tensor: torch.Tensor, axes: Sequence[Axis | None]) -> torch.Tensor:
         """
         The nearest tensor that the group leaves alone, in the dtype of `tensor`.

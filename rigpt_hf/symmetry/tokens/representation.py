@@ -187,15 +187,10 @@ class Representation:
 
     def free_parameters(self, model: nn.Module) -> int:
         """How many numbers a model with this symmetry may choose."""
-        kinds, total = self.decomposition.kinds, 0
+        total = 0
         for name, parameter in model.named_parameters():
             lengths = [parameter.numel()] if self.table.rank(name) == 1 else list(parameter.shape)
-            first, *rest = (
-                {0: length} if axis is None else axis.multiplicities
-                for axis, length in zip(self.axes(name, parameter.shape), lengths, strict=True)
-            )
-            second = rest[0] if rest else {0: 1}
-            total += sum(kinds[one] * many * second.get(one, 0) for one, many in first.items())
+            total += self.decomposition.fixed(self.axes(name, parameter.shape), lengths)
         return total
 
     @torch.no_grad()

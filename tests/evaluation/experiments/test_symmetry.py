@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from evaluation.experiments.symmetry import found, modular, scan, words
 from evaluation.experiments.symmetry.run_records import RunRecords
+from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
-from rigpt_hf.symmetry.tokens import Representation
+from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 
 
 def test_no_run_is_made_twice(tmp_path, monkeypatch):
@@ -148,3 +150,27 @@ def test_a_best_rate_at_the_edge_is_left_for_further_ones(tmp_path):
     assert records.sweep(make, (0.001, 0.002, 0.004), "loss", 1, further=1, of="short")[0]["rate"] == 0.008
     assert records.sweep(make, (0.04, 0.08), "loss", 1, further=5, of="high")[0]["rate"] == 0.02
     assert records.sweep(make, (0.5,), "loss", 1, further=5, of="one")[0]["rate"] == 0.5
+
+
+@pytest.mark.parametrize("name", scan.OTHERS)
+def test_other_carriers_keep_the_symmetry(name):
+    small = {"steps": 30, "longest": 4, "hidden_size": 32, "layers": 2, "heads": 2, "splits": ["add-jump"]}
+    run = scan.run_one(scan.Options(only=name, **small), "add-jump", name, lambda step, loss: None, 3e-3, 0)
+    assert run["distance"] < 1e-6 and run["symmetry_error_max"] < 1e-3
+    assert run["free_parameters"] < run["parameters"] / 2
+
+
+def test_a_stock_model_whose_gains_differ_inside_an_orbit_has_no_symmetry():
+    symmetry = scan.symmetries()[scan.BOTH]
+    model = make_model(Learner("stock-gpt2"), symmetry.vocab_size, Sizes(32, 2, 2, 12), seed=0).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    keeper = StockSymmetry(model, symmetry, resting=0.25)
+    ids = torch.randint(symmetry.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
+    assert keeper.distance(model) > 0.1 and symmetry_error(model, symmetry, ids).max > 0.1
+    keeper.begin_(None)
+    assert keeper.distance(model) < 1e-15 and symmetry_error(model, symmetry, ids).max < 1e-11
+    with torch.no_grad():
+        model.transformer.ln_f.weight[-1] += 1.0
+    assert keeper.distance(model) > 1e-3 and symmetry_error(model, symmetry, ids).max > 1e-3
