@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.experiments.symmetry import found, modular, scan, words
+from evaluation.experiments.symmetry import chorales, found, modular, scan, words
 from evaluation.experiments.symmetry.run_records import RunRecords
 from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
@@ -174,3 +174,31 @@ def test_a_stock_model_whose_gains_differ_inside_an_orbit_has_no_symmetry():
     with torch.no_grad():
         model.transformer.ln_f.weight[-1] += 1.0
     assert keeper.distance(model) > 1e-3 and symmetry_error(model, symmetry, ids).max > 1e-3
+
+
+SCALE = [(0.0, 60), (0.0, 48), (1.0, 62), (1.25, 64), (9.0, 65)]
+
+
+def test_chorales_are_onsets_and_pitch_classes():
+    time = chorales.PITCHES - 1  # of a step of one sixteenth, less one
+    tokens = [chorales.START, time + 1, 0, 0, time + 4, 2, time + 1, 4, time + 16, 5]
+    assert chorales.encode(SCALE) == tokens
+    symmetry = chorales.transposition()
+    higher = chorales.encode([(onset, pitch + 1) for onset, pitch in SCALE])
+    assert symmetry.order == 12 and symmetry.permutations[0][tokens].tolist() == higher
+    assert chorales.windows([list(range(7)), list(range(3))], 3).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+
+
+def test_chorales_are_learned_from_others(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    pieces = [[(n / 4, 48 + key + 2 * (n % 5)) for n in range(40)] for key in draw.integers(12, size=30)]
+    monkeypatch.setattr(chorales, "corpus", lambda count: pieces[:count])
+    shape = {"steps": 60, "batch": 8, "window": 16, "hidden_size": 32, "layers": 1, "heads": 2, "chorales": 20}
+    files = {"output": tmp_path / "chorales.json", "picture": tmp_path / "chorales.png"}
+    options = chorales.Options(only="RiGPT;RiGPT, symmetry", seeds=1, **shape, **files)
+    runs = sorted(chorales.run(options), key=lambda run: -run["test_loss"])
+    of = {run["learner"]: run for run in runs}  # the best rate of each
+    assert options.picture.read_bytes().startswith(b"\x89PNG")
+    assert of["RiGPT, symmetry"]["symmetry_error_max"] < 1e-3 < of["RiGPT"]["symmetry_error_max"]
+    # Few of the keys were heard.
+    assert of["RiGPT, symmetry"]["test_loss"] < min(math.log(12) - 0.2, of["RiGPT"]["test_loss"])
