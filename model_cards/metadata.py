@@ -13,13 +13,13 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from rigpt_hf.checkpoints.certificate import Certificate
+from rigpt_hf.checkpoints.certificate import Certificate, random_input_ids
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
 from rigpt_hf.evaluation.models import EvaluatedModel
 from rigpt_hf.symmetry.merging import check_weights
-from rigpt_hf.symmetry.tokens import Representation
+from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 from rigpt_hf.text.paths import without_path
 
 from .numbers import check_numbers
@@ -32,6 +32,10 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 ROWS, LENGTH = 2, 64
 # Tokens of a symmetry that a card names.
 SHOWN = 4
+# Positions of the two rows that are relabelled; every second token is one that moves.
+RELABELLED = 64
+# What relabelling may change, in nats, for each unit of the distance that weights may have.
+FELT = 100
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class SymmetryMetadata:
     """Some of them."""
     distance: float
     """Of the weights from having it, as a share of their norm."""
+    error: float
+    """Largest difference that relabelling makes to log-probabilities, in nats."""
     holds: bool
 
 
@@ -183,13 +189,18 @@ def symmetry_of(folder: Path, subject: EvaluatedModel) -> SymmetryMetadata | Non
         return None
     representation = Representation.from_config(model.config, folder)
     symmetry, distance = representation.symmetry, representation.distance(model)
+    tolerance, points = representation.tolerance(model.dtype), torch.from_numpy(symmetry.points)
+    inputs = random_input_ids(symmetry.vocab_size, model.config.max_position_embeddings, length=RELABELLED)
+    inputs[:, ::2] = points[random_input_ids(len(points), inputs[:, ::2].shape[1], len(inputs), seed=1)]
+    error = symmetry_error(model, symmetry, inputs.to(model.device)).max
     first = symmetry.points[:SHOWN].tolist()
     return SymmetryMetadata(
         order=symmetry.order,
         tokens=len(symmetry.points),
         shown=list(map(str, first if tokenizer is None else tokenizer.convert_ids_to_tokens(first))),
         distance=distance,
-        holds=distance <= representation.tolerance(model.dtype),
+        error=error,
+        holds=distance <= tolerance and error <= FELT * tolerance,
     )
 
 

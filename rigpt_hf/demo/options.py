@@ -39,10 +39,11 @@ class DemoOptions:
     def __post_init__(self):
         if self.about == "symmetry":
             for field in fields(self):
-                if field.name in OF_ROTATION and getattr(self, field.name) != field.default:
+                value = getattr(self, field.name)
+                if field.name in OF_ROTATION and value != field.default:
                     raise ValueError(
-                        f"`{field.name}` is an option of the demo `rotation`, got {getattr(self, field.name)!r} with "
-                        "`symmetry`. Leave it out."
+                        f"`{field.name}` is an option of the demo `rotation`, got {str(value)!r} with `symmetry`. "
+                        "Leave it out."
                     )
         if self.model is not None and self.text is not None:
             raise ValueError(

@@ -136,8 +136,8 @@ CASES = {
         merged=[("me/a", 0.7), ("b", 0.3)],
         invariance=INVARIANCE | {"random_tokens": True},
     ),
-    "symmetric": known(symmetry=SymmetryMetadata(24, 12, ["jump", "w*lk", "run", "look"], 3.2e-8, True)),
-    "no-longer-symmetric": known(symmetry=SymmetryMetadata(2, 2, ["left", "right"], 0.31, False)),
+    "symmetric": known(symmetry=SymmetryMetadata(24, 12, ["jump", "w*lk", "run", "look"], 3.2e-8, 2.1e-6, True)),
+    "no-longer-symmetric": known(symmetry=SymmetryMetadata(2, 2, ["left", "right"], 0.31, 4.7, False)),
 }
 
 

@@ -1,5 +1,6 @@
 """Runs of an experiment in one file of JSON, so that it can be stopped at any time and no run is made twice."""
 
+import hashlib
 import json
 import statistics
 import time
@@ -13,10 +14,20 @@ import torch
 from rich.progress import Progress, TimeElapsedColumn
 
 from rigpt_hf.checkpoints.folder import check_file, look, write_text
+from rigpt_hf.command_line import check_above
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
 
 from ..common import VERSIONS
+
+
+# The key under which a run keeps what it was when it was written.
+DIGEST = "sha256"
+
+
+def digest(run: Mapping[str, Any]) -> str:
+    """A hash of a run, by which it is known that nobody has changed it."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 class RunRecords:
@@ -41,16 +52,17 @@ class RunRecords:
             self.runs = self._read()
         else:
             check_file(path, "output", force=False)
+            check_above(path, "output")
 
     def _read(self) -> list[dict[str, Any]]:
         try:
             content = json.loads(read_text(self.path, "output"))
             facts, runs = {name: content.pop(name) for name in self.facts}, content.pop("runs")
-            if content or not all(isinstance(run, dict) for run in runs):
+            if content or any(run.pop(DIGEST) != digest(run) for run in runs):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"`output` must be a file of runs of this program, got {str(self.path)!r}. Name another."
+                f"`output` must be a file of runs as this program wrote it, got {str(self.path)!r}. Name another."
             ) from error
         if facts != self.facts:
             raise ValueError(
@@ -73,11 +85,12 @@ class RunRecords:
         if done := self.done(**key):
             return done[0]
         began = time.perf_counter()
-        made = key | make()
+        made = json.loads(json.dumps(key | make()))
         made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
         self.runs.append(made)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(self.facts | {"runs": self.runs}, indent=1) + "\n", seen=self.seen)
+        signed = [run | {DIGEST: digest(run)} for run in self.runs]
+        write_text(self.path, json.dumps(self.facts | {"runs": signed}, indent=1) + "\n", seen=self.seen)
         self.seen = look(self.path)
         return made
 

@@ -79,7 +79,7 @@ class Options:
         check_file(self.picture, "picture", force=True)
         check_known("splits", self.splits, SPLITS)
         check_known("only", self.learners, ALL)
-        check_least(self, seeds=1, steps=1, batch=1, longest=1)
+        check_least(self, seeds=1, steps=1, batch=1, longest=4)
         check_heads(self)
 
     @property

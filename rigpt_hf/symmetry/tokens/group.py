@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from math import factorial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +44,27 @@ class Irreducible(NamedTuple):
         return len(self.commuting)
 
 
+def _order(generators: np.ndarray) -> int:
+    """The order of the group of permutations of some of all points, as they stand; symmetric ones are seen at once."""
+    from sympy.combinatorics import Permutation, PermutationGroup
+
+    if not generators.size:
+        return 1
+    points = np.unique(generators)
+    group = PermutationGroup([Permutation(row.tolist()) for row in np.searchsorted(points, generators)])
+    orbits = [sorted(orbit) for orbit in group.orbits()]
+    actions = {row.tobytes(): row for row in (_on_orbit(group, orbit) for orbit in orbits)}
+    if len(actions) == 1:  # the same on all orbits
+        group = PermutationGroup([Permutation(row.tolist()) for row in next(iter(actions.values()))])
+        if group.is_symmetric:
+            return factorial(group.degree)
+    return int(group.order())
+
+
+def _on_orbit(group: Any, orbit: list[int]) -> np.ndarray:
+    return np.array([np.searchsorted(orbit, np.array(one.array_form)[orbit]) for one in group.generators])
+
+
 class FiniteGroup:
     """
     The group that permutations of points generate.
@@ -59,11 +81,16 @@ class FiniteGroup:
     @cached_property
     def order(self) -> int:
         """The number of elements, also where they are too many to list."""
-        from sympy.combinatorics import Permutation, PermutationGroup
-
-        if not self.generators.size:
-            return 1
-        return int(PermutationGroup([Permutation(row.tolist()) for row in self.generators]).order())
+        total, left = 1, list(range(len(self.generators)))
+        moves = self.generators != np.arange(self.generators.shape[1])
+        while left:
+            # Generators that move none of each other's points, also by way of others, make a product of groups.
+            block = [left.pop(0)]
+            for one in block:  # which grows meanwhile
+                block += [other for other in left if (moves[one] & moves[other]).any()]
+                left = [other for other in left if other not in block]
+            total *= _order(self.generators[block][:, moves[block].any(axis=0)])
+        return total
 
     @cached_property
     def _listed(self) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class TokenSymmetry:
     def __init__(self, vocab_size: int, generators: Sequence[Sequence[Sequence[int]]], special: Sequence[int] = ()):
         self.vocab_size = vocab_size
         self.generators: tuple[Cycles, ...] = tuple(
-            tuple(tuple(int(token) for token in cycle) for cycle in cycles) for cycles in generators
+            tuple(tuple(_id(token) for token in cycle) for cycle in cycles) for cycles in generators
         )
         for number, cycles in enumerate(self.generators):
             moved = [token for cycle in cycles for token in cycle]
@@ -199,6 +200,8 @@ class TokenSymmetry:
         """
         try:
             check_format(content)
+            if not all(isinstance(one, list) for cycles in content["generators"] for one in (cycles, *cycles)):
+                raise _no_symmetry(content)
             generators = [[token_ids(cycle, tokenizer) for cycle in cycles] for cycles in content["generators"]]
             return cls(content["vocab_size"], generators, special)
         except TypeError as error:
@@ -221,6 +224,8 @@ def read_content(path: str | Path) -> Any:
     from ...checkpoints.folder import parse_json
     from ...text.files import read_text
 
+    if not Path(path).is_file():
+        raise ValueError(f"`symmetry` must be a file, got {str(path)!r}. Write one with `TokenSymmetry.save`.")
     text = read_text(Path(path), "symmetry")
     try:
         content = parse_json(text)
@@ -277,14 +282,20 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
                 raise ValueError(f"`tokenizer` must be given for tokens that are text, got none with {token!r}.")
             found = [tokenizer.get_vocab()[token]] if token in tokenizer.get_vocab() else None
             found = found or tokenizer(token, add_special_tokens=False)["input_ids"]
-            if len(found) != 1:
+            if len(found) != 1 or found[0] == tokenizer.unk_token_id != tokenizer.get_vocab().get(token):
                 raise ValueError(
-                    f"`tokens` must be single tokens, got {token!r}, which is {len(found)}. Take others, or add it "
-                    "to the tokenizer."
+                    f"`tokens` must be single tokens of the tokenizer, got {token!r}, which is none. Take others, or "
+                    "add it to the tokenizer."
                 )
             token = found[0]
-        ids.append(int(token))
+        ids.append(_id(token))
     return ids
+
+
+def _id(token: Any) -> int:
+    if isinstance(token, bool) or not hasattr(token, "__index__"):
+        raise ValueError(f"`tokens` must be whole numbers, or text with a tokenizer, got {token!r}. Correct it.")
+    return index(token)
 
 
 def _vocabulary(vocab_size: int | None, tokenizer: Any, generators: list) -> tuple[int, list, list[int]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.experiments.symmetry import chorales, found, modular, scan, words
-from evaluation.experiments.symmetry.run_records import RunRecords
+from evaluation.experiments.symmetry.run_records import DIGEST, RunRecords, digest
 from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
@@ -24,16 +24,25 @@ def test_no_run_is_made_twice(tmp_path, monkeypatch):
     first = min((run for run in runs[:3]), key=lambda run: run["kept_back_loss"])["rate"]
     assert {run["rate"] for run in runs[3:]} == {first}
     written = json.loads(options.output.read_text())
-    assert written["runs"] == runs and written["settings"]["longest"] == 4
+    assert [{**run, DIGEST: digest(run)} for run in runs] == written["runs"] and written["settings"]["longest"] == 4
 
     def refuse(*_):
         raise AssertionError("made again")
 
     monkeypatch.setattr(scan, "run_one", refuse)
     assert scan.run(options) == runs
-    options.output.write_text(json.dumps(written | {"runs": runs[:-1]}))
+    options.output.write_text(json.dumps(written | {"runs": written["runs"][:-1]}))
     with pytest.raises(AssertionError, match="made again"):
         scan.run(options)
+
+
+def test_a_run_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "runs.json"
+    RunRecords(path, "test", {}).run(lambda: {"accuracy": 0.5}, seed=0)
+    assert RunRecords(path, "test", {}).runs[0]["accuracy"] == 0.5
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(ValueError, match="as this program wrote it"):
+        RunRecords(path, "test", {})
 
 
 @pytest.mark.parametrize(

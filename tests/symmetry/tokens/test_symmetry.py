@@ -1,5 +1,7 @@
 """How one says which tokens are exchanged, and what is refused."""
 
+import math
+
 import numpy as np
 import pytest
 from sympy.combinatorics.named_groups import AlternatingGroup, CyclicGroup, SymmetricGroup
@@ -34,7 +36,7 @@ def test_tokens_may_be_text():
     assert TokenSymmetry.from_exchanges([[["walk", "run"], ["WALK", "RUN"]]], tokenizer=tokenizer) == expected
     for tokens, said in (
         (["<s>", "run"], "leave special tokens where they are, got token 0 in generator 0"),
-        (["walk run", "and"], "must be single tokens, got 'walk run', which is 2"),
+        (["walk run", "and"], "must be single tokens of the tokenizer, got 'walk run'"),
     ):
         with pytest.raises(ValueError, match=said):
             TokenSymmetry.named("cyclic", [tokens], tokenizer=tokenizer)
@@ -77,3 +79,23 @@ def test_what_respects_products_is_found(group, inner, outer):
         for permutation in symmetry.permutations.numpy():
             image = permutation[: len(products)]
             assert (image[products] == products[image[:, None], image]).all()
+
+
+@pytest.mark.parametrize("generators", [[[[10.5, 11.7]]], [[[True, False]]], [{"a": 1}], ["ab"], [["ab"]], [[[[1]]]]])
+def test_what_is_no_token_is_none(generators):
+    content = {"format": "rigpt token symmetry", "vocab_size": 20, "generators": generators}
+    with pytest.raises(ValueError, match="`(tokens|symmetry|tokenizer)` must"):
+        TokenSymmetry.from_dict(content)
+    assert TokenSymmetry.from_dict(content | {"generators": [[[10, 11]]]}).order == 2
+
+
+def test_the_order_of_large_groups_is_seen_at_once():
+    large = TokenSymmetry.named("symmetric", [range(300), range(300, 600)], 1000)
+    other = TokenSymmetry.named("symmetric", [range(600, 650)], 1000)
+    assert large.order == math.factorial(300)
+    assert (large | other | TokenSymmetry.named("cyclic", [range(700, 706)], 1000)).order == 6 * math.factorial(
+        300
+    ) * math.factorial(50)
+    # Two ways of moving are no product where one generator does both.
+    assert TokenSymmetry(20, [[[0, 1, 2], [5, 6]]]).order == 6
+    assert TokenSymmetry(20, [[[0, 1], [5, 6, 7]], [[5, 6], [10, 11]]]).order == 12
