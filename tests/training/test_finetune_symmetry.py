@@ -110,7 +110,7 @@ def test_what_cannot_be_kept_is_refused(options, file, model_folder, tmp_path, t
     for changes, said in (
         (ours | {"lora": 2}, "`symmetry` must be left out with `lora`, got .* Drop one"),
         (ours | {"optim": "adamw"}, "`optim` must not scale coordinates that the symmetry mixes, got .*AdamW"),
-        ({"symmetry": str(tmp_path / "none")}, "`symmetry` must hold files .* that can be read, got .*none"),
+        ({"symmetry": str(tmp_path / "none")}, "`symmetry` must be a file, got .*none"),
         ({"symmetry_project_weights": True}, "`symmetry_project_weights` needs `symmetry`, got True"),
     ):
         with pytest.raises(ValueError, match=said) as told:
