@@ -150,6 +150,15 @@ def check_file(path: Path | None, argument: str, force: bool) -> None:
         )
 
 
+def check_no_link(path: Path, argument: str = "output") -> None:
+    """A `ValueError` if a link is where a file would be replaced: the link would go, and what it leads to would stay."""
+    if path.is_symlink():
+        raise ValueError(
+            f"`{argument}` must be a file itself to be replaced, got {str(path)!r}, a link to {os.readlink(path)!r}. "
+            "Name what it leads to, or another file."
+        )
+
+
 def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
     """
     Raise if an output folder may not be written.
@@ -267,11 +276,13 @@ def new_file(
         force (`bool`, *optional*): for a file that a person named, whether an earlier one of this program's may be
             replaced; the folder gets a record of it. If not given the file is the program's own.
         seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at;
-            without `force`.
+            without `force`. A link is refused at once.
 
     Raises:
         ValueError: if the disk is full, or a file is there that must not be replaced; it is left.
     """
+    if seen is not None:
+        check_no_link(path, argument)
     temporary, written = temporary_sibling(path), None
     remove_leftovers(path)
     if force:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rigpt_hf.checkpoints.disk import temporary_sibling
 from rigpt_hf.training import folder
 from rigpt_hf.training.build import ensure_data
 from rigpt_hf.training.options import (
@@ -101,11 +102,10 @@ def test_a_lock_that_became_somebodys_stays(late, last_moment, tmp_path, monkeyp
     """While a run holds it, and also between the last look and the removal."""
     output = tmp_path / "run"
     held = folder.Lock(output)
-    sibling = folder.temporary_sibling
 
     def last_look(path):
         LATE[late](path)
-        return sibling(path)
+        return temporary_sibling(path)
 
     if last_moment:
         monkeypatch.setattr(folder, "temporary_sibling", last_look)

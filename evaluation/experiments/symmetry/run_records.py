@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.progress import Progress, TimeElapsedColumn
 
-from rigpt_hf.checkpoints.folder import check_file, look, write_text
+from rigpt_hf.checkpoints.folder import check_file, check_no_link, look, write_text
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
 
@@ -29,7 +29,7 @@ class RunRecords:
         settings (`Mapping`): What all runs have in common, such as sizes and steps.
 
     Raises:
-        ValueError: if the file is something else, or has runs with other settings.
+        ValueError: if the file is something else or a link, or has runs with other settings.
     """
 
     def __init__(self, path: Path, experiment: str, settings: Mapping[str, Any]):
@@ -38,6 +38,7 @@ class RunRecords:
         self.runs: list[dict[str, Any]] = []
         self.seen = look(path)
         if path.exists():
+            check_no_link(path)
             self.runs = self._read()
         else:
             check_file(path, "output", force=False)

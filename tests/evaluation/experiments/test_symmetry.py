@@ -57,6 +57,15 @@ def test_a_file_of_something_else_stays(tmp_path, content, said):
     assert str(path) in str(refused.value) and path.read_bytes() == before
 
 
+def test_a_link_is_refused_before_a_run_is_made(tmp_path):
+    path, link = tmp_path / "data.json", tmp_path / "runs.json"
+    RunRecords(path, "scan", {}).run(lambda: {"loss": 1.0}, seed=0)
+    link.symlink_to(path)
+    with pytest.raises(ValueError, match="`output` must be a file itself to be replaced, got .*data.json'. Name what"):
+        RunRecords(link, "scan", {})
+    assert link.is_symlink() and len(RunRecords(link.resolve(), "scan", {}).runs) == 1
+
+
 def test_words_are_learned_by_all_learners(tmp_path):
     shape = {"steps": 2, "batch": 4, "length": 3, "longer": 5, "hidden_size": 16, "layers": 1, "heads": 2}
     files = {"output": tmp_path / "words.json", "picture": tmp_path / "words.png"}
