@@ -366,10 +366,12 @@ def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
 
 def write_text(
     path: Path, text: str, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
-) -> None:
-    """Write a text file that appears complete; arguments as of [`new_file`]."""
+) -> list[int]:
+    """Write a text file that appears complete; arguments as of [`new_file`]. Returns the [`stamp`] of what was written."""
     with new_file(path, argument, force, seen) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        written = stamp(temporary)  # by its own name it may soon be another's
+    return written
 
 
 def remove_leftovers(output: Path) -> None:

@@ -78,8 +78,8 @@ class RunRecords:
         made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
         self.runs.append(made)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(self.facts | {"runs": self.runs}, indent=1) + "\n", seen=self.seen)
-        self.seen = look(self.path)
+        text = json.dumps(self.facts | {"runs": self.runs}, indent=1) + "\n"
+        self.seen = write_text(self.path, text, seen=self.seen)
         return made
 
     def chosen(self, rates: Sequence[float], loss: str, **key: Any) -> tuple[float, ...]:
