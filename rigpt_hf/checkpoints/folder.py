@@ -151,7 +151,7 @@ def check_file(path: Path | None, argument: str, force: bool) -> None:
 
 
 def check_no_link(path: Path, argument: str = "output") -> None:
-    """A `ValueError` if a link is where a file would be replaced: the link would go, and what it leads to would stay."""
+    """A `ValueError` if a link is where a file would be replaced: what it leads to would stay as it was."""
     if path.is_symlink():
         raise ValueError(
             f"`{argument}` must be a file itself to be replaced, got {str(path)!r}, a link to {os.readlink(path)!r}. "
@@ -367,7 +367,7 @@ def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
 def write_text(
     path: Path, text: str, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
 ) -> list[int]:
-    """Write a text file that appears complete; arguments as of [`new_file`]. Returns the [`stamp`] of what was written."""
+    """Write a text file that appears complete, and give its [`stamp`]; arguments as of [`new_file`]."""
     with new_file(path, argument, force, seen) as temporary:
         temporary.write_text(text, encoding="utf-8")
         written = stamp(temporary)  # by its own name it may soon be another's
@@ -376,16 +376,28 @@ def write_text(
 
 def remove_leftovers(output: Path) -> None:
     """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
-    made_here = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(here())}-(\d+)-[0-9a-f]{{8}}\.(partial|previous)")
     for path in output.parent.iterdir() if output.parent.is_dir() else ():
-        match = made_here.fullmatch(path.name)
-        if match is None or _lives(int(match[1])):
+        kind = leftover_kind(path, re.escape(output.name), "partial|previous")
+        if kind is None:
             continue
-        if match[2] == "previous" and not output.exists():
+        if kind == "previous" and not output.exists():
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
         elif _discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
+
+
+def leftover_kind(path: Path, output: str, kinds: str) -> str | None:
+    """
+    Which kind of [`temporary_sibling`] a process of this machine that is gone has made; `None` if none has.
+
+    Args:
+        path (`Path`): what may be one.
+        output (`str`), kinds (`str`): regular expressions of the name that it stands beside, and of the kinds.
+    """
+    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<kind>{kinds})"
+    match = re.fullmatch(made_here, path.name)
+    return None if match is None or _lives(int(match["pid"])) else match["kind"]
 
 
 def _discard(path: Path) -> bool:
