@@ -21,13 +21,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rigpt_hf.checkpoints.disk import temporary_sibling
-from rigpt_hf.checkpoints.folder import inventory, parse_json
+from rigpt_hf.checkpoints.folder import inventory, leftover_kind, parse_json
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 
 
 RECORD = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8,})")
-LEFTOVER = re.compile(r"\.step-\d{8,}\..+-\d+-[0-9a-f]{8}\.(partial|removed)")
+KINDS = "partial|removed"
+LEFTOVER = re.compile(rf"\.step-\d{{8,}}\..+-\d+-[0-9a-f]{{8}}\.({KINDS})")
 
 Facts = dict[str, Any]
 Write = Callable[[Path], Any]
@@ -215,16 +216,26 @@ class CheckpointStore:
         return next(iter(_ranked(self.checkpoints())), None)
 
     def clean(self) -> list[Path]:
-        """Remove what killed saves and removals have left, and nothing else; for the main process, at the start."""
+        """
+        Remove, and name, what killed saves and removals of this machine have left, and nothing else; for the main
+        process, at the start.
+        """
         items = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         leftovers = []
         for item in items:
-            if LEFTOVER.fullmatch(item.name) and item.is_symlink():
+            if not LEFTOVER.fullmatch(item.name):
+                continue
+            if item.is_symlink():
                 logger.warning(f"{str(item)!r} is a link; it is left, and so is what it leads to.")
-            elif LEFTOVER.fullmatch(item.name) and item.is_dir():
+            elif item.is_dir() and leftover_kind(item, FOLDER.pattern, KINDS) is None:
+                logger.warning(f"{str(item)!r} is of another machine, or of a process that lives; it is left.")
+            elif item.is_dir() and (names := _added(item)):
+                logger.warning(f"{str(item)!r} has {', '.join(names[:3])} of something else; it is left.")
+            elif item.is_dir():
                 leftovers.append(item)
         for leftover in leftovers:
             shutil.rmtree(leftover)
+            logger.warning(f"Removed {str(leftover)!r}, which a killed run had left.")
         return leftovers
 
     def _path(self, step: int) -> Path:
@@ -269,6 +280,15 @@ class CheckpointStore:
             except OSError as error:
                 # The new checkpoint is safe; that an old one stays is no reason to end the run.
                 logger.warning(f"{str(one.path)!r} could not be removed: {error}")
+
+
+def _added(leftover: Path) -> list[str]:
+    """Names in what a kill has left that are not of its record, or were changed since; none where it has no record."""
+    try:
+        names = Checkpoint.read(leftover).others()
+    except ValueError:
+        return []
+    return [name for name in names if os.path.lexists(leftover / name)]  # others went before the kill
 
 
 def check_facts(saved: Facts, now: Facts, override: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rigpt_hf.checkpoints.disk import give_name, temporary_sibling
 from rigpt_hf.checkpoints.folder import (
     WRITTEN,
     begin_record,
@@ -36,7 +37,8 @@ class Lock:
 
     Args:
         folder (`Path`): Made if it is not there; taken away at the release if it was, and nothing is in it.
-        transient (`bool`, defaults to `False`): Take it away too if it was there, because a run had made it.
+        transient (`bool`, defaults to `False`): Take it away too if it was there, because a run had made it, and with
+            it the lock that the run left.
 
     Raises:
         ValueError: if another run is in the folder, it cannot be made, or something else has the lock's name.
@@ -52,8 +54,10 @@ class Lock:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            is_own = transient or not os.path.lexists(self.file)
             self.held = FileLock(self.file)
             self.held.acquire(timeout=0)
+            self.own = _empty_file(self.file) if is_own else None
         except Timeout as error:
             raise ValueError(
                 f"`output_dir` must be a folder that no other run is in, got {str(folder)!r}. Wait, or name another."
@@ -65,12 +69,30 @@ class Lock:
             ) from error
 
     def release(self) -> None:
-        """Let others in."""
-        self.file.unlink(missing_ok=True)  # before the release: whoever opened it looks whether it still has a name
+        """Let others in; the lock's file goes if a run made it and it is still empty."""
+        self._remove()  # before the release: whoever opened it looks whether it still has a name
         self.held.release()
         with suppress(OSError):
             for path in self.made:
                 path.rmdir()
+
+    def _remove(self) -> None:
+        if self.own is None or _empty_file(self.file) != self.own:
+            return
+        aside = temporary_sibling(self.file)
+        try:
+            self.file.rename(aside)
+        except FileNotFoundError:
+            return
+        if _empty_file(aside) == self.own:  # looked at once nobody can change it by its name
+            aside.unlink()
+        else:
+            give_name(aside, self.file)
+
+
+def _empty_file(path: Path) -> tuple[int, int] | None:
+    """Device and inode of an empty file; `None` of anything else."""
+    return (path.stat().st_dev, path.stat().st_ino) if is_file(path) and path.stat().st_size == 0 else None
 
 
 def is_lock(path: Path) -> bool:

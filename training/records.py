@@ -4,6 +4,7 @@ import copy
 import errno
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +68,12 @@ class Records:
             # By the size alone: time changes on a touch, and on some file systems later than the file is closed.
             if (self.seen or [-1])[0] != (look(self.path) or [-1])[0]:
                 raise FileExistsError(errno.EEXIST, "it has appeared or changed while this runs, and was left")
-            with self.path.open("a" if self.seen else "x", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            self.look()
+            line = json.dumps(entry).encode() + b"\n"
+            with self.path.open("ab" if self.seen else "xb") as file:
+                file.write(line)
+                file.flush()
+                # The size that it must have: what was added by others meanwhile is not this run's.
+                self.seen = [(self.seen or [0])[0] + len(line), os.fstat(file.fileno()).st_mtime_ns]
         except OSError as error:
             raise ValueError(
                 f"`output_dir` must take the log, got {str(self.path)!r}: {error.strerror}. The checkpoints are "
@@ -91,8 +95,8 @@ class Records:
         if self.seen is None:
             return
         kept = [entry for entry in self.read() if entry["step"] <= step]
-        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept), "output_dir", seen=self.seen)
-        self.look()
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        self.seen = write_text(self.path, text, "output_dir", seen=self.seen)
 
 
 def weights_digest(folder: Path) -> str:

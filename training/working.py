@@ -31,8 +31,9 @@ from .folder import LOCK, is_lock
 
 RECORD = "finetune.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# What else a run leaves there: a record or a checkpoint that was being written, and what loggers write.
-PASSING = re.compile(rf"\.({re.escape(RECORD)}|{CHECKPOINT.pattern})\..*-\d+-[0-9a-f]{{8}}\.partial")
+# What else a run leaves there: a record or a checkpoint that was being written, a lock that was being removed, and
+# what loggers write.
+PASSING = re.compile(rf"\.({re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)})\..*-\d+-[0-9a-f]{{8}}\.partial")
 # A file of events says when, on which machine and by which process it was begun.
 LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.
@@ -116,8 +117,8 @@ def _writers(working: Path) -> dict[str, int]:
 
 
 def has_left(working: Path) -> bool:
-    """Whether a run has made the folder of checkpoints; an empty one may be somebody's."""
-    return working.is_dir() and any(map(is_of_a_run, working.iterdir()))
+    """Whether a run has made the folder of checkpoints; an empty one, or one with an empty file, may be somebody's."""
+    return working.is_dir() and any(is_of_a_run(path) for path in working.iterdir() if path.name != LOCK)
 
 
 def not_of_a_run(working: Path) -> list[str]:

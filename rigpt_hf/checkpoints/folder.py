@@ -150,6 +150,15 @@ def check_file(path: Path | None, argument: str, force: bool) -> None:
         )
 
 
+def check_no_link(path: Path, argument: str = "output") -> None:
+    """A `ValueError` if a link is where a file would be replaced: what it leads to would stay as it was."""
+    if path.is_symlink():
+        raise ValueError(
+            f"`{argument}` must be a file itself to be replaced, got {str(path)!r}, a link to {os.readlink(path)!r}. "
+            "Name what it leads to, or another file."
+        )
+
+
 def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
     """
     Raise if an output folder may not be written.
@@ -267,11 +276,13 @@ def new_file(
         force (`bool`, *optional*): for a file that a person named, whether an earlier one of this program's may be
             replaced; the folder gets a record of it. If not given the file is the program's own.
         seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at;
-            without `force`.
+            without `force`. A link is refused at once.
 
     Raises:
         ValueError: if the disk is full, or a file is there that must not be replaced; it is left.
     """
+    if seen is not None:
+        check_no_link(path, argument)
     temporary, written = temporary_sibling(path), None
     remove_leftovers(path)
     if force:
@@ -355,24 +366,38 @@ def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
 
 def write_text(
     path: Path, text: str, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
-) -> None:
-    """Write a text file that appears complete; arguments as of [`new_file`]."""
+) -> list[int]:
+    """Write a text file that appears complete, and give its [`stamp`]; arguments as of [`new_file`]."""
     with new_file(path, argument, force, seen) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        written = stamp(temporary)  # by its own name it may soon be another's
+    return written
 
 
 def remove_leftovers(output: Path) -> None:
     """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
-    made_here = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(here())}-(\d+)-[0-9a-f]{{8}}\.(partial|previous)")
     for path in output.parent.iterdir() if output.parent.is_dir() else ():
-        match = made_here.fullmatch(path.name)
-        if match is None or _lives(int(match[1])):
+        kind = leftover_kind(path, re.escape(output.name), "partial|previous")
+        if kind is None:
             continue
-        if match[2] == "previous" and not output.exists():
+        if kind == "previous" and not output.exists():
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
         elif _discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
+
+
+def leftover_kind(path: Path, output: str, kinds: str) -> str | None:
+    """
+    Which kind of [`temporary_sibling`] a process of this machine that is gone has made; `None` if none has.
+
+    Args:
+        path (`Path`): what may be one.
+        output (`str`), kinds (`str`): regular expressions of the name that it stands beside, and of the kinds.
+    """
+    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<kind>{kinds})"
+    match = re.fullmatch(made_here, path.name)
+    return None if match is None or _lives(int(match["pid"])) else match["kind"]
 
 
 def _discard(path: Path) -> bool:

@@ -114,7 +114,7 @@ def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> 
 
     Args:
         drawn: The figure.
-        path: Of the file; an earlier one is replaced.
+        path: Of the file; an earlier one is replaced, but not a link.
         picture_format: Such as png, svg or pdf; by the suffix of `path` if not given, and png if it has none.
 
     Returns:

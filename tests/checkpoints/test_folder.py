@@ -228,6 +228,24 @@ def test_what_appears_in_the_last_moment_is_left_and_nothing_else(kind, tmp_path
     assert content(tmp_path) == {"said.json": "new", "other.json": "ours"} and foreign(tmp_path) == []
 
 
+def test_a_link_is_never_replaced_by_a_file(tmp_path):
+    """Refused before anything is made, as with `force`; the file that it leads to is replaced by its own name."""
+    path, target = tmp_path / "said.json", tmp_path / "data.json"
+    for leads in (True, False):
+        path.unlink(missing_ok=True)
+        if leads:
+            target.write_text("earlier")
+        path.symlink_to(target if leads else "nowhere")
+        there = os.readlink(path)
+        refused = pytest.raises(ValueError, match=f"`json` must be a file itself .*said.json', a link to '{there}'. N")
+        with refused, new_file(path, "json", seen=look(path)):
+            pytest.fail("work has begun")
+        assert os.readlink(path) == there and target.read_text() == "earlier"
+        assert {name.name for name in tmp_path.iterdir()} == {"said.json", "data.json"}
+    write_text(target, "new", seen=look(target))
+    assert target.read_text() == "new"
+
+
 FILES = {
     "not in the record": lambda path: (path.unlink(), (path.parent / WRITTEN).unlink(), path.write_text("theirs")),
     "changed": lambda path: path.write_text("theirs"),

@@ -35,6 +35,14 @@ def test_the_format_is_that_of_the_name(name, start, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {name, "b"}
 
 
+def test_a_link_stays(tmp_path):
+    (tmp_path / "link.png").symlink_to(save(line(), tmp_path / "a.png"))
+    before = (tmp_path / "a.png").stat().st_mtime_ns
+    with pytest.raises(ValueError, match="`path` must be a file itself to be replaced, got .*link.png', a link to"):
+        save(line("Another"), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "a.png").stat().st_mtime_ns == before
+
+
 def test_a_picture_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
     path = save(line(), tmp_path / "a.png")
     before = path.read_bytes()

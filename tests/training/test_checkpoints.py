@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rigpt_hf.checkpoints import folder
+from rigpt_hf.checkpoints.disk import here, temporary_sibling
 from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import RECORD, CheckpointStore, check_facts
 from tests.training.saves import FILES, content, names, tree, writer
@@ -85,8 +87,8 @@ def test_a_copied_checkpoint_is_still_the_runs(tmp_path, caplog):
 
 
 def left(step: int, kind: str = "partial") -> str:
-    """The name under which a killed process of some machine has left what it saved or removed."""
-    return f".step-{step:08d}.host-4026531836-7-0123abcd.{kind}"
+    """The name under which a killed process of this machine has left what it saved or removed."""
+    return f".step-{step:08d}.{here()}-{2**22 + 1}-0123abcd.{kind}"
 
 
 def test_links_are_left(tmp_path, caplog):
@@ -138,10 +140,12 @@ def test_a_removal_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog
         store.save(2, writer(2))
     assert "step-00000001' could not be removed: [Errno 16] Device or resource busy" in caplog.text
     assert content(store.latest()) == 2 and [one.step for one in store.checkpoints()] == [2]
+    assert store.clean() == [] and "of a process that lives; it is left" in caplog.text
+    monkeypatch.setattr(folder, "_lives", lambda pid: False)  # as a later process sees it
     assert [path.name[:14] for path in store.clean()] == [".step-00000001"]
 
 
-def test_clean_removes_leftovers_and_nothing_else(tmp_path):
+def test_clean_removes_leftovers_and_nothing_else(tmp_path, caplog):
     store = CheckpointStore(tmp_path)
     store.save(1, writer(1))
     leftovers = [left(2), left(1, "removed"), left(123456789)]
@@ -162,6 +166,36 @@ def test_clean_removes_leftovers_and_nothing_else(tmp_path):
     assert [one.step for one in store.checkpoints()] == [1]
     assert [path.name for path in store.clean()] == sorted(leftovers)
     assert names(tmp_path) == sorted([*others, left(4), "step-00000001"])
+    assert all(f"Removed '{tmp_path / name}', which a killed run had left." in caplog.text for name in leftovers)
+
+
+def test_leftovers_that_may_be_somebodys_stay(tmp_path, caplog):
+    """Of other machines, of processes that live, with files of others or with changed ones: each is named."""
+    store = CheckpointStore(tmp_path)
+    elsewhere = [".step-00000002.myhost-12345-deadbeef.partial", ".step-00000001.x-1-deadbeef.removed"]
+    alive = temporary_sibling(tmp_path / "step-00000003").name
+    for name in (*elsewhere, alive):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("mine")
+    added, changed, cut = left(4, "removed"), left(5), left(6, "removed")
+    for step, name in ((4, added), (5, changed), (6, cut)):
+        store.save(step, writer(step)).rename(tmp_path / name)
+        file = next(path for path in sorted((tmp_path / name).iterdir()) if path.is_file() and path.name in FILES)
+        if name == added:
+            (tmp_path / name / "thesis.txt").write_text("years of work")
+        elif name == changed:
+            file.write_text("mine")
+        else:
+            file.unlink()  # before a kill ended the removal
+    before = {name: tree(tmp_path / name) for name in (*elsewhere, alive, added, changed)}
+    assert [path.name for path in store.clean()] == [cut]
+    assert before == {name: tree(tmp_path / name) for name in names(tmp_path)}
+    for name in (*elsewhere, alive):
+        assert f"{name}' is of another machine, or of a process that lives; it is left." in caplog.text
+    assert f"{added}' has thesis.txt of something else; it is left." in caplog.text
+    assert f"{changed}' has " in caplog.text and f"Removed '{tmp_path / cut}'" in caplog.text
+    (tmp_path / added / "thesis.txt").unlink()
+    assert [path.name for path in store.clean()] == [added]
 
 
 def test_leftovers_of_the_same_step_do_not_mix_in(tmp_path):

@@ -225,7 +225,10 @@ def test_what_runs_have_for_themselves_may_be_somebodys(options, tmp_path):
         assert inventory(working) == {name: b"mine"}
         (working / name).unlink()
     (working / ".lock").touch()
-    assert finetune(options(**SHORT)).steps == 4 and not working.exists(), "a killed run had left it"
+    assert finetune(options(**SHORT)).steps == 4 and [path.name for path in working.iterdir()] == [".lock"]
+    shutil.rmtree(tmp_path / "out")
+    (working / f".{RECORD}.here-1-0123abcd.partial").touch()
+    assert finetune(options(**SHORT)).steps == 4 and not working.exists(), "a killed run had left both"
 
 
 def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
@@ -255,7 +258,10 @@ def test_one_run_at_a_time(options, tmp_path):
     with FileLock(working / ".lock"), pytest.raises(ValueError, match="a folder that no other run is in, got"):
         finetune(options(**SHORT))
     assert list(working.iterdir()) == [working / ".lock"]
-    assert finetune(options(**SHORT)).steps == 4 and not (tmp_path / "out.checkpoints" / ".lock").exists()
+    assert finetune(options(**SHORT)).steps == 4 and list(working.iterdir()) == [working / ".lock"]
+    (working / ".lock").unlink()
+    shutil.rmtree(tmp_path / "out")
+    assert finetune(options(**SHORT)).steps == 4 and list(working.iterdir()) == []
 
 
 class Canary:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rigpt_hf.checkpoints.disk import temporary_sibling
 from rigpt_hf.training import folder
 from rigpt_hf.training.build import ensure_data
 from rigpt_hf.training.options import (
@@ -62,7 +63,7 @@ def test_what_belongs_to_others_stays(data, tmp_path):
 
 
 def test_a_lock_that_is_none_stays(data, tmp_path):
-    """A run's own is an empty file, which a kill may leave."""
+    """A run's own is an empty file; one that was there may be somebody's, and is left."""
     lock = tmp_path / "run" / ".lock"
     for make in (
         lambda: lock.write_text("mine"),
@@ -80,7 +81,45 @@ def test_a_lock_that_is_none_stays(data, tmp_path):
         shutil.rmtree(lock.parent)
     lock.parent.mkdir()
     lock.touch()
+    assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).steps == 2 and lock.is_file()
+    shutil.rmtree(lock.parent)
     assert pretrain(data, tmp_path / "run", max_steps=2, warmup_steps=1).steps == 2 and not lock.exists()
+
+
+LATE = {
+    "written to": lambda lock: lock.write_text("years of work"),
+    "replaced": lambda lock: (lock.unlink(), lock.write_text("years of work")),
+    "replaced by an empty one": lambda lock: (lock.rename(lock.with_name("held")), lock.touch()),
+    "a link": lambda lock: (lock.rename(lock.with_name("held")), lock.symlink_to("held")),
+    "gone": lambda lock: lock.unlink(),
+    "left alone": lambda lock: None,
+}
+
+
+@pytest.mark.parametrize("last_moment", [False, True])
+@pytest.mark.parametrize("late", LATE)
+def test_a_lock_that_became_somebodys_stays(late, last_moment, tmp_path, monkeypatch):
+    """While a run holds it, and also between the last look and the removal."""
+    output = tmp_path / "run"
+    held = folder.Lock(output)
+
+    def last_look(path):
+        LATE[late](path)
+        return temporary_sibling(path)
+
+    if last_moment:
+        monkeypatch.setattr(folder, "temporary_sibling", last_look)
+    else:
+        LATE[late](held.file)
+    before = {path.name: path.read_text() for path in output.iterdir()} if not last_moment else None
+    held.release()
+    after = {path.name: path.read_text() for path in output.iterdir()} if output.exists() else {}
+    if late in ("gone", "left alone"):
+        assert not output.exists(), "what the run made goes"
+        return
+    assert ".lock" in after and after[".lock"] == ("years of work" if late in ("written to", "replaced") else "")
+    assert before is None or after == before
+    assert not [name for name in after if name.endswith(".partial")]
 
 
 def test_results_that_no_run_wrote_stay(data, straight, tmp_path):

@@ -175,3 +175,46 @@ def test_deepspeed_is_refused_in_one_line(data, tmp_path, monkeypatch, capsys):
     assert shown.count("\n") == 1 and not (tmp_path / "run").exists()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     check_run(PretrainOptions())
+
+
+@pytest.mark.parametrize("edited", [True, False])
+@pytest.mark.parametrize("last", ["append", "cut"])
+def test_a_log_that_is_changed_right_after_it_was_written_stays(last, edited, tmp_path, monkeypatch):
+    path, put = tmp_path / "metrics.jsonl", folders._put
+    log = Records(path)
+    for step in (1, 2):
+        log.append({"step": step})
+
+    def edit():
+        if edited:
+            with path.open("a") as file:
+                file.write("years of work\n")
+
+    def after(act):
+        def acted(*arguments):
+            done = act(*arguments)
+            patched.undo()
+            edit()
+            return done
+
+        return acted
+
+    with monkeypatch.context() as patched:
+        if last == "append":
+            patched.setattr(records, "look", after(look))  # the last look before the line is written
+            log.append({"step": 3})
+        else:
+            patched.setattr(folders, "_put", after(put))
+            log.cut(1)
+    before = path.read_text()
+    assert ("years of work" in before) == edited
+    if not edited:
+        log.append({"step": 4})
+        log.cut(4)
+        assert [entry["step"] for entry in log.read()] == ([1, 2, 3, 4] if last == "append" else [1, 4])
+        return
+    with pytest.raises(ValueError, match="has appeared or changed while this runs, and was left"):
+        log.append({"step": 4})
+    with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs"):
+        log.cut(1)
+    assert path.read_text() == before

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.progress import Progress, TimeElapsedColumn
 
-from rigpt_hf.checkpoints.folder import check_file, look, write_text
+from rigpt_hf.checkpoints.folder import check_file, check_no_link, look, write_text
 from rigpt_hf.command_line import check_above
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
@@ -40,7 +40,7 @@ class RunRecords:
         settings (`Mapping`): What all runs have in common, such as sizes and steps.
 
     Raises:
-        ValueError: if the file is something else, or has runs with other settings.
+        ValueError: if the file is something else or a link, or has runs with other settings.
     """
 
     def __init__(self, path: Path, experiment: str, settings: Mapping[str, Any]):
@@ -49,6 +49,7 @@ class RunRecords:
         self.runs: list[dict[str, Any]] = []
         self.seen = look(path)
         if path.exists():
+            check_no_link(path)
             self.runs = self._read()
         else:
             check_file(path, "output", force=False)
@@ -90,8 +91,8 @@ class RunRecords:
         self.runs.append(made)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         signed = [run | {DIGEST: digest(run)} for run in self.runs]
-        write_text(self.path, json.dumps(self.facts | {"runs": signed}, indent=1) + "\n", seen=self.seen)
-        self.seen = look(self.path)
+        text = json.dumps(self.facts | {"runs": signed}, indent=1) + "\n"
+        self.seen = write_text(self.path, text, seen=self.seen)
         return made
 
     def chosen(self, rates: Sequence[float], loss: str, **key: Any) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ...checkpoints.folder import look, new_file, write_text
+from ...checkpoints.folder import check_no_link, look, new_file, write_text
 from ...checkpoints.read import in_words, load_config
 from ...checkpoints.source import read_json
 from ...configuration_rigpt import SYMMETRY_FRAME, RiGPTConfig, symmetry_frame
@@ -277,16 +277,17 @@ class Representation:
         Record it in the folder of a saved model: in its `config.json`, with the frame beside it.
 
         Raises:
-            ValueError: as [`to_config`], or if the folder has no `config.json` that can be read.
+            ValueError: as [`to_config`], or if the folder has no `config.json` that can be read, or a link to one.
         """
         path, record = Path(folder) / "config.json", self.to_config()
+        check_no_link(path, "folder")
         seen, frame = look(path), path.with_name(SYMMETRY_FRAME)
         content = read_json(path, "folder") | {"token_symmetry": record}
         if self.frame is not None:
-            with new_file(frame, seen=look(frame)) as temporary:
+            with new_file(frame, "folder", seen=look(frame)) as temporary:
                 self.frame.save(temporary)
                 temporary.chmod(path.stat().st_mode)
-        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", seen=seen)
+        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", "folder", seen=seen)
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Representation":

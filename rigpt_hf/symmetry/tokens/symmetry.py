@@ -208,10 +208,10 @@ class TokenSymmetry:
             raise _no_symmetry(content) from error
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON; a `ValueError` if a link is at `path`."""
         from ...checkpoints.folder import look, write_text
 
-        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", seen=look(Path(path)))
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", "path", seen=look(Path(path)))
 
     @classmethod
     def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":

@@ -10,6 +10,7 @@ import torch
 from evaluation.experiments.symmetry import chorales, found, modular, scan, words
 from evaluation.experiments.symmetry.run_records import DIGEST, RunRecords, digest
 from evaluation.experiments.symmetry.stock import StockSymmetry
+from rigpt_hf.checkpoints import folder
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 
@@ -64,6 +65,34 @@ def test_a_file_of_something_else_stays(tmp_path, content, said):
     with pytest.raises(ValueError, match=said) as refused:
         RunRecords(path, "scan", {"steps": 2})
     assert str(path) in str(refused.value) and path.read_bytes() == before
+
+
+def test_what_is_written_right_after_a_run_stays(tmp_path, monkeypatch):
+    """The file is another's as soon as it has its name."""
+    path, put = tmp_path / "runs.json", folder._put
+    records = RunRecords(path, "scan", {})
+    records.run(lambda: {"loss": 1.0}, seed=0)
+    records.run(lambda: {"loss": 1.0}, seed=1)
+
+    def put_and_edit(*arguments):
+        put(*arguments)
+        path.write_text("years of work")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_put", put_and_edit)
+        records.run(lambda: {"loss": 1.0}, seed=2)
+    with pytest.raises(ValueError, match="`output` must stay as it is while this runs, got .*runs.json"):
+        records.run(lambda: {"loss": 1.0}, seed=3)
+    assert path.read_text() == "years of work"
+
+
+def test_a_link_is_refused_before_a_run_is_made(tmp_path):
+    path, link = tmp_path / "data.json", tmp_path / "runs.json"
+    RunRecords(path, "scan", {}).run(lambda: {"loss": 1.0}, seed=0)
+    link.symlink_to(path)
+    with pytest.raises(ValueError, match="`output` must be a file itself to be replaced, got .*data.json'. Name what"):
+        RunRecords(link, "scan", {})
+    assert link.is_symlink() and len(RunRecords(link.resolve(), "scan", {}).runs) == 1
 
 
 def test_words_are_learned_by_all_learners(tmp_path):

@@ -146,6 +146,23 @@ def test_a_frame_that_does_nothing_is_one(tmp_path):
     assert away(tmp_path, model) < SYMMETRY[torch.float64] < 0.1 < away(tmp_path, tiny_model(**ALL["learned"]))
 
 
+@pytest.mark.parametrize("name", ["config.json", SYMMETRY_FRAME])
+def test_links_stay(name, tmp_path):
+    """As in a folder of a cache; nothing is recorded, neither beside them."""
+    model, representation = symmetric_model("learned")
+    framed = representation.conjugated(GaugeTransformation.identity(model.config))
+    model.save_pretrained(tmp_path)
+    framed.save(tmp_path)
+    path, target = tmp_path / name, tmp_path / "blob"
+    path.rename(target).chmod(0o644)
+    path.symlink_to("blob")
+    before = {each.name: (each.lstat().st_mtime_ns, each.read_bytes()) for each in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=f"`folder` must be a file itself .*{name}', a link to 'blob'"):
+        framed.save(tmp_path)
+    assert path.is_symlink()
+    assert before == {each.name: (each.lstat().st_mtime_ns, each.read_bytes()) for each in tmp_path.iterdir()}
+
+
 def test_a_frame_out_of_reach_leaves_no_record(turned, tmp_path, caplog, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(turned / "turned")
     record = model.config.token_symmetry

@@ -21,6 +21,10 @@ def test_it_is_the_same_after_it_was_saved(name, tmp_path):
     symmetry.save(tmp_path / "symmetry.json")
     again = TokenSymmetry.load(tmp_path / "symmetry.json")
     assert again == symmetry and again != SYMMETRIES["two" if name == "cyclic" else "cyclic"]()
+    (tmp_path / "link.json").symlink_to("symmetry.json")
+    with pytest.raises(ValueError, match="`path` must be a file itself to be replaced, got .*link to 'symmetry.json'"):
+        symmetry.save(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
     for permutation in again.permutations:
         assert permutation.sort().values.tolist() == list(range(VOCABULARY))
         assert (permutation != permutation.sort().values).sum() > 1
