@@ -22,8 +22,8 @@ from .scan import ANSWER, END, IDS, PAD, START, VOCABULARY, grammar, symmetries
 
 
 STOCK, FREE, SYMMETRIC = "stock GPT-2", "RiGPT", "RiGPT with the symmetry"
-# Each at the best of its three rates for this budget, by the loss on commands that are kept back:
-# `python -m evaluation.experiments.symmetry.scan --longest 16 --hidden-size 96 --steps 400 --splits add-jump --seeds 1`.
+# Each at the best of its three rates for this budget, by the loss on commands that are kept back: `python -m
+# evaluation.experiments.symmetry.scan --longest 16 --hidden-size 96 --steps 400 --splits add-jump --seeds 1`.
 LEARNERS = {
     STOCK: (Learner("stock-gpt2", "adamw"), 3e-3),
     FREE: (Learner(), 5e-3),

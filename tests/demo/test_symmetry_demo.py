@@ -42,14 +42,14 @@ def test_the_page_says_what_was_measured(shown):
 
 def test_an_answer_is_what_a_model_generates(monkeypatch):
     commands = symmetry.Commands("add-jump", 5)
-    options = DemoOptions("symmetry", steps=120)
+    options = DemoOptions("symmetry", steps=240)
     monkeypatch.setattr(symmetry, "SHOWN", ("walk", "jump twice", "walk and run", "look left"))
     monkeypatch.setattr(symmetry, "SHAPE", (32, 2, 2))
     found = symmetry.learn(symmetry.SYMMETRIC, commands, options, lambda step: None)
     said = dict(zip(symmetry.SHOWN, found.answers, strict=True))
     right = [said[one] == symmetry.meaning(one) for one in said]
     assert said["walk"] == "WALK" and sum(right) >= 2
-    assert found.jump > 0.2 and len(found.curve) == symmetry.MEASUREMENTS and found.curve[-1][0] == 120
+    assert found.jump > 0.2 and len(found.curve) == symmetry.MEASUREMENTS and found.curve[-1][0] == 240
     assert all(symmetry.meaning(" ".join(one.command)) == " ".join(one.actions) for one in grammar()[:50])
 
 
