@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 import rigpt_hf
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import look, parse_json, write_text
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.written import look, parse_json
 from rigpt_hf.training import diagnostics
 
 from .. import models
@@ -80,12 +82,12 @@ class Cache:
         path = self.folder / f"{key}.json"
         if look(path) is None:
             return None
-        try:
+        with suppress(
+            OSError, ValueError, TypeError, LookupError
+        ):  # whatever is wrong with it, it is not as it was kept
             kept = parse_json(path.read_text(encoding="utf-8"))
             if kept["sha256"] == _digest(key, kept["result"]):
                 return kept["result"]
-        except (OSError, ValueError, TypeError, LookupError):
-            pass
         raise ValueError(
             f"`output` must have results as they were kept, got {str(path)!r}, which was changed. Move or remove it, "
             "and it is measured again."

@@ -15,7 +15,8 @@ import torch
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import WRITTEN, begin_record, check_ours, inventory, new_file
+from rigpt_hf.checkpoints.folder import begin_record, check_ours, new_file
+from rigpt_hf.checkpoints.written import WRITTEN, inventory
 
 from ..likelihood import exponential
 from ..measure import Measure, Quantity

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
-from rigpt_hf.checkpoints.folder import DiskFullError, parse_json
+from rigpt_hf.checkpoints.folder import DiskFullError
+from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
 

@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
 
-from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
+from rigpt_hf.demo.learners import Learner, Parts, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.extras import MissingPackage
 from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.terminal import Console
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_least
+from .options import LearnerOptions
 from .pictures import draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
@@ -51,46 +51,25 @@ LOSS = "validation_loss"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearnerOptions):
     """The learners, their music, and the training."""
 
-    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
     chorales: int | None = None
     """How many chorales; all if not given."""
-    seeds: int = 3
-    """Seeds at the best rate; the sweep is done with the first."""
-    steps: int = 600
-    """Steps of training."""
-    batch: int = 16
-    """Windows per step."""
     window: int = 128
     """Tokens of a window."""
+    batch: int = 16
+    """Windows per step."""
     hidden_size: int = 96
-    """Stream size."""
-    layers: int = 3
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads."""
     output: Path = Path("runs/chorales.json")
-    """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+
+    KNOWN = LEARNERS
+    DECISIVE = ("chorales", "window")
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
-        check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=MEASUREMENTS, batch=1, window=2, chorales=10)
-        check_heads(self)
-
-    @property
-    def learners(self) -> list[str]:
-        return [name.strip() for name in self.only.split(";")]
-
-    @property
-    def settings(self) -> dict[str, int | None]:
-        """What all runs of a file have in common."""
-        names = ("chorales", "steps", "batch", "window", "hidden_size", "layers", "heads")
-        return {name: getattr(self, name) for name in names}
+        super().__post_init__()
+        check_least(self, steps=MEASUREMENTS, window=2, chorales=10)
 
 
 def corpus(count: int | None) -> list[list[tuple[float, int]]]:
@@ -152,9 +131,7 @@ def run_one(
     )
     rows = windows([p for p, digit in zip(pieces, of, strict=True) if digit not in VALIDATION + TEST], options.window)
     learner, symmetry = LEARNERS[name], transposition()
-    model = make_model(
-        learner, VOCABULARY, Sizes(options.hidden_size, options.layers, options.heads, options.window), seed
-    )
+    model = make_model(learner, VOCABULARY, options.sizes(options.window), seed)
     draw, curve = np.random.default_rng(1000 + seed), []
     due = {round(options.steps * (n + 1) / MEASUREMENTS) for n in range(MEASUREMENTS)}
 

@@ -16,16 +16,16 @@ from typing import Annotated, Any
 import numpy as np
 from rich.table import Table
 
-from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, train
+from rigpt_hf.demo.learners import Learner, Parts, make_model, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry, learned_symmetry
 from rigpt_hf.symmetry.tokens.symmetry import cycles
 from rigpt_hf.terminal import Console
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_known, check_least
 from ..group_words import GROUPS, Words, measure
+from .options import LearnerOptions
 from .pictures import draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 from .words import problem
@@ -37,42 +37,27 @@ MEASUREMENTS = 6  # besides the one before the first step; steps double from one
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearnerOptions):
     """The learners, their words, and the training."""
 
     groups: Annotated[list[str], {"help": f"Some of {', '.join(GROUPS)}."}] = field(
         default_factory=lambda: ["SO(2) steps", "S3"]
     )
+    length: int = 8
+    """Elements of a word."""
     seeds: int = 3
     """Seeds of every learner."""
     steps: int = 1600
-    """Steps of training."""
-    batch: int = 64
-    """Words per step."""
-    length: int = 8
-    """Elements of a word."""
-    hidden_size: int = 64
-    """Stream size."""
-    layers: int = 3
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads."""
     output: Path = Path("runs/found.json")
-    """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+
+    KNOWN = LEARNERS
+    DECISIVE = ("length",)
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
+        super().__post_init__()
         check_known("groups", self.groups, GROUPS)
-        check_least(self, seeds=1, steps=2**MEASUREMENTS, batch=1, length=2)
-        check_heads(self)
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """What all runs of a file have in common."""
-        names = ("steps", "batch", "length", "hidden_size", "layers", "heads")
-        return {name: getattr(self, name) for name in names}
+        check_least(self, steps=2**MEASUREMENTS, length=2)
 
     @property
     def longer(self) -> int:
@@ -93,7 +78,7 @@ def run_one(options: Options, group: str, name: str, tick: Callable[[int, float]
     """Train a learner on words of a group, and look for the symmetry of products in it along the way."""
     table, symmetry = problem(group)
     other = control(table, symmetry, seed)
-    sizes = Sizes(options.hidden_size, options.layers, options.heads, options.longer + 1)
+    sizes = options.sizes(options.longer + 1)
     model = make_model(LEARNERS[name], len(table) + 1, sizes, seed)
     words = Words(table, options.steps * options.batch, options.length, seed=1000 + seed)
     asked = Words(table, 64, options.length, seed=1).input_ids
@@ -143,14 +128,14 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     records = RunRecords(options.output, "found", options.settings)
     with shown_progress(options.steps, console) as ticks:
         for group in options.groups:
-            for name in LEARNERS:
+            for name in options.learners:
                 for seed in range(options.seeds):
                     one = partial(run_one, options, group, name, ticks(f"{group}: {name}, seed {seed}"), seed)
                     records.run(one, group=group, learner=name, seed=seed)
     for group in options.groups:
         columns = ("right", "function, nats", "of the control", "weights", "of the control")
         table = Table("learner", *columns, title=f"{group}: mean differences under relabelling, at the end")
-        for name in LEARNERS:
+        for name in options.learners:
             last = [run["measured"][-1] for run in records.done(group=group, learner=name)]
             cells = [[one["right"] for one in last]]
             for key in ("function_mean", "weights"):
@@ -163,7 +148,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
                 [(max(one["step"], 1), one[of][key]) for one in run["measured"]]
                 for run in records.done(group=group, learner=name)
             ]
-            for name in LEARNERS
+            for name in options.learners
             for of, said in (("symmetry", ""), ("control", ", control"))
         }
         for group in options.groups

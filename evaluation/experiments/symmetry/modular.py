@@ -20,14 +20,14 @@ from rich.table import Table
 from sympy import isprime
 from sympy.ntheory import primitive_root
 
-from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.demo.learners import Learner, Parts, Sizes, answers, make_model, sizes_of, symmetry_of, train
+from rigpt_hf.demo.learners import Learner, Parts, answers, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.symmetry.tokens.symmetry import cycles, generating
 from rigpt_hf.terminal import Console
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_known, check_least
+from .options import LearnerOptions
 from .pictures import Curve, draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
@@ -44,40 +44,28 @@ LOSS = "validation_loss"  # by which rates are chosen
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearnerOptions):
     """The learners, their examples, and the training."""
 
     tasks: Annotated[list[str], {"help": f"Some of {', '.join(TASKS)}.", "show_default": "both"}] = field(
         default_factory=lambda: list(TASKS)
     )
-    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
     shares: list[float] = field(default_factory=lambda: [0.2, 0.05, 0.1, 0.4])
     """Shares of all pairs that are trained on; rates are swept with the first."""
     prime: int = 31
     """The modulus."""
-    seeds: int = 3
-    """Seeds at the best rate; the sweep is done with the first."""
     steps: int = 1000
-    """Steps of training."""
-    batch: int = 64
-    """Pairs per step."""
-    hidden_size: int = 64
-    """Stream size."""
     layers: int = 2
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads."""
     output: Path = Path("runs/modular.json")
-    """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+
+    KNOWN = LEARNERS
+    DECISIVE = ("prime",)
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
+        super().__post_init__()
         check_known("tasks", self.tasks, TASKS)
-        check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=1, batch=1, prime=5)
-        check_heads(self)
+        check_least(self, prime=5)
         if not isprime(self.prime):
             raise ValueError(f"`prime` must be a prime number, got {self.prime}. Take 31.")
         for share in self.shares:
@@ -85,15 +73,6 @@ class Options:
                 raise ValueError(
                     f"`shares` must leave pairs to train on and two to test, got {share} of {self.prime**2}. Take 0.2."
                 )
-
-    @property
-    def learners(self) -> list[str]:
-        return [name.strip() for name in self.only.split(";")]
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """What all runs of a file have in common."""
-        return {name: getattr(self, name) for name in ("prime", "steps", "batch", "hidden_size", "layers", "heads")}
 
 
 @cache
@@ -133,7 +112,7 @@ def run_one(
     learner, symmetry = LEARNERS[name], renaming(task, options.prime)
     ids, labels = examples(task, options.prime)
     trained, chosen, tested = split(len(ids), share, seed)
-    model = make_model(learner, options.prime + 1, Sizes(options.hidden_size, options.layers, options.heads, 4), seed)
+    model = make_model(learner, options.prime + 1, options.sizes(4), seed)
     draw = np.random.default_rng(1000 + seed)
 
     def batch(step: int) -> Parts:

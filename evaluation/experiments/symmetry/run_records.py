@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from rich.progress import Progress, TimeElapsedColumn
 
-from rigpt_hf.checkpoints.folder import check_file, check_no_link, look, write_text
+from rigpt_hf.checkpoints.folder import check_file, check_no_link, write_text
+from rigpt_hf.checkpoints.written import look
 from rigpt_hf.command_line import check_above
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
@@ -77,7 +78,7 @@ class RunRecords:
         return [run for run in self.runs if all(run.get(name) == value for name, value in key.items())]
 
     def best(self, loss: str, **key: Any) -> list[dict[str, Any]]:
-        """Of the runs with these values those at the rate whose run with seed 0 has the least loss."""
+        """The runs with these values, at that rate alone whose run with seed 0 has the least loss."""
         first = self.done(seed=0, **key)
         return self.done(rate=min(first, key=lambda run: run[loss])["rate"], **key) if first else []
 
@@ -96,7 +97,7 @@ class RunRecords:
         return made
 
     def chosen(self, rates: Sequence[float], loss: str, **key: Any) -> tuple[float, ...]:
-        """Of these rates the best, if runs with these values have tried them all; else all of them."""
+        """The best of these rates, if runs with these values have tried them all; else all of them."""
         if {run["rate"] for run in self.done(seed=0, **key)} < set(rates):
             return tuple(rates)
         return (self.best(loss, **key)[0]["rate"],)

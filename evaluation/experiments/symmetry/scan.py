@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
-from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.commands import Commands, share_right
-from rigpt_hf.demo.learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
+from rigpt_hf.demo.learners import Learner, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.demo.scan import VOCABULARY, symmetries
 from rigpt_hf.terminal import Console
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_known, check_least
+from .options import LearnerOptions
 from .pictures import draw_shares, save_picture
 from .run_records import RunRecords, shown_progress, spread
 from .stock import StockSymmetry
@@ -49,48 +49,26 @@ SPLITS = ("add-jump", "around-right", "simple", "add-turn-left", "length")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearnerOptions):
     """The learners, the splits, and the training."""
 
     splits: Annotated[list[str], {"help": f"Some of {', '.join(SPLITS)}.", "show_default": "all"}] = field(
         default_factory=lambda: list(SPLITS)
     )
-    only: Annotated[str, {"help": f"Some of {'; '.join(ALL)}; separated by semicolons."}] = ";".join(LEARNERS)
-    seeds: int = 3
-    """Seeds at the best rate; the sweep is done with the first."""
-    steps: int = 1500
-    """Steps of training."""
-    batch: int = 64
-    """Commands per step."""
     longest: int | None = None
     """Only commands with answers of at most so many actions; all of SCAN if not given."""
+    steps: int = 1500
     hidden_size: int = 128
-    """Stream size."""
-    layers: int = 3
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads."""
     output: Path = Path("runs/scan.json")
-    """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    only: Annotated[str, {"help": f"Some of {'; '.join(ALL)}; separated by semicolons."}] = ";".join(LEARNERS)
+
+    KNOWN = ALL
+    DECISIVE = ("longest",)
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
+        super().__post_init__()
         check_known("splits", self.splits, SPLITS)
-        check_known("only", self.learners, ALL)
-        check_least(self, seeds=1, steps=1, batch=1, longest=4)
-        check_heads(self)
-
-    @property
-    def settings(self) -> dict[str, int | None]:
-        """What all runs of a file have in common."""
-        names = ("steps", "batch", "longest", "hidden_size", "layers", "heads")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def learners(self) -> list[str]:
-        return [name.strip() for name in self.only.split(";")]
+        check_least(self, longest=4)
 
 
 def run_one(
@@ -98,8 +76,7 @@ def run_one(
 ) -> dict[str, Any]:
     """Train a learner on a split and ask it for all other commands."""
     learner, commands, known = ALL[name], Commands(split_name, options.longest), symmetries()
-    sizes = Sizes(options.hidden_size, options.layers, options.heads, commands.longest)
-    model = make_model(learner, len(VOCABULARY), sizes, seed)
+    model = make_model(learner, len(VOCABULARY), options.sizes(commands.longest), seed)
     training: dict[str, Any] = {
         "steps": options.steps,
         "rate": rate,

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
 from rigpt_hf.terminal import Console
 
-from ..common import check_heads, check_known, check_least
+from ..common import check_known, check_least
 from ..group_words import GROUPS, Words, measure, multiplication_table
+from .options import LearnerOptions
 from .pictures import draw_curves, save_picture
 from .run_records import RunRecords, shown_progress, spread
 
@@ -46,54 +46,32 @@ CURVE = 50  # steps between measurements along the training
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LearnerOptions):
     """The learners, their words, and the training."""
 
     groups: Annotated[list[str], {"help": f"Some of {', '.join(GROUPS)}.", "show_default": "all"}] = field(
         default_factory=lambda: list(GROUPS)
     )
-    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
-    seeds: int = 3
-    """Seeds at the best rate; the sweep is done with the first."""
-    steps: int = 600
-    """Steps of training."""
-    batch: int = 64
-    """Words per step."""
     length: int = 8
     """Elements of a word that is trained on."""
     longer: int = 16
     """Elements of the longest held-out words."""
     hidden_size: int = 64
     """Stream size of all learners but the wide one."""
-    layers: int = 3
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads."""
     output: Path = Path("runs/words.json")
-    """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
+
+    KNOWN = LEARNERS
+    DECISIVE = ("length", "longer")
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
+        super().__post_init__()
         check_known("groups", self.groups, GROUPS)
-        check_known("only", self.learners, LEARNERS)
-        check_least(self, seeds=1, steps=1, batch=1, length=1)
-        check_heads(self)
+        check_least(self, length=1)
         if self.longer <= self.length:
             raise ValueError(
                 f"`longer` must be more than `length`, got {self.longer} and {self.length}. Give longer words."
             )
-
-    @property
-    def learners(self) -> list[str]:
-        return [name.strip() for name in self.only.split(";")]
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """What all runs of a file have in common."""
-        names = ("steps", "batch", "length", "longer", "hidden_size", "layers", "heads")
-        return {name: getattr(self, name) for name in names}
 
 
 @cache
@@ -130,7 +108,7 @@ def run_one(
 ) -> dict[str, Any]:
     """Train a learner on words of a group, and ask it for new ones and longer ones."""
     learner, (table, renaming) = LEARNERS[name], problem(group)
-    sizes = Sizes(options.hidden_size, options.layers, options.heads, options.longer + 1)
+    sizes = options.sizes(options.longer + 1)
     if name == WIDE:
         width = width_of_as_many(len(table) + 1, sizes, renaming)
         sizes = Sizes(width, sizes.layers, sizes.heads, sizes.positions)
