@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
-from rigpt_hf.checkpoints.folder import is_replaceable, parse_json, write_text
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.written import is_replaceable, parse_json
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
 from rigpt_hf.evaluation.harness.suites import load_suite

@@ -5,8 +5,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers.utils import logging
 
-from rigpt_hf.checkpoints.folder import look, write_text
+from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.checkpoints.written import look
 
 from .card import CARD, TAGS, card_text
 from .marker import is_unchanged, read_marker

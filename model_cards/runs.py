@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rigpt_hf.checkpoints.folder import parse_json
+from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.dataclass_options import convert
 from rigpt_hf.text.paths import without_path
 from rigpt_hf.training.options import PretrainOptions, Rule

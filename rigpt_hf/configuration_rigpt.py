@@ -3,19 +3,18 @@
 import copy
 import math
 import os
-import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .rope_rigpt import check_rope_type, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
 from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
+from .token_symmetry_rigpt import check_token_symmetry, reason_not_to_save
 
 
 if TYPE_CHECKING:
@@ -55,10 +54,6 @@ SIZES = dict.fromkeys(
 ) | {"head_dim": (1, 2**20), "num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
-# The frame of a token symmetry, beside the weights; what its record must hold; the models that it is of.
-SYMMETRY_FRAME = "token_symmetry.safetensors"
-SYMMETRY_RECORD: dict[str, Any] = {"symmetry": dict, "filling": dict, "frame": (str, type(None))}
-SYMMETRIC = ("RiGPTModel", "RiGPTForCausalLM")
 
 
 @strict
@@ -252,28 +247,11 @@ class RiGPTConfig(PreTrainedConfig):
         models = {auto_class: f"modeling_rigpt.{name}" for auto_class, name in AUTO_CLASSES.items()}
         self.auto_map = models | (getattr(self, "auto_map", None) or {})
         saved = self
-        if self.token_symmetry is not None and (reason := self._symmetry_lost(save_directory)):
+        if self.token_symmetry is not None and (reason := reason_not_to_save(self, save_directory)):
             logger.warning(f"`token_symmetry` is not saved to {str(save_directory)!r}: {reason}.")
             saved = copy.copy(self)
             saved.token_symmetry = None
         super(RiGPTConfig, saved).save_pretrained(save_directory, *args, **kwargs)
-
-    def _symmetry_lost(self, folder: str | os.PathLike) -> str:
-        """Why what is saved does not have the recorded symmetry; otherwise nothing, and its frame is in the folder."""
-        if getattr(self, "quantization_config", None) is not None:
-            return "rounding to codes does not keep it"
-        if (self.architectures or SYMMETRIC)[0] not in SYMMETRIC:
-            return f"it is of a language model, and this is a {self.architectures[0]}"
-        if (self.token_symmetry or {})["frame"] is None:
-            return ""
-        place = symmetry_frame(self.name_or_path, getattr(self, "_commit_hash", None))
-        target = os.path.join(folder, SYMMETRY_FRAME)
-        if place is None:
-            return f"{SYMMETRY_FRAME} is not where the model was loaded from, {self.name_or_path!r}"
-        if os.path.realpath(place) != os.path.realpath(target):
-            os.makedirs(folder, exist_ok=True)
-            shutil.copyfile(place, target)
-        return ""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -318,7 +296,7 @@ class RiGPTConfig(PreTrainedConfig):
                 "Set `embedding_size` (it may equal `hidden_size`) or leave `output_bias` out."
             )
         if self.token_symmetry is not None:
-            self._check_token_symmetry()
+            check_token_symmetry(self)
         if self.position_embedding_type == "rotary":
             check_rotation(self)
         if self.rotary_learned_frequencies:
@@ -335,21 +313,6 @@ class RiGPTConfig(PreTrainedConfig):
             raise ValueError(
                 "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
                 f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
-            )
-
-    def _check_token_symmetry(self):
-        record: dict = self.token_symmetry or {}
-        odd = [name for name, kind in SYMMETRY_RECORD.items() if not isinstance(record.get(name, ...), kind)]
-        if odd or record.keys() != SYMMETRY_RECORD.keys() or record["frame"] not in (None, SYMMETRY_FRAME):
-            raise ValueError(
-                "`token_symmetry` must have objects `symmetry` and `filling`, and a `frame` that is null or "
-                f"{SYMMETRY_FRAME!r}, got {str(record)[:80]!r}. Take that of `Representation.to_config`, or null."
-            )
-        tokens = record["symmetry"].get("vocab_size")
-        if not isinstance(tokens, int) or not 0 <= tokens <= self.vocab_size:
-            raise ValueError(
-                f"`token_symmetry` must be of the model's vocabulary, {self.vocab_size} tokens or fewer, got one of "
-                f"{str(tokens)[:80]}. Record it for this model, or set it to null."
             )
 
     def _check_depth(self):
@@ -438,20 +401,6 @@ class RiGPTConfig(PreTrainedConfig):
     def lexical_size(self) -> int:
         """Length of a token's embedding: `embedding_size`, or `hidden_size` where there are no projections."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
-
-
-def symmetry_frame(source: str | os.PathLike, revision: str | None = None) -> str | None:
-    """The file with the frame of a token symmetry in a folder or on the Hub; `None` if it is not in reach."""
-    with suppress(OSError, ValueError):
-        return cached_file(
-            os.fspath(source),
-            SYMMETRY_FRAME,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return None
 
 
 __all__ = ["RiGPTConfig"]

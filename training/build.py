@@ -10,8 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from rigpt_hf.checkpoints.folder import parse_json
 from rigpt_hf.checkpoints.read import load_model
+from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.command_line import check_above
 from rigpt_hf.optim import EquivariantOptimizer, config_of
 from rigpt_hf.symmetry.tokens.symmetry import read_content

@@ -10,16 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rigpt_hf.checkpoints.disk import give_name, temporary_sibling
-from rigpt_hf.checkpoints.folder import (
-    WRITTEN,
-    begin_record,
-    check_ours,
-    is_record,
-    is_replaceable,
-    look,
-    new_file,
-    parse_json,
-)
+from rigpt_hf.checkpoints.folder import begin_record, check_ours, new_file
+from rigpt_hf.checkpoints.written import WRITTEN, is_record, is_replaceable, look, parse_json
 from rigpt_hf.command_line import check_above
 
 from .checkpoints import FOLDER, check_facts, sync

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
-from rigpt_hf.checkpoints.folder import look
 from rigpt_hf.checkpoints.read import load_config, load_tokenizer
 from rigpt_hf.checkpoints.weights import check_finite
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
+from rigpt_hf.checkpoints.written import look
 from rigpt_hf.symmetry.tokens import SymmetricTraining
 from rigpt_hf.symmetry.tokens.training import representation_of
 

@@ -138,7 +138,7 @@ class OptimizerOptions:
 
 @dataclass
 class SymmetryOptions:
-    """What its weights keep."""
+    """The symmetry that its weights keep."""
 
     symmetry: Annotated[str | None, READS] = None
     """File of a symmetry of the data (exchanges of tokens, as `TokenSymmetry.save` writes) that the model gets and

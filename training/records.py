@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, look, new_file, new_folder, parse_json, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, new_file, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.checkpoints.written import look, parse_json
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
 

@@ -15,15 +15,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from rigpt_hf.checkpoints.folder import (
-    check_output,
-    foreign,
-    inventory,
-    look,
-    parse_json,
-    read_written,
-    write_text,
-)
+from rigpt_hf.checkpoints.folder import check_output, write_text
+from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, read_written
 
 from .finetune_options import FinetuneOptions
 from .folder import LOCK, is_lock

@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from ..version import __version__
-from .folder import parse_json
+from .written import parse_json
 
 
 CERTIFICATE_NAME = "certificate.json"

@@ -15,78 +15,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from ..command_line import check_above
 from .disk import DiskFullError, exchange, folders_above, give_name, here, room, temporary_sibling
 from .workers import ALONE, Workers, together
+from .written import WRITTEN, foreign, inventory, is_record, is_replaceable, look, read_written, stamp
 
 
 logger = logging.getLogger(__name__)
-
-WRITTEN = ".rigpt-written.json"
-
-
-def inventory(folder: Path) -> dict[str, list[int]]:
-    """Size in bytes and time of change in nanoseconds of every file in a folder; empty lists for folders in it."""
-    content = {}
-    for place, folders, files in os.walk(folder):
-        for path in (Path(place, name) for name in (*folders, *files)):
-            is_folder = path.name in folders and not path.is_symlink()
-            content[path.relative_to(folder).as_posix()] = [] if is_folder else stamp(path)
-    if _record(folder) is not None:  # a file of that name that is something else is somebody's
-        content.pop(WRITTEN, None)
-    return content
-
-
-def stamp(path: Path) -> list[int]:
-    """Size in bytes and time of change in nanoseconds of a file, or of a link."""
-    stat = path.lstat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def look(path: Path) -> list[int] | None:
-    """The [`stamp`] of what is at a path; `None` where nothing is."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return stamp(path)
-    return None
-
-
-def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[str]:
-    """
-    Names of all in a folder that [`new_folder`] and [`new_file`] did not write, or that was changed since.
-
-    Args:
-        folder (`Path`): the folder.
-        content (`dict`, *optional*): its [`inventory`] when somebody looked last; taken now if not given.
-    """
-    written = read_written(folder)
-    content = inventory(folder) if content is None else content
-    return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
-
-
-def parse_json(text: str | bytes) -> Any:
-    """The value that a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
-
-
-def read_written(folder: Path) -> dict[str, list[int]]:
-    """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
-    return _record(folder) or {}
-
-
-def _record(folder: Path) -> dict[str, list[int]] | None:
-    return _parse_record(folder / WRITTEN)
-
-
-def _parse_record(path: Path) -> dict[str, list[int]] | None:
-    try:  # a link is somebody's
-        return None if path.is_symlink() else dict(parse_json(path.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def record_written(folder: Path, files: dict[str, list[int]]) -> None:
@@ -95,14 +31,9 @@ def record_written(folder: Path, files: dict[str, list[int]]) -> None:
         temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
-def is_record(path: Path) -> bool:
-    """Whether a file is a record as [`record_written`] leaves it."""
-    return _parse_record(path) is not None
-
-
 def begin_record(folder: Path) -> None:
     """Have a record in a folder, which [`new_file`] keeps from here on."""
-    if _record(folder) is None:
+    if not is_record(folder / WRITTEN):
         record_written(folder, {})
 
 
@@ -115,11 +46,6 @@ def forget(path: Path) -> None:
         record_written(path.parent, files)
     else:
         (path.parent / WRITTEN).unlink()
-
-
-def is_replaceable(path: Path) -> bool:
-    """Whether nothing is at a path, or a file that this program wrote and nobody has changed since."""
-    return not os.path.lexists(path) or read_written(path.parent).get(path.name) == stamp(path)
 
 
 def check_file(path: Path | None, argument: str, force: bool) -> None:
@@ -180,7 +106,7 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
     check_place(output, argument)
-    if not output.is_dir() or not any(path.name != WRITTEN or _record(output) is None for path in output.iterdir()):
+    if not output.is_dir() or not any(path.name != WRITTEN or not is_record(path) for path in output.iterdir()):
         return
     if not force:
         raise ValueError(
@@ -341,7 +267,7 @@ def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callab
 def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
     """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
     earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
-    if os.path.lexists(path.parent / WRITTEN) and _record(path.parent) is None:
+    if os.path.lexists(path.parent / WRITTEN) and not is_record(path.parent / WRITTEN):
         is_kept = False
     try:
         try:

@@ -24,8 +24,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..command_line import OF_FILE
-from ..configuration_rigpt import SYMMETRY_FRAME
 from ..extras import advice
+from ..token_symmetry_rigpt import SYMMETRY_FRAME
 from .fields import REPAIR, UNREAD, about_field, check_fields, field_with
 from .source import (
     AGAIN,

@@ -13,7 +13,8 @@ from types import NoneType
 from typing import Any
 
 from ..command_line import listed
-from .folder import check_output, parse_json
+from .folder import check_output
+from .written import parse_json
 
 
 ADAPTER = "adapter_config.json"

@@ -38,7 +38,7 @@ SHOWN = ("jump twice", "look after jump left", "jump around right and walk")
 @dataclass
 class Found:
     """
-    What a learner learned.
+    The results of a learner.
 
     Args:
         parameters, free_parameters: How many numbers it has, and how many of them it may choose.
@@ -130,7 +130,7 @@ def learn(name: str, commands: Commands, options: DemoOptions, tick: Any) -> Fou
 
 
 def answer(model: Any, command: str) -> str:
-    """What a model generates, greedily, for a command."""
+    """The answer that a model generates, greedily, for a command."""
     asked = torch.tensor([[START, *map(IDS.get, command.split()), ANSWER]])
     room = model.config.max_position_embeddings - asked.shape[1]
     ids = model.generate(asked, do_sample=False, max_new_tokens=room, eos_token_id=END, pad_token_id=PAD)[0]

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rigpt_hf.checkpoints.folder import look, write_text
+from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.written import look
 from rigpt_hf.extras import needs
 
 from ..terminal import Console

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..checkpoints.folder import look, new_file
+from ..checkpoints.folder import new_file
+from ..checkpoints.written import look
 from ..extras import needs
 
 

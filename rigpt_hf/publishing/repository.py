@@ -18,10 +18,9 @@ import rigpt_hf
 
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.folder import WRITTEN, parse_json
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
 from ..checkpoints.source import ADAPTER, is_inside
-from ..configuration_rigpt import SYMMETRY_FRAME
+from ..checkpoints.written import WRITTEN, parse_json
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -31,6 +30,7 @@ from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..symmetry.tokens import Representation
 from ..text.paths import without_path
+from ..token_symmetry_rigpt import SYMMETRY_FRAME
 from .cards import card_of, pictures_of
 from .hub import check_no_token
 

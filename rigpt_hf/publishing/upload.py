@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from ..checkpoints.folder import parse_json
+from ..checkpoints.written import parse_json
 from .hub import Hub
 from .repository import RepositoryFile, check_no_token, foreign, is_managed, repository_files
 

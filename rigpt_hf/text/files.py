@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoints.folder import parse_json
+from ..checkpoints.written import parse_json
 
 
 T = TypeVar("T")

@@ -13,20 +13,16 @@ import pytest
 from rigpt_hf.checkpoints import disk
 from rigpt_hf.checkpoints import folder as module
 from rigpt_hf.checkpoints.folder import (
-    WRITTEN,
     begin_record,
     check_file,
     check_output,
-    foreign,
     forget,
-    look,
     new_file,
     new_folder,
-    parse_json,
-    read_written,
     temporary_sibling,
     write_text,
 )
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, parse_json, read_written
 from rigpt_hf.cli import common
 from tests.processes import run
 

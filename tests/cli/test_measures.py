@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
-from rigpt_hf.checkpoints.folder import WRITTEN, foreign, read_written
 from rigpt_hf.checkpoints.named import load_rigpt
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, read_written
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from rigpt_hf.text import tokenizer

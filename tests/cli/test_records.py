@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
+from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from tests.cli.conftest import in_one_line
 from tests.models import tiny_config, tiny_model
 from tests.symmetry.options import generator

@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from rigpt_hf.checkpoints.folder import WRITTEN
+from rigpt_hf.checkpoints.written import WRITTEN
 from rigpt_hf.lab import chosen_seed, panels, registry, running, show
 from rigpt_hf.lab.registry import LABS, Lab, file_names, is_there
 from rigpt_hf.lab.running import run_lab

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from rigpt_hf.checkpoints.folder import WRITTEN
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.checkpoints.written import WRITTEN
 from tests import processes
 
 from .cases import Case

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.model_cards.card import card_text, gather
 from rigpt_hf.model_cards.metadata import sources_of_merge, tuned_from
 from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
+from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.records import weights_digest
 from tests.models import tiny_model

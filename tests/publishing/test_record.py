@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
+from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from tests.models import tiny_model
 from tests.symmetry.options import generator
 from tests.tolerances import SYMMETRY

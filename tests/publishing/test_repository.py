@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rigpt_hf.checkpoints.folder import inventory, record_written
-from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
+from rigpt_hf.checkpoints.folder import record_written
+from rigpt_hf.checkpoints.written import inventory
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.models import evaluated
@@ -26,6 +26,7 @@ from rigpt_hf.publishing.repository import (
 from rigpt_hf.publishing.upload import publish
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
+from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from tests.model_cards.test_card import EVALUATION, INVARIANCE
 from tests.models import tiny_model
 from tests.publishing.conftest import CARD, WRITE

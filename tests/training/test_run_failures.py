@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import folder as folders
-from rigpt_hf.checkpoints.folder import WRITTEN, look
+from rigpt_hf.checkpoints.written import WRITTEN, look
 from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.training import folder, loop, records
 from rigpt_hf.training.build import check_run

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rigpt_hf.checkpoints.folder import parse_json
+from rigpt_hf.checkpoints.written import parse_json
 
 
 MANIFEST, VERSION = "manifest.json", 1

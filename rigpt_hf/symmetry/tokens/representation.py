@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ...checkpoints.folder import check_no_link, look, new_file, write_text
+from ...checkpoints.folder import check_no_link, new_file, write_text
 from ...checkpoints.read import in_words, load_config
 from ...checkpoints.source import read_json
-from ...configuration_rigpt import SYMMETRY_FRAME, RiGPTConfig, symmetry_frame
+from ...checkpoints.written import look
+from ...configuration_rigpt import RiGPTConfig
 from ...frames import is_token_table, table_of
+from ...token_symmetry_rigpt import SYMMETRY_FRAME, symmetry_frame
 from ..action import GaugeTransformation
 from .filling import RESTING, Filling, choose_filling
 from .isotypic import Axis, Decomposition

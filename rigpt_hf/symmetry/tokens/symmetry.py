@@ -209,7 +209,8 @@ class TokenSymmetry:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON; a `ValueError` if a link is at `path`."""
-        from ...checkpoints.folder import look, write_text
+        from ...checkpoints.folder import write_text
+        from ...checkpoints.written import look
 
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", "path", seen=look(Path(path)))
 
@@ -221,7 +222,7 @@ class TokenSymmetry:
 
 def read_content(path: str | Path) -> Any:
     """The content of a file that `save` wrote, its tokens still unread; a `ValueError` if it is something else."""
-    from ...checkpoints.folder import parse_json
+    from ...checkpoints.written import parse_json
     from ...text.files import read_text
 
     if not Path(path).is_file():

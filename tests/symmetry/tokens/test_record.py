@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rigpt_hf import RiGPTConfig, RiGPTForSequenceClassification
-from rigpt_hf.configuration_rigpt import SYMMETRY_FRAME
 from rigpt_hf.conversion import export_model
 from rigpt_hf.frames import table_of
 from rigpt_hf.symmetry import (
@@ -22,6 +21,7 @@ from rigpt_hf.symmetry import (
 from rigpt_hf.symmetry.alignment import check_alike
 from rigpt_hf.symmetry.checkpoint import transform_checkpoint
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
+from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from tests.model.test_remote_code import WITHOUT_PACKAGE
 from tests.models import COVER, over, tiny_config, tiny_model
 from tests.processes import run
