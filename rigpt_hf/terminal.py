@@ -53,6 +53,7 @@ class Output:
 
     def __init__(self, stream: Any):
         self.stream = stream
+        self.failed = False
         self.failure: OSError | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -71,10 +72,12 @@ class Output:
 
     def _try(self, act: Callable[[], Any]) -> None:
         try:
-            if self.failure is None:
+            if not self.failed:
                 act()
         except OSError as error:
-            self.failure = error
+            self.failed = True
+            if not isinstance(error, BrokenPipeError):  # whoever read it, such as `head`, has seen enough
+                self.failure = error
             with suppress(OSError, ValueError):  # the interpreter tries once more when it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 

@@ -69,8 +69,10 @@ def run_symmetry_demo(options: DemoOptions, console: Console | None = None) -> P
     console = console or Console()
     check_output(options.folder, None, options.force, "output")
     commands = Commands("add-jump", LONGEST)
+    shown = next(one for one in commands.trained if one.command[0] == "run" and "and" in one.command)
+    console.rule("[bold]A word in new company", align="left")
     console.print(
-        f'{len(commands.trained)} commands to train on, such as "{" ".join(commands.trained[-1].command)}", and '
+        f'{len(commands.trained)} commands to train on, such as "{" ".join(shown.command)}", and '
         f'"jump" alone. In {len(commands.test)} commands, kept for the test, "jump" stands beside other words.\n'
         "The symmetry exchanges the four verbs, in commands and in actions.",
         highlight=False,
@@ -85,6 +87,7 @@ def run_symmetry_demo(options: DemoOptions, console: Console | None = None) -> P
         save(draw_generalisation({name: one.curve for name, one in found.items()}), folder / "add-jump.png")
         (folder / "report.md").write_text(markdown(found, options), encoding="utf-8")
     report = options.folder / "report.md"
+    console.rule("[bold green]Done", align="left")
     console.print(f"Report: {report}\nFigure: {options.folder / 'add-jump.png'}", markup=False)
     return report
 
@@ -159,7 +162,7 @@ def meaning(command: str) -> str:
 def markdown(found: dict[str, Found], options: DemoOptions) -> str:
     """The page."""
     rows = "\n".join(
-        f"| {name} | {one.free_parameters:,} | {one.others:.1%} | {one.jump:.1%} | {one.symmetry_error:.1e} |"
+        f"| {name} | {one.free_parameters:,} | {one.others:.1%} | {one.jump:.1%} | {one.symmetry_error:.2g} |"
         for name, one in found.items()
     )
     answers = "\n".join(

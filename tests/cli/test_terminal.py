@@ -61,6 +61,11 @@ def test_errors_warnings_and_plain_lines_are_visible(capsys):
     assert errors.getvalue() == f"a folder {SEEN} of\nothers\n" * 2
 
 
+class Closed(io.StringIO):
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
 class Full(io.StringIO):
     def write(self, text):
         raise OSError(28, "No space left on device")
@@ -82,6 +87,10 @@ def test_an_output_that_fails_is_said_last_and_stops_nothing(monkeypatch, capsys
     said = "x.py: standard output must take what is said, got No space left on device. All else is done and whole.\n"
     assert capsys.readouterr().err == said
     assert execute(app, "x.py", []) == 0 and capsys.readouterr() == ("a\n", "")
+    with monkeypatch.context() as patched:  # whoever reads it, such as `head`, has seen enough
+        patched.setattr("sys.stdout", Closed())
+        assert execute(app, "x.py", []) == 0
+    assert done == [1] * 3 and capsys.readouterr().err == ""
     with pytest.raises(KeyError), safe_output():  # other failures stay what they are
         raise KeyError
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
