@@ -1,8 +1,5 @@
 """Kernels: products of few rows the other way round, where packed texts begin, a loss without copies."""
 
-import time
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +8,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 
-# Up to so many rows `W xᵀ` beats `x Wᵀ` on some CPUs.
-FEW_ROWS = 4
+# Up to so many rows `W xᵀ` beats `x Wᵀ` on CPUs, for matrices of at least so many numbers. Models of smaller ones stay
+# in the cache from one token to the next, where `x Wᵀ` is quicker.
+FEW_ROWS, STREAMED = 4, 2**18
 
 # Rows are worked on in blocks of so many logits: small enough to stay in cache and in already mapped memory.
 BLOCK = {"cpu": 2**19}
@@ -23,16 +21,16 @@ def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     `module(hidden_states)`, quickly for few rows on a CPU, as in cached generation.
 
-    On some processors BLAS computes `x Wᵀ` at a fraction of the memory bandwidth, but `W xᵀ` of two to four columns at
-    nearly all of it; on others it is the other way round, so both are timed once. Same product, other order of
-    operands; `make bench` shows what it brings. Only for a plain `nn.Linear` that
-    nobody else has to see called: no hook, adapter, quantizer, subclass of tensors, derivative, compiler or export.
+    There weights come from memory for each token. BLAS computes `x Wᵀ` at a fraction of the bandwidth, on one thread,
+    but `W xᵀ` of two to four columns at nearly all of it. Same product, other order of operands; `make bench` shows
+    what it brings. Only for a plain `nn.Linear` that nobody else has to see called: no hook, adapter, quantizer,
+    subclass of tensors, derivative, compiler or export.
 
     Args:
         module: A linear map of `[..., n]`, or what somebody has put in its place.
         hidden_states (`torch.Tensor` of shape `[..., n]`).
     """
-    if not _is_plain(module, hidden_states) or not columns_are_quicker(torch.get_num_threads()):
+    if not _is_plain(module, hidden_states):
         return module(hidden_states)
     columns = hidden_states.reshape(-1, module.in_features)
     if len(columns) == 1:  # a single column would be a matrix-vector product again
@@ -42,23 +40,6 @@ def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     if module.bias is not None:
         output += module.bias
     return output.view(*hidden_states.shape[:-1], module.out_features)
-
-
-@cache
-def columns_are_quicker(threads: int) -> bool:
-    """Whether `W xᵀ` of two columns takes less than 0.8 of the time of `x Wᵀ` of one row, with so many threads."""
-    weight, row = torch.ones(1024, 1024), torch.ones(1, 1024)
-
-    def seconds(act: Callable[[], torch.Tensor]) -> float:
-        times = []
-        for _ in range(8):
-            begin = time.perf_counter()
-            act()
-            times.append(time.perf_counter() - begin)
-        return min(times)
-
-    plain = seconds(lambda: nn.functional.linear(row, weight))
-    return seconds(lambda: weight @ torch.cat((row, row)).t()) < 0.8 * plain
 
 
 def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
@@ -76,6 +57,7 @@ def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
     weight = module._parameters.get("weight")
     return (
         type(weight) is nn.Parameter  # no quantised or sharded subclass, which knows better
+        and weight.numel() >= STREAMED
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and "forward" not in module.__dict__  # as offloading replaces it

@@ -11,7 +11,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, kernels_rigpt
-from rigpt_hf.kernels_rigpt import FEW_ROWS, columns_are_quicker, linear
+from rigpt_hf.kernels_rigpt import FEW_ROWS, STREAMED, linear
 from tests.model.agreement import assert_same, difference
 from tests.models import ALL, over, tiny_config, tiny_model, tokens
 from tests.tolerances import SYMMETRY
@@ -39,7 +39,7 @@ def calls(monkeypatch) -> list[nn.Module]:
         return forward(module, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
-    monkeypatch.setattr(kernels_rigpt, "columns_are_quicker", lambda threads: True)
+    monkeypatch.setattr(kernels_rigpt, "STREAMED", 0)
     return seen
 
 
@@ -49,14 +49,13 @@ def layer_and_rows(rows: int, bias: bool = True) -> tuple[nn.Linear, torch.Tenso
 
 
 @torch.no_grad()
-def test_the_other_order_is_taken_only_where_it_is_quicker(calls, monkeypatch):
-    assert columns_are_quicker(1) in (True, False) and columns_are_quicker.cache_info().currsize
-    layer, x = layer_and_rows(1)
-    linear(layer, x)
-    assert not calls
-    monkeypatch.setattr(kernels_rigpt, "columns_are_quicker", lambda threads: False)
-    linear(layer, x)
-    assert calls == [layer]
+def test_the_other_order_is_taken_only_for_weights_that_come_from_memory(calls, monkeypatch):
+    monkeypatch.setattr(kernels_rigpt, "STREAMED", STREAMED)
+    for inner, is_quick in ((STREAMED // 512, True), (STREAMED // 512 - 1, False)):
+        calls.clear()
+        layer = nn.Linear(inner, 512)
+        linear(layer, torch.randn(1, inner))
+        assert calls == [layer] * (not is_quick)
 
 
 @torch.no_grad()
