@@ -15,9 +15,8 @@ from rigpt_hf.checkpoints.certificate import (
     random_input_ids,
     record_logits,
     tolerance_of,
-    weights_sha256,
 )
-from rigpt_hf.checkpoints.weights import DTYPES, stored_tensors
+from rigpt_hf.checkpoints.weights import DTYPES, stored_tensors, weights_sha256
 from rigpt_hf.evaluation.models import EvaluatedModel
 
 

@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
-from .rope_rigpt import check_rope_type, check_rotation
+from .rope_rigpt import check_learned_frequencies, check_rope_type, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
 from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
@@ -52,8 +52,6 @@ SIZES = dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
     (1, LARGEST),
 ) | {"head_dim": (1, 2**20), "num_hidden_layers": (0, 10_000), "max_position_embeddings": (1, LARGEST)}
-# These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
-LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
 
 
 @strict
@@ -300,20 +298,7 @@ class RiGPTConfig(PreTrainedConfig):
         if self.position_embedding_type == "rotary":
             check_rotation(self)
         if self.rotary_learned_frequencies:
-            self._check_learned_frequencies()
-
-    def _check_learned_frequencies(self):
-        if self.position_embedding_type != "rotary":
-            raise ValueError(
-                "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got "
-                f"{self.position_embedding_type!r}."
-            )
-        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
-        if rope_type in LENGTH_DEPENDENT_ROPE_TYPES:
-            raise ValueError(
-                "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
-                f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
-            )
+            check_learned_frequencies(self)
 
     def _check_depth(self):
         self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)

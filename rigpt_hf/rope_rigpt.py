@@ -8,6 +8,10 @@ from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 
+# These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
+LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
+
+
 def rotary_frequencies(config: Any) -> tuple[torch.Tensor, float]:
     """Frequencies `[r/2]` in radians per position and the scaling of cosines and sines, for any rope type."""
     rope_type = config.rope_parameters["rope_type"]
@@ -59,6 +63,21 @@ def check_rotation(config: Any) -> None:
         raise ValueError(
             f"`rope_parameters` must hold all numbers that `rope_type={rope_type!r}` needs, got {parameters!s:.80}: "
             f"{problem:.80}."
+        )
+
+
+def check_learned_frequencies(config: Any) -> None:
+    """Raise a `ValueError` if a configuration has no frequencies, or none that could be learned."""
+    if config.position_embedding_type != "rotary":
+        raise ValueError(
+            "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got "
+            f"{config.position_embedding_type!r}."
+        )
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type in LENGTH_DEPENDENT_ROPE_TYPES:
+        raise ValueError(
+            "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
+            f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
         )
 
 

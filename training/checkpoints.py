@@ -25,13 +25,14 @@ from rigpt_hf.checkpoints.folder import leftover_kind
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 from rigpt_hf.checkpoints.written import inventory, parse_json
 
+from .facts import Facts
+
 
 RECORD = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8,})")
 KINDS = "partial|removed"
 LEFTOVER = re.compile(rf"\.step-\d{{8,}}\..+-\d+-[0-9a-f]{{8}}\.({KINDS})")
 
-Facts = dict[str, Any]
 Write = Callable[[Path], Any]
 
 logger = logging.getLogger(__name__)
@@ -292,32 +293,6 @@ def _added(leftover: Path) -> list[str]:
     return [name for name in names if os.path.lexists(leftover / name)]  # others went before the kill
 
 
-def check_facts(saved: Facts, now: Facts, override: str) -> None:
-    """
-    Raise if a run goes on with other settings, data or versions than it was started with.
-
-    Args:
-        saved (`dict`): `facts` of a checkpoint.
-        now (`dict`): The same of this run; both may be nested.
-        override (`str`): How the message calls the way to go on all the same.
-
-    Raises:
-        ValueError: if any field differs; it lists them, old → new.
-    """
-    before, after = (dict(_dotted(json.loads(json.dumps(facts)))) for facts in (saved, now))
-    changes = []
-    for name in sorted(before.keys() | after.keys()):
-        old, new = (_json(facts[name]) if name in facts else "absent" for facts in (before, after))
-        # 1 and 1.0 are equal though spelled differently; NaN is spelled as itself though not equal to it.
-        if old != new and not (name in before and name in after and before[name] == after[name]):
-            changes.append(f"{name} {_short(old)} → {_short(new)}")
-    if changes:
-        raise ValueError(
-            f"What the run is made of must be as when it was started, but changed: {'; '.join(changes)}. Go back to "
-            f"that, start in a new folder, or pass {override} to go on with what is new."
-        )
-
-
 def _checked(step: Any, metric: Any, facts: Any, files: Any) -> tuple[int, float | None, Facts, dict[str, Any]]:
     """The values of a record, if they are what [`CheckpointStore.save`] records."""
     if type(step) is not int or step < 0 or type(metric) not in (type(None), int, float) or type(facts) is not dict:
@@ -336,22 +311,6 @@ def restoring(checkpoint: Checkpoint) -> Iterator[None]:
     except (SafetensorError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise _damaged(checkpoint.path, f"a file holds something else ({reason})") from error
-
-
-def _dotted(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in facts.items():
-        if isinstance(value, dict) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _short(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _header(step: int, metric: float | None, facts: Facts | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from rigpt_hf.checkpoints.folder import begin_record, check_ours, new_file
 from rigpt_hf.checkpoints.written import WRITTEN, is_record, is_replaceable, look, parse_json
 from rigpt_hf.command_line import check_above
 
-from .checkpoints import FOLDER, check_facts, sync
+from .checkpoints import FOLDER, sync
+from .facts import check_facts
 from .records import LOG, OWNER
 
 

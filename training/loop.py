@@ -25,7 +25,7 @@ from rigpt_hf.symmetry.tokens.training import representation_of
 
 from .averaging import WeightAverage, exchange_saved
 from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
-from .checkpoints import Checkpoint, CheckpointStore, check_facts, restoring
+from .checkpoints import Checkpoint, CheckpointStore, restoring
 from .data import TokenShards
 from .diagnostics import (
     flops_per_token,
@@ -36,6 +36,7 @@ from .diagnostics import (
     summed_loss,
     update_norm,
 )
+from .facts import check_facts
 from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
 from .records import LOG, OWNER, Records, RunReport, write_model, write_results
@@ -160,7 +161,8 @@ class PretrainingRun:
         if options.report_to:
             self.accelerator.init_trackers("pretrain")
         peak = peak_flops(self.device, PRECISIONS[options.mixed_precision]) * self.world
-        with self.requests, self._bar() as bar:
+        total, hidden = options.max_steps, not self.progress or self.rank > 0
+        with self.requests, tqdm(None, "Pretraining", total, initial=self.step, unit="step", disable=hidden) as bar:
             while self.step < options.max_steps and not self.stopping:
                 began = time.perf_counter()
                 entry = self._advance()
@@ -367,12 +369,6 @@ class PretrainingRun:
             )
         self.step, self.best_validation = checkpoint.step, checkpoint.facts["best_validation"]
         self.skipped = checkpoint.facts["windows"] - self.step * self.options.global_batch_size
-
-    def _bar(self) -> tqdm:
-        shown = self.progress and self.accelerator.is_main_process
-        return tqdm(
-            total=self.options.max_steps, initial=self.step, desc="Pretraining", unit="step", disable=not shown
-        )
 
     def _log(self, entry: dict[str, Any], bar: tqdm) -> None:
         bar.update()

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..version import __version__
+from .weights import weights_sha256
 from .written import parse_json
 
 
@@ -29,7 +30,6 @@ REPORT_IT = (
 )
 # Positions of a row of random inputs at most, and in a row of which there are two.
 MOST_POSITIONS, SHORT = 1024, 64
-CHUNK = 2**22  # numbers of a tensor that are hashed at a time
 
 
 class CertificateError(ValueError):
@@ -215,27 +215,6 @@ def norms_in_own_precision(model: nn.Module) -> Iterator[None]:
 def _plain_rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     variance = hidden_states.square().mean(-1, keepdim=True)
     return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """
-    SHA-256 of a model's dtype and of all its tensors by name: name, shape, dtype, bytes.
-
-    It is that of values and not of files: saved again in other shards they are the same. Numbers of 16 bits count as
-    what they are in float32, as some small tensors come so from a file of 16 bits. No more than a tensor is copied.
-
-    Returns:
-        `str`: 64 hexadecimal digits, or nothing if some weights are not in memory (on the meta device).
-    """
-    digest = hashlib.sha256(str(getattr(model, "dtype", "")).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:
-            return ""
-        dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
-        digest.update(json.dumps([name, list(tensor.shape), str(dtype)]).encode())
-        for chunk in tensor.detach().contiguous().flatten().split(CHUNK):
-            digest.update(chunk.cpu().to(dtype).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Weights: the tensors of a folder or of a model in memory, none of them read before it is asked for."""
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .source import AGAIN, check_readable, read_json, shown
@@ -27,6 +30,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+CHUNK = 2**22  # numbers of a tensor that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -324,3 +328,24 @@ def check_names(
                 f"`{argument}` must hold the weights of its configuration, got {source!r}, which {problem} "
                 f"{name_some(names)}{shape}. {remedy}."
             )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """
+    SHA-256 of a model's dtype and of all its tensors by name: name, shape, dtype, bytes.
+
+    It is that of values and not of files: saved again in other shards they are the same. Numbers of 16 bits count as
+    what they are in float32, as some small tensors come so from a file of 16 bits. No more than a tensor is copied.
+
+    Returns:
+        `str`: 64 hexadecimal digits, or nothing if some weights are not in memory (on the meta device).
+    """
+    digest = hashlib.sha256(str(getattr(model, "dtype", "")).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            return ""
+        dtype = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+        digest.update(json.dumps([name, list(tensor.shape), str(dtype)]).encode())
+        for chunk in tensor.detach().contiguous().flatten().split(CHUNK):
+            digest.update(chunk.cpu().to(dtype).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
@@ -394,11 +394,3 @@ def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[
         except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
             notes.append(f"{name} is not published, as it cannot be made of {results} ({type(error).__name__}).")
     return files, notes
-
-
-def foreign(paths: Iterable[str], model_type: str | None) -> str | None:
-    """The content of a repository that is no RiGPT and would be overwritten, in words; `None` if there is none."""
-    if model_type is not None:
-        return None if model_type == "rigpt" else f"a model of type {model_type!r}"
-    weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]
-    return f"{name_some(weights)} without a `config.json`" if weights else None

@@ -2,17 +2,19 @@
 
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..checkpoints.read import name_some
 from ..checkpoints.written import parse_json
 from .hub import Hub
-from .repository import RepositoryFile, check_no_token, foreign, is_managed, repository_files
+from .repository import PICKLES, RepositoryFile, check_no_token, is_managed, repository_files
 
 
 # What a file system takes as a name, as a branch is one on the Hub.
@@ -180,3 +182,11 @@ def _check_existing(existing: _Existing | None, repo_id: str, private: bool, for
             f"`repo` must be new, or hold a RiGPT to update, got {repo_id!r}, which holds {other}. Name another, or "
             "pass `force=True` to put this model in its place."
         )
+
+
+def foreign(paths: Iterable[str], model_type: str | None) -> str | None:
+    """The content of a repository that is no RiGPT and would be overwritten, in words; `None` if there is none."""
+    if model_type is not None:
+        return None if model_type == "rigpt" else f"a model of type {model_type!r}"
+    weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]
+    return f"{name_some(weights)} without a `config.json`" if weights else None

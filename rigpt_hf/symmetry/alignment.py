@@ -18,8 +18,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..configuration_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, SIZES, RiGPTConfig
+from ..configuration_rigpt import SIZES, RiGPTConfig
 from ..frames import FrameKey, table_of
+from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES
 from .action import GaugeTransformation
 from .balance import balance
 from .contraction import UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of

@@ -16,39 +16,16 @@ from rigpt_hf.checkpoints.folder import (
     begin_record,
     check_file,
     check_output,
-    forget,
     new_file,
     new_folder,
     temporary_sibling,
     write_text,
 )
-from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, parse_json, read_written
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, parse_json, read_written
 from rigpt_hf.cli import common
 from tests.processes import run
 
-
-def make(output: Path, text: str = "weights", meanwhile=lambda: None) -> None:
-    with new_folder(output) as folder:
-        (folder / "part").mkdir()
-        (folder / "part" / "model").write_text(text)
-        (folder / "config.json").write_text("{}")
-        meanwhile()
-
-
-def content(folder: Path) -> dict[str, str]:
-    """What a person would see: names and text of all files, hidden ones too, but the record."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != WRITTEN]
-    return {str(path.relative_to(folder)): path.read_text() for path in files}
-
-
-OURS = {"out/part/model": "weights", "out/config.json": "{}"}
-
-
-@pytest.fixture(params=["exchange", "two renames"])
-def either_way(request, monkeypatch):
-    """Once with the system call that exchanges names, and once as on systems without it."""
-    if request.param == "two renames":
-        monkeypatch.setattr(disk, "RENAME_EXCHANGE", 2**20)
+from .made import OURS, content, make
 
 
 def test_what_appears_while_it_works_is_left(tmp_path, either_way, monkeypatch):
@@ -167,143 +144,6 @@ def test_a_stop_between_exchange_and_comparison_loses_nothing(tmp_path, monkeypa
     assert module.inventory is inventory and "years of work" in content(tmp_path).values()
 
 
-def test_files_that_appear_are_left(tmp_path):
-    path = tmp_path / "picture.png"
-    appeared = pytest.raises(ValueError, match="`picture` must not exist yet.*appeared meanwhile")
-    with appeared, new_file(path, "picture", force=False) as place:
-        place.write_text("ours")
-        path.write_text("theirs")
-    assert content(tmp_path) == {"picture.png": "theirs"}
-    with new_file(path, "picture", seen=look(path)) as place:
-        place.write_text("ours")
-    assert content(tmp_path) == {"picture.png": "ours"}
-
-
-@pytest.mark.parametrize("kind", ["absent", "ours", "seen"])
-def test_what_appears_in_the_last_moment_is_left_and_nothing_else(kind, tmp_path, either_way, monkeypatch):
-    """Between the last look and the name, also where something may be replaced; a stop there loses nothing either."""
-    path, named = tmp_path / "said.json", {"absent": True, "ours": True, "seen": None}[kind]
-    record_written, exchange = module.record_written, module.exchange
-
-    def write(text, **patches):
-        seen = look(path) if kind == "seen" else None
-        with monkeypatch.context() as patched, new_file(path, "json", named, seen) as place:
-            place.write_text(text)
-            for name, patch in patches.items():
-                patched.setattr(module, name, patch)
-
-    def appear(*arguments):
-        record_written(*arguments)
-        if arguments[0] == tmp_path:
-            path.unlink(missing_ok=True)
-            path.write_text("years of work")
-
-    def stopped(a, b):
-        exchange(a, b)
-        raise KeyboardInterrupt
-
-    def begin():
-        shutil.rmtree(tmp_path)
-        tmp_path.mkdir()
-        write_text(tmp_path / "other.json", "ours", force=False)
-        if kind != "absent":
-            write_text(path, "earlier", force=False)
-
-    for late in (appear, lambda *arguments: (appear(*arguments), monkeypatch.setattr(module, "exchange", stopped))):
-        begin()
-        with pytest.raises((ValueError, KeyboardInterrupt)) as told:
-            write("new", record_written=late)
-        monkeypatch.setattr(module, "exchange", exchange)
-        assert "years of work" in content(tmp_path).values(), told.value
-        if isinstance(told.value, ValueError):
-            assert "which has appeared or changed meanwhile and was left" in str(told.value)
-            assert content(tmp_path) == {"said.json": "years of work", "other.json": "ours"}
-            assert foreign(tmp_path) == ["said.json"]
-    begin()
-    write("new")
-    assert content(tmp_path) == {"said.json": "new", "other.json": "ours"} and foreign(tmp_path) == []
-
-
-def test_a_link_is_never_replaced_by_a_file(tmp_path):
-    """Refused before anything is made, as with `force`; the file that it leads to is replaced by its own name."""
-    path, target = tmp_path / "said.json", tmp_path / "data.json"
-    for leads in (True, False):
-        path.unlink(missing_ok=True)
-        if leads:
-            target.write_text("earlier")
-        path.symlink_to(target if leads else "nowhere")
-        there = os.readlink(path)
-        refused = pytest.raises(ValueError, match=f"`json` must be a file itself .*said.json', a link to '{there}'. N")
-        with refused, new_file(path, "json", seen=look(path)):
-            pytest.fail("work has begun")
-        assert os.readlink(path) == there and target.read_text() == "earlier"
-        assert {name.name for name in tmp_path.iterdir()} == {"said.json", "data.json"}
-    write_text(target, "new", seen=look(target))
-    assert target.read_text() == "new"
-
-
-FILES = {
-    "not in the record": lambda path: (path.unlink(), (path.parent / WRITTEN).unlink(), path.write_text("theirs")),
-    "changed": lambda path: path.write_text("theirs"),
-    "of another time": lambda path: os.utime(path, ns=(1, 1)),
-    "a link": lambda path: (path.rename(path.with_name("moved")), path.symlink_to("moved")),
-    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("gone")),
-    "a damaged record": lambda path: (path.parent / WRITTEN).write_text("["),
-}
-
-
-@pytest.mark.parametrize("change", FILES.values(), ids=FILES)
-def test_a_file_that_is_named_is_replaced_only_if_it_was_written_here(change, tmp_path):
-    path = tmp_path / "said.json"
-    write_text(path, "first", force=False)
-    check_file(path, "json", True)
-    write_text(path, "again", force=True)
-    write_text(path, "ours", seen=look(path))  # as the program's own
-    assert content(tmp_path) == {"said.json": "ours"} and foreign(tmp_path) == []
-    change(path)
-    before = {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="`json` can be replaced only if this program wrote it and nobody has ch"):
-        check_file(path, "json", True)
-    with pytest.raises(ValueError, match="`json` must stay as it is while this runs, got .*said.json"):
-        write_text(path, "new", "json", force=True)
-    assert before == {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
-
-
-def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
-    for force in (False, True):
-        with pytest.raises(ValueError, match="appeared"), new_file(tmp_path / "a", force=force) as place:
-            place.write_text("ours")
-            (tmp_path / "a").write_text("theirs")
-        assert content(tmp_path) == {"a": "theirs"} and not (tmp_path / WRITTEN).exists()
-        (tmp_path / "a").unlink()
-    write_text(tmp_path / "b", "ours", force=False)
-    write_text(tmp_path / "c", "ours", force=False)
-    written = read_written(tmp_path)
-
-    def fail(*arguments):
-        raise OSError("no")
-
-    put = module._put
-    for name in ("b", "new"):
-        with monkeypatch.context() as patched, pytest.raises(OSError, match="no"):
-            patched.setattr(module, "_put", lambda at, to, may: (put if to.name == WRITTEN else fail)(at, to, may))
-            write_text(tmp_path / name, "new", force=True)
-        assert read_written(tmp_path) == written and foreign(tmp_path) == []
-    forget(tmp_path / "b")
-    assert foreign(tmp_path) == ["b"]
-    forget(tmp_path / "c")
-    assert not (tmp_path / WRITTEN).exists()
-
-
-def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):
-    """As that of another person, in a folder in which everybody may have files; such a file is not replaced later."""
-    (tmp_path / WRITTEN).mkdir()
-    write_text(tmp_path / "said.json", "ours", force=False)
-    assert content(tmp_path) == {"said.json": "ours"}
-    with pytest.raises(ValueError, match="can be replaced only if"):
-        check_file(tmp_path / "said.json", "json", True)
-
-
 def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
     (tmp_path / "out").mkdir()
     write_text(tmp_path / "out/said.json", "ours", force=False)
@@ -312,30 +152,6 @@ def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
         check_output(tmp_path / "out", None, force)
     make(tmp_path / "out")
     assert content(tmp_path) == OURS and foreign(tmp_path / "out") == []
-
-
-def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
-    for dead in (2**22 + 1, os.getpid()):
-        (tmp_path / f".card.md.{module.here()}-{dead}-12345678.partial").touch()
-    write_text(tmp_path / "card.md", "card")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "card.md",
-        f".card.md.{module.here()}-{os.getpid()}-12345678.partial",
-    }
-
-
-def test_a_file_that_cannot_be_recorded_does_not_appear(tmp_path, monkeypatch):
-    make(tmp_path / "out")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched, pytest.raises(ValueError, match="must be on a disk that has room"):
-        patched.setattr(module, "record_written", full)
-        write_text(tmp_path / "out/card.md", "card")
-    assert content(tmp_path) == OURS
-    write_text(tmp_path / "out/card.md", "card")
-    assert content(tmp_path) == OURS | {"out/card.md": "card"} and foreign(tmp_path / "out") == []
 
 
 def test_a_full_disk_is_named(tmp_path):

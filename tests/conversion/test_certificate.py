@@ -10,7 +10,8 @@ from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import certificate as certificate_module
-from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, random_input_ids, weights_sha256
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, random_input_ids
+from rigpt_hf.checkpoints.weights import weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion import plan as plan_module
 from rigpt_hf.conversion.families import ARCHITECTURES

@@ -19,11 +19,10 @@ from rigpt_hf.publishing.repository import (
     RepositoryContents,
     RepositoryFile,
     check_no_token,
-    foreign,
     is_managed,
     repository_files,
 )
-from rigpt_hf.publishing.upload import publish
+from rigpt_hf.publishing.upload import foreign, publish
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
 from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME

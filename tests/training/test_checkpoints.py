@@ -15,7 +15,8 @@ import pytest
 from rigpt_hf.checkpoints import folder
 from rigpt_hf.checkpoints.disk import here, temporary_sibling
 from rigpt_hf.training import checkpoints as module
-from rigpt_hf.training.checkpoints import RECORD, CheckpointStore, check_facts
+from rigpt_hf.training.checkpoints import RECORD, CheckpointStore
+from rigpt_hf.training.facts import check_facts
 from tests.training.saves import FILES, content, names, tree, writer
 
 
