@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.checkpoints import certificate as certificate_module
+from rigpt_hf.checkpoints import weights as weights_module
 from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, random_input_ids
 from rigpt_hf.checkpoints.weights import weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
@@ -149,7 +149,7 @@ class TestTheHashOfWeights:
         assert of(a=values, b=last) == of(b=last, a=values)
         whole = of(a=values.view(2, 3))
         assert of(a=values.view(2, 3).T.contiguous().T) == whole
-        monkeypatch.setattr(certificate_module, "CHUNK", 5)
+        monkeypatch.setattr(weights_module, "CHUNK", 5)
         assert of(a=values.view(2, 3)) == whole
 
     @pytest.mark.parametrize("name, dtype", [("rotary-learned", torch.bfloat16), ("untied", torch.float32)], ids=str)
