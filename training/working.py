@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerState
 
-from rigpt_hf.checkpoints.folder import check_output, write_text
+from rigpt_hf.checkpoints.folder import check_output, leftover_kind, write_text
 from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, read_written
 
 from .finetune_options import FinetuneOptions
@@ -26,7 +26,8 @@ RECORD = "finetune.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What else a run leaves there: a record or a checkpoint that was being written, a lock that was being removed, and
 # what loggers write.
-PASSING = re.compile(rf"\.({re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)})\..*-\d+-[0-9a-f]{{8}}\.partial")
+OF_A_RUN = rf"{re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)}"
+PASSING = re.compile(rf"\.({OF_A_RUN})\..*-\d+-[0-9a-f]{{8}}\.partial")
 # A file of events says when, on which machine and by which process it was begun.
 LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.
@@ -70,8 +71,7 @@ def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:
     working = options.working_dir
     writers = _writers(working) if options.resume else {}
     seen = look(working / RECORD) if options.resume and read_record(working) else None
-    left = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
-    gone = [path for path in left if PASSING.fullmatch(path.name) or not options.resume]
+    gone = [path for path in removable(working) if PASSING.fullmatch(path.name) or not options.resume]
     for path in gone:
         remove(path)
     if gone:
@@ -119,6 +119,12 @@ def not_of_a_run(working: Path) -> list[str]:
     return sorted(path.name for path in working.iterdir() if not is_of_a_run(path))
 
 
+def removable(working: Path) -> list[Path]:
+    """What a run has left in the folder of checkpoints , without the lock and what another machine may be writing."""
+    left = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
+    return [p for p in left if not PASSING.fullmatch(p.name) or leftover_kind(p, OF_A_RUN, "partial") is not None]
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -126,7 +132,7 @@ def remove(path: Path) -> None:
 
 def clear(working: Path) -> None:
     """Remove what a run has left in the folder of checkpoints, but the lock."""
-    own = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
+    own = removable(working)
     # Other trainers may log beside it; what is inside goes first, and a folder only if nothing else is in it.
     logs = sorted(set().union(*(own_logs(working / name) for name in LOGS)), reverse=True)
     for path in logs:

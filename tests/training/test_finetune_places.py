@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 from transformers import TrainerCallback
 
+from rigpt_hf.checkpoints.disk import here
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training import tuning
 from rigpt_hf.training.tuning import finetune
@@ -227,8 +228,12 @@ def test_what_runs_have_for_themselves_may_be_somebodys(options, tmp_path):
     (working / ".lock").touch()
     assert finetune(options(**SHORT)).steps == 4 and [path.name for path in working.iterdir()] == [".lock"]
     shutil.rmtree(tmp_path / "out")
-    (working / f".{RECORD}.here-1-0123abcd.partial").touch()
+    (working / f".{RECORD}.{here()}-{2**22 + 1}-0123abcd.partial").touch()
     assert finetune(options(**SHORT)).steps == 4 and not working.exists(), "a killed run had left both"
+    shutil.rmtree(tmp_path / "out")
+    working.mkdir()
+    (working / (left := f".{RECORD}.elsewhere-1-0123abcd.partial")).write_text("of a run that another machine makes")
+    assert finetune(options(**SHORT)).steps == 4 and [path.name for path in working.iterdir()] == [left]
 
 
 def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
