@@ -120,7 +120,7 @@ def not_of_a_run(working: Path) -> list[str]:
 
 
 def removable(working: Path) -> list[Path]:
-    """What a run has left in the folder of checkpoints , without the lock and what another machine may be writing."""
+    """All that a run has left in the folder of checkpoints, but the lock and what another machine may be writing."""
     left = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
     return [p for p in left if not PASSING.fullmatch(p.name) or leftover_kind(p, OF_A_RUN, "partial") is not None]
 
