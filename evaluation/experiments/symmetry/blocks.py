@@ -56,7 +56,7 @@ class Options:
     """Rows of `many tokens`."""
     length: int = 64
     """Tokens in each of them."""
-    turns: int = 9
+    turns: int = 21
     """Turns, behind one that is not counted."""
     output: Path = Path("runs/blocks.json")
     """File of all runs; those that it has are not made again."""
