@@ -3,9 +3,10 @@ Symmetries of data: exchanges of tokens that a model holds as gauge transformati
 
 Reading order: `group` (finite groups and their irreducible representations), `symmetry` (which tokens are exchanged),
 `isotypic` (coordinates in which a group acts by irreducibles), `representation` (how a model carries it), `measures`,
-`training`.
+`training`, `blocks` (a model that computes with them).
 """
 
+from .blocks import in_blocks
 from .group import FiniteGroup, Irreducible, OrderError
 from .measures import LearnedSymmetry, SymmetryError, learned_symmetry, symmetrize, symmetry_error
 from .representation import Representation
@@ -23,6 +24,7 @@ __all__ = [
     "SymmetryCallback",
     "SymmetryError",
     "TokenSymmetry",
+    "in_blocks",
     "learned_symmetry",
     "symmetrize",
     "symmetry_error",

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.experiments.symmetry import chorales, found, modular, scan, words
+from evaluation.experiments.symmetry import blocks, chorales, found, modular, scan, words
 from evaluation.experiments.symmetry.run_records import DIGEST, RunRecords, digest
 from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.checkpoints import folder
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
+from rigpt_hf.symmetry.tokens.blocks import BlockLinear
+from tests.tolerances import SYMMETRY
 
 
 def test_no_run_is_made_twice(tmp_path, monkeypatch):
@@ -240,3 +242,27 @@ def test_chorales_are_learned_from_others(tmp_path, monkeypatch):
     assert of["RiGPT, symmetry"]["symmetry_error_max"] < 1e-3 < of["RiGPT"]["symmetry_error_max"]
     # Few of the keys were heard.
     assert of["RiGPT, symmetry"]["test_loss"] < min(math.log(12) - 0.2, of["RiGPT"]["test_loss"])
+
+
+def test_blocks_are_timed_beside_full_maps(tmp_path, monkeypatch, capsys):
+    passed, take_turns = [], blocks.take_turns
+
+    def watched(actions, turns, **options):
+        passed.append({name: action.args[0] for name, action in actions.items()})
+        return take_turns(actions, turns, **options)
+
+    monkeypatch.setattr(blocks, "take_turns", watched)
+    shape = {"widths": [32], "head_dim": 8, "layers": 1, "rows": 2, "length": 6, "turns": 3}
+    options = blocks.Options(**shape, output=tmp_path / "blocks.json")
+    runs = blocks.run(options)
+    assert len(runs) == 4 == len({(run["group"], run["kind"]) for run in runs}) and len(passed) == 8
+    for run in runs:
+        assert run["difference"] < SYMMETRY[torch.float64] and run["numbers_blocks"] < run["numbers_full"]
+        assert all(len(turns) == 3 and min(turns) > 0 for name in blocks.TIMED for turns in run[name].values())
+    for models in passed:
+        assert not any(isinstance(module, BlockLinear) for module in models["full"].modules())
+        assert any(isinstance(module, BlockLinear) for module in models["blocks"].modules())
+    assert "octahedral" in capsys.readouterr().out
+    assert blocks.faster({"full": [2.0, 4.0, 6.0], "blocks": [1.0, 1.0, 1.0]}) == "4.00 (2.00 to 6.00)"
+    with pytest.raises(ValueError, match="`widths` must be multiples of 64, got \\[100\\]"):
+        blocks.Options(widths=[100])
