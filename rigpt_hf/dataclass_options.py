@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import typer
 
-from .command_line import UsageError, execute, guarded, hyphenated, make_app, usage_message
+from .command_line import READS, WRITES, UsageError, execute, guarded, hyphenated, make_app, usage_message
 
 
 T = TypeVar("T")
@@ -174,6 +174,10 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
         marks = tuple(mark for mark in rest if isinstance(mark, str) or callable(mark))
         given = {key: value for mark in rest if isinstance(mark, dict) for key, value in mark.items()}
     kind, optional = without_none(annotation)
+    if Path in (kind, *get_args(kind)) and not {READS, WRITES} & set(marks):
+        raise TypeError(
+            f"the path `{name}` must be marked READS or WRITES, so that nothing is written over what is read"
+        )
     settings: dict[str, Any] = {"help": leaf.help} | given
     required = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
     positional = settings.pop("argument", False) or required

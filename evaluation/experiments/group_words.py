@@ -30,6 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.terminal import Console
 
@@ -94,7 +95,7 @@ class Options:
     """Number of layers."""
     heads: int = 4
     """Attention heads."""
-    output: Path = Path("runs/group-words")
+    output: Annotated[Path, WRITES] = Path("runs/group-words")
     """Folder for results.json and the figure."""
     force: bool = False
     """Replace an earlier result."""
@@ -240,7 +241,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
     """
     console = console or Console()
-    check_output(options.output, None, options.force, "output")
+    seen = check_output(options.output, None, options.force, "output")
     runs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         total = sum(len(options.sweep(name)) + options.seeds - 1 for name in options.contenders)
@@ -267,7 +268,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "held_out_words": HELD_OUT,
         "runs": runs,
     }
-    with new_folder(options.output, "output") as folder:
+    with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
         plot(results, options, folder / "group-words.png")
     console.print(as_table(results, options))
