@@ -13,8 +13,8 @@ The command line of a program, made from a dataclass: its fields are the options
 
 A field that is a dataclass itself is a group: `run: RunOptions` has options such as `--run.save-steps`, and the
 section `run` in YAML. A field of type `X | None` takes `null` too, a list its items with commas, a dict `key=value`
-with commas; lists and dicts may also be YAML. `--config` names a YAML file, or a preset; what the command line gives
-wins, in a dict key by key.
+with commas; lists and dicts may also be YAML. A path is marked `READS` or `WRITES`, as in `Annotated[Path, WRITES]`.
+`--config` names a YAML file, or a preset; what the command line gives wins, in a dict key by key.
 Imports nothing heavy, so that `--help` answers at once.
 '''
 
