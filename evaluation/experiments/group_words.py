@@ -47,6 +47,8 @@ GROUPS = {
 ADAMW_RATES, EQUIVARIANT_RATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 # Held-out words of each length.
 HELD_OUT = 256
+# Of all words of a training, which are drawn at once: 8 bytes each, some four times.
+MOST_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,17 @@ class Words(torch.utils.data.Dataset):
         table (`np.ndarray` of shape `[n, n]`): Of the group.
         count, length (`int`): Words, and elements in each.
         seed (`int`): Of the draw.
+
+    Raises:
+        ValueError: if they would not fit into memory.
     """
 
     def __init__(self, table: np.ndarray, count: int, length: int, seed: int):
+        if count * length > MOST_ELEMENTS:
+            raise ValueError(
+                f"`steps`, `batch` and `length` must ask for at most {MOST_ELEMENTS:,} elements together, got "
+                f"{count:,} words of {length:,}. Take less of one of them."
+            )
         words = np.random.default_rng(seed).integers(0, len(table), (count, length))
         products = words.copy()
         for place in range(1, length):

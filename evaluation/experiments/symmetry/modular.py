@@ -42,7 +42,7 @@ LEARNERS = {
     "RiGPT, augmentation": Learner(sees="renaming"),
 }
 TASKS = ("sums", "products")
-LARGEST = 251  # all pairs of numbers are in memory, with their answers
+LARGEST = 127  # all pairs of numbers are in memory, with their answers
 FURTHER = 2  # rates beyond those of the learner
 ERROR = "validation_error"  # by which rates are chosen; a loss punishes the certainty of one that is right on most
 

@@ -50,8 +50,8 @@ BAD = [
       for longest in (4, 22)),
     ("symmetry.modular", "--tasks []", "`--tasks` must name some of"),
     ("symmetry.modular", "--shares []", "`--shares` must have one to sweep the rates with, got none"),
-    *(("symmetry.modular", f"--prime {value}", "`--prime` must be a prime number from 5 to 251")
-      for value in (10**9 + 7, 257, 9, 3)),
+    *(("symmetry.modular", f"--prime {value}", "`--prime` must be a prime number from 5 to 127")
+      for value in (10**9 + 7, 131, 9, 3)),
     ("four_bits", "TOKENS FOLDER --output /proc/a.json", "`--output` must be a place that can be written to"),
     ("step_time", "--only [] ", "`--only` must name some of"),
 ]  # fmt: skip
@@ -72,6 +72,30 @@ def test_options_that_cannot_be_are_refused_as_they_were_typed(name, words, said
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and {path.name for path in tmp_path.iterdir()} == before
     assert (tmp_path / "theirs.png").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["group_words", "symmetry.words", "symmetry.found"])
+def test_words_for_which_there_is_no_memory_are_refused(name, tmp_path, capsys):
+    program, output = importlib.import_module(f"evaluation.experiments.{name}"), tmp_path / "out"
+    small = [
+        "--groups",
+        "S3",
+        "--only",
+        "RiGPT",
+        "--hidden-size",
+        "8",
+        "--layers",
+        "1",
+        "--heads",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    assert program.main([*small, "--steps", str(10**9), "--output", str(output)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "`--steps`, `--batch` and `--length` must ask for at most 67,108,864 elements" in line and not output.exists()
+    )
 
 
 def test_a_barrier_that_is_none_is_said_in_words(capsys):
