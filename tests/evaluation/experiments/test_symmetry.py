@@ -18,7 +18,7 @@ from rigpt_hf.checkpoints import folder
 from rigpt_hf.checkpoints.written import look
 from rigpt_hf.cli.common import save_picture
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
-from rigpt_hf.pictures import style
+from rigpt_hf.pictures import figure, style
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 
 
@@ -113,13 +113,13 @@ def test_a_place_that_takes_no_file_is_refused_before_a_run_is_made():
 
 def test_a_picture_is_replaced_only_if_it_was_there_and_ours(tmp_path, monkeypatch, capsys):
     """Its runs are kept; what another has written there meanwhile is left, also if it is this program's."""
-    draw, picture = words.draw_curves, tmp_path / "words.png"
+    spread, picture = words.spread, tmp_path / "words.png"
     shape = "--steps 2 --batch 2 --length 2 --longer 3 --hidden-size 8 --layers 1 --heads 1 --groups S3 --only RiGPT"
     given = [*shape.split(), "--seeds", "1", "--output", str(tmp_path / "words.json"), "--picture", str(picture)]
 
-    def appears(*arguments):
-        save_picture(picture, look(picture), lambda: draw({"another's": {}}, "", ""))
-        return draw(*arguments)
+    def appears(values):
+        save_picture(picture, look(picture), lambda: figure()[0])
+        return spread(values)
 
     for _ in range(2):
         assert words.main(given) == 0, capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_a_picture_is_replaced_only_if_it_was_there_and_ours(tmp_path, monkeypat
             picture.unlink()
         before = (tmp_path / "words.json").read_bytes()
         with monkeypatch.context() as patched:
-            patched.setattr(words, "draw_curves", appears)
+            patched.setattr(words, "spread", appears)
             assert words.main(given) == 2
         assert "`--picture` must stay as it is while this runs" in capsys.readouterr().err
         assert (tmp_path / "words.json").read_bytes() == before and picture.exists()
