@@ -144,7 +144,7 @@ def check_output(output: Path) -> Seen:
     A `ValueError` if the folder holds something that no evaluation left, or that was changed since; gives the stamps
     of what an earlier one left.
     """
-    check_writable(output, "output")
+    check_writable(output / writing.RESULTS, "output")
     if not output.exists():
         return {}
     if not output.is_dir():

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -235,6 +236,23 @@ def test_only_what_an_evaluation_wrote_is_replaced(evaluation, world, tmp_path, 
     (output / "report.html").unlink()
     write(output)
     assert {path.name for path in output.iterdir()} == whole and len(whole) == 4
+
+
+def test_a_folder_that_takes_files_needs_no_more(tmp_path, monkeypatch):
+    """As one of several people, in a folder in which nobody may make others; what takes none is refused first."""
+    touch, output = Path.touch, tmp_path / "mine"
+    output.mkdir()
+
+    def refuse(path, *arguments, **options):
+        if path.parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        touch(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert runner.check_output(output) == {} and not list(output.iterdir())
+    for place in (tmp_path / "other", Path("/proc/other")):
+        with pytest.raises(ValueError, match="`output` must be a place that can be written to, got .*other/results"):
+            runner.check_output(place)
 
 
 def test_of_two_evaluations_at_once_the_later_refuses(world, tmp_path, monkeypatch):
