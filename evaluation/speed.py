@@ -250,7 +250,7 @@ def main(
         raise ValueError(f"`attention` must be sdpa or eager, got {attention!r}.")
     if output.is_dir() or not next(folder for folder in output.parents if folder.exists()).is_dir():
         raise ValueError(f"`output` must be a file that can be made, got {str(output)!r}. Name another.")
-    check_file(output, "output", force=True)
+    seen = check_file(output, "output", force=True)
     if peak_memory_of is not None:
         return print_own_peak_memory(peak_memory_of, SHAPES[shapes[0]], attention)
     transformers.logging.set_verbosity_error()
@@ -282,7 +282,7 @@ def main(
         "share_of_matrix_products": shares,
         "rows": [asdict(row) for row in rows],
     }
-    write_text(output, json.dumps(measured, indent=2) + "\n", force=True)
+    write_text(output, json.dumps(measured, indent=2) + "\n", seen=seen, named=True)
     console.print(f"Written to {output}", markup=False)
 
 

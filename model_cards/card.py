@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.checkpoints.folder import write_text
-from rigpt_hf.checkpoints.written import is_replaceable, parse_json
+from rigpt_hf.checkpoints.written import is_replaceable, look, parse_json
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
 from rigpt_hf.evaluation.harness.suites import load_suite
@@ -281,13 +281,14 @@ def write_card(
             write or somebody has changed since.
     """
     path = Path(folder) / CARD
-    if (path.exists() or path.is_symlink()) and not force:
+    seen = look(path)
+    if seen and not force:
         raise ValueError(f"`folder` must have no card yet, got {str(path)!r}. Pass `force=True` to replace it.")
-    if not is_replaceable(path):
+    if seen and not is_replaceable(path):
         raise ValueError(
             f"`folder` must have no card, or one that this program wrote there and nobody has changed since, got "
             f"{str(path)!r}. Move or remove it yourself."
         )
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
-    write_text(path, text, "folder", force)
+    write_text(path, text, "folder", seen, named=True)
     return path

@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from .extras import advice
+from .stops import leave_to_program
 from .terminal import Console, safe_output, visible
 
 
@@ -77,6 +78,7 @@ def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
     Returns:
         The exit code: 2 for bad input and failures, 130 and 143 after signals.
     """
+    leave_to_program()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     words = hyphenated([argument for argument in arguments if argument != "--debug"])

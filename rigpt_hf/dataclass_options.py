@@ -13,8 +13,8 @@ The command line of a program, made from a dataclass: its fields are the options
 
 A field that is a dataclass itself is a group: `run: RunOptions` has options such as `--run.save-steps`, and the
 section `run` in YAML. A field of type `X | None` takes `null` too, a list its items with commas, a dict `key=value`
-with commas; lists and dicts may also be YAML. `--config` names a YAML file, or a preset; what the command line gives
-wins, in a dict key by key.
+with commas; lists and dicts may also be YAML. A path is marked `READS` or `WRITES`, as in `Annotated[Path, WRITES]`.
+`--config` names a YAML file, or a preset; what the command line gives wins, in a dict key by key.
 Imports nothing heavy, so that `--help` answers at once.
 '''
 
@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import typer
 
-from .command_line import UsageError, execute, guarded, hyphenated, make_app, usage_message
+from .command_line import READS, WRITES, UsageError, execute, guarded, hyphenated, make_app, usage_message
 
 
 T = TypeVar("T")
@@ -174,6 +174,10 @@ def parameter(name: str, leaf: Leaf) -> inspect.Parameter:
         marks = tuple(mark for mark in rest if isinstance(mark, str) or callable(mark))
         given = {key: value for mark in rest if isinstance(mark, dict) for key, value in mark.items()}
     kind, optional = without_none(annotation)
+    if Path in (kind, *get_args(kind)) and not {READS, WRITES} & set(marks):
+        raise TypeError(
+            f"the path `{name}` must be marked READS or WRITES, so that nothing is written over what is read"
+        )
     settings: dict[str, Any] = {"help": leaf.help} | given
     required = leaf.field.default is MISSING and leaf.field.default_factory is MISSING
     positional = settings.pop("argument", False) or required

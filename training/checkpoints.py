@@ -20,8 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rigpt_hf.checkpoints.disk import temporary_sibling
-from rigpt_hf.checkpoints.folder import leftover_kind
+from rigpt_hf.checkpoints.disk import leftover_kind, temporary_sibling
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 from rigpt_hf.checkpoints.written import inventory, parse_json
 

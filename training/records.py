@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, new_file, new_folder, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, check_file, check_output, new_file, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.checkpoints.written import look, parse_json
 from rigpt_hf.pictures.style import encoded
@@ -133,7 +133,8 @@ def write_model(
     with quiet_loading(), torch.device("meta"):
         shell: Any = type(model)(copy.deepcopy(model.config))
     try:
-        with new_folder(folder) as temporary, quiet_loading():
+        seen = check_output(folder, None, force=True)
+        with new_folder(folder, seen) as temporary, quiet_loading():
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
@@ -159,7 +160,9 @@ def write_results(
     """
     try:
         write_model(model, weights, tokenizer, log.parent / "model", facts, log)
-        with new_file(log.parent / "loss.png", "output_dir", force=True) as place:
+        picture = log.parent / "loss.png"
+        seen = check_file(picture, "output_dir", force=True)
+        with new_file(picture, "output_dir", seen, named=True) as place:
             place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:
         cause: Any = error.__cause__ if isinstance(error, DiskFullError) else error

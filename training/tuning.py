@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.companions import plain_generation
-from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.checkpoints.folder import Seen, check_output, new_folder
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
@@ -70,7 +70,9 @@ class Tuner(trl.SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         working, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        with new_folder(working / name, workers=AccelerateWorkers(self.accelerator)) as folder:
+        workers, is_main = AccelerateWorkers(self.accelerator), self.accelerator.is_main_process
+        seen = together(workers, lambda: check_output(working / name, None, force=True) if is_main else {})
+        with new_folder(working / name, seen, workers=workers) as folder:
             self.saving_to = folder
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
@@ -134,8 +136,8 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        check_places(options)  # another run may have ended since
-        return _finetune(options, state, [*callbacks])
+        seen = check_places(options)  # another run may have ended since
+        return _finetune(options, state, [*callbacks], seen)
     except BaseException:
         if held is not None and last_checkpoint(working) is None:
             clear(working)
@@ -147,7 +149,9 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
             datasets.enable_progress_bars()
 
 
-def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback]) -> FinetuneReport:
+def _finetune(
+    options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback], seen: Seen
+) -> FinetuneReport:
     source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     config = named_model(rigpt_config, source, options.model_revision)
     tokenizer = load_tokenizer(options, source, config)
@@ -233,7 +237,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         model.config.use_cache, model.config.pad_token_id = special
         generation.bos_token_id = model.generation_config.bos_token_id
         generation.eos_token_id = model.generation_config.eos_token_id
-        write(options, trained.eval(), tokenizer, generation, saved_dtype, record | {"result": asdict(report)})
+        record |= {"result": asdict(report)}
+        write(options, seen, trained.eval(), tokenizer, generation, saved_dtype, record)
     state.wait_for_everyone()
     return report
 
@@ -365,6 +370,7 @@ def make_trainer(
 
 def write(
     options: FinetuneOptions,
+    seen: Seen,
     model: Any,
     tokenizer: Any,
     generation: transformers.GenerationConfig,
@@ -372,7 +378,7 @@ def write(
     record: dict[str, Any],
 ) -> None:
     """The finished folder in its place, and the checkpoints away."""
-    with new_folder(Path(options.output_dir)) as folder:
+    with new_folder(Path(options.output_dir), seen) as folder:
         with quiet_loading():
             if options.merge:
                 model.save_pretrained(folder / "adapter")

@@ -15,7 +15,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from rigpt_hf.checkpoints.folder import check_output, leftover_kind, write_text
+from rigpt_hf.checkpoints.disk import leftover_kind
+from rigpt_hf.checkpoints.folder import Seen, check_output, write_text
 from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, read_written
 
 from .finetune_options import FinetuneOptions
@@ -36,8 +37,11 @@ FREE = ("output_dir", "keep_checkpoints", "save_steps", "save_total_limit", "rep
 logger = logging.getLogger(__name__)
 
 
-def check_places(options: FinetuneOptions) -> None:
-    """A `ValueError` if the result or the checkpoints would take the place of something else; nothing is written."""
+def check_places(options: FinetuneOptions) -> Seen:
+    """
+    A `ValueError` if the result or the checkpoints would take the place of something else; nothing is written. Gives
+    what is at the place of the result.
+    """
     output, working = Path(options.output_dir), options.working_dir
     for source in (Path(options.model).resolve(), Path(options.data).resolve()):
         for place in (output, working):
@@ -46,7 +50,7 @@ def check_places(options: FinetuneOptions) -> None:
                     f"`output_dir` must not hold what is read, nor the checkpoints beside it, got {str(place)!r}. "
                     "Name another folder."
                 )
-    check_output(output, options.model, options.force)
+    seen = check_output(output, options.model, options.force)
     if options.resume:
         if (last := last_checkpoint(working)) is None or read_record(working) is None:
             raise ValueError(f"`resume` needs a checkpoint, got none in {str(working)!r}. Leave it out to begin.")
@@ -61,6 +65,7 @@ def check_places(options: FinetuneOptions) -> None:
             f"`output_dir` must have no checkpoints beside it, got an interrupted run in {str(working)!r}. Pass "
             "`--resume` to go on, or `force=True` to begin anew."
         )
+    return seen
 
 
 def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:

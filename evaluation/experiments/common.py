@@ -37,7 +37,10 @@ def check_heads(options: Any) -> None:
 
 
 def check_known(name: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raise a `ValueError` if something given is not known."""
+    """Raise a `ValueError` if something given is not known, or nothing is given."""
+    given = list(given)
+    if not given:
+        raise ValueError(f"`{name}` must name some of {', '.join(known)}, got none. Leave it out, or name one.")
     for word in given:
         if word not in known:
             raise ValueError(f"`{name}` must name some of {', '.join(known)}, got {word!r}.")
@@ -50,6 +53,28 @@ def check_rates(rates: Collection[float]) -> None:
         raise ValueError(f"`rates` must be positive numbers, separated by commas, got {given!r}. Correct them.")
 
 
+def ranked(loss: float) -> tuple[bool, float]:
+    """A key to sort losses by: one that is no number, as of a run that diverged, comes after all others."""
+    return not math.isfinite(loss), loss
+
+
+def least(runs: Sequence[dict[str, Any]], loss: str) -> dict[str, Any]:
+    """
+    The run whose value under `loss` is the least, among those that did not diverge.
+
+    Raises:
+        ValueError: if all of them did.
+    """
+    best = min(runs, key=lambda run: ranked(run[loss]))
+    if not math.isfinite(best[loss]):
+        given = ", ".join(str(run[loss]) for run in runs)
+        raise ValueError(
+            f"`rates` must have one at which training does not diverge, got {given} as the {loss.replace('_', ' ')}. "
+            "Give lower ones."
+        )
+    return best
+
+
 def sweep(
     train: Callable[[float, int], dict[str, Any]], rates: Sequence[float], seeds: int, loss: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -60,7 +85,8 @@ def sweep(
         train: One run with a rate and a seed; its result has the key `loss`, by which the best rate is chosen.
     """
     first = [train(rate, 0) for rate in rates]
-    rate, best = min(zip(rates, first, strict=True), key=lambda run: run[1][loss])
+    best = least(first, loss)
+    rate = rates[first.index(best)]
     return first, [best, *(train(rate, seed) for seed in range(1, seeds))]
 
 
@@ -109,15 +135,17 @@ def median_and_range(values: Sequence[float], form: str) -> list[str]:
     return [form.format(pick(values)) for pick in (statistics.median, min, max)]
 
 
-def write_json(path: Path | None, value: Any, indent: int | None = 2, force: bool | None = None) -> None:
+def write_json(
+    path: Path | None, value: Any, indent: int | None = 2, seen: list[int] | None = None, *, named: bool = False
+) -> None:
     """
     Write numbers, and paths as text, to a file that appears complete, if one is named; its folder is made.
 
     Args:
         path, value, indent: The file, what is in it, and how it is laid out.
-        force (`bool`, *optional*): As of `new_file`, for a file that a person named.
+        seen, named: As of `new_file`.
     """
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=indent, default=str) + "\n", force=force)
+    write_text(path, json.dumps(value, indent=indent, default=str) + "\n", seen=seen, named=named)

@@ -7,7 +7,7 @@ TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN 
 `default_rng(1)` draws. Runs that are done are not done again, so that the command can be stopped and repeated.
 """
 
-import json
+import hashlib
 import math
 import statistics
 import sys
@@ -20,7 +20,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.pictures import figure, picture
+from rigpt_hf.pictures.style import Figure
 from rigpt_hf.terminal import Console
 from rigpt_hf.training.data import from_tokens
 from rigpt_hf.training.diagnostics import kurtosis_in_random_frames
@@ -29,13 +34,16 @@ from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.records import Records
 
 from .candidates import CANDIDATES
-from .common import band, check_known, check_rates, sweep, write_json
+from .common import band, check_known, check_least, check_rates, least, sweep, write_json
+from .run_records import RunRecords
 
 
 VOCABULARY, CONTEXT, BATCH, VALIDATION_BATCHES = 4096, 256, 16, 12
 TOKEN_BYTES = 2
 # Windows that go through a model at once: small enough for the caches of a CPU.
 MICRO_BATCH = 4
+# The file of each run, in its folder.
+RESULT = "result.json"
 # Decimals of the logs in the summary.
 DIGITS = 4
 
@@ -44,11 +52,11 @@ DIGITS = 4
 class Options:
     """The candidates that are compared, and on which tokens."""
 
-    train: Annotated[Path, {"exists": True}]
+    train: Annotated[Path, READS, {"exists": True}]
     """Tokens to train on."""
-    validation: Annotated[Path, {"exists": True}]
+    validation: Annotated[Path, READS, {"exists": True}]
     """Tokens to validate on."""
-    output: Path = Path("runs/compare")
+    output: Annotated[Path, WRITES] = Path("runs/compare")
     """Folder of all runs."""
     only: Annotated[
         list[str], {"help": f"Some of: {', '.join(CANDIDATES)}; separated by commas.", "show_default": "all"}
@@ -65,14 +73,15 @@ class Options:
     """Train nothing: report the runs that are done."""
     reference: str | None = None
     """Candidate that final losses are held against."""
-    summary: Path | None = None
+    summary: Annotated[Path | None, WRITES] = None
     """File for all results, JSON."""
-    figure: Annotated[Path | None, {"show_default": "in `output`"}] = None
-    """File for the curves, PNG."""
+    figure: Annotated[Path | None, WRITES, {"show_default": "in `output`"}] = None
+    """File for the curves: PNG, SVG or PDF."""
 
     def __post_init__(self):
         check_known("only", self.only, CANDIDATES)
         check_rates(self.rates)
+        check_least(self, seeds=1, steps=1)
         if not self.finished:
             check_tokens(self.train, "train", CONTEXT + 2)
             check_tokens(self.validation, "validation", max(BATCH * CONTEXT, CONTEXT + 2))
@@ -104,13 +113,28 @@ class DrawnWindows:
         return {"input_ids": input_ids, "labels": input_ids.clone()}
 
 
-def run_one(options: Options, name: str, rate: float, seed: int) -> dict[str, Any]:
+def settings_of(options: Options) -> dict[str, Any]:
+    """The values that all runs of a comparison have in common, and hashes of their tokens."""
+    files = {name: file_digest(getattr(options, name)) for name in ("train", "validation")}
+    return {"steps": options.steps, "precision": options.precision, "context": CONTEXT, "batch": BATCH} | files
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_one(options: Options, settings: dict[str, Any], name: str, rate: float, seed: int) -> dict[str, Any]:
     """One training run, or what an earlier call wrote of it."""
+    folder = options.output / name / f"lr-{rate:g}-seed-{seed}"
+    records = RunRecords(folder / RESULT, "compare", settings)
+    return records.run(lambda: train(options, folder, name, rate, seed), candidate=name, lr=rate, seed=seed)
+
+
+def train(options: Options, folder: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
+    """Train a candidate in a folder, and say what came of it."""
     steps, output, files = options.steps, options.output, (options.train, options.validation)
-    folder = output / name / f"lr-{rate:g}-seed-{seed}"
-    result_file = folder / "result.json"
-    if result_file.exists():
-        return json.loads(result_file.read_text(encoding="utf-8"))
     data = output / "data"
     if not (data / "manifest.json").exists():
         splits = dict(zip(("train", "validation"), files, strict=True))
@@ -137,18 +161,15 @@ def run_one(options: Options, name: str, rate: float, seed: int) -> dict[str, An
         report_to=[],
     )
     run = PretrainingRun(pretraining)
-    train, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)
-    run.windows = DrawnWindows(train, CONTEXT, BATCH, steps, seed=0)
+    learned, held_out = (np.memmap(path, dtype="<u2", mode="r") for path in files)
+    run.windows = DrawnWindows(learned, CONTEXT, BATCH, steps, seed=0)
     drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
     run.validation = [drawn.batch(index, BATCH) for index in range(VALIDATION_BATCHES)]
     report = run.train()
     with run.average.applied():
         frames = kurtosis_in_random_frames(run.plain, run.validation[0])
     entries = Records(folder / "metrics.jsonl").read()
-    result = {
-        "candidate": name,
-        "lr": rate,
-        "seed": seed,
+    return {
         "steps": steps,
         "tokens_per_step": CONTEXT * BATCH,
         "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
@@ -158,24 +179,26 @@ def run_one(options: Options, name: str, rate: float, seed: int) -> dict[str, An
         "kurtosis": entries[-1]["kurtosis"],
         "kurtosis_in_random_frames": frames,
         "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),
-        "threads": torch.get_num_threads(),
         "logs": {key: [round(entry[key], DIGITS) for entry in entries] for key in ("loss", "gradient_norm")},
     }
-    write_json(result_file, result)
-    return result
 
 
-def done(folder: Path) -> list[dict[str, Any]]:
+def done(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """All runs that there are of a candidate, seed by seed."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+    runs = [run for path in folder.glob(f"*/{RESULT}") for run in RunRecords(path, "compare", settings).runs]
     return sorted(runs, key=lambda run: (run["lr"], run["seed"]))
 
 
 def at_the_best_rate(runs: list[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The final loss of every rate with seed 0, and all runs of the best of them."""
-    first = {f"{run['lr']:g}": run["final_loss"] for run in runs if run["seed"] == 0}
-    best = min(first, key=lambda rate: first[rate], default=None)
-    return first, [run for run in runs if f"{run['lr']:g}" == best]
+    first = [run for run in runs if run["seed"] == 0]
+    best = least(first, "final_loss")["lr"] if first else None
+    return losses_by_rate(first), [run for run in runs if run["lr"] == best]
+
+
+def losses_by_rate(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """The final loss of each run, by its rate."""
+    return {f"{run['lr']:g}": run["final_loss"] for run in runs}
 
 
 def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
@@ -193,17 +216,20 @@ def tokens_to_reach(result: dict[str, Any], loss: float) -> float:
 
 def run(options: Options) -> None:
     """Sweep the learning rate of every candidate, repeat the best with more seeds, and say what came of it."""
+    curves = options.figure or options.output / "losses.png"
+    seen, seen_summary = check_picture(curves, True, "figure"), check_file(options.summary, "summary", force=True)
+    settings = settings_of(options)
     results: dict[str, list[dict[str, Any]]] = {}
     others: dict[str, list[dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, float]] = {}
     for name in options.only:
         if options.finished:
-            runs = done(options.output / name)
+            runs = done(options.output / name, settings)
             sweeps[name], results[name] = at_the_best_rate(runs)
         else:
             rates = options.rates or CANDIDATES[name].rates
-            runs, results[name] = sweep(partial(run_one, options, name), rates, options.seeds, "final_loss")
-            sweeps[name] = {f"{run['lr']:g}": run["final_loss"] for run in runs}
+            runs, results[name] = sweep(partial(run_one, options, settings, name), rates, options.seeds, "final_loss")
+            sweeps[name] = losses_by_rate(runs)
         others[name] = [run for run in runs if run not in results[name]]
     results = {name: runs for name, runs in results.items() if runs}
     if not results:
@@ -213,10 +239,10 @@ def run(options: Options) -> None:
     if reference is not None and reference not in results:
         raise ValueError(f"`reference` must be a candidate with runs, got {reference!r}.")
     show(results, reference)
-    plot(results, options.figure or options.output / "losses.png")
+    save_picture(curves, seen, partial(draw, results), argument="figure")
     how = {"torch": torch.__version__, "steps": options.steps, "context": CONTEXT, "batch": BATCH}
     measured = {"sweeps": sweeps, "results": results, "other_rates": others}
-    write_json(options.summary, how | measured, indent=None)
+    write_json(options.summary, how | measured, None, seen_summary, named=True)
 
 
 def check_tokens(path: Path, name: str, least: int) -> None:
@@ -262,12 +288,10 @@ def differences(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> lis
     return [run["final_loss"] - final[run["seed"]] for run in runs if run["seed"] in final] or [math.nan]
 
 
-def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+@picture
+def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
     """Validation losses by tokens: the mean of a candidate's seeds, and a band from the lowest to the highest."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(8, 5), layout="constrained")
-    panel = drawing.subplots()
+    made, (panel,) = figure(width=8, height=5)
     for name, runs in results.items():
         curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
         millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
@@ -276,9 +300,8 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
         panel.axhline(goal, color="0.6", linestyle=":")
     panel.set(xlabel="million tokens", ylabel="validation loss, nats per token")
-    panel.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+    panel.legend()
+    return made
 
 
 def spread(values: list[float], form: str) -> str:

@@ -9,11 +9,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rigpt_hf.checkpoints.folder import check_file, write_text
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.tokenizer import load_tokenizer
@@ -25,11 +27,11 @@ from .common import check_least
 class Options:
     """The tokens, and how they are decoded."""
 
-    tokens: Path
+    tokens: Annotated[Path, READS]
     """File of little-endian uint16 token ids."""
-    tokenizer: str
+    tokenizer: Annotated[str, READS]
     """Folder, tokenizer.json or Hub id of the tokenizer that made them."""
-    output: Path
+    output: Annotated[Path, WRITES]
     """JSONL file to write, a document a line."""
     window: int = 512
     """Token ids in a document."""
@@ -40,7 +42,6 @@ class Options:
         check_least(self, window=1)
         if not self.tokens.is_file():
             raise ValueError(f"`tokens` must be a file of token ids, got {str(self.tokens)!r}, which is none.")
-        check_file(self.output, "output", self.force)
 
 
 def documents(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, window: int) -> list[str]:
@@ -71,9 +72,10 @@ def run(options: Options) -> None:
 
         rigpt evaluate my-model --against another --suite full --text held-out.jsonl
     """
+    seen = check_file(options.output, "output", options.force)
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
     texts = documents(tokens, load_tokenizer(options.tokenizer), options.window)
-    write_text(options.output, "".join(json.dumps({"text": text}) + "\n" for text in texts), force=options.force)
+    write_text(options.output, "".join(json.dumps({"text": text}) + "\n" for text in texts), seen=seen, named=True)
     Console().print(f"{len(texts)} documents, {sum(map(len, texts)):,} characters in {options.output}")
 
 

@@ -12,7 +12,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.table import Table
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
@@ -52,11 +53,10 @@ class Options:
     """Learning rate."""
     seeds: int = 3
     """How many pairs of a start and a rotation."""
-    output: Path | None = None
+    output: Annotated[Path | None, WRITES] = None
     """File for the numbers, JSON."""
 
     def __post_init__(self):
-        check_file(self.output, "output", force=True)
         check_least(self, steps=1, seeds=1)
         if not 0 < self.lr < math.inf:
             raise ValueError(
@@ -66,6 +66,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Train pairs and print how far apart they end; the last line is the control that must be far."""
+    seen = check_file(options.output, "output", force=True)
     steps, lr, seeds = options.steps, options.lr, options.seeds
     results: dict[str, list[dict[str, float]]] = {}
     with tqdm(total=len(KINDS) * seeds * 2 * steps, unit="step") as bar:
@@ -78,7 +79,7 @@ def run(options: Options) -> None:
         table.add_row(kind, *median_and_range(distances, "{:.1e}"), f"{losses:.1e}")
     Console().print(table)
     how = {"steps": steps, "lr": lr, "size": SIZE, "torch": torch.__version__}
-    write_json(options.output, how | {"results": results}, force=True)
+    write_json(options.output, how | {"results": results}, seen=seen, named=True)
 
 
 def pair(kind: str, steps: int, lr: float, seed: int, bar: tqdm) -> dict[str, float]:

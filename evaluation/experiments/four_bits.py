@@ -31,6 +31,7 @@ from torch import nn
 
 from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.checkpoints.read import load_model
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.rounding import compensated, matrices_of, rounded, rows_of
 from rigpt_hf.terminal import Console
@@ -57,9 +58,9 @@ CALIBRATION = 8
 class Options:
     """Models, and what they are measured on."""
 
-    tokens: Annotated[Path, {"exists": True}]
+    tokens: Annotated[Path, READS, {"exists": True}]
     """Held-out tokens, little-endian uint16."""
-    models: Annotated[list[Path], {"exists": True}]
+    models: Annotated[list[Path], READS, {"exists": True}]
     """Folders of models."""
     windows: int = 64
     """Windows of held-out tokens."""
@@ -67,14 +68,13 @@ class Options:
     """Tokens in a window."""
     modules_to_not_convert: tuple[str, ...] = ()
     """Modules to leave alone, by the ends of their names."""
-    output: Path | None = None
+    output: Annotated[Path | None, WRITES] = None
     """File for the results, JSON."""
     force: bool = False
     """Replace a file that this program wrote and nobody changed."""
 
     def __post_init__(self):
         check_least(self, windows=1, context=1)
-        check_file(self.output, "output", self.force)
 
 
 @torch.no_grad()
@@ -146,6 +146,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         python -m evaluation.experiments.four_bits val.bin runs/a/model runs/b/model
     """
     console = console or Console()
+    seen = check_file(options.output, "output", options.force)
     tokens = np.memmap(options.tokens, dtype="<u2", mode="r")
     count = options.windows + CALIBRATION
     if len(tokens) < count * (options.context + 1):
@@ -169,7 +170,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         more = *more, *numbers, f"{result['loss at equal error'] - result['loss']:+.4f}"
         table.add_row(result["folder"], f"{result['loss']:.4f}", *more)
     console.print(table)
-    write_json(options.output, results, force=options.force)
+    write_json(options.output, results, seen=seen, named=True)
     return results
 
 

@@ -30,6 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, 
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.terminal import Console
 
@@ -46,6 +47,8 @@ GROUPS = {
 ADAMW_RATES, EQUIVARIANT_RATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
 # Held-out words of each length.
 HELD_OUT = 256
+# Of all words of a training, which are drawn at once: 8 bytes each, some four times.
+MOST_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Options:
     """Number of layers."""
     heads: int = 4
     """Attention heads."""
-    output: Path = Path("runs/group-words")
+    output: Annotated[Path, WRITES] = Path("runs/group-words")
     """Folder for results.json and the figure."""
     force: bool = False
     """Replace an earlier result."""
@@ -145,9 +148,17 @@ class Words(torch.utils.data.Dataset):
         table (`np.ndarray` of shape `[n, n]`): Of the group.
         count, length (`int`): Words, and elements in each.
         seed (`int`): Of the draw.
+
+    Raises:
+        ValueError: if they would not fit into memory.
     """
 
     def __init__(self, table: np.ndarray, count: int, length: int, seed: int):
+        if count * length > MOST_ELEMENTS:
+            raise ValueError(
+                f"`steps`, `batch` and `length` must ask for at most {MOST_ELEMENTS:,} elements together, got "
+                f"{count:,} words of {length:,}. Take less of one of them."
+            )
         words = np.random.default_rng(seed).integers(0, len(table), (count, length))
         products = words.copy()
         for place in range(1, length):
@@ -240,7 +251,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         python -m evaluation.experiments.group_words --groups S3 --seeds 1 --steps 200
     """
     console = console or Console()
-    check_output(options.output, None, options.force, "output")
+    seen = check_output(options.output, None, options.force, "output")
     runs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         total = sum(len(options.sweep(name)) + options.seeds - 1 for name in options.contenders)
@@ -267,7 +278,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "held_out_words": HELD_OUT,
         "runs": runs,
     }
-    with new_folder(options.output, "output") as folder:
+    with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
         plot(results, options, folder / "group-words.png")
     console.print(as_table(results, options))

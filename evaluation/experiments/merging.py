@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.progress import Progress, TimeElapsedColumn
@@ -25,6 +25,7 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
+from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
@@ -80,9 +81,9 @@ class Options:
     """Points on each path, both ends included."""
     megabytes: float = 8.0
     """How much documentation to gather at most."""
-    text: Path | None = None
+    text: Annotated[Path | None, READS] = None
     """Text to learn instead of documentation."""
-    output: Path = Path("runs/merging")
+    output: Annotated[Path, WRITES] = Path("runs/merging")
     """Folder to make, with results.json and paths.png."""
     force: bool = False
     """Replace an earlier result in OUTPUT."""
@@ -286,7 +287,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
     """
     console = console or Console()
-    check_output(options.output, None, options.force, "output")
+    seen = check_output(options.output, None, options.force, "output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
@@ -328,7 +329,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "pairs": [pair.to_dict() for pair in pairs],
         "summary": summary,
     }
-    with new_folder(options.output, "output") as folder:
+    with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
         title = f"The way between {len(pairs)} pairs of independently trained models"
         save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")

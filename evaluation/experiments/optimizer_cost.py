@@ -11,7 +11,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from rich.table import Table
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.timing import ratios, take_turns
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
@@ -57,11 +58,10 @@ class Options:
     """Turns of both."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to train; on cuda in bfloat16."""
-    output: Path | None = None
+    output: Annotated[Path | None, WRITES] = None
     """File for the numbers, JSON."""
 
     def __post_init__(self):
-        check_file(self.output, "output", force=True)
         check_least(self, tokens=1, sequence=2, rows=1, turns=1)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("`device` must be one that PyTorch can use here, got 'cuda'. Take cpu.")
@@ -71,6 +71,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Time training steps with both optimizers, side by side, and print the ratio with its spread."""
+    seen = check_file(options.output, "output", force=True)
     device = torch.device(options.device)
     result = measure(SHAPES[options.shape], options.tokens, options.sequence, options.rows, options.turns, device)
     title = f"{options.shape}, {options.tokens} tokens per step, {device}"
@@ -84,7 +85,7 @@ def run(options: Options) -> None:
     console.print(f"Goal: at most {goal}; {'reached' if reached else 'missed'}.")
     how = {"shape": options.shape, "tokens": options.tokens, "threads": torch.get_num_threads()}
     how |= {"torch": torch.__version__, "machine": platform.machine(), "device": options.device}
-    write_json(options.output, how | result, force=True)
+    write_json(options.output, how | result, seen=seen, named=True)
 
 
 def measure(

@@ -18,6 +18,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_ratio
 from rigpt_hf.evaluation.timing import ratios, take_turns
@@ -47,11 +48,10 @@ class Options:
     """no (float32), or bf16: mixed precision."""
     symmetry: bool = False
     """Time the first of them also as it keeps a symmetry of the data: all exchanges of four tokens."""
-    output: Path | None = None
+    output: Annotated[Path | None, WRITES] = None
     """File for the numbers, JSON."""
 
     def __post_init__(self):
-        check_file(self.output, "output", force=True)
         check_known("only", self.only, CANDIDATES)
         check_least(self, turns=2)
         if self.symmetry and CANDIDATES[self.only[0]].model.model_kind != "rigpt":
@@ -60,6 +60,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Time training steps of recipes in turns, and print their ratios with 95 % confidence intervals."""
+    seen = check_file(options.output, "output", force=True)
     first = options.only[0]
     names = [*options.only, *[first + SYMMETRIC] * options.symmetry]
     seconds = measure(names, options.turns, options.precision == "bf16")
@@ -70,7 +71,7 @@ def run(options: Options) -> None:
     Console().print(table)
     how = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": options.precision}
     how |= {"tokens": BATCH * CONTEXT, "seconds": seconds, "ratios": relative}
-    write_json(options.output, how, force=True)
+    write_json(options.output, how, seen=seen, named=True)
 
 
 def measure(names: list[str], turns: int, mixed: bool) -> dict[str, list[float]]:

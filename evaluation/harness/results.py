@@ -15,7 +15,7 @@ import torch
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
-from rigpt_hf.checkpoints.folder import begin_record, check_ours, new_file
+from rigpt_hf.checkpoints.folder import Seen, begin_record, check_ours, new_file
 from rigpt_hf.checkpoints.written import WRITTEN, inventory
 
 from ..likelihood import exponential
@@ -267,28 +267,43 @@ def as_json(results: dict[str, Any]) -> str:
     return json.dumps(results, indent=2, allow_nan=False) + "\n"
 
 
-def check_files(output: Path) -> None:
-    """A `ValueError` if one of the three files is there and is not this program's, or was changed."""
+def check_files(output: Path) -> Seen:
+    """
+    A `ValueError` if one of the three files is there and is not this program's, or was changed; gives the stamps of
+    those that are there.
+    """
     there = inventory(output)
-    check_ours(output, "output", {name: there[name] for name in (RESULTS, TABLE, REPORT, WRITTEN) if name in there})
+    there = {name: there[name] for name in (RESULTS, TABLE, REPORT, WRITTEN) if name in there}
+    check_ours(output, "output", there)
+    return there
 
 
-def write(results: dict[str, Any], output: Path) -> None:
+def write(results: dict[str, Any], output: Path, seen: Seen) -> None:
     """
     The three files, each whole or not at all; what was there of an earlier run stays until then.
 
+    Args:
+        results (`dict`): As of [`build`].
+        output (`Path`): The folder.
+        seen (`dict`): What [`check_files`] gave before the work began: what is replaced, and nothing else.
+
     Raises:
-        ValueError: if [`check_files`] finds something that has appeared meanwhile; it is left.
+        ValueError: if something has appeared or changed meanwhile; it is left.
     """
     from .report import as_html
     from .tables import as_markdown
 
     output.mkdir(parents=True, exist_ok=True)
-    check_files(output)
+    if (there := check_files(output)) != seen:
+        name = next(name for name in (RESULTS, TABLE, REPORT) if there.get(name) != seen.get(name))
+        raise ValueError(
+            f"`output` must stay as it is while this runs, got {str(output)!r} with {name}, which has appeared or "
+            "changed meanwhile and was left. What was measured is kept: run it again, or name another folder."
+        )
     begin_record(output)
     # Numbers first: should a picture fail, they are kept.
     for name, as_text in ((RESULTS, as_json), (TABLE, as_markdown), (REPORT, as_html)):
-        with new_file(output / name, force=True) as temporary:
+        with new_file(output / name, seen=seen.get(name), named=True) as temporary:
             temporary.write_text(as_text(results), encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from rich.progress import Progress, TimeElapsedColumn
 from rich.text import Text
 
-from rigpt_hf.checkpoints.folder import DiskFullError
+from rigpt_hf.checkpoints.disk import DiskFullError, check_writable
+from rigpt_hf.checkpoints.folder import Seen
 from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
@@ -98,7 +99,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     # Processes wait for each other's measurements, which may take hours.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
     suite = _suite(options)
-    check_output(options.output)
+    seen = check_output(options.output)
     check_names(options, suite)
     check_standard_tasks(options.standard_tasks, options.standard)
     # A number of documents that was asked for is meant.
@@ -126,7 +127,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     found = {job.key: cache.get(job.key) for job in jobs}
     results = writing.build(options, suite, texts, models, hashes, jobs, found, gathered)
     if state.is_main_process:
-        writing.write(results, options.output)
+        writing.write(results, options.output, seen)
     state.wait_for_everyone()
     return results
 
@@ -138,10 +139,14 @@ def _suite(options: EvaluateOptions) -> Suite:
     return replace(suite, text=replace(suite.text, **said))
 
 
-def check_output(output: Path) -> None:
-    """A `ValueError` if the folder holds something that no evaluation left, or that was changed since."""
+def check_output(output: Path) -> Seen:
+    """
+    A `ValueError` if the folder holds something that no evaluation left, or that was changed since; gives the stamps
+    of what an earlier one left.
+    """
+    check_writable(output / writing.RESULTS, "output")
     if not output.exists():
-        return
+        return {}
     if not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
     # Nobody owns the file that a killed run was writing.
@@ -151,7 +156,7 @@ def check_output(output: Path) -> None:
             f"`output` must be absent, empty or an earlier evaluation, got {str(output)!r} with {strange[0]!r}. Name "
             "another folder."
         )
-    writing.check_files(output)
+    return writing.check_files(output)
 
 
 def check_same_models(output: Path, hashes: dict[str, str]) -> None:

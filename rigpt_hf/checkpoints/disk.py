@@ -51,6 +51,20 @@ def folders_above(path: Path) -> Iterator[None]:
         raise
 
 
+def check_writable(path: Path, argument: str) -> None:
+    """A `ValueError` if no file can be made where a path is to be, by making one that goes at once."""
+    place = Path(os.path.realpath(path))
+    probe = temporary_sibling(next(folder for folder in place.parents if folder.is_dir()) / place.name)
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}` must be a place that can be written to, got {str(path)[:80]!r}: {error.strerror}. Name "
+            "another."
+        ) from error
+
+
 def temporary_sibling(output: Path, kind: str = "partial") -> Path:
     """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
     return output.parent / f".{output.name}.{here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
@@ -61,6 +75,29 @@ def here() -> str:
     with suppress(OSError):
         return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
     return socket.gethostname()
+
+
+def leftover_kind(path: Path, output: str, kinds: str) -> str | None:
+    """
+    Which kind of [`temporary_sibling`] a process of this machine that is gone has made; `None` if none has.
+
+    Args:
+        path (`Path`): what may be one.
+        output (`str`), kinds (`str`): regular expressions of the name that it stands beside, and of the kinds.
+    """
+    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<kind>{kinds})"
+    match = re.fullmatch(made_here, path.name)
+    return None if match is None or _lives(int(match["pid"])) else match["kind"]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
 
 
 def give_name(temporary: Path, path: Path) -> None:

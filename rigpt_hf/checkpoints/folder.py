@@ -17,10 +17,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..command_line import check_above
-from .disk import DiskFullError, exchange, folders_above, give_name, here, room, temporary_sibling
+from .disk import (
+    DiskFullError,
+    check_writable,
+    exchange,
+    folders_above,
+    give_name,
+    leftover_kind,
+    room,
+    temporary_sibling,
+)
 from .workers import ALONE, Workers, together
-from .written import WRITTEN, foreign, inventory, is_record, is_replaceable, look, read_written, stamp
+from .written import WRITTEN, foreign, inventory, is_record, look, read_written, stamp
 
+
+# What was in a folder when it was checked, by which it is known later that nothing has changed: an [`inventory`].
+Seen = dict[str, list[int]]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +60,7 @@ def forget(path: Path) -> None:
         (path.parent / WRITTEN).unlink()
 
 
-def check_file(path: Path | None, argument: str, force: bool) -> None:
+def check_file(path: Path | None, argument: str, force: bool) -> list[int] | None:
     """
     Raise if a file that a person named may not be written; `None` is fine.
 
@@ -57,23 +69,30 @@ def check_file(path: Path | None, argument: str, force: bool) -> None:
         argument (`str`): what error messages call it.
         force (`bool`): whether an earlier file of this program's may be replaced.
 
+    Returns:
+        `list[int]`, *optional*: the [`stamp`] of what is there, which alone [`new_file`] replaces when it is given it.
+
     Raises:
-        ValueError: if it is a folder, is there without `force`, or would be replaced although this program did not
-            write it, or somebody has changed it since.
+        ValueError: if it is a folder or in no place to write to, is there without `force`, or would be replaced
+            although this program did not write it, or somebody has changed it since.
     """
     if path is None:
-        return
+        return None
     if path.is_dir():
         raise ValueError(f"`{argument}` must be a file, got the folder {str(path)!r}. Name a file in it.")
-    if os.path.lexists(path) and not force:  # a link to nothing is one too
+    seen = look(path)
+    if seen and not force:  # a link to nothing is one too
         raise ValueError(
             f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
         )
-    if not is_replaceable(path):
+    if seen and read_written(path.parent).get(path.name) != seen:
         raise ValueError(
             f"`{argument}` can be replaced only if this program wrote it and nobody has changed it since, got "
             f"{str(path)!r}. Move or remove it yourself, or name another file."
         )
+    check_above(path, argument)
+    check_writable(path, argument)
+    return seen
 
 
 def check_no_link(path: Path, argument: str = "output") -> None:
@@ -85,15 +104,18 @@ def check_no_link(path: Path, argument: str = "output") -> None:
         )
 
 
-def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> None:
+def check_output(output: Path, source: str | None, force: bool, argument: str = "output_dir") -> Seen:
     """
-    Raise if an output folder may not be written.
+    Raise if an output folder may not be written; a folder that a killed run had moved aside is put back.
 
     Args:
         output (`Path`): the folder.
         source (`str`, *optional*): what is converted into it.
         force (`bool`): whether what this program wrote there may be replaced.
         argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
+
+    Returns:
+        `dict`: the [`inventory`] of what is there, for [`new_folder`], which replaces that and nothing else.
 
     Raises:
         ValueError: if `output` is a file, holds the source, is not empty without `force`, or would be replaced with
@@ -105,15 +127,17 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
+    check_writable(output, argument)
+    remove_leftovers(output.resolve())
     check_place(output, argument)
-    if not output.is_dir() or not any(path.name != WRITTEN or not is_record(path) for path in output.iterdir()):
-        return
-    if not force:
+    seen = inventory(output) if output.is_dir() else {}
+    if seen and not force:
         raise ValueError(
             f"`{argument}` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
             "or pass `force=True` to replace it once the new one is complete."
         )
-    check_ours(output, argument)
+    check_ours(output, argument, seen)
+    return seen
 
 
 def check_place(output: Path, argument: str = "output_dir") -> None:
@@ -129,7 +153,7 @@ def check_place(output: Path, argument: str = "output_dir") -> None:
         )
 
 
-def check_ours(output: Path, argument: str = "output_dir", content: dict[str, list[int]] | None = None) -> None:
+def check_ours(output: Path, argument: str = "output_dir", content: Seen | None = None) -> None:
     """A `ValueError` if something in a folder that would be replaced is not this program's, or was changed."""
     if names := foreign(output, content):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -140,38 +164,35 @@ def check_ours(output: Path, argument: str = "output_dir", content: dict[str, li
 
 
 @contextmanager
-def new_folder(output: Path, argument: str = "output_dir", workers: Workers = ALONE) -> Iterator[Path]:
+def new_folder(output: Path, seen: Seen, argument: str = "output_dir", workers: Workers = ALONE) -> Iterator[Path]:
     """
     A folder beside `output` to write into; it becomes `output` when the block ends well, and is removed if not.
 
     Args:
-        output (`Path`): where the folder shall appear; an earlier one of this program's is replaced at the end.
+        output (`Path`): where the folder shall appear.
+        seen (`dict`): what [`check_output`] gave before the work began: what is replaced at the end.
         argument (`str`, defaults to `"output_dir"`): what error messages call `output`.
         workers (`Workers`, *optional*): the processes that write together; the first makes and publishes the folder.
 
     Raises:
-        ValueError: if nothing can be written there, what is there is not this program's, or it changed meanwhile.
+        ValueError: if nothing can be written there, or what is there is not what was seen; it is left.
     """
     is_main, typed = workers.index == 0, output
     output = output.resolve()  # a link to a folder stays, and what it leads to is written
     temporary = workers.gather(temporary_sibling(output))[0]
-    earlier: dict[str, list[int]] = {}
 
     def begin() -> None:
         remove_leftovers(output)
         check_place(output, argument)
-        if output.is_dir():
-            earlier.update(inventory(output))
-            check_ours(typed, argument, earlier)
-            if not earlier:  # the files in its record were taken away
-                (output / WRITTEN).unlink(missing_ok=True)
+        if (inventory(output) if output.is_dir() else {}) != seen:
+            raise _changed(argument, typed)
+        if output.is_dir() and not seen:  # the files in its record were taken away
+            (output / WRITTEN).unlink(missing_ok=True)
         try:
             above.enter_context(folders_above(output))
             temporary.mkdir()
             if output.is_dir():
-                with suppress(OSError):
-                    os.chown(temporary, -1, output.stat().st_gid)
-                shutil.copymode(output, temporary)
+                _as_open(output, temporary)
         except OSError as error:
             raise ValueError(
                 f"`{argument}` must be a place that can be written to, got {str(typed)!r}: {error.strerror}. Name "
@@ -183,7 +204,7 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
             together(workers, lambda: begin() if is_main else None)
             with room(typed, argument):
                 yield temporary
-                together(workers, lambda: publish(temporary, output, earlier, argument, typed) if is_main else None)
+                together(workers, lambda: publish(temporary, output, seen, argument, typed) if is_main else None)
         finally:
             if is_main and temporary.exists():
                 _discard(temporary)
@@ -191,7 +212,7 @@ def new_folder(output: Path, argument: str = "output_dir", workers: Workers = AL
 
 @contextmanager
 def new_file(
-    path: Path, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
+    path: Path, argument: str = "output", seen: list[int] | None = None, *, named: bool = False
 ) -> Iterator[Path]:
     """
     A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not.
@@ -199,38 +220,38 @@ def new_file(
     Args:
         path (`Path`): where the file shall appear.
         argument (`str`, defaults to `"output"`): what error messages call `path`.
-        force (`bool`, *optional*): for a file that a person named, whether an earlier one of this program's may be
-            replaced; the folder gets a record of it. If not given the file is the program's own.
-        seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at;
-            without `force`. A link is refused at once.
+        seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at,
+            as [`check_file`] gives it; nothing else is, and the mode stays. A link is refused at once.
+        named (`bool`, defaults to `False`): whether a person named the file; the folder gets a record of it then.
 
     Raises:
-        ValueError: if the disk is full, or a file is there that must not be replaced; it is left.
+        ValueError: if the disk is full, or something is there that is not what was seen; it is left.
     """
     if seen is not None:
         check_no_link(path, argument)
     temporary, written = temporary_sibling(path), None
     remove_leftovers(path)
-    if force:
-        seen = look(path) if is_replaceable(path) else None
 
     def may_go(there: Path) -> bool:
         return is_record(there) if path.name == WRITTEN else look(there) == seen
 
+    def keep_mode() -> None:
+        if os.path.lexists(path) and may_go(path):
+            _as_open(path, temporary)
+
     try:
         with room(path, argument):
+            if seen is not None:
+                temporary.touch(mode=0o600)
+                keep_mode()
             yield temporary
+            keep_mode()  # some libraries make another file of that name
             written = stamp(temporary)
             if os.path.lexists(path) and not may_go(path):
                 raise FileExistsError(path)
-            with _recorded(path, temporary, force is not None):
+            with _recorded(path, temporary, named):
                 _put(temporary, path, may_go)
     except FileExistsError as error:
-        if force is False:
-            raise ValueError(
-                f"`{argument}` must not exist yet, got {str(path)!r}, which appeared meanwhile and was left. Name "
-                "another file, or pass `force=True`."
-            ) from error
         raise ValueError(
             f"`{argument}` must stay as it is while this runs, got {str(path)!r}, which has appeared or changed "
             "meanwhile and was left. Run it again, or name another place."
@@ -291,10 +312,10 @@ def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
 
 
 def write_text(
-    path: Path, text: str, argument: str = "output", force: bool | None = None, seen: list[int] | None = None
+    path: Path, text: str, argument: str = "output", seen: list[int] | None = None, *, named: bool = False
 ) -> list[int]:
     """Write a text file that appears complete, and give its [`stamp`]; arguments as of [`new_file`]."""
-    with new_file(path, argument, force, seen) as temporary:
+    with new_file(path, argument, seen, named=named) as temporary:
         temporary.write_text(text, encoding="utf-8")
         written = stamp(temporary)  # by its own name it may soon be another's
     return written
@@ -313,17 +334,11 @@ def remove_leftovers(output: Path) -> None:
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
 
 
-def leftover_kind(path: Path, output: str, kinds: str) -> str | None:
-    """
-    Which kind of [`temporary_sibling`] a process of this machine that is gone has made; `None` if none has.
-
-    Args:
-        path (`Path`): what may be one.
-        output (`str`), kinds (`str`): regular expressions of the name that it stands beside, and of the kinds.
-    """
-    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<kind>{kinds})"
-    match = re.fullmatch(made_here, path.name)
-    return None if match is None or _lives(int(match["pid"])) else match["kind"]
+def _as_open(earlier: Path, temporary: Path) -> None:
+    """Give what is being written the group and the mode of what it replaces."""
+    with suppress(OSError):
+        os.chown(temporary, -1, earlier.stat().st_gid)
+    shutil.copymode(earlier, temporary)
 
 
 def _discard(path: Path) -> bool:
@@ -338,24 +353,14 @@ def _discard(path: Path) -> bool:
     return True
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is somebody else's
-        return True
-    return True
-
-
-def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argument: str, typed: Path) -> None:
+def publish(temporary: Path, output: Path, seen: Seen, argument: str, typed: Path) -> None:
     """
     Put the finished folder in the place of `output`.
 
     Args:
         temporary (`Path`): the finished folder.
         output (`Path`): where it goes.
-        earlier (`dict`): the [`inventory`] of `output` when the work began.
+        seen (`dict`): the [`inventory`] of `output` when it was checked.
         argument (`str`), typed (`Path`): what error messages call `output`, and how a person wrote it.
 
     Raises:
@@ -363,11 +368,11 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
     """
     record_written(temporary, inventory(temporary))
     try:
-        if not earlier:
+        if not seen:
             give_name(temporary, output)
             return
         exchange(temporary, output)
-        if inventory(temporary) == earlier:
+        if inventory(temporary) == seen:
             return
         exchange(temporary, output)
     except OSError as error:
@@ -377,7 +382,11 @@ def publish(temporary: Path, output: Path, earlier: dict[str, list[int]], argume
             ) from error
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-    raise ValueError(
+    raise _changed(argument, typed)
+
+
+def _changed(argument: str, typed: Path) -> ValueError:
+    return ValueError(
         f"`{argument}` must stay as it is while this runs, got {str(typed)!r}, in which something has appeared or "
-        "changed. It was left as it is, and nothing was written. Run it again, or name another folder."
+        "changed meanwhile. It was left as it is, and nothing was written. Run it again, or name another folder."
     )

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from .certificate import Certificate, LogitsSnapshot, compare, record_logits
 from .companions import check_companions, save_config, save_generation_config, save_tokenizer
-from .folder import new_folder
+from .folder import Seen, new_folder
 from .read import load_model
 from .workers import ALONE, Workers, together
 
@@ -77,6 +77,7 @@ def write_checkpoint(
     config: PreTrainedConfig,
     assets_from: Path,
     output: Path,
+    seen: Seen,
     *,
     dtype: torch.dtype,
     max_shard_size: int | str | None = None,
@@ -97,7 +98,7 @@ def write_checkpoint(
         entries (`Sequence[Entry]`): the tensors, in order.
         model_class (`type`), config (`PreTrainedConfig`): of the model they belong to.
         assets_from (`Path`): the folder whose generation config, tokenizer and chat template come along.
-        output (`Path`): the folder to make; see [`check_output`] for what may be there.
+        output (`Path`), seen (`dict`): the folder to make, and what [`check_output`] gave of it.
         dtype (`torch.dtype`): of the stored tensors.
         max_shard_size (`int` or `str`, *optional*): largest file, in bytes or as a text such as "5GB" (the default).
         certify_against (`Reference`, *optional*): the model to compare the result with.
@@ -148,7 +149,7 @@ def write_checkpoint(
         certificate.save(folder)
         return certificate
 
-    with new_folder(output, workers=workers) as folder:
+    with new_folder(output, seen, workers=workers) as folder:
         together(workers, lambda: write(folder))
         certificate = together(workers, lambda: finish(folder) if is_main else None)
     return workers.gather(certificate)[0]

@@ -14,9 +14,6 @@ from ..terminal import Console
 from .arguments import DTYPES
 
 
-PICTURES = (".png", ".svg", ".pdf")
-
-
 def to_dtype(name: str | None) -> Any:
     """The torch dtype of this name."""
     import torch
@@ -41,23 +38,22 @@ def check_device(device: str):
 
 
 @contextmanager
-def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
+def new_file(path: Path, argument: str, seen: list[int] | None) -> Iterator[Path]:
     """
     A place beside `path` to write a file to; it becomes `path` when the block ends well, and is removed if not.
 
     Args:
         path: Where the file shall appear.
         argument: Name of the argument that says so.
-        force: Whether an earlier file of this program's may be replaced.
+        seen: What [`check_file`] gave of it.
 
     Raises:
-        ValueError: as [`check_file`].
+        ValueError: if it cannot be written, or something else is there now.
     """
-    check_file(path, argument, force)
     with ExitStack() as stack:
         try:
             stack.enter_context(folders_above(path))
-            temporary = stack.enter_context(whole_file(path, argument, force))
+            temporary = stack.enter_context(whole_file(path, argument, seen, named=True))
             temporary.touch()
         except OSError as error:
             raise ValueError(
@@ -68,16 +64,15 @@ def new_file(path: Path, argument: str, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def new_files() -> Iterator[Callable[[Path, str, bool], Path]]:
+def new_files() -> Iterator[Callable[[Path, str, list[int] | None], Path]]:
     """[`new_file`] for several: if one of them cannot appear, those that took nobody's place go again."""
     appeared: list[tuple[Path, int]] = []
     try:
         with ExitStack() as stack:
 
-            def begin(path: Path, argument: str, force: bool) -> Path:
-                is_new = not path.exists()
-                temporary = stack.enter_context(new_file(path, argument, force))
-                if is_new:  # a file keeps its number when it gets its name
+            def begin(path: Path, argument: str, seen: list[int] | None) -> Path:
+                temporary = stack.enter_context(new_file(path, argument, seen))
+                if seen is None:  # a file keeps its number when it gets its name
                     stack.callback(lambda: appeared.append((path, temporary.stat().st_ino)))
                 return temporary
 
@@ -91,22 +86,38 @@ def new_files() -> Iterator[Callable[[Path, str, bool], Path]]:
         raise
 
 
-def check_picture(path: Path | None, force: bool):
-    """Raise a `ValueError` if no picture can be written under this name, or none can be drawn; `None` is fine."""
-    check_file(path, "picture", force)
-    if path is None:
-        return
-    if path.suffix not in PICTURES:
-        raise ValueError(f"`picture` must end in one of {', '.join(PICTURES)}, got {str(path)!r}.")
-    require("pictures")
+def check_picture(path: Path | None, force: bool, argument: str = "picture") -> list[int] | None:
+    """[`check_file`] of a picture; a `ValueError` also if its name ends in no format, or none can be drawn."""
+    seen = check_file(path, argument, force)
+    if path is not None:
+        from ..pictures.style import check_format
+
+        check_format(path, argument)
+        require("pictures")
+    return seen
 
 
-def save_picture(path: Path | None, force: bool, draw: Callable[[], Any], begin: Any = None):
-    """Draw a picture and write it to a file, if there is a name for one; as one of [`new_files`], if `begin` is."""
+def save_picture(
+    path: Path | None,
+    seen: list[int] | None,
+    draw: Callable[[], Any],
+    begin: Any = None,
+    argument: str = "picture",
+):
+    """
+    Draw a picture and write it to a file, if there is a name for one.
+
+    Args:
+        path: The file.
+        seen: What [`check_picture`] gave of it.
+        draw: Makes the figure.
+        begin: Of [`new_files`], if it is one of them.
+        argument: Name of the argument that says so.
+    """
     if path is not None:
         from ..pictures.style import encoded
 
-        with nullcontext(begin(path, "picture", force)) if begin else new_file(path, "picture", force) as place:
+        with nullcontext(begin(path, argument, seen)) if begin else new_file(path, argument, seen) as place:
             place.write_bytes(encoded(draw(), path.suffix[1:]))
         Console().print(f"Picture in {path}", markup=False)
 
@@ -119,19 +130,19 @@ def numbers(text: str, argument: str) -> list[float]:
         raise ValueError(f"`{argument}` must be numbers separated by commas, got {text!r}.") from error
 
 
-def save_model(model: Any, source: str, output: Path, facts: dict[str, dict], representation: Any = None):
+def save_model(model: Any, source: str, output: Path, seen: Any, facts: dict[str, dict], representation: Any = None):
     """
     Write a model with the tokenizer of `source`, some JSON files and the record of a token symmetry, if it has one;
     the folder appears complete or not at all.
 
-    `output` must have been looked at by `check_output` before.
+    `seen` is what `check_output` gave of `output`.
     """
     from ..checkpoints.companions import check_companions, save_tokenizer
     from ..checkpoints.folder import new_folder
     from ..checkpoints.read import local_folder, quiet_loading
 
     check_companions(local_folder(source))
-    with new_folder(output) as folder:
+    with new_folder(output, seen) as folder:
         with quiet_loading():
             model.save_pretrained(folder)
         if representation is not None:

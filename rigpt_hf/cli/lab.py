@@ -46,14 +46,16 @@ def lab(
     names = list(LABS) if name == "all" else [name]
     if output.exists() and not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another one.")
-    for each in names:
-        if is_there(known(each)):
-            for file in file_names(each):
-                check_file(output / file, "output", force)
+    seen = {
+        output / file: check_file(output / file, "output", force)
+        for each in names
+        if is_there(known(each))
+        for file in file_names(each)
+    }
     failed = []
     for each in names:
         try:
-            make(each, output, seed, force, console)
+            make(each, output, seed, seen, console)
         except ValueError as error:
             if name != "all":
                 raise
@@ -64,7 +66,7 @@ def lab(
         raise typer.Exit(1)
 
 
-def make(name: str, output: Path, seed: int, force: bool, console: Console):
+def make(name: str, output: Path, seed: int, seen: dict[Path, list[int] | None], console: Console):
     """Make the pictures of one lab; what is to be seen in each, and its path, are printed."""
     from ..lab.running import run_lab
     from ..pictures.style import encoded
@@ -73,6 +75,6 @@ def make(name: str, output: Path, seed: int, force: bool, console: Console):
         shown = run_lab(name, seed)
     for each in shown:
         path = output / ("-".join(filter(None, (name, each.name))) + ".png")
-        with new_file(path, "output", force) as place:
+        with new_file(path, "output", seen.get(path)) as place:
             place.write_bytes(encoded(each.figure))
         console.print(Text.assemble((str(path), "bold"), f": {each.seen}"))

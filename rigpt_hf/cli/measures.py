@@ -50,9 +50,9 @@ def diff(
     from ..symmetry import compare
     from ..symmetry.comparison import VERDICTS
 
-    check_picture(picture, force)
-    check_file(json_file, "json", force)
-    check_file(save_transformation, "save_transformation", force)
+    seen = check_picture(picture, force)
+    seen_json = check_file(json_file, "json", force)
+    seen_transformation = check_file(save_transformation, "save_transformation", force)
     for source in (a, b):
         rigpt_config(source)
     check_same_vocabulary(a, b)
@@ -77,10 +77,10 @@ def diff(
     with new_files() as begin:
         if json_file is not None:
             text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
-            begin(json_file, "json", force).write_text(text, encoding="utf-8")
+            begin(json_file, "json", seen_json).write_text(text, encoding="utf-8")
         if save_transformation is not None:
-            comparison.transformation.save(begin(save_transformation, "save_transformation", force))
-        save_picture(picture, force, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
+            comparison.transformation.save(begin(save_transformation, "save_transformation", seen_transformation))
+        save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
     if comparison.verdict not in ("same", "disguise"):
         raise typer.Exit(1)
 
@@ -126,7 +126,7 @@ def charges(
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
-    check_picture(picture, force)
+    seen = check_picture(picture, force)
     rates = numbers(learning_rates, "learning_rates")
     step_counts(rates, time, weight_decay)
     if text is not None and not measure:
@@ -152,7 +152,7 @@ def charges(
     with torch.enable_grad():
         drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
     show_drift(drift, console)
-    save_picture(picture, force, lambda: plot_drift(drift))
+    save_picture(picture, seen, lambda: plot_drift(drift))
 
 
 def measured(value: float, form: str) -> str:

@@ -71,6 +71,7 @@ def rotate(
         )
     if not isfinite(t):
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
+    seen = check_file(save_transformation, "save_transformation", force)
     config = rigpt_config(source, revision)
     if transformation is None:
         g = random_transformation(config, frames or DEFAULT_FRAMES, seed, t)
@@ -78,21 +79,25 @@ def rotate(
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
     settings = {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
-    report(transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings), output)
+    certificate = transform(g, source, output, save_transformation, seen, force=force, dtype=dtype, **settings)
+    report(certificate, output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse", markup=False)
 
 
 def transform(
-    g: Any, source: str, output: Path, save_to: Path | None, *, force: bool, dtype: Any, **options: Any
+    g: Any, source: str, output: Path, save_to: Path | None, seen_file: list[int] | None, *, dtype: Any, **options: Any
 ) -> Any:
-    """Write the turned checkpoint, and the transformation if there is a name for it; returns the certificate."""
+    """
+    Write the turned checkpoint, and the transformation if there is a name for it, with what [`check_file`] gave of it;
+    returns the certificate.
+    """
     from ..symmetry.checkpoint import transform_checkpoint
 
-    with new_file(save_to, "save_transformation", force) if save_to else nullcontext() as place:
+    with new_file(save_to, "save_transformation", seen_file) if save_to else nullcontext() as place:
         if place is not None:
             g.save(place)
-        return transform_checkpoint(source, output, g, dtype=to_dtype(dtype), force=force, **options)
+        return transform_checkpoint(source, output, g, dtype=to_dtype(dtype), **options)
 
 
 def canonicalize(
@@ -118,11 +123,11 @@ def canonicalize(
     from ..checkpoints.named import load_rigpt
     from ..symmetry import canonical_gauge
 
-    check_output(output, source, force)
-    check_file(save_transformation, "save_transformation", force)
+    seen = check_output(output, source, force)
+    seen_file = check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
     g, settings = gauge.transformation, {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
-    certificate = transform(g, source, output, save_transformation, force=force, dtype=dtype, **settings)
+    certificate = transform(g, source, output, save_transformation, seen_file, dtype=dtype, seen=seen, **settings)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")
@@ -166,7 +171,7 @@ def merge(
         require("align")
     if picture is not None and text is None:
         raise ValueError(f"`picture` shows the loss on a text, got {str(picture)!r} without one. Add `--text FILE`.")
-    check_picture(picture, force)
+    seen_picture = check_picture(picture, force)
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
@@ -176,7 +181,7 @@ def merge(
             check_alike(rigpt_config(source), first)
         except ValueError as error:
             raise ValueError(f"{error} These are {source!r} and {sources[0]!r}.") from error
-        check_output(output, source, force)
+        seen = check_output(output, source, force)
     input_ids = None if text is None else text_ids(sources[0], text)
     for source in sources:
         check_same_vocabulary(sources[0], source)
@@ -189,13 +194,13 @@ def merge(
         held = None
     if input_ids is not None:
         path = measure_path(models, merged, input_ids, points, facts)
-    with new_file(picture, "picture", force) if picture else nullcontext() as place:
+    with new_file(picture, "picture", seen_picture) if picture else nullcontext() as place:
         if picture is not None and place is not None:
             from ..pictures.style import encoded
             from ..pictures.symmetry import plot_paths
 
             place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
-        save_model(merged, sources[0], output, {"merge.json": facts}, held)
+        save_model(merged, sources[0], output, seen, {"merge.json": facts}, held)
     Console().print(f"Written to {output}", markup=False)
 
 

@@ -82,7 +82,7 @@ def convert_checkpoint(
         ValueError: if the source cannot be converted exactly or an argument is impossible; the message names which.
     """
     output, name = Path(output_dir), str(source)
-    together(workers, lambda: check_output(output, name, force))
+    seen = together(workers, lambda: check_output(output, name, force) if workers.index == 0 else {})
 
     def prepare() -> tuple[Plan, Path, torch.dtype, Reference]:
         folder = local_folder(name, revision, config=gguf_file is None)
@@ -129,6 +129,7 @@ def convert_checkpoint(
         plan.config,
         folder,
         output,
+        seen,
         dtype=written,
         max_shard_size=max_shard_size,
         certify_against=reference,
@@ -167,7 +168,7 @@ def export_checkpoint(
         ValueError: if the target cannot express the source, or an argument is impossible; the message names which.
     """
     output, name = Path(output_dir), str(source)
-    check_output(output, name, force)
+    seen = check_output(output, name, force)
     folder = local_folder(name, revision)
     config = check_rigpt(load_config(folder), name)
     model = load_model(folder, RiGPTForCausalLM)
@@ -185,6 +186,7 @@ def export_checkpoint(
         plan.config,
         folder,
         output,
+        seen,
         dtype=dtype or model.dtype,
         certify_against=reference,
     )

@@ -33,6 +33,11 @@ class Commands:
         back &= np.array([one.command != often for one in trained])
         self.kept_back = [one for one, out in zip(trained, back, strict=True) if out]
         self.trained = [one for one, out in zip(trained, back, strict=True) if not out]
+        if not (self.trained and self.kept_back and self.test):
+            raise ValueError(
+                f"`longest` must leave commands to train on, to keep back and to test, got {longest} with the split "
+                f"{name!r}. Allow longer answers, or take another split."
+            )
         self.rows = to_tensors(self.trained + self.often)
 
     @property

@@ -18,7 +18,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers.utils import logging
 
-from ..checkpoints.folder import check_output, new_folder
+from ..checkpoints.folder import Seen, check_output, new_folder
 from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
@@ -36,7 +36,6 @@ from .stock import Recipe, train_gpt2
 
 PROMPTS = {"trained here": "Return a new array", "real": "The meaning of a symmetry in physics is"}
 MEGABYTE = 10**6
-# Names that a demo leaves in its folder; anything else there is somebody's and is not replaced.
 
 
 @contextmanager
@@ -75,12 +74,12 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> Path:
         ValueError: if an option is impossible or the output exists and `force` is not given.
     """
     console = console or Console()
-    check_output(options.folder, None, options.force, "output")
+    seen = check_output(options.folder, None, options.force, "output")
     with quiet_library():
-        return _run(options, console)
+        return _run(options, console, seen)
 
 
-def _run(options: DemoOptions, console: Console) -> Path:
+def _run(options: DemoOptions, console: Console, seen: Seen) -> Path:
     stages = Stages(console)
     source, stock, tokenizer, windows, training = obtain_stock(options, console, stages)
     windows = windows.to(stock.device)
@@ -88,7 +87,7 @@ def _run(options: DemoOptions, console: Console) -> Path:
         model, certificates = convert_and_certify(stock, windows, console)
     with stages.stage("rotate", "Turn the whole hidden space by a random rotation"):
         turned = turn(model, stock, tokenizer, windows, options, console)
-    with new_folder(options.folder, "output") as folder:
+    with new_folder(options.folder, seen, "output") as folder:
         with stages.stage("save", "Save it, and load it back as anyone would"):
             with quiet_loading():
                 model.save_pretrained(folder / "model")

@@ -67,7 +67,7 @@ def run_symmetry_demo(options: DemoOptions, console: Console | None = None) -> P
         ValueError: if an option is impossible or the output exists and `force` is not given.
     """
     console = console or Console()
-    check_output(options.folder, None, options.force, "output")
+    seen = check_output(options.folder, None, options.force, "output")
     commands = Commands("add-jump", LONGEST)
     shown = next(one for one in commands.trained if one.command[0] == "run" and "and" in one.command)
     console.rule("[bold]A word in new company", align="left")
@@ -83,7 +83,7 @@ def run_symmetry_demo(options: DemoOptions, console: Console | None = None) -> P
             bar = progress.add_task(name, total=options.training_steps)
             found[name] = learn(name, commands, options, lambda step, bar=bar: progress.update(bar, completed=step))
     show(found, console)
-    with new_folder(options.folder, "output") as folder:
+    with new_folder(options.folder, seen, "output") as folder:
         save(draw_generalisation({name: one.curve for name, one in found.items()}), folder / "add-jump.png")
         (folder / "report.md").write_text(markdown(found, options), encoding="utf-8")
     report = options.folder / "report.md"

@@ -32,6 +32,7 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
+FORMATS = (".png", ".svg", ".pdf")
 # Metadata that would differ between two files of one picture.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 P = ParamSpec("P")
@@ -107,6 +108,12 @@ def encoded(drawn: Figure, picture_format: str = "png") -> bytes:
     with mpl.rc_context({"svg.hashsalt": "rigpt"}):
         drawn.savefig(buffer, format=picture_format, facecolor="white", metadata=UNDATED.get(picture_format))
     return buffer.getvalue()
+
+
+def check_format(path: Path, argument: str) -> None:
+    """A `ValueError` if the name of a picture ends in none of `FORMATS`."""
+    if path.suffix not in FORMATS:
+        raise ValueError(f"`{argument}` must end in one of {', '.join(FORMATS)}, got {str(path)!r}.")
 
 
 def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> Path:

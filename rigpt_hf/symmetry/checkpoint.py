@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.certificate import Certificate, random_input_ids
-from ..checkpoints.folder import check_output
+from ..checkpoints.folder import Seen, check_output
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import load_config, load_model, local_folder
 from ..checkpoints.weights import StoredWeights, check_layers, check_shapes
@@ -36,6 +36,7 @@ def transform_checkpoint(
     seed: int = 0,
     progress: bool = True,
     certificate: bool = True,
+    seen: Seen | None = None,
 ) -> Certificate | None:
     """
     Apply a gauge transformation to a checkpoint, and certify that the result is the same function.
@@ -50,6 +51,8 @@ def transform_checkpoint(
             For models of the source's configuration.
         certificate (`bool`, defaults to `True`):
             Compare the result with the source. Without, a matrix outside of the group goes unnoticed.
+        seen (`dict`, *optional*):
+            What [`check_output`] gave, if `output_dir` was looked at before.
 
     Returns:
         `Certificate`, also written to `certificate.json` in the folder; `None` without one.
@@ -60,7 +63,7 @@ def transform_checkpoint(
             or an argument is impossible; the message names which.
     """
     name, output = str(source), Path(output_dir)
-    check_output(output, name, force)
+    seen = check_output(output, name, force) if seen is None else seen
     folder = local_folder(name, revision)
     config = check_rigpt(load_config(folder), name)
     weights = StoredWeights(folder)
@@ -87,6 +90,7 @@ def transform_checkpoint(
         config,
         folder,
         output,
+        seen,
         dtype=written,
         max_shard_size=max_shard_size,
         certify_against=reference if certificate else None,

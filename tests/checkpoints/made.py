@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.checkpoints.written import WRITTEN
 
 
 def make(output: Path, text: str = "weights", meanwhile=lambda: None) -> None:
-    with new_folder(output) as folder:
+    with new_folder(output, check_output(output, None, force=True)) as folder:
         (folder / "part").mkdir()
         (folder / "part" / "model").write_text(text)
         (folder / "config.json").write_text("{}")

@@ -3,11 +3,14 @@
 import errno
 import os
 import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from rigpt_hf.checkpoints import folder as module
-from rigpt_hf.checkpoints.folder import check_file, forget, new_file, write_text
+from rigpt_hf.checkpoints.disk import here
+from rigpt_hf.checkpoints.folder import check_file, check_output, forget, new_file, write_text
 from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, read_written
 
 from .made import OURS, content, make
@@ -15,8 +18,10 @@ from .made import OURS, content, make
 
 def test_files_that_appear_are_left(tmp_path):
     path = tmp_path / "picture.png"
-    appeared = pytest.raises(ValueError, match="`picture` must not exist yet.*appeared meanwhile")
-    with appeared, new_file(path, "picture", force=False) as place:
+    appeared = pytest.raises(
+        ValueError, match="`picture` must stay as it is.*appeared or changed meanwhile and was left"
+    )
+    with appeared, new_file(path, "picture", named=True) as place:
         place.write_text("ours")
         path.write_text("theirs")
     assert content(tmp_path) == {"picture.png": "theirs"}
@@ -25,15 +30,52 @@ def test_files_that_appear_are_left(tmp_path):
     assert content(tmp_path) == {"picture.png": "ours"}
 
 
+def test_what_appears_between_the_check_and_the_work_is_left(tmp_path):
+    """Also what this program wrote, and with `force`: another process may have done so."""
+    path = tmp_path / "picture.png"
+    for force in (False, True):
+        seen = check_file(path, "picture", force)
+        write_text(path, "another's", seen=look(path), named=True)
+        with pytest.raises(ValueError, match="`picture` must stay as it is while this runs"):
+            write_text(path, "ours", "picture", seen, named=True)
+        assert content(tmp_path) == {"picture.png": "another's"}
+    write_text(path, "ours", "picture", check_file(path, "picture", True), named=True)
+    assert content(tmp_path) == {"picture.png": "ours"}
+
+
+def test_a_file_keeps_its_mode_and_is_never_more_open(tmp_path):
+    """Where it is replaced, also by a library that makes another file; a new one is as the system makes them."""
+    path = tmp_path / "runs.json"
+    write_text(path, "first")
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    for mode in (0o600, 0o664):
+        path.chmod(mode)
+        with new_file(path, seen=look(path)) as place:
+            assert place.stat().st_mode & 0o777 == mode
+            place.unlink()
+            place.write_text("again")
+        assert path.read_text() == "again" and path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("place", ["/proc/x.json", "/proc/new/x.json"])
+def test_a_place_that_takes_no_file_is_refused_before_the_work(place, tmp_path):
+    for check in (check_file, partial(check_output, source=None)):
+        with pytest.raises(ValueError, match=f"`output` must be a place that can be written to, got '{place}': "):
+            check(Path(place), argument="output", force=True)
+    check_file(tmp_path / "a/b/x.json", "output", False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["absent", "ours", "seen"])
 def test_what_appears_in_the_last_moment_is_left_and_nothing_else(kind, tmp_path, either_way, monkeypatch):
     """Between the last look and the name, also where something may be replaced; a stop there loses nothing either."""
-    path, named = tmp_path / "said.json", {"absent": True, "ours": True, "seen": None}[kind]
+    path, named = tmp_path / "said.json", kind != "seen"
     record_written, exchange = module.record_written, module.exchange
 
     def write(text, **patches):
-        seen = look(path) if kind == "seen" else None
-        with monkeypatch.context() as patched, new_file(path, "json", named, seen) as place:
+        seen = None if kind == "absent" else look(path)
+        with monkeypatch.context() as patched, new_file(path, "json", seen, named=named) as place:
             place.write_text(text)
             for name, patch in patches.items():
                 patched.setattr(module, name, patch)
@@ -51,9 +93,9 @@ def test_what_appears_in_the_last_moment_is_left_and_nothing_else(kind, tmp_path
     def begin():
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
-        write_text(tmp_path / "other.json", "ours", force=False)
+        write_text(tmp_path / "other.json", "ours", named=True)
         if kind != "absent":
-            write_text(path, "earlier", force=False)
+            write_text(path, "earlier", named=True)
 
     for late in (appear, lambda *arguments: (appear(*arguments), monkeypatch.setattr(module, "exchange", stopped))):
         begin()
@@ -101,9 +143,8 @@ FILES = {
 @pytest.mark.parametrize("change", FILES.values(), ids=FILES)
 def test_a_file_that_is_named_is_replaced_only_if_it_was_written_here(change, tmp_path):
     path = tmp_path / "said.json"
-    write_text(path, "first", force=False)
-    check_file(path, "json", True)
-    write_text(path, "again", force=True)
+    write_text(path, "first", named=True)
+    write_text(path, "again", seen=check_file(path, "json", True), named=True)
     write_text(path, "ours", seen=look(path))  # as the program's own
     assert content(tmp_path) == {"said.json": "ours"} and foreign(tmp_path) == []
     change(path)
@@ -111,19 +152,18 @@ def test_a_file_that_is_named_is_replaced_only_if_it_was_written_here(change, tm
     with pytest.raises(ValueError, match="`json` can be replaced only if this program wrote it and nobody has ch"):
         check_file(path, "json", True)
     with pytest.raises(ValueError, match="`json` must stay as it is while this runs, got .*said.json"):
-        write_text(path, "new", "json", force=True)
+        write_text(path, "new", "json", named=True)
     assert before == {file.name: file.is_symlink() or file.read_bytes() for file in tmp_path.iterdir()}
 
 
 def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
-    for force in (False, True):
-        with pytest.raises(ValueError, match="appeared"), new_file(tmp_path / "a", force=force) as place:
-            place.write_text("ours")
-            (tmp_path / "a").write_text("theirs")
-        assert content(tmp_path) == {"a": "theirs"} and not (tmp_path / WRITTEN).exists()
-        (tmp_path / "a").unlink()
-    write_text(tmp_path / "b", "ours", force=False)
-    write_text(tmp_path / "c", "ours", force=False)
+    with pytest.raises(ValueError, match="appeared"), new_file(tmp_path / "a", named=True) as place:
+        place.write_text("ours")
+        (tmp_path / "a").write_text("theirs")
+    assert content(tmp_path) == {"a": "theirs"} and not (tmp_path / WRITTEN).exists()
+    (tmp_path / "a").unlink()
+    write_text(tmp_path / "b", "ours", named=True)
+    write_text(tmp_path / "c", "ours", named=True)
     written = read_written(tmp_path)
 
     def fail(*arguments):
@@ -133,7 +173,7 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
     for name in ("b", "new"):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="no"):
             patched.setattr(module, "_put", lambda at, to, may: (put if to.name == WRITTEN else fail)(at, to, may))
-            write_text(tmp_path / name, "new", force=True)
+            write_text(tmp_path / name, "new", seen=look(tmp_path / name), named=True)
         assert read_written(tmp_path) == written and foreign(tmp_path) == []
     forget(tmp_path / "b")
     assert foreign(tmp_path) == ["b"]
@@ -144,7 +184,7 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
 def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):
     """As that of another person, in a folder in which everybody may have files; such a file is not replaced later."""
     (tmp_path / WRITTEN).mkdir()
-    write_text(tmp_path / "said.json", "ours", force=False)
+    write_text(tmp_path / "said.json", "ours", named=True)
     assert content(tmp_path) == {"said.json": "ours"}
     with pytest.raises(ValueError, match="can be replaced only if"):
         check_file(tmp_path / "said.json", "json", True)
@@ -152,11 +192,11 @@ def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):
 
 def test_what_a_killed_writer_of_a_file_left_goes(tmp_path):
     for dead in (2**22 + 1, os.getpid()):
-        (tmp_path / f".card.md.{module.here()}-{dead}-12345678.partial").touch()
+        (tmp_path / f".card.md.{here()}-{dead}-12345678.partial").touch()
     write_text(tmp_path / "card.md", "card")
     assert {path.name for path in tmp_path.iterdir()} == {
         "card.md",
-        f".card.md.{module.here()}-{os.getpid()}-12345678.partial",
+        f".card.md.{here()}-{os.getpid()}-12345678.partial",
     }
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from rigpt_hf.checkpoints import disk
 from rigpt_hf.checkpoints import folder as module
+from rigpt_hf.checkpoints.disk import here
 from rigpt_hf.checkpoints.folder import (
     begin_record,
     check_file,
@@ -69,6 +71,19 @@ def test_of_two_at_once_the_second_refuses(tmp_path, either_way):
         with pytest.raises(ValueError, match="must stay as it is while this runs"):
             make(output, "second", meanwhile=lambda output=output: make(output, "first"))
         assert content(output)["part/model"] == "first"
+
+
+def test_what_appears_between_the_check_and_the_work_is_left(tmp_path):
+    """Also what this program wrote, and with `force`: another process may have done so."""
+    output = tmp_path / "out"
+    for force in (False, True):
+        seen = check_output(output, None, force)
+        make(output, "another's")
+        with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs"):
+            new_folder(output, seen).__enter__()
+        assert content(tmp_path) == OURS | {"out/part/model": "another's"}
+    make(output)
+    assert content(tmp_path) == OURS
 
 
 def test_only_what_was_written_here_is_replaced(tmp_path):
@@ -146,7 +161,7 @@ def test_a_stop_between_exchange_and_comparison_loses_nothing(tmp_path, monkeypa
 
 def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
     (tmp_path / "out").mkdir()
-    write_text(tmp_path / "out/said.json", "ours", force=False)
+    write_text(tmp_path / "out/said.json", "ours", named=True)
     (tmp_path / "out/said.json").unlink()
     for force in (False, True):
         check_output(tmp_path / "out", None, force)
@@ -156,7 +171,9 @@ def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):
 
 def test_a_full_disk_is_named(tmp_path):
     words = RuntimeError("I/O error: No space left on device (os error 28)")
-    for writer, error in product((new_folder, new_file), (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), words)):
+    for writer, error in product(
+        (partial(new_folder, seen={}), new_file), (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), words)
+    ):
         full = pytest.raises(ValueError, match="must be on a disk that has room.*got '.*out': No space left on device")
         with full, writer(tmp_path / "out"):
             raise error
@@ -180,7 +197,7 @@ def count(frame, event, function):
         seen += 1
 
 def make(output, text):
-    with module.new_folder(output) as folder:
+    with module.new_folder(output, module.check_output(output, None, True)) as folder:
         (folder / "part").mkdir()
         (folder / "part" / "model").write_text(text)
         (folder / "config.json").write_text("{}")
@@ -228,8 +245,8 @@ def test_leftovers_of_others_stay(tmp_path):
     """Of processes that live, of other machines, and whatever is not this program's."""
     output = tmp_path / "out"
     names = [temporary_sibling(output).name, f".out.elsewhere-{2**22 + 1}-12345678.partial", ".out.partial"]
-    dead = tmp_path / f".out.{module.here()}-{2**22 + 1}-12345678.partial"
-    names += [f".out.{module.here()}-notes-{2**22 + 1}-12345678.partial", dead.name.replace("partial", "png")]
+    dead = tmp_path / f".out.{here()}-{2**22 + 1}-12345678.partial"
+    names += [f".out.{here()}-notes-{2**22 + 1}-12345678.partial", dead.name.replace("partial", "png")]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -262,7 +279,7 @@ def test_a_file_with_the_name_of_the_record_that_is_none_is_left(tmp_path):
                 check_output(output, None, force)
         with pytest.raises(ValueError, match="with .rigpt-written.json. Move or remove"):
             make(output)
-        with new_file(output / "a.json", force=False) as temporary:
+        with new_file(output / "a.json", named=True) as temporary:
             temporary.write_text("1")
         assert content(output) == {"a.json": "1"} and (output / WRITTEN).read_text() == text
         with pytest.raises(ValueError, match="only if this program wrote it"):
@@ -337,15 +354,14 @@ def test_a_place_where_a_disk_is_mounted_is_refused_first(tmp_path, monkeypatch)
 
 def test_folders_that_were_made_on_the_way_go_again(tmp_path):
     (tmp_path / "mine").mkdir()
-    for writer, argument in ((new_folder, None), (common.new_file, False)):
+    for writer in (partial(new_folder, seen={}), partial(common.new_file, argument="json", seen=None)):
         for place in ("mine/a/b/out", "c/out"):
-            arguments = (tmp_path / place,) if argument is None else (tmp_path / place, "json", argument)
-            with pytest.raises(KeyError), writer(*arguments) as temporary:
+            with pytest.raises(KeyError), writer(tmp_path / place) as temporary:
                 assert temporary.parent.is_dir()
                 raise KeyError
             assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
     # Something has come into one of them meanwhile.
-    with pytest.raises(KeyError), new_folder(tmp_path / "mine/a/b/out"):
+    with pytest.raises(KeyError), new_folder(tmp_path / "mine/a/b/out", {}):
         (tmp_path / "mine/a/thesis.txt").write_text("years of work")
         raise KeyError
     assert content(tmp_path) == {"mine/a/thesis.txt": "years of work"}

@@ -110,7 +110,7 @@ def test_files_of_one_verb_appear_together_or_not_at_all(rigpt, folders, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(pictures, "plot_comparison", appear)
         code, _, err = rigpt("diff", folders / "model", folders / "disguise", *files)
-    assert code == 2 and "`--json` must not exist yet" in err
+    assert code == 2 and "`--json` must stay as it is while this runs" in err
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"said.json": "theirs"}
     said.unlink()
     assert rigpt("diff", folders / "model", folders / "disguise", *files)[0] == 0

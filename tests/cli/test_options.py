@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from rigpt_hf.command_line import as_typed, check_apart
+from rigpt_hf.command_line import WRITES, as_typed, check_apart
 from rigpt_hf.dataclass_options import field_docs, parse, program
 
 
@@ -39,7 +39,7 @@ class Options:
     """Folder or Hub id."""
     kind: Literal["rigpt", "stock_gpt2"] = "rigpt"
     """The class."""
-    output_dir: Path = Path("runs/it")
+    output_dir: Annotated[Path, WRITES] = Path("runs/it")
     """Where to."""
     config_fields: dict[str, Any] = field(default_factory=dict)
     """Of the configuration."""
@@ -58,6 +58,23 @@ def presets(tmp_path):
         "run: {save_steps: 7, max_grad_norm: null, trackers: [], force: true}\n"
     )
     return folder
+
+
+@pytest.mark.parametrize("kind", [Path, Path | None, list[Path]])
+def test_a_path_must_say_whether_it_is_written(kind):
+    """Or nothing would keep one from another that is read."""
+
+    @dataclass
+    class Unmarked:
+        path: kind
+
+    @dataclass
+    class Marked:
+        path: Annotated[kind, WRITES]
+
+    with pytest.raises(TypeError, match="the path `path` must be marked READS or WRITES"):
+        program(Unmarked, print, name="it")
+    assert program(Marked, print, name="it")
 
 
 def test_options_come_from_the_command_line():

@@ -1,6 +1,7 @@
 """The verbs that use the freedom of a RiGPT, as a person meets them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
-from rigpt_hf import RiGPTForSequenceClassification
+from rigpt_hf import RiGPTForSequenceClassification, symmetry
 from rigpt_hf.checkpoints.named import check_same_vocabulary, load_rigpt
-from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry import GaugeTransformation, merging
 from tests.cli.conftest import in_one_line
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
@@ -97,6 +98,25 @@ def test_force_replaces_model_and_file(rigpt, folder, tmp_path):
     assert before == [file.read_bytes() for file in files]
     assert rigpt(*command, "--seed", 1, "--force")[0] == 0
     assert all(old != file.read_bytes() for old, file in zip(before, files, strict=True))
+
+
+@pytest.mark.parametrize("verb", ["merge", "canonicalize"])
+def test_of_two_at_once_the_later_refuses(verb, rigpt, done, folder, tmp_path, monkeypatch):
+    """Also with `--force`: what another has written since the check was not there when it was given."""
+    module, name = {"merge": (merging, "merge"), "canonicalize": (symmetry, "canonical_gauge")}[verb]
+    original, output = getattr(module, name), tmp_path / "out"
+    command = (verb, folder, *[folder] * (verb == "merge"), output, *["--unaligned"] * (verb == "merge"))
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr(module, name, original)
+        done(*command)
+        return original(*arguments, **options)
+
+    for force in ((), ("--force",)):
+        monkeypatch.setattr(module, name, meanwhile)
+        code, _, err = rigpt(*command, *force)
+        assert code == 2 and "must stay as it is while this runs" in err.splitlines()[-1] and output.is_dir()
+        shutil.rmtree(output)
 
 
 def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):

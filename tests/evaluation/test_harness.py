@@ -4,6 +4,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,11 +204,15 @@ def test_only_what_an_evaluation_wrote_is_replaced(evaluation, world, tmp_path, 
     results, output = evaluation[1], tmp_path / "out"
     refused = r"`output` can be replaced only if all in it was written by this program and left as it was.* with {}\."
     monkeypatch.setattr(report, "as_html", lambda results: "the page")  # pictures take long
-    results_module.write(results, output)
+
+    def write(folder):
+        results_module.write(results, folder, results_module.check_files(folder))
+
+    write(output)
     whole = {path.name for path in output.iterdir()}
     # What it wrote itself is replaced, or this would prove nothing.
     stamp = (output / "report.html").stat().st_mtime_ns
-    results_module.write(results, output)
+    write(output)
     assert (output / "report.html").stat().st_mtime_ns > stamp
     for name in ("results.json", "table.md", "report.html"):
         for folder in (output, tmp_path / name):  # edited; of somebody else
@@ -221,16 +226,50 @@ def test_only_what_an_evaluation_wrote_is_replaced(evaluation, world, tmp_path, 
             (folder / name).unlink()
         (folder / name).write_text("it appeared while models were measured")
         with pytest.raises(ValueError, match=refused.format(name)):
-            results_module.write(results, folder)
+            results_module.write(results, folder, {})
         assert [path.name for path in folder.iterdir()] == [name] and "appeared" in (folder / name).read_text()
     # A page that appears while pictures are drawn.
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="report.html', which has appeared"):
         patched.setattr(tables, "as_markdown", lambda results: str((output / "report.html").write_text("my own page")))
-        results_module.write(results, output)
+        write(output)
     assert (output / "report.html").read_text() == "my own page" and not list(output.glob("*.partial"))
     (output / "report.html").unlink()
-    results_module.write(results, output)
+    write(output)
     assert {path.name for path in output.iterdir()} == whole and len(whole) == 4
+
+
+def test_a_folder_that_takes_files_needs_no_more(tmp_path, monkeypatch):
+    """As one of several people, in a folder in which nobody may make others; what takes none is refused first."""
+    touch, output = Path.touch, tmp_path / "mine"
+    output.mkdir()
+
+    def refuse(path, *arguments, **options):
+        if path.parent == tmp_path:
+            raise PermissionError(13, "Permission denied")
+        touch(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert runner.check_output(output) == {} and not list(output.iterdir())
+    for place in (tmp_path / "other", Path("/proc/other")):
+        with pytest.raises(ValueError, match="`output` must be a place that can be written to, got .*other/results"):
+            runner.check_output(place)
+
+
+def test_of_two_evaluations_at_once_the_later_refuses(world, tmp_path, monkeypatch):
+    """Of other models, into one folder that had nothing; and what the first has written stays."""
+    measure, output = runner._run, tmp_path / "out"
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr(runner, "_run", measure)
+        run(world, output, suite="brief", model="other")
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(runner, "_run", meanwhile)
+    with pytest.raises(
+        ValueError, match="`output` must stay as it is while this runs.*results.json, which has appeared"
+    ):
+        run(world, output, suite="brief")
+    assert json.loads((output / "results.json").read_text())["models"]["RiGPT"]["source"] == "other"
 
 
 def test_part_of_a_suite_has_all_measurements_of_fewer_documents(world, tmp_path):

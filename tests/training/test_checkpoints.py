@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rigpt_hf.checkpoints import folder
+from rigpt_hf.checkpoints import disk
 from rigpt_hf.checkpoints.disk import here, temporary_sibling
 from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import RECORD, CheckpointStore
@@ -142,7 +142,7 @@ def test_a_removal_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog
     assert "step-00000001' could not be removed: [Errno 16] Device or resource busy" in caplog.text
     assert content(store.latest()) == 2 and [one.step for one in store.checkpoints()] == [2]
     assert store.clean() == [] and "of a process that lives; it is left" in caplog.text
-    monkeypatch.setattr(folder, "_lives", lambda pid: False)  # as a later process sees it
+    monkeypatch.setattr(disk, "_lives", lambda pid: False)  # as a later process sees it
     assert [path.name[:14] for path in store.clean()] == [".step-00000001"]
 
 

@@ -82,7 +82,7 @@ def prepare(
         if value is not None and value < 1:
             raise ValueError(f"`{argument}` must be at least 1, got {value}.")
     output = Path(output_dir)
-    check_tokens_output(output, [Path(source)] if kind_of(source) == "local" else [], force)
+    seen = check_tokens_output(output, [Path(source)] if kind_of(source) == "local" else [], force)
     tokenizer = load_tokenizer(tokenizer)
     end = end_of_text_id(tokenizer)
     revision = pinned(source, source_options.get("revision"))
@@ -94,7 +94,10 @@ def prepare(
 
     left = max_tokens
     # The bar comes last: one that is left open when the folder refuses would stand in the line of the message.
-    with new_folder(output) as folder, tqdm(unit=" tokens", unit_scale=True, leave=False, disable=not progress) as bar:
+    with (
+        new_folder(output, seen) as folder,
+        tqdm(unit=" tokens", unit_scale=True, leave=False, disable=not progress) as bar,
+    ):
         writers = {split: ShardWriter(folder, split, dtype, shard_tokens) for split in SPLITS}
         for text, ids in _encoded(tokenizer, texts):
             row = np.array([*ids, end][:left], DTYPES[dtype])
@@ -183,7 +186,7 @@ def from_tokens(
                 "the path and `dtype`."
             )
     output = Path(output_dir)
-    check_tokens_output(output, paths.values(), force)
+    seen = check_tokens_output(output, paths.values(), force)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     if loaded is not None and vocabulary_size(loaded) != vocab_size:
         raise ValueError(
@@ -192,7 +195,10 @@ def from_tokens(
         )
 
     total = sum(path.stat().st_size for path in paths.values()) // itemsize
-    with new_folder(output) as folder, tqdm(total=total, unit=" tokens", unit_scale=True, disable=not progress) as bar:
+    with (
+        new_folder(output, seen) as folder,
+        tqdm(total=total, unit=" tokens", unit_scale=True, disable=not progress) as bar,
+    ):
         splits = {}
         for split, path in paths.items():
             writer, tokens = ShardWriter(folder, split, dtype, shard_tokens), np.memmap(path, DTYPES[dtype], mode="r")

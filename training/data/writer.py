@@ -7,14 +7,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rigpt_hf.checkpoints.folder import check_output, temporary_sibling
+from rigpt_hf.checkpoints.disk import temporary_sibling
+from rigpt_hf.checkpoints.folder import Seen, check_output
 
 from .manifest import DTYPES, MANIFEST, Shard, Split
 
 
-def check_tokens_output(output: Path, sources: Iterable[Path], force: bool) -> None:
+def check_tokens_output(output: Path, sources: Iterable[Path], force: bool) -> Seen:
     """
-    Raise if an output folder may not be written.
+    Raise if an output folder may not be written; what it gives is as of [`check_output`].
 
     Args:
         output (`Path`): the folder.
@@ -28,14 +29,13 @@ def check_tokens_output(output: Path, sources: Iterable[Path], force: bool) -> N
     for source in sources:
         if output.resolve() in (source.resolve(), *source.resolve().parents):
             raise ValueError(f"`output_dir` must not hold the source, got {str(output)!r}. Name another folder.")
-    if not (force and output.is_dir() and any(output.iterdir())):
-        # The sources have been looked at: nothing that exists is left to compare with.
-        check_output(output, str(temporary_sibling(output)), force=False)
-    elif not (output / MANIFEST).is_file():
+    if force and output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
         raise ValueError(
             f"`output_dir` can be replaced only if it is a folder of tokens, got {str(output)!r}, which has no "
             f"`{MANIFEST}`. Remove it yourself, or name another folder."
         )
+    # The sources have been looked at: nothing that exists is left to compare with.
+    return check_output(output, str(temporary_sibling(output)), force)
 
 
 class ShardWriter:

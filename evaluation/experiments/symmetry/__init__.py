@@ -3,5 +3,5 @@ Experiments on symmetries of data: what a model gains that carries one. `docs/da
 
     python -m evaluation.experiments.symmetry.scan --help
 
-Who learns, and how, is in `rigpt_hf/demo/learners.py`; runs that are done are in `run_records`.
+Who learns, and how, is in `rigpt_hf/demo/learners.py`; runs that are done are kept by `../run_records.py`.
 """

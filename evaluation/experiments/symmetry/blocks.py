@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from rich.table import Table
 
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Sizes, make_model
 from rigpt_hf.demo.scan import VOCABULARY, symmetries
@@ -25,7 +26,7 @@ from rigpt_hf.symmetry.tokens.filling import KINDS, RESTING
 from rigpt_hf.terminal import Console
 
 from ..common import check_known, check_least
-from .run_records import RunRecords
+from ..run_records import RunRecords
 from .words import problem
 
 
@@ -58,7 +59,7 @@ class Options:
     """Tokens in each of them."""
     turns: int = 21
     """Turns, behind one that is not counted."""
-    output: Path = Path("runs/blocks.json")
+    output: Annotated[Path, WRITES] = Path("runs/blocks.json")
     """File of all runs; those that it has are not made again."""
 
     def __post_init__(self):

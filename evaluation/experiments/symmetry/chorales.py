@@ -21,16 +21,18 @@ from rich.table import Table
 from torch import nn
 from tqdm.auto import tqdm
 
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.extras import MissingPackage
 from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.terminal import Console
 
-from ..common import check_least
+from ..common import check_least, ranked
+from ..run_records import RunRecords, shown_progress, spread
 from .options import LearnerOptions
-from .pictures import draw_curves, save_picture
-from .run_records import RunRecords, shown_progress, spread
+from .pictures import draw_curves
 
 
 LEARNERS = {
@@ -61,7 +63,7 @@ class Options(LearnerOptions):
     batch: int = 16
     """Windows per step."""
     hidden_size: int = 96
-    output: Path = Path("runs/chorales.json")
+    output: Annotated[Path, WRITES] = Path("runs/chorales.json")
     only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
 
     KNOWN = LEARNERS
@@ -148,7 +150,7 @@ def run_one(
 
     training: dict[str, Any] = {"steps": options.steps, "rate": rate, "seed": seed, "on_step": on_step}
     representation = train(learner, model, batch, symmetries={"transposition": symmetry}, **training)
-    step, validation, test = min(curve, key=lambda point: point[1])
+    step, validation, test = min(curve, key=lambda point: ranked(point[1]))
     found = {"best_step": step, "validation_loss": validation, "test_loss": test, "curve": curve}
     return sizes_of(model, representation) | found | symmetry_of(model, symmetry, representation, tested[:16])
 
@@ -161,7 +163,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
 
         python -m evaluation.experiments.symmetry.chorales --chorales 60 --seeds 1 --steps 100
     """
-    console = console or Console()
+    console, seen = console or Console(), check_picture(options.picture, force=True)
     records = RunRecords(options.output, "chorales", options.settings)
     pieces = [encode(notes) for notes in corpus(options.chorales)]
     with shown_progress(options.steps, console) as ticks:
@@ -175,7 +177,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     console.print(table)
     curves = {name: [[(step, test) for step, _, test in run["curve"]] for run in runs] for name, runs in best.items()}
     drawn = partial(draw_curves, {"held-out chorales": curves}, "step", "nats per note")
-    save_picture(options.picture, drawn)
+    save_picture(options.picture, seen, drawn)
     return records.runs
 
 

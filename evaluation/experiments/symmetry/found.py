@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 from rich.table import Table
 
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, make_model, train
@@ -25,9 +27,9 @@ from rigpt_hf.terminal import Console
 
 from ..common import check_known, check_least
 from ..group_words import GROUPS, Words, measure
+from ..run_records import RunRecords, shown_progress, spread
 from .options import LearnerOptions
-from .pictures import draw_curves, save_picture
-from .run_records import RunRecords, shown_progress, spread
+from .pictures import draw_curves
 from .words import problem
 
 
@@ -48,7 +50,7 @@ class Options(LearnerOptions):
     seeds: int = 3
     """Seeds of every learner."""
     steps: int = 1600
-    output: Path = Path("runs/found.json")
+    output: Annotated[Path, WRITES] = Path("runs/found.json")
     only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
 
     KNOWN = LEARNERS
@@ -124,7 +126,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
 
         python -m evaluation.experiments.symmetry.found --groups S3 --seeds 1 --steps 200
     """
-    console = console or Console()
+    console, seen = console or Console(), check_picture(options.picture, force=True)
     records = RunRecords(options.output, "found", options.settings)
     with shown_progress(options.steps, console) as ticks:
         for group in options.groups:
@@ -155,7 +157,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for key, label in (("function_mean", "function"), ("weights", "weights"))
     }
     drawn = partial(draw_curves, curves, "step", "difference under relabelling", logarithmic=True)
-    save_picture(options.picture, drawn)
+    save_picture(options.picture, seen, drawn)
     return records.runs
 
 

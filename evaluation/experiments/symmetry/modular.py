@@ -21,16 +21,18 @@ from rich.table import Table
 from sympy import isprime
 from sympy.ntheory import primitive_root
 
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, answers, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.symmetry.tokens.symmetry import cycles, generating
 from rigpt_hf.terminal import Console
 
-from ..common import check_known, check_least
+from ..common import check_known
+from ..run_records import RunRecords, shown_progress, spread
 from .options import LearnerOptions
-from .pictures import Curve, draw_curves, save_picture
-from .run_records import RunRecords, shown_progress, spread
+from .pictures import Curve, draw_curves
 
 
 LEARNERS = {
@@ -40,6 +42,7 @@ LEARNERS = {
     "RiGPT, augmentation": Learner(sees="renaming"),
 }
 TASKS = ("sums", "products")
+LARGEST = 127  # all pairs of numbers are in memory, with their answers
 FURTHER = 2  # rates beyond those of the learner
 ERROR = "validation_error"  # by which rates are chosen; a loss punishes the certainty of one that is right on most
 
@@ -57,7 +60,7 @@ class Options(LearnerOptions):
     """The modulus."""
     steps: int = 1000
     layers: int = 2
-    output: Path = Path("runs/modular.json")
+    output: Annotated[Path, WRITES] = Path("runs/modular.json")
     only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
 
     KNOWN = LEARNERS
@@ -66,9 +69,10 @@ class Options(LearnerOptions):
     def __post_init__(self):
         super().__post_init__()
         check_known("tasks", self.tasks, TASKS)
-        check_least(self, prime=5)
-        if not isprime(self.prime):
-            raise ValueError(f"`prime` must be a prime number, got {self.prime}. Take 31.")
+        if not (5 <= self.prime <= LARGEST and isprime(self.prime)):
+            raise ValueError(f"`prime` must be a prime number from 5 to {LARGEST}, got {self.prime}. Take 31.")
+        if not self.shares:
+            raise ValueError("`shares` must have one to sweep the rates with, got none. Take 0.4.")
         for share in self.shares:
             if not 1 <= share * self.prime**2 <= self.prime**2 - 2:
                 raise ValueError(
@@ -142,7 +146,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
 
         python -m evaluation.experiments.symmetry.modular --tasks sums --shares 0.2 --seeds 1 --steps 200
     """
-    console = console or Console()
+    console, seen = console or Console(), check_picture(options.picture, force=True)
     records = RunRecords(options.output, "modular", options.settings)
     with shown_progress(options.steps, console) as ticks:
         for task in options.tasks:
@@ -166,7 +170,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
             curves[task][name] = [list(zip(shares, one, strict=True)) for one in zip(*right, strict=True)]
         console.print(table)
     drawn = partial(draw_curves, curves, "share of all pairs that is trained on", "right answers", logarithmic=True)
-    save_picture(options.picture, drawn)
+    save_picture(options.picture, seen, drawn)
     return records.runs
 
 

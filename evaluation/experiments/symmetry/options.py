@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.demo.learners import Learner, Sizes
 
 from ..common import check_heads, check_known, check_least
@@ -34,17 +34,16 @@ class LearnerOptions:
     """Number of layers."""
     heads: int = 4
     """Attention heads."""
-    output: Path = Path("runs/symmetry.json")
+    output: Annotated[Path, WRITES] = Path("runs/symmetry.json")
     """File of all runs; those that it has are not made again."""
-    picture: Path | None = None
-    """File of a picture of them all, PNG."""
+    picture: Annotated[Path | None, WRITES] = None
+    """File of a picture of them all: PNG, SVG or PDF."""
     only: str = ""
 
     KNOWN: ClassVar[Mapping[str, Learner]] = {}
     DECISIVE: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
-        check_file(self.picture, "picture", force=True)
         check_known("only", self.learners, self.KNOWN)
         check_least(self, seeds=1, steps=1, batch=1)
         check_heads(self)

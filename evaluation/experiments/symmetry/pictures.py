@@ -1,11 +1,10 @@
 """Pictures of the experiments on symmetries of data, from their runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rigpt_hf.pictures import COLOURS, figure, picture, save
+from rigpt_hf.pictures import COLOURS, figure, picture
 from rigpt_hf.pictures.style import Figure
 
 from ..common import band
@@ -59,10 +58,3 @@ def draw_curves(
     handles, labels = drawn[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3)
     return made
-
-
-def save_picture(path: Path | None, draw: Callable[[], Figure]) -> None:
-    """Draw to a file, if one is named."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(draw(), path)

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from rich.table import Table
 
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.commands import Commands, share_right
 from rigpt_hf.demo.learners import Learner, make_model, sizes_of, symmetry_of, train
@@ -22,9 +24,9 @@ from rigpt_hf.demo.scan import VOCABULARY, symmetries
 from rigpt_hf.terminal import Console
 
 from ..common import check_known, check_least
+from ..run_records import RunRecords, shown_progress, spread
 from .options import LearnerOptions
-from .pictures import draw_shares, save_picture
-from .run_records import RunRecords, shown_progress, spread
+from .pictures import draw_shares
 from .stock import StockSymmetry
 
 
@@ -59,7 +61,7 @@ class Options(LearnerOptions):
     """Only commands with answers of at most so many actions; all of SCAN if not given."""
     steps: int = 1500
     hidden_size: int = 128
-    output: Path = Path("runs/scan.json")
+    output: Annotated[Path, WRITES] = Path("runs/scan.json")
     only: Annotated[str, {"help": f"Some of {'; '.join(ALL)}; separated by semicolons."}] = ";".join(LEARNERS)
 
     KNOWN = ALL
@@ -69,6 +71,8 @@ class Options(LearnerOptions):
         super().__post_init__()
         check_known("splits", self.splits, SPLITS)
         check_least(self, longest=4)
+        for name in self.splits:
+            Commands(name, self.longest)
 
 
 def run_one(
@@ -106,7 +110,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
 
         python -m evaluation.experiments.symmetry.scan --splits add-jump --seeds 1 --longest 16 --steps 300
     """
-    console = console or Console()
+    console, seen = console or Console(), check_picture(options.picture, force=True)
     records = RunRecords(options.output, "scan", options.settings)
     with shown_progress(options.steps, console) as ticks:
         for split_name in options.splits:
@@ -127,7 +131,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     for name in options.learners:
         table.add_row(name, *(spread(column[name]) for column in shares.values()))
     console.print(table)
-    save_picture(options.picture, lambda: draw_shares(shares, "answered right"))
+    save_picture(options.picture, seen, lambda: draw_shares(shares, "answered right"))
     return records.runs
 
 

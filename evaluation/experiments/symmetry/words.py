@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from rigpt_hf.cli.common import check_picture, save_picture
+from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.demo.learners import Learner, Parts, Sizes, make_model, sizes_of, symmetry_of, train
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
@@ -24,9 +26,9 @@ from rigpt_hf.terminal import Console
 
 from ..common import check_known, check_least
 from ..group_words import GROUPS, Words, measure, multiplication_table
+from ..run_records import RunRecords, shown_progress, spread
 from .options import LearnerOptions
-from .pictures import draw_curves, save_picture
-from .run_records import RunRecords, shown_progress, spread
+from .pictures import draw_curves
 
 
 WIDE = "RiGPT, symmetry, as many free parameters"
@@ -58,7 +60,7 @@ class Options(LearnerOptions):
     """Elements of the longest held-out words."""
     hidden_size: int = 64
     """Stream size of all learners but the wide one."""
-    output: Path = Path("runs/words.json")
+    output: Annotated[Path, WRITES] = Path("runs/words.json")
     only: Annotated[str, {"help": f"Some of {'; '.join(LEARNERS)}; separated by semicolons."}] = ";".join(LEARNERS)
 
     KNOWN = LEARNERS
@@ -146,7 +148,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
 
         python -m evaluation.experiments.symmetry.words --groups S3 --seeds 1 --steps 200
     """
-    console = console or Console()
+    console, seen = console or Console(), check_picture(options.picture, force=True)
     records = RunRecords(options.output, "words", options.settings)
     with shown_progress(options.steps, console) as ticks:
         for group in options.groups:
@@ -166,7 +168,7 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         group: {name: [list(enumerate(run["accuracy"], 1)) for run in runs] for name, runs in one.items()}
         for group, one in best.items()
     }
-    save_picture(options.picture, lambda: draw_curves(curves, "length of the word", "right products"))
+    save_picture(options.picture, seen, lambda: draw_curves(curves, "length of the word", "right products"))
     return records.runs
 
 

@@ -105,6 +105,39 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
 
 
+def test_runs_of_other_options_are_not_reported(files, tmp_path, monkeypatch, refused):
+    """As of other steps or tokens, or edited ones; neither when they are gone on with nor when they are reported."""
+    losses = {0.003: math.nan, 0.01: 2.0, 0.03: 3.0}
+
+    def train(options, folder, name, rate, seed):
+        made = {"steps": options.steps, "tokens_per_step": 10, "parameters": 5, "kurtosis": [0.0], "logs": {}}
+        return made | {"final_loss": losses[rate], "validation": [[0, 4.0], [options.steps, losses[rate]]]}
+
+    monkeypatch.setattr(compare, "train", train)
+    runs = ["--output", str(tmp_path / "runs"), "--only", "rigpt", "--rates", "0.003,0.01,0.03", "--seeds", "1"]
+    given = [*map(str, files), *runs, "--summary", str(tmp_path / "summary.json")]
+    for more in ([], ["--finished"]):
+        assert compare.main([*given, "--steps", "10", *more]) == 0
+        facts = json.loads((tmp_path / "summary.json").read_text())
+        assert [run["lr"] for run in facts["results"]["rigpt"]] == [0.01], "one that diverged is not the best"
+    monkeypatch.setattr(compare, "train", None)
+    other = files[0].with_name("other.bin")
+    other.write_bytes(files[0].read_bytes()[2:])
+    same = "`--output` must have runs with the same settings, got "
+    for more in ([], ["--finished"]):
+        for options in ([*given, "--steps", "20"], [*given, "--precision", "bf16", "--steps", "10"]):
+            assert same in refused(compare.main, [*options, *more])
+        assert same in refused(compare.main, [str(other), *given[1:], "--steps", "10", *more])
+    (edited,) = (tmp_path / "runs/rigpt/lr-0.03-seed-0").iterdir()
+    for old, new in (("3.0", "1.0"), ("[[0, 4.0], [10, 3.0]]", "[]")):
+        text = edited.read_text()
+        assert compare.main([*given, "--steps", "10"]) == 0
+        edited.write_text(json.dumps(json.loads(text)).replace(old, new))
+        assert edited.read_text() != json.dumps(json.loads(text))
+        assert "as this program wrote it" in refused(compare.main, [*given, "--steps", "10", "--finished"])
+        edited.write_text(text)
+
+
 def test_impossible_rates_are_refused(files, tmp_path, refused):
     for rates, message in (
         ("abc", "'--rates': Value error, 'abc' is not a valid float"),

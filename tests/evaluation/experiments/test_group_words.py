@@ -183,7 +183,7 @@ def test_the_law_of_rounding_noise(model_and_tokens):
     assert len(other["per_matrix"]) == 3 * 4 and other["left alone"] == ["v_proj", "o_proj"]
     assert other["loss"] == plain and other["loss, scale per row"] != result["loss, scale per row"]
     with pytest.raises(ValueError, match="`output` must not exist"):
-        four_bits.Options(folder / "tokens.bin", [folder / "model"], 8, 32, output=folder / "out.json")
+        four_bits.run(options)
 
 
 def test_tokens_must_be_enough(model_and_tokens, capsys):

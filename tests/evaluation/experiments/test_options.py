@@ -26,18 +26,76 @@ BAD = [
     ("optimizer_cost", "--turns 0", "`--turns` must be at least 1, got 0"),
     ("optimizer_cost", "--device bogus", "--device"),
     ("compare", "FOLDER FOLDER", "`TRAIN` must be a file of at least"),
+    ("compare", "TOKENS TOKENS --figure TOKENS", "`--figure` must not replace what is read"),
+    ("compare", "TOKENS TOKENS --summary FOLDER/tokens.bin", "`--summary` must not replace what is read"),
+    ("compare", "TOKENS TOKENS --figure FOLDER/theirs.png", "`--figure` can be replaced only if this program wrote"),
+    ("compare", "TOKENS TOKENS --figure FOLDER/link.png", "`--figure` can be replaced only if this program wrote"),
+    ("compare", "TOKENS TOKENS --figure FOLDER/loop.png", "`--figure` must be a path that can be followed"),
+    ("compare", "TOKENS TOKENS --figure FOLDER/a.xyz", "`--figure` must end in one of .png, .svg, .pdf"),
+    ("compare", "TOKENS TOKENS --figure /proc/a.png", "`--figure` must be a place that can be written to"),
+    ("compare", "TOKENS TOKENS --summary /proc/a.json", "`--summary` must be a place that can be written to"),
+    ("compare", "TOKENS TOKENS --only []", "`--only` must name some of"),
+    ("compare", "TOKENS TOKENS --seeds 0", "`--seeds` must be at least 1"),
+    *((f"symmetry.{name}", words, said)
+      for name in ("words", "scan", "modular", "found", "chorales") for words, said in (
+          ("--picture FOLDER/out", "`--picture` and `--output` are both written and must not lie in each other"),
+          ("--picture FOLDER/theirs.png", "`--picture` can be replaced only if this program wrote it"),
+          ("--picture FOLDER/loop.png", "`--picture` must be a path that can be followed"),
+          ("--picture FOLDER/a.xyz", "`--picture` must end in one of .png, .svg, .pdf"),
+          ("--picture /proc/a.png", "`--picture` must be a place that can be written to"))),
+    ("symmetry.words", "--groups []", "`--groups` must name some of"),
+    ("symmetry.found", "--groups []", "`--groups` must name some of"),
+    ("symmetry.scan", "--splits []", "`--splits` must name some of"),
+    *(("symmetry.scan", f"--splits length --longest {longest}", "`--longest` must leave commands to train on, to keep")
+      for longest in (4, 22)),
+    ("symmetry.modular", "--tasks []", "`--tasks` must name some of"),
+    ("symmetry.modular", "--shares []", "`--shares` must have one to sweep the rates with, got none"),
+    *(("symmetry.modular", f"--prime {value}", "`--prime` must be a prime number from 5 to 127")
+      for value in (10**9 + 7, 131, 9, 3)),
+    ("four_bits", "TOKENS FOLDER --output /proc/a.json", "`--output` must be a place that can be written to"),
+    ("step_time", "--only [] ", "`--only` must name some of"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name,words,said", BAD, ids=[f"{name} {words}" for name, words, _ in BAD])
 def test_options_that_cannot_be_are_refused_as_they_were_typed(name, words, said, tmp_path, capsys, monkeypatch):
     program = importlib.import_module(f"evaluation.experiments.{name}")
-    monkeypatch.setattr(program, "run", lambda *_: pytest.fail("it begins"))
-    output = tmp_path / "out"
-    given = words.replace("FOLDER", str(tmp_path)).split()
-    assert program.main([*given, "--output", str(output)]) == 2
+    for begun in {"run_one", "measure", "corpus"} & set(vars(program)):
+        monkeypatch.setattr(program, begun, lambda *_: pytest.fail("it begins"))
+    (tmp_path / "tokens.bin").write_bytes(bytes(2 * 5000))
+    (tmp_path / "theirs.png").write_text("years of work")
+    (tmp_path / "link.png").symlink_to("theirs.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    before = {path.name for path in tmp_path.iterdir()}
+    given = words.replace("TOKENS", str(tmp_path / "tokens.bin")).replace("FOLDER", str(tmp_path)).split()
+    assert program.main(given if "--output" in given else [*given, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and not output.exists()
+    assert said in error and error.count("\n") == 1 and {path.name for path in tmp_path.iterdir()} == before
+    assert (tmp_path / "theirs.png").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["group_words", "symmetry.words", "symmetry.found"])
+def test_words_for_which_there_is_no_memory_are_refused(name, tmp_path, capsys):
+    program, output = importlib.import_module(f"evaluation.experiments.{name}"), tmp_path / "out"
+    small = [
+        "--groups",
+        "S3",
+        "--only",
+        "RiGPT",
+        "--hidden-size",
+        "8",
+        "--layers",
+        "1",
+        "--heads",
+        "1",
+        "--seeds",
+        "1",
+    ]
+    assert program.main([*small, "--steps", str(10**9), "--output", str(output)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "`--steps`, `--batch` and `--length` must ask for at most 67,108,864 elements" in line and not output.exists()
+    )
 
 
 def test_a_barrier_that_is_none_is_said_in_words(capsys):

@@ -1,17 +1,24 @@
 """Experiments on symmetries of data: programs end to end, and runs that are not made twice."""
 
+import errno
 import json
 import math
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from evaluation.experiments.common import ranked, sweep
+from evaluation.experiments.run_records import DIGEST, RunRecords, digest
 from evaluation.experiments.symmetry import blocks, chorales, found, modular, scan, words
-from evaluation.experiments.symmetry.run_records import DIGEST, RunRecords, digest
 from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.checkpoints import folder
+from rigpt_hf.checkpoints.written import look
+from rigpt_hf.cli.common import save_picture
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
+from rigpt_hf.pictures import figure, style
 from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 from rigpt_hf.symmetry.tokens.blocks import BlockLinear
 from tests.tolerances import SYMMETRY
@@ -95,6 +102,51 @@ def test_a_link_is_refused_before_a_run_is_made(tmp_path):
     with pytest.raises(ValueError, match="`output` must be a file itself to be replaced, got .*data.json'. Name what"):
         RunRecords(link, "scan", {})
     assert link.is_symlink() and len(RunRecords(link.resolve(), "scan", {}).runs) == 1
+    link.unlink()
+    link.symlink_to("nowhere")  # of which `--force` would say nothing that these programs have
+    with pytest.raises(ValueError, match="`output` must be a file itself to be replaced, got .*nowhere'. Name what"):
+        RunRecords(link, "scan", {})
+
+
+def test_a_place_that_takes_no_file_is_refused_before_a_run_is_made():
+    with pytest.raises(ValueError, match="`output` must be a place that can be written to, got '/proc/x.json'"):
+        RunRecords(Path("/proc/x.json"), "scan", {})
+
+
+def test_a_picture_is_replaced_only_if_it_was_there_and_ours(tmp_path, monkeypatch, capsys):
+    """Its runs are kept; what another has written there meanwhile is left, also if it is this program's."""
+    spread, picture = words.spread, tmp_path / "words.png"
+    shape = "--steps 2 --batch 2 --length 2 --longer 3 --hidden-size 8 --layers 1 --heads 1 --groups S3 --only RiGPT"
+    given = [*shape.split(), "--seeds", "1", "--output", str(tmp_path / "words.json"), "--picture", str(picture)]
+
+    def appears(values):
+        save_picture(picture, look(picture), lambda: figure()[0])
+        return spread(values)
+
+    for _ in range(2):
+        assert words.main(given) == 0, capsys.readouterr().err
+    for there in (True, False):
+        if not there:
+            picture.unlink()
+        before = (tmp_path / "words.json").read_bytes()
+        with monkeypatch.context() as patched:
+            patched.setattr(words, "spread", appears)
+            assert words.main(given) == 2
+        assert "`--picture` must stay as it is while this runs" in capsys.readouterr().err
+        assert (tmp_path / "words.json").read_bytes() == before and picture.exists()
+    assert words.main(given) == 0
+
+
+def test_a_full_disk_names_the_picture(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(style, "encoded", full)
+    monkeypatch.setattr(RunRecords, "best", lambda *_, **__: [])
+    monkeypatch.setattr(RunRecords, "sweep", lambda *_, **__: [])
+    assert words.main(["--output", str(tmp_path / "words.json"), "--picture", str(tmp_path / "a.png")]) == 2
+    error = capsys.readouterr().err
+    assert "`--picture` must be on a disk that has room for it" in error and not list(tmp_path.iterdir())
 
 
 def test_words_are_learned_by_all_learners(tmp_path):
@@ -190,6 +242,20 @@ def test_a_best_rate_at_the_edge_is_left_for_further_ones(tmp_path):
     assert records.sweep(make, (0.001, 0.002, 0.004), "loss", 1, further=1, of="short")[0]["rate"] == 0.008
     assert records.sweep(make, (0.04, 0.08), "loss", 1, further=5, of="high")[0]["rate"] == 0.02
     assert records.sweep(make, (0.5,), "loss", 1, further=5, of="one")[0]["rate"] == 0.5
+
+
+def test_a_rate_that_diverges_is_never_the_best(tmp_path):
+    nan, records = math.nan, RunRecords(tmp_path / "runs.json", "test", {})
+    for diverged in (nan, math.inf):
+        losses = {1.0: diverged, 2.0: 3.0, 4.0: 2.0, 8.0: diverged}
+        made = partial(lambda losses, rate, seed: {"loss": losses[rate], "rate": rate}, losses)
+        assert [run["rate"] for run in sweep(made, list(losses), 2, "loss")[1]] == [4.0, 4.0]
+        assert [run["rate"] for run in records.sweep(made, list(losses), "loss", 2, of=str(diverged))] == [4.0, 4.0]
+        assert min(losses.values(), key=ranked) == 2.0
+        for one in (sweep, partial(records.sweep, of=f"none {diverged}")):
+            rates = {"rates": [1.0, 8.0], "loss": "loss", "seeds": 1}
+            with pytest.raises(ValueError, match=f"`rates` must have one at which training does not.*{diverged}, "):
+                one(made, **rates)
 
 
 @pytest.mark.parametrize("name", scan.OTHERS)

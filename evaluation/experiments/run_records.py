@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from rich.progress import Progress, TimeElapsedColumn
 
-from rigpt_hf.checkpoints.folder import check_file, check_no_link, write_text
+from rigpt_hf.checkpoints.disk import check_writable
+from rigpt_hf.checkpoints.folder import check_no_link, write_text
 from rigpt_hf.checkpoints.written import look
 from rigpt_hf.command_line import check_above
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
 
-from ..common import VERSIONS
+from .common import VERSIONS, least
 
 
 # The key under which a run keeps what it was when it was written.
@@ -49,12 +50,11 @@ class RunRecords:
         self.facts = {"experiment": experiment, "settings": json.loads(json.dumps(settings, default=str))}
         self.runs: list[dict[str, Any]] = []
         self.seen = look(path)
-        if path.exists():
+        if self.seen is not None:
             check_no_link(path)
             self.runs = self._read()
-        else:
-            check_file(path, "output", force=False)
-            check_above(path, "output")
+        check_above(path, "output")
+        check_writable(path, "output")
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -80,15 +80,16 @@ class RunRecords:
     def best(self, loss: str, **key: Any) -> list[dict[str, Any]]:
         """The runs with these values, at that rate alone whose run with seed 0 has the least loss."""
         first = self.done(seed=0, **key)
-        return self.done(rate=min(first, key=lambda run: run[loss])["rate"], **key) if first else []
+        return self.done(rate=least(first, loss)["rate"], **key) if first else []
 
     def run(self, make: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
         """The run with these values: what the file has of it, or what `make` gives, which is added to the file."""
         if done := self.done(**key):
             return done[0]
         began = time.perf_counter()
-        made = json.loads(json.dumps(key | make()))
-        made |= {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()} | VERSIONS
+        made = key | make()
+        facts = {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()}
+        made = json.loads(json.dumps(facts | VERSIONS | made))
         self.runs.append(made)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         signed = [run | {DIGEST: digest(run)} for run in self.runs]
