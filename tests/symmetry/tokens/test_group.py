@@ -23,6 +23,8 @@ KNOWN = {
     "Q8": (quaternions(), [(1, 1)] * 4 + [(4, 4)]),
     "S4": (SymmetricGroup(4), [(1, 1), (1, 1), (2, 1), (3, 1), (3, 1)]),
     "A5": (AlternatingGroup(5), [(1, 1), (3, 1), (3, 1), (4, 1), (5, 1)]),
+    # More elements than characters are compared on.
+    "C60": (CyclicGroup(60), [(1, 1), (1, 1)] + [(2, 2)] * 29),
 }
 
 
