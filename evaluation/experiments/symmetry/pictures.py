@@ -43,7 +43,7 @@ def draw_curves(
     Args:
         panels: By title, then by learner, one curve of `(x, y)` for each seed; all of a learner at the same places.
         x, y: Labels.
-        logarithmic: Whether `x` is on a logarithmic scale.
+        logarithmic: Whether `x` is on a logarithmic scale, with ticks where something was measured.
     """
     made, drawn = figure(len(panels), width=3.2, height=3.0, sharey=True)
     for panel, (title, learners) in zip(drawn, panels.items(), strict=True):
@@ -54,6 +54,9 @@ def draw_curves(
         panel.set(title=title, xlabel=x)
         if logarithmic:
             panel.set_xscale("log")
+            places = sorted({place for curves in learners.values() for curve in curves for place, _ in curve})
+            panel.set_xticks(places, [f"{place:g}" for place in places])
+            panel.minorticks_off()
     drawn[0].set_ylabel(y)
     handles, labels = drawn[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3)
