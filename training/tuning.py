@@ -23,6 +23,7 @@ from rigpt_hf.checkpoints.folder import new_folder
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
+from rigpt_hf.checkpoints.weights import check_made
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, SymmetryCallback
@@ -379,6 +380,7 @@ def write(
                 model = model.to(torch.promote_types(dtype, torch.float32)).merge_and_unload()
             if options.lora is None or options.merge:
                 model = model.to(dtype)
+            check_made(model.state_dict(), "learning_rate", "Nothing was written. Begin anew with a lower one.")
             model.save_pretrained(folder)
         if (file := folder / "generation_config.json").is_file():  # an adapter has none
             generation.to_json_file(file)

@@ -184,7 +184,7 @@ def merge(
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
-    if held is not None and (away := held.distance(merged)) > held.tolerance(merged.dtype):
+    if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
         Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
         held = None
     if input_ids is not None:
