@@ -116,8 +116,8 @@ class AuthorMetadata:
 class SymmetryMetadata:
     """A symmetry of the tokens that a configuration records, held against the weights."""
 
-    order: int
-    """Elements of the group."""
+    order: str
+    """Elements of the group, in words."""
     tokens: int
     """How many it moves."""
     shown: list[str]
@@ -195,7 +195,7 @@ def symmetry_of(folder: Path, subject: EvaluatedModel) -> SymmetryMetadata | Non
     error = symmetry_error(model, symmetry, inputs.to(model.device)).max
     first = symmetry.points[:SHOWN].tolist()
     return SymmetryMetadata(
-        order=symmetry.order,
+        order=symmetry.order_in_words,
         tokens=len(symmetry.points),
         shown=list(map(str, first if tokenizer is None else tokenizer.convert_ids_to_tokens(first))),
         distance=distance,

@@ -248,6 +248,7 @@ def load_transformation(path: Path, config: Any, t: float) -> Any:
     """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the path to it."""
     from safetensors import SafetensorError
 
+    from ..checkpoints.read import in_words
     from ..symmetry import GaugeTransformation
 
     if not path.is_file():
@@ -259,7 +260,7 @@ def load_transformation(path: Path, config: Any, t: float) -> Any:
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"`transformation` must be a file that `rigpt rotate --save-transformation` wrote for a model of this "
-            f"configuration, got {str(path)!r}: {error}"
+            f"configuration, got {str(path)!r}: {in_words(error)}"
         ) from error
     try:
         return g if t == 1 else g.at(t)

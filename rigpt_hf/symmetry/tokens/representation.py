@@ -53,10 +53,12 @@ class Representation:
         frame: GaugeTransformation | None = None,
     ):
         self.symmetry, self.transformations, self.frame = symmetry, tuple(transformations), frame
-        if len(self.transformations) != len(symmetry.generators) or not self.transformations:
+        if not symmetry.generators:
+            raise ValueError("`symmetry` must have generators, got one without. Give at least one.")
+        if len(self.transformations) != len(symmetry.generators):
             raise ValueError(
-                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, at least one, "
-                f"got {len(self.transformations)}."
+                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, got "
+                f"{len(self.transformations)}."
             )
         self.config: RiGPTConfig = self.transformations[0].config
         symmetry.check_vocabulary(self.config)
@@ -325,8 +327,12 @@ class Representation:
         _check_one_frame(config)
         try:
             symmetry, filling = TokenSymmetry.from_dict(record["symmetry"]), Filling.from_dict(record["filling"])
+            if not len(symmetry.points):
+                raise ValueError(
+                    "`generators` must exchange some tokens, got none that do. Set `token_symmetry` to null"
+                )
             filling.check(config, len(symmetry.generators))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
                 f"`token_symmetry` must be as `Representation.to_config` gives it for this configuration, got that of "
                 f"{str(source)!r}: {in_words(error)}"
@@ -342,7 +348,7 @@ class Representation:
         except (ValueError, OSError, SafetensorError) as error:
             raise ValueError(
                 f"`source` must hold the frame that its `token_symmetry` names, got {str(source)!r}: "
-                f"{in_words(error)} Restore {SYMMETRY_FRAME}, or set `token_symmetry` to null."
+                f"{in_words(error).rstrip('.')}. Restore {SYMMETRY_FRAME}, or set `token_symmetry` to null."
             ) from error
 
 

@@ -253,8 +253,12 @@ FILLING = RECORD["filling"]
 TRIVIAL = {"matrices": [], "permutations": [], "frames": {}}
 MISFITS = {
     "no filling": ({"filling": {}}, {}, "'matrices'"),
-    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "`symmetry` must be an object"),
+    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "`content` must be an object"),
     "cycles of words": ({"symmetry": RECORD["symmetry"] | {"generators": [[["a", "b"]]]}}, {}, "tokens that are text"),
+    "nothing": ({"symmetry": RECORD["symmetry"] | {"generators": [[]]}}, {}, "must exchange some tokens"),
+    "one token": ({"symmetry": RECORD["symmetry"] | {"generators": [[[5]]]}}, {}, "must exchange some tokens"),
+    "no tokens": ({"symmetry": RECORD["symmetry"] | {"vocab_size": 0}}, {}, "`vocab_size` must be at least 1, got 0"),
+    "no place": ({"filling": FILLING | {"permutations": [[[10**30]]]}}, {}, "a value in it is absent, impossible or"),
     "token twice": ({"symmetry": RECORD["symmetry"] | {"generators": [[[3, 3]]]}}, {}, "move every token once"),
     "ragged": ({"filling": FILLING | {"matrices": [[[1.0], [1.0, 2.0]]]}}, {}, "`token_symmetry` must be"),
     "no rotation": ({"filling": FILLING | {"matrices": [[[[2.0]]]]}}, {}, "orthogonal matrices"),
@@ -287,7 +291,7 @@ def test_a_frame_that_is_not_there_or_does_not_fit_is_refused(turned, tmp_path):
         "is not there": lambda: place.unlink(),
         "`elements['stream']` must have the shape": lambda: save_file({"stream": torch.eye(3)[None]}, place),
         "must be keyed by frames of the config, got 'streams'": lambda: save_file({"streams": torch.eye(3)}, place),
-        "header": lambda: place.write_bytes(b"no tensors"),
+        "cut or damaged": lambda: place.write_bytes(b"no tensors"),
     }
     for words, damage in cases.items():
         damage()
