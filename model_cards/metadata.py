@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate, random_input_ids
+from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
@@ -216,9 +217,8 @@ def author_metadata(path: Path | None) -> AuthorMetadata:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"`metadata` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}"
-        ) from error
+        fault = yaml_fault(error)
+        raise ValueError(f"`metadata` must be a YAML file, got {str(path)!r}: {fault}. Mend it.") from error
     known = [field.name for field in fields(AuthorMetadata)]
     if not isinstance(values, dict) or set(values) - set(known):
         strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values

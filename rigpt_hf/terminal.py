@@ -1,6 +1,7 @@
 """The one place that writes to a terminal: texts of others cannot steer it, and an output that fails is said last."""
 
 import logging
+import logging.handlers
 import os
 import re
 import sys
@@ -41,6 +42,21 @@ class Console(console.Console):
 def say(text: object) -> None:
     """Print lines as they are."""
     print(visible_lines(text), flush=True)
+
+
+@contextmanager
+def notices_after(name: str) -> Iterator[None]:
+    """Holds back what the loggers below `name` say until all is done; if it is refused, the reason is all there is."""
+    logger, held = logging.getLogger(name), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(held)
+    try:
+        yield
+    finally:
+        logger.removeHandler(held)
+        logger.propagate = before
+    for record in held.buffer:
+        logger.handle(record)
 
 
 class Output:

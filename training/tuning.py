@@ -172,8 +172,9 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         rows = read_rows(options.data, *where)
     shown = state.is_main_process and not options.quiet
     held = hold_out(rows, options.eval_share, shown)
-    if rows.blank and state.is_main_process:
-        logger.warning(f"{rows.blank} row(s) of {options.data!r} have neither a text nor a chat; they are left out.")
+    notices = []
+    if rows.blank:
+        notices.append(f"{rows.blank} row(s) of {options.data!r} have neither a text nor a chat; they are left out.")
     record = make_record(options, held)
     if options.resume:
         check_resumes(options, record)
@@ -190,8 +191,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
             f"`data` must give at least one example, got {len(examples)} chats from {options.data!r} with no "
             f"assistant's token in their first {context} tokens. Give a longer context or other data."
         )
-    if len(learned) < len(examples) and not trainer.args.packing and state.is_main_process:
-        logger.warning(
+    if len(learned) < len(examples) and not trainer.args.packing:
+        notices.append(
             f"{len(examples) - len(learned)} chats were left out because the assistant says nothing in their first "
             f"{context} tokens: other data, or a longer `--context-length`, would keep them."
         )
@@ -205,6 +206,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         )
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
+        for notice in notices:
+            logger.warning(notice)
         say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
