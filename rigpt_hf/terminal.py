@@ -45,18 +45,21 @@ def say(text: object) -> None:
 
 
 @contextmanager
-def notices_after(name: str) -> Iterator[None]:
-    """Holds back what the loggers below `name` say until all is done; if it is refused, the reason is all there is."""
-    logger, held = logging.getLogger(name), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
-    before, logger.propagate = logger.propagate, False
-    logger.addHandler(held)
+def notices_after(*names: str) -> Iterator[None]:
+    """Holds back what loggers of these names say until all is done; if it is refused, the reason is all there is."""
+    loggers, held = list(map(logging.getLogger, names)), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(held)
     try:
         yield
     finally:
-        logger.removeHandler(held)
-        logger.propagate = before
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(held)
+            logger.propagate = propagate
     for record in held.buffer:
-        logger.handle(record)
+        logging.getLogger(record.name).handle(record)
 
 
 class Output:

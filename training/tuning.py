@@ -4,7 +4,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, SymmetryCallback
 from rigpt_hf.symmetry.tokens.training import representation_of
-from rigpt_hf.terminal import say
+from rigpt_hf.terminal import notices_after, say
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
@@ -136,7 +137,9 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     datasets.disable_progress_bars()
     try:
         check_places(options)  # another run may have ended since
-        return _finetune(options, state, [*callbacks])
+        with ExitStack() as notices:
+            notices.enter_context(notices_after("rigpt_hf.symmetry", __name__))
+            return _finetune(options, state, [*callbacks], notices.close)
     except BaseException:
         if held is not None and last_checkpoint(working) is None:
             clear(working)
@@ -148,7 +151,10 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
             datasets.enable_progress_bars()
 
 
-def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback]) -> FinetuneReport:
+def _finetune(
+    options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback], speak: Callable[[], None]
+) -> FinetuneReport:
+    # `speak` brings out what was to wait until nothing refuses any more.
     source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     config = named_model(rigpt_config, source, options.model_revision)
     tokenizer = load_tokenizer(options, source, config)
@@ -172,9 +178,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         rows = read_rows(options.data, *where)
     shown = state.is_main_process and not options.quiet
     held = hold_out(rows, options.eval_share, shown)
-    notices = []
-    if rows.blank:
-        notices.append(f"{rows.blank} row(s) of {options.data!r} have neither a text nor a chat; they are left out.")
+    if rows.blank and state.is_main_process:
+        logger.warning(f"{rows.blank} row(s) of {options.data!r} have neither a text nor a chat; they are left out.")
     record = make_record(options, held)
     if options.resume:
         check_resumes(options, record)
@@ -191,8 +196,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
             f"`data` must give at least one example, got {len(examples)} chats from {options.data!r} with no "
             f"assistant's token in their first {context} tokens. Give a longer context or other data."
         )
-    if len(learned) < len(examples) and not trainer.args.packing:
-        notices.append(
+    if len(learned) < len(examples) and not trainer.args.packing and state.is_main_process:
+        logger.warning(
             f"{len(examples) - len(learned)} chats were left out because the assistant says nothing in their first "
             f"{context} tokens: other data, or a longer `--context-length`, would keep them."
         )
@@ -206,9 +211,8 @@ def _finetune(options: FinetuneOptions, state: PartialState, callbacks: list[Tra
         )
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
-        for notice in notices:
-            logger.warning(notice)
         say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
+    speak()
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started
