@@ -64,7 +64,8 @@ def merge(
     else:
         mean = average([weights_of(model) for model in models], parts, method)
     merged = with_weights(first, mean)
-    check_made(merged.state_dict(), "weights", f"These are {parts}. Take shares nearer to those of a mean.")
+    advice = f"Their shares are {parts}: take some nearer to those of a mean, or see whether a model is damaged."
+    check_made(merged.state_dict(), "models", advice)
     return merged
 
 

@@ -189,7 +189,7 @@ def test_an_average_that_leaves_the_range_of_numbers_is_refused(dtype, size):
     a, b = (tiny_model(num_hidden_layers=1, seed=seed, dtype=dtype) for seed in (0, 1))
     for parameter in (*a.parameters(), *b.parameters()):
         parameter.data *= size
-    rule = rf"`weights` must give weights that are finite numbers in {str(dtype)[6:]}, got NaN or infinity in `model\."
+    rule = rf"`models` must give weights that are finite numbers in {str(dtype)[6:]}, got NaN or infinity in `model\."
     with pytest.raises(ValueError, match=rule):
         merge([a, b], (10_000_001, -10_000_000), aligned=False)
     merge([a, b], (2, -1), aligned=False)
