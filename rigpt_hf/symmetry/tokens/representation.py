@@ -229,7 +229,7 @@ class Representation:
                 nearest = self.frame.transform(name, nearest, projected)
             away += float((tensor - nearest).square().sum())
             norm += float(tensor.square().sum())
-        return (away / norm) ** 0.5
+        return (away / norm) ** 0.5 if norm else 0.0  # what is nothing has every symmetry
 
     @staticmethod
     def tolerance(dtype: torch.dtype) -> float:

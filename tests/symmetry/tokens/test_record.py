@@ -73,6 +73,8 @@ def test_a_record_is_read_as_it_was_written(option, tmp_path):
         assert one.elements.keys() == other.elements.keys() and len(one.elements) > 0
         assert all(torch.equal(element, other.elements[key]) for key, element in one.elements.items())
     assert away(tmp_path) < SYMMETRY[torch.float64] < 0.1 < loaded.distance(tiny_model(**ALL[option]))
+    nothing = torch.zeros_like(model.get_input_embeddings().weight)
+    assert loaded.distance_of(["model.embed_tokens.weight"], lambda _: nothing) == 0
     # Another one for the same configuration is not what these weights have.
     other = Representation.choose(model.config, TokenSymmetry.named("cyclic", [range(40, 45)], VOCABULARY))
     assert other.distance(model) > 1e-2
