@@ -32,6 +32,7 @@ from rigpt_hf.checkpoints.folder import check_file, write_text
 from rigpt_hf.command_line import WRITES, execute, guarded, make_app
 from rigpt_hf.evaluation.measures.throughput import NEW_TOKENS, generation, prefill
 from rigpt_hf.evaluation.timing import device_name, own_peak_memory, ratios, spread, take_turns
+from rigpt_hf.processes import python
 from rigpt_hf.terminal import Console
 
 
@@ -128,8 +129,8 @@ def summarise(shape: str, mode: str, what: str, seconds: dict[str, list[float]])
 
 def peak_memory(name: str, shape_name: str, attention: str) -> float:
     """Peak memory in bytes of a fresh process that builds one model and takes two training steps."""
-    command = [sys.executable, "-m", "rigpt_hf.evaluation.speed", "--peak-memory-of", name]
-    command += ["--shape", shape_name, "--attention", attention]
+    options = "--peak-memory-of", name, "--shape", shape_name, "--attention", attention
+    command = python("-m", "rigpt_hf.evaluation.speed", *options)
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

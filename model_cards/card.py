@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
 from rigpt_hf.checkpoints.folder import write_text
+from rigpt_hf.checkpoints.source import check_folder
 from rigpt_hf.checkpoints.written import is_replaceable, look, parse_json
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.standard_tasks import MEASURE as STANDARD
@@ -67,6 +68,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
     """
     if not folder.is_dir():
         raise ValueError(f"`folder` must be the folder of a saved model, got {str(folder)!r}.")
+    check_folder(folder, "folder")
     if (made_for := _architecture(folder)).endswith("ForSequenceClassification"):
         raise ValueError(
             f"`folder` must hold a causal language model, got a {made_for}, of which nothing is measured here. Write "

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate, random_input_ids
+from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
 from rigpt_hf.evaluation.measures.invariance import invariance
@@ -116,8 +117,8 @@ class AuthorMetadata:
 class SymmetryMetadata:
     """A symmetry of the tokens that a configuration records, held against the weights."""
 
-    order: int
-    """Elements of the group."""
+    order: str
+    """Elements of the group, in words."""
     tokens: int
     """How many it moves."""
     shown: list[str]
@@ -195,7 +196,7 @@ def symmetry_of(folder: Path, subject: EvaluatedModel) -> SymmetryMetadata | Non
     error = symmetry_error(model, symmetry, inputs.to(model.device)).max
     first = symmetry.points[:SHOWN].tolist()
     return SymmetryMetadata(
-        order=symmetry.order,
+        order=symmetry.order_in_words,
         tokens=len(symmetry.points),
         shown=list(map(str, first if tokenizer is None else tokenizer.convert_ids_to_tokens(first))),
         distance=distance,
@@ -216,9 +217,8 @@ def author_metadata(path: Path | None) -> AuthorMetadata:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"`metadata` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}"
-        ) from error
+        fault = yaml_fault(error)
+        raise ValueError(f"`metadata` must be a YAML file, got {str(path)!r}: {fault}. Mend it.") from error
     known = [field.name for field in fields(AuthorMetadata)]
     if not isinstance(values, dict) or set(values) - set(known):
         strange = sorted(set(values) - set(known))[0] if isinstance(values, dict) else values

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rigpt_hf.checkpoints.source import in_short
 from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.dataclass_options import convert
 from rigpt_hf.text.paths import without_path
@@ -106,7 +107,8 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
             f"{str(folder)!r}: {error} Move it elsewhere if no pretraining wrote it."
         ) from error
     except UNREADABLE as error:
-        found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {error!r:.80}"
+        reason = in_short(error).partition(" (")[0]
+        found = f"without {error}" if isinstance(error, KeyError) else f"that cannot be read: {reason}"
         raise ValueError(
             f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(folder)!r} {found}. "
             "Move it elsewhere if no pretraining wrote it."

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ import typer
 
 from .extras import advice
 from .stops import leave_to_program
-from .terminal import Console, safe_output, visible
+from .terminal import Console, Output, safe_output, visible
 
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
@@ -180,6 +181,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         named = {typed.get(name, name): value for name, value in values.items()}
         check_text(named)
         check_seed(named)
+        check_ends({typed[name]: values.get(name) for name in read})
         check_apart(*({typed[name]: values.get(name) for name in names} for names in (read, written)))
         try:
             for name, check in checks:
@@ -202,6 +204,26 @@ def check_text(named: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"`{name}` must be text in UTF-8, got {str(one)[:80]!r}. Use another name."
                 ) from error
+
+
+def check_ends(named: Mapping[str, Any]) -> None:
+    """A `ValueError` if what is read is neither a file nor a folder: what comes out of a pipe may never end."""
+    for name, value in named.items():
+        for one in listed(value):
+            if one is not None and is_endless(one):
+                raise ValueError(
+                    f"`{name}` must be a file or a folder, got {str(one)[:80]!r}, which is a pipe or a device. Write "
+                    "what it gives to a file, and name that."
+                )
+
+
+def is_endless(path: str | os.PathLike) -> bool:
+    """Whether something is at a path that is neither a file nor a folder; links are followed."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing is there, which whoever reads it says
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def check_seed(named: Mapping[str, Any]) -> None:
@@ -316,7 +338,9 @@ def fail(name: str, message: str, code: int = 2) -> int:
     # A token may have been typed in the place of something else.
     message = visible(ACCESS_TOKEN.sub("[token]", message))
     # Not as markup: a message may hold anything in square brackets.
+    sys.stderr = errors = Output(sys.stderr)  # where it takes nothing, the exit code says enough
     Console(stderr=True, soft_wrap=True).print(Text.assemble((f"{name}: ", "red"), message))
+    sys.stderr = errors.stream
     return code
 
 
@@ -324,6 +348,8 @@ def usage_message(error: Any, name: str) -> str:
     """The fault of a command line, in one line, and where its help is."""
     path = error.ctx.command_path if error.ctx else name
     message = " ".join(error.format_message().split()).rstrip(".")
+    # What was typed is repeated by the library as a whole.
+    message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"
 
 

@@ -153,7 +153,8 @@ class RiGPTConfig(PreTrainedConfig):
             Return keys and values for fast generation.
         token_symmetry (`dict`, *optional*):
             The record of a symmetry of the tokens that the weights have: `rigpt_hf.symmetry.tokens.Representation`
-            reads and writes it. Neither shapes nor the function depend on it.
+            reads and writes it. Neither shapes nor the function depend on it. It states what was so when it was made;
+            whether the weights have it is measured by `Representation.distance`, `rigpt card` and `rigpt rotate`.
 
     Raises:
         ValueError: if a value or a combination of values is impossible; the message names the field and the rule.
@@ -240,7 +241,8 @@ class RiGPTConfig(PreTrainedConfig):
         As for every config; it brings the code of all models along, and names them for the Auto classes.
 
         The record of a token symmetry comes along with its frame. Where it would not be true of what is saved, or the
-        frame is not where the model was loaded from, it is left out with a warning.
+        frame is not any more where the model was loaded from, it is left out with a warning. It is not measured again:
+        after weights were changed by hand, set `config.token_symmetry` to `None`.
         """
         models = {auto_class: f"modeling_rigpt.{name}" for auto_class, name in AUTO_CLASSES.items()}
         self.auto_map = models | (getattr(self, "auto_map", None) or {})

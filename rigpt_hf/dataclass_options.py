@@ -33,7 +33,17 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 import typer
 
-from .command_line import READS, WRITES, UsageError, execute, guarded, hyphenated, make_app, usage_message
+from .command_line import (
+    READS,
+    WRITES,
+    UsageError,
+    check_ends,
+    execute,
+    guarded,
+    hyphenated,
+    make_app,
+    usage_message,
+)
 
 
 T = TypeVar("T")
@@ -236,14 +246,14 @@ class Parser:
             if isinstance(value, str):
                 value = read_yaml(value) if value.startswith("[") else [part.strip() for part in value.split(",")]
             if not isinstance(value, (list, tuple)):
-                raise ValueError(f"{value!r} is not a list. Separate several by commas.")
+                raise ValueError(f"{value!r:.80} is not a list. Separate several by commas.")
             return origin(convert(kinds[0], item) for item in value)
         if origin is dict:
             if isinstance(value, str) and not value.startswith("{"):
                 value = f"{{{re.sub('=', ': ', value)}}}"
             value = read_yaml(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
-                raise ValueError(f"{value!r} is not of the form key=value. Separate several by commas.")
+                raise ValueError(f"{value!r:.80} is not of the form key=value. Separate several by commas.")
             return {key: convert(kinds[1], item) for key, item in value.items()}
         return convert(self.kind, value)
 
@@ -259,13 +269,13 @@ def convert(kind: Any, value: Any) -> Any:
         return value
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise ValueError(f"{value!r} is not one of {', '.join(map(repr, get_args(kind)))}.")
+            raise ValueError(f"{value!r:.80} is not one of {', '.join(map(repr, get_args(kind)))}.")
         return value
     try:
         # By way of text, so that 3.5 is no int.
         return kind(str(value))
     except ValueError as error:
-        raise ValueError(f"{value!r} is not a valid {kind.__name__}.") from error
+        raise ValueError(f"{value!r:.80} is not a valid {kind.__name__}.") from error
 
 
 def find_preset(name: str, presets: Path | None) -> Path:
@@ -288,6 +298,7 @@ def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read, or has a key that is no option; the nearest is named.
     """
+    check_ends({"config": path})
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -335,5 +346,16 @@ def read_yaml(text: str) -> Any:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789."))
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{text[:80]!r} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{text[:80]!r} is not YAML: {yaml_fault(error)}") from error
+
+
+def yaml_fault(error: BaseException) -> str:
+    """The reason of an error of the library that reads YAML, in one short line."""
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    if type(error) is ValueError:  # of Python itself, where text has the form of a number or a date
+        return "a number or a date in it is impossible or too long"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

@@ -1,6 +1,7 @@
 """The one place that writes to a terminal: texts of others cannot steer it, and an output that fails is said last."""
 
 import logging
+import logging.handlers
 import os
 import re
 import sys
@@ -41,6 +42,24 @@ class Console(console.Console):
 def say(text: object) -> None:
     """Print lines as they are."""
     print(visible_lines(text), flush=True)
+
+
+@contextmanager
+def notices_after(*names: str) -> Iterator[None]:
+    """Holds back what loggers of these names say until all is done; if it is refused, the reason is all there is."""
+    loggers, held = list(map(logging.getLogger, names)), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(held)
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(held)
+            logger.propagate = propagate
+    for record in held.buffer:
+        logging.getLogger(record.name).handle(record)
 
 
 class Output:

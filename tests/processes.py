@@ -50,7 +50,8 @@ def run(*command: object, world: int = 1, cwd: Path | None = None, timeout: int 
     `subprocess.run([sys.executable, *command])` with its output captured; as a launcher does it, if `world` > 1.
 
     Args:
-        command: `-c`, a script and arguments; `-m`, a module and arguments; or a file and arguments.
+        command: `-c`, a script and arguments; `-m`, a module and arguments; or a file and arguments. `-P` before them
+            keeps the first place that Python imports from out, as it does there.
         world: Processes, each told its rank; the first to fail ends the others.
         environment: Added to that of the test.
     """
@@ -167,10 +168,12 @@ def become(request: dict, rank: int) -> int:
     os.chdir(request["cwd"])
     for stream, file in zip((1, 2), request["files"], strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    kind, *rest = request["command"]
+    safe = request["command"][0] == "-P"
+    kind, *rest = words = request["command"][safe:]
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [str(Path(kind).parent) if kind not in ("-c", "-m") else request["cwd"], *filter(None, path)]
-    sys.argv = request["command"] if kind not in ("-c", "-m") else ["-c", *rest[1:]]
+    first = str(Path(kind).parent) if kind not in ("-c", "-m") else request["cwd"]
+    sys.path[:0] = [*[first] * (not safe), *filter(None, path)]
+    sys.argv = words if kind not in ("-c", "-m") else ["-c", *rest[1:]]
     status = 0
     try:
         if kind == "-c":

@@ -1,6 +1,7 @@
 """What importing the package loads, whom it registers with, and what works without the packages that extras bring."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 import rigpt_hf
 from rigpt_hf.extras import EXTRAS, MissingPackage, advice, needs
+from rigpt_hf.processes import python
 from tests.processes import ROOT, run
 
 
@@ -207,3 +209,20 @@ def test_a_missing_package_is_answered_by_the_smallest_extra():
     assert advice(caught.value) == str(caught.value)
     with pytest.raises(ModuleNotFoundError, match="colours"), needs("cards"):
         raise ModuleNotFoundError("No module named 'colours'", name="colours")
+
+
+PROGRAMS = ("rigpt_hf", "evaluation", "training", "model_cards")
+STARTS = re.compile(r"sys\.executable|multiprocessing|ProcessPool|os\.(?:exec|spawn|popen|system)")
+
+
+def test_only_one_file_says_how_python_is_started():
+    """That file leaves out the current folder, which others forget."""
+    files = [file for folder in PROGRAMS for file in (ROOT / folder).rglob("*.py")]
+    assert [file.name for file in files if STARTS.search(file.read_text())] == ["processes.py"]
+
+
+def test_a_process_imports_nothing_from_the_current_folder(tmp_path):
+    (tmp_path / "canary.py").write_text("print('sang')")
+    for arguments in (("-c", "import canary"), ("-m", "canary")):
+        done = subprocess.run(python(*arguments), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode and "No module named" in done.stderr and not done.stdout, arguments

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rigpt_hf.checkpoints.disk import leftover_kind, temporary_sibling
+from rigpt_hf.checkpoints.disk import DiskFullError, leftover_kind, temporary_sibling
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
 from rigpt_hf.checkpoints.written import inventory, parse_json
 
@@ -249,10 +249,12 @@ class CheckpointStore:
         try:
             return act()
         except (OSError, SafetensorError) as error:
+            # Of a full disk whoever wrote there has spoken already, of a name that goes again.
+            cause = error.__cause__ or error if isinstance(error, DiskFullError) else error
+            reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
             raise ValueError(
-                f"`output_dir` must take the checkpoint of step {step}, got {str(self.folder)!r}: "
-                f"{getattr(error, 'strerror', None) or ' '.join(str(error).split())}. The earlier checkpoints are "
-                "untouched. Correct that (a full disk: free space, or keep fewer) and resume."
+                f"`output_dir` must take the checkpoint of step {step}, got {str(self.folder)!r}: {reason}. The "
+                "earlier checkpoints are untouched. Correct that (a full disk: free space, or keep fewer) and resume."
             ) from error
 
     def _retain(self) -> None:

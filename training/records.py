@@ -16,6 +16,7 @@ from torch import nn
 
 from rigpt_hf.checkpoints.folder import DiskFullError, check_file, check_output, new_file, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.checkpoints.weights import check_made
 from rigpt_hf.checkpoints.written import look, parse_json
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
@@ -129,7 +130,9 @@ def write_model(
 
     Raises:
         OSError: if it cannot be written, as on a full disk.
+        ValueError: if the weights are not finite.
     """
+    check_made(weights, "learning_rate", "Go on from the last checkpoint with a lower one, and `allow_changes=True`.")
     with quiet_loading(), torch.device("meta"):
         shell: Any = type(model)(copy.deepcopy(model.config))
     try:

@@ -4,7 +4,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +24,12 @@ from rigpt_hf.checkpoints.folder import Seen, check_output, new_folder
 from rigpt_hf.checkpoints.named import load_rigpt, rigpt_config
 from rigpt_hf.checkpoints.read import check_ids, quiet_loading
 from rigpt_hf.checkpoints.read import load_tokenizer as read_tokenizer
+from rigpt_hf.checkpoints.weights import check_made
 from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry.tokens import Representation, SymmetricTraining, SymmetryCallback
 from rigpt_hf.symmetry.tokens.training import representation_of
-from rigpt_hf.terminal import say
+from rigpt_hf.terminal import notices_after, say
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
@@ -137,7 +139,9 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     datasets.disable_progress_bars()
     try:
         seen = check_places(options)  # another run may have ended since
-        return _finetune(options, state, [*callbacks], seen)
+        with ExitStack() as notices:
+            notices.enter_context(notices_after("rigpt_hf.symmetry", __name__))
+            return _finetune(options, state, [*callbacks], seen, notices.close)
     except BaseException:
         if held is not None and last_checkpoint(working) is None:
             clear(working)
@@ -150,8 +154,13 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
 
 
 def _finetune(
-    options: FinetuneOptions, state: PartialState, callbacks: list[TrainerCallback], seen: Seen
+    options: FinetuneOptions,
+    state: PartialState,
+    callbacks: list[TrainerCallback],
+    seen: Seen,
+    speak: Callable[[], None],
 ) -> FinetuneReport:
+    # `speak` brings out what was to wait until nothing refuses any more.
     source = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     config = named_model(rigpt_config, source, options.model_revision)
     tokenizer = load_tokenizer(options, source, config)
@@ -209,6 +218,7 @@ def _finetune(
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
         say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
+    speak()
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
     seconds = time.perf_counter() - started
@@ -385,6 +395,7 @@ def write(
                 model = model.to(torch.promote_types(dtype, torch.float32)).merge_and_unload()
             if options.lora is None or options.merge:
                 model = model.to(dtype)
+            check_made(model.state_dict(), "learning_rate", "Nothing was written. Begin anew with a lower one.")
             model.save_pretrained(folder)
         if (file := folder / "generation_config.json").is_file():  # an adapter has none
             generation.to_json_file(file)

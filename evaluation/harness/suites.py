@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
+from rigpt_hf.dataclass_options import yaml_fault
+
 from ..measures import MEASURES
 
 
@@ -127,8 +129,8 @@ def load_suite(name: str) -> Suite:
         raise ValueError(f"`suite` must be one of {', '.join(PACKAGED)} or a YAML file, got {name!r}.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`suite` must be YAML, got {str(path)!r}: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"`suite` must be YAML, got {str(path)!r}: {yaml_fault(error)}. Mend it.") from error
     if not isinstance(values, dict) or not isinstance(values.get("tasks"), list):
         raise ValueError(f"`suite` must hold a list of `tasks`, got {str(path)!r} without one.")
     if unknown := sorted(set(values) - {"description", "text", "tasks"}):

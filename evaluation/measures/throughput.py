@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
+from rigpt_hf.processes import python
+
 from ..drawing import IN_TABLE, finish, number, panels
 from ..likelihood import Progress, no_progress
 from ..measure import Inputs, Measure, NotApplicable, Quantity
@@ -194,8 +196,7 @@ def peak_memory(measured: EvaluatedModel, ids: torch.Tensor, new_tokens: int) ->
         return torch.cuda.max_memory_allocated(device) - before + own_bytes(measured.model)
     with tempfile.TemporaryDirectory() as folder:
         measured.model.save_pretrained(folder)
-        shape = [str(size) for size in ids.shape]
-        command = [sys.executable, "-c", f"from {__name__} import main; main()", folder, *shape, str(new_tokens)]
+        command = python("-c", f"from {__name__} import main; main()", folder, *ids.shape, new_tokens)
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 

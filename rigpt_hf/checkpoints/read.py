@@ -20,6 +20,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
@@ -315,6 +316,8 @@ def in_words(error: BaseException) -> str:
         return FOREIGN
     if any(isinstance(link, pickle.UnpicklingError) for link in chain) or "weights_only" in text:
         return PICKLED
+    if any(isinstance(link, SafetensorError) for link in chain):
+        return f"a file of tensors in it is cut or damaged. {AGAIN}"
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         return "it does not fit into memory. Take a smaller dtype or model"
     if isinstance(error, StrictDataclassError):

@@ -8,11 +8,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..command_line import listed
+from ..command_line import is_endless, listed
 from .folder import check_output
 from .written import parse_json
 
@@ -66,6 +67,7 @@ def find_source(
         if revision is not None:
             raise ValueError(f"`revision` names a version on the Hub, got {revision!r} with the folder {name!r}.")
         folder = Path(name)
+        check_folder(folder, argument)
     else:
         folder = _fetched(name, argument, revision)
     if os.path.lexists(folder / ADAPTER):
@@ -84,6 +86,14 @@ def find_source(
                     f"{shown(repr(value))} in {str(folder / file)!r}. {AGAIN}"
                 )
     return folder
+
+
+def check_folder(folder: Path, argument: str) -> None:
+    """A `ValueError` if a pipe or a device lies in the folder of a model, where libraries would wait for it."""
+    with suppress(PermissionError):  # files may be readable where their names are not
+        for path in folder.iterdir():
+            if is_endless(path):
+                check_readable(path, argument)
 
 
 def check_name(name: str, argument: str) -> None:
@@ -154,7 +164,12 @@ def read_json(path: Path, argument: str) -> dict[str, Any]:
 
 
 def check_readable(path: Path, argument: str) -> None:
-    """A `ValueError` if a file may not be read."""
+    """A `ValueError` if a file may not be read, or is a pipe or a device, from which reading may never end."""
+    if is_endless(path):
+        raise ValueError(
+            f"`{argument}` must have files, got {str(path)!r}, which is a pipe or a device. Put a file there, or "
+            "remove it."
+        )
     try:
         path.open("rb").close()
     except PermissionError as error:

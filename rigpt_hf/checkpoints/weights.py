@@ -227,17 +227,32 @@ def wrapper_of(names: Iterable[str]) -> str:
 
 def check_finite(name: str, tensor: torch.Tensor, origin: str = "") -> None:
     """Raise a `ValueError` if a tensor of a folder or id holds numbers that are not finite; it says in which rows."""
-    # Least and largest need no copy, and either is NaN where any number is.
-    if not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, tensor.aminmax())):
+    if is_finite(tensor):
         return
     place = ""
     if tensor.dim() > 1:
-        rows = [index for index, row in enumerate(tensor) if not all(map(math.isfinite, row.aminmax()))]
+        rows = [index for index, row in enumerate(tensor) if not is_finite(row)]
         place = f" in {len(rows)} of {len(tensor)} rows, the first of them row {rows[0]}"
     raise ValueError(
         f"`{name}`{origin and f' of {origin!r}'} must hold finite numbers, got NaN or infinity{place}. The checkpoint "
         "is damaged; download or save it once more."
     )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    # Least and largest need no copy, and either is NaN where any number is.
+    return not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))
+
+
+def check_made(weights: Mapping[str, torch.Tensor], argument: str, advice: str) -> None:
+    """A `ValueError` if weights that were made, and shall be written, are not finite in their dtype."""
+    if name := next((name for name, tensor in weights.items() if not is_finite(tensor)), None):
+        dtype = str(weights[name].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"`{argument}` must give weights that are finite numbers in {dtype}, got NaN or infinity in `{name}`. "
+            f"{advice}"
+        )
 
 
 def name_some(names: Iterable[str], limit: int = 5) -> str:

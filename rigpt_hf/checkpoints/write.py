@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite, prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .certificate import Certificate, LogitsSnapshot, compare, record_logits
 from .companions import check_companions, save_config, save_generation_config, save_tokenizer
 from .folder import Seen, new_folder
 from .read import load_model
+from .weights import is_finite
 from .workers import ALONE, Workers, together
 
 
@@ -241,7 +242,7 @@ def _write_shard(
     tensors = {}
     for entry, place in zip(entries, torch.empty(sum(sizes), dtype=dtype).split(sizes), strict=True):
         tensors[entry.name] = place.view(entry.shape).copy_(entry.make(dtype))
-        if place.numel() and not all(map(isfinite, place.aminmax())):
+        if not is_finite(place):
             raise ValueError(
                 f"`source` must have weights whose products are numbers in {str(dtype).removeprefix('torch.')}, got "
                 f"{source!r}, by which `{entry.name}` would not be finite. Ask for a `dtype` with more range, or see "

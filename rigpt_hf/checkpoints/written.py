@@ -49,11 +49,15 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that a text of JSON holds; a `ValueError` also where its brackets are nested too deeply to be read."""
+    """The value in a text of JSON; a `ValueError` also where it is nested too deeply or a number is too long."""
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ValueError("a number in it has too many digits") from error
 
 
 def read_written(folder: Path) -> dict[str, list[int]]:

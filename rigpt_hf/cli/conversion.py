@@ -141,6 +141,7 @@ def info(source: Source):
 
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
+    from ..checkpoints.read import reading
     from ..frames import layer_of, table_of
     from ..symmetry.tokens import TokenSymmetry
 
@@ -154,8 +155,9 @@ def info(source: Source):
     for name in type(config).__annotations__:
         value = getattr(config, name)
         if name == "token_symmetry" and value is not None:
-            symmetry = TokenSymmetry.from_dict(value["symmetry"])
-            value = f"order {symmetry.order}, {len(symmetry.points)} tokens move (as recorded)"
+            with reading("source", source, "have a record of a token symmetry that can be read"):
+                symmetry = TokenSymmetry.from_dict(value["symmetry"])
+            value = f"order {symmetry.order_in_words}, {len(symmetry.points)} tokens move (as recorded)"
         table.add_row(name, escape(str(value)))
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")

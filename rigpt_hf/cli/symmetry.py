@@ -189,7 +189,7 @@ def merge(
     models = [load_rigpt(source) for source in sources]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
-    if held is not None and (away := held.distance(merged)) > held.tolerance(merged.dtype):
+    if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
         Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
         held = None
     if input_ids is not None:
@@ -253,6 +253,7 @@ def load_transformation(path: Path, config: Any, t: float) -> Any:
     """The transformation in a file that `--save-transformation` wrote, or the point at `t` on the path to it."""
     from safetensors import SafetensorError
 
+    from ..checkpoints.read import in_words
     from ..symmetry import GaugeTransformation
 
     if not path.is_file():
@@ -264,7 +265,7 @@ def load_transformation(path: Path, config: Any, t: float) -> Any:
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"`transformation` must be a file that `rigpt rotate --save-transformation` wrote for a model of this "
-            f"configuration, got {str(path)!r}: {error}"
+            f"configuration, got {str(path)!r}: {in_words(error)}"
         ) from error
     try:
         return g if t == 1 else g.at(t)

@@ -14,11 +14,17 @@ from ..checkpoints.weights import StoredWeights, Weights
 from ..checkpoints.workers import ALONE, Workers, together
 from ..checkpoints.write import Reference, finer_dtype, write_checkpoint
 from ..modeling_rigpt import RiGPTForCausalLM
+from ..terminal import notices_after
 from .export import plan_export
 from .families import architecture_of
 from .plan import Plan, make_plan
 
 
+# Above the names of all loggers here, which speak once nothing is refused any more.
+CONVERSION = __name__.rpartition(".")[0]
+
+
+@notices_after(CONVERSION)
 def convert_checkpoint(
     source: str | Path,
     output_dir: str | Path,
@@ -141,6 +147,7 @@ def convert_checkpoint(
     return certificate
 
 
+@notices_after(CONVERSION)
 def export_checkpoint(
     source: str | Path,
     output_dir: str | Path,

@@ -1,6 +1,7 @@
 """The options of `rigpt demo`; imports nothing heavy, as it is also its command line."""
 
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,8 +53,8 @@ class DemoOptions:
         for name, value, least in (("steps", self.training_steps, 1), ("points", self.points, 2)):
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-        if self.megabytes <= 0:
-            raise ValueError(f"`megabytes` must be positive, got {self.megabytes}.")
+        if not 0 < self.megabytes < inf:
+            raise ValueError(f"`megabytes` must be positive and finite, got {self.megabytes}.")
 
     @property
     def folder(self) -> Path:

@@ -3,7 +3,6 @@
 import copy
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ..conversion import Certificate, certify, convert_model, export_model
 from ..conversion.families import architecture_of
 from ..conversion.stock_rotation import rotate_stock
 from ..modeling_rigpt import RiGPTForCausalLM
+from ..processes import python
 from ..symmetry import GaugeTransformation
 from ..terminal import Console
 from ..text.corpus import gather_documentation, read_text
@@ -276,7 +276,7 @@ def load_in_fresh_process(folder: Path, windows: torch.Tensor, model: Any) -> fl
         "torch.save(model(windows).logits.detach(), sys.argv[3])"
     )
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", script, *map(str, (folder, inputs, outputs))]
+    command = python("-c", script, folder, inputs, outputs)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"Loading {folder} in a fresh process failed:\n{done.stderr.strip()}")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +136,23 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def check_no_token(files: Iterable[Any], token: str | None = None) -> None:
-    """A `ValueError` if a `RepositoryFile` that is no weights holds `token` or any other access token of the Hub."""
+    """A `ValueError` if the text in a `RepositoryFile` holds `token` or any other access token of the Hub."""
     for file in files:
-        if file.path.endswith(".safetensors"):
-            continue
-        content = file.read()
+        content = _text_in(file)
         if IN_BYTES.search(content) or (token and token.encode() in content):
             raise ValueError(
                 f"`folder` must not hold an access token, got one in {file.path!r}. Remove it there, and revoke it in "
                 "your settings on the Hub if others may have seen it."
             )
+
+
+def _text_in(file: Any) -> bytes:
+    """All of a file, and of weights the header, which holds names and what else somebody noted."""
+    if not file.path.endswith(".safetensors"):
+        return file.read()
+    with BytesIO(file.content) if isinstance(file.content, bytes) else file.content.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return opened.read(length) if length <= file.size - 8 else b""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -280,8 +280,8 @@ def _weights(folder: Path, config: dict[str, Any]) -> list[str]:
         problem = f" without {name_some(absent or ['weight_map'])}"
         raise _refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
     # Those in folders, such as an adapter that was merged, are left out as all other files are.
-    frame = (config.get("token_symmetry") or {}).get("frame")
-    unused = {path.name for path in folder.glob("*.safetensors")} - {*names, frame}
+    framed = (config.get("token_symmetry") or {}).get("frame") == SYMMETRY_FRAME
+    unused = {path.name for path in folder.glob("*.safetensors")} - {*names, *[SYMMETRY_FRAME] * framed}
     if unused:
         problem, advice = f", which also has {name_some(unused)}", "Move what is not of the model out of the folder."
         raise _refusal(folder, "hold the weights of one model", problem, advice)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
@@ -209,6 +209,10 @@ class GaugeTransformation:
     def save(self, path: str | Path) -> None:
         """Write the elements to a safetensors file."""
         save_file({key: element.contiguous() for key, element in self.elements.items()}, path)
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that [`save`] writes."""
+        return save({key: element.contiguous() for key, element in self.elements.items()})
 
     @classmethod
     def load(cls, path: str | Path, config: RiGPTConfig) -> "GaugeTransformation":

@@ -1,11 +1,12 @@
 """`transform_checkpoint`: a gauge transformation of a RiGPT on disk or on the Hub, tensor by tensor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from math import prod
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from ..checkpoints.certificate import Certificate, random_input_ids
 from ..checkpoints.folder import Seen, check_output
@@ -19,6 +20,8 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from .action import GaugeTransformation
 from .tokens.representation import Representation
 
+
+logger = logging.get_logger(__name__)
 
 # Bytes of a table in float64 that are transformed at once, where its rows do not mix.
 CHUNK = 2**27
@@ -42,7 +45,8 @@ def transform_checkpoint(
     Apply a gauge transformation to a checkpoint, and certify that the result is the same function.
 
     Tensor by tensor in float64 and shard by shard, see [`write_checkpoint`]: never are both models in memory, and the
-    peak stays below the larger checkpoint's size plus 1 GB. The record of a token symmetry is conjugated along.
+    peak stays below the larger checkpoint's size plus 1 GB. The record of a token symmetry is conjugated along, if the
+    source's weights have it; they are measured before, one after the other, in float64 copies of single tensors.
 
     Args:
         source, output_dir, revision, dtype, force, max_shard_size, seed, progress:
@@ -69,7 +73,7 @@ def transform_checkpoint(
     weights = StoredWeights(folder)
     g = _belonging_to(transformation, config, name)
     entries = _entries(weights, g, config, name)
-    held = None if config.token_symmetry is None else Representation.from_config(config, name, revision).conjugated(g)
+    held = _held(config, weights, entries, name, revision)
     config.token_symmetry = None
     stored = reduce(torch.promote_types, (weights.dtypes[entry.name] for entry in entries))
     written = dtype or stored
@@ -95,8 +99,22 @@ def transform_checkpoint(
         max_shard_size=max_shard_size,
         certify_against=reference if certificate else None,
         progress="Transforming" if progress else None,
-        beside=None if held is None else held.save,
+        beside=None if held is None else held.conjugated(g).save,
     )
+
+
+def _held(
+    config: RiGPTConfig, weights: StoredWeights, entries: Sequence[Entry], source: str, revision: str | None
+) -> Representation | None:
+    """The token symmetry that is recorded of a source, if its weights have it."""
+    if config.token_symmetry is None:
+        return None
+    held, names = Representation.from_config(config, source, revision), [entry.name for entry in entries]
+    away, most = held.distance_of(names, weights.read), max(held.tolerance(weights.dtypes[name]) for name in names)
+    if away <= most:
+        return held
+    logger.warning(f"The token symmetry of {source} is not recorded: its weights are {away:.1e} from it.")
+    return None
 
 
 def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, source: str) -> GaugeTransformation:

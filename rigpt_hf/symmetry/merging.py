@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..checkpoints.weights import check_made
 from .alignment import check_alike, check_same_parameters, find_alignment
 from .contraction import Weights, decomposable, weights_of
 
@@ -48,7 +49,8 @@ def merge(
         `Representation.distance` can tell whether it still has; the others stay as they are.
 
     Raises:
-        ValueError: if there are fewer than two models, the weights do not fit, or shapes or options differ.
+        ValueError: if there are fewer than two models, the weights do not fit, shapes or options differ, or numbers of
+            the average leave the range of the dtype.
     """
     parts = check_weights(models, weights, method)
     first = models[0]
@@ -61,7 +63,10 @@ def merge(
         mean = alignments[0].to_balanced.inverse().state_dict(mean)
     else:
         mean = average([weights_of(model) for model in models], parts, method)
-    return with_weights(first, mean)
+    merged = with_weights(first, mean)
+    advice = f"Their shares are {parts}: take some nearer to those of a mean, or see whether a model is damaged."
+    check_made(merged.state_dict(), "models", advice)
+    return merged
 
 
 def check_weights(models: Sequence[nn.Module], weights: Sequence[float] | None, method: str) -> list[float]:

@@ -163,8 +163,10 @@ def test_numbers_that_leave_the_range_are_said_to_be_of_the_model(rigpt, tmp_pat
                 parameter[0] *= 1e30
     model.save_pretrained(source)
     text.touch()
+    merge = "merge", source, source, tmp_path / "out", "--text", text
     for command, message in (
-        (("merge", source, source, tmp_path / "out", "--text", text), "`SOURCES` must give finite losses on the text"),
+        (merge, "`SOURCES` must give weights that are finite"),
+        ((*merge, "--unaligned"), "`SOURCES` must give finite losses on the text"),
         (("canonicalize", source, tmp_path / "out"), "`SOURCE` must "),
         (("rotate", source, tmp_path / "out"), "`SOURCE` must "),
         (("verify", source, source), "`A` must "),

@@ -83,6 +83,16 @@ def test_info_says_what_is_recorded(done, models):
     assert "tokens move" not in done("info", models / "free")
 
 
+@pytest.mark.parametrize("change", [{"vocab_size": 0}, {"generators": [[[3, 3]]]}, {"generators": 7}])
+def test_info_names_the_folder_of_a_record_that_cannot_be_read(rigpt, models, tmp_path, change):
+    shutil.copytree(models / "a", tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["token_symmetry"]["symmetry"] |= change
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    line = in_one_line(rigpt("info", tmp_path / "a"))
+    assert f"`SOURCE` must have a record of a token symmetry that can be read, got '{tmp_path / 'a'}': `" in line
+
+
 def test_models_with_and_without_a_record_are_compared(rigpt, models):
     """They differ, and not by their options."""
     code, out, err = rigpt("diff", models / "turned", models / "free")

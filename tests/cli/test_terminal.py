@@ -5,6 +5,8 @@ import logging
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from rigpt_hf.command_line import execute, make_app
 from rigpt_hf.terminal import Console, Output, safe_output, say, visible
 from rigpt_hf.text.markup import literal
-from tests.processes import run
+from tests.processes import ROOT, run
 
 
 FOREIGN = "a\x1b[2J\x07\x9b1m\u202eb\rc"
@@ -146,3 +148,10 @@ def test_a_name_in_a_file_of_weights_cannot_steer_a_terminal(folders, tmp_path, 
     assert execute(app, "rigpt", ["rotate", str(broken), str(tmp_path / "out")]) == 2
     error = capfd.readouterr().err
     assert "\x1b[2J" not in error and r"x\x1b[2J" in error and error.count("\n") == 1
+
+
+def test_where_errors_cannot_be_written_the_code_still_says_so(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rigpt_hf.cli", "info", str(tmp_path / "nothing")]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full)
+    assert done.returncode == 2 and not done.stdout

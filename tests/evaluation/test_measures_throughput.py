@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel
 from rigpt_hf.evaluation import timing
 from rigpt_hf.evaluation.measures import throughput as module
 from rigpt_hf.evaluation.measures.throughput import ERROR, own_bytes, reason, throughput
+from rigpt_hf.evaluation.models import evaluated
 from tests.evaluation.toys import tiny_gpt2
 
 
@@ -181,6 +182,14 @@ def test_a_child_process_that_fails_says_so_without_paths(clock, monkeypatch):
     line = "not measured: its process ended with status 1 (ModuleNotFoundError)"
     assert found["protocol"].pop("peak_memory") == [line, line]
     assert found == whole
+
+
+def test_the_child_process_runs_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("torch", "yaml", "accelerate"):
+        (tmp_path / f"{name}.py").write_text("open('canary', 'w').close()\nraise ImportError('a canary')")
+    assert module.peak_memory(evaluated(tiny_gpt2()), torch.zeros(1, 4, dtype=torch.long), 1) > 1e7
+    assert not (tmp_path / "canary").exists()
 
 
 def test_mistakes_of_this_code_are_not_taken_for_failures(clock, monkeypatch):

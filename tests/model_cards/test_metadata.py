@@ -195,7 +195,7 @@ def test_a_recorded_symmetry_is_held_against_the_weights(tmp_path, known_invaria
         saved.save_pretrained(tmp_path / name)
         recorded.save(tmp_path / name)
         found = gather(tmp_path / name).symmetry
-        assert (found.order, found.tokens, found.shown) == (5, 5, ["5", "6", "7", "8"])
+        assert (found.order, found.tokens, found.shown) == ("5", 5, ["5", "6", "7", "8"])
         assert (found.distance > 0.1) is (name == "not") and (found.error > 0.1) is (name in ("not", "skew"))
         assert found.holds is (name in ("holds", "turned"))
         text = card_text(tmp_path / name)

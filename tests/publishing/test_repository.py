@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save, save_file
 
 from rigpt_hf.checkpoints.folder import record_written
 from rigpt_hf.checkpoints.written import inventory
@@ -218,6 +219,11 @@ def test_tokens_of_all_kinds_are_found():
             check_no_token(files)
         assert "aB3aB3" not in str(error.value) and "eyJ" not in str(error.value)
         check_no_token([RepositoryFile("model.safetensors", text.encode())])  # noise, not text
+        weights = {"a": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+        check_no_token([RepositoryFile("model.safetensors", save(weights, {"format": "pt"}))])
+        for header in (save(weights, {"note": text.strip("TOKEN=")}), save({text: torch.ones(2)})):
+            with pytest.raises(ValueError, match="must not hold an access token, got one in 'model-1.safetensors'"):
+                check_no_token([RepositoryFile("model-1.safetensors", header)])
 
 
 def test_a_card_is_written_where_there_is_none(folder, monkeypatch, tmp_path):
@@ -273,6 +279,13 @@ def test_a_certificate_that_cannot_be_checked_stays_at_home(folder):
     assert "certificate.json" in contents.left_out
     (note,) = contents.notes
     assert note.startswith("certificate.json is not published: its certificate names no weights.")
+
+
+ODD = {"symmetry": {"vocab_size": 61}, "filling": {}}
+
+
+def shards_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
 def change_config(folder: Path, **changes):
@@ -343,6 +356,12 @@ REFUSALS = {
         lambda f: (f / "results.json").write_text(json.dumps({"schema": 1, "models": {}, "tasks": []})),
         r"`results` must be of this model",
     ),
+    "token-in-header": (
+        lambda f: [save_file(load_file(s), s, {"format": "pt", "by": "hf_" + "aB3" * 12}) for s in shards_of(f)],
+        r"must not hold an access token.*'model-00001-of-.*.safetensors'",
+    ),
+    "frame-list": (lambda f: change_config(f, token_symmetry=ODD | {"frame": ["x"]}), "`token_symmetry` must have"),
+    "frame-object": (lambda f: change_config(f, token_symmetry=ODD | {"frame": {}}), "`token_symmetry` must have"),
     "token": (
         lambda f: (f / "README.md").write_text("hf_" + "aB3" * 12),
         r"must not hold an access token.*'README.md'",

@@ -182,6 +182,19 @@ def test_what_cannot_be_merged_is_refused(count, options, message):
         merge([tiny_model()] * count, **options)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float16, 1), (torch.bfloat16, 1e33), (torch.float32, 1e33), (torch.float64, 1e303)]
+)
+def test_an_average_that_leaves_the_range_of_numbers_is_refused(dtype, size):
+    a, b = (tiny_model(num_hidden_layers=1, seed=seed, dtype=dtype) for seed in (0, 1))
+    for parameter in (*a.parameters(), *b.parameters()):
+        parameter.data *= size
+    rule = rf"`models` must give weights that are finite numbers in {str(dtype)[6:]}, got NaN or infinity in `model\."
+    with pytest.raises(ValueError, match=rule):
+        merge([a, b], (10_000_001, -10_000_000), aligned=False)
+    merge([a, b], (2, -1), aligned=False)
+
+
 def test_models_of_two_shapes_are_refused():
     for attempt in (merge, lambda pair: merge(pair, aligned=False), lambda pair: loss_path(*pair, lambda model: 0.0)):
         with pytest.raises(ValueError, match="`reference` must have the same `num_hidden_layers` as `model`"):

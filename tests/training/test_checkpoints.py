@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rigpt_hf.checkpoints import disk
-from rigpt_hf.checkpoints.disk import here, temporary_sibling
+from rigpt_hf.checkpoints.disk import here, room, temporary_sibling
 from rigpt_hf.training import checkpoints as module
 from rigpt_hf.training.checkpoints import RECORD, CheckpointStore
 from rigpt_hf.training.facts import check_facts
@@ -320,6 +320,14 @@ def test_a_save_that_fails_anywhere_loses_nothing(tmp_path, monkeypatch):
                 store.save(2, writer(2) if owner else fails_half_way(full))
         assert "The earlier checkpoints are untouched." in str(error.value) and "\n" not in str(error.value)
         assert tree(tmp_path) == before and names(tmp_path) == ["step-00000001"], call
+    # What says so already is not said twice.
+    with pytest.raises(ValueError) as error, room(tmp_path, "folder"):
+        raise full
+    with pytest.raises(
+        ValueError, match="checkpoint of step 2, got '[^']*': No space left on device. The ear"
+    ) as said:
+        store.save(2, fails_half_way(error.value))
+    assert str(said.value).count("must") == 1
     for kind in (KeyError, KeyboardInterrupt):
         with pytest.raises(kind, match="as it was"):
             store.save(2, fails_half_way(kind("as it was")))

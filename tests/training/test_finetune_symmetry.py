@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from rigpt_hf.symmetry.tokens import SymmetricTraining, TokenSymmetry, symmetry_error
 from rigpt_hf.symmetry.tokens.training import recorded
 from rigpt_hf.training import finetune as program
+from rigpt_hf.training import tuning
 from rigpt_hf.training.tuning import finetune
 from tests.model.agreement import assert_same
 from tests.processes import ROOT, run
@@ -103,6 +104,20 @@ def test_two_processes_keep_it(options, file, tmp_path):
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "out.checkpoints" / "checkpoint-2")
     assert before.config.token_symmetry == model.config.token_symmetry
     assert recorded(model.config).distance(before) < KEPT < (model.lm_head.weight - before.lm_head.weight).abs().max()
+
+
+def test_that_it_is_not_kept_is_said_once_nothing_refuses(options, file, tmp_path, caplog, monkeypatch):
+    def refuse(*_):
+        raise ValueError("`data` must be others")
+
+    finetune(options(symmetry=str(file), **WAY | {"max_steps": 1}))
+    again = WAY | {"max_steps": 1, "model": str(tmp_path / "out"), "output_dir": str(tmp_path / "again")}
+    with pytest.raises(ValueError, match="`data` must be others"), monkeypatch.context() as patched:
+        patched.setattr(tuning, "encode", refuse)
+        finetune(options(**again))
+    assert "which training without `symmetry` does not keep" not in caplog.text
+    finetune(options(**again))
+    assert caplog.text.count("which training without `symmetry` does not keep") == 1
 
 
 def test_what_cannot_be_kept_is_refused(options, file, model_folder, tmp_path, tokenizer, capsys):

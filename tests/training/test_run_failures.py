@@ -7,18 +7,20 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import folder as folders
 from rigpt_hf.checkpoints.written import WRITTEN, look
 from rigpt_hf.model_cards.runs import training_metadata
-from rigpt_hf.training import folder, loop, records
+from rigpt_hf.training import folder, loop, records, tuning
 from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
+from tests.models import tiny_config
 from tests.training.runs import interrupted, pretrain, same_run
 
 
@@ -218,3 +220,17 @@ def test_a_log_that_is_changed_right_after_it_was_written_stays(last, edited, tm
     with pytest.raises(ValueError, match="`output_dir` must stay as it is while this runs"):
         log.cut(1)
     assert path.read_text() == before
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    model = RiGPTForCausalLM(tiny_config())
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.data[0, 0] = float("inf")
+    rule = "`learning_rate` must give weights that are finite numbers in float32, got NaN or infinity in `model"
+    with pytest.raises(ValueError, match=rule):
+        records.write_model(model, model.state_dict(), None, tmp_path / "pretrained")
+    weight.data[0, 0] = 1e6  # of which float16 has none
+    options = SimpleNamespace(output_dir=tmp_path / "tuned", merge=False, lora=None)
+    with pytest.raises(ValueError, match=rule.replace("float32", "float16")):
+        tuning.write(options, model, None, model.generation_config, torch.float16, {})
+    assert not list(tmp_path.iterdir())

@@ -175,13 +175,15 @@ REFUSED = [
     ({"symmetry_project_weights": True}, "`symmetry_project_weights` needs `symmetry`, got True without it"),
     ("", "`symmetry` must be a file of JSON, got '.*Expecting value"),
     ("[" * 100_000, "`symmetry` must be a file of JSON, got '.*nested too deeply"),
-    ("[]", r"`symmetry` must be an object with the format .* got '\[\]'. Write it with `TokenSymmetry.save`"),
-    ({"generators": 3}, "`symmetry` must be an object with the format"),
-    ({"generators": [3]}, "`symmetry` must be an object with the format"),
-    ({"format": "other"}, "`symmetry` must be an object with the format"),
+    ("[]", r"`symmetry` must hold .*file.json': `content` must be an object with the format .* got '\[\]'. Write it"),
+    ({"generators": 3}, "`content` must be an object with the format"),
+    ({"generators": [3]}, "`content` must be an object with the format"),
+    ({"format": "other"}, "`content` must be an object with the format"),
     ({"generators": [[[0, 4]]]}, "`generators` must leave special tokens where they are, got token 0"),
     ({"generators": [[[5, 61]]]}, "`generators` must have tokens from 0 to 60, got token 61"),
     ({"generators": []}, "`symmetry` must exchange some tokens, got .* which exchanges none. Leave it out"),
+    ({"generators": [[[5]]]}, "`symmetry` must exchange some tokens, got .* which exchanges none. Leave it out"),
+    ({"vocab_size": 0, "generators": []}, "`symmetry` must hold .*file.json': `vocab_size` must be at least 1, got 0"),
     ({"generators": [[["a", "b"]]]}, "`tokenizer` must be given for tokens that are text, got none with 'a'"),
     ({"vocab_size": 60}, "`symmetry` must be of the vocabulary in use, 61 tokens, got .* of 60. Make it with"),
     ({"optim": "adamw"}, "`optim` must not scale coordinates that the symmetry mixes, got .*AdamW.* the equivariant"),
@@ -218,7 +220,7 @@ def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, ca
     arguments += ["--max-steps", "3", "--warmup-steps", "1", "--config-overrides", json.dumps(MODEL)]
     file.write_text("{}")
     assert main(arguments) == 2 and not (tmp_path / "data").exists()
-    assert "pretrain.py: `--symmetry` must be an object with the format" in capsys.readouterr().err
+    assert f"pretrain.py: `--symmetry` must hold exchanges of tokens, got '{file}'" in capsys.readouterr().err
     file.write_text(json.dumps(content))
     assert main(arguments) == 0, capsys.readouterr().err
     known = recorded(RiGPTConfig.from_pretrained(tmp_path / "run" / "model"))

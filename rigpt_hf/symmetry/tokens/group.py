@@ -2,24 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from math import factorial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from .orders import LISTED, OrderError, cycles, order_in_words, order_of
 
-# Up to this order the elements are listed.
-LISTED = 5000
+
 # Traces and relations of float64 matrices that are closer than this are equal; eigenvalues relative to their range.
 EQUAL = 1e-8
 ATTEMPTS = 5
 # Elements on which characters are compared.
 PROBES = 40
-
-
-class OrderError(ValueError):
-    """A group has too many elements for what is asked."""
 
 
 class Irreducible(NamedTuple):
@@ -46,27 +41,6 @@ class Irreducible(NamedTuple):
         return len(self.commuting)
 
 
-def _order(generators: np.ndarray) -> int:
-    """The order of the group of permutations of some of all points, as they stand; symmetric ones are seen at once."""
-    from sympy.combinatorics import Permutation, PermutationGroup
-
-    if not generators.size:
-        return 1
-    points = np.unique(generators)
-    group = PermutationGroup([Permutation(row.tolist()) for row in np.searchsorted(points, generators)])
-    orbits = [sorted(orbit) for orbit in group.orbits()]
-    actions = {row.tobytes(): row for row in (_on_orbit(group, orbit) for orbit in orbits)}
-    if len(actions) == 1:  # the same on all orbits
-        group = PermutationGroup([Permutation(row.tolist()) for row in next(iter(actions.values()))])
-        if group.is_symmetric:
-            return factorial(group.degree)
-    return int(group.order())
-
-
-def _on_orbit(group: Any, orbit: list[int]) -> np.ndarray:
-    return np.array([np.searchsorted(orbit, np.array(one.array_form)[orbit]) for one in group.generators])
-
-
 class FiniteGroup:
     """
     The group that permutations of points generate.
@@ -82,24 +56,28 @@ class FiniteGroup:
 
     @cached_property
     def order(self) -> int:
-        """The number of elements, also where they are too many to list."""
-        total, left = 1, list(range(len(self.generators)))
-        moves = self.generators != np.arange(self.generators.shape[1])
-        while left:
-            # Generators that move none of each other's points, also by way of others, make a product of groups.
-            block = [left.pop(0)]
-            for one in block:  # which grows meanwhile
-                block += [other for other in left if (moves[one] & moves[other]).any()]
-                left = [other for other in left if other not in block]
-            total *= _order(self.generators[block][:, moves[block].any(axis=0)])
-        return total
+        """The number of elements, also where they are too many to list; an [`OrderError`] as of [`order_of`]."""
+        return order_of(self._cycles)
+
+    @property
+    def _cycles(self) -> list[list[list[int]]]:
+        return [cycles(generator) for generator in self.generators]
+
+    @cached_property
+    def is_listed(self) -> bool:
+        """Whether there are no more than `LISTED` elements."""
+        try:
+            return self.order <= LISTED
+        except OrderError:
+            return False
 
     @cached_property
     def _listed(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.order > LISTED:
+        if not self.is_listed:
+            order = order_in_words(self._cycles)
             raise OrderError(
-                f"A group of at most {LISTED} elements can be listed, got one of {self.order}. Use a representation "
-                "by permutations, which needs no list."
+                f"A group of at most {LISTED} elements can be listed, got one of {order}. Use a representation by "
+                "permutations, which needs no list."
             )
         points = self.generators.shape[1]
         known = {np.arange(points).tobytes(): 0}

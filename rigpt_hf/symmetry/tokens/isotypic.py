@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ...extras import needs
-from .group import ATTEMPTS, EQUAL, LISTED, FiniteGroup, OrderError
+from .group import ATTEMPTS, EQUAL, FiniteGroup
+from .orders import LISTED, OrderError
 
 
 class Reference(NamedTuple):
@@ -181,7 +182,7 @@ class Decomposition:
 
     def __init__(self, group: FiniteGroup, orbits: Sequence[np.ndarray]):
         self.group = group
-        self.listed = group.order <= LISTED
+        self.listed = group.is_listed
         self._parts: dict[bytes, tuple[torch.Tensor | None, tuple[tuple[int, int], ...]]] = {}
         self._random = torch.Generator().manual_seed(0)
         count = len(group.generators)

@@ -1,7 +1,8 @@
 """How a model carries a symmetry of its tokens: by a gauge transformation for each generator, which leave it alone."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ...checkpoints.source import read_json
 from ...checkpoints.written import look
 from ...configuration_rigpt import RiGPTConfig
 from ...frames import FrameKey, is_token_table, table_of
-from ...token_symmetry_rigpt import SYMMETRY_FRAME, symmetry_frame
+from ...token_symmetry_rigpt import FRAME_SHA256, SYMMETRY_FRAME, is_frame_of, symmetry_frame
 from ..action import GaugeTransformation
 from .filling import RESTING, Filling, choose_filling, size_of
 from .isotypic import Axis, Decomposition
@@ -53,10 +54,12 @@ class Representation:
         frame: GaugeTransformation | None = None,
     ):
         self.symmetry, self.transformations, self.frame = symmetry, tuple(transformations), frame
-        if len(self.transformations) != len(symmetry.generators) or not self.transformations:
+        if not symmetry.generators:
+            raise ValueError("`symmetry` must have generators, got one without. Give at least one.")
+        if len(self.transformations) != len(symmetry.generators):
             raise ValueError(
-                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, at least one, "
-                f"got {len(self.transformations)}."
+                f"`transformations` must be one for each of the {len(symmetry.generators)} generators, got "
+                f"{len(self.transformations)}."
             )
         self.config: RiGPTConfig = self.transformations[0].config
         symmetry.check_vocabulary(self.config)
@@ -235,10 +238,28 @@ class Representation:
 
     def distance(self, model: nn.Module) -> float:
         """How far weights are from having the symmetry, `|θ - Pθ| / |θ|`."""
-        state = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-        projected = self.project_state(state)
-        away = sum(float((tensor - projected[name]).square().sum()) for name, tensor in state.items())
-        return (away / sum(float(tensor.square().sum()) for tensor in state.values())) ** 0.5
+        parameters = dict(model.named_parameters())
+        return self.distance_of(parameters, parameters.__getitem__)
+
+    @torch.no_grad()
+    def distance_of(self, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> float:
+        """[`distance`] of weights that `read` gives one after the other; copies of few are in memory at once."""
+        home = None if self.frame is None else self.frame.inverse()
+
+        def wide(name: str) -> torch.Tensor:
+            return read(name).detach().double()
+
+        def projected(name: str) -> torch.Tensor:
+            return self.project(name, wide(name) if home is None else home.transform(name, wide(name), wide))
+
+        away = norm = 0.0
+        for name in names:
+            nearest, tensor = projected(name), wide(name)
+            if self.frame is not None:
+                nearest = self.frame.transform(name, nearest, projected)
+            away += float((tensor - nearest).square().sum())
+            norm += float(tensor.square().sum())
+        return (away / norm) ** 0.5 if norm else 0.0  # what is nothing has every symmetry
 
     @staticmethod
     def tolerance(dtype: torch.dtype) -> float:
@@ -291,7 +312,7 @@ class Representation:
 
     def to_config(self) -> dict[str, Any]:
         """
-        The record for `token_symmetry` of a configuration, plain JSON; the frame by the name of its file alone.
+        The record for `token_symmetry` of a configuration, plain JSON; the frame by the name and hash of its file.
 
         Raises:
             ValueError: if the transformations were made by hand.
@@ -301,8 +322,10 @@ class Representation:
                 "A representation must be made of parts to be recorded, got one of given transformations. Make it "
                 "with `Representation.choose` or `Representation.filled`."
             )
-        frame = None if self.frame is None else SYMMETRY_FRAME
-        return {"symmetry": self.symmetry.to_dict(), "filling": self.filling.to_dict(), "frame": frame}
+        record = {"symmetry": self.symmetry.to_dict(), "filling": self.filling.to_dict(), "frame": None}
+        if self.frame is None:
+            return record
+        return record | {"frame": SYMMETRY_FRAME, FRAME_SHA256: hashlib.sha256(self.frame.to_bytes()).hexdigest()}
 
     def save(self, folder: str | Path) -> None:
         """
@@ -317,7 +340,7 @@ class Representation:
         content = read_json(path, "folder") | {"token_symmetry": record}
         if self.frame is not None:
             with new_file(frame, "folder", seen=look(frame)) as temporary:
-                self.frame.save(temporary)
+                temporary.write_bytes(self.frame.to_bytes())
                 temporary.chmod(path.stat().st_mode)
         write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", "folder", seen=seen)
 
@@ -355,8 +378,12 @@ class Representation:
         _check_one_frame(config)
         try:
             symmetry, filling = TokenSymmetry.from_dict(record["symmetry"]), Filling.from_dict(record["filling"])
+            if not len(symmetry.points):
+                raise ValueError(
+                    "`generators` must exchange some tokens, got none that do. Set `token_symmetry` to null"
+                )
             filling.check(config, len(symmetry.generators))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(
                 f"`token_symmetry` must be as `Representation.to_config` gives it for this configuration, got that of "
                 f"{str(source)!r}: {in_words(error)}"
@@ -368,11 +395,14 @@ class Representation:
         try:
             if place is None:
                 raise ValueError(f"`{SYMMETRY_FRAME}` is not there.")
-            return made.conjugated(GaugeTransformation.load(place, config))
+            frame = GaugeTransformation.load(place, config)
+            if not is_frame_of(record, place):
+                raise ValueError(f"`{SYMMETRY_FRAME}` is another one, by its SHA-256.")
+            return made.conjugated(frame)
         except (ValueError, OSError, SafetensorError) as error:
             raise ValueError(
                 f"`source` must hold the frame that its `token_symmetry` names, got {str(source)!r}: "
-                f"{in_words(error)} Restore {SYMMETRY_FRAME}, or set `token_symmetry` to null."
+                f"{in_words(error).rstrip('.')}. Restore {SYMMETRY_FRAME}, or set `token_symmetry` to null."
             ) from error
 
 

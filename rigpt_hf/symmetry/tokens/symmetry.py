@@ -1,7 +1,9 @@
 """A symmetry of data: a finite group that exchanges tokens; how one says which, and how it is kept."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import product
 from operator import index
@@ -11,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...checkpoints.source import shown
 from .group import FiniteGroup
+from .orders import cycles, joined, order_in_words, order_of
 
 
 Cycles = tuple[tuple[int, ...], ...]
@@ -27,31 +31,36 @@ class TokenSymmetry:
 
     Args:
         vocab_size (`int`): number of tokens.
-        generators: each a list of cycles; the cycle `[3, 7, 5]` moves token 3 to 7, 7 to 5 and 5 to 3.
+        generators: each a list of cycles; the cycle `[3, 7, 5]` moves token 3 to 7, 7 to 5 and 5 to 3. One of a single
+            token moves nothing, and is not kept.
         special (`Sequence[int]`, *optional*): tokens that must stay.
 
     Raises:
-        ValueError: if a generator is no permutation of the vocabulary, or moves a special token.
+        ValueError: if there are no tokens, or a generator is no permutation of them or moves a special one.
     """
 
     def __init__(self, vocab_size: int, generators: Sequence[Sequence[Sequence[int]]], special: Sequence[int] = ()):
+        if vocab_size < 1:
+            raise ValueError(f"`vocab_size` must be at least 1, got {vocab_size}. Give the size of the vocabulary.")
         self.vocab_size = vocab_size
-        self.generators: tuple[Cycles, ...] = tuple(
-            tuple(tuple(_id(token) for token in cycle) for cycle in cycles) for cycles in generators
-        )
-        for number, cycles in enumerate(self.generators):
-            moved = [token for cycle in cycles for token in cycle]
-            twice = sorted(token for token in set(moved) if moved.count(token) > 1)
-            outside = [token for token in moved if not 0 <= token < vocab_size]
+        kept: list[Cycles] = []
+        stay = set(special)
+        for number, given in enumerate(generators):
+            cycles = [tuple(_id(token) for token in cycle) for cycle in given]
+            kept.append(tuple(cycle for cycle in cycles if len(cycle) > 1))
+            named = Counter(token for cycle in cycles for token in cycle)
+            moved = {token for cycle in kept[-1] for token in cycle}
             for wrong, rule in (
-                (twice, "move every token once"),
-                (outside, f"have tokens from 0 to {vocab_size - 1}"),
-                (sorted(set(moved) & set(special)), "leave special tokens where they are"),
+                ([token for token, times in named.items() if times > 1], "move every token once"),
+                ([token for token in named if not 0 <= token < vocab_size], f"have tokens from 0 to {vocab_size - 1}"),
+                (moved & stay, "leave special tokens where they are"),
             ):
                 if wrong:
                     raise ValueError(
-                        f"`generators` must {rule}, got token {wrong[0]} in generator {number}. Correct its cycles."
+                        f"`generators` must {rule}, got token {shown(min(wrong))} in generator {number}. Correct its "
+                        "cycles."
                     )
+        self.generators: tuple[Cycles, ...] = tuple(kept)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TokenSymmetry) and self.to_dict() == other.to_dict()
@@ -159,29 +168,28 @@ class TokenSymmetry:
 
     @property
     def order(self) -> int:
-        """The number of elements."""
-        return self.group.order
+        """The number of elements; an [`OrderError`] if they cannot be counted, see `order_of`."""
+        return order_of(self.generators)
+
+    @property
+    def order_in_words(self) -> str:
+        """The number of elements, or how large it is at least, as a person reads it."""
+        return order_in_words(self.generators)
 
     @cached_property
     def permutations(self) -> torch.Tensor:
         """Where each generator moves every token, `[generators, vocabulary]`."""
         moved = torch.arange(self.vocab_size).repeat(len(self.generators), 1)
-        for row, cycles in zip(moved, self.generators, strict=True):
-            for cycle in cycles:
-                row[list(cycle)] = torch.tensor(cycle[1:] + cycle[:1])
+        for row, generator in zip(moved, self.generators, strict=True):
+            # All at once, as there may be thousands.
+            after = [token for cycle in generator for token in cycle[1:] + cycle[:1]]
+            row[[token for cycle in generator for token in cycle]] = torch.tensor(after, dtype=torch.long)
         return moved
 
     @cached_property
     def orbits(self) -> list[list[int]]:
         """The sets of tokens that are moved to each other, without those that rest."""
-        left, orbits = set(self.points.tolist()), []
-        while left:
-            orbit = [min(left)]
-            for token in orbit:  # which grows meanwhile
-                orbit += [int(t) for t in self.permutations[:, token].unique() if int(t) not in orbit]
-            left -= set(orbit)
-            orbits.append(sorted(orbit))
-        return orbits
+        return joined(cycle for cycles in self.generators for cycle in cycles)
 
     def to_dict(self) -> dict[str, Any]:
         """The content that `from_dict` reads; plain JSON."""
@@ -216,8 +224,10 @@ class TokenSymmetry:
 
     @classmethod
     def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":
-        """Read what `save` wrote; arguments and errors as of `from_dict`."""
-        return cls.from_dict(read_content(path), special, tokenizer)
+        """Read what `save` wrote; arguments and errors as of `from_dict`, with the file."""
+        content = read_content(path)
+        with _of_file(path):
+            return cls.from_dict(content, special, tokenizer)
 
 
 def read_content(path: str | Path) -> Any:
@@ -233,8 +243,18 @@ def read_content(path: str | Path) -> Any:
     except ValueError as error:
         reason = getattr(error, "msg", error)
         raise ValueError(f"`symmetry` must be a file of JSON, got {str(path)!r}: {reason}. Mend it.") from error
-    check_format(content)
+    with _of_file(path):
+        check_format(content)
     return content
+
+
+@contextmanager
+def _of_file(path: str | Path) -> Iterator[None]:
+    """Says of an error which file it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"`symmetry` must hold exchanges of tokens, got {str(path)!r}: {error}") from error
 
 
 def check_format(content: Any) -> None:
@@ -248,7 +268,7 @@ def check_format(content: Any) -> None:
 
 def _no_symmetry(content: Any) -> ValueError:
     return ValueError(
-        f"`symmetry` must be an object with the format {FORMAT!r}, vocab_size and generators, got "
+        f"`content` must be an object with the format {FORMAT!r}, vocab_size and generators, got "
         f"{str(content)[:80]!r}. Write it with `TokenSymmetry.save`."
     )
 
@@ -276,17 +296,18 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
     Raises:
         ValueError: if a string is no single token.
     """
-    ids = []
+    ids, vocabulary = [], {} if tokenizer is None else tokenizer.get_vocab()
     for token in tokens:
         if isinstance(token, str):
             if tokenizer is None:
-                raise ValueError(f"`tokenizer` must be given for tokens that are text, got none with {token!r}.")
-            found = [tokenizer.get_vocab()[token]] if token in tokenizer.get_vocab() else None
+                got = shown(repr(token))
+                raise ValueError(f"`tokenizer` must be given for tokens that are text, got none with {got}.")
+            found = [vocabulary[token]] if token in vocabulary else None
             found = found or tokenizer(token, add_special_tokens=False)["input_ids"]
-            if len(found) != 1 or found[0] == tokenizer.unk_token_id != tokenizer.get_vocab().get(token):
+            if len(found) != 1 or found[0] == tokenizer.unk_token_id != vocabulary.get(token):
                 raise ValueError(
-                    f"`tokens` must be single tokens of the tokenizer, got {token!r}, which is none. Take others, or "
-                    "add it to the tokenizer."
+                    f"`tokens` must be single tokens of the tokenizer, got {shown(repr(token))}, which is none. Take "
+                    "others, or add it to the tokenizer."
                 )
             token = found[0]
         ids.append(_id(token))
@@ -295,7 +316,8 @@ def token_ids(tokens: Tokens, tokenizer: Any) -> list[int]:
 
 def _id(token: Any) -> int:
     if isinstance(token, bool) or not hasattr(token, "__index__"):
-        raise ValueError(f"`tokens` must be whole numbers, or text with a tokenizer, got {token!r}. Correct it.")
+        got = shown(repr(token))
+        raise ValueError(f"`tokens` must be whole numbers, or text with a tokenizer, got {got}. Correct it.")
     return index(token)
 
 
@@ -304,18 +326,6 @@ def _vocabulary(vocab_size: int | None, tokenizer: Any, generators: list) -> tup
         raise ValueError("`vocab_size` or `tokenizer` must be given, got neither.")
     special = [] if tokenizer is None else list(tokenizer.all_special_ids)
     return vocab_size or len(tokenizer), generators, special
-
-
-def cycles(permutation: np.ndarray) -> list[list[int]]:
-    """The cycles of a permutation, without those of one."""
-    left, found = set(range(len(permutation))), []
-    while left:
-        cycle = [min(left)]
-        while (following := int(permutation[cycle[-1]])) != cycle[0]:
-            cycle.append(following)
-        left -= set(cycle)
-        found += [cycle] if len(cycle) > 1 else []
-    return found
 
 
 def _checked(table: Any) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from rigpt_hf.symmetry.checkpoint import transform_checkpoint
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
 from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from tests.model.test_remote_code import WITHOUT_PACKAGE
-from tests.models import COVER, over, tiny_config, tiny_model
+from tests.models import COVER, noisy, over, tiny_config, tiny_model
 from tests.processes import run
 from tests.symmetry.options import generator
 from tests.symmetry.tokens.groups import SYMMETRIES, VOCABULARY
@@ -71,6 +73,8 @@ def test_a_record_is_read_as_it_was_written(option, tmp_path):
         assert one.elements.keys() == other.elements.keys() and len(one.elements) > 0
         assert all(torch.equal(element, other.elements[key]) for key, element in one.elements.items())
     assert away(tmp_path) < SYMMETRY[torch.float64] < 0.1 < loaded.distance(tiny_model(**ALL[option]))
+    nothing = torch.zeros_like(model.get_input_embeddings().weight)
+    assert loaded.distance_of(["model.embed_tokens.weight"], lambda _: nothing) == 0
     # Another one for the same configuration is not what these weights have.
     other = Representation.choose(model.config, TokenSymmetry.named("cyclic", [range(40, 45)], VOCABULARY))
     assert other.distance(model) > 1e-2
@@ -177,6 +181,63 @@ def test_a_frame_out_of_reach_leaves_no_record(turned, tmp_path, caplog, monkeyp
     assert away(tmp_path / "out") < SYMMETRY[torch.float64]
 
 
+def test_a_frame_that_was_replaced_is_not_that_of_a_model_in_memory(turned, tmp_path, caplog):
+    place, record = tmp_path / "place", tmp_path / "out" / "config.json"
+    transform_checkpoint(turned / "plain", place, random_turn(symmetric_model()[0], 6), progress=False)
+    model = AutoModelForCausalLM.from_pretrained(place)
+    g = random_turn(model, 5)
+    transform_checkpoint(turned / "plain", place, g, force=True, progress=False)
+    model.save_pretrained(tmp_path / "out")
+    assert "is another one than when the model was loaded" in caplog.text
+    assert json.loads(record.read_text())["token_symmetry"] is None and not (record.parent / SYMMETRY_FRAME).exists()
+    with pytest.raises(ValueError, match="must hold the frame .* is another one, by its SHA-256"):
+        Representation.from_config(model.config)
+    # The same frame once more is as good as the one before.
+    transform_checkpoint(turned / "plain", place, random_turn(model, 6), force=True, progress=False)
+    model.save_pretrained(tmp_path / "out")
+    assert away(tmp_path / "out") < SYMMETRY[torch.float64]
+
+
+def test_a_record_without_a_hash_is_read_and_not_passed_on(turned, tmp_path, caplog):
+    """As earlier versions wrote them: of which frame it is nobody can tell."""
+    shutil.copytree(turned / "turned", tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert len(config["token_symmetry"].pop("frame_sha256")) == 64
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    assert away(tmp_path / "old") < SYMMETRY[torch.float64]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    model.save_pretrained(tmp_path / "out")
+    assert "does not say of which token_symmetry.safetensors it is" in caplog.text
+    assert AutoConfig.from_pretrained(tmp_path / "out").token_symmetry is None
+    transform_checkpoint(tmp_path / "old", tmp_path / "new", random_turn(model), progress=False)
+    assert away(tmp_path / "new") < SYMMETRY[torch.float64]
+
+
+def test_saving_writes_through_no_link(turned, tmp_path, caplog):
+    (tmp_path / "precious").write_text("keep me")
+    model = AutoModelForCausalLM.from_pretrained(turned / "turned")
+    for name, make in (("link", Path.symlink_to), ("pipe", lambda path, _: os.mkfifo(path))):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / SYMMETRY_FRAME, tmp_path / "precious")
+        model.save_pretrained(tmp_path / name)
+        assert f"{name}/{SYMMETRY_FRAME}' is a link or no file" in caplog.text
+        assert AutoConfig.from_pretrained(tmp_path / name).token_symmetry is None
+    assert (tmp_path / "precious").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(("source", "dtype"), [("plain", torch.float64), ("turned", torch.bfloat16)])
+def test_a_record_that_is_not_true_of_the_weights_is_not_carried_on(source, dtype, turned, tmp_path, caplog):
+    model = AutoModelForCausalLM.from_pretrained(turned / source).to(dtype)
+    g, cases = random_turn(model, 8), {"kept": model, "not": noisy(model, 0.1)}
+    for name, one in cases.items():
+        one.save_pretrained(tmp_path / name)
+        transform_checkpoint(tmp_path / name, tmp_path / f"{name}-out", g, progress=False, certificate=False)
+        known = AutoConfig.from_pretrained(tmp_path / f"{name}-out").token_symmetry
+        assert (known is not None) == (name == "kept") == (tmp_path / f"{name}-out" / SYMMETRY_FRAME).exists()
+        lost = f"The token symmetry of {tmp_path / name} is not recorded: its weights are"
+        assert (lost in caplog.text) == (name == "not")
+
+
 def test_a_transformation_in_memory_clears_the_record():
     model, representation = symmetric_model()
     g = random_turn(model)
@@ -234,6 +295,7 @@ RECORD = Representation.choose(tiny_config(), SYMMETRIES["cyclic"]()).to_config(
 WRONG = [
     ({}, "must have objects `symmetry` and `filling`"),
     (RECORD | {"more": 1}, "must have objects `symmetry` and `filling`"),
+    (RECORD | {"frame_sha256": 1}, "must have objects `symmetry` and `filling`"),
     (RECORD | {"symmetry": [1]}, "must have objects `symmetry` and `filling`"),
     (RECORD | {"frame": "../other.safetensors"}, "a `frame` that is null or 'token_symmetry.safetensors'"),
     (RECORD | {"symmetry": RECORD["symmetry"] | {"vocab_size": 62}}, "61 tokens or fewer, got one of 62"),
@@ -253,8 +315,12 @@ FILLING = RECORD["filling"]
 TRIVIAL = {"matrices": [], "permutations": [], "frames": {}}
 MISFITS = {
     "no filling": ({"filling": {}}, {}, "'matrices'"),
-    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "`symmetry` must be an object"),
+    "another format": ({"symmetry": RECORD["symmetry"] | {"format": 7}}, {}, "`content` must be an object"),
     "cycles of words": ({"symmetry": RECORD["symmetry"] | {"generators": [[["a", "b"]]]}}, {}, "tokens that are text"),
+    "nothing": ({"symmetry": RECORD["symmetry"] | {"generators": [[]]}}, {}, "must exchange some tokens"),
+    "one token": ({"symmetry": RECORD["symmetry"] | {"generators": [[[5]]]}}, {}, "must exchange some tokens"),
+    "no tokens": ({"symmetry": RECORD["symmetry"] | {"vocab_size": 0}}, {}, "`vocab_size` must be at least 1, got 0"),
+    "no place": ({"filling": FILLING | {"permutations": [[[10**30]]]}}, {}, "a value in it is absent, impossible or"),
     "token twice": ({"symmetry": RECORD["symmetry"] | {"generators": [[[3, 3]]]}}, {}, "move every token once"),
     "ragged": ({"filling": FILLING | {"matrices": [[[1.0], [1.0, 2.0]]]}}, {}, "`token_symmetry` must be"),
     "no rotation": ({"filling": FILLING | {"matrices": [[[[2.0]]]]}}, {}, "orthogonal matrices"),
@@ -287,7 +353,7 @@ def test_a_frame_that_is_not_there_or_does_not_fit_is_refused(turned, tmp_path):
         "is not there": lambda: place.unlink(),
         "`elements['stream']` must have the shape": lambda: save_file({"stream": torch.eye(3)[None]}, place),
         "must be keyed by frames of the config, got 'streams'": lambda: save_file({"streams": torch.eye(3)}, place),
-        "header": lambda: place.write_bytes(b"no tensors"),
+        "cut or damaged": lambda: place.write_bytes(b"no tensors"),
     }
     for words, damage in cases.items():
         damage()

@@ -227,7 +227,9 @@ def test_other_refusals():
         turned = GaugeTransformation.random(config, generator(), ["stream"])
         conjugated = [turned @ one @ turned.inverse() for one in representation.transformations]
         Representation(large, conjugated).project_state(weights_of(tiny_model(**ALL["learned"])))
-    with pytest.raises(ValueError, match="one for each of the 2 generators, at least one, got 1"):
+    with pytest.raises(ValueError, match="`symmetry` must have generators, got one without"):
+        Representation.trivial(config, TokenSymmetry(VOCABULARY, []))
+    with pytest.raises(ValueError, match="one for each of the 2 generators, got 1"):
         Representation(symmetry, [GaugeTransformation.identity(config)])
     with pytest.raises(ValueError, match="of the model's vocabulary, got 61 tokens for a table of 50"):
         Representation.choose(tiny_config(**ALL["learned"] | {"vocab_size": 50}), symmetry)
