@@ -60,7 +60,7 @@ def check_writable(path: Path, argument: str) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f"`{argument}` must be a place that can be written to, got {str(path)[:80]!r}: {error.strerror}. Name "
+            f"`{argument}` must be a place that can be written to, got {str(path)[:200]!r}: {error.strerror}. Name "
             "another."
         ) from error
 

@@ -232,5 +232,5 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     weight.data[0, 0] = 1e6  # of which float16 has none
     options = SimpleNamespace(output_dir=tmp_path / "tuned", merge=False, lora=None)
     with pytest.raises(ValueError, match=rule.replace("float32", "float16")):
-        tuning.write(options, model, None, model.generation_config, torch.float16, {})
+        tuning.write(options, {}, model, None, model.generation_config, torch.float16, {})
     assert not list(tmp_path.iterdir())
