@@ -204,3 +204,25 @@ class FinetuneReport:
 def perplexity(loss: float) -> float:
     """The perplexity of a loss in nats per token."""
     return math.exp(min(loss, 700.0))
+
+
+def make_adapter(options: FinetuneOptions, config: Any) -> Any:
+    """The `peft.LoraConfig` of the options, if they ask for one."""
+    if options.lora is None:
+        return None
+    import peft
+
+    targets: Any = options.lora_target_modules or None
+    if config.tie_word_embeddings and {"lm_head", "embed_tokens"} & set(targets or ()):
+        raise ValueError(
+            f"`lora_target_modules` must not be a table that is used twice, got {','.join(targets)!r} in a model with "
+            "tied embeddings. Adapt other layers."
+        )
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora,
+        lora_alpha=options.lora_alpha or 2 * options.lora,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        revision=options.model_revision,
+    )

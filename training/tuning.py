@@ -33,7 +33,7 @@ from rigpt_hf.terminal import notices_after, say
 
 from .diagnostics import summed_loss
 from .finetune_data import HeldOut, encode, hold_out, read_rows
-from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, perplexity
+from .finetune_options import LONGEST, FinetuneOptions, FinetuneReport, make_adapter, perplexity
 from .folder import Lock
 from .symmetry import read_symmetry, resumed
 from .working import (
@@ -284,28 +284,6 @@ def load_tokenizer(options: FinetuneOptions, source: str, config: Any) -> Any:
     if (template := options.read_template()) is not None:
         tokenizer.chat_template = template
     return tokenizer
-
-
-def make_adapter(options: FinetuneOptions, config: Any) -> Any:
-    """The `peft.LoraConfig` of the options, if they ask for one."""
-    if options.lora is None:
-        return None
-    import peft
-
-    targets: Any = options.lora_target_modules or None
-    if config.tie_word_embeddings and {"lm_head", "embed_tokens"} & set(targets or ()):
-        raise ValueError(
-            f"`lora_target_modules` must not be a table that is used twice, got {','.join(targets)!r} in a model with "
-            "tied embeddings. Adapt other layers."
-        )
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora,
-        lora_alpha=options.lora_alpha or 2 * options.lora,
-        lora_dropout=options.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        revision=options.model_revision,
-    )
 
 
 def make_trainer(

@@ -394,8 +394,7 @@ def local_folder(
     folder = find_source(source, argument, revision, config=config)
     if os.path.isdir(source):
         return folder
-    patterns = [*DOWNLOADED, *TOKENIZER_FILES, *TEMPLATE_FILES, *OTHER_VOCABULARIES]
+    wanted = [*DOWNLOADED, *TOKENIZER_FILES, *TEMPLATE_FILES, *OTHER_VOCABULARIES]
     with reading(argument, source, "be a repository that can be downloaded"):
-        return Path(
-            snapshot_download(os.fspath(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
+        place = snapshot_download(os.fspath(source), revision=revision, allow_patterns=wanted, ignore_patterns="*/*")
+    return Path(place)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ...frames import FrameKey, is_token_table, refuse_shared_frames
 from ..action import GaugeTransformation
+from .filling import Filling, size_of
 from .isotypic import Axis, Decomposition, Part, matrices_of
 from .representation import Representation
 
@@ -174,6 +175,37 @@ def _frozen(tensors: Sequence[torch.Tensor | None]) -> nn.ParameterList:
     return nn.ParameterList(one if one is None else nn.Parameter(one, requires_grad=False) for one in tensors)
 
 
+def irreducible_coordinates(representation: Representation) -> tuple[GaugeTransformation, Representation]:
+    """
+    The change of frames after which all matrices are irreducible blocks, and the representation there.
+
+    Raises:
+        ValueError: if the representation was not made of parts, or its group is too large to list.
+    """
+    if representation.filling is None or not representation.decomposition.listed:
+        raise ValueError(
+            "`representation` must be made of parts, of a group that can be listed, got another. Take "
+            "`Representation.choose`."
+        )
+    references, frames = representation.decomposition.references[1:], dict(representation.filling.frames)
+    elements: dict[FrameKey, torch.Tensor] = {}
+    for key, frame, _ in representation.transformations[0].items():
+        if frame.group.represents == "matrices":
+            stacks = [one.elements[str(key)] for one in representation.transformations]
+            same = torch.eye(size_of(frame), dtype=torch.float64)
+            axes = [
+                representation.decomposition.axis([stack[copy].matmul for stack in stacks], len(same))
+                for copy in range(frame.copies)
+            ]
+            elements[key] = torch.stack([axis.change(same).to(same) for axis in axes])
+            counts = [[axis.multiplicities.get(i, 0) for i in range(1, len(references) + 1)] for axis in axes]
+            frames[key.kind] = "matrices", counts
+    filling = Filling(tuple(one.matrices for one in references), representation.filling.permutations, frames)
+    turn = GaugeTransformation(representation.config, elements)
+    turn = turn if representation.frame is None else turn @ representation.frame.inverse()
+    return turn, Representation.filled(representation.config, representation.symmetry, filling)
+
+
 @torch.no_grad()
 def in_blocks(model: Any, representation: Representation | None = None) -> Any:
     """
@@ -190,7 +222,7 @@ def in_blocks(model: Any, representation: Representation | None = None) -> Any:
     representation = Representation.from_config(model.config) if representation is None else representation
     _check(model, representation)
     state = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-    turn, there = representation.in_irreducible_coordinates()
+    turn, there = irreducible_coordinates(representation)
     state = turn.state_dict(representation.project_state(state))
     table, decomposition = there.table, there.decomposition
     layouts: dict[int, Layout] = {}

@@ -17,10 +17,10 @@ from ...checkpoints.read import in_words, load_config
 from ...checkpoints.source import read_json
 from ...checkpoints.written import look
 from ...configuration_rigpt import RiGPTConfig
-from ...frames import FrameKey, is_token_table, table_of
+from ...frames import is_token_table, table_of
 from ...token_symmetry_rigpt import FRAME_SHA256, SYMMETRY_FRAME, is_frame_of, symmetry_frame
 from ..action import GaugeTransformation
-from .filling import RESTING, Filling, choose_filling, size_of
+from .filling import RESTING, Filling, choose_filling
 from .isotypic import Axis, Decomposition
 from .symmetry import TokenSymmetry
 
@@ -83,36 +83,6 @@ class Representation:
         turned = Representation(self.symmetry, self.transformations, h if self.frame is None else h @ self.frame)
         turned.filling = self.filling
         return turned
-
-    def in_irreducible_coordinates(self) -> tuple[GaugeTransformation, "Representation"]:
-        """
-        The change of frames after which all matrices are irreducible blocks, and the representation there.
-
-        Raises:
-            ValueError: if the representation was not made of parts, or its group is too large to list.
-        """
-        if self.filling is None or not self.decomposition.listed:
-            raise ValueError(
-                "`representation` must be made of parts, of a group that can be listed, got another. Take "
-                "`Representation.choose`."
-            )
-        references, frames = self.decomposition.references[1:], dict(self.filling.frames)
-        elements: dict[FrameKey, torch.Tensor] = {}
-        for key, frame, _ in self.transformations[0].items():
-            if frame.group.represents == "matrices":
-                stacks = [one.elements[str(key)] for one in self.transformations]
-                same = torch.eye(size_of(frame), dtype=torch.float64)
-                axes = [
-                    self.decomposition.axis([stack[copy].matmul for stack in stacks], len(same))
-                    for copy in range(frame.copies)
-                ]
-                elements[key] = torch.stack([axis.change(same).to(same) for axis in axes])
-                counts = [[axis.multiplicities.get(i, 0) for i in range(1, len(references) + 1)] for axis in axes]
-                frames[key.kind] = "matrices", counts
-        filling = Filling(tuple(one.matrices for one in references), self.filling.permutations, frames)
-        turn = GaugeTransformation(self.config, elements)
-        turn = turn if self.frame is None else turn @ self.frame.inverse()
-        return turn, Representation.filled(self.config, self.symmetry, filling)
 
     @property
     def turned(self) -> tuple[GaugeTransformation, ...]:

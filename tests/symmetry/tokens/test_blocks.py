@@ -6,7 +6,7 @@ import torch
 from rigpt_hf.frames import table_of
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, in_blocks, symmetrize
-from rigpt_hf.symmetry.tokens.blocks import BlockLinear
+from rigpt_hf.symmetry.tokens.blocks import BlockLinear, irreducible_coordinates
 from tests.models import COVER, over, tiny_model, tokens
 from tests.symmetry.options import generator
 from tests.symmetry.tokens.groups import SYMMETRIES, VOCABULARY
@@ -114,7 +114,7 @@ def test_models_whose_maps_have_no_blocks_are_refused():
 def test_no_frame_is_forgotten():
     """All frames that a representation turns are brought to irreducible coordinates, so none has a basis there."""
     model, representation = symmetric("learned-untied-projected", "conjugations", "permutation")
-    turn, there = representation.in_irreducible_coordinates()
+    turn, there = irreducible_coordinates(representation)
     assert there.distance(turn(model)) < TOLERANCE < 0.1 < there.distance(model)
     turned = {key for key, frame in table_of(model.config).frames.items() if frame.group.represents == "matrices"}
     assert {str(key) for key in turned} == set(turn.elements) and len(turned) > 3
