@@ -186,7 +186,9 @@ def in_short(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return shown(f"{error.strerror}{f' ({error.filename})' if error.filename else ''}")
     text = " ".join(str(error).split())
-    if isinstance(error, (AttributeError, TypeError, LookupError, ArithmeticError)):
+    if isinstance(error, AttributeError):  # which names only what a library does with it
+        return "a value in it is of another kind"
+    if isinstance(error, (TypeError, LookupError, ArithmeticError)):
         return f"a value in it is absent, impossible or of another kind ({shown(text)})".replace("NoneType", "null")
     return shown(text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}")
 

@@ -19,8 +19,8 @@ import rigpt_hf
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
 from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
-from ..checkpoints.source import ADAPTER, is_inside
-from ..checkpoints.written import WRITTEN, parse_json
+from ..checkpoints.source import ADAPTER, is_inside, read_json
+from ..checkpoints.written import WRITTEN
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -219,7 +219,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
         raise _refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
-    config = _read_json(folder / "config.json", "folder")
+    config = read_json(folder / "config.json", "folder")
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
         raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
@@ -228,16 +228,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             problem = f" with {name} {config[name]!r:.80}"
             raise _refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
     return config
-
-
-def _read_json(path: Path, argument: str) -> dict[str, Any]:
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`{argument}` must be readable JSON, got {str(path)!r}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`{argument}` must be a JSON object, got {str(path)!r} with {type(content).__name__}.")
-    return content
 
 
 def _check_nothing_forbidden(folder: Path) -> None:
@@ -267,7 +257,7 @@ def _check_inside(folder: Path, name: str) -> None:
 
 def _weights(folder: Path, config: dict[str, Any]) -> list[str]:
     if (folder / INDEX).is_file():
-        mapping = _read_json(folder / INDEX, "folder").get("weight_map")
+        mapping = read_json(folder / INDEX, "folder").get("weight_map")
         shards = set(map(str, mapping.values())) if isinstance(mapping, dict) else set()
         if strange := sorted(shard for shard in shards if not SHARD.fullmatch(shard)):
             problem = f", whose `{INDEX}` names {strange[0]!r:.80}"
@@ -358,7 +348,7 @@ def _content(folder: Path, name: str) -> Path | bytes:
     if name not in RECORDS:
         return folder / name
     # Of a certificate goes what follows from its numbers, whatever the file says.
-    record = Certificate.load(folder).to_dict() if name == CERTIFICATE else _read_json(folder / name, "folder")
+    record = Certificate.load(folder).to_dict() if name == CERTIFICATE else read_json(folder / name, "folder")
     return (json.dumps(cleaned(record), indent=2) + "\n").encode()
 
 

@@ -300,7 +300,10 @@ def damage_shard(folder: Path):
 
 REFUSALS = {
     "no-config": (lambda f: (f / "config.json").unlink(), r"has no `config.json`"),
-    "broken-config": (lambda f: (f / "config.json").write_text("{"), r"must be readable JSON"),
+    "broken-config": (
+        lambda f: (f / "config.json").write_text("{"),
+        r"readable `config.json`, .* no JSON at line 1",
+    ),
     "other-model": (lambda f: change_config(f, model_type="gpt2"), r"must hold a RiGPT.*'gpt2'.*rigpt convert"),
     "other-class": (
         lambda f: change_config(f, architectures=["Other"]),
