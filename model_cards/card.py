@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
+from rigpt_hf.checkpoints.disk import check_writable
 from rigpt_hf.checkpoints.folder import write_text
 from rigpt_hf.checkpoints.source import check_folder
 from rigpt_hf.checkpoints.written import is_replaceable, look, parse_json
@@ -291,6 +292,8 @@ def write_card(
             f"`folder` must have no card, or one that this program wrote there and nobody has changed since, got "
             f"{str(path)!r}. Move or remove it yourself."
         )
+    if folder.is_dir():
+        check_writable(path, "folder")
     text = card_text(folder, repo_id=repo_id, results=results, metadata=metadata)
     write_text(path, text, "folder", seen, named=True)
     return path

@@ -277,7 +277,7 @@ def check_apart(read: Mapping[str, Any], written: Mapping[str, Any]) -> None:
 
 def check_above(path: Path, argument: str, *, is_folder: bool = False) -> None:
     """A `ValueError` if nothing, or no folder, can be at a path: a link to nothing or a file is there or above it."""
-    above = next(at for at in (*[path] * is_folder, *path.parents) if at.exists() or at.is_symlink())
+    above = next(at for at in (*[path] * is_folder, path.parent, *path.parents) if at.exists() or at.is_symlink())
     if not above.is_dir():
         rule = "a folder, or a new name in one" if is_folder else "a name in a folder"
         raise ValueError(f"`{argument}` must be {rule}, got {str(path)!r}: {str(above)!r} is none. Name another.")

@@ -207,9 +207,9 @@ def _read_owner(owner: Path, left: list[str]) -> dict[str, Any]:
 
 
 class StopRequests:
-    """Inside, SIGTERM and SIGINT are noted in `received`; a second one acts as it would have without this."""
+    """Inside, SIGTERM and SIGINT are noted by number in `received`; a second one acts as without this."""
 
-    received = False
+    received = 0
 
     def __enter__(self) -> "StopRequests":
         self.earlier = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -220,5 +220,5 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        self.received = True
+        self.received = number
         signal.signal(number, self.earlier[signal.Signals(number)])

@@ -9,6 +9,7 @@ TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN 
 
 import hashlib
 import math
+import signal
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -129,13 +130,15 @@ def run_one(options: Options, settings: dict[str, Any], name: str, rate: float, 
     """One training run, or what an earlier call wrote of it."""
     folder = options.output / name / f"lr-{rate:g}-seed-{seed}"
     records = RunRecords(folder / RESULT, "compare", settings)
-    return records.run(lambda: train(options, folder, name, rate, seed), candidate=name, lr=rate, seed=seed)
+    return records.run(lambda: train(options, settings, folder, name, rate, seed), candidate=name, lr=rate, seed=seed)
 
 
-def train(options: Options, folder: Path, name: str, rate: float, seed: int) -> dict[str, Any]:
+def train(
+    options: Options, settings: dict[str, Any], folder: Path, name: str, rate: float, seed: int
+) -> dict[str, Any]:
     """Train a candidate in a folder, and say what came of it."""
     steps, output, files = options.steps, options.output, (options.train, options.validation)
-    data = output / "data"
+    data = output / f"data-{settings['train'][:8]}-{settings['validation'][:8]}"
     if not (data / "manifest.json").exists():
         splits = dict(zip(("train", "validation"), files, strict=True))
         from_tokens(splits, data, vocab_size=VOCABULARY, end_of_text=None, progress=False)
@@ -165,17 +168,19 @@ def train(options: Options, folder: Path, name: str, rate: float, seed: int) -> 
     run.windows = DrawnWindows(learned, CONTEXT, BATCH, steps, seed=0)
     drawn = DrawnWindows(held_out, CONTEXT, BATCH, VALIDATION_BATCHES, seed=1)
     run.validation = [drawn.batch(index, BATCH) for index in range(VALIDATION_BATCHES)]
-    report = run.train()
+    if run.train().model_folder is None:  # as it was asked to stop
+        signal.raise_signal(run.requests.received)
     with run.average.applied():
         frames = kurtosis_in_random_frames(run.plain, run.validation[0])
-    entries = Records(folder / "metrics.jsonl").read()
+    entries = Records(folder / "metrics.jsonl").read()  # of all calls that have gone on with it
+    validation = [[entry["step"], entry["validation_loss"]] for entry in entries if "validation_loss" in entry]
     return {
         "steps": steps,
         "tokens_per_step": CONTEXT * BATCH,
         "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
         "precision": options.precision,
-        "validation": report.validation,
-        "final_loss": report.validation[-1][1],
+        "validation": validation,
+        "final_loss": validation[-1][1],
         "kurtosis": entries[-1]["kurtosis"],
         "kurtosis_in_random_frames": frames,
         "seconds": sum(CONTEXT * BATCH / entry["tokens_per_second"] for entry in entries),

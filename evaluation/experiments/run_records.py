@@ -54,7 +54,6 @@ class RunRecords:
             check_no_link(path)
             self.runs = self._read()
         check_above(path, "output")
-        check_writable(path, "output")
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -86,6 +85,7 @@ class RunRecords:
         """The run with these values: what the file has of it, or what `make` gives, which is added to the file."""
         if done := self.done(**key):
             return done[0]
+        check_writable(self.path, "output")
         began = time.perf_counter()
         made = key | make()
         facts = {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads()}

@@ -54,7 +54,9 @@ def folders_above(path: Path) -> Iterator[None]:
 def check_writable(path: Path, argument: str) -> None:
     """A `ValueError` if no file can be made where a path is to be, by making one that goes at once."""
     place = Path(os.path.realpath(path))
-    probe = temporary_sibling(next(folder for folder in place.parents if folder.is_dir()) / place.name)
+    probe = temporary_sibling(
+        next(folder for folder in (place.parent, *place.parents) if folder.is_dir()) / place.name
+    )
     try:
         probe.touch()
         probe.unlink()

@@ -127,10 +127,15 @@ def check_output(output: Path, source: str | None, force: bool, argument: str = 
     given = None if source is None else Path(source)
     if given is not None and given.exists() and output.resolve() in (given.resolve(), *given.resolve().parents):
         raise ValueError(f"`{argument}` must not hold the source, got {str(output)!r}. Name another folder.")
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(
+            f"`{argument}` must not be the folder that you are in, nor one above it, as another takes its place, got "
+            f"{str(output)!r}. Name another, or go elsewhere first."
+        )
     check_writable(output, argument)
     remove_leftovers(output.resolve())
     check_place(output, argument)
-    seen = inventory(output) if output.is_dir() else {}
+    seen = inventory(output.resolve()) if output.resolve().is_dir() else {}
     if seen and not force:
         raise ValueError(
             f"`{argument}` must be empty or absent, got {str(output)!r}, which has files in it. Name another folder, "
@@ -288,6 +293,8 @@ def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callab
 def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
     """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
     earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
+    if earlier is not None and look(path) not in (None, earlier):
+        is_kept = False  # Somebody has changed it, and it does not become this program's by being written again.
     if os.path.lexists(path.parent / WRITTEN) and not is_record(path.parent / WRITTEN):
         is_kept = False
     try:

@@ -65,7 +65,7 @@ def lab(name: str) -> Lab:
         return LABS[name]
     near = difflib.get_close_matches(name, [*LABS, "all"], n=1, cutoff=0.4)
     advice = f"Did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"`name` must be a lab, got {name!r}. {advice}`rigpt lab` lists all of them.")
+    raise ValueError(f"`name` must be a lab, got {name[:80]!r}. {advice}`rigpt lab` lists all of them.")
 
 
 def course_folder() -> Path:

@@ -365,3 +365,16 @@ def test_folders_that_were_made_on_the_way_go_again(tmp_path):
         (tmp_path / "mine/a/thesis.txt").write_text("years of work")
         raise KeyError
     assert content(tmp_path) == {"mine/a/thesis.txt": "years of work"}
+
+
+def test_the_folder_that_one_is_in_and_the_root_are_refused(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for output in (Path("."), here, tmp_path, Path("..")):
+        with pytest.raises(ValueError, match="must not be the folder that you are in, nor one above it"):
+            check_output(output, None, force=True)
+    for force in (False, True):
+        with pytest.raises(ValueError, match="`output_dir` must "):
+            check_output(Path("/"), None, force)
+    assert check_output(Path("absent/../new"), None, force=False) == {} and not list(here.iterdir())

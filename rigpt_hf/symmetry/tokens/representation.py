@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -308,11 +309,12 @@ class Representation:
         check_no_link(path, "folder")
         seen, frame = look(path), path.with_name(SYMMETRY_FRAME)
         content = read_json(path, "folder") | {"token_symmetry": record}
-        if self.frame is not None:
-            with new_file(frame, "folder", seen=look(frame)) as temporary:
+        with ExitStack() as both:
+            if self.frame is not None:  # which has its name once the record is written
+                temporary = both.enter_context(new_file(frame, "folder", seen=look(frame)))
                 temporary.write_bytes(self.frame.to_bytes())
                 temporary.chmod(path.stat().st_mode)
-        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", "folder", seen=seen)
+            write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", "folder", seen=seen)
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Representation":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from evaluation.experiments import candidates, compare, equivariance, optimizer_cost
 from rigpt_hf.training import diagnostics
 from rigpt_hf.training.build import build_model, build_optimizer
+from rigpt_hf.training.loop import PretrainingRun
 from tests.evaluation.experiments.runs import SMALL_CANDIDATES
 from tests.tolerances import TRAINING
 
@@ -105,11 +107,48 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
 
 
+def test_a_comparison_that_was_stopped_goes_on_and_has_its_whole_curve(files, tmp_path, monkeypatch):
+    """Stopped in the middle, and once more after the training and before its result is written."""
+    monkeypatch.setitem(compare.CANDIDATES, "rigpt", SMALL_CANDIDATES["rigpt"])
+    monkeypatch.setattr(compare, "BATCH", 2)
+    monkeypatch.setattr(compare, "VALIDATION_BATCHES", 2)
+    save, measure = PretrainingRun._log, compare.kurtosis_in_random_frames
+
+    def stop(run, entry, bar):
+        save(run, entry, bar)
+        if entry["step"] == 26:
+            run.requests._note(signal.SIGINT, None)
+
+    def fail(*_):
+        raise RuntimeError
+
+    def compared(output, *tokens):
+        arguments = {"only": ["rigpt"], "rates": [0.003], "seeds": 1, "steps": 30}
+        compare.run(compare.Options(*(tokens or files), tmp_path / output, **arguments))
+        return json.loads((tmp_path / output / "rigpt/lr-0.003-seed-0/result.json").read_text())["runs"][0]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(PretrainingRun, "_log", stop)
+        compared("stopped")
+    other = tmp_path / "other.bin"
+    other.write_bytes(files[0].read_bytes()[2:])
+    with pytest.raises(ValueError, match="must be as when it was started, but changed: data_hashes"):
+        compared("stopped", other, files[1])
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(compare, "kurtosis_in_random_frames", fail)
+        compared("stopped")
+    monkeypatch.setattr(compare, "kurtosis_in_random_frames", measure)
+    stopped, whole = compared("stopped"), compared("whole")
+    assert [step for step, _ in whole["validation"]] == [25, 30]
+    for name in ("validation", "final_loss", "logs"):
+        assert stopped[name] == whole[name], name
+
+
 def test_runs_of_other_options_are_not_reported(files, tmp_path, monkeypatch, refused):
     """As of other steps or tokens, or edited ones; neither when they are gone on with nor when they are reported."""
     losses = {0.003: math.nan, 0.01: 2.0, 0.03: 3.0}
 
-    def train(options, folder, name, rate, seed):
+    def train(options, settings, folder, name, rate, seed):
         made = {"steps": options.steps, "tokens_per_step": 10, "parameters": 5, "kurtosis": [0.0], "logs": {}}
         return made | {"final_loss": losses[rate], "validation": [[0, 4.0], [options.steps, losses[rate]]]}
 
