@@ -293,8 +293,6 @@ def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callab
 def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
     """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
     earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
-    if earlier is not None and look(path) not in (None, earlier):
-        is_kept = False  # Somebody has changed it, and it does not become this program's by being written again.
     if os.path.lexists(path.parent / WRITTEN) and not is_record(path.parent / WRITTEN):
         is_kept = False
     try:

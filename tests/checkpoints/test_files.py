@@ -212,11 +212,3 @@ def test_a_file_that_cannot_be_recorded_does_not_appear(tmp_path, monkeypatch):
     assert content(tmp_path) == OURS
     write_text(tmp_path / "out/card.md", "card")
     assert content(tmp_path) == OURS | {"out/card.md": "card"} and foreign(tmp_path / "out") == []
-
-
-def test_what_somebody_changed_does_not_become_ours_by_being_written_again(tmp_path):
-    path = tmp_path / "config.json"
-    write_text(path, "ours", named=True)
-    path.write_text("theirs")
-    write_text(path, "theirs and ours", seen=look(path))
-    assert path.read_text() == "theirs and ours" and foreign(tmp_path) == ["config.json"]

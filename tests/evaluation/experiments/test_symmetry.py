@@ -110,7 +110,7 @@ def test_a_link_is_refused_before_a_run_is_made(tmp_path):
 
 def test_a_place_that_takes_no_file_is_refused_before_a_run_is_made():
     with pytest.raises(ValueError, match="`output` must be a place that can be written to, got '/proc/x.json'"):
-        RunRecords(Path("/proc/x.json"), "scan", {})
+        RunRecords(Path("/proc/x.json"), "scan", {}).run(lambda: pytest.fail("a run is made"), seed=0)
 
 
 def test_a_picture_is_replaced_only_if_it_was_there_and_ours(tmp_path, monkeypatch, capsys):
