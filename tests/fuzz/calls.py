@@ -125,7 +125,7 @@ def outputs(draw: Draw) -> Case:
     if name in ("pretrain", "evaluate", "lab"):
         fine |= dict.fromkeys(("forced", "a folder", "a folder of links"), "beside what is there")
     if name == "lab":
-        fine["around the input"] = "beside what is there"
+        fine |= dict.fromkeys(("input", "around the input"), "beside what is there")
     if old == "out-run":
         fine = dict.fromkeys(
             (*others, *PLACES, "a file", "forced", "a folder of links"), "preparing writes nothing there"
