@@ -20,6 +20,8 @@ def test_a_stop_while_a_program_imports_is_one_line(module, number, said, tmp_pa
     command = [sys.executable, "-m", module, "--output", str(tmp_path / "out.json")]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs, such as these tests may be, ignore the keyboard, and their children do.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(number)
