@@ -16,12 +16,12 @@ from rigpt_hf.command_line import check_above
 
 from .checkpoints import FOLDER, sync
 from .facts import check_facts
-from .records import LOG, OWNER
+from .records import CURVES, LOG, OWNER
 
 
 LOCK = ".lock"
 # Results of a run beside its checkpoints, which a new one would replace.
-LEFT = (LOG, "model", "loss.png")
+LEFT = (LOG, "model", CURVES)
 
 
 class Lock:
@@ -96,7 +96,7 @@ def is_lock(path: Path) -> bool:
 def check_place(folder: Path) -> None:
     """A `ValueError` if no folder can be there, or something in it would be replaced that no run wrote."""
     check_above(folder, "output_dir", is_folder=True)
-    log, picture = folder / LOG, folder / "loss.png"
+    log, picture = folder / LOG, folder / CURVES
     lines = log.read_bytes().splitlines() if log.is_file() else []
     # A kill may have cut the last line.
     is_ours = all(map(_is_entry, lines[:-1])) and all(map(_is_cut_entry, lines[-1:]))

@@ -39,7 +39,7 @@ from .diagnostics import (
 from .facts import check_facts
 from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
-from .records import LOG, OWNER, Records, RunReport, write_model, write_results
+from .records import LOG, OWNER, Records, RunReport, check_results, write_model, write_results
 from .schedule import make_schedule
 from .sharding import (
     check_processes,
@@ -199,6 +199,7 @@ class PretrainingRun:
             self.owner = look(self.output / OWNER)
             self.records.look()
             check_owner(self.output, self._facts(), bool(self.store.checkpoints()), self.options.force)
+            self.results = check_results(self.output)
         except BaseException:
             held.release()
             raise
@@ -314,7 +315,7 @@ class PretrainingRun:
         def write(folder: Path) -> None:
             save_state(rng_state(), folder / f"rng-{self.rank}.pt")
             if self.accelerator.is_main_process:
-                write_model(self.plain, weights, None, folder / "model")
+                write_model(self.plain, weights, None, folder / "model", {})
                 scaler = self.scaler.state_dict() if self.scaler else {}
                 state = {"name": self.options.optim, "optimizer": optimizer, "scaler": scaler}
                 save_state(state, folder / "optimizer.pt")
@@ -387,9 +388,8 @@ class PretrainingRun:
     def _finish(self) -> Path:
         """Write the final model and the curves."""
         with self.average.applied():
-            weights = gather_weights(self.model)
-            facts, log = self._facts(), self.records.path
-            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, log, facts))
+            weights, facts, log = gather_weights(self.model), self._facts(), self.records.path
+            self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, log, facts, self.results))
         return self.output / "model"
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from rigpt_hf.checkpoints.folder import DiskFullError, check_file, check_output, new_file, new_folder, write_text
+from rigpt_hf.checkpoints.folder import DiskFullError, Seen, check_file, check_output, new_file, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.checkpoints.weights import check_made
 from rigpt_hf.checkpoints.written import look, parse_json
@@ -23,7 +23,7 @@ from rigpt_hf.pictures.training import plot_losses
 
 
 # The record of a run, its log, and what the record in a model's folder calls the hash of the weights.
-OWNER, LOG, WEIGHTS = "run.json", "metrics.jsonl", "weights_sha256"
+OWNER, LOG, CURVES, WEIGHTS = "run.json", "metrics.jsonl", "loss.png", "weights_sha256"
 
 
 @dataclass
@@ -110,11 +110,23 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def check_results(folder: Path) -> tuple[Seen, list[int] | None]:
+    """
+    The stamps of an earlier final model and of earlier curves in the folder of a run, which alone are replaced.
+
+    Raises:
+        ValueError: if something else is in their place, or they were changed.
+    """
+    seen = check_output(folder / "model", None, force=True)
+    return seen, check_file(folder / CURVES, "output_dir", force=True)
+
+
 def write_model(
     model: nn.Module,
     weights: dict[str, torch.Tensor],
     tokenizer: Any,
     folder: Path,
+    seen: Seen,
     facts: dict[str, Any] | None = None,
     log: Path | None = None,
 ) -> None:
@@ -126,6 +138,7 @@ def write_model(
         weights: Its state dict, gathered.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
+        seen: What is there, as it was looked at before the work began.
         facts, log: Record and log of the run, which go with it, bound to these weights.
 
     Raises:
@@ -136,7 +149,6 @@ def write_model(
     with quiet_loading(), torch.device("meta"):
         shell: Any = type(model)(copy.deepcopy(model.config))
     try:
-        seen = check_output(folder, None, force=True)
         with new_folder(folder, seen) as temporary, quiet_loading():
             shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
@@ -153,19 +165,22 @@ def write_model(
 
 
 def write_results(
-    model: nn.Module, weights: dict[str, torch.Tensor], tokenizer: Any, log: Path, facts: dict[str, Any]
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    tokenizer: Any,
+    log: Path,
+    facts: dict[str, Any],
+    seen: tuple[Seen, list[int] | None],
 ) -> None:
     """
-    The final model and the curves of a run, beside its log; arguments as of `write_model`.
+    The final model and the curves of a run, beside its log; arguments as of `write_model` and `check_results`.
 
     Raises:
         ValueError: if they cannot be written, as on a full disk.
     """
     try:
-        write_model(model, weights, tokenizer, log.parent / "model", facts, log)
-        picture = log.parent / "loss.png"
-        seen = check_file(picture, "output_dir", force=True)
-        with new_file(picture, "output_dir", seen, named=True) as place:
+        write_model(model, weights, tokenizer, log.parent / "model", seen[0], facts, log)
+        with new_file(log.parent / CURVES, "output_dir", seen[1], named=True) as place:
             place.write_bytes(encoded(plot_losses({log.parent.name: Records(log).read()})))
     except OSError as error:
         cause: Any = error.__cause__ if isinstance(error, DiskFullError) else error

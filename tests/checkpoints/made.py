@@ -15,7 +15,7 @@ def make(output: Path, text: str = "weights", meanwhile=lambda: None) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """What a person would see: names and text of all files, hidden ones too, but the record."""
+    """Names and text of all files that a person would see, hidden ones too, but the record."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != WRITTEN]
     return {str(path.relative_to(folder)): path.read_text() for path in files}
 

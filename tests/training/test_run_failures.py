@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import folder as folders
+from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.checkpoints.written import WRITTEN, look
 from rigpt_hf.model_cards.runs import training_metadata
 from rigpt_hf.training import folder, loop, records, tuning
@@ -222,13 +223,32 @@ def test_a_log_that_is_changed_right_after_it_was_written_stays(last, edited, tm
     assert path.read_text() == before
 
 
+def test_a_model_of_ours_that_appears_while_a_run_works_stays(data, straight, tmp_path, monkeypatch):
+    """As another program may have put it there; the run's own model of before is replaced."""
+    output, finish = tmp_path / "run", loop.PretrainingRun._finish
+
+    def appear(run):
+        with new_folder(output / "model", check_output(output / "model", None, force=True)) as folder:
+            (folder / "config.json").write_text("of another run")
+        return finish(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.PretrainingRun, "_finish", appear)
+        with pytest.raises(ValueError, match="`output_dir` .*model', in which something has appeared or changed mean"):
+            pretrain(data, output, max_steps=2, warmup_steps=1)
+    assert (output / "model/config.json").read_text() == "of another run"
+    # Whoever begins once more has seen it, and it is this program's.
+    assert pretrain(data, output, max_steps=2, warmup_steps=1).steps == 2
+    assert (output / "model/model.safetensors").exists()
+
+
 def test_weights_that_are_not_finite_are_not_written(tmp_path):
     model = RiGPTForCausalLM(tiny_config())
     weight = model.model.layers[0].mlp.up_proj.weight
     weight.data[0, 0] = float("inf")
     rule = "`learning_rate` must give weights that are finite numbers in float32, got NaN or infinity in `model"
     with pytest.raises(ValueError, match=rule):
-        records.write_model(model, model.state_dict(), None, tmp_path / "pretrained")
+        records.write_model(model, model.state_dict(), None, tmp_path / "pretrained", {})
     weight.data[0, 0] = 1e6  # of which float16 has none
     options = SimpleNamespace(output_dir=tmp_path / "tuned", merge=False, lora=None)
     with pytest.raises(ValueError, match=rule.replace("float32", "float16")):

@@ -101,7 +101,7 @@ def _order(generators: Sequence[Cycles]) -> int:
 
 
 def _actions(generators: Sequence[Cycles]) -> list[np.ndarray]:
-    """What generators do on each orbit, `[generators, n]`, once where they do the same on several."""
+    """The permutations of each orbit by the generators, `[generators, n]`, once where they are the same on several."""
     orbits = joined(cycle for one in generators for cycle in one)
     if len(generators) * sum(map(len, orbits)) > DENSE:
         raise OrderError(
