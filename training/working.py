@@ -17,7 +17,7 @@ from transformers import TrainerState
 
 from rigpt_hf.checkpoints.disk import leftover_kind
 from rigpt_hf.checkpoints.folder import Seen, check_output, write_text
-from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, read_written
+from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, record_of
 
 from .finetune_options import FinetuneOptions
 from .folder import LOCK, is_lock
@@ -89,7 +89,7 @@ def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:
 def is_of_a_run(path: Path) -> bool:
     """Whether something in the folder of checkpoints is there because a fine-tuning wrote it."""
     if CHECKPOINT.fullmatch(path.name) and not path.is_symlink():
-        return bool(read_written(path)) and not foreign(path)
+        return bool(record_of(path).files) and not foreign(path)
     if path.name in LOGS and path.is_dir() and not path.is_symlink():
         logs = own_logs(path)
         return bool(logs) and logs == set(path.rglob("*"))
@@ -150,7 +150,9 @@ def clear(working: Path) -> None:
 def checkpoints(working: Path) -> list[Path]:
     """Those whose writing was ended, by step."""
     places = [path for path in working.iterdir() if CHECKPOINT.fullmatch(path.name)] if working.is_dir() else []
-    return sorted((path for path in places if read_written(path)), key=lambda path: int(path.name.partition("-")[2]))
+    return sorted(
+        (path for path in places if record_of(path).files), key=lambda path: int(path.name.partition("-")[2])
+    )
 
 
 def last_checkpoint(working: Path) -> Path | None:
@@ -161,7 +163,7 @@ def last_checkpoint(working: Path) -> Path | None:
 def check_whole(checkpoint: Path) -> None:
     """A `ValueError` if a file of a checkpoint is absent, cut, or cannot be parsed."""
     sizes = {name: stamp[0] for name, stamp in inventory(checkpoint).items() if stamp}
-    for name, stamp in read_written(checkpoint).items():
+    for name, stamp in record_of(checkpoint).files.items():
         if stamp and sizes.get(name) != stamp[0]:
             held = f"has {sizes[name]} bytes instead of {stamp[0]}" if name in sizes else "is missing"
             raise damaged(checkpoint, f"{name} {held}")

@@ -5,9 +5,10 @@ import errno
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -49,6 +50,28 @@ def folders_above(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def locked(folder: Path, seconds: float = 2.0) -> Iterator[None]:
+    """
+    Has a folder for this process alone, among those that ask for it; only for moments.
+
+    Whoever does not get it in `seconds` goes on without, as a person may hold it for a whole command.
+    """
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl  # which not every system has
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)  # which lets it go
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.01)
+        yield
 
 
 def check_writable(path: Path, argument: str) -> None:

@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,12 +22,13 @@ from .disk import (
     exchange,
     folders_above,
     give_name,
-    leftover_kind,
+    locked,
     room,
     temporary_sibling,
 )
+from .leftovers import discard, remove_leftovers
 from .workers import ALONE, Workers, together
-from .written import WRITTEN, foreign, inventory, is_record, look, read_written, stamp
+from .written import WRITTEN, Record, foreign, inventory, is_ours, is_record, look, record_of, stamp
 
 
 # What was in a folder when it was checked, by which it is known later that nothing has changed: an [`inventory`].
@@ -37,27 +37,28 @@ Seen = dict[str, list[int]]
 logger = logging.getLogger(__name__)
 
 
-def record_written(folder: Path, files: dict[str, list[int]]) -> None:
-    """Say in a folder what was written into it; `files` is part of its [`inventory`]."""
+def record_written(folder: Path, record: Record) -> None:
+    """Say in a folder what was written into it."""
     with new_file(folder / WRITTEN) as temporary:
-        temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(vars(record), indent=1) + "\n", encoding="utf-8")
 
 
 def begin_record(folder: Path) -> None:
     """Have a record in a folder, which [`new_file`] keeps from here on."""
-    if not is_record(folder / WRITTEN):
-        record_written(folder, {})
+    with locked(folder):
+        if not is_record(folder / WRITTEN):
+            record_written(folder, Record({}, {}))
 
 
-def forget(path: Path) -> None:
-    """Take a file out of the record beside it; a record of nothing goes."""
-    files = read_written(path.parent)
-    if files.pop(path.name, None) is None:
-        return
-    if files:
-        record_written(path.parent, files)
-    else:
-        (path.parent / WRITTEN).unlink()
+def amend_record(path: Path, stamp: list[int] | None) -> None:
+    """Have a file that gets this stamp in the record beside it; without a stamp it goes, and a record of nothing."""
+    with locked(path.parent):
+        record = record_of(path.parent)
+        amended = record.amended(path.name, stamp)
+        if amended.files:
+            record_written(path.parent, amended)
+        elif record.files:
+            (path.parent / WRITTEN).unlink()
 
 
 def check_file(path: Path | None, argument: str, force: bool) -> list[int] | None:
@@ -85,7 +86,7 @@ def check_file(path: Path | None, argument: str, force: bool) -> list[int] | Non
         raise ValueError(
             f"`{argument}` must not exist yet, got {str(path)!r}. Name another file, or pass `force=True`."
         )
-    if seen and read_written(path.parent).get(path.name) != seen:
+    if seen and not is_ours(path, seen):
         raise ValueError(
             f"`{argument}` can be replaced only if this program wrote it and nobody has changed it since, got "
             f"{str(path)!r}. Move or remove it yourself, or name another file."
@@ -212,12 +213,17 @@ def new_folder(output: Path, seen: Seen, argument: str = "output_dir", workers: 
                 together(workers, lambda: publish(temporary, output, seen, argument, typed) if is_main else None)
         finally:
             if is_main and temporary.exists():
-                _discard(temporary)
+                discard(temporary)
 
 
 @contextmanager
 def new_file(
-    path: Path, argument: str = "output", seen: list[int] | None = None, *, named: bool = False
+    path: Path,
+    argument: str = "output",
+    seen: list[int] | None = None,
+    *,
+    named: bool = False,
+    edits: bool = False,
 ) -> Iterator[Path]:
     """
     A file beside `path` to write to; it becomes `path` when the block ends well, and is removed if not.
@@ -228,6 +234,8 @@ def new_file(
         seen (`list[int]`, *optional*): the [`stamp`] of an earlier file that is to be replaced, when it was looked at,
             as [`check_file`] gives it; nothing else is, and the mode stays. A link is refused at once.
         named (`bool`, defaults to `False`): whether a person named the file; the folder gets a record of it then.
+        edits (`bool`, defaults to `False`): whether what the earlier file says lives on, such as a configuration with
+            one entry more; what was somebody's, or was changed by somebody, stays theirs then.
 
     Raises:
         ValueError: if the disk is full, or something is there that is not what was seen; it is left.
@@ -254,7 +262,7 @@ def new_file(
             written = stamp(temporary)
             if os.path.lexists(path) and not may_go(path):
                 raise FileExistsError(path)
-            with _recorded(path, temporary, named):
+            with _recorded(path, temporary, named, edits):
                 _put(temporary, path, may_go)
     except FileExistsError as error:
         raise ValueError(
@@ -290,53 +298,40 @@ def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callab
 
 
 @contextmanager
-def _recorded(path: Path, temporary: Path, is_named: bool) -> Iterator[None]:
-    """Have the file that appears in this block in the record beside it, which is made for one that a person named."""
-    earlier, is_kept = read_written(path.parent).get(path.name), path.name != WRITTEN
-    if os.path.lexists(path.parent / WRITTEN) and not is_record(path.parent / WRITTEN):
+def _recorded(path: Path, temporary: Path, named: bool, edits: bool) -> Iterator[None]:
+    """Have the file that appears in this block in the record beside it; arguments as of [`new_file`]."""
+    there, record = look(path), path.parent / WRITTEN
+    earlier = record_of(path.parent).files.get(path.name)
+    is_kept = path.name != WRITTEN and (is_record(record) or not os.path.lexists(record))
+    if edits and there and not is_ours(path, there):
         is_kept = False
     try:
         try:
             # Before the file is there, which a full disk would otherwise leave behind.
-            if is_kept and (is_named or (path.parent / WRITTEN).is_file()):
-                record_written(path.parent, read_written(path.parent) | {path.name: stamp(temporary)})
+            if is_kept and (named or record.is_file()):
+                amend_record(path, stamp(temporary))
         except DiskFullError as error:
             raise (error.__cause__ or error) from None  # which is said of the file
         except OSError:
-            if not is_named:
+            if not named:
                 raise
             is_kept = False  # The record is somebody else's: the file appears, and is not replaced later.
         yield
     except BaseException:
         with suppress(OSError):  # the first failure is the one to know
-            if is_kept and earlier is None:
-                forget(path)
-            elif is_kept and earlier is not None:
-                record_written(path.parent, read_written(path.parent) | {path.name: earlier})
+            if is_kept:
+                amend_record(path, earlier)
         raise
 
 
 def write_text(
-    path: Path, text: str, argument: str = "output", seen: list[int] | None = None, *, named: bool = False
+    path: Path, text: str, argument: str = "output", seen: list[int] | None = None, **options: bool
 ) -> list[int]:
     """Write a text file that appears complete, and give its [`stamp`]; arguments as of [`new_file`]."""
-    with new_file(path, argument, seen, named=named) as temporary:
+    with new_file(path, argument, seen, **options) as temporary:
         temporary.write_text(text, encoding="utf-8")
         written = stamp(temporary)  # by its own name it may soon be another's
     return written
-
-
-def remove_leftovers(output: Path) -> None:
-    """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
-    for path in output.parent.iterdir() if output.parent.is_dir() else ():
-        kind = leftover_kind(path, re.escape(output.name), "partial|previous")
-        if kind is None:
-            continue
-        if kind == "previous" and not output.exists():
-            path.rename(output)
-            logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
-        elif _discard(path):
-            logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
 
 
 def _as_open(earlier: Path, temporary: Path) -> None:
@@ -344,18 +339,6 @@ def _as_open(earlier: Path, temporary: Path) -> None:
     with suppress(OSError):
         os.chown(temporary, -1, earlier.stat().st_gid)
     shutil.copymode(earlier, temporary)
-
-
-def _discard(path: Path) -> bool:
-    """Remove what was made under a temporary name, unless files of others were moved there; whether it is gone."""
-    if (path / WRITTEN).exists() and foreign(path):
-        logger.warning(f"{str(path)!r} has files of others that were moved there; it is left.")
-        return False
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-    return True
 
 
 def publish(temporary: Path, output: Path, seen: Seen, argument: str, typed: Path) -> None:
@@ -371,7 +354,7 @@ def publish(temporary: Path, output: Path, seen: Seen, argument: str, typed: Pat
     Raises:
         ValueError: if something has appeared or changed there meanwhile; it is left as it is.
     """
-    record_written(temporary, inventory(temporary))
+    record_written(temporary, Record(inventory(temporary), {}))
     try:
         if not seen:
             give_name(temporary, output)

@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[s
         folder (`Path`): the folder.
         content (`dict`, *optional*): its [`inventory`] when somebody looked last; taken now if not given.
     """
-    written = read_written(folder)
+    record = record_of(folder)
     content = inventory(folder) if content is None else content
-    return sorted(name for name, stamp in content.items() if written.get(name) != stamp)
+    return sorted(name for name, stamp in content.items() if not record.knows(name, stamp))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -60,15 +61,46 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("a number in it has too many digits") from error
 
 
-def read_written(folder: Path) -> dict[str, list[int]]:
-    """The record in a folder of what was written into it, as [`inventory`] gave it; empty without one."""
-    return _parse_record(folder / WRITTEN) or {}
+@dataclass(frozen=True)
+class Record:
+    """
+    What a record says.
+
+    Args:
+        files (`dict`): the [`inventory`] of what was written.
+        earlier (`dict`): the [`stamp`]s that some of these had before. A file gets its name after the record has its
+            stamp; where a kill came in between, the earlier one is there.
+    """
+
+    files: dict[str, list[int]]
+    earlier: dict[str, list[int]]
+
+    def knows(self, name: str, stamp: list[int]) -> bool:
+        """Whether a file with this stamp is as this program left it."""
+        return stamp in (self.files.get(name), self.earlier.get(name))
+
+    def amended(self, name: str, stamp: list[int] | None) -> "Record":
+        """The same with one file that will have this stamp, or without it."""
+        files, earlier = dict(self.files), dict(self.earlier)
+        before = files.pop(name, None)
+        earlier.pop(name, None)
+        if stamp is None:
+            return Record(files, earlier)
+        return Record(files | {name: stamp}, earlier if before is None else earlier | {name: before})
 
 
-def _parse_record(path: Path) -> dict[str, list[int]] | None:
-    try:  # a link is somebody's
-        return None if path.is_symlink() else dict(parse_json(path.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+def record_of(folder: Path) -> Record:
+    """The record in a folder of what was written into it; empty without one."""
+    return _parse_record(folder / WRITTEN) or Record({}, {})
+
+
+def _parse_record(path: Path) -> Record | None:
+    try:
+        if path.is_symlink():  # it is somebody's
+            return None
+        content = parse_json(path.read_text(encoding="utf-8"))
+        return Record(dict(content["files"]), dict(content.get("earlier", {})))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -77,6 +109,11 @@ def is_record(path: Path) -> bool:
     return _parse_record(path) is not None
 
 
+def is_ours(path: Path, seen: list[int]) -> bool:
+    """Whether a file with this [`stamp`] is one that this program wrote and nobody has changed since."""
+    return record_of(path.parent).knows(path.name, seen)
+
+
 def is_replaceable(path: Path) -> bool:
-    """Whether nothing is at a path, or a file that this program wrote and nobody has changed since."""
-    return not os.path.lexists(path) or read_written(path.parent).get(path.name) == stamp(path)
+    """Whether nothing is at a path, or a file of this program's as it was written."""
+    return not os.path.lexists(path) or is_ours(path, stamp(path))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.disk import folders_above
-from ..checkpoints.folder import check_file, forget
+from ..checkpoints.folder import amend_record, check_file
 from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
 from ..terminal import Console
@@ -82,7 +82,7 @@ def new_files() -> Iterator[Callable[[Path, str, list[int] | None], Path]]:
             with suppress(OSError):
                 if path.lstat().st_ino == number:
                     path.unlink()
-                    forget(path)
+                    amend_record(path, None)
         raise
 
 

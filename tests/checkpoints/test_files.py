@@ -10,8 +10,8 @@ import pytest
 
 from rigpt_hf.checkpoints import folder as module
 from rigpt_hf.checkpoints.disk import here
-from rigpt_hf.checkpoints.folder import check_file, check_output, forget, new_file, write_text
-from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, read_written
+from rigpt_hf.checkpoints.folder import amend_record, check_file, check_output, new_file, write_text
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, record_of
 
 from .made import OURS, content, make
 
@@ -164,7 +164,7 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
     (tmp_path / "a").unlink()
     write_text(tmp_path / "b", "ours", named=True)
     write_text(tmp_path / "c", "ours", named=True)
-    written = read_written(tmp_path)
+    written = record_of(tmp_path).files
 
     def fail(*arguments):
         raise OSError("no")
@@ -174,10 +174,10 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
         with monkeypatch.context() as patched, pytest.raises(OSError, match="no"):
             patched.setattr(module, "_put", lambda at, to, may: (put if to.name == WRITTEN else fail)(at, to, may))
             write_text(tmp_path / name, "new", seen=look(tmp_path / name), named=True)
-        assert read_written(tmp_path) == written and foreign(tmp_path) == []
-    forget(tmp_path / "b")
+        assert record_of(tmp_path).files == written and foreign(tmp_path) == []
+    amend_record(tmp_path / "b", None)
     assert foreign(tmp_path) == ["b"]
-    forget(tmp_path / "c")
+    amend_record(tmp_path / "c", None)
     assert not (tmp_path / WRITTEN).exists()
 
 

@@ -23,7 +23,7 @@ from rigpt_hf.checkpoints.folder import (
     temporary_sibling,
     write_text,
 )
-from rigpt_hf.checkpoints.written import WRITTEN, foreign, parse_json, read_written
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, parse_json, record_of
 from rigpt_hf.cli import common
 from tests.processes import run
 
@@ -266,7 +266,7 @@ def test_json_that_is_nested_too_deeply_is_a_value_that_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="its brackets are nested too deeply"):
         parse_json("[" * 100_000)
     (tmp_path / WRITTEN).write_text('{"files": ' + "[" * 100_000)
-    assert read_written(tmp_path) == {} and parse_json(b'{"a": [1]}') == {"a": [1]}
+    assert record_of(tmp_path).files == {} and parse_json(b'{"a": [1]}') == {"a": [1]}
 
 
 def test_a_file_with_the_name_of_the_record_that_is_none_is_left(tmp_path):
@@ -298,7 +298,7 @@ def test_a_link_with_the_name_of_the_record_stays(tmp_path):
         assert (tmp_path / "out" / WRITTEN).is_symlink() and foreign(tmp_path / "other") == []
     (tmp_path / "out" / WRITTEN).unlink()
     begin_record(tmp_path / "out")
-    assert read_written(tmp_path / "out") == {} and not (tmp_path / "out" / WRITTEN).is_symlink()
+    assert record_of(tmp_path / "out").files == {} and not (tmp_path / "out" / WRITTEN).is_symlink()
 
 
 def test_an_output_folder_keeps_its_mode_and_group(tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
 from rigpt_hf.checkpoints.named import load_rigpt
-from rigpt_hf.checkpoints.written import WRITTEN, foreign, read_written
+from rigpt_hf.checkpoints.written import WRITTEN, foreign, record_of
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from rigpt_hf.text import tokenizer
@@ -124,7 +124,7 @@ def test_force_replaces_only_files_that_were_written_here(rigpt, folders, tmp_pa
     command = ("diff", folders / "model", folders / "disguise")
     given = [word for name, path in files.items() for word in (f"--{name}", path)]
     assert rigpt(*command, *given)[0] == 0 and rigpt(*command, *given, "--force")[0] == 0
-    assert foreign(tmp_path) == [] and set(read_written(tmp_path)) == {"d.json", "g"}
+    assert foreign(tmp_path) == [] and set(record_of(tmp_path).files) == {"d.json", "g"}
     for name, path in files.items():
         path.write_text("mine")
         before = {file: file.read_bytes() for file in tmp_path.iterdir()}

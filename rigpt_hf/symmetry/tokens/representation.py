@@ -314,7 +314,8 @@ class Representation:
                 temporary = both.enter_context(new_file(frame, "folder", seen=look(frame)))
                 temporary.write_bytes(self.frame.to_bytes())
                 temporary.chmod(path.stat().st_mode)
-            write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", "folder", seen=seen)
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            write_text(path, text, "folder", seen=seen, edits=True)
 
     @classmethod
     def load(cls, source: str | Path, revision: str | None = None) -> "Representation":
