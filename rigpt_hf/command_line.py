@@ -306,7 +306,7 @@ def as_typed(message: str, typed: Mapping[str, str], values: Mapping[str, Any]) 
     elif "source" in typed:
         inner |= {"model": "source"}
     meant = shown("got ") or shown("")
-    if len(meant) == 1:
+    if len({str(values[name]) for name in meant}) == 1:  # of two that are the same the first is read first
         inner |= dict.fromkeys(("source", "model", "repo"), meant[0])
     # Names that the program itself has are those of the program.
     inner = {name: parameter for name, parameter in inner.items() if name not in typed or len(meant) == 1}

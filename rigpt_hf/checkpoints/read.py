@@ -219,7 +219,8 @@ def check_model(
     config = load_config(source, argument=argument, revision=revision)
     folder = local_folder(source, revision, argument)
     prefix = ""
-    if any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+    safe = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    if safe or not any(path.is_file() for path in folder.glob("pytorch_model*.bin*")):
         stored = stored_tensors(folder, argument)
         prefix = wrapper_of(stored)
         shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}
@@ -322,7 +323,8 @@ def in_words(error: BaseException) -> str:
         return "it does not fit into memory. Take a smaller dtype or model"
     if isinstance(error, StrictDataclassError):
         return in_short(chain[1] if len(chain) > 1 else error)
-    return f"{in_short(error)}. {AGAIN}"
+    short = in_short(error)
+    return f"{short}{'' if short.endswith('.') else '.'} {AGAIN}"
 
 
 def at(revision: str | None) -> dict[str, Any]:

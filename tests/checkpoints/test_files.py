@@ -3,13 +3,14 @@
 import errno
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from rigpt_hf.checkpoints import folder as module
-from rigpt_hf.checkpoints.disk import here
+from rigpt_hf.checkpoints.disk import here, locked
 from rigpt_hf.checkpoints.folder import amend_record, check_file, check_output, new_file, write_text
 from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, record_of
 
@@ -179,6 +180,46 @@ def test_a_record_is_kept_only_of_files_that_appear(tmp_path, monkeypatch):
     assert foreign(tmp_path) == ["b"]
     amend_record(tmp_path / "c", None)
     assert not (tmp_path / WRITTEN).exists()
+
+
+def test_a_kill_between_a_record_and_its_file_leaves_the_earlier_file_ours(tmp_path, monkeypatch):
+    path = tmp_path / "said.json"
+    write_text(path, "first", named=True)
+    earlier = path.stat().st_mtime_ns
+    write_text(path, "again", seen=look(path), named=True)
+    os.utime(path, ns=(earlier, earlier))
+    path.write_text("first")
+    os.utime(path, ns=(earlier, earlier))  # as it was before the second, of which only the record was written
+    assert foreign(tmp_path) == []
+    write_text(path, "third", seen=check_file(path, "json", True), named=True)
+    os.utime(path, ns=(earlier, earlier))
+    assert foreign(tmp_path) == ["said.json"]  # two before: nobody's but a person's
+
+
+def test_what_a_person_changed_stays_theirs_when_something_is_added_to_it(tmp_path):
+    path = tmp_path / "config.json"
+    for name, owner in (("ours", []), ("theirs", ["config.json"])):
+        path.unlink(missing_ok=True)
+        write_text(path, "{}", named=True)
+        if owner:
+            path.write_text('{"theirs": 1}')
+        write_text(path, name, seen=look(path), edits=True)
+        assert path.read_text() == name and foreign(tmp_path) == owner
+
+
+def test_writers_of_other_files_in_one_folder_keep_each_others_records(tmp_path):
+    """Eight threads, each with ten files: a lock belongs to an open folder, so threads are as processes."""
+
+    def write(writer: int):
+        for index in range(10):
+            write_text(tmp_path / f"{writer}-{index}", "ours", named=True)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert foreign(tmp_path) == [] and len(record_of(tmp_path).files) == 80
+    with locked(tmp_path):  # as a person may hold it
+        write_text(tmp_path / "late", "ours", named=True)
+    assert foreign(tmp_path) == []
 
 
 def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):
