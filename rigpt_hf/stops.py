@@ -1,5 +1,6 @@
 """
-Stops while a program is still importing its libraries: one line and the exit code, as `execute` has for later ones.
+Stops by signals at moments of their own: while a program is still importing its libraries, one line and the exit code,
+as `execute` has for later ones; and between steps that belong together, after the last of them.
 
 Imports nothing but the standard library, so that little comes before it.
 """
@@ -7,6 +8,8 @@ Imports nothing but the standard library, so that little comes before it.
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -27,6 +30,26 @@ def leave_to_program() -> None:
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _stop:
             signal.signal(number, default)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Has stops by signals wait while a few short steps belong together; in the main thread, which alone gets them."""
+    came: list[int] = []
+    earlier = {}
+    try:
+        for number in SAID:
+            earlier[number] = signal.signal(number, lambda number, frame: came.append(number))
+    except ValueError:  # another thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, answer in earlier.items():
+            signal.signal(number, signal.SIG_DFL if answer is None else answer)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

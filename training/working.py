@@ -15,9 +15,18 @@ from typing import Any
 
 from transformers import TrainerState
 
-from rigpt_hf.checkpoints.disk import leftover_kind
 from rigpt_hf.checkpoints.folder import Seen, check_output, write_text
-from rigpt_hf.checkpoints.written import foreign, inventory, look, parse_json, record_of
+from rigpt_hf.checkpoints.leftovers import remove, remove_leftovers
+from rigpt_hf.checkpoints.written import (
+    WRITTEN,
+    foreign,
+    inventory,
+    is_record,
+    is_replaceable,
+    look,
+    parse_json,
+    record_of,
+)
 
 from .finetune_options import FinetuneOptions
 from .folder import LOCK, is_lock
@@ -28,7 +37,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What else a run leaves there: a record or a checkpoint that was being written, a lock that was being removed, and
 # what loggers write.
 OF_A_RUN = rf"{re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)}"
-PASSING = re.compile(rf"\.({OF_A_RUN})\..*-\d+-[0-9a-f]{{8}}\.partial")
+PASSING = re.compile(rf"\.({OF_A_RUN})\..*-\d+-[0-9a-f]{{8}}\.(partial|previous)")
 # A file of events says when, on which machine and by which process it was begun.
 LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.
@@ -74,16 +83,18 @@ def begin(options: FinetuneOptions, record: dict[str, Any]) -> None:
     process it logs; for the main process.
     """
     working = options.working_dir
-    writers = _writers(working) if options.resume else {}
-    seen = look(working / RECORD) if options.resume and read_record(working) else None
-    gone = [path for path in removable(working) if PASSING.fullmatch(path.name) or not options.resume]
+    earlier = (read_record(working) or {}) if options.resume else {}
+    seen = look(working / RECORD) if earlier else None
+    remove_passing(working)
+    gone = [] if options.resume else removable(working)
     for path in gone:
         remove(path)
     if gone:
-        names = ", ".join(sorted(path.name for path in gone))
+        names = ", ".join(sorted(path.name for path in gone if path.name != WRITTEN))
         logger.warning(f"Removed {names} of an interrupted run from {str(working)!r}.")
-    record = record | {"writers": writers | {f"{socket.gethostname()}.{os.getpid()}": int(time.time())}}
-    write_text(working / RECORD, json.dumps(record, indent=2) + "\n", "output_dir", seen=seen)
+    writers = (_writers(working) if earlier else {}) | {f"{socket.gethostname()}.{os.getpid()}": int(time.time())}
+    text = json.dumps(earlier | record | {"writers": writers}, indent=2) + "\n"
+    write_text(working / RECORD, text, "output_dir", seen=seen, named=True, edits=True)
 
 
 def is_of_a_run(path: Path) -> bool:
@@ -95,7 +106,9 @@ def is_of_a_run(path: Path) -> bool:
         return bool(logs) and logs == set(path.rglob("*"))
     if path.name == LOCK:
         return is_lock(path)
-    return PASSING.fullmatch(path.name) is not None or (path.name == RECORD and read_record(path.parent) is not None)
+    if path.name in (RECORD, WRITTEN):
+        return is_replaceable(path) if path.name == RECORD else is_record(path)
+    return PASSING.fullmatch(path.name) is not None
 
 
 def own_logs(folder: Path) -> set[Path]:
@@ -125,14 +138,18 @@ def not_of_a_run(working: Path) -> list[str]:
 
 
 def removable(working: Path) -> list[Path]:
-    """All that a run has left in the folder of checkpoints, but the lock and what another machine may be writing."""
-    left = [path for path in working.iterdir() if is_of_a_run(path) and path.name != LOCK]
-    return [p for p in left if not PASSING.fullmatch(p.name) or leftover_kind(p, OF_A_RUN, "partial") is not None]
+    """All that a run has left in the folder of checkpoints, but the lock and what was being written."""
+    return [
+        path
+        for path in working.iterdir()
+        if is_of_a_run(path) and path.name != LOCK and not PASSING.fullmatch(path.name)
+    ]
 
 
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def remove_passing(working: Path) -> None:
+    """Remove what killed processes of this machine were writing there."""
+    for name in {match[1] for path in working.iterdir() if (match := PASSING.fullmatch(path.name))}:
+        remove_leftovers(working / name)
 
 
 def clear(working: Path) -> None:
@@ -145,6 +162,7 @@ def clear(working: Path) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
     for path in own:
         remove(path)
+    remove_passing(working)
 
 
 def checkpoints(working: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from ..version import __version__
+from .folder import named_file
 from .weights import weights_sha256
 from .written import parse_json
 
@@ -127,10 +128,15 @@ class Certificate:
         except (TypeError, ArithmeticError, AttributeError, LookupError) as fault:
             raise ValueError(f"`values` must be those of a certificate, got {fault}.") from fault
 
+    def to_json(self) -> str:
+        """The text of the file that [`save`] writes."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def save(self, folder: str | Path) -> Path:
-        """Write `certificate.json` into a folder and return its path."""
+        """Write `certificate.json` into a folder, in the place of nothing or of one of this program's; its path."""
         path = Path(folder) / CERTIFICATE_NAME
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with named_file(path, "folder") as place:
+            place.write_text(self.to_json(), encoding="utf-8")
         return path
 
     @classmethod

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ..stops import deferred
+
 
 # A disk that takes no more says one of these; some libraries pass on the words alone.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -81,8 +83,9 @@ def check_writable(path: Path, argument: str) -> None:
         next(folder for folder in (place.parent, *place.parents) if folder.is_dir()) / place.name
     )
     try:
-        probe.touch()
-        probe.unlink()
+        with deferred():
+            probe.touch()
+            probe.unlink()
     except OSError as error:
         raise ValueError(
             f"`{argument}` must be a place that can be written to, got {str(path)[:200]!r}: {error.strerror}. Name "
@@ -126,21 +129,23 @@ def _lives(pid: int) -> bool:
 
 
 def give_name(temporary: Path, path: Path) -> None:
-    """Give a file or folder a name that nothing but an empty folder has."""
-    if temporary.is_dir() and not temporary.is_symlink():
-        temporary.rename(path)
-        return
+    """Give a file or folder a name; a `FileExistsError` if anything but an empty folder has it."""
     try:
+        if temporary.is_dir() and not temporary.is_symlink():
+            temporary.rename(path)
+            return
         if _rename(temporary, path, RENAME_NOREPLACE):
             return
         os.link(temporary, path)
         temporary.unlink()
     except FileExistsError:
         raise
-    except OSError as error:  # not every file system has links
-        if os.path.lexists(path):
+    except OSError as error:
+        if os.path.lexists(path) and error.errno != errno.EBUSY:
             raise FileExistsError(path) from error
-        temporary.rename(path)
+        if temporary.is_dir():
+            raise
+        temporary.rename(path)  # not every file system has links
 
 
 def exchange(a: Path, b: Path) -> None:

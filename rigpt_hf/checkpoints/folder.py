@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..command_line import check_above
+from ..stops import deferred
 from .disk import (
     DiskFullError,
     check_writable,
@@ -26,7 +27,7 @@ from .disk import (
     room,
     temporary_sibling,
 )
-from .leftovers import discard, remove_leftovers
+from .leftovers import discard, remove, remove_leftovers
 from .workers import ALONE, Workers, together
 from .written import WRITTEN, Record, foreign, inventory, is_ours, is_record, look, record_of, stamp
 
@@ -242,7 +243,7 @@ def new_file(
     """
     if seen is not None:
         check_no_link(path, argument)
-    temporary, written = temporary_sibling(path), None
+    temporary = temporary_sibling(path)
     remove_leftovers(path)
 
     def may_go(there: Path) -> bool:
@@ -259,7 +260,6 @@ def new_file(
                 keep_mode()
             yield temporary
             keep_mode()  # some libraries make another file of that name
-            written = stamp(temporary)
             if os.path.lexists(path) and not may_go(path):
                 raise FileExistsError(path)
             with _recorded(path, temporary, named, edits):
@@ -270,31 +270,34 @@ def new_file(
             "meanwhile and was left. Run it again, or name another place."
         ) from error
     finally:
-        try:
-            _remove_temporary(temporary, written, may_go)
-        except BaseException:  # a signal in this very moment
-            _remove_temporary(temporary, written, may_go)
-            raise
+        discard(temporary)
+
+
+@contextmanager
+def named_file(path: Path, argument: str = "path") -> Iterator[Path]:
+    """[`new_file`] at a name that a program gives, in the place of nothing or of a file of this program's."""
+    with new_file(path, argument, check_file(path, argument, force=True), named=True) as temporary:
+        yield temporary
 
 
 def _put(temporary: Path, path: Path, may_go: Callable[[Path], bool]) -> None:
-    """Give a finished file its name; a `FileExistsError` if something has it that must not go, which is left."""
+    """Give what is finished its name; a `FileExistsError` if something has it that must not go, which is left."""
     with suppress(FileExistsError):
         return give_name(temporary, path)
-    exchange(temporary, path)
-    if not may_go(temporary):  # looked at once nobody can change it by its name
-        exchange(temporary, path)
+    aside = temporary_sibling(path, "previous")
+    with deferred():
+        temporary.rename(aside)
+        number, goes = aside.lstat().st_ino, False
+        try:
+            exchange(aside, path)
+            if not (goes := may_go(aside)):  # looked at once nobody can change it by its name
+                exchange(aside, path)
+        finally:
+            if goes or (os.path.lexists(aside) and aside.lstat().st_ino == number):
+                aside.rename(temporary)  # by this name it is nobody's but ours
+                remove(temporary)
+    if not goes:
         raise FileExistsError(path)
-
-
-def _remove_temporary(temporary: Path, written: list[int] | None, may_go: Callable[[Path], bool]) -> None:
-    """Remove what [`new_file`] has under a temporary name, unless a stop came when it was somebody's."""
-    if not os.path.lexists(temporary):
-        return
-    if written is None or stamp(temporary) == written or may_go(temporary):
-        temporary.unlink()
-    else:
-        logger.warning(f"{str(temporary)!r} is what somebody wrote meanwhile under the name without the ending.")
 
 
 @contextmanager
@@ -356,21 +359,18 @@ def publish(temporary: Path, output: Path, seen: Seen, argument: str, typed: Pat
     """
     record_written(temporary, Record(inventory(temporary), {}))
     try:
-        if not seen:
+        if seen:
+            _put(temporary, output, lambda there: inventory(there) == seen)
+        else:
             give_name(temporary, output)
-            return
-        exchange(temporary, output)
-        if inventory(temporary) == seen:
-            return
-        exchange(temporary, output)
+    except FileExistsError:
+        raise _changed(argument, typed) from None
     except OSError as error:
-        if error.errno == errno.EBUSY:  # of a folder of the same disk nobody knows before
-            raise ValueError(
-                f"`{argument}` must not be where something is mounted, got {str(typed)!r}. Name a new folder in it."
-            ) from error
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if error.errno != errno.EBUSY:  # of a folder of the same disk nobody knows before
             raise
-    raise _changed(argument, typed)
+        raise ValueError(
+            f"`{argument}` must not be where something is mounted, got {str(typed)!r}. Name a new folder in it."
+        ) from error
 
 
 def _changed(argument: str, typed: Path) -> ValueError:

@@ -1,37 +1,58 @@
 """What killed processes have left under temporary names, and how it goes."""
 
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
 
+from ..stops import deferred
 from .disk import leftover_kind
-from .written import WRITTEN, foreign
+from .written import WRITTEN, foreign, is_record, record_of, stamp
 
 
 logger = logging.getLogger(__name__)
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove, and name, what killed processes of this machine have left beside `output`; nothing foreign in it."""
+    """
+    Remove, and name, what killed processes of this machine have left beside `output`.
+
+    What was there before has the name of a "previous" one while it changes places with the new, and may be somebody's
+    who put it there meanwhile: it goes only if it is ours by its record, and is put back where nothing is.
+    """
     for path in output.parent.iterdir() if output.parent.is_dir() else ():
         kind = leftover_kind(path, re.escape(output.name), "partial|previous")
         if kind is None:
             continue
-        if kind == "previous" and not output.exists():
+        if kind == "previous" and not os.path.lexists(output):
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
+        elif kind == "previous" and not _is_ours(path, output.name):
+            logger.warning(f"{str(path)!r} is what was at {str(output)!r} when a run was killed; it is left.")
         elif discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
 
 
+def _is_ours(path: Path, name: str) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        return is_record(path / WRITTEN) and not foreign(path)
+    return record_of(path.parent).knows(name, stamp(path))
+
+
 def discard(path: Path) -> bool:
     """Remove what was made under a temporary name, unless files of others were moved there; whether it is gone."""
-    if (path / WRITTEN).exists() and foreign(path):
-        logger.warning(f"{str(path)!r} has files of others that were moved there; it is left.")
-        return False
+    with deferred():
+        if (path / WRITTEN).exists() and foreign(path):
+            logger.warning(f"{str(path)!r} has files of others that were moved there; it is left.")
+            return False
+        remove(path)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-    return True

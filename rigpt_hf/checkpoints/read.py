@@ -323,8 +323,7 @@ def in_words(error: BaseException) -> str:
         return "it does not fit into memory. Take a smaller dtype or model"
     if isinstance(error, StrictDataclassError):
         return in_short(chain[1] if len(chain) > 1 else error)
-    short = in_short(error)
-    return f"{short}{'' if short.endswith('.') else '.'} {AGAIN}"
+    return f"{in_short(error)}. {AGAIN}".replace("....", "...")
 
 
 def at(revision: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .certificate import Certificate, LogitsSnapshot, compare, record_logits
+from .certificate import CERTIFICATE_NAME, Certificate, LogitsSnapshot, compare, record_logits
 from .companions import check_companions, save_config, save_generation_config, save_tokenizer
 from .folder import Seen, new_folder
 from .read import load_model
@@ -147,7 +147,7 @@ def write_checkpoint(
             names=("source", "output_dir"),
             positions=config.max_position_embeddings,
         ).check(certify_against.explanation)
-        certificate.save(folder)
+        (folder / CERTIFICATE_NAME).write_text(certificate.to_json(), encoding="utf-8")
         return certificate
 
     with new_folder(output, seen, workers=workers) as folder:

@@ -79,7 +79,8 @@ def diff(
             text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
             begin(json_file, "json", seen_json).write_text(text, encoding="utf-8")
         if save_transformation is not None:
-            comparison.transformation.save(begin(save_transformation, "save_transformation", seen_transformation))
+            place = begin(save_transformation, "save_transformation", seen_transformation)
+            place.write_bytes(comparison.transformation.to_bytes())
         save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
     if comparison.verdict not in ("same", "disguise"):
         raise typer.Exit(1)

@@ -96,7 +96,7 @@ def transform(
 
     with new_file(save_to, "save_transformation", seen_file) if save_to else nullcontext() as place:
         if place is not None:
-            g.save(place)
+            place.write_bytes(g.to_bytes())
         return transform_checkpoint(source, output, g, dtype=to_dtype(dtype), **options)
 
 

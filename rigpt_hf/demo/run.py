@@ -17,6 +17,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from transformers.utils import logging
 
+from ..checkpoints.certificate import CERTIFICATE_NAME
 from ..checkpoints.folder import Seen, check_output, new_folder
 from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
@@ -92,7 +93,7 @@ def _run(options: DemoOptions, console: Console, seen: Seen) -> Path:
             with quiet_loading():
                 model.save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
-            certificates[0].save(folder / "model")
+            (folder / "model" / CERTIFICATE_NAME).write_text(certificates[0].to_json(), encoding="utf-8")
             loaded_back = load_back(folder / "model", windows, model)
             as_remote_code = load_in_fresh_process(folder / "model", windows, model)
             console.print(f"largest logit difference after loading back: {loaded_back:.1e}")

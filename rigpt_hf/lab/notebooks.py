@@ -46,12 +46,25 @@ def to_notebook(script: Path) -> Any:
     for cell in notebook.cells:
         # In a script two blank lines stand before a function; a cell begins with it.
         cell.source = cell.source.strip("\n")
-        name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        name = name_of(cell)
         seen[name] = seen.get(name, 0) + 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
         cell.metadata = nbformat.from_dict({})
     nbformat.validate(notebook)
     return notebook
+
+
+def name_of(cell: Any) -> str:
+    """The name of a cell by what is in it."""
+    return hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+
+
+def is_as_made(notebook: Path) -> bool:
+    """Whether a notebook is as it was made of some script: nobody has run it, or changed what is in its cells."""
+    import nbformat
+
+    cells = nbformat.reads(notebook.read_text(encoding="utf-8"), 4).cells
+    return not any(cell.get("outputs") or cell.id.partition("-")[0] != name_of(cell) for cell in cells)
 
 
 def to_text(script: Path) -> str:
@@ -85,6 +98,10 @@ def main(
     if check:
         names = ", ".join(notebook.name for notebook in stale)
         console.print(f"Not those of their scripts: {names}. Run `python -m rigpt_hf.lab.notebooks`.")
+        raise typer.Exit(1)
+    if worked_in := [notebook for notebook in stale if notebook.exists() and not is_as_made(notebook)]:
+        names = ", ".join(notebook.name for notebook in worked_in)
+        console.print(f"Left as they are: {names}, in which somebody has worked. Move them away, and call this again.")
         raise typer.Exit(1)
     for notebook in stale:
         write_text(notebook, to_text(notebook.with_suffix(".py")), seen=look(notebook))

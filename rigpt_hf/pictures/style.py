@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..checkpoints.folder import new_file
-from ..checkpoints.written import look
+from ..checkpoints.folder import named_file
 from ..extras import needs
 
 
@@ -122,14 +121,14 @@ def save(drawn: Figure, path: str | Path, picture_format: str | None = None) -> 
 
     Args:
         drawn: The figure.
-        path: Of the file; an earlier one is replaced, but not a link.
+        path: Of the file; an earlier one is replaced if this program wrote it.
         picture_format: Such as png, svg or pdf; by the suffix of `path` if not given, and png if it has none.
 
     Returns:
         The path.
     """
     path = Path(path)
-    with new_file(path, "path", seen=look(path)) as temporary:
+    with named_file(path) as temporary:
         temporary.write_bytes(encoded(drawn, picture_format or path.suffix[1:] or "png"))
     return path
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import nn
 
+from ..checkpoints.folder import named_file
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Frame, FrameKey, table_of
 from ..groups import orthogonal
@@ -207,8 +208,9 @@ class GaugeTransformation:
         return [name for name in names if any(move.reads for _, move in self._moves(name))]
 
     def save(self, path: str | Path) -> None:
-        """Write the elements to a safetensors file."""
-        save_file({key: element.contiguous() for key, element in self.elements.items()}, path)
+        """Write the elements as safetensors; a `ValueError` if what is at `path` is not this program's."""
+        with named_file(Path(path)) as place:
+            place.write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The content of the file that [`save`] writes."""

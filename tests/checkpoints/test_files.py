@@ -8,11 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from rigpt_hf.checkpoints import folder as module
+from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.checkpoints.disk import here, locked
 from rigpt_hf.checkpoints.folder import amend_record, check_file, check_output, new_file, write_text
 from rigpt_hf.checkpoints.written import WRITTEN, foreign, look, record_of
+from rigpt_hf.pictures import style
+from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry.tokens import TokenSymmetry
+from tests.models import tiny_config
 
 from .made import OURS, content, make
 
@@ -220,6 +226,28 @@ def test_writers_of_other_files_in_one_folder_keep_each_others_records(tmp_path)
     with locked(tmp_path):  # as a person may hold it
         write_text(tmp_path / "late", "ours", named=True)
     assert foreign(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["symmetry", "picture", "certificate", "transformation"])
+def test_savers_of_python_replace_only_what_they_wrote(kind, tmp_path):
+    certificate = Certificate(0.0, 1.0, 0.0, 1.0, 1.0, 0.0, "float32", "float32", 1e-6, {})
+    name = {"picture": "it.png", "certificate": "certificate.json"}.get(kind, "it")
+    save = {
+        "symmetry": lambda: TokenSymmetry(9, [[[1, 2]]]).save(tmp_path / name),
+        "picture": lambda: style.save(Figure(), tmp_path / name),
+        "certificate": lambda: certificate.save(tmp_path),
+        "transformation": lambda: GaugeTransformation(tiny_config(), {}).save(tmp_path / name),
+    }[kind]
+    save()
+    save()
+    assert foreign(tmp_path) == []
+    for theirs in (lambda: (tmp_path / name).write_text("theirs"), lambda: (tmp_path / name).symlink_to("data")):
+        (tmp_path / name).unlink()
+        (tmp_path / "data").write_text("theirs")
+        theirs()
+        with pytest.raises(ValueError, match="can be replaced only if this program wrote it"):
+            save()
+        assert (tmp_path / name).read_text() == "theirs"
 
 
 def test_a_record_that_cannot_be_written_keeps_no_file_from_appearing(tmp_path):

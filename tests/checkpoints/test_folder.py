@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -25,6 +26,7 @@ from rigpt_hf.checkpoints.folder import (
 )
 from rigpt_hf.checkpoints.written import WRITTEN, foreign, parse_json, record_of
 from rigpt_hf.cli import common
+from rigpt_hf.command_line import Terminated, terminable
 from tests.processes import run
 
 from .made import OURS, content, make
@@ -117,11 +119,12 @@ def test_only_what_was_written_here_is_replaced(tmp_path):
 
 def test_if_the_last_step_fails_the_earlier_folder_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, "RENAME_EXCHANGE", 2**20)
-    output, rename = tmp_path / "out", Path.rename
+    output, rename, failed = tmp_path / "out", Path.rename, []
     make(output)
 
     def fail_to_publish(path, target):
-        if path.name.endswith(".partial") and target == output:
+        if path.name.endswith(".previous") and target == output and not failed:
+            failed.append(path)
             raise OSError("no")
         return rename(path, target)
 
@@ -157,6 +160,58 @@ def test_a_stop_between_exchange_and_comparison_loses_nothing(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         make(output, "new", meanwhile=appear)
     assert module.inventory is inventory and "years of work" in content(tmp_path).values()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_exchanges_waits_until_a_foreign_folder_is_back(number, tmp_path, monkeypatch):
+    output, exchange, seen = tmp_path / "out", module.exchange, []
+    make(output)
+
+    def appear():
+        shutil.rmtree(output)
+        output.mkdir()
+        (output / "thesis.txt").write_text("years of work")
+
+    def exchanged(a, b):
+        exchange(a, b)
+        seen.append(content(tmp_path))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(module, "exchange", exchanged)
+    with pytest.raises((KeyboardInterrupt, Terminated)), terminable():
+        make(output, "new", meanwhile=appear)
+    assert len(seen) == 2 and "out/part/model" in seen[0], "the new model was there for a moment"
+    assert content(tmp_path) == {"out/thesis.txt": "years of work"}
+
+
+STOPPED = """
+import os, shutil, sys
+from pathlib import Path
+from rigpt_hf.checkpoints import folder as module
+output, exchange = Path(sys.argv[1]), module.exchange
+
+def exchanged(a, b):
+    exchange(a, b)
+    os.kill(os.getpid(), 9)
+
+with module.new_folder(output, module.check_output(output, None, True)) as folder:
+    (folder / "config.json").write_text("{}")
+    shutil.rmtree(output)
+    output.mkdir()
+    (output / "thesis.txt").write_text("years of work")
+    module.exchange = exchanged
+"""
+
+
+def test_a_kill_between_two_exchanges_leaves_a_foreign_folder_under_another_name(tmp_path, caplog):
+    make(tmp_path / "out")
+    done = run("-c", STOPPED, tmp_path / "out")
+    assert done.returncode == -9 and "out/config.json" in content(tmp_path), done.stderr
+    for _ in range(2):
+        caplog.clear()
+        make(tmp_path / "out", "next")
+        assert "is what was at" in caplog.text and "Removed" not in caplog.text
+    assert content(tmp_path / "out")["part/model"] == "next" and "years of work" in content(tmp_path).values()
 
 
 def test_a_folder_with_nothing_but_a_record_is_empty(tmp_path):

@@ -12,6 +12,7 @@ from filelock import FileLock
 from transformers import TrainerCallback
 
 from rigpt_hf.checkpoints.disk import here
+from rigpt_hf.checkpoints.written import WRITTEN
 from rigpt_hf.training import finetune as program
 from rigpt_hf.training import tuning
 from rigpt_hf.training.tuning import finetune
@@ -236,11 +237,24 @@ def test_what_runs_have_for_themselves_may_be_somebodys(options, tmp_path):
     assert finetune(options(**SHORT)).steps == 4 and [path.name for path in working.iterdir()] == [left]
 
 
+def test_what_a_person_wrote_into_the_record_of_a_run_stays(interrupted, options):
+    """A run that goes on takes it over; one that begins anew is refused."""
+    path = interrupted / RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"my_notes": "years of work"}))
+    with pytest.raises(ValueError, match=f"must have nothing else than checkpoints .*, which has {RECORD} of someth"):
+        finetune(options(**SHORT, force=True))
+    assert finetune(options(**SHORT, resume=True)).steps == 4
+    assert json.loads(path.read_text())["my_notes"] == "years of work" and [*interrupted.iterdir()] == [path]
+    shutil.rmtree(interrupted.with_name("out"))
+    with pytest.raises(ValueError, match=f"which has {RECORD} of something else"):
+        finetune(options(**SHORT, force=True))
+
+
 def test_old_checkpoints_go_but_not_what_others_put_in_them(options, tmp_path):
     working = tmp_path / "out.checkpoints"
     settings = {"max_steps": 4, "save_steps": 1, "save_total_limit": 1, "keep_checkpoints": True}
     finetune(options(**settings), [At(2, lambda: (working / "checkpoint-2" / "mine.txt").write_text("mine"))])
-    assert {path.name for path in working.iterdir()} == {"checkpoint-2", "checkpoint-4", RECORD}
+    assert {path.name for path in working.iterdir()} == {"checkpoint-2", "checkpoint-4", RECORD, WRITTEN}
     assert (working / "checkpoint-2" / "mine.txt").read_text() == "mine"
 
 

@@ -216,11 +216,11 @@ class TokenSymmetry:
             raise _no_symmetry(content) from error
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; a `ValueError` if a link is at `path`."""
-        from ...checkpoints.folder import write_text
-        from ...checkpoints.written import look
+        """Write it as JSON; a `ValueError` if something is at `path` that this program did not write."""
+        from ...checkpoints.folder import named_file
 
-        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", "path", seen=look(Path(path)))
+        with named_file(Path(path)) as place:
+            place.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, special: Sequence[int] = (), tokenizer: Any = None) -> "TokenSymmetry":
