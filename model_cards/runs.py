@@ -1,18 +1,21 @@
 """The record of a pretraining run: what a card says of it, and the values that no run writes."""
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from rigpt_hf.checkpoints.source import in_short
-from rigpt_hf.checkpoints.written import parse_json
+from rigpt_hf.checkpoints.written import file_sha256, json_sha256, parse_json
 from rigpt_hf.dataclass_options import convert
 from rigpt_hf.text.paths import without_path
 from rigpt_hf.training.options import PretrainOptions, Rule
-from rigpt_hf.training.records import LOG, OWNER, WEIGHTS, weights_digest
+from rigpt_hf.training.records import LOG, LOG_SHA256, OWNER, SHA256, WEIGHTS, weights_digest
 
+
+logger = logging.getLogger(__name__)
 
 # Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -67,7 +70,8 @@ class TrainingMetadata:
 
 def training_metadata(folder: Path) -> TrainingMetadata | None:
     """
-    From the record that a run left in a model folder; `None` if there is none, or one of other weights.
+    From the record that a run left in a model folder; `None` if there is none, one of other weights, or one that
+    somebody has changed, or whose log somebody has.
 
     Raises:
         ValueError: if the record cannot be read.
@@ -81,10 +85,13 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
         options = _possible(**{name: record[name] for name in SHOWN})
         tokens_per_step = options.global_batch_size * options.context_length
         entries = _log(folder / LOG)
-        losses = [float(entry["validation_loss"]) for entry in entries if "validation_loss" in entry]
+        loss = entries[-1].get("validation_loss") if entries else None
         steps = entries[-1]["step"] if entries else options.max_steps
         seconds = _seconds(entries, tokens_per_step)
         start, source = record["init_from"], record.get("data")
+        if not _is_as_written(folder, record):
+            logger.warning(f"The card says nothing of the run of {str(folder)!r}: {OWNER} or {LOG} was changed since.")
+            return None
         return TrainingMetadata(
             steps=steps,
             tokens=steps * tokens_per_step,
@@ -95,7 +102,7 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
             weight_decay=options.weight_decay,
             precision=options.mixed_precision,
             seed=options.seed,
-            loss=losses[-1] if losses else None,
+            loss=None if loss is None else float(loss),
             source=None if source is None else without_path(str(source)),
             seconds=seconds,
             start=None if start is None else without_path(str(start)),
@@ -113,6 +120,12 @@ def training_metadata(folder: Path) -> TrainingMetadata | None:
             f"`folder` must lie in a whole run, got a run.json or metrics.jsonl in {str(folder)!r} {found}. "
             "Move it elsewhere if no pretraining wrote it."
         ) from error
+
+
+def _is_as_written(folder: Path, record: dict[str, Any]) -> bool:
+    signed = {name: value for name, value in record.items() if name != SHA256}
+    log = file_sha256(folder / LOG) if (folder / LOG).is_file() else None
+    return record.get(SHA256) == json_sha256(signed) and record.get(LOG_SHA256) == log
 
 
 def _possible(**values: Any) -> PretrainOptions:

@@ -38,16 +38,16 @@ def deferred() -> Iterator[None]:
     came: list[int] = []
     earlier = {}
     try:
-        for number in SAID:
-            earlier[number] = signal.signal(number, lambda number, frame: came.append(number))
+        for one in SAID:
+            earlier[one] = signal.signal(one, lambda number, frame: came.append(number))
     except ValueError:  # another thread
         yield
         return
     try:
         yield
     finally:
-        for number, answer in earlier.items():
-            signal.signal(number, signal.SIG_DFL if answer is None else answer)
+        for one, answer in earlier.items():
+            signal.signal(one, signal.SIG_DFL if answer is None else answer)
         for number in came:
             signal.raise_signal(number)
 

@@ -5,7 +5,6 @@ A checkpoint is a folder `step-00001000` with the files of the caller and `check
 size and SHA-256 of every file. It is filled under a temporary name, brought to the disk, and then renamed.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 
 from rigpt_hf.checkpoints.disk import DiskFullError, leftover_kind, temporary_sibling
 from rigpt_hf.checkpoints.workers import ALONE, Workers, together
-from rigpt_hf.checkpoints.written import inventory, parse_json
+from rigpt_hf.checkpoints.written import file_sha256, inventory, json_sha256, parse_json
 
 from .facts import Facts
 
@@ -62,7 +61,7 @@ class Checkpoint:
         try:
             record = parse_json((path / RECORD).read_text(encoding="utf-8"))
             digest = record.pop("sha256")
-            if digest != _digest_of(record):
+            if digest != json_sha256(record):
                 raise ValueError("its own sha256 does not fit")
             return cls(path, *_checked(record["step"], record["metric"], record["facts"], record["files"]))
         except FileNotFoundError as error:
@@ -84,7 +83,9 @@ class Checkpoint:
         if file.is_symlink() or not file.is_file() or file.stat().st_size != saved["size"]:
             return False
         # Unlike the time of change of the contents, this one cannot be set; copies may have come in any order.
-        return file.stat().st_ctime_ns < (self.path / RECORD).stat().st_ctime_ns or _digest(file) == saved["sha256"]
+        return (
+            file.stat().st_ctime_ns < (self.path / RECORD).stat().st_ctime_ns or file_sha256(file) == saved["sha256"]
+        )
 
     def verify(self) -> None:
         """
@@ -101,7 +102,7 @@ class Checkpoint:
             if (size := file.stat().st_size) != saved["size"]:
                 raise _damaged(self.path, f"{name} has {size} bytes instead of {saved['size']}")
             try:
-                digest = _digest(file)
+                digest = file_sha256(file)
             except OSError as error:
                 raise _damaged(self.path, f"{name} cannot be read ({error.strerror})") from error
             if digest != saved["sha256"]:
@@ -178,11 +179,11 @@ class CheckpointStore:
             if file.is_file():
                 sync(file)
                 name = file.relative_to(temporary).as_posix()
-                files[name] = {"size": file.stat().st_size, "sha256": _digest(file)}
+                files[name] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
         if RECORD in files:
             raise ValueError(f"`write` must leave the name {RECORD} free: the record of the checkpoint has it.")
         record["files"] = files
-        record["sha256"] = _digest_of(record)
+        record["sha256"] = json_sha256(record)
         (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         sync(temporary / RECORD)
         for folder in (*(item for item in inside if item.is_dir()), temporary):
@@ -349,15 +350,6 @@ def _damaged(path: Path, problem: str) -> ValueError:
         else "There is no earlier one: remove that folder and start the run again."
     )
     return ValueError(f"`checkpoint` must be as it was saved, got {str(path)!r}, in which {problem}. {advice}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -130,7 +130,8 @@ def _is_entry(line: bytes) -> bool:
     except (ValueError, TypeError, KeyError):
         return False
     numbers += [entry["validation_loss"]] if "validation_loss" in entry else []
-    return type(numbers[0]) is int and all(type(number) in (int, float) for number in numbers)
+    words = any(isinstance(value, str) for value in entry.values())  # a run writes none
+    return type(numbers[0]) is int and all(type(number) in (int, float) for number in numbers) and not words
 
 
 def check_owner(folder: Path, facts: dict[str, Any], has_checkpoints: bool, force: bool) -> None:

@@ -17,13 +17,15 @@ from torch import nn
 from rigpt_hf.checkpoints.folder import DiskFullError, Seen, check_file, check_output, new_file, new_folder, write_text
 from rigpt_hf.checkpoints.read import quiet_loading
 from rigpt_hf.checkpoints.weights import check_made
-from rigpt_hf.checkpoints.written import look, parse_json
+from rigpt_hf.checkpoints.written import file_sha256, json_sha256, look, parse_json
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
 
 
 # The record of a run, its log, and what the record in a model's folder calls the hash of the weights.
-OWNER, LOG, CURVES, WEIGHTS = "run.json", "metrics.jsonl", "loss.png", "weights_sha256"
+OWNER, LOG, CURVES = "run.json", "metrics.jsonl", "loss.png"
+# What the record of a final model binds it to: its weights, its log, and itself.
+WEIGHTS, LOG_SHA256, SHA256 = "weights_sha256", "log_sha256", "sha256"
 
 
 @dataclass
@@ -105,9 +107,14 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 of the files of weights in a folder, by name."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
+
+
+def bound(facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of a run with hashes of the weights and the log that are in a folder, and of itself."""
+    record = facts | {WEIGHTS: weights_digest(folder), LOG_SHA256: file_sha256(folder / LOG)}
+    return record | {SHA256: json_sha256(record)}
 
 
 def check_results(folder: Path) -> tuple[Seen, list[int] | None]:
@@ -154,9 +161,9 @@ def write_model(
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             if facts is not None and log is not None:
-                record = facts | {WEIGHTS: weights_digest(temporary)}
-                (temporary / OWNER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
                 shutil.copyfile(log, temporary / LOG)
+                text = json.dumps(bound(facts, temporary), indent=2) + "\n"
+                (temporary / OWNER).write_text(text, encoding="utf-8")
     except Exception as error:
         # Of a failed write safetensors has an error of its own, and tokenizers raises the bare class.
         if isinstance(error, SafetensorError) or type(error) is Exception:

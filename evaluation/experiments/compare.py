@@ -7,7 +7,6 @@ TRAIN and VALIDATION are files of little-endian uint16 tokens. Windows of TRAIN 
 `default_rng(1)` draws. Runs that are done are not done again, so that the command can be stopped and repeated.
 """
 
-import hashlib
 import math
 import signal
 import statistics
@@ -22,6 +21,7 @@ import torch
 from rich.table import Table
 
 from rigpt_hf.checkpoints.folder import check_file
+from rigpt_hf.checkpoints.written import file_sha256
 from rigpt_hf.cli.common import check_picture, save_picture
 from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
@@ -116,14 +116,8 @@ class DrawnWindows:
 
 def settings_of(options: Options) -> dict[str, Any]:
     """The values that all runs of a comparison have in common, and hashes of their tokens."""
-    files = {name: file_digest(getattr(options, name)) for name in ("train", "validation")}
+    files = {name: file_sha256(getattr(options, name)) for name in ("train", "validation")}
     return {"steps": options.steps, "precision": options.precision, "context": CONTEXT, "batch": BATCH} | files
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_one(options: Options, settings: dict[str, Any], name: str, rate: float, seed: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs of an experiment in one file of JSON, so that it can be stopped at any time and no run is made twice."""
 
-import hashlib
 import json
 import statistics
 import time
@@ -15,7 +14,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from rigpt_hf.checkpoints.disk import check_writable
 from rigpt_hf.checkpoints.folder import check_no_link, write_text
-from rigpt_hf.checkpoints.written import look
+from rigpt_hf.checkpoints.written import json_sha256, look
 from rigpt_hf.command_line import check_above
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.files import read_text
@@ -25,11 +24,6 @@ from .common import VERSIONS, least
 
 # The key under which a run keeps what it was when it was written.
 DIGEST = "sha256"
-
-
-def digest(run: Mapping[str, Any]) -> str:
-    """A hash of a run, by which it is known that nobody has changed it."""
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 class RunRecords:
@@ -59,7 +53,7 @@ class RunRecords:
         try:
             content = json.loads(read_text(self.path, "output"))
             facts, runs = {name: content.pop(name) for name in self.facts}, content.pop("runs")
-            if content or any(run.pop(DIGEST) != digest(run) for run in runs):
+            if content or any(run.pop(DIGEST) != json_sha256(run) for run in runs):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
@@ -92,7 +86,7 @@ class RunRecords:
         made = json.loads(json.dumps(facts | VERSIONS | made))
         self.runs.append(made)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        signed = [run | {DIGEST: digest(run)} for run in self.runs]
+        signed = [run | {DIGEST: json_sha256(run)} for run in self.runs]
         text = json.dumps(self.facts | {"runs": signed}, indent=1) + "\n"
         self.seen = write_text(self.path, text, seen=self.seen)
         return made

@@ -1,5 +1,6 @@
 """What killed processes have left under temporary names, and how it goes."""
 
+import functools
 import logging
 import os
 import re
@@ -12,6 +13,11 @@ from .written import WRITTEN, foreign, is_record, record_of, stamp
 
 
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    logger.warning(text)
 
 
 def remove_leftovers(output: Path) -> None:
@@ -29,7 +35,7 @@ def remove_leftovers(output: Path) -> None:
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
         elif kind == "previous" and not _is_ours(path, output.name):
-            logger.warning(f"{str(path)!r} is what was at {str(output)!r} when a run was killed; it is left.")
+            _tell_once(f"{str(path)!r} is what was at {str(output)!r} when a run was killed; it is left.")
         elif discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
 
@@ -44,7 +50,7 @@ def discard(path: Path) -> bool:
     """Remove what was made under a temporary name, unless files of others were moved there; whether it is gone."""
     with deferred():
         if (path / WRITTEN).exists() and foreign(path):
-            logger.warning(f"{str(path)!r} has files of others that were moved there; it is left.")
+            _tell_once(f"{str(path)!r} has files of others that were moved there; it is left.")
             return False
         remove(path)
     return True

@@ -1,5 +1,6 @@
 """The record in a folder of what this program wrote there, by which it is known that nobody has changed it since."""
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -59,6 +60,17 @@ def parse_json(text: str | bytes) -> Any:
         if type(error) is not ValueError:
             raise
         raise ValueError("a number in it has too many digits") from error
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a value of JSON, by which it is known that nobody has changed it; the order of names is nothing."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """The course: every notebook runs, in a kernel of its own, and is the one that its script gives."""
 
 import ast
+import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+import typer
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from typer.testing import CliRunner
@@ -90,6 +93,25 @@ def test_there_are_seven_chapters_each_a_lab():
 
 def test_notebooks_are_those_of_their_scripts():
     assert SCRIPTS and outdated() == []
+
+
+def test_a_notebook_in_which_somebody_worked_is_left(tmp_path, monkeypatch, capsys):
+    script = shutil.copy(notebooks.chapters()[0], tmp_path)
+    notebook = Path(script).with_suffix(".ipynb")
+    monkeypatch.setattr(notebooks, "chapters", lambda: [Path(script)])
+    notebooks.main(check=False)
+    made = json.loads(notebook.read_text())
+    Path(script).write_text(Path(script).read_text() + "\n# %% [markdown]\n# More.\n")
+    for change in ({"source": ["mine"]}, {"outputs": [{"output_type": "stream", "name": "stdout", "text": ["mine"]}]}):
+        cell = next(cell for cell in made["cells"] if cell["cell_type"] == "code")
+        theirs = json.dumps(made | {"cells": [cell | change if one is cell else one for one in made["cells"]]})
+        notebook.write_text(theirs)
+        with pytest.raises(typer.Exit):
+            notebooks.main(check=False)
+        assert notebook.read_text() == theirs and "in which somebody has worked" in capsys.readouterr().out
+    notebook.write_text(json.dumps(made))
+    notebooks.main(check=False)
+    assert notebooks.outdated() == [] and "More." in notebook.read_text()
 
 
 def test_notebooks_hold_no_outputs_and_are_the_same_twice():

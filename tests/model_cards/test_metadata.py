@@ -14,7 +14,7 @@ from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
 from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
 from rigpt_hf.training.options import PretrainOptions
-from rigpt_hf.training.records import weights_digest
+from rigpt_hf.training.records import bound
 from tests.models import tiny_model
 from tests.symmetry.options import generator
 
@@ -22,23 +22,20 @@ from tests.symmetry.options import generator
 STEP = 32.0  # tokens
 
 
-def run_of(folder: Path, entries: list[dict], data: str | None = "docs", **run) -> Path:
-    """The folder of a model whose run logged these entries."""
+def run_of(folder: Path, entries: list[dict], data: str | None = "docs", cut: str = "", **run) -> Path:
+    """The folder of a model whose run logged these entries, the last of them cut."""
     usual = {"max_steps": 9, "warmup_steps": 1, "global_batch_size": 4, "context_length": 8, "seed": 1}
     options = PretrainOptions(**(usual | {"learning_rate": 0.01} | run))
-    record = options.facts() | {"data": data, "weights_sha256": weights_digest(folder)}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + cut)
+    (folder / "run.json").write_text(json.dumps(bound(options.facts() | {"data": data}, folder)))
     return folder
 
 
 def test_training_is_read_from_the_run(tmp_path, known_invariance):
     entries = [{"step": 1, "tokens_per_second": 8.0}, {"step": 2, "tokens_per_second": 16.0, "validation_loss": 2.5}]
     tiny_model().float().save_pretrained(tmp_path)
-    folder = run_of(tmp_path, entries)
     # The last line was being written when the run was killed.
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "tok')
+    folder = run_of(tmp_path, entries, cut='{"step": 3, "tok')
     training = gather(folder).training
     # Two steps are in the log, whatever was planned.
     assert training.steps == 2 and training.tokens == 64 and training.loss == 2.5 and training.seconds == 6.0
@@ -60,6 +57,26 @@ def test_a_run_is_that_of_its_weights_alone(tmp_path):
     assert training_metadata(folder).steps == 9
     (tmp_path / "model").mkdir()
     assert training_metadata(tmp_path / "model") is None
+
+
+def test_a_run_whose_record_or_log_was_changed_is_not_told_of(tmp_path, caplog):
+    """And the last loss is that of the last step, or none is known."""
+    entries = [{"step": step, "tokens_per_second": 8.0, "validation_loss": 2.5} for step in (1, 2)]
+    folder = run_of(tmp_path, entries)
+    assert training_metadata(folder).loss == 2.5
+    run = json.loads((folder / "run.json").read_text())
+    for name, value in (("seed", 77), ("learning_rate", 0.5), ("data", "Wikipedia"), ("log_sha256", "0"), ("new", 1)):
+        (folder / "run.json").write_text(json.dumps(run | {name: value}))
+        caplog.clear()
+        assert training_metadata(folder) is None and "run.json or metrics.jsonl was changed since" in caplog.text
+    (folder / "run.json").write_text(json.dumps(run, sort_keys=True))
+    assert training_metadata(folder).seed == 1, "the order is nothing"
+    log = (folder / "metrics.jsonl").read_text()
+    for text in (log.replace("2.5", "0.5"), log + log.splitlines()[0] + "\n", ""):
+        (folder / "metrics.jsonl").write_text(text)
+        assert training_metadata(folder) is None
+    del entries[1]["validation_loss"]
+    assert training_metadata(run_of(tmp_path, entries)).loss is None
 
 
 def test_the_record_is_that_which_a_run_leaves(tmp_path):

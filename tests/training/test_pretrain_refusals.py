@@ -172,6 +172,7 @@ STRANGE = {
         "2.0 []",
         "0.1 null",
         '1.0} 1.0,"validation_loss":"x"}',
+        '1.0} 1.0,"mine":"x"}',
     )
 }
 

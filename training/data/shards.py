@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from rigpt_hf.checkpoints.folder import new_folder
+from rigpt_hf.checkpoints.written import file_sha256
 from rigpt_hf.text.sources import documents, kind_of, pinned
 from rigpt_hf.text.tokenizer import encode, end_of_text_id, fingerprint, load_tokenizer, vocabulary_size
 
@@ -294,9 +295,7 @@ class TokenShards:
         """
         for shard in tqdm(self.shards, unit="shard", disable=not progress):
             path = self.folder / shard.file
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != shard.sha256:
+            if (digest := file_sha256(path)) != shard.sha256:
                 raise ValueError(
                     f"`folder` must hold the shards of its manifest, got {str(path)!r} with SHA-256 {digest} for "
                     f"{shard.sha256}. Copy it again, or make the folder again."

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from evaluation.experiments.common import ranked, sweep
-from evaluation.experiments.run_records import DIGEST, RunRecords, digest
+from evaluation.experiments.run_records import DIGEST, RunRecords
 from evaluation.experiments.symmetry import blocks, chorales, found, modular, scan, words
 from evaluation.experiments.symmetry.stock import StockSymmetry
 from rigpt_hf.checkpoints import folder
-from rigpt_hf.checkpoints.written import look
+from rigpt_hf.checkpoints.written import json_sha256, look
 from rigpt_hf.cli.common import save_picture
 from rigpt_hf.demo.learners import SYMMETRIC_RATES, Learner, Sizes, make_model
 from rigpt_hf.pictures import figure, style
@@ -34,7 +34,9 @@ def test_no_run_is_made_twice(tmp_path, monkeypatch):
     first = min((run for run in runs[:3]), key=lambda run: run["kept_back_loss"])["rate"]
     assert {run["rate"] for run in runs[3:]} == {first}
     written = json.loads(options.output.read_text())
-    assert [{**run, DIGEST: digest(run)} for run in runs] == written["runs"] and written["settings"]["longest"] == 4
+    assert [{**run, DIGEST: json_sha256(run)} for run in runs] == written["runs"] and written["settings"][
+        "longest"
+    ] == 4
 
     def refuse(*_):
         raise AssertionError("made again")
