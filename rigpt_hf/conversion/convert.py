@@ -42,7 +42,8 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
             "`hf_model` must have its weights in memory, got some on the meta device. Load it without offloading, or "
             "use `convert_checkpoint`, which needs no model in memory."
         )
-    plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device)
+    buffers = dict(hf_model.named_buffers())
+    plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device, buffers)
     dtype = dtype or plan.source_dtype
     tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
     # Untouched tables come out as they went in; the result must not share them.

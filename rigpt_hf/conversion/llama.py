@@ -1,5 +1,7 @@
 """The Llama family (Llama, Mistral, Qwen2): one weight map, and what each option of their configurations becomes."""
 
+from typing import Any
+
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
@@ -68,31 +70,54 @@ def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> Ri
     Raises:
         ValueError: if an option of the source has no exact form; the message names it.
     """
-    _refuse_sliding_window(config)
+    biased = getattr(config, "attention_bias", False)
+    return kin_config(LLAMA, config, attention_bias=config.model_type == "qwen2" or biased)
+
+
+def kin_config(family: Family, config: PreTrainedConfig, *, partial: bool = False, **own: Any) -> RiGPTConfig:
+    """
+    The configuration of the RiGPT equal to a model with Llama's layers.
+
+    Args:
+        family (`Family`): the source's.
+        config (`PreTrainedConfig`): the source's configuration, where options that it lacks are off.
+        partial (`bool`, defaults to `False`): whether the source follows `partial_rotary_factor`.
+        own: fields of the result that do not follow from Llama's names.
+
+    Raises:
+        ValueError: if an option of the source has no exact form; the message names it.
+    """
+    refuse_sliding_window(config)
     rope = dict(config.rope_parameters)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if not partial and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"`rope_parameters['partial_rotary_factor']={rope['partial_rotary_factor']}` is not honoured by "
             f"`{config.model_type}` models, which turn whole heads, but would be by RiGPT. Remove it from the "
             "source's configuration if its heads are turned whole."
         )
-    return RiGPTConfig(
-        **LLAMA.rigpt_fields(config),
-        embedding_size=config.hidden_size if config.tie_word_embeddings else None,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        hidden_act=rigpt_activation(config.hidden_act, "hidden_act"),
-        gated_mlp=True,
-        attention_bias=config.model_type == "qwen2" or getattr(config, "attention_bias", False),
-        attention_output_bias=getattr(config, "attention_bias", False),
-        mlp_bias=getattr(config, "mlp_bias", False),
-        position_embedding_type="rotary",
-        rope_parameters=rope,
-        attention_dropout=config.attention_dropout or 0.0,
-        tie_word_embeddings=config.tie_word_embeddings,
-    )
+    same_as_llama = {
+        "embedding_size": config.hidden_size if config.tie_word_embeddings else None,
+        "head_dim": head_dim(config),
+        "hidden_act": rigpt_activation(config.hidden_act, "hidden_act"),
+        "gated_mlp": True,
+        "attention_bias": getattr(config, "attention_bias", False),
+        "attention_output_bias": getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "position_embedding_type": "rotary",
+        "rope_parameters": rope,
+        "attention_dropout": getattr(config, "attention_dropout", None) or 0.0,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    return RiGPTConfig(**family.rigpt_fields(config) | same_as_llama | own)
 
 
-def _refuse_sliding_window(config: PreTrainedConfig) -> None:
+def head_dim(config: PreTrainedConfig) -> int:
+    """Dimensions per head of a model with Llama's layers."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def refuse_sliding_window(config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` if a layer does not see everything before it."""
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     slides = window is not None if layer_types is None else "sliding_attention" in layer_types
