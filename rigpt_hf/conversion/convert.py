@@ -18,8 +18,8 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
     The algebra runs in float64 and is cast once. The source is not changed and shares no weights with the result.
 
     Args:
-        hf_model (`GPT2LMHeadModel`, `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`):
-            The source.
+        hf_model (`PreTrainedModel`):
+            The source, of one of the classes in `rigpt_hf.conversion.families.ARCHITECTURES`.
         dtype (`torch.dtype`, *optional*):
             Of the result; the source's if not given.
         dropout (`str`, defaults to `"vector"`):

@@ -4,11 +4,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import gpt2, llama
+from . import arcee, ernie4_5, gemma, gpt2, granite, llama, olmo, phi3, stablelm
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama)
+FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, olmo, phi3, stablelm)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()

@@ -1,8 +1,15 @@
-"""The Llama family (Llama, Mistral, Qwen2): one weight map, and what each option of their configurations becomes."""
+"""The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Ministral3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
@@ -61,7 +68,7 @@ LLAMA = Family(
 
 def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
     """
-    The configuration of the RiGPT equal to a Llama, Mistral or Qwen2.
+    The configuration of the RiGPT equal to a model of the Llama family.
 
     Args:
         config (`PreTrainedConfig`): the source's configuration.
@@ -72,6 +79,25 @@ def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> Ri
     """
     biased = getattr(config, "attention_bias", False)
     return kin_config(LLAMA, config, attention_bias=config.model_type == "qwen2" or biased)
+
+
+def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """
+    The same for a Ministral 3, which scales queries by their position from some position on.
+
+    Raises:
+        ValueError: if it has such positions, or as for the others.
+    """
+    rope, longest = dict(config.rope_parameters), config.max_position_embeddings
+    beta, first = rope.pop("llama_4_scaling_beta", 0.0), rope.get("original_max_position_embeddings", longest)
+    if beta and longest > first:
+        raise ValueError(
+            f"`rope_parameters['llama_4_scaling_beta']={beta}` scales queries from position {first} on, and "
+            f"`max_position_embeddings={longest}`: RiGPT's queries do not know where they are. If you only use "
+            f"sequences up to {first}, set `max_position_embeddings` to {first} in the source's configuration."
+        )
+    rope.pop("max_position_embeddings", None)  # which the library leaves unread
+    return kin_config(LLAMA, config, rope_parameters=rope)
 
 
 def kin_config(family: Family, config: PreTrainedConfig, *, partial: bool = False, **own: Any) -> RiGPTConfig:
@@ -158,6 +184,8 @@ def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config),
     "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config),
+    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config),
+    "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config),
     "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.

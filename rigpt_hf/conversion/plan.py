@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..checkpoints.weights import Weights, name_some
-from ..checkpoints.write import Entry
+from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
@@ -122,11 +122,15 @@ class _Reader:
         stored = self._read(name)
         return None if stored is None else stored.to(torch.float64) + self.family.gain_offset
 
-    def _scale(self, rule: Rule, layer: int) -> float:
+    def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
         """The constant of the stock model that a tensor takes over."""
         if rule.buffer is not None and rule.buffer in self.buffers:
             return float(self.buffers[rule.buffer])
-        return 1.0 if rule.scale is None else rule.scale(self.config, layer)
+        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
+        # The buffer of a checkpoint is made when it is loaded, in the dtype in which the certificate loads it.
+        return (
+            scale if rule.buffer is None else float(torch.tensor(scale, dtype=finer_dtype(self.finest_dtype(), dtype)))
+        )
 
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
         """The recipe of one tensor; source keys are looked up now, read when it is made."""
@@ -136,9 +140,9 @@ class _Reader:
         has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
         bias = self._require(f"{rule.source}.bias") if has_bias else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
-        scale = self._scale(rule, layer)
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
+            scale = self._scale(rule, layer, dtype)
             own = self._read(bias if is_bias else weight, rule)
             if is_bias and bias is None and beta is None:
                 return torch.zeros(shape, dtype=dtype, device=self.device)
