@@ -213,7 +213,7 @@ class _OwnPrecision(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in self.CASTS and args[0].dtype is torch.float64 and not self._is_kept(args[0]):
+        if function in self.CASTS and args and args[0].dtype is torch.float64 and not self._is_kept(args[0]):
             if function is torch.Tensor.float:
                 return args[0]
             args = tuple(torch.float64 if value is torch.float32 else value for value in args)

@@ -23,9 +23,9 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
         dtype (`torch.dtype`, *optional*):
             Of the result; the source's if not given.
         dropout (`str`, defaults to `"vector"`):
-            What becomes of GPT-2's `resid_pdrop` and `embd_pdrop`, which drop single coordinates of the stream and
-            have no invariant form. `"vector"`: whole vectors are dropped with the same probability, and a warning says
-            so. `"none"`: nothing is dropped. `"refuse"`: a `ValueError` if either is not 0.
+            What becomes of options such as GPT-2's `resid_pdrop` and `embd_pdrop`, which drop single coordinates of
+            the stream and have no invariant form. `"vector"`: whole vectors are dropped with the same probability,
+            and a warning says so. `"none"`: nothing is dropped. `"refuse"`: a `ValueError` if one is not 0.
 
     Returns:
         `RiGPTForCausalLM`, on the source's device and in its mode (training or evaluation), with its generation

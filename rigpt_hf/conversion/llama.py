@@ -149,10 +149,11 @@ def refuse_sliding_window(config: PreTrainedConfig) -> None:
     slides = window is not None if layer_types is None else "sliding_attention" in layer_types
     # A window as long as the longest sequence hides nothing.
     if slides and (window is None or window < config.max_position_embeddings):
+        without = "`sliding_window=None`" if layer_types is None else "`layer_types` to 'full_attention' for all"
         raise ValueError(
             f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
             "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
-            "the window, set `max_position_embeddings` to it (or `sliding_window=None`) in the source's configuration."
+            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
         )
 
 
@@ -191,13 +192,14 @@ ARCHITECTURES = {
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {
     "gated_mlp": lambda config: config.gated_mlp,
-    "rope_parameters": None,
+    # Which turn whole heads, whatever their configuration says.
+    "rope_parameters": lambda config: (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) == 1.0,
     "head_dim": None,
     "hidden_act": None,
     "attention_bias": None,
     "output_bias": None,
 }
-_SUMMARY = "rotary positions with fixed frequencies, a gated MLP, no q/k normalisation"
+_SUMMARY = "rotary positions with fixed frequencies for whole heads, a gated MLP, no q/k normalisation"
 TARGETS = {
     "llama": Target(
         name="Llama",

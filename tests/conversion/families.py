@@ -36,7 +36,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ministral": {"sliding_window": 8, "layer_types": ["full_attention"] * 3, "head_dim": 10},
     "ministral-window": TIED | {"sliding_window": 64, "head_dim": 6},
     "ministral3": {"head_dim": 10, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}},
-    "ministral3-unscaled": TIED | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}},
+    "ministral3-unscaled": TIED
+    | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}, "head_dim": 6},
     "qwen2": TIED,
     "arcee": {"head_dim": 10},
     "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},

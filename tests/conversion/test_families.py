@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rigpt_hf.checkpoints.certificate import in_own_precision
 from rigpt_hf.checkpoints.weights import Rows, Weights
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
-from rigpt_hf.symmetry import GaugeTransformation, gauge_error
+from rigpt_hf.conversion.stock_rotation import rotate_stock
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
 from ..tolerances import CONVERSION, SYMMETRY
@@ -54,6 +56,16 @@ def test_all_frames_act_on_a_converted_family(name):
 
 
 @over_families
+def test_a_stock_model_turns_but_for_its_norms(name):
+    source, size = converted_family(name)[0], converted_family(name)[1].config.hidden_size
+    expected = source(tokens(2, 36)).logits
+    generator = torch.Generator().manual_seed(0)
+    for rotation, least, most in ((torch.eye(size), 0, 0), (haar(size, generator), 0.1, float("inf"))):
+        error = (rotate_stock(source, rotation)(tokens(2, 36)).logits - expected).abs().max() / expected.abs().max()
+        assert least <= error <= most
+
+
+@over_families
 def test_tied_stays_tied(name):
     source, converted = converted_family(name)
     tied = source.config.tie_word_embeddings
@@ -88,6 +100,21 @@ def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
     assert converted.dtype is dtype
     for key, tensor in converted.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backend):
+    """Its norms, a rotation and eager attention compute in float32; a model of float32 is left as it is."""
+    source, converted = family_model(name), converted_family(name)[1]
+    source.set_attn_implementation(backend)
+    assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    for dtype, least, most in ((torch.float64, 1e-9, 1e-5), (torch.float32, 0, 0)):
+        source.to(dtype)
+        plain = source(tokens(2, 36)).logits
+        with in_own_precision(source):
+            error = (source(tokens(2, 36)).logits - plain).abs().max() / plain.abs().max()
+        assert least <= error <= most
 
 
 class TestNegativeControls:
@@ -167,7 +194,11 @@ LONG = {"max_position_embeddings": 128}
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("ministral-window", {"sliding_window": 8}, "`sliding_window=8` is shorter than `max_position_embeddings=64`"),
+        (
+            "ministral-window",
+            {"sliding_window": 8},
+            "`sliding_window=8` is shorter.*or `layer_types` to 'full_attention'",
+        ),
         ("ministral3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
         ("ministral3", LONG, r"`rope_parameters\['llama_4_scaling_beta'\]=0.1` scales.* from position 64 on.*set"),
         ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
