@@ -205,7 +205,7 @@ def in_own_precision(model: nn.Module) -> AbstractContextManager[Any]:
 class _OwnPrecision(TorchFunctionMode):
     """Casts of float64 to float32 do nothing, but for those of a model's buffers."""
 
-    CASTS = (torch.Tensor.float, torch.Tensor.to, torch.Tensor.type, nn.functional.softmax)
+    CASTS = (torch.Tensor.float, torch.Tensor.to, nn.functional.softmax)
 
     def __init__(self, model: nn.Module):
         super().__init__()
