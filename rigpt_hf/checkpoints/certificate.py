@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -13,6 +12,7 @@ from typing import Any, get_origin
 import torch
 import transformers
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..version import __version__
 from .folder import named_file
@@ -197,30 +197,37 @@ def random_input_ids(
     return torch.randint(vocab_size, (batch, length), generator=generator)
 
 
-@contextmanager
-def norms_in_own_precision(model: nn.Module) -> Iterator[None]:
+def in_own_precision(model: nn.Module) -> AbstractContextManager[Any]:
     """
-    Let the RMSNorms of a float64 model compute in float64.
+    Let a float64 model compute in float64.
 
-    The library's RMSNorm classes round to float32 on the way, whatever the dtype of the model: 1e-7 of noise, which
-    would hide everything a float64 certificate is there to see. Other dtypes are left as they are.
+    The library's norms, and some of its rotations, round to float32 on the way, whatever the dtype of the model: 1e-7
+    of noise, which would hide everything a float64 certificate is there to see. Other dtypes are left as they are, and
+    so are buffers: frequencies are of float32 in every model, and a certificate compares models with the same.
     """
-    patched = []
-    for module in model.modules():
-        is_stock_norm = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
-        if is_stock_norm and module.weight.dtype is torch.float64:
-            module.forward = _plain_rms_norm.__get__(module)
-            patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
-            del module.forward
+    return _OwnPrecision(model) if getattr(model, "dtype", None) is torch.float64 else nullcontext()
 
 
-def _plain_rms_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    variance = hidden_states.square().mean(-1, keepdim=True)
-    return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon))
+class _OwnPrecision(TorchFunctionMode):
+    """Casts of float64 to float32 do nothing, but for those of a model's buffers."""
+
+    CASTS = (torch.Tensor.float, torch.Tensor.to, nn.functional.softmax)
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.kept = {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in self.CASTS and args and args[0].dtype is torch.float64 and not self._is_kept(args[0]):
+            if function is torch.Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    def _is_kept(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self.kept
 
 
 @torch.no_grad()
@@ -238,7 +245,7 @@ def record_logits(
     training = model.training
     model.eval()
     try:
-        with norms_in_own_precision(model):
+        with in_own_precision(model):
             mask = None if attention_mask is None else attention_mask.to(model.device)
             logits = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False).logits
     finally:

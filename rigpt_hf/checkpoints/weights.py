@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,16 +35,34 @@ CHUNK = 2**22  # numbers of a tensor that are hashed at a time
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a part of a fused map: `length` from `start` on, of every `period`."""
+    """
+    The rows of a part of a fused map: `length` from `start` on, of every `period`.
+
+    The first `interleaved` rows of each part are pairs of neighbours, which a rotation turns together. As a part, the
+    first of all pairs come first, then the second of all.
+    """
 
     start: int
     length: int
     period: int
+    interleaved: int = 0
+
+    def take(self, whole: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """These rows of `whole`, where they stand along `dim`."""
+        parts = whole.unflatten(dim, (-1, self.period)).narrow(dim + 1, self.start, self.length)
+        if self.interleaved:
+            parts = parts.index_select(dim + 1, self._order(whole.device))
+        return parts.flatten(dim, dim + 1)
 
     def place(self, part: torch.Tensor, whole: torch.Tensor) -> None:
         """Write `part` into these rows of `whole`."""
         places = whole.unflatten(0, (-1, self.period)).narrow(1, self.start, self.length)
-        places.copy_(part.unflatten(0, (-1, self.length)))
+        places[:, self._order(whole.device)] = part.unflatten(0, (-1, self.length))
+
+    def _order(self, device: torch.device) -> torch.Tensor:
+        """The rows of a part, from its start on, in the order in which it has them."""
+        rows, turning = torch.arange(self.length, device=device), self.interleaved
+        return torch.cat((rows[:turning:2], rows[1:turning:2], rows[turning:]))
 
 
 class Weights:
@@ -77,10 +95,10 @@ class Weights:
                 "checkpoint is damaged, or the configuration does not belong to it."
             )
         elif size == rows.period:
-            tensor = self._slice(name, dim, rows.start, rows.length)
+            part = self._slice(name, dim, rows.start, rows.length)
+            tensor = replace(rows, start=0, period=rows.length).take(part, dim)
         else:
-            parts = self._get(name).unflatten(dim, (-1, rows.period)).narrow(dim + 1, rows.start, rows.length)
-            tensor = parts.flatten(dim, dim + 1)
+            tensor = rows.take(self._get(name), dim)
         if not tensor.is_floating_point():
             raise ValueError(
                 f"`{name}`{self.origin and f' of {self.origin!r}'} must hold numbers of floating point, got "

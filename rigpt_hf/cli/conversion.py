@@ -57,7 +57,7 @@ def convert(
     force: Force = False,
 ):
     """
-    Convert a GPT-2, Llama, Mistral or Qwen2 checkpoint into a RiGPT folder, with a certificate that it is the same
+    Convert a stock checkpoint (GPT-2, Llama and their kin) into a RiGPT folder, with a certificate that it is the same
     function.
 
         rigpt convert openai-community/gpt2 my-rigpt

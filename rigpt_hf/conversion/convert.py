@@ -18,14 +18,14 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
     The algebra runs in float64 and is cast once. The source is not changed and shares no weights with the result.
 
     Args:
-        hf_model (`GPT2LMHeadModel`, `LlamaForCausalLM`, `MistralForCausalLM` or `Qwen2ForCausalLM`):
-            The source.
+        hf_model (`PreTrainedModel`):
+            The source, of one of the classes in `rigpt_hf.conversion.families.ARCHITECTURES`.
         dtype (`torch.dtype`, *optional*):
             Of the result; the source's if not given.
         dropout (`str`, defaults to `"vector"`):
-            What becomes of GPT-2's `resid_pdrop` and `embd_pdrop`, which drop single coordinates of the stream and
-            have no invariant form. `"vector"`: whole vectors are dropped with the same probability, and a warning says
-            so. `"none"`: nothing is dropped. `"refuse"`: a `ValueError` if either is not 0.
+            What becomes of options such as GPT-2's `resid_pdrop` and `embd_pdrop`, which drop single coordinates of
+            the stream and have no invariant form. `"vector"`: whole vectors are dropped with the same probability,
+            and a warning says so. `"none"`: nothing is dropped. `"refuse"`: a `ValueError` if one is not 0.
 
     Returns:
         `RiGPTForCausalLM`, on the source's device and in its mode (training or evaluation), with its generation
@@ -42,7 +42,8 @@ def convert_model(hf_model: Any, *, dtype: torch.dtype | None = None, dropout: s
             "`hf_model` must have its weights in memory, got some on the meta device. Load it without offloading, or "
             "use `convert_checkpoint`, which needs no model in memory."
         )
-    plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device)
+    buffers = dict(hf_model.named_buffers())
+    plan = make_plan(architecture, hf_model.config, Weights(state_dict), dropout, hf_model.device, buffers)
     dtype = dtype or plan.source_dtype
     tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
     # Untouched tables come out as they went in; the result must not share them.

@@ -4,16 +4,18 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import gpt2, llama
+from . import arcee, ernie4_5, gemma, gpt2, granite, llama, olmo, phi3, stablelm
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama)
+FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, olmo, phi3, stablelm)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()
 }
-TARGETS: dict[str, Target] = {name: target for family in FAMILIES for name, target in family.TARGETS.items()}
+TARGETS: dict[str, Target] = {
+    name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()
+}
 
 _QK_NORM = (
     "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "
@@ -50,7 +52,7 @@ def architecture_of(config: PreTrainedConfig, class_name: str | None = None) -> 
     Raises:
         ValueError: for an architecture that is not in the table, or a quantized checkpoint.
     """
-    supported = ", ".join(entry.class_name for entry in ARCHITECTURES.values())
+    supported = ", ".join(dict.fromkeys(entry.class_name for entry in ARCHITECTURES.values()))
     entry = ARCHITECTURES.get(config.model_type)
     if entry is None:
         reason = REASONS.get(config.model_type, "no weight map has been written for it")

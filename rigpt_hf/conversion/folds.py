@@ -1,13 +1,14 @@
 """The algebra of exact conversion, in float64, one cast at the end, in blocks so that no large float64 copy exists.
 
 Shapes: d stream, D lexical, n outputs of a map. With `C = I - 11ᵀ/d` (identity where the norm does not centre), gain
-`g` and bias `β` of the norm in front:
+`g` and bias `β` of the norm in front, and a constant `s` of the stock model (queries, residual branches, embeddings,
+logits; 1 where it has none):
 
-    readers     W ← W diag(g) C     b ← b + W β         [n, d]
-    writers     W ← C W             b ← C b             [d, n]
-    positions   P ← P C                                 [positions, d]
-    injection   U = C                                   [d, D], D = d
-    extraction  G = diag(g) C       b = β               [D, d], D = d
+    readers     W ← s W diag(g) C   b ← s (b + W β)     [n, d]
+    writers     W ← s C W           b ← s C b           [d, n]
+    rows        P ← s P C                               [positions or tokens, d]
+    injection   U = s C                                 [d, D], D = d
+    extraction  G = s diag(g) C     b = s β             [D, d], D = d
 
 A centred stream makes LayerNorm without gain and bias equal to `n(x) = x / sqrt(mean(x²) + eps)`; that gains and
 biases fold this way is known from SliceGPT (arXiv 2401.15024) and TransformerLens.
@@ -67,26 +68,27 @@ def fold_reader_bias(
     return (total * scale).to(dtype)
 
 
-def fold_writer(weight: torch.Tensor, centred: bool, dtype: torch.dtype) -> torch.Tensor:
-    """`C W` for a writer `[d, n]`, or `C b` for its bias `[d]`."""
-    if not centred:
+def fold_writer(weight: torch.Tensor, centred: bool, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """`scale · C W` for a writer `[d, n]`, or `scale · C b` for its bias `[d]`."""
+    if not centred and scale == 1.0:
         return weight.to(dtype)
-    if weight.dim() == 1:
-        weight64 = weight.to(torch.float64)
-        return (weight64 - weight64.mean()).to(dtype)
-    return in_blocks(weight, 1, dtype, lambda columns: columns - columns.mean(dim=0, keepdim=True))
+
+    def fold(columns: torch.Tensor) -> torch.Tensor:
+        return scale * (columns - columns.mean(dim=0, keepdim=True) if centred else columns)
+
+    return fold(weight.to(torch.float64)).to(dtype) if weight.dim() == 1 else in_blocks(weight, 1, dtype, fold)
 
 
-def fold_rows(table: torch.Tensor, centred: bool, dtype: torch.dtype) -> torch.Tensor:
-    """`P C` for a table `[positions, d]` whose rows are vectors of the stream."""
-    return fold_reader(table, None, centred, 1.0, dtype) if centred else table.to(dtype)
+def fold_rows(table: torch.Tensor, centred: bool, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    """`scale · P C` for a table `[positions, d]` whose rows are vectors of the stream."""
+    return fold_reader(table, None, centred, scale, dtype) if centred or scale != 1.0 else table.to(dtype)
 
 
 def projection(
-    size: int, gain: torch.Tensor | None, centred: bool, dtype: torch.dtype, device: torch.device | str
+    size: int, gain: torch.Tensor | None, centred: bool, scale: float, dtype: torch.dtype, device: torch.device | str
 ) -> torch.Tensor:
-    """`diag(g) C`, `[size, size]`: project_in (no gain) and project_out."""
-    gain = torch.ones(size, dtype=torch.float64, device=device) if gain is None else gain.to(torch.float64)
+    """`scale · diag(g) C`, `[size, size]`: project_in (no gain) and project_out."""
+    gain = scale * (torch.ones(size, dtype=torch.float64, device=device) if gain is None else gain.to(torch.float64))
     result = torch.zeros(size, size, dtype=dtype, device=device)
     step = max(1, BLOCK // size)
     for start in range(0, size, step):

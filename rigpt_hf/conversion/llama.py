@@ -1,6 +1,15 @@
-"""The Llama family (Llama, Mistral, Qwen2): one weight map, and what each option of their configurations becomes."""
+"""The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen2Config, Qwen2ForCausalLM
+from typing import Any
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Ministral3Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
@@ -59,7 +68,7 @@ LLAMA = Family(
 
 def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
     """
-    The configuration of the RiGPT equal to a Llama, Mistral or Qwen2.
+    The configuration of the RiGPT equal to a model of the Llama family.
 
     Args:
         config (`PreTrainedConfig`): the source's configuration.
@@ -68,40 +77,83 @@ def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> Ri
     Raises:
         ValueError: if an option of the source has no exact form; the message names it.
     """
-    _refuse_sliding_window(config)
+    biased = getattr(config, "attention_bias", False)
+    return kin_config(LLAMA, config, attention_bias=config.model_type == "qwen2" or biased)
+
+
+def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """
+    The same for a Ministral 3, which scales queries by their position from some position on.
+
+    Raises:
+        ValueError: if it has such positions, or as for the others.
+    """
+    rope, longest = dict(config.rope_parameters), config.max_position_embeddings
+    beta, first = rope.pop("llama_4_scaling_beta", 0.0), rope.get("original_max_position_embeddings", longest)
+    if beta and longest > first:
+        raise ValueError(
+            f"`rope_parameters['llama_4_scaling_beta']={beta}` scales queries from position {first} on, and "
+            f"`max_position_embeddings={longest}`: RiGPT's queries do not know where they are. If you only use "
+            f"sequences up to {first}, set `max_position_embeddings` to {first} in the source's configuration."
+        )
+    rope.pop("max_position_embeddings", None)  # which the library leaves unread
+    return kin_config(LLAMA, config, rope_parameters=rope)
+
+
+def kin_config(family: Family, config: PreTrainedConfig, *, partial: bool = False, **own: Any) -> RiGPTConfig:
+    """
+    The configuration of the RiGPT equal to a model with Llama's layers.
+
+    Args:
+        family (`Family`): the source's.
+        config (`PreTrainedConfig`): the source's configuration, where options that it lacks are off.
+        partial (`bool`, defaults to `False`): whether the source follows `partial_rotary_factor`.
+        own: fields of the result that do not follow from Llama's names.
+
+    Raises:
+        ValueError: if an option of the source has no exact form; the message names it.
+    """
+    refuse_sliding_window(config)
     rope = dict(config.rope_parameters)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if not partial and rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
             f"`rope_parameters['partial_rotary_factor']={rope['partial_rotary_factor']}` is not honoured by "
             f"`{config.model_type}` models, which turn whole heads, but would be by RiGPT. Remove it from the "
             "source's configuration if its heads are turned whole."
         )
-    return RiGPTConfig(
-        **LLAMA.rigpt_fields(config),
-        embedding_size=config.hidden_size if config.tie_word_embeddings else None,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        hidden_act=rigpt_activation(config.hidden_act, "hidden_act"),
-        gated_mlp=True,
-        attention_bias=config.model_type == "qwen2" or getattr(config, "attention_bias", False),
-        attention_output_bias=getattr(config, "attention_bias", False),
-        mlp_bias=getattr(config, "mlp_bias", False),
-        position_embedding_type="rotary",
-        rope_parameters=rope,
-        attention_dropout=config.attention_dropout or 0.0,
-        tie_word_embeddings=config.tie_word_embeddings,
-    )
+    same_as_llama = {
+        "embedding_size": config.hidden_size if config.tie_word_embeddings else None,
+        "head_dim": head_dim(config),
+        "hidden_act": rigpt_activation(config.hidden_act, "hidden_act"),
+        "gated_mlp": True,
+        "attention_bias": getattr(config, "attention_bias", False),
+        "attention_output_bias": getattr(config, "attention_bias", False),
+        "mlp_bias": getattr(config, "mlp_bias", False),
+        "position_embedding_type": "rotary",
+        "rope_parameters": rope,
+        "attention_dropout": getattr(config, "attention_dropout", None) or 0.0,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    return RiGPTConfig(**family.rigpt_fields(config) | same_as_llama | own)
 
 
-def _refuse_sliding_window(config: PreTrainedConfig) -> None:
+def head_dim(config: PreTrainedConfig) -> int:
+    """Dimensions per head of a model with Llama's layers."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def refuse_sliding_window(config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` if a layer does not see everything before it."""
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     slides = window is not None if layer_types is None else "sliding_attention" in layer_types
     # A window as long as the longest sequence hides nothing.
     if slides and (window is None or window < config.max_position_embeddings):
+        without = "`sliding_window=None`" if layer_types is None else "`layer_types` to 'full_attention' for all"
         raise ValueError(
             f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
             "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
-            "the window, set `max_position_embeddings` to it (or `sliding_window=None`) in the source's configuration."
+            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
         )
 
 
@@ -133,18 +185,21 @@ def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config),
     "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config),
+    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config),
+    "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config),
     "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {
     "gated_mlp": lambda config: config.gated_mlp,
-    "rope_parameters": None,
+    # Which turn whole heads, whatever their configuration says.
+    "rope_parameters": lambda config: (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) == 1.0,
     "head_dim": None,
     "hidden_act": None,
     "attention_bias": None,
     "output_bias": None,
 }
-_SUMMARY = "rotary positions with fixed frequencies, a gated MLP, no q/k normalisation"
+_SUMMARY = "rotary positions with fixed frequencies for whole heads, a gated MLP, no q/k normalisation"
 TARGETS = {
     "llama": Target(
         name="Llama",

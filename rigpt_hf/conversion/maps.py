@@ -23,8 +23,12 @@ class Rule:
         source (`str`, *optional*): the stock module it is made of; projections are made of nothing or of a norm alone.
         norm (`str`, *optional*): the stock norm in front of it, whose gain and bias it takes over.
         rows (`Callable`, *optional*): `config -> Rows`: the part of the stock module's outputs; all if not given.
-        scale (`Callable`, *optional*): `(config, layer) -> float`: a constant of the stock model that it takes over.
+        scale (`Callable`, *optional*): `(config, layer) -> float`: a constant of the stock model that it takes over; a
+            table of tokens in a frame of its own takes none, which the projections beside it do.
         transposed (`bool`, defaults to `False`): the stock weight is stored `[in, out]`, as GPT-2's Conv1D does.
+        bias (`Callable`, *optional*): `config -> bool`: whether the stock module has a bias; it must have one where
+            RiGPT has if not given.
+        buffer (`str`, *optional*): a buffer of the stock model that holds `scale` as its dtype rounds it.
     """
 
     target: str
@@ -33,6 +37,8 @@ class Rule:
     rows: Callable[[Any], Rows] | None = None
     scale: Callable[[Any, int], float] | None = None
     transposed: bool = False
+    bias: Callable[[Any], bool] | None = None
+    buffer: str | None = None
 
     def at(self, layer: int) -> "Rule":
         """The rule for one layer."""
@@ -56,6 +62,7 @@ class Family:
         centred (`bool`): the norm subtracts the mean (LayerNorm); RMSNorm does not.
         norm_bias (`bool`): the norms have biases.
         harmless (`tuple[str, ...]`): regular expressions of source keys that carry nothing learned.
+        gain_offset (`float`, defaults to 0.0): what a norm adds to the weights that it stores to have its gains.
     """
 
     name: str
@@ -68,6 +75,22 @@ class Family:
     centred: bool
     norm_bias: bool
     harmless: tuple[str, ...]
+    gain_offset: float = 0.0
+
+    def varied(self, name: str, rules: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> "Family":
+        """
+        A family of its own that differs from this one in little.
+
+        Args:
+            name (`str`): what error messages call it.
+            rules (`Mapping[str, Mapping[str, Any]]`, *optional*): changes of rules, by the last part of their targets.
+            changes: of the family's other fields.
+        """
+        left, changed = dict(rules or {}), []
+        for rule in self.rules:
+            changed.append(replace(rule, **left.pop(rule.target.rpartition(".")[2], {})))
+        assert not left, f"no rule of {self.name} makes {', '.join(left)}"
+        return replace(self, name=name, rules=tuple(changed), **changes)
 
     def expand(self, config: RiGPTConfig) -> Iterator[tuple[Rule, int]]:
         """All rules, each with the number of its layer (-1 outside of the layers)."""
@@ -105,7 +128,8 @@ class Target:
     Args:
         name (`str`): what error messages call it.
         model_class (`type`): the class.
-        family (`Family`): its weight map; whatever value a field of it has is carried over.
+        family (`Family`): its weight map; whatever value a field of it has is carried over. Its gains are stored as
+            they are, and its constants are 1 in `stock_config`.
         expresses (`Mapping[str, Callable | None]`): other fields of `RiGPTConfig`; `config -> bool`: whether it has a
             value that the class can express, `None` if it can all.
         stock_config (`Callable`): the configuration of the class equal to a RiGPT's, but for

@@ -1,6 +1,7 @@
 """A conversion before it happens: every tensor of the RiGPT, its shape, and the recipe that makes it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..checkpoints.weights import Weights, name_some
-from ..checkpoints.write import Entry
+from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
@@ -32,6 +33,7 @@ def make_plan(
     source: Weights,
     dropout: str = "vector",
     device: torch.device | str = "cpu",
+    buffers: Mapping[str, torch.Tensor] | None = None,
 ) -> Plan:
     """
     Match a source's tensors to a RiGPT's, with nothing left over on either side.
@@ -42,13 +44,14 @@ def make_plan(
         source (`Weights`): the source's weights.
         dropout (`str`, defaults to `"vector"`): see [`convert_model`].
         device (`torch.device` or `str`, defaults to `"cpu"`): where tensors made of nothing are put.
+        buffers (`Mapping[str, torch.Tensor]`, *optional*): of a source in memory, also those that no checkpoint holds.
 
     Raises:
         ValueError: if an option or a tensor of the source has no place in RiGPT, or one of RiGPT's is missing from the
             source; the message names it.
     """
     rigpt_config = architecture.rigpt_config(config, dropout)
-    reader = _Reader(architecture.family, config, rigpt_config, source, str(device))
+    reader = _Reader(architecture.family, config, rigpt_config, source, str(device), buffers or {})
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
     rules = {rule.target: (rule, layer) for rule, layer in architecture.family.expand(rigpt_config)}
@@ -69,8 +72,16 @@ def make_plan(
 class _Reader:
     """Turns rules into recipes and keeps account of the source keys they use."""
 
-    def __init__(self, family: Family, config: Any, rigpt_config: RiGPTConfig, source: Weights, device: str):
-        self.family, self.config, self.source, self.device = family, config, source, device
+    def __init__(
+        self,
+        family: Family,
+        config: Any,
+        rigpt_config: RiGPTConfig,
+        source: Weights,
+        device: str,
+        buffers: Mapping[str, torch.Tensor],
+    ):
+        self.family, self.config, self.source, self.device, self.buffers = family, config, source, device, buffers
         self.table = table_of(rigpt_config)
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
@@ -106,32 +117,47 @@ class _Reader:
         tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
         return tensor.T if transposed else tensor
 
+    def _gains(self, name: str | None) -> torch.Tensor | None:
+        """The gains of a norm, in float64."""
+        stored = self._read(name)
+        return None if stored is None else stored.to(torch.float64) + self.family.gain_offset
+
+    def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
+        """The constant of the stock model that a tensor takes over."""
+        if rule.buffer is not None and rule.buffer in self.buffers:
+            return float(self.buffers[rule.buffer])
+        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
+        # The buffer of a checkpoint is made when it is loaded, in the dtype in which the certificate loads it.
+        return (
+            scale if rule.buffer is None else float(torch.tensor(scale, dtype=finer_dtype(self.finest_dtype(), dtype)))
+        )
+
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
         """The recipe of one tensor; source keys are looked up now, read when it is made."""
         gain = self._require(f"{rule.norm}.weight") if rule.norm else None
         beta = self._require(f"{rule.norm}.bias") if rule.norm and self.family.norm_bias else None
         weight = self._require(f"{rule.source}.weight") if rule.source else None
-        bias = None
-        if is_bias and rule.source:
-            stored = f"{rule.source}.bias"
-            bias = self._require(stored) if beta is None or stored in self.names else None
+        has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
+        bias = self._require(f"{rule.source}.bias") if has_bias else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
-        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
+            scale = self._scale(rule, layer, dtype)
             own = self._read(bias if is_bias else weight, rule)
+            if is_bias and bias is None and beta is None:
+                return torch.zeros(shape, dtype=dtype, device=self.device)
             if own is not None and role == "writes":
-                return fold_writer(own, centred, dtype)
+                return fold_writer(own, centred, scale, dtype)
             if is_bias:
                 folded = self._read(weight, rule) if beta else None
                 norm_bias = self._read(beta)
                 return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
-            gains = self._read(gain)
+            gains = self._gains(gain)
             if own is None:
-                return projection(shape[0], gains, centred, dtype, self.device)
+                return projection(shape[0], gains, centred, scale, dtype, self.device)
             if role == "reads":
                 return fold_reader(own, gains, centred, scale, dtype)
-            return fold_rows(own, centred, dtype) if role == "rows" else own.to(dtype)
+            return fold_rows(own, centred, scale, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
             tensor = fold(dtype)

@@ -20,13 +20,13 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
     architecture = architecture_of(model.config, type(model).__name__)
     config = architecture.rigpt_config(model.config, None)
-    table, done = table_of(config), set()
+    table, done, modules = table_of(config), set(), dict(turned.named_modules())
     for rule, _ in architecture.family.expand(config):
         is_tied = rule.source == architecture.family.head and model.config.tie_word_embeddings
-        if rule.source is None or rule.source in done or is_tied:
+        if rule.source not in modules or rule.source in done or is_tied:
             continue
         done.add(rule.source)
-        module = turned.get_submodule(rule.source)
+        module = modules[rule.source]
         weight = module.weight.to(torch.float64)
         if table.role_on(f"{rule.target}.weight", "stream") == "writes":
             weight = weight @ rotation.T if rule.transposed else rotation @ weight

@@ -21,7 +21,7 @@ from ..checkpoints.certificate import CERTIFICATE_NAME
 from ..checkpoints.folder import Seen, check_output, new_folder
 from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, quiet_loading
 from ..conversion import Certificate, certify, convert_model, export_model
-from ..conversion.families import architecture_of
+from ..conversion.families import TARGETS, architecture_of
 from ..conversion.stock_rotation import rotate_stock
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..processes import python
@@ -149,7 +149,7 @@ def turn(
         task = progress.add_task("walking along the rotation", total=options.points)
         walk = sweep(model, stock, stream, windows, options.points, lambda: progress.advance(task))
     probabilities, tokens = likely_tokens(model, turned, stock, turned_stock, tokenizer, prompt)
-    is_gpt2 = architecture_of(stock.config).family.centred
+    is_gpt2 = architecture_of(stock.config).family is TARGETS["gpt2"].family
     return {
         "prompt": prompt,
         "effect": effect,

@@ -1,5 +1,6 @@
 """Weights that are read: parts of fused maps, and numbers that are none."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -26,6 +27,25 @@ def test_rows_of_fused_maps_are_read_and_placed():
         assert torch.equal(whole, fused)
     with pytest.raises(ValueError, match="`fused` must be made of parts of 5 rows by the configuration, got 12"):
         weights.read("fused", Rows(0, 1, 5))
+
+
+def test_pairs_of_neighbours_become_halves_and_neighbours_again():
+    """Of every head of a map, of a part of a head, and of one part of a fused map; of weights and of biases."""
+    fused = torch.arange(32.0).reshape(16, 2)
+    weights = Weights({"fused": fused, "transposed": fused.T, "bias": fused[:, 0]})
+    for rows, kept in (
+        (Rows(0, 8, 8, interleaved=8), [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]),
+        (Rows(0, 8, 8, interleaved=4), [0, 2, 1, 3, 4, 5, 6, 7, 8, 10, 9, 11, 12, 13, 14, 15]),
+        (Rows(8, 4, 16, interleaved=4), [8, 10, 9, 11]),
+    ):
+        part, whole = weights.read("fused", rows), torch.zeros(16, 2)
+        assert torch.equal(part, fused[kept])
+        assert torch.equal(weights.read("transposed", rows, 1), fused[kept].T)
+        assert torch.equal(weights.read("bias", rows), fused[kept, 0])
+        rows.place(part, whole)
+        assert torch.equal(whole[sorted(kept)], fused[sorted(kept)])
+        replace(rows, interleaved=0).place(part, whole)
+        assert not torch.equal(whole[sorted(kept)], fused[sorted(kept)])
 
 
 def test_numbers_that_are_not_finite_are_named():

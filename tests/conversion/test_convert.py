@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.checkpoints.certificate import norms_in_own_precision
+from rigpt_hf.checkpoints.certificate import in_own_precision
 from rigpt_hf.conversion import TOLERANCES, certify, convert_model, export_model
 from rigpt_hf.conversion.activations import RIGPT_ACTIVATIONS
 from rigpt_hf.conversion.gpt2 import rigpt_config
@@ -39,7 +39,7 @@ def test_gradients_agree(name):
     for model in pair:
         embeddings = model.get_input_embeddings().weight
         inputs = embeddings.detach()[tokens(2, 9)].requires_grad_()
-        with norms_in_own_precision(model):
+        with in_own_precision(model):
             by_inputs = torch.autograd.grad(
                 (model(inputs_embeds=inputs, use_cache=False).logits * weights).sum(), inputs
             )

@@ -234,6 +234,11 @@ def test_what_a_target_cannot_express_is_named():
         (learned, "llama", "`position_embedding_type='learned'` have no counterpart in L"),
         ({}, "llama", "`gated_mlp=False`"),
         ({"gated_mlp": True, "rotary_learned_frequencies": True}, "llama", "`rotary_learned_frequencies=True`"),
+        (
+            {"gated_mlp": True, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "llama",
+            "`rope_parameters={.*'partial_rotary_factor': 0.5.*}` has no counterpart in Llama.* for whole heads",
+        ),
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
         ({"embedding_norm": True}, "llama", "`embedding_norm=True` have no counterpart in Llama"),

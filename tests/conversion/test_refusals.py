@@ -71,6 +71,7 @@ def plan(name: str, change):
     [
         ("gpt2", lambda d: d.update({"transformer.h.0.adapter": torch.ones(1)}), "`transformer.h.0.adapter`"),
         ("gpt2", lambda d: d.pop("transformer.h.1.ln_2.bias"), "`transformer.h.1.ln_2.bias` is missing"),
+        ("gpt2", lambda d: d.pop("transformer.h.1.attn.c_attn.bias"), "`transformer.h.1.attn.c_attn.bias` is missing"),
         ("gpt2", lambda d: d.update({"lm_head.weight": torch.ones(61, 24)}), "`lm_head.weight` differs from"),
         ("llama", lambda d: d.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "q_proj.bias"),
         ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gain per coord"),

@@ -1,0 +1,26 @@
+"""ERNIE 4.5 (dense): Llama's weight map, where a rotation turns neighbouring dimensions together."""
+
+from transformers import Ernie4_5Config
+
+from ..checkpoints.weights import Rows
+from ..configuration_rigpt import RiGPTConfig
+from .llama import LLAMA, head_dim, kin_config
+from .maps import Architecture
+
+
+def interleaved(config: Ernie4_5Config) -> Rows:
+    """The rows of each head, as pairs of neighbours."""
+    size = head_dim(config)
+    return Rows(0, size, size, interleaved=size)
+
+
+ERNIE = LLAMA.varied("ERNIE 4.5", {"q_proj": {"rows": interleaved}, "k_proj": {"rows": interleaved}})
+
+
+def rigpt_config(config: Ernie4_5Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a dense ERNIE 4.5; see [`kin_config`]."""
+    biased = bool(config.use_bias)
+    return kin_config(ERNIE, config, attention_bias=biased, attention_output_bias=biased, mlp_bias=biased)
+
+
+ARCHITECTURES = {"ernie4_5": Architecture("Ernie4_5ForCausalLM", ERNIE, rigpt_config)}

@@ -1,0 +1,36 @@
+"""Gemma (the first): Llama's weight map, gains stored as their difference from 1, and embeddings times `sqrt(d)`."""
+
+from transformers import GemmaConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from .llama import LLAMA, kin_config
+from .maps import Architecture
+
+
+def embedding_scale(config: GemmaConfig, layer: int) -> float:
+    """What embeddings are multiplied by on the way into the residual stream."""
+    return config.hidden_size**0.5
+
+
+# Rounded when a model is made, to 55.5 instead of 55.426 in 16 bits, whatever dtype the model has later.
+_SCALED = {"scale": embedding_scale, "buffer": "model.embed_tokens.embed_scale"}
+
+GEMMA = LLAMA.varied("Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, gain_offset=1.0)
+
+
+def rigpt_config(config: GemmaConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """
+    The configuration of the RiGPT equal to a Gemma; see [`kin_config`].
+
+    Raises:
+        ValueError: if an option of the source has no exact form; the message names it.
+    """
+    if config.use_bidirectional_attention:
+        raise ValueError(
+            "`use_bidirectional_attention=True` cannot be converted: these layers see "
+            "what comes after them, and RiGPT's do not. Convert a Gemma that is a language model."
+        )
+    return kin_config(GEMMA, config)
+
+
+ARCHITECTURES = {"gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config)}

@@ -1,0 +1,49 @@
+"""Granite (dense): Llama's weight map, and four constants of the configuration that fold into it."""
+
+from transformers import GraniteConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from .llama import LLAMA, head_dim, kin_config
+from .maps import Architecture
+
+
+def query_scale(config: GraniteConfig, layer: int) -> float:
+    """Granite's scores in units of `q·k / sqrt(head_dim)`."""
+    return config.attention_multiplier * head_dim(config) ** 0.5
+
+
+def embedding_scale(config: GraniteConfig, layer: int) -> float:
+    """What embeddings are multiplied by on the way into the residual stream."""
+    return config.embedding_multiplier
+
+
+def residual_scale(config: GraniteConfig, layer: int) -> float:
+    """What attention and MLP are multiplied by before they are added."""
+    return config.residual_multiplier
+
+
+def logit_scale(config: GraniteConfig, layer: int) -> float:
+    """What logits are multiplied by."""
+    return 1.0 / config.logits_scaling
+
+
+GRANITE = LLAMA.varied(
+    "Granite",
+    {
+        "embed_tokens": {"scale": embedding_scale},
+        "project_in": {"scale": embedding_scale},
+        "q_proj": {"scale": query_scale},
+        "o_proj": {"scale": residual_scale},
+        "down_proj": {"scale": residual_scale},
+        "project_out": {"scale": logit_scale},
+        "lm_head": {"scale": logit_scale},
+    },
+)
+
+
+def rigpt_config(config: GraniteConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a Granite; see [`kin_config`]."""
+    return kin_config(GRANITE, config)
+
+
+ARCHITECTURES = {"granite": Architecture("GraniteForCausalLM", GRANITE, rigpt_config)}

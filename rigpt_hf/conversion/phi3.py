@@ -1,0 +1,70 @@
+"""Phi-3 and Phi-4: Llama's network, with one map for queries, keys and values and one for gates and neurons."""
+
+from collections.abc import Callable
+
+from transformers import Phi3Config
+
+from ..checkpoints.weights import Rows
+from ..configuration_rigpt import RiGPTConfig
+from .dropout import vector_dropout
+from .llama import LLAMA, head_dim, kin_config
+from .maps import Architecture
+
+
+def part(index: int) -> Callable[[Phi3Config], Rows]:
+    """Queries, keys or values in the map that makes all three."""
+
+    def rows(config: Phi3Config) -> Rows:
+        heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+        start, length, period = (head_dim(config) * count for count in (sum(heads[:index]), heads[index], sum(heads)))
+        return Rows(start, length, period)
+
+    return rows
+
+
+def half(index: int) -> Callable[[Phi3Config], Rows]:
+    """Gates or neurons in the map that makes both."""
+    return lambda config: Rows(
+        index * config.intermediate_size, config.intermediate_size, 2 * config.intermediate_size
+    )
+
+
+_QKV, _GATE_UP = "model.layers.{i}.self_attn.qkv_proj", "model.layers.{i}.mlp.gate_up_proj"
+
+PHI3 = LLAMA.varied(
+    "Phi-3",
+    {
+        "q_proj": {"source": _QKV, "rows": part(0)},
+        "k_proj": {"source": _QKV, "rows": part(1)},
+        "v_proj": {"source": _QKV, "rows": part(2)},
+        "gate_proj": {"source": _GATE_UP, "rows": half(0)},
+        "up_proj": {"source": _GATE_UP, "rows": half(1)},
+    },
+)
+
+
+def rigpt_config(config: Phi3Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """
+    The configuration of the RiGPT equal to a Phi-3 or Phi-4; see [`kin_config`].
+
+    Args:
+        config (`Phi3Config`): the source's configuration.
+        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
+
+    Raises:
+        ValueError: if an option of the source has no exact form; the message names it.
+    """
+    rope, longest = config.rope_parameters, config.max_position_embeddings
+    first = rope.get("original_max_position_embeddings", longest)
+    if rope["rope_type"] == "longrope" and longest > first:
+        raise ValueError(
+            f"`rope_parameters['rope_type']='longrope'` has other frequencies beyond position {first}, and "
+            f"`max_position_embeddings={longest}`: Phi-3 computes its cache anew there while it generates, and RiGPT "
+            f"does not. If you only use sequences up to {first}, set `max_position_embeddings` to {first} and "
+            f"`rope_parameters['factor']` to {rope.get('factor') or longest / first:g} in the source's configuration."
+        )
+    (residual,) = vector_dropout({"resid_pdrop": config.resid_pdrop}, dropout)
+    return kin_config(PHI3, config, partial=True, residual_dropout=residual)
+
+
+ARCHITECTURES = {"phi3": Architecture("Phi3ForCausalLM", PHI3, rigpt_config)}

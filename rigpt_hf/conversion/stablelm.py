@@ -1,0 +1,67 @@
+"""StableLM with sequential residuals: Llama's weight map with LayerNorms, part of every head turned."""
+
+from transformers import StableLmConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from .dropout import vector_dropout
+from .llama import LLAMA, kin_config
+from .maps import Architecture
+
+
+_NO_BIAS = {"bias": lambda config: False}
+
+STABLELM = LLAMA.varied(
+    "StableLM",
+    {
+        "q_proj": {"bias": lambda config: config.use_qkv_bias},
+        "k_proj": {"bias": lambda config: config.use_qkv_bias},
+        "v_proj": {"bias": lambda config: config.use_qkv_bias},
+        "gate_proj": _NO_BIAS,
+        "up_proj": _NO_BIAS,
+        "down_proj": _NO_BIAS,
+        # The last norm has a bias, and the head has none that could take it over.
+        "lm_head": {"norm": None},
+    },
+    fields={**LLAMA.fields, "rms_norm_eps": "layer_norm_eps"},
+    centred=True,
+    norm_bias=True,
+)
+
+
+def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """
+    The configuration of the RiGPT equal to a StableLM; see [`kin_config`].
+
+    Args:
+        config (`StableLmConfig`): the source's configuration.
+        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
+
+    Raises:
+        ValueError: if an option of the source has no exact form; the message names it.
+    """
+    for option, reason in (
+        (
+            "use_parallel_residual",
+            "attention and MLP read the same stream, and RiGPT's MLP reads what attention wrote",
+        ),
+        ("qk_layernorm", "every head of queries and keys has a norm with gains of its own, which fold into no weight"),
+    ):
+        if getattr(config, option):
+            raise ValueError(
+                f"`{option}={getattr(config, option)}` cannot be converted: {reason}. Convert a StableLM without it."
+            )
+    (residual,) = vector_dropout({"hidden_dropout": config.hidden_dropout}, dropout)
+    return kin_config(
+        STABLELM,
+        config,
+        partial=True,
+        embedding_size=config.hidden_size,
+        output_bias=True,
+        # LayerNorms in front have biases.
+        attention_bias=True,
+        mlp_bias=True,
+        residual_dropout=residual,
+    )
+
+
+ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config)}

@@ -1,0 +1,91 @@
+"""Tiny stock models of every architecture that converts, with odd options; what a family adds here, all tests use."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.conversion import convert_model
+
+from ..models import randomise_
+from .sources import SIZES, TOKENS
+
+
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.7,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 0.3,
+    "rms_norm_eps": 1e-3,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.1, 1.7, 2.9],
+    "long_factor": [2.0, 3.0, 4.0],
+}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
+# The name of the architecture, and after a dash that of the variant: options of the configuration.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": 50, "layer_norm_epsilon": 1e-3, "scale_attn_by_inverse_layer_idx": True},
+    "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 10},
+    "mistral": {"head_dim": 10, "sliding_window": None},
+    "ministral": {"sliding_window": 8, "layer_types": ["full_attention"] * 3, "head_dim": 10},
+    "ministral-window": TIED | {"sliding_window": 64, "head_dim": 6},
+    "ministral3": {"head_dim": 10, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}},
+    "ministral3-unscaled": TIED
+    | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}, "head_dim": 6},
+    "qwen2": TIED,
+    "arcee": {"head_dim": 10},
+    "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+    "granite": GRANITE | {"attention_bias": True},
+    "granite-tied": GRANITE | TIED | {"mlp_bias": True, "num_key_value_heads": 4},
+    "gemma": {"head_dim": 10},
+    "gemma-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "rms_norm_eps": 1e-3},
+    "ernie4_5": {"head_dim": 10},
+    "ernie4_5-untied": UNTIED | {"head_dim": 6, "use_bias": True, "num_key_value_heads": 1},
+    "olmo": {},
+    "olmo-tied": TIED | {"attention_bias": True, "num_key_value_heads": 4},
+    "stablelm": {"partial_rotary_factor": 0.34},
+    "stablelm-tied": TIED | {"use_qkv_bias": True, "partial_rotary_factor": 0.67, "layer_norm_eps": 1e-3},
+    "phi3": {"partial_rotary_factor": 0.67, "num_key_value_heads": 1},
+    "phi3-tied": TIED | {"num_key_value_heads": 4, "sliding_window": 64},
+    "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
+}
+
+
+def architecture(name: str) -> str:
+    """What comes before the dash."""
+    return name.partition("-")[0]
+
+
+def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> PreTrainedModel:
+    """
+    A stock model in evaluation mode, all of its weights random, gains far from 1 and biases far from 0.
+
+    It is made in its dtype, as the library loads one: constants that it keeps in buffers are rounded to that.
+    """
+    sizes = SIZES | TOKENS | {"pad_token_id": None}
+    config = CONFIG_MAPPING[architecture(name)](**(sizes | FAMILIES[name] | options))
+    torch.manual_seed(seed)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = AutoModelForCausalLM.from_config(config)
+    finally:
+        torch.set_default_dtype(default)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += (0.4 * torch.randn(parameter.shape, dtype=torch.float64)).to(dtype)
+    return randomise_(model, seed).eval()
+
+
+@cache
+def converted_family(name: str, dtype: torch.dtype = torch.float64) -> tuple[PreTrainedModel, RiGPTForCausalLM]:
+    """A stock model and what it becomes; made once, so neither may be changed."""
+    source = family_model(name, dtype)
+    return source, convert_model(source)

@@ -1,0 +1,229 @@
+"""Every architecture that converts: one function, in every frame, tied as before, from memory and from a folder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rigpt_hf.checkpoints.certificate import in_own_precision
+from rigpt_hf.checkpoints.weights import Rows, Weights
+from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
+from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
+from rigpt_hf.conversion.plan import make_plan
+from rigpt_hf.conversion.stock_rotation import rotate_stock
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
+
+from ..models import DTYPES, tokens
+from ..tolerances import CONVERSION, SYMMETRY
+from .families import FAMILIES, architecture, converted_family, family_model
+
+
+over_families = pytest.mark.parametrize("name", FAMILIES)
+
+
+def test_every_architecture_has_a_source():
+    assert {architecture(name) for name in FAMILIES} == set(ARCHITECTURES)
+
+
+@over_families
+def test_nothing_of_a_source_does_nothing(name):
+    """No gain is 1, no bias 0, and no two layers are alike."""
+    state = family_model(name).state_dict()
+    assert all(tensor.std() > 0.05 and (tensor - tensor.round()).abs().mean() > 0.05 for tensor in state.values())
+    first = next(key for key in state if ".1." in key)
+    assert not torch.equal(state[first], state[first.replace(".1.", ".0.")])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over_families
+def test_a_family_is_the_same_function(name, dtype):
+    certificate = certify(*converted_family(name, dtype), tokens(2, 36))
+    print(f"{name}: {certificate.relative_logit_error:.1e}")
+    assert certificate.relative_logit_error <= CONVERSION[dtype]
+    assert certificate.max_abs_logit > 0.1
+
+
+@over_families
+def test_all_frames_act_on_a_converted_family(name):
+    converted = converted_family(name)[1]
+    g = GaugeTransformation.random(converted.config, torch.Generator().manual_seed(1), frames="all")
+    error = gauge_error(converted, g, tokens(2, 36))
+    print(f"{name}: {error:.1e}")
+    assert error <= SYMMETRY[torch.float64]
+    turned = dict(g(converted).named_parameters())
+    still = [key for key, old in converted.named_parameters() if old.any() and torch.equal(old, turned[key])]
+    assert set(still) <= {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+@over_families
+def test_a_stock_model_turns_but_for_its_norms(name):
+    source, size = converted_family(name)[0], converted_family(name)[1].config.hidden_size
+    expected = source(tokens(2, 36)).logits
+    generator = torch.Generator().manual_seed(0)
+    for rotation, least, most in ((torch.eye(size), 0, 0), (haar(size, generator), 0.1, float("inf"))):
+        error = (rotate_stock(source, rotation)(tokens(2, 36)).logits - expected).abs().max() / expected.abs().max()
+        assert least <= error <= most
+
+
+@over_families
+def test_tied_stays_tied(name):
+    source, converted = converted_family(name)
+    tied = source.config.tie_word_embeddings
+    assert (converted.lm_head.weight.data_ptr() == converted.model.embed_tokens.weight.data_ptr()) is tied
+    if tied:
+        assert torch.equal(converted.model.embed_tokens.weight, source.get_input_embeddings().weight)
+
+
+@over_families
+def test_generation_with_a_cache_is_generation_without(name):
+    ids = tokens(3, 8)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = mask[2, :5] = 0
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    source, converted = converted_family(name)
+    expected, cached, without = (
+        model.generate(ids, attention_mask=mask, use_cache=use_cache, **settings)
+        for model, use_cache in ((source, True), (converted, True), (converted, False))
+    )
+    assert torch.equal(cached, expected) and torch.equal(without, expected)
+    assert len({tuple(row.tolist()) for row in expected}) == 3
+
+
+@over_families
+def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
+    dtype = torch.bfloat16 if "gemma" in name else torch.float32  # which rounds its constant
+    source = family_model(name, dtype)
+    source.save_pretrained(tmp_path / "source", max_shard_size=20_000)
+    certificate = convert_checkpoint(tmp_path / "source", tmp_path / "out", progress=False)
+    assert certificate.passed and Certificate.load(tmp_path / "out") == certificate
+    converted, expected = type(convert_model(source)).from_pretrained(tmp_path / "out"), convert_model(source)
+    assert converted.dtype is dtype
+    for key, tensor in converted.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backend):
+    """Its norms, a rotation and eager attention compute in float32; a model of float32 is left as it is."""
+    source, converted = family_model(name), converted_family(name)[1]
+    source.set_attn_implementation(backend)
+    assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    for dtype, least, most in ((torch.float64, 1e-9, 1e-5), (torch.float32, 0, 0)):
+        source.to(dtype)
+        plain = source(tokens(2, 36)).logits
+        with in_own_precision(source):
+            error = (source(tokens(2, 36)).logits - plain).abs().max() / plain.abs().max()
+        assert least <= error <= most
+
+
+class TestNegativeControls:
+    """What a mechanism left out gives: `pytest -s` prints how far off."""
+
+    @staticmethod
+    def off(name, monkeypatch, rule=None, **changes) -> float:
+        """The relative error of a family whose map is changed, `rule` by the last part of its target."""
+        source, entry = family_model(name), ARCHITECTURES[architecture(name)]
+        assert certify(source, convert_model(source), tokens(2, 36)).passed
+        rules = tuple(
+            replace(each, **(rule or {}).get(each.target.rpartition(".")[2], {})) for each in entry.family.rules
+        )
+        family = replace(entry.family, **({"rules": rules} | changes))
+        assert family != entry.family
+        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, family=family))
+        error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
+        print(f"{name}, {', '.join([*(rule or {}), *changes])}: {error:.1e}")
+        return error
+
+    def test_gains_without_the_1(self, monkeypatch):
+        assert self.off("gemma", monkeypatch, gain_offset=0.0) > 0.1
+
+    def test_a_norm_without_gains_that_is_not_centred(self, monkeypatch):
+        assert self.off("olmo", monkeypatch, centred=False) > 0.01
+
+    @pytest.mark.parametrize(
+        "name, target",
+        [
+            ("gemma", "project_in"),
+            ("gemma-untied", "embed_tokens"),
+            ("granite", "embed_tokens"),
+            ("granite-tied", "project_in"),
+            ("granite", "q_proj"),
+            ("granite", "o_proj"),
+            ("granite", "down_proj"),
+            ("granite", "lm_head"),
+            ("granite-tied", "project_out"),
+        ],
+    )
+    def test_a_constant_that_is_left_out(self, name, target, monkeypatch):
+        assert self.off(name, monkeypatch, {target: {"scale": None, "buffer": None}}) > 0.01
+
+    def test_a_shared_table_takes_no_constant(self, monkeypatch):
+        """Which the projection into the stream has taken: the head reads the table too."""
+        assert self.off("granite-tied", monkeypatch, {"project_in": {"scale": lambda config, layer: 9.0}}) > 0.01
+
+    def test_pairs_of_neighbours_that_stay_so(self, monkeypatch):
+        unpaired = {"rows": lambda config: Rows(0, config.head_dim, config.head_dim)}
+        assert self.off("ernie4_5", monkeypatch, {"q_proj": unpaired, "k_proj": unpaired}) > 0.1
+
+    @pytest.mark.parametrize("first, second", [("gate_proj", "up_proj"), ("k_proj", "v_proj")])
+    def test_parts_of_a_fused_map_in_another_order(self, first, second, monkeypatch):
+        rows = {rule.target.rpartition(".")[2]: {"rows": rule.rows} for rule in ARCHITECTURES["phi3"].family.rules}
+        assert self.off("phi3", monkeypatch, {first: rows[second], second: rows[first]}) > 0.1
+
+
+def test_a_constant_is_the_one_that_a_model_in_memory_has():
+    """Gemma keeps `sqrt(d)` as it was rounded when the model was made, whatever dtype it has now."""
+    for name in ("gemma", "gemma-untied"):
+        for made, now, apart in ((torch.float32, torch.float64, 1e-9), (torch.bfloat16, torch.float32, 1e-4)):
+            source = family_model(name, made).to(now)
+            assert certify(source, convert_model(source), tokens(2, 36)).relative_logit_error <= CONVERSION[now]
+            # The same weights in a file know nothing of that.
+            entry, state = architecture_of(source.config), source.state_dict()
+            plan = make_plan(entry, source.config, Weights(state))
+            as_stored = convert_model(source)
+            as_stored.load_state_dict({each.name: each.make(now) for each in plan.entries}, strict=False)
+            error = certify(source, as_stored, tokens(2, 36)).relative_logit_error
+            print(f"{name}: {error:.1e}")
+            assert error > apart
+
+
+LONG = {"max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        (
+            "ministral-window",
+            {"sliding_window": 8},
+            "`sliding_window=8` is shorter.*or `layer_types` to 'full_attention'",
+        ),
+        ("ministral3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+        ("ministral3", LONG, r"`rope_parameters\['llama_4_scaling_beta'\]=0.1` scales.* from position 64 on.*set"),
+        ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
+        ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
+        ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
+        ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
+        ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
+        ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
+        ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+        ("phi3-longrope", LONG, r"'longrope'.* beyond position 64.* `rope_parameters\['factor'\]` to 8"),
+    ],
+)
+def test_what_a_family_cannot_express_is_named(name, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        convert_model(family_model(name, **options))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_on_long_rotations_is_the_same_function():
+    """With the factor that follows from the lengths written down, and the lengths then shortened."""
+    options = {"rope_parameters": FAMILIES["phi3-longrope"]["rope_parameters"] | {"factor": None}}
+    long = family_model("phi3-longrope", **options, **LONG)
+    with pytest.raises(ValueError, match=r"`max_position_embeddings` to 64 and `rope_parameters\['factor'\]` to 2 in"):
+        convert_model(long)
+    long.config.max_position_embeddings, long.config.rope_parameters["factor"] = 64, 2.0
+    assert certify(long, convert_model(long), tokens(2, 36)).passed
+    long.config.rope_parameters["factor"] = None  # the scaling of the rotation would follow the shorter length
+    assert not certify(long, convert_model(long), tokens(2, 36)).passed
