@@ -1,5 +1,6 @@
 """How every program of the project runs at the terminal: one style, and errors that end in one line."""
 
+import difflib
 import functools
 import inspect
 import json
@@ -9,7 +10,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,12 @@ def usage_message(error: Any, name: str) -> str:
     # What was typed is repeated by the library as a whole.
     message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of the known names, with a space before it; nothing if none is near."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def hyphenated(arguments: list[str]) -> list[str]:

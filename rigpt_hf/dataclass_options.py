@@ -19,13 +19,12 @@ Imports nothing heavy, so that `--help` answers at once.
 '''
 
 import ast
-import difflib
 import inspect
 import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -38,6 +37,7 @@ from .command_line import (
     WRITES,
     UsageError,
     check_ends,
+    did_you_mean,
     execute,
     guarded,
     hyphenated,
@@ -118,10 +118,10 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
         # Eager, so that every other option finds what the files say in the place of its default.
         context.default_map = {}
         for name in names or ():
-            context.default_map |= read_config(find_preset(name, presets), declared)
+            context.default_map |= read_config(find_preset(name, presets), declared, preset_names(presets))
         return names
 
-    known = ", ".join(sorted(path.stem for path in presets.glob("*.yaml"))) if presets else ""
+    known = ", ".join(preset_names(presets))
     text = "YAML file with any of the options" + (f", or the name of a preset: {known}." if known else ".")
     config = typer.Option(help=text, is_eager=True, callback=read, metavar="FILE", show_default="none")
     parameters = [
@@ -278,6 +278,11 @@ def convert(kind: Any, value: Any) -> Any:
         raise ValueError(f"{value!r:.80} is not a valid {kind.__name__}.") from error
 
 
+def preset_names(presets: Path | None) -> list[str]:
+    """The names of the presets in a folder, if there is one."""
+    return sorted(path.stem for path in presets.glob("*.yaml")) if presets else []
+
+
 def find_preset(name: str, presets: Path | None) -> Path:
     """
     The file that `--config` names: a path, or a preset as `smoke`, `smoke.yaml` or `presets/smoke.yaml`.
@@ -291,19 +296,22 @@ def find_preset(name: str, presets: Path | None) -> Path:
     return given
 
 
-def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
+def read_config(path: Path, declared: dict[str, Leaf], presets: Sequence[str] = ()) -> dict[str, Any]:
     """
     The values in a YAML file by the names of [`leaves`].
 
     Raises:
-        ValueError: if it cannot be read, or has a key that is no option; the nearest is named.
+        ValueError: if it cannot be read, which names the nearest of the presets, or has a key that is no option, which
+            names the nearest option.
     """
     check_ends({"config": path})
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"`config` must be a readable YAML file, got {str(path)!r}: {reason}. Try --help.") from error
+        kind = "a readable YAML file or a preset" if presets else "a readable YAML file"
+        near = did_you_mean(path.name.removesuffix(".yaml"), presets)
+        raise ValueError(f"`config` must be {kind}, got {str(path)!r}: {reason}.{near} Try --help.") from error
     if not isinstance(content, dict):
         raise ValueError(f"`config` must have options as its keys, got {str(path)!r}, which has none. Try --help.")
     groups = {name.rpartition("__")[0] for name in declared}
@@ -316,11 +324,10 @@ def read_config(path: Path, declared: dict[str, Leaf]) -> dict[str, Any]:
                 walk(value, f"{name}__")
             elif name not in declared:
                 options = [option.replace("__", ".") for option in declared]
-                near = difflib.get_close_matches(name.replace("__", "."), options, n=1)
-                advice = f" Did you mean `{near[0]}`?" if near else ""
+                near = did_you_mean(name.replace("__", "."), options)
                 raise ValueError(
                     f"`config` must have options as its keys, got `{name.replace('__', '.')}` in {str(path)!r}."
-                    f"{advice} Try --help."
+                    f"{near} Try --help."
                 )
             elif value is None and not without_none(declared[name].annotation)[1]:
                 raise ValueError(f"`{name.replace('__', '.')}` must have a value, got null in {str(path)!r}.")

@@ -216,7 +216,8 @@ def hold_out(rows: Rows, share: float, progress: bool = False) -> HeldOut:
         kinds = len(set(digests))
         raise ValueError(
             f"`eval_share` must leave something to train on, got {share} of {len(digests)} piece(s) of text, of which "
-            f"{kinds} differ(s), in {rows.source!r}. Give more data, or 0 to measure on what is trained on."
+            f"{kinds} differ(s), in {rows.source!r}. A piece is a row, or a passage of a text file between blank "
+            "lines: put blank lines between passages, give more rows, or 0 to measure on what is trained on."
         )
     return HeldOut(mask, hashlib.sha256(b"".join(digests)).hexdigest())
 

@@ -57,9 +57,10 @@ class FinetuneOptions:
     symmetry_project_weights: bool = False
     """Project the weights on it after every step, for optimizers that leave it: not only the gradients."""
     optim: Literal["adamw", "equivariant"] = "adamw"
-    """The optimizer; equivariant: without preferred basis."""
+    """The optimizer; equivariant: without preferred basis. Its rates are not AdamW's: give --learning-rate."""
     learning_rate: float | None = None
-    """Largest learning rate; 2e-5 if not given, with --lora 2e-4."""
+    """Largest learning rate; 2e-5 if not given, with --lora 2e-4. No result says yet which is usual for equivariant,
+    which needs a larger one than AdamW: try 1e-3 to 1e-2."""
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     num_train_epochs: float | None = None
@@ -167,6 +168,7 @@ class FinetuneReport:
         examples, held_out: Examples to train on and held out.
         measured_on: Whether the losses are of held-out or of training examples.
         loss_before, loss_after: In nats per token.
+        loss_projected: That of the weights that training began with, projected on a symmetry, if there is one.
         steps, tokens: Steps of the optimizer and tokens read in them, all epochs and interrupted runs together.
         seconds: Of this run's training.
         curve: (step, loss) as logged.
@@ -179,6 +181,7 @@ class FinetuneReport:
     held_out: int
     measured_on: Literal["held-out", "training"]
     loss_before: float
+    loss_projected: float | None
     loss_after: float
     steps: int
     tokens: int
@@ -190,14 +193,18 @@ class FinetuneReport:
         from rich.table import Table
 
         table = Table(title="Fine-tuning", title_justify="left")
-        for heading in ("", "before", "after"):
+        losses = {"before": self.loss_before, "projected": self.loss_projected, "after": self.loss_after}
+        measured = {heading: loss for heading, loss in losses.items() if loss is not None}
+        for heading in ("", *measured):
             table.add_column(heading, justify="right" if heading else "left")
-        losses = (self.loss_before, self.loss_after)
-        table.add_row(f"loss, {self.measured_on} examples (nats/token)", *(f"{loss:.4f}" for loss in losses))
-        table.add_row("perplexity", *(f"{perplexity(loss):.2f}" for loss in losses))
-        table.add_row("parameters trained, of all", f"{self.trained:,}", f"{self.parameters:,}")
-        table.add_row("tokens read, in steps", f"{self.tokens:,}", f"{self.steps:,}")
-        table.add_row("time (seconds)", "", f"{self.seconds:.1f}")
+        between = [""] * (len(measured) - 2)
+        table.add_row(
+            f"loss, {self.measured_on} examples (nats/token)", *(f"{loss:.4f}" for loss in measured.values())
+        )
+        table.add_row("perplexity", *(f"{perplexity(loss):.2f}" for loss in measured.values()))
+        table.add_row("parameters trained, of all", *between, f"{self.trained:,}", f"{self.parameters:,}")
+        table.add_row("tokens read, in steps", *between, f"{self.tokens:,}", f"{self.steps:,}")
+        table.add_row("time (seconds)", *between, "", f"{self.seconds:.1f}")
         return table
 
 

@@ -215,9 +215,15 @@ def _finetune(
             f"`model` must have a finite loss on {kind} examples, got {before} by {source!r} before any training. "
             "Download or save it once more, or give other data."
         )
+    projected = None
+    if representation is not None:  # as the trainer would first; what that does to the loss is not training's
+        SymmetricTraining(model, representation, project_weights=True).begin_(None)
+        projected = trainer.mean_loss(measured)
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
         say(f"Before: loss {before:.4f}, perplexity {perplexity(before):.2f} on {kind} examples")
+        if projected is not None:
+            say(f"Projected on the symmetry: loss {projected:.4f}, perplexity {perplexity(projected):.2f}")
     speak()
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(last_checkpoint(options.working_dir)) if options.resume else None)
@@ -236,6 +242,7 @@ def _finetune(
         held_out=len(measured) if kind == "held-out" else 0,
         measured_on=kind,
         loss_before=before,
+        loss_projected=projected,
         loss_after=after,
         steps=trainer.state.global_step,
         tokens=int(trainer.state.num_input_tokens_seen),

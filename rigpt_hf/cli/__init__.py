@@ -28,7 +28,7 @@ def print_version(wanted: bool):
         raise typer.Exit
 
 
-@app.callback(epilog="`rigpt --debug VERB ...` shows where an error comes from.")
+@app.callback(epilog="`rigpt VERB --help` explains a verb. `rigpt --debug VERB ...` shows where an error comes from.")
 def before_the_verb(
     version: Annotated[
         bool | None,

@@ -1,15 +1,23 @@
 """Declarations of arguments and options; plain values only, so that `--help` waits for nothing."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..checkpoints.source import is_free, is_model
-from ..command_line import READS, WRITES
+from ..command_line import READS, WRITES, did_you_mean
 
 
+# What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+TARGETS = ("gpt2", "llama", "qwen2")
+STOCK_FRAMES = ("auto", "lexical", "stream")
+DROPOUTS = ("vector", "none", "refuse")
+METHODS = ("linear", "spherical")
+FRAMES = ("stream", "local", "lexical", "head_qk", "head_vo", "heads", "neurons", "output")
+FRAMES += ("key_shift", "value_shift", "position_shift", "head", "shifts", "all")
 
 
 def argument(text: str, default: str | None = None) -> Any:
@@ -27,11 +35,40 @@ def flag(name: str, text: str, *spellings: str) -> Any:
     return typer.Option(f"--{name}", *spellings, help=text, show_default="no")
 
 
+def one_of(*choices: str, several: bool = False) -> Callable[[Any, str, Mapping[str, Any]], None]:
+    """A mark for [`guarded`]: a `ValueError` if a value, or one of `several` with commas, is none of the choices."""
+
+    def check(value: Any, name: str, values: Mapping[str, Any]) -> None:
+        given = [] if value is None else [value]
+        for one in filter(None, map(str.strip, value.split(","))) if given and several else given:
+            if one not in choices:
+                near = did_you_mean(one, choices) or " Take one of these."
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {one[:80]!r}.{near}")
+
+    return check
+
+
+def numbers(text: str, argument: str) -> list[float]:
+    """The numbers in a list with commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"`{argument}` must be numbers separated by commas, got {text[:80]!r}. Write them as 0.7,0.3."
+        ) from error
+
+
+def are_numbers(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if a text is no list of numbers with commas."""
+    if value is not None:
+        numbers(value, name)
+
+
 # Arguments that many verbs take.
 Source = Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model]
 Output = Annotated[Path, argument("Folder to make."), WRITES, is_free]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
-Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source")]
+Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source"), one_of(*DTYPES)]
 ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
 Seed = Annotated[int, option("Of the inputs of the certificate.")]
 Force = Annotated[

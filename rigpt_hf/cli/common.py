@@ -11,15 +11,12 @@ from ..checkpoints.folder import amend_record, check_file
 from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
 from ..terminal import Console
-from .arguments import DTYPES
 
 
 def to_dtype(name: str | None) -> Any:
     """The torch dtype of this name."""
     import torch
 
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {name!r}.")
     return None if name is None else getattr(torch, name)
 
 
@@ -120,14 +117,6 @@ def save_picture(
         with nullcontext(begin(path, argument, seen)) if begin else new_file(path, argument, seen) as place:
             place.write_bytes(encoded(draw(), path.suffix[1:]))
         Console().print(f"Picture in {path}", markup=False)
-
-
-def numbers(text: str, argument: str) -> list[float]:
-    """The numbers in a list with commas."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"`{argument}` must be numbers separated by commas, got {text!r}.") from error
 
 
 def save_model(model: Any, source: str, output: Path, seen: Any, facts: dict[str, dict], representation: Any = None):

@@ -13,7 +13,22 @@ from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
 from ..terminal import Console
-from .arguments import DTYPES, Dtype, Force, Output, Revision, Seed, ShardSize, Source, argument, option
+from .arguments import (
+    DROPOUTS,
+    DTYPES,
+    STOCK_FRAMES,
+    TARGETS,
+    Dtype,
+    Force,
+    Output,
+    Revision,
+    Seed,
+    ShardSize,
+    Source,
+    argument,
+    one_of,
+    option,
+)
 from .common import check_device, report, to_dtype
 
 
@@ -49,7 +64,9 @@ def convert(
     gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
     dtype: Dtype = None,
     dropout: Annotated[
-        str, option("What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse.")
+        str,
+        option("What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse."),
+        one_of(*DROPOUTS),
     ] = "vector",
     max_shard_size: ShardSize = None,
     seed: Seed = 0,
@@ -83,9 +100,11 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2.")] = "gpt2",
+    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2."), one_of(*TARGETS)] = "gpt2",
     frame: Annotated[
-        str, option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto.")
+        str,
+        option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),
+        one_of(*STOCK_FRAMES),
     ] = "auto",
     dtype: Dtype = None,
     seed: Seed = 0,
@@ -108,7 +127,7 @@ def verify(
     a: Annotated[str, argument("First model: folder or Hub id."), READS, is_model],
     b: Annotated[str, argument("Second model."), READS, is_model],
     text: Annotated[Path | None, option("Compare on this text.", "random tokens"), READS] = None,
-    dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved")] = None,
+    dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved"), one_of(*DTYPES)] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
 ):
     """

@@ -10,8 +10,8 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
 from ..terminal import Console
-from .arguments import argument, option
-from .common import check_device, to_dtype
+from .arguments import DTYPES, argument, one_of, option
+from .common import check_device
 
 
 def evaluate(
@@ -49,7 +49,9 @@ def evaluate(
     max_length: Annotated[int | None, option("Tokens of an lm-eval request at most.", "what both models take")] = None,
     batch_size: Annotated[int, option("Rows that go through a model at once.", min=1)] = 8,
     device: Annotated[str | None, option("Such as cpu or cuda:0.", "the best there is")] = None,
-    dtype: Annotated[str | None, option("Such as float32 or bfloat16.", "as the weights are stored")] = None,
+    dtype: Annotated[
+        str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as the weights are stored"), one_of(*DTYPES)
+    ] = None,
     names: Annotated[str, option("What to call the two, with a comma.")] = "model,baseline",
     force: Annotated[bool, option("Replace results of other models in the output folder.")] = False,
 ):
@@ -79,7 +81,6 @@ def evaluate(
         from ..evaluation.harness.standard_tasks import StandardOptions
         from ..evaluation.harness.tables import header, rows
 
-    to_dtype(dtype)
     if device is not None:
         check_device(device)
     for name, source in (("model", model), ("against", against)):  # before texts are gathered

@@ -12,8 +12,8 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
-from .arguments import Source, argument, flag, option
-from .common import check_file, check_picture, new_files, numbers, save_picture
+from .arguments import Source, are_numbers, argument, flag, numbers, option
+from .common import check_file, check_picture, new_files, save_picture
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -96,7 +96,9 @@ def charges(
     source: Source,
     measure: Annotated[bool, flag("measure", "Descend the loss and measure how the charges move.")] = False,
     text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens"), READS] = None,
-    learning_rates: Annotated[str, option("Step sizes, separated by commas, with --measure.")] = "0.02,0.01,0.005",
+    learning_rates: Annotated[
+        str, option("Step sizes, separated by commas, with --measure."), are_numbers
+    ] = "0.02,0.01,0.005",
     time: Annotated[float, option("Steps times step size, with --measure.")] = 0.4,
     weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
     picture: Annotated[Path | None, option("File for a plot, with --measure.", "none"), WRITES] = None,

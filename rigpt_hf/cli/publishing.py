@@ -59,6 +59,9 @@ def publish(
     and that of a stock model falls apart. It installs this package from the commit that is installed here, or by its
     version, which must be on PyPI then.
 
+    A model is published on a Hub alone: a folder is one already, which from_pretrained loads and which can be copied.
+    Without --space, --dry-run needs no network.
+
     The token is that of hf auth login, or HF_TOKEN; it is never shown or stored. HF_ENDPOINT names another Hub.
 
         rigpt publish my-rigpt me/my-rigpt --dry-run

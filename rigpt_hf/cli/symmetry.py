@@ -1,5 +1,6 @@
 """Verbs that use the freedom of a RiGPT: other weights, the same function."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
@@ -11,8 +12,23 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
-from .arguments import Dtype, ForceFiles, Output, Revision, Seed, ShardSize, Source, argument, flag, option
-from .common import check_file, check_picture, new_file, numbers, report, save_model, to_dtype
+from .arguments import (
+    FRAMES,
+    METHODS,
+    Dtype,
+    ForceFiles,
+    Output,
+    Revision,
+    Seed,
+    ShardSize,
+    Source,
+    argument,
+    flag,
+    numbers,
+    one_of,
+    option,
+)
+from .common import check_file, check_picture, new_file, report, save_model, to_dtype
 
 
 DEFAULT_FRAMES = "stream,head"
@@ -28,6 +44,7 @@ def rotate(
             "shifts (all translations), or all.",
             DEFAULT_FRAMES,
         ),
+        one_of(*FRAMES, several=True),
     ] = None,
     seed: Annotated[int, option("Of the transformation, and of the inputs of the certificate.")] = 0,
     t: Annotated[
@@ -137,13 +154,31 @@ def canonicalize(
     report(certificate, output)
 
 
+def are_several(sources: list[str], name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if there is one source, as where OUTPUT was forgotten."""
+    if len(sources) < 2:
+        raise ValueError(
+            f"`{name}` must be at least two, got {sources[0]!r} alone: the last name, {str(values['output'])!r}, is "
+            "`OUTPUT`. Name another model before it; or, if it is a model itself, the folder to make after it."
+        )
+
+
+def are_shares(weights: str | None, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if weights are no numbers, or not one per source."""
+    if weights is not None and (given := len(numbers(weights, name))) != (count := len(values["sources"])):
+        raise ValueError(
+            f"`{name}` must be {count} numbers, one per model, got {given} in {weights[:80]!r}. Give {count}, "
+            "separated by commas, that sum to 1."
+        )
+
+
 def merge(
-    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS, is_model],
+    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS, are_several, is_model],
     output: Output,
     weights: Annotated[
-        str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts")
+        str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts"), are_shares
     ] = None,
-    method: Annotated[str, option("linear, or spherical (along great circles).")] = "linear",
+    method: Annotated[str, option("linear, or spherical (along great circles)."), one_of(*METHODS)] = "linear",
     unaligned: Annotated[
         bool, flag("unaligned", "Do not align first: the ordinary average.", "--as-they-are")
     ] = False,
@@ -177,13 +212,10 @@ def merge(
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
     first = rigpt_config(sources[0])
     for source in sources:
-        try:
-            check_alike(rigpt_config(source), first)
-        except ValueError as error:
-            raise ValueError(f"{error} These are {source!r} and {sources[0]!r}.") from error
+        check_alike(rigpt_config(source), first, (source, sources[0]))
         seen = check_output(output, source, force)
     input_ids = None if text is None else text_ids(sources[0], text)
-    for source in sources:
+    for source in sources[1:]:
         check_same_vocabulary(sources[0], source)
     held = Representation.load(sources[0]) if first.token_symmetry else None
     models = [load_rigpt(source) for source in sources]

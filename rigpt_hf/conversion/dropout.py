@@ -34,14 +34,14 @@ def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple
         return none
     if choice == "refuse":
         raise ValueError(
-            f"{used}: drops single coordinates of the stream, which has no invariant form. Pass `dropout='vector'` to "
+            f"{used}: dropout of single coordinates of the stream has no invariant form. Pass `dropout='vector'` to "
             "drop whole vectors with the same probability, or `dropout='none'` to drop nothing."
         )
     if choice == "none":
-        logger.warning(f"{used}: drops single coordinates of the stream and was set to 0 (`dropout='none'`).")
+        logger.warning(f"{used}: dropout of single coordinates of the stream was set to 0 (`dropout='none'`).")
         return none
     logger.warning(
-        f"{used}: drops single coordinates of the stream, which has no invariant form: carried over as dropout of "
+        f"{used}: dropout of single coordinates of the stream has no invariant form and is carried over as dropout of "
         "whole vectors with the same probability. Evaluation is unaffected; training differs."
     )
     return tuple(probabilities.values())
@@ -52,7 +52,7 @@ def coordinate_dropout(config: RiGPTConfig) -> tuple[float, float]:
     used = [name for name in ("residual_dropout", "embedding_dropout") if getattr(config, name)]
     if used:
         logger.warning(
-            f"{' and '.join(f'`{name}`' for name in used)}: drops whole vectors and is carried over as dropout of "
+            f"{' and '.join(f'`{name}`' for name in used)}: dropout of whole vectors is carried over as dropout of "
             "single coordinates with the same probability, which is all the stock model has. Evaluation is unaffected."
         )
     return config.residual_dropout, config.embedding_dropout

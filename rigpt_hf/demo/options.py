@@ -10,6 +10,7 @@ from ..command_line import READS, WRITES
 
 
 OF_ROTATION = ("model", "text", "megabytes", "prompt", "points")
+PANEL = {"rich_help_panel": "Options of rigpt demo alone, not of rigpt demo symmetry"}
 
 
 @dataclass
@@ -20,19 +21,19 @@ class DemoOptions:
     """What is shown: a model that is turned (if nothing is named), or three that learn from data with a symmetry."""
     output: Annotated[Path | None, WRITES, is_free, {"show_default": "runs/demo, or runs/demo-symmetry"}] = None
     """Folder for the report, and for the model that is turned."""
-    model: Annotated[str | None, READS, is_model] = None
+    model: Annotated[str | None, READS, is_model, PANEL] = None
     """Hub id or folder of a stock model to use instead of training one."""
-    text: Annotated[Path | None, READS] = None
+    text: Annotated[Path | None, READS, PANEL] = None
     """A text file to train on instead of the documentation of the installed packages."""
-    megabytes: float = 20.0
+    megabytes: Annotated[float, PANEL] = 20.0
     """How much documentation to gather at most."""
     steps: Annotated[int | None, {"show_default": "600, or 400 of each"}] = None
     """Training steps."""
     seed: int = 0
     """Of everything that is drawn: the order of the data, the training, the rotation, the sampled text."""
-    prompt: Annotated[str | None, {"show_default": "depends on the model"}] = None
+    prompt: Annotated[str | None, {"show_default": "depends on the model"}, PANEL] = None
     """What the models continue."""
-    points: int = 9
+    points: Annotated[int, PANEL] = 9
     """Points on the way from the identity to the rotation."""
     force: bool = False
     """Replace an earlier demo in `output`."""

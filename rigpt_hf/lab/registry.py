@@ -1,10 +1,11 @@
 """The labs by name: the chapters of the course, and functions of the library that draw one figure each."""
 
 import ast
-import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from ..command_line import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ def lab(name: str) -> Lab:
     """
     if name in LABS:
         return LABS[name]
-    near = difflib.get_close_matches(name, [*LABS, "all"], n=1, cutoff=0.4)
-    advice = f"Did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"`name` must be a lab, got {name[:80]!r}. {advice}`rigpt lab` lists all of them.")
+    near = did_you_mean(name, [*LABS, "all"])
+    raise ValueError(f"`name` must be a lab, got {name[:80]!r}.{near} `rigpt lab` lists all of them.")
 
 
 def course_folder() -> Path:

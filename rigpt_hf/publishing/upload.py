@@ -126,8 +126,9 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(
-            f"`repo` must be a name such as me/my-model, of letters, digits, '-', '_' and '.', got {repo_id!r}: "
-            f"{' '.join(str(error).split())}"
+            f"`repo` must be the name of a repository on the Hub such as me/my-model, of letters, digits, '-', '_' "
+            f"and '.', and no folder, got {repo_id!r}: {' '.join(str(error).split()).rstrip('.')}. Name one; "
+            "`--dry-run` sends nothing."
         ) from error
 
 

@@ -161,9 +161,13 @@ def in_range(dtype: torch.dtype, *sides: Weights) -> list[Weights]:
     return [{name: tensor.ldexp(power).to(dtype) for name, tensor in side.items()} for side in sides]
 
 
-def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
+def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = None) -> None:
     """
     Raise if two configurations do not have the same frames and parameters.
+
+    Args:
+        a, b: Of `model` and `reference`.
+        names: What a person calls the two, if messages shall say it.
 
     Raises:
         ValueError: names the first field in which they differ.
@@ -180,9 +184,10 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig) -> None:
             reason = "Models of different shape share no gauge group"
             if name not in SIZES and name not in ("embedding_size", "tie_word_embeddings"):
                 reason = "Under another option the same weights are another function"
+            of_a, of_b = [f" in {one!r}" for one in names] if names else ("", "")
             raise ValueError(
-                f"`reference` must have the same `{name}` as `model`, got {second!r} and {first!r}. {reason}; compare "
-                "models made from one configuration."
+                f"`model` and `reference` must have the same `{name}`, got {first!r}{of_a} and {second!r}{of_b}. "
+                f"{reason}; compare models made from one configuration."
             )
 
 

@@ -72,15 +72,14 @@ def merge(
 def check_weights(models: Sequence[nn.Module], weights: Sequence[float] | None, method: str) -> list[float]:
     """The weights to use; a `ValueError` if there are too few models, or the weights do not fit them or the method."""
     if len(models) < 2:
-        raise ValueError(f"`models` must be at least two, got {len(models)}.")
+        raise ValueError(f"`models` must be at least two, got {len(models)}. Add another.")
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     parts = [1 / len(models)] * len(models) if weights is None else [float(weight) for weight in weights]
-    if len(parts) != len(models) or not abs(sum(parts) - 1) <= 1e-6:  # NaN compares false
-        raise ValueError(
-            f"`weights` must be {len(models)} numbers, one per model, that sum to 1, got {parts}. Divide them by "
-            "their sum."
-        )
+    if len(parts) != len(models):
+        raise ValueError(f"`weights` must be {len(models)} numbers, one per model, got {parts}. Give {len(models)}.")
+    if not abs(sum(parts) - 1) <= 1e-6:  # NaN compares false
+        raise ValueError(f"`weights` must sum to 1, got {parts}, whose sum is {sum(parts):g}. Divide them by it.")
     if method == "spherical" and min(parts) < 0:
         raise ValueError(f"`weights` must not be negative for `method='spherical'`, got {parts}. Use 'linear'.")
     return parts

@@ -107,7 +107,7 @@ def test_a_refused_conversion_gives_its_reason_alone(rigpt, folders, tmp_path, c
     assert "`--max-shard-size`" in in_one_line(rigpt("convert", stock, out, "--max-shard-size", "big"))
     assert not caplog.records
     assert rigpt("convert", stock, out)[0] == 0
-    assert "drops single coordinates of the stream" in caplog.records.pop().message and not caplog.records
+    assert "dropout of single coordinates of the stream" in caplog.records.pop().message and not caplog.records
     (out / "tokenizer.model").symlink_to(tmp_path / "elsewhere")
     assert "link out of the folder" in in_one_line(rigpt("export", out, back)) and not caplog.records
     (out / "tokenizer.model").unlink()

@@ -196,8 +196,9 @@ def test_models_of_other_options_are_named_before_they_are_read(rigpt, folders, 
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     (other / "model.safetensors").unlink()
     line = in_one_line(rigpt("merge", folders / "model", folders / "disguise", other, tmp_path / "new"))
-    assert "must have the same `rms_norm_eps`" in line and not (tmp_path / "new").exists()
-    assert line.strip().endswith(f"These are {str(other)!r} and {str(folders / 'model')!r}.")
+    named = f"got 0.5 in {str(other)!r} and {config['rms_norm_eps']} in {str(folders / 'model')!r}. Under another"
+    assert f"all of `SOURCES` must have the same `rms_norm_eps`, {named}" in line, line
+    assert not (tmp_path / "new").exists()
 
 
 def test_charges_are_listed_and_measured(done, folders, tmp_path):

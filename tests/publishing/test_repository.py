@@ -385,7 +385,10 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"repo_id": "me/my model"}, r"`repo` must be a name such as me/my-model.*'me/my model'"),
+        (
+            {"repo_id": "me/my model"},
+            r"`repo` must be the name of a repository on the Hub such as me/my-model.*'me/my model'",
+        ),
         ({"repo_id": "a/b/c"}, r"`repo` must be a name"),
         ({"revision": "a" * 40}, r"`revision` must be the name of a branch"),
         ({"revision": "a b"}, r"`revision` must be the name of a branch"),

@@ -139,17 +139,17 @@ def test_a_converted_gpt2(fresh):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"vocab_size": 60}, "`vocab_size` as `model`, got 60 and 61. Models of different"),
-        ({"hidden_size": 64}, "`hidden_size` as `model`, got 64 and 32"),
-        ({"embedding_size": 24}, "`embedding_size` as `model`, got 24 and None"),
-        ({"intermediate_size": 96}, "`intermediate_size` as `model`, got 96 and 128"),
-        ({"num_hidden_layers": 2}, "`num_hidden_layers` as `model`, got 2 and 3"),
-        ({"num_key_value_heads": 4}, "`num_key_value_heads` as `model`, got 4 and 2"),
-        ({"hidden_act": "relu"}, "`hidden_act` as `model`, got 'relu' and 'gelu_pytorch_tanh'. Under another option"),
-        ({"attention_bias": False}, "`attention_bias` as `model`, got False and True"),
-        ({"position_embedding_type": "learned"}, "`position_embedding_type` as `model`, got 'learned' and"),
-        ({"attention_score": "distance"}, "`attention_score` as `model`, got 'distance' and 'dot'"),
-        ({"tie_word_embeddings": False}, "`tie_word_embeddings` as `model`, got False and True"),
+        ({"vocab_size": 60}, "`vocab_size`, got 61 and 60. Models of different"),
+        ({"hidden_size": 64}, "`hidden_size`, got 32 and 64"),
+        ({"embedding_size": 24}, "`embedding_size`, got None and 24"),
+        ({"intermediate_size": 96}, "`intermediate_size`, got 128 and 96"),
+        ({"num_hidden_layers": 2}, "`num_hidden_layers`, got 3 and 2"),
+        ({"num_key_value_heads": 4}, "`num_key_value_heads`, got 2 and 4"),
+        ({"hidden_act": "relu"}, "`hidden_act`, got 'gelu_pytorch_tanh' and 'relu'. Under another option"),
+        ({"attention_bias": False}, "`attention_bias`, got True and False"),
+        ({"position_embedding_type": "learned"}, "`position_embedding_type`, got 'rotary' and 'learned'"),
+        ({"attention_score": "distance"}, "`attention_score`, got 'dot' and 'distance'"),
+        ({"tie_word_embeddings": False}, "`tie_word_embeddings`, got True and False"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -157,7 +157,7 @@ def test_models_of_different_shape_are_refused(options, text):
     check_alike(tiny_config(), tiny_config())
     with pytest.raises(ValueError) as error:
         check_alike(tiny_config(), tiny_config(**options))
-    assert f"`reference` must have the same {text}" in str(error.value)
+    assert f"`model` and `reference` must have the same {text}" in str(error.value)
     assert "compare models made from one configuration" in str(error.value)
 
 
@@ -166,14 +166,14 @@ def test_a_length_that_is_only_promised_may_differ():
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
     check_alike(*(tiny_config(**length) for length in lengths))
     for options in ({"position_embedding_type": "learned"}, dynamic):
-        with pytest.raises(ValueError, match="`max_position_embeddings` as `model`"):
+        with pytest.raises(ValueError, match="the same `max_position_embeddings`, got 64 and 128"):
             check_alike(*(tiny_config(**length, **options) for length in lengths))
     one, other = (tiny_model(**length) for length in lengths)
     assert find_alignment(one, other).distance <= DISTANCE[torch.float64]
 
 
 def test_aligning_refuses_models_of_different_shape():
-    with pytest.raises(ValueError, match="`reference` must have the same `num_hidden_layers`"):
+    with pytest.raises(ValueError, match="`model` and `reference` must have the same `num_hidden_layers`"):
         align(tiny_model(), tiny_model(num_hidden_layers=2))
 
 
@@ -187,10 +187,12 @@ def test_an_option_that_nobody_declared_incidental_is_refused():
     one, other = (Spinning(**tiny_config().to_diff_dict()) for _ in range(2))
     check_alike(one, other)
     other.spin = 1
-    with pytest.raises(ValueError, match="`reference` must have the same `spin` as `model`, got 1 and 0"):
+    with pytest.raises(ValueError, match="must have the same `spin`, got 0 and 1. Under another"):
         check_alike(one, other)
     with pytest.raises(ValueError, match="`spin`"):
         check_alike(tiny_config(), other)
+    with pytest.raises(ValueError, match="must have the same `spin`, got 0 in 'here' and 1 in 'there'. Under another"):
+        check_alike(one, other, ("here", "there"))
     other.spin, other.attention_dropout = 0, 0.5
     check_alike(one, other)
 

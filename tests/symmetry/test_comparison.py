@@ -218,8 +218,8 @@ def test_a_disguise_in_the_stream_alone_is_named():
 
 
 def test_models_of_two_shapes_are_refused():
-    message = r"`reference` must have the same `hidden_size` as `model`, got 48 and 32\. Models of different shape"
+    message = r"must have the same `hidden_size`, got 32 and 48\. Models of different shape"
     with pytest.raises(ValueError, match=message):
         compare(tiny_model(), tiny_model(hidden_size=48))
-    with pytest.raises(ValueError, match="the same `hidden_act` as `model`, got 'relu2' and 'gelu_pytorch_tanh'"):
+    with pytest.raises(ValueError, match="the same `hidden_act`, got 'gelu_pytorch_tanh' and 'relu2'"):
         compare(tiny_model(), tiny_model(hidden_act="relu2"))

@@ -159,15 +159,15 @@ def test_a_merged_model_is_an_ordinary_checkpoint_of_its_own(turned, method, tmp
 
 
 REFUSED = {
-    "one model": (1, {}, r"`models` must be at least two, got 1\."),
+    "one model": (1, {}, r"`models` must be at least two, got 1\. Add another\."),
     "no models": (0, {}, r"`models` must be at least two, got 0\."),
     "method": (2, {"method": "cubic"}, r"`method` must be one of linear, spherical, got 'cubic'\."),
     "sum": (
         2,
         {"weights": (0.5, 0.4)},
-        r"`weights` must be 2 numbers, one per model, that sum to 1, got \[0\.5, 0\.4\]",
+        r"`weights` must sum to 1, got \[0\.5, 0\.4\], whose sum is 0\.9\. Divide them by it\.",
     ),
-    "number": (2, {"weights": (1.0,)}, r"`weights` must be 2 numbers, .* got \[1\.0\]\. Divide them by their sum\."),
+    "number": (2, {"weights": (1.0,)}, r"`weights` must be 2 numbers, one per model, got \[1\.0\]\. Give 2\."),
     "negative": (
         2,
         {"weights": (1.5, -0.5), "method": "spherical"},
@@ -197,7 +197,7 @@ def test_an_average_that_leaves_the_range_of_numbers_is_refused(dtype, size):
 
 def test_models_of_two_shapes_are_refused():
     for attempt in (merge, lambda pair: merge(pair, aligned=False), lambda pair: loss_path(*pair, lambda model: 0.0)):
-        with pytest.raises(ValueError, match="`reference` must have the same `num_hidden_layers` as `model`"):
+        with pytest.raises(ValueError, match="`model` and `reference` must have the same `num_hidden_layers`"):
             attempt([tiny_model(), tiny_model(num_hidden_layers=2)])
 
 

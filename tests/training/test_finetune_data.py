@@ -184,7 +184,7 @@ def test_what_is_held_out_depends_on_content_alone(tmp_path):
     assert set(expected) < set(held(rows, "d.jsonl", 0.6)[0])
     assert len(held(rows[:20], "e.jsonl", 1e-9)[0]) == 1, "at least one"
     assert held(rows, "f.jsonl", 0.0)[0] == []
-    with pytest.raises(ValueError, match=r"`eval_share` must leave something to train on, got 0.3 of 1 piece"):
+    with pytest.raises(ValueError, match=r"got 0.3 of 1 piece.* between blank lines: put blank lines"):
         held(rows[:1], "g.jsonl", 0.3)
     with pytest.raises(ValueError, match=r"got 1.0 of 9 piece\(s\) of text, of which 1 differ"):
         held(rows[:1] * 9, "h.jsonl", 1.0)

@@ -19,6 +19,7 @@ from tests.training.texts import TEXT
 
 
 KEPT = SYMMETRY[torch.float32]
+STILL = {"max_steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
 WAY = {"optim": "equivariant", "learning_rate": 3e-3, "max_steps": 6, "logging_steps": 2, "eval_share": 0.0}
 
 
@@ -45,6 +46,11 @@ def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, 
     report = finetune(options(symmetry=str(file), **WAY), [seen])
     logged = [entry["symmetry_distance"] for entry in seen.log if "loss" in entry]
     assert len(logged) == 3 and max(logged) < KEPT and report.loss_after < report.loss_before
+    # What the projection does to the loss is told apart from what training does.
+    assert report.loss_projected is not None and abs(report.loss_projected - report.loss_before) > 1e-4
+    still = finetune(options(**WAY | STILL | {"symmetry": str(file), "output_dir": str(tmp_path / "still")}))
+    assert still.loss_projected == report.loss_projected == pytest.approx(still.loss_after, abs=1e-6)
+    assert [column.header for column in still.table().columns] == ["", "before", "projected", "after"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     known = recorded(model.config)
     assert known.symmetry == TokenSymmetry.load(file, tokenizer=tokenizer) and known.distance(model) < KEPT
@@ -57,7 +63,12 @@ def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, 
     assert seen.log[-2]["symmetry_distance"] > 1e-3
     free = AutoModelForCausalLM.from_pretrained(tmp_path / "more")
     assert free.config.token_symmetry == model.config.token_symmetry and known.distance(free) > 1e-3
-    finetune(options(**WAY | more | {"symmetry": None, "output_dir": str(tmp_path / "free")}))
+    free = finetune(options(**WAY | more | {"symmetry": None, "output_dir": str(tmp_path / "free")}))
+    assert free.loss_projected is None and [column.header for column in free.table().columns] == [
+        "",
+        "before",
+        "after",
+    ]
     assert recorded(AutoModelForCausalLM.from_pretrained(tmp_path / "free").config) is None
 
 
