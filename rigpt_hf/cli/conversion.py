@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..checkpoints.source import is_model
+from ..checkpoints.source import is_model, is_model_or_file
 from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
@@ -43,7 +43,9 @@ def demo(options: DemoOptions):
 
 
 def convert(
-    source: Annotated[str, argument("Folder with safetensors, or Hub id."), READS, is_model],
+    source: Annotated[
+        str, argument("Folder with safetensors, Hub id, or file of nanoGPT or llama2.c."), READS, is_model_or_file
+    ],
     output: Output,
     revision: Revision = None,
     gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
