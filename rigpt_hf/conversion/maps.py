@@ -77,18 +77,22 @@ class Family:
     harmless: tuple[str, ...]
     gain_offset: float = 0.0
 
-    def varied(self, name: str, rules: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> "Family":
+    def varied(
+        self, name: str, rules: Mapping[str, Mapping[str, Any] | None] | None = None, **changes: Any
+    ) -> "Family":
         """
         A family of its own that differs from this one in little.
 
         Args:
             name (`str`): what error messages call it.
-            rules (`Mapping[str, Mapping[str, Any]]`, *optional*): changes of rules, by the last part of their targets.
+            rules (`Mapping[str, Mapping[str, Any] | None]`, *optional*): changes of rules, by the last part of their
+                targets; `None` leaves a rule out.
             changes: of the family's other fields.
         """
         left, changed = dict(rules or {}), []
         for rule in self.rules:
-            changed.append(replace(rule, **left.pop(rule.target.rpartition(".")[2], {})))
+            change = left.pop(rule.target.rpartition(".")[2], {})
+            changed += [] if change is None else [replace(rule, **change)]
         assert not left, f"no rule of {self.name} makes {', '.join(left)}"
         return replace(self, name=name, rules=tuple(changed), **changes)
 
@@ -111,11 +115,25 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stock class to convert, its family and the function that reads its configuration."""
+    """
+    A stock class to convert.
+
+    Args:
+        class_name (`str`): its name.
+        family (`Family`): its weight map.
+        rigpt_config (`Callable`): the configuration of the RiGPT equal to a model with this one; the second argument
+            says what becomes of dropout.
+        variant (`Callable`, *optional*): `config -> Family`: the weight map where it depends on the configuration.
+    """
 
     class_name: str
     family: Family
     rigpt_config: Callable[[Any, str | None], RiGPTConfig]
+    variant: Callable[[Any], Family] | None = None
+
+    def family_of(self, config: Any) -> Family:
+        """The weight map of a model with this configuration."""
+        return self.family if self.variant is None else self.variant(config)
 
 
 @dataclass(frozen=True)
