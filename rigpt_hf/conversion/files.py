@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -100,14 +100,17 @@ def read_file(path: Path, argument: str = "source") -> StockFile:
 def _unpickled(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The options and the tensors in a file of `torch.save`, without what a compiled model puts before its names."""
     held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    parts = [held.get(name) if isinstance(held, dict) else None for name in ("model_args", "model")]
-    if not all(isinstance(part, Mapping) and part and all(isinstance(key, str) for key in part) for part in parts):
+    arguments, tensors = (held.get(name) if isinstance(held, dict) else None for name in ("model_args", "model"))
+    if not _is_named(arguments) or not _is_named(tensors):
         raise ValueError("`model` and `model_args` are not in it, as in what those two save. Name another file")
-    arguments, tensors = parts
     if odd := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
         raise ValueError(f"{name_some(odd)} in it is no tensor. Name another file")
     prefix = wrapper_of(tensors)
     return dict(arguments), {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _is_named(held: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(held, Mapping) and bool(held) and all(isinstance(key, str) for key in held)
 
 
 def _legacy(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

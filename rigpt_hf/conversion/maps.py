@@ -6,7 +6,7 @@ stream, and so how it is folded and how it turns back, stands in the table of fr
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoints.weights import Rows
@@ -121,15 +121,33 @@ class Architecture:
     Args:
         class_name (`str`): its name.
         family (`Family`): its weight map.
-        rigpt_config (`Callable`): the configuration of the RiGPT equal to a model with this one; the second argument
-            says what becomes of dropout.
+        rigpt_config (`Callable`): reads the configuration of a source that is not refused, see [`result`].
+        refused (`Mapping[str, Callable]`, *optional*): options that have no exact form; `config -> str | None`: what
+            there is to say where a configuration has them in use.
         variant (`Callable`, *optional*): `config -> Family`: the weight map where it depends on the configuration.
     """
 
     class_name: str
     family: Family
     rigpt_config: Callable[[Any, str | None], RiGPTConfig]
+    refused: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
     variant: Callable[[Any], Family] | None = None
+
+    def result(self, config: Any, dropout: str | None = "vector") -> RiGPTConfig:
+        """
+        The configuration of the RiGPT equal to a model with this one.
+
+        Args:
+            config (`PreTrainedConfig`): the source's configuration.
+            dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
+
+        Raises:
+            ValueError: if an option of the source has no exact form; the message names it.
+        """
+        for words in self.refused.values():
+            if message := words(config):
+                raise ValueError(message)
+        return self.rigpt_config(config, dropout)
 
     def family_of(self, config: Any) -> Family:
         """The weight map of a model with this configuration."""
@@ -162,6 +180,16 @@ class Target:
     stock_config: Callable[[RiGPTConfig], Any]
     summary: str
     alternative: str
+
+
+def only(option: str, expressed: Any, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:
+    """A refusal of every value of an option but one, for `Architecture.refused`."""
+
+    def words(config: Any) -> str | None:
+        value = getattr(config, option)
+        return None if value == expressed else f"`{option}={value}` cannot be converted: {reason}. {advice}."
+
+    return {option: words}
 
 
 def same(*names: str) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """NanoChat without its cap on logits: norms without gains, also of queries and keys, and a rotation backwards."""
 
 from transformers import NanoChatConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from ..rope_rigpt import rotary_frequencies
 from .llama import LLAMA, head_dim, kin_config
-from .maps import Architecture
+from .maps import Architecture, only
 
 
 def backwards(config: NanoChatConfig) -> Rows:
@@ -34,26 +34,31 @@ NANOCHAT = LLAMA.varied(
 
 
 def rigpt_config(config: NanoChatConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a NanoChat; see [`kin_config`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    if (cap := config.final_logit_softcapping) is not None:
-        raise ValueError(
-            f"`final_logit_softcapping={cap}` cannot be converted: it bends logits, and RiGPT has a linear head. Set "
-            "it to `None` in the configuration if you need only which token is likelier than which: "
-            "probabilities become other ones."
-        )
-    result = kin_config(NANOCHAT, config, embedding_size=None, gated_mlp=False, qk_norm=True, embedding_norm=True)
-    if (scaling := rotary_frequencies(result)[1]) != 1.0:
-        raise ValueError(
-            f"`rope_parameters['rope_type']={config.rope_parameters['rope_type']!r}` makes queries and keys "
-            f"{scaling:.4g} times as long, in front of NanoChat's norm of them and behind RiGPT's. Set "
-            "`rope_parameters['attention_factor']` to 1.0 in the source's configuration."
-        )
-    return result
+    """The configuration of the RiGPT equal to a NanoChat; see [`Architecture.result`] and [`kin_config`]."""
+    return kin_config(NANOCHAT, config, embedding_size=None, gated_mlp=False, qk_norm=True, embedding_norm=True)
 
 
-ARCHITECTURES = {"nanochat": Architecture("NanoChatForCausalLM", NANOCHAT, rigpt_config)}
+def stretched(config: NanoChatConfig) -> str | None:
+    """Cosines and sines longer than 1, which NanoChat's norm behind the rotation takes out again, but for `eps`."""
+    rope_type = config.rope_parameters["rope_type"]
+    scaling = ROPE_INIT_FUNCTIONS[rope_type](config)[1] if rope_type in ROPE_INIT_FUNCTIONS else 1.0
+    if scaling == 1.0:
+        return None
+    return (
+        f"`rope_parameters['rope_type']={rope_type!r}` makes queries and keys {scaling:.4g} times as long, before "
+        "NanoChat's norm of them and after RiGPT's. Set `rope_parameters['attention_factor']` to 1.0 in the source's "
+        "configuration."
+    )
+
+
+REFUSED = {
+    **only(
+        "final_logit_softcapping",
+        None,
+        "it bends logits, and RiGPT has a linear head",
+        "Set it to `None` in the source's configuration if you need only which token is likelier than which: "
+        "probabilities become other ones",
+    ),
+    "rope_parameters with an attention factor": stretched,
+}
+ARCHITECTURES = {"nanochat": Architecture("NanoChatForCausalLM", NANOCHAT, rigpt_config, REFUSED)}

@@ -8,7 +8,7 @@ from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .activations import rigpt_activation
 from .dropout import vector_dropout
-from .maps import Architecture, Family, Rule, same
+from .maps import Architecture, Family, Rule, only, same
 
 
 # Constants of the library's class.
@@ -85,38 +85,7 @@ def variant(config: OPTConfig) -> Family:
 
 
 def rigpt_config(config: OPTConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to an OPT.
-
-    Args:
-        config (`OPTConfig`): the source's configuration.
-        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    for option, expressed, reason, advice in (
-        (
-            "do_layer_norm_before",
-            True,
-            "its norms stand on the residual path itself, where a gain folds into no weight",
-            "Convert another OPT: of those that were published, 350m alone is so",
-        ),
-        (
-            "_remove_final_layer_norm",
-            False,
-            "the head reads a stream without a norm, and RiGPT's always has one",
-            "Convert an OPT with its last norm",
-        ),
-        (
-            "layerdrop",
-            0.0,
-            "whole layers are left out at random while it trains, and RiGPT's never are",
-            "Set it to 0.0 in the source's configuration, which changes nothing but training",
-        ),
-    ):
-        if (value := getattr(config, option)) != expressed:
-            raise ValueError(f"`{option}={value}` cannot be converted: {reason}. {advice}.")
+    """The configuration of the RiGPT equal to an OPT; see [`Architecture.result`]."""
     biased, affine = config.enable_bias, config.layer_norm_elementwise_affine
     (residual,) = vector_dropout({"dropout": config.dropout}, dropout)
     return RiGPTConfig(
@@ -135,4 +104,24 @@ def rigpt_config(config: OPTConfig, dropout: str | None = "vector") -> RiGPTConf
     )
 
 
-ARCHITECTURES = {"opt": Architecture("OPTForCausalLM", OPT, rigpt_config, variant)}
+REFUSED = {
+    **only(
+        "do_layer_norm_before",
+        True,
+        "its norms stand on the residual path itself, where a gain folds into no weight",
+        "Convert another OPT: of those that were published, 350m alone is so",
+    ),
+    **only(
+        "_remove_final_layer_norm",
+        False,
+        "the head reads a stream without a norm, and RiGPT's always has one",
+        "Convert an OPT with its last norm",
+    ),
+    **only(
+        "layerdrop",
+        0.0,
+        "it leaves out whole layers at random in training, and RiGPT never does",
+        "Set it to 0.0 in the source's configuration, which changes nothing but training",
+    ),
+}
+ARCHITECTURES = {"opt": Architecture("OPTForCausalLM", OPT, rigpt_config, REFUSED, variant)}

@@ -50,7 +50,7 @@ def make_plan(
         ValueError: if an option or a tensor of the source has no place in RiGPT, or one of RiGPT's is missing from the
             source; the message names it.
     """
-    rigpt_config = architecture.rigpt_config(config, dropout)
+    rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
     reader = _Reader(family, config, rigpt_config, source, str(device), buffers or {})
     with torch.device("meta"):

@@ -23,23 +23,14 @@ STARCODER2 = LLAMA.varied(
         # The last norm has a bias, and the head has none that could take it over.
         "lm_head": {"norm": None},
     },
-    fields=LLAMA.fields | {"rms_norm_eps": "norm_epsilon"},
+    fields={**LLAMA.fields, "rms_norm_eps": "norm_epsilon"},
     centred=True,
     norm_bias=True,
 )
 
 
 def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a StarCoder2; see [`kin_config`].
-
-    Args:
-        config (`Starcoder2Config`): the source's configuration.
-        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
+    """The configuration of the RiGPT equal to a StarCoder2; see [`Architecture.result`] and [`kin_config`]."""
     names = ("residual_dropout", "embedding_dropout")
     residual, embedding = vector_dropout({name: getattr(config, name) for name in names}, dropout)
     return kin_config(

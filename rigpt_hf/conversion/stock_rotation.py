@@ -19,7 +19,7 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     """
     turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
     architecture = architecture_of(model.config, type(model).__name__)
-    config, family = architecture.rigpt_config(model.config, None), architecture.family_of(model.config)
+    config, family = architecture.result(model.config, None), architecture.family_of(model.config)
     table, done, modules = table_of(config), set(), dict(turned.named_modules())
     for rule, _ in family.expand(config):
         is_tied = rule.source == family.head and model.config.tie_word_embeddings
