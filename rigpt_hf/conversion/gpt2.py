@@ -96,7 +96,7 @@ def stock_config(config: RiGPTConfig) -> GPT2Config:
 
 REFUSED = only(
     "add_cross_attention",
-    False,
+    (False,),
     "RiGPT is a decoder without an encoder to attend to",
     "Convert a GPT-2 with `add_cross_attention=False`",
 )

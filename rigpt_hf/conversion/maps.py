@@ -182,12 +182,12 @@ class Target:
     alternative: str
 
 
-def only(option: str, expressed: Any, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:
-    """A refusal of every value of an option but one, for `Architecture.refused`."""
+def only(option: str, expressed: tuple, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:
+    """A refusal of every value of an option but a few, for `Architecture.refused`."""
 
     def words(config: Any) -> str | None:
         value = getattr(config, option)
-        return None if value == expressed else f"`{option}={value}` cannot be converted: {reason}. {advice}."
+        return None if value in expressed else f"`{option}={value}` cannot be converted: {reason}. {advice}."
 
     return {option: words}
 

@@ -5,7 +5,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, head_dim, kin_config
+from .llama import LLAMA, PARTIAL, head_dim, kin_config
 from .maps import Architecture, only
 
 
@@ -52,13 +52,14 @@ def stretched(config: NanoChatConfig) -> str | None:
 
 
 REFUSED = {
+    **PARTIAL,
     **only(
         "final_logit_softcapping",
-        None,
+        (None,),
         "it bends logits, and RiGPT has a linear head",
         "Set it to `None` in the source's configuration if you need only which token is likelier than which: "
         "probabilities become other ones",
     ),
-    "rope_parameters with an attention factor": stretched,
+    "rope_parameters['attention_factor']": stretched,
 }
 ARCHITECTURES = {"nanochat": Architecture("NanoChatForCausalLM", NANOCHAT, rigpt_config, REFUSED)}

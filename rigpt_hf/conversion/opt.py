@@ -107,19 +107,19 @@ def rigpt_config(config: OPTConfig, dropout: str | None = "vector") -> RiGPTConf
 REFUSED = {
     **only(
         "do_layer_norm_before",
-        True,
+        (True,),
         "its norms stand on the residual path itself, where a gain folds into no weight",
         "Convert another OPT: of those that were published, 350m alone is so",
     ),
     **only(
         "_remove_final_layer_norm",
-        False,
+        (False,),
         "the head reads a stream without a norm, and RiGPT's always has one",
         "Convert an OPT with its last norm",
     ),
     **only(
         "layerdrop",
-        0.0,
+        (0.0,),
         "it leaves out whole layers at random in training, and RiGPT never does",
         "Set it to 0.0 in the source's configuration, which changes nothing but training",
     ),

@@ -1,7 +1,6 @@
 """Which stock classes convert, what that costs, and where the results go back to: read off the tables of families."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from ..checkpoints.read import silent
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from .families import ARCHITECTURES, TARGETS
@@ -38,15 +38,18 @@ class FamilyRow:
     targets: tuple[str, ...]
 
 
-def overview() -> Iterator[FamilyRow]:
+@silent()  # some configurations of the library warn of their own defaults
+def overview() -> list[FamilyRow]:
     """A row for each architecture; no model gets memory for its weights."""
+    rows = []
     for name, entry in ARCHITECTURES.items():
         costs = {
             tied: _costs(entry, partial(CONFIG_MAPPING[name], tie_word_embeddings=tied)) for tied in (True, False)
         }
         parameters, products = ({tied: cost[part] for tied, cost in costs.items()} for part in (0, 1))
         targets = exportable(entry.rigpt_config(CONFIG_MAPPING[name](), None))
-        yield FamilyRow(name, entry.class_name, tuple(entry.refused), parameters, products, tuple(targets))
+        rows.append(FamilyRow(name, entry.class_name, tuple(entry.refused), parameters, products, tuple(targets)))
+    return rows
 
 
 def exportable(config: RiGPTConfig) -> Iterator[str]:
@@ -65,9 +68,11 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
     counts = []
     for layers in (1, 2):  # all layers are alike, so two sizes give every size
         config = make_config(num_hidden_layers=layers)
+        rigpt_config = entry.rigpt_config(config, None)
+        if getattr(config, "head_dim", 0) is None:  # which some classes leave open, and then compute with
+            config.head_dim = rigpt_config.head_dim
         with torch.device("meta"):
-            stock = AutoModelForCausalLM.from_config(deepcopy(config))
-            result = RiGPTForCausalLM(entry.rigpt_config(config, None))
+            stock, result = AutoModelForCausalLM.from_config(config), RiGPTForCausalLM(rigpt_config)
         counts.append(torch.tensor([_counted(stock), _counted(result)]))
     one, two = counts
     before, after = one + (make_config().num_hidden_layers - 1) * (two - one)

@@ -4,7 +4,7 @@ from transformers import Starcoder2Config
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, kin_config
+from .llama import LLAMA, PARTIAL, WINDOW, kin_config
 from .maps import Architecture
 
 
@@ -48,4 +48,4 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
     )
 
 
-ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config)}
+ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, WINDOW | PARTIAL)}

@@ -15,7 +15,7 @@ from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
 from ..tolerances import CONVERSION, SYMMETRY
-from .families import FAMILIES, architecture, converted_family, family_model
+from .families import FAMILIES, YARN, architecture, converted_family, family_model
 
 
 over_families = pytest.mark.parametrize("name", FAMILIES)
@@ -130,7 +130,7 @@ class TestNegativeControls:
         )
         family = replace(entry.family, **({"rules": rules} | changes))
         assert family != entry.family
-        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, family=family))
+        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, family=family, variant=None))
         error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
         print(f"{name}, {', '.join([*(rule or {}), *changes])}: {error:.1e}")
         return error
@@ -167,6 +167,41 @@ class TestNegativeControls:
         assert self.off("ernie4_5", monkeypatch, {"q_proj": unpaired, "k_proj": unpaired}) > 0.1
 
     @pytest.mark.parametrize("first, second", [("gate_proj", "up_proj"), ("k_proj", "v_proj")])
+    def test_positions_from_the_first_row_on(self, monkeypatch):
+        unmoved = {"rows": lambda config: Rows(0, config.max_position_embeddings, config.max_position_embeddings + 2)}
+        assert self.off("opt", monkeypatch, {"embed_positions": unmoved}) > 0.1
+
+    def test_a_norm_with_a_mean_that_is_not_centred(self, monkeypatch):
+        for name in ("opt", "starcoder2"):
+            assert self.off(name, monkeypatch, centred=False) > 0.01
+
+    def test_a_rotation_the_other_way(self, monkeypatch):
+        forwards = {"rows": lambda config: Rows(0, config.head_dim, config.head_dim)}
+        assert self.off("nanochat", monkeypatch, {"q_proj": forwards, "k_proj": forwards}) > 0.1
+
+    def test_a_cap_that_is_left_out(self):
+        """By how much a NanoChat with its default cap differs from the one without, which converts."""
+        capped, free = (family_model("nanochat", final_logit_softcapping=cap) for cap in (15.0, None))
+        with torch.no_grad():
+            for model in (capped, free):
+                model.lm_head.weight *= 30  # logits as large as those of trained models
+        error = certify(capped, convert_model(free), tokens(2, 36)).relative_logit_error
+        print(f"nanochat, cap: {error:.1e}")
+        assert error > 0.1
+
+    def test_the_other_gelu(self, monkeypatch):
+        source, entry = family_model("opt-untied"), ARCHITECTURES["opt"]
+
+        def exact_gelu(*arguments):
+            result = entry.rigpt_config(*arguments)
+            result.hidden_act = "gelu"
+            return result
+
+        monkeypatch.setitem(ARCHITECTURES, "opt", replace(entry, rigpt_config=exact_gelu))
+        error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
+        print(f"opt, gelu: {error:.1e}")
+        assert error > 1e-5
+
     def test_parts_of_a_fused_map_in_another_order(self, first, second, monkeypatch):
         rows = {rule.target.rpartition(".")[2]: {"rows": rule.rows} for rule in ARCHITECTURES["phi3"].family.rules}
         assert self.off("phi3", monkeypatch, {first: rows[second], second: rows[first]}) > 0.1
@@ -208,6 +243,17 @@ LONG = {"max_position_embeddings": 128}
         ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
         ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
         ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+        ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
+        ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
+        ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
+        ("opt", {"activation_function": "quick_gelu"}, "`activation_function` must be one of.*'quick_gelu'"),
+        ("starcoder2", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+        ("nanochat", {"final_logit_softcapping": 15.0}, "`final_logit_softcapping=15.0` cannot.*Set it to `None`"),
+        (
+            "nanochat",
+            {"rope_parameters": YARN},
+            r"'yarn'` makes.* 1.139 times as long.*`rope_parameters\['attention_fa",
+        ),
         ("phi3-longrope", LONG, r"'longrope'.* beyond position 64.* `rope_parameters\['factor'\]` to 8"),
     ],
 )
