@@ -63,6 +63,7 @@ def convert(
     function.
 
         rigpt convert openai-community/gpt2 my-rigpt
+        rigpt convert nanoGPT/out/ckpt.pt my-rigpt
     """
     from ..conversion import convert_checkpoint
 

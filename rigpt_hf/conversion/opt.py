@@ -1,4 +1,9 @@
-"""OPT: the weight map, and what each option of `OPTConfig` becomes."""
+"""
+OPT: the weight map, and what each option of `OPTConfig` becomes.
+
+Called without `position_ids`, OPT counts positions in an attention mask, and RiGPT from the left end, as GPT-2 does:
+with padding on the left give them, as `generate` does.
+"""
 
 from typing import Any
 
