@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from rigpt_hf.checkpoints.source import is_free, is_model
+from rigpt_hf.checkpoints.source import is_free, is_model_or_file
 from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.terminal import say
@@ -36,8 +36,8 @@ PATIENCE = timedelta(hours=12)
 class ConvertOptions:
     """The model to convert, and where to."""
 
-    source: Annotated[str, READS, is_model]
-    """Folder with safetensors, or id of a repository on the Hub."""
+    source: Annotated[str, READS, is_model_or_file]
+    """Folder with safetensors, id of a repository on the Hub, or file of nanoGPT or llama2.c."""
     output_dir: Annotated[str, WRITES, is_free]
     """Folder to make."""
     revision: str | None = None

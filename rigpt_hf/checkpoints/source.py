@@ -213,6 +213,12 @@ def is_model(value: Any, name: str, values: Mapping[str, Any]) -> None:
             find_source(source, name, values.get("revision"), config=not values.get("gguf_file"))
 
 
+def is_model_or_file(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """The same for what may also be a single file, which whoever reads it judges."""
+    if not os.path.isfile(value):
+        is_model(value, name, values)
+
+
 def is_free(value: Any, name: str, values: Mapping[str, Any]) -> None:
     """A mark for [`guarded`]: a `ValueError` if no folder can be made here with what `--force` allows."""
     if value is not None:

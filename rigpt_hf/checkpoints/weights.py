@@ -39,18 +39,20 @@ class Rows:
     The rows of a part of a fused map: `length` from `start` on, of every `period`.
 
     The first `interleaved` rows of each part are pairs of neighbours, which a rotation turns together. As a part, the
-    first of all pairs come first, then the second of all.
+    first of all pairs come first, then the second of all. With `swapped` the halves of each part change places: what
+    turned one way turns the other.
     """
 
     start: int
     length: int
     period: int
     interleaved: int = 0
+    swapped: bool = False
 
     def take(self, whole: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """These rows of `whole`, where they stand along `dim`."""
         parts = whole.unflatten(dim, (-1, self.period)).narrow(dim + 1, self.start, self.length)
-        if self.interleaved:
+        if self.interleaved or self.swapped:
             parts = parts.index_select(dim + 1, self._order(whole.device))
         return parts.flatten(dim, dim + 1)
 
@@ -62,7 +64,8 @@ class Rows:
     def _order(self, device: torch.device) -> torch.Tensor:
         """The rows of a part, from its start on, in the order in which it has them."""
         rows, turning = torch.arange(self.length, device=device), self.interleaved
-        return torch.cat((rows[:turning:2], rows[1:turning:2], rows[turning:]))
+        order = torch.cat((rows[:turning:2], rows[1:turning:2], rows[turning:]))
+        return order.roll(self.length // 2) if self.swapped else order
 
 
 class Weights:

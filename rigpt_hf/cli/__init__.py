@@ -10,7 +10,7 @@ from ..dataclass_options import command
 from ..demo.options import DemoOptions
 from ..version import __version__
 from .cards import card
-from .conversion import convert, demo, export, info, verify
+from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
 from .lab import lab
 from .measures import charges, diff
@@ -39,7 +39,7 @@ def before_the_verb(
 
 
 VERBS = (
-    *(command(DemoOptions, demo), convert, export, verify, info),
+    *(command(DemoOptions, demo), convert, export, verify, info, families),
     *(rotate, canonicalize, diff, merge, charges),
     *(evaluate, card, publish),
     lab,

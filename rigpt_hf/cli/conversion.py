@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..checkpoints.source import is_model
+from ..checkpoints.source import is_model, is_model_or_file
 from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
@@ -58,7 +58,9 @@ def demo(options: DemoOptions):
 
 
 def convert(
-    source: Annotated[str, argument("Folder with safetensors, or Hub id."), READS, is_model],
+    source: Annotated[
+        str, argument("Folder with safetensors, Hub id, or file of nanoGPT or llama2.c."), READS, is_model_or_file
+    ],
     output: Output,
     revision: Revision = None,
     gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
@@ -78,6 +80,7 @@ def convert(
     function.
 
         rigpt convert openai-community/gpt2 my-rigpt
+        rigpt convert nanoGPT/out/ckpt.pt my-rigpt
     """
     from ..conversion import convert_checkpoint
 
@@ -148,6 +151,41 @@ def verify(
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     if not certificate.passed:
         raise typer.Exit(1)
+
+
+def families():
+    """
+    Show which stock models convert exactly, what is refused of them, what a conversion costs, and which stock classes
+    it can be exported to.
+
+        rigpt families
+    """
+    from ..conversion.activations import RIGPT_ACTIVATIONS
+    from ..conversion.families import REASONS
+    from ..conversion.overview import overview
+
+    def cost(by_tie: dict[bool, float]) -> str:
+        said = {tied: f"{more:+.2%}" if more >= 5e-5 else "nothing" for tied, more in by_tie.items()}
+        return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
+
+    console = Console()
+    table = Table("family", "class", "refused", "parameters", "products", "exports to", title="What converts exactly")
+    for row in overview():
+        refused = ", ".join(row.refused) or "-"
+        targets = ", ".join(row.targets) or "-"
+        table.add_row(row.name, row.class_name, refused, cost(row.parameters), cost(row.products), targets)
+    console.print(table)
+    activations = ", ".join(sorted(set(RIGPT_ACTIVATIONS.values())))
+    console.print(
+        "Costs are those of a model of the class's default size: parameters that are added, and products with maps "
+        "per token, which take time. All families refuse quantized weights and activations that are none of "
+        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama.",
+        markup=False,
+    )
+    table = Table("family", "why not", title="What does not convert, of what is asked for")
+    for name, reason in REASONS.items():
+        table.add_row(name, reason)
+    console.print(table)
 
 
 def info(source: Source):

@@ -3,7 +3,7 @@
 from transformers import ArceeConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, kin_config
+from .llama import LLAMA, PARTIAL, kin_config
 from .maps import Architecture
 
 
@@ -15,4 +15,4 @@ def rigpt_config(config: ArceeConfig, dropout: str | None = "vector") -> RiGPTCo
     return kin_config(ARCEE, config, gated_mlp=False)
 
 
-ARCHITECTURES = {"arcee": Architecture("ArceeForCausalLM", ARCEE, rigpt_config)}
+ARCHITECTURES = {"arcee": Architecture("ArceeForCausalLM", ARCEE, rigpt_config, PARTIAL)}

@@ -1,5 +1,6 @@
 """`convert_checkpoint` and `export_checkpoint`: folders in, folders out, shard by shard."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..terminal import notices_after
 from .export import plan_export
 from .families import architecture_of
+from .files import read_file
 from .plan import Plan, make_plan
 
 
@@ -52,8 +54,8 @@ def convert_checkpoint(
 
     Args:
         source (`str` or `Path`):
-            A local folder with safetensors (one file, or shards and their index), or the id of a repository on the
-            Hub.
+            A local folder with safetensors (one file, or shards and their index), the id of a repository on the
+            Hub, or a file of nanoGPT or llama2.c, see [`read_file`].
         output_dir (`str` or `Path`):
             The folder to make.
         revision (`str`, *optional*):
@@ -88,37 +90,45 @@ def convert_checkpoint(
         ValueError: if the source cannot be converted exactly or an argument is impossible; the message names which.
     """
     output, name = Path(output_dir), str(source)
+    is_file = Path(name).is_file()
+    if is_file and (revision or gguf_file):
+        option, value = ("revision", revision) if revision else ("gguf_file", gguf_file)
+        raise ValueError(
+            f"`{option}` belongs to a folder or an id, got {value!r} with the file {name!r}. Leave it out."
+        )
     seen = together(workers, lambda: check_output(output, name, force) if workers.index == 0 else {})
 
     def prepare() -> tuple[Plan, Path, torch.dtype, Reference]:
-        folder = local_folder(name, revision, config=gguf_file is None)
         weights: Weights
-        if gguf_file is None:
+        load: Callable[[torch.dtype], Any]
+        if is_file:
+            stock = read_file(Path(name))
+            folder, config, load = Path(name).parent, stock.config, stock.load
+            weights = Weights({key: tensor.to(device) for key, tensor in stock.tensors.items()})
+        elif gguf_file is not None:
+            folder = local_folder(name, revision, config=False)
+            decoded = load_gguf(folder, gguf_file, dtype or torch.float32).to(device)
+            config, weights, load = decoded.config, Weights(decoded.state_dict()), lambda _: decoded
+        else:
+            folder = local_folder(name, revision)
             config = load_config(folder)
-            architecture = architecture_of(config)
+            architecture_of(config)  # refuses a class before its weights are looked at
             weights = StoredWeights(folder, device)
             check_sizes(config, weights.shapes, "source", name)
-        else:
-            decoded = load_gguf(folder, gguf_file, dtype or torch.float32).to(device)
-            config = decoded.config
-            architecture = architecture_of(config)
-            weights = Weights(decoded.state_dict())
+
+            def load(finer: torch.dtype) -> Any:
+                return load_model(folder, AutoModelForCausalLM, dtype=finer, allow_unexpected=True)
+
+        architecture = architecture_of(config)
         plan = make_plan(architecture, config, weights, dropout, device)
         written = dtype or plan.source_dtype
-
-        def load():
-            if gguf_file is not None:
-                return decoded
-            dtype = finer_dtype(plan.source_dtype, written)
-            return load_model(folder, AutoModelForCausalLM, dtype=dtype, allow_unexpected=True)
-
         drawn = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
         return (
             plan,
             folder,
             written,
             Reference(
-                load,
+                lambda: load(finer_dtype(plan.source_dtype, written)),
                 drawn if input_ids is None else input_ids,
                 seed if input_ids is None else None,
                 f"{name} ({architecture.class_name})",

@@ -4,7 +4,7 @@ from transformers import Ernie4_5Config
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, head_dim, kin_config
+from .llama import LLAMA, PARTIAL, head_dim, kin_config
 from .maps import Architecture
 
 
@@ -23,4 +23,4 @@ def rigpt_config(config: Ernie4_5Config, dropout: str | None = "vector") -> RiGP
     return kin_config(ERNIE, config, attention_bias=biased, attention_output_bias=biased, mlp_bias=biased)
 
 
-ARCHITECTURES = {"ernie4_5": Architecture("Ernie4_5ForCausalLM", ERNIE, rigpt_config)}
+ARCHITECTURES = {"ernie4_5": Architecture("Ernie4_5ForCausalLM", ERNIE, rigpt_config, PARTIAL)}

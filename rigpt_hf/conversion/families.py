@@ -4,11 +4,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import arcee, ernie4_5, gemma, gpt2, granite, llama, olmo, phi3, stablelm
+from . import arcee, ernie4_5, gemma, gpt2, granite, llama, nanochat, olmo, opt, phi3, stablelm, starcoder2
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, olmo, phi3, stablelm)
+FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, nanochat, olmo, opt, phi3, stablelm, starcoder2)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()

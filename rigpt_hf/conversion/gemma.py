@@ -3,8 +3,8 @@
 from transformers import GemmaConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, kin_config
-from .maps import Architecture
+from .llama import LLAMA, PARTIAL, kin_config
+from .maps import Architecture, only
 
 
 def embedding_scale(config: GemmaConfig, layer: int) -> float:
@@ -19,18 +19,14 @@ GEMMA = LLAMA.varied("Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, 
 
 
 def rigpt_config(config: GemmaConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a Gemma; see [`kin_config`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    if config.use_bidirectional_attention:
-        raise ValueError(
-            "`use_bidirectional_attention=True` cannot be converted: these layers see "
-            "what comes after them, and RiGPT's do not. Convert a Gemma that is a language model."
-        )
+    """The configuration of the RiGPT equal to a Gemma; see [`kin_config`]."""
     return kin_config(GEMMA, config)
 
 
-ARCHITECTURES = {"gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config)}
+REFUSED = only(
+    "use_bidirectional_attention",
+    (None, False),
+    "these layers see what comes after them, and RiGPT's do not",
+    "Convert a Gemma that is a language model",
+)
+ARCHITECTURES = {"gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config, PARTIAL | REFUSED)}

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ..configuration_rigpt import RiGPTConfig
 from .activations import rigpt_activation, stock_activation
 from .dropout import coordinate_dropout, vector_dropout
-from .maps import Architecture, Family, Rows, Rule, Target, same
+from .maps import Architecture, Family, Rows, Rule, Target, only, same
 
 
 def query_scale(config: GPT2Config, layer: int) -> float:
@@ -66,21 +66,7 @@ GPT2 = Family(
 
 
 def rigpt_config(config: GPT2Config, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a GPT-2.
-
-    Args:
-        config (`GPT2Config`): the source's configuration.
-        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    if config.add_cross_attention:
-        raise ValueError(
-            "`add_cross_attention=True` cannot be converted: RiGPT is a decoder without an encoder to attend to. "
-            "Convert a GPT-2 with `add_cross_attention=False`."
-        )
+    """The configuration of the RiGPT equal to a GPT-2; see [`Architecture.result`]."""
     residual, embedding = vector_dropout({"resid_pdrop": config.resid_pdrop, "embd_pdrop": config.embd_pdrop}, dropout)
     return RiGPTConfig(
         **GPT2.rigpt_fields(config),
@@ -108,7 +94,13 @@ def stock_config(config: RiGPTConfig) -> GPT2Config:
     )
 
 
-ARCHITECTURES = {"gpt2": Architecture("GPT2LMHeadModel", GPT2, rigpt_config)}
+REFUSED = only(
+    "add_cross_attention",
+    (False,),
+    "RiGPT is a decoder without an encoder to attend to",
+    "Convert a GPT-2 with `add_cross_attention=False`",
+)
+ARCHITECTURES = {"gpt2": Architecture("GPT2LMHeadModel", GPT2, rigpt_config, REFUSED)}
 TARGETS = {
     "gpt2": Target(
         name="GPT-2",

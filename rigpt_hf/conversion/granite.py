@@ -3,7 +3,7 @@
 from transformers import GraniteConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, head_dim, kin_config
+from .llama import LLAMA, PARTIAL, head_dim, kin_config
 from .maps import Architecture
 
 
@@ -46,4 +46,4 @@ def rigpt_config(config: GraniteConfig, dropout: str | None = "vector") -> RiGPT
     return kin_config(GRANITE, config)
 
 
-ARCHITECTURES = {"granite": Architecture("GraniteForCausalLM", GRANITE, rigpt_config)}
+ARCHITECTURES = {"granite": Architecture("GraniteForCausalLM", GRANITE, rigpt_config, PARTIAL)}

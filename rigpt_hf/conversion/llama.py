@@ -67,60 +67,31 @@ LLAMA = Family(
 
 
 def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a model of the Llama family.
-
-    Args:
-        config (`PreTrainedConfig`): the source's configuration.
-        dropout (`str`, defaults to `"vector"`): unused; the family has no dropout but that of probabilities.
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
+    """The configuration of the RiGPT equal to a model of the Llama family; see [`Architecture.result`]."""
     biased = getattr(config, "attention_bias", False)
     return kin_config(LLAMA, config, attention_bias=config.model_type == "qwen2" or biased)
 
 
 def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The same for a Ministral 3, which scales queries by their position from some position on.
-
-    Raises:
-        ValueError: if it has such positions, or as for the others.
-    """
-    rope, longest = dict(config.rope_parameters), config.max_position_embeddings
-    beta, first = rope.pop("llama_4_scaling_beta", 0.0), rope.get("original_max_position_embeddings", longest)
-    if beta and longest > first:
-        raise ValueError(
-            f"`rope_parameters['llama_4_scaling_beta']={beta}` scales queries from position {first} on, and "
-            f"`max_position_embeddings={longest}`: RiGPT's queries do not know where they are. If you only use "
-            f"sequences up to {first}, set `max_position_embeddings` to {first} in the source's configuration."
-        )
-    rope.pop("max_position_embeddings", None)  # which the library leaves unread
+    """The same for a Ministral 3, whose queries are not scaled at the positions that it has."""
+    # The first of them does nothing there, and the library leaves the other unread.
+    others = ("llama_4_scaling_beta", "max_position_embeddings")
+    rope = {name: value for name, value in config.rope_parameters.items() if name not in others}
     return kin_config(LLAMA, config, rope_parameters=rope)
 
 
-def kin_config(family: Family, config: PreTrainedConfig, *, partial: bool = False, **own: Any) -> RiGPTConfig:
+def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTConfig:
     """
     The configuration of the RiGPT equal to a model with Llama's layers.
 
     Args:
         family (`Family`): the source's.
         config (`PreTrainedConfig`): the source's configuration, where options that it lacks are off.
-        partial (`bool`, defaults to `False`): whether the source follows `partial_rotary_factor`.
         own: fields of the result that do not follow from Llama's names.
 
     Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
+        ValueError: if the activation is none that RiGPT has.
     """
-    refuse_sliding_window(config)
-    rope = dict(config.rope_parameters)
-    if not partial and rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(
-            f"`rope_parameters['partial_rotary_factor']={rope['partial_rotary_factor']}` is not honoured by "
-            f"`{config.model_type}` models, which turn whole heads, but would be by RiGPT. Remove it from the "
-            "source's configuration if its heads are turned whole."
-        )
     same_as_llama = {
         "embedding_size": config.hidden_size if config.tie_word_embeddings else None,
         "head_dim": head_dim(config),
@@ -130,7 +101,7 @@ def kin_config(family: Family, config: PreTrainedConfig, *, partial: bool = Fals
         "attention_output_bias": getattr(config, "attention_bias", False),
         "mlp_bias": getattr(config, "mlp_bias", False),
         "position_embedding_type": "rotary",
-        "rope_parameters": rope,
+        "rope_parameters": dict(config.rope_parameters),
         "attention_dropout": getattr(config, "attention_dropout", None) or 0.0,
         "tie_word_embeddings": config.tie_word_embeddings,
     }
@@ -142,19 +113,45 @@ def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def refuse_sliding_window(config: PreTrainedConfig) -> None:
-    """Raise a `ValueError` if a layer does not see everything before it."""
+def sliding_window(config: PreTrainedConfig) -> str | None:
+    """Layers that do not see everything before them."""
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     slides = window is not None if layer_types is None else "sliding_attention" in layer_types
     # A window as long as the longest sequence hides nothing.
-    if slides and (window is None or window < config.max_position_embeddings):
-        without = "`sliding_window=None`" if layer_types is None else "`layer_types` to 'full_attention' for all"
-        raise ValueError(
-            f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
-            "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
-            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
-        )
+    if not slides or (window is not None and window >= config.max_position_embeddings):
+        return None
+    without = "`sliding_window=None`" if layer_types is None else "`layer_types` to 'full_attention' for all"
+    return (
+        f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: these "
+        "layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than the "
+        f"window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
+    )
+
+
+def partial_rotation(config: PreTrainedConfig) -> str | None:
+    """Heads turned in part, of a class that turns them whole whatever its configuration says."""
+    part = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    if part == 1.0:
+        return None
+    return (
+        f"`rope_parameters['partial_rotary_factor']={part}` is not honoured by `{config.model_type}` models, which "
+        "turn whole heads, but would be by RiGPT. Remove it from the source's configuration if its heads are turned "
+        "whole."
+    )
+
+
+def scaled_queries(config: Ministral3Config) -> str | None:
+    """Queries scaled by their position, from some position on."""
+    rope, longest = config.rope_parameters, config.max_position_embeddings
+    beta, first = rope.get("llama_4_scaling_beta", 0.0), rope.get("original_max_position_embeddings", longest)
+    if not beta or longest <= first:
+        return None
+    return (
+        f"`rope_parameters['llama_4_scaling_beta']={beta}` scales queries from position {first} on, and "
+        f"`max_position_embeddings={longest}`: RiGPT's queries do not know where they are. If you only use sequences "
+        f"up to {first}, set `max_position_embeddings` to {first} in the source's configuration."
+    )
 
 
 def _common(config: RiGPTConfig, target: str) -> dict:
@@ -182,12 +179,15 @@ def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
     return Qwen2Config(**_common(config, "Qwen2"))
 
 
+WINDOW = {"sliding_window": sliding_window}
+PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
+_SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
-    "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config),
-    "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config),
-    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config),
-    "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config),
-    "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config),
+    "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config, PARTIAL),
+    "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
+    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
+    "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config, WINDOW | PARTIAL | _SCALED),
+    "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {

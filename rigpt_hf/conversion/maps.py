@@ -6,7 +6,7 @@ stream, and so how it is folded and how it turns back, stands in the table of fr
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..checkpoints.weights import Rows
@@ -77,18 +77,22 @@ class Family:
     harmless: tuple[str, ...]
     gain_offset: float = 0.0
 
-    def varied(self, name: str, rules: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> "Family":
+    def varied(
+        self, name: str, rules: Mapping[str, Mapping[str, Any] | None] | None = None, **changes: Any
+    ) -> "Family":
         """
         A family of its own that differs from this one in little.
 
         Args:
             name (`str`): what error messages call it.
-            rules (`Mapping[str, Mapping[str, Any]]`, *optional*): changes of rules, by the last part of their targets.
+            rules (`Mapping[str, Mapping[str, Any] | None]`, *optional*): changes of rules, by the last part of their
+                targets; `None` leaves a rule out.
             changes: of the family's other fields.
         """
         left, changed = dict(rules or {}), []
         for rule in self.rules:
-            changed.append(replace(rule, **left.pop(rule.target.rpartition(".")[2], {})))
+            change = left.pop(rule.target.rpartition(".")[2], {})
+            changed += [] if change is None else [replace(rule, **change)]
         assert not left, f"no rule of {self.name} makes {', '.join(left)}"
         return replace(self, name=name, rules=tuple(changed), **changes)
 
@@ -111,11 +115,43 @@ class Family:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stock class to convert, its family and the function that reads its configuration."""
+    """
+    A stock class to convert.
+
+    Args:
+        class_name (`str`): its name.
+        family (`Family`): its weight map.
+        rigpt_config (`Callable`): reads the configuration of a source that is not refused, see [`result`].
+        refused (`Mapping[str, Callable]`, *optional*): options that have no exact form; `config -> str | None`: what
+            there is to say where a configuration has them in use.
+        variant (`Callable`, *optional*): `config -> Family`: the weight map where it depends on the configuration.
+    """
 
     class_name: str
     family: Family
     rigpt_config: Callable[[Any, str | None], RiGPTConfig]
+    refused: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
+    variant: Callable[[Any], Family] | None = None
+
+    def result(self, config: Any, dropout: str | None = "vector") -> RiGPTConfig:
+        """
+        The configuration of the RiGPT equal to a model with this one.
+
+        Args:
+            config (`PreTrainedConfig`): the source's configuration.
+            dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
+
+        Raises:
+            ValueError: if an option of the source has no exact form; the message names it.
+        """
+        for words in self.refused.values():
+            if message := words(config):
+                raise ValueError(message)
+        return self.rigpt_config(config, dropout)
+
+    def family_of(self, config: Any) -> Family:
+        """The weight map of a model with this configuration."""
+        return self.family if self.variant is None else self.variant(config)
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,16 @@ class Target:
     stock_config: Callable[[RiGPTConfig], Any]
     summary: str
     alternative: str
+
+
+def only(option: str, expressed: tuple, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:
+    """A refusal of every value of an option but a few, for `Architecture.refused`."""
+
+    def words(config: Any) -> str | None:
+        value = getattr(config, option)
+        return None if value in expressed else f"`{option}={value}` cannot be converted: {reason}. {advice}."
+
+    return {option: words}
 
 
 def same(*names: str) -> dict[str, str]:

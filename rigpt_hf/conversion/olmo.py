@@ -3,8 +3,8 @@
 from transformers import OlmoConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, kin_config
-from .maps import Architecture
+from .llama import LLAMA, PARTIAL, kin_config
+from .maps import Architecture, only
 
 
 # The library's class has it as a constant.
@@ -20,19 +20,15 @@ OLMO = LLAMA.varied(
 
 
 def rigpt_config(config: OlmoConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to an OLMo; see [`kin_config`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    if config.clip_qkv is not None:
-        raise ValueError(
-            f"`clip_qkv={config.clip_qkv}` cannot be converted: it cuts off single coordinates of queries, keys and "
-            "values, which prefers a basis. Set it to `None` in the source's configuration if nothing reaches it, and "
-            "see by `rigpt verify` on your text whether that is so."
-        )
+    """The configuration of the RiGPT equal to an OLMo; see [`kin_config`]."""
     return kin_config(OLMO, config, rms_norm_eps=EPS)
 
 
-ARCHITECTURES = {"olmo": Architecture("OlmoForCausalLM", OLMO, rigpt_config)}
+REFUSED = only(
+    "clip_qkv",
+    (None,),
+    "it cuts off single coordinates of queries, keys and values, which prefers a basis",
+    "Set it to `None` in the source's configuration if nothing reaches it, and see by `rigpt verify` on your text "
+    "whether that is so",
+)
+ARCHITECTURES = {"olmo": Architecture("OlmoForCausalLM", OLMO, rigpt_config, PARTIAL | REFUSED)}

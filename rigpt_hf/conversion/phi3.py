@@ -7,7 +7,7 @@ from transformers import Phi3Config
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, head_dim, kin_config
+from .llama import LLAMA, WINDOW, head_dim, kin_config
 from .maps import Architecture
 
 
@@ -44,27 +44,24 @@ PHI3 = LLAMA.varied(
 
 
 def rigpt_config(config: Phi3Config, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a Phi-3 or Phi-4; see [`kin_config`].
+    """The configuration of the RiGPT equal to a Phi-3 or Phi-4; see [`kin_config`]."""
+    (residual,) = vector_dropout({"resid_pdrop": config.resid_pdrop}, dropout)
+    return kin_config(PHI3, config, residual_dropout=residual)
 
-    Args:
-        config (`Phi3Config`): the source's configuration.
-        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
 
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
+def longrope(config: Phi3Config) -> str | None:
+    """Frequencies that change while a sequence grows."""
     rope, longest = config.rope_parameters, config.max_position_embeddings
     first = rope.get("original_max_position_embeddings", longest)
-    if rope["rope_type"] == "longrope" and longest > first:
-        raise ValueError(
-            f"`rope_parameters['rope_type']='longrope'` has other frequencies beyond position {first}, and "
-            f"`max_position_embeddings={longest}`: Phi-3 computes its cache anew there while it generates, and RiGPT "
-            f"does not. If you only use sequences up to {first}, set `max_position_embeddings` to {first} and "
-            f"`rope_parameters['factor']` to {rope.get('factor') or longest / first:g} in the source's configuration."
-        )
-    (residual,) = vector_dropout({"resid_pdrop": config.resid_pdrop}, dropout)
-    return kin_config(PHI3, config, partial=True, residual_dropout=residual)
+    if rope["rope_type"] != "longrope" or longest <= first:
+        return None
+    return (
+        f"`rope_parameters['rope_type']='longrope'` has other frequencies beyond position {first}, and "
+        f"`max_position_embeddings={longest}`: Phi-3 computes its cache anew there while it generates, and RiGPT does "
+        f"not. If you only use sequences up to {first}, set `max_position_embeddings` to {first} and "
+        f"`rope_parameters['factor']` to {rope.get('factor') or longest / first:g} in the source's configuration."
+    )
 
 
-ARCHITECTURES = {"phi3": Architecture("Phi3ForCausalLM", PHI3, rigpt_config)}
+REFUSED = WINDOW | {"rope_parameters['rope_type']='longrope' beyond its first length": longrope}
+ARCHITECTURES = {"phi3": Architecture("Phi3ForCausalLM", PHI3, rigpt_config, REFUSED)}

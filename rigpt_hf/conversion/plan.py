@@ -50,11 +50,12 @@ def make_plan(
         ValueError: if an option or a tensor of the source has no place in RiGPT, or one of RiGPT's is missing from the
             source; the message names it.
     """
-    rigpt_config = architecture.rigpt_config(config, dropout)
-    reader = _Reader(architecture.family, config, rigpt_config, source, str(device), buffers or {})
+    rigpt_config = architecture.result(config, dropout)
+    family = architecture.family_of(config)
+    reader = _Reader(family, config, rigpt_config, source, str(device), buffers or {})
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
-    rules = {rule.target: (rule, layer) for rule, layer in architecture.family.expand(rigpt_config)}
+    rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
     entries = []
     for name, tensor in model.state_dict().items():
@@ -62,7 +63,7 @@ def make_plan(
             continue
         module, _, kind = name.rpartition(".")
         if module not in rules:
-            raise ValueError(f"`{name}` of RiGPT has no rule in the weight map of {reader.family.name}.")
+            raise ValueError(f"`{name}` of RiGPT has no rule in the weight map of {family.name}.")
         rule, layer = rules[module]
         entries.append(reader.entry(name, tuple(tensor.shape), rule, layer, kind == "bias"))
     reader.check_all_used()

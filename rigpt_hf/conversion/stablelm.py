@@ -5,7 +5,7 @@ from transformers import StableLmConfig
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import LLAMA, kin_config
-from .maps import Architecture
+from .maps import Architecture, only
 
 
 _NO_BIAS = {"bias": lambda config: False}
@@ -29,32 +29,11 @@ STABLELM = LLAMA.varied(
 
 
 def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """
-    The configuration of the RiGPT equal to a StableLM; see [`kin_config`].
-
-    Args:
-        config (`StableLmConfig`): the source's configuration.
-        dropout (`str`, *optional*, defaults to `"vector"`): see [`vector_dropout`].
-
-    Raises:
-        ValueError: if an option of the source has no exact form; the message names it.
-    """
-    for option, reason in (
-        (
-            "use_parallel_residual",
-            "attention and MLP read the same stream, and RiGPT's MLP reads what attention wrote",
-        ),
-        ("qk_layernorm", "every head of queries and keys has a norm with gains of its own, which fold into no weight"),
-    ):
-        if getattr(config, option):
-            raise ValueError(
-                f"`{option}={getattr(config, option)}` cannot be converted: {reason}. Convert a StableLM without it."
-            )
+    """The configuration of the RiGPT equal to a StableLM; see [`kin_config`]."""
     (residual,) = vector_dropout({"hidden_dropout": config.hidden_dropout}, dropout)
     return kin_config(
         STABLELM,
         config,
-        partial=True,
         embedding_size=config.hidden_size,
         output_bias=True,
         # LayerNorms in front have biases.
@@ -64,4 +43,18 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
     )
 
 
-ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config)}
+REFUSED = {
+    **only(
+        "use_parallel_residual",
+        (False,),
+        "attention and MLP read the same stream, and RiGPT's MLP reads what attention wrote",
+        "Convert a StableLM without it",
+    ),
+    **only(
+        "qk_layernorm",
+        (False,),
+        "every head of queries and keys has a norm with gains of its own, which fold into no weight",
+        "Convert a StableLM without it",
+    ),
+}
+ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, REFUSED)}

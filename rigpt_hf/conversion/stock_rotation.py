@@ -19,10 +19,13 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     """
     turned, rotation = copy.deepcopy(model), rotation.to(model.device, torch.float64)
     architecture = architecture_of(model.config, type(model).__name__)
-    config = architecture.rigpt_config(model.config, None)
-    table, done, modules = table_of(config), set(), dict(turned.named_modules())
-    for rule, _ in architecture.family.expand(config):
-        is_tied = rule.source == architecture.family.head and model.config.tie_word_embeddings
+    config, family = architecture.result(model.config, None), architecture.family_of(model.config)
+    table, modules = table_of(config), dict(turned.named_modules())
+    # Embeddings with maps of their own into the stream and back are no vectors of it.
+    has_maps = any(rule.target == "model.project_in" and rule.source for rule in family.rules)
+    done: set[str | None] = {family.embedding, family.head} if has_maps else set()
+    for rule, _ in family.expand(config):
+        is_tied = rule.source == family.head and model.config.tie_word_embeddings
         if rule.source not in modules or rule.source in done or is_tied:
             continue
         done.add(rule.source)

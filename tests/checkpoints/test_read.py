@@ -37,6 +37,7 @@ def test_pairs_of_neighbours_become_halves_and_neighbours_again():
         (Rows(0, 8, 8, interleaved=8), [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]),
         (Rows(0, 8, 8, interleaved=4), [0, 2, 1, 3, 4, 5, 6, 7, 8, 10, 9, 11, 12, 13, 14, 15]),
         (Rows(8, 4, 16, interleaved=4), [8, 10, 9, 11]),
+        (Rows(0, 8, 8, swapped=True), [4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11]),
     ):
         part, whole = weights.read("fused", rows), torch.zeros(16, 2)
         assert torch.equal(part, fused[kept])
@@ -44,7 +45,7 @@ def test_pairs_of_neighbours_become_halves_and_neighbours_again():
         assert torch.equal(weights.read("bias", rows), fused[kept, 0])
         rows.place(part, whole)
         assert torch.equal(whole[sorted(kept)], fused[sorted(kept)])
-        replace(rows, interleaved=0).place(part, whole)
+        replace(rows, interleaved=0, swapped=False).place(part, whole)
         assert not torch.equal(whole[sorted(kept)], fused[sorted(kept)])
 
 

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import rigpt_hf
 from rigpt_hf import cli
 from rigpt_hf.checkpoints.read import quiet_loading
+from rigpt_hf.conversion.families import ARCHITECTURES
 from tests.checkpoints.folders import save_tokenizer
 from tests.cli.conftest import in_one_line
+from tests.conversion.programs import nanogpt
 from tests.models import randomise_, tiny_model
 from tests.processes import run
 
@@ -40,6 +42,23 @@ def test_convert_verify_info_export_and_back(done, gpt2_folder, tmp_path):
     done("export", tmp_path / "rigpt", tmp_path / "back", "--to", "gpt2")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
     done("verify", gpt2_folder, tmp_path / "back")
+
+
+def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
+    path, *_ = nanogpt(tmp_path / "source")
+    out = done("convert", path, tmp_path / "rigpt")
+    assert "equal up to rounding" in out and f"{path} (GPT2LMHeadModel)" in out
+    line = in_one_line(rigpt("convert", path, tmp_path / "other", "--revision", "main"))
+    assert "`--revision` belongs to a folder or an id, got 'main'" in line
+    (tmp_path / "text.txt").write_text("once upon a time there was a file")
+    line = in_one_line(rigpt("convert", tmp_path / "text.txt", tmp_path / "other"))
+    assert "`SOURCE` must be a folder, an id on the Hub, or one file" in line
+
+
+def test_families_are_shown(done):
+    out = done("families")
+    for expected in (*ARCHITECTURES, "final_logit_softcapping", "nothing", "gpt2", "olmo2", "nanoGPT"):
+        assert expected in out
 
 
 def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):
@@ -122,7 +141,10 @@ def test_what_nobody_foresaw_ends_in_one_line_too(rigpt, monkeypatch):
 
 
 def test_help_teaches(done):
-    for verb in ("demo", "convert", "export", "verify", "info", "rotate", "canonicalize", "diff", "merge", "charges"):
+    for verb in (
+        *("demo", "convert", "export", "verify", "info", "families"),
+        *("rotate", "canonicalize", "diff", "merge", "charges"),
+    ):
         out = done(verb, "--help")
         assert out.count(f"rigpt {verb}") >= 2, "no example beside the usage line"
         options = re.findall(r"│ (--\S+).*", out)

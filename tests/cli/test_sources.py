@@ -185,7 +185,7 @@ def test_a_path_that_is_wrong_is_answered_before_anything_is_imported(folders, t
         (("verify", "mistyped", "mistyped"), here),
         (("evaluate", "me/mistyped"), here),
         (("convert", folders / "gpt2", tmp_path / "full"), "must be empty or absent"),
-        (("convert", folders / "text.txt", out), "which is a file"),
+        (("export", folders / "text.txt", out), "which is a file"),
         (("diff", tmp_path / "link", folders / "rigpt"), "a link that leads nowhere"),
     ):
         begun = time.perf_counter()

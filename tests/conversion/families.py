@@ -28,6 +28,8 @@ LONGROPE = {
     "long_factor": [2.0, 3.0, 4.0],
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
+OPT = {"ffn_dim": 40, "dropout": 0.0}
+NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_inner": 50, "layer_norm_epsilon": 1e-3, "scale_attn_by_inverse_layer_idx": True},
@@ -53,6 +55,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm-tied": TIED | {"use_qkv_bias": True, "partial_rotary_factor": 0.67, "layer_norm_eps": 1e-3},
     "phi3": {"partial_rotary_factor": 0.67, "num_key_value_heads": 1},
     "phi3-tied": TIED | {"num_key_value_heads": 4, "sliding_window": 64},
+    "opt": OPT,
+    "opt-untied": OPT | UNTIED | {"enable_bias": False, "activation_function": "gelu_new"},
+    "opt-no-gains": OPT | {"layer_norm_elementwise_affine": False},
+    "opt-nothing": OPT | {"layer_norm_elementwise_affine": False, "enable_bias": False},
+    "opt-narrow": OPT | {"word_embed_proj_dim": 16},
+    "opt-wide": OPT | UNTIED | {"word_embed_proj_dim": 32, "layer_norm_elementwise_affine": False},
+    "starcoder2": {"head_dim": 10, "rope_parameters": YARN},
+    "starcoder2-untied": UNTIED
+    | {"use_bias": False, "norm_epsilon": 1e-3, "sliding_window": 64, "hidden_act": "relu"},
+    "nanochat": NANOCHAT | {"head_dim": 10, "num_key_value_heads": 1},
+    "nanochat-tied": NANOCHAT | TIED | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
 

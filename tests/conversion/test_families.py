@@ -15,7 +15,7 @@ from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
 from ..tolerances import CONVERSION, SYMMETRY
-from .families import FAMILIES, architecture, converted_family, family_model
+from .families import FAMILIES, YARN, architecture, converted_family, family_model
 
 
 over_families = pytest.mark.parametrize("name", FAMILIES)
@@ -60,7 +60,9 @@ def test_a_stock_model_turns_but_for_its_norms(name):
     source, size = converted_family(name)[0], converted_family(name)[1].config.hidden_size
     expected = source(tokens(2, 36)).logits
     generator = torch.Generator().manual_seed(0)
-    for rotation, least, most in ((torch.eye(size), 0, 0), (haar(size, generator), 0.1, float("inf"))):
+    # Norms without gains that do not centre turn too, as far as float32 goes, in which NanoChat's compute.
+    turned = (0, SYMMETRY[torch.float32]) if architecture(name) == "nanochat" else (0.1, float("inf"))
+    for rotation, (least, most) in ((torch.eye(size), (0, 0)), (haar(size, generator), turned)):
         error = (rotate_stock(source, rotation)(tokens(2, 36)).logits - expected).abs().max() / expected.abs().max()
         assert least <= error <= most
 
@@ -102,7 +104,7 @@ def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
         assert torch.equal(tensor, expected.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo", "nanochat"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backend):
     """Its norms, a rotation and eager attention compute in float32; a model of float32 is left as it is."""
@@ -130,7 +132,7 @@ class TestNegativeControls:
         )
         family = replace(entry.family, **({"rules": rules} | changes))
         assert family != entry.family
-        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, family=family))
+        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, family=family, variant=None))
         error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
         print(f"{name}, {', '.join([*(rule or {}), *changes])}: {error:.1e}")
         return error
@@ -166,6 +168,41 @@ class TestNegativeControls:
         unpaired = {"rows": lambda config: Rows(0, config.head_dim, config.head_dim)}
         assert self.off("ernie4_5", monkeypatch, {"q_proj": unpaired, "k_proj": unpaired}) > 0.1
 
+    def test_positions_from_the_first_row_on(self, monkeypatch):
+        unmoved = {"rows": lambda config: Rows(0, config.max_position_embeddings, config.max_position_embeddings + 2)}
+        assert self.off("opt", monkeypatch, {"embed_positions": unmoved}) > 0.1
+
+    def test_a_norm_with_a_mean_that_is_not_centred(self, monkeypatch):
+        for name in ("opt", "starcoder2"):
+            assert self.off(name, monkeypatch, centred=False) > 0.01
+
+    def test_a_rotation_the_other_way(self, monkeypatch):
+        forwards = {"rows": lambda config: Rows(0, config.head_dim, config.head_dim)}
+        assert self.off("nanochat", monkeypatch, {"q_proj": forwards, "k_proj": forwards}) > 0.1
+
+    def test_a_cap_that_is_left_out(self):
+        """By how much a NanoChat with its default cap differs from the one without, which converts."""
+        capped, free = (family_model("nanochat", final_logit_softcapping=cap) for cap in (15.0, None))
+        with torch.no_grad():
+            for model in (capped, free):
+                model.lm_head.weight *= 30  # logits as large as those of trained models
+        error = certify(capped, convert_model(free), tokens(2, 36)).relative_logit_error
+        print(f"nanochat, cap: {error:.1e}")
+        assert error > 0.1
+
+    def test_the_other_gelu(self, monkeypatch):
+        source, entry = family_model("opt-untied"), ARCHITECTURES["opt"]
+
+        def exact_gelu(*arguments):
+            result = entry.rigpt_config(*arguments)
+            result.hidden_act = "gelu"
+            return result
+
+        monkeypatch.setitem(ARCHITECTURES, "opt", replace(entry, rigpt_config=exact_gelu))
+        error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
+        print(f"opt, gelu: {error:.1e}")
+        assert error > 1e-5
+
     @pytest.mark.parametrize("first, second", [("gate_proj", "up_proj"), ("k_proj", "v_proj")])
     def test_parts_of_a_fused_map_in_another_order(self, first, second, monkeypatch):
         rows = {rule.target.rpartition(".")[2]: {"rows": rule.rows} for rule in ARCHITECTURES["phi3"].family.rules}
@@ -188,29 +225,45 @@ def test_a_constant_is_the_one_that_a_model_in_memory_has():
             assert error > apart
 
 
+def test_every_refusal_has_a_case():
+    cases = [(ARCHITECTURES[architecture(name)], family_model(name, **options).config) for name, options, _ in REFUSED]
+    said = {option for entry, config in cases for option, words in entry.refused.items() if words(config)}
+    assert said == {option for entry in ARCHITECTURES.values() for option in entry.refused}
+
+
 LONG = {"max_position_embeddings": 128}
+REFUSED: list[tuple[str, dict, str]] = [
+    (
+        "ministral-window",
+        {"sliding_window": 8},
+        "`sliding_window=8` is shorter.*or `layer_types` to 'full_attention'",
+    ),
+    ("gpt2", {"add_cross_attention": True}, "`add_cross_attention=True` cannot be converted.*without an encoder"),
+    ("ministral3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+    ("ministral3", LONG, r"`rope_parameters\['llama_4_scaling_beta'\]=0.1` scales.* from position 64 on.*set"),
+    ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
+    ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
+    ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
+    ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
+    ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
+    ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
+    ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+    ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
+    ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
+    ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
+    ("opt", {"activation_function": "quick_gelu"}, "`activation_function` must be one of.*'quick_gelu'"),
+    ("starcoder2", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+    ("nanochat", {"final_logit_softcapping": 15.0}, "`final_logit_softcapping=15.0` cannot.*Set it to `None`"),
+    (
+        "nanochat",
+        {"rope_parameters": YARN},
+        r"'yarn'` makes.* 1.139 times as long.*`rope_parameters\['attention_fa",
+    ),
+    ("phi3-longrope", LONG, r"'longrope'.* beyond position 64.* `rope_parameters\['factor'\]` to 8"),
+]
 
 
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        (
-            "ministral-window",
-            {"sliding_window": 8},
-            "`sliding_window=8` is shorter.*or `layer_types` to 'full_attention'",
-        ),
-        ("ministral3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
-        ("ministral3", LONG, r"`rope_parameters\['llama_4_scaling_beta'\]=0.1` scales.* from position 64 on.*set"),
-        ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
-        ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
-        ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
-        ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
-        ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
-        ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
-        ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
-        ("phi3-longrope", LONG, r"'longrope'.* beyond position 64.* `rope_parameters\['factor'\]` to 8"),
-    ],
-)
+@pytest.mark.parametrize("name, options, message", REFUSED)
 def test_what_a_family_cannot_express_is_named(name, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         convert_model(family_model(name, **options))

@@ -7,28 +7,30 @@ from transformers import GPT2Model, Qwen3Config, Qwen3ForCausalLM
 from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
-from rigpt_hf.conversion.gpt2 import rigpt_config as from_gpt2
-from rigpt_hf.conversion.llama import rigpt_config as from_llama
 from rigpt_hf.conversion.plan import make_plan
 
 from .sources import gpt2_config, llama_config, mistral_config, qwen2_config, stock_model
 
 
+def result(config, *dropout):
+    return architecture_of(config).result(config, *dropout)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: from_gpt2(gpt2_config(add_cross_attention=True)), "`add_cross_attention=True`.*without an encoder"),
-        (lambda: from_gpt2(gpt2_config(activation_function="quick_gelu")), "`activation_function`.*'quick_gelu'"),
-        (lambda: from_gpt2(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
-        (lambda: from_gpt2(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
-        (lambda: from_llama(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),
-        (lambda: from_llama(mistral_config(sliding_window=8)), "`sliding_window=8`.*`max_position_embeddings=64`"),
+        (lambda: result(gpt2_config(add_cross_attention=True)), "`add_cross_attention=True`.*without an encoder"),
+        (lambda: result(gpt2_config(activation_function="quick_gelu")), "`activation_function`.*'quick_gelu'"),
+        (lambda: result(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
+        (lambda: result(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
+        (lambda: result(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),
+        (lambda: result(mistral_config(sliding_window=8)), "`sliding_window=8`.*`max_position_embeddings=64`"),
         (
-            lambda: from_llama(qwen2_config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
+            lambda: result(qwen2_config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
             "`sliding_window=8` is shorter",
         ),
         (
-            lambda: from_llama(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
+            lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
         ),
         (lambda: architecture_of(Qwen3Config()), "`q_norm` and `k_norm`.*Supported are GPT2LMHeadModel"),
@@ -42,7 +44,7 @@ def test_options_are_refused_by_name(make, message):
 
 def test_windows_that_hide_nothing_are_allowed():
     for config in (mistral_config(sliding_window=64), qwen2_config(sliding_window=8)):
-        assert from_llama(config).max_position_embeddings == 64
+        assert result(config).max_position_embeddings == 64
 
 
 def test_models_of_other_classes_or_without_weights_are_refused():

@@ -1,0 +1,51 @@
+"""StarCoder2: Llama's weight map with LayerNorms and an MLP without gates."""
+
+from transformers import Starcoder2Config
+
+from ..configuration_rigpt import RiGPTConfig
+from .dropout import vector_dropout
+from .llama import LLAMA, PARTIAL, WINDOW, kin_config
+from .maps import Architecture
+
+
+_BIAS = {"bias": lambda config: config.use_bias}
+_MLP = "model.layers.{i}.mlp"
+
+STARCODER2 = LLAMA.varied(
+    "StarCoder2",
+    {
+        "q_proj": _BIAS,
+        "k_proj": _BIAS,
+        "v_proj": _BIAS,
+        "gate_proj": None,
+        "up_proj": _BIAS | {"source": f"{_MLP}.c_fc"},
+        "down_proj": _BIAS | {"source": f"{_MLP}.c_proj"},
+        # The last norm has a bias, and the head has none that could take it over.
+        "lm_head": {"norm": None},
+    },
+    fields={**LLAMA.fields, "rms_norm_eps": "norm_epsilon"},
+    centred=True,
+    norm_bias=True,
+)
+
+
+def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a StarCoder2; see [`Architecture.result`] and [`kin_config`]."""
+    names = ("residual_dropout", "embedding_dropout")
+    residual, embedding = vector_dropout({name: getattr(config, name) for name in names}, dropout)
+    return kin_config(
+        STARCODER2,
+        config,
+        embedding_size=config.hidden_size,
+        output_bias=True,
+        gated_mlp=False,
+        # LayerNorms in front have biases.
+        attention_bias=True,
+        attention_output_bias=config.use_bias,
+        mlp_bias=True,
+        residual_dropout=residual,
+        embedding_dropout=embedding,
+    )
+
+
+ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, WINDOW | PARTIAL)}
