@@ -218,9 +218,8 @@ def check_model(
     """
     config = load_config(source, argument=argument, revision=revision)
     folder = local_folder(source, revision, argument)
-    prefix = ""
-    safe = any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
-    if safe or not any(path.is_file() for path in folder.glob("pytorch_model*.bin*")):
+    prefix, safe = "", (folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME)
+    if any(path.is_file() for path in safe) or not list(folder.glob("pytorch_model*.bin*")):
         stored = stored_tensors(folder, argument)
         prefix = wrapper_of(stored)
         shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in stored.items()}

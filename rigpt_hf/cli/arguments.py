@@ -16,8 +16,10 @@ TARGETS = ("gpt2", "llama", "qwen2")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 METHODS = ("linear", "spherical")
-FRAMES = ("stream", "local", "lexical", "head_qk", "head_vo", "heads", "neurons", "output")
-FRAMES += ("key_shift", "value_shift", "position_shift", "head", "shifts", "all")
+FRAMES = (
+    *("stream", "local", "lexical", "head_qk", "head_vo", "heads", "neurons", "output"),
+    *("key_shift", "value_shift", "position_shift", "head", "shifts", "all"),
+)
 
 
 def argument(text: str, default: str | None = None) -> Any:

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import ACT2FN
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.checkpoints.certificate import in_own_precision
+from rigpt_hf.checkpoints.precision import in_own_precision
 from rigpt_hf.conversion import TOLERANCES, certify, convert_model, export_model
 from rigpt_hf.conversion.activations import RIGPT_ACTIVATIONS
 from rigpt_hf.conversion.gpt2 import rigpt_config

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rigpt_hf.checkpoints.certificate import in_own_precision
+from rigpt_hf.checkpoints.precision import in_own_precision
 from rigpt_hf.checkpoints.weights import Rows, Weights
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of

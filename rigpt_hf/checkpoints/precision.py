@@ -1,0 +1,45 @@
+"""The precision in which a model computes while it is compared with another."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+def in_own_precision(model: nn.Module) -> AbstractContextManager[Any]:
+    """
+    Let a float64 model compute in float64.
+
+    The library's norms, and some of its rotations, round to float32 on the way, whatever the dtype of the model: 1e-7
+    of noise, which would hide everything a float64 certificate is there to see. Other dtypes are left as they are, and
+    so are buffers: frequencies are of float32 in every model, and a certificate compares models with the same. Cosines
+    and sines of these angles are of float64: rounded, they would stretch vectors by 1e-8, which a norm behind sees.
+    """
+    return _OwnPrecision(model) if getattr(model, "dtype", None) is torch.float64 else nullcontext()
+
+
+class _OwnPrecision(TorchFunctionMode):
+    """Casts of float64 to float32 do nothing, but for those of a model's buffers; no angle is rounded once more."""
+
+    ANGLES = (torch.Tensor.cos, torch.Tensor.sin)
+    CASTS = (torch.Tensor.float, torch.Tensor.to, nn.functional.softmax)
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.kept = {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in self.ANGLES and args[0].dtype is torch.float32:
+            args = (args[0].to(torch.float64),)
+        if function in self.CASTS and args and args[0].dtype is torch.float64 and not self._is_kept(args[0]):
+            if function is torch.Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+            kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    def _is_kept(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self.kept
