@@ -16,8 +16,21 @@ TARGETS = ("gpt2", "llama", "qwen2")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 METHODS = ("linear", "spherical")
-FRAMES = ("stream", "local", "lexical", "head_qk", "head_vo", "heads", "neurons", "output")
-FRAMES += ("key_shift", "value_shift", "position_shift", "head", "shifts", "all")
+SHIFTS = ("key_shift", "value_shift", "position_shift")
+FRAMES = (
+    "stream",
+    "local",
+    "lexical",
+    "output",
+    "head_qk",
+    "head_vo",
+    "heads",
+    "neurons",
+    *SHIFTS,
+    "head",
+    "shifts",
+    "all",
+)
 
 
 def argument(text: str, default: str | None = None) -> Any:
