@@ -16,8 +16,8 @@ A tokenizer without a chat template needs one, best with {% generation %} around
 
 An optimizer without a preferred basis, and a run that goes on where it was interrupted (same options, and --resume):
 
-    python training/finetune.py gpt2-rigpt book.txt gpt2-book --optim equivariant --save-steps 200
-    python training/finetune.py gpt2-rigpt book.txt gpt2-book --optim equivariant --save-steps 200 --resume
+    python training/finetune.py gpt2-rigpt book.txt gpt2-book --optim equivariant --learning-rate 3e-3
+    python training/finetune.py gpt2-rigpt book.txt gpt2-book --optim equivariant --learning-rate 3e-3 --resume
 
 The loss on held-out rows is printed before and after. OUTPUT_DIR appears when it is complete; until then, checkpoints
 and logs are in OUTPUT_DIR.checkpoints.

@@ -16,9 +16,20 @@ TARGETS = ("gpt2", "llama", "qwen2")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 METHODS = ("linear", "spherical")
+SHIFTS = ("key_shift", "value_shift", "position_shift")
 FRAMES = (
-    *("stream", "local", "lexical", "head_qk", "head_vo", "heads", "neurons", "output"),
-    *("key_shift", "value_shift", "position_shift", "head", "shifts", "all"),
+    "stream",
+    "local",
+    "lexical",
+    "output",
+    "head_qk",
+    "head_vo",
+    "heads",
+    "neurons",
+    *SHIFTS,
+    "head",
+    "shifts",
+    "all",
 )
 
 
