@@ -276,6 +276,7 @@ def new_file(
 @contextmanager
 def named_file(path: Path, argument: str = "path") -> Iterator[Path]:
     """[`new_file`] at a name that a program gives, in the place of nothing or of a file of this program's."""
+    check_no_link(path, argument)
     with new_file(path, argument, check_file(path, argument, force=True), named=True) as temporary:
         yield temporary
 

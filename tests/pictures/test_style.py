@@ -3,6 +3,7 @@
 import matplotlib as mpl
 import pytest
 
+from rigpt_hf.checkpoints.written import WRITTEN
 from rigpt_hf.pictures import COLOURS, encoded, figure, picture, save, style
 
 
@@ -32,7 +33,7 @@ def test_pictures_look_the_same_whatever_the_settings_of_the_user():
 def test_the_format_is_that_of_the_name(name, start, tmp_path):
     assert save(line(), tmp_path / name).read_bytes().startswith(start)
     assert save(line(), tmp_path / "b", "svg").read_bytes().startswith(b"<?xml")
-    assert {path.name for path in tmp_path.iterdir()} == {name, "b"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, "b", WRITTEN}
 
 
 def test_a_link_stays(tmp_path):
@@ -48,7 +49,7 @@ def test_a_picture_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not supported"):
         save(line("Another"), path, "no-format")
-    assert path.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_bytes() == before and {path.name for path in tmp_path.iterdir()} == {"a.png", WRITTEN}
     assert save(line("Another"), path).read_bytes() != before
 
 

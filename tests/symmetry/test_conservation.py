@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from rigpt_hf.checkpoints.written import WRITTEN
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_drift
 from rigpt_hf.symmetry import FrameKey, charges, gradient_pairing, table_of
@@ -293,7 +294,7 @@ def test_the_picture_of_the_drift(decay, tmp_path):
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
     drawn = save(plot_drift(report), tmp_path / "drift.svg").read_text()
     assert drawn.startswith("<?xml")
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["drift.png", "drift.svg"]
+    assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.svg", WRITTEN}
 
 
 @pytest.mark.parametrize(

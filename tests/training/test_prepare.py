@@ -155,7 +155,7 @@ def test_presets_are_found_by_name(tmp_path, monkeypatch, capsys):
     # A file of one's own comes first.
     (tmp_path / "smoke.yaml").write_text("max_steps: 99\n")
     assert parse_options(["--config", "smoke.yaml"]).max_steps == 99
-    with pytest.raises(ValueError, match="`config` must be a readable YAML file, got 'none'"):
+    with pytest.raises(ValueError, match="`config` must be a readable YAML file or a preset, got 'none'"):
         parse_options(["--config", "none"])
     with pytest.raises(SystemExit):
         parse_options(["--help"])
