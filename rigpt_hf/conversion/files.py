@@ -133,17 +133,17 @@ def _legacy(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     keys = kv_heads * (dim // heads)
     shapes = dict(zip(LAYER, [(dim,), (dim, dim), (keys, dim), (keys, dim), (dim, dim), (dim,)], strict=False))
     shapes |= dict(zip(list(LAYER)[6:], [(hidden, dim), (dim, hidden), (hidden, dim)], strict=True))
+    # Counted before anything of that size is made: whatever file was named has such numbers.
+    in_layers = layers * sum(map(prod, shapes.values()))
+    wanted = 28 + 4 * (abs(vocab) * dim * (1 + (vocab < 0)) + in_layers + dim + length * (dim // heads))
+    if size != wanted:
+        raise ValueError(f"it is none, or cut: of {size} bytes, where its first numbers say {wanted}")
     order: list[tuple[str, tuple[int, ...]]] = [("tok_embeddings", (abs(vocab), dim))]
     order += [(f"layers.{layer}.{name}", shape) for name, shape in shapes.items() for layer in range(layers)]
     order += [("norm", (dim,)), ("freqs", (length, dim // heads))]  # cosines and sines, which follow from the rest
     order += [("output", (abs(vocab), dim))] * (vocab < 0)
-    lengths = [prod(shape) for _, shape in order]
-    if size != 28 + 4 * sum(lengths):
-        raise ValueError(
-            f"it is none, or cut: by its first numbers it would have {28 + 4 * sum(lengths)} bytes, not {size}"
-        )
     flat = torch.from_file(str(path), size=size // 4, dtype=torch.float32)[7:]
-    split = zip(order, flat.split(lengths), strict=True)
+    split = zip(order, flat.split([prod(shape) for _, shape in order]), strict=True)
     return arguments, {f"{name}.weight": part.view(shape) for (name, shape), part in split if name != "freqs"}
 
 

@@ -1,5 +1,6 @@
 """The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import (
@@ -113,20 +114,28 @@ def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def sliding_window(config: PreTrainedConfig) -> str | None:
-    """Layers that do not see everything before them."""
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    slides = window is not None if layer_types is None else "sliding_attention" in layer_types
-    # A window as long as the longest sequence hides nothing.
-    if not slides or (window is not None and window >= config.max_position_embeddings):
-        return None
-    without = "`sliding_window=None`" if layer_types is None else "`layer_types` to 'full_attention' for all"
-    return (
-        f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: these "
-        "layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than the "
-        f"window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
-    )
+def sliding(layered: bool) -> Callable[[Any], str | None]:
+    """
+    Layers that do not see everything before them.
+
+    Args:
+        layered (`bool`): the class slides in those layers alone that `layer_types` says; others never read that.
+    """
+
+    def words(config: PreTrainedConfig) -> str | None:
+        window = config.sliding_window
+        slides = "sliding_attention" in config.layer_types if layered else window is not None
+        # A window as long as the longest sequence hides nothing.
+        if not slides or (window is not None and window >= config.max_position_embeddings):
+            return None
+        without = "`layer_types` to 'full_attention' for all" if layered else "`sliding_window` to `None`"
+        return (
+            f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
+            "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
+            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
+        )
+
+    return words
 
 
 def partial_rotation(config: PreTrainedConfig) -> str | None:
@@ -179,15 +188,15 @@ def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
     return Qwen2Config(**_common(config, "Qwen2"))
 
 
-WINDOW = {"sliding_window": sliding_window}
+WINDOW, LAYERED_WINDOW = {"sliding_window": sliding(False)}, {"sliding_window": sliding(True)}
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
 _SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config, PARTIAL),
     "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
-    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
+    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config, LAYERED_WINDOW | PARTIAL),
     "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config, WINDOW | PARTIAL | _SCALED),
-    "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
+    "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config, LAYERED_WINDOW | PARTIAL),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {

@@ -231,6 +231,28 @@ def test_every_refusal_has_a_case():
     assert said == {option for entry in ARCHITECTURES.values() for option in entry.refused}
 
 
+WINDOWED = [name for name, entry in ARCHITECTURES.items() if "sliding_window" in entry.refused]
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_window_is_refused_if_the_class_looks_through_one(name, kind):
+    """Whether `layer_types` decides is a property of the class; the advice is one that this class follows."""
+    options = FAMILIES[name] | {"layer_types": [kind] * 3, "use_sliding_window": True, "sliding_window": 8}
+    source, ids = family_model(name, **options), tokens(2, 36)
+    free = family_model(name, **(options | {"sliding_window": 64}))
+    if torch.equal(source(ids).logits, free(ids).logits):
+        assert certify(source, convert_model(source), ids).passed
+        return
+    with pytest.raises(ValueError, match="`sliding_window=8` is shorter") as caught:
+        convert_model(source)
+    by_layer = "(or `layer_types` to 'full_attention' for all)" in str(caught.value)
+    assert by_layer or "(or `sliding_window` to `None`)" in str(caught.value)
+    options |= {"layer_types": ["full_attention"] * 3} if by_layer else {"sliding_window": None}
+    source = family_model(name, **options)
+    assert certify(source, convert_model(source), ids).passed
+
+
 LONG = {"max_position_embeddings": 128}
 REFUSED: list[tuple[str, dict, str]] = [
     (

@@ -19,8 +19,13 @@ from ..models import tokens
 from ..tolerances import CONVERSION, SYMMETRY
 from .programs import (
     FILES,
+    HEADS,
+    KV_HEADS,
+    LENGTH,
     LLAMA2C,
     NANOGPT,
+    NEURONS,
+    SIZE,
     VOCAB,
     difference,
     llama2c_tensors,
@@ -147,8 +152,14 @@ REFUSED = {
         write(struct.pack("<7i", 0x616B3432, 2, 0, 0, 0, 0, 0)),
         "this is version 2. Export it with `--version 0`, or name the `.pt`",
     ),
-    "cut": (cut, "it is none, or cut: by its first numbers it would have"),
+    "cut": (cut, "it is none, or cut: of [0-9]+ bytes, where its first numbers say"),
     "text": (write(b"once upon a time there was a file"), "it is none, or cut|begins like none"),
+    # What would fill the memory if it were made before it is counted.
+    "one-word": (write(b"=" * 60), "none, or cut: of 60 bytes, where its first numbers say [0-9]{16}"),
+    "endless": (
+        write(struct.pack("<7i", SIZE, NEURONS, 2**31 - 1, HEADS, KV_HEADS, VOCAB, LENGTH)),
+        "none, or cut: of 28 bytes, where its first numbers say 39994735448476",
+    ),
     "empty": (write(b""), "begins like none of these"),
     "an-archive": (write(b"PK\x03\x04 and nothing else"), "must be a folder, an id on the Hub, or one file"),
     "safetensors": (safetensors, "it is none, or cut|begins like none"),
