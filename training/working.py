@@ -36,8 +36,8 @@ RECORD = "finetune.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What else a run leaves there: a record or a checkpoint that was being written, a lock that was being removed, and
 # what loggers write.
-OF_A_RUN = rf"{re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)}"
-PASSING = re.compile(rf"\.({OF_A_RUN})\..*-\d+-[0-9a-f]{{8}}\.(partial|previous)")
+OF_A_RUN = rf"{re.escape(RECORD)}|{CHECKPOINT.pattern}|{re.escape(LOCK)}|{re.escape(WRITTEN)}"
+PASSING = re.compile(rf"\.({OF_A_RUN})\..*-\d+-([0-9a-f]{{8}}){{1,2}}\.(partial|previous|moved)")
 # A file of events says when, on which machine and by which process it was begun.
 LOGS, LOG = ("runs", "logs"), re.compile(r"events\.out\.tfevents\.(\d+)\.(.+\.\d+)\.\d+")
 # Options that may change between a run and the one that resumes it.

@@ -93,9 +93,12 @@ def check_writable(path: Path, argument: str) -> None:
         ) from error
 
 
-def temporary_sibling(output: Path, kind: str = "partial") -> Path:
-    """A name beside `output`, on the same file system, that nothing else uses and that says which process made it."""
-    return output.parent / f".{output.name}.{here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}"
+def temporary_sibling(output: Path, kind: str = "partial", mark: str = "") -> Path:
+    """
+    A name beside `output`, on the same file system, that nothing else uses and that says which process made it; with a
+    `mark` of hexadecimal digits, 8 or 16, instead of random ones.
+    """
+    return output.parent / f".{output.name}.{here()}-{os.getpid()}-{mark or uuid.uuid4().hex[:8]}.{kind}"
 
 
 def here() -> str:
@@ -113,7 +116,7 @@ def leftover_kind(path: Path, output: str, kinds: str) -> str | None:
         path (`Path`): what may be one.
         output (`str`), kinds (`str`): regular expressions of the name that it stands beside, and of the kinds.
     """
-    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-[0-9a-f]{{8}}\.(?P<kind>{kinds})"
+    made_here = rf"\.({output})\.{re.escape(here())}-(?P<pid>\d+)-([0-9a-f]{{8}}){{1,2}}\.(?P<kind>{kinds})"
     match = re.fullmatch(made_here, path.name)
     return None if match is None or _lives(int(match["pid"])) else match["kind"]
 
@@ -149,10 +152,10 @@ def give_name(temporary: Path, path: Path) -> None:
 
 
 def exchange(a: Path, b: Path) -> None:
-    """Exchange the names of two files or folders, in one step where the system can."""
+    """Exchange the names of a [`temporary_sibling`] of a file or folder and of that, in one step where that can be."""
     if _rename(a, b, RENAME_EXCHANGE):
         return
-    aside = temporary_sibling(b, "previous")
+    aside = a.with_suffix(".moved")
     b.rename(aside)
     try:
         give_name(a, b)

@@ -29,7 +29,7 @@ from .disk import (
 )
 from .leftovers import discard, remove, remove_leftovers
 from .workers import ALONE, Workers, together
-from .written import WRITTEN, Record, foreign, inventory, is_ours, is_record, look, record_of, stamp
+from .written import WRITTEN, Record, fingerprint, foreign, inventory, is_ours, is_record, look, record_of, stamp
 
 
 # What was in a folder when it was checked, by which it is known later that nothing has changed: an [`inventory`].
@@ -285,7 +285,10 @@ def _put(temporary: Path, path: Path, may_go: Callable[[Path], bool]) -> None:
     """Give what is finished its name; a `FileExistsError` if something has it that must not go, which is left."""
     with suppress(FileExistsError):
         return give_name(temporary, path)
-    aside = temporary_sibling(path, "previous")
+    marks = fingerprint(path) + fingerprint(temporary)
+    if not may_go(path):
+        raise FileExistsError(path)
+    aside = temporary_sibling(path, "previous", marks)
     with deferred():
         temporary.rename(aside)
         number, goes = aside.lstat().st_ino, False

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..stops import deferred
 from .disk import leftover_kind
-from .written import WRITTEN, foreign, is_record, record_of, stamp
+from .written import WRITTEN, fingerprint, foreign
 
 
 logger = logging.getLogger(__name__)
@@ -24,26 +24,26 @@ def remove_leftovers(output: Path) -> None:
     """
     Remove, and name, what killed processes of this machine have left beside `output`.
 
-    What was there before has the name of a "previous" one while it changes places with the new, and may be somebody's
-    who put it there meanwhile: it goes only if it is ours by its record, and is put back where nothing is.
+    What was there before has the name of a "previous" or "moved" one while it changes places with the new, and may be
+    somebody's who put it there meanwhile: it goes only if it is one of the two that the name tells of, and is put back
+    where nothing is.
     """
     for path in output.parent.iterdir() if output.parent.is_dir() else ():
-        kind = leftover_kind(path, re.escape(output.name), "partial|previous")
+        kind = leftover_kind(path, re.escape(output.name), "partial|previous|moved")
         if kind is None:
             continue
-        if kind == "previous" and not os.path.lexists(output):
+        if kind != "partial" and not os.path.lexists(output):
             path.rename(output)
             logger.warning(f"Put back {str(output)!r}, which a killed run had moved aside.")
-        elif kind == "previous" and not _is_ours(path, output.name):
+        elif kind != "partial" and not _is_expected(path):
             _tell_once(f"{str(path)!r} is what was at {str(output)!r} when a run was killed; it is left.")
         elif discard(path):
             logger.warning(f"Removed {str(path)!r}, which a killed run had left.")
 
 
-def _is_ours(path: Path, name: str) -> bool:
-    if path.is_dir() and not path.is_symlink():
-        return is_record(path / WRITTEN) and not foreign(path)
-    return record_of(path.parent).knows(name, stamp(path))
+def _is_expected(path: Path) -> bool:
+    marks = path.name.rpartition("-")[2].partition(".")[0]
+    return fingerprint(path) in (marks[:8], marks[8:])
 
 
 def discard(path: Path) -> bool:

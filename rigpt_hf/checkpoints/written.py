@@ -37,6 +37,12 @@ def look(path: Path) -> list[int] | None:
     return None
 
 
+def fingerprint(path: Path) -> str:
+    """Eight hexadecimal digits of what is at a path, by size and time of change of all files."""
+    seen = inventory(path) if path.is_dir() and not path.is_symlink() else look(path)
+    return json_sha256(seen)[:8]
+
+
 def foreign(folder: Path, content: dict[str, list[int]] | None = None) -> list[str]:
     """
     Names of all in a folder that this program did not write, or that was changed since.

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
 from ..checkpoints.read import silent
 from ..configuration_rigpt import RiGPTConfig
@@ -72,7 +73,7 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
         if getattr(config, "head_dim", 0) is None:  # which some classes leave open, and then compute with
             config.head_dim = rigpt_config.head_dim
         with torch.device("meta"):
-            stock, result = AutoModelForCausalLM.from_config(config), RiGPTForCausalLM(rigpt_config)
+            stock, result = getattr(transformers, entry.class_name)(config), RiGPTForCausalLM(rigpt_config)
         counts.append(torch.tensor([_counted(stock), _counted(result)]))
     one, two = counts
     before, after = one + (make_config().num_hidden_layers - 1) * (two - one)

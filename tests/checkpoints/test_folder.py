@@ -173,13 +173,15 @@ def test_a_signal_between_two_exchanges_waits_until_a_foreign_folder_is_back(num
         (output / "thesis.txt").write_text("years of work")
 
     def exchanged(a, b):
+        if not seen:  # it comes after the last look
+            appear()
         exchange(a, b)
         seen.append(content(tmp_path))
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(module, "exchange", exchanged)
     with pytest.raises((KeyboardInterrupt, Terminated)), terminable():
-        make(output, "new", meanwhile=appear)
+        make(output, "new")
     assert len(seen) == 2 and "out/part/model" in seen[0], "the new model was there for a moment"
     assert content(tmp_path) == {"out/thesis.txt": "years of work"}
 
@@ -190,23 +192,28 @@ from pathlib import Path
 from rigpt_hf.checkpoints import folder as module
 output, exchange = Path(sys.argv[1]), module.exchange
 
-def exchanged(a, b):
+def exchanged(a, b):  # after the last look
+    output.rename(output.with_name("moved"))
+    output.with_name("mine").rename(output)
     exchange(a, b)
     os.kill(os.getpid(), 9)
 
 with module.new_folder(output, module.check_output(output, None, True)) as folder:
     (folder / "config.json").write_text("{}")
-    shutil.rmtree(output)
-    output.mkdir()
-    (output / "thesis.txt").write_text("years of work")
     module.exchange = exchanged
 """
 
 
-def test_a_kill_between_two_exchanges_leaves_a_foreign_folder_under_another_name(tmp_path, caplog):
+@pytest.mark.parametrize("kind", ["plain", "a model of ours"])
+def test_a_kill_between_two_exchanges_leaves_a_foreign_folder_under_another_name(kind, tmp_path, caplog):
     make(tmp_path / "out")
+    if kind == "plain":
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/thesis.txt").write_text("years of work")
+    else:
+        make(tmp_path / "mine", "years of work")
     done = run("-c", STOPPED, tmp_path / "out")
-    assert done.returncode == -9 and "out/config.json" in content(tmp_path), done.stderr
+    assert done.returncode == -9 and not (tmp_path / "mine").exists(), done.stderr
     for _ in range(2):
         make(tmp_path / "out", "next")
     assert caplog.text.count("is what was at") == 1 and "Removed" not in caplog.text, "said once"

@@ -139,7 +139,7 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path, rigp
         "are for a Space": [folder, "me/new", "--baseline", "me/stock"],
         "`--private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
         "`--space` needs a public model": [folder, "hidden", *shown],
-        "`--space-repo` must be a name": [folder, "me/new", *shown, "--space-repo", "bad id"],
+        "`--space-repo` must be the name": [folder, "me/new", *shown, "--space-repo", "bad id"],
         "`--baseline` must be": [folder, "me/new", "--space", "--baseline", "/home/me/gpt2 x"],
         "`token` must have the right to write": [folder, "me/new", *shown, "--space-repo", "you/theirs"],
     }.items():
@@ -210,7 +210,7 @@ def test_what_the_hub_refuses(hub, folder, place, rigpt, monkeypatch):
         (["you/theirs"], WRITE, r"`token` must have the right to write to 'you/theirs'"),
         (["me/other"], WRITE, r"`REPO` must be new, or hold a RiGPT to update"),
         (["me/other", "--private"], WRITE, r"'me/other' is there and public"),
-        (["me/bad name"], WRITE, r"`REPO` must be a name"),
+        (["me/bad name"], WRITE, r"`REPO` must be the name"),
     ):
         code, _, err = rigpt("publish", folder, *arguments, token=token)
         assert code == 2 and message in err and len(err.splitlines()) == 1, err

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from rigpt_hf.checkpoints.folder import record_written
-from rigpt_hf.checkpoints.written import inventory
+from rigpt_hf.checkpoints.written import Record, inventory
 from rigpt_hf.conversion import certify
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.models import evaluated
@@ -37,7 +37,7 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     (folder / "adapter").mkdir()
     (folder / "adapter/adapter_model.safetensors").write_bytes(b"")
     (folder / "training_args.bin").write_bytes(b"a pickle")
-    record_written(folder, inventory(folder))
+    record_written(folder, Record(inventory(folder), {}))
     contents = repository_files(folder)
     paths = [file.path for file in contents.files]
     code = {"modeling_rigpt.py", "configuration_rigpt.py", "scores_rigpt.py"}
@@ -389,7 +389,7 @@ def test_a_folder_that_is_not_fit_is_refused(case, folder):
             {"repo_id": "me/my model"},
             r"`repo` must be the name of a repository on the Hub such as me/my-model.*'me/my model'",
         ),
-        ({"repo_id": "a/b/c"}, r"`repo` must be a name"),
+        ({"repo_id": "a/b/c"}, r"`repo` must be the name"),
         ({"revision": "a" * 40}, r"`revision` must be the name of a branch"),
         ({"revision": "a b"}, r"`revision` must be the name of a branch"),
         ({"revision": "a" * 10_000}, r"`revision` must be the name of a branch, got 'a{79}\."),
