@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..checkpoints.source import is_model, is_model_or_file
 from ..command_line import READS
@@ -169,11 +169,19 @@ def families():
         return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
 
     console = Console()
-    table = Table("family", "class", "refused", "parameters", "products", "exports to", title="What converts exactly")
+    table = Table("family", Column("class", no_wrap=True), "parameters", "products", "exports to")
+    table.title = "What converts exactly"
+    refused: dict[str, list[str]] = {}
     for row in overview():
-        refused = ", ".join(row.refused) or "-"
         targets = ", ".join(row.targets) or "-"
-        table.add_row(row.name, row.class_name, refused, cost(row.parameters), cost(row.products), targets)
+        table.add_row(row.name, row.class_name, cost(row.parameters), cost(row.products), targets)
+        for name in row.refused:
+            refused.setdefault(name, []).append(row.name)
+    console.print(table)
+    longest = max(len(word) for name in refused for word in name.split())
+    table = Table(Column("option", width=longest), "families", title="What is refused of them")
+    for name, families_with_it in refused.items():
+        table.add_row(escape(name), ", ".join(families_with_it))
     console.print(table)
     activations = ", ".join(sorted(set(RIGPT_ACTIVATIONS.values())))
     console.print(

@@ -14,13 +14,18 @@ def interleaved(config: Ernie4_5Config) -> Rows:
     return Rows(0, size, size, interleaved=size)
 
 
-ERNIE = LLAMA.varied("ERNIE 4.5", {"q_proj": {"rows": interleaved}, "k_proj": {"rows": interleaved}})
+ERNIE = LLAMA.varied(
+    "ERNIE 4.5",
+    {"q_proj": {"rows": interleaved}, "k_proj": {"rows": interleaved}},
+    # It drops nothing, in training either.
+    fields={ours: theirs for ours, theirs in LLAMA.fields.items() if ours != "attention_dropout"},
+    options=dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), "use_bias"),
+)
 
 
 def rigpt_config(config: Ernie4_5Config, dropout: str | None = "vector") -> RiGPTConfig:
     """The configuration of the RiGPT equal to a dense ERNIE 4.5; see [`kin_config`]."""
-    biased = bool(config.use_bias)
-    return kin_config(ERNIE, config, attention_bias=biased, attention_output_bias=biased, mlp_bias=biased)
+    return kin_config(ERNIE, config)
 
 
 ARCHITECTURES = {"ernie4_5": Architecture("Ernie4_5ForCausalLM", ERNIE, rigpt_config, PARTIAL)}

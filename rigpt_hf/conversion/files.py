@@ -7,39 +7,47 @@ Tensors are mapped, not read, and nothing but tensors and plain values is unpick
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
+from zipfile import ZipFile
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from ..checkpoints.read import quiet_loading, reading
-from ..checkpoints.source import AGAIN, check_readable
-from ..checkpoints.weights import name_some, wrapper_of
+from ..checkpoints.source import AGAIN, check_readable, shown
+from ..checkpoints.weights import MASKS, name_some, wrapper_of
 
 
 logger = logging.get_logger(__name__)
 
 KNOWN = "be a folder, an id on the Hub, or one file: a checkpoint of nanoGPT or llama2.c"
 # What `model_args` may say. Forks have more options, and each of them may be another network.
-NANOGPT = {"n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout"}
-LLAMA2C = {
-    "dim",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "vocab_size",
-    "hidden_dim",
-    "max_seq_len",
-    "norm_eps",
-    "dropout",
+COUNT = (lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+COUNT_OR_NONE = (lambda value: value is None or COUNT[0](value), f"{COUNT[1]}, or None")
+TRUTH = (lambda value: type(value) is bool, "True or False")
+PROBABILITY = (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1")
+POSITIVE = (lambda value: type(value) in (int, float) and 0 < value < inf, "a number above 0")
+Options = Mapping[str, tuple[Callable[[Any], bool], str]]
+NANOGPT: Options = {
+    **dict.fromkeys(("n_layer", "n_head", "n_embd", "block_size", "vocab_size"), COUNT),
+    "bias": TRUTH,
+    "dropout": PROBABILITY,
 }
-LLAMA2C |= {"multiple_of"}  # which chose the size that `w1` has
+LLAMA2C: Options = {
+    **dict.fromkeys(("dim", "n_layers", "n_heads", "vocab_size", "max_seq_len"), COUNT),
+    **dict.fromkeys(("n_kv_heads", "hidden_dim"), COUNT_OR_NONE),
+    "multiple_of": COUNT,  # which chose the size that `w1` has
+    "norm_eps": POSITIVE,
+    "dropout": PROBABILITY,
+}
 GPT2_VOCABULARIES, END_OF_TEXT = (50257, 50304), 50256  # the tokenizer's, and rounded up to a multiple of 64
+FLOATS = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+PICKLE = rb"\x80[\x02-\x05][^\x00]"  # a pickle goes on with what to do, a `.bin` with the third byte of its size
 LATER_VERSIONS = 0x616B3432  # how a `.bin` of llama2.c begins that is not of version 0
 ENDS = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 LAYER = {  # in the order of a `.bin`
@@ -99,14 +107,28 @@ def read_file(path: Path, argument: str = "source") -> StockFile:
 
 def _unpickled(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The options and the tensors in a file of `torch.save`, without what a compiled model puts before its names."""
+    # A tensor that is mapped is not looked at by torch.
+    with ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"`{damaged}` in it is damaged: its checksum is another. {AGAIN}")
     held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     arguments, tensors = (held.get(name) if isinstance(held, dict) else None for name in ("model_args", "model"))
     if not _is_named(arguments) or not _is_named(tensors):
         raise ValueError("`model` and `model_args` are not in it, as in what those two save. Name another file")
     if odd := [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
         raise ValueError(f"{name_some(odd)} in it is no tensor. Name another file")
+    if odd := [name for name, tensor in tensors.items() if not _is_plain(name, tensor)]:
+        raise ValueError(
+            f"{name_some(odd)} in it must be plain numbers in {', '.join(FLOATS.values())}, got one of "
+            f"{tensors[odd[0]].dtype}, {tensors[odd[0]].layout} on {tensors[odd[0]].device}. Save them as such"
+        )
     prefix = wrapper_of(tensors)
     return dict(arguments), {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _is_plain(name: str, tensor: torch.Tensor) -> bool:
+    is_known = tensor.dtype in FLOATS or name.endswith(MASKS)
+    return is_known and tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _is_named(held: Any) -> TypeGuard[Mapping[str, Any]]:
@@ -118,6 +140,11 @@ def _legacy(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(28)
+    if re.match(PICKLE, header):
+        raise ValueError(
+            "`torch.save` of torch 1.6 or later must have written it, and this is a bare pickle or of the format "
+            "before that, which are not read. Load it with the program that saved it, and save it again"
+        )
     numbers = struct.unpack("<7i", header) if len(header) == 28 else (0,) * 7
     if numbers[0] == LATER_VERSIONS:
         raise ValueError(
@@ -160,11 +187,23 @@ def _check_shapes(stock: StockFile) -> None:
             )
 
 
-def _check_options(arguments: Mapping[str, Any], known: set[str], program: str) -> None:
-    if unknown := sorted(arguments.keys() - known):
+def _check_options(arguments: Mapping[str, Any], known: Options, program: str) -> None:
+    if unknown := sorted(arguments.keys() - known.keys()):
         raise ValueError(
             f"`model_args` in it has {name_some(unknown)}, which {program} does not: a fork of it may be another "
             "network. Write it as a model of Transformers, and convert that"
+        )
+    for name, value in arguments.items():
+        fits, rule = known[name]
+        if not fits(value):
+            raise ValueError(f"`{name}` in its `model_args` must be {rule}, got {shown(repr(value))}. {AGAIN}")
+
+
+def _check_divides(arguments: Mapping[str, Any], name: str, part: str) -> None:
+    if arguments[name] % arguments[part]:
+        raise ValueError(
+            f"`{name}` in its `model_args` must be divisible by `{part}`, got {arguments[name]} and "
+            f"{arguments[part]}. {AGAIN}"
         )
 
 
@@ -172,6 +211,7 @@ def _nanogpt(arguments: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> 
     """Linear maps where GPT-2 has them transposed, and GELU as it is; biases that are absent are 0."""
     _check_options(arguments, NANOGPT, "nanoGPT")
     vocabulary, dropout = arguments["vocab_size"], arguments.get("dropout", 0.0)
+    _check_divides(arguments, "n_embd", "n_head")
     end = END_OF_TEXT if vocabulary in GPT2_VOCABULARIES else None
     config = GPT2Config(
         vocab_size=vocabulary,
@@ -183,6 +223,7 @@ def _nanogpt(arguments: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> 
         layer_norm_epsilon=1e-5,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
         **dict.fromkeys(("bos_token_id", "eos_token_id"), end),
+        tie_word_embeddings=_is_tied(tensors["transformer.wte.weight"], tensors.get("lm_head.weight")),
     )
     named = dict(tensors)
     for name, tensor in tensors.items():
@@ -200,6 +241,8 @@ def _llama2c(arguments: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> 
     _check_options(arguments, LLAMA2C, "llama2.c")
     heads, dropout = arguments["n_heads"], arguments.get("dropout", 0.0)
     kv_heads = arguments.get("n_kv_heads") or heads
+    _check_divides(arguments, "dim", "n_heads")
+    _check_divides({**arguments, "n_kv_heads": kv_heads}, "n_heads", "n_kv_heads")
     table, head = tensors["tok_embeddings.weight"], tensors.get("output.weight")
     if dropout:
         logger.warning(
@@ -217,9 +260,13 @@ def _llama2c(arguments: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> 
         rms_norm_eps=arguments.get("norm_eps", 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         attention_dropout=dropout,
-        tie_word_embeddings=head is None or torch.equal(head, table),
+        tie_word_embeddings=_is_tied(table, head),
     )
     return StockFile(LlamaForCausalLM, config, dict(_renamed(tensors, heads, kv_heads)))
+
+
+def _is_tied(table: torch.Tensor, head: torch.Tensor | None) -> bool:
+    return head is None or (head.dtype == table.dtype and torch.equal(head, table))
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], heads: int, kv_heads: int) -> Iterator[tuple[str, torch.Tensor]]:

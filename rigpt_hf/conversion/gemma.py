@@ -3,7 +3,7 @@
 from transformers import GemmaConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, kin_config
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config
 from .maps import Architecture, only
 
 
@@ -15,7 +15,9 @@ def embedding_scale(config: GemmaConfig, layer: int) -> float:
 # Rounded when a model is made, to 55.5 instead of 55.426 in 16 bits, whatever dtype the model has later.
 _SCALED = {"scale": embedding_scale, "buffer": "model.embed_tokens.embed_scale"}
 
-GEMMA = LLAMA.varied("Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, gain_offset=1.0)
+GEMMA = LLAMA.varied(
+    "Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, gain_offset=1.0, options=ATTENTION_BIASES
+)
 
 
 def rigpt_config(config: GemmaConfig, dropout: str | None = "vector") -> RiGPTConfig:

@@ -1,6 +1,6 @@
 """The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import (
@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 _L = "model.layers.{i}"
 _ATTENTION_NORM = f"{_L}.input_layernorm"
 _MLP_NORM = f"{_L}.post_attention_layernorm"
+
+ATTENTION_BIASES = dict.fromkeys(("attention_bias", "attention_output_bias"), "attention_bias")
 
 LLAMA = Family(
     name="the Llama family",
@@ -49,6 +51,7 @@ LLAMA = Family(
         "num_attention_heads",
         "num_key_value_heads",
         "max_position_embeddings",
+        "attention_dropout",
         "rms_norm_eps",
         "initializer_range",
         "use_cache",
@@ -64,13 +67,25 @@ LLAMA = Family(
     norm_bias=False,
     # Frequencies of the rotation, which checkpoints of older releases stored; they follow from the configuration.
     harmless=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
+    options=ATTENTION_BIASES | same("mlp_bias"),
 )
+# Classes whose biases are no options.
+UNBIASED = LLAMA.varied(LLAMA.name, options={})
 
 
 def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """The configuration of the RiGPT equal to a model of the Llama family; see [`Architecture.result`]."""
-    biased = getattr(config, "attention_bias", False)
-    return kin_config(LLAMA, config, attention_bias=config.model_type == "qwen2" or biased)
+    """The configuration of the RiGPT equal to a Llama; see [`Architecture.result`]."""
+    return kin_config(LLAMA, config)
+
+
+def mistral_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for a Mistral or Ministral."""
+    return kin_config(UNBIASED, config)
+
+
+def qwen2_rigpt_config(config: Qwen2Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for a Qwen2, whose queries, keys and values have biases."""
+    return kin_config(UNBIASED, config, attention_bias=True)
 
 
 def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
@@ -78,7 +93,7 @@ def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") 
     # The first of them does nothing there, and the library leaves the other unread.
     others = ("llama_4_scaling_beta", "max_position_embeddings")
     rope = {name: value for name, value in config.rope_parameters.items() if name not in others}
-    return kin_config(LLAMA, config, rope_parameters=rope)
+    return kin_config(UNBIASED, config, rope_parameters=rope)
 
 
 def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTConfig:
@@ -87,7 +102,7 @@ def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTCon
 
     Args:
         family (`Family`): the source's.
-        config (`PreTrainedConfig`): the source's configuration, where options that it lacks are off.
+        config (`PreTrainedConfig`): the source's configuration, of which the fields are read that the family names.
         own: fields of the result that do not follow from Llama's names.
 
     Raises:
@@ -98,19 +113,15 @@ def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTCon
         "head_dim": head_dim(config),
         "hidden_act": rigpt_activation(config.hidden_act, "hidden_act"),
         "gated_mlp": True,
-        "attention_bias": getattr(config, "attention_bias", False),
-        "attention_output_bias": getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
         "position_embedding_type": "rotary",
         "rope_parameters": dict(config.rope_parameters),
-        "attention_dropout": getattr(config, "attention_dropout", None) or 0.0,
         "tie_word_embeddings": config.tie_word_embeddings,
     }
     return RiGPTConfig(**family.rigpt_fields(config) | same_as_llama | own)
 
 
 def head_dim(config: PreTrainedConfig) -> int:
-    """Dimensions per head of a model with Llama's layers."""
+    """Dimensions per head, as these classes read it: many configurations lack the field, and may be given one."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -138,11 +149,16 @@ def sliding(layered: bool) -> Callable[[Any], str | None]:
     return words
 
 
+def turns_whole_heads(rope: Mapping[str, Any]) -> bool:
+    """Whether no part of a head is left out; the proportional rotation turns that part too, by nothing."""
+    return rope.get("partial_rotary_factor", 1.0) == 1.0 or rope.get("rope_type") == "proportional"
+
+
 def partial_rotation(config: PreTrainedConfig) -> str | None:
     """Heads turned in part, of a class that turns them whole whatever its configuration says."""
-    part = config.rope_parameters.get("partial_rotary_factor", 1.0)
-    if part == 1.0:
+    if turns_whole_heads(config.rope_parameters):
         return None
+    part = config.rope_parameters["partial_rotary_factor"]
     return (
         f"`rope_parameters['partial_rotary_factor']={part}` is not honoured by `{config.model_type}` models, which "
         "turn whole heads, but would be by RiGPT. Remove it from the source's configuration if its heads are turned "
@@ -173,7 +189,6 @@ def _common(config: RiGPTConfig, target: str) -> dict:
         "head_dim": config.head_dim,
         "hidden_act": config.hidden_act,
         "rope_parameters": dict(config.rope_parameters or {}),
-        "attention_dropout": config.attention_dropout,
     }
 
 
@@ -193,16 +208,16 @@ PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
 _SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config, PARTIAL),
-    "mistral": Architecture("MistralForCausalLM", LLAMA, rigpt_config, WINDOW | PARTIAL),
-    "ministral": Architecture("MinistralForCausalLM", LLAMA, rigpt_config, LAYERED_WINDOW | PARTIAL),
-    "ministral3": Architecture("Ministral3ForCausalLM", LLAMA, ministral3_config, WINDOW | PARTIAL | _SCALED),
-    "qwen2": Architecture("Qwen2ForCausalLM", LLAMA, rigpt_config, LAYERED_WINDOW | PARTIAL),
+    "mistral": Architecture("MistralForCausalLM", UNBIASED, mistral_config, WINDOW | PARTIAL),
+    "ministral": Architecture("MinistralForCausalLM", UNBIASED, mistral_config, LAYERED_WINDOW | PARTIAL),
+    "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, WINDOW | PARTIAL | _SCALED),
+    "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, LAYERED_WINDOW | PARTIAL),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {
     "gated_mlp": lambda config: config.gated_mlp,
     # Which turn whole heads, whatever their configuration says.
-    "rope_parameters": lambda config: (config.rope_parameters or {}).get("partial_rotary_factor", 1.0) == 1.0,
+    "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
     "head_dim": None,
     "hidden_act": None,
     "attention_bias": None,

@@ -13,6 +13,11 @@ from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 
 
+# What `None` says where a stock configuration may have it and RiGPT's may not.
+OFF = {"use_cache": False, "attention_dropout": 0.0}
+OFF |= dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), False)
+
+
 @dataclass(frozen=True)
 class Rule:
     """
@@ -63,6 +68,8 @@ class Family:
         norm_bias (`bool`): the norms have biases.
         harmless (`tuple[str, ...]`): regular expressions of source keys that carry nothing learned.
         gain_offset (`float`, defaults to 0.0): what a norm adds to the weights that it stores to have its gains.
+        options (`Mapping[str, str]`, *optional*): as `fields`, read from a source alone. A field that is in neither
+            is one that the class does not read, and has its default in RiGPT whatever a configuration says of it.
     """
 
     name: str
@@ -76,6 +83,7 @@ class Family:
     norm_bias: bool
     harmless: tuple[str, ...]
     gain_offset: float = 0.0
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def varied(
         self, name: str, rules: Mapping[str, Mapping[str, Any] | None] | None = None, **changes: Any
@@ -106,7 +114,8 @@ class Family:
 
     def rigpt_fields(self, config: Any) -> dict[str, Any]:
         """The fields of a RiGPT that a stock configuration has under its own names."""
-        return {ours: getattr(config, theirs) for ours, theirs in self.fields.items()}
+        named = {ours: getattr(config, theirs) for ours, theirs in {**self.fields, **self.options}.items()}
+        return {ours: OFF.get(ours) if value is None else value for ours, value in named.items()}
 
     def stock_fields(self, config: RiGPTConfig) -> dict[str, Any]:
         """The fields of a stock configuration that a RiGPT has."""

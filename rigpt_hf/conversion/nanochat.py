@@ -5,7 +5,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, head_dim, kin_config
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config
 from .maps import Architecture, only
 
 
@@ -30,6 +30,7 @@ NANOCHAT = LLAMA.varied(
         "project_out": None,
         "lm_head": _NO_NORM,
     },
+    options=ATTENTION_BIASES,
 )
 
 

@@ -3,7 +3,7 @@
 from transformers import OlmoConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, kin_config
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config
 from .maps import Architecture, only
 
 
@@ -16,6 +16,7 @@ OLMO = LLAMA.varied(
     {reader: {"norm": None} for reader in _READERS},
     fields={ours: theirs for ours, theirs in LLAMA.fields.items() if ours != "rms_norm_eps"},
     centred=True,
+    options=ATTENTION_BIASES,
 )
 
 

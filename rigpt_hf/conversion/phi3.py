@@ -7,7 +7,7 @@ from transformers import Phi3Config
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, WINDOW, head_dim, kin_config
+from .llama import UNBIASED, WINDOW, head_dim, kin_config
 from .maps import Architecture
 
 
@@ -31,7 +31,7 @@ def half(index: int) -> Callable[[Phi3Config], Rows]:
 
 _QKV, _GATE_UP = "model.layers.{i}.self_attn.qkv_proj", "model.layers.{i}.mlp.gate_up_proj"
 
-PHI3 = LLAMA.varied(
+PHI3 = UNBIASED.varied(
     "Phi-3",
     {
         "q_proj": {"source": _QKV, "rows": part(0)},

@@ -4,13 +4,13 @@ from transformers import StableLmConfig
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, kin_config
+from .llama import UNBIASED, kin_config
 from .maps import Architecture, only
 
 
 _NO_BIAS = {"bias": lambda config: False}
 
-STABLELM = LLAMA.varied(
+STABLELM = UNBIASED.varied(
     "StableLM",
     {
         "q_proj": {"bias": lambda config: config.use_qkv_bias},
@@ -22,7 +22,7 @@ STABLELM = LLAMA.varied(
         # The last norm has a bias, and the head has none that could take it over.
         "lm_head": {"norm": None},
     },
-    fields={**LLAMA.fields, "rms_norm_eps": "layer_norm_eps"},
+    fields={**UNBIASED.fields, "rms_norm_eps": "layer_norm_eps"},
     centred=True,
     norm_bias=True,
 )
@@ -35,6 +35,8 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
         STABLELM,
         config,
         embedding_size=config.hidden_size,
+        # Its attention alone among these does not read the field of this name.
+        head_dim=config.hidden_size // config.num_attention_heads,
         output_bias=True,
         # LayerNorms in front have biases.
         attention_bias=True,

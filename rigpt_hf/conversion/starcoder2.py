@@ -26,6 +26,7 @@ STARCODER2 = LLAMA.varied(
     fields={**LLAMA.fields, "rms_norm_eps": "norm_epsilon"},
     centred=True,
     norm_bias=True,
+    options={"attention_output_bias": "use_bias"},
 )
 
 
@@ -41,7 +42,6 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
         gated_mlp=False,
         # LayerNorms in front have biases.
         attention_bias=True,
-        attention_output_bias=config.use_bias,
         mlp_bias=True,
         residual_dropout=residual,
         embedding_dropout=embedding,

@@ -12,9 +12,9 @@ from rigpt_hf import cli
 def rigpt(monkeypatch, capsys):
     """Runs the command in this process; gives its exit code, standard output and standard error."""
 
-    def run(*arguments):
+    def run(*arguments, columns=200):
         monkeypatch.setattr(sys, "argv", ["rigpt", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         code = 0
         try:
             cli.main()
@@ -30,8 +30,8 @@ def rigpt(monkeypatch, capsys):
 def done(rigpt):
     """The same of a command that must succeed; gives its standard output."""
 
-    def run(*arguments) -> str:
-        code, out, err = rigpt(*arguments)
+    def run(*arguments, **options) -> str:
+        code, out, err = rigpt(*arguments, **options)
         assert code == 0, err
         return out
 

@@ -56,9 +56,14 @@ def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
 
 
 def test_families_are_shown(done):
-    out = done("families")
-    for expected in (*ARCHITECTURES, "final_logit_softcapping", "nothing", "gpt2", "olmo2", "nanoGPT"):
+    """In the width of a terminal no name of a class or an option is cut."""
+    out = done("families", columns=80)
+    for expected in (*ARCHITECTURES, "nothing", "gpt2", "olmo2", "nanoGPT"):
         assert expected in out
+    for entry in ARCHITECTURES.values():
+        for expected in (entry.class_name, *entry.refused):
+            assert all(word in out for word in expected.split()), expected
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):

@@ -1,5 +1,6 @@
 """Tiny stock models of every architecture that converts, with odd options; what a family adds here, all tests use."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -79,10 +80,11 @@ def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
     """
     A stock model in evaluation mode, all of its weights random, gains far from 1 and biases far from 0.
 
-    It is made in its dtype, as the library loads one: constants that it keeps in buffers are rounded to that.
+    Its configuration shares nothing with the options, into which the library writes. It is made in its
+    dtype, as the library loads one: constants that it keeps in buffers are rounded to that.
     """
     sizes = SIZES | TOKENS | {"pad_token_id": None}
-    config = CONFIG_MAPPING[architecture(name)](**(sizes | FAMILIES[name] | options))
+    config = CONFIG_MAPPING[architecture(name)](**deepcopy(sizes | FAMILIES[name] | options))
     torch.manual_seed(seed)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

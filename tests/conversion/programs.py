@@ -25,7 +25,7 @@ def drawn(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float64
     return {name: (tensor + is_gain[name]).to(dtype) for name, tensor in drawn.items()}
 
 
-def nanogpt_tensors(bias: bool) -> Tensors:
+def nanogpt_tensors(bias: bool, tied: bool = True) -> Tensors:
     shapes = {"transformer.wte.weight": (VOCAB, SIZE), "transformer.wpe.weight": (LENGTH, SIZE)}
     for layer in range(LAYERS):
         block = f"transformer.h.{layer}"
@@ -38,7 +38,8 @@ def nanogpt_tensors(bias: bool) -> Tensors:
         own = {name: shape for name, shape in shapes.items() if not name.endswith(tables)}
         shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in own.items()}
     tensors = drawn(shapes)
-    return tensors | {"lm_head.weight": tensors["transformer.wte.weight"]}
+    table = tensors["transformer.wte.weight"]
+    return tensors | {"lm_head.weight": table if tied else table.flip(0, 1)}
 
 
 def nanogpt_logits(tensors: Tensors, ids: torch.Tensor, approximate: str = "none") -> torch.Tensor:
@@ -139,8 +140,8 @@ def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 # What is written, what it computes, and what it would compute if it were read wrongly, by the id of the test.
-def nanogpt(folder: Path, bias: bool = True, **options):
-    tensors = nanogpt_tensors(bias)
+def nanogpt(folder: Path, bias: bool = True, tied: bool = True, **options):
+    tensors = nanogpt_tensors(bias, tied)
     path = save(folder, tensors, NANOGPT | {"bias": bias, "dropout": 0.0}, **options)
     return path, partial(nanogpt_logits, tensors), partial(nanogpt_logits, tensors, approximate="tanh")
 
@@ -157,6 +158,7 @@ def llama2c(folder: Path, tied: bool = True, binary: bool = False, **arguments):
 FILES = {
     "nanogpt": nanogpt,
     "nanogpt-no-biases": partial(nanogpt, bias=False),
+    "nanogpt-untied": partial(nanogpt, tied=False),
     "nanogpt-compiled": partial(nanogpt, prefix="_orig_mod."),
     "llama2c": llama2c,
     "llama2c-untied": partial(llama2c, tied=False),

@@ -1,6 +1,7 @@
 """Checkpoints of nanoGPT and llama2.c: against what those programs compute."""
 
 import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -95,9 +96,9 @@ def write(content: bytes):
     return make
 
 
-def torch_file(content):
+def torch_file(content, **options):
     def make(folder: Path) -> Path:
-        torch.save(content, folder / "file")
+        torch.save(content, folder / "file", **options)
         return folder / "file"
 
     return make
@@ -126,6 +127,21 @@ def with_(**more):
     return lambda folder: save(folder, nanogpt_tensors(True), arguments(**more))
 
 
+def odd_tensor(change):
+    name = "transformer.wpe.weight"
+    return lambda folder: save(
+        folder, nanogpt_tensors(True) | {name: change(nanogpt_tensors(True)[name])}, arguments()
+    )
+
+
+def one_bit(folder: Path) -> Path:
+    path = save(folder, nanogpt_tensors(True), arguments())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
 REFUSED = {
     "another-network": (with_(use_rmsnorm=True), "`use_rmsnorm`, which nanoGPT does not.*convert that"),
     "another-llama": (
@@ -140,8 +156,31 @@ REFUSED = {
     "no-tensors": (torch_file({"model": {"a": 1}, "model_args": arguments()}), "`a` in it is no tensor"),
     "a-tensor": (torch_file(torch.ones(2)), "`model` and `model_args` are not in it"),
     "too-many-layers": (with_(n_layer=10**9), "says 1000000000 layers, and there are 41 tensors"),
-    "odd-heads": (with_(n_head=5), "divisible by num_heads"),
-    "a-word": (with_(n_embd="many"), "`n_embd` must be a whole number, got 'many'"),
+    "odd-heads": (with_(n_head=5), "`n_embd` in its `model_args` must be divisible by `n_head`, got 24 and 5"),
+    "a-word": (with_(n_embd="many"), "`n_embd` in its `model_args` must be a whole number of at least 1, got 'many'"),
+    "no-heads": (with_(n_head=-4), "`n_head` in its `model_args` must be a whole number of at least 1, got -4"),
+    "odd-dropout": (with_(dropout="a"), "`dropout` in its `model_args` must be a number from 0 to 1, got 'a'"),
+    "no-length": (
+        lambda folder: save(folder, llama2c_tensors(True), LLAMA2C | {"max_seq_len": 0}),
+        "`max_seq_len` in its `model_args` must be a whole number of at least 1, got 0",
+    ),
+    "odd-keys": (
+        lambda folder: save(folder, llama2c_tensors(True), LLAMA2C | {"n_kv_heads": 3}),
+        "`n_heads` in its `model_args` must be divisible by `n_kv_heads`, got 4 and 3",
+    ),
+    "old-format": (
+        torch_file({"model": nanogpt_tensors(True)}, _use_new_zipfile_serialization=False),
+        "`torch.save` of torch 1.6 or later must have written it, and this.* save it again",
+    ),
+    "a-pickle": (write(pickle.dumps({"model": 1})), "this is a bare pickle or of the format before"),
+    "sparse": (
+        odd_tensor(lambda tensor: tensor.to_sparse()),
+        "`transformer.wpe.weight` in it must be plain.*sparse_coo",
+    ),
+    "float8": (odd_tensor(lambda tensor: tensor.to(torch.float8_e4m3fn)), "must be plain numbers in.*float8_e4m3fn"),
+    "no-numbers": (odd_tensor(lambda tensor: tensor.to("meta")), "must be plain numbers in.*on meta"),
+    "whole-numbers": (odd_tensor(lambda tensor: tensor.to(torch.int32)), "must be plain numbers in.*int32"),
+    "one-bit": (one_bit, "data/[0-9]+` in it is damaged: its checksum is another. Download"),
     "wrong-vocabulary": (
         with_(vocab_size=99),
         r"`transformer.wte.weight` has shape \[61, 24\] in it, and \[99, 24\] by",
