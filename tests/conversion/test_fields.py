@@ -13,6 +13,8 @@ from ..models import tokens
 from .families import family_model
 
 
+# Each takes seconds: one that ignores much, and one that computes what others are told.
+QUICK = ("ernie4_5", "stablelm")
 # Of the library and not of a class: how weights are drawn, what generation does, how long a sequence may be.
 LIBRARY = {"initializer_range", "init_std", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 LIBRARY |= {"max_position_embeddings"}
@@ -71,7 +73,9 @@ def test_a_field_that_is_believed_unread_is_found(monkeypatch):
         test_exactly_what_a_class_reads_is_carried_over("ernie4_5")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in ARCHITECTURES]
+)
 def test_exactly_what_a_class_reads_is_carried_over(name):
     source, entry = family_model(name), ARCHITECTURES[name]
     shapes, logits = behaviour(source)
