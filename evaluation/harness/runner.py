@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rigpt_hf.checkpoints.disk import DiskFullError, check_writable
 from rigpt_hf.checkpoints.folder import Seen
+from rigpt_hf.checkpoints.leftovers import remove_leftovers
 from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
@@ -149,7 +150,9 @@ def check_output(output: Path) -> Seen:
         return {}
     if not output.is_dir():
         raise ValueError(f"`output` must be a folder, got the file {str(output)!r}. Name another.")
-    # Nobody owns the file that a killed run was writing.
+    for name in writing.MADE_HERE:
+        remove_leftovers(output / name)
+    # Nobody owns the file that a killed run of another machine was writing.
     there = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
     if strange := sorted(there - writing.MADE_HERE):
         raise ValueError(

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from rigpt_hf.checkpoints.disk import here
+from rigpt_hf.checkpoints.written import WRITTEN
+from rigpt_hf.checkpoints.written import fingerprint as what_is_at
 from rigpt_hf.evaluation.harness import results as results_module
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, Parts, fingerprint
@@ -68,12 +71,15 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out/cache").iterdir())) == 2 and not (tmp_path / "out/results.json").exists()
     # No obstacle is what the run was writing.
     (tmp_path / "out/.results.json.abcd.partial").write_text("{")
+    (left := tmp_path / "out/left").write_text("{}")
+    marks = f"{what_is_at(left)}00000000"
+    left.rename(left.with_name(f".{WRITTEN}.{here()}-{2**22 + 1}-{marks}.previous"))
     rest = []
     monkeypatch.setattr(runner, "measure", lambda *given: rest.append(given[0].name) or original(*given))
     results = run(world, tmp_path / "out")
     assert measured == ["perplexity", "invariance"] and rest == ["outliers", "quantization_robustness"]
     assert results["baseline"] is None and not any(task["errors"] for task in results["tasks"])
-    assert (tmp_path / "out/report.html").exists()
+    assert (tmp_path / "out/report.html").exists() and not list((tmp_path / "out").glob("*.previous"))
 
 
 def test_other_weights_texts_and_arguments_are_measured_anew(world, tmp_path):
