@@ -92,7 +92,7 @@ def _order(generators: Sequence[Cycles]) -> int:
         group = PermutationGroup([Permutation(row.tolist()) for row in rows])
         if sum(sizes) <= COUNTED:
             return int(group.order())
-        if group.is_alt_sym(eps=1e-12):
+        if group.is_alt_sym(eps=1e-6):  # the chance to overlook one, whose order is then not told
             return factorial(sizes[0]) // (1 if any(one.is_odd for one in group.generators) else 2)
     # There is an element for each point of an orbit.
     if max(sizes) > LISTED or (listed := _count(rows.astype(np.int32))) > LISTED:
