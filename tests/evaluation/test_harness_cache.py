@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_goes_on(world, tmp_path, monkeypatch):
     assert len(list((tmp_path / "out/cache").iterdir())) == 2 and not (tmp_path / "out/results.json").exists()
     # No obstacle is what the run was writing.
     (tmp_path / "out/.results.json.abcd.partial").write_text("{")
-    (left := tmp_path / "out/left").write_text("{}")
+    (left := tmp_path / "out/left").write_text('{"files": {}}')
     marks = f"{what_is_at(left)}00000000"
     left.rename(left.with_name(f".{WRITTEN}.{here()}-{2**22 + 1}-{marks}.previous"))
     rest = []
