@@ -82,7 +82,7 @@ def file_sha256(path: Path) -> str:
 @dataclass(frozen=True)
 class Record:
     """
-    What a record says.
+    The files of a folder that this program wrote, as its record says it.
 
     Args:
         files (`dict`): the [`inventory`] of what was written.

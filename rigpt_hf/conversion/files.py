@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..checkpoints.read import quiet_loading, reading
 from ..checkpoints.source import AGAIN, check_readable, shown
-from ..checkpoints.weights import MASKS, name_some, wrapper_of
+from ..checkpoints.weights import MASKS, Rows, name_some, wrapper_of
 
 
 logger = logging.get_logger(__name__)
@@ -64,7 +64,7 @@ LAYER = {  # in the order of a `.bin`
 
 
 class StockFile(NamedTuple):
-    """What is in a file, as a stock model."""
+    """The content of a file, as a stock model."""
 
     model_class: Any
     config: Any
@@ -277,7 +277,7 @@ def _renamed(tensors: Mapping[str, torch.Tensor], heads: int, kv_heads: int) -> 
             continue  # they follow from the configuration
         if place and place[2] in LAYER:
             if place[2] in ("attention.wq", "attention.wk"):
-                planes = tensor.unflatten(0, (heads if place[2] == "attention.wq" else kv_heads, -1, 2))
-                tensor = planes.transpose(1, 2).flatten(0, 2)
+                head = tensor.shape[0] // (heads if place[2] == "attention.wq" else kv_heads)
+                tensor = Rows(0, head, head, interleaved=head).take(tensor)
             module = f"model.layers.{place[1]}.{LAYER[place[2]]}"
         yield f"{ENDS.get(module, module)}.{kind}", tensor

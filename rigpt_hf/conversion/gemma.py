@@ -8,7 +8,7 @@ from .maps import Architecture, only
 
 
 def embedding_scale(config: GemmaConfig, layer: int) -> float:
-    """What embeddings are multiplied by on the way into the residual stream."""
+    """The factor of embeddings on the way into the residual stream."""
     return config.hidden_size**0.5
 
 

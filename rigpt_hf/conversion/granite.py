@@ -13,17 +13,17 @@ def query_scale(config: GraniteConfig, layer: int) -> float:
 
 
 def embedding_scale(config: GraniteConfig, layer: int) -> float:
-    """What embeddings are multiplied by on the way into the residual stream."""
+    """The factor of embeddings on the way into the residual stream."""
     return config.embedding_multiplier
 
 
 def residual_scale(config: GraniteConfig, layer: int) -> float:
-    """What attention and MLP are multiplied by before they are added."""
+    """The factor of attention and MLP before they are added."""
     return config.residual_multiplier
 
 
 def logit_scale(config: GraniteConfig, layer: int) -> float:
-    """What logits are multiplied by."""
+    """The factor of logits."""
     return 1.0 / config.logits_scaling
 
 

@@ -21,7 +21,7 @@ from .neutral import refuse_options
 @dataclass(frozen=True)
 class FamilyRow:
     """
-    What is to be said of an architecture.
+    An architecture that converts, as a row of the table.
 
     Args:
         name (`str`), class_name (`str`): the `model_type` and the stock class.

@@ -72,7 +72,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def architecture(name: str) -> str:
-    """What comes before the dash."""
+    """The architecture of a source: its name as far as the dash."""
     return name.partition("-")[0]
 
 
