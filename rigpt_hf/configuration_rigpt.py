@@ -10,6 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
+from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
 from .rope_rigpt import check_learned_frequencies, check_rope_type, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
 from .rope_rigpt import rotary_frequencies as rotary_frequencies
@@ -229,8 +230,8 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
             check_rope_type(self)
-        self.base_model_tp_plan = self._tensor_parallel_plan()
-        self.base_model_pp_plan = self._pipeline_parallel_plan()
+        self.base_model_tp_plan = tensor_parallel_plan(self)
+        self.base_model_pp_plan = pipeline_parallel_plan(self)
         super().__post_init__(**kwargs)
         if not rotary:  # the base class fills in rotary defaults for every config that has the field
             self.rope_parameters = None
@@ -342,47 +343,6 @@ class RiGPTConfig(PreTrainedConfig):
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if value > most:
             raise ValueError(f"`{name}` must be at most {most}, got {value:.3g}.")
-
-    def _tensor_parallel_plan(self) -> dict[str, str]:
-        """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
-        plan = {
-            "layers.*.self_attn.q_proj": "colwise",
-            "layers.*.self_attn.k_proj": "colwise",
-            "layers.*.self_attn.v_proj": "colwise",
-            "layers.*.self_attn.o_proj": "rowwise",
-            "layers.*.mlp.up_proj": "colwise",
-            "layers.*.mlp.down_proj": "rowwise",
-        }
-        if self.gated_mlp:
-            plan["layers.*.mlp.gate_proj"] = "colwise"
-        if SCORES[self.attention_score].weighted:
-            plan["layers.*.self_attn.distance_weight"] = "colwise"
-        if self.value_embedding_period is not None:
-            plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
-            plan["layers.*.self_attn.value_gate"] = "colwise"
-        if self.rotary_learned_frequencies:
-            plan["layers.*.self_attn.rotary_frequencies"] = "colwise"
-        return plan
-
-    def _pipeline_parallel_plan(self) -> dict[str, tuple[list[str], list[str]]] | None:
-        """
-        The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
-        read the beginning again, or need the weights of the next.
-        """
-        if self.value_embedding_period is not None or self.depth_interpolation == "linear":
-            return None
-        plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
-        if self.embedding_size is not None:
-            plan["project_in"] = (["inputs_embeds"], ["hidden_states"])
-        if self.position_embedding_type == "learned":
-            plan["embed_positions"] = (["position_ids"], ["position_vectors"])
-        plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
-        if self.local_frames:
-            plan["transport"] = (["hidden_states"], ["hidden_states"])
-        plan["norm"] = (["hidden_states"], ["hidden_states"])
-        if self.embedding_size is not None:
-            plan["project_out"] = (["hidden_states"], ["hidden_states"])
-        return plan
 
     @property
     def lexical_size(self) -> int:

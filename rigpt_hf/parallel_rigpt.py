@@ -1,0 +1,48 @@
+"""How tensor and pipeline parallelism may cut a RiGPT, by its configuration."""
+
+from typing import Any
+
+from .scores_rigpt import SCORES
+
+
+def tensor_parallel_plan(config: Any) -> dict[str, str]:
+    """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
+    plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    if config.gated_mlp:
+        plan["layers.*.mlp.gate_proj"] = "colwise"
+    if SCORES[config.attention_score].weighted:
+        plan["layers.*.self_attn.distance_weight"] = "colwise"
+    if config.value_embedding_period is not None:
+        plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
+        plan["layers.*.self_attn.value_gate"] = "colwise"
+    if config.rotary_learned_frequencies:
+        plan["layers.*.self_attn.rotary_frequencies"] = "colwise"
+    return plan
+
+
+def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]] | None:
+    """
+    The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
+    read the beginning again, or need the weights of the next.
+    """
+    if config.value_embedding_period is not None or config.depth_interpolation == "linear":
+        return None
+    plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
+    if config.embedding_size is not None:
+        plan["project_in"] = (["inputs_embeds"], ["hidden_states"])
+    if config.position_embedding_type == "learned":
+        plan["embed_positions"] = (["position_ids"], ["position_vectors"])
+    plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
+    if config.local_frames:
+        plan["transport"] = (["hidden_states"], ["hidden_states"])
+    plan["norm"] = (["hidden_states"], ["hidden_states"])
+    if config.embedding_size is not None:
+        plan["project_out"] = (["hidden_states"], ["hidden_states"])
+    return plan
