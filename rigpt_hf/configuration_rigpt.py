@@ -10,8 +10,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
+from .layers_rigpt import check_layers, fill_in_layer_types
 from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
-from .rope_rigpt import check_learned_frequencies, check_rope_type, check_rotation
+from .rope_rigpt import check_learned_frequencies, check_rope_types, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
 from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
@@ -99,11 +100,19 @@ class RiGPTConfig(PreTrainedConfig):
             `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter
             rotation group acting on queries and keys.
         rope_parameters (`dict`, *optional*):
-            `rope_type`, `rope_theta` and what else the library's rope types need. Only with `"rotary"`.
+            `rope_type`, `rope_theta` and what else the library's rope types need; or such a dictionary for each of
+            the `layer_types`. Only with `"rotary"`.
         rotary_learned_frequencies (`bool`, defaults to `False`):
             Learn the frequencies, one set per layer and key-value head, starting from those of `rope_parameters`.
+        no_rope_layers (`list[int]`, *optional*):
+            For every layer 1 if positions turn its heads, 0 if it has none (NoPE). `None`: all are turned.
         max_position_embeddings (`int`, defaults to 1024):
             Longest sequence the model is made for.
+        layer_types (`list[str]`, *optional*):
+            For every layer `"full_attention"`, which sees everything before it, or `"sliding_attention"`. `None`: all
+            are full, or, with a `sliding_window`, all slide.
+        sliding_window (`int`, *optional*):
+            Positions that a query of a sliding layer sees, its own among them.
         attention_score (`str`, defaults to `"dot"`):
             `"dot"`: `q·k`. `"squared_distance"`: `q·k - λ|k|²/2`, which for `λ = 1` is `-|q-k|²/2` up to a constant of
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
@@ -189,7 +198,10 @@ class RiGPTConfig(PreTrainedConfig):
     position_embedding_type: str = "rotary"
     rope_parameters: RopeFilledIn = None
     rotary_learned_frequencies: bool = False
+    no_rope_layers: list[int] | None = None
     max_position_embeddings: int = 1024
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
     attention_score: str = "dot"
     qk_norm: bool = False
     embedding_norm: bool = False
@@ -227,9 +239,10 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        fill_in_layer_types(self)
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
-            check_rope_type(self)
+            check_rope_types(self)
         self.base_model_tp_plan = tensor_parallel_plan(self)
         self.base_model_pp_plan = pipeline_parallel_plan(self)
         super().__post_init__(**kwargs)
@@ -280,6 +293,7 @@ class RiGPTConfig(PreTrainedConfig):
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
         self._check_depth()
+        check_layers(self)
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")

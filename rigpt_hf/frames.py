@@ -40,6 +40,7 @@ from .groups import (
     general_linear,
     orthogonal,
 )
+from .layers_rigpt import is_turned, layer_type, of_layer
 from .scores_rigpt import SCORES
 from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
 
@@ -66,8 +67,8 @@ TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
 TOKEN_TABLES = ("model.embed_tokens.weight", ATTENTION + "value_embedding.weight", "lm_head.weight")
 
 
-def _frames(config: RiGPTConfig) -> dict[str, Frame]:
-    """The frames a configuration has, by kind, in the order in which they act on an axis."""
+def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
+    """The frames a configuration has in a layer, by kind, in the order in which they act on an axis."""
     heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     shifts = _shifts(config)
     table = {"stream": Frame(orthogonal(config.hidden_size))}
@@ -77,7 +78,7 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
         table["lexical"] = Frame(general_linear(config.embedding_size))
         if not config.tie_word_embeddings:
             table["output"] = Frame(general_linear(config.embedding_size))
-    score = _score_group(config)
+    score = _score_group(config, layer)
     # Interpolation adds weights of neighbouring layers, which must then be in the same frame.
     own = config.depth_interpolation == "constant"
     table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads")
@@ -85,7 +86,7 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
     degree = DEGREES.get(config.hidden_act)
     table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
-    still, key_shift = _unturned(config), SCORES[config.attention_score].key_shift
+    still, key_shift = _unturned(config, layer), SCORES[config.attention_score].key_shift
     if config.attention_bias and still and not config.qk_norm and key_shift != "never":
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
         constant = own or key_shift == "alone"
@@ -97,24 +98,27 @@ def _frames(config: RiGPTConfig) -> dict[str, Frame]:
     return table
 
 
-def _score_group(config: RiGPTConfig) -> MatrixGroup:
+def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup:
     """The group that leaves the attention score of a head alone."""
     stretch: Stretch = "none" if config.qk_norm else SCORES[config.attention_score].stretch
-    moving = 0 if config.position_embedding_type != "rotary" else len(rotary_frequencies(config)[0])
-    turned = set(range(config.head_dim)) - set(_unturned(config))
+    moving = len(_frequencies(config, layer))
+    turned = set(range(config.head_dim)) - set(_unturned(config, layer))
     # Rotary positions turn dimension i together with i + r/2.
     planes = tuple((i, i + moving) for i in range(moving) if i in turned)
-    return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies)
+    return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies and moving > 0)
 
 
-def _unturned(config: RiGPTConfig) -> tuple[int, ...]:
+def _unturned(config: RiGPTConfig, layer: int) -> tuple[int, ...]:
     """Dimensions of a head that positions leave alone: outside of all planes, or in planes of frequency zero."""
-    if config.position_embedding_type != "rotary":
-        return tuple(range(config.head_dim))
-    frequencies = rotary_frequencies(config)[0].tolist()
+    frequencies = _frequencies(config, layer)
     half = len(frequencies)
     resting = [] if config.rotary_learned_frequencies else [i for i, value in enumerate(frequencies) if value == 0]
     return tuple(sorted([*resting, *(i + half for i in resting), *range(2 * half, config.head_dim)]))
+
+
+def _frequencies(config: RiGPTConfig, layer: int) -> list[float]:
+    """Radians per position of the planes of a layer's heads; none where positions do not turn them."""
+    return rotary_frequencies(of_layer(config, layer))[0].tolist() if is_turned(config, layer) else []
 
 
 def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
@@ -227,8 +231,17 @@ def table_of(config: RiGPTConfig) -> Table:
     if values not in _TABLES:
         if len(_TABLES) >= KEPT:
             _TABLES.pop(next(iter(_TABLES)))
-        _TABLES[values] = Table(_frames(config), _rows(config), config.num_hidden_layers)
+        layers = _frames_by_layer(config)
+        _TABLES[values] = Table(max(layers, key=len, default=_frames(config, 0)), _rows(config), layers)
     return _TABLES[values]
+
+
+def _frames_by_layer(config: RiGPTConfig) -> list[dict[str, Frame]]:
+    """The frames of every layer; worked out once for all layers that are alike."""
+    count = config.num_hidden_layers
+    alike = [(layer_type(config, layer), is_turned(config, layer)) for layer in range(count)]
+    known = {kind: _frames(config, alike.index(kind)) for kind in dict.fromkeys(alike)}
+    return [known[kind] for kind in alike]
 
 
 def is_transport(name: str) -> bool:

@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -45,7 +45,17 @@ from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, ro
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
 from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
-from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rotate
+from .layers_rigpt import (
+    FULL,
+    SLIDING,
+    by_layer_type,
+    is_turned,
+    layer_type,
+    of_layer,
+    of_layer_type,
+    window_of,
+)
+from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
 
 
@@ -121,6 +131,8 @@ class RiGPTAttention(nn.Module):
         self.score = SCORES[config.attention_score]
         self.qk_norm_eps = config.rms_norm_eps if config.qk_norm else None
         self.is_causal = True
+        self.sliding_window = window_of(config, layer_idx)
+        self.is_turned = is_turned(config, layer_idx)
 
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
@@ -139,8 +151,8 @@ class RiGPTAttention(nn.Module):
         if self.score.weighted:
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.rotary_frequencies: nn.Parameter | None = None
-        if config.rotary_learned_frequencies:
-            frequencies, self.rotary_scaling = rotary_frequencies(config)
+        if config.rotary_learned_frequencies and self.is_turned:
+            frequencies, self.rotary_scaling = rotary_frequencies(of_layer(config, layer_idx))
             # At least in single precision whatever the model is in: a position multiplies their rounding error.
             accurate = torch.promote_types(torch.get_default_dtype(), torch.float32)
             self.rotary_frequencies = nn.Parameter(frequencies.to(accurate).repeat(config.num_key_value_heads, 1))
@@ -150,7 +162,8 @@ class RiGPTAttention(nn.Module):
         if self.distance_weight is not None:
             init.zeros_(self.distance_weight)
         if self.rotary_frequencies is not None:
-            init.copy_(self.rotary_frequencies, rotary_frequencies(self.config)[0].expand_as(self.rotary_frequencies))
+            frequencies, _ = rotary_frequencies(of_layer(self.config, self.layer_idx))
+            init.copy_(self.rotary_frequencies, frequencies.expand_as(self.rotary_frequencies))
 
     def learned_rotation(
         self, position_ids: torch.LongTensor, dtype: torch.dtype
@@ -196,7 +209,7 @@ class RiGPTAttention(nn.Module):
             cos, sin = self.learned_rotation(position_ids, query.dtype)
             query_cos, query_sin = (repeat_heads(x, self.num_key_value_groups) for x in (cos, sin))
             query, key = rotate(query, query_cos, query_sin), rotate(key, cos, sin)
-        elif position_embeddings is not None:
+        elif self.is_turned and position_embeddings is not None:
             cos, sin = (x[:, None] for x in position_embeddings)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
 
@@ -216,6 +229,7 @@ class RiGPTAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self.sliding_window,
             **kwargs,
         )
         output = output[..., : self.head_dim].reshape(*input_shape, -1)
@@ -381,7 +395,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif not config.rotary_learned_frequencies:
-            self.rotary_emb = RiGPTRotaryEmbedding(config)
+            kinds = {kind: RiGPTRotaryEmbedding(of_layer_type(config, kind)) for kind in rope_kinds(config)}
+            self.rotary_emb = nn.ModuleDict(kinds) if by_layer_type(config.rope_parameters) else kinds[FULL]
         self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
@@ -459,34 +474,41 @@ class RiGPTModel(RiGPTPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         hidden_states = self.first_hidden_states(inputs_embeds, position_ids)  # [B, S, d]
         # Packing is looked for only where there is no cache; an empty one made here must not hide it.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=given_cache,
-            position_ids=position_ids,
-        )
+        masks = attention_mask
+        if not isinstance(masks, dict):  # generation makes them itself for a cache of fixed size
+            masks = causal_masks(self.config, hidden_states, attention_mask, given_cache, position_ids)
         packed = given_positions is not None and attention_mask is None and given_cache is None
         if packed and is_flash_attention_requested(self.config) and not {"cache", "cu_seq_lens_q"} & set(kwargs):
             kwargs.update(packed_lengths(position_ids, len(hidden_states)))
 
+        rotations = self.rotations(hidden_states, position_ids)
+        own = {
+            kind: {"attention_mask": mask, "position_embeddings": rotations.get(kind, rotations.get(FULL))}
+            for kind, mask in masks.items()
+        }
         kwargs |= {
-            "attention_mask": causal_mask,
-            "position_embeddings": None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids),
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }
         if self.config.value_embedding_period is not None:
             kwargs["input_ids"] = input_ids
-        for layer, beyond in neighbours(self.layers, self.config):
-            hidden_states = layer(hidden_states, **kwargs, **beyond)
+        for index, (layer, beyond) in enumerate(neighbours(self.layers, self.config)):
+            hidden_states = layer(hidden_states, **kwargs, **own[layer_type(self.config, index)], **beyond)
         if self.transport is not None:
             # A draft by early exit goes through the frames of the layers that it leaves out.
             for layer in [*self.layers][self.config.num_hidden_layers :]:
                 hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def rotations(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> dict[str, Any]:
+        """Cosines and sines `[B, S, r]` of the positions by type of layer; under one type if all share them."""
+        if self.rotary_emb is None:
+            return {}
+        if not isinstance(self.rotary_emb, nn.ModuleDict):
+            return {FULL: self.rotary_emb(hidden_states, position_ids)}
+        return {kind: rotary(hidden_states, position_ids) for kind, rotary in self.rotary_emb.items()}
 
     def first_hidden_states(self, inputs_embeds: torch.Tensor, position_ids: torch.LongTensor) -> torch.Tensor:
         """The beginning of the stream `[B, S, d]`, from embeddings `[B, S, D]` and positions `[B or 1, S]`."""
@@ -499,6 +521,20 @@ class RiGPTModel(RiGPTPreTrainedModel):
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
         return self.dropout(hidden_states)
+
+
+def causal_masks(
+    config: RiGPTConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.LongTensor | None = None,
+    **kwargs,
+) -> dict[str, Any]:
+    """The mask of every type of layer, in the form that the attention backend takes."""
+    makers = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+    kinds = dict.fromkeys(config.layer_types or [FULL])
+    return {kind: makers[kind](config, inputs_embeds, attention_mask, past_key_values, position_ids) for kind in kinds}
 
 
 def check_inputs(config: RiGPTConfig, input_ids: Any, inputs_embeds: Any, kwargs: Mapping[str, Any]) -> None:
@@ -531,6 +567,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         self.post_init()
         if config.base_model_pp_plan is None:
             self._pp_plan = {}
+
+    create_masks_for_generate = staticmethod(causal_masks)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """As for every model; none for a solver that chooses its steps from all positions at once."""

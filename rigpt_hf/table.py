@@ -1,7 +1,7 @@
 """The table of frames: its records, and the questions it answers. Its content is in `frames.py`."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -128,7 +128,8 @@ class Table:
     The table of frames of one configuration, as `rigpt_hf/frames.py` writes it down.
 
     Attributes:
-        kinds (`Mapping[str, Frame]`): the frames by kind, in the order in which they act on an axis.
+        kinds (`Mapping[str, Frame]`): the frames by kind, in the order in which they act on an axis; where those of
+            layers differ, that of the layer with most kinds.
         frames (`Mapping[FrameKey, Frame]`): the same, those that every layer has of its own once per layer.
         shifts (`Mapping[FrameKey, Shift]`): what the translations among them move.
         streams (`tuple[FrameKey, ...]`): the frames of the residual stream, one of each layer with local frames.
@@ -136,14 +137,20 @@ class Table:
         names (`tuple[str, ...]`): every parameter that the table knows, whether or not the configuration has it.
     """
 
-    def __init__(self, kinds: Mapping[str, Frame], rows: Mapping[str, tuple[Axis, ...]], layers: int):
-        self._layers, self._rows = layers, rows
+    def __init__(
+        self,
+        kinds: Mapping[str, Frame],
+        rows: Mapping[str, tuple[Axis, ...]],
+        layers: Sequence[Mapping[str, Frame]],
+    ):
+        self._layers, self._rows = len(layers), rows
         self._turns: dict[str, tuple[Turned, ...]] = {}
         self.kinds = kinds
         self.frames: Mapping[FrameKey, Frame] = {
-            FrameKey(kind, layer): frame
+            FrameKey(kind, layer): frames[kind]
             for kind, frame in self.kinds.items()
-            for layer in (range(self._layers) if frame.per_layer else [None])
+            for layer, frames in (enumerate(layers) if frame.per_layer else [(None, kinds)])
+            if kind in frames
         }
         self.streams = tuple(key for key in self.frames if key.kind in STREAMS)
         self.names = tuple(self._expand(self._rows))

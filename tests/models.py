@@ -11,6 +11,7 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.configuration_rigpt import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
@@ -44,6 +45,17 @@ OPTIONS: dict[str, dict] = {
         "hidden_act": "relu2",
     },
     "depth": {"depth_solver": "euler"},
+    "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
+    "unturned": {"no_rope_layers": [1, 0, 1]},
+    "rope-by-type": {
+        "layer_types": [FULL, SLIDING, SLIDING],
+        "sliding_window": 6,
+        "no_rope_layers": [1, 1, 0],
+        "rope_parameters": {
+            FULL: {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    },
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -114,6 +126,11 @@ AXES: dict[str, dict[str, dict]] = {
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
     "start": {"raw": {}, "normed": {"embedding_norm": True}},
+    "sight": {
+        "full": {},
+        "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
+        "unturned": {"no_rope_layers": [1, 0, 1]},
+    },
     "layers": {"alike": {}, "values": {"value_embedding_period": 2}, "local": {"local_frames": True}},
     "depth": {
         "layered": {},
@@ -125,20 +142,23 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large
-frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small
-learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small
-partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large
-learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small
-rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large
-frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large
-partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large
-rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small
-partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small
-frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small
-learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large
-rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small
-frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small
+partial      dot       qk     wide    untied  grouped  gated  none  normed  unturned  local   steps    large
+frequencies  distance  qk     narrow  tied    single   gelu   all   raw     full      alike   layered  small
+learned      squared   plain  stream  untied  multi    relu2  all   normed  sliding   values  layered  small
+rotary       squared   plain  wide    tied    multi    relu2  none  raw     full      alike   between  large
+learned      dot       plain  stream  tied    single   gelu   none  raw     sliding   local   steps    large
+rotary       distance  plain  narrow  untied  grouped  gated  all   raw     unturned  values  steps    small
+partial      dot       qk     stream  untied  grouped  gelu   all   normed  full      alike   between  small
+frequencies  dot       qk     narrow  tied    multi    relu2  none  normed  unturned  values  layered  large
+frequencies  squared   qk     wide    tied    grouped  gated  all   raw     sliding   local   layered  small
+learned      distance  qk     wide    untied  single   gated  all   normed  full      alike   between  large
+partial      distance  plain  narrow  tied    multi    relu2  none  raw     sliding   local   steps    small
+rotary       squared   qk     stream  untied  single   gelu   all   normed  unturned  alike   steps    small
+partial      squared   qk     wide    tied    single   gelu   none  normed  full      values  layered  small
+frequencies  distance  plain  stream  untied  multi    gated  all   raw     full      local   steps    small
+rotary       dot       qk     wide    untied  multi    gelu   none  normed  sliding   local   layered  small
+learned      squared   plain  narrow  tied    grouped  relu2  none  normed  sliding   alike   layered  large
+frequencies  distance  plain  narrow  tied    single   relu2  all   normed  full      alike   between  small
 """
 
 

@@ -207,7 +207,7 @@ def info(source: Source):
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
     from ..checkpoints.read import reading
-    from ..frames import layer_of, table_of
+    from ..frames import FrameKey, layer_of, table_of
     from ..symmetry.tokens import TokenSymmetry
 
     config = rigpt_config(source)
@@ -227,10 +227,16 @@ def info(source: Source):
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0
-    for name, frame in known.kinds.items():
-        copies = frame.copies * (config.num_hidden_layers if frame.per_layer else 1)
-        total += copies * frame.group.dimension
-        table.add_row(name, str(frame.group), str(copies), f"{copies * frame.group.dimension:,}")
+    alike: dict[tuple[str, str], list[FrameKey]] = {}
+    for key, frame in known.frames.items():
+        alike.setdefault((key.kind, str(frame.group)), []).append(key)
+    for (kind, group), keys in alike.items():
+        copies, layers = sum(known.frames[key].copies for key in keys), [key.layer for key in keys]
+        dimension = sum(known.frames[key].copies * known.frames[key].group.dimension for key in keys)
+        total += dimension
+        per_layer = known.kinds[kind].per_layer and len(layers) < config.num_hidden_layers
+        where = f" of layers {', '.join(map(str, layers))}" if per_layer else ""
+        table.add_row(kind + where, group, str(copies), f"{dimension:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")

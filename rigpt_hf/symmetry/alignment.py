@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_rigpt import SIZES, RiGPTConfig
 from ..frames import FrameKey, table_of
-from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES
+from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, rope_types
 from .action import GaugeTransformation
 from .balance import balance
 from .contraction import UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
@@ -174,8 +174,7 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
     """
     # A length that no table and no frequency follows from is only a promise.
     promised = all(
-        config.position_embedding_type == "rotary"
-        and config.rope_parameters["rope_type"] not in LENGTH_DEPENDENT_ROPE_TYPES
+        config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES)
         for config in (a, b)
     )
     for name in dict.fromkeys(structure(a) + structure(b)):
@@ -300,7 +299,7 @@ class Search:
     def sweep(self, match: bool = True) -> None:
         """Every frame once; `match`: those of heads and neurons too."""
         for kinds in SWEEP:
-            exchanges = any(self.table.kinds[kind].group.exchanges for kind in kinds if kind in self.table.kinds)
+            exchanges = any(frame.group.exchanges for key, frame in self.table.frames.items() if key.kind in kinds)
             if match or not exchanges:
                 self.settle(*kinds)
 

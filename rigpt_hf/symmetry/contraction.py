@@ -128,9 +128,9 @@ class View:
     def carried(self) -> list[tuple[Group, list[tuple[Role, torch.Tensor, torch.Tensor]]]]:
         """For every frame whose copies this one exchanges, its group and the [`pairs`] that carry its vectors."""
         spaces = []
-        for kind, frame in self.table.kinds.items():
-            if frame.carrier == self.key.kind:
-                inner = self.table.walk(FrameKey(kind, self.key.layer))
+        for key, frame in self.table.frames.items():
+            if frame.carrier == self.key.kind and key.layer == self.key.layer:
+                inner = self.table.walk(key)
                 axes = {(name, turned.dim) for name, turned in inner if turned.role in ("vector", "covector")}
                 pairs = [
                     (turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name]))
