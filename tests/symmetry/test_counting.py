@@ -26,6 +26,8 @@ SMALL = {
     "pad_token_id": None,
 }
 KINKED = ("relu", "relu2")
+# Options whose layers are not alike.
+UNLIKE = ("sliding", "unturned", "rope-by-type")
 
 
 def small_model(name: str, **changes):
@@ -34,7 +36,9 @@ def small_model(name: str, **changes):
     options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
     # The first layer has no value embeddings.
-    options |= {"num_hidden_layers": 2} if name in ("value-embeddings", "recipe") else {}
+    several = name in ("value-embeddings", "recipe", *UNLIKE)
+    options |= {"num_hidden_layers": 2} if several else {}
+    options |= {field: options[field][-2:] for field in ("layer_types", "no_rope_layers") if field in options}
     return tiny_model(**(options | changes))
 
 
