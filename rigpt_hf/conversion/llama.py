@@ -1,6 +1,6 @@
 """The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import (
@@ -14,6 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
+from ..layers_rigpt import SLIDING
 from .activations import rigpt_activation
 from .maps import Architecture, Family, Rule, Target, same
 
@@ -79,13 +80,18 @@ def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> Ri
 
 
 def mistral_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """The same for a Mistral or Ministral."""
-    return kin_config(UNBIASED, config)
+    """The same for a Mistral, of which all layers slide or none."""
+    return kin_config(UNBIASED, config, **sight(config, False))
+
+
+def ministral_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for a Ministral, some of whose layers slide."""
+    return kin_config(UNBIASED, config, **sight(config, True))
 
 
 def qwen2_rigpt_config(config: Qwen2Config, dropout: str | None = "vector") -> RiGPTConfig:
     """The same for a Qwen2, whose queries, keys and values have biases."""
-    return kin_config(UNBIASED, config, attention_bias=True)
+    return kin_config(UNBIASED, config, attention_bias=True, **sight(config, True))
 
 
 def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
@@ -93,7 +99,7 @@ def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") 
     # The first of them does nothing there, and the library leaves the other unread.
     others = ("llama_4_scaling_beta", "max_position_embeddings")
     rope = {name: value for name, value in config.rope_parameters.items() if name not in others}
-    return kin_config(UNBIASED, config, rope_parameters=rope)
+    return kin_config(UNBIASED, config, rope_parameters=rope, **sight(config, False))
 
 
 def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTConfig:
@@ -125,28 +131,22 @@ def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def sliding(layered: bool) -> Callable[[Any], str | None]:
+def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
     """
-    Layers that do not see everything before them.
+    The fields of a RiGPT whose layers see as far back as those of a source.
 
     Args:
-        layered (`bool`): the class slides in those layers alone that `layer_types` says; others never read that.
+        config (`PreTrainedConfig`): the source's configuration.
+        layered (`bool`): the class slides in those layers alone that `layer_types` says; others never read that, and
+            slide in all if there is a window.
     """
-
-    def words(config: PreTrainedConfig) -> str | None:
-        window = config.sliding_window
-        slides = "sliding_attention" in config.layer_types if layered else window is not None
-        # A window as long as the longest sequence hides nothing.
-        if not slides or (window is not None and window >= config.max_position_embeddings):
-            return None
-        without = "`layer_types` to 'full_attention' for all" if layered else "`sliding_window` to `None`"
-        return (
-            f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
-            "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
-            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
-        )
-
-    return words
+    window = config.sliding_window
+    kinds = list(config.layer_types[: config.num_hidden_layers]) if layered else None
+    slides = window is not None if kinds is None else SLIDING in kinds
+    # A window as long as the longest sequence hides nothing.
+    if not slides or (window is not None and window >= config.max_position_embeddings):
+        return {}
+    return {"layer_types": kinds, "sliding_window": window}
 
 
 def turns_whole_heads(rope: Mapping[str, Any]) -> bool:
@@ -203,15 +203,14 @@ def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
     return Qwen2Config(**_common(config, "Qwen2"))
 
 
-WINDOW, LAYERED_WINDOW = {"sliding_window": sliding(False)}, {"sliding_window": sliding(True)}
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
 _SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config, PARTIAL),
-    "mistral": Architecture("MistralForCausalLM", UNBIASED, mistral_config, WINDOW | PARTIAL),
-    "ministral": Architecture("MinistralForCausalLM", UNBIASED, mistral_config, LAYERED_WINDOW | PARTIAL),
-    "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, WINDOW | PARTIAL | _SCALED),
-    "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, LAYERED_WINDOW | PARTIAL),
+    "mistral": Architecture("MistralForCausalLM", UNBIASED, mistral_config, PARTIAL),
+    "ministral": Architecture("MinistralForCausalLM", UNBIASED, ministral_config, PARTIAL),
+    "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, PARTIAL | _SCALED),
+    "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, PARTIAL),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
 _EXPRESSES = {

@@ -68,7 +68,8 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
     """Parameters and products that are added, as a part of what the stock model has."""
     counts = []
     for layers in (1, 2):  # all layers are alike, so two sizes give every size
-        config = make_config(num_hidden_layers=layers)
+        config = make_config()
+        config.num_hidden_layers = layers  # lists of layers may be longer
         rigpt_config = entry.rigpt_config(config, None)
         if getattr(config, "head_dim", 0) is None:  # which some classes leave open, and then compute with
             config.head_dim = rigpt_config.head_dim

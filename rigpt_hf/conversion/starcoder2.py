@@ -4,7 +4,7 @@ from transformers import Starcoder2Config
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, PARTIAL, WINDOW, kin_config
+from .llama import LLAMA, PARTIAL, kin_config, sight
 from .maps import Architecture
 
 
@@ -45,7 +45,8 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
         mlp_bias=True,
         residual_dropout=residual,
         embedding_dropout=embedding,
+        **sight(config, False),
     )
 
 
-ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, WINDOW | PARTIAL)}
+ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, PARTIAL)}

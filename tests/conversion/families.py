@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 
 from ..models import randomise_
 from .sources import SIZES, TOKENS
@@ -30,6 +31,7 @@ LONGROPE = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 OPT = {"ffn_dim": 40, "dropout": 0.0}
+GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -37,11 +39,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "head_dim": 10},
     "mistral": {"head_dim": 10, "sliding_window": None},
     "ministral": {"sliding_window": 8, "layer_types": ["full_attention"] * 3, "head_dim": 10},
-    "ministral-window": TIED | {"sliding_window": 64, "head_dim": 6},
+    "ministral-window": TIED | {"sliding_window": 8, "layer_types": [FULL, SLIDING, FULL], "head_dim": 6},
     "ministral3": {"head_dim": 10, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.1}},
     "ministral3-unscaled": TIED
     | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}, "head_dim": 6},
+    "mistral-window": TIED | {"head_dim": 6, "sliding_window": 8},
     "qwen2": TIED,
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "gpt_neo": GPT_NEO | {"attention_types": [[["global", "local", "local"], 1]], "window_size": 8},
+    "gpt_neo-untied": GPT_NEO | UNTIED | {"attention_types": [[["local"], 3]], "window_size": 64},
+    "smollm3": UNTIED | {"no_rope_layers": [1, 0, 1], "attention_bias": True},
+    "smollm3-window": TIED
+    | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8, "mlp_bias": True},
     "arcee": {"head_dim": 10},
     "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
     "granite": GRANITE | {"attention_bias": True},
@@ -55,7 +64,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.34},
     "stablelm-tied": TIED | {"use_qkv_bias": True, "partial_rotary_factor": 0.67, "layer_norm_eps": 1e-3},
     "phi3": {"partial_rotary_factor": 0.67, "num_key_value_heads": 1},
-    "phi3-tied": TIED | {"num_key_value_heads": 4, "sliding_window": 64},
+    "phi3-tied": TIED | {"num_key_value_heads": 4, "sliding_window": 8},
     "opt": OPT,
     "opt-untied": OPT | UNTIED | {"enable_bias": False, "activation_function": "gelu_new"},
     "opt-no-gains": OPT | {"layer_norm_elementwise_affine": False},
@@ -63,8 +72,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt-narrow": OPT | {"word_embed_proj_dim": 16},
     "opt-wide": OPT | UNTIED | {"word_embed_proj_dim": 32, "layer_norm_elementwise_affine": False},
     "starcoder2": {"head_dim": 10, "rope_parameters": YARN},
-    "starcoder2-untied": UNTIED
-    | {"use_bias": False, "norm_epsilon": 1e-3, "sliding_window": 64, "hidden_act": "relu"},
+    "starcoder2-untied": UNTIED | {"use_bias": False, "norm_epsilon": 1e-3, "sliding_window": 8, "hidden_act": "relu"},
     "nanochat": NANOCHAT | {"head_dim": 10, "num_key_value_heads": 1},
     "nanochat-tied": NANOCHAT | TIED | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},

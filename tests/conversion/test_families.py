@@ -234,37 +234,27 @@ def test_every_refusal_has_a_case():
     assert said == {option for entry in ARCHITECTURES.values() for option in entry.refused}
 
 
-WINDOWED = [name for name, entry in ARCHITECTURES.items() if "sliding_window" in entry.refused]
+SLIDING_FAMILIES = {
+    architecture(name): name for name in FAMILIES if hasattr(family_model(name).config, "sliding_window")
+}
 
 
 @pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
-@pytest.mark.parametrize("name", WINDOWED)
-def test_a_window_is_refused_if_the_class_looks_through_one(name, kind):
-    """Whether `layer_types` decides is a property of the class; the advice is one that this class follows."""
+@pytest.mark.parametrize("name", SLIDING_FAMILIES)
+def test_layers_slide_if_the_class_looks_through_a_window(name, kind):
+    """Whether `layer_types` decides is a property of the class; a window that hides nothing is left out."""
     options = FAMILIES[name] | {"layer_types": [kind] * 3, "use_sliding_window": True, "sliding_window": 8}
     source, ids = family_model(name, **options), tokens(2, 36)
     free = family_model(name, **(options | {"sliding_window": 64}))
-    if torch.equal(source(ids).logits, free(ids).logits):
-        assert certify(source, convert_model(source), ids).passed
-        return
-    with pytest.raises(ValueError, match="`sliding_window=8` is shorter") as caught:
-        convert_model(source)
-    by_layer = "(or `layer_types` to 'full_attention' for all)" in str(caught.value)
-    assert by_layer or "(or `sliding_window` to `None`)" in str(caught.value)
-    options |= {"layer_types": ["full_attention"] * 3} if by_layer else {"sliding_window": None}
-    source = family_model(name, **options)
-    assert certify(source, convert_model(source), ids).passed
+    slides = not torch.equal(source(ids).logits, free(ids).logits)
+    for model, window in ((source, 8 if slides else None), (free, None)):
+        converted = convert_model(model)
+        assert converted.config.sliding_window == window and certify(model, converted, ids).passed
 
 
 LONG = {"max_position_embeddings": 128}
 REFUSED: list[tuple[str, dict, str]] = [
-    (
-        "ministral-window",
-        {"sliding_window": 8},
-        "`sliding_window=8` is shorter.*or `layer_types` to 'full_attention'",
-    ),
     ("gpt2", {"add_cross_attention": True}, "`add_cross_attention=True` cannot be converted.*without an encoder"),
-    ("ministral3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
     ("ministral3", LONG, r"`rope_parameters\['llama_4_scaling_beta'\]=0.1` scales.* from position 64 on.*set"),
     ("gemma", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
     ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
@@ -272,12 +262,10 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
     ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
     ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
-    ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
     ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
     ("opt", {"activation_function": "quick_gelu"}, "`activation_function` must be one of.*'quick_gelu'"),
-    ("starcoder2", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
     ("nanochat", {"final_logit_softcapping": 15.0}, "`final_logit_softcapping=15.0` cannot.*Set it to `None`"),
     (
         "nanochat",

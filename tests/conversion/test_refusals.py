@@ -24,11 +24,6 @@ def result(config, *dropout):
         (lambda: result(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
         (lambda: result(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
         (lambda: result(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),
-        (lambda: result(mistral_config(sliding_window=8)), "`sliding_window=8`.*`max_position_embeddings=64`"),
-        (
-            lambda: result(qwen2_config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
-            "`sliding_window=8` is shorter",
-        ),
         (
             lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
@@ -42,9 +37,15 @@ def test_options_are_refused_by_name(make, message):
         make()
 
 
-def test_windows_that_hide_nothing_are_allowed():
-    for config in (mistral_config(sliding_window=64), qwen2_config(sliding_window=8)):
-        assert result(config).max_position_embeddings == 64
+def test_windows_that_hide_nothing_are_left_out():
+    seen = {"use_sliding_window": True, "max_window_layers": 1}
+    for config, window in (
+        (mistral_config(sliding_window=64), None),
+        (mistral_config(sliding_window=63), 63),
+        (qwen2_config(sliding_window=8), None),
+        (qwen2_config(sliding_window=8, **seen), 8),
+    ):
+        assert result(config).sliding_window == window
 
 
 def test_models_of_other_classes_or_without_weights_are_refused():
