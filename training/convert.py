@@ -50,7 +50,7 @@ class ConvertOptions:
     """GPT-2 drops single coordinates of the stream, which prefers a basis: drop whole vectors with the same
     probability, drop none, or refuse such a source. Evaluation is the same with all."""
     qk_gain: Literal["vector", "metric"] = "vector"
-    """Gains of queries and keys, as Qwen3 has them, stay vectors, or become metrics, in which no basis is preferred."""
+    """Gains of queries and keys, as Qwen3 has them, stay vectors, or become metrics, which prefer no basis."""
     max_shard_size: str | None = None
     """Largest output file, such as 500MB; 5GB if not given, less if processes would be left without a file."""
     seed: int = 0

@@ -15,8 +15,8 @@ from ..extras import require
 from ..terminal import Console
 from .arguments import (
     DROPOUTS,
-    QK_GAINS,
     DTYPES,
+    QK_GAINS,
     STOCK_FRAMES,
     TARGETS,
     Dtype,

@@ -31,8 +31,8 @@ def in_blocks(
     *along: torch.Tensor,
 ) -> torch.Tensor:
     """
-    `fold` in float64 on slices along `dim`, which it must treat independently, and on those of vectors `along` it; the
-    result is cast to `dtype`.
+    `fold` in float64 on slices along `dim`, which it must treat independently, and on those of what else lies `along`
+    it; the result is cast to `dtype`.
     """
     result = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     count = tensor.shape[dim]
@@ -48,8 +48,8 @@ def fold_reader(
     weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float | torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """
-    `scale · W diag(g) C` for a reader `[n, d]`, with a number or one for each row `[n]`; rows do not mix, so no product
-    of matrices is needed.
+    `scale · W diag(g) C` for a reader `[n, d]`, `scale` a number or one for each row `[n]`; rows do not mix, so no
+    product of matrices is needed.
     """
     gain = None if gain is None else gain.to(torch.float64)
 

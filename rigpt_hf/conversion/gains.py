@@ -1,5 +1,5 @@
 """
-Gains behind the normalisation of queries and keys: as they are, or as metrics in which no basis is preferred, and back.
+Gains behind the normalisation of queries and keys: as they are, or as metrics, which prefer no basis, and back.
 
 With a gain `g` behind it, `g n(q) = q' / sqrt(|L q'|²/h + eps)` for `q' = g q` and `L = diag(1/g)`, exactly, `eps`
 included: the rows of the map take the gain over, and the norm gets a map that turns along with its head.
@@ -21,7 +21,7 @@ LARGEST_SPREAD = 1000.0
 
 def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.Tensor]]) -> RiGPTConfig:
     """
-    The configuration of a result whose gains have the form asked for, or are vectors, with a warning, if that cannot be.
+    The configuration of a result whose gains have the form asked for, or, with a warning, are vectors if they cannot.
 
     Args:
         config (`RiGPTConfig`): of the result, as the source has it.

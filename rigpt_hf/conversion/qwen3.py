@@ -36,7 +36,7 @@ TARGETS = {
         expresses=EXPRESSES
         | {"attention_output_bias": None, "qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None},
         stock_config=qwen3_config,
-        summary="rotary positions with fixed frequencies for whole heads, a gated MLP without biases, q/k normalisation",
+        summary="fixed rotary positions for whole heads, q/k normalisation, and a gated MLP without biases",
         alternative="Try `target='llama'`.",
     )
 }

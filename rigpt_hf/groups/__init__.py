@@ -1,7 +1,7 @@
 """
 The groups that act on frames, each with all that follows from it: `rotation` (orthogonal matrices, exponential and
-logarithm), `matrix` (rotations and stretches), `gain` (what gains of heads leave of these), `permutation` (of heads and
-of neurons), `translation`.
+logarithm), `matrix` (rotations and stretches), `gain` (what gains of heads leave of these), `permutation` (of heads
+and of neurons), `translation`.
 """
 
 from .base import DEGENERATE, SPREAD, UNSIGNED, Group, Role

@@ -75,7 +75,7 @@ class HalfTurns(Planes, Group):
         return (signs * tensor.reshape(len(element), -1, self.n, tensor.shape[-1])).reshape(tensor.shape)
 
     def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
-        """`Σ a b` over everything but the frame, `[copies, n]`; of what does not turn its numbers, `[copies, rest]`."""
+        """`Σ a b` over everything but the frame, `[copies, n]`; of what does not turn number by number."""
         if role not in ("vector", "covector"):
             return (a * b).reshape(copies, -1)
         return (a * b).reshape(copies, -1, self.n, a.shape[-1]).sum((1, 3))
