@@ -45,6 +45,7 @@ FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 
 # And those that choose their steps.
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 DEPTH_INTERPOLATIONS = ("constant", "linear")
+QK_NORM_GAINS = ("vector", "metric")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -118,7 +119,13 @@ class RiGPTConfig(PreTrainedConfig):
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
             `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
-            Normalise queries and keys per head (no gain) before the score.
+            Normalise queries and keys per head before the score.
+        qk_norm_gain (`str`, *optional*):
+            What else the norms of queries and keys have, in `self_attn.q_norm.weight` and `k_norm.weight`; needs
+            `qk_norm`. `"vector"`: a gain per dimension of the head, `g n(q)`, which all heads of a layer share, as in
+            Qwen3; heads of queries and keys then have a preferred basis, up to signs. `"metric"`: a map `L` for each
+            head that says what is a length, `q / sqrt(|L q|²/h + eps)`; `|L q|² = qᵀ Lᵀ L q` is positive whatever is
+            learned, and `L` turns along with its head, so no basis is preferred. `None`: nothing, `n(q)`.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
         value_embedding_period (`int`, *optional*):
@@ -204,6 +211,7 @@ class RiGPTConfig(PreTrainedConfig):
     sliding_window: int | None = None
     attention_score: str = "dot"
     qk_norm: bool = False
+    qk_norm_gain: str | None = None
     embedding_norm: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False
@@ -279,6 +287,13 @@ class RiGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
         self._check_choice("attention_score", tuple(SCORES))
+        if self.qk_norm_gain is not None:
+            self._check_choice("qk_norm_gain", QK_NORM_GAINS)
+            if not self.qk_norm:
+                raise ValueError(
+                    f"`qk_norm_gain` needs `qk_norm=True`, got {self.qk_norm_gain!r} with {self.qk_norm}. Set "
+                    "`qk_norm`, or leave `qk_norm_gain` out."
+                )
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
         for name in SIZES:

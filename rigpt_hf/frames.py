@@ -16,6 +16,11 @@ the [`Table`] of a configuration, which answers all questions about it.
                     and rotary positions alone                               learned frequencies
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
                                                                              (covectors)
+    gains           scalings of the gains of queries against those of        gains of the norms of queries and keys
+                    keys, signs of gains (`qk_norm_gain="vector"`)           (and, by signs, queries and keys), λ
+    query_norm      per query head: O(h)                                     the maps of the norms of queries, which
+                    (`qk_norm_gain="metric"`)                                turn with head_qk on their other side
+    key_norm        per key-value head: O(h)                                 those of keys
     heads           permutations of key-value heads, and of the query heads  everything that has an entry per head
                     inside one
     neurons         permutations, and the scalings the activation allows     rows of up and gate, columns of down
@@ -32,6 +37,8 @@ import torch
 
 from .configuration_rigpt import RiGPTConfig, rotary_frequencies
 from .groups import (
+    GainScalings,
+    HalfTurns,
     HeadPermutations,
     MatrixGroup,
     NeuronGroup,
@@ -81,7 +88,15 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     score = _score_group(config, layer)
     # Interpolation adds weights of neighbouring layers, which must then be in the same frame.
     own = config.depth_interpolation == "constant"
-    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads")
+    after = None
+    if config.qk_norm_gain == "vector":
+        stretch, after = SCORES[config.attention_score].stretch, "gains"
+        table["gains"] = Frame(GainScalings(config.head_dim, stretch, score.planes), per_layer=own)
+    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads", after=after)
+    if config.qk_norm_gain == "metric":
+        for kind, role, copies in (("query_norm", "query", heads * repeats), ("key_norm", "key_value", heads)):
+            group = orthogonal(config.head_dim)
+            table[kind] = Frame(group, copies, own, carrier="heads", carried=role, after="head_qk")
     table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
     degree = DEGREES.get(config.hidden_act)
@@ -98,13 +113,17 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     return table
 
 
-def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup:
+def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup | HalfTurns:
     """The group that leaves the attention score of a head alone."""
-    stretch: Stretch = "none" if config.qk_norm else SCORES[config.attention_score].stretch
+    # A metric says what is a length, and turns along.
+    lengths = config.qk_norm and config.qk_norm_gain != "metric"
+    stretch: Stretch = "none" if lengths else SCORES[config.attention_score].stretch
     moving = len(_frequencies(config, layer))
     turned = set(range(config.head_dim)) - set(_unturned(config, layer))
     # Rotary positions turn dimension i together with i + r/2.
     planes = tuple((i, i + moving) for i in range(moving) if i in turned)
+    if config.qk_norm_gain == "vector":
+        return HalfTurns(config.head_dim, planes)
     return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies and moving > 0)
 
 
@@ -136,8 +155,20 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     output = (Turn("lexical", "covector"),) if config.tie_word_embeddings else (Turn("output"),)
     untied_head = (Turn("output", "covector"),) if projected else stream_in
     head = lexical if config.tie_word_embeddings else untied_head
-    query = (Turn("head_qk"), Turn("heads", "query"))
-    key = (Turn("head_qk", "covector"), Turn("heads", "key_value"))
+    signs = {"query": FIXED, "key": FIXED, "metric": FIXED}
+    if config.qk_norm_gain == "vector":
+        signs = {"query": (Turn("gains", "query_rows"),), "key": (Turn("gains", "key_rows"),)}
+        signs["metric"] = (Turn("gains", "metric"),)
+    query = (Turn("head_qk"), *signs["query"], Turn("heads", "query"))
+    key = (Turn("head_qk", "covector"), *signs["key"], Turn("heads", "key_value"))
+    query_norm: tuple[Axis, ...] = ((Turn("gains", "query_gain"),),)
+    key_norm: tuple[Axis, ...] = ((Turn("gains", "key_gain"),),)
+    if config.qk_norm_gain == "metric":
+        # The second axis pairs with queries and keys; heads change places last.
+        inside, exchanged = Turn("head_qk", "covector", stacked=True), Turn("heads", "query", stacked=True)
+        query_norm = ((Turn("query_norm"),), (inside, exchanged))
+        inside, exchanged = Turn("head_qk", stacked=True), Turn("heads", "key_value", stacked=True)
+        key_norm = ((Turn("key_norm"),), (inside, exchanged))
     value = (Turn("head_vo"), Turn("heads", "key_value"))
     value_in = (Turn("head_vo", "covector"), Turn("heads", "query"))
     # Axes that write and read inside of a layer; the frame before the first layer's is the stream's.
@@ -151,7 +182,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         "model.project_in.weight": (stream, (Turn("lexical", "covector"),)),
         "model.embed_positions.weight": (FIXED, stream),
         TRANSPORTS[0]: (layer_out, before),
-        ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), Turn("heads", "query")),),
+        ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), *signs["metric"], Turn("heads", "query")),),
         ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
         ATTENTION + "q_proj.weight": (query, layer_in),
         ATTENTION + "q_proj.bias": (query,),
@@ -161,6 +192,8 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "v_proj.bias": (value,),
         ATTENTION + "o_proj.weight": (layer_out, value_in),
         ATTENTION + "o_proj.bias": (layer_out,),
+        ATTENTION + "q_norm.weight": query_norm,
+        ATTENTION + "k_norm.weight": key_norm,
         ATTENTION + "value_embedding.weight": (FIXED, value),
         ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
         MLP + "gate_proj.weight": (active, layer_in),

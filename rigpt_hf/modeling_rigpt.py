@@ -7,7 +7,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     x0     = n(x0)                          with `embedding_norm`
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
-    x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
+    x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
@@ -19,7 +19,7 @@ changes no logit. How each parameter turns is the table of frames in `rigpt_hf.s
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -73,6 +73,63 @@ class RiGPTRMSNorm(nn.Module):
         return f"eps={self.eps}"
 
 
+class RiGPTHeadNorm(nn.Module):
+    """`n(x)` for heads of queries or keys `[B, heads, S, h]`."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def reset_own_parameters(self):
+        """There are none."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class RiGPTGainNorm(RiGPTHeadNorm):
+    """`g n(x)`, with a gain per dimension that all heads share."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__(eps)
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def reset_own_parameters(self):
+        """No gain."""
+        init.ones_(self.weight)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gain = local(self.weight).to(hidden_states.dtype)
+        return nn.functional.rms_norm(hidden_states, gain.shape, gain, self.eps)
+
+
+class RiGPTMetricNorm(RiGPTHeadNorm):
+    """
+    `x / sqrt(|L x|²/h + eps)`: `n(x)` for the length that the metric `Lᵀ L` gives, in any frame of the head.
+
+    `weight` `[heads·h, h]` has an `L` for each of them. With `L = diag(1/g)` and `g x` for `x` this is `g n(x)`.
+    """
+
+    def __init__(self, heads: int, size: int, eps: float):
+        super().__init__(eps)
+        self.weight = nn.Parameter(torch.eye(size).repeat(heads, 1))
+
+    def reset_own_parameters(self):
+        """The ordinary length."""
+        size = self.weight.shape[1]
+        init.copy_(self.weight, torch.eye(size).repeat(len(self.weight) // size, 1))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        size = hidden_states.shape[-1]
+        mapped = hidden_states @ local(self.weight).to(hidden_states.dtype).view(-1, size, size).mT  # [B, heads, S, h]
+        accurate = torch.promote_types(hidden_states.dtype, torch.float32)
+        square = mapped.to(accurate).square().mean(-1, keepdim=True)
+        return (hidden_states.to(accurate) * torch.rsqrt(square + self.eps)).to(hidden_states.dtype)
+
+
 class RiGPTVectorDropout(nn.Module):
     """Drops whole vectors: one coin per token, where coordinate dropout would toss one per axis."""
 
@@ -117,6 +174,17 @@ def has_value_embedding(config: RiGPTConfig, layer_idx: int) -> bool:
     return period is not None and layer_idx > 0 and (config.num_hidden_layers - 1 - layer_idx) % period == 0
 
 
+def head_norm(config: RiGPTConfig, of: Literal["query", "key"]) -> RiGPTHeadNorm | None:
+    """The norm of queries or keys, if they have one."""
+    heads = config.num_attention_heads if of == "query" else config.num_key_value_heads
+    match config.qk_norm_gain:
+        case "vector":
+            return RiGPTGainNorm(config.head_dim, config.rms_norm_eps)
+        case "metric":
+            return RiGPTMetricNorm(heads, config.head_dim, config.rms_norm_eps)
+    return RiGPTHeadNorm(config.rms_norm_eps) if config.qk_norm else None
+
+
 class RiGPTAttention(nn.Module):
     """Grouped-query attention whose score depends on (query, key) only through invariants of the head space."""
 
@@ -129,7 +197,6 @@ class RiGPTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.score = SCORES[config.attention_score]
-        self.qk_norm_eps = config.rms_norm_eps if config.qk_norm else None
         self.is_causal = True
         self.sliding_window = window_of(config, layer_idx)
         self.is_turned = is_turned(config, layer_idx)
@@ -140,6 +207,7 @@ class RiGPTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm, self.k_norm = head_norm(config, "query"), head_norm(config, "key")
         self.value_embedding: nn.Embedding | None = None
         self.value_gate: nn.Linear | None = None
         if has_value_embedding(config, layer_idx):
@@ -203,8 +271,8 @@ class RiGPTAttention(nn.Module):
             value = value + self.gated_value_embedding(hidden_states, input_ids)
         value = value.view(head_shape).transpose(1, 2)
 
-        if self.qk_norm_eps is not None:
-            query, key = (nn.functional.rms_norm(x, (self.head_dim,), eps=self.qk_norm_eps) for x in (query, key))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary_frequencies is not None:
             cos, sin = self.learned_rotation(position_ids, query.dtype)
             query_cos, query_sin = (repeat_heads(x, self.num_key_value_groups) for x in (cos, sin))
@@ -306,7 +374,7 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention):
+        if isinstance(module, RiGPTAttention | RiGPTHeadNorm):
             module.reset_own_parameters()
         elif isinstance(module, RiGPTTransport):
             init.eye_(module.weight)

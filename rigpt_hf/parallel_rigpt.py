@@ -19,6 +19,11 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
         plan["layers.*.mlp.gate_proj"] = "colwise"
     if SCORES[config.attention_score].weighted:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
+    for norm in ("q_norm", "k_norm"):
+        if config.qk_norm_gain == "vector":  # which the heads of all processes share
+            plan[f"layers.*.self_attn.{norm}"] = "replicated_with_grad_allreduce"
+        elif config.qk_norm_gain == "metric":
+            plan[f"layers.*.self_attn.{norm}.weight"] = "colwise"
     if config.value_embedding_period is not None:
         plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
         plan["layers.*.self_attn.value_gate"] = "colwise"

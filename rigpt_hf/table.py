@@ -73,7 +73,8 @@ class Frame:
         group: The group that may act on it.
         copies: Number of independent elements (one per key-value head, or one).
         per_layer: Every layer has its own.
-        carrier: The frame of permutations that moves the copies about.
+        carrier: The frame of permutations that moves the copies about, in the role `carried`.
+        after: The frame that a canonical form fixes before this one, as only then it sees what this one turns.
         shift: The moves of a frame of translations.
     """
 
@@ -81,6 +82,8 @@ class Frame:
     copies: int = 1
     per_layer: bool = False
     carrier: str | None = None
+    carried: str = "key_value"
+    after: str | None = None
     shift: Shift | None = field(default=None, compare=False)
 
 
@@ -93,31 +96,41 @@ class Turn:
         frame: Kind of the frame.
         role: The axis's representation in it.
         step: The layer meant, counted from the parameter's own; outside the layers, from after the last.
+        stacked: The parameter is a stack of square matrices, whose second axis this is; the axis counts in each.
     """
 
     frame: str
     role: str = "vector"
     step: int = 0
+    stacked: bool = False
 
 
 Axis = tuple[Turn, ...]
 
 
 class Turned(NamedTuple):
-    """One axis of one parameter with one frame that it turns with; `flat`: all axes of the tensor together."""
+    """
+    One axis of one parameter with one frame that it turns with; `flat`: all axes of the tensor together; `stacked`:
+    see [`Turn`].
+    """
 
     dim: int
     key: FrameKey
     role: str
     flat: bool
+    stacked: bool = False
 
     def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
         """The axis first and everything else after it: `[length, rest]`."""
+        if self.stacked:
+            return _transposed_blocks(tensor)
         front = tensor.flatten() if self.flat else tensor.movedim(self.dim, 0)
         return front.reshape(len(front), -1)
 
     def fold(self, front: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """A tensor of this shape again."""
+        if self.stacked:
+            return _transposed_blocks(front)
         if self.flat:
             return front.reshape(shape)
         return front.reshape(shape[self.dim], *shape[: self.dim], *shape[self.dim + 1 :]).movedim(0, self.dim)
@@ -171,7 +184,7 @@ class Table:
         if name not in self._turns:
             entry, layer = self.row(name), layer_of(name)
             self._turns[name] = tuple(
-                Turned(dim, self._key(turn, layer), turn.role, len(entry) == 1)
+                Turned(dim, self._key(turn, layer), turn.role, len(entry) == 1, turn.stacked)
                 for dim, axis in enumerate(entry)
                 for turn in axis
             )
@@ -266,6 +279,12 @@ class Table:
                 reads = tuple(_at(name, index) for name in move.reads)
                 moves[_at(pattern, index)] = Move(move.change, reads)
         return Shift(_at(shift.like, layer or 0), moves)
+
+
+def _transposed_blocks(stack: torch.Tensor) -> torch.Tensor:
+    """The transposes of the matrices `[n, n]` in a stack `[copies · n, n]`."""
+    size = stack.shape[1]
+    return stack.reshape(-1, size, size).mT.reshape(-1, size)
 
 
 def layer_of(name: str) -> int | None:

@@ -15,6 +15,9 @@ from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
+GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
+PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
+
 # Every option of the config in combinations that are allowed together; keys are the ids of tests.
 OPTIONS: dict[str, dict] = {
     "learned": {"position_embedding_type": "learned"},
@@ -26,6 +29,8 @@ OPTIONS: dict[str, dict] = {
     "rotary-learned": {"rotary_learned_frequencies": True},
     "rotary-yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
     "qk-norm": {"qk_norm": True},
+    "gain-vector": GAIN_VECTOR,
+    "gain-metric": GAIN_METRIC,
     "squared-distance": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
     "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True},
     "distance": {"attention_score": "distance", "rotary_learned_frequencies": True},
@@ -79,6 +84,16 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     },
     "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
     "qk-norm-learned": {"qk_norm": True, "position_embedding_type": "learned"},
+    "gain-vector-learned": GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "gain-vector-partial": GAIN_VECTOR | PARTIAL,
+    "gain-vector-frequencies": GAIN_VECTOR | {"rotary_learned_frequencies": True},
+    "gain-vector-squared": GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
+    "gain-vector-distance": GAIN_VECTOR | {"attention_score": "distance"},
+    "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
+    "gain-metric-partial": GAIN_METRIC | PARTIAL,
+    "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
+    "gain-metric-squared": GAIN_METRIC | PARTIAL | {"attention_score": "squared_distance"},
+    "gain-metric-distance": GAIN_METRIC | {"attention_score": "distance"},
     "one-key-value-head": {"num_key_value_heads": 1},
     "head-dim": {"head_dim": 12},
     "relu": {"hidden_act": "relu"},

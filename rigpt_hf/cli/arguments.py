@@ -12,9 +12,10 @@ from ..command_line import READS, WRITES, did_you_mean
 
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-TARGETS = ("gpt2", "llama", "qwen2")
+TARGETS = ("gpt2", "llama", "qwen2", "qwen3")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
+QK_GAINS = ("vector", "metric")
 METHODS = ("linear", "spherical")
 SHIFTS = ("key_shift", "value_shift", "position_shift")
 FRAMES = (
@@ -22,7 +23,10 @@ FRAMES = (
     "local",
     "lexical",
     "output",
+    "gains",
     "head_qk",
+    "query_norm",
+    "key_norm",
     "head_vo",
     "heads",
     "neurons",

@@ -16,6 +16,7 @@ from ..terminal import Console
 from .arguments import (
     DROPOUTS,
     DTYPES,
+    QK_GAINS,
     STOCK_FRAMES,
     TARGETS,
     Dtype,
@@ -70,6 +71,13 @@ def convert(
         option("What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse."),
         one_of(*DROPOUTS),
     ] = "vector",
+    qk_gain: Annotated[
+        str,
+        option(
+            "What gains of queries and keys become, as Qwen3 has them: vector (as they are), or metric (no basis)."
+        ),
+        one_of(*QK_GAINS),
+    ] = "vector",
     max_shard_size: ShardSize = None,
     seed: Seed = 0,
     device: Annotated[str, option("Where to compute.")] = "cpu",
@@ -92,6 +100,7 @@ def convert(
         gguf_file=gguf_file,
         dtype=to_dtype(dtype),
         dropout=dropout,
+        qk_gain=qk_gain,
         force=force,
         max_shard_size=max_shard_size,
         seed=seed,
@@ -103,7 +112,7 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2."), one_of(*TARGETS)] = "gpt2",
+    to: Annotated[str, option(f"Stock architecture: {', '.join(TARGETS)}."), one_of(*TARGETS)] = "gpt2",
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),

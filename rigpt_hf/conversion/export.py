@@ -18,7 +18,8 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from .assemble import assemble
 from .families import TARGETS, refuse_adapter
-from .frames import StockFrame, choose_frame
+from .frames import ROUNDING, StockFrame, choose_frame
+from .gains import as_vectors
 from .maps import Family, Rule
 from .neutral import refuse_options
 
@@ -37,12 +38,12 @@ def export_model(
 
     Args:
         model (`RiGPTForCausalLM`): the source; not changed.
-        target (`str`, defaults to `"gpt2"`): "gpt2", "llama" or "qwen2".
+        target (`str`, defaults to `"gpt2"`): "gpt2", "llama", "qwen2" or "qwen3".
         frame (`str`, defaults to `"auto"`): "lexical", "stream", or "auto": the first of the two that is exact.
         dtype (`torch.dtype`, *optional*): of the result; the source's if not given.
 
     Returns:
-        `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen2ForCausalLM`, on the source's device and in its mode.
+        A model of the stock class, such as `LlamaForCausalLM`, on the source's device and in its mode.
 
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
@@ -83,6 +84,8 @@ def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> Ex
     tied = model._tied_weights_keys if config.tie_word_embeddings else ()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
     idle = refuse_options(config, state, chosen)
+    if config.qk_norm_gain == "metric":
+        state = as_vectors(state, ROUNDING[model.dtype])
     stock_config = chosen.stock_config(config)
     stock_frame = choose_frame(config, state, chosen.family, frame)
     stock_config.tie_word_embeddings = stock_frame.head is None
@@ -156,8 +159,9 @@ class _Unfolding:
         parts = [self._turned(f"{rule.target}.{kind}") for rule in rules]
         if rules[0].rows is None and parts[0] is not None:
             return parts[0].T if transposed else parts[0]
-        # Zeros are a bias that is absent.
-        whole = torch.zeros(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
+        # Zeros are a bias that is absent, ones gains.
+        absent = torch.ones if rules[0].gain else torch.zeros
+        whole = absent(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
         for rule, part in zip(rules, parts, strict=True):
             if rule.rows is not None and part is not None:
                 rule.rows(self.stock_config).place(part, whole)

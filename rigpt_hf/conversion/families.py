@@ -16,6 +16,7 @@ from . import (
     olmo,
     opt,
     phi3,
+    qwen3,
     smollm3,
     stablelm,
     starcoder2,
@@ -35,6 +36,7 @@ FAMILIES = (
     olmo,
     opt,
     phi3,
+    qwen3,
     smollm3,
     stablelm,
     starcoder2,
@@ -47,16 +49,14 @@ TARGETS: dict[str, Target] = {
     name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()
 }
 
-_QK_NORM = (
-    "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "
-    "rotation and folds into no weight"
-)
 _SOFTCAP_GAIN = "its norms stand behind the blocks as well as in front of them, where a gain folds into no weight"
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "qwen3": _QK_NORM,
-    "qwen3_moe": _QK_NORM,
-    "olmo2": _QK_NORM,
+    "qwen3_moe": "its MLPs are experts, and RiGPT has none",
+    "olmo2": (
+        "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
+        "into no weight"
+    ),
     "gemma2": _SOFTCAP_GAIN,
     "gemma3_text": _SOFTCAP_GAIN,
 }

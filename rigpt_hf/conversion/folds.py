@@ -24,38 +24,48 @@ BLOCK = 2**22
 
 
 def in_blocks(
-    tensor: torch.Tensor, dim: int, dtype: torch.dtype, fold: Callable[[torch.Tensor], torch.Tensor]
+    tensor: torch.Tensor,
+    dim: int,
+    dtype: torch.dtype,
+    fold: Callable[..., torch.Tensor],
+    *along: torch.Tensor,
 ) -> torch.Tensor:
-    """`fold` in float64 on slices along `dim`, which it must treat independently; the result is cast to `dtype`."""
+    """
+    `fold` in float64 on slices along `dim`, which it must treat independently, and on those of what else lies `along`
+    it; the result is cast to `dtype`.
+    """
     result = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     count = tensor.shape[dim]
     step = max(1, BLOCK * count // max(tensor.numel(), 1))
     for start in range(0, count, step):
         length = min(step, count - start)
         block = tensor.narrow(dim, start, length).to(torch.float64)
-        result.narrow(dim, start, length).copy_(fold(block))
+        result.narrow(dim, start, length).copy_(fold(block, *(vector.narrow(0, start, length) for vector in along)))
     return result
 
 
 def fold_reader(
-    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float, dtype: torch.dtype
+    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float | torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """`scale · W diag(g) C` for a reader `[n, d]`; rows do not mix, so no product of matrices is needed."""
+    """
+    `scale · W diag(g) C` for a reader `[n, d]`, `scale` a number or one for each row `[n]`; rows do not mix, so no
+    product of matrices is needed.
+    """
     gain = None if gain is None else gain.to(torch.float64)
 
-    def fold(rows: torch.Tensor) -> torch.Tensor:
+    def fold(rows: torch.Tensor, scale: float | torch.Tensor = scale) -> torch.Tensor:
         rows = rows if gain is None else rows * gain
         rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
-        return rows if scale == 1.0 else rows * scale
+        return rows * scale if isinstance(scale, torch.Tensor) or scale != 1.0 else rows
 
-    return in_blocks(weight, 0, dtype, fold)
+    return in_blocks(weight, 0, dtype, fold, *([scale[:, None]] if isinstance(scale, torch.Tensor) else []))
 
 
 def fold_reader_bias(
     bias: torch.Tensor | None,
     weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
-    scale: float,
+    scale: float | torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """`scale · (b + W β)`, `[n]`, with the unfolded weight `[n, d]`; either summand may be absent."""

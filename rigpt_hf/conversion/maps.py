@@ -34,6 +34,9 @@ class Rule:
         bias (`Callable`, *optional*): `config -> bool`: whether the stock module has a bias; it must have one where
             RiGPT has if not given.
         buffer (`str`, *optional*): a buffer of the stock model that holds `scale` as its dtype rounds it.
+        behind (`str`, *optional*): the stock norm of heads behind it, whose gains its rows take over if RiGPT has them
+            as metrics.
+        gain (`bool`, defaults to `False`): the weights are the gains of such a norm.
     """
 
     target: str
@@ -44,10 +47,12 @@ class Rule:
     transposed: bool = False
     bias: Callable[[Any], bool] | None = None
     buffer: str | None = None
+    behind: str | None = None
+    gain: bool = False
 
     def at(self, layer: int) -> "Rule":
         """The rule for one layer."""
-        names = {name: getattr(self, name) for name in ("target", "source", "norm")}
+        names = {name: getattr(self, name) for name in ("target", "source", "norm", "behind")}
         return replace(self, **{name: value and value.replace("{i}", str(layer)) for name, value in names.items()})
 
 

@@ -1,7 +1,7 @@
 """A conversion before it happens: every tensor of the RiGPT, its shape, and the recipe that makes it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig
 from ..checkpoints.weights import Weights, name_some
 from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
-from ..frames import table_of
+from ..frames import Table, table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
+from .gains import metric_maps, rows_of_heads, with_form
 from .maps import Architecture, Family, Rule
 
 
@@ -34,6 +35,7 @@ def make_plan(
     dropout: str = "vector",
     device: torch.device | str = "cpu",
     buffers: Mapping[str, torch.Tensor] | None = None,
+    qk_gain: str = "vector",
 ) -> Plan:
     """
     Match a source's tensors to a RiGPT's, with nothing left over on either side.
@@ -45,6 +47,7 @@ def make_plan(
         dropout (`str`, defaults to `"vector"`): see [`convert_model`].
         device (`torch.device` or `str`, defaults to `"cpu"`): where tensors made of nothing are put.
         buffers (`Mapping[str, torch.Tensor]`, *optional*): of a source in memory, also those that no checkpoint holds.
+        qk_gain (`str`, defaults to `"vector"`): see [`convert_model`].
 
     Raises:
         ValueError: if an option or a tensor of the source has no place in RiGPT, or one of RiGPT's is missing from the
@@ -52,7 +55,9 @@ def make_plan(
     """
     rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
-    reader = _Reader(family, config, rigpt_config, source, str(device), buffers or {})
+    reader = _Reader(family, config, source, str(device), buffers or {})
+    rigpt_config = with_form(rigpt_config, qk_gain, reader.head_gains(rigpt_config))
+    reader.table, reader.metric = table_of(rigpt_config), rigpt_config.qk_norm_gain == "metric"
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
     rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
@@ -77,13 +82,13 @@ class _Reader:
         self,
         family: Family,
         config: Any,
-        rigpt_config: RiGPTConfig,
         source: Weights,
         device: str,
         buffers: Mapping[str, torch.Tensor],
     ):
         self.family, self.config, self.source, self.device, self.buffers = family, config, source, device, buffers
-        self.table = table_of(rigpt_config)
+        self.table: Table
+        self.metric = False
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
         keys = source.shapes
@@ -123,6 +128,15 @@ class _Reader:
         stored = self._read(name)
         return None if stored is None else stored.to(torch.float64) + self.family.gain_offset
 
+    def head_gains(self, config: RiGPTConfig) -> Iterator[tuple[str, torch.Tensor]]:
+        """The gains of the norms of heads, with their names."""
+        for rule, _ in self.family.expand(config):
+            if rule.gain:
+                name = self._require(f"{rule.source}.weight")
+                gains = self._gains(name)
+                assert gains is not None
+                yield name, gains
+
     def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
         """The constant of the stock model that a tensor takes over."""
         if rule.buffer is not None and rule.buffer in self.buffers:
@@ -140,11 +154,17 @@ class _Reader:
         weight = self._require(f"{rule.source}.weight") if rule.source else None
         has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
         bias = self._require(f"{rule.source}.bias") if has_bias else None
+        behind = self._require(f"{rule.behind}.weight") if rule.behind and self.metric else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
-            scale = self._scale(rule, layer, dtype)
+            scale, head_gains = self._scale(rule, layer, dtype), self._gains(behind)
+            scales = scale if head_gains is None else scale * rows_of_heads(head_gains, shape[0])
             own = self._read(bias if is_bias else weight, rule)
+            if rule.gain:
+                own = self._gains(weight)
+                assert own is not None
+                return metric_maps(own, shape[0], dtype) if self.metric else own.to(dtype)
             if is_bias and bias is None and beta is None:
                 return torch.zeros(shape, dtype=dtype, device=self.device)
             if own is not None and role == "writes":
@@ -152,12 +172,12 @@ class _Reader:
             if is_bias:
                 folded = self._read(weight, rule) if beta else None
                 norm_bias = self._read(beta)
-                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
+                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scales, dtype)
             gains = self._gains(gain)
             if own is None:
                 return projection(shape[0], gains, centred, scale, dtype, self.device)
             if role == "reads":
-                return fold_reader(own, gains, centred, scale, dtype)
+                return fold_reader(own, gains, centred, scales, dtype)
             return fold_rows(own, centred, scale, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
@@ -185,5 +205,5 @@ class _Reader:
             return
         reason = "no place in RiGPT, and dropping it would change the function"
         if any(".q_norm." in name or ".k_norm." in name for name in unknown):
-            reason = "a gain per coordinate behind the q/k normalisation, which folds into no weight"
+            reason = f"gains behind a q/k normalisation, which {family.name} has not"
         raise ValueError(f"the source has keys that cannot be converted: {name_some(unknown)}: {reason}.")

@@ -25,6 +25,8 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     has_maps = any(rule.target == "model.project_in" and rule.source for rule in family.rules)
     done: set[str | None] = {family.embedding, family.head} if has_maps else set()
     for rule, _ in family.expand(config):
+        if rule.gain:  # which stands in a head
+            continue
         is_tied = rule.source == family.head and model.config.tie_word_embeddings
         if rule.source not in modules or rule.source in done or is_tied:
             continue

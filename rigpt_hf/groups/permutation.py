@@ -81,13 +81,13 @@ class HeadPermutations(Group):
     def count(self, role: Role) -> int:
         return self.key_value_heads * (self.repeats if role == "query" else 1)
 
-    def order_of_copies(self, element: torch.Tensor) -> torch.Tensor:
-        """The order of key-value heads, `[K]`."""
-        return element[0, :: self.repeats] // self.repeats
+    def order_of_copies(self, element: torch.Tensor, role: Role = "key_value") -> torch.Tensor:
+        """The order of heads, `[H]` or `[K]`."""
+        return element[0] if role == "query" else element[0, :: self.repeats] // self.repeats
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
         """Exchange the blocks of `[heads · size, rest]`."""
-        order = (element[0] if role == "query" else self.order_of_copies(element)).to(tensor.device)
+        order = self.order_of_copies(element, role).to(tensor.device)
         return tensor.reshape(len(order), -1)[order].reshape(tensor.shape)
 
     def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:

@@ -235,12 +235,12 @@ class GaugeTransformation:
 
     def _order_of_copies(self, key: FrameKey) -> torch.Tensor | None:
         """The order from which copies of a frame are taken when this permutes heads."""
-        carrier = self.table.frames[key].carrier
-        if carrier is None:
+        frame = self.table.frames[key]
+        if frame.carrier is None:
             return None
-        exchange = FrameKey(carrier, key.layer)
+        exchange = FrameKey(frame.carrier, key.layer)
         element = self.elements.get(str(exchange))
-        return None if element is None else self.table.frames[exchange].group.order_of_copies(element)
+        return None if element is None else self.table.frames[exchange].group.order_of_copies(element, frame.carried)
 
     def _carry(self, key: FrameKey, vectors: torch.Tensor) -> torch.Tensor:
         """A translation's vectors `[copies, n]` as they are after this (linear) transformation."""

@@ -246,7 +246,15 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 # The order in which a sweep goes through the frames.
-SWEEP = (("lexical", "output"), ("heads",), ("head_qk", "head_vo"), ("neurons",), ("stream", "local"))
+SWEEP = (
+    ("lexical", "output"),
+    ("gains",),
+    ("heads",),
+    ("head_qk", "head_vo"),
+    ("query_norm", "key_norm"),
+    ("neurons",),
+    ("stream", "local"),
+)
 
 
 class Search:

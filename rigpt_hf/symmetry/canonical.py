@@ -89,7 +89,9 @@ def _steps(table: Table) -> Iterator[tuple[str, tuple[FrameKey, ...]]]:
     groups = {key: table.frames[key].group for key in table.frames if key not in table.shifts}
     yield "arrange", tuple(key for key, group in groups.items() if group.movable)
     yield "orient", table.streams
-    yield "orient", tuple(key for key, group in groups.items() if not group.exchanges and key not in table.streams)
+    single = [key for key, group in groups.items() if not group.exchanges and key not in table.streams]
+    for later in (False, True):
+        yield "orient", tuple(key for key in single if (table.frames[key].after is not None) is later)
     yield "orient", tuple(key for key, group in groups.items() if group.exchanges)
 
 

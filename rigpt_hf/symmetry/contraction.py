@@ -114,8 +114,8 @@ class View:
         """
         if self.key in self.table.streams:
             return token_vectors(self.table, self.a)
-        allowed = {"heads", self.key.kind, *(key.kind for key in self.table.streams)}
         frame, vectors = self.table.frames[self.key], []
+        allowed = {"heads", self.key.kind, frame.after, *(key.kind for key in self.table.streams)}
         for name, turned in self.walk(self.key):
             if turned.flat or any(other.key.kind not in allowed for other in self.table.turns(name)):
                 continue
@@ -131,13 +131,18 @@ class View:
         for key, frame in self.table.frames.items():
             if frame.carrier == self.key.kind and key.layer == self.key.layer:
                 inner = self.table.walk(key)
-                axes = {(name, turned.dim) for name, turned in inner if turned.role in ("vector", "covector")}
+                # Not what yet another frame of the head turns, which is not known at this point.
+                axes = {
+                    (name, turned.dim)
+                    for name, turned in inner
+                    if turned.role in ("vector", "covector") and not turned.stacked
+                }
                 pairs = [
                     (turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name]))
                     for name, turned in self.walk(self.key)
                     if (name, turned.dim) in axes
                 ]
-                spaces.append((frame.group, pairs))
+                spaces += [(frame.group, pairs)] if pairs else []
         return spaces
 
 

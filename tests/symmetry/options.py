@@ -22,6 +22,8 @@ BROAD = (
     "distance-learned",
     "no-biases",
     "one-key-value-head",
+    "gain-metric-learned",
+    "gain-vector-squared",
     "qk-norm",
     "relu",
     "rotary-zero-frequencies",
