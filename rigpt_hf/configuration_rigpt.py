@@ -126,6 +126,15 @@ class RiGPTConfig(PreTrainedConfig):
             Qwen3; heads of queries and keys then have a preferred basis, up to signs. `"metric"`: a map `L` for each
             head that says what is a length, `q / sqrt(|L q|²/h + eps)`; `|L q|² = qᵀ Lᵀ L q` is positive whatever is
             learned, and `L` turns along with its head, so no basis is preferred. `None`: nothing, `n(q)`.
+        attn_logit_softcapping (`float`, *optional*):
+            `c` in `c tanh(score / c)`, which bounds scores before the softmax, as in Gemma 2.
+        final_logit_softcapping (`float`, *optional*):
+            The same for logits. The head applied to the last hidden state then gives the logits before it.
+        pre_norm (`bool`, defaults to `True`):
+            Attention and MLP read `n(x)`; without, which needs `post_norm`, the stream itself, as in OLMo 2.
+        post_norm (`bool`, defaults to `False`):
+            What attention and MLP write is normalised, with a gain for each dimension: `x + Q (g n(y))`. The gains are
+            in a frame of their own, from which the frozen orthogonal map `carry` leads into the stream.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
         value_embedding_period (`int`, *optional*):
@@ -212,6 +221,10 @@ class RiGPTConfig(PreTrainedConfig):
     attention_score: str = "dot"
     qk_norm: bool = False
     qk_norm_gain: str | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    pre_norm: bool = True
+    post_norm: bool = False
     embedding_norm: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False
@@ -308,6 +321,7 @@ class RiGPTConfig(PreTrainedConfig):
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
         self._check_depth()
+        self._check_norms()
         check_layers(self)
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -331,6 +345,20 @@ class RiGPTConfig(PreTrainedConfig):
             check_rotation(self)
         if self.rotary_learned_frequencies:
             check_learned_frequencies(self)
+
+    def _check_norms(self):
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {value}. Leave it out for no bound.")
+        if not (self.pre_norm or self.post_norm):
+            raise ValueError(
+                "`pre_norm=False` needs `post_norm=True`, got False: nothing else would bound what layers read."
+            )
+        if self.post_norm and self.local_frames:
+            raise ValueError(
+                "`post_norm=True` has one map from the frame of its gains into that of the stream, got "
+                "`local_frames=True`, where each layer has a stream of its own. Leave one of them."
+            )
 
     def _check_depth(self):
         self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)

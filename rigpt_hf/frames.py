@@ -102,7 +102,8 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     degree = DEGREES.get(config.hidden_act)
     table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
     still, key_shift = _unturned(config, layer), SCORES[config.attention_score].key_shift
-    if config.attention_bias and still and not config.qk_norm and key_shift != "never":
+    bounded = config.attn_logit_softcapping is not None  # and then a constant is no constant any more
+    if config.attention_bias and still and not (config.qk_norm or bounded) and key_shift != "never":
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
         constant = own or key_shift == "alone"
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
@@ -174,6 +175,8 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     # Axes that write and read inside of a layer; the frame before the first layer's is the stream's.
     inner = "local" if config.local_frames else "stream"
     layer_out, layer_in = (Turn(inner),), (Turn(inner, "covector"),)
+    # Behind the maps that write there are gains, in a frame without freedom; `carry` leads out of it.
+    written = FIXED if config.post_norm else layer_out
     before = (Turn("local", "covector", step=-1),)
     active, linear, down = ((Turn("neurons", role),) for role in ("active", "linear", "down"))
     up = linear if config.gated_mlp else active
@@ -190,8 +193,8 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "k_proj.bias": (key,),
         ATTENTION + "v_proj.weight": (value, layer_in),
         ATTENTION + "v_proj.bias": (value,),
-        ATTENTION + "o_proj.weight": (layer_out, value_in),
-        ATTENTION + "o_proj.bias": (layer_out,),
+        ATTENTION + "o_proj.weight": (written, value_in),
+        ATTENTION + "o_proj.bias": (written,),
         ATTENTION + "q_norm.weight": query_norm,
         ATTENTION + "k_norm.weight": key_norm,
         ATTENTION + "value_embedding.weight": (FIXED, value),
@@ -200,8 +203,11 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         MLP + "gate_proj.bias": (active,),
         MLP + "up_proj.weight": (up, layer_in),
         MLP + "up_proj.bias": (up,),
-        MLP + "down_proj.weight": (layer_out, down),
-        MLP + "down_proj.bias": (layer_out,),
+        MLP + "down_proj.weight": (written, down),
+        MLP + "down_proj.bias": (written,),
+        "model.layers.*.attention_output_norm.weight": (FIXED,),
+        "model.layers.*.mlp_output_norm.weight": (FIXED,),
+        "model.carry.weight": (stream, FIXED),
         TRANSPORTS[1]: (stream, before),
         "model.project_out.weight": (output, stream_in),
         "model.project_out.bias": (output,),

@@ -9,6 +9,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    x     += Q (g n(y))                     with `post_norm`, for `y` in the place of the two; Q: carry, orthogonal
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
@@ -286,7 +287,7 @@ class RiGPTAttention(nn.Module):
 
         # The score's own coordinates come after the cache, which keeps plain keys.
         query, key, value = self.score.prepare(query, key, value, self.distance_weight, self.layer_idx, kwargs)
-        backend, attention = self.score.backend(self.config._attn_implementation)
+        backend, attention = self.score.backend(self.config._attn_implementation, self.config.attn_logit_softcapping)
         if attention is None:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, probabilities = attention(
@@ -298,6 +299,7 @@ class RiGPTAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
+            softcap=self.config.attn_logit_softcapping,
             **kwargs,
         )
         output = output[..., : self.head_dim].reshape(*input_shape, -1)
@@ -333,6 +335,13 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = RiGPTAttention(config, layer_idx)
         self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.mlp = RiGPTMLP(config)
+        if not config.pre_norm:
+            self.input_layernorm = self.post_attention_layernorm = nn.Identity()
+        self.attention_output_norm: RiGPTGainNorm | None = None
+        self.mlp_output_norm: RiGPTGainNorm | None = None
+        if config.post_norm:
+            sizes = config.hidden_size, config.rms_norm_eps
+            self.attention_output_norm, self.mlp_output_norm = RiGPTGainNorm(*sizes), RiGPTGainNorm(*sizes)
         self.dropout = RiGPTVectorDropout(config.residual_dropout)
         for writer in (self.self_attn.o_proj, self.mlp.down_proj):
             writer.writes_to_residual = True
@@ -345,11 +354,18 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
             return flow_through(self, hidden_states, **kwargs)
         return self.block(hidden_states, **kwargs)
 
-    def block(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def block(
+        self, hidden_states: torch.Tensor, carry: Any = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
         """The two lines."""
         attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        if self.attention_output_norm is not None:
+            attention_output = carry(self.attention_output_norm(attention_output))
         hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        if self.mlp_output_norm is not None:
+            mlp_output = carry(self.mlp_output_norm(mlp_output))
+        return hidden_states + self.dropout(mlp_output)
 
 
 class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
@@ -428,11 +444,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
         return embeddings
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
+        """The backend to use: the one asked for if it can express the scores, else a `ValueError`."""
         score = SCORES[self.config.attention_score]
-        if score.backends is not None:
-            requested_attention = requested_attention or next(iter(score.backends))
-            score.check_backend(requested_attention)
+        if capable := score.capable(self.config.attn_logit_softcapping):
+            requested_attention = requested_attention or capable[0]
+            score.check_backend(requested_attention, self.config.attn_logit_softcapping)
         if requested_attention and requested_attention.startswith("paged|"):
             score.check_paged(requested_attention)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
@@ -469,6 +485,7 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
+        self.carry = RiGPTTransport(config.hidden_size) if config.post_norm else None
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
         self.project_out = None
         if config.embedding_size is not None:
@@ -561,6 +578,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
         }
         if self.config.value_embedding_period is not None:
             kwargs["input_ids"] = input_ids
+        if self.carry is not None:
+            kwargs["carry"] = self.carry
         for index, (layer, beyond) in enumerate(neighbours(self.layers, self.config)):
             hidden_states = layer(hidden_states, **kwargs, **own[layer_type(self.config, index)], **beyond)
         if self.transport is not None:
@@ -686,6 +705,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = linear(self.lm_head, outputs.last_hidden_state[:, kept])
+        if (cap := self.config.final_logit_softcapping) is not None:
+            logits = cap * torch.tanh(logits / cap)
 
         loss = None
         if labels is not None:

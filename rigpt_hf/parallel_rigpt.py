@@ -35,9 +35,9 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
 def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]] | None:
     """
     The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
-    read the beginning again, or need the weights of the next.
+    read the beginning again, or need the weights of the next or of the whole model.
     """
-    if config.value_embedding_period is not None or config.depth_interpolation == "linear":
+    if config.value_embedding_period is not None or config.depth_interpolation == "linear" or config.post_norm:
         return None
     plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
     if config.embedding_size is not None:

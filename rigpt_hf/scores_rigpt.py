@@ -17,6 +17,8 @@ from torch import nn
 
 # Attention kernels want head sizes that are multiples of this.
 KERNEL_ALIGNMENT = 8
+# Attention functions of the library that can bound scores.
+CAPPING = ("eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,21 @@ class Score:
     modify: Callable[..., torch.Tensor] | None = None
     backends: dict[str, Callable] | None = None
 
-    def check_backend(self, backend: str):
-        """Raises a `ValueError` if the backend of this name cannot express the score."""
-        if self.backends is not None and backend.removeprefix("paged|") not in self.backends:
+    def capable(self, cap: float | None = None) -> list[str]:
+        """Names of the backends that can express the score, bounded by `cap` if given; none named: all can."""
+        own = list(self.backends or CAPPING if cap is not None else self.backends or ())
+        return [name for name in own if cap is None or name in CAPPING]
+
+    def check_backend(self, backend: str, cap: float | None = None):
+        """Raises a `ValueError` if the backend of this name cannot express the score, bounded by `cap` if given."""
+        capable, name = self.capable(cap), backend.removeprefix("paged|")
+        if capable and name not in capable:
+            what = f"`attention_score={self.name!r}`, which is no dot product"
+            if self.backends is None or name in self.backends:
+                what = f"`attn_logit_softcapping={cap}`, which bounds scores"
             raise ValueError(
-                f"`attn_implementation` must be one of {', '.join(self.backends)} for "
-                f"`attention_score={self.name!r}`, which is no dot product, got {backend.removeprefix('paged|')!r}. "
-                "Name one of these, or none."
+                f"`attn_implementation` must be one of {', '.join(capable)} for {what}, got {name!r}. Name one of "
+                "these, or none."
             )
 
     def check_paged(self, backend: str):
@@ -82,9 +92,9 @@ class Score:
             key, value = update_paged_cache(paged_cache, key, value, layer_idx, kwargs)
         return (query, key, value) if self.as_dot is None else self.as_dot(query, key, value, local(weight))
 
-    def backend(self, name: str) -> tuple[str, Callable | None]:
+    def backend(self, name: str, cap: float | None = None) -> tuple[str, Callable | None]:
         """The name of the backend to use, and its function where it is not the library's."""
-        self.check_backend(name)
+        self.check_backend(name, cap)
         name = name.removeprefix("paged|") if self.weighted else name
         return name, None if self.backends is None else self.backends[name]
 
@@ -151,6 +161,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, for any score. Returns `[B, S, H, h]` and the probabilities `[B, H, S, T]`."""
@@ -164,6 +175,8 @@ def eager_attention_forward(
             local(module.distance_weight)[:, None, None],
         )
     scores = scores * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
     accurate = torch.promote_types(query.dtype, torch.float32)
@@ -180,6 +193,7 @@ def flex_attention_forward(
     attention_mask,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """A modified score through FlexAttention. Returns `[B, S, H, h]` and no probabilities."""
@@ -195,7 +209,8 @@ def flex_attention_forward(
 
     def score_mod(dot, batch, head, query_index, key_index):
         norms = query_norm[batch, head, query_index], key_norm[batch, head // groups, key_index]
-        return modify(dot, *norms, weight[head]) * scaling
+        score = modify(dot, *norms, weight[head]) * scaling
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
 
     output = compile_friendly_flex_attention(
         query,

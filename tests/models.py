@@ -15,6 +15,7 @@ from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
+LISTS = ("layer_types", "no_rope_layers")
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 
@@ -61,6 +62,9 @@ OPTIONS: dict[str, dict] = {
             SLIDING: {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
         },
     },
+    "post-norm": {"post_norm": True},
+    "post-norm-alone": {"post_norm": True, "pre_norm": False},
+    "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -244,7 +248,10 @@ def tiny_config(**options) -> RiGPTConfig:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    return RiGPTConfig(**(defaults | options))
+    merged = defaults | options
+    # Lists of layers are those of three, as many as a test wants of them.
+    merged |= {name: merged[name][: merged["num_hidden_layers"]] for name in LISTS if merged.get(name)}
+    return RiGPTConfig(**merged)
 
 
 def learned(model: nn.Module) -> list[nn.Parameter]:
