@@ -56,6 +56,7 @@ __all__ = [
     "Frame",
     "FrameKey",
     "Table",
+    "is_choice_of_frames",
     "is_token_table",
     "is_transport",
     "layer_of",
@@ -68,6 +69,7 @@ DEGREES = {"relu": 1, "relu2": 2}
 ATTENTION, MLP = "model.layers.*.self_attn.", "model.layers.*.mlp."
 # Parameters that carry the residual stream from one local frame to the next: into a layer, and after the last.
 TRANSPORTS = ("model.layers.*.transport.weight", "model.transport.weight")
+CARRY = "model.carry.weight"
 
 
 # Parameters with a row for every token. Nothing turns that axis, but a symmetry of the data exchanges what is on it.
@@ -207,7 +209,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         MLP + "down_proj.bias": (written,),
         "model.layers.*.attention_output_norm.weight": (FIXED,),
         "model.layers.*.mlp_output_norm.weight": (FIXED,),
-        "model.carry.weight": (stream, FIXED),
+        CARRY: (stream, FIXED),
         TRANSPORTS[1]: (stream, before),
         "model.project_out.weight": (output, stream_in),
         "model.project_out.bias": (output,),
@@ -286,6 +288,11 @@ def _frames_by_layer(config: RiGPTConfig) -> list[dict[str, Frame]]:
 def is_transport(name: str) -> bool:
     """Whether a parameter carries the residual stream from one local frame to the next."""
     return pattern_of(name) in TRANSPORTS
+
+
+def is_choice_of_frames(name: str) -> bool:
+    """Whether a parameter leads from one frame to another and is frozen: nothing is learned in it."""
+    return is_transport(name) or name == CARRY
 
 
 def is_token_table(name: str) -> bool:

@@ -15,6 +15,8 @@ from .groups import Group
 Read = Callable[[str], torch.Tensor]
 # Frames that are one once weights are balanced.
 STREAMS = ("stream", "local")
+# Representations of axes that read from a frame.
+READING = ("covector", "down")
 
 
 class FrameKey(NamedTuple):
@@ -218,7 +220,7 @@ class Table:
             return None
         if any(turned.dim == 0 for turned in carried):
             return "writes"
-        table_of_rows = all(turned.dim and turned.role != "covector" for turned in turns)
+        table_of_rows = all(turned.dim and turned.role not in READING for turned in turns)
         return "rows" if table_of_rows else "reads"
 
     def moved(self, name: str) -> list[tuple[FrameKey, Move]]:

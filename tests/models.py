@@ -130,7 +130,7 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}},
+    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gained": GAIN_VECTOR, "metric": GAIN_METRIC},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -145,6 +145,8 @@ AXES: dict[str, dict[str, dict]] = {
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
     "start": {"raw": {}, "normed": {"embedding_norm": True}},
+    "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
+    "caps": {"none": {}, "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}},
     "sight": {
         "full": {},
         "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
@@ -161,23 +163,26 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-partial      dot       qk     wide    untied  grouped  gated  none  normed  unturned  local   steps    large
-frequencies  distance  qk     narrow  tied    single   gelu   all   raw     full      alike   layered  small
-learned      squared   plain  stream  untied  multi    relu2  all   normed  sliding   values  layered  small
-rotary       squared   plain  wide    tied    multi    relu2  none  raw     full      alike   between  large
-learned      dot       plain  stream  tied    single   gelu   none  raw     sliding   local   steps    large
-rotary       distance  plain  narrow  untied  grouped  gated  all   raw     unturned  values  steps    small
-partial      dot       qk     stream  untied  grouped  gelu   all   normed  full      alike   between  small
-frequencies  dot       qk     narrow  tied    multi    relu2  none  normed  unturned  values  layered  large
-frequencies  squared   qk     wide    tied    grouped  gated  all   raw     sliding   local   layered  small
-learned      distance  qk     wide    untied  single   gated  all   normed  full      alike   between  large
-partial      distance  plain  narrow  tied    multi    relu2  none  raw     sliding   local   steps    small
-rotary       squared   qk     stream  untied  single   gelu   all   normed  unturned  alike   steps    small
-partial      squared   qk     wide    tied    single   gelu   none  normed  full      values  layered  small
-frequencies  distance  plain  stream  untied  multi    gated  all   raw     full      local   steps    small
-rotary       dot       qk     wide    untied  multi    gelu   none  normed  sliding   local   layered  small
-learned      squared   plain  narrow  tied    grouped  relu2  none  normed  sliding   alike   layered  large
-frequencies  distance  plain  narrow  tied    single   relu2  all   normed  full      alike   between  small
+frequencies squared  metric narrow tied   single  gated all  normed before capped full     alike  between small
+partial     distance gained narrow untied multi   gelu  none raw    after  none   unturned values steps   large
+learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding  local  layered large
+rotary      dot      qk     wide   untied single  relu2 all  normed both   none   unturned values layered small
+partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding  alike  steps   small
+learned     squared  qk     stream untied multi   gated none raw    both   none   full     alike  between large
+rotary      squared  gained wide   untied multi   gated all  normed before capped sliding  local  steps   large
+frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full     values steps   small
+partial     distance metric stream untied single  gelu  all  raw    before none   full     local  layered large
+frequencies squared  plain  wide   untied grouped gated none normed after  capped unturned values layered large
+rotary      distance gained narrow tied   grouped relu2 all  raw    after  none   full     alike  between small
+learned     distance qk     narrow untied single  gelu  none normed after  capped sliding  values steps   small
+partial     dot      qk     narrow tied   multi   gated none raw    before capped unturned local  layered small
+frequencies dot      gained stream untied single  gelu  all  normed both   capped unturned alike  layered large
+rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full     alike  between large
+learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding  values layered small
+partial     squared  plain  narrow untied single  relu2 none normed both   none   full     alike  between small
+frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding  local  layered large
+rotary      squared  metric stream tied   single  relu2 all  raw    before none   unturned values layered small
+learned     dot      gained stream untied single  relu2 all  raw    after  none   full     alike  between large
 """
 
 
@@ -202,6 +207,12 @@ def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.
     """
     rest = [pytest.param(name, marks=pytest.mark.full) for name in full if name not in quick]
     return pytest.mark.parametrize("option", [*quick, *rest])
+
+
+def backends(options: dict) -> tuple[str, ...]:
+    """The attention backends that can be compared without a GPU for these options."""
+    plain = options.get("attention_score") != "distance" and "attn_logit_softcapping" not in options
+    return ("eager", "sdpa") if plain else ("eager",)
 
 
 # Rounding is the subject of few tests; the others look at it where tests marked `full` run.

@@ -49,7 +49,6 @@ TARGETS: dict[str, Target] = {
     name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()
 }
 
-_SOFTCAP_GAIN = "its norms stand behind the blocks as well as in front of them, where a gain folds into no weight"
 REASONS = {
     "rigpt": "it is a RiGPT already",
     "qwen3_moe": "its MLPs are experts, and RiGPT has none",
@@ -57,8 +56,7 @@ REASONS = {
         "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
         "into no weight"
     ),
-    "gemma2": _SOFTCAP_GAIN,
-    "gemma3_text": _SOFTCAP_GAIN,
+    "gemma3_text": "no weight map has been written for its norms of queries and keys",
 }
 
 

@@ -102,13 +102,14 @@ def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") 
     return kin_config(UNBIASED, config, rope_parameters=rope, **sight(config, False))
 
 
-def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTConfig:
+def kin_config(family: Family, config: PreTrainedConfig, activation: str = "hidden_act", **own: Any) -> RiGPTConfig:
     """
     The configuration of the RiGPT equal to a model with Llama's layers.
 
     Args:
         family (`Family`): the source's.
         config (`PreTrainedConfig`): the source's configuration, of which the fields are read that the family names.
+        activation (`str`): what the source calls its activation.
         own: fields of the result that do not follow from Llama's names.
 
     Raises:
@@ -117,7 +118,7 @@ def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTCon
     same_as_llama = {
         "embedding_size": config.hidden_size if config.tie_word_embeddings else None,
         "head_dim": head_dim(config),
-        "hidden_act": rigpt_activation(config.hidden_act, "hidden_act"),
+        "hidden_act": rigpt_activation(getattr(config, activation), activation),
         "gated_mlp": True,
         "position_embedding_type": "rotary",
         "rope_parameters": dict(config.rope_parameters),

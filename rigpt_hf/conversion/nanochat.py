@@ -1,4 +1,4 @@
-"""NanoChat without its cap on logits: norms without gains, also of queries and keys, and a rotation backwards."""
+"""NanoChat: norms without gains, also of queries and keys, and a rotation backwards."""
 
 from transformers import NanoChatConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -6,7 +6,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config
-from .maps import Architecture, only
+from .maps import Architecture, same
 
 
 def backwards(config: NanoChatConfig) -> Rows:
@@ -30,7 +30,7 @@ NANOCHAT = LLAMA.varied(
         "project_out": None,
         "lm_head": _NO_NORM,
     },
-    options=ATTENTION_BIASES,
+    options=ATTENTION_BIASES | same("final_logit_softcapping"),
 )
 
 
@@ -54,13 +54,6 @@ def stretched(config: NanoChatConfig) -> str | None:
 
 REFUSED = {
     **PARTIAL,
-    **only(
-        "final_logit_softcapping",
-        (None,),
-        "it bends logits, and RiGPT has a linear head",
-        "Set it to `None` in the source's configuration if you need only which token is likelier than which: "
-        "probabilities become other ones",
-    ),
     "rope_parameters['attention_factor']": stretched,
 }
 ARCHITECTURES = {"nanochat": Architecture("NanoChatForCausalLM", NANOCHAT, rigpt_config, REFUSED)}

@@ -174,6 +174,8 @@ class _Reader:
                 norm_bias = self._read(beta)
                 return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scales, dtype)
             gains = self._gains(gain)
+            if own is None and gains is not None and len(shape) == 1:  # which stay gains
+                return gains.to(dtype)
             if own is None:
                 return projection(shape[0], gains, centred, scale, dtype, self.device)
             if role == "reads":

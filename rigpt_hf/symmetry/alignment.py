@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..configuration_rigpt import SIZES, RiGPTConfig
-from ..frames import FrameKey, table_of
+from ..frames import FrameKey, is_choice_of_frames, table_of
 from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, rope_types
 from .action import GaugeTransformation
 from .balance import balance
@@ -265,7 +265,7 @@ class Search:
         self.dtype = next(iter(target.values())).dtype
         self.total = GaugeTransformation.identity(config)
         self.table = table_of(config)
-        self.compared = list(without_transports(target))
+        self.compared = [name for name in target if not is_choice_of_frames(name)]
         sides = [side[name] for side in (weights, target) for name in self.compared]
         self.norm = sum(float(tensor.square().sum()) for tensor in sides) / 2
 

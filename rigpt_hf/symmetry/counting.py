@@ -21,9 +21,9 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     A generic model has no others as long as `head_dim` is at most `hidden_size`, `embedding_size` is at most
     `hidden_size`, or equal to it where positions are rotary, and there are at least as many tokens as dimensions: then
     the total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures (less `local`, as the
-    maps between local frames are frozen, or less `stream` with `post_norm`, whose `carry` is). Beyond that the two differ: wider frames have directions that no weight
-    fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. Frequencies of
-    rotary positions are taken to be distinct.
+    maps between local frames are frozen, or less `stream` with `post_norm`, whose `carry` is). Beyond that the two
+    differ: wider frames have directions that no weight fills, and with rotary positions the first layer reads only the
+    range of a narrow `project_in`. Frequencies of rotary positions are taken to be distinct.
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """

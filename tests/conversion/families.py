@@ -32,6 +32,7 @@ LONGROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 OPT = {"ffn_dim": 40, "dropout": 0.0}
 GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
+GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -56,6 +57,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": GRANITE | {"attention_bias": True},
     "granite-tied": GRANITE | TIED | {"mlp_bias": True, "num_key_value_heads": 4},
     "gemma": {"head_dim": 10},
+    "gemma2": GEMMA2 | {"head_dim": 10, "layer_types": [SLIDING, FULL, SLIDING], "query_pre_attn_scalar": 7},
+    "gemma2-untied": UNTIED
+    | {
+        "head_dim": 6,
+        "attention_bias": True,
+        "layer_types": [FULL] * 3,
+        "final_logit_softcapping": None,
+        "attn_logit_softcapping": None,
+    },
     "gemma-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "rms_norm_eps": 1e-3},
     "ernie4_5": {"head_dim": 10},
     "ernie4_5-untied": UNTIED | {"head_dim": 6, "use_bias": True, "num_key_value_heads": 1},
@@ -74,7 +84,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": {"head_dim": 10, "rope_parameters": YARN},
     "starcoder2-untied": UNTIED | {"use_bias": False, "norm_epsilon": 1e-3, "sliding_window": 8, "hidden_act": "relu"},
     "nanochat": NANOCHAT | {"head_dim": 10, "num_key_value_heads": 1},
-    "nanochat-tied": NANOCHAT | TIED | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
+    "nanochat-tied": TIED
+    | {"final_logit_softcapping": 0.5}
+    | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
 

@@ -23,7 +23,8 @@ def test_every_rule_of_the_plans_applies(option):
         assert model.tp_plan and set(model.tp_plan) <= generic
         assert set(model.pp_plan) <= generic
         # Later stages of a pipeline do not have what these options read again.
-        again = model.config.value_embedding_period is not None or model.config.depth_interpolation == "linear"
+        config = model.config
+        again = config.value_embedding_period is not None or config.depth_interpolation == "linear" or config.post_norm
         assert bool(model.pp_plan) is not again
         assert again or ("project_out" in str(model.pp_plan)) is (model.config.embedding_size is not None)
         assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
