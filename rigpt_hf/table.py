@@ -202,14 +202,14 @@ class Table:
 
     def role_on(self, name: str, kind: str) -> Literal["reads", "writes", "rows"] | None:
         """
-        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, `"reads"` them with
-        its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
+        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, along which a stack
+        lies, `"reads"` them with its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
         """
         turns = self.turns(name)
         carried = [turned for turned in turns if turned.key.kind == kind]
         if not carried:
             return None
-        if any(turned.dim == 0 for turned in carried):
+        if any(turned.dim == 0 or turned.stacked for turned in carried):
             return "writes"
         table_of_rows = all(turned.dim and turned.role != "covector" for turned in turns)
         return "rows" if table_of_rows else "reads"

@@ -114,7 +114,7 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}},
+    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gain": GAIN_VECTOR, "metric": GAIN_METRIC},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -140,20 +140,25 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large
-frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small
-learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small
-partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large
-learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small
-rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large
-frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large
-partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large
-rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small
-partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small
-frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small
-learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large
-rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small
-frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small
+partial      dot       plain   stream  untied  grouped  gelu   all   raw     alike   layered  small
+learned      squared   plain   narrow  tied    single   relu2  none  normed  values  steps    large
+frequencies  distance  qk      wide    untied  multi    gated  all   normed  local   layered  large
+rotary       distance  metric  wide    tied    single   gated  none  raw     alike   between  small
+frequencies  dot       gain    stream  tied    multi    relu2  none  raw     local   steps    small
+rotary       squared   gain    narrow  untied  grouped  gelu   all   normed  alike   between  large
+learned      dot       qk      narrow  tied    grouped  gated  all   raw     values  layered  small
+partial      distance  metric  stream  untied  single   gelu   none  normed  values  steps    large
+learned      squared   metric  wide    untied  grouped  relu2  none  raw     local   layered  small
+partial      squared   qk      stream  tied    multi    gated  none  normed  alike   between  small
+rotary       dot       plain   wide    tied    multi    gelu   all   raw     values  steps    large
+frequencies  dot       metric  narrow  untied  single   gelu   all   normed  local   layered  small
+frequencies  distance  plain   narrow  tied    grouped  relu2  all   raw     alike   between  large
+learned      distance  gain    stream  untied  grouped  gated  none  raw     alike   steps    large
+partial      squared   gain    wide    untied  single   relu2  none  normed  values  layered  small
+rotary       squared   qk      stream  tied    single   relu2  none  raw     local   layered  small
+learned      dot       metric  narrow  untied  multi    gelu   none  raw     alike   between  large
+partial      dot       plain   narrow  tied    single   gated  all   raw     local   layered  large
+frequencies  squared   qk      narrow  untied  grouped  gelu   all   normed  values  steps    small
 """
 
 

@@ -42,6 +42,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ministral3-unscaled": TIED
     | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}, "head_dim": 6},
     "qwen2": TIED,
+    "qwen3": {"head_dim": 10, "attention_bias": True},
+    "qwen3-tied": TIED | {"head_dim": 6, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
     "arcee": {"head_dim": 10},
     "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
     "granite": GRANITE | {"attention_bias": True},

@@ -190,6 +190,10 @@ class TestNegativeControls:
         print(f"nanochat, cap: {error:.1e}")
         assert error > 0.1
 
+    def test_gains_of_queries_on_keys(self, monkeypatch):
+        norms = {of: {"source": f"model.layers.{{i}}.self_attn.{of}_norm"} for of in "qk"}
+        assert self.off("qwen3", monkeypatch, {"q_norm": norms["k"], "k_norm": norms["q"]}) > 0.01
+
     def test_the_other_gelu(self, monkeypatch):
         source, entry = family_model("opt-untied"), ARCHITECTURES["opt"]
 
@@ -273,6 +277,11 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
     ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
     ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
+    (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "`sliding_window=8` is shorter",
+    ),
     ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
