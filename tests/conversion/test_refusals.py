@@ -77,7 +77,7 @@ def plan(name: str, change):
         ("gpt2", lambda d: d.pop("transformer.h.1.attn.c_attn.bias"), "`transformer.h.1.attn.c_attn.bias` is missing"),
         ("gpt2", lambda d: d.update({"lm_head.weight": torch.ones(61, 24)}), "`lm_head.weight` differs from"),
         ("llama", lambda d: d.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "q_proj.bias"),
-        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gains behind.* the Llama"),
+        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gains behind"),
         ("llama", lambda d: d.pop("lm_head.weight"), "`lm_head.weight` is missing"),
         ("qwen2", lambda d: d.pop("model.layers.0.self_attn.k_proj.bias"), "k_proj.bias` is missing"),
     ],
