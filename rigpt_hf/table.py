@@ -75,6 +75,8 @@ class Frame:
         per_layer: Every layer has its own.
         carrier: The frame of permutations that moves the copies about, in the role `carried`.
         after: The frame that a canonical form fixes before this one, as only then it sees what this one turns.
+        stacked: A stack of matrices turns with it and, on the other side, with another frame that has it too: no
+            symmetry of tokens is represented in either.
         shift: The moves of a frame of translations.
     """
 
@@ -84,7 +86,13 @@ class Frame:
     carrier: str | None = None
     carried: str = "key_value"
     after: str | None = None
+    stacked: bool = False
     shift: Shift | None = field(default=None, compare=False)
+
+    @property
+    def represents(self) -> Literal["permutations", "matrices"] | None:
+        """What a symmetry of tokens may be represented by in it, as of [`Group`]."""
+        return None if self.stacked else self.group.represents
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Filling:
             )
         kinds = table_of(config).kinds
         for kind, (made_of, counts) in self.frames.items():
-            represents = kinds[kind].group.represents if kind in kinds else None
+            represents = kinds[kind].represents if kind in kinds else None
             room = size_of(kinds[kind]) if represents else 0
             parts: Sequence[Any] = self.matrices if made_of == "matrices" else self.permutations
             filled = max(
@@ -99,7 +99,7 @@ class Filling:
                 parts.append(orbit + start)
                 start += orbit.shape[1]
             whole = np.concatenate(parts, axis=1)
-            permuted = frame.group.represents == "permutations"
+            permuted = frame.represents == "permutations"
             actions.append(torch.from_numpy(whole) if permuted else matrices_of(whole))
         return list(torch.stack(actions, dim=1))
 
@@ -152,10 +152,10 @@ def choose_filling(
         permutations = [symmetry.group.regular, *permutations]
     frames: dict[str, tuple[Blocks, Counts]] = {}
     for key, frame in table_of(config).frames.items():
-        rooms = [int((1 - resting) * size_of(frame)) if frame.group.represents else 0] * frame.copies
-        if key.kind in frames or not frame.group.represents:
+        rooms = [int((1 - resting) * size_of(frame)) if frame.represents else 0] * frame.copies
+        if key.kind in frames or not frame.represents:
             continue
-        if frame.group.represents == "permutations" or kind == "permutation":
+        if frame.represents == "permutations" or kind == "permutation":
             frames[key.kind] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], rooms)
         elif key.kind in multiplicities:
             counts = _by_hand(multiplicities[key.kind], decomposition.dims, key.kind, size_of(frame))
