@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
-from rigpt_hf.modeling_rigpt import RiGPTHeadNorm, RiGPTMetricNorm
+from rigpt_hf.norms_rigpt import RiGPTHeadNorm, RiGPTMetricNorm
 from tests.model.agreement import assert_different, assert_same
 from tests.models import GAIN_METRIC, GAIN_VECTOR, tiny_config, tiny_model, tokens
 
