@@ -159,6 +159,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     switches = {
         "gated_mlp": "gated feedforward",
         "qk_norm": "query-key norm",
+        "qk_norm_gain": "gains of queries and keys",
         "embedding_norm": "normalised embeddings",
         "local_frames": "a frame per layer",
         "value_embedding_period": "value embeddings",

@@ -94,11 +94,12 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     if config.qk_norm_gain == "vector":
         stretch, after = SCORES[config.attention_score].stretch, "gains"
         table["gains"] = Frame(GainScalings(config.head_dim, stretch, score.planes), per_layer=own)
-    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads", after=after)
-    if config.qk_norm_gain == "metric":
+    metric = config.qk_norm_gain == "metric"
+    table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads", after=after, stacked=metric)
+    if metric:
         for kind, role, copies in (("query_norm", "query", heads * repeats), ("key_norm", "key_value", heads)):
             group = orthogonal(config.head_dim)
-            table[kind] = Frame(group, copies, own, carrier="heads", carried=role, after="head_qk")
+            table[kind] = Frame(group, copies, own, carrier="heads", carried=role, after="head_qk", stacked=True)
     table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
     degree = DEGREES.get(config.hidden_act)

@@ -13,14 +13,14 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
-increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, products of few rows and the
-loss in `kernels_rigpt.py`.
+increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, norms of queries and keys in
+`norms_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +56,7 @@ from .layers_rigpt import (
     of_layer_type,
     window_of,
 )
+from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
 
@@ -72,63 +73,6 @@ class RiGPTRMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
-
-
-class RiGPTHeadNorm(nn.Module):
-    """`n(x)` for heads of queries or keys `[B, heads, S, h]`."""
-
-    def __init__(self, eps: float):
-        super().__init__()
-        self.eps = eps
-
-    def reset_own_parameters(self):
-        """There are none."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps}"
-
-
-class RiGPTGainNorm(RiGPTHeadNorm):
-    """`g n(x)`, with a gain per dimension that all heads share."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__(eps)
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def reset_own_parameters(self):
-        """No gain."""
-        init.ones_(self.weight)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gain = local(self.weight).to(hidden_states.dtype)
-        return nn.functional.rms_norm(hidden_states, gain.shape, gain, self.eps)
-
-
-class RiGPTMetricNorm(RiGPTHeadNorm):
-    """
-    `x / sqrt(|L x|²/h + eps)`: `n(x)` for the length that the metric `Lᵀ L` gives, in any frame of the head.
-
-    `weight` `[heads·h, h]` has an `L` for each of them. With `L = diag(1/g)` and `g x` for `x` this is `g n(x)`.
-    """
-
-    def __init__(self, heads: int, size: int, eps: float):
-        super().__init__(eps)
-        self.weight = nn.Parameter(torch.eye(size).repeat(heads, 1))
-
-    def reset_own_parameters(self):
-        """The ordinary length."""
-        size = self.weight.shape[1]
-        init.copy_(self.weight, torch.eye(size).repeat(len(self.weight) // size, 1))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        size = hidden_states.shape[-1]
-        mapped = hidden_states @ local(self.weight).to(hidden_states.dtype).view(-1, size, size).mT  # [B, heads, S, h]
-        accurate = torch.promote_types(hidden_states.dtype, torch.float32)
-        square = mapped.to(accurate).square().mean(-1, keepdim=True)
-        return (hidden_states.to(accurate) * torch.rsqrt(square + self.eps)).to(hidden_states.dtype)
 
 
 class RiGPTVectorDropout(nn.Module):
@@ -173,17 +117,6 @@ def has_value_embedding(config: RiGPTConfig, layer_idx: int) -> bool:
     """
     period = config.value_embedding_period
     return period is not None and layer_idx > 0 and (config.num_hidden_layers - 1 - layer_idx) % period == 0
-
-
-def head_norm(config: RiGPTConfig, of: Literal["query", "key"]) -> RiGPTHeadNorm | None:
-    """The norm of queries or keys, if they have one."""
-    heads = config.num_attention_heads if of == "query" else config.num_key_value_heads
-    match config.qk_norm_gain:
-        case "vector":
-            return RiGPTGainNorm(config.head_dim, config.rms_norm_eps)
-        case "metric":
-            return RiGPTMetricNorm(heads, config.head_dim, config.rms_norm_eps)
-    return RiGPTHeadNorm(config.rms_norm_eps) if config.qk_norm else None
 
 
 class RiGPTAttention(nn.Module):

@@ -77,6 +77,8 @@ class Frame:
         per_layer: Every layer has its own.
         carrier: The frame of permutations that moves the copies about, in the role `carried`.
         after: The frame that a canonical form fixes before this one, as only then it sees what this one turns.
+        stacked: A stack of matrices turns with it and, on the other side, with another frame that has it too: no
+            symmetry of tokens is represented in either.
         shift: The moves of a frame of translations.
     """
 
@@ -86,7 +88,13 @@ class Frame:
     carrier: str | None = None
     carried: str = "key_value"
     after: str | None = None
+    stacked: bool = False
     shift: Shift | None = field(default=None, compare=False)
+
+    @property
+    def represents(self) -> Literal["permutations", "matrices"] | None:
+        """What a symmetry of tokens may be represented by in it, as of [`Group`]."""
+        return None if self.stacked else self.group.represents
 
 
 @dataclass(frozen=True)
@@ -211,14 +219,14 @@ class Table:
 
     def role_on(self, name: str, kind: str) -> Literal["reads", "writes", "rows"] | None:
         """
-        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, `"reads"` them with
-        its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
+        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, along which a stack
+        lies, `"reads"` them with its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
         """
         turns = self.turns(name)
         carried = [turned for turned in turns if turned.key.kind == kind]
         if not carried:
             return None
-        if any(turned.dim == 0 for turned in carried):
+        if any(turned.dim == 0 or turned.stacked for turned in carried):
             return "writes"
         table_of_rows = all(turned.dim and turned.role not in READING for turned in turns)
         return "rows" if table_of_rows else "reads"

@@ -130,7 +130,7 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gained": GAIN_VECTOR, "metric": GAIN_METRIC},
+    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gain": GAIN_VECTOR, "metric": GAIN_METRIC},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -164,25 +164,25 @@ AXES: dict[str, dict[str, dict]] = {
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
 frequencies squared  metric narrow tied   single  gated all  normed before capped full     alike  between small
-partial     distance gained narrow untied multi   gelu  none raw    after  none   unturned values steps   large
+partial     distance gain   narrow untied multi   gelu  none raw    after  none   unturned values steps   large
 learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding  local  layered large
 rotary      dot      qk     wide   untied single  relu2 all  normed both   none   unturned values layered small
 partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding  alike  steps   small
 learned     squared  qk     stream untied multi   gated none raw    both   none   full     alike  between large
-rotary      squared  gained wide   untied multi   gated all  normed before capped sliding  local  steps   large
+rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding  local  steps   large
 frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full     values steps   small
 partial     distance metric stream untied single  gelu  all  raw    before none   full     local  layered large
 frequencies squared  plain  wide   untied grouped gated none normed after  capped unturned values layered large
-rotary      distance gained narrow tied   grouped relu2 all  raw    after  none   full     alike  between small
+rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full     alike  between small
 learned     distance qk     narrow untied single  gelu  none normed after  capped sliding  values steps   small
 partial     dot      qk     narrow tied   multi   gated none raw    before capped unturned local  layered small
-frequencies dot      gained stream untied single  gelu  all  normed both   capped unturned alike  layered large
+frequencies dot      gain   stream untied single  gelu  all  normed both   capped unturned alike  layered large
 rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full     alike  between large
 learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding  values layered small
 partial     squared  plain  narrow untied single  relu2 none normed both   none   full     alike  between small
 frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding  local  layered large
 rotary      squared  metric stream tied   single  relu2 all  raw    before none   unturned values layered small
-learned     dot      gained stream untied single  relu2 all  raw    after  none   full     alike  between large
+learned     dot      gain   stream untied single  relu2 all  raw    after  none   full     alike  between large
 """
 
 

@@ -180,8 +180,7 @@ def scaled_queries(config: Ministral3Config) -> str | None:
     )
 
 
-def stock_config(config: RiGPTConfig, target: str) -> dict[str, Any]:
-    """The fields that configurations of this family share."""
+def _common(config: RiGPTConfig, target: str) -> dict:
     if config.residual_dropout or config.embedding_dropout:
         logger.warning(
             f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` have no "
@@ -197,12 +196,12 @@ def stock_config(config: RiGPTConfig, target: str) -> dict[str, Any]:
 def llama_config(config: RiGPTConfig) -> LlamaConfig:
     """The configuration of the Llama equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
     biased = config.attention_bias or config.attention_output_bias
-    return LlamaConfig(**stock_config(config, "Llama"), attention_bias=biased, mlp_bias=config.mlp_bias)
+    return LlamaConfig(**_common(config, "Llama"), attention_bias=biased, mlp_bias=config.mlp_bias)
 
 
 def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
     """The same for a Qwen2."""
-    return Qwen2Config(**stock_config(config, "Qwen2"))
+    return Qwen2Config(**_common(config, "Qwen2"))
 
 
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
@@ -215,7 +214,7 @@ ARCHITECTURES = {
     "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, PARTIAL),
 }
 # Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
-EXPRESSES = {
+_EXPRESSES = {
     "gated_mlp": lambda config: config.gated_mlp,
     # Which turn whole heads, whatever their configuration says.
     "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
@@ -230,7 +229,7 @@ TARGETS = {
         name="Llama",
         model_class=LlamaForCausalLM,
         family=LLAMA,
-        expresses=EXPRESSES | {"attention_output_bias": None, "mlp_bias": None},
+        expresses=_EXPRESSES | {"attention_output_bias": None, "mlp_bias": None},
         stock_config=llama_config,
         summary=_SUMMARY,
         alternative="Try `target='gpt2'`.",
@@ -239,7 +238,7 @@ TARGETS = {
         name="Qwen2",
         model_class=Qwen2ForCausalLM,
         family=LLAMA,
-        expresses=EXPRESSES,
+        expresses=_EXPRESSES,
         stock_config=qwen2_config,
         summary=f"{_SUMMARY} and biases on q, k and v alone",
         alternative="Try `target='llama'`.",

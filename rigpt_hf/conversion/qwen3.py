@@ -5,7 +5,7 @@ from dataclasses import replace
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import ATTENTION_BIASES, EXPRESSES, LLAMA, PARTIAL, kin_config, sight, stock_config
+from .llama import _EXPRESSES, ATTENTION_BIASES, LLAMA, PARTIAL, _common, kin_config, sight
 from .maps import Architecture, Rule, Target
 
 
@@ -24,7 +24,7 @@ def rigpt_config(config: Qwen3Config, dropout: str | None = "vector") -> RiGPTCo
 def qwen3_config(config: RiGPTConfig) -> Qwen3Config:
     """The configuration of the Qwen3 equal to a RiGPT's, but for `tie_word_embeddings`, which the weights decide."""
     biased = config.attention_bias or config.attention_output_bias
-    return Qwen3Config(**stock_config(config, "Qwen3"), attention_bias=biased)
+    return Qwen3Config(**_common(config, "Qwen3"), attention_bias=biased)
 
 
 ARCHITECTURES = {"qwen3": Architecture("Qwen3ForCausalLM", QWEN3, rigpt_config, PARTIAL)}
@@ -33,7 +33,7 @@ TARGETS = {
         name="Qwen3",
         model_class=Qwen3ForCausalLM,
         family=QWEN3,
-        expresses=EXPRESSES
+        expresses=_EXPRESSES
         | {"attention_output_bias": None, "qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None},
         stock_config=qwen3_config,
         summary="fixed rotary positions for whole heads, q/k normalisation, and a gated MLP without biases",

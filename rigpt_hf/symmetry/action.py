@@ -291,7 +291,7 @@ def resolve_frames(config: RiGPTConfig, names: Iterable[str] | str) -> list[str]
     known = table_of(config).kinds
     several = {
         "all": list(known),
-        "head": [kind for kind, frame in known.items() if frame.carrier is not None],
+        "head": [kind for kind in known if kind.startswith("head_")],
         "shifts": [kind for kind, frame in known.items() if frame.shift is not None],
     }
     resolved: list[str] = []

@@ -99,9 +99,18 @@ class View:
         return result
 
     def total(self) -> torch.Tensor:
-        """`Σ a bᵀ` over vectors and covectors in all frames of the view, `[copies, n, n]`."""
-        views = [View(self.table, (key,), self.a, self.b) for key in self.keys] if self.keys[1:] else [self]
-        parts = [gram for view in views for role, gram in view.grams.items() if role in ("vector", "covector")]
+        """
+        `Σ a bᵀ` over vectors and covectors in all frames of the view, `[copies, n, n]`; without stacks, whose other
+        side turns with a frame that is found after this one.
+        """
+        whole = {name for key in self.keys for name, turned in self.walk(key) if not turned.stacked}
+        a = {name: self.a[name] for name in whole}
+        parts = [
+            gram
+            for key in self.keys
+            for role, gram in View(self.table, (key,), a, self.b).grams.items()
+            if role in ("vector", "covector")
+        ]
         return torch.stack(parts).sum(dim=0)
 
     def anchors(self) -> torch.Tensor:

@@ -25,10 +25,14 @@ def test_the_lists_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("export A out --to gtp2", "`--to` must be one of gpt2, llama, qwen2, got 'gtp2'. Did you mean 'gpt2'?"),
+        (
+            "export A out --to gtp2",
+            "`--to` must be one of gpt2, llama, qwen2, qwen3, got 'gtp2'. Did you mean 'gpt2'?",
+        ),
         ("export A out --frame up", "`--frame` must be one of auto, lexical, stream, got 'up'. Take one of these."),
         ("convert A out --dtype float33", "float16, got 'float33'. Did you mean 'float32'?"),
         ("convert A out --dropout half", "`--dropout` must be one of vector, none, refuse, got 'half'."),
+        ("convert A out --qk-gain gain", "`--qk-gain` must be one of vector, metric, got 'gain'."),
         ("verify A A --dtype int8", "`--dtype` must be one of float64, float32, bfloat16, float16, got 'int8'."),
         ("evaluate A --dtype int8", "`--dtype` must be one of float64, float32, bfloat16, float16, got 'int8'."),
         ("rotate A out --frames head,streem", "got 'streem'. Did you mean 'stream'?"),

@@ -52,6 +52,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": UNTIED | {"no_rope_layers": [1, 0, 1], "attention_bias": True},
     "smollm3-window": TIED
     | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8, "mlp_bias": True},
+    "qwen3": {"head_dim": 10, "attention_bias": True},
+    "qwen3-window": TIED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2, "head_dim": 6},
+    "qwen3-tied": TIED | {"head_dim": 6, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
     "arcee": {"head_dim": 10},
     "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
     "granite": GRANITE | {"attention_bias": True},

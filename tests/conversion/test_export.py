@@ -242,7 +242,7 @@ def test_what_a_target_cannot_express_is_named():
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
         ({"embedding_norm": True}, "llama", "`embedding_norm=True` have no counterpart in Llama"),
-        ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, got 'bloom'"),
+        ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, qwen3, got 'bloom'"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(tiny_model(**options), target)

@@ -216,6 +216,10 @@ class TestNegativeControls:
                 layer.mlp_output_norm.weight.fill_(1.0)
         assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
 
+    def test_gains_of_queries_on_keys(self, monkeypatch):
+        norms = {of: {"source": f"model.layers.{{i}}.self_attn.{of}_norm"} for of in "qk"}
+        assert self.off("qwen3", monkeypatch, {"q_norm": norms["k"], "k_norm": norms["q"]}) > 0.01
+
     def test_the_other_gelu(self, monkeypatch):
         source, entry = family_model("opt-untied"), ARCHITECTURES["opt"]
 

@@ -22,6 +22,11 @@ def test_the_tensor_parallel_plan_is_that_of_heads_and_neurons(option):
         roles = {table.role_on(f"model.layers.{name}", kind) for kind in ("heads", "neurons")} - {None}
         if roles and not name.endswith(".bias"):
             layer, _, module = name.removesuffix(".weight").partition(".")
-            expected[f"layers.*.{module}"] = STYLES[roles.pop()]
+            # What is no linear layer is a parameter by itself.
+            stacked = any(turned.stacked for turned in table.turns(f"model.layers.{name}"))
+            expected[f"layers.*.{module}{'.weight' if stacked else ''}"] = STYLES[roles.pop()]
             assert not roles and layer.isdigit()
+        elif not roles and table.role_on(f"model.layers.{name}", "gains"):  # which all heads share
+            module = name.removesuffix(".weight").partition(".")[2]
+            expected[f"layers.*.{module}"] = "replicated_with_grad_allreduce"
     assert config.base_model_tp_plan == expected and len(expected) > 5

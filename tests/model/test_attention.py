@@ -39,7 +39,7 @@ def by_hand(model, layer, hidden_states):
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if model.config.qk_norm:
-        query, key = (x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() for x in (query, key))
+        query, key = normalised(model, attention.q_norm, query), normalised(model, attention.k_norm, key)
     output = torch.zeros_like(query)
     for head in range(query.shape[2]):
         for position in range(length):
@@ -56,20 +56,37 @@ def by_hand(model, layer, hidden_states):
     return attention.o_proj(output.flatten(2))
 
 
+def normalised(model, norm, x):
+    """Queries or keys `[B, S, heads, h]` behind their norm, with its gain."""
+    form, mapped = model.config.qk_norm_gain, x
+    if form == "metric":
+        maps = norm.weight.unflatten(0, (x.shape[2], x.shape[3]))
+        mapped = torch.stack([x[:, :, head] @ maps[head].T for head in range(x.shape[2])], dim=2)
+    unit = x / (mapped.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    return norm.weight * unit if form == "vector" else unit
+
+
 def causal_mask(length, dtype):
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)[None, None]
 
 
-@pytest.mark.parametrize(("heads", "qk_norm"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize(
+    ("heads", "qk_norm", "gain"),
+    [(1, True, None), (2, False, None), (4, True, None), (2, True, "vector"), (2, True, "metric")],
+)
 @pytest.mark.parametrize("score", SCORES)
-def test_every_score_is_its_formula(score, heads, qk_norm):
-    model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
+def test_every_score_is_its_formula(score, heads, qk_norm, gain):
+    model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm, qk_norm_gain=gain)
     hidden_states, attention = torch.randn(2, 7, 32, dtype=torch.float64), model.model.layers[1].self_attn
     expected, mask = by_hand(model, 1, hidden_states), causal_mask(7, torch.float64)
     for backend in ("eager",) if score == "distance" else ("eager", "sdpa"):
         with_backend(model, backend)
         assert_same(attention(hidden_states, attention_mask=mask)[0], expected, f"{score} in {backend}")
-    if score != "dot" and not qk_norm:  # keys of one norm know no weight
+    if gain is not None:
+        attention.q_norm.weight.data += 0.1
+        assert_different(by_hand(model, 1, hidden_states), expected)
+        attention.q_norm.weight.data -= 0.1
+    if score != "dot" and (not qk_norm or gain == "vector"):  # keys of one norm know no weight
         attention.distance_weight.data += 0.1
         assert_different(by_hand(model, 1, hidden_states), expected)
 

@@ -59,6 +59,8 @@ def run_sharded(rank, folder):
     for each in (model, reference):
         each(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
     assert model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
+    if model.config.qk_norm_gain == "metric":
+        assert model.model.layers[0].self_attn.k_norm.weight.to_local().shape == (8, 8)
     with torch.no_grad():
         assert_same(model(tokens(2, 9)).logits, reference(tokens(2, 9)).logits)
     for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
@@ -69,11 +71,14 @@ def run_sharded(rank, folder):
 
 
 @pytest.mark.slow
-def test_tensor_parallelism_over_two_processes(tmp_path):
+@pytest.mark.parametrize("gain", ["vector", "metric"])
+def test_tensor_parallelism_over_two_processes(tmp_path, gain):
     model = tiny_model(
         dtype=torch.float32,
         attention_score="squared_distance",
         rotary_learned_frequencies=True,
+        qk_norm=True,
+        qk_norm_gain=gain,
         gated_mlp=True,
         embedding_size=24,
         output_bias=True,

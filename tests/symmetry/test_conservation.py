@@ -78,7 +78,9 @@ def test_the_gradient_pairs_to_zero_with_every_generator(option):
     assert size(gradient.values()) > 0.01
     for view in views(table, gradient, weights, [key for key in table.frames if str(key) in pairings]):
         terms = [size([value]) for role, value in view.grams.items() if role not in ("metric", "planes")]
-        assert len(terms) >= 2 and min(terms) > 1e-6, view.key
+        # The map of a norm alone turns with its frame: there the two halves of one term cancel.
+        alone = view.key.kind in ("query_norm", "key_norm")
+        assert len(terms) >= 2 - alone and min(terms) > 1e-6, view.key
 
 
 def test_any_loss_of_the_logits_will_do():

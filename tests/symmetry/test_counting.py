@@ -35,9 +35,9 @@ def small_model(name: str, **changes):
     options = SMALL | {key: value for key, value in SYMMETRIES[name].items() if key not in SMALL}
     options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
-    # Behind nothing but rotary positions a query depends on its token alone: as many must look at a metric as it has
-    # numbers, which are ten, and more.
-    options |= {"vocab_size": 14} if options.get("qk_norm_gain") == "metric" else {}
+    # Behind nothing but rotary positions a query depends on its token alone: more tokens must look at a metric than it
+    # has numbers, which are ten.
+    options |= {"vocab_size": 11} if options.get("qk_norm_gain") == "metric" else {}
     # The first layer has no value embeddings.
     several = name in ("value-embeddings", "recipe", *UNLIKE)
     options |= {"num_hidden_layers": 2} if several else {}
@@ -135,6 +135,14 @@ def test_layers_that_see_only_the_range_of_a_narrow_embedding_have_more_room():
     assert unread == 16
     assert measure(rotary, inputs()).deficiency == redundant_dimensions(rotary.config)["total"] + unread
     assert measure(learned, inputs()).deficiency == redundant_dimensions(learned.config)["total"]
+
+
+def test_a_metric_that_few_tokens_look_at_has_more_room():
+    """Ten numbers in each of three maps, and what queries and keys may be stretched by."""
+    for tokens, unseen in ((9, 6), (10, 3), (11, 0)):
+        model = small_model("gain-metric", vocab_size=tokens)
+        deficiency = measure(model, inputs(40, tokens)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
 
 
 def test_heads_wider_than_the_stream_are_counted_wrong():

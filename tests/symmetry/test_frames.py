@@ -48,8 +48,8 @@ def test_the_table_knows_every_parameter_in_the_order_of_the_model(option):
                 assert turned.key in table.frames, f"{name} turns with {turned.key}, which is no frame"
                 assert (name, turned.dim) in table.carriers(turned.key, turned.role)
                 assert torch.equal(
-                    turned.fold(turned.unfold(torch.arange(6.0).reshape(2, 3)), torch.Size([2, 3])),
-                    torch.arange(6.0).reshape(2, 3),
+                    turned.fold(turned.unfold(torch.arange(18.0).reshape(6, 3)), torch.Size([6, 3])),
+                    torch.arange(18.0).reshape(6, 3),
                 )
     assert set(table.frames) == set(table.carried) | set(table.shifts)
 
@@ -87,7 +87,10 @@ SHARDED = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
 
 @over(ALL, ())
 def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
-    """Tensor parallelism shards what has an entry per head or neuron; biases go with their weights."""
+    """
+    Tensor parallelism shards what has an entry per head or neuron; biases go with their weights. What all heads of a
+    layer share gets gradients from all processes.
+    """
     config = tiny_config(**ALL[option])
     table, plan = table_of(config), {}
     with torch.device("meta"):
@@ -96,7 +99,11 @@ def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
         role = table.role_on(name, "heads") or table.role_on(name, "neurons")
         if role is not None and not name.endswith(".bias"):
             pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
-            plan[pattern.removesuffix(".weight")] = SHARDED[role]
+            linear = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear | torch.nn.Embedding)
+            plan[pattern.removesuffix(".weight") if linear else pattern] = SHARDED[role]
+        elif role is None and table.role_on(name, "gains") is not None:
+            pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
+            plan[pattern.removesuffix(".weight")] = "replicated_with_grad_allreduce"
     assert plan == config.base_model_tp_plan
     assert len(plan) >= 6
 

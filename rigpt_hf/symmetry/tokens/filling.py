@@ -65,7 +65,7 @@ class Filling:
             )
         kinds = fillable(config)
         for kind, (made_of, counts) in self.frames.items():
-            represents = kinds[kind].group.represents if kind in kinds else None
+            represents = kinds[kind].represents if kind in kinds else None
             room = size_of(kinds[kind]) if kind in kinds else 0
             parts: Sequence[Any] = self.matrices if made_of == "matrices" else self.permutations
             filled = max(
@@ -99,7 +99,7 @@ class Filling:
                 parts.append(orbit + start)
                 start += orbit.shape[1]
             whole = np.concatenate(parts, axis=1)
-            permuted = frame.group.represents == "permutations"
+            permuted = frame.represents == "permutations"
             actions.append(torch.from_numpy(whole) if permuted else matrices_of(whole))
         return list(torch.stack(actions, dim=1))
 
@@ -124,7 +124,7 @@ class Filling:
 def fillable(config: RiGPTConfig) -> dict[str, Frame]:
     """The kinds of frames that hold a representation, in every layer if layers have their own."""
     frames: dict[str, Frame] = {}
-    without = {key.kind for key, frame in table_of(config).frames.items() if not frame.group.represents}
+    without = {key.kind for key, frame in table_of(config).frames.items() if not frame.represents}
     for key, frame in table_of(config).frames.items():
         if key.kind not in without:
             frames.setdefault(key.kind, frame)
@@ -163,7 +163,7 @@ def choose_filling(
     frames: dict[str, tuple[Blocks, Counts]] = {}
     for name, frame in fillable(config).items():
         rooms = [int((1 - resting) * size_of(frame))] * frame.copies
-        if frame.group.represents == "permutations" or kind == "permutation":
+        if frame.represents == "permutations" or kind == "permutation":
             frames[name] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], rooms)
         elif name in multiplicities:
             counts = _by_hand(multiplicities[name], decomposition.dims, name, size_of(frame))
