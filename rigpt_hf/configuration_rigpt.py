@@ -110,6 +110,9 @@ class RiGPTConfig(PreTrainedConfig):
             `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
             Normalise queries and keys per head (no gain) before the score.
+        use_parallel_residual (`bool`, defaults to `False`):
+            Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
+            attention has written.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
         value_embedding_period (`int`, *optional*):
@@ -192,6 +195,7 @@ class RiGPTConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     attention_score: str = "dot"
     qk_norm: bool = False
+    use_parallel_residual: bool = False
     embedding_norm: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False

@@ -9,6 +9,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    x     += O attention(n(x)) + D act(A n(x))      both lines as one, with `use_parallel_residual`
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
@@ -249,7 +250,9 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
         self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.self_attn = RiGPTAttention(config, layer_idx)
-        self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
+        # Side by side, attention and MLP read one normalised stream.
+        parallel = config.use_parallel_residual
+        self.post_attention_layernorm = None if parallel else RiGPTRMSNorm(config.rms_norm_eps)
         self.mlp = RiGPTMLP(config)
         self.dropout = RiGPTVectorDropout(config.residual_dropout)
         for writer in (self.self_attn.o_proj, self.mlp.down_proj):
@@ -264,10 +267,13 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         return self.block(hidden_states, **kwargs)
 
     def block(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """The two lines."""
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        """The two lines, one after the other or both at once."""
+        normalised = self.input_layernorm(hidden_states)
+        attention_output, _ = self.self_attn(normalised, **kwargs)
         hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        if self.post_attention_layernorm is not None:
+            normalised = self.post_attention_layernorm(hidden_states)
+        return hidden_states + self.dropout(self.mlp(normalised))
 
 
 class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):

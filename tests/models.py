@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict] = {
         "hidden_act": "relu2",
     },
     "depth": {"depth_solver": "euler"},
+    "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -73,6 +74,14 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
+    "parallel-local-projected": {
+        "use_parallel_residual": True,
+        "local_frames": True,
+        "embedding_size": 24,
+        "position_embedding_type": "learned",
+    },
+    "parallel-mlp-bias": {"use_parallel_residual": True, "attention_output_bias": False},
+    "parallel-no-mlp-bias": {"use_parallel_residual": True, "mlp_bias": False},
 }
 
 # Every way to read depth as time; apart from interpolation, the table of frames does not know them.
@@ -121,24 +130,25 @@ AXES: dict[str, dict[str, dict]] = {
         "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
+    "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large
-frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small
-learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small
-partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large
-learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small
-rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large
-frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large
-partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large
-rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small
-partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small
-frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small
-learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large
-rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small
-frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small
+learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large  parallel
+frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small  parallel
+learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small  parallel
+partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large  parallel
+learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small  parallel
+rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large  parallel
+frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large  serial
+partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large  serial
+rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small  serial
+partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small  serial
+frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small  serial
+learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large  serial
+rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small  serial
+frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small  serial
 """
 
 

@@ -16,7 +16,7 @@ TARGETS = ("gpt2", "llama", "qwen2")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 METHODS = ("linear", "spherical")
-SHIFTS = ("key_shift", "value_shift", "position_shift")
+SHIFTS = ("key_shift", "value_shift", "residual_shift", "position_shift")
 FRAMES = (
     "stream",
     "local",

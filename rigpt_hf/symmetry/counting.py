@@ -22,8 +22,9 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     `hidden_size`, or equal to it where positions are rotary, and there are at least as many tokens as dimensions: then
     the total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures (less `local`, as the
     maps between local frames are frozen). Beyond that the two differ: wider frames have directions that no weight
-    fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. Frequencies of
-    rotary positions are taken to be distinct.
+    fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. There with
+    `use_parallel_residual` its MLP reads nothing but tokens, and no more of its weights count than `vocab_size *
+    hidden_size`. Frequencies of rotary positions are taken to be distinct.
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """

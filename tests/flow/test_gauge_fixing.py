@@ -179,7 +179,7 @@ def test_decay_along_the_orbit_forgets_charges_as_training_does():
     assert abs(errors[0] / errors[1] - 2) <= 2 * ORDER and 1e3 * PAIRING < errors[1] < 0.02
 
 
-@over(["learned"], ["squared-distance", "learned-untied-projected"])
+@over(["learned", "parallel"], ["squared-distance", "learned-untied-projected", "parallel-mlp-bias"])
 def test_the_least_norm_of_translations_is_not_at_zero(option):
     model = small_model(option)
     disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
@@ -198,7 +198,7 @@ def test_the_least_norm_of_translations_is_not_at_zero(option):
     at_rest, canonical = gradient_pairing(reached, square), gradient_pairing(canonicalize(model), square)
     assert max(pairing.relative for pairing in at_rest.values()) <= PAIRING
     moved = {FrameKey.parse(key).kind for key, pairing in canonical.items() if pairing.relative > 1e-4}
-    assert moved and moved <= {"key_shift", "value_shift", "position_shift"}
+    assert moved and moved <= {"key_shift", "value_shift", "residual_shift", "position_shift"}
 
 
 def test_without_translations_the_two_settings_are_one():

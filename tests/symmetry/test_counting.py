@@ -35,13 +35,15 @@ def small_model(name: str, **changes):
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
     # The first layer has no value embeddings.
     options |= {"num_hidden_layers": 2} if name in ("value-embeddings", "recipe") else {}
+    # The first layer's MLP may read tokens alone, and must not have more weights than those show.
+    options |= {"vocab_size": 16} if options.get("use_parallel_residual") else {}
     return tiny_model(**(options | changes))
 
 
-def inputs(sequences: int = 20) -> torch.Tensor:
+def inputs(sequences: int = 20, vocab_size: int = SMALL["vocab_size"]) -> torch.Tensor:
     """Sequences of full length in which every token occurs."""
     shape = sequences, SMALL["max_position_embeddings"]
-    return torch.randint(0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -83,7 +85,14 @@ def check_count(model, input_ids: torch.Tensor) -> None:
 
 @over(BROAD, SYMMETRIES)
 def test_the_count_is_the_rank_deficiency(option):
-    check_count(small_model(option), inputs())
+    model = small_model(option)
+    check_count(model, inputs(vocab_size=model.config.vocab_size))
+
+
+def test_an_mlp_that_reads_few_tokens_alone_has_more_room():
+    # Nine vectors of the stream are all that it makes: fewer numbers than it has weights.
+    few = small_model("parallel", vocab_size=SMALL["vocab_size"])
+    assert measure(few, inputs()).deficiency > redundant_dimensions(few.config)["total"] + 10
 
 
 @over(["gated-relu2"], ["learned-untied-projected", "squared-distance"])
