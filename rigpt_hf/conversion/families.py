@@ -4,11 +4,47 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import arcee, ernie4_5, gemma, gpt2, granite, llama, nanochat, olmo, opt, phi3, stablelm, starcoder2
+from . import (
+    arcee,
+    cohere,
+    ernie4_5,
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    nanochat,
+    olmo,
+    opt,
+    phi,
+    phi3,
+    stablelm,
+    starcoder2,
+)
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, nanochat, olmo, opt, phi3, stablelm, starcoder2)
+FAMILIES = (
+    gpt2,
+    llama,
+    arcee,
+    ernie4_5,
+    gemma,
+    granite,
+    nanochat,
+    olmo,
+    opt,
+    phi3,
+    stablelm,
+    starcoder2,
+    gpt_neox,
+    gptj,
+    phi,
+    falcon,
+    cohere,
+)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()

@@ -30,6 +30,7 @@ LONGROPE = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 OPT = {"ffn_dim": 40, "dropout": 0.0}
+FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -67,6 +68,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"use_bias": False, "norm_epsilon": 1e-3, "sliding_window": 64, "hidden_act": "relu"},
     "nanochat": NANOCHAT | {"head_dim": 10, "num_key_value_heads": 1},
     "nanochat-tied": NANOCHAT | TIED | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.34}},
+    "gpt_neox-serial": TIED | {"use_parallel_residual": False, "layer_norm_eps": 1e-3, "rotary_pct": 0.67},
+    "gpt_neox-unbiased": {"attention_bias": False, "rope_parameters": YARN | {"partial_rotary_factor": 1.0}},
+    "gptj": {"rotary_dim": 4, "n_inner": 50},
+    "gptj-tied": TIED | {"rotary_dim": 6, "layer_norm_epsilon": 1e-3, "activation_function": "relu"},
+    "phi": {"partial_rotary_factor": 0.67, "head_dim": 6},
+    "phi-tied": TIED | {"num_key_value_heads": 1, "head_dim": 10, "partial_rotary_factor": 0.4},
+    "falcon": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-one-norm": FALCON
+    | UNTIED
+    | {"new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 1, "bias": True},
+    "falcon-multi-query": FALCON | {"layer_norm_epsilon": 1e-3},
+    "falcon-serial": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon-heads": FALCON | UNTIED | {"multi_query": False, "activation": "relu"},
+    "cohere": {"head_dim": 10},
+    "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
 
