@@ -95,4 +95,15 @@ def rigpt_config(config: GPTNeoXConfig, dropout: str | None = "vector") -> RiGPT
     )
 
 
-ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config)}
+def other_heads(config: GPTNeoXConfig) -> str | None:
+    """Heads of another size in the rotation, which alone would read it."""
+    size = getattr(config, "head_dim", None) or head_dim(config)
+    if size == head_dim(config):
+        return None
+    return (
+        f"`head_dim={size}` cannot be converted: the rotation of this class reads it, and its attention has heads of "
+        f"`hidden_size / num_attention_heads` = {head_dim(config)}. Remove it from the source's configuration."
+    )
+
+
+ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, {"head_dim": other_heads})}

@@ -11,7 +11,6 @@ from rigpt_hf.checkpoints.weights import Rows, Weights
 from rigpt_hf.configuration_rigpt import rotary_frequencies
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
-from rigpt_hf.conversion.gpt2 import third
 from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.conversion.stock_rotation import rotate_stock
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
@@ -228,12 +227,18 @@ class TestNegativeControls:
 
     def test_queries_of_all_heads_before_the_keys(self, monkeypatch):
         """As in other fused maps; here a head has all three together."""
-        thirds = {name: {"rows": third(index)} for index, name in enumerate(("q_proj", "k_proj", "v_proj"))}
+        size = converted_family("gpt_neox")[1].config.hidden_size
+
+        def third(index: int) -> dict:
+            return {"rows": lambda config: Rows(index * size, size, 3 * size)}
+
+        thirds = {name: third(index) for index, name in enumerate(("q_proj", "k_proj", "v_proj"))}
         assert self.off("gpt_neox", monkeypatch, thirds) > 0.1
 
     def test_a_norm_that_belongs_to_the_other_block(self, monkeypatch):
-        norm = {"norm": "gpt_neox.layers.{i}.input_layernorm"}
-        assert self.off("gpt_neox", monkeypatch, {"up_proj": norm}) > 0.1
+        first, second = ({"norm": f"gpt_neox.layers.{{i}}.{name}_layernorm"} for name in ("input", "post_attention"))
+        exchanged = dict.fromkeys(("q_proj", "k_proj", "v_proj"), second) | {"up_proj": first}
+        assert self.off("gpt_neox", monkeypatch, exchanged) > 0.1
 
     @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "phi", "falcon-multi-query", "cohere"])
     def test_blocks_in_turn_that_are_side_by_side(self, name, monkeypatch):
@@ -358,7 +363,8 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
     ("phi3", {"sliding_window": 8}, "`sliding_window=8` is shorter"),
     ("gpt_neox", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
-    ("gptj", {"rotary_dim": None}, "`rotary_dim=None` cannot be converted.* a head of 6 "),
+    ("gpt_neox", {"head_dim": 10}, "`head_dim=10` cannot be converted.* = 6. Remove it"),
+    ("gptj", {"rotary_dim": 3}, "`rotary_dim=3` cannot be converted.* a head of 6 "),
     ("gptj", {"rotary_dim": 8}, "`rotary_dim=8` cannot be converted.* a head of 6 "),
     ("phi", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of their own"),
     ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*by rotation alone.* with rotary positions"),
