@@ -103,7 +103,7 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2."), one_of(*TARGETS)] = "gpt2",
+    to: Annotated[str, option("Stock architecture: gpt2, llama, qwen2 or gpt_neox."), one_of(*TARGETS)] = "gpt2",
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),

@@ -37,12 +37,13 @@ def export_model(
 
     Args:
         model (`RiGPTForCausalLM`): the source; not changed.
-        target (`str`, defaults to `"gpt2"`): "gpt2", "llama" or "qwen2".
+        target (`str`, defaults to `"gpt2"`): "gpt2", "llama", "qwen2" or "gpt_neox".
         frame (`str`, defaults to `"auto"`): "lexical", "stream", or "auto": the first of the two that is exact.
         dtype (`torch.dtype`, *optional*): of the result; the source's if not given.
 
     Returns:
-        `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen2ForCausalLM`, on the source's device and in its mode.
+        `GPT2LMHeadModel`, `LlamaForCausalLM`, `Qwen2ForCausalLM` or `GPTNeoXForCausalLM`, on the source's device and
+        in its mode.
 
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.

@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import GPTNeoXConfig
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils import logging
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .dropout import vector_dropout
+from .dropout import coordinate_dropout, vector_dropout
 from .llama import kin_config
-from .maps import NORM_BIASES, Architecture, Family, Rule, same
+from .maps import NORM_BIASES, Architecture, Family, Rule, Target, same
+
+
+logger = logging.get_logger(__name__)
 
 
 def head_dim(config: Any) -> int:
@@ -95,6 +99,23 @@ def rigpt_config(config: GPTNeoXConfig, dropout: str | None = "vector") -> RiGPT
     )
 
 
+def stock_config(config: RiGPTConfig) -> GPTNeoXConfig:
+    """The configuration of the GPT-NeoX equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
+    residual, embedding = coordinate_dropout(config)
+    if residual != embedding:
+        logger.warning(
+            f"`embedding_dropout={embedding}` was set to {residual}: GPT-NeoX has one probability for both."
+        )
+    return GPTNeoXConfig(
+        **GPT_NEOX.stock_fields(config),
+        attention_bias=config.attention_bias or config.attention_output_bias,
+        hidden_act=config.hidden_act,
+        # The class turns a quarter of every head where nothing is said.
+        rope_parameters={"partial_rotary_factor": 1.0} | (config.rope_parameters or {}),
+        hidden_dropout=residual,
+    )
+
+
 def other_heads(config: GPTNeoXConfig) -> str | None:
     """Heads of another size in the rotation, which alone would read it."""
     size = getattr(config, "head_dim", None) or head_dim(config)
@@ -107,3 +128,27 @@ def other_heads(config: GPTNeoXConfig) -> str | None:
 
 
 ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, {"head_dim": other_heads})}
+TARGETS = {
+    "gpt_neox": Target(
+        name="GPT-NeoX",
+        model_class=GPTNeoXForCausalLM,
+        family=GPT_NEOX,
+        expresses={
+            "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
+            "head_dim": lambda config: config.num_attention_heads * config.head_dim == config.hidden_size,
+            "rope_parameters": None,
+            "hidden_act": None,
+            # A bias that is absent is 0.
+            "attention_bias": None,
+            "attention_output_bias": None,
+            "mlp_bias": None,
+            "output_bias": None,
+        },
+        stock_config=stock_config,
+        summary=(
+            "rotary positions with fixed frequencies, an ungated MLP, as many key-value heads as heads, no q/k "
+            "normalisation and `head_dim = hidden_size / num_attention_heads`"
+        ),
+        alternative="Keep this model as RiGPT, or try `target='llama'`.",
+    )
+}
