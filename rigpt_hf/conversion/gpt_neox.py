@@ -103,9 +103,7 @@ def stock_config(config: RiGPTConfig) -> GPTNeoXConfig:
     """The configuration of the GPT-NeoX equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
     residual, embedding = coordinate_dropout(config)
     if residual != embedding:
-        logger.warning(
-            f"`embedding_dropout={embedding}` was set to {residual}: GPT-NeoX has one probability for both."
-        )
+        logger.warning(f"`embedding_dropout={embedding}` was set to {residual}: GPT-NeoX has one dropout for both.")
     return GPTNeoXConfig(
         **GPT_NEOX.stock_fields(config),
         attention_bias=config.attention_bias or config.attention_output_bias,

@@ -44,7 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.0, "factor": 2.0}, "head_dim": 6},
     "qwen2": TIED,
     "arcee": {"head_dim": 10},
-    "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+    "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
     "granite": GRANITE | {"attention_bias": True},
     "granite-tied": GRANITE | TIED | {"mlp_bias": True, "num_key_value_heads": 4},
     "gemma": {"head_dim": 10},

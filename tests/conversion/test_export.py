@@ -131,7 +131,7 @@ def test_dropouts_that_gpt_neox_has_only_one_of_are_named(caplog):
     converted = copy.deepcopy(converted_family("gpt_neox")[1])
     converted.config.embedding_dropout = 0.2
     assert export_model(converted, "gpt_neox").config.hidden_dropout == 0
-    assert "`embedding_dropout=0.2` was set to 0.0: GPT-NeoX has one probability for both" in caplog.text
+    assert "`embedding_dropout=0.2` was set to 0.0: GPT-NeoX has one dropout for both" in caplog.text
 
 
 @pytest.mark.parametrize("frame", ["lexical", "stream"])
