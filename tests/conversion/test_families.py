@@ -122,6 +122,19 @@ def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backen
         assert least <= error <= most
 
 
+@pytest.mark.parametrize("made", [torch.float32, torch.float64], ids=str)
+def test_a_certificate_in_float64_sees_past_a_table_of_angles(made):
+    """Which GPT-J keeps, as it was rounded when the model was made; afterwards it is what it was."""
+    source = family_model("gptj", made).to(torch.float64)
+    converted, tables = convert_model(source), [layer.attn.embed_positions for layer in source.transformer.h]
+    assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    assert all(layer.attn.embed_positions is table for layer, table in zip(source.transformer.h, tables, strict=True))
+    plain = source(tokens(2, 36)).logits
+    error = (converted(tokens(2, 36)).logits - plain).abs().max() / plain.abs().max()
+    print(f"{made}: {error:.1e}")
+    assert 1e-10 < error < 1e-6
+
+
 class TestNegativeControls:
     """What a mechanism left out gives: `pytest -s` prints how far off."""
 
