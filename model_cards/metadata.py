@@ -158,6 +158,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     config = subject.model.config
     switches = {
         "gated_mlp": "gated feedforward",
+        "use_parallel_residual": "attention and feedforward in parallel",
         "qk_norm": "query-key norm",
         "qk_norm_gain": "gains of queries and keys",
         "embedding_norm": "normalised embeddings",

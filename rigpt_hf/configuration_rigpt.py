@@ -126,6 +126,9 @@ class RiGPTConfig(PreTrainedConfig):
             Qwen3; heads of queries and keys then have a preferred basis, up to signs. `"metric"`: a map `L` for each
             head that says what is a length, `q / sqrt(|L q|²/h + eps)`; `|L q|² = qᵀ Lᵀ L q` is positive whatever is
             learned, and `L` turns along with its head, so no basis is preferred. `None`: nothing, `n(q)`.
+        use_parallel_residual (`bool`, defaults to `False`):
+            Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
+            attention has written.
         attn_logit_softcapping (`float`, *optional*):
             `c` in `c tanh(score / c)`, which bounds scores before the softmax, as in Gemma 2.
         final_logit_softcapping (`float`, *optional*):
@@ -225,6 +228,7 @@ class RiGPTConfig(PreTrainedConfig):
     final_logit_softcapping: float | None = None
     pre_norm: bool = True
     post_norm: bool = False
+    use_parallel_residual: bool = False
     embedding_norm: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False

@@ -27,10 +27,13 @@ the [`Table`] of a configuration, which answers all questions about it.
     key_shift       a constant added to all keys, where positions leave it   k bias, q bias
                     alone: the softmax does not see it
     value_shift     a constant added to all values arrives as a constant,    v bias, o_proj bias
-                    as probabilities sum to 1
+                    as probabilities sum to 1                                (down_proj bias where that is not there
+                                                                             and `use_parallel_residual` is)
+    residual_shift  a constant moved from the MLP's output to attention's,   o_proj bias, down_proj bias
+                    which are added up, with `use_parallel_residual`
     position_shift  a constant moved from all tokens to all positions        embeddings, positions (untied head)
 
-The last three are translations: they add to parameters where the others multiply; `_shifts` says what and where.
+The last four are translations: they add to parameters where the others multiply; `_shifts` says what and where.
 """
 
 import torch
@@ -110,8 +113,14 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
         constant = own or key_shift == "alone"
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
-    if config.attention_bias and config.attention_output_bias:
+    # Biases of what a constant of the values is written with.
+    # Gains behind the two blocks keep what they write apart.
+    parallel_bias = config.use_parallel_residual and config.mlp_bias and not config.post_norm
+    if config.attention_bias and (config.attention_output_bias or parallel_bias):
         table["value_shift"] = Frame(Translations(config.head_dim), heads, own, shift=shifts["value_shift"])
+    if config.attention_output_bias and parallel_bias:
+        # A constant per layer stays a constant when it is interpolated.
+        table["residual_shift"] = Frame(Translations(config.hidden_size), 1, True, shift=shifts["residual_shift"])
     if config.position_embedding_type == "learned" and not config.tie_word_embeddings:
         table["position_shift"] = Frame(Translations(config.lexical_size), shift=shifts["position_shift"])
     return table
@@ -236,17 +245,18 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
         keys[ATTENTION + "q_proj.bias"] = Move(
             lambda c, weight: (weight[:, None] * per_query_head(c)).flatten(), (ATTENTION + "distance_weight",)
         )
+    written = ATTENTION + "o_proj.bias" if config.attention_output_bias else MLP + "down_proj.bias"
     values = {
         ATTENTION + "v_proj.bias": whole,
-        ATTENTION + "o_proj.bias": Move(
-            lambda c, output: -output @ per_query_head(c).flatten(), (ATTENTION + "o_proj.weight",)
-        ),
+        written: Move(lambda c, output: -output @ per_query_head(c).flatten(), (ATTENTION + "o_proj.weight",)),
     }
+    between = {MLP + "down_proj.bias": whole, ATTENTION + "o_proj.bias": Move(lambda c: -c)}
     tokens, into = "model.embed_tokens.weight", "model.project_in.weight"
     away = Move(lambda c: -c) if config.embedding_size is None else Move(lambda c, into: -(into @ c), (into,))
     return {
         "key_shift": Shift(ATTENTION + "k_proj.bias", keys),
         "value_shift": Shift(ATTENTION + "v_proj.bias", values),
+        "residual_shift": Shift(MLP + "down_proj.bias", between),
         "position_shift": Shift(tokens, {tokens: whole, "model.embed_positions.weight": away}),
     }
 

@@ -9,6 +9,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
     x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    x     += O attention(n(x)) + D act(A n(x))      both lines as one, with `use_parallel_residual`
     x     += Q (g n(y))                     with `post_norm`, for `y` in the place of the two; Q: carry, orthogonal
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
@@ -264,12 +265,14 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
-        self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.self_attn = RiGPTAttention(config, layer_idx)
-        self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
-        self.mlp = RiGPTMLP(config)
+        self.input_layernorm: nn.Module = RiGPTRMSNorm(config.rms_norm_eps)
+        self.post_attention_layernorm: nn.Module | None = RiGPTRMSNorm(config.rms_norm_eps)
         if not config.pre_norm:
             self.input_layernorm = self.post_attention_layernorm = nn.Identity()
+        if config.use_parallel_residual:  # side by side, attention and MLP read one normalised stream
+            self.post_attention_layernorm = None
+        self.mlp = RiGPTMLP(config)
         self.attention_output_norm: RiGPTGainNorm | None = None
         self.mlp_output_norm: RiGPTGainNorm | None = None
         if config.post_norm:
@@ -290,12 +293,15 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
     def block(
         self, hidden_states: torch.Tensor, carry: Any = None, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        """The two lines."""
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        """The two lines, one after the other or both at once."""
+        normalised = self.input_layernorm(hidden_states)
+        attention_output, _ = self.self_attn(normalised, **kwargs)
         if self.attention_output_norm is not None:
             attention_output = carry(self.attention_output_norm(attention_output))
         hidden_states = hidden_states + self.dropout(attention_output)
-        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        if self.post_attention_layernorm is not None:
+            normalised = self.post_attention_layernorm(hidden_states)
+        mlp_output = self.mlp(normalised)
         if self.mlp_output_norm is not None:
             mlp_output = carry(self.mlp_output_norm(mlp_output))
         return hidden_states + self.dropout(mlp_output)

@@ -65,6 +65,7 @@ OPTIONS: dict[str, dict] = {
     "post-norm": {"post_norm": True},
     "post-norm-alone": {"post_norm": True, "pre_norm": False},
     "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -104,6 +105,14 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
+    "parallel-local-projected": {
+        "use_parallel_residual": True,
+        "local_frames": True,
+        "embedding_size": 24,
+        "position_embedding_type": "learned",
+    },
+    "parallel-mlp-bias": {"use_parallel_residual": True, "attention_output_bias": False},
+    "parallel-no-mlp-bias": {"use_parallel_residual": True, "mlp_bias": False},
 }
 
 # Every way to read depth as time; apart from interpolation, the table of frames does not know them.
@@ -159,6 +168,7 @@ AXES: dict[str, dict[str, dict]] = {
         "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
+    "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.

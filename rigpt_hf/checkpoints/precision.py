@@ -1,5 +1,6 @@
 """The precision in which a model computes while it is compared with another."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,19 +17,42 @@ def in_own_precision(model: nn.Module) -> AbstractContextManager[Any]:
     of noise, which would hide everything a float64 certificate is there to see. Other dtypes are left as they are, and
     so are buffers: frequencies are of float32 in every model, and a certificate compares models with the same. Cosines
     and sines of these angles are of float64: rounded, they would stretch vectors by 1e-8, which a norm behind sees.
+    So are those in the tables that some classes keep (GPT-J's), which have other angles in other dtypes.
     """
     return _OwnPrecision(model) if getattr(model, "dtype", None) is torch.float64 else nullcontext()
+
+
+# What the library calls a table of sines and cosines of all positions that is a buffer.
+TABLE = "embed_positions"
 
 
 class _OwnPrecision(TorchFunctionMode):
     """Casts of float64 to float32 do nothing, but for those of a model's buffers; no angle is rounded once more."""
 
-    ANGLES = (torch.Tensor.cos, torch.Tensor.sin)
+    ANGLES = (torch.Tensor.cos, torch.Tensor.sin, torch.cos, torch.sin)
     CASTS = (torch.Tensor.float, torch.Tensor.to, nn.functional.softmax)
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.kept = {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+        self.tables = [(module, module._buffers[TABLE]) for module in model.modules() if TABLE in module._buffers]
+
+    def __enter__(self) -> "_OwnPrecision":
+        super().__enter__()
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # in which the frequencies are
+        try:
+            for module, table in self.tables:
+                make = sys.modules[type(module).__module__].create_sinusoidal_positions
+                module._buffers[TABLE] = make(module.max_positions, module.pos_embd_dim).to(table.device)
+        finally:
+            torch.set_default_dtype(default)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for module, table in self.tables:
+            module._buffers[TABLE] = table
+        super().__exit__(*error)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

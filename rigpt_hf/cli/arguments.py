@@ -12,12 +12,12 @@ from ..command_line import READS, WRITES, did_you_mean
 
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-TARGETS = ("gpt2", "llama", "qwen2", "qwen3")
+TARGETS = ("gpt2", "llama", "qwen2", "qwen3", "gpt_neox")
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 QK_GAINS = ("vector", "metric")
 METHODS = ("linear", "spherical")
-SHIFTS = ("key_shift", "value_shift", "position_shift")
+SHIFTS = ("key_shift", "value_shift", "residual_shift", "position_shift")
 FRAMES = (
     "stream",
     "local",

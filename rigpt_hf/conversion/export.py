@@ -38,7 +38,7 @@ def export_model(
 
     Args:
         model (`RiGPTForCausalLM`): the source; not changed.
-        target (`str`, defaults to `"gpt2"`): "gpt2", "llama", "qwen2" or "qwen3".
+        target (`str`, defaults to `"gpt2"`): one of `TARGETS`.
         frame (`str`, defaults to `"auto"`): "lexical", "stream", or "auto": the first of the two that is exact.
         dtype (`torch.dtype`, *optional*): of the result; the source's if not given.
 

@@ -6,15 +6,20 @@ from transformers import PreTrainedConfig
 
 from . import (
     arcee,
+    cohere,
     ernie4_5,
+    falcon,
     gemma,
     gpt2,
     gpt_neo,
+    gpt_neox,
+    gptj,
     granite,
     llama,
     nanochat,
     olmo,
     opt,
+    phi,
     phi3,
     qwen3,
     smollm3,
@@ -40,6 +45,11 @@ FAMILIES = (
     smollm3,
     stablelm,
     starcoder2,
+    gpt_neox,
+    gptj,
+    phi,
+    falcon,
+    cohere,
 )
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {

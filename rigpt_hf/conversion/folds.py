@@ -10,6 +10,9 @@ logits; 1 where it has none):
     injection   U = s C                                 [d, D], D = d
     extraction  G = s diag(g) C     b = s β             [D, d], D = d
 
+Where the stock head has a bias `c`, `D = d + 1`: the head reads the table `[E, c]`, zeros follow `U` and `G`, and 1
+follows `b`.
+
 A centred stream makes LayerNorm without gain and bias equal to `n(x) = x / sqrt(mean(x²) + eps)`; that gains and
 biases fold this way is known from SliceGPT (arXiv 2401.15024) and TransformerLens.
 """
@@ -92,6 +95,14 @@ def fold_writer(weight: torch.Tensor, centred: bool, scale: float, dtype: torch.
 def fold_rows(table: torch.Tensor, centred: bool, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """`scale · P C` for a table `[positions, d]` whose rows are vectors of the stream."""
     return fold_reader(table, None, centred, scale, dtype) if centred or scale != 1.0 else table.to(dtype)
+
+
+def extended(tensor: torch.Tensor, dim: int, last: torch.Tensor) -> torch.Tensor:
+    """A tensor with one more entry along `dim`: one number for all, or one for each entry of the other axis."""
+    shape = list(tensor.shape)
+    shape[dim] = 1
+    last = last.to(tensor.device, tensor.dtype)
+    return torch.cat((tensor, last.expand(shape) if last.dim() == 0 else last.reshape(shape)), dim)
 
 
 def projection(

@@ -3,11 +3,11 @@
 Shapes: V vocabulary, D lexical, d stream. `U` project_in `[d, D]`, `G` project_out `[D, d]`, `b` its bias `[D]`, `E`
 table of tokens `[V, D]`, `L` table of the head `[V, D]` (`E` where tied), `C = I - 11ᵀ/d`.
 
-Lexical frame, possible if `UᵀU = C` (GPT-2) or `UᵀU = I` (Llama) and everything written lies in the range of `U`:
+Lexical frame, possible if `UᵀU = C` (LayerNorm) or `I` (RMSNorm) and everything written lies in the range of `U`:
 `Q = U`, token table `E`. If `G U = diag(g) C`, resp. `diag(g)`, the last norm takes `g` and `b`; the head stays `L`.
 
-Stream frame: `Q` is the identity, or for GPT-2 the reflection that puts the direction nobody writes into on `1/√d`;
-token table `E Uᵀ Q`, head `L G Q`. GPT-2's head has no bias, but its last norm has: `n(x)` is orthogonal to `1`, so
+Stream frame: `Q` is the identity, for LayerNorm the reflection that puts the direction nobody writes into on `1/√d`;
+token table `E Uᵀ Q`, head `L G Q`. The stock head has no bias, but its last norm has: `n(x)` is orthogonal to `1`, so
 with `ln_f.bias = 1` the head `L (G C + b 1ᵀ/d)` gives `L (G n + b)` exactly.
 """
 
@@ -90,7 +90,7 @@ class _Ends:
         return float(error.norm()) <= self.tolerance * float(reference.norm())
 
     def _centre(self, matrix: torch.Tensor) -> torch.Tensor:
-        """`M C` for GPT-2, `M` for Llama."""
+        """`M C` for LayerNorm, `M` for RMSNorm."""
         return matrix - matrix.mean(dim=-1, keepdim=True) if self.centred else matrix
 
     def written(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -175,9 +175,10 @@ class _Ends:
         strength = self._strength(null)
         if strength > self.tolerance:
             raise ValueError(
-                f"GPT-2's LayerNorm removes one direction of the stream, and this model's stream uses all {size}: the "
-                f"weakest is still written with relative strength {strength:.1e}. Only a model with an unused "
-                "direction (as any converted GPT-2 has until it is trained further) can be exported to GPT-2."
+                f"LayerNorm removes one direction of the stream in {self.family.name}, and this model's stream uses "
+                f"all {size}: the weakest is still written with relative strength {strength:.1e}. Only a model with "
+                "an unused direction (as any converted from such a class has until it is trained further) can be "
+                "exported to it."
             )
         normal = null - target
         normal = normal / normal.norm()

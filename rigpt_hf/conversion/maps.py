@@ -16,6 +16,8 @@ from ..configuration_rigpt import RiGPTConfig
 # What `None` says where a stock configuration may have it and RiGPT's may not.
 OFF = {"use_cache": False, "attention_dropout": 0.0}
 OFF |= dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), False)
+# Norms with biases: readers take over what they add, and one option is for all maps of the MLP.
+NORM_BIASES: dict[str, Any] = dict.fromkeys(("attention_bias", "mlp_bias", "output_bias"), True)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Family:
         norm_bias (`bool`): the norms have biases.
         harmless (`tuple[str, ...]`): regular expressions of source keys that carry nothing learned.
         gain_offset (`float`, defaults to 0.0): what a norm adds to the weights that it stores to have its gains.
+        head_bias (`bool`, defaults to `False`): the head has a bias. It becomes one more column of the table that the
+            head reads, `embedding_size` has one more dimension, and there the last hidden state is 1: the stream
+            neither writes it nor is written to from it.
+        former (`Mapping[str, str]`, *optional*): beginnings of names that checkpoints have, and the class's for them.
         options (`Mapping[str, str]`, *optional*): as `fields`, read from a source alone. A field that is in neither
             is one that the class does not read, and has its default in RiGPT whatever a configuration says of it.
     """
@@ -88,6 +94,8 @@ class Family:
     norm_bias: bool
     harmless: tuple[str, ...]
     gain_offset: float = 0.0
+    head_bias: bool = False
+    former: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
 
     def varied(

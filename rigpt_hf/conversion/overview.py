@@ -14,7 +14,7 @@ from ..checkpoints.read import silent
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
 from .families import ARCHITECTURES, TARGETS
-from .maps import Architecture
+from .maps import Architecture, Family
 from .neutral import refuse_options
 
 
@@ -48,19 +48,21 @@ def overview() -> list[FamilyRow]:
             tied: _costs(entry, partial(CONFIG_MAPPING[name], tie_word_embeddings=tied)) for tied in (True, False)
         }
         parameters, products = ({tied: cost[part] for tied, cost in costs.items()} for part in (0, 1))
-        targets = exportable(entry.rigpt_config(CONFIG_MAPPING[name](), None))
+        targets = exportable(entry.rigpt_config(CONFIG_MAPPING[name](), None), entry.family)
         rows.append(FamilyRow(name, entry.class_name, tuple(entry.refused), parameters, products, tuple(targets)))
     return rows
 
 
-def exportable(config: RiGPTConfig) -> Iterator[str]:
-    """Names of the targets that have all options of a converted model, whatever its weights are."""
+def exportable(config: RiGPTConfig, family: Family) -> Iterator[str]:
+    """Names of the targets that have all options of a model converted from a family, whatever its weights are."""
     for name, target in TARGETS.items():
         try:
             refuse_options(config, {}, target)
         except ValueError:
             continue
-        if target.family.norm_bias or not config.output_bias:
+        # LayerNorm takes away a direction, which other norms leave in use.
+        possible = family.centred or not target.family.centred
+        if possible and (target.family.norm_bias or not config.output_bias):
             yield name
 
 

@@ -14,7 +14,7 @@ from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Table, table_of
 from ..modeling_rigpt import RiGPTForCausalLM
-from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
+from .folds import extended, fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
 from .gains import metric_maps, rows_of_heads, with_form
 from .maps import Architecture, Family, Rule
 
@@ -93,7 +93,11 @@ class _Reader:
         # `...Model` checkpoints leave the prefix out of every name.
         keys = source.shapes
         prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
-        self.names = {key if key.startswith(f"{family.head}.") else prefix + key: key for key in keys}
+        self.names = {}
+        for key in keys:
+            former = next((former for former in family.former if key.startswith(former)), "")
+            name = family.former.get(former, "") + key[len(former) :]
+            self.names[name if name.startswith(f"{family.head}.") else prefix + name] = key
 
     def finest_dtype(self) -> torch.dtype:
         """The dtype in which no tensor that is used loses digits."""
@@ -147,6 +151,11 @@ class _Reader:
             scale if rule.buffer is None else float(torch.tensor(scale, dtype=finer_dtype(self.finest_dtype(), dtype)))
         )
 
+    def _head_dimension(self, name: str) -> int | None:
+        """The axis of a parameter that has one more dimension for the bias of the head, if there is one."""
+        ends = (turned.dim for turned in self.table.turns(name) if turned.key.kind in ("lexical", "output"))
+        return next(ends, None) if self.family.head_bias else None
+
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
         """The recipe of one tensor; source keys are looked up now, read when it is made."""
         gain = self._require(f"{rule.norm}.weight") if rule.norm else None
@@ -156,6 +165,11 @@ class _Reader:
         bias = self._require(f"{rule.source}.bias") if has_bias else None
         behind = self._require(f"{rule.behind}.weight") if rule.behind and self.metric else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
+        lexical, head_bias, inner = self._head_dimension(name), None, list(shape)
+        if lexical is not None:
+            inner[lexical] -= 1
+            if rule.source == (self.family.embedding if self.config.tie_word_embeddings else self.family.head):
+                head_bias = self._require(f"{self.family.head}.bias")
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
             scale, head_gains = self._scale(rule, layer, dtype), self._gains(behind)
@@ -166,7 +180,7 @@ class _Reader:
                 assert own is not None
                 return metric_maps(own, shape[0], dtype) if self.metric else own.to(dtype)
             if is_bias and bias is None and beta is None:
-                return torch.zeros(shape, dtype=dtype, device=self.device)
+                return torch.zeros(inner, dtype=dtype, device=self.device)
             if own is not None and role == "writes":
                 return fold_writer(own, centred, scale, dtype)
             if is_bias:
@@ -177,13 +191,16 @@ class _Reader:
             if own is None and gains is not None and len(shape) == 1:  # which stay gains
                 return gains.to(dtype)
             if own is None:
-                return projection(shape[0], gains, centred, scale, dtype, self.device)
+                return projection(inner[0], gains, centred, scale, dtype, self.device)
             if role == "reads":
                 return fold_reader(own, gains, centred, scales, dtype)
             return fold_rows(own, centred, scale, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
             tensor = fold(dtype)
+            if lexical is not None:
+                last = self._read(head_bias)
+                tensor = extended(tensor, lexical, torch.tensor(float(is_bias)) if last is None else last)
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` must have shape {list(shape)} by the source's configuration, its weights give "

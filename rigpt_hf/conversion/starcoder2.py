@@ -5,7 +5,7 @@ from transformers import Starcoder2Config
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import LLAMA, PARTIAL, kin_config, sight
-from .maps import Architecture
+from .maps import NORM_BIASES, Architecture
 
 
 _BIAS = {"bias": lambda config: config.use_bias}
@@ -37,12 +37,9 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
     return kin_config(
         STARCODER2,
         config,
+        **NORM_BIASES,
         embedding_size=config.hidden_size,
-        output_bias=True,
         gated_mlp=False,
-        # LayerNorms in front have biases.
-        attention_bias=True,
-        mlp_bias=True,
         residual_dropout=residual,
         embedding_dropout=embedding,
         **sight(config, False),

@@ -27,7 +27,7 @@ def test_the_lists_are_those_of_the_library():
     [
         (
             "export A out --to gtp2",
-            "`--to` must be one of gpt2, llama, qwen2, qwen3, got 'gtp2'. Did you mean 'gpt2'?",
+            "`--to` must be one of gpt2, llama, qwen2, qwen3, gpt_neox, got 'gtp2'. Did you mean 'gpt2'?",
         ),
         ("export A out --frame up", "`--frame` must be one of auto, lexical, stream, got 'up'. Take one of these."),
         ("convert A out --dtype float33", "float16, got 'float33'. Did you mean 'float32'?"),

@@ -33,6 +33,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_p
 OPT = {"ffn_dim": 40, "dropout": 0.0}
 GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
+FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3-window": TIED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2, "head_dim": 6},
     "qwen3-tied": TIED | {"head_dim": 6, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
     "arcee": {"head_dim": 10},
-    "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+    "arcee-tied": TIED | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
     "granite": GRANITE | {"attention_bias": True},
     "granite-tied": GRANITE | TIED | {"mlp_bias": True, "num_key_value_heads": 4},
     "gemma": {"head_dim": 10},
@@ -90,6 +91,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nanochat-tied": TIED
     | {"final_logit_softcapping": 0.5}
     | {"attention_bias": True, "rms_norm_eps": 1e-3, "hidden_act": "gelu"},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.34}},
+    "gpt_neox-serial": TIED | {"use_parallel_residual": False, "layer_norm_eps": 1e-3, "rotary_pct": 0.67},
+    "gpt_neox-unbiased": {"attention_bias": False, "rope_parameters": YARN | {"partial_rotary_factor": 1.0}},
+    "gptj": {"rotary_dim": 4, "n_inner": 50},
+    "gptj-tied": TIED | {"rotary_dim": 6, "layer_norm_epsilon": 1e-3, "activation_function": "relu"},
+    "phi": {"partial_rotary_factor": 0.67, "head_dim": 6},
+    "phi-tied": TIED | {"num_key_value_heads": 1, "head_dim": 10, "partial_rotary_factor": 0.4},
+    "falcon": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-one-norm": FALCON
+    | UNTIED
+    | {"new_decoder_architecture": True, "num_kv_heads": 1, "num_ln_in_parallel_attn": 1, "bias": True},
+    "falcon-multi-query": FALCON | {"layer_norm_epsilon": 1e-3},
+    "falcon-serial": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon-heads": FALCON | UNTIED | {"multi_query": False, "activation": "relu"},
+    "cohere": {"head_dim": 10},
+    "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
 

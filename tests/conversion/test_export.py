@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM
 
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.conversion import certify, convert_model, export_model
@@ -18,6 +18,7 @@ from rigpt_hf.symmetry.alignment import INCIDENTAL
 
 from ..models import DTYPES, tiny_model, tokens
 from ..tolerances import CONVERSION
+from .families import converted_family, family_model
 from .sources import QUICK, SOURCES, converted_pair, stock_model
 
 
@@ -95,6 +96,42 @@ def test_qwen2_comes_back_as_qwen2(name):
     assert type(back) is Qwen2ForCausalLM
     relative_error(source, back, torch.float64)
     assert set(back.state_dict()) == set(source.state_dict())
+
+
+NEOX_TRIPS = [("gpt_neox", "auto"), ("gpt_neox-serial", "lexical"), ("gpt_neox-unbiased", "stream")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name, frame", NEOX_TRIPS)
+def test_gpt_neox_round_trips_through_a_rotation(name, frame, dtype):
+    source, converted = converted_family(name, dtype)
+    back = export_model(rotated(converted, frames=("stream",)), "gpt_neox", frame=frame)
+    assert type(back) is GPTNeoXForCausalLM and back.dtype is dtype
+    relative_error(source, back, dtype)
+    assert back.config.tie_word_embeddings is (source.config.tie_word_embeddings and frame != "stream")
+    assert back.config.use_parallel_residual is source.config.use_parallel_residual
+    assert back.config.rope_parameters == source.config.rope_parameters
+    # Biases of the norms in front have moved into the maps, so there are some.
+    assert back.config.attention_bias and back.gpt_neox.layers[0].attention.query_key_value.bias.any()
+
+
+@pytest.mark.parametrize("name", ["gptj", "phi", "falcon-heads"])
+def test_relatives_of_gpt_neox_become_one(name):
+    options = {"num_key_value_heads": 4} if name == "phi" else {}
+    source = family_model(name, **options)
+    back = export_model(rotated(convert_model(source), frames=("stream",)), "gpt_neox")
+    relative_error(source, back, torch.float64)
+    back.config.use_parallel_residual = False
+    serial = GPTNeoXForCausalLM(back.config).to(torch.float64).eval()
+    serial.load_state_dict(back.state_dict())
+    assert not certify(source, serial, tokens(2, 30)).passed
+
+
+def test_dropouts_that_gpt_neox_has_only_one_of_are_named(caplog):
+    converted = copy.deepcopy(converted_family("gpt_neox")[1])
+    converted.config.embedding_dropout = 0.2
+    assert export_model(converted, "gpt_neox").config.hidden_dropout == 0
+    assert "`embedding_dropout=0.2` was set to 0.0: GPT-NeoX has one dropout for both" in caplog.text
 
 
 @pytest.mark.parametrize("frame", ["lexical", "stream"])
@@ -193,6 +230,7 @@ def test_every_option_is_declared_or_refused():
         "gated_mlp": True,
         "qk_norm": True,
         "embedding_norm": True,
+        "use_parallel_residual": True,
         "depth_solver": "euler",
         "position_embedding_type": "rotary",
     }
@@ -201,8 +239,9 @@ def test_every_option_is_declared_or_refused():
         with pytest.raises(ValueError, match=f"`{option}={value!r}`.*no counterpart in GPT-2"):
             refuse_options(config, {}, TARGETS["gpt2"])
     assert refuse_options(converted.config, {}, TARGETS["gpt2"]) == set()
-    declared = {*TARGETS["gpt2"].family.fields, *TARGETS["gpt2"].expresses, *INCIDENTAL, *ANYWHERE, *NEUTRAL}
-    assert declared <= options_of(converted.config).keys()
+    for target in TARGETS.values():
+        declared = {*target.family.fields, *target.expresses, *INCIDENTAL, *ANYWHERE, *NEUTRAL}
+        assert declared <= options_of(converted.config).keys()
 
 
 def test_models_without_biases_get_zeros():
@@ -242,7 +281,14 @@ def test_what_a_target_cannot_express_is_named():
         ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*target='llama'"),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
         ({"embedding_norm": True}, "llama", "`embedding_norm=True` have no counterpart in Llama"),
-        ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, qwen3, got 'bloom'"),
+        ({"gated_mlp": True, "use_parallel_residual": True}, "llama", "`use_parallel_residual=True` has no count"),
+        ({"gated_mlp": True, "use_parallel_residual": True}, "qwen2", "`use_parallel_residual=True` have no count"),
+        ({"use_parallel_residual": True}, "gpt_neox", "^`num_key_value_heads=2` has no counterpart in GPT-NeoX"),
+        (multi | {"gated_mlp": True}, "gpt_neox", "^`gated_mlp=True` has no counterpart in GPT-NeoX"),
+        (multi | learned, "gpt_neox", "^`position_embedding_type='learned'` has no counterpart in GPT-NeoX"),
+        (multi | {"rotary_learned_frequencies": True}, "gpt_neox", "^`rotary_learned_frequencies=True` has no"),
+        (multi, "gpt_neox", "LayerNorm removes one direction of the stream in GPT-NeoX.* uses all 32"),
+        ({}, "bloom", "`target` must be one of gpt2, llama, qwen2, qwen3, gpt_neox, got 'bloom'"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(tiny_model(**options), target)

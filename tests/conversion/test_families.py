@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from rigpt_hf.checkpoints.precision import in_own_precision
 from rigpt_hf.checkpoints.weights import Rows, Weights
+from rigpt_hf.configuration_rigpt import rotary_frequencies
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
@@ -74,7 +76,8 @@ def test_tied_stays_tied(name):
     tied = source.config.tie_word_embeddings
     assert (converted.lm_head.weight.data_ptr() == converted.model.embed_tokens.weight.data_ptr()) is tied
     if tied:
-        assert torch.equal(converted.model.embed_tokens.weight, source.get_input_embeddings().weight)
+        embeddings = source.get_input_embeddings().weight
+        assert torch.equal(converted.model.embed_tokens.weight[:, : embeddings.shape[1]], embeddings)
 
 
 @over_families
@@ -106,7 +109,7 @@ def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
         assert torch.equal(tensor, expected.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo", "nanochat"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "ernie4_5", "olmo", "nanochat", "cohere"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backend):
     """Its norms, a rotation and eager attention compute in float32; a model of float32 is left as it is."""
@@ -119,6 +122,19 @@ def test_a_certificate_in_float64_sees_past_what_the_library_rounds(name, backen
         with in_own_precision(source):
             error = (source(tokens(2, 36)).logits - plain).abs().max() / plain.abs().max()
         assert least <= error <= most
+
+
+@pytest.mark.parametrize("made", [torch.float32, torch.float64], ids=str)
+def test_a_certificate_in_float64_sees_past_a_table_of_angles(made):
+    """Which GPT-J keeps, as it was rounded when the model was made; afterwards it is what it was."""
+    source = family_model("gptj", made).to(torch.float64)
+    converted, tables = convert_model(source), [layer.attn.embed_positions for layer in source.transformer.h]
+    assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    assert all(layer.attn.embed_positions is table for layer, table in zip(source.transformer.h, tables, strict=True))
+    plain = source(tokens(2, 36)).logits
+    error = (converted(tokens(2, 36)).logits - plain).abs().max() / plain.abs().max()
+    print(f"{made}: {error:.1e}")
+    assert 1e-10 < error < 1e-6
 
 
 class TestNegativeControls:
@@ -157,6 +173,8 @@ class TestNegativeControls:
             ("granite", "down_proj"),
             ("granite", "lm_head"),
             ("granite-tied", "project_out"),
+            ("cohere", "project_out"),
+            ("cohere-untied", "lm_head"),
         ],
     )
     def test_a_constant_that_is_left_out(self, name, target, monkeypatch):
@@ -166,9 +184,11 @@ class TestNegativeControls:
         """Which the projection into the stream has taken: the head reads the table too."""
         assert self.off("granite-tied", monkeypatch, {"project_in": {"scale": lambda config, layer: 9.0}}) > 0.01
 
-    def test_pairs_of_neighbours_that_stay_so(self, monkeypatch):
-        unpaired = {"rows": lambda config: Rows(0, config.head_dim, config.head_dim)}
-        assert self.off("ernie4_5", monkeypatch, {"q_proj": unpaired, "k_proj": unpaired}) > 0.1
+    @pytest.mark.parametrize("name", ["ernie4_5", "gptj", "cohere"])
+    def test_pairs_of_neighbours_that_stay_so(self, name, monkeypatch):
+        size = converted_family(name)[1].config.head_dim
+        unpaired = {"rows": lambda config: Rows(0, size, size)}
+        assert self.off(name, monkeypatch, {"q_proj": unpaired, "k_proj": unpaired}) > 0.1
 
     def test_positions_from_the_first_row_on(self, monkeypatch):
         unmoved = {"rows": lambda config: Rows(0, config.max_position_embeddings, config.max_position_embeddings + 2)}
@@ -233,10 +253,59 @@ class TestNegativeControls:
         print(f"opt, gelu: {error:.1e}")
         assert error > 1e-5
 
-    @pytest.mark.parametrize("first, second", [("gate_proj", "up_proj"), ("k_proj", "v_proj")])
-    def test_parts_of_a_fused_map_in_another_order(self, first, second, monkeypatch):
-        rows = {rule.target.rpartition(".")[2]: {"rows": rule.rows} for rule in ARCHITECTURES["phi3"].family.rules}
-        assert self.off("phi3", monkeypatch, {first: rows[second], second: rows[first]}) > 0.1
+    @pytest.mark.parametrize(
+        "name, first, second",
+        [
+            ("phi3", "gate_proj", "up_proj"),
+            ("phi3", "k_proj", "v_proj"),
+            ("gpt_neox", "q_proj", "k_proj"),
+            ("gpt_neox", "q_proj", "v_proj"),
+            ("falcon-multi-query", "k_proj", "v_proj"),
+        ],
+    )
+    def test_parts_of_a_fused_map_in_another_order(self, name, first, second, monkeypatch):
+        family = ARCHITECTURES[architecture(name)].family
+        rows = {rule.target.rpartition(".")[2]: {"rows": rule.rows} for rule in family.rules}
+        assert self.off(name, monkeypatch, {first: rows[second], second: rows[first]}) > 0.1
+
+    def test_queries_of_all_heads_before_the_keys(self, monkeypatch):
+        """As in other fused maps; here a head has all three together."""
+        size = converted_family("gpt_neox")[1].config.hidden_size
+
+        def third(index: int) -> dict:
+            return {"rows": lambda config: Rows(index * size, size, 3 * size)}
+
+        thirds = {name: third(index) for index, name in enumerate(("q_proj", "k_proj", "v_proj"))}
+        assert self.off("gpt_neox", monkeypatch, thirds) > 0.1
+
+    def test_a_norm_that_belongs_to_the_other_block(self, monkeypatch):
+        first, second = ({"norm": f"gpt_neox.layers.{{i}}.{name}_layernorm"} for name in ("input", "post_attention"))
+        exchanged = dict.fromkeys(("q_proj", "k_proj", "v_proj"), second) | {"up_proj": first}
+        assert self.off("gpt_neox", monkeypatch, exchanged) > 0.1
+
+    @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "phi", "falcon-multi-query", "cohere"])
+    def test_blocks_in_turn_that_are_side_by_side(self, name, monkeypatch):
+        source, entry = family_model(name), ARCHITECTURES[architecture(name)]
+
+        def in_turn(*arguments):
+            result = entry.rigpt_config(*arguments)
+            assert result.use_parallel_residual
+            result.use_parallel_residual = False
+            return result
+
+        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, rigpt_config=in_turn))
+        error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
+        print(f"{name}, in turn: {error:.1e}")
+        assert error > 0.05
+
+    @pytest.mark.parametrize("name", ["gptj", "gptj-tied", "phi", "phi-tied"])
+    def test_a_bias_of_the_head_that_is_left_out(self, name):
+        source, without = family_model(name), family_model(name)
+        with torch.no_grad():
+            without.lm_head.bias.zero_()
+        error = certify(source, convert_model(without), tokens(2, 36)).relative_logit_error
+        print(f"{name}, bias of the head: {error:.1e}")
+        assert error > 0.05
 
 
 def test_a_constant_is_the_one_that_a_model_in_memory_has():
@@ -256,6 +325,40 @@ def test_a_constant_is_the_one_that_a_model_in_memory_has():
             error = certify(source, as_stored, tokens(2, 36)).relative_logit_error
             print(f"{name}: {error:.1e}")
             assert error > apart
+
+
+@pytest.mark.parametrize("name", ["gptj", "gptj-tied", "phi", "phi-tied"])
+def test_the_bias_of_the_head_is_a_dimension_of_its_own(name):
+    """It never enters the stream, and the stream never reaches it."""
+    source, converted = converted_family(name)
+    model, size = converted.model, converted.config.hidden_size
+    assert converted.config.embedding_size == size + 1
+    assert not model.project_in.weight[:, size].any() and not model.project_out.weight[size].any()
+    assert model.project_out.bias[size] == 1 and torch.equal(converted.lm_head.weight[:, size], source.lm_head.bias)
+    assert source.config.tie_word_embeddings or not model.embed_tokens.weight[:, size].any()
+
+
+def test_a_bias_of_the_head_that_is_missing_is_named():
+    state = {name: tensor for name, tensor in family_model("gptj").state_dict().items() if name != "lm_head.bias"}
+    with pytest.raises(ValueError, match="`lm_head.bias` is missing from the source.*match GPT-J"):
+        make_plan(ARCHITECTURES["gptj"], family_model("gptj").config, Weights(state))
+
+
+def test_a_head_under_its_former_name():
+    source = family_model("gpt_neox")
+    state = {name.replace("lm_head.", "embed_out."): tensor for name, tensor in source.state_dict().items()}
+    assert "embed_out.weight" in state
+    plan = make_plan(ARCHITECTURES["gpt_neox"], source.config, Weights(state))
+    made = {each.name: each.make(torch.float64) for each in plan.entries}
+    assert torch.equal(made["lm_head.weight"], source.lm_head.weight)
+
+
+@pytest.mark.parametrize("size, turned", [(44, 30), (47, 6), (49, 2), (64, 64)])
+def test_so_many_dimensions_turn_as_the_configuration_says(size, turned):
+    """Also where a part of the size of a head is no whole number of them by rounding."""
+    assert size == turned or int(size * (turned / size)) < turned
+    config = CONFIG_MAPPING["gptj"](n_embd=2 * size, n_head=2, rotary_dim=turned)
+    assert 2 * len(rotary_frequencies(ARCHITECTURES["gptj"].result(config))[0]) == turned
 
 
 def test_every_refusal_has_a_case():
@@ -290,8 +393,19 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
-    ("stablelm", {"use_parallel_residual": True}, "`use_parallel_residual=True` cannot be converted"),
     ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
+    ("gpt_neox", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
+    ("gpt_neox", {"head_dim": 10}, "`head_dim=10` cannot be converted.* = 6. Remove it"),
+    ("gptj", {"rotary_dim": 3}, "`rotary_dim=3` cannot be converted.* a head of 6 "),
+    ("gptj", {"rotary_dim": 8}, "`rotary_dim=8` cannot be converted.* a head of 6 "),
+    ("phi", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of their own"),
+    ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*by rotation alone.* with rotary positions"),
+    ("falcon-serial", {"attention_dropout": 0.1}, "`attention_dropout=0.1` cannot.*`hidden_dropout=0.0`.*training"),
+    ("falcon", {"parallel_attn": False}, "`parallel_attn=False` with `new_decoder_architecture=True` cannot"),
+    ("falcon-heads", {"num_ln_in_parallel_attn": 2}, "`num_ln_in_parallel_attn=2` with `new_decoder_arch.*=False`"),
+    ("falcon", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
+    ("cohere", {"use_qk_norm": True}, "`use_qk_norm=True` cannot be converted.*gains of its own"),
+    ("cohere", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),

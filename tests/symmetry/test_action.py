@@ -243,6 +243,9 @@ TRANSLATIONS = {
     "rotary-partial": ["key_shift", "value_shift"],
     "rotary-zero-frequencies": ["key_shift", "value_shift"],
     "qk-norm-learned": ["value_shift"],
+    "parallel": ["value_shift", "residual_shift"],
+    "parallel-mlp-bias": ["value_shift"],
+    "parallel-no-mlp-bias": ["value_shift"],
     "distance-learned": ["value_shift"],
     "no-biases": [],
 }

@@ -25,6 +25,8 @@ CHARGED = {
     "learned-projected": {"head_qk", "head_vo", "key_shift", "lexical"},
     "learned-untied": {"head_qk", "head_vo", "key_shift", "position_shift"},
     "rotary-partial": {"head_qk", "head_vo", "key_shift"},
+    "parallel": {"head_qk", "head_vo", "residual_shift"},
+    "parallel-mlp-bias": {"head_qk", "head_vo"},
     "squared-distance": {"head_qk", "head_vo"},
     "squared-distance-partial": {"head_qk", "head_vo"},
     "qk-norm": {"head_vo"},
@@ -33,10 +35,10 @@ CHARGED = {
     "gated-relu2": {"head_qk", "head_vo", "neurons"},
 }
 # Charges that are sums of weights: no gradient reaches them.
-LINEAR = {"key_shift", "position_shift"}
+LINEAR = {"key_shift", "residual_shift", "position_shift"}
 LEARNING_RATES, TIME, DECAY = (0.02, 0.01), 0.4, 0.5
 # Together they have every kind of charge.
-charged = over(["learned-untied-projected", "learned-untied", "squared-distance", "gated-relu2"], CHARGED)
+charged = over(["learned-untied-projected", "learned-untied", "squared-distance", "gated-relu2", "parallel"], CHARGED)
 decays = pytest.mark.parametrize("decay", [0.0, DECAY], ids=["plain", "decay"])
 
 

@@ -41,6 +41,8 @@ def small_model(name: str, **changes):
     # The first layer has no value embeddings.
     several = name in ("value-embeddings", "recipe", *UNLIKE)
     options |= {"num_hidden_layers": 2} if several else {}
+    # The first layer's MLP may read tokens alone, and must not have more weights than those show.
+    options |= {"vocab_size": 16} if options.get("use_parallel_residual") else {}
     return tiny_model(**(options | changes))
 
 
@@ -93,6 +95,12 @@ def check_count(model, input_ids: torch.Tensor) -> None:
 def test_the_count_is_the_rank_deficiency(option):
     model = small_model(option)
     check_count(model, inputs(vocab_size=model.config.vocab_size))
+
+
+def test_an_mlp_that_reads_few_tokens_alone_has_more_room():
+    # Nine vectors of the stream are all that it makes: fewer numbers than it has weights.
+    few = small_model("parallel", vocab_size=SMALL["vocab_size"])
+    assert measure(few, inputs()).deficiency > redundant_dimensions(few.config)["total"] + 10
 
 
 @over(["gated-relu2"], ["learned-untied-projected", "squared-distance"])

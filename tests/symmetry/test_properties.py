@@ -79,6 +79,7 @@ def architectures(draw) -> dict:
         "output_bias": embedding_size is not None and draw(st.booleans()),
         "attention_score": draw(st.sampled_from(["dot", "squared_distance", "distance"])),
         "qk_norm": draw(st.booleans()),
+        "use_parallel_residual": draw(st.booleans()),
         "hidden_act": draw(st.sampled_from(["gelu", "relu", "relu2", "silu"])),
         "gated_mlp": draw(st.booleans()),
     } | copy.deepcopy(POSITIONS[positions])  # configs fill in what rotary parameters leave out

@@ -1,0 +1,45 @@
+"""Cohere (Command R): attention and MLP read one norm side by side, neighbours turn together, logits have a scale."""
+
+from transformers import CohereConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from .ernie4_5 import interleaved
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config
+from .maps import Architecture, only
+
+
+def logit_scale(config: CohereConfig, layer: int) -> float:
+    """The factor of logits."""
+    return config.logit_scale
+
+
+_ONE_NORM = {"norm": "model.layers.{i}.input_layernorm"}
+
+COHERE = LLAMA.varied(
+    "Cohere",
+    {
+        "q_proj": {"rows": interleaved},
+        "k_proj": {"rows": interleaved},
+        "gate_proj": _ONE_NORM,
+        "up_proj": _ONE_NORM,
+        "project_out": {"scale": logit_scale},
+        "lm_head": {"scale": logit_scale},
+    },
+    fields={**LLAMA.fields, "rms_norm_eps": "layer_norm_eps"},
+    centred=True,
+    options=ATTENTION_BIASES,
+)
+
+
+def rigpt_config(config: CohereConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a Cohere; see [`kin_config`]."""
+    return kin_config(COHERE, config, use_parallel_residual=True)
+
+
+REFUSED = only(
+    "use_qk_norm",
+    (False, None),
+    "every head of queries and keys has a norm with gains of its own, which fold into no weight",
+    "Convert a Cohere without it",
+)
+ARCHITECTURES = {"cohere": Architecture("CohereForCausalLM", COHERE, rigpt_config, PARTIAL | REFUSED)}
