@@ -2,9 +2,14 @@
 
 Shapes: V vocabulary, D lexical, d stream of the RiGPT, S stream of the stock model, n other sizes. The stock stream is
 reached by `x_stock = Qᵀ x` with Q `[d, S]`, an isometry on everything that is ever written into the stream. Then
-readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`, and the stock gains are 1 inside the layers.
+readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`.
+
+A stream with more dimensions (GPT-2's, where the RiGPT uses all of its d) has another mean: the stock norm is
+`eps d/S` and its gains are `√(d/S)` times what they were. Heads with more dimensions have zeros there, and queries
+`√(h'/h)` times as long, as the stock score is divided by `√h'`.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +23,8 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from .assemble import assemble
 from .families import TARGETS, refuse_adapter
-from .frames import StockFrame, choose_frame
-from .maps import Family, Rule
+from .frames import ENDS, StockFrame, choose_frame
+from .maps import Family, Rule, Target
 from .neutral import refuse_options
 
 
@@ -82,29 +87,48 @@ def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> Ex
     chosen, config = TARGETS[target], model.config
     tied = model._tied_weights_keys if config.tie_word_embeddings else ()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
-    idle = refuse_options(config, state, chosen)
-    stock_config = chosen.stock_config(config)
+    idle = refuse_options(config, state, chosen, TARGETS)
     stock_frame = choose_frame(config, state, chosen.family, frame)
+    wide = _widened(config, chosen.family, len(stock_frame.gain))
+    stock_config = chosen.stock_config(wide)
     stock_config.tie_word_embeddings = stock_frame.head is None
     with torch.device("meta"):
         skeleton = chosen.model_class(stock_config)
     used = {name: tensor for name, tensor in state.items() if name not in idle}
-    unfolding = _Unfolding(chosen.family, config, stock_frame, used, stock_config)
+    unfolding = _Unfolding(chosen, config, wide, stock_frame, used, stock_config)
     return ExportPlan(chosen.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
+
+
+def _widened(config: RiGPTConfig, family: Family, size: int) -> RiGPTConfig:
+    """The sizes of a RiGPT in a stock stream of this size."""
+    wide = copy.copy(config)
+    wide.hidden_size, wide.rms_norm_eps = size, config.rms_norm_eps * config.hidden_size / size
+    if family.width is not None:
+        wide.head_dim = size // config.num_attention_heads
+    return wide
 
 
 class _Unfolding:
     """Turns rules into recipes for stock tensors and keeps account of the RiGPT's that they use."""
 
     def __init__(
-        self, family: Family, config: RiGPTConfig, frame: StockFrame, state: dict[str, torch.Tensor], stock_config: Any
+        self,
+        target: Target,
+        config: RiGPTConfig,
+        wide: RiGPTConfig,
+        frame: StockFrame,
+        state: dict[str, torch.Tensor],
+        stock_config: Any,
     ):
-        self.family, self.frame, self.state, self.stock_config = family, frame, state, stock_config
+        self.target, self.family, self.frame = target, target.family, frame
+        self.config, self.wide, self.state, self.stock_config = config, wide, state, stock_config
         self.table = table_of(config)
+        self.scale = (config.hidden_size / wide.hidden_size) ** 0.5
+        family = target.family
         rules = [rule for rule, _ in family.expand(config)]
         # The ends of the stream, which `choose_frame` has placed.
         ends = (None, family.embedding, family.head)
-        self.used = {f"{rule.target}.{kind}" for rule in rules if rule.source in ends for kind in ("weight", "bias")}
+        self.used = {f"{module}.{kind}" for module in ENDS for kind in ("weight", "bias")}
         self.norms = {rule.norm for rule in rules} - {family.final_norm}
         self.rules: dict[str, list[Rule]] = {}
         for rule in rules:
@@ -128,10 +152,11 @@ class _Unfolding:
         placed = {
             f"{family.embedding}.weight": frame.embedding,
             f"{family.head}.weight": frame.head,
-            f"{family.final_norm}.weight": frame.gain,
+            f"{family.final_norm}.weight": frame.gain * self.scale,
             f"{family.final_norm}.bias": frame.bias,
         }.get(name)
-        if placed is None and not rules and module not in self.norms:
+        constant = self.target.constant(name)
+        if placed is None and constant is None and not rules and module not in self.norms:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
         self.used.update(f"{rule.target}.{kind}" for rule in rules)
 
@@ -140,8 +165,10 @@ class _Unfolding:
                 tensor = placed
             elif rules:
                 tensor = self._joined(rules, kind, shape)
+            elif constant is not None:
+                tensor = torch.full(shape, constant, dtype=torch.float64)
             else:
-                tensor = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+                tensor = torch.full(shape, self.scale if kind == "weight" else 0.0, dtype=torch.float64)
             if tensor.shape != shape:
                 raise ValueError(
                     f"`{name}` of the target must have shape {list(shape)}, the source gives {list(tensor.shape)}."
@@ -167,10 +194,26 @@ class _Unfolding:
         """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
         if name not in self.state:
             return None
-        tensor = self.state[name].to(torch.float64)
+        tensor = self._with_wide_heads(name, self.state[name].to(torch.float64))
         match self.table.role_on(name, "stream"):
             case "reads" | "rows":
                 return self.frame.read(tensor)
             case "writes":
                 return self.frame.write(tensor)
+        return tensor
+
+    def _with_wide_heads(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor with as many dimensions per head as the stock model has, zeros in those that are new."""
+        size, wide = self.config.head_dim, self.wide.head_dim
+        if size == wide:
+            return tensor
+        for turned in self.table.turns(name):
+            if turned.key.kind in ("head_qk", "head_vo"):
+                heads = turned.unfold(tensor).unflatten(0, (-1, size))
+                padded = torch.nn.functional.pad(heads, (0, 0, 0, wide - size)).flatten(0, 1)
+                shape = list(tensor.shape)
+                shape[turned.dim] = len(padded)
+                tensor = turned.fold(padded, torch.Size(shape))
+                if (turned.key.kind, turned.role) == ("head_qk", "vector"):
+                    tensor = tensor * (wide / size) ** 0.5
         return tensor

@@ -4,14 +4,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import arcee, ernie4_5, gemma, gpt2, granite, llama, nanochat, olmo, opt, phi3, stablelm, starcoder2
+from . import apertus, arcee, ernie4_5, gemma, gpt2, granite, llama, nanochat, olmo, opt, phi3, stablelm, starcoder2
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, nanochat, olmo, opt, phi3, stablelm, starcoder2)
+FAMILIES = (gpt2, llama, arcee, apertus, ernie4_5, gemma, granite, nanochat, olmo, opt, phi3, stablelm, starcoder2)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()
+    name: architecture for family in FAMILIES for name, architecture in getattr(family, "ARCHITECTURES", {}).items()
 }
 TARGETS: dict[str, Target] = {
     name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()
