@@ -171,9 +171,9 @@ class _Ends:
         if self.baked:
             return None, "`embedding_norm` is in the embeddings, and not in the head"
         if self.centred:
-            return (
-                None,
-                f"`project_out` is no gain in the frame of the embeddings, and {self.family.name} has one frame",
+            return None, (
+                f"`project_out` is no gain in the frame of the embeddings, and {self.family.name}, which centres its "
+                "stream, can tie them in no other"
             )
         if not self.family.final_gain:
             return None, f"`project_out` is not `project_in` read backwards, and {self.family.name} has no gains"

@@ -167,7 +167,9 @@ class Architecture:
         for words in self.refused.values():
             if message := words(config):
                 raise ValueError(message)
-        return self.rigpt_config(config, dropout)
+        result = self.rigpt_config(config, dropout)
+        result.converted_from = config.model_type
+        return result
 
     def family_of(self, config: Any) -> Family:
         """The weight map of a model with this configuration."""

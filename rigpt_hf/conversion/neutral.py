@@ -41,16 +41,18 @@ def refuse_options(
     Raises:
         ValueError: if an option is in use that the target does not have; the message names all of them.
     """
-    if refused := _refused(config, state, target):
-        able = [f"`target={name!r}`" for name, other in (others or {}).items() if not _refused(config, state, other)]
+    if refused := refused_options(config, state, target):
+        others = {name: other for name, other in (others or {}).items() if not refused_options(config, state, other)}
+        able = " or ".join(f"`target={name!r}`" for name in others)
         raise ValueError(
             f"{' and '.join(refused)} {'has' if len(refused) == 1 else 'have'} no counterpart in {target.name}, which "
-            f"has {target.summary}. {'Try ' + ' or '.join(able) if able else 'Keep this model as RiGPT'}."
+            f"has {target.summary}. {f'Try {able}' if able else 'Keep this model as RiGPT'}."
         )
     return _idle(config, state)
 
 
-def _refused(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> list[str]:
+def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> list[str]:
+    """The options in use that a target does not have, with their values."""
     # An option with parameters is judged by their values; a value without them may be anything and is refused.
     endings = {".".join(name.split(".")[-count:]) for name in state for count in (1, 2)}
     judged = {option for option, parameters in NEUTRAL.items() if parameters.keys() <= endings}
