@@ -119,8 +119,8 @@ def _origin(config: RiGPTConfig) -> str:
         return origin
     record = "no record of its class" if origin is None else f"come from {origin!r}, which is none of them"
     raise ValueError(
-        f"`target` (`--to`) must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one, or 'auto' "
-        "for the one in which it is smallest."
+        f"`target` (`--to`) must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
+        "'auto' is the one in which it is smallest."
     )
 
 

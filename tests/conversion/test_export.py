@@ -256,7 +256,7 @@ def test_what_a_target_cannot_express_is_named():
                 "rope_parameters": {"rope_type": "yarn", "factor": 4.0},
             },
             "nanochat",
-            "`rope_parameters={.*'yarn'.*} have no counterpart in NanoChat.* that leave lengths alone",
+            "`rope_parameters={.*'yarn'.*}` has no counterpart in NanoChat.* that leave len",
         ),
         ({"gated_mlp": True, "embedding_size": 32, "output_bias": True}, "llama", "`output_bias=True`"),
         (learned | {"embedding_norm": True}, "gpt2", "`embedding_norm=True` have no counterpart in GPT-2"),

@@ -173,7 +173,7 @@ def test_gains_even_out_the_columns_of_what_reads_a_norm(name):
         assert certify(model, result, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
         norms = [module for key, module in result.named_modules() if ".0." in key and hasattr(module, "weight")]
         gains = [norm.weight for norm in norms if norm.weight.dim() == 1 and len(norm.weight) >= 32]
-        spread = max(float(gain.max() / gain.min()) for gain in gains)
+        spread = max((gain.max() / gain.min()).item() for gain in gains)
         print(name, spread)
         assert len(gains) == 2 and (spread > 8) is uneven
 
