@@ -184,6 +184,9 @@ class RiGPTConfig(PreTrainedConfig):
             The record of a symmetry of the tokens that the weights have: `rigpt_hf.symmetry.tokens.Representation`
             reads and writes it. Neither shapes nor the function depend on it. It states what was so when it was made;
             whether the weights have it is measured by `Representation.distance`, `rigpt card` and `rigpt rotate`.
+        converted_from (`str`, *optional*):
+            A record alone: the `model_type` of the stock class that was converted into this model, or that its first
+            ancestor was. `rigpt export` takes it for the class to go back to.
 
     Raises:
         ValueError: if a value or a combination of values is impossible; the message names the field and the rule.
@@ -246,6 +249,7 @@ class RiGPTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     use_cache: bool = True
     token_symmetry: dict | None = None
+    converted_from: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None

@@ -112,7 +112,14 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option(f"Stock architecture: {', '.join(TARGETS)}."), one_of(*TARGETS)] = "gpt2",
+    to: Annotated[
+        str | None,
+        option(
+            f"Stock architecture: {', '.join(TARGETS)}, or auto: the one in which it is smallest.",
+            "the one that it was converted from",
+        ),
+        one_of("auto", *TARGETS),
+    ] = None,
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),
@@ -125,7 +132,8 @@ def export(
     """
     Export a RiGPT to an unmodified stock model, with a certificate that it is the same function.
 
-        rigpt export my-rigpt my-gpt2 --to gpt2
+        rigpt export my-rigpt my-gpt2
+        rigpt export my-rigpt my-llama --to llama
     """
     from ..conversion import export_checkpoint
 

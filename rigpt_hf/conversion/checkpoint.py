@@ -166,7 +166,7 @@ def export_checkpoint(
     output_dir: str | Path,
     *,
     revision: str | None = None,
-    target: str = "gpt2",
+    target: str | None = None,
     frame: str = "auto",
     dtype: torch.dtype | None = None,
     force: bool = False,

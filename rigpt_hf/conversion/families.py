@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from . import (
+    apertus,
     arcee,
     cohere,
     ernie4_5,
@@ -33,6 +34,7 @@ FAMILIES = (
     gpt2,
     llama,
     arcee,
+    apertus,
     ernie4_5,
     gemma,
     gpt_neo,
@@ -53,7 +55,7 @@ FAMILIES = (
 )
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()
+    name: architecture for family in FAMILIES for name, architecture in getattr(family, "ARCHITECTURES", {}).items()
 }
 TARGETS: dict[str, Target] = {
     name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()

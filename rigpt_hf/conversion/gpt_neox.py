@@ -147,6 +147,5 @@ TARGETS = {
             "rotary positions with fixed frequencies, an ungated MLP, as many key-value heads as heads, no q/k "
             "normalisation and `head_dim = hidden_size / num_attention_heads`"
         ),
-        alternative="Keep this model as RiGPT, or try `target='llama'`.",
     )
 }

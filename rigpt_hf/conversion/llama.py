@@ -1,12 +1,12 @@
 """The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     Ministral3Config,
+    MistralForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -14,7 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
-from ..layers_rigpt import SLIDING
+from ..layers_rigpt import FULL, SLIDING
 from .activations import rigpt_activation
 from .maps import Architecture, Family, Rule, Target, same
 
@@ -180,28 +180,60 @@ def scaled_queries(config: Ministral3Config) -> str | None:
     )
 
 
-def _common(config: RiGPTConfig, target: str) -> dict:
-    if config.residual_dropout or config.embedding_dropout:
-        logger.warning(
-            f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` have no "
-            f"counterpart in {target} and were set to 0. Evaluation is unaffected; training differs."
-        )
-    return LLAMA.stock_fields(config) | {
-        "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
-        "rope_parameters": dict(config.rope_parameters or {}),
-    }
+def kin_target(
+    model_class: Any,
+    family: Family,
+    summary: str,
+    expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None] | None = None,
+    constants: Mapping[str, float] | None = None,
+    windows: Callable[[RiGPTConfig], dict[str, Any]] | None = None,
+    **own: Any,
+) -> Target:
+    """
+    A class with Llama's layers to export to. It has what the options of its family name.
+
+    Args:
+        model_class (`type`): the class.
+        family (`Family`): its weight map.
+        summary (`str`), constants: see [`Target`].
+        expresses: options for which it differs from Llama, see [`Target`].
+        windows (`Callable`, *optional*): the fields of its configuration that say how far back layers see.
+        own: fields of its configuration that do not follow from Llama's names.
+    """
+    name = model_class.__name__.removesuffix("ForCausalLM")
+
+    def stock_config(config: RiGPTConfig) -> PreTrainedConfig:
+        if config.residual_dropout or config.embedding_dropout:
+            logger.warning(
+                f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` "
+                f"have no counterpart in {name} and were set to 0. Evaluation is unaffected; training differs."
+            )
+        options: dict[str, Any] = {}
+        for ours, theirs in family.options.items():
+            # One option for several biases: those that are absent are 0.
+            options[theirs] = options.get(theirs) or getattr(config, ours)
+        if windows is not None:
+            options |= windows(config)
+        same_as_llama = {
+            "head_dim": config.head_dim,
+            "hidden_act": config.hidden_act,
+            "rope_parameters": dict(config.rope_parameters or {}),
+        }
+        return model_class.config_class(**family.stock_fields(config) | options | same_as_llama | own)
+
+    options = _EXPRESSES | dict.fromkeys(family.options) | dict(expresses or {})
+    return Target(name, model_class, family, options, stock_config, summary, constants or {})
 
 
-def llama_config(config: RiGPTConfig) -> LlamaConfig:
-    """The configuration of the Llama equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
-    biased = config.attention_bias or config.attention_output_bias
-    return LlamaConfig(**_common(config, "Llama"), attention_bias=biased, mlp_bias=config.mlp_bias)
+def one_window(config: RiGPTConfig) -> dict[str, Any]:
+    """The window of a class of which all layers slide or none."""
+    return {"sliding_window": config.sliding_window}
 
 
-def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
-    """The same for a Qwen2."""
-    return Qwen2Config(**_common(config, "Qwen2"))
+def window_by_layer(config: RiGPTConfig) -> dict[str, Any]:
+    """The window of a class with a list of the layers that slide."""
+    slides = config.sliding_window is not None
+    return {"use_sliding_window": slides, "sliding_window": config.sliding_window, "layer_types": config.layer_types}
 
 
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
@@ -213,34 +245,37 @@ ARCHITECTURES = {
     "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, PARTIAL | _SCALED),
     "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, PARTIAL),
 }
-# Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
-_EXPRESSES = {
+# Options that all of the family can express.
+_EXPRESSES: dict[str, Callable[[RiGPTConfig], bool] | None] = {
     "gated_mlp": lambda config: config.gated_mlp,
     # Which turn whole heads, whatever their configuration says.
     "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
     "head_dim": None,
     "hidden_act": None,
-    "attention_bias": None,
+    # Nothing but the tables of tokens is in front of the first layer, and `choose_frame` puts the norm into them.
+    "embedding_norm": None,
+    # The weights say whether it is 0.
     "output_bias": None,
 }
-_SUMMARY = "rotary positions with fixed frequencies for whole heads, a gated MLP, no q/k normalisation"
+UNGATED: dict[str, Callable[[RiGPTConfig], bool] | None] = {"gated_mlp": lambda config: not config.gated_mlp}
+ROTARY = "rotary positions with fixed frequencies for whole heads"
+_SUMMARY = f"{ROTARY}, a gated MLP, no q/k normalisation"
+# For `expresses` of a class with windows.
+ONE_WINDOW: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "sliding_window": None,
+    "layer_types": lambda config: FULL not in (config.layer_types or ()),
+}
+WINDOWS: dict[str, Callable[[RiGPTConfig], bool] | None] = dict.fromkeys(ONE_WINDOW)
 TARGETS = {
-    "llama": Target(
-        name="Llama",
-        model_class=LlamaForCausalLM,
-        family=LLAMA,
-        expresses=_EXPRESSES | {"attention_output_bias": None, "mlp_bias": None},
-        stock_config=llama_config,
-        summary=_SUMMARY,
-        alternative="Try `target='gpt2'`.",
+    "llama": kin_target(LlamaForCausalLM, LLAMA, _SUMMARY),
+    "mistral": kin_target(
+        MistralForCausalLM, UNBIASED, f"{_SUMMARY}, one window and no biases", ONE_WINDOW, windows=one_window
     ),
-    "qwen2": Target(
-        name="Qwen2",
-        model_class=Qwen2ForCausalLM,
-        family=LLAMA,
-        expresses=_EXPRESSES,
-        stock_config=qwen2_config,
-        summary=f"{_SUMMARY} and biases on q, k and v alone",
-        alternative="Try `target='llama'`.",
+    "qwen2": kin_target(
+        Qwen2ForCausalLM,
+        UNBIASED,
+        f"{_SUMMARY} and biases on q, k and v alone",
+        {"attention_bias": None} | WINDOWS,
+        windows=window_by_layer,
     ),
 }

@@ -5,6 +5,7 @@ makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT one
 stream, and so how it is folded and how it turns back, stands in the table of frames and not here.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,6 +82,9 @@ class Family:
         former (`Mapping[str, str]`, *optional*): beginnings of names that checkpoints have, and the class's for them.
         options (`Mapping[str, str]`, *optional*): as `fields`, read from a source alone. A field that is in neither
             is one that the class does not read, and has its default in RiGPT whatever a configuration says of it.
+        embedding_norm (`bool`, defaults to `False`): the class normalises the embeddings of tokens.
+        width (`Callable`, *optional*): `(config, least) -> int`: the size of a stream that holds `least` dimensions
+            and the heads of a RiGPT; `least` if not given.
     """
 
     name: str
@@ -97,6 +101,13 @@ class Family:
     head_bias: bool = False
     former: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    embedding_norm: bool = False
+    width: Callable[[RiGPTConfig, int], int] | None = None
+
+    @property
+    def final_gain(self) -> bool:
+        """Whether the norm in front of the head has gains."""
+        return any(rule.norm == self.final_norm for rule in self.rules)
 
     def varied(
         self, name: str, rules: Mapping[str, Mapping[str, Any] | None] | None = None, **changes: Any
@@ -169,7 +180,9 @@ class Architecture:
         for words in self.refused.values():
             if message := words(config):
                 raise ValueError(message)
-        return self.rigpt_config(config, dropout)
+        result = self.rigpt_config(config, dropout)
+        result.converted_from = config.model_type
+        return result
 
     def family_of(self, config: Any) -> Family:
         """The weight map of a model with this configuration."""
@@ -192,7 +205,9 @@ class Target:
             value that the class can express, `None` if it can all.
         stock_config (`Callable`): the configuration of the class equal to a RiGPT's, but for
             `tie_word_embeddings`, which the weights decide.
-        summary (`str`): what the class has, for error messages; alternative (`str`): what else to try.
+        summary (`str`): what the class has, for error messages.
+        constants (`Mapping[str, float]`, *optional*): tensors of the class that no module of RiGPT is in, by name with
+            `{i}` for the number of the layer, and the value of all of their entries.
     """
 
     name: str
@@ -201,7 +216,11 @@ class Target:
     expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None]
     stock_config: Callable[[RiGPTConfig], Any]
     summary: str
-    alternative: str
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    def constant(self, name: str) -> float | None:
+        """The value of a tensor that is one of `constants`."""
+        return self.constants.get(re.sub(r"\.\d+\.", ".{i}.", name, count=1))
 
 
 def only(option: str, expressed: tuple, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:

@@ -5,8 +5,18 @@ from dataclasses import replace
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import _EXPRESSES, ATTENTION_BIASES, LLAMA, PARTIAL, _common, kin_config, sight
-from .maps import Architecture, Rule, Target
+from .llama import (
+    ATTENTION_BIASES,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    WINDOWS,
+    kin_config,
+    kin_target,
+    sight,
+    window_by_layer,
+)
+from .maps import Architecture, Rule
 
 
 _NORMS = {of: f"model.layers.{{i}}.self_attn.{of}_norm" for of in "qk"}
@@ -21,22 +31,13 @@ def rigpt_config(config: Qwen3Config, dropout: str | None = "vector") -> RiGPTCo
     return kin_config(QWEN3, config, qk_norm=True, qk_norm_gain="vector", **sight(config, True))
 
 
-def qwen3_config(config: RiGPTConfig) -> Qwen3Config:
-    """The configuration of the Qwen3 equal to a RiGPT's, but for `tie_word_embeddings`, which the weights decide."""
-    biased = config.attention_bias or config.attention_output_bias
-    return Qwen3Config(**_common(config, "Qwen3"), attention_bias=biased)
-
-
 ARCHITECTURES = {"qwen3": Architecture("Qwen3ForCausalLM", QWEN3, rigpt_config, PARTIAL)}
 TARGETS = {
-    "qwen3": Target(
-        name="Qwen3",
-        model_class=Qwen3ForCausalLM,
-        family=QWEN3,
-        expresses=_EXPRESSES
-        | {"attention_output_bias": None, "qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None},
-        stock_config=qwen3_config,
-        summary="fixed rotary positions for whole heads, q/k normalisation, and a gated MLP without biases",
-        alternative="Try `target='llama'`.",
+    "qwen3": kin_target(
+        Qwen3ForCausalLM,
+        QWEN3,
+        f"{ROTARY}, q/k normalisation, and a gated MLP without biases",
+        {"qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None, **WINDOWS},
+        windows=window_by_layer,
     )
 }

@@ -222,6 +222,7 @@ INCIDENTAL = {
     "embedding_dropout",
     "use_cache",
     "token_symmetry",
+    "converted_from",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",

@@ -27,8 +27,9 @@ def test_the_lists_are_those_of_the_library():
     [
         (
             "export A out --to gtp2",
-            "`--to` must be one of gpt2, llama, qwen2, qwen3, gpt_neox, got 'gtp2'. Did you mean 'gpt2'?",
+            "`--to` must be one of auto, gpt2, llama, mistral, qwen2, arcee, apertus, nan",
         ),
+        ("export A out --to gtp2", "got 'gtp2'. Did you mean 'gpt2'?"),
         ("export A out --frame up", "`--frame` must be one of auto, lexical, stream, got 'up'. Take one of these."),
         ("convert A out --dtype float33", "float16, got 'float33'. Did you mean 'float32'?"),
         ("convert A out --dropout half", "`--dropout` must be one of vector, none, refuse, got 'half'."),
