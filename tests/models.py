@@ -159,7 +159,7 @@ AXES: dict[str, dict[str, dict]] = {
     "sight": {
         "full": {},
         "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
-        "unturned": {"no_rope_layers": [1, 0, 1]},
+        "nope": {"no_rope_layers": [1, 0, 1]},
     },
     "layers": {"alike": {}, "values": {"value_embedding_period": 2}, "local": {"local_frames": True}},
     "depth": {
@@ -173,26 +173,26 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-frequencies squared  metric narrow tied   single  gated all  normed before capped full     alike  between small
-partial     distance gain   narrow untied multi   gelu  none raw    after  none   unturned values steps   large
-learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding  local  layered large
-rotary      dot      qk     wide   untied single  relu2 all  normed both   none   unturned values layered small
-partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding  alike  steps   small
-learned     squared  qk     stream untied multi   gated none raw    both   none   full     alike  between large
-rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding  local  steps   large
-frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full     values steps   small
-partial     distance metric stream untied single  gelu  all  raw    before none   full     local  layered large
-frequencies squared  plain  wide   untied grouped gated none normed after  capped unturned values layered large
-rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full     alike  between small
-learned     distance qk     narrow untied single  gelu  none normed after  capped sliding  values steps   small
-partial     dot      qk     narrow tied   multi   gated none raw    before capped unturned local  layered small
-frequencies dot      gain   stream untied single  gelu  all  normed both   capped unturned alike  layered large
-rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full     alike  between large
-learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding  values layered small
-partial     squared  plain  narrow untied single  relu2 none normed both   none   full     alike  between small
-frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding  local  layered large
-rotary      squared  metric stream tied   single  relu2 all  raw    before none   unturned values layered small
-learned     dot      gain   stream untied single  relu2 all  raw    after  none   full     alike  between large
+frequencies squared  metric narrow tied   single  gated all  normed before capped full    alike  between small serial
+partial     distance gain   narrow untied multi   gelu  none raw    after  none   nope    values steps   large serial
+learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding local  layered large parallel
+rotary      dot      qk     wide   untied single  relu2 all  normed both   none   nope    values layered small serial
+partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding alike  steps   small parallel
+learned     squared  qk     stream untied multi   gated none raw    both   none   full    alike  between large parallel
+rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding local  steps   large parallel
+frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full    values steps   small parallel
+partial     distance metric stream untied single  gelu  all  raw    before none   full    local  layered large serial
+frequencies squared  plain  wide   untied grouped gated none normed after  capped nope    values layered large serial
+rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full    alike  between small parallel
+learned     distance qk     narrow untied single  gelu  none normed after  capped sliding values steps   small serial
+partial     dot      qk     narrow tied   multi   gated none raw    before capped nope    local  layered small parallel
+frequencies dot      gain   stream untied single  gelu  all  normed both   capped nope    alike  layered large parallel
+rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full    alike  between large serial
+learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding values layered small parallel
+partial     squared  plain  narrow untied single  relu2 none normed both   none   full    alike  between small parallel
+frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding local  layered large serial
+rotary      squared  metric stream tied   single  relu2 all  raw    before none   nope    values layered small serial
+learned     dot      gain   stream untied single  relu2 all  raw    after  none   full    alike  between large parallel
 """
 
 
