@@ -16,6 +16,8 @@ from ..terminal import Console
 from .arguments import (
     DROPOUTS,
     DTYPES,
+    FORMATS,
+    ROUNDED,
     STOCK_FRAMES,
     TARGETS,
     Dtype,
@@ -103,13 +105,21 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2."), one_of(*TARGETS)] = "gpt2",
+    to: Annotated[
+        str,
+        option("Stock architecture: gpt2, llama or qwen2; or gguf, a file for llama.cpp."),
+        one_of(*TARGETS, *FORMATS),
+    ] = "gpt2",
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),
         one_of(*STOCK_FRAMES),
     ] = "auto",
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        option(f"Of the result: {', '.join(DTYPES)}; of gguf also {', '.join(ROUNDED)}.", "as the source"),
+        one_of(*DTYPES, *ROUNDED),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
 ):
@@ -117,7 +127,15 @@ def export(
     Export a RiGPT to an unmodified stock model, with a certificate that it is the same function.
 
         rigpt export my-rigpt my-gpt2 --to gpt2
+        rigpt export my-rigpt my-gguf --to gguf --dtype q8_0
     """
+    if to == "gguf":
+        from ..conversion.gguf import export_gguf
+
+        report(export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed), output)
+        return
+    if dtype in ROUNDED:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}, which `--to gguf` alone takes.")
     from ..conversion import export_checkpoint
 
     certificate = export_checkpoint(

@@ -65,7 +65,9 @@ def export_gguf(
     """
     require("gguf")
     if dtype is not None and dtype not in GGUF_DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(GGUF_DTYPES)} for GGUF, got {dtype!r}.")
+        raise ValueError(
+            f"`dtype` must be one of {', '.join(GGUF_DTYPES)}, got {dtype!r}, which GGUF lacks. Take one of these."
+        )
     output, name = Path(output_dir), str(source)
     seen = check_output(output, name, force)
     folder = local_folder(name, revision)
