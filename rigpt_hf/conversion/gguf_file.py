@@ -51,6 +51,7 @@ class GgufArchitecture:
         activation (`str`): what it computes, whatever a file says.
         neighbours (`bool`, defaults to `False`): two rows that are turned together are neighbours there.
         factors (`bool`, defaults to `False`): a file may hold factors for its rotary frequencies.
+        biases (`bool`, defaults to `True`): its maps may have biases.
         read_back (`bool`, defaults to `True`): Transformers reads it from GGUF.
     """
 
@@ -58,6 +59,7 @@ class GgufArchitecture:
     activation: str
     neighbours: bool = False
     factors: bool = False
+    biases: bool = True
     read_back: bool = True
 
 
@@ -66,8 +68,8 @@ ARCHITECTURES = {
     "llama": GgufArchitecture("llama", "silu", neighbours=True, factors=True),
     "qwen2": GgufArchitecture("qwen2", "silu"),
     "gpt2": GgufArchitecture("gpt2", "gelu_pytorch_tanh"),
-    "arcee": GgufArchitecture("arcee", "relu2", neighbours=True, factors=True, read_back=False),
-    "qwen3": GgufArchitecture("qwen3", "silu"),
+    "arcee": GgufArchitecture("arcee", "relu2", neighbours=True, factors=True, biases=False, read_back=False),
+    "qwen3": GgufArchitecture("qwen3", "silu", biases=False),
     "apertus": GgufArchitecture("apertus", "xielu", factors=True, read_back=False),
 }
 
@@ -89,6 +91,9 @@ def check_known(config: Any) -> GgufArchitecture:
             f"`{field}` must be {known.activation!r}, got {activation!r}: a GGUF file does not say which activation "
             f"it has, and llama.cpp computes this one for all that is called {known.name!r}."
         )
+    biased = [field for field in ("attention_bias", "mlp_bias") if getattr(config, field, False)]
+    if biased and not known.biases:
+        raise ValueError(f"{name_some(biased)} must be False: llama.cpp's {known.name!r} has maps without biases.")
     rope = rope_of(config)
     kind = rope.get("rope_type", "default")
     possible = ["default", "linear", "yarn", *(["llama3"] if known.factors else [])] if rope else ["default"]
