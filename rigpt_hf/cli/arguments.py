@@ -13,7 +13,7 @@ from ..command_line import READS, WRITES, did_you_mean
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 TARGETS = ("gpt2", "llama", "qwen2")
-FORMATS = ("gguf",)  # files of other programs, which `--to` names beside stock classes
+FORMATS = ("gguf", "onnx")  # files of other programs, which `--to` names beside stock classes
 ROUNDED = ("q8_0", "q4_0")  # what a GGUF file has beside these dtypes
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")

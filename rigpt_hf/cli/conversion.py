@@ -107,7 +107,7 @@ def export(
     output: Output,
     to: Annotated[
         str,
-        option("Stock architecture: gpt2, llama or qwen2; or gguf, a file for llama.cpp."),
+        option("Stock architecture: gpt2, llama or qwen2; gguf, a file for llama.cpp; or onnx, a graph."),
         one_of(*TARGETS, *FORMATS),
     ] = "gpt2",
     frame: Annotated[
@@ -128,6 +128,7 @@ def export(
 
         rigpt export my-rigpt my-gpt2 --to gpt2
         rigpt export my-rigpt my-gguf --to gguf --dtype q8_0
+        rigpt export my-rigpt my-onnx --to onnx
     """
     if to == "gguf":
         from ..conversion.gguf import export_gguf
@@ -136,6 +137,13 @@ def export(
         return
     if dtype in ROUNDED:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}, which `--to gguf` alone takes.")
+    if to == "onnx":
+        from ..conversion.onnx import export_onnx
+
+        if frame != "auto":
+            raise ValueError(f"`frame` must be auto for `--to onnx`, which keeps the model as it is, got {frame!r}.")
+        report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
+        return
     from ..conversion import export_checkpoint
 
     certificate = export_checkpoint(
