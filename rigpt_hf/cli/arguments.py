@@ -79,6 +79,18 @@ def are_numbers(value: Any, name: str, values: Mapping[str, Any]) -> None:
         numbers(value, name)
 
 
+def suits_format(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if what is made has no such dtype, or no frame to choose."""
+    dtype, frame = values.get("dtype"), values.get("frame")
+    if dtype in ROUNDED and value != "gguf":
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}, which `--to gguf` alone takes.")
+    if value == "gguf" and dtype == "float64":
+        allowed = ", ".join((*(one for one in DTYPES if one != dtype), *ROUNDED))
+        raise ValueError(f"`dtype` must be one of {allowed} for `--to gguf`, got {dtype!r}. Take one of these.")
+    if value == "onnx" and frame != "auto":
+        raise ValueError(f"`frame` must be auto for `--to onnx`, which keeps the model as it is, got {frame!r}.")
+
+
 # Arguments that many verbs take.
 Source = Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model]
 Output = Annotated[Path, argument("Folder to make."), WRITES, is_free]

@@ -30,6 +30,7 @@ from .arguments import (
     argument,
     one_of,
     option,
+    suits_format,
 )
 from .common import check_device, report, to_dtype
 
@@ -109,6 +110,7 @@ def export(
         str,
         option("Stock architecture: gpt2, llama or qwen2; gguf, a file for llama.cpp; or onnx, a graph."),
         one_of(*TARGETS, *FORMATS),
+        suits_format,
     ] = "gpt2",
     frame: Annotated[
         str,
@@ -135,13 +137,9 @@ def export(
 
         report(export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed), output)
         return
-    if dtype in ROUNDED:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}, which `--to gguf` alone takes.")
     if to == "onnx":
         from ..conversion.onnx import export_onnx
 
-        if frame != "auto":
-            raise ValueError(f"`frame` must be auto for `--to onnx`, which keeps the model as it is, got {frame!r}.")
         report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
         return
     from ..conversion import export_checkpoint
