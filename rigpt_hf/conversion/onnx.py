@@ -72,7 +72,7 @@ def export_onnx(
     if config.depth_solver is not None:
         raise ValueError(
             f"`source` must be a network of layers to be traced, got {name!r} with `depth_solver="
-            f"{config.depth_solver!r}`: torchdiffeq looks at numbers as it goes. Set it to null in the `config.json` of "
+            f"{config.depth_solver!r}`: torchdiffeq looks at numbers as it goes. Set it to null in `config.json` of "
             "a copy where it is 'euler' with `depth_steps=1`, which is the same network."
         )
     check_companions(folder)
