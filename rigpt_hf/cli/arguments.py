@@ -13,10 +13,11 @@ from ..command_line import READS, WRITES, did_you_mean
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 TARGETS = ("gpt2", "llama", "qwen2")
-FORMATS = ("gguf", "onnx")  # files of other programs, which `--to` names beside stock classes
-ROUNDED = ("q8_0", "q4_0")  # what a GGUF file has beside these dtypes
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
+# Files of other programs, which `--to` names beside stock classes, and what one of them has beside these dtypes.
+FORMATS = ("gguf", "onnx")
+ROUNDED = ("q8_0", "q4_0")
 METHODS = ("linear", "spherical")
 SHIFTS = ("key_shift", "value_shift", "position_shift")
 FRAMES = (
