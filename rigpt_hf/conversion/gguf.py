@@ -1,5 +1,6 @@
 """`export_gguf`: a RiGPT on disk becomes a GGUF file, which llama.cpp and the programs around it run."""
 
+import re
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,13 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
             return plan
         except ValueError as error:
             reasons[known[kind]] = str(error)
-    said = "; ".join(f"as {name}: {reason.rstrip('.')}" for name, reason in reasons.items())
-    raise ValueError(f"`source` must be a model that llama.cpp can run, got {source!r}, which is none, {said}.")
+    # Of each the fault alone: what else its class has, and where else to go, is not asked for.
+    faults = {target: re.split(r", which |[.:] ", reason, maxsplit=1)[0] for target, reason in reasons.items()}
+    said = "; ".join(f"as {target}: {fault.rstrip('.')}" for target, fault in faults.items())
+    raise ValueError(
+        f"`source` must be a model that llama.cpp can run, got {source!r}, which is none, {said}. ONNX Runtime runs "
+        "every network of layers: export it with `--to onnx`, or keep it as RiGPT."
+    )
 
 
 def _tokenizer(folder: Path) -> Any:

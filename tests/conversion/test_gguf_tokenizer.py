@@ -18,10 +18,10 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
-from rigpt_hf.conversion import convert_model
+from rigpt_hf.conversion import certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion.gguf import export_gguf
 from rigpt_hf.conversion.gguf_file import write_gguf
 from rigpt_hf.conversion.gguf_tokenizer import LLAMA3, QWEN2, SPLITS
@@ -234,3 +234,8 @@ def test_a_folder_becomes_a_file_that_speaks(tmp_path):
         made = other.generate(ids[0].tolist(), 8)
         assert made == wanted and len(set(made)) > 1
         assert other.text(made) == tokenizer.decode(made, skip_special_tokens=True)
+    # And back again, by what Transformers reads.
+    convert_checkpoint(tmp_path / "out", tmp_path / "back", gguf_file="out-F32.gguf", progress=False)
+    back = AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert back(PLAIN)["input_ids"] == ids[0].tolist() and back.chat_template == TEMPLATE
+    certify(model, AutoModelForCausalLM.from_pretrained(tmp_path / "back"), ids).check()
