@@ -210,7 +210,7 @@ def _tensors(plan: ExportPlan, known: GgufArchitecture) -> Iterator[tuple[str, t
     config = plan.config
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == known.name)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    with torch.device("meta"):
+    with torch.device("meta"), silent():  # a class warns of kernels that it could use
         skeleton = plan.model_class(config)
     transposed = {f"{name}.weight" for name, module in skeleton.named_modules() if isinstance(module, Conv1D)}
     for entry in plan.entries:
