@@ -186,6 +186,7 @@ def families():
     """
     from ..conversion.activations import RIGPT_ACTIVATIONS
     from ..conversion.families import REASONS
+    from ..conversion.gguf_file import ARCHITECTURES
     from ..conversion.overview import overview
 
     def cost(by_tie: dict[bool, float]) -> str:
@@ -211,7 +212,8 @@ def families():
     console.print(
         "Costs are those of a model of the class's default size: parameters that are added, and products with maps "
         "per token, which take time. All families refuse quantized weights and activations that are none of "
-        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama.",
+        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama. Exports to "
+        f"{', '.join(name for name in TARGETS if name in ARCHITECTURES)} become files for llama.cpp, too (`--to gguf`).",
         markup=False,
     )
     table = Table("family", "why not", title="What does not convert, of what is asked for")
