@@ -30,6 +30,8 @@ from ..terminal import notices_after
 
 
 CONVERSION = __name__.rpartition(".")[0]
+# What ONNX Runtime computes in on a CPU, where a result is certified: bfloat16 it does not, float64 not rightly.
+DTYPES = (torch.float32, torch.float16)
 # Sizes at which a graph is traced: none is the same as another, so none is taken for another.
 BATCH, SEEN, LENGTH = 2, 5, 3
 
@@ -55,7 +57,8 @@ def export_onnx(
     Args:
         source (`str` or `Path`): a folder, or the id of a repository; `revision` (`str`, *optional*) of the latter.
         output_dir (`str` or `Path`): the folder to make; it appears complete or not at all.
-        dtype (`torch.dtype`, *optional*): of the weights and the arithmetic; the source's if not given.
+        dtype (`torch.dtype`, *optional*):
+            Of the weights and the arithmetic, float32 or float16. The source's if not given, or float32.
         force (`bool`, defaults to `False`): replace an earlier result in `output_dir`, once the new one is complete.
         seed (`int`, defaults to 0): for the certificate's random inputs.
 
@@ -65,6 +68,11 @@ def export_onnx(
         ValueError: if the source cannot be traced, or ONNX Runtime cannot run the result.
     """
     require("onnx")
+    if dtype not in (None, *DTYPES):
+        given, *known = (str(one).removeprefix("torch.") for one in (dtype, *DTYPES))
+        raise ValueError(
+            f"`dtype` must be one of {', '.join(known)} for ONNX Runtime, got {given!r}. Take one of these."
+        )
     output, name = Path(output_dir), str(source)
     seen = check_output(output, name, force)
     folder = local_folder(name, revision)
@@ -79,7 +87,7 @@ def export_onnx(
     model = load_model(folder, RiGPTForCausalLM)
     input_ids = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
     before = record_logits(model, input_ids, hashed=False)
-    model = model.to(dtype or model.dtype).eval()
+    model = model.to(dtype or (model.dtype if model.dtype in DTYPES else torch.float32)).eval()
     with new_folder(output, seen) as temporary:
         with _one_line(name):
             trace(model).save_pretrained(temporary)
@@ -169,5 +177,5 @@ def _one_line(source: str) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f"`source` must be a model that torch.export can trace and ONNX Runtime can run, got {source!r}: "
-            f"{in_short(error)}. Try `dtype` float32, or an export to a stock class."
+            f"{in_short(error)}. Try an export to a stock class."
         ) from error

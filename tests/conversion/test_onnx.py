@@ -36,6 +36,15 @@ def exported(saved) -> tuple[Path, Certificate]:
     return out, export_onnx(saved, out)
 
 
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=str)
+def test_sources_in_other_dtypes(dtype, tmp_path):
+    tiny_model(dtype=torch.bfloat16 if dtype is None else torch.float64).save_pretrained(tmp_path / "model")
+    certificate = export_onnx(tmp_path / "model", tmp_path / "out", dtype=dtype)
+    assert certificate.passed and certificate.dtype == ("float32" if dtype is None else "float16")
+
+
 def empty(model: RiGPTForCausalLM, batch: int) -> DynamicCache:
     nothing = torch.zeros(batch, model.config.num_key_value_heads, 0, model.config.head_dim)
     return DynamicCache([(nothing, nothing)] * model.config.num_hidden_layers)
@@ -121,6 +130,12 @@ def test_what_is_foreign_is_not_replaced(saved, exported):
     with pytest.raises(ValueError, match="can be replaced only if all in it was written by this program"):
         export_onnx(saved, out, force=True)
     (out / "mine.txt").unlink()
+
+
+def test_what_onnx_runtime_does_not_compute_in_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="^`dtype` must be one of float32, float16 for ONNX Runtime, got 'bfloat16'"):
+        export_onnx(saved, tmp_path / "out", dtype=torch.bfloat16)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_of_steps_is_refused(tmp_path):
