@@ -21,7 +21,17 @@ from ..terminal import notices_after
 from .assemble import assemble
 from .export import ExportPlan, plan_export
 from .families import TARGETS
-from .gguf_file import ARCHITECTURES, GGUF_DTYPES, ROUNDED, check_known, kind_of, nbytes_of, read_gguf, write_gguf
+from .gguf_file import (
+    ARCHITECTURES,
+    GGUF_DTYPES,
+    HEAD,
+    ROUNDED,
+    check_known,
+    kind_of,
+    nbytes_of,
+    read_gguf,
+    write_gguf,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -168,10 +178,10 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _say_what_untying_costs(is_tied: bool, plan: ExportPlan, stored: str) -> None:
-    if is_tied and not plan.config.tie_word_embeddings:
+    if is_tied and not (plan.config.tie_word_embeddings and ARCHITECTURES[plan.config.model_type].tied):
         shape = (plan.config.vocab_size, plan.config.hidden_size)
         numbers = prod(shape)
         logger.warning(
-            f"The head is a table of its own in this frame of the stream, where the source has one table for both: "
-            f"{numbers:,} numbers more, {nbytes_of(numbers, kind_of('output.weight', shape, stored)):,} bytes."
+            f"The head is a table of its own in this file, where the source has one table for both: {numbers:,} "
+            f"numbers more, {nbytes_of(numbers, kind_of(HEAD, shape, stored)):,} bytes."
         )

@@ -35,7 +35,7 @@ GGUF_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "
 ROUNDED = ("q8_0", "q4_0")
 BLOCK = 32  # numbers that are rounded together
 # Stored in more digits than the rest of a file in four bits, as llama.cpp does it: the tables of tokens.
-TABLES = ("token_embd.weight", "output.weight")
+TABLES = EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 Make = Callable[[], torch.Tensor]
@@ -52,6 +52,7 @@ class GgufArchitecture:
         neighbours (`bool`, defaults to `False`): two rows that are turned together are neighbours there.
         factors (`bool`, defaults to `False`): a file may hold factors for its rotary frequencies.
         biases (`bool`, defaults to `True`): its maps may have biases.
+        tied (`bool`, defaults to `True`): its head may be the table of tokens; if not, a file has that table twice.
         read_back (`bool`, defaults to `True`): Transformers reads it from GGUF.
     """
 
@@ -60,6 +61,7 @@ class GgufArchitecture:
     neighbours: bool = False
     factors: bool = False
     biases: bool = True
+    tied: bool = True
     read_back: bool = True
 
 
@@ -70,7 +72,7 @@ ARCHITECTURES = {
     "gpt2": GgufArchitecture("gpt2", "gelu_pytorch_tanh"),
     "arcee": GgufArchitecture("arcee", "relu2", neighbours=True, factors=True, biases=False, read_back=False),
     "qwen3": GgufArchitecture("qwen3", "silu", biases=False),
-    "apertus": GgufArchitecture("apertus", "xielu", factors=True, read_back=False),
+    "apertus": GgufArchitecture("apertus", "xielu", factors=True, tied=False, read_back=False),
 }
 
 
@@ -221,7 +223,10 @@ def _tensors(plan: ExportPlan, known: GgufArchitecture) -> Iterator[tuple[str, t
             raise ValueError(f"`{entry.name}` of {plan.model_class.__name__} has no name in a GGUF file.")
         turns = known.neighbours and entry.name.split(".")[-2] in ("q_proj", "k_proj")
         shape = entry.shape[::-1] if entry.name in transposed else entry.shape
-        yield name, shape, _recipe(entry, entry.name in transposed, head_dim(config) if turns else 0)
+        make = _recipe(entry, entry.name in transposed, head_dim(config) if turns else 0)
+        yield name, shape, make
+        if name == EMBEDDING and config.tie_word_embeddings and not known.tied:
+            yield HEAD, shape, make
     if known.factors and rope_of(config).get("rope_type") == "llama3":
         factors = frequency_factors(config)
         yield "rope_freqs.weight", tuple(factors.shape), lambda: factors

@@ -118,13 +118,17 @@ def test_llama_cpp_computes_the_same_function(name, tmp_path):
         assert plain <= RUNTIME
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_classes_that_it_knows(name, tmp_path):
+def test_other_classes_that_it_knows(name, tied, tmp_path):
     model_class, config_class, options = OTHERS[name]
     torch.manual_seed(0)
-    model = randomise_(model_class(config_class(**(SIZES | TOKENS | options))), 0).eval()
+    config = config_class(**(SIZES | TOKENS | options), tie_word_embeddings=tied)
+    model = randomise_(model_class(config), 0).eval()
     write_gguf(plan_of(model), tmp_path / "it.gguf", "float32", None, "it")
     assert error(model, tmp_path / "it.gguf") <= RUNTIME
+    held = {tensor.name for tensor in GGUFReader(tmp_path / "it.gguf").tensors}
+    assert ("output.weight" in held) == (not tied or not ARCHITECTURES[name].tied)
 
 
 def test_biases_that_it_does_not_read_are_refused():
