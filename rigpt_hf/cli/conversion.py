@@ -16,7 +16,9 @@ from ..terminal import Console
 from .arguments import (
     DROPOUTS,
     DTYPES,
+    FORMATS,
     QK_GAINS,
+    ROUNDED,
     STOCK_FRAMES,
     TARGETS,
     Dtype,
@@ -29,6 +31,7 @@ from .arguments import (
     argument,
     one_of,
     option,
+    suits_format,
 )
 from .common import check_device, report, to_dtype
 
@@ -115,17 +118,23 @@ def export(
     to: Annotated[
         str | None,
         option(
-            f"Stock architecture: {', '.join(TARGETS)}, or auto: the one in which it is smallest.",
+            f"Stock architecture: {', '.join(TARGETS)}, or auto: the one in which it is smallest; gguf, a file for "
+            "llama.cpp; or onnx, a graph.",
             "the one that it was converted from",
         ),
-        one_of("auto", *TARGETS),
+        one_of("auto", *TARGETS, *FORMATS),
+        suits_format,
     ] = None,
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),
         one_of(*STOCK_FRAMES),
     ] = "auto",
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        option(f"Of the result: {', '.join(DTYPES)}; of gguf also {', '.join(ROUNDED)}.", "as the source"),
+        one_of(*DTYPES, *ROUNDED),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
 ):
@@ -134,7 +143,19 @@ def export(
 
         rigpt export my-rigpt my-gpt2
         rigpt export my-rigpt my-llama --to llama
+        rigpt export my-rigpt my-gguf --to gguf --dtype q8_0
+        rigpt export my-rigpt my-onnx --to onnx
     """
+    if to == "gguf":
+        from ..conversion.gguf import export_gguf
+
+        report(export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed), output)
+        return
+    if to == "onnx":
+        from ..conversion.onnx import export_onnx
+
+        report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
+        return
     from ..conversion import export_checkpoint
 
     certificate = export_checkpoint(
@@ -179,6 +200,7 @@ def families():
     """
     from ..conversion.activations import RIGPT_ACTIVATIONS
     from ..conversion.families import REASONS
+    from ..conversion.gguf_file import ARCHITECTURES
     from ..conversion.overview import overview
 
     def cost(by_tie: dict[bool, float]) -> str:
@@ -204,7 +226,8 @@ def families():
     console.print(
         "Costs are those of a model of the class's default size: parameters that are added, and products with maps "
         "per token, which take time. All families refuse quantized weights and activations that are none of "
-        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama.",
+        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama. Exports to "
+        f"{', '.join(name for name in TARGETS if name in ARCHITECTURES)} become files of llama.cpp, too (`gguf`).",
         markup=False,
     )
     table = Table("family", "why not", title="What does not convert, of what is asked for")
