@@ -113,8 +113,7 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
         constant = own or key_shift == "alone"
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
-    # Biases of what a constant of the values is written with.
-    # Gains behind the two blocks keep what they write apart.
+    # A constant that the values write may be taken back by the MLP's bias too, unless gains stand behind the two.
     parallel_bias = config.use_parallel_residual and config.mlp_bias and not config.post_norm
     if config.attention_bias and (config.attention_output_bias or parallel_bias):
         table["value_shift"] = Frame(Translations(config.head_dim), heads, own, shift=shifts["value_shift"])

@@ -21,6 +21,11 @@ from .families import FAMILIES, YARN, architecture, converted_family, family_mod
 
 
 over_families = pytest.mark.parametrize("name", FAMILIES)
+# One variant of every architecture, and the others where tests marked `full` run.
+FIRST = {architecture(name): name for name in reversed(FAMILIES)}
+over_architectures = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.full) for name in FAMILIES]
+)
 
 
 def test_every_architecture_has_a_source():
@@ -58,7 +63,7 @@ def test_all_frames_act_on_a_converted_family(name):
     assert set(still) <= {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-@over_families
+@over_architectures
 def test_a_stock_model_turns_but_for_its_norms(name):
     source, size = converted_family(name)[0], converted_family(name)[1].config.hidden_size
     expected = source(tokens(2, 36)).logits
@@ -80,7 +85,7 @@ def test_tied_stays_tied(name):
         assert torch.equal(converted.model.embed_tokens.weight[:, : embeddings.shape[1]], embeddings)
 
 
-@over_families
+@over_architectures
 def test_generation_with_a_cache_is_generation_without(name):
     ids = tokens(3, 8)
     mask = torch.ones_like(ids)
@@ -96,7 +101,7 @@ def test_generation_with_a_cache_is_generation_without(name):
     assert len({tuple(row.tolist()) for row in expected}) == 3
 
 
-@over_families
+@over_architectures
 def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
     dtype = torch.bfloat16 if architecture(name) == "gemma" else torch.float32  # which rounds its constant
     source = family_model(name, dtype)
