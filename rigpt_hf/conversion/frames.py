@@ -230,31 +230,30 @@ class _Ends:
         The isometry `Q` of a Householder reflection that takes a direction nothing is written into to `1/√S`: one of
         the d where there is one, else one of those that are added; `None` if it is there already.
         """
-        size = self.config.hidden_size
-        ones = torch.ones(size, dtype=torch.float64, device=self.table.device)
-        gram = torch.outer(ones, ones) * 0
-        for _, columns in self.written():
-            gram += columns @ columns.T / columns.square().sum().clamp_min(1e-300)
-        unused = torch.linalg.eigh(gram).eigenvectors[:, 0]
-        strength = self._strength(unused)
-        free = strength <= self.tolerance
+        size, device = self.config.hidden_size, self.table.device
+        unused = torch.full((size,), size**-0.5, dtype=torch.float64, device=device)
+        placed = free = self._strength(unused) <= self.tolerance
+        if not placed:
+            gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+            for _, columns in self.written():
+                gram += columns @ columns.T / columns.square().sum().clamp_min(1e-300)
+            unused = torch.linalg.eigh(gram).eigenvectors[:, 0]
+            free = self._strength(unused) <= self.tolerance
         if not free and self.family.width is None:
             raise ValueError(
                 f"LayerNorm removes one direction of the stream in {self.family.name}, and this model's stream uses "
-                f"all {size}: the weakest is still written with relative strength {strength:.1e}. Only a model with "
-                "an unused direction (as any converted from such a class has until it is trained further) can be "
-                "exported to it."
+                f"all {size}: the weakest is still written with relative strength {self._strength(unused):.1e}. Only a "
+                "model with an unused direction (as any converted from such a class has until it is trained further) "
+                "can be exported to it."
             )
         width = self._width(size if free else size + 1)
-        if width == size:
-            if self._strength(ones / size**0.5) <= self.tolerance:
-                return None
-            normal = unused - ones / size**0.5
-        else:
-            normal = -torch.ones(width, dtype=torch.float64, device=ones.device) / width**0.5
-            normal[-1] += 1
+        if width != size:
+            unused = torch.nn.functional.one_hot(torch.tensor(width - 1, device=device), width).to(torch.float64)
+        elif placed:
+            return None
+        normal = unused - width**-0.5
         normal = normal / normal.norm()
-        return (torch.eye(width, dtype=torch.float64, device=ones.device) - 2 * torch.outer(normal, normal))[:size]
+        return (torch.eye(width, dtype=torch.float64, device=device) - 2 * torch.outer(normal, normal))[:size]
 
     def _strength(self, direction: torch.Tensor) -> float:
         """The relative size of a writer's output along a direction: the largest over the writers."""

@@ -229,7 +229,7 @@ def test_the_class_that_a_model_came_from_is_recorded(tmp_path):
         ("granite", "come from 'granite', which is none of them"),
     ):
         model = tiny_model(**GATED, converted_from=origin)
-        with pytest.raises(ValueError, match=f"^`target` .`--to`. must be one of auto, gpt2, .*{record}") as caught:
+        with pytest.raises(ValueError, match=f"^`target` must be one of auto, gpt2, .*{record}") as caught:
             export_model(model)
         assert "\n" not in str(caught.value)
     # A record that is not true is no more than a wish.
@@ -260,7 +260,8 @@ def test_auto_takes_the_class_in_which_a_model_is_smallest(options, best, reason
     result = export_model(model, "auto")
     assert type(result) is TARGETS[best].model_class
     assert sizes[best] == min(sizes.values()) and (len(sizes) == 1) is ("no other" in reason)
-    (said,) = [record.message for record in caplog.records if "auto" in record.message]
+    # Nothing is said of the classes that were tried besides; apertus would have to untie this one.
+    (said,) = [record.message for record in caplog.records if record.name.startswith("rigpt_hf")]
     assert said.startswith(f"`target='auto'` is '{best}': it is exact with ") and reason in said
 
 
