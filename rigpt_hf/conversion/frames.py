@@ -242,9 +242,9 @@ class _Ends:
         if not free and self.family.width is None:
             raise ValueError(
                 f"LayerNorm removes one direction of the stream in {self.family.name}, and this model's stream uses "
-                f"all {size}: the weakest is still written with relative strength {self._strength(unused):.1e}. Only a "
-                "model with an unused direction (as any converted from such a class has until it is trained further) "
-                "can be exported to it."
+                f"all {size}: the weakest is still written with relative strength {self._strength(unused):.1e}. Only "
+                "a model with an unused direction (as any converted from such a class has until it is trained "
+                "further) can be exported to it."
             )
         width = self._width(size if free else size + 1)
         if width != size:
