@@ -45,6 +45,7 @@ def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.T
                 f"{LARGEST_SPREAD:g}th of the largest."
             )
             return config
+    logger.warning("`qk_gain='metric'`: gains of queries and keys became metrics, which prefer no basis of a head.")
     return RiGPTConfig(**(config.to_dict() | {"qk_norm_gain": form}))
 
 

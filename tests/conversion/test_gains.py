@@ -107,6 +107,13 @@ def test_gains_that_no_metric_can_have_stay_vectors_and_are_named(smallest, capl
     assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
 
 
+@over_forms
+def test_what_became_of_gains_is_said_to_who_asked(form, caplog):
+    with caplog.at_level(logging.WARNING):
+        convert_model(family_model("qwen3"), qk_gain=form)
+    assert ("gains of queries and keys became metrics" in caplog.text) is (form == "metric")
+
+
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match="`qk_gain` must be one of vector, metric, got 'form'"):
         convert_model(family_model("qwen3"), qk_gain="form")
