@@ -174,7 +174,8 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
     """
     # A length that no table and no frequency follows from is only a promise.
     promised = all(
-        config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES)
+        config.position_embedding_type == "alibi"
+        or (config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES))
         for config in (a, b)
     )
     for name in dict.fromkeys(structure(a) + structure(b)):

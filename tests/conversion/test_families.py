@@ -399,7 +399,7 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gptj", {"rotary_dim": 3}, "`rotary_dim=3` cannot be converted.* a head of 6 "),
     ("gptj", {"rotary_dim": 8}, "`rotary_dim=8` cannot be converted.* a head of 6 "),
     ("phi", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of their own"),
-    ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*by rotation alone.* with rotary positions"),
+    ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*to bfloat16.* with rotary positions"),
     ("falcon-serial", {"attention_dropout": 0.1}, "`attention_dropout=0.1` cannot.*`hidden_dropout=0.0`.*training"),
     ("falcon", {"parallel_attn": False}, "`parallel_attn=False` with `new_decoder_architecture=True` cannot"),
     ("falcon-heads", {"num_ln_in_parallel_attn": 2}, "`num_ln_in_parallel_attn=2` with `new_decoder_arch.*=False`"),
