@@ -143,8 +143,8 @@ class RiGPTConfig(PreTrainedConfig):
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
         embedding_norm_map (`bool`, defaults to `False`):
-            Start it from `M n(x0) + b`, with an affine map `embedding_map` behind that norm: BLOOM's gain and bias there
-            in any frame. Needs `embedding_norm`.
+            Start it from `M n(x0) + b`: `embedding_map`, an affine map behind that norm, is BLOOM's gain and bias in
+            any frame. Needs `embedding_norm`.
         value_embedding_period (`int`, *optional*):
             Every so many layers, counted back from the last and without the first, a token adds a vector of its own
             to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
