@@ -55,7 +55,7 @@ class RiGPTAlibi(nn.Module):
         new, length = query.shape[2], key.shape[2]
         columns = torch.arange(length, device=query.device)
         if attention_mask is None:
-            seen = columns <= columns[length - new :, None]
+            seen = (columns <= columns[length - new :, None])[None, None]
         elif attention_mask.dtype is torch.bool:
             seen = attention_mask
         else:

@@ -80,8 +80,8 @@ class Score:
 
         if config.position_embedding_type == "alibi":
             raise ValueError(
-                "`attn_implementation` must not be paged for `position_embedding_type='alibi'`, as blocks of a cache "
-                f"do not say how far away a key is, got {backend!r}. Generate without continuous batching."
+                "`position_embedding_type='alibi'` must not meet continuous batching, whose cache does not say how "
+                f"far away a key is, got {backend!r} with one. Generate with `generate`."
             )
         if self.weighted and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
             raise ValueError(
