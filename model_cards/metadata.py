@@ -162,6 +162,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         "qk_norm": "query-key norm",
         "qk_norm_gain": "gains of queries and keys",
         "embedding_norm": "normalised embeddings",
+        "embedding_norm_map": "an affine map of normalised embeddings",
         "local_frames": "a frame per layer",
         "value_embedding_period": "value embeddings",
         "depth_solver": "depth as time",

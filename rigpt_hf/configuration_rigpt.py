@@ -39,7 +39,7 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "RiGPTForTokenClassification",
     "AutoModelForQuestionAnswering": "RiGPTForQuestionAnswering",
 }
-POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+POSITION_EMBEDDING_TYPES = ("learned", "rotary", "alibi")
 # Solvers of torchdiffeq that make `depth_steps` steps per layer, with their evaluations of the field per step.
 FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 # And those that choose their steps.
@@ -99,7 +99,9 @@ class RiGPTConfig(PreTrainedConfig):
             Bias on `project_out`; needs `embedding_size`.
         position_embedding_type (`str`, defaults to `"rotary"`):
             `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter
-            rotation group acting on queries and keys.
+            rotation group acting on queries and keys. `"alibi"`: `slope · distance` is taken from every score, with a
+            slope for each head, `self_attn.alibi.weight`, that is not learned (arXiv 2108.12409). Distances are
+            counted in the sequence, whatever `position_ids` say beyond where packed sequences begin.
         rope_parameters (`dict`, *optional*):
             `rope_type`, `rope_theta` and what else the library's rope types need; or such a dictionary for each of
             the `layer_types`. Only with `"rotary"`.
@@ -140,6 +142,9 @@ class RiGPTConfig(PreTrainedConfig):
             in a frame of their own, from which the frozen orthogonal map `carry` leads into the stream.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
+        embedding_norm_map (`bool`, defaults to `False`):
+            Start it from `M n(x0) + b`: `embedding_map`, an affine map behind that norm, is BLOOM's gain and bias in
+            any frame. Needs `embedding_norm`.
         value_embedding_period (`int`, *optional*):
             Every so many layers, counted back from the last and without the first, a token adds a vector of its own
             to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
@@ -233,6 +238,7 @@ class RiGPTConfig(PreTrainedConfig):
     post_norm: bool = False
     use_parallel_residual: bool = False
     embedding_norm: bool = False
+    embedding_norm_map: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False
     depth_solver: str | None = None
@@ -361,6 +367,11 @@ class RiGPTConfig(PreTrainedConfig):
         if not (self.pre_norm or self.post_norm):
             raise ValueError(
                 "`pre_norm=False` needs `post_norm=True`, got False: nothing else would bound what layers read."
+            )
+        if self.embedding_norm_map and not self.embedding_norm:
+            raise ValueError(
+                "`embedding_norm_map` is behind the norm of embeddings and needs `embedding_norm=True`, got False. "
+                "Set `embedding_norm`, or leave `embedding_norm_map` out."
             )
         if self.post_norm and self.local_frames:
             raise ValueError(

@@ -8,6 +8,8 @@ the [`Table`] of a configuration, which answers all questions about it.
     frame           group                                                    axes that carry it
     stream          O(d), as `n(x)` needs the length of x                    in and out of every layer, positions,
                                                                              gates
+    entry           O(d), with `embedding_norm_map`, in front of that map;   project_in or embeddings, positions,
+                    the stream's own if a tied head reads it directly        embedding_map (covectors)
     local           O(d), each layer's own stream, with `local_frames`       the same of its layer; the transports
                                                                              into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
@@ -84,6 +86,8 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     shifts = _shifts(config)
     table = {"stream": Frame(orthogonal(config.hidden_size))}
+    if _has_entry(config):
+        table["entry"] = Frame(orthogonal(config.hidden_size))
     if config.local_frames:
         table["local"] = Frame(orthogonal(config.hidden_size), per_layer=True)
     if config.embedding_size is not None:
@@ -139,6 +143,11 @@ def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup | HalfTurns:
     return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies and moving > 0)
 
 
+def _has_entry(config: RiGPTConfig) -> bool:
+    """Whether the stream begins in a frame of its own; not where the head reads the same vectors from its end."""
+    return config.embedding_norm_map and not (config.tie_word_embeddings and config.embedding_size is None)
+
+
 def _unturned(config: RiGPTConfig, layer: int) -> tuple[int, ...]:
     """Dimensions of a head that positions leave alone: outside of all planes, or in planes of frequency zero."""
     frequencies = _frequencies(config, layer)
@@ -162,7 +171,8 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     """
     stream, stream_in = (Turn("stream"),), (Turn("stream", "covector"),)
     projected = config.embedding_size is not None
-    lexical = (Turn("lexical"),) if projected else stream
+    entry, entry_in = ((Turn("entry"),), (Turn("entry", "covector"),)) if _has_entry(config) else (stream, stream_in)
+    lexical = (Turn("lexical"),) if projected else entry
     # A tied table serves twice: embeddings are vectors, and the head pairs them with covectors.
     output = (Turn("lexical", "covector"),) if config.tie_word_embeddings else (Turn("output"),)
     untied_head = (Turn("output", "covector"),) if projected else stream_in
@@ -193,8 +203,10 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     up = linear if config.gated_mlp else active
     return {
         "model.embed_tokens.weight": (FIXED, lexical),
-        "model.project_in.weight": (stream, (Turn("lexical", "covector"),)),
-        "model.embed_positions.weight": (FIXED, stream),
+        "model.project_in.weight": (entry, (Turn("lexical", "covector"),)),
+        "model.embed_positions.weight": (FIXED, entry),
+        "model.embedding_map.weight": (stream, entry_in),
+        "model.embedding_map.bias": (stream,),
         TRANSPORTS[0]: (layer_out, before),
         ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), *signs["metric"], Turn("heads", "query")),),
         ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
@@ -210,6 +222,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "k_norm.weight": key_norm,
         ATTENTION + "value_embedding.weight": (FIXED, value),
         ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
+        ATTENTION + "alibi.weight": ((Turn("heads", "query"),),),
         MLP + "gate_proj.weight": (active, layer_in),
         MLP + "gate_proj.bias": (active,),
         MLP + "up_proj.weight": (up, layer_in),

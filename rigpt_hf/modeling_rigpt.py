@@ -4,7 +4,7 @@ Shapes: B batch, S new positions, T positions including the cache, V vocabulary,
 heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
-    x0     = n(x0)                          with `embedding_norm`
+    x0     = n(x0), or M n(x0) + b          with `embedding_norm`, `embedding_norm_map`; M, b: embedding_map
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
@@ -14,7 +14,8 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
-increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, norms of queries and keys in
+increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, positions as biases of scores
+in `alibi_rigpt.py`, norms of queries and keys in
 `norms_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
@@ -43,6 +44,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .alibi_rigpt import RiGPTAlibi
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
@@ -153,6 +155,7 @@ class RiGPTAttention(nn.Module):
         self.distance_weight: nn.Parameter | None = None
         if self.score.weighted:
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
+        self.alibi = RiGPTAlibi(config.num_attention_heads) if config.position_embedding_type == "alibi" else None
         self.rotary_frequencies: nn.Parameter | None = None
         if config.rotary_learned_frequencies and self.is_turned:
             frequencies, self.rotary_scaling = rotary_frequencies(of_layer(config, layer_idx))
@@ -221,7 +224,9 @@ class RiGPTAttention(nn.Module):
 
         # The score's own coordinates come after the cache, which keeps plain keys.
         query, key, value = self.score.prepare(query, key, value, self.distance_weight, self.layer_idx, kwargs)
-        backend, attention = self.score.backend(self.config._attn_implementation, self.config.attn_logit_softcapping)
+        if self.alibi is not None:
+            attention_mask = self.alibi(attention_mask, query, key)
+        backend, attention = self.score.backend(self.config._attn_implementation, self.config)
         if attention is None:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, probabilities = attention(
@@ -329,7 +334,7 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention | RiGPTHeadNorm):
+        if isinstance(module, RiGPTAttention | RiGPTHeadNorm | RiGPTAlibi):
             module.reset_own_parameters()
         elif isinstance(module, RiGPTTransport):
             init.eye_(module.weight)
@@ -385,18 +390,19 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use: the one asked for if it can express the scores, else a `ValueError`."""
         score = SCORES[self.config.attention_score]
-        if capable := score.capable(self.config.attn_logit_softcapping):
-            requested_attention = requested_attention or capable[0]
-            score.check_backend(requested_attention, self.config.attn_logit_softcapping)
+        if capable := score.capable(self.config):
+            # Without one asked for the quickest that all can use.
+            requested_attention = requested_attention or ("sdpa" if "sdpa" in capable else capable[0])
+            score.check_backend(requested_attention, self.config)
         if requested_attention and requested_attention.startswith("paged|"):
-            score.check_paged(requested_attention)
+            score.check_paged(requested_attention, self.config)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
 def freeze_transports(model: nn.Module) -> None:
     """Once more after loading, which makes every parameter a trainable one."""
     for module in model.modules():
-        if isinstance(module, RiGPTTransport):
+        if isinstance(module, RiGPTTransport | RiGPTAlibi):
             module.weight.requires_grad_(False)
 
 
@@ -417,10 +423,14 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.embed_positions, self.rotary_emb = None, None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        elif not config.rotary_learned_frequencies:
+        elif config.position_embedding_type == "rotary" and not config.rotary_learned_frequencies:
             kinds = {kind: RiGPTRotaryEmbedding(of_layer_type(config, kind)) for kind in rope_kinds(config)}
             self.rotary_emb = nn.ModuleDict(kinds) if by_layer_type(config.rope_parameters) else kinds[FULL]
         self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
+        self.embedding_map = None
+        if config.embedding_norm_map:
+            self.embedding_map = nn.Linear(config.hidden_size, config.hidden_size)
+            self.embedding_map.carries_between_frames = True
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
@@ -546,6 +556,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(position_ids)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
+        if self.embedding_map is not None:
+            hidden_states = linear(self.embedding_map, hidden_states)
         return self.dropout(hidden_states)
 
 
@@ -573,7 +585,7 @@ def check_inputs(config: RiGPTConfig, input_ids: Any, inputs_embeds: Any, kwargs
             "layers look up vectors of their own. Pass `input_ids`."
         )
     if kwargs.get("cache") is not None:  # that of continuous batching
-        SCORES[config.attention_score].check_paged(config._attn_implementation)
+        SCORES[config.attention_score].check_paged(config._attn_implementation, config)
 
 
 class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):

@@ -19,6 +19,8 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
         plan["layers.*.mlp.gate_proj"] = "colwise"
     if SCORES[config.attention_score].weighted:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
+    if config.position_embedding_type == "alibi":
+        plan["layers.*.self_attn.alibi.weight"] = "colwise"
     for norm in ("q_norm", "k_norm"):
         if config.qk_norm_gain == "vector":  # which the heads of all processes share
             plan[f"layers.*.self_attn.{norm}"] = "replicated_with_grad_allreduce"
@@ -44,6 +46,8 @@ def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]
         plan["project_in"] = (["inputs_embeds"], ["hidden_states"])
     if config.position_embedding_type == "learned":
         plan["embed_positions"] = (["position_ids"], ["position_vectors"])
+    if config.embedding_norm_map:
+        plan["embedding_map"] = (["hidden_states"], ["hidden_states"])
     plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
     if config.local_frames:
         plan["transport"] = (["hidden_states"], ["hidden_states"])

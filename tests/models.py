@@ -17,6 +17,8 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 LISTS = ("layer_types", "no_rope_layers")
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
+ALIBI = {"position_embedding_type": "alibi"}
+MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 
 # Every option of the config in combinations that are allowed together; keys are the ids of tests.
@@ -40,6 +42,11 @@ OPTIONS: dict[str, dict] = {
     "gelu": {"hidden_act": "gelu"},
     "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
     "embedding-norm": {"embedding_norm": True, "position_embedding_type": "learned"},
+    "embedding-map": MAPPED,
+    "embedding-map-untied": MAPPED | {"tie_word_embeddings": False, "position_embedding_type": "learned"},
+    "alibi": ALIBI,
+    "alibi-window": ALIBI | {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5, "num_key_value_heads": 4},
+    "alibi-bloom": ALIBI | MAPPED | {"embedding_size": 24, "output_bias": True, "num_key_value_heads": 4},
     "value-embeddings": {"value_embedding_period": 2},
     "local-frames": {"local_frames": True},
     "local-frames-projected": {"local_frames": True, "embedding_size": 24, "position_embedding_type": "learned"},
@@ -99,6 +106,9 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
     "gain-metric-squared": GAIN_METRIC | PARTIAL | {"attention_score": "squared_distance"},
     "gain-metric-distance": GAIN_METRIC | {"attention_score": "distance"},
+    "alibi-squared": ALIBI | {"attention_score": "squared_distance", "depth_solver": "midpoint"},
+    "alibi-distance": ALIBI | GAIN_VECTOR | {"attention_score": "distance", "attn_logit_softcapping": 2.0},
+    "alibi-between": ALIBI | {"depth_solver": "euler", "depth_interpolation": "linear", "num_key_value_heads": 4},
     "one-key-value-head": {"num_key_value_heads": 1},
     "head-dim": {"head_dim": 12},
     "relu": {"hidden_act": "relu"},
@@ -153,7 +163,7 @@ AXES: dict[str, dict[str, dict]] = {
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
-    "start": {"raw": {}, "normed": {"embedding_norm": True}},
+    "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
     "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
     "caps": {"none": {}, "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}},
     "sight": {
@@ -173,26 +183,26 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-frequencies squared  metric narrow tied   single  gated all  normed before capped full    alike  between small serial
-partial     distance gain   narrow untied multi   gelu  none raw    after  none   nope    values steps   large serial
+frequencies squared  metric narrow tied   single  gated all  mapped before capped full    alike  between small serial
+partial     distance gain   narrow untied multi   gelu  none normed after  none   nope    values steps   large serial
 learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding local  layered large parallel
 rotary      dot      qk     wide   untied single  relu2 all  normed both   none   nope    values layered small serial
-partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding alike  steps   small parallel
-learned     squared  qk     stream untied multi   gated none raw    both   none   full    alike  between large parallel
-rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding local  steps   large parallel
+partial     distance plain  wide   tied   grouped gelu  all  mapped both   capped sliding alike  steps   small parallel
+learned     squared  qk     stream untied multi   gated none normed both   none   full    alike  between large parallel
+rotary      squared  gain   wide   untied multi   gated all  raw    before capped sliding local  steps   large parallel
 frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full    values steps   small parallel
-partial     distance metric stream untied single  gelu  all  raw    before none   full    local  layered large serial
-frequencies squared  plain  wide   untied grouped gated none normed after  capped nope    values layered large serial
-rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full    alike  between small parallel
-learned     distance qk     narrow untied single  gelu  none normed after  capped sliding values steps   small serial
-partial     dot      qk     narrow tied   multi   gated none raw    before capped nope    local  layered small parallel
-frequencies dot      gain   stream untied single  gelu  all  normed both   capped nope    alike  layered large parallel
-rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full    alike  between large serial
-learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding values layered small parallel
-partial     squared  plain  narrow untied single  relu2 none normed both   none   full    alike  between small parallel
+partial     distance metric stream untied single  gelu  all  normed before none   full    local  layered large serial
+frequencies squared  plain  wide   untied grouped gated none mapped after  capped nope    values layered large serial
+rotary      distance gain   narrow tied   grouped relu2 all  mapped after  none   full    alike  between small parallel
+learned     distance qk     narrow untied single  gelu  none raw    after  capped sliding values steps   small serial
+partial     dot      qk     narrow tied   multi   gated none mapped before capped nope    local  layered small parallel
+frequencies dot      gain   stream untied single  gelu  all  raw    both   capped nope    alike  layered large parallel
+rotary      squared  plain  wide   untied multi   gelu  none normed after  none   full    alike  between large serial
+learned     squared  metric wide   untied grouped relu2 all  raw    both   none   sliding values layered small parallel
+partial     squared  plain  narrow untied single  relu2 none raw    both   none   full    alike  between small parallel
 frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding local  layered large serial
 rotary      squared  metric stream tied   single  relu2 all  raw    before none   nope    values layered small serial
-learned     dot      gain   stream untied single  relu2 all  raw    after  none   full    alike  between large parallel
+learned     dot      gain   stream untied single  relu2 all  mapped after  none   full    alike  between large parallel
 """
 
 

@@ -23,6 +23,7 @@ METHODS = ("linear", "spherical")
 SHIFTS = ("key_shift", "value_shift", "residual_shift", "position_shift")
 FRAMES = (
     "stream",
+    "entry",
     "local",
     "lexical",
     "output",

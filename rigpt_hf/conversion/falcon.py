@@ -137,7 +137,8 @@ REFUSED = {
     **only(
         "alibi",
         (False, None),
-        "it adds to scores what grows with the distance of positions, and RiGPT's know positions by rotation alone",
+        "its class rounds slopes and their products with positions to bfloat16 whatever its dtype, so that what it "
+        "adds to scores is not proportional to a distance",
         "Convert a Falcon with rotary positions",
     ),
     "attention_dropout": serial_dropout,

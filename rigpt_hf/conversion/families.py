@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from . import (
     apertus,
     arcee,
+    bloom,
     cohere,
     ernie4_5,
     falcon,
@@ -17,6 +18,7 @@ from . import (
     gptj,
     granite,
     llama,
+    mpt,
     nanochat,
     olmo,
     opt,
@@ -52,6 +54,8 @@ FAMILIES = (
     phi,
     falcon,
     cohere,
+    mpt,
+    bloom,
 )
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {

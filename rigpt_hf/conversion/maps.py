@@ -40,6 +40,8 @@ class Rule:
         behind (`str`, *optional*): the stock norm of heads behind it, whose gains its rows take over if RiGPT has them
             as metrics.
         gain (`bool`, defaults to `False`): the weights are the gains of such a norm.
+        values (`Callable`, *optional*): `config -> list[float]`: numbers that the stock class computes and does not
+            store, in the order of the weight's entries.
     """
 
     target: str
@@ -52,6 +54,7 @@ class Rule:
     buffer: str | None = None
     behind: str | None = None
     gain: bool = False
+    values: Callable[[Any], list[float]] | None = None
 
     def at(self, layer: int) -> "Rule":
         """The rule for one layer."""

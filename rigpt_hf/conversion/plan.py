@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -172,9 +172,13 @@ class _Reader:
                 head_bias = self._require(f"{self.family.head}.bias")
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
+            if rule.values is not None:
+                return torch.tensor(rule.values(self.config), dtype=torch.float64, device=self.device).to(dtype)
             scale, head_gains = self._scale(rule, layer, dtype), self._gains(behind)
             scales = scale if head_gains is None else scale * rows_of_heads(head_gains, shape[0])
             own = self._read(bias if is_bias else weight, rule)
+            if rule.source is None and role == "writes" and rule.norm:  # an affine map into the stream of a norm alone
+                own = self._read(beta) if is_bias else torch.diag(cast(torch.Tensor, self._gains(gain)))
             if rule.gain:
                 own = self._gains(weight)
                 assert own is not None

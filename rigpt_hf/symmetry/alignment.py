@@ -23,7 +23,7 @@ from ..frames import FrameKey, is_choice_of_frames, table_of
 from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, rope_types
 from .action import GaugeTransformation
 from .balance import balance
-from .contraction import UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
+from .contraction import ENTRY, UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
 from .local_frames import along, without_transports
 
 
@@ -174,7 +174,8 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
     """
     # A length that no table and no frequency follows from is only a promise.
     promised = all(
-        config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES)
+        config.position_embedding_type == "alibi"
+        or (config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES))
         for config in (a, b)
     )
     for name in dict.fromkeys(structure(a) + structure(b)):
@@ -249,6 +250,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 # The order in which a sweep goes through the frames.
 SWEEP = (
     ("lexical", "output"),
+    ("entry",),
     ("gains",),
     ("heads",),
     ("head_qk", "head_vo"),
@@ -328,7 +330,10 @@ class Search:
         return views(self.table, self.target, self.weights, keys)
 
     def turn_by_tokens(self) -> None:
-        """The residual stream's rotation by what tokens and positions put into it."""
-        cross = token_vectors(self.table, self.target).T @ token_vectors(self.table, self.weights)
-        group = self.table.kinds["stream"].group
-        self.go(along(self.table, group.procrustes(cross[None].double())))
+        """The residual stream's rotation, and that of its beginning, by what tokens and positions put into it."""
+        for kind in ("entry", "stream"):
+            if kind not in self.table.kinds:
+                continue
+            target, ours = (token_vectors(self.table, side, kind) for side in (self.target, self.weights))
+            element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].double())
+            self.go({ENTRY: element} if kind == "entry" else along(self.table, element))

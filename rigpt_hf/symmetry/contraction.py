@@ -19,6 +19,8 @@ from ..table import Turned
 
 
 Weights = Mapping[str, torch.Tensor]
+# Where the stream begins, if that is a frame of its own.
+ENTRY = FrameKey("entry")
 
 
 def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
@@ -117,12 +119,12 @@ class View:
         """
         All vectors `[N, copies · n]` of `a` in this frame that nothing else turns but what is canonical before it.
 
-        For the residual stream what tokens and positions put into it. For other spaces what only the stream and the
-        order of key-value heads turn; of those that every query head has of its own, the sums over the query heads of
-        a key-value head.
+        For the residual stream, and the frame it may begin in, what tokens and positions put into it. For other
+        spaces what only the stream and the order of key-value heads turn; of those that every query head has of its
+        own, the sums over the query heads of a key-value head.
         """
-        if self.key in self.table.streams:
-            return token_vectors(self.table, self.a)
+        if self.key in (*self.table.streams, ENTRY):
+            return token_vectors(self.table, self.a, "entry" if self.key == ENTRY else "stream")
         frame, vectors = self.table.frames[self.key], []
         allowed = {"heads", self.key.kind, frame.after, *(key.kind for key in self.table.streams)}
         for name, turned in self.walk(self.key):
@@ -163,12 +165,17 @@ def views(table: Table, a: Weights, b: Weights, keys: Collection[FrameKey] | Non
             yield view
 
 
-def token_vectors(table: Table, weights: Weights) -> torch.Tensor:
-    """Vectors `[N, d]` that tokens and positions put into the residual stream, and that no other frame touches."""
+def token_vectors(table: Table, weights: Weights, kind: str = "stream") -> torch.Tensor:
+    """
+    Vectors `[N, d]` that tokens and positions put into the residual stream, and that no other frame touches; where it
+    begins in a frame of its own (`kind="entry"`), into that, and into the stream what comes out of it.
+    """
     rows = []
-    for name, _ in table.carriers(FrameKey("stream"), "vector"):
-        if name in weights and table.role_on(name, "stream") == "rows":
+    for name, _ in table.carriers(FrameKey(kind), "vector"):
+        if name in weights and table.role_on(name, kind) == "rows":
             rows.append(weights[name])
+        elif name in weights and table.role_on(name, "entry") == "reads":
+            rows.append(weights[name].T)
         elif name in weights and table.role_on(name, "lexical") == "reads":
             lexical = [token for token, _ in table.carriers(FrameKey("lexical"), "vector")]
             tokens = next(token for token in lexical if table.role_on(token, "lexical") == "rows")

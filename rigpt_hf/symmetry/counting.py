@@ -24,7 +24,8 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     maps between local frames are frozen, or less `stream` with `post_norm`, whose `carry` is). Beyond that the two
     differ: wider frames have directions that no weight fills, and with rotary positions the first layer reads only the
     range of a narrow `project_in`. Its queries and keys then depend on their token alone, and more than `h(h+1)/2`
-    tokens must look at a metric behind their norm (`qk_norm_gain`). There with `use_parallel_residual` its MLP reads
+    tokens must look at a metric behind their norm (`qk_norm_gain`), as more than `d(d+1)/2` must at the lengths behind
+    `project_in` with `embedding_norm_map`. There with `use_parallel_residual` its MLP reads
     nothing but tokens, and no more of its weights count than `vocab_size * hidden_size`. Frequencies of rotary
     positions, and gains of one plane, are taken to be distinct.
 

@@ -108,6 +108,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {"head_dim": 10},
     "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
+    "mpt": {"n_heads": 6, "attn_config": {"softmax_scale": 0.7}},
+    "mpt-untied": UNTIED | {"layer_norm_epsilon": 1e-3},
+    "bloom": {},
+    "bloom-untied": UNTIED | {"n_head": 6, "layer_norm_epsilon": 1e-3},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
 

@@ -1,5 +1,6 @@
 """Every architecture that converts: one function, in every frame, tied as before, from memory and from a folder."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -245,6 +246,31 @@ class TestNegativeControls:
         norms = {of: {"source": f"model.layers.{{i}}.self_attn.{of}_norm"} for of in "qk"}
         assert self.off("qwen3", monkeypatch, {"q_norm": norms["k"], "k_norm": norms["q"]}) > 0.01
 
+    @pytest.mark.parametrize("name", ["mpt", "bloom"])
+    def test_slopes_of_other_heads(self, name, monkeypatch):
+        family = ARCHITECTURES[name].family
+        own = next(rule.values for rule in family.rules if rule.target.endswith(".alibi"))
+        assert self.off(name, monkeypatch, {"alibi": {"values": lambda config: own(config)[::-1]}}) > 0.01
+
+    def test_a_norm_of_embeddings_without_its_gain_and_bias(self):
+        source = family_model("bloom")
+        converted = convert_model(source)
+        assert certify(source, converted, tokens(2, 36)).passed
+        for part, neutral in (("weight", torch.eye(24)), ("bias", torch.zeros(24))):
+            changed = deepcopy(converted)
+            getattr(changed.model.embedding_map, part).data.copy_(neutral)
+            assert certify(source, changed, tokens(2, 36)).relative_logit_error > 0.01
+
+    @pytest.mark.parametrize("name", ["mpt", "bloom"])
+    def test_a_product_of_slope_and_position_that_is_rounded(self, name):
+        """With 16 heads slopes are no powers of two, and the classes multiply in float32."""
+        heads = {"mpt": {"n_heads": 16, "hidden_size": 32}, "bloom": {"n_head": 16, "hidden_size": 32}}[name]
+        source = family_model(name, **heads)
+        converted = convert_model(source)
+        assert certify(source, converted, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+        plain = source(tokens(2, 36)).logits
+        assert (converted(tokens(2, 36)).logits - plain).abs().max() > 1e-10
+
     def test_the_other_gelu(self, monkeypatch):
         source, entry = family_model("opt-untied"), ARCHITECTURES["opt"]
 
@@ -404,7 +430,7 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gptj", {"rotary_dim": 3}, "`rotary_dim=3` cannot be converted.* a head of 6 "),
     ("gptj", {"rotary_dim": 8}, "`rotary_dim=8` cannot be converted.* a head of 6 "),
     ("phi", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of their own"),
-    ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*by rotation alone.* with rotary positions"),
+    ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*to bfloat16.* with rotary positions"),
     ("falcon-serial", {"attention_dropout": 0.1}, "`attention_dropout=0.1` cannot.*`hidden_dropout=0.0`.*training"),
     ("falcon", {"parallel_attn": False}, "`parallel_attn=False` with `new_decoder_architecture=True` cannot"),
     ("falcon-heads", {"num_ln_in_parallel_attn": 2}, "`num_ln_in_parallel_attn=2` with `new_decoder_arch.*=False`"),
@@ -415,6 +441,29 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
     ("opt", {"activation_function": "quick_gelu"}, "`activation_function` must be one of.*'quick_gelu'"),
+    *(
+        (
+            "mpt",
+            {"attn_config": {option: value}},
+            f"`attn_config.{option}={value}` cannot be.* as if it were {honoured}",
+        )
+        for option, value, honoured in (
+            ("qk_ln", True, False),
+            ("prefix_lm", True, False),
+            ("attn_uses_sequence_id", True, False),
+            ("alibi", False, True),
+            ("alibi_bias_max", 4, 8),
+        )
+    ),
+    ("mpt", {"attn_config": {"clip_qkv": 6.0}}, "`attn_config.clip_qkv=6.0` cannot.*cuts off single coordinates"),
+    ("mpt", {"logit_scale": 0.5}, "`logit_scale=0.5` cannot be converted: .* as if it were None"),
+    ("mpt", {"no_bias": False}, "`no_bias=False` cannot be converted: .* as if it were True"),
+    ("mpt", {"expansion_ratio": 2}, "`expansion_ratio=2` cannot be converted: .* as if it were 4"),
+    (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "`apply_residual_connection_post_layernorm=True` cannot.*residual path itself",
+    ),
     ("gemma2", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
     ("gemma2", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     (

@@ -119,7 +119,11 @@ def test_the_score_modification_of_flex_is_the_eager_score(monkeypatch):
     monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", without_compiling)
     query, key, value = (torch.randn(2, heads, 5, 8) for heads in (4, 2, 2))
     module = SimpleNamespace(
-        num_key_value_groups=2, score=SCORES["distance"], distance_weight=torch.randn(4), training=False
+        num_key_value_groups=2,
+        score=SCORES["distance"],
+        distance_weight=torch.randn(4),
+        alibi=None,
+        training=False,
     )
     arguments = (module, query, key, value, causal_mask(5, torch.float32), 0.3)
     assert_same(flex_attention_forward(*arguments)[0], eager_attention_forward(*arguments)[0])

@@ -38,6 +38,9 @@ def small_model(name: str, **changes):
     # Behind nothing but rotary positions a query depends on its token alone: more tokens must look at a metric than it
     # has numbers, which are ten.
     options |= {"vocab_size": 11} if options.get("qk_norm_gain") == "metric" else {}
+    # More tokens must look at the lengths behind `project_in` than the 21 numbers that say what is a length.
+    mapped = options.get("embedding_norm_map") and options.get("embedding_size")
+    options |= {"vocab_size": 22} if mapped else {}
     # The first layer has no value embeddings.
     several = name in ("value-embeddings", "recipe", *UNLIKE)
     options |= {"num_hidden_layers": 2} if several else {}
@@ -150,6 +153,14 @@ def test_a_metric_that_few_tokens_look_at_has_more_room():
     for tokens, unseen in ((9, 6), (10, 3), (11, 0)):
         model = small_model("gain-metric", vocab_size=tokens)
         deficiency = measure(model, inputs(40, tokens)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_lengths_behind_a_projection_that_few_tokens_look_at_have_more_room():
+    """`n(U E)` reads `Uᵀ U`, 21 numbers, and a token shows one of their sums."""
+    for tokens, unseen in ((9, 13), (20, 2), (22, 0)):
+        model = small_model("alibi-bloom", vocab_size=tokens)
+        deficiency = measure(model, inputs(20, tokens)).deficiency
         assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
 
 

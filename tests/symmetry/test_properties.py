@@ -22,6 +22,7 @@ POSITIONS = {
     "rotary": {},
     "partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "resting": {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+    "alibi": {"position_embedding_type": "alibi"},
     "learned-frequencies": {"rotary_learned_frequencies": True},
     "partial-learned-frequencies": {
         "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
