@@ -107,6 +107,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon-heads": FALCON | UNTIED | {"multi_query": False, "activation": "relu"},
     "cohere": {"head_dim": 10},
     "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "cohere2": {"sliding_window": 8, "layer_types": [SLIDING, FULL, SLIDING]},
+    "cohere2-untied": UNTIED
+    | {"layer_types": [FULL] * 3, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "cohere2-turned": {"sliding_window": 64, "layer_types": [SLIDING] * 3, "num_key_value_heads": 1},
+    "glm": {"head_dim": 10, "partial_rotary_factor": 0.6},
+    "glm-tied": TIED | {"head_dim": 6, "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-3},
+    "glm4": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},
+    "glm4-tied": TIED | {"head_dim": 12, "attention_bias": False, "rms_norm_eps": 1e-3},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
