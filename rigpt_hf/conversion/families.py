@@ -70,7 +70,6 @@ REASONS = {
         "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
         "into no weight"
     ),
-    "gemma3_text": "no weight map has been written for its norms of queries and keys",
 }
 
 

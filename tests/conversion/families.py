@@ -32,6 +32,11 @@ LONGROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 OPT = {"ffn_dim": 40, "dropout": 0.0}
 GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
+# Rope parameters of layers that slide and of those that do not.
+BY_TYPE = {
+    FULL: {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+}
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
 FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
@@ -111,6 +116,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere2-untied": UNTIED
     | {"layer_types": [FULL] * 3, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
     "cohere2-turned": {"sliding_window": 64, "layer_types": [SLIDING] * 3, "num_key_value_heads": 1},
+    "gemma3_text": {
+        "head_dim": 10,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "sliding_window": 8,
+        "rope_parameters": BY_TYPE,
+        "query_pre_attn_scalar": 7,
+        "final_logit_softcapping": 2.0,
+        "rms_norm_eps": 1e-3,
+    },
+    # The class does not read the first of these.
+    "gemma3_text-unbounded": UNTIED
+    | {"attn_logit_softcapping": 0.5, "head_dim": 6, "attention_bias": True, "rope_parameters": BY_TYPE}
+    | {"layer_types": [FULL] * 3, "num_key_value_heads": 1},
+    "gemma3_text-far": {
+        "head_dim": 6,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "sliding_window": 64,
+        "rope_parameters": BY_TYPE | {FULL: YARN},
+    },
     "glm": {"head_dim": 10, "partial_rotary_factor": 0.6},
     "glm-tied": TIED | {"head_dim": 6, "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-3},
     "glm4": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},

@@ -13,11 +13,12 @@ from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, conver
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.conversion.stock_rotation import rotate_stock
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
 from ..tolerances import CONVERSION, SYMMETRY
-from .families import FAMILIES, YARN, architecture, converted_family, family_model
+from .families import BY_TYPE, FAMILIES, YARN, architecture, converted_family, family_model
 
 
 over_families = pytest.mark.parametrize("name", FAMILIES)
@@ -209,6 +210,8 @@ class TestNegativeControls:
             ("gemma2", "final_logit_softcapping"),
             ("gemma2", "attn_logit_softcapping"),
             ("gemma2", "sliding_window"),
+            ("gemma3_text", "sliding_window"),
+            ("gemma3_text", "final_logit_softcapping"),
             ("smollm3", "no_rope_layers"),
             ("cohere2", "no_rope_layers"),
             ("cohere2", "sliding_window"),
@@ -229,7 +232,7 @@ class TestNegativeControls:
         print(f"{name}, {option}: {error:.1e}")
         assert error > 1e-3
 
-    @pytest.mark.parametrize("name", ["gemma2", "glm4"])
+    @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "glm4"])
     def test_gains_behind_a_block_that_are_left_out(self, name):
         source = family_model(name)
         converted = convert_model(source)
@@ -415,6 +418,12 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
     ("opt", {"layerdrop": 0.1}, "`layerdrop=0.1` cannot be converted.*Set it to 0.0"),
     ("opt", {"activation_function": "quick_gelu"}, "`activation_function` must be one of.*'quick_gelu'"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
+    (
+        "gemma3_text",
+        {"rope_parameters": BY_TYPE | {FULL: BY_TYPE[SLIDING] | {"partial_rotary_factor": 0.5}}},
+        r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured",
+    ),
     ("gemma2", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
     ("gemma2", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     (
