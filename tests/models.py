@@ -16,6 +16,7 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
 LISTS = ("layer_types", "no_rope_layers")
+TOGETHER = {"qk_norm": True, "qk_norm_over": "all"}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 
@@ -32,6 +33,9 @@ OPTIONS: dict[str, dict] = {
     "qk-norm": {"qk_norm": True},
     "gain-vector": GAIN_VECTOR,
     "gain-metric": GAIN_METRIC,
+    "together": TOGETHER,
+    "together-vector": TOGETHER | GAIN_VECTOR,
+    "together-metric": TOGETHER | GAIN_METRIC,
     "squared-distance": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
     "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True},
     "distance": {"attention_score": "distance", "rotary_learned_frequencies": True},
@@ -94,6 +98,10 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gain-vector-frequencies": GAIN_VECTOR | {"rotary_learned_frequencies": True},
     "gain-vector-squared": GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
     "gain-vector-distance": GAIN_VECTOR | {"attention_score": "distance"},
+    "together-vector-learned": TOGETHER | GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "together-vector-squared": TOGETHER | GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
+    "together-vector-distance": TOGETHER | GAIN_VECTOR | {"attention_score": "distance"},
+    "together-metric-partial": TOGETHER | GAIN_METRIC | PARTIAL,
     "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
     "gain-metric-partial": GAIN_METRIC | PARTIAL,
     "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
@@ -139,7 +147,13 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gain": GAIN_VECTOR, "metric": GAIN_METRIC},
+    "norm": {
+        "plain": {},
+        "qk": {"qk_norm": True},
+        "gain": GAIN_VECTOR,
+        "metric": GAIN_METRIC,
+        "joint": TOGETHER | GAIN_VECTOR,
+    },
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -173,26 +187,29 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-frequencies squared  metric narrow tied   single  gated all  normed before capped full    alike  between small serial
-partial     distance gain   narrow untied multi   gelu  none raw    after  none   nope    values steps   large serial
-learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding local  layered large parallel
-rotary      dot      qk     wide   untied single  relu2 all  normed both   none   nope    values layered small serial
-partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding alike  steps   small parallel
-learned     squared  qk     stream untied multi   gated none raw    both   none   full    alike  between large parallel
-rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding local  steps   large parallel
-frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full    values steps   small parallel
-partial     distance metric stream untied single  gelu  all  raw    before none   full    local  layered large serial
-frequencies squared  plain  wide   untied grouped gated none normed after  capped nope    values layered large serial
-rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full    alike  between small parallel
-learned     distance qk     narrow untied single  gelu  none normed after  capped sliding values steps   small serial
-partial     dot      qk     narrow tied   multi   gated none raw    before capped nope    local  layered small parallel
-frequencies dot      gain   stream untied single  gelu  all  normed both   capped nope    alike  layered large parallel
-rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full    alike  between large serial
-learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding values layered small parallel
-partial     squared  plain  narrow untied single  relu2 none normed both   none   full    alike  between small parallel
-frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding local  layered large serial
-rotary      squared  metric stream tied   single  relu2 all  raw    before none   nope    values layered small serial
-learned     dot      gain   stream untied single  relu2 all  raw    after  none   full    alike  between large parallel
+rotary      squared  metric wide   untied single  gelu  all  normed before capped nope    local  layered large serial
+learned     dot      gain   narrow tied   grouped relu2 none raw    after  none   sliding alike  steps   large parallel
+frequencies distance qk     stream untied multi   gated none raw    both   capped full    values steps   small serial
+partial     dot      plain  wide   tied   multi   gated all  normed before none   full    alike  between small parallel
+frequencies squared  joint  stream tied   single  relu2 all  normed both   none   sliding values layered small parallel
+partial     distance joint  narrow untied grouped gelu  none raw    after  capped nope    alike  layered small serial
+rotary      distance metric wide   tied   multi   relu2 none raw    before none   sliding local  steps   small serial
+rotary      squared  qk     narrow untied single  gated all  raw    after  capped full    alike  between large parallel
+rotary      dot      plain  stream tied   grouped gelu  all  normed both   capped nope    values steps   large serial
+learned     distance gain   stream untied single  gelu  none normed both   none   full    alike  between small serial
+frequencies dot      qk     narrow untied grouped gated none normed before none   nope    local  layered large parallel
+learned     squared  plain  narrow untied multi   relu2 none raw    after  capped sliding values layered large serial
+frequencies distance metric wide   untied grouped relu2 all  normed after  capped full    alike  between large parallel
+partial     squared  gain   wide   tied   multi   relu2 all  normed both   capped nope    values steps   large serial
+learned     dot      joint  stream tied   single  gated all  raw    before capped full    local  steps   large parallel
+partial     dot      metric stream untied single  gated all  raw    before none   sliding values layered large serial
+learned     squared  qk     wide   tied   grouped gelu  all  raw    before capped sliding local  layered large parallel
+frequencies dot      gain   stream tied   grouped gelu  none raw    before capped full    local  layered small parallel
+learned     squared  metric narrow untied multi   gelu  none normed both   none   sliding values steps   large parallel
+rotary      distance joint  wide   untied multi   relu2 none raw    before none   full    alike  between small serial
+frequencies distance plain  wide   tied   single  gated none raw    before none   sliding local  steps   small parallel
+partial     squared  qk     wide   untied grouped relu2 all  normed before capped sliding local  layered large parallel
+rotary      squared  gain   stream untied grouped gated all  raw    after  capped full    alike  between small serial
 """
 
 

@@ -20,6 +20,7 @@ from . import (
     llama,
     nanochat,
     olmo,
+    olmo2,
     opt,
     phi,
     phi3,
@@ -43,6 +44,7 @@ FAMILIES = (
     granite,
     nanochat,
     olmo,
+    olmo2,
     opt,
     phi3,
     qwen3,
@@ -66,10 +68,7 @@ TARGETS: dict[str, Target] = {
 REASONS = {
     "rigpt": "it is a RiGPT already",
     "qwen3_moe": "its MLPs are experts, and RiGPT has none",
-    "olmo2": (
-        "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
-        "into no weight"
-    ),
+    "olmoe": "its MLPs are experts, and RiGPT has none",
 }
 
 

@@ -179,7 +179,7 @@ class _Reader:
         def fold(dtype: torch.dtype) -> torch.Tensor:
             if rule.gain:
                 head_gains = self._head_gains(rule.target)
-                return metric_maps(head_gains, shape[0], dtype) if self.metric else head_gains.to(dtype)
+                return metric_maps(head_gains, shape[0], shape[1], dtype) if self.metric else head_gains.to(dtype)
             scales = scale = self._scale(rule, layer, dtype)
             if rule.behind and self.metric:
                 scales = scale * rows_of_heads(self._head_gains(rule.behind), shape[0])

@@ -135,6 +135,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 64,
         "rope_parameters": BY_TYPE | {FULL: YARN},
     },
+    "olmo2": {"rms_norm_eps": 1e-3},
+    "olmo2-tied": TIED | {"attention_bias": True, "num_key_value_heads": 4, "hidden_act": "relu"},
+    "olmo3": {"sliding_window": 8, "layer_types": [SLIDING, FULL, SLIDING], "rope_parameters": BY_TYPE | {FULL: YARN}},
+    "olmo3-tied": TIED
+    | {"sliding_window": 8, "layer_types": [SLIDING] * 3, "rope_parameters": BY_TYPE, "num_key_value_heads": 1},
     "glm": {"head_dim": 10, "partial_rotary_factor": 0.6},
     "glm-tied": TIED | {"head_dim": 6, "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-3},
     "glm4": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},

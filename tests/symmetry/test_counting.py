@@ -38,6 +38,11 @@ def small_model(name: str, **changes):
     # Behind nothing but rotary positions a query depends on its token alone: more tokens must look at a metric than it
     # has numbers, which are ten.
     options |= {"vocab_size": 11} if options.get("qk_norm_gain") == "metric" else {}
+    # And twice as many at those of two heads.
+    options |= {"vocab_size": 22} if options.get("qk_norm_over") == "all" else {}
+    # Where lengths of two heads add up, neither may read what the other reads.
+    together = (options.get("qk_norm_over"), options.get("qk_norm_gain")) == ("all", "metric")
+    options |= {"hidden_size": 8} if together else {}
     # The first layer has no value embeddings.
     several = name in ("value-embeddings", "recipe", *UNLIKE)
     options |= {"num_hidden_layers": 2} if several else {}
@@ -151,6 +156,14 @@ def test_a_metric_that_few_tokens_look_at_has_more_room():
         model = small_model("gain-metric", vocab_size=tokens)
         deficiency = measure(model, inputs(40, tokens)).deficiency
         assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_metrics_of_heads_that_read_the_same_have_more_room():
+    """Two heads of four dimensions read one direction both, of six and a bias: whose its length is nobody sees."""
+    for size, shared in ((6, 1), (8, 0)):
+        model = small_model("together-metric", hidden_size=size)
+        deficiency = measure(model, inputs(40, model.config.vocab_size)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + shared, size
 
 
 def test_heads_wider_than_the_stream_are_counted_wrong():
