@@ -46,6 +46,7 @@ FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 DEPTH_INTERPOLATIONS = ("constant", "linear")
 QK_NORM_GAINS = ("vector", "metric")
+QK_NORM_OVER = ("head", "all")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -121,13 +122,17 @@ class RiGPTConfig(PreTrainedConfig):
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
             `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
-            Normalise queries and keys per head before the score.
+            Normalise queries and keys before the score.
+        qk_norm_over (`str`, defaults to `"head"`):
+            What has the length that they are divided by; needs `qk_norm`. `"head"`: each head its own. `"all"`: all
+            heads of a layer together, as in OLMo 2, where a vector of gains then has an entry per dimension of each.
         qk_norm_gain (`str`, *optional*):
             What else the norms of queries and keys have, in `self_attn.q_norm.weight` and `k_norm.weight`; needs
             `qk_norm`. `"vector"`: a gain per dimension of the head, `g n(q)`, which all heads of a layer share, as in
-            Qwen3; heads of queries and keys then have a preferred basis, up to signs. `"metric"`: a map `L` for each
-            head that says what is a length, `q / sqrt(|L q|²/h + eps)`; `|L q|² = qᵀ Lᵀ L q` is positive whatever is
-            learned, and `L` turns along with its head, so no basis is preferred. `None`: nothing, `n(q)`.
+            Qwen3, unless they are normalised together; heads of queries and keys then have a preferred basis, up to
+            signs. `"metric"`: a map `L` for each head that says what is a length, `q / sqrt(|L q|²/h + eps)`;
+            `|L q|² = qᵀ Lᵀ L q` is positive whatever is learned, and `L` turns along with its head, so no basis is
+            preferred. `None`: nothing, `n(q)`.
         use_parallel_residual (`bool`, defaults to `False`):
             Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
             attention has written.
@@ -231,6 +236,7 @@ class RiGPTConfig(PreTrainedConfig):
     sliding_window: int | None = None
     attention_score: str = "dot"
     qk_norm: bool = False
+    qk_norm_over: str = "head"
     qk_norm_gain: str | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
@@ -314,6 +320,12 @@ class RiGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
         self._check_choice("attention_score", tuple(SCORES))
+        self._check_choice("qk_norm_over", QK_NORM_OVER)
+        if self.qk_norm_over != "head" and not self.qk_norm:
+            raise ValueError(
+                f"`qk_norm_over={self.qk_norm_over!r}` needs `qk_norm=True`, got {self.qk_norm}. Set `qk_norm`, or "
+                "leave `qk_norm_over` out."
+            )
         if self.qk_norm_gain is not None:
             self._check_choice("qk_norm_gain", QK_NORM_GAINS)
             if not self.qk_norm:

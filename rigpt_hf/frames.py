@@ -19,7 +19,8 @@ the [`Table`] of a configuration, which answers all questions about it.
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
                                                                              (covectors)
     gains           scalings of the gains of queries against those of        gains of the norms of queries and keys
-                    keys, signs of gains (`qk_norm_gain="vector"`)           (and, by signs, queries and keys), λ
+                    keys, signs of gains (`qk_norm_gain="vector"`); per      (and, by signs, queries and keys), λ
+                    key-value head with `qk_norm_over="all"`
     query_norm      per query head: O(h)                                     the maps of the norms of queries, which
                     (`qk_norm_gain="metric"`)                                turn with head_qk on their other side
     key_norm        per key-value head: O(h)                                 those of keys
@@ -100,7 +101,10 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     after = None
     if config.qk_norm_gain == "vector":
         stretch, after = SCORES[config.attention_score].stretch, "gains"
-        table["gains"] = Frame(GainScalings(config.head_dim, stretch, score.planes), per_layer=own)
+        # Heads that are normalised together have gains of their own.
+        of_head = config.qk_norm_over == "all"
+        gains = GainScalings(config.head_dim, stretch, score.planes, repeats if of_head else 1)
+        table["gains"] = Frame(gains, heads if of_head else 1, own, carrier="heads" if of_head else None)
     metric = config.qk_norm_gain == "metric"
     table["head_qk"] = Frame(score, heads, per_layer=own, carrier="heads", after=after, stacked=metric)
     if metric:
@@ -183,8 +187,9 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         signs["metric"] = (Turn("gains", "metric"),)
     query = (Turn("head_qk"), *signs["query"], Turn("heads", "query"))
     key = (Turn("head_qk", "covector"), *signs["key"], Turn("heads", "key_value"))
-    query_norm: tuple[Axis, ...] = ((Turn("gains", "query_gain"),),)
-    key_norm: tuple[Axis, ...] = ((Turn("gains", "key_gain"),),)
+    each = {role: (Turn("heads", role),) if config.qk_norm_over == "all" else FIXED for role in ("query", "key_value")}
+    query_norm: tuple[Axis, ...] = ((Turn("gains", "query_gain"), *each["query"]),)
+    key_norm: tuple[Axis, ...] = ((Turn("gains", "key_gain"), *each["key_value"]),)
     if config.qk_norm_gain == "metric":
         # The second axis pairs with queries and keys; heads change places last.
         inside, exchanged = Turn("head_qk", "covector", stacked=True), Turn("heads", "query", stacked=True)

@@ -13,27 +13,35 @@ from .scores_rigpt import local
 
 
 class RiGPTHeadNorm(nn.Module):
-    """`n(x)` for heads of queries or keys `[B, heads, S, h]`."""
+    """`n(x)` for heads of queries or keys `[B, heads, S, h]`; `together`: by the length of all heads together."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, together: bool = False):
         super().__init__()
-        self.eps = eps
+        self.eps, self.together = eps, together
 
     def reset_own_parameters(self):
         """There are none."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+        return self.normalised(hidden_states)
+
+    def normalised(self, hidden_states: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
+        """`g n(x)`."""
+        if not self.together:
+            return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], gain, self.eps)
+        heads = hidden_states.transpose(1, 2)  # as the map in front gave them
+        flat = heads.flatten(2)
+        return nn.functional.rms_norm(flat, flat.shape[-1:], gain, self.eps).view(heads.shape).transpose(1, 2)
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps}"
+        return f"eps={self.eps}, together={self.together}"
 
 
 class RiGPTGainNorm(RiGPTHeadNorm):
-    """`g n(x)`, with a gain per dimension that all heads share."""
+    """`g n(x)`, with a gain per dimension, of a head that shares them with all others, or of all heads together."""
 
-    def __init__(self, size: int, eps: float):
-        super().__init__(eps)
+    def __init__(self, size: int, eps: float, together: bool = False):
+        super().__init__(eps, together)
         self.weight = nn.Parameter(torch.ones(size))
 
     def reset_own_parameters(self):
@@ -41,8 +49,7 @@ class RiGPTGainNorm(RiGPTHeadNorm):
         init.ones_(self.weight)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gain = local(self.weight).to(hidden_states.dtype)
-        return nn.functional.rms_norm(hidden_states, gain.shape, gain, self.eps)
+        return self.normalised(hidden_states, local(self.weight).to(hidden_states.dtype))
 
 
 class RiGPTMetricNorm(RiGPTHeadNorm):
@@ -52,8 +59,8 @@ class RiGPTMetricNorm(RiGPTHeadNorm):
     `weight` `[heads·h, h]` has an `L` for each of them. With `L = diag(1/g)` and `g x` for `x` this is `g n(x)`.
     """
 
-    def __init__(self, heads: int, size: int, eps: float):
-        super().__init__(eps)
+    def __init__(self, heads: int, size: int, eps: float, together: bool = False):
+        super().__init__(eps, together)
         self.weight = nn.Parameter(torch.eye(size).repeat(heads, 1))
 
     def reset_own_parameters(self):
@@ -65,16 +72,17 @@ class RiGPTMetricNorm(RiGPTHeadNorm):
         size = hidden_states.shape[-1]
         mapped = hidden_states @ local(self.weight).to(hidden_states.dtype).view(-1, size, size).mT  # [B, heads, S, h]
         accurate = torch.promote_types(hidden_states.dtype, torch.float32)
-        square = mapped.to(accurate).square().mean(-1, keepdim=True)
+        square = mapped.to(accurate).square().mean((1, 3) if self.together else -1, keepdim=True)
         return (hidden_states.to(accurate) * torch.rsqrt(square + self.eps)).to(hidden_states.dtype)
 
 
 def head_norm(config: Any, of: Literal["query", "key"]) -> RiGPTHeadNorm | None:
     """The norm of queries or keys, if they have one."""
     heads = config.num_attention_heads if of == "query" else config.num_key_value_heads
+    how = config.rms_norm_eps, config.qk_norm_over == "all"
     match config.qk_norm_gain:
         case "vector":
-            return RiGPTGainNorm(config.head_dim, config.rms_norm_eps)
+            return RiGPTGainNorm(config.head_dim * (heads if config.qk_norm_over == "all" else 1), *how)
         case "metric":
-            return RiGPTMetricNorm(heads, config.head_dim, config.rms_norm_eps)
-    return RiGPTHeadNorm(config.rms_norm_eps) if config.qk_norm else None
+            return RiGPTMetricNorm(heads, config.head_dim, *how)
+    return RiGPTHeadNorm(*how) if config.qk_norm else None

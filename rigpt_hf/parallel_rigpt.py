@@ -7,16 +7,14 @@ from .scores_rigpt import SCORES
 
 def tensor_parallel_plan(config: Any) -> dict[str, str]:
     """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
-    plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
+    plan = {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
     if config.gated_mlp:
         plan["layers.*.mlp.gate_proj"] = "colwise"
+    maps = [f"layers.*.self_attn.{of}_proj" for of in "qkv"]
+    if config.qk_norm_over == "all":  # a length of all heads is known where all of them are
+        plan["layers.*.self_attn.o_proj"] = "rowwise_split_input"
+        return plan | dict.fromkeys(maps, "colwise_gather_output")
+    plan |= dict.fromkeys(maps, "colwise") | {"layers.*.self_attn.o_proj": "rowwise"}
     if SCORES[config.attention_score].weighted:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
     if config.position_embedding_type == "alibi":

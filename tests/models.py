@@ -16,6 +16,7 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
 LISTS = ("layer_types", "no_rope_layers")
+TOGETHER = {"qk_norm": True, "qk_norm_over": "all"}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
@@ -34,6 +35,9 @@ OPTIONS: dict[str, dict] = {
     "qk-norm": {"qk_norm": True},
     "gain-vector": GAIN_VECTOR,
     "gain-metric": GAIN_METRIC,
+    "together": TOGETHER,
+    "together-vector": TOGETHER | GAIN_VECTOR,
+    "together-metric": TOGETHER | GAIN_METRIC,
     "squared-distance": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
     "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True},
     "distance": {"attention_score": "distance", "rotary_learned_frequencies": True},
@@ -101,6 +105,10 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gain-vector-frequencies": GAIN_VECTOR | {"rotary_learned_frequencies": True},
     "gain-vector-squared": GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
     "gain-vector-distance": GAIN_VECTOR | {"attention_score": "distance"},
+    "together-vector-learned": TOGETHER | GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "together-vector-squared": TOGETHER | GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
+    "together-vector-distance": TOGETHER | GAIN_VECTOR | {"attention_score": "distance"},
+    "together-metric-partial": TOGETHER | GAIN_METRIC | PARTIAL,
     "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
     "gain-metric-partial": GAIN_METRIC | PARTIAL,
     "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
@@ -149,7 +157,13 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}, "gain": GAIN_VECTOR, "metric": GAIN_METRIC},
+    "norm": {
+        "plain": {},
+        "qk": {"qk_norm": True},
+        "gain": GAIN_VECTOR,
+        "metric": GAIN_METRIC,
+        "joint": TOGETHER | GAIN_VECTOR,
+    },
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {

@@ -12,6 +12,7 @@ from . import (
     ernie4_5,
     falcon,
     gemma,
+    glm,
     gpt2,
     gpt_neo,
     gpt_neox,
@@ -21,6 +22,7 @@ from . import (
     mpt,
     nanochat,
     olmo,
+    olmo2,
     opt,
     phi,
     phi3,
@@ -39,10 +41,12 @@ FAMILIES = (
     apertus,
     ernie4_5,
     gemma,
+    glm,
     gpt_neo,
     granite,
     nanochat,
     olmo,
+    olmo2,
     opt,
     phi3,
     qwen3,
@@ -68,11 +72,7 @@ TARGETS: dict[str, Target] = {
 REASONS = {
     "rigpt": "it is a RiGPT already",
     "qwen3_moe": "its MLPs are experts, and RiGPT has none",
-    "olmo2": (
-        "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
-        "into no weight"
-    ),
-    "gemma3_text": "no weight map has been written for its norms of queries and keys",
+    "olmoe": "its MLPs are experts, and RiGPT has none",
 }
 
 

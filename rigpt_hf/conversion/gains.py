@@ -27,7 +27,8 @@ def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.T
     Args:
         config (`RiGPTConfig`): of the result, as the source has it.
         form (`str`): "vector" or "metric".
-        gains (`Iterable[tuple[str, torch.Tensor]]`): the source's, each `[h]`, with their names; read if they decide.
+        gains (`Iterable[tuple[str, torch.Tensor]]`): the source's, each `[h]` or `[heads·h]`, with their names; read
+            if they decide.
 
     Raises:
         ValueError: if the form is unknown.
@@ -49,9 +50,10 @@ def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.T
     return RiGPTConfig(**(config.to_dict() | {"qk_norm_gain": form}))
 
 
-def metric_maps(gain: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """`L = diag(1/g)` for every head, `[rows, h]`."""
-    return torch.diag(1 / gain.double()).repeat(rows // len(gain), 1).to(dtype)
+def metric_maps(gain: torch.Tensor, rows: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """`L = diag(1/g)` for every head of `size` dimensions, `[rows, h]`, of gains of one head or of all."""
+    maps = torch.diag_embed(1 / gain.double().unflatten(0, (-1, size)))
+    return maps.repeat(rows // len(gain), 1, 1).flatten(0, 1).to(dtype)
 
 
 def rows_of_heads(gain: torch.Tensor, rows: int) -> torch.Tensor:

@@ -1,12 +1,13 @@
-"""Gemma 1 and 2: Llama's weight map, gains stored as their difference from 1, and embeddings times `sqrt(d)`."""
+"""Gemma 1, 2 and 3: Llama's weight map, gains stored as their difference from 1, embeddings times `sqrt(d)`."""
 
 from dataclasses import replace
 
-from transformers import Gemma2Config, GemmaConfig
+from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig
 
 from ..configuration_rigpt import RiGPTConfig
 from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config, sight
 from .maps import Architecture, Family, Rule, only, same
+from .qwen3 import with_head_gains
 
 
 def embedding_scale(config: GemmaConfig, layer: int) -> float:
@@ -14,7 +15,7 @@ def embedding_scale(config: GemmaConfig, layer: int) -> float:
     return config.hidden_size**0.5
 
 
-def query_scale(config: Gemma2Config, layer: int) -> float:
+def query_scale(config: Gemma2Config | Gemma3TextConfig, layer: int) -> float:
     """The factor of queries, in units of `1 / sqrt(head_dim)`."""
     return (head_dim(config) / config.query_pre_attn_scalar) ** 0.5
 
@@ -37,14 +38,21 @@ _MLP = {"norm": "model.layers.{i}.pre_feedforward_layernorm"}
 GEMMA = LLAMA.varied(
     "Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, gain_offset=1.0, options=ATTENTION_BIASES
 )
-GEMMA2 = with_output_norms(
-    GEMMA.varied(
-        "Gemma 2",
-        {"q_proj": {"scale": query_scale}, "gate_proj": _MLP, "up_proj": _MLP},
-        options=ATTENTION_BIASES | same("attn_logit_softcapping", "final_logit_softcapping"),
-    ),
+_GEMMA2 = with_output_norms(
+    GEMMA.varied("Gemma 2", {"gate_proj": _MLP, "up_proj": _MLP}),
     "post_attention_layernorm",
     "post_feedforward_layernorm",
+)
+GEMMA2 = _GEMMA2.varied(
+    "Gemma 2",
+    {"q_proj": {"scale": query_scale}},
+    options=ATTENTION_BIASES | same("attn_logit_softcapping", "final_logit_softcapping"),
+)
+# Which has a cap for scores in its configuration and does not read it.
+GEMMA3 = with_head_gains(_GEMMA2).varied(
+    "Gemma 3",
+    {"q_norm": {"scale": query_scale}},
+    options=ATTENTION_BIASES | same("final_logit_softcapping"),
 )
 
 
@@ -58,6 +66,12 @@ def gemma2_config(config: Gemma2Config, dropout: str | None = "vector") -> RiGPT
     return kin_config(GEMMA2, config, "hidden_activation", post_norm=True, **sight(config, True))
 
 
+def gemma3_config(config: Gemma3TextConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for the text model of a Gemma 3."""
+    gains = {"qk_norm": True, "qk_norm_gain": "vector"}
+    return kin_config(GEMMA3, config, "hidden_activation", post_norm=True, **gains, **sight(config, True))
+
+
 BIDIRECTIONAL = only(
     "use_bidirectional_attention",
     (None, False),
@@ -67,4 +81,5 @@ BIDIRECTIONAL = only(
 ARCHITECTURES = {
     "gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config, PARTIAL | BIDIRECTIONAL),
     "gemma2": Architecture("Gemma2ForCausalLM", GEMMA2, gemma2_config, PARTIAL | BIDIRECTIONAL),
+    "gemma3_text": Architecture("Gemma3ForCausalLM", GEMMA3, gemma3_config, PARTIAL | BIDIRECTIONAL),
 }

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
-from ..layers_rigpt import FULL, SLIDING
+from ..layers_rigpt import FULL, SLIDING, by_layer_type
 from .activations import rigpt_activation
 from .maps import Architecture, Family, Rule, Target, same
 
@@ -121,7 +121,7 @@ def kin_config(family: Family, config: PreTrainedConfig, activation: str = "hidd
         "hidden_act": rigpt_activation(getattr(config, activation), activation),
         "gated_mlp": True,
         "position_embedding_type": "rotary",
-        "rope_parameters": dict(config.rope_parameters),
+        "rope_parameters": rotations(config),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
     return RiGPTConfig(**family.rigpt_fields(config) | same_as_llama | own)
@@ -130,6 +130,16 @@ def kin_config(family: Family, config: PreTrainedConfig, activation: str = "hidd
 def head_dim(config: PreTrainedConfig) -> int:
     """Dimensions per head, as these classes read it: many configurations lack the field, and may be given one."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def rotations(config: PreTrainedConfig) -> dict[str, Any]:
+    """The rope parameters of a source, of its types of layers if it has several."""
+    rope = config.rope_parameters
+    if not by_layer_type(rope):
+        return dict(rope)
+    kinds = dict.fromkeys(config.layer_types[: config.num_hidden_layers])
+    own = {kind: dict(rope[kind]) for kind in kinds}
+    return own if len(kinds) > 1 else own.popitem()[1]
 
 
 def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
@@ -144,8 +154,9 @@ def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
     window = config.sliding_window
     kinds = list(config.layer_types[: config.num_hidden_layers]) if layered else None
     slides = window is not None if kinds is None else SLIDING in kinds
-    # A window as long as the longest sequence hides nothing.
-    if not slides or (window is not None and window >= config.max_position_embeddings):
+    # A window as long as the longest sequence hides nothing, but says how positions turn a layer.
+    unlike = by_layer_type(config.rope_parameters) and len(set(kinds or ())) > 1
+    if not slides or (window is not None and window >= config.max_position_embeddings and not unlike):
         return {}
     return {"layer_types": kinds, "sliding_window": window}
 
@@ -157,9 +168,11 @@ def turns_whole_heads(rope: Mapping[str, Any]) -> bool:
 
 def partial_rotation(config: PreTrainedConfig) -> str | None:
     """Heads turned in part, of a class that turns them whole whatever its configuration says."""
-    if turns_whole_heads(config.rope_parameters):
+    rope = rotations(config)
+    partial = [each for each in (rope.values() if by_layer_type(rope) else [rope]) if not turns_whole_heads(each)]
+    if not partial:
         return None
-    part = config.rope_parameters["partial_rotary_factor"]
+    part = partial[0]["partial_rotary_factor"]
     return (
         f"`rope_parameters['partial_rotary_factor']={part}` is not honoured by `{config.model_type}` models, which "
         "turn whole heads, but would be by RiGPT. Remove it from the source's configuration if its heads are turned "

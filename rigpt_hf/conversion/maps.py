@@ -37,8 +37,7 @@ class Rule:
         bias (`Callable`, *optional*): `config -> bool`: whether the stock module has a bias; it must have one where
             RiGPT has if not given.
         buffer (`str`, *optional*): a buffer of the stock model that holds `scale` as its dtype rounds it.
-        behind (`str`, *optional*): the stock norm of heads behind it, whose gains its rows take over if RiGPT has them
-            as metrics.
+        behind (`str`, *optional*): RiGPT's norm of heads behind it, whose gains its rows take over if it has metrics.
         gain (`bool`, defaults to `False`): the weights are the gains of such a norm.
         values (`Callable`, *optional*): `config -> list[float]`: numbers that the stock class computes and does not
             store, in the order of the weight's entries.

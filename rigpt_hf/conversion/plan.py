@@ -56,11 +56,12 @@ def make_plan(
     rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
     reader = _Reader(family, config, source, str(device), buffers or {})
-    rigpt_config = with_form(rigpt_config, qk_gain, reader.head_gains(rigpt_config))
+    rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
+    reader.norms = {name: norm for name, norm in rules.items() if norm[0].gain}
+    rigpt_config = with_form(rigpt_config, qk_gain, reader.all_head_gains())
     reader.table, reader.metric = table_of(rigpt_config), rigpt_config.qk_norm_gain == "metric"
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
-    rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
     entries = []
     for name, tensor in model.state_dict().items():
@@ -89,6 +90,8 @@ class _Reader:
         self.family, self.config, self.source, self.device, self.buffers = family, config, source, device, buffers
         self.table: Table
         self.metric = False
+        # The rules of the norms of heads, with their layers.
+        self.norms: dict[str, tuple[Rule, int]] = {}
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
         keys = source.shapes
@@ -127,19 +130,22 @@ class _Reader:
         tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
         return tensor.T if transposed else tensor
 
-    def _gains(self, name: str | None) -> torch.Tensor | None:
+    def _gains(self, name: str | None, rule: Rule | None = None) -> torch.Tensor | None:
         """The gains of a norm, in float64."""
-        stored = self._read(name)
+        stored = self._read(name, rule)
         return None if stored is None else stored.to(torch.float64) + self.family.gain_offset
 
-    def head_gains(self, config: RiGPTConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    def all_head_gains(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The gains of the norms of heads, with their names."""
-        for rule, _ in self.family.expand(config):
-            if rule.gain:
-                name = self._require(f"{rule.source}.weight")
-                gains = self._gains(name)
-                assert gains is not None
-                yield name, gains
+        for name, (rule, _) in self.norms.items():
+            yield self._require(f"{rule.source}.weight"), self._head_gains(name)
+
+    def _head_gains(self, norm: str) -> torch.Tensor:
+        """The gains of a norm of heads, in float64, with the constant that they take over."""
+        rule, layer = self.norms[norm]
+        gains = self._gains(f"{rule.source}.weight", rule)
+        assert gains is not None
+        return gains * self._scale(rule, layer, torch.float64)
 
     def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
         """The constant of the stock model that a tensor takes over."""
@@ -163,7 +169,6 @@ class _Reader:
         weight = self._require(f"{rule.source}.weight") if rule.source else None
         has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
         bias = self._require(f"{rule.source}.bias") if has_bias else None
-        behind = self._require(f"{rule.behind}.weight") if rule.behind and self.metric else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
         lexical, head_bias, inner = self._head_dimension(name), None, list(shape)
         if lexical is not None:
@@ -174,15 +179,15 @@ class _Reader:
         def fold(dtype: torch.dtype) -> torch.Tensor:
             if rule.values is not None:
                 return torch.tensor(rule.values(self.config), dtype=torch.float64, device=self.device).to(dtype)
-            scale, head_gains = self._scale(rule, layer, dtype), self._gains(behind)
-            scales = scale if head_gains is None else scale * rows_of_heads(head_gains, shape[0])
+            if rule.gain:
+                head_gains = self._head_gains(rule.target)
+                return metric_maps(head_gains, shape[0], shape[1], dtype) if self.metric else head_gains.to(dtype)
+            scales = scale = self._scale(rule, layer, dtype)
+            if rule.behind and self.metric:
+                scales = scale * rows_of_heads(self._head_gains(rule.behind), shape[0])
             own = self._read(bias if is_bias else weight, rule)
             if rule.source is None and role == "writes" and rule.norm:  # an affine map into the stream of a norm alone
                 own = self._read(beta) if is_bias else torch.diag(cast(torch.Tensor, self._gains(gain)))
-            if rule.gain:
-                own = self._gains(weight)
-                assert own is not None
-                return metric_maps(own, shape[0], dtype) if self.metric else own.to(dtype)
             if is_bias and bias is None and beta is None:
                 return torch.zeros(inner, dtype=dtype, device=self.device)
             if own is not None and role == "writes":

@@ -16,14 +16,17 @@ from .llama import (
     sight,
     window_by_layer,
 )
-from .maps import Architecture, Rule
+from .maps import Architecture, Family, Rule
 
 
-_NORMS = {of: f"model.layers.{{i}}.self_attn.{of}_norm" for of in "qk"}
-_BIASED = LLAMA.varied(
-    "Qwen3", {f"{of}_proj": {"behind": norm} for of, norm in _NORMS.items()}, options=ATTENTION_BIASES
-)
-QWEN3 = replace(_BIASED, rules=(*_BIASED.rules, *(Rule(norm, norm, gain=True) for norm in _NORMS.values())))
+def with_head_gains(family: Family) -> Family:
+    """A family whose queries and keys have norms with gains, under Llama's names."""
+    norms = {of: f"model.layers.{{i}}.self_attn.{of}_norm" for of in "qk"}
+    normed = family.varied(family.name, {f"{of}_proj": {"behind": norm} for of, norm in norms.items()})
+    return replace(normed, rules=(*normed.rules, *(Rule(norm, norm, gain=True) for norm in norms.values())))
+
+
+QWEN3 = with_head_gains(LLAMA.varied("Qwen3", options=ATTENTION_BIASES))
 
 
 def rigpt_config(config: Qwen3Config, dropout: str | None = "vector") -> RiGPTConfig:

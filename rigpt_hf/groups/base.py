@@ -118,6 +118,10 @@ class Group:
         """The order `[copies]` from which an exchange takes the copies of a frame that it carries in this role."""
         raise NotImplementedError
 
+    def reordered(self, element: torch.Tensor, order: Callable[[Role], torch.Tensor], role: Role) -> torch.Tensor:
+        """A stack of elements of copies that are carried in `role`, in the order of an exchange of heads by roles."""
+        return element[order(role)]
+
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         """
         From `Σ a bᵀ` by role, the pairing of `a` with the motion of `b` under every generator, in the Lie algebra: for

@@ -1,11 +1,12 @@
 """
 What gains on single dimensions of a head leave of its group, and the group that the gains bring along.
 
-A gain per dimension, which all heads share, commutes with a rotation of a plane only if that is a half turn:
-[`HalfTurns`]. In return the gains of queries and of keys may be scaled against each other, and the sign of a gain may
-go over to the rows in front of the norm: [`GainScalings`].
+A gain per dimension commutes with a rotation of a plane only if that is a half turn: [`HalfTurns`]. In return the
+gains of queries and of keys may be scaled against each other, and the sign of a gain may go over to the rows in front
+of the norm: [`GainScalings`]. Gains are those of all heads, or every head has its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,24 +106,28 @@ class GainScalings(Planes, Group):
 
     `g n(x)` is the same for `-g` and `-x`; and a score that is a product stays if one of its factors is scaled by `a`
     and the other by `1/a`, one `a` for both dimensions of a plane, as the rotation mixes them. Elements are
-    `[copies, 2, n]`: `u` and `w`. Roles: `query_gain`, `key_gain`, `query_rows`, `key_rows`, and `metric` for weights
-    of `|key|²`, which follow a common `a`.
+    `[copies, repeats + 1, n]`: the `u` of each set of gains of queries, which have one size, and `w`. Roles:
+    `query_gain`, `key_gain`, `query_rows`, `key_rows`, and `metric` for weights of `|key|²`, which follow a common
+    `a`.
 
     Args:
         n: Dimensions of a head.
         stretch: Which scalings leave the score alone, as for [`MatrixGroup`].
         planes: Pairs of dimensions that rotary positions turn.
+        repeats: Sets of gains of queries for one of keys: 1, or the query heads of a key-value head.
     """
 
     n: int
     stretch: Stretch = "free"
     planes: tuple[tuple[int, int], ...] = ()
+    repeats: int = 1
 
-    ROLES = {"query_gain": 0, "key_gain": 1, "query_rows": 0, "key_rows": 1}
+    QUERIES, KEYS = slice(None, -1), slice(-1, None)
+    ROLES = {"query_gain": QUERIES, "key_gain": KEYS, "query_rows": QUERIES, "key_rows": KEYS}
 
     def __str__(self) -> str:
         scalings = f"(R+)^{self.dimension} x " if self.stretches else ""
-        return f"{scalings}{{1,-1}}^{2 * self.n}"
+        return f"{scalings}{{1,-1}}^{(self.repeats + 1) * self.n}"
 
     @property
     def dimension(self) -> int:  # type: ignore[override]
@@ -133,10 +138,10 @@ class GainScalings(Planes, Group):
         return self.stretch != "none"
 
     def shape(self, copies: int) -> tuple[int, ...]:
-        return (copies, 2, self.n)
+        return (copies, self.repeats + 1, self.n)
 
     def identity(self, copies: int = 1) -> torch.Tensor:
-        return torch.ones(copies, 2, self.n, dtype=torch.float64)
+        return torch.ones(self.shape(copies), dtype=torch.float64)
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a * b
@@ -148,13 +153,13 @@ class GainScalings(Planes, Group):
         """
         Scalings log-uniform in `[1/SPREAD, SPREAD]`, signs uniform; `special`: no sign; `compact`: no scaling.
         """
-        draws = 2 * torch.rand(2 * self.n, generator=generator, dtype=torch.float64) - 1
+        draws = 2 * torch.rand((self.repeats + 1) * self.n, generator=generator, dtype=torch.float64) - 1
         sizes = 2 * torch.rand(1, self.dimension, generator=generator, dtype=torch.float64) - 1
         element = self.identity() if compact else SPREAD ** self.exponents(sizes)
-        return (element if special else element * spectra.signs(draws).reshape(2, -1))[0]
+        return (element if special else element * spectra.signs(draws).reshape(-1, self.n))[0]
 
     def exponents(self, algebra: torch.Tensor) -> torch.Tensor:
-        """Logarithms of `u` and `w`, `[copies, 2, n]`, from those of the scalings, `[copies, dimension]`."""
+        """Logarithms of `u` and `w`, `[copies, repeats + 1, n]`, from those of the scalings, `[copies, dimension]`."""
         match self.stretch:
             case "free":
                 whole = self.spread(algebra)
@@ -162,7 +167,7 @@ class GainScalings(Planes, Group):
                 whole = algebra.expand(-1, self.n)
             case "none":
                 whole = torch.zeros(len(algebra), self.n, dtype=torch.float64)
-        return torch.stack([whole, -whole], dim=1)
+        return torch.stack([whole] * self.repeats + [-whole], dim=1)
 
     def exp(self, algebra: torch.Tensor) -> torch.Tensor:
         return self.exponents(algebra).exp()
@@ -175,14 +180,15 @@ class GainScalings(Planes, Group):
         return self.gather(element[:, 0].log(), [0])[:, : self.dimension]
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
-        """Scale `[copies · repeats · n, rest]`; the repeats of one copy share their scalings."""
+        """Scale `[copies · repeats · n, rest]`; what shares a set of gains shares their scalings."""
         if role == "metric":
-            scales = element[:, 0, :1].square() if self.stretch == "common" else torch.ones(len(element), 1).double()
+            common = self.stretch == "common"
+            scales = element[:, :1, :1].square() if common else torch.ones(len(element), 1, 1).double()
         else:
             scales = element[:, self.ROLES[role]]
             scales = scales.sign() if role.endswith("rows") else scales
-        blocks = tensor.reshape(len(element), -1, scales.shape[1], tensor.shape[-1])
-        return (scales[:, None, :, None].to(tensor) * blocks).reshape(tensor.shape)
+        blocks = tensor.reshape(len(element), -1, scales.shape[2], tensor.shape[-1])
+        return (scales[..., None].to(tensor) * blocks).reshape(tensor.shape)
 
     def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
         """`Σ a b` over everything but the frame, `[copies, n]`, of weights of lengths `[copies, 1]`."""
@@ -228,16 +234,24 @@ class GainScalings(Planes, Group):
 
     def orient(self, view: View, note: Note) -> torch.Tensor:
         """All gains positive."""
-        gains = {role: a.reshape(-1, self.n) for role, a, _ in view.pairs() if role.endswith("gain")}
-        sizes = torch.stack([gains["query_gain"], gains["key_gain"]], dim=1)
+        gains = {role: a for role, a, _ in view.pairs() if role.endswith("gain")}
+        keys = gains["key_gain"].reshape(-1, 1, self.n)
+        sizes = torch.cat([gains["query_gain"].reshape(len(keys), -1, self.n), keys], dim=1)
         smallest = float(sizes.abs().min() / sizes.abs().max().clamp_min(1e-300))
         note("signs", smallest, DEGENERATE, f"the sign of a gain of {view.key}")
         return spectra.signs(sizes)
 
     def nearest(self, view: View) -> torch.Tensor:
         """Signs that make gains of one sign, which the rows decide where a gain is zero."""
-        grams = view.grams
-        signs = [
-            torch.where(grams[f"{of}_gain"] == 0, grams[f"{of}_rows"], grams[f"{of}_gain"]) for of in ("query", "key")
-        ]
-        return spectra.signs(torch.stack(signs, dim=1))
+        copies = len(view.grams["query_gain"])
+        pairings = {kind: torch.zeros(self.shape(copies), dtype=torch.float64) for kind in ("gain", "rows")}
+        for role, a, b in view.pairs():
+            if role in self.ROLES:
+                sets = pairings[role.rpartition("_")[2]][:, self.ROLES[role]]
+                sets += (a * b).reshape(copies, sets.shape[1], -1, self.n, a.shape[-1]).sum((2, 4))
+        return spectra.signs(torch.where(pairings["gain"] == 0, pairings["rows"], pairings["gain"]))
+
+    def reordered(self, element: torch.Tensor, order: Callable[[Role], torch.Tensor], role: Role) -> torch.Tensor:
+        keys = order(role)
+        queries = element[:, self.QUERIES].flatten(0, 1)[order("query")].unflatten(0, (-1, self.repeats))
+        return torch.cat([queries, element[:, self.KEYS][keys]], dim=1)

@@ -32,6 +32,11 @@ LONGROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 OPT = {"ffn_dim": 40, "dropout": 0.0}
 GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
+# Rope parameters of layers that slide and of those that do not.
+BY_TYPE = {
+    FULL: {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+}
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
 FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
@@ -107,6 +112,38 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon-heads": FALCON | UNTIED | {"multi_query": False, "activation": "relu"},
     "cohere": {"head_dim": 10},
     "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "cohere2": {"sliding_window": 8, "layer_types": [SLIDING, FULL, SLIDING]},
+    "cohere2-untied": UNTIED
+    | {"layer_types": [FULL] * 3, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "cohere2-turned": {"sliding_window": 64, "layer_types": [SLIDING] * 3, "num_key_value_heads": 1},
+    "gemma3_text": {
+        "head_dim": 10,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "sliding_window": 8,
+        "rope_parameters": BY_TYPE,
+        "query_pre_attn_scalar": 7,
+        "final_logit_softcapping": 2.0,
+        "rms_norm_eps": 1e-3,
+    },
+    # The class does not read the first of these.
+    "gemma3_text-unbounded": UNTIED
+    | {"attn_logit_softcapping": 0.5, "head_dim": 6, "attention_bias": True, "rope_parameters": BY_TYPE}
+    | {"layer_types": [FULL] * 3, "num_key_value_heads": 1},
+    "gemma3_text-far": {
+        "head_dim": 6,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "sliding_window": 64,
+        "rope_parameters": BY_TYPE | {FULL: YARN},
+    },
+    "olmo2": {"rms_norm_eps": 1e-3},
+    "olmo2-tied": TIED | {"attention_bias": True, "num_key_value_heads": 4, "hidden_act": "relu"},
+    "olmo3": {"sliding_window": 8, "layer_types": [SLIDING, FULL, SLIDING], "rope_parameters": BY_TYPE | {FULL: YARN}},
+    "olmo3-tied": TIED
+    | {"sliding_window": 8, "layer_types": [SLIDING] * 3, "rope_parameters": BY_TYPE, "num_key_value_heads": 1},
+    "glm": {"head_dim": 10, "partial_rotary_factor": 0.6},
+    "glm-tied": TIED | {"head_dim": 6, "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-3},
+    "glm4": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},
+    "glm4-tied": TIED | {"head_dim": 12, "attention_bias": False, "rms_norm_eps": 1e-3},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "mpt": {"n_heads": 6, "attn_config": {"softmax_scale": 0.7}},
     "mpt-untied": UNTIED | {"layer_norm_epsilon": 1e-3},

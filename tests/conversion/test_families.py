@@ -14,11 +14,12 @@ from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, conver
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.conversion.stock_rotation import rotate_stock
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
 from ..tolerances import CONVERSION, SYMMETRY
-from .families import FAMILIES, YARN, architecture, converted_family, family_model
+from .families import BY_TYPE, FAMILIES, YARN, architecture, converted_family, family_model
 
 
 over_families = pytest.mark.parametrize("name", FAMILIES)
@@ -190,7 +191,7 @@ class TestNegativeControls:
         """Which the projection into the stream has taken: the head reads the table too."""
         assert self.off("granite-tied", monkeypatch, {"project_in": {"scale": lambda config, layer: 9.0}}) > 0.01
 
-    @pytest.mark.parametrize("name", ["ernie4_5", "gptj", "cohere"])
+    @pytest.mark.parametrize("name", ["ernie4_5", "gptj", "cohere", "glm"])
     def test_pairs_of_neighbours_that_stay_so(self, name, monkeypatch):
         size = converted_family(name)[1].config.head_dim
         unpaired = {"rows": lambda config: Rows(0, size, size)}
@@ -215,7 +216,11 @@ class TestNegativeControls:
             ("gemma2", "final_logit_softcapping"),
             ("gemma2", "attn_logit_softcapping"),
             ("gemma2", "sliding_window"),
+            ("gemma3_text", "sliding_window"),
+            ("gemma3_text", "final_logit_softcapping"),
             ("smollm3", "no_rope_layers"),
+            ("cohere2", "no_rope_layers"),
+            ("cohere2", "sliding_window"),
             ("gpt_neo", "sliding_window"),
         ],
     )
@@ -233,8 +238,9 @@ class TestNegativeControls:
         print(f"{name}, {option}: {error:.1e}")
         assert error > 1e-3
 
-    def test_gains_behind_a_block_that_are_left_out(self):
-        source = family_model("gemma2")
+    @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "glm4"])
+    def test_gains_behind_a_block_that_are_left_out(self, name):
+        source = family_model(name)
         converted = convert_model(source)
         assert certify(source, converted, tokens(2, 36)).passed
         with torch.no_grad():
@@ -289,6 +295,7 @@ class TestNegativeControls:
         [
             ("phi3", "gate_proj", "up_proj"),
             ("phi3", "k_proj", "v_proj"),
+            ("glm4", "gate_proj", "up_proj"),
             ("gpt_neox", "q_proj", "k_proj"),
             ("gpt_neox", "q_proj", "v_proj"),
             ("falcon-multi-query", "k_proj", "v_proj"),
@@ -314,7 +321,7 @@ class TestNegativeControls:
         exchanged = dict.fromkeys(("q_proj", "k_proj", "v_proj"), second) | {"up_proj": first}
         assert self.off("gpt_neox", monkeypatch, exchanged) > 0.1
 
-    @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "phi", "falcon-multi-query", "cohere"])
+    @pytest.mark.parametrize("name", ["gpt_neox", "gptj", "phi", "falcon-multi-query", "cohere", "cohere2"])
     def test_blocks_in_turn_that_are_side_by_side(self, name, monkeypatch):
         source, entry = family_model(name), ARCHITECTURES[architecture(name)]
 
@@ -436,6 +443,7 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("falcon-heads", {"num_ln_in_parallel_attn": 2}, "`num_ln_in_parallel_attn=2` with `new_decoder_arch.*=False`"),
     ("falcon", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("cohere", {"use_qk_norm": True}, "`use_qk_norm=True` cannot be converted.*gains of its own"),
+    ("cohere2", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("cohere", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),
     ("opt", {"_remove_final_layer_norm": True}, "`_remove_final_layer_norm=True` cannot.*a stream without a norm"),
@@ -463,6 +471,12 @@ REFUSED: list[tuple[str, dict, str]] = [
         "bloom",
         {"apply_residual_connection_post_layernorm": True},
         "`apply_residual_connection_post_layernorm=True` cannot.*residual path itself",
+    ),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
+    (
+        "gemma3_text",
+        {"rope_parameters": BY_TYPE | {FULL: BY_TYPE[SLIDING] | {"partial_rotary_factor": 0.5}}},
+        r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured",
     ),
     ("gemma2", {"use_bidirectional_attention": True}, "`use_bidirectional_attention=True` cannot be converted"),
     ("gemma2", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),

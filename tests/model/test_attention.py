@@ -62,8 +62,9 @@ def normalised(model, norm, x):
     if form == "metric":
         maps = norm.weight.unflatten(0, (x.shape[2], x.shape[3]))
         mapped = torch.stack([x[:, :, head] @ maps[head].T for head in range(x.shape[2])], dim=2)
-    unit = x / (mapped.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
-    return norm.weight * unit if form == "vector" else unit
+    axes = (-2, -1) if model.config.qk_norm_over == "all" else -1
+    unit = x / (mapped.square().mean(axes, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    return norm.weight.unflatten(0, (-1, x.shape[3])) * unit if form == "vector" else unit
 
 
 def causal_mask(length, dtype):
@@ -71,12 +72,22 @@ def causal_mask(length, dtype):
 
 
 @pytest.mark.parametrize(
-    ("heads", "qk_norm", "gain"),
-    [(1, True, None), (2, False, None), (4, True, None), (2, True, "vector"), (2, True, "metric")],
+    ("heads", "qk_norm", "gain", "over"),
+    [
+        (1, True, None, "head"),
+        (2, False, None, "head"),
+        (4, True, None, "head"),
+        (2, True, "vector", "head"),
+        (2, True, "metric", "head"),
+        (2, True, None, "all"),
+        (2, True, "vector", "all"),
+        (1, True, "metric", "all"),
+    ],
 )
 @pytest.mark.parametrize("score", SCORES)
-def test_every_score_is_its_formula(score, heads, qk_norm, gain):
-    model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm, qk_norm_gain=gain)
+def test_every_score_is_its_formula(score, heads, qk_norm, gain, over):
+    norms = {"qk_norm": qk_norm, "qk_norm_gain": gain, "qk_norm_over": over}
+    model = tiny_model(attention_score=score, num_key_value_heads=heads, **norms)
     hidden_states, attention = torch.randn(2, 7, 32, dtype=torch.float64), model.model.layers[1].self_attn
     expected, mask = by_hand(model, 1, hidden_states), causal_mask(7, torch.float64)
     for backend in ("eager",) if score == "distance" else ("eager", "sdpa"):

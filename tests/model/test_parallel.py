@@ -58,7 +58,8 @@ def run_sharded(rank, folder):
     reference = RiGPTForCausalLM.from_pretrained(folder)
     for each in (model, reference):
         each(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
-    assert model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
+    together = model.config.qk_norm_over == "all"
+    assert together or model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
     if model.config.qk_norm_gain == "metric":
         assert model.model.layers[0].self_attn.k_norm.weight.to_local().shape == (8, 8)
     with torch.no_grad():
@@ -71,14 +72,15 @@ def run_sharded(rank, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gain", ["vector", "metric"])
-def test_tensor_parallelism_over_two_processes(tmp_path, gain):
+@pytest.mark.parametrize("gain, over", [("vector", "head"), ("metric", "head"), ("vector", "all")])
+def test_tensor_parallelism_over_two_processes(tmp_path, gain, over):
     model = tiny_model(
         dtype=torch.float32,
         attention_score="squared_distance",
         rotary_learned_frequencies=True,
         qk_norm=True,
         qk_norm_gain=gain,
+        qk_norm_over=over,
         gated_mlp=True,
         embedding_size=24,
         output_bias=True,

@@ -9,10 +9,11 @@ from torch import nn
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.norms_rigpt import RiGPTHeadNorm, RiGPTMetricNorm
 from tests.model.agreement import assert_different, assert_same
-from tests.models import GAIN_METRIC, GAIN_VECTOR, tiny_config, tiny_model, tokens
+from tests.models import GAIN_METRIC, GAIN_VECTOR, TOGETHER, tiny_config, tiny_model, tokens
 
 
 FORMS = {"vector": GAIN_VECTOR, "metric": GAIN_METRIC}
+FORMS |= {f"{form}-together": TOGETHER | options for form, options in FORMS.items()}
 over_forms = pytest.mark.parametrize("form", FORMS)
 
 
@@ -21,6 +22,22 @@ def test_a_gain_needs_the_norm_that_it_stands_behind():
         RiGPTConfig(qk_norm_gain="vector")
     with pytest.raises(ValueError, match="`qk_norm_gain` must be one of vector, metric, got 'form'"):
         RiGPTConfig(qk_norm=True, qk_norm_gain="form")
+    with pytest.raises(ValueError, match="`qk_norm_over='all'` needs `qk_norm=True`, got False. Set"):
+        RiGPTConfig(qk_norm_over="all")
+    with pytest.raises(ValueError, match="`qk_norm_over` must be one of head, all, got 'heads'"):
+        RiGPTConfig(qk_norm=True, qk_norm_over="heads")
+
+
+def test_heads_together_have_one_length():
+    """That of one head bears on all, and only then."""
+    states = torch.randn(1, 4, 3, 8, dtype=torch.float64)
+    longer = states.clone()
+    longer[:, 1] *= 2
+    for options, same in (({"qk_norm": True}, True), (TOGETHER, False)):
+        norm = tiny_model(**options).model.layers[0].self_attn.q_norm
+        assert torch.equal(norm(longer)[:, 0], norm(states)[:, 0]) == same
+    root = states.square().mean((1, 3), keepdim=True).add(norm.eps).sqrt()
+    assert_same(norm(states), states / root)
 
 
 def test_without_gains_nothing_is_there():
@@ -35,7 +52,7 @@ def test_a_new_gain_does_nothing(form):
     """At first, and once more when the weights are initialised again, whatever they were."""
     torch.manual_seed(0)
     model = RiGPTForCausalLM(tiny_config(**FORMS[form])).double().eval()
-    plain = RiGPTForCausalLM(tiny_config(qk_norm=True)).double().eval()
+    plain = RiGPTForCausalLM(tiny_config(**(FORMS[form] | {"qk_norm_gain": None}))).double().eval()
     missing, odd = plain.load_state_dict(model.state_dict(), strict=False)
     assert not missing and len(odd) == 6 and all("_norm.weight" in name for name in odd)
     assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)

@@ -24,6 +24,8 @@ BROAD = (
     "one-key-value-head",
     "gain-metric-learned",
     "gain-vector-squared",
+    "together-vector",
+    "together-metric",
     "parallel-mlp-bias",
     "qk-norm",
     "relu",

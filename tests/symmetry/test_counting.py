@@ -41,6 +41,11 @@ def small_model(name: str, **changes):
     # More tokens must look at the lengths behind `project_in` than the 21 numbers that say what is a length.
     mapped = options.get("embedding_norm_map") and options.get("embedding_size")
     options |= {"vocab_size": 22} if mapped else {}
+    # And twice as many at those of two heads.
+    options |= {"vocab_size": 22} if options.get("qk_norm_over") == "all" else {}
+    # Where lengths of two heads add up, neither may read what the other reads.
+    together = (options.get("qk_norm_over"), options.get("qk_norm_gain")) == ("all", "metric")
+    options |= {"hidden_size": 8} if together else {}
     # The first layer has no value embeddings.
     several = name in ("value-embeddings", "recipe", *UNLIKE)
     options |= {"num_hidden_layers": 2} if several else {}
@@ -162,6 +167,14 @@ def test_lengths_behind_a_projection_that_few_tokens_look_at_have_more_room():
         model = small_model("alibi-bloom", vocab_size=tokens)
         deficiency = measure(model, inputs(20, tokens)).deficiency
         assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_metrics_of_heads_that_read_the_same_have_more_room():
+    """Two heads of four dimensions read one direction both, of six and a bias: whose its length is nobody sees."""
+    for size, shared in ((6, 1), (8, 0)):
+        model = small_model("together-metric", hidden_size=size)
+        deficiency = measure(model, inputs(40, model.config.vocab_size)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + shared, size
 
 
 def test_heads_wider_than_the_stream_are_counted_wrong():

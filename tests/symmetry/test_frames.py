@@ -95,8 +95,16 @@ def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
     table, plan = table_of(config), {}
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
+    # A process has all heads where the length of all is asked for.
+    together = config.qk_norm_over == "all"
+    if together:
+        attention = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise_gather_output")
+        attention["o_proj"] = "rowwise_split_input"
+        plan = {f"layers.*.self_attn.{name}": style for name, style in attention.items()}
     for name, _ in model.named_parameters():
         role = table.role_on(name, "heads") or table.role_on(name, "neurons")
+        if together and ".self_attn." in name:
+            continue
         if role is not None and not name.endswith(".bias"):
             pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
             linear = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear | torch.nn.Embedding)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rigpt_hf.groups import HalfTurns
+from rigpt_hf.groups import GainScalings, HalfTurns
 from rigpt_hf.symmetry import (
     GaugeTransformation,
     align,
@@ -13,7 +13,8 @@ from rigpt_hf.symmetry import (
     redundant_dimensions,
     table_of,
 )
-from tests.models import GAIN_METRIC, GAIN_VECTOR, PARTIAL, tiny_config, tiny_model, tokens
+from rigpt_hf.table import FrameKey
+from tests.models import GAIN_METRIC, GAIN_VECTOR, PARTIAL, TOGETHER, tiny_config, tiny_model, tokens
 from tests.symmetry.options import disguise, generator
 from tests.tolerances import DISTANCE, PAIRING, SYMMETRY
 
@@ -44,10 +45,11 @@ positions = pytest.mark.parametrize(
 
 
 @positions
+@pytest.mark.parametrize("over", ["head", "all"])
 @pytest.mark.parametrize("gain", [{}, GAIN_VECTOR, GAIN_METRIC], ids=["none", "vector", "metric"])
-def test_heads_do_not_turn_past_a_gain(gain, positions):
+def test_heads_do_not_turn_past_a_gain(gain, over, positions):
     """The control that says why the group is smaller; and a metric that does not turn along is no better."""
-    model = tiny_model(**({"qk_norm": True} | gain | positions))
+    model = tiny_model(**({"qk_norm": True, "qk_norm_over": over} | gain | positions))
     error = apart(model, turned_as_without_gain(model))
     assert error > 0.01 if gain else error <= SYMMETRY[torch.float64]
     g = GaugeTransformation.random(model.config, generator(1), "all")
@@ -83,6 +85,24 @@ def test_what_remains_of_the_heads_of_a_vector():
     assert (vector["head_qk"], vector["gains"]) == (0, layers * 6)
     assert metric["head_qk"] == layers * heads * (2 * 2 + 4 * 4)
     assert metric["query_norm"] + metric["key_norm"] == layers * (4 + heads) * h * (h - 1) // 2
+
+
+def test_heads_together_have_gains_of_their_own():
+    config = tiny_config(**(TOGETHER | GAIN_VECTOR | PARTIAL))
+    gains = table_of(config).kinds["gains"]
+    assert (gains.copies, gains.group) == (2, GainScalings(8, "free", ((0, 2), (1, 3)), repeats=2))
+    assert redundant_dimensions(config)["gains"] == 3 * 2 * 6
+    model = tiny_model(**(TOGETHER | GAIN_VECTOR))
+    attention = model.model.layers[1].self_attn
+    assert attention.q_norm.weight.shape == (32,) and attention.k_norm.weight.shape == (16,)
+    # One factor for a query head and its key-value head, and one for two query heads that share one.
+    one = {FrameKey("gains", 1): gains.group.identity(2)}
+    one[FrameKey("gains", 1)][1] = torch.tensor([[2.0], [2.0], [0.5]])
+    single = {FrameKey("gains", 1): one[FrameKey("gains", 1)].clone()}
+    single[FrameKey("gains", 1)][1, 0] = 1.0
+    for elements, same in ((one, True), (single, False)):
+        g = GaugeTransformation(model.config, elements)
+        assert (apart(model, g.state_dict(model.state_dict())) <= SYMMETRY[torch.float64]) == same
 
 
 def test_the_charges_of_gains_by_hand():

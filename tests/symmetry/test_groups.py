@@ -62,7 +62,7 @@ GAIN_GROUPS = {
     f"gains-{stretch}-{name}": GainScalings(n, stretch, planes)
     for stretch in ("none", "common", "free")
     for name, (n, planes) in {"planes": (4, PLANES), "planes-and-rest": (7, PLANES), "rest": (3, ())}.items()
-}
+} | {"gains-of-each-head": GainScalings(7, "free", PLANES, repeats=2)}
 TRANSLATIONS = {
     "translations": Translations(5),
     "translations-of-some": Translations(5, (1, 4)),
@@ -381,7 +381,8 @@ def test_half_turns_are_all_that_commutes_with_gains_and_rotary_positions(group)
 
 @over(GAIN_GROUPS)
 def test_scalings_of_gains_stay_in_bounds_and_have_their_dimension(group):
-    queries, keys = group.random(40, generator(8)).unbind(1)
+    *others, queries, keys = group.random(40, generator(8)).unbind(1)
+    assert all(torch.equal(other.abs(), queries.abs()) and not torch.equal(other, queries) for other in others)
     assert ((queries * keys).abs() - 1).abs().max() <= TIGHT
     assert queries.abs().max() <= SPREAD and queries.abs().min() >= 1 / SPREAD
     assert (queries.abs() - 1).abs().max() > 0.1 or group.stretch == "none"
@@ -412,3 +413,4 @@ def test_groups_name_themselves():
     assert str(HalfTurns(7, PLANES)) == "{1,-1}^5"
     assert str(GainScalings(7, "free", PLANES)) == "(R+)^5 x {1,-1}^14"
     assert str(GainScalings(7, "none", PLANES)) == "{1,-1}^14"
+    assert str(GainScalings(7, "free", PLANES, repeats=3)) == "(R+)^5 x {1,-1}^28"
