@@ -16,6 +16,15 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 
 LISTS = ("layer_types", "no_rope_layers")
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "gated_mlp": True,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+}
+SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 
@@ -65,6 +74,8 @@ OPTIONS: dict[str, dict] = {
     "post-norm": {"post_norm": True},
     "post-norm-alone": {"post_norm": True, "pre_norm": False},
     "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "experts": EXPERTS,
+    "experts-shared": SHARED_EXPERT,
     "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
@@ -104,6 +115,8 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
+    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True},
+    "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
     "parallel-local-projected": {
         "use_parallel_residual": True,

@@ -17,6 +17,7 @@ from . import (
     gptj,
     granite,
     llama,
+    moe,
     nanochat,
     olmo,
     opt,
@@ -39,6 +40,7 @@ FAMILIES = (
     gemma,
     gpt_neo,
     granite,
+    moe,
     nanochat,
     olmo,
     opt,
@@ -63,7 +65,8 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "qwen3_moe": "its MLPs are experts, and RiGPT has none",
+    "olmoe": "it normalises queries and keys over all heads at once, where a gain folds into no weight",
+    "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
     "olmo2": (
         "it normalises queries and keys over all heads at once, and what a block writes behind it, where a gain folds "
         "into no weight"

@@ -253,7 +253,8 @@ SWEEP = (
     ("heads",),
     ("head_qk", "head_vo"),
     ("query_norm", "key_norm"),
-    ("neurons",),
+    ("experts",),
+    ("neurons", "expert_neurons", "shared_neurons"),
     ("stream", "local"),
 )
 

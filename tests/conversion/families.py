@@ -33,6 +33,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_p
 OPT = {"ffn_dim": 40, "dropout": 0.0}
 GPT_NEO = {"resid_dropout": 0.0, "embed_dropout": 0.0, "layer_norm_epsilon": 1e-3}
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
+MOE = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-3}
+QWEN_MOE = MOE | {"num_experts": 5, "moe_intermediate_size": 16}
 FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
@@ -107,6 +109,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon-heads": FALCON | UNTIED | {"multi_query": False, "activation": "relu"},
     "cohere": {"head_dim": 10},
     "cohere-untied": UNTIED | {"head_dim": 6, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
+    "mixtral": MOE | {"num_local_experts": 5, "head_dim": 10},
+    "mixtral-window": MOE | TIED | {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 8},
+    "qwen2_moe": QWEN_MOE | {"shared_expert_intermediate_size": 20, "decoder_sparse_step": 2},
+    "qwen2_moe-tied": QWEN_MOE
+    | TIED
+    | {"shared_expert_intermediate_size": 28, "norm_topk_prob": True, "qkv_bias": False},
+    "qwen3_moe": QWEN_MOE | {"norm_topk_prob": True, "head_dim": 10, "mlp_only_layers": [1]},
+    "qwen3_moe-tied": QWEN_MOE | TIED | {"attention_bias": True, "num_experts_per_tok": 1, "head_dim": 6},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"factor": 8.0}, "original_max_position_embeddings": 64},
 }
@@ -137,6 +147,8 @@ def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += (0.4 * torch.randn(parameter.shape, dtype=torch.float64)).to(dtype)
+    if getattr(config, "_experts_implementation", None) is not None:
+        model.set_experts_implementation("eager")  # of the ways to compute experts the one that knows float64
     return randomise_(model, seed).eval()
 
 
