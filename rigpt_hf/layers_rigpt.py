@@ -112,6 +112,8 @@ def check_experts(config: Any) -> None:
         "moe_intermediate_size": None,
         "shared_expert_intermediate_size": None,
         "mlp_only_layers": None,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
     }
     if config.num_experts is None:
         for name, default in others.items():

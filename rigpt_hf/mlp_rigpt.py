@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .kernels_rigpt import linear
 from .layers_rigpt import is_sparse
@@ -143,6 +144,22 @@ class RiGPTSparseMLP(nn.Module):
             share = torch.sigmoid(linear(self.shared_expert_gate, hidden_states))
             output = output + share * self.shared_expert(hidden_states)
         return output
+
+
+def load_balancing_loss(
+    config: Any, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    How unequally tokens are spread over experts, least if they are equally; as every MoE of the library has it, after
+    Switch Transformer (arXiv 2101.03961, equations 4 to 6).
+
+    Args:
+        config: Says how many experts there are, and how many each token goes to.
+        router_logits (`tuple[torch.Tensor, ...]`): `[B·S, E]` of every layer that has experts.
+        attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 0 for tokens that do not count.
+    """
+    mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
+    return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, mask)
 
 
 def mlp_of(config: Any, layer: int) -> RiGPTMLP | RiGPTSparseMLP:

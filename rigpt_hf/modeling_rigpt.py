@@ -35,12 +35,17 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
@@ -56,7 +61,7 @@ from .layers_rigpt import (
     of_layer_type,
     window_of,
 )
-from .mlp_rigpt import RiGPTRouter, mlp_of
+from .mlp_rigpt import RiGPTRouter, load_balancing_loss, mlp_of
 from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
@@ -302,7 +307,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": RiGPTDecoderLayer, "attentions": RiGPTAttention}
+    _can_record_outputs = {
+        "hidden_states": RiGPTDecoderLayer,
+        "attentions": RiGPTAttention,
+        "router_logits": OutputRecorder(RiGPTRouter, index=0),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -510,7 +519,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
             for layer in [*self.layers][self.config.num_hidden_layers :]:
                 hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        output = BaseModelOutputWithPast if self.config.num_experts is None else MoeModelOutputWithPast
+        return output(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def rotations(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> dict[str, Any]:
         """Cosines and sines `[B, S, r]` of the positions by type of layer; under one type if all share them."""
@@ -615,7 +625,9 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
                 Compute logits only for the last so many positions, or for these positions; 0 means all.
 
         Returns:
-            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given.
+            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given. With
+            experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
+            layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -634,13 +646,20 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        output = {
+            "logits": logits,
+            "past_key_values": outputs.past_key_values,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+        }
+        if self.config.num_experts is None:
+            return CausalLMOutputWithPast(loss=loss, **output)
+        aux_loss = None
+        if (router_logits := outputs.router_logits) is not None:
+            aux_loss = load_balancing_loss(self.config, router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, router_logits=router_logits, **output)
 
 
 def with_head(model: RiGPTPreTrainedModel, config: RiGPTConfig, **head: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .layers_rigpt import is_sparse
 from .scores_rigpt import SCORES
 
 
@@ -12,11 +13,16 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
         "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
     }
-    if config.gated_mlp:
-        plan["layers.*.mlp.gate_proj"] = "colwise"
+    sparse = [is_sparse(config, layer) for layer in range(config.num_hidden_layers)]
+    mlps = ["mlp"] if not all(sparse) or not sparse else []
+    if any(sparse) and config.shared_expert_intermediate_size is not None:
+        mlps.append("mlp.shared_expert")
+    # Every process has all experts: which of their neurons are silent is known of the whole map alone.
+    for mlp in mlps:
+        plan |= {f"layers.*.{mlp}.up_proj": "colwise", f"layers.*.{mlp}.down_proj": "rowwise"}
+        if config.gated_mlp:
+            plan[f"layers.*.{mlp}.gate_proj"] = "colwise"
     if SCORES[config.attention_score].weighted:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
     for norm in ("q_norm", "k_norm"):

@@ -164,6 +164,7 @@ AXES: dict[str, dict[str, dict]] = {
         "gelu": {},
         "relu2": {"hidden_act": "relu2"},
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+        "experts": SHARED_EXPERT,
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
     "start": {"raw": {}, "normed": {"embedding_norm": True}},
@@ -285,6 +286,8 @@ def tiny_config(**options) -> RiGPTConfig:
     merged = defaults | options
     # Lists of layers are those of three, as many as a test wants of them.
     merged |= {name: merged[name][: merged["num_hidden_layers"]] for name in LISTS if merged.get(name)}
+    if layers := merged.get("mlp_only_layers"):
+        merged["mlp_only_layers"] = [layer for layer in layers if layer < merged["num_hidden_layers"]]
     return RiGPTConfig(**merged)
 
 

@@ -28,7 +28,8 @@ _EXPERTS = tuple(
     )
     for name in [f"{_MLP}.{part}"]
 )
-_OPTIONS = same("num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size")
+_LOSS = same("output_router_logits", "router_aux_loss_coef")
+_OPTIONS = _LOSS | same("num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size")
 
 
 def with_experts(family: Family, name: str, **changes: Any) -> Family:
@@ -39,7 +40,8 @@ def with_experts(family: Family, name: str, **changes: Any) -> Family:
 MIXTRAL = with_experts(
     UNBIASED,
     "Mixtral",
-    options={
+    options=_LOSS
+    | {
         "num_experts": "num_local_experts",
         "num_experts_per_tok": "num_experts_per_tok",
         "moe_intermediate_size": "intermediate_size",

@@ -223,6 +223,8 @@ INCIDENTAL = {
     "use_cache",
     "token_symmetry",
     "converted_from",
+    "output_router_logits",
+    "router_aux_loss_coef",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",

@@ -27,7 +27,9 @@ SMALL = {
 }
 KINKED = ("relu", "relu2")
 # Options whose layers are not alike.
-UNLIKE = ("sliding", "unturned", "rope-by-type")
+UNLIKE = ("sliding", "unturned", "rope-by-type", "experts-shared")
+# Few neurons, and experts that every token may meet.
+FEW_EXPERTS = {"num_experts": 3, "moe_intermediate_size": 3, "vocab_size": 13}
 
 
 def small_model(name: str, **changes):
@@ -43,6 +45,8 @@ def small_model(name: str, **changes):
     options |= {"num_hidden_layers": 2} if several else {}
     # The first layer's MLP may read tokens alone, and must not have more weights than those show.
     options |= {"vocab_size": 16} if options.get("use_parallel_residual") else {}
+    options |= FEW_EXPERTS if options.get("num_experts") else {}
+    options |= {"shared_expert_intermediate_size": 4} if options.get("shared_expert_intermediate_size") else {}
     return tiny_model(**(options | changes))
 
 
