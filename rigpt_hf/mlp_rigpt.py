@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .kernels_rigpt import linear
 from .layers_rigpt import is_sparse
@@ -158,6 +157,9 @@ def load_balancing_loss(
         router_logits (`tuple[torch.Tensor, ...]`): `[B·S, E]` of every layer that has experts.
         attention_mask (`torch.Tensor` of shape `[B, S]`, *optional*): 0 for tokens that do not count.
     """
+    # Here, as few ask for it, and a whole other model comes along.
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
     mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2 else None
     return load_balancing_loss_func(router_logits, config.num_experts, config.num_experts_per_tok, mask)
 
