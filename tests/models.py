@@ -22,7 +22,6 @@ EXPERTS = {
     "moe_intermediate_size": 12,
     "gated_mlp": True,
     "hidden_act": "silu",
-    "mlp_bias": False,
 }
 SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
@@ -278,7 +277,7 @@ def tiny_config(**options) -> RiGPTConfig:
         "max_position_embeddings": 48,
         "attention_bias": True,
         "attention_output_bias": True,
-        "mlp_bias": True,
+        "mlp_bias": not options.get("num_experts"),  # which have none
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,

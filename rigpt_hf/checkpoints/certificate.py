@@ -270,7 +270,7 @@ def differing_routes(a: torch.Tensor | None, b: torch.Tensor | None, kept: torch
     ours, theirs = a[:, kept], b[:, kept]
     for first, second in zip(ours, theirs, strict=True):  # [tokens, E] of a layer
         places = (second.float().T @ first.float()).argmax(dim=1)
-        differing += int((first[:, places] != second).any(dim=1).sum())
+        differing += int(((first[:, places] != second) & second.any(dim=0)).any(dim=1).sum())
     return differing / max(ours.shape[0] * ours.shape[1], 1)
 
 
