@@ -163,7 +163,7 @@ AXES: dict[str, dict[str, dict]] = {
         "gelu": {},
         "relu2": {"hidden_act": "relu2"},
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
-        "experts": SHARED_EXPERT,
+        "moe": SHARED_EXPERT,
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
     "start": {"raw": {}, "normed": {"embedding_norm": True}},
@@ -186,26 +186,28 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-frequencies squared  metric narrow tied   single  gated all  normed before capped full    alike  between small serial
-partial     distance gain   narrow untied multi   gelu  none raw    after  none   nope    values steps   large serial
-learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding local  layered large parallel
-rotary      dot      qk     wide   untied single  relu2 all  normed both   none   nope    values layered small serial
-partial     distance plain  wide   tied   grouped gelu  all  normed both   capped sliding alike  steps   small parallel
-learned     squared  qk     stream untied multi   gated none raw    both   none   full    alike  between large parallel
-rotary      squared  gain   wide   untied multi   gated all  normed before capped sliding local  steps   large parallel
-frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full    values steps   small parallel
-partial     distance metric stream untied single  gelu  all  raw    before none   full    local  layered large serial
-frequencies squared  plain  wide   untied grouped gated none normed after  capped nope    values layered large serial
-rotary      distance gain   narrow tied   grouped relu2 all  raw    after  none   full    alike  between small parallel
-learned     distance qk     narrow untied single  gelu  none normed after  capped sliding values steps   small serial
-partial     dot      qk     narrow tied   multi   gated none raw    before capped nope    local  layered small parallel
-frequencies dot      gain   stream untied single  gelu  all  normed both   capped nope    alike  layered large parallel
-rotary      squared  plain  wide   untied multi   gelu  none raw    after  none   full    alike  between large serial
-learned     squared  metric wide   untied grouped relu2 all  normed both   none   sliding values layered small parallel
-partial     squared  plain  narrow untied single  relu2 none normed both   none   full    alike  between small parallel
-frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding local  layered large serial
-rotary      squared  metric stream tied   single  relu2 all  raw    before none   nope    values layered small serial
-learned     dot      gain   stream untied single  relu2 all  raw    after  none   full    alike  between large parallel
+learned     dot      plain  narrow tied   grouped moe   none raw    after  capped full    alike  layered small serial
+frequencies squared  metric wide   tied   multi   relu2 all  normed before none   sliding local  steps   large parallel
+partial     distance qk     stream untied single  gated all  normed both   capped nope    values layered large serial
+rotary      distance gain   stream untied multi   gelu  none raw    before none   full    alike  between small parallel
+frequencies squared  gain   wide   untied grouped gated none raw    both   capped sliding values steps   small serial
+rotary      dot      plain  narrow untied single  gelu  all  normed after  none   sliding values steps   large parallel
+partial     dot      metric narrow tied   single  relu2 none raw    before capped nope    local  layered small serial
+learned     squared  qk     wide   tied   single  gelu  all  normed both   capped full    alike  between large parallel
+partial     squared  gain   wide   tied   multi   moe   all  raw    after  none   nope    values layered large parallel
+learned     distance qk     stream untied grouped relu2 all  normed before none   sliding local  steps   small parallel
+frequencies dot      qk     narrow untied multi   gated none raw    after  none   full    alike  between large serial
+rotary      distance metric stream tied   grouped moe   none normed after  capped nope    alike  layered large serial
+partial     distance plain  narrow untied multi   relu2 all  raw    both   capped full    alike  between large parallel
+frequencies squared  plain  stream untied single  moe   all  raw    before capped nope    local  layered small serial
+learned     dot      metric stream tied   multi   gated all  normed both   none   full    values steps   small parallel
+partial     dot      gain   wide   tied   grouped gelu  none normed before none   sliding local  layered large serial
+rotary      squared  plain  wide   untied grouped gated all  raw    before capped full    local  layered small serial
+learned     squared  gain   narrow untied single  relu2 none raw    after  capped sliding alike  steps   small serial
+frequencies distance metric wide   untied grouped gelu  all  normed before none   nope    values steps   large serial
+rotary      dot      qk     stream tied   multi   moe   none normed both   none   sliding alike  layered large parallel
+rotary      dot      metric narrow tied   grouped relu2 none normed both   none   full    alike  between small parallel
+partial     dot      gain   wide   tied   grouped relu2 none raw    before none   sliding values steps   large serial
 """
 
 

@@ -40,8 +40,9 @@ def possible_pairs() -> tuple[set, list]:
 def test_every_pair_of_options_meets_in_a_model():
     possible, refused = possible_pairs()
     unlike = [(value, "between") for value in ("sliding", "nope", "values", "local")]
-    assert refused == [("learned", "nope"), ("both", "local"), ("after", "local"), *unlike]
-    assert pairs_of(COVER) == possible and len(COVER) == 20
+    jumping = [("moe", depth) for depth in ("steps", "between")]
+    assert refused == [("learned", "nope"), *jumping, ("both", "local"), ("after", "local"), *unlike]
+    assert pairs_of(COVER) == possible and len(COVER) == 22
     for row in COVER:
         assert pairs_of(set(COVER) - {row}) != possible, f"{row} is not needed"
 

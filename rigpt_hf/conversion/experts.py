@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..checkpoints.weights import Rows, Weights, check_finite
+from ..checkpoints.write import Entry
 
 
 # What single experts call their maps.
@@ -87,6 +88,31 @@ class ExpertWeights(Weights):
 
     def check_copy(self, copy: str, original: str) -> None:
         self.source.check_copy(self.parts[copy][0][0], self.parts[original][0][0])
+
+
+def parts_of(name: str, tensor: torch.Tensor) -> list[tuple[str, str, str, tuple[int, int]]]:
+    """The names, modules, kinds and shapes of the maps of ours in a tensor of the library's with all experts."""
+    match = OF_ALL.fullmatch(name)
+    if match is None or tensor.dim() != 3:
+        return []
+    experts, rows, columns = tensor.shape
+    rows //= len(FUSED[match[2]])
+    shape = (rows, experts * columns) if match[2] == "down_proj" else (experts * rows, columns)
+    modules = [f"{match[1]}.{kind}" for kind in FUSED[match[2]]]
+    return [(f"{module}.weight", module, "weight", shape) for module in modules]
+
+
+def fused(name: str, tensor: torch.Tensor, parts: list[Entry]) -> Entry:
+    """The recipe of that tensor from those of its parts."""
+    shape = tuple(tensor.shape)
+
+    def make(dtype: torch.dtype) -> torch.Tensor:
+        made = [part.make(dtype) for part in parts]
+        if name.endswith(".down_proj"):  # [d, E·F]
+            return made[0].unflatten(1, (shape[0], -1)).movedim(1, 0).contiguous()
+        return torch.cat([one.unflatten(0, (shape[0], -1)) for one in made], dim=1)
+
+    return Entry(name, shape, make)
 
 
 def experts_of(config: Any) -> int | None:

@@ -1,13 +1,30 @@
 """Mixtral, Qwen2-MoE and Qwen3-MoE: Llama's weight map, with a router and experts in the place of the MLP."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from transformers import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from ..configuration_rigpt import RiGPTConfig
 from .experts import dense_layers, jitter, no_experts
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, UNBIASED, kin_config, sight
+from .llama import (
+    ATTENTION_BIASES,
+    LLAMA,
+    ONE_WINDOW,
+    PARTIAL,
+    ROTARY,
+    UNBIASED,
+    kin_config,
+    kin_target,
+    one_window,
+    sight,
+)
 from .maps import Architecture, Family, Rule, same
 from .qwen3 import QWEN3
 
@@ -74,4 +91,20 @@ ARCHITECTURES = {
     "mixtral": Architecture("MixtralForCausalLM", MIXTRAL, mixtral_config, PARTIAL | {"router_jitter_noise": jitter}),
     "qwen2_moe": Architecture("Qwen2MoeForCausalLM", QWEN2_MOE, qwen2_moe_config, REFUSED),
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM", QWEN3_MOE, qwen3_moe_config, REFUSED),
+}
+_HAS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "num_experts": lambda config: config.num_experts is not None,
+    "norm_topk_prob": lambda config: config.norm_topk_prob,
+    "mlp_only_layers": lambda config: not config.mlp_only_layers,
+    # Nobody reads it where all layers have experts.
+    "intermediate_size": None,
+}
+TARGETS = {
+    "mixtral": kin_target(
+        MixtralForCausalLM,
+        MIXTRAL,
+        f"{ROTARY}, gated experts whose weights sum to 1, no biases, one window",
+        _HAS | ONE_WINDOW,
+        windows=one_window,
+    ),
 }
