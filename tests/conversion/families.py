@@ -147,9 +147,14 @@ def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += (0.4 * torch.randn(parameter.shape, dtype=torch.float64)).to(dtype)
-    if getattr(config, "_experts_implementation", None) is not None:
-        model.set_experts_implementation("eager")  # of the ways to compute experts the one that knows float64
-    return randomise_(model, seed).eval()
+    return with_plain_experts(randomise_(model, seed).eval())
+
+
+def with_plain_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """The model; of the library's ways to compute experts it takes the one that knows float64."""
+    if getattr(model.config, "_experts_implementation", None) is not None:
+        model.set_experts_implementation("eager")
+    return model
 
 
 @cache
