@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
-from .layers_rigpt import check_layers, fill_in_layer_types
+from .layers_rigpt import check_experts, check_layers, fill_in_layer_types
 from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
 from .rope_rigpt import check_learned_frequencies, check_rope_types, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
@@ -96,6 +96,24 @@ class RiGPTConfig(PreTrainedConfig):
             Bias on the attention's output map.
         mlp_bias (`bool`, defaults to `False`):
             Biases on all maps of the MLP.
+        num_experts (`int`, *optional*):
+            Experts per layer `E`, as in Mixtral and Qwen-MoE: MLPs of which a token goes through those that a router,
+            `mlp.gate`, gives the largest probabilities. `None`: one MLP for all tokens.
+        num_experts_per_tok (`int`, defaults to 2):
+            Experts that a token goes through.
+        norm_topk_prob (`bool`, defaults to `False`):
+            Their weights are divided by their sum; otherwise they are the probabilities among all experts.
+        moe_intermediate_size (`int`, *optional*):
+            Neurons of each expert. Defaults to `intermediate_size`, which is that of layers without experts.
+        shared_expert_intermediate_size (`int`, *optional*):
+            Neurons of one more expert, `mlp.shared_expert`, which every token goes through, by a share that
+            `mlp.shared_expert_gate` says. `None`: there is none.
+        mlp_only_layers (`list[int]`, *optional*):
+            Numbers of layers without experts, with one MLP for all tokens.
+        output_router_logits (`bool`, defaults to `False`):
+            Return the logits of routers, and add how unequally tokens are spread over experts to the loss.
+        router_aux_loss_coef (`float`, defaults to 0.001):
+            The share of that in the loss.
         output_bias (`bool`, defaults to `False`):
             Bias on `project_out`; needs `embedding_size`.
         position_embedding_type (`str`, defaults to `"rotary"`):
@@ -226,6 +244,14 @@ class RiGPTConfig(PreTrainedConfig):
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    num_experts: int | None = None
+    num_experts_per_tok: int = 2
+    norm_topk_prob: bool = False
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    mlp_only_layers: list[int] | None = None
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.001
     output_bias: bool = False
     position_embedding_type: str = "rotary"
     rope_parameters: RopeFilledIn = None
@@ -269,6 +295,8 @@ class RiGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.num_experts is not None and self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -349,6 +377,7 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_depth()
         self._check_norms()
         check_layers(self)
+        check_experts(self)
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")

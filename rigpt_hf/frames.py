@@ -27,6 +27,11 @@ the [`Table`] of a configuration, which answers all questions about it.
     heads           permutations of key-value heads, and of the query heads  everything that has an entry per head
                     inside one
     neurons         permutations, and the scalings the activation allows     rows of up and gate, columns of down
+    expert_neurons  the same for each expert of a layer                      blocks of rows of up and gate of the
+                                                                             experts, of columns of their down
+    shared_neurons  the same for the expert that all tokens share            its up, gate and down
+    experts         permutations of the experts of a layer                   what has a block per expert, rows of the
+                                                                             router
     key_shift       a constant added to all keys, where positions leave it   k bias, q bias
                     alone: the softmax does not see it
     value_shift     a constant added to all values arrives as a constant,    v bias, o_proj bias
@@ -34,15 +39,18 @@ the [`Table`] of a configuration, which answers all questions about it.
                                                                              and `use_parallel_residual` is)
     residual_shift  a constant moved from the MLP's output to attention's,   o_proj bias, down_proj bias
                     which are added up, with `use_parallel_residual`
+    router_shift    a vector added to all rows of a router adds one number   rows of the router
+                    to all of its logits: the softmax does not see it
     position_shift  a constant moved from all tokens to all positions        embeddings, positions (untied head)
 
-The last four are translations: they add to parameters where the others multiply; `_shifts` says what and where.
+The last five are translations: they add to parameters where the others multiply; `_shifts` says what and where.
 """
 
 import torch
 
 from .configuration_rigpt import RiGPTConfig, rotary_frequencies
 from .groups import (
+    ExpertPermutations,
     GainScalings,
     HalfTurns,
     HeadPermutations,
@@ -53,7 +61,7 @@ from .groups import (
     general_linear,
     orthogonal,
 )
-from .layers_rigpt import is_turned, layer_type, of_layer
+from .layers_rigpt import is_sparse, is_turned, layer_type, of_layer
 from .scores_rigpt import SCORES
 from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
 
@@ -113,8 +121,7 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
             table[kind] = Frame(group, copies, own, carrier="heads", carried=role, after="head_qk", stacked=True)
     table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
-    degree = DEGREES.get(config.hidden_act)
-    table["neurons"] = Frame(NeuronGroup(config.intermediate_size, degree, config.gated_mlp), per_layer=own)
+    table |= _frames_of_mlp(config, is_sparse(config, layer), own)
     still, key_shift = _unturned(config, layer), SCORES[config.attention_score].key_shift
     bounded = config.attn_logit_softcapping is not None  # and then a constant is no constant any more
     if config.attention_bias and still and not (config.qk_norm or bounded) and key_shift != "never":
@@ -128,9 +135,27 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     if config.attention_output_bias and parallel_bias:
         # A constant per layer stays a constant when it is interpolated.
         table["residual_shift"] = Frame(Translations(config.hidden_size), 1, True, shift=shifts["residual_shift"])
+    if is_sparse(config, layer):
+        table["router_shift"] = Frame(Translations(config.hidden_size), 1, True, shift=shifts["router_shift"])
     if config.position_embedding_type == "learned" and not config.tie_word_embeddings:
         table["position_shift"] = Frame(Translations(config.lexical_size), shift=shifts["position_shift"])
     return table
+
+
+def _frames_of_mlp(config: RiGPTConfig, sparse: bool, own: bool) -> dict[str, Frame]:
+    """The frames of the neurons of a layer."""
+
+    def neurons(size: int) -> NeuronGroup:
+        return NeuronGroup(size, DEGREES.get(config.hidden_act), config.gated_mlp)
+
+    if not sparse:
+        return {"neurons": Frame(neurons(config.intermediate_size), per_layer=own)}
+    count, size = config.num_experts, config.moe_intermediate_size
+    assert count is not None and size is not None
+    frames = {"expert_neurons": Frame(neurons(size), count, own, carrier="experts")}
+    if config.shared_expert_intermediate_size is not None:
+        frames["shared_neurons"] = Frame(neurons(config.shared_expert_intermediate_size), per_layer=own)
+    return frames | {"experts": Frame(ExpertPermutations(count, 1), per_layer=own)}
 
 
 def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup | HalfTurns:
@@ -206,6 +231,9 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     before = (Turn("local", "covector", step=-1),)
     active, linear, down = ((Turn("neurons", role),) for role in ("active", "linear", "down"))
     up = linear if config.gated_mlp else active
+    factors = ("active", "linear" if config.gated_mlp else "active", "down")
+    shared = [(Turn("shared_neurons", role),) for role in factors]
+    expert = [(Turn("expert_neurons", role), Turn("experts", role)) for role in factors]
     return {
         "model.embed_tokens.weight": (FIXED, lexical),
         "model.project_in.weight": (entry, (Turn("lexical", "covector"),)),
@@ -234,6 +262,14 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         MLP + "up_proj.bias": (up,),
         MLP + "down_proj.weight": (written, down),
         MLP + "down_proj.bias": (written,),
+        MLP + "gate.weight": ((Turn("experts", "router"),), layer_in),
+        MLP + "experts.gate_proj.weight": (expert[0], layer_in),
+        MLP + "experts.up_proj.weight": (expert[1], layer_in),
+        MLP + "experts.down_proj.weight": (written, expert[2]),
+        MLP + "shared_expert.gate_proj.weight": (shared[0], layer_in),
+        MLP + "shared_expert.up_proj.weight": (shared[1], layer_in),
+        MLP + "shared_expert.down_proj.weight": (written, shared[2]),
+        MLP + "shared_expert_gate.weight": (FIXED, layer_in),
         "model.layers.*.attention_output_norm.weight": (FIXED,),
         "model.layers.*.mlp_output_norm.weight": (FIXED,),
         CARRY: (stream, FIXED),
@@ -274,6 +310,7 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
         "key_shift": Shift(ATTENTION + "k_proj.bias", keys),
         "value_shift": Shift(ATTENTION + "v_proj.bias", values),
         "residual_shift": Shift(MLP + "down_proj.bias", between),
+        "router_shift": Shift(MLP + "gate.weight", {MLP + "gate.weight": whole}),
         "position_shift": Shift(tokens, {tokens: whole, "model.embed_positions.weight": away}),
     }
 
@@ -301,16 +338,24 @@ def table_of(config: RiGPTConfig) -> Table:
         if len(_TABLES) >= KEPT:
             _TABLES.pop(next(iter(_TABLES)))
         layers = _frames_by_layer(config)
-        _TABLES[values] = Table(max(layers, key=len, default=_frames(config, 0)), _rows(config), layers)
+        _TABLES[values] = Table(_kinds(layers) or _frames(config, 0), _rows(config), layers)
     return _TABLES[values]
 
 
 def _frames_by_layer(config: RiGPTConfig) -> list[dict[str, Frame]]:
     """The frames of every layer; worked out once for all layers that are alike."""
     count = config.num_hidden_layers
-    alike = [(layer_type(config, layer), is_turned(config, layer)) for layer in range(count)]
+    alike = [(layer_type(config, layer), is_turned(config, layer), is_sparse(config, layer)) for layer in range(count)]
     known = {kind: _frames(config, alike.index(kind)) for kind in dict.fromkeys(alike)}
     return [known[kind] for kind in alike]
+
+
+def _kinds(layers: list[dict[str, Frame]]) -> dict[str, Frame]:
+    """All kinds of frames that layers have, from the layer with most of them where it has it."""
+    kinds: dict[str, Frame] = {}
+    for frames in sorted(layers, key=len, reverse=True):
+        kinds |= {kind: frame for kind, frame in frames.items() if kind not in kinds}
+    return kinds
 
 
 def is_transport(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What layers may differ in: how far back they see, and whether and how positions turn their heads."""
+"""What layers may differ in: how far back they see, whether and how positions turn their heads, and experts."""
 
 import copy
 from collections.abc import Mapping
@@ -24,6 +24,11 @@ def is_turned(config: Any, layer: int) -> bool:
     return config.position_embedding_type == "rotary" and (
         not config.no_rope_layers or bool(config.no_rope_layers[layer])
     )
+
+
+def is_sparse(config: Any, layer: int) -> bool:
+    """Whether a layer has experts."""
+    return config.num_experts is not None and layer not in (config.mlp_only_layers or ())
 
 
 def by_layer_type(parameters: Any) -> bool:
@@ -97,3 +102,42 @@ def check_layers(config: Any) -> None:
 
 def _are_alike(config: Any) -> bool:
     return len(set(config.layer_types or ())) <= 1 and len(set(config.no_rope_layers or ())) <= 1
+
+
+def check_experts(config: Any) -> None:
+    """Raise a `ValueError` if the fields of experts do not fit each other, or the rest of a configuration."""
+    others = {
+        "norm_topk_prob": False,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": None,
+        "shared_expert_intermediate_size": None,
+        "mlp_only_layers": None,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    }
+    if config.num_experts is None:
+        for name, default in others.items():
+            if (value := getattr(config, name)) != default:
+                raise ValueError(f"`{name}` needs `num_experts`, got {value!r} without. Set both, or leave it out.")
+        return
+    for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if config.num_experts_per_tok > config.num_experts:
+        raise ValueError(
+            f"`num_experts_per_tok` must be at most `num_experts={config.num_experts}`, got "
+            f"{config.num_experts_per_tok}."
+        )
+    if config.mlp_bias:
+        raise ValueError(
+            "`mlp_bias=True` has no place in experts, whose maps lie in one matrix, got it with "
+            f"`num_experts={config.num_experts}`. Leave one of them out."
+        )
+    if config.depth_solver is not None:
+        raise ValueError(
+            f"`depth_solver={config.depth_solver!r}` needs layers that are smooth in the stream, got `num_experts="
+            f"{config.num_experts}`, between which tokens jump. Leave one of them out."
+        )
+    count = config.num_hidden_layers
+    if odd := [layer for layer in config.mlp_only_layers or () if not 0 <= layer < count]:
+        raise ValueError(f"`mlp_only_layers` must be numbers of layers from 0 to {count - 1}, got {odd[0]}.")

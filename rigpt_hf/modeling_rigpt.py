@@ -8,7 +8,7 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
     x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
-    x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    x     += D act(A n(x))                  down_proj, up_proj (and gate_proj); experts: `mlp_rigpt.py`
     x     += O attention(n(x)) + D act(A n(x))      both lines as one, with `use_parallel_residual`
     x     += Q (g n(y))                     with `post_norm`, for `y` in the place of the two; Q: carry, orthogonal
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -37,12 +36,17 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .alibi_rigpt import RiGPTAlibi
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
@@ -59,6 +63,7 @@ from .layers_rigpt import (
     of_layer_type,
     window_of,
 )
+from .mlp_rigpt import RiGPTRouter, load_balancing_loss, mlp_of
 from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
@@ -245,25 +250,6 @@ class RiGPTAttention(nn.Module):
         return linear(self.o_proj, output), probabilities
 
 
-class RiGPTMLP(nn.Module):
-    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))`."""
-
-    def __init__(self, config: RiGPTConfig):
-        super().__init__()
-        sizes = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.gate_proj is None:
-            neurons = self.act_fn(linear(self.up_proj, hidden_states))  # [B, S, F]
-        else:
-            neurons = self.act_fn(linear(self.gate_proj, hidden_states)) * linear(self.up_proj, hidden_states)
-        return linear(self.down_proj, neurons)
-
-
 class RiGPTDecoderLayer(GradientCheckpointingLayer):
     """Two residual lines around parameter-free norms; with `depth_solver` the flow that they are an Euler step of."""
 
@@ -277,15 +263,16 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
             self.input_layernorm = self.post_attention_layernorm = nn.Identity()
         if config.use_parallel_residual:  # side by side, attention and MLP read one normalised stream
             self.post_attention_layernorm = None
-        self.mlp = RiGPTMLP(config)
+        self.mlp = mlp_of(config, layer_idx)
         self.attention_output_norm: RiGPTGainNorm | None = None
         self.mlp_output_norm: RiGPTGainNorm | None = None
         if config.post_norm:
             sizes = config.hidden_size, config.rms_norm_eps
             self.attention_output_norm, self.mlp_output_norm = RiGPTGainNorm(*sizes), RiGPTGainNorm(*sizes)
         self.dropout = RiGPTVectorDropout(config.residual_dropout)
-        for writer in (self.self_attn.o_proj, self.mlp.down_proj):
-            writer.writes_to_residual = True
+        for name, module in self.named_modules():
+            if name.endswith(("o_proj", "down_proj")):
+                module.writes_to_residual = True
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """The stream `[B, S, d]` at the next layer, from the stream at this one."""
@@ -325,7 +312,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": RiGPTDecoderLayer, "attentions": RiGPTAttention}
+    _can_record_outputs = {
+        "hidden_states": RiGPTDecoderLayer,
+        "attentions": RiGPTAttention,
+        "router_logits": OutputRecorder(RiGPTRouter, index=0),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -338,6 +329,8 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
             module.reset_own_parameters()
         elif isinstance(module, RiGPTTransport):
             init.eye_(module.weight)
+        elif isinstance(module, RiGPTRouter):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
         elif getattr(module, "carries_between_frames", False):
@@ -536,7 +529,8 @@ class RiGPTModel(RiGPTPreTrainedModel):
             for layer in [*self.layers][self.config.num_hidden_layers :]:
                 hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        output = BaseModelOutputWithPast if self.config.num_experts is None else MoeModelOutputWithPast
+        return output(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def rotations(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> dict[str, Any]:
         """Cosines and sines `[B, S, r]` of the positions by type of layer; under one type if all share them."""
@@ -643,7 +637,9 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
                 Compute logits only for the last so many positions, or for these positions; 0 means all.
 
         Returns:
-            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given.
+            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given. With
+            experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
+            layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -662,13 +658,20 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        output = {
+            "logits": logits,
+            "past_key_values": outputs.past_key_values,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+        }
+        if self.config.num_experts is None:
+            return CausalLMOutputWithPast(loss=loss, **output)
+        aux_loss = None
+        if (router_logits := outputs.router_logits) is not None:
+            aux_loss = load_balancing_loss(self.config, router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, router_logits=router_logits, **output)
 
 
 def with_head(model: RiGPTPreTrainedModel, config: RiGPTConfig, **head: nn.Module) -> None:

@@ -2,14 +2,22 @@
 
 from typing import Any
 
+from .layers_rigpt import is_sparse
 from .scores_rigpt import SCORES
 
 
 def tensor_parallel_plan(config: Any) -> dict[str, str]:
     """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
-    plan = {"layers.*.mlp.up_proj": "colwise", "layers.*.mlp.down_proj": "rowwise"}
-    if config.gated_mlp:
-        plan["layers.*.mlp.gate_proj"] = "colwise"
+    plan: dict[str, str] = {}
+    sparse = [is_sparse(config, layer) for layer in range(config.num_hidden_layers)]
+    mlps = ["mlp"] if not all(sparse) or not sparse else []
+    if any(sparse) and config.shared_expert_intermediate_size is not None:
+        mlps.append("mlp.shared_expert")
+    # Every process has all experts: which of their neurons are silent is known of the whole map alone.
+    for mlp in mlps:
+        plan |= {f"layers.*.{mlp}.up_proj": "colwise", f"layers.*.{mlp}.down_proj": "rowwise"}
+        if config.gated_mlp:
+            plan[f"layers.*.{mlp}.gate_proj"] = "colwise"
     maps = [f"layers.*.self_attn.{of}_proj" for of in "qkv"]
     if config.qk_norm_over == "all":  # a length of all heads is known where all of them are
         plan["layers.*.self_attn.o_proj"] = "rowwise_split_input"

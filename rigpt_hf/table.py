@@ -17,6 +17,8 @@ Read = Callable[[str], torch.Tensor]
 STREAMS = ("stream", "local")
 # Representations of axes that read from a frame.
 READING = ("covector", "down")
+# Those of axes of neurons, which change places and lengths and do not turn.
+NEURONS = ("active", "linear", "down")
 
 
 class FrameKey(NamedTuple):
@@ -152,7 +154,7 @@ class Table:
 
     Attributes:
         kinds (`Mapping[str, Frame]`): the frames by kind, in the order in which they act on an axis; where those of
-            layers differ, that of the layer with most kinds.
+            layers differ, that of the layer with most kinds, if it has it.
         frames (`Mapping[FrameKey, Frame]`): the same, those that every layer has of its own once per layer.
         shifts (`Mapping[FrameKey, Shift]`): what the translations among them move.
         streams (`tuple[FrameKey, ...]`): the frames of the residual stream, one of each layer with local frames.

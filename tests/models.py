@@ -17,6 +17,14 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
 LISTS = ("layer_types", "no_rope_layers")
 TOGETHER = {"qk_norm": True, "qk_norm_over": "all"}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "gated_mlp": True,
+    "hidden_act": "silu",
+}
+SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
@@ -76,6 +84,8 @@ OPTIONS: dict[str, dict] = {
     "post-norm": {"post_norm": True},
     "post-norm-alone": {"post_norm": True, "pre_norm": False},
     "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "experts": EXPERTS,
+    "experts-shared": SHARED_EXPERT,
     "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
@@ -122,6 +132,8 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
+    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True},
+    "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
     "parallel-local-projected": {
         "use_parallel_residual": True,
@@ -159,7 +171,6 @@ AXES: dict[str, dict[str, dict]] = {
     },
     "norm": {
         "plain": {},
-        "qk": {"qk_norm": True},
         "gain": GAIN_VECTOR,
         "metric": GAIN_METRIC,
         "joint": TOGETHER | GAIN_VECTOR,
@@ -175,6 +186,7 @@ AXES: dict[str, dict[str, dict]] = {
         "gelu": {},
         "relu2": {"hidden_act": "relu2"},
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+        "moe": SHARED_EXPERT,
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
     "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
@@ -288,7 +300,7 @@ def tiny_config(**options) -> RiGPTConfig:
         "max_position_embeddings": 48,
         "attention_bias": True,
         "attention_output_bias": True,
-        "mlp_bias": True,
+        "mlp_bias": not options.get("num_experts"),  # which have none
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
@@ -296,6 +308,8 @@ def tiny_config(**options) -> RiGPTConfig:
     merged = defaults | options
     # Lists of layers are those of three, as many as a test wants of them.
     merged |= {name: merged[name][: merged["num_hidden_layers"]] for name in LISTS if merged.get(name)}
+    if layers := merged.get("mlp_only_layers"):
+        merged["mlp_only_layers"] = [layer for layer in layers if layer < merged["num_hidden_layers"]]
     return RiGPTConfig(**merged)
 
 

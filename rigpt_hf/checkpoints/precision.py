@@ -26,6 +26,8 @@ def in_own_precision(model: nn.Module) -> AbstractContextManager[Any]:
 
 # What the library calls a table of sines and cosines of all positions that is a buffer.
 TABLE = "embed_positions"
+# What it calls the way in which experts are computed, of which only the plain one knows float64.
+EXPERTS = "_experts_implementation"
 
 
 # And what one of its classes writes in place of the square root of 2/pi.
@@ -42,10 +44,14 @@ class _OwnPrecision(TorchFunctionMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.kept = {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+        self.config = getattr(model, "config", None)
+        self.experts = getattr(self.config, EXPERTS, None)
         self.tables = [(module, module._buffers[TABLE]) for module in model.modules() if TABLE in module._buffers]
 
     def __enter__(self) -> "_OwnPrecision":
         super().__enter__()
+        if self.experts is not None:
+            setattr(self.config, EXPERTS, "eager")
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)  # in which the frequencies are
         try:
@@ -57,6 +63,8 @@ class _OwnPrecision(TorchFunctionMode):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self.experts is not None:
+            setattr(self.config, EXPERTS, self.experts)
         for module, table in self.tables:
             module._buffers[TABLE] = table
         super().__exit__(*error)

@@ -29,6 +29,7 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from ..terminal import notices_held, say_notices
 from .assemble import assemble
+from .experts import fused, parts_of
 from .families import TARGETS, refuse_adapter
 from .frames import ENDS, ROUNDING, StockFrame, choose_frame
 from .gains import as_vectors
@@ -229,6 +230,9 @@ class _Unfolding:
         """The recipes of a stock model's tensors: every one of them, from every one of the RiGPT's."""
         entries = []
         for name, example in skeleton.items():
+            if parts := parts_of(name, example):
+                entries.append(fused(name, example, [self._entry(*one) for one in parts]))
+                continue
             module, _, kind = name.rpartition(".")
             if module != self.family.head or self.frame.head is not None:
                 entries.append(self._entry(name, module, kind, tuple(example.shape)))

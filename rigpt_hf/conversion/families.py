@@ -19,6 +19,7 @@ from . import (
     gptj,
     granite,
     llama,
+    moe,
     mpt,
     nanochat,
     olmo,
@@ -44,6 +45,7 @@ FAMILIES = (
     glm,
     gpt_neo,
     granite,
+    moe,
     nanochat,
     olmo,
     olmo2,
@@ -71,8 +73,8 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "qwen3_moe": "its MLPs are experts, and RiGPT has none",
-    "olmoe": "its MLPs are experts, and RiGPT has none",
+    "olmoe": "no weight map has been written for its experts",
+    "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
 }
 
 

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING
 from ..checkpoints.read import silent
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
+from .experts import experts_of
 from .families import ARCHITECTURES, TARGETS
 from .maps import Architecture, Family
 from .neutral import refuse_options
@@ -85,11 +86,14 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
 
 
 def _counted(model: Any) -> tuple[int, int]:
-    """Parameters of a model, and the numbers in its maps but the tables of tokens and positions."""
-    maps = (
-        module for name, module in model.named_modules() if not isinstance(module, nn.Embedding) and name != "lm_head"
-    )
-    weights = (getattr(module, "weight", None) for module in maps)
-    return model.num_parameters(), sum(
-        weight.numel() for weight in weights if weight is not None and weight.dim() == 2
+    """Parameters of a model, and the numbers in its maps for a token, but the tables of tokens and positions."""
+    tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)} | {"lm_head"}
+    experts = experts_of(model.config)
+    used = model.config.num_experts_per_tok / experts if experts else 1.0  # of experts, those that a token meets
+    return model.num_parameters(), round(
+        sum(
+            weight.numel() * (used if ".experts." in name else 1)
+            for name, weight in model.named_parameters()
+            if weight.dim() > 1 and name.rpartition(".")[0] not in tables
+        )
     )

@@ -14,6 +14,7 @@ from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Table, table_of
 from ..modeling_rigpt import RiGPTForCausalLM
+from .experts import with_experts
 from .folds import extended, fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
 from .gains import metric_maps, rows_of_heads, with_form
 from .maps import Architecture, Family, Rule
@@ -55,7 +56,7 @@ def make_plan(
     """
     rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
-    reader = _Reader(family, config, source, str(device), buffers or {})
+    reader = _Reader(family, config, with_experts(source, config), str(device), buffers or {})
     rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
     reader.norms = {name: norm for name, norm in rules.items() if norm[0].gain}
     rigpt_config = with_form(rigpt_config, qk_gain, reader.all_head_gains())

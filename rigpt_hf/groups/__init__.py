@@ -7,7 +7,7 @@ and of neurons), `translation`.
 from .base import DEGENERATE, SPREAD, UNSIGNED, Group, Role
 from .gain import GainScalings, HalfTurns
 from .matrix import MatrixGroup, Stretch, general_linear, orthogonal
-from .permutation import HeadPermutations, NeuronGroup, assignment
+from .permutation import ExpertPermutations, HeadPermutations, NeuronGroup, assignment
 from .rotation import haar, o_log, rotary_form, so_exp, so_log
 from .translation import Translations
 
@@ -16,6 +16,7 @@ __all__ = [
     "DEGENERATE",
     "SPREAD",
     "UNSIGNED",
+    "ExpertPermutations",
     "GainScalings",
     "Group",
     "HalfTurns",

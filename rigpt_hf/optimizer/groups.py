@@ -8,6 +8,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Table, table_of
+from ..table import NEURONS
 
 
 UpdateRule = Literal["polar", "rows", "vectors", "coordinatewise"]
@@ -41,7 +42,7 @@ def update_of(table: Table, name: str) -> Update:
     parts = [0] * table.rank(name)
     stacked = any(turned.stacked for turned in table.turns(name))
     for turned in table.turns(name):
-        if turned.role in ("vector", "covector"):
+        if turned.role in ("vector", "covector") or (turned.role in NEURONS and table.frames[turned.key].copies > 1):
             parts[turned.dim] = table.frames[turned.key].copies
         elif parts[turned.dim] and turned.role == "query":
             parts[turned.dim] = table.frames[turned.key].group.count("query")

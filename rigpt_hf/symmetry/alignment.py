@@ -224,6 +224,8 @@ INCIDENTAL = {
     "use_cache",
     "token_symmetry",
     "converted_from",
+    "output_router_logits",
+    "router_aux_loss_coef",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -255,7 +257,8 @@ SWEEP = (
     ("heads",),
     ("head_qk", "head_vo"),
     ("query_norm", "key_norm"),
-    ("neurons",),
+    ("experts",),
+    ("neurons", "expert_neurons", "shared_neurons"),
     ("stream", "local"),
 )
 

@@ -94,7 +94,9 @@ def _steps(table: Table) -> Iterator[tuple[str, tuple[FrameKey, ...]]]:
     single = [key for key, group in groups.items() if not group.exchanges and key not in (*table.streams, ENTRY)]
     for later in (False, True):
         yield "orient", tuple(key for key in single if (table.frames[key].after is not None) is later)
-    yield "orient", tuple(key for key, group in groups.items() if group.exchanges)
+    exchanges = [key for key, group in groups.items() if group.exchanges]
+    for carried in (True, False):
+        yield "orient", tuple(key for key in exchanges if (table.frames[key].carrier is not None) is carried)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..frames import FrameKey, Table
 from ..groups import Group, Role
-from ..table import Turned
+from ..table import NEURONS, Turned
 
 
 Weights = Mapping[str, torch.Tensor]
@@ -146,7 +146,7 @@ class View:
                 axes = {
                     (name, turned.dim)
                     for name, turned in inner
-                    if turned.role in ("vector", "covector") and not turned.stacked
+                    if turned.role in ("vector", "covector", *NEURONS) and not turned.stacked
                 }
                 pairs = [
                     (turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name]))

@@ -38,6 +38,8 @@ BY_TYPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 100.0},
 }
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
+MOE = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-3}
+QWEN_MOE = MOE | {"num_experts": 5, "moe_intermediate_size": 16}
 FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
@@ -144,6 +146,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm-tied": TIED | {"head_dim": 6, "attention_bias": False, "partial_rotary_factor": 1.0, "rms_norm_eps": 1e-3},
     "glm4": {"head_dim": 10, "partial_rotary_factor": 0.4, "num_key_value_heads": 1},
     "glm4-tied": TIED | {"head_dim": 12, "attention_bias": False, "rms_norm_eps": 1e-3},
+    "mixtral": MOE | {"num_local_experts": 5, "head_dim": 10},
+    "mixtral-window": MOE | TIED | {"num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 8},
+    "qwen2_moe": QWEN_MOE | {"shared_expert_intermediate_size": 20, "decoder_sparse_step": 2},
+    "qwen2_moe-tied": QWEN_MOE
+    | TIED
+    | {"shared_expert_intermediate_size": 28, "norm_topk_prob": True, "qkv_bias": False},
+    "qwen3_moe": QWEN_MOE | {"norm_topk_prob": True, "head_dim": 10, "mlp_only_layers": [1]},
+    "qwen3_moe-tied": QWEN_MOE | TIED | {"attention_bias": True, "num_experts_per_tok": 1, "head_dim": 6},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "mpt": {"n_heads": 6, "attn_config": {"softmax_scale": 0.7}},
     "mpt-untied": UNTIED | {"layer_norm_epsilon": 1e-3},
@@ -178,7 +188,14 @@ def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += (0.4 * torch.randn(parameter.shape, dtype=torch.float64)).to(dtype)
-    return randomise_(model, seed).eval()
+    return with_plain_experts(randomise_(model, seed).eval())
+
+
+def with_plain_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """The model; of the library's ways to compute experts it takes the one that knows float64."""
+    if getattr(model.config, "_experts_implementation", None) is not None:
+        model.set_experts_implementation("eager")
+    return model
 
 
 @cache

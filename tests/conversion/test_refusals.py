@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Model, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import GPT2Model, OlmoeConfig, OlmoeForCausalLM
 
 from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import convert_model
@@ -28,7 +28,7 @@ def result(config, *dropout):
             lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
         ),
-        (lambda: architecture_of(Qwen3MoeConfig()), "'qwen3_moe'` cannot.* experts.*Supported are GPT2LMHeadModel"),
+        (lambda: architecture_of(OlmoeConfig()), "'olmoe'` cannot.* heads at once.*Supported are GPT2LMHeadModel"),
         (lambda: architecture_of(llama_config(quantization_config={"quant_method": "awq"})), "`quantization_config`"),
     ],
 )
@@ -51,12 +51,12 @@ def test_windows_that_hide_nothing_are_left_out():
 def test_models_of_other_classes_or_without_weights_are_refused():
     sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
-    experts = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads))
+    experts = OlmoeForCausalLM(OlmoeConfig(**sizes, **heads))
     with torch.device("meta"):
         empty = type(stock_model("gpt2"))(gpt2_config())
     for model, message in (
         (GPT2Model(gpt2_config()), "`hf_model` must be one of GPT2LMHeadModel.*got GPT2Model"),
-        (experts, "'qwen3_moe'` cannot be converted: its MLPs are experts"),
+        (experts, "'olmoe'` cannot be converted: it normalises queries and keys over all heads"),
         (empty, "meta device.*convert_checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):

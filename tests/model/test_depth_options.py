@@ -39,8 +39,12 @@ every_flow = pytest.mark.parametrize("options", FLOWS.values(), ids=FLOWS.keys()
 @over()
 def test_one_euler_step_per_layer_is_the_ordinary_network(option):
     options = {name: value for name, value in ALL[option].items() if not name.startswith("depth")}
-    expected = tiny_model(**options)(tokens(2, 9)).logits
     euler = options | {"depth_solver": "euler"}
+    if "num_experts" in options:
+        with pytest.raises(ValueError, match="`depth_solver='euler'` needs layers that are smooth in the stream"):
+            tiny_config(**euler)
+        return
+    expected = tiny_model(**options)(tokens(2, 9)).logits
     assert difference(tiny_model(**euler)(tokens(2, 9)).logits, expected) <= SAME_NETWORK
     assert_different(tiny_model(**euler | {"depth_steps": 2})(tokens(2, 9)).logits, expected)
     linear = euler | {"depth_interpolation": "linear"}

@@ -20,6 +20,7 @@ SEARCHED = (
 BROAD = (
     *SEARCHED,
     "distance-learned",
+    "experts-shared",
     "no-biases",
     "one-key-value-head",
     "gain-metric-learned",

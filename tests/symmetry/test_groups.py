@@ -94,8 +94,8 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def copies_of(group) -> int:
-    """Heads and neurons are one per layer; the rest comes in stacks, whose copies must not mix."""
-    return 1 if isinstance(group, HeadPermutations | NeuronGroup) else 3
+    """Heads are one per layer; the rest comes in stacks, whose copies must not mix."""
+    return 1 if isinstance(group, HeadPermutations) else 3
 
 
 def draw(group, seed: int = 0, special: bool = False) -> torch.Tensor:
