@@ -27,9 +27,9 @@ class RiGPTAlibi(nn.Module):
     """
     Takes `slope · distance` from scores. The slopes `[H]` belong to the heads and are not learned.
 
-    A distance is counted in columns of the mask from the last one that a query sees, its own: with a cache, padding
-    and packed sequences that is the difference of positions. Counted from the beginning, as the softmax would allow,
-    it would be a large number, and be rounded like one.
+    A distance is the number of keys that a query sees behind this one, its own among them: with a cache, padding and
+    packed sequences that is the difference of positions. Counted from the beginning, as the softmax would allow, it
+    would be a large number, and be rounded like one.
     """
 
     def __init__(self, heads: int):
@@ -53,14 +53,17 @@ class RiGPTAlibi(nn.Module):
         if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
             return attention_mask
         new, length = query.shape[2], key.shape[2]
-        columns = torch.arange(length, device=query.device)
         if attention_mask is None:
-            seen = (columns <= columns[length - new :, None])[None, None]
+            columns = torch.arange(length, device=query.device)
+            # The library leaves out the mask of a single query, and that of the first ones, also of those that go into
+            # a cache of fixed size.
+            own = columns[-1:] if new == 1 else columns[:new]
+            seen = (columns <= own[:, None])[None, None]
         elif attention_mask.dtype is torch.bool:
             seen = attention_mask
         else:
             seen = attention_mask > torch.finfo(attention_mask.dtype).min / 2
-        distance = (columns * seen).amax(-1, keepdim=True) - columns  # [B or 1, 1, S, T]
+        distance = seen.sum(-1, keepdim=True) - seen.cumsum(-1)  # [B or 1, 1, S, T]
         slopes = local(self.weight)[:, None, None]
         bias = -slopes.to(torch.promote_types(slopes.dtype, torch.float32)) * distance
         if attention_mask is not None and attention_mask.dtype is not torch.bool:

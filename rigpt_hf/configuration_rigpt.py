@@ -120,7 +120,7 @@ class RiGPTConfig(PreTrainedConfig):
             `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter
             rotation group acting on queries and keys. `"alibi"`: `slope · distance` is taken from every score, with a
             slope for each head, `self_attn.alibi.weight`, that is not learned (arXiv 2108.12409). Distances are
-            counted in the sequence, whatever `position_ids` say beyond where packed sequences begin.
+            counted in tokens that are seen, whatever `position_ids` say beyond where packed sequences begin.
         rope_parameters (`dict`, *optional*):
             `rope_type`, `rope_theta` and what else the library's rope types need; or such a dictionary for each of
             the `layer_types`. Only with `"rotary"`.

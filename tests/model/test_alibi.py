@@ -90,6 +90,17 @@ def test_padding_caches_and_packing_leave_distances_alone(options, backend):
     assert_different(model(ids).logits, expected)
 
 
+def test_caches_of_fixed_size_slide():
+    """With more tokens than a window has places."""
+    model = tiny_model(**ALIBI, **WINDOW)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    made = [
+        model.generate(tokens(2, 7), cache_implementation=kind, disable_compile=True, **settings)
+        for kind in ("dynamic", "static")
+    ]
+    assert torch.equal(*made) and torch.equal(made[0], model.generate(tokens(2, 7), use_cache=False, **settings))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_far_from_the_beginning_near_distances_are_not_rounded(dtype):
     """In 16 bits a position is rounded by more than a distance to a neighbour is."""
