@@ -10,6 +10,7 @@ import torch
 from rigpt_hf.conversion import certify, convert_model, export_checkpoint, export_model
 from rigpt_hf.conversion.export import even_gains
 from rigpt_hf.conversion.families import TARGETS
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation
 
 from ..models import DTYPES, tiny_model, tokens
@@ -36,6 +37,8 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "mistral": (GATED | NO_BIASES, True),
     "mistral-wide": (GATED | NO_BIASES | {"embedding_size": 40}, False),
     "qwen2": (GATED | NO_BIASES | {"attention_bias": True}, True),
+    "smollm3": (GATED | NO_BIASES | {"mlp_bias": True, "no_rope_layers": [1, 0, 1]}, True),
+    "smollm3-window": (GATED | NO_BIASES | {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 5}, True),
     "arcee": ({"hidden_act": "relu2"}, True),
     "arcee-normed": (UNTIED | {"embedding_norm": True, "embedding_size": 24}, False),
     "apertus": (NATIVE, True),
