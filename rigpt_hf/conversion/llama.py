@@ -162,7 +162,12 @@ def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
 
 
 def turns_whole_heads(rope: Mapping[str, Any]) -> bool:
-    """Whether no part of a head is left out; the proportional rotation turns that part too, by nothing."""
+    """
+    Whether no part of a head is left out, and none of another type of layer turns otherwise; the proportional rotation
+    turns that part too, by nothing.
+    """
+    if by_layer_type(rope):
+        return False
     return rope.get("partial_rotary_factor", 1.0) == 1.0 or rope.get("rope_type") == "proportional"
 
 

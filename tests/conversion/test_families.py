@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints.precision import in_own_precision
 from rigpt_hf.checkpoints.weights import Rows, Weights
 from rigpt_hf.configuration_rigpt import rotary_frequencies
@@ -246,6 +247,43 @@ class TestNegativeControls:
         with torch.no_grad():
             for layer in converted.model.layers:
                 layer.mlp_output_norm.weight.fill_(1.0)
+        assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
+
+    @pytest.mark.parametrize("name", ["gemma3_text", "olmo3"])
+    def test_rotations_of_the_other_type_of_layer(self, name):
+        source = family_model(name)
+        config = convert_model(source).config
+        config.rope_parameters = dict(
+            zip(config.rope_parameters, [*config.rope_parameters.values()][::-1], strict=True)
+        )
+        exchanged = RiGPTForCausalLM(config).double().eval()
+        exchanged.load_state_dict(convert_model(source).state_dict())
+        error = certify(source, exchanged, tokens(2, 36)).relative_logit_error
+        print(f"{name}: {error:.1e}")
+        assert error > 1e-3
+
+    def test_a_norm_in_front_that_is_not_there(self):
+        source = family_model("olmo2")
+        converted = convert_model(source)
+        for layer in converted.model.layers:
+            layer.input_layernorm = converted.model.norm
+        assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
+
+    def test_gains_of_another_head(self):
+        source = family_model("olmo2")
+        converted = convert_model(source)
+        with torch.no_grad():
+            for layer in converted.model.layers:
+                gains = layer.self_attn.q_norm.weight
+                gains.copy_(gains.roll(converted.config.head_dim))
+        assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
+
+    def test_heads_of_lengths_of_their_own(self):
+        source = family_model("olmo2")
+        converted = convert_model(source, qk_gain="metric")
+        assert certify(source, converted, tokens(2, 36)).passed
+        for layer in converted.model.layers:
+            layer.self_attn.k_norm.together = False
         assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
 
     def test_gains_of_queries_on_keys(self, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from rigpt_hf.conversion import certify, convert_model, export_checkpoint, export_model
 from rigpt_hf.conversion.export import even_gains
 from rigpt_hf.conversion.families import TARGETS
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation
 
 from ..models import DTYPES, GAIN_VECTOR, OPTIONS, tiny_model, tokens
@@ -41,6 +42,8 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "qwen3": (GATED | {"mlp_bias": False} | GAIN_VECTOR | OPTIONS["sliding"], True),
     "qwen3-native": (GATED | UNTIED | NO_BIASES | {"qk_norm": True}, False),
     "qwen2": (GATED | NO_BIASES | {"attention_bias": True}, True),
+    "smollm3": (GATED | NO_BIASES | {"mlp_bias": True, "no_rope_layers": [1, 0, 1]}, True),
+    "smollm3-window": (GATED | NO_BIASES | {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 5}, True),
     "arcee": ({"hidden_act": "relu2"}, True),
     "arcee-normed": (UNTIED | {"embedding_norm": True, "embedding_size": 24}, False),
     "apertus": (NATIVE, True),
