@@ -134,6 +134,8 @@ class RiGPTSparseMLP(nn.Module):
         if config.shared_expert_intermediate_size is not None:
             self.shared_expert = RiGPTMLP(config, config.shared_expert_intermediate_size)
             self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+            # At first all tokens have the same share, a half, and no direction of the stream has a say.
+            self.shared_expert_gate.starts_at_zero = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])

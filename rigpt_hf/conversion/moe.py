@@ -8,7 +8,9 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from ..configuration_rigpt import RiGPTConfig
@@ -20,10 +22,12 @@ from .llama import (
     PARTIAL,
     ROTARY,
     UNBIASED,
+    WINDOWS,
     kin_config,
     kin_target,
     one_window,
     sight,
+    window_by_layer,
 )
 from .maps import Architecture, Family, Rule, same
 from .qwen3 import QWEN3
@@ -92,19 +96,57 @@ ARCHITECTURES = {
     "qwen2_moe": Architecture("Qwen2MoeForCausalLM", QWEN2_MOE, qwen2_moe_config, REFUSED),
     "qwen3_moe": Architecture("Qwen3MoeForCausalLM", QWEN3_MOE, qwen3_moe_config, REFUSED),
 }
-_HAS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
-    "num_experts": lambda config: config.num_experts is not None,
+
+
+def with_dense_layers(
+    windows: Callable[[RiGPTConfig], dict[str, Any]],
+) -> Callable[[RiGPTConfig], dict[str, Any]]:
+    """What a Qwen's configuration says of its layers: their windows, and which have no experts."""
+    return lambda config: windows(config) | {"mlp_only_layers": list(config.mlp_only_layers or ())}
+
+
+def qwen2_layers(config: RiGPTConfig) -> dict[str, Any]:
+    """What a Qwen2-MoE's configuration says of windows and biases."""
+    return window_by_layer(config) | {"qkv_bias": config.attention_bias}
+
+
+def qwen3_layers(config: RiGPTConfig) -> dict[str, Any]:
+    """What a Qwen3-MoE's configuration says of windows, which all layers have or none."""
+    return one_window(config) | {"use_sliding_window": config.sliding_window is not None}
+
+
+Expressed = dict[str, Callable[[RiGPTConfig], bool] | None]
+_HAS: Expressed = {"num_experts": lambda config: config.num_experts is not None}
+_MIXTRAL: Expressed = {
     "norm_topk_prob": lambda config: config.norm_topk_prob,
     "mlp_only_layers": lambda config: not config.mlp_only_layers,
-    # Nobody reads it where all layers have experts.
-    "intermediate_size": None,
 }
+_QWEN2: Expressed = {
+    "attention_bias": None,
+    "mlp_only_layers": None,
+    "shared_expert_intermediate_size": lambda config: config.shared_expert_intermediate_size is not None,
+}
+_QWEN3: Expressed = {"mlp_only_layers": None, "qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None}
 TARGETS = {
     "mixtral": kin_target(
         MixtralForCausalLM,
         MIXTRAL,
         f"{ROTARY}, gated experts whose weights sum to 1, no biases, one window",
-        _HAS | ONE_WINDOW,
+        _HAS | _MIXTRAL | ONE_WINDOW,
         windows=one_window,
+    ),
+    "qwen2_moe": kin_target(
+        Qwen2MoeForCausalLM,
+        QWEN2_MOE,
+        f"{ROTARY}, gated experts and one that all tokens share, and biases on q, k and v alone",
+        _HAS | _QWEN2 | WINDOWS,
+        windows=with_dense_layers(qwen2_layers),
+    ),
+    "qwen3_moe": kin_target(
+        Qwen3MoeForCausalLM,
+        QWEN3_MOE,
+        f"{ROTARY}, q/k normalisation, gated experts without biases, one window",
+        _HAS | _QWEN3 | ONE_WINDOW,
+        windows=with_dense_layers(qwen3_layers),
     ),
 }
