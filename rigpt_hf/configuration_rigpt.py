@@ -308,6 +308,7 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        self._check_size("num_hidden_layers")  # before anything is listed for each of them
         fill_in_layer_types(self)
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type

@@ -209,26 +209,24 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-frequencies squared  metric narrow tied   single  gated all  mapped before capped full    alike  between small serial
-partial     distance gain   narrow untied multi   gelu  none normed after  none   nope    values steps   large serial
-learned     dot      plain  stream tied   grouped relu2 none raw    before capped sliding local  layered large parallel
-rotary      dot      qk     wide   untied single  relu2 all  normed both   none   nope    values layered small serial
-partial     distance plain  wide   tied   grouped gelu  all  mapped both   capped sliding alike  steps   small parallel
-learned     squared  qk     stream untied multi   gated none normed both   none   full    alike  between large parallel
-rotary      squared  gain   wide   untied multi   gated all  raw    before capped sliding local  steps   large parallel
-frequencies dot      metric stream tied   multi   relu2 none raw    after  none   full    values steps   small parallel
-partial     distance metric stream untied single  gelu  all  normed before none   full    local  layered large serial
-frequencies squared  plain  wide   untied grouped gated none mapped after  capped nope    values layered large serial
-rotary      distance gain   narrow tied   grouped relu2 all  mapped after  none   full    alike  between small parallel
-learned     distance qk     narrow untied single  gelu  none raw    after  capped sliding values steps   small serial
-partial     dot      qk     narrow tied   multi   gated none mapped before capped nope    local  layered small parallel
-frequencies dot      gain   stream untied single  gelu  all  raw    both   capped nope    alike  layered large parallel
-rotary      squared  plain  wide   untied multi   gelu  none normed after  none   full    alike  between large serial
-learned     squared  metric wide   untied grouped relu2 all  raw    both   none   sliding values layered small parallel
-partial     squared  plain  narrow untied single  relu2 none raw    both   none   full    alike  between small parallel
-frequencies distance qk     narrow tied   grouped gated all  normed before capped sliding local  layered large serial
-rotary      squared  metric stream tied   single  relu2 all  raw    before none   nope    values layered small serial
-learned     dot      gain   stream untied single  relu2 all  mapped after  none   full    alike  between large parallel
+learned     distance metric wide   tied   multi   moe   all  mapped before none   full    local  layered small serial
+frequencies squared  joint  narrow tied   grouped gelu  none raw    before none   full    alike  between large parallel
+learned     dot      joint  wide   untied single  gelu  none raw    after  none   sliding values steps   small parallel
+rotary      squared  plain  narrow tied   single  moe   all  raw    after  capped nope    alike  layered large serial
+rotary      squared  joint  wide   tied   multi   relu2 all  mapped before capped sliding local  layered small parallel
+frequencies dot      gain   narrow untied single  gated all  mapped before none   nope    local  layered small serial
+partial     squared  metric narrow tied   grouped gated all  raw    after  none   sliding values steps   large parallel
+rotary      distance joint  wide   untied grouped gated none normed before capped nope    local  steps   large parallel
+learned     squared  gain   narrow tied   grouped relu2 none raw    both   capped sliding alike  steps   large serial
+frequencies squared  gain   stream untied multi   moe   all  normed after  capped sliding alike  layered large parallel
+partial     distance gain   wide   untied single  relu2 all  mapped after  none   full    alike  between small parallel
+rotary      dot      metric stream untied single  gelu  none mapped both   capped full    alike  between large parallel
+partial     distance plain  stream untied multi   gelu  none raw    before capped sliding local  steps   small serial
+partial     dot      joint  stream tied   grouped moe   none normed both   capped nope    values layered large serial
+learned     dot      plain  stream untied multi   gated none normed both   none   full    alike  between small serial
+frequencies dot      metric stream tied   single  relu2 all  normed after  capped nope    values layered large parallel
+frequencies distance plain  wide   tied   grouped relu2 all  mapped both   none   full    values steps   small parallel
+rotary      distance gain   narrow tied   multi   gelu  all  normed before none   nope    values layered small serial
 """
 
 
