@@ -281,9 +281,17 @@ def test_what_a_target_cannot_express_is_named():
             "llama",
             "`rope_parameters={.*'partial_rotary_factor': 0.5.*}` has no counterpart in Llama.* for whole heads",
         ),
-        ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*Try `target='llama'`.$"),
-        ({"gated_mlp": True}, "mistral", "`attention_bias=True` and .*no biases. Try `target='llama'`.$"),
-        ({"gated_mlp": True}, "arcee", "`gated_mlp=True` has no counterpart in Arcee, .* Try `target='llama'`.$"),
+        ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*Try `target='llama'` or `target='smollm3'`.$"),
+        (
+            {"gated_mlp": True},
+            "mistral",
+            "`attention_bias=True` and .*no biases. Try `target='llama'` or `target='smollm3'`.$",
+        ),
+        (
+            {"gated_mlp": True},
+            "arcee",
+            "`gated_mlp=True` has no counterpart in Arcee, .* Try `target='llama'` or `target='smollm3'`.$",
+        ),
         ({"qk_norm": True}, "apertus", "`hidden_act='gelu_pytorch_tanh'` and `mlp_bias=True`.* ReLU².* Keep this"),
         ({"hidden_act": "relu2"}, "nanochat", "`qk_norm=False` and `embedding_norm=False`.*Try `target='arcee'`.$"),
         (

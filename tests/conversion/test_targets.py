@@ -46,6 +46,7 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "qwen2": (GATED | NO_BIASES | {"attention_bias": True}, True),
     "smollm3": (GATED | NO_BIASES | {"mlp_bias": True, "no_rope_layers": [1, 0, 1]}, True),
     "smollm3-window": (GATED | NO_BIASES | {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 5}, True),
+    "qwen3": (GATED | NO_BIASES | {"qk_norm": True, "qk_norm_gain": "vector"}, True),
     "arcee": ({"hidden_act": "relu2"}, True),
     "arcee-normed": (UNTIED | {"embedding_norm": True, "embedding_size": 24}, False),
     "apertus": (NATIVE, True),
