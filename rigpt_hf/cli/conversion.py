@@ -247,8 +247,9 @@ def info(source: Source):
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
     from ..checkpoints.read import reading
-    from ..frames import FrameKey, layer_of, table_of
+    from ..frames import FrameKey, table_of
     from ..symmetry.tokens import TokenSymmetry
+    from ..table import pattern_of
 
     config = rigpt_config(source)
     known = table_of(config)
@@ -280,13 +281,13 @@ def info(source: Source):
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
+    shown: set[str] = set()
     for name, parameter in model.named_parameters():
-        if layer_of(name) in (None, 0):
+        if (pattern := pattern_of(name)) not in shown:
+            shown.add(pattern)
             turning = [
                 " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
                 for axis in known.row(name)
             ]
-            table.add_row(
-                name.replace(".layers.0.", ".layers.*."), " x ".join(map(str, parameter.shape)), ", ".join(turning)
-            )
+            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
     console.print(table)

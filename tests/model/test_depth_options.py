@@ -28,7 +28,7 @@ from tests.tolerances import SYMMETRY
 # Euler's method with one step per layer against the ordinary network, in float64.
 SAME_NETWORK = 1e-12
 # Options that depth with interpolated weights refuses.
-APART = {"value_embedding_period", "local_frames", "layer_types", "no_rope_layers"}
+APART = {"value_embedding_period", "local_frames", "layer_types", "no_rope_layers", "num_experts"}
 FLOWS = {
     "constant": {"depth_solver": "midpoint", "depth_steps": 2, "attention_score": "squared_distance"},
     "linear": {"depth_solver": "rk4", "depth_interpolation": "linear", "embedding_size": 24},

@@ -7,6 +7,7 @@ import torch
 
 from rigpt_hf.groups import (
     SPREAD,
+    ExpertPermutations,
     GainScalings,
     HalfTurns,
     HeadPermutations,
@@ -49,6 +50,7 @@ HEAD_GROUPS = {
     "heads-4": HeadPermutations(4, 1),
     "heads-3x2": HeadPermutations(3, 2),
     "heads-1x3": HeadPermutations(1, 3),
+    "experts-4": ExpertPermutations(4, 1),
 }
 NEURON_GROUPS = {
     f"neurons-degree-{degree}{'-gated' if gated else ''}": NeuronGroup(6, degree, gated)

@@ -36,7 +36,7 @@ def carried(group) -> dict[str, torch.Tensor]:
             sizes = {role: copies * repeats * group.n for role in group.ROLES}
             sizes |= {"metric": copies * repeats} if group.stretch == "common" else {}
         case NeuronGroup():
-            sizes = {"active": group.n, "linear": group.n, "down": group.n}
+            sizes = dict.fromkeys(("active", "linear", "down"), copies * group.n)
         case MatrixGroup():
             sizes = {role: copies * repeats * group.n for role in ("vector", "covector")}
             # Weights of |covector|² make sense only where no direction is stretched more than another.
@@ -128,7 +128,8 @@ ACTIVATIONS = {None: torch.nn.functional.gelu, 1: torch.relu, 2: relu2}
 @over(NEURON_GROUPS)
 def test_the_scalings_of_neurons_leave_the_mlp_alone(group):
     element = draw(group, 25)
-    active, linear, down = (gaussian(group.n, 4, seed=seed) for seed in (26, 27, 28))
+    rows = copies_of(group) * group.n
+    active, linear, down = (gaussian(rows, 4, seed=seed) for seed in (26, 27, 28))
     x = gaussian(9, 4, seed=29)
 
     def mlp(act, active: torch.Tensor, linear: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
