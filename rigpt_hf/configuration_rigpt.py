@@ -112,7 +112,7 @@ class RiGPTConfig(PreTrainedConfig):
             Numbers of layers without experts, with one MLP for all tokens.
         output_router_logits (`bool`, defaults to `False`):
             Return the logits of routers, and add how unequally tokens are spread over experts to the loss.
-        router_aux_loss_coef (`float`, defaults to 0.001):
+        router_aux_loss_coef (`float`, defaults to 0.0):
             The share of that in the loss.
         output_bias (`bool`, defaults to `False`):
             Bias on `project_out`; needs `embedding_size`.
@@ -251,7 +251,7 @@ class RiGPTConfig(PreTrainedConfig):
     shared_expert_intermediate_size: int | None = None
     mlp_only_layers: list[int] | None = None
     output_router_logits: bool = False
-    router_aux_loss_coef: float = 0.001
+    router_aux_loss_coef: float = 0.0
     output_bias: bool = False
     position_embedding_type: str = "rotary"
     rope_parameters: RopeFilledIn = None

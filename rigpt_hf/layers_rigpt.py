@@ -113,7 +113,7 @@ def check_experts(config: Any) -> None:
         "shared_expert_intermediate_size": None,
         "mlp_only_layers": None,
         "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
+        "router_aux_loss_coef": 0.0,
     }
     if config.num_experts is None:
         for name, default in others.items():

@@ -61,8 +61,8 @@ class Score:
 
     def capable(self, config: Any) -> list[str]:
         """Names of the backends that can express the score with what else there is to it; none named: all can."""
-        first, *others = self.demands(config).values() or [()]
-        return [name for name in first if all(name in other for other in others)]
+        lists = list(self.demands(config).values())
+        return [name for name in lists[0] if all(name in other for other in lists)] if lists else []
 
     def check_backend(self, backend: str, config: Any):
         """Raises a `ValueError` if the backend of this name cannot express the score with what else there is to it."""

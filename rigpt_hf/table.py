@@ -179,8 +179,9 @@ class Table:
         }
         self.streams = tuple(key for key in self.frames if key.kind in STREAMS)
         self.names = tuple(self._expand(self._rows))
+        ends = {name: [turned.key for turned in self.turns(name)] for name in self.names}
         self.transports = tuple(
-            name for name in self.names if [turned.key in self.streams for turned in self.turns(name)] == [True, True]
+            name for name, keys in ends.items() if len(set(keys)) == len(keys) == 2 and set(keys) <= set(self.streams)
         )
         self.shifts: Mapping[FrameKey, Shift] = {
             key: self._shift(frame.shift, key.layer) for key, frame in self.frames.items() if frame.shift is not None

@@ -12,7 +12,21 @@ from ..command_line import READS, WRITES, did_you_mean
 
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-TARGETS = ("gpt2", "llama", "mistral", "qwen2", "arcee", "apertus", "nanochat", "qwen3", "smollm3", "gpt_neox")
+TARGETS = (
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "arcee",
+    "apertus",
+    "nanochat",
+    "qwen3",
+    "smollm3",
+    "gpt_neox",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+)
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 QK_GAINS = ("vector", "metric")

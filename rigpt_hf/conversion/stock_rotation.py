@@ -24,9 +24,9 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     # Embeddings with maps of their own into the stream and back are no vectors of it.
     has_maps = any(rule.target == "model.project_in" and rule.source for rule in family.rules)
     done: set[str | None] = {family.embedding, family.head} if has_maps else set()
-    for rule, _ in family.expand(config):
+    for rule, layer in family.expand(config):
         role = table.role_on(f"{rule.target}.weight", "stream")
-        if role is None:  # it stands in a head, or in front of a norm with gains
+        if role is None and layer >= 0:  # it stands in a head, or in front of a norm with gains
             continue
         is_tied = rule.source == family.head and model.config.tie_word_embeddings
         if rule.source not in modules or rule.source in done or is_tied:

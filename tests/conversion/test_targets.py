@@ -46,7 +46,6 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "qwen2": (GATED | NO_BIASES | {"attention_bias": True}, True),
     "smollm3": (GATED | NO_BIASES | {"mlp_bias": True, "no_rope_layers": [1, 0, 1]}, True),
     "smollm3-window": (GATED | NO_BIASES | {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 5}, True),
-    "qwen3": (GATED | NO_BIASES | {"qk_norm": True, "qk_norm_gain": "vector"}, True),
     "arcee": ({"hidden_act": "relu2"}, True),
     "arcee-normed": (UNTIED | {"embedding_norm": True, "embedding_size": 24}, False),
     "apertus": (NATIVE, True),
@@ -299,7 +298,8 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_folders_load_without_the_package(tmp_path):
-    names = [name for name in MODELS if name in TARGETS]
+    # The library multiplies by experts in at most single precision.
+    names = [name for name in MODELS if name in TARGETS and "num_experts" not in MODELS[name][0]]
     expected = {}
     for name in names:
         model = turned(model_of(name))
