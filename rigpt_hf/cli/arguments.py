@@ -34,7 +34,7 @@ QK_GAINS = ("vector", "metric")
 FORMATS = ("gguf", "onnx")
 ROUNDED = ("q8_0", "q4_0")
 METHODS = ("linear", "spherical")
-SHIFTS = ("key_shift", "value_shift", "residual_shift", "position_shift")
+SHIFTS = ("key_shift", "value_shift", "residual_shift", "router_shift", "position_shift")
 FRAMES = (
     "stream",
     "entry",
@@ -48,6 +48,9 @@ FRAMES = (
     "head_vo",
     "heads",
     "neurons",
+    "expert_neurons",
+    "shared_neurons",
+    "experts",
     *SHIFTS,
     "head",
     "shifts",
