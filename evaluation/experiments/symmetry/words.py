@@ -32,14 +32,15 @@ from .pictures import draw_curves
 
 
 WIDE = "RiGPT, symmetry, as many free parameters"
-# All tokens but the last move, so that nothing in the spaces of the symmetric ones need rest.
+# A part of the spaces rests in irreducible representations: renaming leaves the neutral element alone, and what has no
+# part in which nothing moves cannot tell it. Permutations have one, the sums over orbits.
 LEARNERS = {
     "stock GPT-2": Learner("stock-gpt2", "adamw"),
     "RiGPT": Learner(),
-    "RiGPT, symmetry": Learner(carries="renaming", resting=0.0),
+    "RiGPT, symmetry": Learner(carries="renaming"),
     "RiGPT, permutations": Learner(carries="renaming", kind="permutation", resting=0.0),
     "RiGPT, augmentation": Learner(sees="renaming"),
-    WIDE: Learner(carries="renaming", resting=0.0),
+    WIDE: Learner(carries="renaming"),
 }
 # The conjugations of a commutative group do nothing.
 RENAMINGS = {name: "automorphisms" if name == "SO(2) steps" else "conjugations" for name in GROUPS}
