@@ -73,8 +73,10 @@ def check_layers(config: Any) -> None:
     if slides and config.sliding_window is None:
         raise ValueError(f"`sliding_window` must be given for layers of the type {SLIDING!r}, got None.")
     if config.sliding_window is not None:
-        if config.sliding_window < 1:
-            raise ValueError(f"`sliding_window` must be at least 1, got {config.sliding_window}.")
+        if config.sliding_window < 2:
+            raise ValueError(
+                f"`sliding_window` must be at least 2, got {config.sliding_window}: a cache has no room for less."
+            )
         if not slides and count:
             raise ValueError(
                 f"`sliding_window` needs a layer of the type {SLIDING!r} in `layer_types`, got "

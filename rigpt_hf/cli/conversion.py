@@ -227,7 +227,8 @@ def families():
         "Costs are those of a model of the class's default size: parameters that are added, and products with maps "
         "per token, which take time. All families refuse quantized weights and activations that are none of "
         f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama. Exports to "
-        f"{', '.join(name for name in TARGETS if name in ARCHITECTURES)} become files of llama.cpp, too (`gguf`).",
+        f"{', '.join(name for name in TARGETS if name in ARCHITECTURES)} become files of llama.cpp, too (`gguf`), "
+        "if no layer slides.",
         markup=False,
     )
     table = Table("family", "why not", title="What does not convert, of what is asked for")

@@ -165,7 +165,7 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
     said = "; ".join(f"as {target}: {fault.rstrip('.')}" for target, fault in faults.items())
     raise ValueError(
         f"`source` must be a model that llama.cpp can run, got {source!r}, which is none, {said}. ONNX Runtime runs "
-        "every network of layers: export it with `--to onnx`, or keep it as RiGPT."
+        "networks of layers without windows and experts: export it with `--to onnx`, or keep it as RiGPT."
     )
 
 

@@ -154,11 +154,8 @@ def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
     window = config.sliding_window
     kinds = list(config.layer_types[: config.num_hidden_layers]) if layered else None
     slides = window is not None if kinds is None else SLIDING in kinds
-    # A window as long as the longest sequence hides nothing, but says how positions turn a layer.
-    unlike = by_layer_type(config.rope_parameters) and len(set(kinds or ())) > 1
-    if not slides or (window is not None and window >= config.max_position_embeddings and not unlike):
-        return {}
-    return {"layer_types": kinds, "sliding_window": window}
+    # However long the window is: rotary positions go on beyond the length that a model is made for.
+    return {"layer_types": kinds, "sliding_window": window} if slides else {}
 
 
 def turns_whole_heads(rope: Mapping[str, Any]) -> bool:

@@ -83,6 +83,15 @@ def export_onnx(
             f"{config.depth_solver!r}`: torchdiffeq looks at numbers as it goes. Set it to null in `config.json` of "
             "a copy where it is 'euler' with `depth_steps=1`, which is the same network."
         )
+    for option, reason in (
+        ("sliding_window", "its graph gets a mask for each type of layer, which the exporter does not take"),
+        ("num_experts", "which experts run is decided by numbers, and ONNX Runtime does not run the graph of that"),
+    ):
+        if (value := getattr(config, option)) is not None:
+            raise ValueError(
+                f"`source` must be a network that the exporter can trace, got {name!r} with `{option}={value}`: "
+                f"{reason}. Export it to a stock class (`--to auto`)."
+            )
     check_companions(folder)
     model = load_model(folder, RiGPTForCausalLM)
     input_ids = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)

@@ -31,6 +31,7 @@ from rigpt_hf.symmetry import GaugeTransformation
 from ..checkpoints.folders import contents, save_tokenizer
 from ..models import randomise_, tiny_model, tokens
 from ..tolerances import RUNTIME, RUNTIME_TABLE
+from .families import converted_family
 from .llama_cpp import opened
 from .sources import SIZES, SOURCES, TOKENS, converted_pair, stock_model
 
@@ -139,6 +140,13 @@ def test_biases_that_it_does_not_read_are_refused():
             ValueError, match=f"^`attention_bias` must be False: llama.cpp's '{name}' has maps without"
         ):
             check_known(config_class(**(SIZES | TOKENS | options | {"attention_bias": True})))
+
+
+def test_windows_are_refused():
+    """llama.cpp's layers of these classes see everything before them, and a file has no word for it."""
+    for name in ("qwen2-window", "mistral-window", "qwen3-window"):
+        with pytest.raises(ValueError, match="`source` must be .* `sliding_window` must be None, got 8"):
+            plan_for_llama_cpp(converted_family(name)[1], "A")
 
 
 # Options, and the class that llama.cpp runs in the place of such a model.

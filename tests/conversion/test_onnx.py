@@ -144,7 +144,17 @@ def test_a_network_of_steps_is_refused(tmp_path):
         export_onnx(tmp_path / "model", tmp_path / "out")
 
 
-LAYERED = [name for name, options in ALL.items() if not options.get("depth_solver")]
+@pytest.mark.parametrize("option", ["sliding", "experts"])
+def test_what_the_exporter_cannot_trace_is_refused(option, tmp_path):
+    tiny_model(**ALL[option]).save_pretrained(tmp_path / "model")
+    name = {"sliding": "sliding_window=5", "experts": "num_experts=4"}[option]
+    with pytest.raises(ValueError, match=f"^`source` must be a network that .* with `{name}`: .*--to auto"):
+        export_onnx(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+UNTRACED = {"depth_solver", "sliding_window", "num_experts"}
+LAYERED = [name for name, options in ALL.items() if not UNTRACED & options.keys()]
 
 
 @pytest.mark.full

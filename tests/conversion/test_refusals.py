@@ -37,10 +37,11 @@ def test_options_are_refused_by_name(make, message):
         make()
 
 
-def test_windows_that_hide_nothing_are_left_out():
+def test_windows_stay_however_long_they_are():
+    """Rotary positions go on beyond the length that a model is made for."""
     seen = {"use_sliding_window": True, "max_window_layers": 1}
     for config, window in (
-        (mistral_config(sliding_window=64), None),
+        (mistral_config(sliding_window=64), 64),
         (mistral_config(sliding_window=63), 63),
         (qwen2_config(sliding_window=8), None),
         (qwen2_config(sliding_window=8, **seen), 8),
