@@ -98,8 +98,8 @@ def check_known(config: Any) -> GgufArchitecture:
         raise ValueError(f"{name_some(biased)} must be False: llama.cpp's {known.name!r} has maps without biases.")
     if getattr(config, "sliding_window", None) is not None:
         raise ValueError(
-            f"`sliding_window` must be None, got {config.sliding_window}: a GGUF file of {known.name!r} cannot say it, "
-            "and llama.cpp's layers see everything before them."
+            f"`sliding_window` must be None, got {config.sliding_window}: a GGUF file of {known.name!r} cannot say "
+            "it, and llama.cpp's layers see everything before them."
         )
     rope = rope_of(config)
     kind = rope.get("rope_type", "default")
