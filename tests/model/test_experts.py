@@ -133,7 +133,7 @@ def test_the_matrix_of_every_expert_is_updated_by_itself():
 
 
 def test_logits_of_routers_and_the_loss_that_spreads_tokens():
-    model, ids = tiny_model(**SHARED_EXPERT), tokens(2, 9)
+    model, ids = tiny_model(**SHARED_EXPERT, router_aux_loss_coef=0.001), tokens(2, 9)
     plain = model(ids, labels=ids)
     assert plain.router_logits is None and plain.aux_loss is None
     output = model(ids, labels=ids, output_router_logits=True)
