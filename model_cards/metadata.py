@@ -158,8 +158,11 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     config = subject.model.config
     switches = {
         "gated_mlp": "gated feedforward",
+        "use_parallel_residual": "attention and feedforward in parallel",
         "qk_norm": "query-key norm",
+        "qk_norm_gain": "gains of queries and keys",
         "embedding_norm": "normalised embeddings",
+        "embedding_norm_map": "an affine map of normalised embeddings",
         "local_frames": "a frame per layer",
         "value_embedding_period": "value embeddings",
         "depth_solver": "depth as time",

@@ -25,7 +25,7 @@ from .terminal import Console, Output, safe_output, visible
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
 UsageError: Any = typer.BadParameter.__mro__[1]
 # Where Python says `force=True` or `target='llama'`, a person at the terminal says `--force` or `--to llama`.
-SPELLINGS = {"force": "--force", "dropout": "--dropout", "target": "--to", "frame": "--frame"}
+SPELLINGS = {"force": "--force", "dropout": "--dropout", "qk_gain": "--qk-gain", "target": "--to", "frame": "--frame"}
 # Names that functions have for what is an option of another name.
 INNER = {"output_dir": "output", "target": "to", "model": "a", "reference": "b", "repo_id": "repo"} | {
     "validation": "eval_share",

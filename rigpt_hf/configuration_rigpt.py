@@ -10,8 +10,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
+from .layers_rigpt import check_experts, check_layers, fill_in_layer_types
 from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
-from .rope_rigpt import check_learned_frequencies, check_rope_type, check_rotation
+from .rope_rigpt import check_learned_frequencies, check_rope_types, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
 from .rope_rigpt import rotary_frequencies as rotary_frequencies
 from .scores_rigpt import SCORES
@@ -38,12 +39,14 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "RiGPTForTokenClassification",
     "AutoModelForQuestionAnswering": "RiGPTForQuestionAnswering",
 }
-POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+POSITION_EMBEDDING_TYPES = ("learned", "rotary", "alibi")
 # Solvers of torchdiffeq that make `depth_steps` steps per layer, with their evaluations of the field per step.
 FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 # And those that choose their steps.
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 DEPTH_INTERPOLATIONS = ("constant", "linear")
+QK_NORM_GAINS = ("vector", "metric")
+QK_NORM_OVER = ("head", "all")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -93,25 +96,78 @@ class RiGPTConfig(PreTrainedConfig):
             Bias on the attention's output map.
         mlp_bias (`bool`, defaults to `False`):
             Biases on all maps of the MLP.
+        num_experts (`int`, *optional*):
+            Experts per layer `E`, as in Mixtral and Qwen-MoE: MLPs of which a token goes through those that a router,
+            `mlp.gate`, gives the largest probabilities. `None`: one MLP for all tokens.
+        num_experts_per_tok (`int`, defaults to 2):
+            Experts that a token goes through.
+        norm_topk_prob (`bool`, defaults to `False`):
+            Their weights are divided by their sum; otherwise they are the probabilities among all experts.
+        moe_intermediate_size (`int`, *optional*):
+            Neurons of each expert. Defaults to `intermediate_size`, which is that of layers without experts.
+        shared_expert_intermediate_size (`int`, *optional*):
+            Neurons of one more expert, `mlp.shared_expert`, which every token goes through, by a share that
+            `mlp.shared_expert_gate` says. `None`: there is none.
+        mlp_only_layers (`list[int]`, *optional*):
+            Numbers of layers without experts, with one MLP for all tokens.
+        output_router_logits (`bool`, defaults to `False`):
+            Return the logits of routers, and add how unequally tokens are spread over experts to the loss.
+        router_aux_loss_coef (`float`, defaults to 0.0):
+            The share of that in the loss.
         output_bias (`bool`, defaults to `False`):
             Bias on `project_out`; needs `embedding_size`.
         position_embedding_type (`str`, defaults to `"rotary"`):
             `"learned"`: a table of `max_position_embeddings` vectors of the stream. `"rotary"`: a one-parameter
-            rotation group acting on queries and keys.
+            rotation group acting on queries and keys. `"alibi"`: `slope · distance` is taken from every score, with a
+            slope for each head, `self_attn.alibi.weight`, that is not learned (arXiv 2108.12409). Distances are
+            counted in tokens that are seen, whatever `position_ids` say beyond where packed sequences begin.
         rope_parameters (`dict`, *optional*):
-            `rope_type`, `rope_theta` and what else the library's rope types need. Only with `"rotary"`.
+            `rope_type`, `rope_theta` and what else the library's rope types need; or such a dictionary for each of
+            the `layer_types`. Only with `"rotary"`.
         rotary_learned_frequencies (`bool`, defaults to `False`):
             Learn the frequencies, one set per layer and key-value head, starting from those of `rope_parameters`.
+        no_rope_layers (`list[int]`, *optional*):
+            For every layer 1 if positions turn its heads, 0 if it has none (NoPE). `None`: all are turned.
         max_position_embeddings (`int`, defaults to 1024):
             Longest sequence the model is made for.
+        layer_types (`list[str]`, *optional*):
+            For every layer `"full_attention"`, which sees everything before it, or `"sliding_attention"`. `None`: all
+            are full, or, with a `sliding_window`, all slide.
+        sliding_window (`int`, *optional*):
+            Positions that a query of a sliding layer sees, its own among them.
         attention_score (`str`, defaults to `"dot"`):
             `"dot"`: `q·k`. `"squared_distance"`: `q·k - λ|k|²/2`, which for `λ = 1` is `-|q-k|²/2` up to a constant of
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
             `self_attn.distance_weight`.
         qk_norm (`bool`, defaults to `False`):
-            Normalise queries and keys per head (no gain) before the score.
+            Normalise queries and keys before the score.
+        qk_norm_over (`str`, defaults to `"head"`):
+            What has the length that they are divided by; needs `qk_norm`. `"head"`: each head its own. `"all"`: all
+            heads of a layer together, as in OLMo 2, where a vector of gains then has an entry per dimension of each.
+        qk_norm_gain (`str`, *optional*):
+            What else the norms of queries and keys have, in `self_attn.q_norm.weight` and `k_norm.weight`; needs
+            `qk_norm`. `"vector"`: a gain per dimension of the head, `g n(q)`, which all heads of a layer share, as in
+            Qwen3, unless they are normalised together; heads of queries and keys then have a preferred basis, up to
+            signs. `"metric"`: a map `L` for each head that says what is a length, `q / sqrt(|L q|²/h + eps)`;
+            `|L q|² = qᵀ Lᵀ L q` is positive whatever is learned, and `L` turns along with its head, so no basis is
+            preferred. `None`: nothing, `n(q)`.
+        use_parallel_residual (`bool`, defaults to `False`):
+            Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
+            attention has written.
+        attn_logit_softcapping (`float`, *optional*):
+            `c` in `c tanh(score / c)`, which bounds scores before the softmax, as in Gemma 2.
+        final_logit_softcapping (`float`, *optional*):
+            The same for logits. The head applied to the last hidden state then gives the logits before it.
+        pre_norm (`bool`, defaults to `True`):
+            Attention and MLP read `n(x)`; without, which needs `post_norm`, the stream itself, as in OLMo 2.
+        post_norm (`bool`, defaults to `False`):
+            What attention and MLP write is normalised, with a gain for each dimension: `x + Q (g n(y))`. The gains are
+            in a frame of their own, from which the frozen orthogonal map `carry` leads into the stream.
         embedding_norm (`bool`, defaults to `False`):
             Start the stream from `n(x0)` instead of `x0`, so that every token begins with the same length.
+        embedding_norm_map (`bool`, defaults to `False`):
+            Start it from `M n(x0) + b`: `embedding_map`, an affine map behind that norm, is BLOOM's gain and bias in
+            any frame. Needs `embedding_norm`.
         value_embedding_period (`int`, *optional*):
             Every so many layers, counted back from the last and without the first, a token adds a vector of its own
             to the value of every key-value head, through a gate that reads the stream. `None`: nowhere. Such a model
@@ -156,6 +212,9 @@ class RiGPTConfig(PreTrainedConfig):
             The record of a symmetry of the tokens that the weights have: `rigpt_hf.symmetry.tokens.Representation`
             reads and writes it. Neither shapes nor the function depend on it. It states what was so when it was made;
             whether the weights have it is measured by `Representation.distance`, `rigpt card` and `rigpt rotate`.
+        converted_from (`str`, *optional*):
+            A record alone: the `model_type` of the stock class that was converted into this model, or that its first
+            ancestor was. `rigpt export` takes it for the class to go back to.
 
     Raises:
         ValueError: if a value or a combination of values is impossible; the message names the field and the rule.
@@ -185,14 +244,33 @@ class RiGPTConfig(PreTrainedConfig):
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    num_experts: int | None = None
+    num_experts_per_tok: int = 2
+    norm_topk_prob: bool = False
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int | None = None
+    mlp_only_layers: list[int] | None = None
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.0
     output_bias: bool = False
     position_embedding_type: str = "rotary"
     rope_parameters: RopeFilledIn = None
     rotary_learned_frequencies: bool = False
+    no_rope_layers: list[int] | None = None
     max_position_embeddings: int = 1024
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
     attention_score: str = "dot"
     qk_norm: bool = False
+    qk_norm_over: str = "head"
+    qk_norm_gain: str | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    pre_norm: bool = True
+    post_norm: bool = False
+    use_parallel_residual: bool = False
     embedding_norm: bool = False
+    embedding_norm_map: bool = False
     value_embedding_period: int | None = None
     local_frames: bool = False
     depth_solver: str | None = None
@@ -209,6 +287,7 @@ class RiGPTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     use_cache: bool = True
     token_symmetry: dict | None = None
+    converted_from: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -216,6 +295,8 @@ class RiGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.num_experts is not None and self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -227,9 +308,11 @@ class RiGPTConfig(PreTrainedConfig):
                 "`rope_parameters` has a meaning only with `position_embedding_type='rotary'`, got "
                 f"{self.rope_parameters} with {self.position_embedding_type!r}. Leave it out."
             )
+        self._check_size("num_hidden_layers")  # before anything is listed for each of them
+        fill_in_layer_types(self)
         self._check_choice("attention_score", tuple(SCORES))  # which the plan reads
         if rotary and isinstance(self.rope_parameters, dict):  # before the base class looks for the type
-            check_rope_type(self)
+            check_rope_types(self)
         self.base_model_tp_plan = tensor_parallel_plan(self)
         self.base_model_pp_plan = pipeline_parallel_plan(self)
         super().__post_init__(**kwargs)
@@ -266,6 +349,19 @@ class RiGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
         self._check_choice("attention_score", tuple(SCORES))
+        self._check_choice("qk_norm_over", QK_NORM_OVER)
+        if self.qk_norm_over != "head" and not self.qk_norm:
+            raise ValueError(
+                f"`qk_norm_over={self.qk_norm_over!r}` needs `qk_norm=True`, got {self.qk_norm}. Set `qk_norm`, or "
+                "leave `qk_norm_over` out."
+            )
+        if self.qk_norm_gain is not None:
+            self._check_choice("qk_norm_gain", QK_NORM_GAINS)
+            if not self.qk_norm:
+                raise ValueError(
+                    f"`qk_norm_gain` needs `qk_norm=True`, got {self.qk_norm_gain!r} with {self.qk_norm}. Set "
+                    "`qk_norm`, or leave `qk_norm_gain` out."
+                )
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
         for name in SIZES:
@@ -280,6 +376,9 @@ class RiGPTConfig(PreTrainedConfig):
                     f"got {self.num_hidden_layers}. Leave it out."
                 )
         self._check_depth()
+        self._check_norms()
+        check_layers(self)
+        check_experts(self)
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
@@ -302,6 +401,25 @@ class RiGPTConfig(PreTrainedConfig):
             check_rotation(self)
         if self.rotary_learned_frequencies:
             check_learned_frequencies(self)
+
+    def _check_norms(self):
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {value}. Leave it out for no bound.")
+        if not (self.pre_norm or self.post_norm):
+            raise ValueError(
+                "`pre_norm=False` needs `post_norm=True`, got False: nothing else would bound what layers read."
+            )
+        if self.embedding_norm_map and not self.embedding_norm:
+            raise ValueError(
+                "`embedding_norm_map` is behind the norm of embeddings and needs `embedding_norm=True`, got False. "
+                "Set `embedding_norm`, or leave `embedding_norm_map` out."
+            )
+        if self.post_norm and self.local_frames:
+            raise ValueError(
+                "`post_norm=True` has one map from the frame of its gains into that of the stream, got "
+                "`local_frames=True`, where each layer has a stream of its own. Leave one of them."
+            )
 
     def _check_depth(self):
         self._check_choice("depth_interpolation", DEPTH_INTERPOLATIONS)

@@ -22,6 +22,7 @@ EXTRAS = {
     "space": ("gradio",),
     "demo": ("accelerate", "matplotlib"),
     "flow": ("torchdiffeq", "scipy", "matplotlib"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "course": ("jupytext", "nbclient", "nbformat", "ipykernel", "IPython"),
     "eval": ("accelerate", "datasets", "evaluate", "scipy", "jinja2", "matplotlib"),
     "train": ("accelerate", "datasets", "pyarrow", "peft", "trl", "tensorboard", "jinja2", "matplotlib"),

@@ -379,4 +379,6 @@ def make_room(cache: Cache, config: RiGPTConfig) -> None:
             f"`depth_solver={config.depth_solver!r}`, got {type(cache).__name__} of {len(layers or ())}. Pass a new "
             f"DynamicCache(config=model.config), or `num_layers={wanted}` to PEFT's prefix tuning."
         )
-    layers.extend(copy.deepcopy(layers[0]) for _ in range(wanted - len(layers)))
+    # A place for each evaluation of a layer, of the kind that the layer has.
+    evaluations = wanted // config.num_hidden_layers
+    layers[:] = [copy.deepcopy(layers[min(place // evaluations, len(layers) - 1)]) for place in range(wanted)]

@@ -4,16 +4,19 @@ Shapes: B batch, S new positions, T positions including the cache, V vocabulary,
 heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
 
     x0     = U E[token] + P[position]       U: project_in [d, D]    E: embed_tokens [V, D]    P: embed_positions
-    x0     = n(x0)                          with `embedding_norm`
+    x0     = n(x0), or M n(x0) + b          with `embedding_norm`, `embedding_norm_map`; M, b: embedding_map
     n(x)   = x / sqrt(mean(x²) + eps)       commutes with every rotation of the stream
     x      = T x                            with `local_frames`, before each layer and after the last; T orthogonal
-    x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj
-    x     += D act(A n(x))                  down_proj, up_proj (and gate_proj)
+    x     += O attention(n(x))              o_proj, q_proj, k_proj, v_proj; with `qk_norm` q_norm, k_norm
+    x     += D act(A n(x))                  down_proj, up_proj (and gate_proj); experts: `mlp_rigpt.py`
+    x     += O attention(n(x)) + D act(A n(x))      both lines as one, with `use_parallel_residual`
+    x     += Q (g n(y))                     with `post_norm`, for `y` in the place of the two; Q: carry, orthogonal
     logits = E (G n(x) + b)                 G: project_out [D, d]   E: lm_head, tied or separate
 
 Scores other than the dot product are in `scores_rigpt.py`, with `depth_solver` the two lines of a layer are the
-increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, products of few rows and the
-loss in `kernels_rigpt.py`.
+increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, positions as biases of scores
+in `alibi_rigpt.py`, norms of queries and keys in
+`norms_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
@@ -24,28 +27,45 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .alibi_rigpt import RiGPTAlibi
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
 from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
-from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rotate
+from .layers_rigpt import (
+    FULL,
+    SLIDING,
+    by_layer_type,
+    is_turned,
+    layer_type,
+    of_layer,
+    of_layer_type,
+    window_of,
+)
+from .mlp_rigpt import RiGPTRouter, load_balancing_loss, mlp_of
+from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
+from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
 
 
@@ -119,8 +139,9 @@ class RiGPTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.score = SCORES[config.attention_score]
-        self.qk_norm_eps = config.rms_norm_eps if config.qk_norm else None
         self.is_causal = True
+        self.sliding_window = window_of(config, layer_idx)
+        self.is_turned = is_turned(config, layer_idx)
 
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
@@ -128,6 +149,7 @@ class RiGPTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm, self.k_norm = head_norm(config, "query"), head_norm(config, "key")
         self.value_embedding: nn.Embedding | None = None
         self.value_gate: nn.Linear | None = None
         if has_value_embedding(config, layer_idx):
@@ -138,9 +160,10 @@ class RiGPTAttention(nn.Module):
         self.distance_weight: nn.Parameter | None = None
         if self.score.weighted:
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
+        self.alibi = RiGPTAlibi(config.num_attention_heads) if config.position_embedding_type == "alibi" else None
         self.rotary_frequencies: nn.Parameter | None = None
-        if config.rotary_learned_frequencies:
-            frequencies, self.rotary_scaling = rotary_frequencies(config)
+        if config.rotary_learned_frequencies and self.is_turned:
+            frequencies, self.rotary_scaling = rotary_frequencies(of_layer(config, layer_idx))
             # At least in single precision whatever the model is in: a position multiplies their rounding error.
             accurate = torch.promote_types(torch.get_default_dtype(), torch.float32)
             self.rotary_frequencies = nn.Parameter(frequencies.to(accurate).repeat(config.num_key_value_heads, 1))
@@ -150,7 +173,8 @@ class RiGPTAttention(nn.Module):
         if self.distance_weight is not None:
             init.zeros_(self.distance_weight)
         if self.rotary_frequencies is not None:
-            init.copy_(self.rotary_frequencies, rotary_frequencies(self.config)[0].expand_as(self.rotary_frequencies))
+            frequencies, _ = rotary_frequencies(of_layer(self.config, self.layer_idx))
+            init.copy_(self.rotary_frequencies, frequencies.expand_as(self.rotary_frequencies))
 
     def learned_rotation(
         self, position_ids: torch.LongTensor, dtype: torch.dtype
@@ -190,13 +214,13 @@ class RiGPTAttention(nn.Module):
             value = value + self.gated_value_embedding(hidden_states, input_ids)
         value = value.view(head_shape).transpose(1, 2)
 
-        if self.qk_norm_eps is not None:
-            query, key = (nn.functional.rms_norm(x, (self.head_dim,), eps=self.qk_norm_eps) for x in (query, key))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary_frequencies is not None:
             cos, sin = self.learned_rotation(position_ids, query.dtype)
             query_cos, query_sin = (repeat_heads(x, self.num_key_value_groups) for x in (cos, sin))
             query, key = rotate(query, query_cos, query_sin), rotate(key, cos, sin)
-        elif position_embeddings is not None:
+        elif self.is_turned and position_embeddings is not None:
             cos, sin = (x[:, None] for x in position_embeddings)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
 
@@ -205,7 +229,9 @@ class RiGPTAttention(nn.Module):
 
         # The score's own coordinates come after the cache, which keeps plain keys.
         query, key, value = self.score.prepare(query, key, value, self.distance_weight, self.layer_idx, kwargs)
-        backend, attention = self.score.backend(self.config._attn_implementation)
+        if self.alibi is not None:
+            attention_mask = self.alibi(attention_mask, query, key)
+        backend, attention = self.score.backend(self.config._attn_implementation, self.config)
         if attention is None:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, probabilities = attention(
@@ -216,29 +242,12 @@ class RiGPTAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            softcap=self.config.attn_logit_softcapping,
             **kwargs,
         )
         output = output[..., : self.head_dim].reshape(*input_shape, -1)
         return linear(self.o_proj, output), probabilities
-
-
-class RiGPTMLP(nn.Module):
-    """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))`."""
-
-    def __init__(self, config: RiGPTConfig):
-        super().__init__()
-        sizes = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
-        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.gate_proj is None:
-            neurons = self.act_fn(linear(self.up_proj, hidden_states))  # [B, S, F]
-        else:
-            neurons = self.act_fn(linear(self.gate_proj, hidden_states)) * linear(self.up_proj, hidden_states)
-        return linear(self.down_proj, neurons)
 
 
 class RiGPTDecoderLayer(GradientCheckpointingLayer):
@@ -247,13 +256,23 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: RiGPTConfig, layer_idx: int):
         super().__init__()
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
-        self.input_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
         self.self_attn = RiGPTAttention(config, layer_idx)
-        self.post_attention_layernorm = RiGPTRMSNorm(config.rms_norm_eps)
-        self.mlp = RiGPTMLP(config)
+        self.input_layernorm: nn.Module = RiGPTRMSNorm(config.rms_norm_eps)
+        self.post_attention_layernorm: nn.Module | None = RiGPTRMSNorm(config.rms_norm_eps)
+        if not config.pre_norm:
+            self.input_layernorm = self.post_attention_layernorm = nn.Identity()
+        if config.use_parallel_residual:  # side by side, attention and MLP read one normalised stream
+            self.post_attention_layernorm = None
+        self.mlp = mlp_of(config, layer_idx)
+        self.attention_output_norm: RiGPTGainNorm | None = None
+        self.mlp_output_norm: RiGPTGainNorm | None = None
+        if config.post_norm:
+            sizes = config.hidden_size, config.rms_norm_eps
+            self.attention_output_norm, self.mlp_output_norm = RiGPTGainNorm(*sizes), RiGPTGainNorm(*sizes)
         self.dropout = RiGPTVectorDropout(config.residual_dropout)
-        for writer in (self.self_attn.o_proj, self.mlp.down_proj):
-            writer.writes_to_residual = True
+        for name, module in self.named_modules():
+            if name.endswith(("o_proj", "down_proj")):
+                module.writes_to_residual = True
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         """The stream `[B, S, d]` at the next layer, from the stream at this one."""
@@ -263,11 +282,21 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
             return flow_through(self, hidden_states, **kwargs)
         return self.block(hidden_states, **kwargs)
 
-    def block(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """The two lines."""
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+    def block(
+        self, hidden_states: torch.Tensor, carry: Any = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        """The two lines, one after the other or both at once."""
+        normalised = self.input_layernorm(hidden_states)
+        attention_output, _ = self.self_attn(normalised, **kwargs)
+        if self.attention_output_norm is not None:
+            attention_output = carry(self.attention_output_norm(attention_output))
         hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        if self.post_attention_layernorm is not None:
+            normalised = self.post_attention_layernorm(hidden_states)
+        mlp_output = self.mlp(normalised)
+        if self.mlp_output_norm is not None:
+            mlp_output = carry(self.mlp_output_norm(mlp_output))
+        return hidden_states + self.dropout(mlp_output)
 
 
 class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
@@ -283,7 +312,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": RiGPTDecoderLayer, "attentions": RiGPTAttention}
+    _can_record_outputs = {
+        "hidden_states": RiGPTDecoderLayer,
+        "attentions": RiGPTAttention,
+        "router_logits": OutputRecorder(RiGPTRouter, index=0),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -292,10 +325,12 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention):
+        if isinstance(module, RiGPTAttention | RiGPTHeadNorm | RiGPTAlibi):
             module.reset_own_parameters()
         elif isinstance(module, RiGPTTransport):
             init.eye_(module.weight)
+        elif isinstance(module, RiGPTRouter):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
         elif getattr(module, "carries_between_frames", False):
@@ -346,20 +381,21 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
         return embeddings
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The backend to use: the one asked for if it can express `attention_score`, else a `ValueError`."""
+        """The backend to use: the one asked for if it can express the scores, else a `ValueError`."""
         score = SCORES[self.config.attention_score]
-        if score.backends is not None:
-            requested_attention = requested_attention or next(iter(score.backends))
-            score.check_backend(requested_attention)
+        if capable := score.capable(self.config):
+            # Without one asked for the quickest that all can use.
+            requested_attention = requested_attention or ("sdpa" if "sdpa" in capable else capable[0])
+            score.check_backend(requested_attention, self.config)
         if requested_attention and requested_attention.startswith("paged|"):
-            score.check_paged(requested_attention)
+            score.check_paged(requested_attention, self.config)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
 
 def freeze_transports(model: nn.Module) -> None:
     """Once more after loading, which makes every parameter a trainable one."""
     for module in model.modules():
-        if isinstance(module, RiGPTTransport):
+        if isinstance(module, RiGPTTransport | RiGPTAlibi):
             module.weight.requires_grad_(False)
 
 
@@ -380,12 +416,18 @@ class RiGPTModel(RiGPTPreTrainedModel):
         self.embed_positions, self.rotary_emb = None, None
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        elif not config.rotary_learned_frequencies:
-            self.rotary_emb = RiGPTRotaryEmbedding(config)
+        elif config.position_embedding_type == "rotary" and not config.rotary_learned_frequencies:
+            kinds = {kind: RiGPTRotaryEmbedding(of_layer_type(config, kind)) for kind in rope_kinds(config)}
+            self.rotary_emb = nn.ModuleDict(kinds) if by_layer_type(config.rope_parameters) else kinds[FULL]
         self.embedding_norm = RiGPTRMSNorm(config.rms_norm_eps) if config.embedding_norm else None
+        self.embedding_map = None
+        if config.embedding_norm_map:
+            self.embedding_map = nn.Linear(config.hidden_size, config.hidden_size)
+            self.embedding_map.carries_between_frames = True
         self.dropout = RiGPTVectorDropout(config.embedding_dropout)
         self.layers = nn.ModuleList(RiGPTDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.transport = RiGPTTransport(config.hidden_size) if config.local_frames else None
+        self.carry = RiGPTTransport(config.hidden_size) if config.post_norm else None
         self.norm = RiGPTRMSNorm(config.rms_norm_eps)
         self.project_out = None
         if config.embedding_size is not None:
@@ -459,34 +501,44 @@ class RiGPTModel(RiGPTPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         hidden_states = self.first_hidden_states(inputs_embeds, position_ids)  # [B, S, d]
         # Packing is looked for only where there is no cache; an empty one made here must not hide it.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=given_cache,
-            position_ids=position_ids,
-        )
+        masks = attention_mask
+        if not isinstance(masks, dict):  # generation makes them itself for a cache of fixed size
+            masks = causal_masks(self.config, hidden_states, attention_mask, given_cache, position_ids)
         packed = given_positions is not None and attention_mask is None and given_cache is None
         if packed and is_flash_attention_requested(self.config) and not {"cache", "cu_seq_lens_q"} & set(kwargs):
             kwargs.update(packed_lengths(position_ids, len(hidden_states)))
 
+        rotations = self.rotations(hidden_states, position_ids)
+        own = {
+            kind: {"attention_mask": mask, "position_embeddings": rotations.get(kind, rotations.get(FULL))}
+            for kind, mask in masks.items()
+        }
         kwargs |= {
-            "attention_mask": causal_mask,
-            "position_embeddings": None if self.rotary_emb is None else self.rotary_emb(hidden_states, position_ids),
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "use_cache": use_cache,
         }
         if self.config.value_embedding_period is not None:
             kwargs["input_ids"] = input_ids
-        for layer, beyond in neighbours(self.layers, self.config):
-            hidden_states = layer(hidden_states, **kwargs, **beyond)
+        if self.carry is not None:
+            kwargs["carry"] = self.carry
+        for index, (layer, beyond) in enumerate(neighbours(self.layers, self.config)):
+            hidden_states = layer(hidden_states, **kwargs, **own[layer_type(self.config, index)], **beyond)
         if self.transport is not None:
             # A draft by early exit goes through the frames of the layers that it leaves out.
             for layer in [*self.layers][self.config.num_hidden_layers :]:
                 hidden_states = layer.transport(hidden_states)
             hidden_states = self.transport(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        output = BaseModelOutputWithPast if self.config.num_experts is None else MoeModelOutputWithPast
+        return output(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def rotations(self, hidden_states: torch.Tensor, position_ids: torch.LongTensor) -> dict[str, Any]:
+        """Cosines and sines `[B, S, r]` of the positions by type of layer; under one type if all share them."""
+        if self.rotary_emb is None:
+            return {}
+        if not isinstance(self.rotary_emb, nn.ModuleDict):
+            return {FULL: self.rotary_emb(hidden_states, position_ids)}
+        return {kind: rotary(hidden_states, position_ids) for kind, rotary in self.rotary_emb.items()}
 
     def first_hidden_states(self, inputs_embeds: torch.Tensor, position_ids: torch.LongTensor) -> torch.Tensor:
         """The beginning of the stream `[B, S, d]`, from embeddings `[B, S, D]` and positions `[B or 1, S]`."""
@@ -498,7 +550,23 @@ class RiGPTModel(RiGPTPreTrainedModel):
             hidden_states = hidden_states + self.embed_positions(position_ids)
         if self.embedding_norm is not None:
             hidden_states = self.embedding_norm(hidden_states)
+        if self.embedding_map is not None:
+            hidden_states = linear(self.embedding_map, hidden_states)
         return self.dropout(hidden_states)
+
+
+def causal_masks(
+    config: RiGPTConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.LongTensor | None = None,
+    **kwargs,
+) -> dict[str, Any]:
+    """The mask of every type of layer, in the form that the attention backend takes."""
+    makers = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+    kinds = dict.fromkeys(config.layer_types or [FULL])
+    return {kind: makers[kind](config, inputs_embeds, attention_mask, past_key_values, position_ids) for kind in kinds}
 
 
 def check_inputs(config: RiGPTConfig, input_ids: Any, inputs_embeds: Any, kwargs: Mapping[str, Any]) -> None:
@@ -511,7 +579,7 @@ def check_inputs(config: RiGPTConfig, input_ids: Any, inputs_embeds: Any, kwargs
             "layers look up vectors of their own. Pass `input_ids`."
         )
     if kwargs.get("cache") is not None:  # that of continuous batching
-        SCORES[config.attention_score].check_paged(config._attn_implementation)
+        SCORES[config.attention_score].check_paged(config._attn_implementation, config)
 
 
 class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
@@ -531,6 +599,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         self.post_init()
         if config.base_model_pp_plan is None:
             self._pp_plan = {}
+
+    create_masks_for_generate = staticmethod(causal_masks)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """As for every model; none for a solver that chooses its steps from all positions at once."""
@@ -567,7 +637,9 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
                 Compute logits only for the last so many positions, or for these positions; 0 means all.
 
         Returns:
-            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given.
+            `CausalLMOutputWithPast`; `logits` `[B, S, V]`, `loss` in nats per token when `labels` are given. With
+            experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
+            layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -580,17 +652,26 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = linear(self.lm_head, outputs.last_hidden_state[:, kept])
+        if (cap := self.config.final_logit_softcapping) is not None:
+            logits = cap * torch.tanh(logits / cap)
 
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        output = {
+            "logits": logits,
+            "past_key_values": outputs.past_key_values,
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+        }
+        if self.config.num_experts is None:
+            return CausalLMOutputWithPast(loss=loss, **output)
+        aux_loss = None
+        if (router_logits := outputs.router_logits) is not None:
+            aux_loss = load_balancing_loss(self.config, router_logits, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, router_logits=router_logits, **output)
 
 
 def with_head(model: RiGPTPreTrainedModel, config: RiGPTConfig, **head: nn.Module) -> None:

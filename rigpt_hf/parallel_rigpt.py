@@ -2,23 +2,36 @@
 
 from typing import Any
 
+from .layers_rigpt import is_sparse
 from .scores_rigpt import SCORES
 
 
 def tensor_parallel_plan(config: Any) -> dict[str, str]:
     """How tensor parallelism shards the base model: by heads and by neurons; only what this config has."""
-    plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
-    if config.gated_mlp:
-        plan["layers.*.mlp.gate_proj"] = "colwise"
+    plan: dict[str, str] = {}
+    sparse = [is_sparse(config, layer) for layer in range(config.num_hidden_layers)]
+    mlps = ["mlp"] if not all(sparse) or not sparse else []
+    if any(sparse) and config.shared_expert_intermediate_size is not None:
+        mlps.append("mlp.shared_expert")
+    # Every process has all experts: which of their neurons are silent is known of the whole map alone.
+    for mlp in mlps:
+        plan |= {f"layers.*.{mlp}.up_proj": "colwise", f"layers.*.{mlp}.down_proj": "rowwise"}
+        if config.gated_mlp:
+            plan[f"layers.*.{mlp}.gate_proj"] = "colwise"
+    maps = [f"layers.*.self_attn.{of}_proj" for of in "qkv"]
+    if config.qk_norm_over == "all":  # a length of all heads is known where all of them are
+        plan["layers.*.self_attn.o_proj"] = "rowwise_split_input"
+        return plan | dict.fromkeys(maps, "colwise_gather_output")
+    plan |= dict.fromkeys(maps, "colwise") | {"layers.*.self_attn.o_proj": "rowwise"}
     if SCORES[config.attention_score].weighted:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
+    if config.position_embedding_type == "alibi":
+        plan["layers.*.self_attn.alibi.weight"] = "colwise"
+    for norm in ("q_norm", "k_norm"):
+        if config.qk_norm_gain == "vector":  # which the heads of all processes share
+            plan[f"layers.*.self_attn.{norm}"] = "replicated_with_grad_allreduce"
+        elif config.qk_norm_gain == "metric":
+            plan[f"layers.*.self_attn.{norm}.weight"] = "colwise"
     if config.value_embedding_period is not None:
         plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
         plan["layers.*.self_attn.value_gate"] = "colwise"
@@ -30,15 +43,17 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
 def pipeline_parallel_plan(config: Any) -> dict[str, tuple[list[str], list[str]]] | None:
     """
     The stages that pipeline parallelism may cut between, with their inputs and outputs; none where later layers
-    read the beginning again, or need the weights of the next.
+    read the beginning again, or need the weights of the next or of the whole model.
     """
-    if config.value_embedding_period is not None or config.depth_interpolation == "linear":
+    if config.value_embedding_period is not None or config.depth_interpolation == "linear" or config.post_norm:
         return None
     plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
     if config.embedding_size is not None:
         plan["project_in"] = (["inputs_embeds"], ["hidden_states"])
     if config.position_embedding_type == "learned":
         plan["embed_positions"] = (["position_ids"], ["position_vectors"])
+    if config.embedding_norm_map:
+        plan["embedding_map"] = (["hidden_states"], ["hidden_states"])
     plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
     if config.local_frames:
         plan["transport"] = (["hidden_states"], ["hidden_states"])

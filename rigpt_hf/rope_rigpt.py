@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+from .layers_rigpt import FULL, LAYER_TYPES, by_layer_type, of_layer_type
+
 
 # These rope types change their frequencies with the length of the input, so nothing fixed could be learned.
 LENGTH_DEPENDENT_ROPE_TYPES = ("dynamic", "longrope")
@@ -25,6 +27,21 @@ def default_rotary_frequencies(config: Any) -> tuple[torch.Tensor, float]:
     return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
 
 
+def check_rope_types(config: Any) -> None:
+    """A `ValueError` that names a type of rope parameters that is not known, of any type of layer."""
+    for kind in rope_kinds(config):
+        check_rope_type(of_layer_type(config, kind))
+
+
+def rope_kinds(config: Any) -> list[str]:
+    """The types of layers that have rope parameters of their own; one that stands for all where they share them."""
+    return (
+        [kind for kind in LAYER_TYPES if kind in config.rope_parameters]
+        if by_layer_type(config.rope_parameters)
+        else [FULL]
+    )
+
+
 def check_rope_type(config: Any) -> str:
     """The type of the rope parameters; a `ValueError` that names it if there is no such type."""
     parameters, known = config.rope_parameters or {}, ("default", *ROPE_INIT_FUNCTIONS)
@@ -38,6 +55,11 @@ def check_rope_type(config: Any) -> str:
 
 def check_rotation(config: Any) -> None:
     """Raise a `ValueError` if the rope parameters do not give a finite frequency for every pair that turns."""
+    for kind in rope_kinds(config):
+        _check_rotation(of_layer_type(config, kind))
+
+
+def _check_rotation(config: Any) -> None:
     parameters, rope_type = config.rope_parameters or {}, check_rope_type(config)
     part = parameters.get("partial_rotary_factor", 1.0)
     if not isinstance(part, (int, float)) or not 0 < part < math.inf:
@@ -73,12 +95,16 @@ def check_learned_frequencies(config: Any) -> None:
             "`rotary_learned_frequencies` needs `position_embedding_type='rotary'`, got "
             f"{config.position_embedding_type!r}."
         )
-    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope_type in LENGTH_DEPENDENT_ROPE_TYPES:
+    if dependent := rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES):
         raise ValueError(
             "`rotary_learned_frequencies` needs a `rope_type` whose frequencies do not depend on the length of "
-            f"the input, got {rope_type!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
+            f"the input, got {min(dependent)!r}. Use 'default', 'linear', 'llama3', 'yarn' or 'proportional'."
         )
+
+
+def rope_types(config: Any) -> set[str]:
+    """The `rope_type` of every type of layer."""
+    return {of_layer_type(config, kind).rope_parameters["rope_type"] for kind in rope_kinds(config)}
 
 
 class RiGPTRotaryEmbedding(nn.Module):

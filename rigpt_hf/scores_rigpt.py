@@ -17,6 +17,10 @@ from torch import nn
 
 # Attention kernels want head sizes that are multiples of this.
 KERNEL_ALIGNMENT = 8
+# Attention functions of the library that can bound scores.
+CAPPING = ("eager", "flex_attention", "flash_attention_2", "flash_attention_3")
+# And those that can add to them what differs from head to head, as distances do.
+BIASING = ("eager", "sdpa", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,41 @@ class Score:
     modify: Callable[..., torch.Tensor] | None = None
     backends: dict[str, Callable] | None = None
 
-    def check_backend(self, backend: str):
-        """Raises a `ValueError` if the backend of this name cannot express the score."""
-        if self.backends is not None and backend.removeprefix("paged|") not in self.backends:
+    def demands(self, config: Any) -> dict[str, tuple[str, ...]]:
+        """What not every backend can express, in words, with the names of those that can."""
+        demands: dict[str, tuple[str, ...]] = {}
+        if self.backends is not None:
+            demands[f"`attention_score={self.name!r}`, which is no dot product"] = tuple(self.backends)
+        if (cap := config.attn_logit_softcapping) is not None:
+            demands[f"`attn_logit_softcapping={cap}`, which bounds scores"] = CAPPING
+        if config.position_embedding_type == "alibi":
+            demands["`position_embedding_type='alibi'`, which adds to the scores of each head"] = BIASING
+        return demands
+
+    def capable(self, config: Any) -> list[str]:
+        """Names of the backends that can express the score with what else there is to it; none named: all can."""
+        lists = list(self.demands(config).values())
+        return [name for name in lists[0] if all(name in other for other in lists)] if lists else []
+
+    def check_backend(self, backend: str, config: Any):
+        """Raises a `ValueError` if the backend of this name cannot express the score with what else there is to it."""
+        capable, name = self.capable(config), backend.removeprefix("paged|")
+        if capable and name not in capable:
+            what = next(words for words, able in self.demands(config).items() if name not in able)
             raise ValueError(
-                f"`attn_implementation` must be one of {', '.join(self.backends)} for "
-                f"`attention_score={self.name!r}`, which is no dot product, got {backend.removeprefix('paged|')!r}. "
-                "Name one of these, or none."
+                f"`attn_implementation` must be one of {', '.join(capable)} for {what}, got {name!r}. Name one of "
+                "these, or none."
             )
 
-    def check_paged(self, backend: str):
+    def check_paged(self, backend: str, config: Any):
         """Raises a `ValueError` if continuous batching cannot hand over its cache before the score."""
         from transformers.generation.continuous_batching import PagedAttentionCache
 
+        if config.position_embedding_type == "alibi":
+            raise ValueError(
+                "`position_embedding_type='alibi'` must not meet continuous batching, whose cache does not say how "
+                f"far away a key is, got {backend!r} with one. Generate with `generate`."
+            )
         if self.weighted and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
             raise ValueError(
                 f"`attn_implementation` must not be paged for `attention_score={self.name!r}` in this version of "
@@ -82,10 +108,12 @@ class Score:
             key, value = update_paged_cache(paged_cache, key, value, layer_idx, kwargs)
         return (query, key, value) if self.as_dot is None else self.as_dot(query, key, value, local(weight))
 
-    def backend(self, name: str) -> tuple[str, Callable | None]:
+    def backend(self, name: str, config: Any) -> tuple[str, Callable | None]:
         """The name of the backend to use, and its function where it is not the library's."""
-        self.check_backend(name)
+        self.check_backend(name, config)
         name = name.removeprefix("paged|") if self.weighted else name
+        if config.position_embedding_type == "alibi" and name == "flex_attention":
+            return name, flex_attention_forward
         return name, None if self.backends is None else self.backends[name]
 
 
@@ -151,6 +179,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, for any score. Returns `[B, S, H, h]` and the probabilities `[B, H, S, T]`."""
@@ -164,6 +193,8 @@ def eager_attention_forward(
             local(module.distance_weight)[:, None, None],
         )
     scores = scores * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
     accurate = torch.promote_types(query.dtype, torch.float32)
@@ -180,9 +211,10 @@ def flex_attention_forward(
     attention_mask,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """A modified score through FlexAttention. Returns `[B, S, H, h]` and no probabilities."""
+    """A score that is modified, or less a distance, in FlexAttention. Returns `[B, S, H, h]` and no probabilities."""
     from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
     if dropout > 0:
@@ -191,11 +223,20 @@ def flex_attention_forward(
             "attn_implementation='eager'."
         )
     groups, modify = module.num_key_value_groups, module.score.modify
-    query_norm, key_norm, weight = squared_norm(query), squared_norm(key), local(module.distance_weight).float()
+    if modify is not None:
+        query_norm, key_norm, weight = squared_norm(query), squared_norm(key), local(module.distance_weight).float()
+    slopes = None if module.alibi is None else local(module.alibi.weight).float()
+    # The column of the first query; from another one, as in a cache of fixed size, distances differ by a constant.
+    first = key.shape[2] - query.shape[2]
 
     def score_mod(dot, batch, head, query_index, key_index):
-        norms = query_norm[batch, head, query_index], key_norm[batch, head // groups, key_index]
-        return modify(dot, *norms, weight[head]) * scaling
+        score = dot
+        if modify is not None:
+            norms = query_norm[batch, head, query_index], key_norm[batch, head // groups, key_index]
+            score = modify(dot, *norms, weight[head])
+        score = score * scaling
+        score = score if softcap is None else softcap * torch.tanh(score / softcap)
+        return score if slopes is None else score - slopes[head] * (query_index + first - key_index)
 
     output = compile_friendly_flex_attention(
         query,

@@ -1,7 +1,7 @@
 """The table of frames: its records, and the questions it answers. Its content is in `frames.py`."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -15,6 +15,10 @@ from .groups import Group
 Read = Callable[[str], torch.Tensor]
 # Frames that are one once weights are balanced.
 STREAMS = ("stream", "local")
+# Representations of axes that read from a frame.
+READING = ("covector", "down")
+# Those of axes of neurons, which change places and lengths and do not turn.
+NEURONS = ("active", "linear", "down")
 
 
 class FrameKey(NamedTuple):
@@ -73,7 +77,10 @@ class Frame:
         group: The group that may act on it.
         copies: Number of independent elements (one per key-value head, or one).
         per_layer: Every layer has its own.
-        carrier: The frame of permutations that moves the copies about.
+        carrier: The frame of permutations that moves the copies about, in the role `carried`.
+        after: The frame that a canonical form fixes before this one, as only then it sees what this one turns.
+        stacked: A stack of matrices turns with it and, on the other side, with another frame that has it too: no
+            symmetry of tokens is represented in either.
         shift: The moves of a frame of translations.
     """
 
@@ -81,7 +88,15 @@ class Frame:
     copies: int = 1
     per_layer: bool = False
     carrier: str | None = None
+    carried: str = "key_value"
+    after: str | None = None
+    stacked: bool = False
     shift: Shift | None = field(default=None, compare=False)
+
+    @property
+    def represents(self) -> Literal["permutations", "matrices"] | None:
+        """What a symmetry of tokens may be represented by in it, as of [`Group`]."""
+        return None if self.stacked else self.group.represents
 
 
 @dataclass(frozen=True)
@@ -93,31 +108,41 @@ class Turn:
         frame: Kind of the frame.
         role: The axis's representation in it.
         step: The layer meant, counted from the parameter's own; outside the layers, from after the last.
+        stacked: The parameter is a stack of square matrices, whose second axis this is; the axis counts in each.
     """
 
     frame: str
     role: str = "vector"
     step: int = 0
+    stacked: bool = False
 
 
 Axis = tuple[Turn, ...]
 
 
 class Turned(NamedTuple):
-    """One axis of one parameter with one frame that it turns with; `flat`: all axes of the tensor together."""
+    """
+    One axis of one parameter with one frame that it turns with; `flat`: all axes of the tensor together; `stacked`:
+    see [`Turn`].
+    """
 
     dim: int
     key: FrameKey
     role: str
     flat: bool
+    stacked: bool = False
 
     def unfold(self, tensor: torch.Tensor) -> torch.Tensor:
         """The axis first and everything else after it: `[length, rest]`."""
+        if self.stacked:
+            return _transposed_blocks(tensor)
         front = tensor.flatten() if self.flat else tensor.movedim(self.dim, 0)
         return front.reshape(len(front), -1)
 
     def fold(self, front: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """A tensor of this shape again."""
+        if self.stacked:
+            return _transposed_blocks(front)
         if self.flat:
             return front.reshape(shape)
         return front.reshape(shape[self.dim], *shape[: self.dim], *shape[self.dim + 1 :]).movedim(0, self.dim)
@@ -128,7 +153,8 @@ class Table:
     The table of frames of one configuration, as `rigpt_hf/frames.py` writes it down.
 
     Attributes:
-        kinds (`Mapping[str, Frame]`): the frames by kind, in the order in which they act on an axis.
+        kinds (`Mapping[str, Frame]`): the frames by kind, in the order in which they act on an axis; where those of
+            layers differ, that of the layer with most kinds, if it has it.
         frames (`Mapping[FrameKey, Frame]`): the same, those that every layer has of its own once per layer.
         shifts (`Mapping[FrameKey, Shift]`): what the translations among them move.
         streams (`tuple[FrameKey, ...]`): the frames of the residual stream, one of each layer with local frames.
@@ -136,19 +162,26 @@ class Table:
         names (`tuple[str, ...]`): every parameter that the table knows, whether or not the configuration has it.
     """
 
-    def __init__(self, kinds: Mapping[str, Frame], rows: Mapping[str, tuple[Axis, ...]], layers: int):
-        self._layers, self._rows = layers, rows
+    def __init__(
+        self,
+        kinds: Mapping[str, Frame],
+        rows: Mapping[str, tuple[Axis, ...]],
+        layers: Sequence[Mapping[str, Frame]],
+    ):
+        self._layers, self._rows = len(layers), rows
         self._turns: dict[str, tuple[Turned, ...]] = {}
         self.kinds = kinds
         self.frames: Mapping[FrameKey, Frame] = {
-            FrameKey(kind, layer): frame
+            FrameKey(kind, layer): frames[kind]
             for kind, frame in self.kinds.items()
-            for layer in (range(self._layers) if frame.per_layer else [None])
+            for layer, frames in (enumerate(layers) if frame.per_layer else [(None, kinds)])
+            if kind in frames
         }
         self.streams = tuple(key for key in self.frames if key.kind in STREAMS)
         self.names = tuple(self._expand(self._rows))
+        ends = {name: [turned.key for turned in self.turns(name)] for name in self.names}
         self.transports = tuple(
-            name for name in self.names if [turned.key in self.streams for turned in self.turns(name)] == [True, True]
+            name for name, keys in ends.items() if len(set(keys)) == len(keys) == 2 and set(keys) <= set(self.streams)
         )
         self.shifts: Mapping[FrameKey, Shift] = {
             key: self._shift(frame.shift, key.layer) for key, frame in self.frames.items() if frame.shift is not None
@@ -164,7 +197,7 @@ class Table:
         if name not in self._turns:
             entry, layer = self.row(name), layer_of(name)
             self._turns[name] = tuple(
-                Turned(dim, self._key(turn, layer), turn.role, len(entry) == 1)
+                Turned(dim, self._key(turn, layer), turn.role, len(entry) == 1, turn.stacked)
                 for dim, axis in enumerate(entry)
                 for turn in axis
             )
@@ -189,16 +222,16 @@ class Table:
 
     def role_on(self, name: str, kind: str) -> Literal["reads", "writes", "rows"] | None:
         """
-        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, `"reads"` them with
-        its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
+        How a parameter meets the frames of one kind: it `"writes"` into them with its first axis, along which a stack
+        lies, `"reads"` them with its last, or its `"rows"` are vectors of them; `None` if it does not carry them.
         """
         turns = self.turns(name)
         carried = [turned for turned in turns if turned.key.kind == kind]
         if not carried:
             return None
-        if any(turned.dim == 0 for turned in carried):
+        if any(turned.dim == 0 or turned.stacked for turned in carried):
             return "writes"
-        table_of_rows = all(turned.dim and turned.role != "covector" for turned in turns)
+        table_of_rows = all(turned.dim and turned.role not in READING for turned in turns)
         return "rows" if table_of_rows else "reads"
 
     def moved(self, name: str) -> list[tuple[FrameKey, Move]]:
@@ -259,6 +292,12 @@ class Table:
                 reads = tuple(_at(name, index) for name in move.reads)
                 moves[_at(pattern, index)] = Move(move.change, reads)
         return Shift(_at(shift.like, layer or 0), moves)
+
+
+def _transposed_blocks(stack: torch.Tensor) -> torch.Tensor:
+    """The transposes of the matrices `[n, n]` in a stack `[copies · n, n]`."""
+    size = stack.shape[1]
+    return stack.reshape(-1, size, size).mT.reshape(-1, size)
 
 
 def layer_of(name: str) -> int | None:

@@ -47,18 +47,30 @@ def say(text: object) -> None:
 @contextmanager
 def notices_after(*names: str) -> Iterator[None]:
     """Holds back what loggers of these names say until all is done; if it is refused, the reason is all there is."""
+    with notices_held(*names) as held:
+        yield
+    say_notices(held)
+
+
+@contextmanager
+def notices_held(*names: str) -> Iterator[list[logging.LogRecord]]:
+    """Collects what loggers of these names say, for [`say_notices`] or for nobody."""
     loggers, held = list(map(logging.getLogger, names)), logging.handlers.MemoryHandler(sys.maxsize, sys.maxsize)
     before = [logger.propagate for logger in loggers]
     for logger in loggers:
         logger.propagate = False
         logger.addHandler(held)
     try:
-        yield
+        yield held.buffer
     finally:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.removeHandler(held)
             logger.propagate = propagate
-    for record in held.buffer:
+
+
+def say_notices(notices: list[logging.LogRecord]) -> None:
+    """Say what was held back."""
+    for record in notices:
         logging.getLogger(record.name).handle(record)
 
 

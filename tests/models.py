@@ -11,8 +11,24 @@ from torch import nn
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.configuration_rigpt import ADAPTIVE_SOLVERS, FIXED_STEP_SOLVERS
+from rigpt_hf.layers_rigpt import FULL, SLIDING
 from rigpt_hf.symmetry import GaugeTransformation, haar, to_local_frames
 
+
+LISTS = ("layer_types", "no_rope_layers")
+TOGETHER = {"qk_norm": True, "qk_norm_over": "all"}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "gated_mlp": True,
+    "hidden_act": "silu",
+}
+SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
+GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
+ALIBI = {"position_embedding_type": "alibi"}
+MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
+PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 
 # Every option of the config in combinations that are allowed together; keys are the ids of tests.
 OPTIONS: dict[str, dict] = {
@@ -25,6 +41,11 @@ OPTIONS: dict[str, dict] = {
     "rotary-learned": {"rotary_learned_frequencies": True},
     "rotary-yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
     "qk-norm": {"qk_norm": True},
+    "gain-vector": GAIN_VECTOR,
+    "gain-metric": GAIN_METRIC,
+    "together": TOGETHER,
+    "together-vector": TOGETHER | GAIN_VECTOR,
+    "together-metric": TOGETHER | GAIN_METRIC,
     "squared-distance": {"attention_score": "squared_distance", "position_embedding_type": "learned"},
     "squared-distance-rotary": {"attention_score": "squared_distance", "qk_norm": True},
     "distance": {"attention_score": "distance", "rotary_learned_frequencies": True},
@@ -33,6 +54,11 @@ OPTIONS: dict[str, dict] = {
     "gelu": {"hidden_act": "gelu"},
     "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
     "embedding-norm": {"embedding_norm": True, "position_embedding_type": "learned"},
+    "embedding-map": MAPPED,
+    "embedding-map-untied": MAPPED | {"tie_word_embeddings": False, "position_embedding_type": "learned"},
+    "alibi": ALIBI,
+    "alibi-window": ALIBI | {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5, "num_key_value_heads": 4},
+    "alibi-bloom": ALIBI | MAPPED | {"embedding_size": 24, "output_bias": True, "num_key_value_heads": 4},
     "value-embeddings": {"value_embedding_period": 2},
     "local-frames": {"local_frames": True},
     "local-frames-projected": {"local_frames": True, "embedding_size": 24, "position_embedding_type": "learned"},
@@ -44,6 +70,23 @@ OPTIONS: dict[str, dict] = {
         "hidden_act": "relu2",
     },
     "depth": {"depth_solver": "euler"},
+    "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
+    "unturned": {"no_rope_layers": [1, 0, 1]},
+    "rope-by-type": {
+        "layer_types": [FULL, SLIDING, SLIDING],
+        "sliding_window": 6,
+        "no_rope_layers": [1, 1, 0],
+        "rope_parameters": {
+            FULL: {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        },
+    },
+    "post-norm": {"post_norm": True},
+    "post-norm-alone": {"post_norm": True, "pre_norm": False},
+    "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "experts": EXPERTS,
+    "experts-shared": SHARED_EXPERT,
+    "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
 
@@ -67,12 +110,39 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     },
     "distance-learned": {"attention_score": "distance", "position_embedding_type": "learned"},
     "qk-norm-learned": {"qk_norm": True, "position_embedding_type": "learned"},
+    "gain-vector-learned": GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "gain-vector-partial": GAIN_VECTOR | PARTIAL,
+    "gain-vector-frequencies": GAIN_VECTOR | {"rotary_learned_frequencies": True},
+    "gain-vector-squared": GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
+    "gain-vector-distance": GAIN_VECTOR | {"attention_score": "distance"},
+    "together-vector-learned": TOGETHER | GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "together-vector-squared": TOGETHER | GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
+    "together-vector-distance": TOGETHER | GAIN_VECTOR | {"attention_score": "distance"},
+    "together-metric-partial": TOGETHER | GAIN_METRIC | PARTIAL,
+    "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
+    "gain-metric-partial": GAIN_METRIC | PARTIAL,
+    "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
+    "gain-metric-squared": GAIN_METRIC | PARTIAL | {"attention_score": "squared_distance"},
+    "gain-metric-distance": GAIN_METRIC | {"attention_score": "distance"},
+    "alibi-squared": ALIBI | {"attention_score": "squared_distance", "depth_solver": "midpoint"},
+    "alibi-distance": ALIBI | GAIN_VECTOR | {"attention_score": "distance", "attn_logit_softcapping": 2.0},
+    "alibi-between": ALIBI | {"depth_solver": "euler", "depth_interpolation": "linear", "num_key_value_heads": 4},
     "one-key-value-head": {"num_key_value_heads": 1},
     "head-dim": {"head_dim": 12},
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
+    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True},
+    "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
+    "parallel-local-projected": {
+        "use_parallel_residual": True,
+        "local_frames": True,
+        "embedding_size": 24,
+        "position_embedding_type": "learned",
+    },
+    "parallel-mlp-bias": {"use_parallel_residual": True, "attention_output_bias": False},
+    "parallel-no-mlp-bias": {"use_parallel_residual": True, "mlp_bias": False},
 }
 
 # Every way to read depth as time; apart from interpolation, the table of frames does not know them.
@@ -99,7 +169,12 @@ AXES: dict[str, dict[str, dict]] = {
         "squared": {"attention_score": "squared_distance"},
         "distance": {"attention_score": "distance"},
     },
-    "norm": {"plain": {}, "qk": {"qk_norm": True}},
+    "norm": {
+        "plain": {},
+        "gain": GAIN_VECTOR,
+        "metric": GAIN_METRIC,
+        "joint": TOGETHER | GAIN_VECTOR,
+    },
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -111,9 +186,17 @@ AXES: dict[str, dict[str, dict]] = {
         "gelu": {},
         "relu2": {"hidden_act": "relu2"},
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
+        "moe": SHARED_EXPERT,
     },
     "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
-    "start": {"raw": {}, "normed": {"embedding_norm": True}},
+    "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
+    "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
+    "caps": {"none": {}, "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}},
+    "sight": {
+        "full": {},
+        "sliding": {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 5},
+        "nope": {"no_rope_layers": [1, 0, 1]},
+    },
     "layers": {"alike": {}, "values": {"value_embedding_period": 2}, "local": {"local_frames": True}},
     "depth": {
         "layered": {},
@@ -121,24 +204,29 @@ AXES: dict[str, dict[str, dict]] = {
         "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
+    "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned      distance  qk     stream  tied    grouped  gated  none  normed  values  layered  large
-frequencies  distance  qk     stream  untied  single   relu2  none  normed  alike   between  small
-learned      squared   plain  narrow  tied    grouped  relu2  all   normed  alike   between  small
-partial      distance  qk     wide    untied  grouped  relu2  none  raw     local   steps    large
-learned      dot       plain  stream  untied  multi    gelu   all   raw     alike   steps    small
-rotary       distance  plain  wide    tied    grouped  gelu   all   raw     alike   between  large
-frequencies  distance  qk     narrow  tied    multi    gelu   none  raw     local   steps    large
-partial      squared   plain  narrow  tied    single   gelu   all   raw     values  layered  large
-rotary       squared   qk     stream  untied  single   gated  none  normed  local   steps    small
-partial      dot       plain  stream  untied  multi    gated  none  normed  alike   between  small
-frequencies  squared   plain  wide    untied  multi    gelu   all   normed  values  steps    small
-learned      dot       plain  wide    tied    single   gated  all   raw     local   layered  large
-rotary       dot       qk     narrow  untied  multi    relu2  none  normed  values  layered  small
-frequencies  dot       qk     narrow  untied  grouped  gated  all   raw     alike   layered  small
+learned     distance metric wide   tied   multi   moe   all  mapped before none   full    local  layered small serial
+frequencies squared  joint  narrow tied   grouped gelu  none raw    before none   full    alike  between large parallel
+learned     dot      joint  wide   untied single  gelu  none raw    after  none   sliding values steps   small parallel
+rotary      squared  plain  narrow tied   single  moe   all  raw    after  capped nope    alike  layered large serial
+rotary      squared  joint  wide   tied   multi   relu2 all  mapped before capped sliding local  layered small parallel
+frequencies dot      gain   narrow untied single  gated all  mapped before none   nope    local  layered small serial
+partial     squared  metric narrow tied   grouped gated all  raw    after  none   sliding values steps   large parallel
+rotary      distance joint  wide   untied grouped gated none normed before capped nope    local  steps   large parallel
+learned     squared  gain   narrow tied   grouped relu2 none raw    both   capped sliding alike  steps   large serial
+frequencies squared  gain   stream untied multi   moe   all  normed after  capped sliding alike  layered large parallel
+partial     distance gain   wide   untied single  relu2 all  mapped after  none   full    alike  between small parallel
+rotary      dot      metric stream untied single  gelu  none mapped both   capped full    alike  between large parallel
+partial     distance plain  stream untied multi   gelu  none raw    before capped sliding local  steps   small serial
+partial     dot      joint  stream tied   grouped moe   none normed both   capped nope    values layered large serial
+learned     dot      plain  stream untied multi   gated none normed both   none   full    alike  between small serial
+frequencies dot      metric stream tied   single  relu2 all  normed after  capped nope    values layered large parallel
+frequencies distance plain  wide   tied   grouped relu2 all  mapped both   none   full    values steps   small parallel
+rotary      distance gain   narrow tied   multi   gelu  all  normed before none   nope    values layered small serial
 """
 
 
@@ -163,6 +251,12 @@ def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.
     """
     rest = [pytest.param(name, marks=pytest.mark.full) for name in full if name not in quick]
     return pytest.mark.parametrize("option", [*quick, *rest])
+
+
+def backends(options: dict) -> tuple[str, ...]:
+    """The attention backends that can be compared without a GPU for these options."""
+    plain = options.get("attention_score") != "distance" and "attn_logit_softcapping" not in options
+    return ("eager", "sdpa") if plain else ("eager",)
 
 
 # Rounding is the subject of few tests; the others look at it where tests marked `full` run.
@@ -204,12 +298,17 @@ def tiny_config(**options) -> RiGPTConfig:
         "max_position_embeddings": 48,
         "attention_bias": True,
         "attention_output_bias": True,
-        "mlp_bias": True,
+        "mlp_bias": not options.get("num_experts"),  # which have none
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    return RiGPTConfig(**(defaults | options))
+    merged = defaults | options
+    # Lists of layers are those of three, as many as a test wants of them.
+    merged |= {name: merged[name][: merged["num_hidden_layers"]] for name in LISTS if merged.get(name)}
+    if layers := merged.get("mlp_only_layers"):
+        merged["mlp_only_layers"] = [layer for layer in layers if layer < merged["num_hidden_layers"]]
+    return RiGPTConfig(**merged)
 
 
 def learned(model: nn.Module) -> list[nn.Parameter]:

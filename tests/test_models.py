@@ -14,7 +14,8 @@ from tests.models import ALL, AXES, COVER, tiny_config
 SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
 SIZES |= {"max_position_embeddings"}
 TRAINING = {"initializer_range", "attention_dropout", "residual_dropout", "embedding_dropout", "depth_adjoint"}
-USE = {"use_cache", "token_symmetry", "bos_token_id", "eos_token_id", "pad_token_id"}
+TRAINING |= {"output_router_logits", "router_aux_loss_coef"}
+USE = {"use_cache", "token_symmetry", "converted_from", "bos_token_id", "eos_token_id", "pad_token_id"}
 # Tolerances of solvers that are no part of the cover, as later tokens then bear on earlier ones: `FLOWS` has them.
 TOLERANCES = {"depth_rtol", "depth_atol"}
 
@@ -38,8 +39,10 @@ def possible_pairs() -> tuple[set, list]:
 
 def test_every_pair_of_options_meets_in_a_model():
     possible, refused = possible_pairs()
-    assert refused == [("values", "between"), ("local", "between")]
-    assert pairs_of(COVER) == possible and len(COVER) == 14
+    unlike = [(value, "between") for value in ("sliding", "nope", "values", "local")]
+    jumping = [("moe", depth) for depth in ("steps", "between")]
+    assert refused == [("learned", "nope"), *jumping, ("both", "local"), ("after", "local"), *unlike]
+    assert pairs_of(COVER) == possible and len(COVER) == 18
     for row in COVER:
         assert pairs_of(set(COVER) - {row}) != possible, f"{row} is not needed"
 

@@ -37,3 +37,7 @@ NOISE = 0.05
 
 # The same training in float32, in other orders of summation: over processes, batches or compiled.
 DISTRIBUTED = 1e-5
+
+# The same stock model in float32, computed by another program; and where that reads an activation from a table of
+# halves, against one that does too: numbers that lie between two of its entries go to either.
+RUNTIME, RUNTIME_TABLE = 1e-4, 3e-4

@@ -49,6 +49,8 @@ class ConvertOptions:
     dropout: Literal["vector", "none", "refuse"] = "vector"
     """GPT-2 drops single coordinates of the stream, which prefers a basis: drop whole vectors with the same
     probability, drop none, or refuse such a source. Evaluation is the same with all."""
+    qk_gain: Literal["vector", "metric"] = "vector"
+    """Gains of queries and keys, as Qwen3 has them, stay vectors, or become metrics, which prefer no basis."""
     max_shard_size: str | None = None
     """Largest output file, such as 500MB; 5GB if not given, less if processes would be left without a file."""
     seed: int = 0
@@ -82,6 +84,7 @@ def convert(options: ConvertOptions) -> None:
             gguf_file=options.gguf_file,
             dtype=None if options.dtype is None else getattr(torch, options.dtype),
             dropout=options.dropout,
+            qk_gain=options.qk_gain,
             force=options.force,
             max_shard_size=options.max_shard_size,
             seed=options.seed,

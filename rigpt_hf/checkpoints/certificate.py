@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 import transformers
@@ -55,6 +57,9 @@ class Certificate:
         versions (`dict[str, str]`): of Python and the libraries involved.
         weights_sha256 (`str`): of the second model's weights, see [`weights_sha256`]; nothing if they were not
             all in memory.
+        routes_that_differ (`float`, *optional*): of models with experts, the part of all pairs of a token and a layer
+            where the two models send the token to different experts. Rounding decides between experts of nearly the
+            same probability, so this is more than 0 in few digits, and such logits differ by more than rounding.
     """
 
     max_abs_logit_error: float
@@ -71,6 +76,7 @@ class Certificate:
     target: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     weights_sha256: str = ""
+    routes_that_differ: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -88,16 +94,23 @@ class Certificate:
             CertificateError: if the relative error is above tolerance.
         """
         if not self.passed:
+            routes = ""
+            if self.routes_that_differ:
+                routes = (
+                    f" Of the routes of tokens to experts {self.routes_that_differ:.3%} differ, as rounding decides "
+                    "between experts of nearly the same probability. It does so rarely with `dtype` float32."
+                )
             raise CertificateError(
                 f"`relative_logit_error` must be at most {self.tolerance:.0e} in {self.dtype}, got "
                 f"{self.relative_logit_error:.3e} (max |Δlogit| {self.max_abs_logit_error:.3e}, Δloss "
-                f"{self.loss_difference:+.3e}): the two models are not the same function. {explanation or REPORT_IT}"
+                f"{self.loss_difference:+.3e}): the two models are not the same function.{routes} "
+                f"{explanation or REPORT_IT}"
             )
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, and `passed`, as JSON can hold it."""
-        return asdict(self) | {"passed": self.passed}
+        """Everything that there is, and `passed`, as JSON can hold it."""
+        return {name: value for name, value in asdict(self).items() if value is not None} | {"passed": self.passed}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Certificate":
@@ -112,7 +125,8 @@ class Certificate:
             certificate = cls(**{key: value for key, value in values.items() if key != "passed"})
             for each in fields(cls):
                 value, kind = getattr(certificate, each.name), get_origin(each.type) or each.type
-                if type(value) is not kind and (kind, type(value)) != (float, int):
+                kinds = get_args(each.type) if kind is UnionType else (kind,)
+                if type(value) not in kinds and not (float in kinds and type(value) is int):
                     raise TypeError(f"`{each.name}` is {value!r:.80}")
             error, largest = certificate.max_abs_logit_error, certificate.max_abs_logit
             losses = certificate.loss_a, certificate.loss_b
@@ -156,6 +170,7 @@ class Certificate:
             "max |Δlogit|": f"{self.max_abs_logit_error:.3e}",
             "relative to max |logit|": f"{self.relative_logit_error:.3e}  (tolerance {self.tolerance:.0e})",
             loss: f"{self.loss_a:.6f} -> {self.loss_b:.6f}  (difference {self.loss_difference:+.3e})",
+            "routes": "" if self.routes_that_differ is None else f"{self.routes_that_differ:.3%} differ",
             "dtype": dtypes,
             "inputs": f"{shape} tokens, {drawn}, sha256 {self.inputs['sha256'][:12]}",
             "checked": ", ".join(f"{count:,} of {of:,} {name}" for name, (count, of) in checked.items()),
@@ -181,6 +196,8 @@ class LogitsSnapshot:
     logits: torch.Tensor  # [batch, seq, vocab], on the CPU, in the model's dtype
     dtype: torch.dtype
     weights_sha256: str = ""
+    # Of models with experts, which of them each token goes to in each layer that has them: [layers, batch, seq, E].
+    routes: torch.Tensor | None = None
 
 
 def random_input_ids(
@@ -213,10 +230,48 @@ def record_logits(
     try:
         with in_own_precision(model):
             mask = None if attention_mask is None else attention_mask.to(model.device)
-            logits = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False).logits
+            routed = {"output_router_logits": True} if has_router(model.config) else {}
+            output = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False, **routed)
     finally:
         model.train(training)
-    return LogitsSnapshot(logits.cpu(), model.dtype, weights_sha256(model) if hashed else "")
+    routes = routes_of(model.config, output.router_logits, input_ids.shape) if routed else None
+    return LogitsSnapshot(output.logits.cpu(), model.dtype, weights_sha256(model) if hashed else "", routes)
+
+
+def has_router(config: Any) -> bool:
+    """Whether models with this configuration send tokens to experts, and can say where."""
+    return getattr(config, "output_router_logits", None) is not None and bool(experts_per_token(config))
+
+
+def experts_per_token(config: Any) -> int:
+    """The experts that each token goes to; 0 without experts."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return int(config.num_experts_per_tok) if experts else 0
+
+
+def routes_of(config: Any, router_logits: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
+    """Which experts tokens of a batch of this shape go to, `[layers, batch, seq, E]`; `None` without routers."""
+    if not router_logits:
+        return None
+    logits = torch.stack([one.cpu() for one in router_logits])
+    chosen = logits.topk(experts_per_token(config), dim=-1).indices
+    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, chosen, True).unflatten(1, shape)
+
+
+def differing_routes(a: torch.Tensor | None, b: torch.Tensor | None, kept: torch.Tensor) -> float | None:
+    """
+    The part of the routes `[layers, batch, seq, E]` of kept tokens that two models do not share; `None` without.
+
+    Experts may have changed places: one of `b` counts as that of `a` which most of its tokens go to.
+    """
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    differing = 0
+    ours, theirs = a[:, kept], b[:, kept]
+    for first, second in zip(ours, theirs, strict=True):  # [tokens, E] of a layer
+        places = (second.float().T @ first.float()).argmax(dim=1)
+        differing += int(((first[:, places] != second) & second.any(dim=0)).any(dim=1).sum())
+    return differing / max(ours.shape[0] * ours.shape[1], 1)
 
 
 def compare(
@@ -296,6 +351,7 @@ def compare(
         target=target,
         versions=library_versions(),
         weights_sha256=b.weights_sha256,
+        routes_that_differ=differing_routes(a.routes, b.routes, kept),
     )
 
 

@@ -12,20 +12,45 @@ from ..command_line import READS, WRITES, did_you_mean
 
 # What options take, in words; modules that need torch have the same lists.
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-TARGETS = ("gpt2", "llama", "qwen2")
+TARGETS = (
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "arcee",
+    "apertus",
+    "nanochat",
+    "qwen3",
+    "smollm3",
+    "gpt_neox",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+)
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
+QK_GAINS = ("vector", "metric")
+# Files of other programs, which `--to` names beside stock classes, and what one of them has beside these dtypes.
+FORMATS = ("gguf", "onnx")
+ROUNDED = ("q8_0", "q4_0")
 METHODS = ("linear", "spherical")
-SHIFTS = ("key_shift", "value_shift", "position_shift")
+SHIFTS = ("key_shift", "value_shift", "residual_shift", "router_shift", "position_shift")
 FRAMES = (
     "stream",
+    "entry",
     "local",
     "lexical",
     "output",
+    "gains",
     "head_qk",
+    "query_norm",
+    "key_norm",
     "head_vo",
     "heads",
     "neurons",
+    "expert_neurons",
+    "shared_neurons",
+    "experts",
     *SHIFTS,
     "head",
     "shifts",
@@ -75,6 +100,18 @@ def are_numbers(value: Any, name: str, values: Mapping[str, Any]) -> None:
     """A mark for [`guarded`]: a `ValueError` if a text is no list of numbers with commas."""
     if value is not None:
         numbers(value, name)
+
+
+def suits_format(value: Any, name: str, values: Mapping[str, Any]) -> None:
+    """A mark for [`guarded`]: a `ValueError` if what is made has no such dtype, or no frame to choose."""
+    dtype, frame = values.get("dtype"), values.get("frame")
+    if dtype in ROUNDED and value != "gguf":
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}, which `--to gguf` alone takes.")
+    if value == "gguf" and dtype == "float64":
+        allowed = ", ".join((*(one for one in DTYPES if one != dtype), *ROUNDED))
+        raise ValueError(f"`dtype` must be one of {allowed} for `--to gguf`, got {dtype!r}. Take one of these.")
+    if value == "onnx" and frame != "auto":
+        raise ValueError(f"`frame` must be auto for `--to onnx`, which keeps the model as it is, got {frame!r}.")
 
 
 # Arguments that many verbs take.

@@ -16,6 +16,9 @@ from ..terminal import Console
 from .arguments import (
     DROPOUTS,
     DTYPES,
+    FORMATS,
+    QK_GAINS,
+    ROUNDED,
     STOCK_FRAMES,
     TARGETS,
     Dtype,
@@ -28,6 +31,7 @@ from .arguments import (
     argument,
     one_of,
     option,
+    suits_format,
 )
 from .common import check_device, report, to_dtype
 
@@ -70,6 +74,13 @@ def convert(
         option("What coordinate-wise dropout becomes: vector (whole vectors), none, or refuse."),
         one_of(*DROPOUTS),
     ] = "vector",
+    qk_gain: Annotated[
+        str,
+        option(
+            "What gains of queries and keys become, as Qwen3 has them: vector (as they are), or metric (no basis)."
+        ),
+        one_of(*QK_GAINS),
+    ] = "vector",
     max_shard_size: ShardSize = None,
     seed: Seed = 0,
     device: Annotated[str, option("Where to compute.")] = "cpu",
@@ -92,6 +103,7 @@ def convert(
         gguf_file=gguf_file,
         dtype=to_dtype(dtype),
         dropout=dropout,
+        qk_gain=qk_gain,
         force=force,
         max_shard_size=max_shard_size,
         seed=seed,
@@ -103,21 +115,47 @@ def convert(
 def export(
     source: Source,
     output: Output,
-    to: Annotated[str, option("Stock architecture: gpt2, llama or qwen2."), one_of(*TARGETS)] = "gpt2",
+    to: Annotated[
+        str | None,
+        option(
+            f"Stock architecture: {', '.join(TARGETS)}, or auto: the one in which it is smallest; gguf, a file for "
+            "llama.cpp; or onnx, a graph.",
+            "the one that it was converted from",
+        ),
+        one_of("auto", *TARGETS, *FORMATS),
+        suits_format,
+    ] = None,
     frame: Annotated[
         str,
         option("Frame of the stock stream: lexical (undoes rotations), stream (keeps them), or auto."),
         one_of(*STOCK_FRAMES),
     ] = "auto",
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        option(f"Of the result: {', '.join(DTYPES)}; of gguf also {', '.join(ROUNDED)}.", "as the source"),
+        one_of(*DTYPES, *ROUNDED),
+    ] = None,
     seed: Seed = 0,
     force: Force = False,
 ):
     """
     Export a RiGPT to an unmodified stock model, with a certificate that it is the same function.
 
-        rigpt export my-rigpt my-gpt2 --to gpt2
+        rigpt export my-rigpt my-gpt2
+        rigpt export my-rigpt my-llama --to llama
+        rigpt export my-rigpt my-gguf --to gguf --dtype q8_0
+        rigpt export my-rigpt my-onnx --to onnx
     """
+    if to == "gguf":
+        from ..conversion.gguf import export_gguf
+
+        report(export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed), output)
+        return
+    if to == "onnx":
+        from ..conversion.onnx import export_onnx
+
+        report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
+        return
     from ..conversion import export_checkpoint
 
     certificate = export_checkpoint(
@@ -162,6 +200,7 @@ def families():
     """
     from ..conversion.activations import RIGPT_ACTIVATIONS
     from ..conversion.families import REASONS
+    from ..conversion.gguf_file import ARCHITECTURES
     from ..conversion.overview import overview
 
     def cost(by_tie: dict[bool, float]) -> str:
@@ -187,7 +226,9 @@ def families():
     console.print(
         "Costs are those of a model of the class's default size: parameters that are added, and products with maps "
         "per token, which take time. All families refuse quantized weights and activations that are none of "
-        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama.",
+        f"{activations}. Files of nanoGPT are read as gpt2, those of llama2.c as llama. Exports to "
+        f"{', '.join(name for name in TARGETS if name in ARCHITECTURES)} become files of llama.cpp, too (`gguf`), "
+        "if no layer slides.",
         markup=False,
     )
     table = Table("family", "why not", title="What does not convert, of what is asked for")
@@ -207,8 +248,9 @@ def info(source: Source):
     from .. import RiGPTForCausalLM
     from ..checkpoints.named import rigpt_config
     from ..checkpoints.read import reading
-    from ..frames import layer_of, table_of
+    from ..frames import FrameKey, table_of
     from ..symmetry.tokens import TokenSymmetry
+    from ..table import pattern_of
 
     config = rigpt_config(source)
     known = table_of(config)
@@ -227,20 +269,26 @@ def info(source: Source):
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
     total = 0
-    for name, frame in known.kinds.items():
-        copies = frame.copies * (config.num_hidden_layers if frame.per_layer else 1)
-        total += copies * frame.group.dimension
-        table.add_row(name, str(frame.group), str(copies), f"{copies * frame.group.dimension:,}")
+    alike: dict[tuple[str, str], list[FrameKey]] = {}
+    for key, frame in known.frames.items():
+        alike.setdefault((key.kind, str(frame.group)), []).append(key)
+    for (kind, group), keys in alike.items():
+        copies, layers = sum(known.frames[key].copies for key in keys), [key.layer for key in keys]
+        dimension = sum(known.frames[key].copies * known.frames[key].group.dimension for key in keys)
+        total += dimension
+        per_layer = known.kinds[kind].per_layer and len(layers) < config.num_hidden_layers
+        where = f" of layers {', '.join(map(str, layers))}" if per_layer else ""
+        table.add_row(kind + where, group, str(copies), f"{dimension:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
+    shown: set[str] = set()
     for name, parameter in model.named_parameters():
-        if layer_of(name) in (None, 0):
+        if (pattern := pattern_of(name)) not in shown:
+            shown.add(pattern)
             turning = [
                 " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
                 for axis in known.row(name)
             ]
-            table.add_row(
-                name.replace(".layers.0.", ".layers.*."), " x ".join(map(str, parameter.shape)), ", ".join(turning)
-            )
+            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
     console.print(table)

@@ -1,9 +1,9 @@
 """Arcee: Llama's weight map with an ungated MLP, whose activation is ReLU²."""
 
-from transformers import ArceeConfig
+from transformers import ArceeConfig, ArceeForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, kin_config
+from .llama import LLAMA, PARTIAL, ROTARY, UNGATED, kin_config, kin_target
 from .maps import Architecture
 
 
@@ -16,3 +16,6 @@ def rigpt_config(config: ArceeConfig, dropout: str | None = "vector") -> RiGPTCo
 
 
 ARCHITECTURES = {"arcee": Architecture("ArceeForCausalLM", ARCEE, rigpt_config, PARTIAL)}
+TARGETS = {
+    "arcee": kin_target(ArceeForCausalLM, ARCEE, f"{ROTARY}, an ungated MLP, no q/k normalisation", UNGATED),
+}

@@ -35,6 +35,7 @@ def convert_checkpoint(
     gguf_file: str | None = None,
     dtype: torch.dtype | None = None,
     dropout: str = "vector",
+    qk_gain: str = "vector",
     force: bool = False,
     max_shard_size: int | str | None = None,
     input_ids: torch.Tensor | None = None,
@@ -67,6 +68,8 @@ def convert_checkpoint(
             Of the result; the source's if not given.
         dropout (`str`, defaults to `"vector"`):
             What becomes of coordinate-wise dropout, see [`convert_model`].
+        qk_gain (`str`, defaults to `"vector"`):
+            What becomes of gains of queries and keys, see [`convert_model`].
         force (`bool`, defaults to `False`):
             Replace an earlier model in `output_dir`, once the new one is complete.
         max_shard_size (`int` or `str`, *optional*):
@@ -120,7 +123,7 @@ def convert_checkpoint(
                 return load_model(folder, AutoModelForCausalLM, dtype=finer, allow_unexpected=True)
 
         architecture = architecture_of(config)
-        plan = make_plan(architecture, config, weights, dropout, device)
+        plan = make_plan(architecture, config, weights, dropout, device, qk_gain=qk_gain)
         written = dtype or plan.source_dtype
         drawn = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
         return (
@@ -163,7 +166,7 @@ def export_checkpoint(
     output_dir: str | Path,
     *,
     revision: str | None = None,
-    target: str = "gpt2",
+    target: str | None = None,
     frame: str = "auto",
     dtype: torch.dtype | None = None,
     force: bool = False,

@@ -2,47 +2,69 @@
 
 Shapes: V vocabulary, D lexical, d stream of the RiGPT, S stream of the stock model, n other sizes. The stock stream is
 reached by `x_stock = Qᵀ x` with Q `[d, S]`, an isometry on everything that is ever written into the stream. Then
-readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`, and the stock gains are 1 inside the layers.
+readers turn into `W Q`, writers into `Qᵀ W`, positions into `P Q`.
+
+A stream with more dimensions (GPT-2's, where the RiGPT uses all of its d) has another mean: the stock norm is
+`eps d/S` and its gains are `√(d/S)` times what they were. Heads with more dimensions have zeros there, and queries
+`√(h'/h)` times as long, as the stock score is divided by `√h'`.
+
+The gains of a stock norm are free, as what reads it can be divided by them. They are chosen so that rounding to a few
+bits, with a scale per group of neighbours in a row, does little harm: see [`even_gains`].
 """
 
-from dataclasses import dataclass
+import copy
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
+from ..checkpoints.read import silent
 from ..checkpoints.weights import name_some
 from ..checkpoints.write import Entry
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
+from ..terminal import notices_held, say_notices
 from .assemble import assemble
+from .experts import fused, parts_of
 from .families import TARGETS, refuse_adapter
-from .frames import StockFrame, choose_frame
-from .maps import Family, Rule
-from .neutral import refuse_options
+from .frames import ENDS, ROUNDING, StockFrame, choose_frame
+from .gains import as_vectors
+from .maps import Family, Rule, Target
+from .neutral import refuse_options, refused_options
+
+
+logger = logging.get_logger(__name__)
+
+# Gains of an export are between 2 to the power of minus this and 2 to the power of it.
+LARGEST_EXPONENT = 8
 
 
 def export_model(
-    model: RiGPTForCausalLM, target: str = "gpt2", *, frame: str = "auto", dtype: torch.dtype | None = None
+    model: RiGPTForCausalLM, target: str | None = None, *, frame: str = "auto", dtype: torch.dtype | None = None
 ) -> Any:
     """
     The stock model that computes the same function as a RiGPT, exactly up to rounding.
 
     A stock stream has a frame of its own, and for GPT-2 also a direction that LayerNorm removes. `frame="lexical"`
     expresses the stream in the frame of the embeddings through `project_in`; this undoes a conversion and any rotation
-    since, and keeps embeddings tied where `project_out` is still a gain in that frame. `frame="stream"` keeps the
-    stream as it is and multiplies the projections into the token tables, which unties them; for GPT-2 the direction
-    that no weight writes into is first reflected onto `1/√d`.
+    since, and keeps embeddings tied where `project_out` is still a gain in some frame. `frame="stream"` keeps the
+    stream as it is and multiplies the projections into the token tables, which unties them; for GPT-2 a direction
+    that no weight writes into is first reflected onto `1/√d`, and if there is none the stream gets another one for
+    each head.
 
     Args:
         model (`RiGPTForCausalLM`): the source; not changed.
-        target (`str`, defaults to `"gpt2"`): "gpt2", "llama" or "qwen2".
+        target (`str`, *optional*): a key of `rigpt_hf.conversion.families.TARGETS`, such as "llama"; "auto" for that
+            in which the model is smallest, which a warning names; the class that it was converted from if not given.
         frame (`str`, defaults to `"auto"`): "lexical", "stream", or "auto": the first of the two that is exact.
         dtype (`torch.dtype`, *optional*): of the result; the source's if not given.
 
     Returns:
-        `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen2ForCausalLM`, on the source's device and in its mode.
+        `PreTrainedModel`: of the target's class, on the source's device and in its mode.
 
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
@@ -64,8 +86,13 @@ class ExportPlan:
     config: Any
     entries: tuple[Entry, ...]
 
+    @property
+    def size(self) -> int:
+        """Numbers in all tensors that are stored."""
+        return sum(math.prod(entry.shape) for entry in self.entries)
 
-def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> ExportPlan:
+
+def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str = "auto") -> ExportPlan:
     """
     Match a RiGPT's tensors to a stock model's, with nothing left over on either side.
 
@@ -75,46 +102,137 @@ def plan_export(model: RiGPTForCausalLM, target: str, frame: str = "auto") -> Ex
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
     """
-    if target not in TARGETS:
-        raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}.")
+    if target not in (None, "auto", *TARGETS):
+        raise ValueError(f"`target` must be one of auto, {', '.join(TARGETS)}, got {target!r}.")
     if model.config.local_frames:
         model = to_global_frame(model)
-    chosen, config = TARGETS[target], model.config
+    config = model.config
     tied = model._tied_weights_keys if config.tie_word_embeddings else ()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
-    idle = refuse_options(config, state, chosen)
-    stock_config = chosen.stock_config(config)
-    stock_frame = choose_frame(config, state, chosen.family, frame)
+    if target == "auto":
+        return _best_plan(config, state, frame)
+    return _plan(config, state, target or _origin(config), frame)
+
+
+def _origin(config: RiGPTConfig) -> str:
+    """The target that a model was converted from, as it is recorded."""
+    origin = config.converted_from
+    if origin in TARGETS:
+        return origin
+    record = "no record of its class" if origin is None else f"come from {origin!r}, which is none of them"
+    raise ValueError(
+        f"`target` must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
+        "'auto' is the one in which it is smallest."
+    )
+
+
+def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
+    """The plan in which a model is smallest, if several that of the class that it was converted from; says why."""
+    plans: dict[str, ExportPlan] = {}
+    notices: dict[str, list] = {}
+    refused: dict[str, str] = {}
+    for name, target in TARGETS.items():
+        refused[name] = " and ".join(refused_options(config, state, target))
+        if not refused[name]:
+            try:
+                with notices_held(__name__.rpartition(".")[0]) as notices[name]:
+                    plans[name] = _plan(config, state, name, frame)
+            except ValueError as error:
+                refused[name] = str(error)
+    if not plans:
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in refused.items())
+        raise ValueError(f"`target` must be a class that has all options of this model, and there is none: {reasons}.")
+    best = min(plans, key=lambda name: (plans[name].size, name != config.converted_from))
+    kept = "tied embeddings" if plans[best].config.tie_word_embeddings else "a head of its own"
+    others = [f"{name} with {plan.size:,}" for name, plan in plans.items() if name != best]
+    compared = f"no more than {', '.join(others)}" if others else "and no other class has its options"
+    logger.warning(
+        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers, {compared}."
+    )
+    say_notices(notices[best])
+    return plans[best]
+
+
+def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame: str) -> ExportPlan:
+    target = TARGETS[name]
+    idle = refuse_options(config, state, target, TARGETS)
+    if config.qk_norm_gain == "metric":
+        state = as_vectors(state, ROUNDING[state["model.embed_tokens.weight"].dtype])
+    stock_frame = choose_frame(config, state, target.family, frame)
+    wide = _widened(config, target.family, len(stock_frame.gain))
+    stock_config = target.stock_config(wide)
     stock_config.tie_word_embeddings = stock_frame.head is None
-    with torch.device("meta"):
-        skeleton = chosen.model_class(stock_config)
+    with torch.device("meta"), silent():  # a class warns of kernels that it could use
+        skeleton = target.model_class(stock_config)
     used = {name: tensor for name, tensor in state.items() if name not in idle}
-    unfolding = _Unfolding(chosen.family, config, stock_frame, used, stock_config)
-    return ExportPlan(chosen.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
+    unfolding = _Unfolding(target, config, wide, stock_frame, used, stock_config)
+    return ExportPlan(target.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
+
+
+def even_gains(sizes: torch.Tensor) -> torch.Tensor:
+    """
+    The gains `[n]` of a norm whose readers have columns of these sizes `[n]` (squares, summed), as powers of two.
+
+    A scale of a few bits is shared by neighbours in a row, so a long column costs its neighbours their digits; divided
+    by gains like their lengths, columns are alike. Powers of two, so that no weight is rounded on the way.
+    """
+    # A column of zeros may have any gain.
+    exponents = sizes.clamp_min(float(sizes.amax()) * 1e-12 + 1e-30).log2() / 2
+    exponents = exponents - exponents.mean()
+    return torch.exp2(exponents.round().clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT))
+
+
+def _widened(config: RiGPTConfig, family: Family, size: int) -> RiGPTConfig:
+    """The sizes of a RiGPT in a stock stream of this size."""
+    wide = copy.copy(config)
+    wide.hidden_size, wide.rms_norm_eps = size, config.rms_norm_eps * config.hidden_size / size
+    if family.width is not None:
+        wide.head_dim = size // config.num_attention_heads
+    return wide
 
 
 class _Unfolding:
     """Turns rules into recipes for stock tensors and keeps account of the RiGPT's that they use."""
 
     def __init__(
-        self, family: Family, config: RiGPTConfig, frame: StockFrame, state: dict[str, torch.Tensor], stock_config: Any
+        self,
+        target: Target,
+        config: RiGPTConfig,
+        wide: RiGPTConfig,
+        frame: StockFrame,
+        state: dict[str, torch.Tensor],
+        stock_config: Any,
     ):
-        self.family, self.frame, self.state, self.stock_config = family, frame, state, stock_config
+        self.target, self.family = target, target.family
+        self.config, self.wide, self.state, self.stock_config = config, wide, state, stock_config
         self.table = table_of(config)
+        self.scale = (config.hidden_size / wide.hidden_size) ** 0.5
+        family = target.family
         rules = [rule for rule, _ in family.expand(config)]
         # The ends of the stream, which `choose_frame` has placed.
         ends = (None, family.embedding, family.head)
-        self.used = {f"{rule.target}.{kind}" for rule in rules if rule.source in ends for kind in ("weight", "bias")}
-        self.norms = {rule.norm for rule in rules} - {family.final_norm}
+        self.used = {f"{module}.{kind}" for module in ENDS for kind in ("weight", "bias")}
         self.rules: dict[str, list[Rule]] = {}
+        # What reads each norm, and the gains that it is divided by.
+        self.readers: dict[str, list[Rule]] = {}
+        self.gains: dict[str, torch.Tensor] = {}
         for rule in rules:
             if rule.source is not None and rule.source not in ends:
                 self.rules.setdefault(rule.source, []).append(rule)
+                if rule.norm is not None:
+                    self.readers.setdefault(rule.norm, []).append(rule)
+        if frame.head is not None and family.final_gain:
+            gain = even_gains(frame.head.square().sum(0))
+            frame = replace(frame, gain=frame.gain * gain, bias=frame.bias * gain, head=frame.head / gain)
+        self.frame = frame
 
     def entries(self, skeleton: dict[str, torch.Tensor]) -> tuple[Entry, ...]:
         """The recipes of a stock model's tensors: every one of them, from every one of the RiGPT's."""
         entries = []
         for name, example in skeleton.items():
+            if parts := parts_of(name, example):
+                entries.append(fused(name, example, [self._entry(*one) for one in parts]))
+                continue
             module, _, kind = name.rpartition(".")
             if module != self.family.head or self.frame.head is not None:
                 entries.append(self._entry(name, module, kind, tuple(example.shape)))
@@ -128,10 +246,11 @@ class _Unfolding:
         placed = {
             f"{family.embedding}.weight": frame.embedding,
             f"{family.head}.weight": frame.head,
-            f"{family.final_norm}.weight": frame.gain,
+            f"{family.final_norm}.weight": frame.gain * self.scale,
             f"{family.final_norm}.bias": frame.bias,
         }.get(name)
-        if placed is None and not rules and module not in self.norms:
+        constant = self.target.constant(name)
+        if placed is None and constant is None and not rules and module not in self.readers:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
         self.used.update(f"{rule.target}.{kind}" for rule in rules)
 
@@ -140,8 +259,11 @@ class _Unfolding:
                 tensor = placed
             elif rules:
                 tensor = self._joined(rules, kind, shape)
+            elif constant is not None:
+                tensor = torch.full(shape, constant, dtype=torch.float64)
             else:
-                tensor = torch.full(shape, 1.0 if kind == "weight" else 0.0)
+                gain = self._gain(module)
+                tensor = gain * self.scale if kind == "weight" else torch.zeros_like(gain)
             if tensor.shape != shape:
                 raise ValueError(
                     f"`{name}` of the target must have shape {list(shape)}, the source gives {list(tensor.shape)}."
@@ -154,23 +276,50 @@ class _Unfolding:
         """A stock module's weight or bias from all RiGPT modules that are in it."""
         transposed = kind == "weight" and rules[0].transposed
         parts = [self._turned(f"{rule.target}.{kind}") for rule in rules]
+        if kind == "weight" and rules[0].norm is not None:
+            gain = self._gain(rules[0].norm)
+            parts = [None if part is None else part / gain for part in parts]
         if rules[0].rows is None and parts[0] is not None:
             return parts[0].T if transposed else parts[0]
-        # Zeros are a bias that is absent.
-        whole = torch.zeros(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
+        # Zeros are a bias that is absent, ones gains.
+        absent = torch.ones if rules[0].gain else torch.zeros
+        whole = absent(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
         for rule, part in zip(rules, parts, strict=True):
             if rule.rows is not None and part is not None:
                 rule.rows(self.stock_config).place(part, whole)
         return whole.T if transposed else whole
 
+    def _gain(self, norm: str) -> torch.Tensor:
+        """The gains of a norm inside the layers, `[S]`."""
+        if norm not in self.gains:
+            parts = (self._turned(f"{rule.target}.weight") for rule in self.readers[norm])
+            self.gains[norm] = even_gains(sum(part.square().sum(0) for part in parts if part is not None))
+        return self.gains[norm]
+
     def _turned(self, name: str) -> torch.Tensor | None:
         """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
         if name not in self.state:
             return None
-        tensor = self.state[name].to(torch.float64)
+        tensor = self._with_wide_heads(name, self.state[name].to(torch.float64))
         match self.table.role_on(name, "stream"):
             case "reads" | "rows":
                 return self.frame.read(tensor)
             case "writes":
                 return self.frame.write(tensor)
+        return tensor
+
+    def _with_wide_heads(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor with as many dimensions per head as the stock model has, zeros in those that are new."""
+        size, wide = self.config.head_dim, self.wide.head_dim
+        if size == wide:
+            return tensor
+        for turned in self.table.turns(name):
+            if turned.key.kind in ("head_qk", "head_vo"):
+                heads = turned.unfold(tensor).unflatten(0, (-1, size))
+                padded = torch.nn.functional.pad(heads, (0, 0, 0, wide - size)).flatten(0, 1)
+                shape = list(tensor.shape)
+                shape[turned.dim] = len(padded)
+                tensor = turned.fold(padded, torch.Size(shape))
+                if (turned.key.kind, turned.role) == ("head_qk", "vector"):
+                    tensor = tensor * (wide / size) ** 0.5
         return tensor

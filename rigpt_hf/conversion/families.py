@@ -4,31 +4,77 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from . import arcee, ernie4_5, gemma, gpt2, granite, llama, nanochat, olmo, opt, phi3, stablelm, starcoder2
+from . import (
+    apertus,
+    arcee,
+    bloom,
+    cohere,
+    ernie4_5,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    moe,
+    mpt,
+    nanochat,
+    olmo,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen3,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from .maps import Architecture, Target
 
 
-FAMILIES = (gpt2, llama, arcee, ernie4_5, gemma, granite, nanochat, olmo, opt, phi3, stablelm, starcoder2)
+FAMILIES = (
+    gpt2,
+    llama,
+    arcee,
+    apertus,
+    ernie4_5,
+    gemma,
+    glm,
+    gpt_neo,
+    granite,
+    moe,
+    nanochat,
+    olmo,
+    olmo2,
+    opt,
+    phi3,
+    qwen3,
+    smollm3,
+    stablelm,
+    starcoder2,
+    gpt_neox,
+    gptj,
+    phi,
+    falcon,
+    cohere,
+    mpt,
+    bloom,
+)
 # By `model_type`, and by the name that a target is asked for.
 ARCHITECTURES: dict[str, Architecture] = {
-    name: architecture for family in FAMILIES for name, architecture in family.ARCHITECTURES.items()
+    name: architecture for family in FAMILIES for name, architecture in getattr(family, "ARCHITECTURES", {}).items()
 }
 TARGETS: dict[str, Target] = {
     name: target for family in FAMILIES for name, target in getattr(family, "TARGETS", {}).items()
 }
 
-_QK_NORM = (
-    "`q_norm` and `k_norm` carry a gain per coordinate of the head, which acts between the normalisation and the "
-    "rotation and folds into no weight"
-)
-_SOFTCAP_GAIN = "its norms stand behind the blocks as well as in front of them, where a gain folds into no weight"
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "qwen3": _QK_NORM,
-    "qwen3_moe": _QK_NORM,
-    "olmo2": _QK_NORM,
-    "gemma2": _SOFTCAP_GAIN,
-    "gemma3_text": _SOFTCAP_GAIN,
+    "olmoe": "no weight map has been written for its experts",
+    "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
 }
 
 

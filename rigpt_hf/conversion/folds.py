@@ -10,6 +10,9 @@ logits; 1 where it has none):
     injection   U = s C                                 [d, D], D = d
     extraction  G = s diag(g) C     b = s β             [D, d], D = d
 
+Where the stock head has a bias `c`, `D = d + 1`: the head reads the table `[E, c]`, zeros follow `U` and `G`, and 1
+follows `b`.
+
 A centred stream makes LayerNorm without gain and bias equal to `n(x) = x / sqrt(mean(x²) + eps)`; that gains and
 biases fold this way is known from SliceGPT (arXiv 2401.15024) and TransformerLens.
 """
@@ -24,38 +27,48 @@ BLOCK = 2**22
 
 
 def in_blocks(
-    tensor: torch.Tensor, dim: int, dtype: torch.dtype, fold: Callable[[torch.Tensor], torch.Tensor]
+    tensor: torch.Tensor,
+    dim: int,
+    dtype: torch.dtype,
+    fold: Callable[..., torch.Tensor],
+    *along: torch.Tensor,
 ) -> torch.Tensor:
-    """`fold` in float64 on slices along `dim`, which it must treat independently; the result is cast to `dtype`."""
+    """
+    `fold` in float64 on slices along `dim`, which it must treat independently, and on those of what else lies `along`
+    it; the result is cast to `dtype`.
+    """
     result = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     count = tensor.shape[dim]
     step = max(1, BLOCK * count // max(tensor.numel(), 1))
     for start in range(0, count, step):
         length = min(step, count - start)
         block = tensor.narrow(dim, start, length).to(torch.float64)
-        result.narrow(dim, start, length).copy_(fold(block))
+        result.narrow(dim, start, length).copy_(fold(block, *(vector.narrow(0, start, length) for vector in along)))
     return result
 
 
 def fold_reader(
-    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float, dtype: torch.dtype
+    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float | torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """`scale · W diag(g) C` for a reader `[n, d]`; rows do not mix, so no product of matrices is needed."""
+    """
+    `scale · W diag(g) C` for a reader `[n, d]`, `scale` a number or one for each row `[n]`; rows do not mix, so no
+    product of matrices is needed.
+    """
     gain = None if gain is None else gain.to(torch.float64)
 
-    def fold(rows: torch.Tensor) -> torch.Tensor:
+    def fold(rows: torch.Tensor, scale: float | torch.Tensor = scale) -> torch.Tensor:
         rows = rows if gain is None else rows * gain
         rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
-        return rows if scale == 1.0 else rows * scale
+        return rows * scale if isinstance(scale, torch.Tensor) or scale != 1.0 else rows
 
-    return in_blocks(weight, 0, dtype, fold)
+    return in_blocks(weight, 0, dtype, fold, *([scale[:, None]] if isinstance(scale, torch.Tensor) else []))
 
 
 def fold_reader_bias(
     bias: torch.Tensor | None,
     weight: torch.Tensor | None,
     norm_bias: torch.Tensor | None,
-    scale: float,
+    scale: float | torch.Tensor,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """`scale · (b + W β)`, `[n]`, with the unfolded weight `[n, d]`; either summand may be absent."""
@@ -82,6 +95,14 @@ def fold_writer(weight: torch.Tensor, centred: bool, scale: float, dtype: torch.
 def fold_rows(table: torch.Tensor, centred: bool, scale: float, dtype: torch.dtype) -> torch.Tensor:
     """`scale · P C` for a table `[positions, d]` whose rows are vectors of the stream."""
     return fold_reader(table, None, centred, scale, dtype) if centred or scale != 1.0 else table.to(dtype)
+
+
+def extended(tensor: torch.Tensor, dim: int, last: torch.Tensor) -> torch.Tensor:
+    """A tensor with one more entry along `dim`: one number for all, or one for each entry of the other axis."""
+    shape = list(tensor.shape)
+    shape[dim] = 1
+    last = last.to(tensor.device, tensor.dtype)
+    return torch.cat((tensor, last.expand(shape) if last.dim() == 0 else last.reshape(shape)), dim)
 
 
 def projection(

@@ -1,29 +1,42 @@
 """The frame in which a RiGPT's stream is expressed when it leaves for a stock model.
 
-Shapes: V vocabulary, D lexical, d stream. `U` project_in `[d, D]`, `G` project_out `[D, d]`, `b` its bias `[D]`, `E`
-table of tokens `[V, D]`, `L` table of the head `[V, D]` (`E` where tied), `C = I - 11ᵀ/d`.
+Shapes: V vocabulary, D lexical, d stream of the RiGPT, S stream of the stock model. `U` project_in `[d, D]`, `G`
+project_out `[D, d]`, `b` its bias `[D]`, `E` table of tokens `[V, D]`, `L` table of the head `[V, D]` (`E` if tied),
+`C = I - 11ᵀ/S`. The stock stream is `Qᵀ x` with an isometry `Q` `[d, S]`; `S = d` but for a GPT-2 that needs more.
 
-Lexical frame, possible if `UᵀU = C` (GPT-2) or `UᵀU = I` (Llama) and everything written lies in the range of `U`:
+Lexical frame, possible if `UᵀU = C` (LayerNorm) or `I` (RMSNorm) and everything written lies in the range of `U`:
 `Q = U`, token table `E`. If `G U = diag(g) C`, resp. `diag(g)`, the last norm takes `g` and `b`; the head stays `L`.
 
-Stream frame: `Q` is the identity, or for GPT-2 the reflection that puts the direction nobody writes into on `1/√d`;
-token table `E Uᵀ Q`, head `L G Q`. GPT-2's head has no bias, but its last norm has: `n(x)` is orthogonal to `1`, so
-with `ln_f.bias = 1` the head `L (G C + b 1ᵀ/d)` gives `L (G n + b)` exactly.
+Where the lexical frame was turned, embeddings stay tied all the same if `G = Uᵀ M` with `M = Q diag(g) Qᵀ`, which is
+any symmetric matrix: the token table is then `E Uᵀ Q`, and the logits are `E G n(x) = (E Uᵀ Q) diag(g) n(Qᵀ x)`. Not
+for GPT-2, whose gains and centring do not commute.
+
+Stream frame: `Q` is the identity; token table `E Uᵀ Q`, head `L G Q`. GPT-2's LayerNorm removes the direction `1/√S`,
+so there `Q` is the reflection that puts a direction nobody writes into on it; where all d are in use, the stream gets
+more, see `width` of [`Family`]. GPT-2's head has no bias, but its last norm has: `n(x)` is orthogonal to `1`, so with
+`ln_f.bias = 1` the head `L (G C + b 1ᵀ/S)` gives `L (G n + b)` exactly.
+
+A model that normalises its embeddings has the table `n(E Uᵀ) Q` of a stock class that does not, which unties it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
 from .maps import Family
 
 
+logger = logging.get_logger(__name__)
+
 # How far from exact an identity between stored weights may be: their rounding, with room for its accumulation.
 ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 FRAMES = ("auto", "lexical", "stream")
+# The modules at both ends of the stream.
+ENDS = ("model.embed_tokens", "model.project_in", "model.project_out", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class StockFrame:
 
 def choose_frame(config: RiGPTConfig, state: dict[str, torch.Tensor], family: Family, frame: str) -> StockFrame:
     """
-    The frame asked for, or the first exact one.
+    The frame asked for, or the first exact one. A warning says why embeddings that were tied are not any more.
 
     Args:
         config (`RiGPTConfig`), state (`dict[str, torch.Tensor]`): the RiGPT.
@@ -60,13 +73,22 @@ def choose_frame(config: RiGPTConfig, state: dict[str, torch.Tensor], family: Fa
     if frame not in FRAMES:
         raise ValueError(f"`frame` must be one of {', '.join(FRAMES)}, got {frame!r}.")
     ends = _Ends(config, state, family)
+    placed, reason = None, "`frame='stream'` keeps the stream as it is"
     if frame != "stream":
         obstacle = ends.lexical_obstacle()
-        if obstacle is None:
-            return ends.lexical()
-        if frame == "lexical":
+        placed = ends.lexical() if obstacle is None else None
+        if ends.tied and (placed is None or placed.head is not None):
+            eigenframe, reason = ends.eigenframe()
+            placed = eigenframe or placed
+        if placed is None and frame == "lexical":
             raise ValueError(f"`frame='lexical'` is not exact for this model: {obstacle}. Try `frame='stream'`.")
-    return ends.stream()
+    placed = placed or ends.stream()
+    if ends.tied and placed.head is not None:
+        logger.warning(
+            f"The head gets a table of its own, of {placed.head.numel():,} numbers, where this model uses its "
+            f"embeddings twice: {reason}."
+        )
+    return placed
 
 
 class _Ends:
@@ -80,8 +102,9 @@ class _Ends:
         self.table = self._get("model.embed_tokens.weight")
         self.head = self.table if self.tied else self._get("lm_head.weight")
         self.has_projections = config.embedding_size is not None
-        self.bias = self._get("model.project_out.bias") if config.output_bias else None
-        self.ones = torch.ones(config.hidden_size, dtype=torch.float64, device=self.table.device)
+        bias = self._get("model.project_out.bias") if config.output_bias else None
+        self.bias = None if bias is None or not bool(bias.any()) else bias
+        self.baked = config.embedding_norm and not family.embedding_norm
 
     def _get(self, name: str) -> torch.Tensor:
         return self.state[name].to(torch.float64)
@@ -90,8 +113,19 @@ class _Ends:
         return float(error.norm()) <= self.tolerance * float(reference.norm())
 
     def _centre(self, matrix: torch.Tensor) -> torch.Tensor:
-        """`M C` for GPT-2, `M` for Llama."""
+        """`M C` for LayerNorm, `M` for RMSNorm."""
         return matrix - matrix.mean(dim=-1, keepdim=True) if self.centred else matrix
+
+    def _width(self, least: int) -> int:
+        """The size of a stock stream that holds so many dimensions."""
+        return least if self.family.width is None else self.family.width(self.config, least)
+
+    def _framed(self, basis: torch.Tensor | None, table: torch.Tensor, size: int) -> StockFrame:
+        """A frame with these embeddings `[V, S]`, before the last norm and the head are known; tied."""
+        if self.baked:
+            table = torch.nn.functional.rms_norm(table, table.shape[-1:], eps=self.config.rms_norm_eps)
+        ones = torch.ones(size, dtype=torch.float64, device=table.device)
+        return StockFrame(basis, table, ones, ones * 0, None)
 
     def written(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Everything that is added to the stream, as columns `[d, n]`, with its name; tables of rows come last."""
@@ -108,6 +142,8 @@ class _Ends:
             return "it has no `project_in`: its embeddings are vectors of the stream already"
         if size != lexical:
             return f"`embedding_size={lexical}` differs from `hidden_size={size}`"
+        if (width := self._width(size)) != size:
+            return f"its heads need a stream of {width} in {self.family.name}, and `hidden_size={size}`"
         into = self._get("model.project_in.weight")
         expected = self._centre(torch.eye(size, dtype=torch.float64, device=into.device))
         if not self._is_small(into.T @ into - expected, expected):
@@ -121,67 +157,103 @@ class _Ends:
         """The stream in the frame of the embeddings."""
         into, out = self._get("model.project_in.weight"), self._get("model.project_out.weight")
         size = self.config.hidden_size
+        frame = self._framed(into, self.table, size)
         seen = self._centre(out @ into)  # [D, D], what reads the normalised stream in this frame
         gain = seen.diagonal() / (1 - 1 / size if self.centred else 1)
         is_gain = self._is_small(seen - self._centre(torch.diag(gain)), seen)
-        if is_gain and (self.bias is None or self.family.norm_bias):
-            bias = torch.zeros_like(gain) if self.bias is None else self.bias
-            return StockFrame(into, self.table, gain, bias, None if self.tied else self.head)
-        return self._with_head(StockFrame(into, self.table, self.ones, self.ones * 0, None), seen)
+        if is_gain and self.family.final_gain and (self.bias is None or self.family.norm_bias):
+            bias = frame.bias if self.bias is None else self.bias
+            return replace(frame, gain=gain, bias=bias, head=None if self.tied and not self.baked else self.head)
+        return self._with_head(frame, seen)
+
+    def eigenframe(self) -> tuple[StockFrame | None, str]:
+        """A frame that keeps tied embeddings tied whatever was done to the lexical frame; why there is none if so."""
+        if self.baked:
+            return None, "`embedding_norm` is in the embeddings, and not in the head"
+        if self.centred:
+            return None, (
+                f"`project_out` is no gain in the frame of the embeddings, and {self.family.name}, which centres its "
+                "stream, can tie them in no other"
+            )
+        if not self.family.final_gain:
+            return None, f"`project_out` is not `project_in` read backwards, and {self.family.name} has no gains"
+        if self.bias is not None:
+            return None, "`project_out.bias` is not 0"
+        if not self.has_projections:
+            return None, "they are vectors of the stream"
+        into, out = self._get("model.project_in.weight"), self._get("model.project_out.weight")
+        inverse = torch.linalg.pinv(into)  # [D, d]
+        half = inverse.T @ out
+        # The symmetric solution of `Uᵀ M = G`, if there is one: where D < d it is one of many.
+        metric = half + half.T - inverse.T @ (out @ into) @ inverse
+        values, basis = torch.linalg.eigh((metric + metric.T) / 2)
+        error = into.T @ (basis * values) @ basis.T - out
+        if not self._is_small(error, out):
+            return None, (
+                "`project_out` is a gain of the last norm in no frame of the stream, as `project_in⁻ᵀ project_out` is "
+                "not symmetric"
+            )
+        frame = self._framed(basis, self.table @ (into.T @ basis), self.config.hidden_size)
+        return replace(frame, gain=values), ""
 
     def stream(self) -> StockFrame:
-        """The stream as it is, up to a reflection."""
+        """The stream as it is, up to a reflection and dimensions that nobody writes into."""
         basis = self._reflection() if self.centred else None
-        placed = StockFrame(basis, self.table, self.ones, self.ones * 0, None)
+        size = self.config.hidden_size if basis is None else basis.shape[1]
         table, seen = self.table, torch.eye(self.config.hidden_size, dtype=torch.float64, device=self.table.device)
         if self.has_projections:
             table = table @ self._get("model.project_in.weight").T
             seen = self._get("model.project_out.weight")
-        embedding = placed.read(table)
-        seen = self._centre(placed.read(seen))
-        placed = replace(placed, embedding=embedding)
-        if self.tied and self.bias is None and self._is_small(self.head @ seen - embedding, embedding):
+        if basis is not None:
+            table, seen = table @ basis, seen @ basis
+        placed, seen = self._framed(basis, table, size), self._centre(seen)
+        is_table = self._is_small(self.head @ seen - placed.embedding, placed.embedding)
+        if self.tied and self.bias is None and is_table:
             return placed
         return self._with_head(placed, seen)
 
     def _with_head(self, frame: StockFrame, seen: torch.Tensor) -> StockFrame:
         """`frame` with a head of its own, `L` times what reads the stream, and the bias by way of the last norm's."""
-        if self.bias is None or not bool(self.bias.any()):
+        if self.bias is None:
             return replace(frame, head=self.head @ seen)
         if not self.family.norm_bias:
             raise ValueError(
-                "`output_bias=True` has no counterpart in the Llama family, whose last norm and head have no bias, "
+                f"`output_bias=True` has no counterpart in {self.family.name}, whose last norm and head have no bias, "
                 "unless `project_out.bias` is 0. Export to 'gpt2' if the model has learned positions, or keep it as "
                 "RiGPT."
             )
-        seen = seen + torch.outer(self.bias, self.ones) / self.config.hidden_size
-        return replace(frame, bias=self.ones, head=self.head @ seen)
+        seen = seen + torch.outer(self.bias, frame.gain) / len(frame.gain)
+        return replace(frame, bias=frame.gain, head=self.head @ seen)
 
     def _reflection(self) -> torch.Tensor | None:
         """
-        The Householder reflection that takes the direction nothing is written into to `1/√d`; `None` if it is there.
-
-        Raises:
-            ValueError: if the stream uses all of its dimensions.
+        The isometry `Q` of a Householder reflection that takes a direction nothing is written into to `1/√S`: one of
+        the d where there is one, else one of those that are added; `None` if it is there already.
         """
-        size = self.config.hidden_size
-        target = self.ones / size**0.5
-        gram = torch.zeros_like(torch.outer(target, target))
-        for _, columns in self.written():
-            gram += columns @ columns.T / columns.square().sum().clamp_min(1e-300)
-        if self._strength(target) <= self.tolerance:
-            return None
-        null = torch.linalg.eigh(gram).eigenvectors[:, 0]
-        strength = self._strength(null)
-        if strength > self.tolerance:
+        size, device = self.config.hidden_size, self.table.device
+        unused = torch.full((size,), size**-0.5, dtype=torch.float64, device=device)
+        placed = free = self._strength(unused) <= self.tolerance
+        if not placed:
+            gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+            for _, columns in self.written():
+                gram += columns @ columns.T / columns.square().sum().clamp_min(1e-300)
+            unused = torch.linalg.eigh(gram).eigenvectors[:, 0]
+            free = self._strength(unused) <= self.tolerance
+        if not free and self.family.width is None:
             raise ValueError(
-                f"GPT-2's LayerNorm removes one direction of the stream, and this model's stream uses all {size}: the "
-                f"weakest is still written with relative strength {strength:.1e}. Only a model with an unused "
-                "direction (as any converted GPT-2 has until it is trained further) can be exported to GPT-2."
+                f"LayerNorm removes one direction of the stream in {self.family.name}, and this model's stream uses "
+                f"all {size}: the weakest is still written with relative strength {self._strength(unused):.1e}. Only "
+                "a model with an unused direction (as any converted from such a class has until it is trained "
+                "further) can be exported to it."
             )
-        normal = null - target
+        width = self._width(size if free else size + 1)
+        if width != size:
+            unused = torch.nn.functional.one_hot(torch.tensor(width - 1, device=device), width).to(torch.float64)
+        elif placed:
+            return None
+        normal = unused - width**-0.5
         normal = normal / normal.norm()
-        return torch.eye(size, dtype=torch.float64, device=null.device) - 2 * torch.outer(normal, normal)
+        return (torch.eye(width, dtype=torch.float64, device=device) - 2 * torch.outer(normal, normal))[:size]
 
     def _strength(self, direction: torch.Tensor) -> float:
         """The relative size of a writer's output along a direction: the largest over the writers."""

@@ -1,10 +1,13 @@
-"""Gemma (the first): Llama's weight map, gains stored as their difference from 1, and embeddings times `sqrt(d)`."""
+"""Gemma 1, 2 and 3: Llama's weight map, gains stored as their difference from 1, embeddings times `sqrt(d)`."""
 
-from transformers import GemmaConfig
+from dataclasses import replace
+
+from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config
-from .maps import Architecture, only
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config, sight
+from .maps import Architecture, Family, Rule, only, same
+from .qwen3 import with_head_gains
 
 
 def embedding_scale(config: GemmaConfig, layer: int) -> float:
@@ -12,11 +15,44 @@ def embedding_scale(config: GemmaConfig, layer: int) -> float:
     return config.hidden_size**0.5
 
 
+def query_scale(config: Gemma2Config | Gemma3TextConfig, layer: int) -> float:
+    """The factor of queries, in units of `1 / sqrt(head_dim)`."""
+    return (head_dim(config) / config.query_pre_attn_scalar) ** 0.5
+
+
+def with_output_norms(family: Family, attention: str, mlp: str) -> Family:
+    """A family whose blocks have norms behind them, of these names."""
+    layer = "model.layers.{i}"
+    rules = (
+        Rule("model.carry"),
+        Rule(f"{layer}.attention_output_norm", norm=f"{layer}.{attention}"),
+        Rule(f"{layer}.mlp_output_norm", norm=f"{layer}.{mlp}"),
+    )
+    return replace(family, rules=(*family.rules, *rules))
+
+
 # Rounded when a model is made, to 55.5 instead of 55.426 in 16 bits, whatever dtype the model has later.
 _SCALED = {"scale": embedding_scale, "buffer": "model.embed_tokens.embed_scale"}
+_MLP = {"norm": "model.layers.{i}.pre_feedforward_layernorm"}
 
 GEMMA = LLAMA.varied(
     "Gemma", {"embed_tokens": _SCALED, "project_in": _SCALED}, gain_offset=1.0, options=ATTENTION_BIASES
+)
+_GEMMA2 = with_output_norms(
+    GEMMA.varied("Gemma 2", {"gate_proj": _MLP, "up_proj": _MLP}),
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+)
+GEMMA2 = _GEMMA2.varied(
+    "Gemma 2",
+    {"q_proj": {"scale": query_scale}},
+    options=ATTENTION_BIASES | same("attn_logit_softcapping", "final_logit_softcapping"),
+)
+# Which has a cap for scores in its configuration and does not read it.
+GEMMA3 = with_head_gains(_GEMMA2).varied(
+    "Gemma 3",
+    {"q_norm": {"scale": query_scale}},
+    options=ATTENTION_BIASES | same("final_logit_softcapping"),
 )
 
 
@@ -25,10 +61,25 @@ def rigpt_config(config: GemmaConfig, dropout: str | None = "vector") -> RiGPTCo
     return kin_config(GEMMA, config)
 
 
-REFUSED = only(
+def gemma2_config(config: Gemma2Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for a Gemma 2."""
+    return kin_config(GEMMA2, config, "hidden_activation", post_norm=True, **sight(config, True))
+
+
+def gemma3_config(config: Gemma3TextConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for the text model of a Gemma 3."""
+    gains = {"qk_norm": True, "qk_norm_gain": "vector"}
+    return kin_config(GEMMA3, config, "hidden_activation", post_norm=True, **gains, **sight(config, True))
+
+
+BIDIRECTIONAL = only(
     "use_bidirectional_attention",
     (None, False),
     "these layers see what comes after them, and RiGPT's do not",
     "Convert a Gemma that is a language model",
 )
-ARCHITECTURES = {"gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config, PARTIAL | REFUSED)}
+ARCHITECTURES = {
+    "gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config, PARTIAL | BIDIRECTIONAL),
+    "gemma2": Architecture("Gemma2ForCausalLM", GEMMA2, gemma2_config, PARTIAL | BIDIRECTIONAL),
+    "gemma3_text": Architecture("Gemma3ForCausalLM", GEMMA3, gemma3_config, PARTIAL | BIDIRECTIONAL),
+}

@@ -25,6 +25,12 @@ def third(index: int) -> Callable[[GPT2Config], Rows]:
     return lambda config: Rows(index * config.n_embd, config.n_embd, 3 * config.n_embd)
 
 
+def width(config: RiGPTConfig, least: int) -> int:
+    """The size of a stream that holds `least` dimensions: heads share it among them, and none may be too small."""
+    heads = config.num_attention_heads
+    return heads * max(config.head_dim, -(-least // heads))
+
+
 _H = "transformer.h.{i}"
 _L = "model.layers.{i}"
 _QKV, _LN_1, _LN_2 = f"{_H}.attn.c_attn", f"{_H}.ln_1", f"{_H}.ln_2"
@@ -62,6 +68,7 @@ GPT2 = Family(
     norm_bias=True,
     # The causal mask, which checkpoints of older releases stored.
     harmless=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),
+    width=width,
 )
 
 
@@ -109,7 +116,7 @@ TARGETS = {
         expresses={
             "position_embedding_type": lambda config: config.position_embedding_type == "learned",
             "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
-            "head_dim": lambda config: config.num_attention_heads * config.head_dim == config.hidden_size,
+            "head_dim": None,
             "rope_parameters": None,
             # A bias that is absent is 0.
             "attention_bias": None,
@@ -119,10 +126,6 @@ TARGETS = {
             "hidden_act": None,
         },
         stock_config=stock_config,
-        summary=(
-            "learned positions, an ungated MLP, as many key-value heads as heads, no q/k normalisation and "
-            "`head_dim = hidden_size / num_attention_heads`"
-        ),
-        alternative="Keep this model as RiGPT, or try `target='llama'`.",
+        summary="learned positions, an ungated MLP, as many key-value heads as heads and no q/k normalisation",
     )
 }

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import (
-    LlamaConfig,
     LlamaForCausalLM,
     Ministral3Config,
+    MistralForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -14,6 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
+from ..layers_rigpt import FULL, SLIDING, by_layer_type
 from .activations import rigpt_activation
 from .maps import Architecture, Family, Rule, Target, same
 
@@ -79,13 +80,18 @@ def rigpt_config(config: PreTrainedConfig, dropout: str | None = "vector") -> Ri
 
 
 def mistral_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """The same for a Mistral or Ministral."""
-    return kin_config(UNBIASED, config)
+    """The same for a Mistral, of which all layers slide or none."""
+    return kin_config(UNBIASED, config, **sight(config, False))
+
+
+def ministral_config(config: PreTrainedConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The same for a Ministral, some of whose layers slide."""
+    return kin_config(UNBIASED, config, **sight(config, True))
 
 
 def qwen2_rigpt_config(config: Qwen2Config, dropout: str | None = "vector") -> RiGPTConfig:
     """The same for a Qwen2, whose queries, keys and values have biases."""
-    return kin_config(UNBIASED, config, attention_bias=True)
+    return kin_config(UNBIASED, config, attention_bias=True, **sight(config, True))
 
 
 def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") -> RiGPTConfig:
@@ -93,16 +99,17 @@ def ministral3_config(config: Ministral3Config, dropout: str | None = "vector") 
     # The first of them does nothing there, and the library leaves the other unread.
     others = ("llama_4_scaling_beta", "max_position_embeddings")
     rope = {name: value for name, value in config.rope_parameters.items() if name not in others}
-    return kin_config(UNBIASED, config, rope_parameters=rope)
+    return kin_config(UNBIASED, config, rope_parameters=rope, **sight(config, False))
 
 
-def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTConfig:
+def kin_config(family: Family, config: PreTrainedConfig, activation: str = "hidden_act", **own: Any) -> RiGPTConfig:
     """
     The configuration of the RiGPT equal to a model with Llama's layers.
 
     Args:
         family (`Family`): the source's.
         config (`PreTrainedConfig`): the source's configuration, of which the fields are read that the family names.
+        activation (`str`): what the source calls its activation.
         own: fields of the result that do not follow from Llama's names.
 
     Raises:
@@ -111,10 +118,10 @@ def kin_config(family: Family, config: PreTrainedConfig, **own: Any) -> RiGPTCon
     same_as_llama = {
         "embedding_size": config.hidden_size if config.tie_word_embeddings else None,
         "head_dim": head_dim(config),
-        "hidden_act": rigpt_activation(config.hidden_act, "hidden_act"),
+        "hidden_act": rigpt_activation(getattr(config, activation), activation),
         "gated_mlp": True,
         "position_embedding_type": "rotary",
-        "rope_parameters": dict(config.rope_parameters),
+        "rope_parameters": rotations(config),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
     return RiGPTConfig(**family.rigpt_fields(config) | same_as_llama | own)
@@ -125,40 +132,49 @@ def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def sliding(layered: bool) -> Callable[[Any], str | None]:
+def rotations(config: PreTrainedConfig) -> dict[str, Any]:
+    """The rope parameters of a source, of its types of layers if it has several."""
+    rope = config.rope_parameters
+    if not by_layer_type(rope):
+        return dict(rope)
+    kinds = dict.fromkeys(config.layer_types[: config.num_hidden_layers])
+    own = {kind: dict(rope[kind]) for kind in kinds}
+    return own if len(kinds) > 1 else own.popitem()[1]
+
+
+def sight(config: PreTrainedConfig, layered: bool) -> dict[str, Any]:
     """
-    Layers that do not see everything before them.
+    The fields of a RiGPT whose layers see as far back as those of a source.
 
     Args:
-        layered (`bool`): the class slides in those layers alone that `layer_types` says; others never read that.
+        config (`PreTrainedConfig`): the source's configuration.
+        layered (`bool`): the class slides in those layers alone that `layer_types` says; others never read that, and
+            slide in all if there is a window.
     """
-
-    def words(config: PreTrainedConfig) -> str | None:
-        window = config.sliding_window
-        slides = "sliding_attention" in config.layer_types if layered else window is not None
-        # A window as long as the longest sequence hides nothing.
-        if not slides or (window is not None and window >= config.max_position_embeddings):
-            return None
-        without = "`layer_types` to 'full_attention' for all" if layered else "`sliding_window` to `None`"
-        return (
-            f"`sliding_window={window}` is shorter than `max_position_embeddings={config.max_position_embeddings}`: "
-            "these layers do not see everything before them, and RiGPT's do. If you only use sequences no longer than "
-            f"the window, set `max_position_embeddings` to it (or {without}) in the source's configuration."
-        )
-
-    return words
+    window = config.sliding_window
+    kinds = list(config.layer_types[: config.num_hidden_layers]) if layered else None
+    slides = window is not None if kinds is None else SLIDING in kinds
+    # However long the window is: rotary positions go on beyond the length that a model is made for.
+    return {"layer_types": kinds, "sliding_window": window} if slides else {}
 
 
 def turns_whole_heads(rope: Mapping[str, Any]) -> bool:
-    """Whether no part of a head is left out; the proportional rotation turns that part too, by nothing."""
+    """
+    Whether no part of a head is left out, and none of another type of layer turns otherwise; the proportional rotation
+    turns that part too, by nothing.
+    """
+    if by_layer_type(rope):
+        return False
     return rope.get("partial_rotary_factor", 1.0) == 1.0 or rope.get("rope_type") == "proportional"
 
 
 def partial_rotation(config: PreTrainedConfig) -> str | None:
     """Heads turned in part, of a class that turns them whole whatever its configuration says."""
-    if turns_whole_heads(config.rope_parameters):
+    rope = rotations(config)
+    partial = [each for each in (rope.values() if by_layer_type(rope) else [rope]) if not turns_whole_heads(each)]
+    if not partial:
         return None
-    part = config.rope_parameters["partial_rotary_factor"]
+    part = partial[0]["partial_rotary_factor"]
     return (
         f"`rope_parameters['partial_rotary_factor']={part}` is not honoured by `{config.model_type}` models, which "
         "turn whole heads, but would be by RiGPT. Remove it from the source's configuration if its heads are turned "
@@ -179,68 +195,102 @@ def scaled_queries(config: Ministral3Config) -> str | None:
     )
 
 
-def _common(config: RiGPTConfig, target: str) -> dict:
-    if config.residual_dropout or config.embedding_dropout:
-        logger.warning(
-            f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` have no "
-            f"counterpart in {target} and were set to 0. Evaluation is unaffected; training differs."
-        )
-    return LLAMA.stock_fields(config) | {
-        "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
-        "rope_parameters": dict(config.rope_parameters or {}),
-    }
+def kin_target(
+    model_class: Any,
+    family: Family,
+    summary: str,
+    expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None] | None = None,
+    constants: Mapping[str, float] | None = None,
+    windows: Callable[[RiGPTConfig], dict[str, Any]] | None = None,
+    **own: Any,
+) -> Target:
+    """
+    A class with Llama's layers to export to. It has what the options of its family name.
+
+    Args:
+        model_class (`type`): the class.
+        family (`Family`): its weight map.
+        summary (`str`), constants: see [`Target`].
+        expresses: options for which it differs from Llama, see [`Target`].
+        windows (`Callable`, *optional*): the fields of its configuration that say how far back layers see.
+        own: fields of its configuration that do not follow from Llama's names.
+    """
+    name = model_class.__name__.removesuffix("ForCausalLM")
+
+    def stock_config(config: RiGPTConfig) -> PreTrainedConfig:
+        if config.residual_dropout or config.embedding_dropout:
+            logger.warning(
+                f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` "
+                f"have no counterpart in {name} and were set to 0. Evaluation is unaffected; training differs."
+            )
+        options: dict[str, Any] = {}
+        for ours, theirs in family.options.items():
+            # One option for several biases: those that are absent are 0.
+            options[theirs] = options.get(theirs) or getattr(config, ours)
+        if windows is not None:
+            options |= windows(config)
+        same_as_llama = {
+            "head_dim": config.head_dim,
+            "hidden_act": config.hidden_act,
+            "rope_parameters": dict(config.rope_parameters or {}),
+        }
+        return model_class.config_class(**family.stock_fields(config) | options | same_as_llama | own)
+
+    options = _EXPRESSES | dict.fromkeys(family.options) | dict(expresses or {})
+    return Target(name, model_class, family, options, stock_config, summary, constants or {})
 
 
-def llama_config(config: RiGPTConfig) -> LlamaConfig:
-    """The configuration of the Llama equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
-    biased = config.attention_bias or config.attention_output_bias
-    return LlamaConfig(**_common(config, "Llama"), attention_bias=biased, mlp_bias=config.mlp_bias)
+def one_window(config: RiGPTConfig) -> dict[str, Any]:
+    """The window of a class of which all layers slide or none."""
+    return {"sliding_window": config.sliding_window}
 
 
-def qwen2_config(config: RiGPTConfig) -> Qwen2Config:
-    """The same for a Qwen2."""
-    return Qwen2Config(**_common(config, "Qwen2"))
+def window_by_layer(config: RiGPTConfig) -> dict[str, Any]:
+    """The window of a class with a list of the layers that slide."""
+    slides = config.sliding_window is not None
+    return {"use_sliding_window": slides, "sliding_window": config.sliding_window, "layer_types": config.layer_types}
 
 
-WINDOW, LAYERED_WINDOW = {"sliding_window": sliding(False)}, {"sliding_window": sliding(True)}
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
 _SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", LLAMA, rigpt_config, PARTIAL),
-    "mistral": Architecture("MistralForCausalLM", UNBIASED, mistral_config, WINDOW | PARTIAL),
-    "ministral": Architecture("MinistralForCausalLM", UNBIASED, mistral_config, LAYERED_WINDOW | PARTIAL),
-    "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, WINDOW | PARTIAL | _SCALED),
-    "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, LAYERED_WINDOW | PARTIAL),
+    "mistral": Architecture("MistralForCausalLM", UNBIASED, mistral_config, PARTIAL),
+    "ministral": Architecture("MinistralForCausalLM", UNBIASED, ministral_config, PARTIAL),
+    "ministral3": Architecture("Ministral3ForCausalLM", UNBIASED, ministral3_config, PARTIAL | _SCALED),
+    "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, PARTIAL),
 }
-# Options that all of the family can express. A bias that is absent is 0; the weights say whether the last one is.
-_EXPRESSES = {
+# Options that all of the family can express.
+_EXPRESSES: dict[str, Callable[[RiGPTConfig], bool] | None] = {
     "gated_mlp": lambda config: config.gated_mlp,
     # Which turn whole heads, whatever their configuration says.
     "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
     "head_dim": None,
     "hidden_act": None,
-    "attention_bias": None,
+    # Nothing but the tables of tokens is in front of the first layer, and `choose_frame` puts the norm into them.
+    "embedding_norm": None,
+    # The weights say whether it is 0.
     "output_bias": None,
 }
-_SUMMARY = "rotary positions with fixed frequencies for whole heads, a gated MLP, no q/k normalisation"
+UNGATED: dict[str, Callable[[RiGPTConfig], bool] | None] = {"gated_mlp": lambda config: not config.gated_mlp}
+ROTARY = "rotary positions with fixed frequencies for whole heads"
+_SUMMARY = f"{ROTARY}, a gated MLP, no q/k normalisation"
+# For `expresses` of a class with windows.
+ONE_WINDOW: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "sliding_window": None,
+    "layer_types": lambda config: FULL not in (config.layer_types or ()),
+}
+WINDOWS: dict[str, Callable[[RiGPTConfig], bool] | None] = dict.fromkeys(ONE_WINDOW)
 TARGETS = {
-    "llama": Target(
-        name="Llama",
-        model_class=LlamaForCausalLM,
-        family=LLAMA,
-        expresses=_EXPRESSES | {"attention_output_bias": None, "mlp_bias": None},
-        stock_config=llama_config,
-        summary=_SUMMARY,
-        alternative="Try `target='gpt2'`.",
+    "llama": kin_target(LlamaForCausalLM, LLAMA, _SUMMARY),
+    "mistral": kin_target(
+        MistralForCausalLM, UNBIASED, f"{_SUMMARY}, one window and no biases", ONE_WINDOW, windows=one_window
     ),
-    "qwen2": Target(
-        name="Qwen2",
-        model_class=Qwen2ForCausalLM,
-        family=LLAMA,
-        expresses=_EXPRESSES,
-        stock_config=qwen2_config,
-        summary=f"{_SUMMARY} and biases on q, k and v alone",
-        alternative="Try `target='llama'`.",
+    "qwen2": kin_target(
+        Qwen2ForCausalLM,
+        UNBIASED,
+        f"{_SUMMARY} and biases on q, k and v alone",
+        {"attention_bias": None} | WINDOWS,
+        windows=window_by_layer,
     ),
 }

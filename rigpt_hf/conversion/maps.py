@@ -5,6 +5,7 @@ makes RiGPT tensors from stock ones, `export` makes stock tensors from RiGPT one
 stream, and so how it is folded and how it turns back, stands in the table of frames and not here.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,8 @@ from ..configuration_rigpt import RiGPTConfig
 # What `None` says where a stock configuration may have it and RiGPT's may not.
 OFF = {"use_cache": False, "attention_dropout": 0.0}
 OFF |= dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), False)
+# Norms with biases: readers take over what they add, and one option is for all maps of the MLP.
+NORM_BIASES: dict[str, Any] = dict.fromkeys(("attention_bias", "mlp_bias", "output_bias"), True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Rule:
         bias (`Callable`, *optional*): `config -> bool`: whether the stock module has a bias; it must have one where
             RiGPT has if not given.
         buffer (`str`, *optional*): a buffer of the stock model that holds `scale` as its dtype rounds it.
+        behind (`str`, *optional*): RiGPT's norm of heads behind it, whose gains its rows take over if it has metrics.
+        gain (`bool`, defaults to `False`): the weights are the gains of such a norm.
+        values (`Callable`, *optional*): `config -> list[float]`: numbers that the stock class computes and does not
+            store, in the order of the weight's entries.
     """
 
     target: str
@@ -44,10 +51,13 @@ class Rule:
     transposed: bool = False
     bias: Callable[[Any], bool] | None = None
     buffer: str | None = None
+    behind: str | None = None
+    gain: bool = False
+    values: Callable[[Any], list[float]] | None = None
 
     def at(self, layer: int) -> "Rule":
         """The rule for one layer."""
-        names = {name: getattr(self, name) for name in ("target", "source", "norm")}
+        names = {name: getattr(self, name) for name in ("target", "source", "norm", "behind")}
         return replace(self, **{name: value and value.replace("{i}", str(layer)) for name, value in names.items()})
 
 
@@ -68,8 +78,15 @@ class Family:
         norm_bias (`bool`): the norms have biases.
         harmless (`tuple[str, ...]`): regular expressions of source keys that carry nothing learned.
         gain_offset (`float`, defaults to 0.0): what a norm adds to the weights that it stores to have its gains.
+        head_bias (`bool`, defaults to `False`): the head has a bias. It becomes one more column of the table that the
+            head reads, `embedding_size` has one more dimension, and there the last hidden state is 1: the stream
+            neither writes it nor is written to from it.
+        former (`Mapping[str, str]`, *optional*): beginnings of names that checkpoints have, and the class's for them.
         options (`Mapping[str, str]`, *optional*): as `fields`, read from a source alone. A field that is in neither
             is one that the class does not read, and has its default in RiGPT whatever a configuration says of it.
+        embedding_norm (`bool`, defaults to `False`): the class normalises the embeddings of tokens.
+        width (`Callable`, *optional*): `(config, least) -> int`: the size of a stream that holds `least` dimensions
+            and the heads of a RiGPT; `least` if not given.
     """
 
     name: str
@@ -83,7 +100,16 @@ class Family:
     norm_bias: bool
     harmless: tuple[str, ...]
     gain_offset: float = 0.0
+    head_bias: bool = False
+    former: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    embedding_norm: bool = False
+    width: Callable[[RiGPTConfig, int], int] | None = None
+
+    @property
+    def final_gain(self) -> bool:
+        """Whether the norm in front of the head has gains."""
+        return any(rule.norm == self.final_norm for rule in self.rules)
 
     def varied(
         self, name: str, rules: Mapping[str, Mapping[str, Any] | None] | None = None, **changes: Any
@@ -156,7 +182,9 @@ class Architecture:
         for words in self.refused.values():
             if message := words(config):
                 raise ValueError(message)
-        return self.rigpt_config(config, dropout)
+        result = self.rigpt_config(config, dropout)
+        result.converted_from = config.model_type
+        return result
 
     def family_of(self, config: Any) -> Family:
         """The weight map of a model with this configuration."""
@@ -179,7 +207,9 @@ class Target:
             value that the class can express, `None` if it can all.
         stock_config (`Callable`): the configuration of the class equal to a RiGPT's, but for
             `tie_word_embeddings`, which the weights decide.
-        summary (`str`): what the class has, for error messages; alternative (`str`): what else to try.
+        summary (`str`): what the class has, for error messages.
+        constants (`Mapping[str, float]`, *optional*): tensors of the class that no module of RiGPT is in, by name with
+            `{i}` for the number of the layer, and the value of all of their entries.
     """
 
     name: str
@@ -188,7 +218,11 @@ class Target:
     expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None]
     stock_config: Callable[[RiGPTConfig], Any]
     summary: str
-    alternative: str
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    def constant(self, name: str) -> float | None:
+        """The value of a tensor that is one of `constants`."""
+        return self.constants.get(re.sub(r"\.\d+\.", ".{i}.", name, count=1))
 
 
 def only(option: str, expressed: tuple, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:

@@ -1,12 +1,22 @@
-"""NanoChat without its cap on logits: norms without gains, also of queries and keys, and a rotation backwards."""
+"""NanoChat: norms without gains, also of queries and keys, and a rotation backwards."""
 
-from transformers import NanoChatConfig
+from transformers import NanoChatConfig, NanoChatForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoints.weights import Rows
-from ..configuration_rigpt import RiGPTConfig
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config
-from .maps import Architecture, only
+from ..configuration_rigpt import RiGPTConfig, rotary_frequencies
+from .llama import (
+    ATTENTION_BIASES,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    UNGATED,
+    head_dim,
+    kin_config,
+    kin_target,
+    turns_whole_heads,
+)
+from .maps import Architecture, same
 
 
 def backwards(config: NanoChatConfig) -> Rows:
@@ -30,7 +40,8 @@ NANOCHAT = LLAMA.varied(
         "project_out": None,
         "lm_head": _NO_NORM,
     },
-    options=ATTENTION_BIASES,
+    options=ATTENTION_BIASES | same("final_logit_softcapping"),
+    embedding_norm=True,
 )
 
 
@@ -54,13 +65,23 @@ def stretched(config: NanoChatConfig) -> str | None:
 
 REFUSED = {
     **PARTIAL,
-    **only(
-        "final_logit_softcapping",
-        (None,),
-        "it bends logits, and RiGPT has a linear head",
-        "Set it to `None` in the source's configuration if you need only which token is likelier than which: "
-        "probabilities become other ones",
-    ),
     "rope_parameters['attention_factor']": stretched,
 }
 ARCHITECTURES = {"nanochat": Architecture("NanoChatForCausalLM", NANOCHAT, rigpt_config, REFUSED)}
+TARGETS = {
+    "nanochat": kin_target(
+        NanoChatForCausalLM,
+        NANOCHAT,
+        f"{ROTARY} that leave lengths alone, an ungated MLP, q/k normalisation and normalised embeddings",
+        {
+            **UNGATED,
+            "qk_norm": lambda config: config.qk_norm,
+            "embedding_norm": lambda config: config.embedding_norm,
+            # Its norm of queries and keys comes after the rotation, and ours before.
+            "rope_parameters": lambda config: (
+                config.rope_parameters is None
+                or (turns_whole_heads(config.rope_parameters) and rotary_frequencies(config)[1] == 1.0)
+            ),
+        },
+    ),
+}

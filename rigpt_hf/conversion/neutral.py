@@ -21,7 +21,12 @@ NEUTRAL: dict[str, dict[str, float | None]] = {
 ANYWHERE = {"embedding_size", "tie_word_embeddings", "depth_rtol", "depth_atol"}
 
 
-def refuse_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> set[str]:
+def refuse_options(
+    config: RiGPTConfig,
+    state: Mapping[str, torch.Tensor],
+    target: Target,
+    others: Mapping[str, Target] | None = None,
+) -> set[str]:
     """
     Names of the parameters that a stock model can do without.
 
@@ -31,10 +36,23 @@ def refuse_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targe
     Args:
         config (`RiGPTConfig`), state (`Mapping[str, torch.Tensor]`): of the RiGPT to export.
         target (`Target`): what it is exported to.
+        others (`Mapping[str, Target]`, *optional*): by name, what it could be exported to instead.
 
     Raises:
         ValueError: if an option is in use that the target does not have; the message names all of them.
     """
+    if refused := refused_options(config, state, target):
+        others = {name: other for name, other in (others or {}).items() if not refused_options(config, state, other)}
+        able = " or ".join(f"`target={name!r}`" for name in others)
+        raise ValueError(
+            f"{' and '.join(refused)} {'has' if len(refused) == 1 else 'have'} no counterpart in {target.name}, which "
+            f"has {target.summary}. {f'Try {able}' if able else 'Keep this model as RiGPT'}."
+        )
+    return _idle(config, state)
+
+
+def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> list[str]:
+    """The options in use that a target does not have, with their values."""
     # An option with parameters is judged by their values; a value without them may be anything and is refused.
     endings = {".".join(name.split(".")[-count:]) for name in state for count in (1, 2)}
     judged = {option for option, parameters in NEUTRAL.items() if parameters.keys() <= endings}
@@ -49,12 +67,7 @@ def refuse_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targe
             possible = option in free or value == default
         if not possible:
             refused.append(f"`{option}={value!r}`")
-    if refused:
-        raise ValueError(
-            f"{' and '.join(refused)} {'has' if len(refused) == 1 else 'have'} no counterpart in {target.name}, which "
-            f"has {target.summary}. {target.alternative}"
-        )
-    return _idle(config, state)
+    return refused
 
 
 def options_of(config: RiGPTConfig) -> dict[str, object]:

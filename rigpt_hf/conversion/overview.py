@@ -13,8 +13,9 @@ from transformers import CONFIG_MAPPING
 from ..checkpoints.read import silent
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
+from .experts import experts_of
 from .families import ARCHITECTURES, TARGETS
-from .maps import Architecture
+from .maps import Architecture, Family
 from .neutral import refuse_options
 
 
@@ -48,19 +49,21 @@ def overview() -> list[FamilyRow]:
             tied: _costs(entry, partial(CONFIG_MAPPING[name], tie_word_embeddings=tied)) for tied in (True, False)
         }
         parameters, products = ({tied: cost[part] for tied, cost in costs.items()} for part in (0, 1))
-        targets = exportable(entry.rigpt_config(CONFIG_MAPPING[name](), None))
+        targets = exportable(entry.rigpt_config(CONFIG_MAPPING[name](), None), entry.family)
         rows.append(FamilyRow(name, entry.class_name, tuple(entry.refused), parameters, products, tuple(targets)))
     return rows
 
 
-def exportable(config: RiGPTConfig) -> Iterator[str]:
-    """Names of the targets that have all options of a converted model, whatever its weights are."""
+def exportable(config: RiGPTConfig, family: Family) -> Iterator[str]:
+    """Names of the targets that have all options of a model converted from a family, whatever its weights are."""
     for name, target in TARGETS.items():
         try:
             refuse_options(config, {}, target)
         except ValueError:
             continue
-        if target.family.norm_bias or not config.output_bias:
+        # LayerNorm takes away a direction, which other norms leave in use.
+        possible = family.centred or not target.family.centred
+        if possible and (target.family.norm_bias or not config.output_bias):
             yield name
 
 
@@ -68,7 +71,8 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
     """Parameters and products that are added, as a part of what the stock model has."""
     counts = []
     for layers in (1, 2):  # all layers are alike, so two sizes give every size
-        config = make_config(num_hidden_layers=layers)
+        config = make_config()
+        config.num_hidden_layers = layers  # lists of layers may be longer
         rigpt_config = entry.rigpt_config(config, None)
         if getattr(config, "head_dim", 0) is None:  # which some classes leave open, and then compute with
             config.head_dim = rigpt_config.head_dim
@@ -82,11 +86,14 @@ def _costs(entry: Architecture, make_config: Any) -> tuple[float, float]:
 
 
 def _counted(model: Any) -> tuple[int, int]:
-    """Parameters of a model, and the numbers in its maps but the tables of tokens and positions."""
-    maps = (
-        module for name, module in model.named_modules() if not isinstance(module, nn.Embedding) and name != "lm_head"
-    )
-    weights = (getattr(module, "weight", None) for module in maps)
-    return model.num_parameters(), sum(
-        weight.numel() for weight in weights if weight is not None and weight.dim() == 2
+    """Parameters of a model, and the numbers in its maps for a token, but the tables of tokens and positions."""
+    tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)} | {"lm_head"}
+    experts = experts_of(model.config)
+    used = model.config.num_experts_per_tok / experts if experts else 1.0  # of experts, those that a token meets
+    return model.num_parameters(), round(
+        sum(
+            weight.numel() * (used if ".experts." in name else 1)
+            for name, weight in model.named_parameters()
+            if weight.dim() > 1 and name.rpartition(".")[0] not in tables
+        )
     )

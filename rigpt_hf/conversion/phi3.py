@@ -7,7 +7,7 @@ from transformers import Phi3Config
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import UNBIASED, WINDOW, head_dim, kin_config
+from .llama import UNBIASED, head_dim, kin_config, sight
 from .maps import Architecture
 
 
@@ -46,7 +46,7 @@ PHI3 = UNBIASED.varied(
 def rigpt_config(config: Phi3Config, dropout: str | None = "vector") -> RiGPTConfig:
     """The configuration of the RiGPT equal to a Phi-3 or Phi-4; see [`kin_config`]."""
     (residual,) = vector_dropout({"resid_pdrop": config.resid_pdrop}, dropout)
-    return kin_config(PHI3, config, residual_dropout=residual)
+    return kin_config(PHI3, config, residual_dropout=residual, **sight(config, False))
 
 
 def longrope(config: Phi3Config) -> str | None:
@@ -63,5 +63,5 @@ def longrope(config: Phi3Config) -> str | None:
     )
 
 
-REFUSED = WINDOW | {"rope_parameters['rope_type']='longrope' beyond its first length": longrope}
+REFUSED = {"rope_parameters['rope_type']='longrope' beyond its first length": longrope}
 ARCHITECTURES = {"phi3": Architecture("Phi3ForCausalLM", PHI3, rigpt_config, REFUSED)}

@@ -1,10 +1,10 @@
 """A conversion before it happens: every tensor of the RiGPT, its shape, and the recipe that makes it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -12,9 +12,11 @@ from transformers import PreTrainedConfig
 from ..checkpoints.weights import Weights, name_some
 from ..checkpoints.write import Entry, finer_dtype
 from ..configuration_rigpt import RiGPTConfig
-from ..frames import table_of
+from ..frames import Table, table_of
 from ..modeling_rigpt import RiGPTForCausalLM
-from .folds import fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
+from .experts import with_experts
+from .folds import extended, fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
+from .gains import metric_maps, rows_of_heads, with_form
 from .maps import Architecture, Family, Rule
 
 
@@ -34,6 +36,7 @@ def make_plan(
     dropout: str = "vector",
     device: torch.device | str = "cpu",
     buffers: Mapping[str, torch.Tensor] | None = None,
+    qk_gain: str = "vector",
 ) -> Plan:
     """
     Match a source's tensors to a RiGPT's, with nothing left over on either side.
@@ -45,6 +48,7 @@ def make_plan(
         dropout (`str`, defaults to `"vector"`): see [`convert_model`].
         device (`torch.device` or `str`, defaults to `"cpu"`): where tensors made of nothing are put.
         buffers (`Mapping[str, torch.Tensor]`, *optional*): of a source in memory, also those that no checkpoint holds.
+        qk_gain (`str`, defaults to `"vector"`): see [`convert_model`].
 
     Raises:
         ValueError: if an option or a tensor of the source has no place in RiGPT, or one of RiGPT's is missing from the
@@ -52,10 +56,13 @@ def make_plan(
     """
     rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
-    reader = _Reader(family, config, rigpt_config, source, str(device), buffers or {})
+    reader = _Reader(family, config, with_experts(source, config), str(device), buffers or {})
+    rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
+    reader.norms = {name: norm for name, norm in rules.items() if norm[0].gain}
+    rigpt_config = with_form(rigpt_config, qk_gain, reader.all_head_gains())
+    reader.table, reader.metric = table_of(rigpt_config), rigpt_config.qk_norm_gain == "metric"
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
-    rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
     entries = []
     for name, tensor in model.state_dict().items():
@@ -77,18 +84,24 @@ class _Reader:
         self,
         family: Family,
         config: Any,
-        rigpt_config: RiGPTConfig,
         source: Weights,
         device: str,
         buffers: Mapping[str, torch.Tensor],
     ):
         self.family, self.config, self.source, self.device, self.buffers = family, config, source, device, buffers
-        self.table = table_of(rigpt_config)
+        self.table: Table
+        self.metric = False
+        # The rules of the norms of heads, with their layers.
+        self.norms: dict[str, tuple[Rule, int]] = {}
         self.used: set[str] = set()
         # `...Model` checkpoints leave the prefix out of every name.
         keys = source.shapes
         prefix = "" if any(key.startswith(family.prefix) for key in keys) else family.prefix
-        self.names = {key if key.startswith(f"{family.head}.") else prefix + key: key for key in keys}
+        self.names = {}
+        for key in keys:
+            former = next((former for former in family.former if key.startswith(former)), "")
+            name = family.former.get(former, "") + key[len(former) :]
+            self.names[name if name.startswith(f"{family.head}.") else prefix + name] = key
 
     def finest_dtype(self) -> torch.dtype:
         """The dtype in which no tensor that is used loses digits."""
@@ -118,10 +131,22 @@ class _Reader:
         tensor = self.source.read(self.names[name], rows, 1 if transposed else 0)
         return tensor.T if transposed else tensor
 
-    def _gains(self, name: str | None) -> torch.Tensor | None:
+    def _gains(self, name: str | None, rule: Rule | None = None) -> torch.Tensor | None:
         """The gains of a norm, in float64."""
-        stored = self._read(name)
+        stored = self._read(name, rule)
         return None if stored is None else stored.to(torch.float64) + self.family.gain_offset
+
+    def all_head_gains(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The gains of the norms of heads, with their names."""
+        for name, (rule, _) in self.norms.items():
+            yield self._require(f"{rule.source}.weight"), self._head_gains(name)
+
+    def _head_gains(self, norm: str) -> torch.Tensor:
+        """The gains of a norm of heads, in float64, with the constant that they take over."""
+        rule, layer = self.norms[norm]
+        gains = self._gains(f"{rule.source}.weight", rule)
+        assert gains is not None
+        return gains * self._scale(rule, layer, torch.float64)
 
     def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
         """The constant of the stock model that a tensor takes over."""
@@ -133,6 +158,11 @@ class _Reader:
             scale if rule.buffer is None else float(torch.tensor(scale, dtype=finer_dtype(self.finest_dtype(), dtype)))
         )
 
+    def _head_dimension(self, name: str) -> int | None:
+        """The axis of a parameter that has one more dimension for the bias of the head, if there is one."""
+        ends = (turned.dim for turned in self.table.turns(name) if turned.key.kind in ("lexical", "output"))
+        return next(ends, None) if self.family.head_bias else None
+
     def entry(self, name: str, shape: tuple[int, ...], rule: Rule, layer: int, is_bias: bool) -> Entry:
         """The recipe of one tensor; source keys are looked up now, read when it is made."""
         gain = self._require(f"{rule.norm}.weight") if rule.norm else None
@@ -141,27 +171,46 @@ class _Reader:
         has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
         bias = self._require(f"{rule.source}.bias") if has_bias else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
+        lexical, head_bias, inner = self._head_dimension(name), None, list(shape)
+        if lexical is not None:
+            inner[lexical] -= 1
+            if rule.source == (self.family.embedding if self.config.tie_word_embeddings else self.family.head):
+                head_bias = self._require(f"{self.family.head}.bias")
 
         def fold(dtype: torch.dtype) -> torch.Tensor:
-            scale = self._scale(rule, layer, dtype)
+            if rule.values is not None:
+                return torch.tensor(rule.values(self.config), dtype=torch.float64, device=self.device).to(dtype)
+            if rule.gain:
+                head_gains = self._head_gains(rule.target)
+                return metric_maps(head_gains, shape[0], shape[1], dtype) if self.metric else head_gains.to(dtype)
+            scales = scale = self._scale(rule, layer, dtype)
+            if rule.behind and self.metric:
+                scales = scale * rows_of_heads(self._head_gains(rule.behind), shape[0])
             own = self._read(bias if is_bias else weight, rule)
+            if rule.source is None and role == "writes" and rule.norm:  # an affine map into the stream of a norm alone
+                own = self._read(beta) if is_bias else torch.diag(cast(torch.Tensor, self._gains(gain)))
             if is_bias and bias is None and beta is None:
-                return torch.zeros(shape, dtype=dtype, device=self.device)
+                return torch.zeros(inner, dtype=dtype, device=self.device)
             if own is not None and role == "writes":
                 return fold_writer(own, centred, scale, dtype)
             if is_bias:
                 folded = self._read(weight, rule) if beta else None
                 norm_bias = self._read(beta)
-                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scale, dtype)
+                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scales, dtype)
             gains = self._gains(gain)
+            if own is None and gains is not None and len(shape) == 1:  # which stay gains
+                return gains.to(dtype)
             if own is None:
-                return projection(shape[0], gains, centred, scale, dtype, self.device)
+                return projection(inner[0], gains, centred, scale, dtype, self.device)
             if role == "reads":
-                return fold_reader(own, gains, centred, scale, dtype)
+                return fold_reader(own, gains, centred, scales, dtype)
             return fold_rows(own, centred, scale, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
             tensor = fold(dtype)
+            if lexical is not None:
+                last = self._read(head_bias)
+                tensor = extended(tensor, lexical, torch.tensor(float(is_bias)) if last is None else last)
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"`{name}` must have shape {list(shape)} by the source's configuration, its weights give "
@@ -185,5 +234,5 @@ class _Reader:
             return
         reason = "no place in RiGPT, and dropping it would change the function"
         if any(".q_norm." in name or ".k_norm." in name for name in unknown):
-            reason = "a gain per coordinate behind the q/k normalisation, which folds into no weight"
+            reason = f"gains behind a q/k normalisation, which {family.name} has not"
         raise ValueError(f"the source has keys that cannot be converted: {name_some(unknown)}: {reason}.")

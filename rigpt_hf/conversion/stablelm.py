@@ -1,11 +1,11 @@
-"""StableLM with sequential residuals: Llama's weight map with LayerNorms, part of every head turned."""
+"""StableLM: Llama's weight map with LayerNorms, part of every head turned, its blocks in turn or side by side."""
 
 from transformers import StableLmConfig
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import UNBIASED, kin_config
-from .maps import Architecture, only
+from .maps import NORM_BIASES, Architecture, Family, only, same
 
 
 _NO_BIAS = {"bias": lambda config: False}
@@ -25,7 +25,15 @@ STABLELM = UNBIASED.varied(
     fields={**UNBIASED.fields, "rms_norm_eps": "layer_norm_eps"},
     centred=True,
     norm_bias=True,
+    options=same("use_parallel_residual"),
 )
+_ONE_NORM = {"norm": "model.layers.{i}.input_layernorm"}
+
+
+def variant(config: StableLmConfig) -> Family:
+    """The weight map of a StableLM, whose MLP has a norm of its own unless it reads what attention reads."""
+    one = {"gate_proj": _ONE_NORM, "up_proj": _ONE_NORM} if config.use_parallel_residual else {}
+    return STABLELM.varied(STABLELM.name, one)
 
 
 def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGPTConfig:
@@ -34,29 +42,18 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
     return kin_config(
         STABLELM,
         config,
+        **NORM_BIASES,
         embedding_size=config.hidden_size,
         # Its attention alone among these does not read the field of this name.
         head_dim=config.hidden_size // config.num_attention_heads,
-        output_bias=True,
-        # LayerNorms in front have biases.
-        attention_bias=True,
-        mlp_bias=True,
         residual_dropout=residual,
     )
 
 
-REFUSED = {
-    **only(
-        "use_parallel_residual",
-        (False,),
-        "attention and MLP read the same stream, and RiGPT's MLP reads what attention wrote",
-        "Convert a StableLM without it",
-    ),
-    **only(
-        "qk_layernorm",
-        (False,),
-        "every head of queries and keys has a norm with gains of its own, which fold into no weight",
-        "Convert a StableLM without it",
-    ),
-}
-ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, REFUSED)}
+REFUSED = only(
+    "qk_layernorm",
+    (False,),
+    "every head of queries and keys has a norm with gains of its own, which fold into no weight",
+    "Convert a StableLM without it",
+)
+ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, REFUSED, variant)}

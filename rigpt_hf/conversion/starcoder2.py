@@ -4,8 +4,8 @@ from transformers import Starcoder2Config
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, PARTIAL, WINDOW, kin_config
-from .maps import Architecture
+from .llama import LLAMA, PARTIAL, kin_config, sight
+from .maps import NORM_BIASES, Architecture
 
 
 _BIAS = {"bias": lambda config: config.use_bias}
@@ -37,15 +37,13 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
     return kin_config(
         STARCODER2,
         config,
+        **NORM_BIASES,
         embedding_size=config.hidden_size,
-        output_bias=True,
         gated_mlp=False,
-        # LayerNorms in front have biases.
-        attention_bias=True,
-        mlp_bias=True,
         residual_dropout=residual,
         embedding_dropout=embedding,
+        **sight(config, False),
     )
 
 
-ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, WINDOW | PARTIAL)}
+ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, PARTIAL)}

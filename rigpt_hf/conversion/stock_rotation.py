@@ -24,14 +24,17 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     # Embeddings with maps of their own into the stream and back are no vectors of it.
     has_maps = any(rule.target == "model.project_in" and rule.source for rule in family.rules)
     done: set[str | None] = {family.embedding, family.head} if has_maps else set()
-    for rule, _ in family.expand(config):
+    for rule, layer in family.expand(config):
+        role = table.role_on(f"{rule.target}.weight", "stream")
+        if role is None and layer >= 0:  # it stands in a head, or in front of a norm with gains
+            continue
         is_tied = rule.source == family.head and model.config.tie_word_embeddings
         if rule.source not in modules or rule.source in done or is_tied:
             continue
         done.add(rule.source)
         module = modules[rule.source]
         weight = module.weight.to(torch.float64)
-        if table.role_on(f"{rule.target}.weight", "stream") == "writes":
+        if role == "writes":
             weight = weight @ rotation.T if rule.transposed else rotation @ weight
             if getattr(module, "bias", None) is not None:
                 module.bias.copy_(rotation @ module.bias.to(torch.float64))

@@ -34,11 +34,11 @@ class LayerField:
 
     Args:
         layers: The model's, `L` of them.
-        arguments: The layers' other arguments: mask, positions, tokens.
+        arguments: The other arguments of each layer: mask, positions, tokens.
         interpolation: `"constant"` or `"linear"`.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], arguments: dict[str, Any], interpolation: str):
+    def __init__(self, layers: Sequence[nn.Module], arguments: Sequence[dict[str, Any]], interpolation: str):
         self.layers, self.arguments, self.interpolation = list(layers), arguments, interpolation
         pairs = pairwise(self.layers) if interpolation == "linear" else ()
         self.between = [LayerBetween(layer, following) for layer, following in pairs]
@@ -53,8 +53,8 @@ class LayerField:
 
     def _at(self, layer: int, t: Tensor, x: Tensor) -> Tensor:
         if layer < len(self.between):
-            return self.between[layer].increment((t - layer).clamp(0, 1), x, **self.arguments)
-        return increment(self.layers[layer], x, **self.arguments)
+            return self.between[layer].increment((t - layer).clamp(0, 1), x, **self.arguments[layer])
+        return increment(self.layers[layer], x, **self.arguments[layer])
 
 
 def layer_field(
@@ -98,17 +98,18 @@ def layer_field(
         raise ValueError("`model` must not drop anything, or the field is random, got dropout. Call `model.eval()`.")
     base = getattr(model, model.base_model_prefix, model)
     seen: list[tuple[Tensor, dict[str, Any]]] = []
-    handle = base.layers[0].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True
-    )
+    handles = [
+        layer.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True)
+        for layer in base.layers
+    ]
     try:
         base(input_ids, use_cache=False, **inputs)
     finally:
-        handle.remove()
-    start, arguments = seen[0]
+        for handle in handles:
+            handle.remove()
     unwanted = ("past_key_values", "use_cache", "following")
-    arguments = {name: value for name, value in arguments.items() if name not in unwanted}
-    return LayerField(base.layers, arguments, interpolation), start
+    arguments = [{name: value for name, value in each.items() if name not in unwanted} for _, each in seen]
+    return LayerField(base.layers, arguments, interpolation), seen[0][0]
 
 
 def trajectory(

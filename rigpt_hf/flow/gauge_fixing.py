@@ -191,18 +191,30 @@ def _stretching(config: RiGPTConfig, weights: Weights) -> Iterator[View]:
 def least_translations(config: RiGPTConfig, weights: Weights) -> GaugeTransformation:
     """The translations after which the norm is least while everything else rests: a problem of least squares."""
     table, elements = table_of(config), {}
-    for key, shift in table.shifts.items():
-        frame = table.frames[key]
-        shape, columns = frame.group.shape(frame.copies), []
-        for unit in torch.eye(math.prod(shape), dtype=torch.float64):
-            vector = frame.group.project(unit.reshape(shape)).flatten()
-            changes = ((weights[name], move(vector, weights.__getitem__)) for name, move in shift.moves.items())
-            columns.append(torch.cat([change.expand_as(weight).flatten() for weight, change in changes]))
-        now = torch.cat([weights[name].flatten() for name in shift.moves])
+    # Those of one layer may move the same bias.
+    for layer in dict.fromkeys(key.layer for key in table.shifts):
+        shifts = {key: shift for key, shift in table.shifts.items() if key.layer == layer}
+        names = list(dict.fromkeys(name for shift in shifts.values() for name in shift.moves))
+        columns, lengths = [], []
+        for key, shift in shifts.items():
+            frame = table.frames[key]
+            shape = frame.group.shape(frame.copies)
+            lengths.append(math.prod(shape))
+            for unit in torch.eye(lengths[-1], dtype=torch.float64):
+                vector = frame.group.project(unit.reshape(shape)).flatten()
+                changes = {name: move(vector, weights.__getitem__) for name, move in shift.moves.items()}
+                columns.append(torch.cat([_expanded(changes.get(name), weights[name]) for name in names]))
+        now = torch.cat([weights[name].flatten() for name in names])
         # The smallest of all solutions: zero where nothing may move.
         solution = torch.linalg.lstsq(torch.stack(columns, dim=1), -now[:, None], driver="gelsd").solution
-        elements[key] = solution.reshape(shape)
+        for key, part in zip(shifts, solution.split(lengths), strict=True):
+            elements[key] = part.reshape(table.frames[key].group.shape(table.frames[key].copies))
     return GaugeTransformation(config, elements)
+
+
+def _expanded(change: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    """What is added to all numbers of a weight, as one vector."""
+    return torch.zeros_like(weight).flatten() if change is None else change.expand_as(weight).flatten()
 
 
 def _check_closed(config: RiGPTConfig, weights: Weights) -> None:

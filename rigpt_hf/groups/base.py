@@ -114,9 +114,13 @@ class Group:
         """The number of heads or neurons along an axis in this role."""
         raise NotImplementedError
 
-    def order_of_copies(self, element: torch.Tensor) -> torch.Tensor:
-        """The order `[copies]` from which an exchange takes the copies of the frames that it carries."""
+    def order_of_copies(self, element: torch.Tensor, role: Role) -> torch.Tensor:
+        """The order `[copies]` from which an exchange takes the copies of a frame that it carries in this role."""
         raise NotImplementedError
+
+    def reordered(self, element: torch.Tensor, order: Callable[[Role], torch.Tensor], role: Role) -> torch.Tensor:
+        """A stack of elements of copies that are carried in `role`, in the order of an exchange of heads by roles."""
+        return element[order(role)]
 
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         """

@@ -296,7 +296,7 @@ class MatrixGroup(Planes, Group):
         return left @ right
 
     def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
-        gram = self.commuting((grams["vector"] + grams["covector"]) / 2)
+        gram = self.commuting(sum(grams[role] for role in ("vector", "covector") if role in grams) / 2)
         return torch.linalg.eigvalsh(gram).flatten()
 
     def arrange(self, view: View, note: Note) -> torch.Tensor:

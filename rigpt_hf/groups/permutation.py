@@ -5,7 +5,9 @@ They have no Lie algebra but that of the scalings. A permutation is kept as the 
 `(P x)[i] = x[p[i]]`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -36,6 +38,7 @@ class HeadPermutations(Group):
 
     exchanges = True
     dtype = torch.int64
+    exchanged = "heads"
 
     def shape(self, copies: int) -> tuple[int, ...]:
         return (copies, self.key_value_heads * self.repeats)
@@ -75,19 +78,20 @@ class HeadPermutations(Group):
     def _check_connected(self, element: torch.Tensor) -> None:
         if not torch.equal(element, self.identity(len(element))):
             raise ValueError(
-                "`element` exchanges heads, which no path joins to the identity. Draw it with `special=True`."
+                f"`element` exchanges {self.exchanged}, which no path joins to the identity. Draw it with "
+                "`special=True`."
             )
 
     def count(self, role: Role) -> int:
         return self.key_value_heads * (self.repeats if role == "query" else 1)
 
-    def order_of_copies(self, element: torch.Tensor) -> torch.Tensor:
-        """The order of key-value heads, `[K]`."""
-        return element[0, :: self.repeats] // self.repeats
+    def order_of_copies(self, element: torch.Tensor, role: Role = "key_value") -> torch.Tensor:
+        """The order of heads, `[H]` or `[K]`."""
+        return element[0] if role == "query" else element[0, :: self.repeats] // self.repeats
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
         """Exchange the blocks of `[heads · size, rest]`."""
-        order = (element[0] if role == "query" else self.order_of_copies(element)).to(tensor.device)
+        order = self.order_of_copies(element, role).to(tensor.device)
         return tensor.reshape(len(order), -1)[order].reshape(tensor.shape)
 
     def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
@@ -149,14 +153,51 @@ class HeadPermutations(Group):
         return shared, queries
 
 
+class ExpertPermutations(HeadPermutations):
+    """
+    Permutations of experts, as of key-value heads that one query head each shares; `[1, E]`.
+
+    Roles: `router`, and those of [`NeuronGroup`]; every axis has as many blocks as there are experts.
+    """
+
+    exchanged = "experts"
+
+    def count(self, role: Role) -> int:
+        return self.key_value_heads
+
+    def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
+        return sum(grams.values()).flatten()
+
+    def orient(self, view: View, note: Note) -> torch.Tensor:
+        """By descending norm."""
+        cubes = sum(sums_of_cubes(self, view).values())
+        return spectra.descending(sum(view.grams.values())[0], cubes, view.key, note)[None]
+
+    def nearest(self, view: View) -> torch.Tensor:
+        """The permutation of experts that gains most once the neurons of each pair are matched with each other."""
+        count = self.key_value_heads
+        gains = torch.zeros(count, count)
+        for role, b, a in view.pairs():
+            if role == "router":
+                gains += b.float() @ a.float().T
+        for group, pairs in view.carried():
+            assert isinstance(group, NeuronGroup)
+            blocks = group.blocks(pairs)
+            for i, j in product(range(count), repeat=2):
+                fixed, signed = group.likeness((role, b[i], a[j]) for role, b, a in blocks)
+                likeness = fixed + signed.abs()
+                gains[i, j] += likeness.gather(1, assignment(likeness)[:, None]).sum()
+        return assignment(gains)[None]
+
+
 @dataclass(frozen=True)
 class NeuronGroup(Group):
     """
     Permutations of neurons, each with a scaling first: of what enters the activation, and of what is multiplied to it.
 
     Where `act(a z) = a^p act(z)` for `a > 0`, the rows that enter it may be scaled by `a` and the column that reads it
-    by `a^-p`; the linear factor of a gated MLP by any `b ≠ 0` and the column by `1/b`. Elements are `[1, 3, F]`:
-    indices, `a`, `b`. Roles: `active`, `linear`, `down`.
+    by `a^-p`; the linear factor of a gated MLP by any `b ≠ 0` and the column by `1/b`. Elements are `[copies, 3, F]`,
+    a copy for each expert: indices, `a`, `b`. Roles: `active`, `linear`, `down`.
 
     Args:
         n: Neurons `F`.
@@ -200,8 +241,8 @@ class NeuronGroup(Group):
         return (copies, 3, self.n)
 
     def element(self, order: torch.Tensor, active: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
-        """`[1, 3, F]` from indices and the two scalings, each `[F]`."""
-        return torch.stack([order.double(), active.double(), linear.double()])[None]
+        """`[copies, 3, F]` from indices and the two scalings, each `[F]` or `[copies, F]`."""
+        return torch.stack([order.double(), active.double(), linear.double()], dim=-2).reshape(-1, 3, self.n)
 
     def identity(self, copies: int = 1) -> torch.Tensor:
         ones = torch.ones(self.n)
@@ -249,35 +290,36 @@ class NeuronGroup(Group):
             )
 
     def act(self, element: torch.Tensor, role: Role, tensor: torch.Tensor) -> torch.Tensor:
-        """Scale and exchange the rows of `[F, rest]`."""
-        element = element[0].to(tensor.device)
+        """Scale and exchange the rows of `[copies · F, rest]`."""
+        element = element.to(tensor.device)
         powers = self.exponents(role).to(tensor.device)
-        scale = (element[1:] ** powers[:, None]).prod(dim=0)
-        return (scale[:, None].to(tensor) * tensor)[element[0].long()]
+        scale = (element[:, 1:] ** powers[:, None]).prod(dim=1).reshape(-1, 1)
+        starts = torch.arange(len(element), device=tensor.device)[:, None] * self.n
+        return (scale.to(tensor) * tensor)[(element[:, 0].long() + starts).flatten()]
 
     def gram(self, role: Role, a: torch.Tensor, b: torch.Tensor, copies: int) -> torch.Tensor:
-        """`a·b` per neuron, `[1, F]`."""
-        return (a * b).sum(-1)[None]
+        """`a·b` per neuron, `[copies, F]`."""
+        return (a * b).sum(-1).reshape(copies, -1)
 
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
-        return sum(self.exponents(role)[:, None] * value for role, value in grams.items())[None]
+        return sum(self.exponents(role)[:, None] * value[:, None] for role, value in grams.items())
 
     def spectrum(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         return sum(grams.values()).flatten()
 
     def balance(self, grams: dict[Role, torch.Tensor], unpaired: float = 1.0) -> torch.Tensor:
         """
-        As for every group, from `|.|²` `[1, F]` by role.
+        As for every group, from `|.|²` `[copies, F]` by role.
 
         Where one of a neuron's factors is empty there is no least norm: then what is filled gets the length
         `unpaired`, the column by the scaling of the factor that is empty.
         """
-        down = grams["down"][0]
+        down = grams["down"]
         ones = torch.ones_like(down)
         scales_active, scales_linear = self.allowed.tolist()
         degree = self.degree or 0
-        active = grams["active"][0] if scales_active else ones
-        linear = grams["linear"][0] if scales_linear else ones
+        active = grams["active"] if scales_active else ones
+        linear = grams["linear"] if scales_linear else ones
         # Least `a² A + b² B + D / (a^2p b²)` where `a² A = p D'` and `b² B = D'`, D' being the last term.
         last = down * (linear if scales_linear else ones) * (active / max(degree, 1)) ** degree
         last = last ** (1 / (1 + degree + scales_linear))
@@ -299,15 +341,15 @@ class NeuronGroup(Group):
             torch.where(alive, *pair) if allowed else ones
             for *pair, allowed in zip(balanced, alone, (scales_active, scales_linear), strict=True)
         ]
-        return self.element(torch.arange(self.n), *(square.sqrt() for square in squares))
+        return self.element(torch.arange(self.n).expand_as(down), *(square.sqrt() for square in squares))
 
     def decay(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         charge = self.generator(grams)
         metric = sum(
-            norms[0, :, None, None] * torch.outer(self.exponents(role), self.exponents(role))
+            norms[:, :, None, None] * torch.outer(self.exponents(role), self.exponents(role))
             for role, norms in grams.items()
         )
-        return -(torch.linalg.pinv(metric, rtol=EMPTY, hermitian=True) @ charge[0].T[:, :, None])[:, :, 0].T[None]
+        return -(torch.linalg.pinv(metric, rtol=EMPTY, hermitian=True) @ charge.mT[..., None])[..., 0].mT
 
     def project(self, matrix: torch.Tensor) -> torch.Tensor:
         return matrix * self.allowed[:, None]
@@ -317,27 +359,42 @@ class NeuronGroup(Group):
 
     def orient(self, view: View, note: Note) -> torch.Tensor:
         """By descending norm; linear factors of gated neurons get a positive odd moment."""
-        norms = sum(view.grams.values())[0]
-        order = spectra.descending(norms, sums_of_cubes(self, view)["active"], view.key, note)
-        signs = torch.ones(self.n).double()
+        norms = sum(view.grams.values())
+        active = [rows.pow(3).sum(dim=1) for role, rows, _ in view.pairs() if role == "active"]
+        cubes = torch.stack(active).sum(dim=0).reshape(norms.shape)
+        order = torch.stack([spectra.descending(*pair, view.key, note) for pair in zip(norms, cubes, strict=True)])
+        signs = torch.ones_like(norms)
         if self.gated:
             linear = next(rows for role, rows, _ in view.pairs() if role == "linear")
             moments = spectra.odd_moments(linear.T)
             note("signs", float(moments.abs().min()), UNSIGNED, f"the sign of a neuron in {view.key}")
-            signs = spectra.signs(moments)
-        return self.element(order, torch.ones(self.n), signs)
+            signs = spectra.signs(moments).reshape(norms.shape)
+        return self.element(order, torch.ones_like(norms), signs)
 
     def nearest(self, view: View) -> torch.Tensor:
         """The permutation of neurons, and of the signs that a gated MLP allows, that gains most."""
+        pairs = self.blocks(view.pairs())
+        elements = []
+        for copy in range(len(pairs[0][1])):
+            fixed, signed = self.likeness((role, b[copy], a[copy]) for role, b, a in pairs)
+            order = assignment(fixed + signed.abs())
+            signs = signed.gather(1, order[:, None])[:, 0]
+            # A sign belongs to the neuron that is taken, which is scaled before it moves.
+            signs = torch.where(signs < 0, -1.0, 1.0)[order.argsort()]
+            elements.append(self.element(order, torch.ones(self.n), signs if self.gated else torch.ones(self.n)))
+        return torch.cat(elements)
+
+    def blocks(self, pairs: Iterable) -> list[tuple[Role, torch.Tensor, torch.Tensor]]:
+        """Axes `[copies · F, rest]` with the copies apart, `[copies, F, rest]`."""
+        return [(role, *(side.unflatten(0, (-1, self.n)) for side in (b, a))) for role, b, a in pairs]
+
+    def likeness(self, pairs: Iterable) -> tuple[torch.Tensor, torch.Tensor]:
+        """Products `[F, F]` of all neurons of two MLPs, of what has a sign of its own, and of what a sign may turn."""
         fixed, signed = torch.zeros(self.n, self.n), torch.zeros(self.n, self.n)
-        for role, b, a in view.pairs():
+        for role, b, a in pairs:
             likeness = fixed if not self.gated or role == "active" else signed
             likeness.addmm_(b.float(), a.float().T)
-        order = assignment(fixed + signed.abs())
-        signs = signed.gather(1, order[:, None])[:, 0]
-        # A sign belongs to the neuron that is taken, which is scaled before it moves.
-        signs = torch.where(signs < 0, -1.0, 1.0)[order.argsort()]
-        return self.element(order, torch.ones(self.n), signs if self.gated else torch.ones(self.n))
+        return fixed, signed
 
 
 def sums_of_cubes(group: Group, view: View) -> dict[Role, torch.Tensor]:

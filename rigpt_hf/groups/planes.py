@@ -1,5 +1,6 @@
 """The planes of a head that rotary positions turn: matrices that are one rotation and stretch per plane."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -71,3 +72,18 @@ class Planes:
         first, second = self.pairs
         ii, ij, ji, jj = (cross[..., a[:, None], b] for a in (first, second) for b in (first, second))
         return torch.hypot(ii + jj, ji - ij), torch.hypot(ii - jj, ji + ij)
+
+    def gather(self, values: torch.Tensor, of: Sequence[int] = (0, 1)) -> torch.Tensor:
+        """
+        One number per plane, then one per dimension outside of them, `[..., planes + rest]`, of `[..., n]`: the sum
+        over both dimensions of a plane, or the value in one of them.
+        """
+        return torch.cat([sum(values[..., self.pairs[i]] for i in of), values[..., self.rest]], dim=-1)
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """The same number in both dimensions of a plane, `[..., n]` of `[..., planes + rest]`."""
+        result = values.new_zeros(*values.shape[:-1], self.n)
+        for index in self.pairs:
+            result[..., index] = values[..., : len(self.planes)]
+        result[..., self.rest] = values[..., len(self.planes) :]
+        return result

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Table, table_of
+from ..table import NEURONS
 
 
 UpdateRule = Literal["polar", "rows", "vectors", "coordinatewise"]
@@ -39,11 +40,14 @@ def update_of(table: Table, name: str) -> Update:
     """
     # Number of vectors that each axis holds, each of a frame of its own; 0 if it holds none.
     parts = [0] * table.rank(name)
+    stacked = any(turned.stacked for turned in table.turns(name))
     for turned in table.turns(name):
-        if turned.role in ("vector", "covector"):
+        if turned.role in ("vector", "covector") or (turned.role in NEURONS and table.frames[turned.key].copies > 1):
             parts[turned.dim] = table.frames[turned.key].copies
         elif parts[turned.dim] and turned.role == "query":
             parts[turned.dim] = table.frames[turned.key].group.count("query")
+    if stacked:  # what is a length, in each head, as a gain would say it
+        return Update("vectors", parts[0])
     if len(parts) == 1:
         return Update("vectors", parts[0]) if parts[0] else Update("coordinatewise")
     if len({turned.dim for turned in table.turns(name)}) < len(parts):

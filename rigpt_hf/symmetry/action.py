@@ -12,7 +12,7 @@ from torch import nn
 from ..checkpoints.folder import named_file
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Frame, FrameKey, table_of
-from ..groups import orthogonal
+from ..groups import Role, orthogonal
 from ..table import Move, Read
 
 
@@ -100,8 +100,7 @@ class GaugeTransformation:
             if frame.shift is not None:
                 elements[key] = -linear._carry(key, element)
             else:
-                inverse, order = frame.group.inverse(element), self._order_of_copies(key)
-                elements[key] = inverse if order is None else inverse[order]
+                elements[key] = self._reordered(key, frame.group.inverse(element))
         return GaugeTransformation(self.config, elements)
 
     def __matmul__(self, other: "GaugeTransformation") -> "GaugeTransformation":
@@ -117,8 +116,8 @@ class GaugeTransformation:
         for key, frame, element in self.items():
             if frame.shift is not None:
                 element = undone._carry(key, element)
-            elif (order := other._order_of_copies(key)) is not None:
-                element = element[order.argsort()]
+            else:
+                element = other._reordered(key, element, back=True)
             product[key] = frame.group.product(element, product[key]) if key in product else element
         return GaugeTransformation(self.config, product)
 
@@ -233,14 +232,19 @@ class GaugeTransformation:
         chosen = {key: element for key, frame, element in self.items() if frame.shift is None}
         return GaugeTransformation(self.config, chosen)
 
-    def _order_of_copies(self, key: FrameKey) -> torch.Tensor | None:
-        """The order from which copies of a frame are taken when this permutes heads."""
-        carrier = self.table.frames[key].carrier
-        if carrier is None:
-            return None
-        exchange = FrameKey(carrier, key.layer)
-        element = self.elements.get(str(exchange))
-        return None if element is None else self.table.frames[exchange].group.order_of_copies(element)
+    def _reordered(self, key: FrameKey, element: torch.Tensor, back: bool = False) -> torch.Tensor:
+        """An element of a frame whose copies are taken from where this permutes heads, or brought `back` there."""
+        frame = self.table.frames[key]
+        exchange = FrameKey(frame.carrier or "", key.layer)
+        permutation = self.elements.get(str(exchange))
+        if permutation is None:
+            return element
+
+        def order(role: Role) -> torch.Tensor:
+            heads = self.table.frames[exchange].group.order_of_copies(permutation, role)
+            return heads.argsort() if back else heads
+
+        return frame.group.reordered(element, order, frame.carried)
 
     def _carry(self, key: FrameKey, vectors: torch.Tensor) -> torch.Tensor:
         """A translation's vectors `[copies, n]` as they are after this (linear) transformation."""
@@ -291,7 +295,7 @@ def resolve_frames(config: RiGPTConfig, names: Iterable[str] | str) -> list[str]
     known = table_of(config).kinds
     several = {
         "all": list(known),
-        "head": [kind for kind, frame in known.items() if frame.carrier is not None],
+        "head": [kind for kind in known if kind.startswith("head_")],
         "shifts": [kind for kind, frame in known.items() if frame.shift is not None],
     }
     resolved: list[str] = []

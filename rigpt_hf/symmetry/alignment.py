@@ -19,11 +19,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..configuration_rigpt import SIZES, RiGPTConfig
-from ..frames import FrameKey, table_of
-from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES
+from ..frames import FrameKey, is_choice_of_frames, table_of
+from ..rope_rigpt import LENGTH_DEPENDENT_ROPE_TYPES, rope_types
 from .action import GaugeTransformation
 from .balance import balance
-from .contraction import UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
+from .contraction import ENTRY, UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
 from .local_frames import along, without_transports
 
 
@@ -174,8 +174,8 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
     """
     # A length that no table and no frequency follows from is only a promise.
     promised = all(
-        config.position_embedding_type == "rotary"
-        and config.rope_parameters["rope_type"] not in LENGTH_DEPENDENT_ROPE_TYPES
+        config.position_embedding_type == "alibi"
+        or (config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES))
         for config in (a, b)
     )
     for name in dict.fromkeys(structure(a) + structure(b)):
@@ -223,6 +223,9 @@ INCIDENTAL = {
     "embedding_dropout",
     "use_cache",
     "token_symmetry",
+    "converted_from",
+    "output_router_logits",
+    "router_aux_loss_coef",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -247,7 +250,17 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 # The order in which a sweep goes through the frames.
-SWEEP = (("lexical", "output"), ("heads",), ("head_qk", "head_vo"), ("neurons",), ("stream", "local"))
+SWEEP = (
+    ("lexical", "output"),
+    ("entry",),
+    ("gains",),
+    ("heads",),
+    ("head_qk", "head_vo"),
+    ("query_norm", "key_norm"),
+    ("experts",),
+    ("neurons", "expert_neurons", "shared_neurons"),
+    ("stream", "local"),
+)
 
 
 class Search:
@@ -258,7 +271,7 @@ class Search:
         self.dtype = next(iter(target.values())).dtype
         self.total = GaugeTransformation.identity(config)
         self.table = table_of(config)
-        self.compared = list(without_transports(target))
+        self.compared = [name for name in target if not is_choice_of_frames(name)]
         sides = [side[name] for side in (weights, target) for name in self.compared]
         self.norm = sum(float(tensor.square().sum()) for tensor in sides) / 2
 
@@ -300,7 +313,7 @@ class Search:
     def sweep(self, match: bool = True) -> None:
         """Every frame once; `match`: those of heads and neurons too."""
         for kinds in SWEEP:
-            exchanges = any(self.table.kinds[kind].group.exchanges for kind in kinds if kind in self.table.kinds)
+            exchanges = any(frame.group.exchanges for key, frame in self.table.frames.items() if key.kind in kinds)
             if match or not exchanges:
                 self.settle(*kinds)
 
@@ -320,7 +333,10 @@ class Search:
         return views(self.table, self.target, self.weights, keys)
 
     def turn_by_tokens(self) -> None:
-        """The residual stream's rotation by what tokens and positions put into it."""
-        cross = token_vectors(self.table, self.target).T @ token_vectors(self.table, self.weights)
-        group = self.table.kinds["stream"].group
-        self.go(along(self.table, group.procrustes(cross[None].double())))
+        """The residual stream's rotation, and that of its beginning, by what tokens and positions put into it."""
+        for kind in ("entry", "stream"):
+            if kind not in self.table.kinds:
+                continue
+            target, ours = (token_vectors(self.table, side, kind) for side in (self.target, self.weights))
+            element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].double())
+            self.go({ENTRY: element} if kind == "entry" else along(self.table, element))

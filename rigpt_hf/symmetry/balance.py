@@ -36,7 +36,8 @@ def balance(
     """
     refuse_shared_frames(config, "Balancing, on which canonical forms and alignment stand,")
     table = table_of(config)
-    total = GaugeTransformation(config, _without_translations(table, weights)) @ flattening(config, weights)
+    # Translations are read off the weights as they are, in frames of their own.
+    total = flattening(config, weights) @ GaugeTransformation(config, _without_translations(table, weights))
     balanced = total.state_dict({name: tensor.to(torch.float64) for name, tensor in weights.items()})
     stretching = [key for key, frame in table.frames.items() if frame.group.stretches]
     for one_pass in range(passes):
@@ -51,7 +52,7 @@ def balance(
 
 
 def _without_translations(table: Table, weights: Weights) -> dict[FrameKey, torch.Tensor]:
-    """Biases of keys and values that nothing sees go to zero, and so does the mean of free token vectors."""
+    """Biases that nothing sees go to zero, and so does the mean of free token vectors."""
     elements = {}
     for key, shift in table.shifts.items():
         vectors = weights[shift.like].to(torch.float64)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..frames import FrameKey, Table, table_of
 from .action import GaugeTransformation
 from .balance import balance
-from .contraction import View, Weights, decomposable, views, weights_of
+from .contraction import ENTRY, View, Weights, decomposable, views, weights_of
 from .local_frames import along, without_transports
 
 
@@ -88,9 +88,15 @@ def _steps(table: Table) -> Iterator[tuple[str, tuple[FrameKey, ...]]]:
     """Methods of groups and the frames they are called for; each step stands on those before."""
     groups = {key: table.frames[key].group for key in table.frames if key not in table.shifts}
     yield "arrange", tuple(key for key, group in groups.items() if group.movable)
+    # The stream where it begins, and then by what comes from there.
+    yield "orient", tuple(key for key in groups if key == ENTRY)
     yield "orient", table.streams
-    yield "orient", tuple(key for key, group in groups.items() if not group.exchanges and key not in table.streams)
-    yield "orient", tuple(key for key, group in groups.items() if group.exchanges)
+    single = [key for key, group in groups.items() if not group.exchanges and key not in (*table.streams, ENTRY)]
+    for later in (False, True):
+        yield "orient", tuple(key for key in single if (table.frames[key].after is not None) is later)
+    exchanges = [key for key, group in groups.items() if group.exchanges]
+    for carried in (True, False):
+        yield "orient", tuple(key for key in exchanges if (table.frames[key].carrier is not None) is carried)
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from ..configuration_rigpt import RiGPTConfig
+from ..frames import is_choice_of_frames
 from .action import GaugeTransformation
 from .alignment import FOUND, UNPAIRED, Alignment, Search, find_alignment, in_range
 from .balance import balance
 from .contraction import Weights, weights_of
-from .local_frames import without_transports
 
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
@@ -156,10 +156,12 @@ def part_of(name: str) -> str:
 def part_distances(a: Weights, b: Weights) -> dict[str, float]:
     """
     Relative distances between two sets of weights, by part of the network, over all `layers`, and over `all`; without
-    the maps between local frames, which are a choice.
+    the maps between frames, which are a choice.
     """
     squares: dict[str, list[float]] = {}
-    for name, tensor in without_transports(a).items():
+    for name, tensor in a.items():
+        if is_choice_of_frames(name):
+            continue
         values = [float(side.double().square().sum()) for side in (tensor - b[name], tensor, b[name])]
         part = part_of(name)
         for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):

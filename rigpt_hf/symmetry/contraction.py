@@ -15,10 +15,12 @@ from torch import nn
 
 from ..frames import FrameKey, Table
 from ..groups import Group, Role
-from ..table import Turned
+from ..table import NEURONS, Turned
 
 
 Weights = Mapping[str, torch.Tensor]
+# Where the stream begins, if that is a frame of its own.
+ENTRY = FrameKey("entry")
 
 
 def weights_of(model: nn.Module, dtype: torch.dtype | None = torch.float64) -> dict[str, torch.Tensor]:
@@ -99,23 +101,32 @@ class View:
         return result
 
     def total(self) -> torch.Tensor:
-        """`Σ a bᵀ` over vectors and covectors in all frames of the view, `[copies, n, n]`."""
-        views = [View(self.table, (key,), self.a, self.b) for key in self.keys] if self.keys[1:] else [self]
-        parts = [gram for view in views for role, gram in view.grams.items() if role in ("vector", "covector")]
+        """
+        `Σ a bᵀ` over vectors and covectors in all frames of the view, `[copies, n, n]`; without stacks, whose other
+        side turns with a frame that is found after this one.
+        """
+        whole = {name for key in self.keys for name, turned in self.walk(key) if not turned.stacked}
+        a = {name: self.a[name] for name in whole}
+        parts = [
+            gram
+            for key in self.keys
+            for role, gram in View(self.table, (key,), a, self.b).grams.items()
+            if role in ("vector", "covector")
+        ]
         return torch.stack(parts).sum(dim=0)
 
     def anchors(self) -> torch.Tensor:
         """
         All vectors `[N, copies · n]` of `a` in this frame that nothing else turns but what is canonical before it.
 
-        For the residual stream what tokens and positions put into it. For other spaces what only the stream and the
-        order of key-value heads turn; of those that every query head has of its own, the sums over the query heads of
-        a key-value head.
+        For the residual stream, and the frame it may begin in, what tokens and positions put into it. For other
+        spaces what only the stream and the order of key-value heads turn; of those that every query head has of its
+        own, the sums over the query heads of a key-value head.
         """
-        if self.key in self.table.streams:
-            return token_vectors(self.table, self.a)
-        allowed = {"heads", self.key.kind, *(key.kind for key in self.table.streams)}
+        if self.key in (*self.table.streams, ENTRY):
+            return token_vectors(self.table, self.a, "entry" if self.key == ENTRY else "stream")
         frame, vectors = self.table.frames[self.key], []
+        allowed = {"heads", self.key.kind, frame.after, *(key.kind for key in self.table.streams)}
         for name, turned in self.walk(self.key):
             if turned.flat or any(other.key.kind not in allowed for other in self.table.turns(name)):
                 continue
@@ -128,16 +139,21 @@ class View:
     def carried(self) -> list[tuple[Group, list[tuple[Role, torch.Tensor, torch.Tensor]]]]:
         """For every frame whose copies this one exchanges, its group and the [`pairs`] that carry its vectors."""
         spaces = []
-        for kind, frame in self.table.kinds.items():
-            if frame.carrier == self.key.kind:
-                inner = self.table.walk(FrameKey(kind, self.key.layer))
-                axes = {(name, turned.dim) for name, turned in inner if turned.role in ("vector", "covector")}
+        for key, frame in self.table.frames.items():
+            if frame.carrier == self.key.kind and key.layer == self.key.layer:
+                inner = self.table.walk(key)
+                # Not what yet another frame of the head turns, which is not known at this point.
+                axes = {
+                    (name, turned.dim)
+                    for name, turned in inner
+                    if turned.role in ("vector", "covector", *NEURONS) and not turned.stacked
+                }
                 pairs = [
                     (turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name]))
                     for name, turned in self.walk(self.key)
                     if (name, turned.dim) in axes
                 ]
-                spaces.append((frame.group, pairs))
+                spaces += [(frame.group, pairs)] if pairs else []
         return spaces
 
 
@@ -149,12 +165,17 @@ def views(table: Table, a: Weights, b: Weights, keys: Collection[FrameKey] | Non
             yield view
 
 
-def token_vectors(table: Table, weights: Weights) -> torch.Tensor:
-    """Vectors `[N, d]` that tokens and positions put into the residual stream, and that no other frame touches."""
+def token_vectors(table: Table, weights: Weights, kind: str = "stream") -> torch.Tensor:
+    """
+    Vectors `[N, d]` that tokens and positions put into the residual stream, and that no other frame touches; where it
+    begins in a frame of its own (`kind="entry"`), into that, and into the stream what comes out of it.
+    """
     rows = []
-    for name, _ in table.carriers(FrameKey("stream"), "vector"):
-        if name in weights and table.role_on(name, "stream") == "rows":
+    for name, _ in table.carriers(FrameKey(kind), "vector"):
+        if name in weights and table.role_on(name, kind) == "rows":
             rows.append(weights[name])
+        elif name in weights and table.role_on(name, "entry") == "reads":
+            rows.append(weights[name].T)
         elif name in weights and table.role_on(name, "lexical") == "reads":
             lexical = [token for token, _ in table.carriers(FrameKey("lexical"), "vector")]
             tokens = next(token for token in lexical if table.role_on(token, "lexical") == "rows")

@@ -21,9 +21,14 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     A generic model has no others as long as `head_dim` is at most `hidden_size`, `embedding_size` is at most
     `hidden_size`, or equal to it where positions are rotary, and there are at least as many tokens as dimensions: then
     the total equals the rank deficiency of the Jacobian, which [`jacobian_spectrum`] measures (less `local`, as the
-    maps between local frames are frozen). Beyond that the two differ: wider frames have directions that no weight
-    fills, and with rotary positions the first layer reads only the range of a narrow `project_in`. Frequencies of
-    rotary positions are taken to be distinct.
+    maps between local frames are frozen, or less `stream` with `post_norm`, whose `carry` is). Beyond that the two
+    differ: wider frames have directions that no weight fills, and with rotary positions the first layer reads only the
+    range of a narrow `project_in`. Its queries and keys then depend on their token alone, and more than `h(h+1)/2`
+    tokens must look at a metric behind their norm (`qk_norm_gain`), at those of all heads together (`qk_norm_over`) so
+    many for each head, and two of these must fit into the stream, `2 head_dim <= hidden_size`; and more than
+    `d(d+1)/2` at the lengths behind `project_in` with `embedding_norm_map`. With `use_parallel_residual` the first
+    layer's MLP then reads nothing but tokens, and no more of its weights count than `vocab_size * hidden_size`.
+    Frequencies of rotary positions, and gains of one plane, are taken to be distinct.
 
     For feedforward nets, neural ODEs and transformers the redundancy is read as a gauge symmetry in arXiv 2402.02362.
     """

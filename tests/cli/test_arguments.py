@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rigpt_hf.cli import arguments
-from rigpt_hf.conversion import dropout, families, frames
+from rigpt_hf.conversion import dropout, families, frames, gguf_file
 from rigpt_hf.frames import table_of
 from rigpt_hf.symmetry import merging
 from tests.cli.conftest import in_one_line
@@ -18,6 +18,8 @@ def test_the_lists_are_those_of_the_library():
     assert set(arguments.TARGETS) == set(families.TARGETS) and arguments.METHODS == merging.METHODS
     assert arguments.STOCK_FRAMES == frames.FRAMES and arguments.DROPOUTS == dropout.CHOICES
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in arguments.DTYPES)
+    assert set(arguments.DTYPES) - {"float64"} | {*arguments.ROUNDED} == set(gguf_file.GGUF_DTYPES)
+    assert arguments.ROUNDED == gguf_file.ROUNDED
     kinds = {kind for options in ALL.values() for kind in table_of(tiny_config(**options)).kinds}
     assert kinds | {"head", "shifts", "all"} == set(arguments.FRAMES)
 
@@ -25,10 +27,25 @@ def test_the_lists_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("export A out --to gtp2", "`--to` must be one of gpt2, llama, qwen2, got 'gtp2'. Did you mean 'gpt2'?"),
+        (
+            "export A out --to gtp2",
+            "`--to` must be one of auto, gpt2, llama, mistral, qwen2, arcee, apertus, nan",
+        ),
+        ("export A out --to gtp2", "got 'gtp2'. Did you mean 'gpt2'?"),
         ("export A out --frame up", "`--frame` must be one of auto, lexical, stream, got 'up'. Take one of these."),
+        (
+            "export A out --to gguf --dtype float64",
+            "`--dtype` must be one of float32, bfloat16, float16, q8_0, q4_0",
+        ),
+        ("export A out --to gpt2 --dtype q4_0", "bfloat16, float16, got 'q4_0', which `--to gguf` alone takes."),
+        ("export A out --to onnx --dtype q4_0", "bfloat16, float16, got 'q4_0', which `--to gguf` alone takes."),
+        (
+            "export A out --to onnx --frame stream",
+            "`--frame` must be auto for `--to onnx`, which keeps",
+        ),
         ("convert A out --dtype float33", "float16, got 'float33'. Did you mean 'float32'?"),
         ("convert A out --dropout half", "`--dropout` must be one of vector, none, refuse, got 'half'."),
+        ("convert A out --qk-gain gain", "`--qk-gain` must be one of vector, metric, got 'gain'."),
         ("verify A A --dtype int8", "`--dtype` must be one of float64, float32, bfloat16, float16, got 'int8'."),
         ("evaluate A --dtype int8", "`--dtype` must be one of float64, float32, bfloat16, float16, got 'int8'."),
         ("rotate A out --frames head,streem", "got 'streem'. Did you mean 'stream'?"),

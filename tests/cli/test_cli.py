@@ -39,9 +39,26 @@ def test_convert_verify_info_export_and_back(done, gpt2_folder, tmp_path):
     for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream:covector"):
         assert expected in out
     assert f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'rigpt').num_parameters():,} parameters" in out
-    done("export", tmp_path / "rigpt", tmp_path / "back", "--to", "gpt2")
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
+    for name, options in {"back": (), "named": ("--to", "gpt2"), "auto": ("--to", "auto")}.items():
+        done("export", tmp_path / "rigpt", tmp_path / name, *options)
+        assert json.loads((tmp_path / name / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
     done("verify", gpt2_folder, tmp_path / "back")
+
+
+def test_an_export_goes_where_it_can(rigpt, gpt2_folder, done, tmp_path, caplog):
+    done("convert", gpt2_folder, tmp_path / "rigpt", "--dropout", "none")
+    caplog.clear()
+    done("export", tmp_path / "rigpt", tmp_path / "auto", "--to", "auto")
+    assert "is 'gpt2': it is exact with tied embeddings" in caplog.records.pop().message and not caplog.records
+    line = in_one_line(rigpt("export", tmp_path / "rigpt", tmp_path / "other", "--to", "llama"))
+    assert "no counterpart in Llama" in line and line.rstrip().endswith("Try `--to gpt2`.")
+    config = json.loads((tmp_path / "rigpt" / "config.json").read_text())
+    assert config["converted_from"] == "gpt2"
+    for record in (None, "gpt5"):
+        (tmp_path / "rigpt" / "config.json").write_text(json.dumps(config | {"converted_from": record}))
+        line = in_one_line(rigpt("export", tmp_path / "rigpt", tmp_path / "other"))
+        assert "`--to` must be one of auto, gpt2, llama, " in line and ("'gpt5'" in line) is (record is not None)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
@@ -58,7 +75,7 @@ def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
 def test_families_are_shown(done):
     """In the width of a terminal no name of a class or an option is cut."""
     out = done("families", columns=80)
-    for expected in (*ARCHITECTURES, "nothing", "gpt2", "olmo2", "nanoGPT"):
+    for expected in (*ARCHITECTURES, "nothing", "gpt2", "olmoe", "nanoGPT"):
         assert expected in out
     for entry in ARCHITECTURES.values():
         for expected in (entry.class_name, *entry.refused):

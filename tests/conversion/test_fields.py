@@ -22,13 +22,15 @@ LIBRARY |= {"max_position_embeddings"}
 OTHERS: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 48,
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), 44),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"), 44),
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "num_key_value_heads": 4,
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 4),
     "head_dim": 12,
     "hidden_act": "gelu_pytorch_tanh",
-    "activation_function": "silu",
+    **dict.fromkeys(("activation_function", "activation"), "silu"),
+    "rotary_dim": 2,
+    "logit_scale": 0.3,
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"), 0.1),
     "rope_parameters": {
         "rope_type": "default",
@@ -40,14 +42,22 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.4),
     **dict.fromkeys(("hidden_dropout", "dropout", "residual_dropout", "embedding_dropout"), 0.4),
 }
-BIASES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "enable_bias")
-CASES = [*OTHERS.items(), *((name, value) for name in BIASES for value in (True, False))]
+SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "enable_bias", "bias", "use_parallel_residual")
+SWITCHES += ("new_decoder_architecture", "multi_query")
+CASES = [*OTHERS.items(), *((name, value) for name in SWITCHES for value in (True, False))]
 # Where it turns one plane, any base is the same; with another size of heads part of it does not fit the rest.
 STABLELM = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 3.0, "partial_rotary_factor": 0.67},
     "head_dim": 8,
 }
-READ_BY_RULES = {"use_qkv_bias"}  # the maps have biases anyway, for those of the norms
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "stablelm": STABLELM,
+    "gpt_neox": STABLELM | {"head_dim": 6},  # any other is refused
+    "phi": {"hidden_act": "silu"},  # the other value is another name of what it has
+}
+IMPOSSIBLE = {("falcon", "head_dim")}  # the class computes it
+# The maps have biases anyway, for those of the norms; a scale is no option of ours.
+READ_BY_RULES = {"use_qkv_bias", "logit_scale"}
 
 
 def behaviour(model) -> tuple[dict, list[torch.Tensor]]:
@@ -85,7 +95,9 @@ def test_exactly_what_a_class_reads_is_carried_over(name):
     fields = {ours.get(field, field) for field in fields} - LIBRARY
     carried, ignored = set(), set()
     for option, value in CASES:
-        value = STABLELM.get(option, value) if name == "stablelm" else value
+        if (name, option) in IMPOSSIBLE:
+            continue
+        value = OTHERWISE.get(name, {}).get(option, value)
         options = {"layer_types": ["full_attention"] * 2} if option == "num_hidden_layers" else {}
         changed = family_model(name, **options, **{option: value})
         believed = entry.result(changed.config).to_diff_dict() != config

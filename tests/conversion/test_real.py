@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rigpt_hf.checkpoints.read import load_gguf
-from rigpt_hf.conversion import convert_checkpoint
+from rigpt_hf.conversion import convert_checkpoint, convert_model
+from rigpt_hf.conversion.gguf import plan_for_llama_cpp
+from rigpt_hf.conversion.gguf_file import write_gguf
+from rigpt_hf.symmetry import GaugeTransformation
+
+from .llama_cpp import opened
+from .test_gguf import plan_of
 
 
 WINDOW, WINDOWS = 512, 6
@@ -32,17 +39,80 @@ def perplexity(model, windows: torch.Tensor) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
+@pytest.fixture(scope="module")
+def wikitext(shared_data) -> str:
+    text = (shared_data / "wikitext-2" / "wiki.test.tokens").read_text(encoding="utf-8")
+    return text[: 8 * WINDOW * WINDOWS]
+
+
+def windows_of(tokenizer, text: str) -> torch.Tensor:
+    ids = tokenizer(text, return_tensors="pt").input_ids[0]
+    return ids[: WINDOW * WINDOWS].reshape(WINDOWS, WINDOW)
+
+
+def perplexity_in_llama_cpp(path: Path, windows: torch.Tensor) -> float:
+    with opened(path, WINDOW) as model:
+        losses = [cross_entropy(model.logits(row)[:-1].double(), row[1:]) for row in windows]
+    return math.exp(sum(map(float, losses)) / len(losses))
+
+
 @pytest.mark.full
 @pytest.mark.real
 @pytest.mark.slow
-def test_smollm2_keeps_its_perplexity_on_wikitext(gguf, shared_data, tmp_path):
+def test_smollm2_in_any_frame_is_the_same_in_llama_cpp(gguf, wikitext, tmp_path):
+    source = load_gguf(gguf.parent, gguf.name, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    windows = windows_of(tokenizer, wikitext)
+    before = perplexity(source, windows)
+    converted = convert_model(source)
+    turned = GaugeTransformation.random(converted.config, torch.Generator().manual_seed(0), ("stream",))(converted)
+    changed = turned.model.layers[0].mlp.up_proj.weight - converted.model.layers[0].mlp.up_proj.weight
+    assert changed.abs().max() > 0.01
+    plan = plan_for_llama_cpp(turned, "smollm2")
+    assert plan.config.tie_word_embeddings
+    write_gguf(plan, tmp_path / "it.gguf", "float32", tokenizer, "smollm2")
+    after = perplexity_in_llama_cpp(tmp_path / "it.gguf", windows)
+    print(f"perplexity on {windows.numel()} tokens: transformers {before:.6f}, turned, in llama.cpp {after:.6f}")
+    assert abs(after / before - 1) <= 1e-4
+    with opened(tmp_path / "it.gguf", WINDOW) as model:
+        assert model.tokenize(wikitext)[: windows.numel()] == windows.flatten().tolist()
+        prompt = tokenizer("The capital of France is").input_ids
+        made = model.generate(prompt, 12)
+        assert (
+            made
+            == source.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+        )
+        print(repr(model.text(made)))
+        assert "Paris" in model.text(made) and model.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.full
+@pytest.mark.real
+@pytest.mark.slow
+def test_what_four_bits_cost_smollm2_in_llama_cpp(gguf, wikitext, tmp_path):
+    """Of its own file and of what a conversion gives back, whose gains are its exporter's choice."""
+    source = load_gguf(gguf.parent, gguf.name, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    windows = windows_of(tokenizer, wikitext)
+    plans = {"stock": plan_of(source), "exported": plan_for_llama_cpp(convert_model(source), "smollm2")}
+    found = {}
+    for name, plan in plans.items():
+        write_gguf(plan, tmp_path / "it.gguf", "q4_0", tokenizer, name)
+        found[name] = perplexity_in_llama_cpp(tmp_path / "it.gguf", windows)
+    before = perplexity(source, windows)
+    print(f"perplexity: float32 {before:.2f}; in Q4_0 " + ", ".join(f"{name} {x:.2f}" for name, x in found.items()))
+    assert before < found["stock"] <= found["exported"] < 2 * before
+
+
+@pytest.mark.full
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2_keeps_its_perplexity_on_wikitext(gguf, wikitext, tmp_path):
     started = time.time()
     certificate = convert_checkpoint(gguf.parent, tmp_path / "out", gguf_file=gguf.name, progress=False)
     assert certificate.passed and certificate.dtype == "float32"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    text = (shared_data / "wikitext-2" / "wiki.test.tokens").read_text(encoding="utf-8")
-    ids = tokenizer(text[: 8 * WINDOW * WINDOWS], return_tensors="pt").input_ids[0]
-    windows = ids[: WINDOW * WINDOWS].reshape(WINDOWS, WINDOW)
+    windows = windows_of(tokenizer, wikitext)
     converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(converted).__name__ == "RiGPTForCausalLM"
     after = perplexity(converted, windows)

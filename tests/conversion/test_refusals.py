@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Model, Qwen3Config, Qwen3ForCausalLM
+from transformers import GPT2Model, OlmoeConfig, OlmoeForCausalLM
 
 from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import convert_model
@@ -24,16 +24,11 @@ def result(config, *dropout):
         (lambda: result(gpt2_config(resid_pdrop=0.1), "refuse"), "`resid_pdrop=0.1`.*dropout='vector'"),
         (lambda: result(gpt2_config(), "token"), "`dropout` must be one of vector, none, refuse, got 'token'"),
         (lambda: result(llama_config(hidden_act="mish")), "`hidden_act` must be one of.*'mish'"),
-        (lambda: result(mistral_config(sliding_window=8)), "`sliding_window=8`.*`max_position_embeddings=64`"),
-        (
-            lambda: result(qwen2_config(use_sliding_window=True, sliding_window=8, max_window_layers=1)),
-            "`sliding_window=8` is shorter",
-        ),
         (
             lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
         ),
-        (lambda: architecture_of(Qwen3Config()), "`q_norm` and `k_norm`.*Supported are GPT2LMHeadModel"),
+        (lambda: architecture_of(OlmoeConfig()), "'olmoe'` cannot.*for its experts.*Supported are GPT2LMHeadModel"),
         (lambda: architecture_of(llama_config(quantization_config={"quant_method": "awq"})), "`quantization_config`"),
     ],
 )
@@ -42,19 +37,27 @@ def test_options_are_refused_by_name(make, message):
         make()
 
 
-def test_windows_that_hide_nothing_are_allowed():
-    for config in (mistral_config(sliding_window=64), qwen2_config(sliding_window=8)):
-        assert result(config).max_position_embeddings == 64
+def test_windows_stay_however_long_they_are():
+    """Rotary positions go on beyond the length that a model is made for."""
+    seen = {"use_sliding_window": True, "max_window_layers": 1}
+    for config, window in (
+        (mistral_config(sliding_window=64), 64),
+        (mistral_config(sliding_window=63), 63),
+        (qwen2_config(sliding_window=8), None),
+        (qwen2_config(sliding_window=8, **seen), 8),
+    ):
+        assert result(config).sliding_window == window
 
 
 def test_models_of_other_classes_or_without_weights_are_refused():
     sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
-    gained = Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
+    experts = OlmoeForCausalLM(OlmoeConfig(**sizes, **heads))
     with torch.device("meta"):
         empty = type(stock_model("gpt2"))(gpt2_config())
     for model, message in (
         (GPT2Model(gpt2_config()), "`hf_model` must be one of GPT2LMHeadModel.*got GPT2Model"),
-        (gained, "q_norm"),
+        (experts, "'olmoe'` cannot be converted: no weight map has been written for its experts"),
         (empty, "meta device.*convert_checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -76,7 +79,7 @@ def plan(name: str, change):
         ("gpt2", lambda d: d.pop("transformer.h.1.attn.c_attn.bias"), "`transformer.h.1.attn.c_attn.bias` is missing"),
         ("gpt2", lambda d: d.update({"lm_head.weight": torch.ones(61, 24)}), "`lm_head.weight` differs from"),
         ("llama", lambda d: d.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(24)}), "q_proj.bias"),
-        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gain per coord"),
+        ("llama", lambda d: d.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(6)}), "gains behind"),
         ("llama", lambda d: d.pop("lm_head.weight"), "`lm_head.weight` is missing"),
         ("qwen2", lambda d: d.pop("model.layers.0.self_attn.k_proj.bias"), "k_proj.bias` is missing"),
     ],

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import CodeGenConfig, CodeGenForCausalLM, MambaConfig, MambaForCausalLM
 from typer.testing import CliRunner
 
 from rigpt_hf.cli import app
@@ -89,10 +89,10 @@ def test_results_of_other_models_are_not_replaced(tmp_path):
         check_same_models(tmp_path, {"model": a})
 
 
-def neox() -> GPTNeoXForCausalLM:
+def codegen() -> CodeGenForCausalLM:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=64)).eval()
+    sizes = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    return CodeGenForCausalLM(CodeGenConfig(**sizes, n_positions=64, n_ctx=64)).eval()
 
 
 SUITE = """
@@ -107,9 +107,9 @@ tasks:
 
 def test_what_does_not_apply_is_no_failure(world, tmp_path):
     """A model of a family that nobody converts, beside one whose frames can be turned."""
-    neox().save_pretrained(tmp_path / "neox")
+    codegen().save_pretrained(tmp_path / "codegen")
     (tmp_path / "suite.yaml").write_text(SUITE.format(source=world / "tokens.bin"))
-    models = [str(tmp_path / "neox"), "--against", str(world / "rigpt"), "--names", "NeoX,RiGPT"]
+    models = [str(tmp_path / "codegen"), "--against", str(world / "rigpt"), "--names", "CodeGen,RiGPT"]
     where = ["--suite", str(tmp_path / "suite.yaml"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     done = CliRunner().invoke(app, ["evaluate", *models, *where])
     assert done.exit_code == 0, done.output
@@ -117,28 +117,28 @@ def test_what_does_not_apply_is_no_failure(world, tmp_path):
     assert re.fullmatch("[0-9a-f]{64}", results["code"]["sha256"]) and results["code"]["sha256"] == code_fingerprint()
     tasks = {task["task"]: task for task in results["tasks"]}
     assert not any(task["errors"] for task in tasks.values())
-    reason = r"`model_type='gpt_neox'` cannot be converted"
+    reason = r"`model_type='codegen'` cannot be converted"
     (whole,), (frame,) = tasks["invariance"]["absent"], tasks["quantization_robustness"]["absent"]
-    assert (whole["model"], whole["what"]) == ("NeoX", "") and reason in whole["reason"]
-    assert (frame["model"], frame["what"]) == ("NeoX", "frame hadamard") and reason in frame["reason"]
+    assert (whole["model"], whole["what"]) == ("CodeGen", "") and reason in whole["reason"]
+    assert (frame["model"], frame["what"]) == ("CodeGen", "frame hadamard") and reason in frame["reason"]
     # Nothing is absent of the other model, nor of what applies to both.
     assert list(tasks["invariance"]["models"]) == ["RiGPT"]
     rounded = {name: list(each["rounded"]) for name, each in tasks["quantization_robustness"]["models"].items()}
-    assert rounded == {"NeoX": ["identity"], "RiGPT": ["identity", "hadamard"]}
+    assert rounded == {"CodeGen": ["identity"], "RiGPT": ["identity", "hadamard"]}
     assert tasks["perplexity"]["absent"] == tasks["throughput"]["absent"] == []
     assert tasks["throughput"]["arguments"]["prompt"] == 4
     table, page = ((tmp_path / "out" / name).read_text() for name in ("table.md", "report.html"))
     assert f"| invariance |  |  | not applicable: {reason}" in table
     assert f"| quantization_robustness | frame hadamard |  | not applicable: {reason}" in table
-    assert "Not applicable to NeoX: " in page and "Not applicable to NeoX (frame hadamard): " in page
+    assert "Not applicable to CodeGen: " in page and "Not applicable to CodeGen (frame hadamard): " in page
     assert "failed" not in table and "Not applicable to RiGPT" not in page
 
 
 def test_only_other_frames_of_a_model_without_any_are_none():
     texts = Texts([list(range(12))] * 2, {})
     task = Task("quantization_robustness", arguments={"frames": ["hadamard"], "schemes": ["W8A8"]})
-    with pytest.raises(NotApplicable, match="gpt_neox"):
-        measure(task, EvaluatedModel(neox()), texts, 2)
+    with pytest.raises(NotApplicable, match="codegen"):
+        measure(task, EvaluatedModel(codegen()), texts, 2)
     assert list(measure(task, EvaluatedModel(tiny_gpt2()), texts, 2)["rounded"]) == ["hadamard"]
 
 

@@ -178,7 +178,9 @@ def test_interpolated_layers_share_their_frames(option):
     first, second = (
         GaugeTransformation.random(model.config, torch.Generator().manual_seed(seed), "all") for seed in (0, 1)
     )
-    assert not any(key.startswith("layers.") for key in first.elements if not key.endswith("key_shift"))
+    assert not any(
+        key.startswith("layers.") for key in first.elements if not key.endswith(("key_shift", "residual_shift"))
+    )
     for g in (first, second.inverse() @ first):
         error = gauge_error(model, g, tokens(2, 9))
         print(f"{error:.1e}")

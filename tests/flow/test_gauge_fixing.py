@@ -12,6 +12,7 @@ from rigpt_hf.flow.gauge_fixing import (
     compact_part,
     decay_direction,
     follow_decay,
+    least_translations,
     minimum_norm,
     next_token_loss,
 )
@@ -179,7 +180,7 @@ def test_decay_along_the_orbit_forgets_charges_as_training_does():
     assert abs(errors[0] / errors[1] - 2) <= 2 * ORDER and 1e3 * PAIRING < errors[1] < 0.02
 
 
-@over(["learned"], ["squared-distance", "learned-untied-projected"])
+@over(["learned", "parallel"], ["squared-distance", "learned-untied-projected", "parallel-mlp-bias"])
 def test_the_least_norm_of_translations_is_not_at_zero(option):
     model = small_model(option)
     disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
@@ -198,7 +199,22 @@ def test_the_least_norm_of_translations_is_not_at_zero(option):
     at_rest, canonical = gradient_pairing(reached, square), gradient_pairing(canonicalize(model), square)
     assert max(pairing.relative for pairing in at_rest.values()) <= PAIRING
     moved = {FrameKey.parse(key).kind for key, pairing in canonical.items() if pairing.relative > 1e-4}
-    assert moved and moved <= {"key_shift", "value_shift", "position_shift"}
+    assert moved and moved <= {"key_shift", "value_shift", "residual_shift", "position_shift"}
+
+
+@over(["learned", "parallel"], ["squared-distance", "learned-untied-projected", "parallel-mlp-bias"])
+def test_one_step_finds_the_least_translations(option):
+    """Also where several of them move one bias."""
+    model = small_model(option)
+    moved = least_translations(model.config, weights_of(model))(model)
+
+    def square(model):
+        return sum(parameter.square().sum() for parameter in model.parameters()) / 2
+
+    keys = [str(key) for key in table_of(model.config).shifts]
+    pairings, before = gradient_pairing(moved, square), gradient_pairing(model, square)
+    assert max(pairings[key].relative for key in keys) <= PAIRING
+    assert min(before[key].relative for key in keys) > 1e-4
 
 
 def test_without_translations_the_two_settings_are_one():

@@ -39,7 +39,7 @@ def by_hand(model, layer, hidden_states):
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if model.config.qk_norm:
-        query, key = (x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt() for x in (query, key))
+        query, key = normalised(model, attention.q_norm, query), normalised(model, attention.k_norm, key)
     output = torch.zeros_like(query)
     for head in range(query.shape[2]):
         for position in range(length):
@@ -56,20 +56,48 @@ def by_hand(model, layer, hidden_states):
     return attention.o_proj(output.flatten(2))
 
 
+def normalised(model, norm, x):
+    """Queries or keys `[B, S, heads, h]` behind their norm, with its gain."""
+    form, mapped = model.config.qk_norm_gain, x
+    if form == "metric":
+        maps = norm.weight.unflatten(0, (x.shape[2], x.shape[3]))
+        mapped = torch.stack([x[:, :, head] @ maps[head].T for head in range(x.shape[2])], dim=2)
+    axes = (-2, -1) if model.config.qk_norm_over == "all" else -1
+    unit = x / (mapped.square().mean(axes, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    return norm.weight.unflatten(0, (-1, x.shape[3])) * unit if form == "vector" else unit
+
+
 def causal_mask(length, dtype):
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)[None, None]
 
 
-@pytest.mark.parametrize(("heads", "qk_norm"), [(1, True), (2, False), (4, True)])
+@pytest.mark.parametrize(
+    ("heads", "qk_norm", "gain", "over"),
+    [
+        (1, True, None, "head"),
+        (2, False, None, "head"),
+        (4, True, None, "head"),
+        (2, True, "vector", "head"),
+        (2, True, "metric", "head"),
+        (2, True, None, "all"),
+        (2, True, "vector", "all"),
+        (1, True, "metric", "all"),
+    ],
+)
 @pytest.mark.parametrize("score", SCORES)
-def test_every_score_is_its_formula(score, heads, qk_norm):
-    model = tiny_model(attention_score=score, num_key_value_heads=heads, qk_norm=qk_norm)
+def test_every_score_is_its_formula(score, heads, qk_norm, gain, over):
+    norms = {"qk_norm": qk_norm, "qk_norm_gain": gain, "qk_norm_over": over}
+    model = tiny_model(attention_score=score, num_key_value_heads=heads, **norms)
     hidden_states, attention = torch.randn(2, 7, 32, dtype=torch.float64), model.model.layers[1].self_attn
     expected, mask = by_hand(model, 1, hidden_states), causal_mask(7, torch.float64)
     for backend in ("eager",) if score == "distance" else ("eager", "sdpa"):
         with_backend(model, backend)
         assert_same(attention(hidden_states, attention_mask=mask)[0], expected, f"{score} in {backend}")
-    if score != "dot" and not qk_norm:  # keys of one norm know no weight
+    if gain is not None:
+        attention.q_norm.weight.data += 0.1
+        assert_different(by_hand(model, 1, hidden_states), expected)
+        attention.q_norm.weight.data -= 0.1
+    if score != "dot" and (not qk_norm or gain == "vector"):  # keys of one norm know no weight
         attention.distance_weight.data += 0.1
         assert_different(by_hand(model, 1, hidden_states), expected)
 
@@ -102,7 +130,11 @@ def test_the_score_modification_of_flex_is_the_eager_score(monkeypatch):
     monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", without_compiling)
     query, key, value = (torch.randn(2, heads, 5, 8) for heads in (4, 2, 2))
     module = SimpleNamespace(
-        num_key_value_groups=2, score=SCORES["distance"], distance_weight=torch.randn(4), training=False
+        num_key_value_groups=2,
+        score=SCORES["distance"],
+        distance_weight=torch.randn(4),
+        alibi=None,
+        training=False,
     )
     arguments = (module, query, key, value, causal_mask(5, torch.float32), 0.3)
     assert_same(flex_attention_forward(*arguments)[0], eager_attention_forward(*arguments)[0])

@@ -12,8 +12,8 @@ from tests.models import ALL, over, tiny_config, tokens
 WRONG = {
     "score": ({"attention_score": "cosine"}, "`attention_score` must be one of dot, squared_distance, distance, got"),
     "position": (
-        {"position_embedding_type": "alibi"},
-        "`position_embedding_type` must be one of learned, rotary, got 'alibi'",
+        {"position_embedding_type": "sinusoidal"},
+        "`position_embedding_type` must be one of learned, rotary, alibi, got 'sinusoidal'",
     ),
     "activation": ({"hidden_act": "tanh"}, "`hidden_act` must be one of gelu, .* got 'tanh'"),
     "heads": (

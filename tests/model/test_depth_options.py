@@ -28,7 +28,7 @@ from tests.tolerances import SYMMETRY
 # Euler's method with one step per layer against the ordinary network, in float64.
 SAME_NETWORK = 1e-12
 # Options that depth with interpolated weights refuses.
-APART = {"value_embedding_period", "local_frames"}
+APART = {"value_embedding_period", "local_frames", "layer_types", "no_rope_layers", "num_experts"}
 FLOWS = {
     "constant": {"depth_solver": "midpoint", "depth_steps": 2, "attention_score": "squared_distance"},
     "linear": {"depth_solver": "rk4", "depth_interpolation": "linear", "embedding_size": 24},
@@ -39,8 +39,12 @@ every_flow = pytest.mark.parametrize("options", FLOWS.values(), ids=FLOWS.keys()
 @over()
 def test_one_euler_step_per_layer_is_the_ordinary_network(option):
     options = {name: value for name, value in ALL[option].items() if not name.startswith("depth")}
-    expected = tiny_model(**options)(tokens(2, 9)).logits
     euler = options | {"depth_solver": "euler"}
+    if "num_experts" in options:
+        with pytest.raises(ValueError, match="`depth_solver='euler'` needs layers that are smooth in the stream"):
+            tiny_config(**euler)
+        return
+    expected = tiny_model(**options)(tokens(2, 9)).logits
     assert difference(tiny_model(**euler)(tokens(2, 9)).logits, expected) <= SAME_NETWORK
     assert_different(tiny_model(**euler | {"depth_steps": 2})(tokens(2, 9)).logits, expected)
     linear = euler | {"depth_interpolation": "linear"}

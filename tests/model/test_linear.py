@@ -25,7 +25,9 @@ def test_every_linear_map_is_exactly_a_linear_module(option):
         maps = {name for name, each in model.named_modules() if type(each) is nn.Linear}
         assert maps == {name for name, each in model.named_modules() if isinstance(each, nn.Linear)}
         weights = {name.removesuffix(".weight") for name, p in model.named_parameters() if p.ndim == 2}
-        others = ("embed_tokens", "embed_positions", "value_embedding", "transport", "rotary_frequencies")
+        others = ("embed_tokens", "embed_positions", "value_embedding", "transport", "carry", "rotary_frequencies")
+        others += ("q_norm", "k_norm")  # which say what is a length, in each head
+        others += (".mlp.gate",)  # which must not be rounded, as it decides where tokens go
         assert maps >= {name for name in weights if not name.endswith(others)} and maps
 
 

@@ -23,7 +23,8 @@ def test_every_rule_of_the_plans_applies(option):
         assert model.tp_plan and set(model.tp_plan) <= generic
         assert set(model.pp_plan) <= generic
         # Later stages of a pipeline do not have what these options read again.
-        again = model.config.value_embedding_period is not None or model.config.depth_interpolation == "linear"
+        config = model.config
+        again = config.value_embedding_period is not None or config.depth_interpolation == "linear" or config.post_norm
         assert bool(model.pp_plan) is not again
         assert again or ("project_out" in str(model.pp_plan)) is (model.config.embedding_size is not None)
         assert list(model._no_split_modules) == ["RiGPTDecoderLayer"]
@@ -57,7 +58,10 @@ def run_sharded(rank, folder):
     reference = RiGPTForCausalLM.from_pretrained(folder)
     for each in (model, reference):
         each(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
-    assert model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
+    together = model.config.qk_norm_over == "all"
+    assert together or model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
+    if model.config.qk_norm_gain == "metric":
+        assert model.model.layers[0].self_attn.k_norm.weight.to_local().shape == (8, 8)
     with torch.no_grad():
         assert_same(model(tokens(2, 9)).logits, reference(tokens(2, 9)).logits)
     for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
@@ -68,11 +72,15 @@ def run_sharded(rank, folder):
 
 
 @pytest.mark.slow
-def test_tensor_parallelism_over_two_processes(tmp_path):
+@pytest.mark.parametrize("gain, over", [("vector", "head"), ("metric", "head"), ("vector", "all")])
+def test_tensor_parallelism_over_two_processes(tmp_path, gain, over):
     model = tiny_model(
         dtype=torch.float32,
         attention_score="squared_distance",
         rotary_learned_frequencies=True,
+        qk_norm=True,
+        qk_norm_gain=gain,
+        qk_norm_over=over,
         gated_mlp=True,
         embedding_size=24,
         output_bias=True,

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.model.agreement import assert_different, assert_same
-from tests.models import ALL, over, randomise_, tiny_model, tokens
+from tests.models import ALL, backends, over, randomise_, tiny_model, tokens
 
 
 KINDS = {
@@ -27,7 +27,7 @@ def test_packed_sequences_do_not_see_each_other(option):
     packed = torch.cat(parts, dim=1)
     positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
     expected = torch.cat([model(part).logits for part in parts], dim=1)
-    for backend in ("eager",) if model.config.attention_score == "distance" else ("eager", "sdpa"):
+    for backend in backends(ALL[option]):
         model.set_attn_implementation(backend)
         for training, use_cache in ((True, False), (False, True)):
             actual = model.train(training)(packed, position_ids=positions, use_cache=use_cache).logits

@@ -23,9 +23,9 @@ WRITE, READ, REFUSED = "hf_mayWrite7391", "hf_mayRead5528", "hf_unknown8840"
 CARD = "---\nlicense: apache-2.0\n---\n\n# A tiny model\n\n![Loss](pictures/loss.png)\n"
 
 
-def save(folder: Path, seed: int = 0, shards: str = "30KB") -> Path:
+def save(folder: Path, seed: int = 0, shards: str = "30KB", **options) -> Path:
     """A whole model with all that may lie beside it."""
-    model = tiny_model(seed, dtype=torch.float32)
+    model = tiny_model(seed, dtype=torch.float32, **options)
     model.save_pretrained(folder, max_shard_size=shards)
     word_tokenizer(["<s>", " a", " b"]).save_pretrained(folder)
     (folder / "README.md").write_text(CARD)

@@ -11,6 +11,7 @@ from transformers import dynamic_module_utils
 
 from rigpt_hf.publishing.repository import INDEX, repository_files
 from rigpt_hf.publishing.rotation_view import load_subjects
+from tests.publishing.conftest import save
 
 
 def linked(name: str, target: str = "../outside.txt"):
@@ -130,6 +131,8 @@ FOREIGN = {
 def test_a_space_runs_no_code_of_a_model(case, folder, monkeypatch):
     """Not even where somebody says yes to all that is asked."""
     file, names, changes = FOREIGN[case]
+    # One that no stock class has, so that the Space needs a baseline.
+    folder = save(folder.parent / "apart", attention_score="squared_distance")
     foreign(folder, file, names, **changes)
     monkeypatch.setattr("builtins.input", lambda *arguments: "y")
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder.parent / "modules"))

@@ -132,10 +132,11 @@ def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path, rigp
     assert settings["revision"] == commit_of(out) and settings["model"] == "me/tiny"
     assert b"models:\n- me/tiny" in files["README.md"]
     assert b"gradio" in hub.files("spaces/me/taken")["app.py"]
+    apart = save(folder.parent / "apart", attention_score="squared_distance")  # which no stock class has
     for message, arguments in {
         "which holds 'app.py' and no settings of ours": [folder, "me/new", *shown, "--space-repo", "me/mine"],
         "`--space` needs a model with its tokenizer": [bare, "me/new", *shown],
-        "`--baseline` must be given": [folder, "me/new", "--space"],
+        "`--baseline` must be given": [apart, "me/new", "--space"],
         "are for a Space": [folder, "me/new", "--baseline", "me/stock"],
         "`--private` is not for a model with a Space": [folder, "me/new", *shown, "--private"],
         "`--space` needs a public model": [folder, "hidden", *shown],

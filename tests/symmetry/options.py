@@ -14,14 +14,20 @@ SEARCHED = (
     "gated-relu2",  # planes that may stretch, both scalings of neurons
     "learned-untied-projected",  # GL everywhere, all three translations
     "squared-distance-learned-frequencies",  # a common stretch, weights of lengths, planes that change places
-    "local-frames-projected",
+    "parallel-local-projected",
 )
 # For what is quick: each kind of frame, group and role besides.
 BROAD = (
     *SEARCHED,
     "distance-learned",
+    "experts-shared",
     "no-biases",
     "one-key-value-head",
+    "gain-metric-learned",
+    "gain-vector-squared",
+    "together-vector",
+    "together-metric",
+    "parallel-mlp-bias",
     "qk-norm",
     "relu",
     "rotary-zero-frequencies",

@@ -232,8 +232,9 @@ def test_groups_of_frames():
         assert resolve_frames(config, ["heads", "head", "head_qk"]) == ["heads", "head_qk", "head_vo"]
         assert resolve_frames(config, []) == []
         g = GaugeTransformation.random(config, generator(), "head")
-        layers = range(config.num_hidden_layers)
-        assert set(g.elements) == {f"layers.{index}.{name}" for index in layers for name in ("head_qk", "head_vo")}
+        shared = config.depth_interpolation != "constant"
+        layers = [""] if shared else [f"layers.{index}." for index in range(config.num_hidden_layers)]
+        assert set(g.elements) == {f"{layer}{name}" for layer in layers for name in ("head_qk", "head_vo")}
 
 
 TRANSLATIONS = {
@@ -243,6 +244,9 @@ TRANSLATIONS = {
     "rotary-partial": ["key_shift", "value_shift"],
     "rotary-zero-frequencies": ["key_shift", "value_shift"],
     "qk-norm-learned": ["value_shift"],
+    "parallel": ["value_shift", "residual_shift"],
+    "parallel-mlp-bias": ["value_shift"],
+    "parallel-no-mlp-bias": ["value_shift"],
     "distance-learned": ["value_shift"],
     "no-biases": [],
 }

@@ -94,7 +94,9 @@ def test_invariants(turned, option):
     model, other, _ = turned(option)
     spectra, config = invariants(model), model.config
     assert spectra["stream"].shape == (config.hidden_size,)
-    assert spectra["layers.0.neurons"].shape == (config.intermediate_size,)
+    neurons = config.moe_intermediate_size and config.num_experts * config.moe_intermediate_size
+    kind, count = ("expert_neurons", neurons) if neurons else ("neurons", config.intermediate_size)
+    assert spectra[f"layers.0.{kind}"].shape == (count,)
     assert spectra["layers.0.heads"].shape == (config.num_attention_heads,)
     assert spectra["layers.2.head_vo"].shape == (config.num_key_value_heads * config.head_dim,)
     assert {"lexical", "output"} & set(spectra) == {"lexical", "output"} & set(table_of(config).kinds)

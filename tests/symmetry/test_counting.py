@@ -26,6 +26,10 @@ SMALL = {
     "pad_token_id": None,
 }
 KINKED = ("relu", "relu2")
+# Options whose layers are not alike.
+UNLIKE = ("sliding", "unturned", "rope-by-type", "experts-shared")
+# Few neurons, and experts that every token may meet.
+FEW_EXPERTS = {"num_experts": 3, "moe_intermediate_size": 3, "vocab_size": 13}
 
 
 def small_model(name: str, **changes):
@@ -33,33 +37,55 @@ def small_model(name: str, **changes):
     options = SMALL | {key: value for key, value in SYMMETRIES[name].items() if key not in SMALL}
     options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
+    # Behind nothing but rotary positions a query depends on its token alone: more tokens must look at a metric than it
+    # has numbers, which are ten.
+    options |= {"vocab_size": 11} if options.get("qk_norm_gain") == "metric" else {}
+    # More tokens must look at the lengths behind `project_in` than the 21 numbers that say what is a length.
+    mapped = options.get("embedding_norm_map") and options.get("embedding_size")
+    options |= {"vocab_size": 22} if mapped else {}
+    # And twice as many at those of two heads.
+    options |= {"vocab_size": 22} if options.get("qk_norm_over") == "all" else {}
+    # Where lengths of two heads add up, neither may read what the other reads.
+    together = (options.get("qk_norm_over"), options.get("qk_norm_gain")) == ("all", "metric")
+    options |= {"hidden_size": 8} if together else {}
     # The first layer has no value embeddings.
-    options |= {"num_hidden_layers": 2} if name in ("value-embeddings", "recipe") else {}
+    several = name in ("value-embeddings", "recipe", *UNLIKE)
+    options |= {"num_hidden_layers": 2} if several else {}
+    # The first layer's MLP may read tokens alone, and must not have more weights than those show.
+    options |= {"vocab_size": 16} if options.get("use_parallel_residual") else {}
+    options |= {"seed": 124} if name == "experts-relu2" else {}  # of the first 150 the one whose neurons live most
+    options |= FEW_EXPERTS if options.get("num_experts") else {}
+    options |= {"shared_expert_intermediate_size": 4} if options.get("shared_expert_intermediate_size") else {}
     return tiny_model(**(options | changes))
 
 
-def inputs(sequences: int = 20) -> torch.Tensor:
+def inputs(sequences: int = 20, vocab_size: int = SMALL["vocab_size"]) -> torch.Tensor:
     """Sequences of full length in which every token occurs."""
     shape = sequences, SMALL["max_position_embeddings"]
-    return torch.randint(0, SMALL["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def centre_neurons_(model, input_ids: torch.Tensor) -> list[torch.Tensor]:
     """
     Set the biases before activations so that every neuron is active on half of the inputs; returns per layer on which
-    share each is. One that is active never, or always, has more freedom than the table knows.
+    share each is. One that is active never, or always, has more freedom than the table knows. Experts have no biases,
+    and are asked one after the other.
     """
     shares = []
     for layer in model.model.layers:
-        into = layer.mlp.up_proj if layer.mlp.gate_proj is None else layer.mlp.gate_proj
+        mlp = layer.mlp if model.config.num_experts is None else layer.mlp.experts
+        into = mlp.up_proj if mlp.gate_proj is None else mlp.gate_proj
         seen: list[torch.Tensor] = []
-        handle = layer.mlp.act_fn.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        handle = mlp.act_fn.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
         model(input_ids, use_cache=False)
-        into.bias -= seen[-1].flatten(0, 1).median(dim=0).values
-        model(input_ids, use_cache=False)
+        if into.bias is not None:
+            into.bias -= seen[-1].flatten(0, 1).median(dim=0).values
+            seen.clear()
+            model(input_ids, use_cache=False)
         handle.remove()
-        shares.append((seen[-1] > 0).double().mean(dim=(0, 1)))
+        assert len(seen) == (model.config.num_experts or 1)
+        shares.append(torch.cat([(part > 0).double().flatten(0, -2).mean(dim=0) for part in seen]))
     return shares
 
 
@@ -72,18 +98,28 @@ def measure(model, input_ids: torch.Tensor):
 def check_count(model, input_ids: torch.Tensor) -> None:
     if model.config.hidden_act in KINKED:
         for share in centre_neurons_(model, input_ids):
-            assert share.min() > 0.25 and share.max() < 0.75, "a neuron is dead, or linear"
+            least = 0.25 if model.config.num_experts is None else 0.15  # which nothing centres
+            assert share.min() > least and share.max() < 1 - least, "a neuron is dead, or linear"
     spectrum = measure(model, input_ids)
     assert spectrum.gap > JACOBIAN_GAP
     assert 0 < spectrum.rank < len(spectrum.singular_values)
     counted = redundant_dimensions(model.config)
-    # Maps between local frames are frozen, and only rotations of all frames at once leave them alone.
-    assert spectrum.deficiency == counted["total"] - counted.get("local", 0)
+    # Maps between local frames are frozen, and only rotations of all frames at once leave them alone. So is the map
+    # from gains into the stream, which only the identity leaves alone.
+    frozen = "stream" if model.config.post_norm else "local"
+    assert spectrum.deficiency == counted["total"] - counted.get(frozen, 0)
 
 
 @over(BROAD, SYMMETRIES)
 def test_the_count_is_the_rank_deficiency(option):
-    check_count(small_model(option), inputs())
+    model = small_model(option)
+    check_count(model, inputs(vocab_size=model.config.vocab_size))
+
+
+def test_an_mlp_that_reads_few_tokens_alone_has_more_room():
+    # Nine vectors of the stream are all that it makes: fewer numbers than it has weights.
+    few = small_model("parallel", vocab_size=SMALL["vocab_size"])
+    assert measure(few, inputs()).deficiency > redundant_dimensions(few.config)["total"] + 10
 
 
 @over(["gated-relu2"], ["learned-untied-projected", "squared-distance"])
@@ -126,6 +162,30 @@ def test_layers_that_see_only_the_range_of_a_narrow_embedding_have_more_room():
     assert unread == 16
     assert measure(rotary, inputs()).deficiency == redundant_dimensions(rotary.config)["total"] + unread
     assert measure(learned, inputs()).deficiency == redundant_dimensions(learned.config)["total"]
+
+
+def test_a_metric_that_few_tokens_look_at_has_more_room():
+    """Ten numbers in each of three maps, and what queries and keys may be stretched by."""
+    for tokens, unseen in ((9, 6), (10, 3), (11, 0)):
+        model = small_model("gain-metric", vocab_size=tokens)
+        deficiency = measure(model, inputs(40, tokens)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_lengths_behind_a_projection_that_few_tokens_look_at_have_more_room():
+    """`n(U E)` reads `Uᵀ U`, 21 numbers, and a token shows one of their sums."""
+    for tokens, unseen in ((9, 13), (20, 2), (22, 0)):
+        model = small_model("alibi-bloom", vocab_size=tokens)
+        deficiency = measure(model, inputs(20, tokens)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_metrics_of_heads_that_read_the_same_have_more_room():
+    """Two heads of four dimensions read one direction both, of six and a bias: whose its length is nobody sees."""
+    for size, shared in ((6, 1), (8, 0)):
+        model = small_model("together-metric", hidden_size=size)
+        deficiency = measure(model, inputs(40, model.config.vocab_size)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + shared, size
 
 
 def test_heads_wider_than_the_stream_are_counted_wrong():

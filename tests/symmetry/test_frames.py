@@ -41,14 +41,15 @@ def test_the_table_knows_every_parameter_in_the_order_of_the_model(option):
         assert [name for name in table.names if name in names] == names
         for name, parameter in model.named_parameters():
             turns = table.turns(name)
-            assert turns or name in ("score.bias", "qa_outputs.bias"), f"{name} stands still"
+            still = ("score.bias", "qa_outputs.bias", *(WRITTEN if config.post_norm else ()))
+            assert turns or name.endswith(still), f"{name} stands still"
             assert table.rank(name) in (1, parameter.dim())
             for turned in turns:
                 assert turned.key in table.frames, f"{name} turns with {turned.key}, which is no frame"
                 assert (name, turned.dim) in table.carriers(turned.key, turned.role)
                 assert torch.equal(
-                    turned.fold(turned.unfold(torch.arange(6.0).reshape(2, 3)), torch.Size([2, 3])),
-                    torch.arange(6.0).reshape(2, 3),
+                    turned.fold(turned.unfold(torch.arange(18.0).reshape(6, 3)), torch.Size([6, 3])),
+                    torch.arange(18.0).reshape(6, 3),
                 )
     assert set(table.frames) == set(table.carried) | set(table.shifts)
 
@@ -79,23 +80,41 @@ def test_how_a_parameter_meets_a_frame(option, name, kind, role):
     assert table_of(tiny_config(**SYMMETRIES[option])).role_on(name, kind) == role
 
 
+# What gains behind a block are multiplied with, and the gains.
+WRITTEN = ("_output_norm.weight", "o_proj.bias", "down_proj.bias")
 SHARDED = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
 
 
 @over(ALL, ())
 def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
-    """Tensor parallelism shards what has an entry per head or neuron; biases go with their weights."""
+    """
+    Tensor parallelism shards what has an entry per head or neuron; biases go with their weights. What all heads of a
+    layer share gets gradients from all processes.
+    """
     config = tiny_config(**ALL[option])
     table, plan = table_of(config), {}
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
+    # A process has all heads where the length of all is asked for.
+    together = config.qk_norm_over == "all"
+    if together:
+        attention = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise_gather_output")
+        attention["o_proj"] = "rowwise_split_input"
+        plan = {f"layers.*.self_attn.{name}": style for name, style in attention.items()}
     for name, _ in model.named_parameters():
-        role = table.role_on(name, "heads") or table.role_on(name, "neurons")
+        sharded = (table.role_on(name, kind) for kind in ("heads", "neurons", "shared_neurons"))
+        role = next((role for role in sharded if role), None)
+        if together and ".self_attn." in name:
+            continue
         if role is not None and not name.endswith(".bias"):
             pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
-            plan[pattern.removesuffix(".weight")] = SHARDED[role]
+            linear = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear | torch.nn.Embedding)
+            plan[pattern.removesuffix(".weight") if linear else pattern] = SHARDED[role]
+        elif role is None and table.role_on(name, "gains") is not None:
+            pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
+            plan[pattern.removesuffix(".weight")] = "replicated_with_grad_allreduce"
     assert plan == config.base_model_tp_plan
-    assert len(plan) >= 6
+    assert len(plan) >= (6 if config.num_experts is None else 4)
 
 
 def test_an_unknown_parameter_is_named():

@@ -7,6 +7,9 @@ import torch
 
 from rigpt_hf.groups import (
     SPREAD,
+    ExpertPermutations,
+    GainScalings,
+    HalfTurns,
     HeadPermutations,
     MatrixGroup,
     NeuronGroup,
@@ -47,17 +50,26 @@ HEAD_GROUPS = {
     "heads-4": HeadPermutations(4, 1),
     "heads-3x2": HeadPermutations(3, 2),
     "heads-1x3": HeadPermutations(1, 3),
+    "experts-4": ExpertPermutations(4, 1),
 }
 NEURON_GROUPS = {
     f"neurons-degree-{degree}{'-gated' if gated else ''}": NeuronGroup(6, degree, gated)
     for degree in (None, 1, 2)
     for gated in (False, True)
 }
+SIGN_GROUPS = {
+    f"half-turns-{name}": HalfTurns(n, planes) for name, (n, planes, movable) in SHAPES.items() if not movable
+} | {"half-turns-rest": HalfTurns(3)}
+GAIN_GROUPS = {
+    f"gains-{stretch}-{name}": GainScalings(n, stretch, planes)
+    for stretch in ("none", "common", "free")
+    for name, (n, planes) in {"planes": (4, PLANES), "planes-and-rest": (7, PLANES), "rest": (3, ())}.items()
+} | {"gains-of-each-head": GainScalings(7, "free", PLANES, repeats=2)}
 TRANSLATIONS = {
     "translations": Translations(5),
     "translations-of-some": Translations(5, (1, 4)),
 }
-GROUPS = MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS | TRANSLATIONS
+GROUPS = MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS | SIGN_GROUPS | GAIN_GROUPS | TRANSLATIONS
 
 
 def over(groups: dict):
@@ -84,8 +96,8 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def copies_of(group) -> int:
-    """Heads and neurons are one per layer; the rest comes in stacks, whose copies must not mix."""
-    return 1 if isinstance(group, HeadPermutations | NeuronGroup) else 3
+    """Heads are one per layer; the rest comes in stacks, whose copies must not mix."""
+    return 1 if isinstance(group, HeadPermutations) else 3
 
 
 def draw(group, seed: int = 0, special: bool = False) -> torch.Tensor:
@@ -105,6 +117,8 @@ def small_algebra(group, copies: int, seed: int = 0) -> torch.Tensor:
             return 0.2 * group.project(gaussian(copies, group.n, group.n, seed=seed))
         case NeuronGroup():
             return 0.2 * group.allowed[:, None] * gaussian(copies, 2, group.n, seed=seed)
+        case GainScalings():
+            return 0.2 * gaussian(copies, group.dimension, seed=seed)
         case Translations():
             return group.project(gaussian(copies, group.n, seed=seed))
     return torch.zeros(copies, 0, dtype=torch.float64)
@@ -351,6 +365,36 @@ def test_the_dimension_is_the_number_of_scalings_that_do_something(group):
     assert torch.linalg.matrix_rank(torch.stack(images)) == group.dimension
 
 
+@over(SIGN_GROUPS)
+def test_half_turns_are_all_that_commutes_with_gains_and_rotary_positions(group):
+    """A sign for each plane and each dimension outside; the signs of both dimensions of a plane are one."""
+    elements = torch.cat([group.random(40, generator(seed)) for seed in (1, 2)])
+    assert torch.equal(elements.abs(), group.identity(80))
+    assert len(elements.unique(dim=0)) > min(2 ** (len(group.planes) + len(group.rest)), 80) / 2
+    angles = torch.arange(1, len(group.planes) + 1, dtype=torch.float64)
+    rotation = plane_rotation(group, angles)
+    for signs in elements:
+        assert torch.equal(signs.diag() @ rotation, rotation @ signs.diag())
+    if group.planes:
+        alone = group.identity()[0]
+        alone[group.planes[0][0]] = -1
+        assert difference(alone.diag() @ rotation, rotation @ alone.diag()) > 0.01
+
+
+@over(GAIN_GROUPS)
+def test_scalings_of_gains_stay_in_bounds_and_have_their_dimension(group):
+    *others, queries, keys = group.random(40, generator(8)).unbind(1)
+    assert all(torch.equal(other.abs(), queries.abs()) and not torch.equal(other, queries) for other in others)
+    assert ((queries * keys).abs() - 1).abs().max() <= TIGHT
+    assert queries.abs().max() <= SPREAD and queries.abs().min() >= 1 / SPREAD
+    assert (queries.abs() - 1).abs().max() > 0.1 or group.stretch == "none"
+    assert all((side < 0).any() and (side > 0).any() for side in (queries, keys))
+    logarithms = group.exp(torch.eye(group.dimension, dtype=torch.float64)).log().flatten(1)
+    assert torch.linalg.matrix_rank(logarithms) == group.dimension if group.dimension else not logarithms.numel()
+    for first, second in group.planes:
+        assert torch.equal(queries[:, first].abs(), queries[:, second].abs())
+
+
 @over(TRANSLATIONS)
 def test_translations_move_only_what_is_free(group):
     assert torch.linalg.matrix_rank(group.project(torch.eye(group.n))) == group.dimension
@@ -368,3 +412,7 @@ def test_groups_name_themselves():
     assert str(NeuronGroup(6, 1, True)) == "S6 x (R+)^6 x (R*)^6" and str(NeuronGroup(6)) == "S6"
     assert str(HeadPermutations(3, 2)) == "S2 wr S3" and str(HeadPermutations(4, 1)) == "S4"
     assert str(Translations(5, (1, 4))) == "R^2"
+    assert str(HalfTurns(7, PLANES)) == "{1,-1}^5"
+    assert str(GainScalings(7, "free", PLANES)) == "(R+)^5 x {1,-1}^14"
+    assert str(GainScalings(7, "none", PLANES)) == "{1,-1}^14"
+    assert str(GainScalings(7, "free", PLANES, repeats=3)) == "(R+)^5 x {1,-1}^28"

@@ -22,6 +22,7 @@ POSITIONS = {
     "rotary": {},
     "partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "resting": {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}},
+    "alibi": {"position_embedding_type": "alibi"},
     "learned-frequencies": {"rotary_learned_frequencies": True},
     "partial-learned-frequencies": {
         "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
@@ -79,6 +80,7 @@ def architectures(draw) -> dict:
         "output_bias": embedding_size is not None and draw(st.booleans()),
         "attention_score": draw(st.sampled_from(["dot", "squared_distance", "distance"])),
         "qk_norm": draw(st.booleans()),
+        "use_parallel_residual": draw(st.booleans()),
         "hidden_act": draw(st.sampled_from(["gelu", "relu", "relu2", "silu"])),
         "gated_mlp": draw(st.booleans()),
     } | copy.deepcopy(POSITIONS[positions])  # configs fill in what rotary parameters leave out

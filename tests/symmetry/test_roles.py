@@ -2,11 +2,15 @@
 
 import torch
 
+from rigpt_hf.groups import GainScalings, HalfTurns
 from rigpt_hf.symmetry import HeadPermutations, MatrixGroup, NeuronGroup
 from tests.symmetry.test_groups import (
+    GAIN_GROUPS,
     HEAD_GROUPS,
     MATRIX_GROUPS,
     NEURON_GROUPS,
+    PLANES,
+    SIGN_GROUPS,
     TIGHT,
     copies_of,
     difference,
@@ -26,8 +30,13 @@ def carried(group) -> dict[str, torch.Tensor]:
         case HeadPermutations():
             heads = group.key_value_heads
             sizes = {"query": heads * group.repeats * 5, "key_value": heads * 5}
+        case HalfTurns():
+            sizes = {role: copies * repeats * group.n for role in ("vector", "covector", "metric")}
+        case GainScalings():
+            sizes = {role: copies * repeats * group.n for role in group.ROLES}
+            sizes |= {"metric": copies * repeats} if group.stretch == "common" else {}
         case NeuronGroup():
-            sizes = {"active": group.n, "linear": group.n, "down": group.n}
+            sizes = dict.fromkeys(("active", "linear", "down"), copies * group.n)
         case MatrixGroup():
             sizes = {role: copies * repeats * group.n for role in ("vector", "covector")}
             # Weights of |covector|² make sense only where no direction is stretched more than another.
@@ -36,7 +45,7 @@ def carried(group) -> dict[str, torch.Tensor]:
     return {role: gaussian(size, columns, seed=100 + index) for index, (role, size) in enumerate(sizes.items())}
 
 
-@over(MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS)
+@over(MATRIX_GROUPS | HEAD_GROUPS | NEURON_GROUPS | SIGN_GROUPS | GAIN_GROUPS)
 def test_every_role_is_a_homomorphism(group):
     changed = 0
     for seed in (16, 17, 18):
@@ -119,7 +128,8 @@ ACTIVATIONS = {None: torch.nn.functional.gelu, 1: torch.relu, 2: relu2}
 @over(NEURON_GROUPS)
 def test_the_scalings_of_neurons_leave_the_mlp_alone(group):
     element = draw(group, 25)
-    active, linear, down = (gaussian(group.n, 4, seed=seed) for seed in (26, 27, 28))
+    rows = copies_of(group) * group.n
+    active, linear, down = (gaussian(rows, 4, seed=seed) for seed in (26, 27, 28))
     x = gaussian(9, 4, seed=29)
 
     def mlp(act, active: torch.Tensor, linear: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -138,6 +148,43 @@ def test_the_scalings_of_neurons_leave_the_mlp_alone(group):
     assert difference(mlp(act, **(after | {"down": down})), mlp(act, **before)) > 0.01
 
 
+def gained(tensors: dict[str, torch.Tensor], weight: torch.Tensor, planes: tuple, angle: float) -> torch.Tensor:
+    """Scores `q·k - λ|k|²/2` of one head behind norms with gains, the queries turned by an angle in each plane."""
+    rotation = plane_rotation(MatrixGroup(7, planes=planes), angle * torch.arange(1.0, 1 + len(planes)).double())
+    query, key = (
+        tensors[f"{of}_gain"] * torch.nn.functional.rms_norm(tensors[f"{of}_rows"].T, (7,), eps=0.1)
+        for of in ("query", "key")
+    )
+    return query @ rotation.T @ key.T - weight * key.square().sum(1) / 2
+
+
+@over({"free": ("free", 0.0), "common": ("common", 0.4), "signs": ("none", 0.4)})
+def test_gains_are_scaled_where_no_score_sees_it(case):
+    """Negative controls: a role that is left out, a scaling of one dimension of a plane, one that lengths know."""
+    stretch, weight = case
+    group = GainScalings(7, stretch, PLANES)
+    tensors = {role: gaussian(7, 5, seed=50 + index) for index, role in enumerate(group.ROLES)}
+    tensors |= {role: tensors[role][:, 0] for role in ("query_gain", "key_gain")}
+    weights = torch.tensor([weight], dtype=torch.float64)
+
+    def after(element, roles=tuple(group.ROLES), group=group):
+        moved = {role: group.act(element, role, tensors[role].reshape(7, -1)) for role in roles}
+        moved = {role: value.reshape(tensors[role].shape) for role, value in moved.items()}
+        return gained(tensors | moved, group.act(element, "metric", weights[:, None])[0], PLANES, 0.7)
+
+    element, expected = group.random(1, generator(3)), gained(tensors, weights, PLANES, 0.7)
+    assert difference(after(element), expected) <= TIGHT
+    for role in group.ROLES:
+        others = tuple(other for other in group.ROLES if other != role)
+        assert difference(after(element, others), expected) > 0.01, role
+    single = group.identity()
+    single[0, :, PLANES[0][0]] = torch.tensor([2.0, 0.5])
+    assert difference(after(single), expected) > 0.01
+    if stretch != "free":
+        free = GainScalings(7, "free", PLANES)
+        assert difference(after(free.random(1, generator(3)), group=free), expected) > 0.01
+
+
 @over(HEAD_GROUPS)
 def test_query_heads_stay_with_their_key_value_head(group):
     heads = torch.arange(group.key_value_heads).double()[:, None]
@@ -149,7 +196,7 @@ def test_query_heads_stay_with_their_key_value_head(group):
         assert torch.equal(element.sort().values, group.identity())
 
 
-@over(MATRIX_GROUPS | NEURON_GROUPS)
+@over(MATRIX_GROUPS | NEURON_GROUPS | {name: group for name, group in GAIN_GROUPS.items() if group.dimension})
 def test_generators_are_the_derivative_of_the_action(group):
     """For every role at once, `generator` is the gradient of `Σ a · act(exp X) b` at X = 0 along the algebra."""
     copies = copies_of(group)

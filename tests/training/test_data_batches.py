@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rigpt_hf.training.data import TokenShards, Windows, from_tokens, packed, validation_batches
-from tests.models import ALL, over, tiny_model
+from tests.models import ALL, backends, over, tiny_model
 from tests.tolerances import CONVERSION
 
 
@@ -76,8 +76,7 @@ def test_a_document_in_a_window_is_as_if_alone(shards, option):
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     documents = [piece for row in batch["input_ids"] for piece in pieces(row)]
     assert len(documents) > 8
-    # Distances are computed by eager attention and not by sdpa.
-    for backend in ("eager", "sdpa")[: 1 if model.config.attention_score == "distance" else 2]:
+    for backend in backends(ALL[option]):
         model.set_attn_implementation(backend)
         with torch.no_grad():
             alone = torch.cat([model(piece[None], use_cache=False).logits[0] for piece in documents])

@@ -190,7 +190,7 @@ def irreducible_coordinates(representation: Representation) -> tuple[GaugeTransf
     references, frames = representation.decomposition.references[1:], dict(representation.filling.frames)
     elements: dict[FrameKey, torch.Tensor] = {}
     for key, frame, _ in representation.transformations[0].items():
-        if frame.group.represents == "matrices":
+        if frame.represents == "matrices":
             stacks = [one.elements[str(key)] for one in representation.transformations]
             same = torch.eye(size_of(frame), dtype=torch.float64)
             axes = [
@@ -245,7 +245,7 @@ def in_blocks(model: Any, representation: Representation | None = None) -> Any:
         carrier = next((one for one in table.carriers(key) if one[0] in state), None)
         if frame.carrier is None and carrier is not None:
             action = layout(*carrier).order.argsort()[None]
-            permuted = frame.group.represents == "permutations"
+            permuted = frame.represents == "permutations"
             orders[key] = frame.group.representing(action if permuted else matrices_of(action.numpy()))
     result = copy.deepcopy(model).eval().requires_grad_(False)
     for name, tensor in GaugeTransformation(there.config, orders).state_dict(state).items():

@@ -63,10 +63,10 @@ class Filling:
                 f"`filling` must be made of orthogonal matrices and permutations, one for each of the {generators} "
                 "generators, got others."
             )
-        kinds = table_of(config).kinds
+        kinds = fillable(config)
         for kind, (made_of, counts) in self.frames.items():
-            represents = kinds[kind].group.represents if kind in kinds else None
-            room = size_of(kinds[kind]) if represents else 0
+            represents = kinds[kind].represents if kind in kinds else None
+            room = size_of(kinds[kind]) if kind in kinds else 0
             parts: Sequence[Any] = self.matrices if made_of == "matrices" else self.permutations
             filled = max(
                 (sum(count * part.shape[-1] for count, part in zip(one, parts, strict=False)) for one in counts),
@@ -99,7 +99,7 @@ class Filling:
                 parts.append(orbit + start)
                 start += orbit.shape[1]
             whole = np.concatenate(parts, axis=1)
-            permuted = frame.group.represents == "permutations"
+            permuted = frame.represents == "permutations"
             actions.append(torch.from_numpy(whole) if permuted else matrices_of(whole))
         return list(torch.stack(actions, dim=1))
 
@@ -119,6 +119,16 @@ class Filling:
             tuple(np.array(orbit, dtype=np.int64) for orbit in content["permutations"]),
             {kind: (made_of, [list(one) for one in counts]) for kind, (made_of, counts) in content["frames"].items()},
         )
+
+
+def fillable(config: RiGPTConfig) -> dict[str, Frame]:
+    """The kinds of frames that hold a representation, in every layer if layers have their own."""
+    frames: dict[str, Frame] = {}
+    without = {key.kind for key, frame in table_of(config).frames.items() if not frame.represents}
+    for key, frame in table_of(config).frames.items():
+        if key.kind not in without:
+            frames.setdefault(key.kind, frame)
+    return frames
 
 
 def size_of(frame: Frame) -> int:
@@ -151,19 +161,17 @@ def choose_filling(
     if decomposition.listed:
         permutations = [symmetry.group.regular, *permutations]
     frames: dict[str, tuple[Blocks, Counts]] = {}
-    for key, frame in table_of(config).frames.items():
-        rooms = [int((1 - resting) * size_of(frame)) if frame.group.represents else 0] * frame.copies
-        if key.kind in frames or not frame.group.represents:
-            continue
-        if frame.group.represents == "permutations" or kind == "permutation":
-            frames[key.kind] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], rooms)
-        elif key.kind in multiplicities:
-            counts = _by_hand(multiplicities[key.kind], decomposition.dims, key.kind, size_of(frame))
-            frames[key.kind] = "matrices", [counts] * frame.copies
+    for name, frame in fillable(config).items():
+        rooms = [int((1 - resting) * size_of(frame))] * frame.copies
+        if frame.represents == "permutations" or kind == "permutation":
+            frames[name] = "permutations", _in_turn([orbit.shape[1] for orbit in permutations], rooms)
+        elif name in multiplicities:
+            counts = _by_hand(multiplicities[name], decomposition.dims, name, size_of(frame))
+            frames[name] = "matrices", [counts] * frame.copies
         else:
             # As functions on the group have them: as often as their dimension.
             shares = [one.dim**2 / len(one.commuting) for one in irreducibles]
-            frames[key.kind] = "matrices", _in_shares([one.dim for one in irreducibles], shares, rooms)
+            frames[name] = "matrices", _in_shares([one.dim for one in irreducibles], shares, rooms)
     placed = [kind for kind, (made_of, _) in frames.items() if made_of == "matrices"]
     if unknown := sorted(set(multiplicities) - set(placed)):
         raise ValueError(

@@ -380,6 +380,11 @@ class Representation:
 
 
 def _check_one_frame(config: RiGPTConfig) -> None:
+    if config.post_norm:
+        raise ValueError(
+            "A symmetry turns the residual stream, got `post_norm=True`, whose gains lie in one frame of it. Train "
+            "without."
+        )
     if config.local_frames:
         raise ValueError(
             "A symmetry needs one frame for all layers, got `local_frames=True`, whose transports must stay "

@@ -172,7 +172,8 @@ def test_the_wide_one_is_no_wider_than_it_must_be():
 
     def free(hidden_size):
         model = make_model(Learner(), 25, Sizes(hidden_size, 2, 2, 9), seed=0)
-        return Representation.choose(model.config, renaming, resting=0.0).free_parameters(model)
+        resting = words.LEARNERS[words.WIDE].resting
+        return Representation.choose(model.config, renaming, resting=resting).free_parameters(model)
 
     goal = make_model(Learner(), 25, sizes, seed=0).num_parameters()
     assert width > 32 and free(width - 4) < goal <= free(width)

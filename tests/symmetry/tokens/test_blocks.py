@@ -18,7 +18,8 @@ TOLERANCE = SYMMETRY[torch.float64]
 BLOCKED = {
     option: values
     for option, values in ALL.items()
-    if not values.get("local_frames") and values.get("depth_interpolation", "constant") == "constant"
+    if not {"local_frames", "post_norm"} & values.keys()
+    and values.get("depth_interpolation", "constant") == "constant"
 }
 
 

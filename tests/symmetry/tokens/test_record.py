@@ -33,7 +33,7 @@ from tests.symmetry.tokens.test_representation import ALL, PAIRED, represented
 from tests.tolerances import SYMMETRY
 
 
-GLOBAL = {option: values for option, values in ALL.items() if not values.get("local_frames")}
+GLOBAL = {option: values for option, values in ALL.items() if not {"local_frames", "post_norm"} & values.keys()}
 LEARNED = "learned-untied-projected"  # has every kind of frame
 
 
@@ -330,6 +330,7 @@ MISFITS = {
     "positions": ({"filling": TRIVIAL | {"frames": {"head_qk": ["matrices", []]}}}, {}, "'head_qk'"),
     "smaller": ({}, {"hidden_size": 8, "num_attention_heads": 4}, "'head_vo', where there is room for 2"),
     "local": ({}, {"local_frames": True}, "one frame for all layers"),
+    "gained": ({}, {"post_norm": True}, "whose gains lie in one frame"),
 }
 
 

@@ -1,0 +1,90 @@
+"""
+BLOOM: the weight map, and what each option of `BloomConfig` becomes.
+
+Its class writes the `sqrt(2/pi)` of its GELU with eight digits, which is rounding in float32 and is left out here. Its
+linear biases of scores are from slopes of float32; in 16 bits it also rounds their products with positions.
+"""
+
+from transformers import BloomConfig
+from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+from ..configuration_rigpt import RiGPTConfig
+from .dropout import vector_dropout
+from .gpt_neox import grouped
+from .maps import NORM_BIASES, Architecture, Family, Rule, only, same
+
+
+# What BLOOM was trained with, and its configuration says only beside the library's fields.
+LENGTH = 2048
+
+
+def slopes(config: BloomConfig) -> list[float]:
+    """What the class multiplies positions by, as float32 rounds it."""
+    return _get_alibi_slopes(config.n_head, "cpu").tolist()
+
+
+_H, _L = "transformer.h.{i}", "model.layers.{i}"
+_QKV, _NORM = f"{_H}.self_attention.query_key_value", f"{_H}.input_layernorm"
+
+BLOOM = Family(
+    name="BLOOM",
+    prefix="transformer.",
+    rules=(
+        Rule("model.embed_tokens", "transformer.word_embeddings"),
+        Rule("model.project_in"),
+        Rule("model.embedding_map", norm="transformer.word_embeddings_layernorm"),
+        Rule(f"{_L}.self_attn.alibi", values=slopes),
+        Rule(f"{_L}.self_attn.q_proj", _QKV, _NORM, grouped(0)),
+        Rule(f"{_L}.self_attn.k_proj", _QKV, _NORM, grouped(1)),
+        Rule(f"{_L}.self_attn.v_proj", _QKV, _NORM, grouped(2)),
+        Rule(f"{_L}.self_attn.o_proj", f"{_H}.self_attention.dense"),
+        Rule(f"{_L}.mlp.up_proj", f"{_H}.mlp.dense_h_to_4h", f"{_H}.post_attention_layernorm"),
+        Rule(f"{_L}.mlp.down_proj", f"{_H}.mlp.dense_4h_to_h"),
+        Rule("model.project_out", norm="transformer.ln_f"),
+        Rule("lm_head", "lm_head"),
+    ),
+    fields=same(
+        "vocab_size",
+        "hidden_size",
+        "attention_dropout",
+        "initializer_range",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    | {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "rms_norm_eps": "layer_norm_epsilon"},
+    final_norm="transformer.ln_f",
+    head="lm_head",
+    embedding="transformer.word_embeddings",
+    centred=True,
+    norm_bias=True,
+    harmless=(),
+    embedding_norm=True,
+)
+
+
+def rigpt_config(config: BloomConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a BLOOM; see [`Architecture.result`]."""
+    (residual,) = vector_dropout({"hidden_dropout": config.hidden_dropout}, dropout)
+    return RiGPTConfig(
+        **BLOOM.rigpt_fields(config),
+        **NORM_BIASES,
+        embedding_size=config.hidden_size,
+        attention_output_bias=True,
+        max_position_embeddings=getattr(config, "seq_length", None) or LENGTH,
+        position_embedding_type="alibi",
+        embedding_norm=True,
+        embedding_norm_map=True,
+        residual_dropout=residual,
+        tie_word_embeddings=config.tie_word_embeddings,
+    )
+
+
+REFUSED = only(
+    "apply_residual_connection_post_layernorm",
+    (False,),
+    "its norms stand on the residual path itself, where a gain folds into no weight",
+    "Convert another BLOOM: those that were published do without",
+)
+ARCHITECTURES = {"bloom": Architecture("BloomForCausalLM", BLOOM, rigpt_config, REFUSED)}

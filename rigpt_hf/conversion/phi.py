@@ -1,0 +1,55 @@
+"""Phi-1, Phi-1.5 and Phi-2: attention and MLP read one norm side by side, and the head has a bias."""
+
+from transformers import PhiConfig
+
+from ..configuration_rigpt import RiGPTConfig
+from .dropout import vector_dropout
+from .llama import UNBIASED, kin_config
+from .maps import NORM_BIASES, Architecture, only
+
+
+_P = "model.layers.{i}"
+_ONE_NORM = {"norm": f"{_P}.input_layernorm"}
+
+PHI = UNBIASED.varied(
+    "Phi",
+    {
+        "o_proj": {"source": f"{_P}.self_attn.dense"},
+        "gate_proj": None,
+        "up_proj": _ONE_NORM | {"source": f"{_P}.mlp.fc1"},
+        "down_proj": {"source": f"{_P}.mlp.fc2"},
+        "project_out": {"norm": "model.final_layernorm"},
+        # The last norm has a bias, and the head's is a dimension of its own.
+        "lm_head": {"norm": None},
+    },
+    fields={**UNBIASED.fields, "rms_norm_eps": "layer_norm_eps"},
+    final_norm="model.final_layernorm",
+    centred=True,
+    norm_bias=True,
+    head_bias=True,
+)
+
+
+def rigpt_config(config: PhiConfig, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a Phi; see [`kin_config`]."""
+    residual, embedding = vector_dropout({"resid_pdrop": config.resid_pdrop, "embd_pdrop": config.embd_pdrop}, dropout)
+    return kin_config(
+        PHI,
+        config,
+        **NORM_BIASES,
+        attention_output_bias=True,
+        embedding_size=config.hidden_size + 1,
+        gated_mlp=False,
+        use_parallel_residual=True,
+        residual_dropout=residual,
+        embedding_dropout=embedding,
+    )
+
+
+REFUSED = only(
+    "qk_layernorm",
+    (False,),
+    "queries and keys have norms with gains of their own, which fold into no weight",
+    "Convert a Phi without it",
+)
+ARCHITECTURES = {"phi": Architecture("PhiForCausalLM", PHI, rigpt_config, REFUSED)}

@@ -1,0 +1,46 @@
+"""Qwen3: Llama's weight map, and norms of queries and keys with a gain for each dimension of a head."""
+
+from dataclasses import replace
+
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from ..configuration_rigpt import RiGPTConfig
+from .llama import (
+    ATTENTION_BIASES,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    WINDOWS,
+    kin_config,
+    kin_target,
+    sight,
+    window_by_layer,
+)
+from .maps import Architecture, Family, Rule
+
+
+def with_head_gains(family: Family) -> Family:
+    """A family whose queries and keys have norms with gains, under Llama's names."""
+    norms = {of: f"model.layers.{{i}}.self_attn.{of}_norm" for of in "qk"}
+    normed = family.varied(family.name, {f"{of}_proj": {"behind": norm} for of, norm in norms.items()})
+    return replace(normed, rules=(*normed.rules, *(Rule(norm, norm, gain=True) for norm in norms.values())))
+
+
+QWEN3 = with_head_gains(LLAMA.varied("Qwen3", options=ATTENTION_BIASES))
+
+
+def rigpt_config(config: Qwen3Config, dropout: str | None = "vector") -> RiGPTConfig:
+    """The configuration of the RiGPT equal to a Qwen3; see [`kin_config`]."""
+    return kin_config(QWEN3, config, qk_norm=True, qk_norm_gain="vector", **sight(config, True))
+
+
+ARCHITECTURES = {"qwen3": Architecture("Qwen3ForCausalLM", QWEN3, rigpt_config, PARTIAL)}
+TARGETS = {
+    "qwen3": kin_target(
+        Qwen3ForCausalLM,
+        QWEN3,
+        f"{ROTARY}, q/k normalisation, and a gated MLP without biases",
+        {"qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None, **WINDOWS},
+        windows=window_by_layer,
+    )
+}
