@@ -33,7 +33,7 @@ class RiGPTMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def neurons(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What `down_proj` reads, `[..., F]`."""
+        """The neurons `[..., F]` that `down_proj` reads."""
         if self.gate_proj is None:
             return self.act_fn(linear(self.up_proj, hidden_states))
         return self.act_fn(linear(self.gate_proj, hidden_states)) * linear(self.up_proj, hidden_states)
@@ -56,7 +56,7 @@ class RiGPTRouter(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of tokens `[N, d]` the logits `[N, E]`, and of the experts of each weights and indices `[N, k]`."""
+        """The logits `[N, E]` of tokens `[N, d]`, then the weights and the indices `[N, k]` of the experts of each."""
         logits = nn.functional.linear(hidden_states, self.weight)
         accurate = torch.promote_types(logits.dtype, torch.float32)
         weights, indices = logits.softmax(dim=-1, dtype=accurate).topk(self.top_k, dim=-1)

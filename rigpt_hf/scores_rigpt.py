@@ -49,7 +49,7 @@ class Score:
     backends: dict[str, Callable] | None = None
 
     def demands(self, config: Any) -> dict[str, tuple[str, ...]]:
-        """What not every backend can express, in words, with the names of those that can."""
+        """The demands that not every backend meets, in words, each with the names of those that do."""
         demands: dict[str, tuple[str, ...]] = {}
         if self.backends is not None:
             demands[f"`attention_score={self.name!r}`, which is no dot product"] = tuple(self.backends)

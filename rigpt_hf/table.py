@@ -95,7 +95,7 @@ class Frame:
 
     @property
     def represents(self) -> Literal["permutations", "matrices"] | None:
-        """What a symmetry of tokens may be represented by in it, as of [`Group`]."""
+        """The representation that a symmetry of tokens may have in it, as of [`Group`]."""
         return None if self.stacked else self.group.represents
 
 

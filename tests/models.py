@@ -279,7 +279,7 @@ def turned_pair(option: str, dtype: torch.dtype = torch.float64, seed: int = 0) 
 
 
 def contents(model: nn.Module) -> tuple:
-    """What a test must not change about a model that others look at, too: weights, gradients, mode, config."""
+    """The parts of a model that a test must leave alone, as others look at it: weights, gradients, mode, config."""
     weights = tuple(
         (name, zlib.crc32(tensor.detach().numpy().tobytes()), tensor.requires_grad, tensor.grad is None)
         for name, tensor in model.named_parameters()

@@ -19,7 +19,7 @@ LENGTH = 2048
 
 
 def slopes(config: BloomConfig) -> list[float]:
-    """What the class multiplies positions by, as float32 rounds it."""
+    """The slopes by which the class multiplies positions, as float32 rounds them."""
     return _get_alibi_slopes(config.n_head, "cpu").tolist()
 
 

@@ -108,7 +108,7 @@ def rigpt_config(config: FalconConfig, dropout: str | None = "vector") -> RiGPTC
 
 
 def serial_dropout(config: FalconConfig) -> str | None:
-    """What attention writes, dropped with a probability of its own."""
+    """A refusal of a second probability of dropout, which attention's output has in blocks that are not parallel."""
     if in_parallel(config) or config.attention_dropout == config.hidden_dropout:
         return None
     return (

@@ -44,7 +44,7 @@ Make = Callable[[], torch.Tensor]
 @dataclass(frozen=True)
 class GgufArchitecture:
     """
-    What llama.cpp has of a stock class.
+    A stock class as llama.cpp knows it.
 
     Args:
         name (`str`): its name there.
@@ -114,7 +114,7 @@ def check_known(config: Any) -> GgufArchitecture:
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """What a stock configuration says of its rotation; nothing if positions are learned."""
+    """The parameters of a stock configuration's rotation; none if positions are learned."""
     return {key: value for key, value in (getattr(config, "rope_parameters", None) or {}).items() if value is not None}
 
 
@@ -193,7 +193,7 @@ def nbytes_of(numbers: int, kind: str) -> int:
 
 
 def kind_of(name: str, shape: tuple[int, ...], dtype: str) -> str:
-    """What a tensor is stored as, as GGUF calls it."""
+    """The type that a tensor is stored in, as GGUF calls it."""
     if len(shape) < 2 or name == "position_embd.weight":
         return "F32"
     if dtype in ROUNDED and shape[-1] % BLOCK:

@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ..configuration_rigpt import RiGPTConfig
 from .activations import rigpt_activation, stock_activation
 from .dropout import coordinate_dropout, vector_dropout
-from .maps import Architecture, Family, Rows, Rule, Target, only, same
+from .maps import NORM_BIASES, Architecture, Family, Rows, Rule, Target, only, same
 
 
 def query_scale(config: GPT2Config, layer: int) -> float:
@@ -77,12 +77,10 @@ def rigpt_config(config: GPT2Config, dropout: str | None = "vector") -> RiGPTCon
     residual, embedding = vector_dropout({"resid_pdrop": config.resid_pdrop, "embd_pdrop": config.embd_pdrop}, dropout)
     return RiGPTConfig(
         **GPT2.rigpt_fields(config),
+        **NORM_BIASES,
         embedding_size=config.n_embd,
         hidden_act=rigpt_activation(config.activation_function, "activation_function"),
-        attention_bias=True,
         attention_output_bias=True,
-        mlp_bias=True,
-        output_bias=True,
         position_embedding_type="learned",
         residual_dropout=residual,
         embedding_dropout=embedding,

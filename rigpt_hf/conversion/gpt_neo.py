@@ -7,7 +7,7 @@ from ..layers_rigpt import FULL, SLIDING
 from .activations import rigpt_activation
 from .dropout import vector_dropout
 from .gpt2 import GPT2
-from .maps import Architecture
+from .maps import NORM_BIASES, Architecture
 
 
 _ATTENTION, _MLP = "transformer.h.{i}.attn.attention", "transformer.h.{i}.mlp"
@@ -52,13 +52,10 @@ def rigpt_config(config: GPTNeoConfig, dropout: str | None = "vector") -> RiGPTC
     slides = SLIDING in types and config.window_size < config.max_position_embeddings
     return RiGPTConfig(
         **GPT_NEO.rigpt_fields(config),
+        **NORM_BIASES,
         embedding_size=config.hidden_size,
         hidden_act=rigpt_activation(config.activation_function, "activation_function"),
-        # LayerNorms in front have biases.
-        attention_bias=True,
         attention_output_bias=True,
-        mlp_bias=True,
-        output_bias=True,
         position_embedding_type="learned",
         layer_types=types if slides else None,
         sliding_window=config.window_size if slides else None,

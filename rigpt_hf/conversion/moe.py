@@ -101,17 +101,17 @@ ARCHITECTURES = {
 def with_dense_layers(
     windows: Callable[[RiGPTConfig], dict[str, Any]],
 ) -> Callable[[RiGPTConfig], dict[str, Any]]:
-    """What a Qwen's configuration says of its layers: their windows, and which have no experts."""
+    """The fields by which a Qwen's configuration tells layers apart: their windows, and which have no experts."""
     return lambda config: windows(config) | {"mlp_only_layers": list(config.mlp_only_layers or ())}
 
 
 def qwen2_layers(config: RiGPTConfig) -> dict[str, Any]:
-    """What a Qwen2-MoE's configuration says of windows and biases."""
+    """The fields of a Qwen2-MoE's configuration for windows and biases."""
     return window_by_layer(config) | {"qkv_bias": config.attention_bias}
 
 
 def qwen3_layers(config: RiGPTConfig) -> dict[str, Any]:
-    """What a Qwen3-MoE's configuration says of windows, which all layers have or none."""
+    """The fields of a Qwen3-MoE's configuration for windows, which all layers have or none."""
     return one_window(config) | {"use_sliding_window": config.sliding_window is not None}
 
 

@@ -21,7 +21,7 @@ EXPANSION = 4
 
 
 def slopes(config: MptConfig) -> list[float]:
-    """What the class multiplies positions by, as float32 rounds it."""
+    """The slopes by which the class multiplies positions, as float32 rounds them."""
     return (-build_mpt_alibi_tensor(config.n_heads, 2)[:, 0, 0]).tolist()
 
 

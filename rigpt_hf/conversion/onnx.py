@@ -141,7 +141,7 @@ def trace(model: RiGPTForCausalLM) -> Any:
 
 @torch.no_grad()
 def run_in_steps(folder: Path, model: RiGPTForCausalLM, input_ids: torch.Tensor) -> torch.Tensor:
-    """What ONNX Runtime gives for token ids `[B, T]`, the half of them at once, then one, then the rest."""
+    """ONNX Runtime's logits `[B, T, V]` for token ids `[B, T]`: the half of them at once, then one, then the rest."""
     from transformers.exporters import ExportedModel
 
     with _quiet():

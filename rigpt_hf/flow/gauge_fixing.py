@@ -213,7 +213,7 @@ def least_translations(config: RiGPTConfig, weights: Weights) -> GaugeTransforma
 
 
 def _expanded(change: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
-    """What is added to all numbers of a weight, as one vector."""
+    """A change of a weight, as one vector with an entry for each of its numbers."""
     return torch.zeros_like(weight).flatten() if change is None else change.expand_as(weight).flatten()
 
 

@@ -196,7 +196,7 @@ class GainScalings(Planes, Group):
         return (a * b).reshape(copies, -1, size, a.shape[-1]).sum((1, 3))
 
     def _both(self, grams: dict[Role, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What queries, keys and weights of lengths carry, for every scaling `[copies, dimension]`."""
+        """The weights with which queries, keys and the lengths count, each `[copies, dimension]`."""
         empty = torch.zeros(len(grams["query_gain"]), 1, dtype=grams["query_gain"].dtype)
         metric = grams.get("metric", empty) if self.stretch == "common" else empty
         queries, keys = (grams[role] for role in ("query_gain", "key_gain"))

@@ -135,7 +135,7 @@ class LlamaCpp:
         return held.raw[:count].decode(errors="replace")
 
     def generate(self, ids: list[int], count: int) -> list[int]:
-        """What follows most probably, token by token through the cache."""
+        """The most probable continuation, token by token through the cache."""
         made: list[int] = []
         row = self.logits(torch.tensor(ids))[-1]
         while len(made) < count:
