@@ -8,8 +8,9 @@ from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .activations import rigpt_activation
 from .dropout import vector_dropout
+from .gpt2 import GPT2
 from .gpt_neox import head_dim
-from .maps import NORM_BIASES, Architecture, Family, Rule, same
+from .maps import NORM_BIASES, Architecture
 
 
 # A constant of the library's class.
@@ -26,42 +27,24 @@ def no_bias(config: GPTJConfig) -> bool:
     return False
 
 
-_H, _L = "transformer.h.{i}", "model.layers.{i}"
-_NORM = f"{_H}.ln_1"
+_H = "transformer.h.{i}"
+_PLAIN = {"rows": None, "scale": None, "transposed": False}
 
-GPTJ = Family(
-    name="GPT-J",
-    prefix="transformer.",
-    rules=(
-        Rule("model.embed_tokens", "transformer.wte"),
-        Rule("model.project_in"),
-        Rule(f"{_L}.self_attn.q_proj", f"{_H}.attn.q_proj", _NORM, interleaved, bias=no_bias),
-        Rule(f"{_L}.self_attn.k_proj", f"{_H}.attn.k_proj", _NORM, interleaved, bias=no_bias),
-        Rule(f"{_L}.self_attn.v_proj", f"{_H}.attn.v_proj", _NORM, bias=no_bias),
-        Rule(f"{_L}.self_attn.o_proj", f"{_H}.attn.out_proj"),
-        Rule(f"{_L}.mlp.up_proj", f"{_H}.mlp.fc_in", _NORM),
-        Rule(f"{_L}.mlp.down_proj", f"{_H}.mlp.fc_out"),
-        Rule("model.project_out", norm="transformer.ln_f"),
-        Rule("lm_head", "lm_head"),
-    ),
-    fields=same("vocab_size", "initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
-    | {
-        "hidden_size": "n_embd",
-        "intermediate_size": "n_inner",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "max_position_embeddings": "n_positions",
-        "rms_norm_eps": "layer_norm_epsilon",
-        "attention_dropout": "attn_pdrop",
+GPTJ = GPT2.varied(
+    "GPT-J",
+    {
+        "embed_positions": None,
+        "q_proj": {**_PLAIN, "source": f"{_H}.attn.q_proj", "rows": interleaved, "bias": no_bias},
+        "k_proj": {**_PLAIN, "source": f"{_H}.attn.k_proj", "rows": interleaved, "bias": no_bias},
+        "v_proj": {**_PLAIN, "source": f"{_H}.attn.v_proj", "bias": no_bias},
+        "o_proj": {**_PLAIN, "source": f"{_H}.attn.out_proj"},
+        "up_proj": {**_PLAIN, "source": f"{_H}.mlp.fc_in", "norm": f"{_H}.ln_1"},
+        "down_proj": {**_PLAIN, "source": f"{_H}.mlp.fc_out"},
     },
-    final_norm="transformer.ln_f",
-    head="lm_head",
-    embedding="transformer.wte",
-    centred=True,
-    norm_bias=True,
     # Masks and angles, which checkpoints of older releases stored.
     harmless=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias|embed_positions)",),
     head_bias=True,
+    width=None,
 )
 
 
