@@ -146,17 +146,16 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         console.print(table)
     curves = {
         f"{group}, {label}": {
-            f"{name}{said}": [
-                [(max(one["step"], 1), one[of][key]) for one in run["measured"]]
+            name: [
+                [(one["step"], one["symmetry"][key] / one["control"][key]) for one in run["measured"] if one["step"]]
                 for run in records.done(group=group, learner=name)
             ]
             for name in options.learners
-            for of, said in (("symmetry", ""), ("control", ", control"))
         }
         for group in options.groups
-        for key, label in (("function_mean", "function"), ("weights", "weights"))
+        for key, label in (("function_mean", "as a function"), ("weights", "in the weights"))
     }
-    drawn = partial(draw_curves, curves, "step", "difference under relabelling", logarithmic=True)
+    drawn = partial(draw_curves, curves, "step", "difference, in parts of the control's", logarithmic=True)
     save_picture(options.picture, seen, drawn)
     return records.runs
 

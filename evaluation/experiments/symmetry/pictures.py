@@ -38,15 +38,19 @@ def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]], x: str, y: str, logarithmic: bool = False
 ) -> Figure:
     """
-    One panel for each problem: a line for each learner, the mean of its seeds, and a band over all of them.
+    One panel for each problem, in rows of two from four on: a line for each learner, the mean of its seeds, and a band
+    over all of them.
 
     Args:
         panels: By title, then by learner, one curve of `(x, y)` for each seed; all of a learner at the same places.
         x, y: Labels.
         logarithmic: Whether `x` is on a logarithmic scale, with ticks where something was measured.
     """
-    made, drawn = figure(len(panels), width=3.2, height=3.0, sharey=True)
-    for panel, (title, learners) in zip(drawn, panels.items(), strict=True):
+    columns = len(panels) if len(panels) < 4 else 2
+    made, drawn = figure(columns, -(-len(panels) // columns), width=3.2, height=3.0, sharey=True)
+    for empty in drawn[len(panels) :]:
+        empty.set_axis_off()
+    for panel, (title, learners) in zip(drawn, panels.items(), strict=False):
         for name, curves in learners.items():
             if curves:
                 points = np.array(curves)
@@ -57,7 +61,8 @@ def draw_curves(
             places = sorted({place for curves in learners.values() for curve in curves for place, _ in curve})
             panel.set_xticks(places, [f"{place:g}" for place in places])
             panel.minorticks_off()
-    drawn[0].set_ylabel(y)
+    for first in drawn[::columns]:
+        first.set_ylabel(y)
     handles, labels = drawn[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3)
     return made
