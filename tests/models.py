@@ -25,7 +25,10 @@ EXPERTS = {
     "hidden_act": "silu",
 }
 SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
-GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
+GAIN_VECTOR, GAIN_PER_HEAD, GAIN_METRIC = (
+    {"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "vector_per_head", "metric")
+)
+NORM_BIAS = {"qk_norm": True, "qk_norm_bias": True}
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
@@ -43,6 +46,8 @@ OPTIONS: dict[str, dict] = {
     "qk-norm": {"qk_norm": True},
     "gain-vector": GAIN_VECTOR,
     "gain-metric": GAIN_METRIC,
+    "gain-per-head": GAIN_PER_HEAD,
+    "norm-bias": NORM_BIAS,
     "together": TOGETHER,
     "together-vector": TOGETHER | GAIN_VECTOR,
     "together-metric": TOGETHER | GAIN_METRIC,
@@ -119,6 +124,19 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "together-vector-squared": TOGETHER | GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
     "together-vector-distance": TOGETHER | GAIN_VECTOR | {"attention_score": "distance"},
     "together-metric-partial": TOGETHER | GAIN_METRIC | PARTIAL,
+    "gain-per-head-learned": GAIN_PER_HEAD | {"position_embedding_type": "learned"},
+    "gain-per-head-squared": GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-partial": NORM_BIAS | PARTIAL | {"attention_bias": False},
+    "norm-bias-frequencies": NORM_BIAS | GAIN_METRIC | {"rotary_learned_frequencies": True},
+    "norm-bias-vector": NORM_BIAS | GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "norm-bias-squared": NORM_BIAS | GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-distance": NORM_BIAS | GAIN_VECTOR | {"attention_score": "distance"},
+    "norm-bias-between": NORM_BIAS
+    | GAIN_VECTOR
+    | PARTIAL
+    | {"depth_solver": "euler", "depth_interpolation": "linear", "attention_score": "squared_distance"},
+    "norm-bias-metric": NORM_BIAS | GAIN_METRIC | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-together": NORM_BIAS | TOGETHER | GAIN_VECTOR | PARTIAL,
     "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
     "gain-metric-partial": GAIN_METRIC | PARTIAL,
     "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
@@ -172,9 +190,10 @@ AXES: dict[str, dict[str, dict]] = {
     "norm": {
         "plain": {},
         "gain": GAIN_VECTOR,
+        "own": GAIN_PER_HEAD,
         "metric": GAIN_METRIC,
-        "joint": TOGETHER | GAIN_VECTOR,
     },
+    "lengths": {"each": {}, "joint": TOGETHER},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -188,7 +207,11 @@ AXES: dict[str, dict[str, dict]] = {
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
         "moe": SHARED_EXPERT,
     },
-    "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
+    "biases": {
+        "all": {},
+        "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+        "behind": NORM_BIAS,
+    },
     "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
     "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
     "caps": {"none": {}, "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}},
@@ -209,24 +232,24 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned     distance metric wide   tied   multi   moe   all  mapped before none   full    local  layered small serial
-frequencies squared  joint  narrow tied   grouped gelu  none raw    before none   full    alike  between large parallel
-learned     dot      joint  wide   untied single  gelu  none raw    after  none   sliding values steps   small parallel
-rotary      squared  plain  narrow tied   single  moe   all  raw    after  capped nope    alike  layered large serial
-rotary      squared  joint  wide   tied   multi   relu2 all  mapped before capped sliding local  layered small parallel
-frequencies dot      gain   narrow untied single  gated all  mapped before none   nope    local  layered small serial
-partial     squared  metric narrow tied   grouped gated all  raw    after  none   sliding values steps   large parallel
-rotary      distance joint  wide   untied grouped gated none normed before capped nope    local  steps   large parallel
-learned     squared  gain   narrow tied   grouped relu2 none raw    both   capped sliding alike  steps   large serial
-frequencies squared  gain   stream untied multi   moe   all  normed after  capped sliding alike  layered large parallel
-partial     distance gain   wide   untied single  relu2 all  mapped after  none   full    alike  between small parallel
-rotary      dot      metric stream untied single  gelu  none mapped both   capped full    alike  between large parallel
-partial     distance plain  stream untied multi   gelu  none raw    before capped sliding local  steps   small serial
-partial     dot      joint  stream tied   grouped moe   none normed both   capped nope    values layered large serial
-learned     dot      plain  stream untied multi   gated none normed both   none   full    alike  between small serial
-frequencies dot      metric stream tied   single  relu2 all  normed after  capped nope    values layered large parallel
-frequencies distance plain  wide   tied   grouped relu2 all  mapped both   none   full    values steps   small parallel
-rotary      distance gain   narrow tied   multi   gelu  all  normed before none   nope    values layered small serial
+partial     squared  own    each  wide   untied single  relu2 all    normed after  none   full    alike  between small parallel
+learned     dot      own    each  stream untied grouped gated none   raw    after  none   sliding alike  steps   large serial
+rotary      squared  own    each  narrow tied   single  gelu  none   mapped before none   nope    local  layered small parallel
+learned     squared  metric each  stream tied   multi   moe   all    mapped before none   full    local  layered small parallel
+partial     dot      metric joint narrow untied single  gelu  behind mapped after  none   sliding values steps   small parallel
+partial     squared  plain  joint stream tied   multi   gated behind raw    before capped nope    local  layered small parallel
+frequencies distance plain  each  wide   untied grouped gelu  none   mapped before capped sliding local  steps   large parallel
+rotary      distance metric each  wide   tied   grouped gated all    normed before none   full    values steps   small serial
+rotary      dot      metric joint stream tied   multi   gelu  none   raw    both   capped full    alike  between large serial
+rotary      dot      plain  joint narrow untied single  moe   all    raw    after  none   sliding alike  layered small serial
+learned     distance gain   joint stream tied   single  gelu  all    normed after  capped sliding values layered large parallel
+rotary      dot      gain   joint wide   untied multi   relu2 behind normed before none   nope    local  steps   small serial
+learned     squared  plain  joint narrow tied   grouped relu2 none   normed both   capped sliding values steps   small parallel
+frequencies dot      metric joint stream tied   multi   relu2 all    raw    after  none   nope    values layered large parallel
+learned     distance plain  joint wide   tied   grouped relu2 behind mapped before capped full    alike  between large serial
+partial     distance gain   each  wide   untied grouped moe   none   raw    both   none   nope    alike  layered large serial
+frequencies distance own    each  narrow tied   multi   moe   behind normed both   capped sliding values layered small parallel
+frequencies squared  gain   each  narrow tied   single  gated all    mapped both   none   full    alike  between large serial
 """
 
 
