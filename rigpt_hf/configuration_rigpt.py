@@ -152,8 +152,8 @@ class RiGPTConfig(PreTrainedConfig):
             `|L q|² = qᵀ Lᵀ L q` is positive whatever is learned, and `L` turns along with its head, so no basis is
             preferred. `None`: nothing, `n(q)`.
         qk_norm_bias (`bool`, defaults to `False`):
-            A vector for each head behind those norms, `self_attn.q_norm.bias` and `k_norm.bias`, as Persimmon has, with
-            which it turns; needs `qk_norm`.
+            A vector behind those norms that turns with its head, `self_attn.q_norm.bias` and `k_norm.bias`, as
+            Persimmon has; needs `qk_norm`.
         use_parallel_residual (`bool`, defaults to `False`):
             Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
             attention has written.

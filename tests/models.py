@@ -180,7 +180,7 @@ AXES: dict[str, dict[str, dict]] = {
         "learned": {"position_embedding_type": "learned"},
         "rotary": {},
         "partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-        "frequencies": {"rotary_learned_frequencies": True},
+        "moving": {"rotary_learned_frequencies": True},
     },
     "score": {
         "dot": {},
@@ -190,10 +190,10 @@ AXES: dict[str, dict[str, dict]] = {
     "norm": {
         "plain": {},
         "gain": GAIN_VECTOR,
-        "own": GAIN_PER_HEAD,
+        "each": GAIN_PER_HEAD,
         "metric": GAIN_METRIC,
     },
-    "lengths": {"each": {}, "joint": TOGETHER},
+    "lengths": {"one": {}, "all": TOGETHER},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -210,7 +210,7 @@ AXES: dict[str, dict[str, dict]] = {
     "biases": {
         "all": {},
         "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
-        "behind": NORM_BIAS,
+        "last": NORM_BIAS,
     },
     "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
     "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
@@ -232,24 +232,24 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-partial     squared  own    each  wide   untied single  relu2 all    normed after  none   full    alike  between small parallel
-learned     dot      own    each  stream untied grouped gated none   raw    after  none   sliding alike  steps   large serial
-rotary      squared  own    each  narrow tied   single  gelu  none   mapped before none   nope    local  layered small parallel
-learned     squared  metric each  stream tied   multi   moe   all    mapped before none   full    local  layered small parallel
-partial     dot      metric joint narrow untied single  gelu  behind mapped after  none   sliding values steps   small parallel
-partial     squared  plain  joint stream tied   multi   gated behind raw    before capped nope    local  layered small parallel
-frequencies distance plain  each  wide   untied grouped gelu  none   mapped before capped sliding local  steps   large parallel
-rotary      distance metric each  wide   tied   grouped gated all    normed before none   full    values steps   small serial
-rotary      dot      metric joint stream tied   multi   gelu  none   raw    both   capped full    alike  between large serial
-rotary      dot      plain  joint narrow untied single  moe   all    raw    after  none   sliding alike  layered small serial
-learned     distance gain   joint stream tied   single  gelu  all    normed after  capped sliding values layered large parallel
-rotary      dot      gain   joint wide   untied multi   relu2 behind normed before none   nope    local  steps   small serial
-learned     squared  plain  joint narrow tied   grouped relu2 none   normed both   capped sliding values steps   small parallel
-frequencies dot      metric joint stream tied   multi   relu2 all    raw    after  none   nope    values layered large parallel
-learned     distance plain  joint wide   tied   grouped relu2 behind mapped before capped full    alike  between large serial
-partial     distance gain   each  wide   untied grouped moe   none   raw    both   none   nope    alike  layered large serial
-frequencies distance own    each  narrow tied   multi   moe   behind normed both   capped sliding values layered small parallel
-frequencies squared  gain   each  narrow tied   single  gated all    mapped both   none   full    alike  between large serial
+partial squared  each   one wide   untied single  relu2 all  normed after  none   full    alike  between small parallel
+learned dot      each   one stream untied grouped gated none raw    after  none   sliding alike  steps   large serial
+rotary  squared  each   one narrow tied   single  gelu  none mapped before none   nope    local  layered small parallel
+learned squared  metric one stream tied   multi   moe   all  mapped before none   full    local  layered small parallel
+partial dot      metric all narrow untied single  gelu  last mapped after  none   sliding values steps   small parallel
+partial squared  plain  all stream tied   multi   gated last raw    before capped nope    local  layered small parallel
+moving  distance plain  one wide   untied grouped gelu  none mapped before capped sliding local  steps   large parallel
+rotary  distance metric one wide   tied   grouped gated all  normed before none   full    values steps   small serial
+rotary  dot      metric all stream tied   multi   gelu  none raw    both   capped full    alike  between large serial
+rotary  dot      plain  all narrow untied single  moe   all  raw    after  none   sliding alike  layered small serial
+learned distance gain   all stream tied   single  gelu  all  normed after  capped sliding values layered large parallel
+rotary  dot      gain   all wide   untied multi   relu2 last normed before none   nope    local  steps   small serial
+learned squared  plain  all narrow tied   grouped relu2 none normed both   capped sliding values steps   small parallel
+moving  dot      metric all stream tied   multi   relu2 all  raw    after  none   nope    values layered large parallel
+learned distance plain  all wide   tied   grouped relu2 last mapped before capped full    alike  between large serial
+partial distance gain   one wide   untied grouped moe   none raw    both   none   nope    alike  layered large serial
+moving  distance each   one narrow tied   multi   moe   last normed both   capped sliding values layered small parallel
+moving  squared  gain   one narrow tied   single  gated all  mapped both   none   full    alike  between large serial
 """
 
 

@@ -41,7 +41,7 @@ def test_every_pair_of_options_meets_in_a_model():
     possible, refused = possible_pairs()
     unlike = [(value, "between") for value in ("sliding", "nope", "values", "local")]
     jumping = [("moe", depth) for depth in ("steps", "between")]
-    ends = [("learned", "nope"), ("own", "joint"), *jumping, ("both", "local"), ("after", "local")]
+    ends = [("learned", "nope"), ("each", "all"), *jumping, ("both", "local"), ("after", "local")]
     assert refused == [*ends, *unlike]
     assert pairs_of(COVER) == possible and len(COVER) == 18
     for row in COVER:

@@ -87,7 +87,7 @@ GPT_NEOX = Family(
 
 def rigpt_config(config: GPTNeoXConfig, dropout: str | None = "vector") -> RiGPTConfig:
     """
-    The configuration of the RiGPT equal to a GPT-NeoX; see [`kin_config`]. A `head_dim` has a say in the rotation alone.
+    The configuration of the RiGPT equal to a GPT-NeoX; see [`kin_config`]. Its rotation alone reads a `head_dim`.
     """
     (both,) = vector_dropout({"hidden_dropout": config.hidden_dropout}, dropout)
     return kin_config(
@@ -118,34 +118,36 @@ def stock_config(config: RiGPTConfig) -> GPTNeoXConfig:
     )
 
 
-def turned(config: GPTNeoXConfig) -> int:
-    """Dimensions of a head that turn, by the size of heads that the rotation alone reads."""
-    size = getattr(config, "head_dim", None) or head_dim(config)
+def turned(config: Any, size: int) -> int:
+    """Dimensions that turn of a head of this size."""
     return int(size * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
-def rotation(config: GPTNeoXConfig) -> dict[str, Any]:
+def rotation(config: Any) -> dict[str, Any]:
     """The rope parameters for heads of the size that attention has."""
-    if not getattr(config, "head_dim", None):
+    own = head_dim(config)
+    turning = turned(config, getattr(config, "head_dim", None) or own)
+    if turning == turned(config, own):
         return rotations(config)
     # Rounded up, as the product with the size of a head is rounded down.
-    return rotations(config) | {"partial_rotary_factor": math.nextafter(turned(config) / head_dim(config), 2)}
+    return rotations(config) | {"partial_rotary_factor": math.nextafter(turning / own, 2)}
 
 
-def other_heads(config: GPTNeoXConfig) -> str | None:
+def other_heads(config: Any) -> str | None:
     """Heads of another size in the rotation, which alone would read it, and does not fit those that there are."""
     size, own = getattr(config, "head_dim", None) or head_dim(config), head_dim(config)
-    fits = turned(config) in range(2, own + 1, 2) and config.rope_parameters["rope_type"] != "proportional"
-    if size == own or fits:
+    turning = turned(config, size)
+    if size == own or (turning in range(2, own + 1, 2) and config.rope_parameters["rope_type"] != "proportional"):
         return None
     return (
         f"`head_dim={size}` cannot be converted: the rotation of this class reads it, and attention has heads of "
-        f"`hidden_size / num_attention_heads` = {own}, of which {turned(config)} dimensions cannot be turned in pairs. "
+        f"`hidden_size / num_attention_heads` = {own}, of which {turning} dimensions cannot turn in pairs. "
         "Remove it from the source's configuration."
     )
 
 
-ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, {"head_dim": other_heads})}
+OTHER_HEADS = {"head_dim": other_heads}
+ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, OTHER_HEADS)}
 TARGETS = {
     "gpt_neox": Target(
         name="GPT-NeoX",

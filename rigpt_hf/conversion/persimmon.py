@@ -3,7 +3,7 @@
 from transformers import PersimmonConfig
 
 from ..configuration_rigpt import RiGPTConfig
-from .gpt_neox import GPT_NEOX, head_dim
+from .gpt_neox import GPT_NEOX, OTHER_HEADS, head_dim, rotation
 from .llama import kin_config
 from .maps import NORM_BIASES, Architecture, Family, only
 from .phi import HEAD_NORMS
@@ -52,11 +52,12 @@ def rigpt_config(config: PersimmonConfig, dropout: str | None = "vector") -> RiG
         embedding_size=config.hidden_size,
         head_dim=head_dim(config),
         gated_mlp=False,
+        rope_parameters=rotation(config),
         qk_norm_gain="vector" if config.qk_layernorm else None,
     )
 
 
-REFUSED = only(
+REFUSED = OTHER_HEADS | only(
     "hidden_dropout",
     (0.0,),
     "it drops what the MLP writes and nothing of attention, and RiGPT has one probability for both",

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from itertools import count, takewhile
 from typing import Any, cast
 
 import torch
@@ -148,9 +147,9 @@ class _Reader:
         name = f"{rule.source}.{kind}"
         if "{head}" not in name:
             return [self._require(name)]
-        numbered = (name.replace("{head}", str(head)) for head in count())
-        found = list(takewhile(self.names.__contains__, numbered))
-        return [self._require(one) for one in found or [name.replace("{head}", "0")]]
+        before, _, after = name.partition("{head}")
+        found = sum(other.startswith(before) and other.endswith(after) for other in self.names)
+        return [self._require(f"{before}{head}{after}") for head in range(max(found, 1))]
 
     def _head_gains(self, norm: str, kind: str = "weight") -> torch.Tensor:
         """The gains of a norm of heads, or its biases, flat, in float64, with the constant that they take over."""

@@ -4,6 +4,7 @@ from transformers import StableLmConfig
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
+from .gpt_neox import OTHER_HEADS, head_dim, rotation
 from .llama import UNBIASED, kin_config
 from .maps import NORM_BIASES, Architecture, Family, same
 from .qwen3 import with_head_gains
@@ -33,8 +34,8 @@ _ONE_NORM = {"norm": "model.layers.{i}.input_layernorm"}
 
 def variant(config: StableLmConfig) -> Family:
     """
-    The weight map of a StableLM, whose MLP has a norm of its own unless it reads what attention reads, and every head of
-    which may have one.
+    The weight map of a StableLM: its MLP has a norm of its own unless it reads what attention reads, and every head of
+    queries and keys may have one.
     """
     one = {"gate_proj": _ONE_NORM, "up_proj": _ONE_NORM} if config.use_parallel_residual else {}
     family = STABLELM.varied(STABLELM.name, one)
@@ -50,11 +51,11 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
         config,
         **NORM_BIASES,
         embedding_size=config.hidden_size,
-        # Its attention alone among these does not read the field of this name.
-        head_dim=config.hidden_size // config.num_attention_heads,
+        head_dim=head_dim(config),
+        rope_parameters=rotation(config),
         residual_dropout=residual,
         qk_norm_gain="vector_per_head" if config.qk_layernorm else None,
     )
 
 
-ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, variant=variant)}
+ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, OTHER_HEADS, variant)}

@@ -14,7 +14,11 @@ from tests.models import GAIN_METRIC, GAIN_PER_HEAD, GAIN_VECTOR, NORM_BIAS, TOG
 
 FORMS = {"vector": GAIN_VECTOR, "metric": GAIN_METRIC}
 FORMS |= {f"{form}-together": TOGETHER | options for form, options in FORMS.items()}
-FORMS |= {"per-head": GAIN_PER_HEAD, "per-head-bias": GAIN_PER_HEAD | NORM_BIAS, "metric-bias": GAIN_METRIC | NORM_BIAS}
+FORMS |= {
+    "per-head": GAIN_PER_HEAD,
+    "per-head-bias": GAIN_PER_HEAD | NORM_BIAS,
+    "metric-bias": GAIN_METRIC | NORM_BIAS,
+}
 over_forms = pytest.mark.parametrize("form", FORMS)
 
 
@@ -27,7 +31,9 @@ def test_a_gain_needs_the_norm_that_it_stands_behind():
         RiGPTConfig(qk_norm_over="all")
     with pytest.raises(ValueError, match="`qk_norm_bias` needs `qk_norm=True`, got True with False. Set"):
         RiGPTConfig(qk_norm_bias=True)
-    with pytest.raises(ValueError, match="`qk_norm_gain='vector_per_head'` is .*got `qk_norm_over='all'`.*Use 'vector'"):
+    with pytest.raises(
+        ValueError, match="`qk_norm_gain='vector_per_head'` is .*got `qk_norm_over='all'`.*Use 'vector'"
+    ):
         RiGPTConfig(**(GAIN_PER_HEAD | TOGETHER))
     with pytest.raises(ValueError, match="`qk_norm_over` must be one of head, all, got 'heads'"):
         RiGPTConfig(qk_norm=True, qk_norm_over="heads")
