@@ -128,14 +128,12 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "gain-per-head-squared": GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
     "norm-bias-partial": NORM_BIAS | PARTIAL | {"attention_bias": False},
     "norm-bias-frequencies": NORM_BIAS | GAIN_METRIC | {"rotary_learned_frequencies": True},
-    "norm-bias-vector": NORM_BIAS | GAIN_VECTOR | {"position_embedding_type": "learned"},
+    "norm-bias-vector": NORM_BIAS | GAIN_VECTOR | PARTIAL,
     "norm-bias-squared": NORM_BIAS | GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
     "norm-bias-distance": NORM_BIAS | GAIN_VECTOR | {"attention_score": "distance"},
-    "norm-bias-between": NORM_BIAS
-    | GAIN_VECTOR
-    | PARTIAL
-    | {"depth_solver": "euler", "depth_interpolation": "linear", "attention_score": "squared_distance"},
-    "norm-bias-metric": NORM_BIAS | GAIN_METRIC | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-metric": NORM_BIAS
+    | GAIN_METRIC
+    | {"position_embedding_type": "learned", "attention_score": "squared_distance"},
     "norm-bias-together": NORM_BIAS | TOGETHER | GAIN_VECTOR | PARTIAL,
     "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
     "gain-metric-partial": GAIN_METRIC | PARTIAL,
