@@ -230,24 +230,24 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-partial squared  each   one wide   untied single  relu2 all  normed after  none   full    alike  between small parallel
-learned dot      each   one stream untied grouped gated none raw    after  none   sliding alike  steps   large serial
-rotary  squared  each   one narrow tied   single  gelu  none mapped before none   nope    local  layered small parallel
-learned squared  metric one stream tied   multi   moe   all  mapped before none   full    local  layered small parallel
-partial dot      metric all narrow untied single  gelu  last mapped after  none   sliding values steps   small parallel
-partial squared  plain  all stream tied   multi   gated last raw    before capped nope    local  layered small parallel
-moving  distance plain  one wide   untied grouped gelu  none mapped before capped sliding local  steps   large parallel
-rotary  distance metric one wide   tied   grouped gated all  normed before none   full    values steps   small serial
-rotary  dot      metric all stream tied   multi   gelu  none raw    both   capped full    alike  between large serial
-rotary  dot      plain  all narrow untied single  moe   all  raw    after  none   sliding alike  layered small serial
-learned distance gain   all stream tied   single  gelu  all  normed after  capped sliding values layered large parallel
-rotary  dot      gain   all wide   untied multi   relu2 last normed before none   nope    local  steps   small serial
-learned squared  plain  all narrow tied   grouped relu2 none normed both   capped sliding values steps   small parallel
-moving  dot      metric all stream tied   multi   relu2 all  raw    after  none   nope    values layered large parallel
-learned distance plain  all wide   tied   grouped relu2 last mapped before capped full    alike  between large serial
-partial distance gain   one wide   untied grouped moe   none raw    both   none   nope    alike  layered large serial
-moving  distance each   one narrow tied   multi   moe   last normed both   capped sliding values layered small parallel
-moving  squared  gain   one narrow tied   single  gated all  mapped both   none   full    alike  between large serial
+partial dot      plain  all stream untied single  moe   all  raw    after  capped sliding values layered large serial
+learned squared  gain   all stream untied grouped relu2 last normed after  capped sliding values steps   small serial
+rotary  distance plain  one stream untied grouped gelu  last raw    both   capped full    values steps   large parallel
+learned distance plain  all narrow tied   single  gated none normed after  none   full    alike  between small parallel
+partial dot      metric one narrow tied   grouped gated last normed before none   nope    local  steps   large serial
+rotary  squared  metric all stream tied   single  relu2 all  normed before capped full    alike  between small parallel
+rotary  dot      plain  all wide   tied   multi   relu2 none raw    before none   nope    local  layered large parallel
+moving  squared  plain  all stream tied   multi   gated none mapped before none   sliding local  steps   large parallel
+rotary  squared  each   one narrow untied multi   gated all  raw    after  capped sliding values layered small parallel
+moving  squared  each   one stream tied   grouped moe   none normed before none   nope    values layered large serial
+learned distance metric all wide   untied multi   moe   none raw    both   none   sliding alike  layered small parallel
+moving  dot      gain   all narrow untied grouped relu2 all  raw    both   none   full    alike  between small serial
+moving  squared  gain   one wide   tied   single  gated last normed both   capped nope    alike  steps   small serial
+moving  distance metric all wide   untied grouped gelu  all  mapped after  capped nope    values layered small serial
+rotary  distance gain   all narrow untied single  moe   last mapped before capped full    local  layered small serial
+partial distance each   one wide   untied multi   relu2 last mapped both   capped full    alike  between small serial
+learned dot      each   one narrow tied   single  gelu  all  mapped before none   sliding local  steps   large parallel
+partial squared  gain   all stream tied   multi   gelu  none normed both   capped full    alike  between large parallel
 """
 
 
