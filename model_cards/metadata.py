@@ -161,6 +161,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         "use_parallel_residual": "attention and feedforward in parallel",
         "qk_norm": "query-key norm",
         "qk_norm_gain": "gains of queries and keys",
+        "qk_norm_bias": "biases behind their norms",
         "embedding_norm": "normalised embeddings",
         "embedding_norm_map": "an affine map of normalised embeddings",
         "local_frames": "a frame per layer",

@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
 from .layers_rigpt import check_experts, check_layers, fill_in_layer_types
+from .norms_rigpt import check_head_norms
 from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
 from .rope_rigpt import check_learned_frequencies, check_rope_types, check_rotation
 from .rope_rigpt import default_rotary_frequencies as default_rotary_frequencies
@@ -45,8 +46,6 @@ FIXED_STEP_SOLVERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 
 # And those that choose their steps.
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 DEPTH_INTERPOLATIONS = ("constant", "linear")
-QK_NORM_GAINS = ("vector", "metric")
-QK_NORM_OVER = ("head", "all")
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "relu2", "silu")
 # Same formula, evaluated by PyTorch in one pass over memory instead of eight.
 ACTIVATION_SYNONYMS = {"gelu_new": "gelu_pytorch_tanh"}
@@ -148,9 +147,13 @@ class RiGPTConfig(PreTrainedConfig):
             What else the norms of queries and keys have, in `self_attn.q_norm.weight` and `k_norm.weight`; needs
             `qk_norm`. `"vector"`: a gain per dimension of the head, `g n(q)`, which all heads of a layer share, as in
             Qwen3, unless they are normalised together; heads of queries and keys then have a preferred basis, up to
-            signs. `"metric"`: a map `L` for each head that says what is a length, `q / sqrt(|L q|²/h + eps)`;
+            signs. `"vector_per_head"`: every head has gains of its own, as in Cohere and StableLM. `"metric"`: a map
+            `L` for each head that says what is a length, `q / sqrt(|L q|²/h + eps)`;
             `|L q|² = qᵀ Lᵀ L q` is positive whatever is learned, and `L` turns along with its head, so no basis is
             preferred. `None`: nothing, `n(q)`.
+        qk_norm_bias (`bool`, defaults to `False`):
+            A vector behind those norms that turns with its head, `self_attn.q_norm.bias` and `k_norm.bias`, as
+            Persimmon has; needs `qk_norm`.
         use_parallel_residual (`bool`, defaults to `False`):
             Attention and MLP of a layer read the same stream, and both are added to it; otherwise the MLP reads what
             attention has written.
@@ -264,6 +267,7 @@ class RiGPTConfig(PreTrainedConfig):
     qk_norm: bool = False
     qk_norm_over: str = "head"
     qk_norm_gain: str | None = None
+    qk_norm_bias: bool = False
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     pre_norm: bool = True
@@ -349,19 +353,7 @@ class RiGPTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Cross-checks between fields; called by `@strict` after construction and before saving."""
         self._check_choice("attention_score", tuple(SCORES))
-        self._check_choice("qk_norm_over", QK_NORM_OVER)
-        if self.qk_norm_over != "head" and not self.qk_norm:
-            raise ValueError(
-                f"`qk_norm_over={self.qk_norm_over!r}` needs `qk_norm=True`, got {self.qk_norm}. Set `qk_norm`, or "
-                "leave `qk_norm_over` out."
-            )
-        if self.qk_norm_gain is not None:
-            self._check_choice("qk_norm_gain", QK_NORM_GAINS)
-            if not self.qk_norm:
-                raise ValueError(
-                    f"`qk_norm_gain` needs `qk_norm=True`, got {self.qk_norm_gain!r} with {self.qk_norm}. Set "
-                    "`qk_norm`, or leave `qk_norm_gain` out."
-                )
+        check_head_norms(self)
         self._check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self._check_choice("hidden_act", ACTIVATIONS)
         for name in SIZES:

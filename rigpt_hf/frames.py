@@ -14,13 +14,15 @@ the [`Table`] of a configuration, which answers all questions about it.
                                                                              into it and out of it
     lexical         GL(D)                                                    embeddings, project_in; head if tied
     output          GL(D), only with an untied head                          project_out, lm_head, score, qa_outputs
-    head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors), λ,
-                    and rotary positions alone                               learned frequencies
+    head_qk         per key-value head: what leaves the attention score      queries (vectors), keys (covectors),
+                    and rotary positions alone                               biases behind their norms, λ, learned
+                                                                             frequencies
     head_vo         per key-value head: GL(h)                                values, value embeddings (vectors), o_proj
                                                                              (covectors)
     gains           scalings of the gains of queries against those of        gains of the norms of queries and keys
-                    keys, signs of gains (`qk_norm_gain="vector"`); per      (and, by signs, queries and keys), λ
-                    key-value head with `qk_norm_over="all"`
+                    keys, signs of gains (`qk_norm_gain="vector"`); per      (and, by signs, queries and keys), biases
+                    key-value head where every head has gains of its own     behind them, λ
+                    (`"vector_per_head"`, or `qk_norm_over="all"`)
     query_norm      per query head: O(h)                                     the maps of the norms of queries, which
                     (`qk_norm_gain="metric"`)                                turn with head_qk on their other side
     key_norm        per key-value head: O(h)                                 those of keys
@@ -32,8 +34,8 @@ the [`Table`] of a configuration, which answers all questions about it.
     shared_neurons  the same for the expert that all tokens share            its up, gate and down
     experts         permutations of the experts of a layer                   what has a block per expert, rows of the
                                                                              router
-    key_shift       a constant added to all keys, where positions leave it   k bias, q bias
-                    alone: the softmax does not see it
+    key_shift       a constant added to all keys, where positions leave it   k bias, q bias; with `qk_norm` those
+                    alone: the softmax does not see it                       behind the norms
     value_shift     a constant added to all values arrives as a constant,    v bias, o_proj bias
                     as probabilities sum to 1                                (down_proj bias where that is not there
                                                                              and `use_parallel_residual` is)
@@ -62,6 +64,7 @@ from .groups import (
     orthogonal,
 )
 from .layers_rigpt import is_sparse, is_turned, layer_type, of_layer
+from .norms_rigpt import gain_vectors
 from .scores_rigpt import SCORES
 from .table import Axis, Frame, FrameKey, Move, Shift, Table, Turn, layer_of, pattern_of
 
@@ -107,10 +110,9 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     # Interpolation adds weights of neighbouring layers, which must then be in the same frame.
     own = config.depth_interpolation == "constant"
     after = None
-    if config.qk_norm_gain == "vector":
+    if vectors := gain_vectors(config):
         stretch, after = SCORES[config.attention_score].stretch, "gains"
-        # Heads that are normalised together have gains of their own.
-        of_head = config.qk_norm_over == "all"
+        of_head = vectors == "own"
         gains = GainScalings(config.head_dim, stretch, score.planes, repeats if of_head else 1)
         table["gains"] = Frame(gains, heads if of_head else 1, own, carrier="heads" if of_head else None)
     metric = config.qk_norm_gain == "metric"
@@ -124,7 +126,8 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     table |= _frames_of_mlp(config, is_sparse(config, layer), own)
     still, key_shift = _unturned(config, layer), SCORES[config.attention_score].key_shift
     bounded = config.attn_logit_softcapping is not None  # and then a constant is no constant any more
-    if config.attention_bias and still and not (config.qk_norm or bounded) and key_shift != "never":
+    biased = config.qk_norm_bias if config.qk_norm else config.attention_bias
+    if biased and still and not bounded and key_shift != "never":
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
         constant = own or key_shift == "alone"
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
@@ -167,7 +170,7 @@ def _score_group(config: RiGPTConfig, layer: int) -> MatrixGroup | HalfTurns:
     turned = set(range(config.head_dim)) - set(_unturned(config, layer))
     # Rotary positions turn dimension i together with i + r/2.
     planes = tuple((i, i + moving) for i in range(moving) if i in turned)
-    if config.qk_norm_gain == "vector":
+    if gain_vectors(config):
         return HalfTurns(config.head_dim, planes)
     return MatrixGroup(config.head_dim, stretch, planes, movable=config.rotary_learned_frequencies and moving > 0)
 
@@ -206,13 +209,22 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     output = (Turn("lexical", "covector"),) if config.tie_word_embeddings else (Turn("output"),)
     untied_head = (Turn("output", "covector"),) if projected else stream_in
     head = lexical if config.tie_word_embeddings else untied_head
-    signs = {"query": FIXED, "key": FIXED, "metric": FIXED}
-    if config.qk_norm_gain == "vector":
-        signs = {"query": (Turn("gains", "query_rows"),), "key": (Turn("gains", "key_rows"),)}
-        signs["metric"] = (Turn("gains", "metric"),)
-    query = (Turn("head_qk"), *signs["query"], Turn("heads", "query"))
-    key = (Turn("head_qk", "covector"), *signs["key"], Turn("heads", "key_value"))
-    each = {role: (Turn("heads", role),) if config.qk_norm_over == "all" else FIXED for role in ("query", "key_value")}
+    vectors = gain_vectors(config)
+
+    def scaled(*roles: str) -> list[Axis]:
+        return [(Turn("gains", role),) if vectors else FIXED for role in roles]
+
+    def queries(scales: Axis) -> Axis:
+        return (Turn("head_qk"), *scales, Turn("heads", "query"))
+
+    def keys(scales: Axis) -> Axis:
+        return (Turn("head_qk", "covector"), *scales, Turn("heads", "key_value"))
+
+    query_rows, key_rows, query_bias, key_bias, lengths = scaled(
+        "query_rows", "key_rows", "query_bias", "key_bias", "metric"
+    )
+    query, key = queries(query_rows), keys(key_rows)
+    each = {role: (Turn("heads", role),) if vectors == "own" else FIXED for role in ("query", "key_value")}
     query_norm: tuple[Axis, ...] = ((Turn("gains", "query_gain"), *each["query"]),)
     key_norm: tuple[Axis, ...] = ((Turn("gains", "key_gain"), *each["key_value"]),)
     if config.qk_norm_gain == "metric":
@@ -241,7 +253,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         "model.embedding_map.weight": (stream, entry_in),
         "model.embedding_map.bias": (stream,),
         TRANSPORTS[0]: (layer_out, before),
-        ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), *signs["metric"], Turn("heads", "query")),),
+        ATTENTION + "distance_weight": ((Turn("head_qk", "metric"), *lengths, Turn("heads", "query")),),
         ATTENTION + "rotary_frequencies": ((Turn("head_qk", "planes"), Turn("heads", "key_value")),),
         ATTENTION + "q_proj.weight": (query, layer_in),
         ATTENTION + "q_proj.bias": (query,),
@@ -251,7 +263,9 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "v_proj.bias": (value,),
         ATTENTION + "o_proj.weight": (written, value_in),
         ATTENTION + "o_proj.bias": (written,),
+        ATTENTION + "q_norm.bias": (queries(query_bias),),
         ATTENTION + "q_norm.weight": query_norm,
+        ATTENTION + "k_norm.bias": (keys(key_bias),),
         ATTENTION + "k_norm.weight": key_norm,
         ATTENTION + "value_embedding.weight": (FIXED, value),
         ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
@@ -292,10 +306,12 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
         return vector.reshape(heads, 1, -1).expand(-1, repeats, -1).reshape(heads * repeats, -1)
 
     whole = Move(lambda c: c)
-    keys = {ATTENTION + "k_proj.bias": whole}
+    # What is added last: in front of a norm a constant would not stay one.
+    last = "norm.bias" if config.qk_norm else "proj.bias"
+    keys = {ATTENTION + f"k_{last}": whole}
     if SCORES[config.attention_score].key_shift == "with_query":
         # (q + λc)·(k + c) - λ|k + c|²/2 differs from q·k - λ|k|²/2 by what is the same for all keys.
-        keys[ATTENTION + "q_proj.bias"] = Move(
+        keys[ATTENTION + f"q_{last}"] = Move(
             lambda c, weight: (weight[:, None] * per_query_head(c)).flatten(), (ATTENTION + "distance_weight",)
         )
     written = ATTENTION + "o_proj.bias" if config.attention_output_bias else MLP + "down_proj.bias"
@@ -307,7 +323,7 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
     tokens, into = "model.embed_tokens.weight", "model.project_in.weight"
     away = Move(lambda c: -c) if config.embedding_size is None else Move(lambda c, into: -(into @ c), (into,))
     return {
-        "key_shift": Shift(ATTENTION + "k_proj.bias", keys),
+        "key_shift": Shift(ATTENTION + f"k_{last}", keys),
         "value_shift": Shift(ATTENTION + "v_proj.bias", values),
         "residual_shift": Shift(MLP + "down_proj.bias", between),
         "router_shift": Shift(MLP + "gate.weight", {MLP + "gate.weight": whole}),

@@ -1,4 +1,4 @@
-"""Norms of queries and keys, without a gain, with one, or with a metric in its place.
+"""Norms of queries and keys, without a gain, with one, or with a metric in its place, and with a bias behind them.
 
 Shapes: B batch, S positions, h dims per head.
 """
@@ -12,44 +12,88 @@ from transformers import initialization as init
 from .scores_rigpt import local
 
 
-class RiGPTHeadNorm(nn.Module):
-    """`n(x)` for heads of queries or keys `[B, heads, S, h]`; `together`: by the length of all heads together."""
+QK_NORM_GAINS = ("vector", "vector_per_head", "metric")
+QK_NORM_OVER = ("head", "all")
 
-    def __init__(self, eps: float, together: bool = False):
+
+def check_head_norms(config: Any) -> None:
+    """Raise a `ValueError` if what norms of queries and keys have does not fit together."""
+    config._check_choice("qk_norm_over", QK_NORM_OVER)
+    if config.qk_norm_gain is not None:
+        config._check_choice("qk_norm_gain", QK_NORM_GAINS)
+    for name, default in (("qk_norm_over", "head"), ("qk_norm_gain", None), ("qk_norm_bias", False)):
+        if (value := getattr(config, name)) != default and not config.qk_norm:
+            raise ValueError(
+                f"`{name}` needs `qk_norm=True`, got {value!r} with {config.qk_norm}. Set `qk_norm`, or leave "
+                f"`{name}` out."
+            )
+    if config.qk_norm_gain == "vector_per_head" and config.qk_norm_over == "all":
+        raise ValueError(
+            "`qk_norm_gain='vector_per_head'` is for heads with lengths of their own, got `qk_norm_over='all'`, where "
+            "every head has gains of its own anyway. Use 'vector'."
+        )
+
+
+def gain_vectors(config: Any) -> Literal["shared", "own"] | None:
+    """Whether norms of queries and keys have a vector of gains that all heads share, or one for each head."""
+    if config.qk_norm_gain not in ("vector", "vector_per_head"):
+        return None
+    return "own" if config.qk_norm_gain == "vector_per_head" or config.qk_norm_over == "all" else "shared"
+
+
+class RiGPTHeadNorm(nn.Module):
+    """
+    `n(x)` for heads of queries or keys `[B, heads, S, h]`; `together`: by the length of all heads together. `biases`:
+    of so many heads times `h`, which are added behind.
+    """
+
+    def __init__(self, eps: float, together: bool = False, biases: int | None = None):
         super().__init__()
         self.eps, self.together = eps, together
+        self.bias = None if biases is None else nn.Parameter(torch.zeros(biases))
 
     def reset_own_parameters(self):
-        """There are none."""
+        """No bias."""
+        if self.bias is not None:
+            init.zeros_(self.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.normalised(hidden_states)
+        normalised = self.normalised(hidden_states)
+        if self.bias is None:
+            return normalised
+        return normalised + local(self.bias).to(normalised.dtype).view(-1, 1, hidden_states.shape[-1])
 
     def normalised(self, hidden_states: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
-        """`g n(x)`."""
-        if not self.together:
-            return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], gain, self.eps)
-        heads = hidden_states.transpose(1, 2)  # as the map in front gave them
-        flat = heads.flatten(2)
-        return nn.functional.rms_norm(flat, flat.shape[-1:], gain, self.eps).view(heads.shape).transpose(1, 2)
+        """`g n(x)`, for gains of a head that all of them share, or of all heads."""
+        size = hidden_states.shape[-1]
+        if self.together:
+            heads = hidden_states.transpose(1, 2)  # as the map in front gave them
+            flat = heads.flatten(2)
+            return nn.functional.rms_norm(flat, flat.shape[-1:], gain, self.eps).view(heads.shape).transpose(1, 2)
+        if gain is None or len(gain) == size:
+            return nn.functional.rms_norm(hidden_states, (size,), gain, self.eps)
+        accurate = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        unit = nn.functional.rms_norm(accurate, (size,), eps=self.eps)
+        return (unit * gain.view(-1, 1, size)).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps}, together={self.together}"
+        return f"eps={self.eps}, together={self.together}, bias={self.bias is not None}"
 
 
 class RiGPTGainNorm(RiGPTHeadNorm):
-    """`g n(x)`, with a gain per dimension, of a head that shares them with all others, or of all heads together."""
+    """`g n(x)`, with a gain per dimension, of a head that shares them with all others, or of all heads."""
 
-    def __init__(self, size: int, eps: float, together: bool = False):
-        super().__init__(eps, together)
+    def __init__(self, size: int, eps: float, together: bool = False, biases: int | None = None):
+        super().__init__(eps, together, biases)
         self.weight = nn.Parameter(torch.ones(size))
 
     def reset_own_parameters(self):
-        """No gain."""
+        """No gain, and no bias."""
+        super().reset_own_parameters()
         init.ones_(self.weight)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.normalised(hidden_states, local(self.weight).to(hidden_states.dtype))
+    def normalised(self, hidden_states: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
+        return super().normalised(hidden_states, local(self.weight).to(hidden_states.dtype))
 
 
 class RiGPTMetricNorm(RiGPTHeadNorm):
@@ -59,16 +103,17 @@ class RiGPTMetricNorm(RiGPTHeadNorm):
     `weight` `[heads·h, h]` has an `L` for each of them. With `L = diag(1/g)` and `g x` for `x` this is `g n(x)`.
     """
 
-    def __init__(self, heads: int, size: int, eps: float, together: bool = False):
-        super().__init__(eps, together)
+    def __init__(self, heads: int, size: int, eps: float, together: bool = False, biases: int | None = None):
+        super().__init__(eps, together, biases)
         self.weight = nn.Parameter(torch.eye(size).repeat(heads, 1))
 
     def reset_own_parameters(self):
-        """The ordinary length."""
+        """The ordinary length, and no bias."""
+        super().reset_own_parameters()
         size = self.weight.shape[1]
         init.copy_(self.weight, torch.eye(size).repeat(len(self.weight) // size, 1))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def normalised(self, hidden_states: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
         size = hidden_states.shape[-1]
         mapped = hidden_states @ local(self.weight).to(hidden_states.dtype).view(-1, size, size).mT  # [B, heads, S, h]
         accurate = torch.promote_types(hidden_states.dtype, torch.float32)
@@ -78,11 +123,12 @@ class RiGPTMetricNorm(RiGPTHeadNorm):
 
 def head_norm(config: Any, of: Literal["query", "key"]) -> RiGPTHeadNorm | None:
     """The norm of queries or keys, if they have one."""
+    if not config.qk_norm:
+        return None
     heads = config.num_attention_heads if of == "query" else config.num_key_value_heads
-    how = config.rms_norm_eps, config.qk_norm_over == "all"
-    match config.qk_norm_gain:
-        case "vector":
-            return RiGPTGainNorm(config.head_dim * (heads if config.qk_norm_over == "all" else 1), *how)
-        case "metric":
-            return RiGPTMetricNorm(heads, config.head_dim, *how)
-    return RiGPTHeadNorm(*how) if config.qk_norm else None
+    size = config.head_dim
+    how = config.rms_norm_eps, config.qk_norm_over == "all", heads * size if config.qk_norm_bias else None
+    if config.qk_norm_gain == "metric":
+        return RiGPTMetricNorm(heads, size, *how)
+    vectors = gain_vectors(config)
+    return RiGPTHeadNorm(*how) if vectors is None else RiGPTGainNorm(size * (heads if vectors == "own" else 1), *how)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .layers_rigpt import is_sparse
+from .norms_rigpt import gain_vectors
 from .scores_rigpt import SCORES
 
 
@@ -19,7 +20,8 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
         if config.gated_mlp:
             plan[f"layers.*.{mlp}.gate_proj"] = "colwise"
     maps = [f"layers.*.self_attn.{of}_proj" for of in "qkv"]
-    if config.qk_norm_over == "all":  # a length of all heads is known where all of them are
+    # A length of all heads is known where all of them are; and what all share and what each has is not cut alike.
+    if config.qk_norm_over == "all" or (config.qk_norm_bias and gain_vectors(config) == "shared"):
         plan["layers.*.self_attn.o_proj"] = "rowwise_split_input"
         return plan | dict.fromkeys(maps, "colwise_gather_output")
     plan |= dict.fromkeys(maps, "colwise") | {"layers.*.self_attn.o_proj": "rowwise"}
@@ -28,10 +30,12 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
     if config.position_embedding_type == "alibi":
         plan["layers.*.self_attn.alibi.weight"] = "colwise"
     for norm in ("q_norm", "k_norm"):
-        if config.qk_norm_gain == "vector":  # which the heads of all processes share
+        if gain_vectors(config) == "shared":  # by the heads of all processes
             plan[f"layers.*.self_attn.{norm}"] = "replicated_with_grad_allreduce"
-        elif config.qk_norm_gain == "metric":
+        elif config.qk_norm_gain is not None:
             plan[f"layers.*.self_attn.{norm}.weight"] = "colwise"
+        if config.qk_norm_bias:
+            plan[f"layers.*.self_attn.{norm}.bias"] = "colwise"
     if config.value_embedding_period is not None:
         plan["layers.*.self_attn.value_embedding"] = "embedding_colwise"
         plan["layers.*.self_attn.value_gate"] = "colwise"

@@ -25,7 +25,10 @@ EXPERTS = {
     "hidden_act": "silu",
 }
 SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
-GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
+GAIN_VECTOR, GAIN_PER_HEAD, GAIN_METRIC = (
+    {"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "vector_per_head", "metric")
+)
+NORM_BIAS = {"qk_norm": True, "qk_norm_bias": True}
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
@@ -43,6 +46,8 @@ OPTIONS: dict[str, dict] = {
     "qk-norm": {"qk_norm": True},
     "gain-vector": GAIN_VECTOR,
     "gain-metric": GAIN_METRIC,
+    "gain-per-head": GAIN_PER_HEAD,
+    "norm-bias": NORM_BIAS,
     "together": TOGETHER,
     "together-vector": TOGETHER | GAIN_VECTOR,
     "together-metric": TOGETHER | GAIN_METRIC,
@@ -119,6 +124,17 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "together-vector-squared": TOGETHER | GAIN_VECTOR | PARTIAL | {"attention_score": "squared_distance"},
     "together-vector-distance": TOGETHER | GAIN_VECTOR | {"attention_score": "distance"},
     "together-metric-partial": TOGETHER | GAIN_METRIC | PARTIAL,
+    "gain-per-head-learned": GAIN_PER_HEAD | {"position_embedding_type": "learned"},
+    "gain-per-head-squared": GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-partial": NORM_BIAS | PARTIAL | {"attention_bias": False},
+    "norm-bias-frequencies": NORM_BIAS | GAIN_METRIC | {"rotary_learned_frequencies": True},
+    "norm-bias-vector": NORM_BIAS | GAIN_VECTOR | PARTIAL,
+    "norm-bias-squared": NORM_BIAS | GAIN_PER_HEAD | PARTIAL | {"attention_score": "squared_distance"},
+    "norm-bias-distance": NORM_BIAS | GAIN_VECTOR | {"attention_score": "distance"},
+    "norm-bias-metric": NORM_BIAS
+    | GAIN_METRIC
+    | {"position_embedding_type": "learned", "attention_score": "squared_distance"},
+    "norm-bias-together": NORM_BIAS | TOGETHER | GAIN_VECTOR | PARTIAL,
     "gain-metric-learned": GAIN_METRIC | {"position_embedding_type": "learned"},
     "gain-metric-partial": GAIN_METRIC | PARTIAL,
     "gain-metric-frequencies": GAIN_METRIC | {"rotary_learned_frequencies": True},
@@ -162,7 +178,7 @@ AXES: dict[str, dict[str, dict]] = {
         "learned": {"position_embedding_type": "learned"},
         "rotary": {},
         "partial": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-        "frequencies": {"rotary_learned_frequencies": True},
+        "moving": {"rotary_learned_frequencies": True},
     },
     "score": {
         "dot": {},
@@ -172,9 +188,10 @@ AXES: dict[str, dict[str, dict]] = {
     "norm": {
         "plain": {},
         "gain": GAIN_VECTOR,
+        "each": GAIN_PER_HEAD,
         "metric": GAIN_METRIC,
-        "joint": TOGETHER | GAIN_VECTOR,
     },
+    "lengths": {"one": {}, "all": TOGETHER},
     "ends": {"stream": {}, "narrow": {"embedding_size": 24, "output_bias": True}, "wide": {"embedding_size": 40}},
     "head": {"tied": {}, "untied": {"tie_word_embeddings": False}},
     "heads": {
@@ -188,7 +205,11 @@ AXES: dict[str, dict[str, dict]] = {
         "gated": {"gated_mlp": True, "hidden_act": "silu", "intermediate_size": 48},
         "moe": SHARED_EXPERT,
     },
-    "biases": {"all": {}, "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}},
+    "biases": {
+        "all": {},
+        "none": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
+        "last": NORM_BIAS,
+    },
     "start": {"raw": {}, "normed": {"embedding_norm": True}, "mapped": MAPPED},
     "norms": {"before": {}, "both": {"post_norm": True}, "after": {"post_norm": True, "pre_norm": False}},
     "caps": {"none": {}, "capped": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}},
@@ -209,24 +230,24 @@ AXES: dict[str, dict[str, dict]] = {
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned     distance metric wide   tied   multi   moe   all  mapped before none   full    local  layered small serial
-frequencies squared  joint  narrow tied   grouped gelu  none raw    before none   full    alike  between large parallel
-learned     dot      joint  wide   untied single  gelu  none raw    after  none   sliding values steps   small parallel
-rotary      squared  plain  narrow tied   single  moe   all  raw    after  capped nope    alike  layered large serial
-rotary      squared  joint  wide   tied   multi   relu2 all  mapped before capped sliding local  layered small parallel
-frequencies dot      gain   narrow untied single  gated all  mapped before none   nope    local  layered small serial
-partial     squared  metric narrow tied   grouped gated all  raw    after  none   sliding values steps   large parallel
-rotary      distance joint  wide   untied grouped gated none normed before capped nope    local  steps   large parallel
-learned     squared  gain   narrow tied   grouped relu2 none raw    both   capped sliding alike  steps   large serial
-frequencies squared  gain   stream untied multi   moe   all  normed after  capped sliding alike  layered large parallel
-partial     distance gain   wide   untied single  relu2 all  mapped after  none   full    alike  between small parallel
-rotary      dot      metric stream untied single  gelu  none mapped both   capped full    alike  between large parallel
-partial     distance plain  stream untied multi   gelu  none raw    before capped sliding local  steps   small serial
-partial     dot      joint  stream tied   grouped moe   none normed both   capped nope    values layered large serial
-learned     dot      plain  stream untied multi   gated none normed both   none   full    alike  between small serial
-frequencies dot      metric stream tied   single  relu2 all  normed after  capped nope    values layered large parallel
-frequencies distance plain  wide   tied   grouped relu2 all  mapped both   none   full    values steps   small parallel
-rotary      distance gain   narrow tied   multi   gelu  all  normed before none   nope    values layered small serial
+partial dot      plain  all stream untied single  moe   all  raw    after  capped sliding values layered large serial
+learned squared  gain   all stream untied grouped relu2 last normed after  capped sliding values steps   small serial
+rotary  distance plain  one stream untied grouped gelu  last raw    both   capped full    values steps   large parallel
+learned distance plain  all narrow tied   single  gated none normed after  none   full    alike  between small parallel
+partial dot      metric one narrow tied   grouped gated last normed before none   nope    local  steps   large serial
+rotary  squared  metric all stream tied   single  relu2 all  normed before capped full    alike  between small parallel
+rotary  dot      plain  all wide   tied   multi   relu2 none raw    before none   nope    local  layered large parallel
+moving  squared  plain  all stream tied   multi   gated none mapped before none   sliding local  steps   large parallel
+rotary  squared  each   one narrow untied multi   gated all  raw    after  capped sliding values layered small parallel
+moving  squared  each   one stream tied   grouped moe   none normed before none   nope    values layered large serial
+learned distance metric all wide   untied multi   moe   none raw    both   none   sliding alike  layered small parallel
+moving  dot      gain   all narrow untied grouped relu2 all  raw    both   none   full    alike  between small serial
+moving  squared  gain   one wide   tied   single  gated last normed both   capped nope    alike  steps   small serial
+moving  distance metric all wide   untied grouped gelu  all  mapped after  capped nope    values layered small serial
+rotary  distance gain   all narrow untied single  moe   last mapped before capped full    local  layered small serial
+partial distance each   one wide   untied multi   relu2 last mapped both   capped full    alike  between small serial
+learned dot      each   one narrow tied   single  gelu  all  mapped before none   sliding local  steps   large parallel
+partial squared  gain   all stream tied   multi   gelu  none normed both   capped full    alike  between large parallel
 """
 
 

@@ -29,7 +29,7 @@ def possible_pairs() -> tuple[set, list]:
     for (a, values), (b, others) in combinations(AXES.items(), 2):
         for value, other in product(values, others):
             try:
-                tiny_config(**values[value], **others[other])
+                tiny_config(**(values[value] | others[other]))
             except ValueError:
                 refused.append((value, other))
             else:
@@ -41,7 +41,8 @@ def test_every_pair_of_options_meets_in_a_model():
     possible, refused = possible_pairs()
     unlike = [(value, "between") for value in ("sliding", "nope", "values", "local")]
     jumping = [("moe", depth) for depth in ("steps", "between")]
-    assert refused == [("learned", "nope"), *jumping, ("both", "local"), ("after", "local"), *unlike]
+    ends = [("learned", "nope"), ("each", "all"), *jumping, ("both", "local"), ("after", "local")]
+    assert refused == [*ends, *unlike]
     assert pairs_of(COVER) == possible and len(COVER) == 18
     for row in COVER:
         assert pairs_of(set(COVER) - {row}) != possible, f"{row} is not needed"

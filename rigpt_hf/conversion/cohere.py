@@ -6,7 +6,8 @@ from ..configuration_rigpt import RiGPTConfig
 from ..layers_rigpt import SLIDING
 from .ernie4_5 import interleaved
 from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config, sight
-from .maps import Architecture, only
+from .maps import Architecture, Family
+from .qwen3 import with_head_gains
 
 
 def logit_scale(config: CohereConfig, layer: int) -> float:
@@ -28,15 +29,21 @@ COHERE = LLAMA.varied(
     },
     fields={**LLAMA.fields, "rms_norm_eps": "layer_norm_eps"},
     centred=True,
-    options=ATTENTION_BIASES,
+    options=ATTENTION_BIASES | {"qk_norm": "use_qk_norm"},
 )
 
-COHERE2 = COHERE.varied("Cohere 2")
+COHERE2 = COHERE.varied("Cohere 2", options=ATTENTION_BIASES)
+
+
+def variant(config: CohereConfig) -> Family:
+    """The weight map of a Cohere, every head of which may have a norm of its own."""
+    return with_head_gains(COHERE, rows=interleaved, mean=True) if config.use_qk_norm else COHERE
 
 
 def rigpt_config(config: CohereConfig, dropout: str | None = "vector") -> RiGPTConfig:
     """The configuration of the RiGPT equal to a Cohere; see [`kin_config`]."""
-    return kin_config(COHERE, config, use_parallel_residual=True)
+    gain = "vector_per_head" if config.use_qk_norm else None
+    return kin_config(COHERE, config, use_parallel_residual=True, qk_norm_gain=gain)
 
 
 def cohere2_config(config: Cohere2Config, dropout: str | None = "vector") -> RiGPTConfig:
@@ -51,13 +58,7 @@ def cohere2_config(config: Cohere2Config, dropout: str | None = "vector") -> RiG
     )
 
 
-REFUSED = only(
-    "use_qk_norm",
-    (False, None),
-    "every head of queries and keys has a norm with gains of its own, which fold into no weight",
-    "Convert a Cohere without it",
-)
 ARCHITECTURES = {
-    "cohere": Architecture("CohereForCausalLM", COHERE, rigpt_config, PARTIAL | REFUSED),
+    "cohere": Architecture("CohereForCausalLM", COHERE, rigpt_config, PARTIAL, variant),
     "cohere2": Architecture("Cohere2ForCausalLM", COHERE2, cohere2_config, PARTIAL),
 }

@@ -6,6 +6,7 @@ logits; 1 where it has none):
 
     readers     W ← s W diag(g) C   b ← s (b + W β)     [n, d]
     writers     W ← s C W           b ← s C b           [d, n]
+    heads       W ← s C W diag(g) C b ← s C (b + W β)   [h, d] of each, in front of a norm of heads with a mean
     rows        P ← s P C                               [positions or tokens, d]
     injection   U = s C                                 [d, D], D = d
     extraction  G = s diag(g) C     b = s β             [D, d], D = d
@@ -32,14 +33,15 @@ def in_blocks(
     dtype: torch.dtype,
     fold: Callable[..., torch.Tensor],
     *along: torch.Tensor,
+    unit: int = 1,
 ) -> torch.Tensor:
     """
-    `fold` in float64 on slices along `dim`, which it must treat independently, and on those of what else lies `along`
-    it; the result is cast to `dtype`.
+    `fold` in float64 on slices along `dim`, of which it must treat each `unit` independently, and on those of what
+    else lies `along` it; the result is cast to `dtype`.
     """
     result = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
     count = tensor.shape[dim]
-    step = max(1, BLOCK * count // max(tensor.numel(), 1))
+    step = max(1, BLOCK * count // max(tensor.numel(), 1) // unit) * unit
     for start in range(0, count, step):
         length = min(step, count - start)
         block = tensor.narrow(dim, start, length).to(torch.float64)
@@ -47,21 +49,35 @@ def in_blocks(
     return result
 
 
+def centre_heads(rows: torch.Tensor, size: int | None) -> torch.Tensor:
+    """`C W` for the `size` rows of each head in `[n, ...]`; `None`: as they are."""
+    if size is None:
+        return rows
+    heads = rows.unflatten(0, (-1, size))
+    return (heads - heads.mean(dim=1, keepdim=True)).flatten(0, 1)
+
+
 def fold_reader(
-    weight: torch.Tensor, gain: torch.Tensor | None, centred: bool, scale: float | torch.Tensor, dtype: torch.dtype
+    weight: torch.Tensor,
+    gain: torch.Tensor | None,
+    centred: bool,
+    scale: float | torch.Tensor,
+    dtype: torch.dtype,
+    head: int | None = None,
 ) -> torch.Tensor:
     """
-    `scale · W diag(g) C` for a reader `[n, d]`, `scale` a number or one for each row `[n]`; rows do not mix, so no
-    product of matrices is needed.
+    `scale · W diag(g) C` for a reader `[n, d]`, `scale` a number or one for each row `[n]`; but for those of a `head`
+    of that size, with a mean, rows do not mix, so no product of matrices is needed.
     """
     gain = None if gain is None else gain.to(torch.float64)
 
     def fold(rows: torch.Tensor, scale: float | torch.Tensor = scale) -> torch.Tensor:
         rows = rows if gain is None else rows * gain
-        rows = rows - rows.mean(dim=1, keepdim=True) if centred else rows
+        rows = centre_heads(rows - rows.mean(dim=1, keepdim=True) if centred else rows, head)
         return rows * scale if isinstance(scale, torch.Tensor) or scale != 1.0 else rows
 
-    return in_blocks(weight, 0, dtype, fold, *([scale[:, None]] if isinstance(scale, torch.Tensor) else []))
+    along = [scale[:, None]] if isinstance(scale, torch.Tensor) else []
+    return in_blocks(weight, 0, dtype, fold, *along, unit=head or 1)
 
 
 def fold_reader_bias(
@@ -70,15 +86,16 @@ def fold_reader_bias(
     norm_bias: torch.Tensor | None,
     scale: float | torch.Tensor,
     dtype: torch.dtype,
+    head: int | None = None,
 ) -> torch.Tensor:
-    """`scale · (b + W β)`, `[n]`, with the unfolded weight `[n, d]`; either summand may be absent."""
+    """`scale · (b + W β)`, `[n]`, with the unfolded weight `[n, d]`; either summand may be absent; `head` as above."""
     total: torch.Tensor | float = 0.0 if bias is None else bias.to(torch.float64)
     if weight is not None and norm_bias is not None:
         beta = norm_bias.to(torch.float64)
         step = max(1, BLOCK // weight.shape[1])
         total = torch.cat([rows.to(torch.float64) @ beta for rows in weight.split(step)]) + total
     assert isinstance(total, torch.Tensor)
-    return (total * scale).to(dtype)
+    return (centre_heads(total, head) * scale).to(dtype)
 
 
 def fold_writer(weight: torch.Tensor, centred: bool, scale: float, dtype: torch.dtype) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from transformers.utils import logging
 
-from ..configuration_rigpt import QK_NORM_GAINS, RiGPTConfig
+from ..configuration_rigpt import RiGPTConfig
 from ..frames import layer_of
 
 
@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 # Gains of a norm must be within this factor of the largest to become a metric. In float32 that costs nothing; 10 times
 # as much costs 1e-5 of the logits once heads are turned.
 LARGEST_SPREAD = 1000.0
+FORMS = ("vector", "metric")
 
 
 def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.Tensor]]) -> RiGPTConfig:
@@ -33,9 +34,9 @@ def with_form(config: RiGPTConfig, form: str, gains: Iterable[tuple[str, torch.T
     Raises:
         ValueError: if the form is unknown.
     """
-    if form not in QK_NORM_GAINS:
-        raise ValueError(f"`qk_gain` must be one of {', '.join(QK_NORM_GAINS)}, got {form!r}.")
-    if config.qk_norm_gain in (None, form):
+    if form not in FORMS:
+        raise ValueError(f"`qk_gain` must be one of {', '.join(FORMS)}, got {form!r}.")
+    if config.qk_norm_gain is None or form == "vector":
         return config
     for name, gain in gains:
         sizes = gain.abs().double()

@@ -1,5 +1,6 @@
 """GPT-NeoX and Pythia: attention and MLP side by side or in turn, queries, keys and values head by head in one map."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers.utils import logging
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import coordinate_dropout, vector_dropout
-from .llama import kin_config
+from .llama import kin_config, rotations
 from .maps import NORM_BIASES, Architecture, Family, Rule, Target, same
 
 
@@ -85,7 +86,9 @@ GPT_NEOX = Family(
 
 
 def rigpt_config(config: GPTNeoXConfig, dropout: str | None = "vector") -> RiGPTConfig:
-    """The configuration of the RiGPT equal to a GPT-NeoX; see [`kin_config`]."""
+    """
+    The configuration of the RiGPT equal to a GPT-NeoX; see [`kin_config`]. Its rotation alone reads a `head_dim`.
+    """
     (both,) = vector_dropout({"hidden_dropout": config.hidden_dropout}, dropout)
     return kin_config(
         GPT_NEOX,
@@ -94,6 +97,7 @@ def rigpt_config(config: GPTNeoXConfig, dropout: str | None = "vector") -> RiGPT
         embedding_size=config.hidden_size,
         head_dim=head_dim(config),
         gated_mlp=False,
+        rope_parameters=rotation(config),
         residual_dropout=both,
         embedding_dropout=both,
     )
@@ -114,18 +118,36 @@ def stock_config(config: RiGPTConfig) -> GPTNeoXConfig:
     )
 
 
-def other_heads(config: GPTNeoXConfig) -> str | None:
-    """Heads of another size in the rotation, which alone would read it."""
-    size = getattr(config, "head_dim", None) or head_dim(config)
-    if size == head_dim(config):
+def turned(config: Any, size: int) -> int:
+    """Dimensions that turn of a head of this size."""
+    return int(size * config.rope_parameters.get("partial_rotary_factor", 1.0))
+
+
+def rotation(config: Any) -> dict[str, Any]:
+    """The rope parameters for heads of the size that attention has."""
+    own = head_dim(config)
+    turning = turned(config, getattr(config, "head_dim", None) or own)
+    if turning == turned(config, own):
+        return rotations(config)
+    # Rounded up, as the product with the size of a head is rounded down.
+    return rotations(config) | {"partial_rotary_factor": math.nextafter(turning / own, 2)}
+
+
+def other_heads(config: Any) -> str | None:
+    """Heads of another size in the rotation, which alone would read it, and does not fit those that there are."""
+    size, own = getattr(config, "head_dim", None) or head_dim(config), head_dim(config)
+    turning = turned(config, size)
+    if size == own or (turning in range(2, own + 1, 2) and config.rope_parameters["rope_type"] != "proportional"):
         return None
     return (
-        f"`head_dim={size}` cannot be converted: the rotation of this class reads it, and its attention has heads of "
-        f"`hidden_size / num_attention_heads` = {head_dim(config)}. Remove it from the source's configuration."
+        f"`head_dim={size}` cannot be converted: the rotation of this class reads it, and attention has heads of "
+        f"`hidden_size / num_attention_heads` = {own}, of which {turning} dimensions cannot turn in pairs. "
+        "Remove it from the source's configuration."
     )
 
 
-ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, {"head_dim": other_heads})}
+OTHER_HEADS = {"head_dim": other_heads}
+ARCHITECTURES = {"gpt_neox": Architecture("GPTNeoXForCausalLM", GPT_NEOX, rigpt_config, OTHER_HEADS)}
 TARGETS = {
     "gpt_neox": Target(
         name="GPT-NeoX",

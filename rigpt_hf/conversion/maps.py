@@ -15,7 +15,7 @@ from ..configuration_rigpt import RiGPTConfig
 
 
 # What `None` says where a stock configuration may have it and RiGPT's may not.
-OFF = {"use_cache": False, "attention_dropout": 0.0}
+OFF = {"use_cache": False, "attention_dropout": 0.0, "qk_norm": False}
 OFF |= dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"), False)
 # Norms with biases: readers take over what they add, and one option is for all maps of the MLP.
 NORM_BIASES: dict[str, Any] = dict.fromkeys(("attention_bias", "mlp_bias", "output_bias"), True)
@@ -38,7 +38,10 @@ class Rule:
             RiGPT has if not given.
         buffer (`str`, *optional*): a buffer of the stock model that holds `scale` as its dtype rounds it.
         behind (`str`, *optional*): RiGPT's norm of heads behind it, whose gains its rows take over if it has metrics.
-        gain (`bool`, defaults to `False`): the weights are the gains of such a norm.
+        gain (`bool`, defaults to `False`): the weights are the gains of such a norm; `{head}` in `source` stands for
+            the number of the head where each has a module of its own.
+        mean (`bool`, defaults to `False`): such a norm subtracts the mean of each head, as the rows in front of it
+            then do.
         values (`Callable`, *optional*): `config -> list[float]`: numbers that the stock class computes and does not
             store, in the order of the weight's entries.
     """
@@ -53,6 +56,7 @@ class Rule:
     buffer: str | None = None
     behind: str | None = None
     gain: bool = False
+    mean: bool = False
     values: Callable[[Any], list[float]] | None = None
 
     def at(self, layer: int) -> "Rule":

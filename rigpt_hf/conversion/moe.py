@@ -30,7 +30,7 @@ from .llama import (
     window_by_layer,
 )
 from .maps import Architecture, Family, Rule, same
-from .qwen3 import QWEN3
+from .qwen3 import QWEN3, SHARED_GAINS
 
 
 _MLP = "model.layers.{i}.mlp"
@@ -126,7 +126,7 @@ _QWEN2: Expressed = {
     "mlp_only_layers": None,
     "shared_expert_intermediate_size": lambda config: config.shared_expert_intermediate_size is not None,
 }
-_QWEN3: Expressed = {"mlp_only_layers": None, "qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None}
+_QWEN3: Expressed = SHARED_GAINS | {"mlp_only_layers": None}
 TARGETS = {
     "mixtral": kin_target(
         MixtralForCausalLM,

@@ -5,11 +5,14 @@ from transformers import PhiConfig
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import UNBIASED, kin_config
-from .maps import NORM_BIASES, Architecture, only
+from .maps import NORM_BIASES, Architecture, Family
+from .qwen3 import with_head_gains
 
 
 _P = "model.layers.{i}"
 _ONE_NORM = {"norm": f"{_P}.input_layernorm"}
+# Norms of heads that have biases.
+HEAD_NORMS = dict.fromkeys(("qk_norm", "qk_norm_bias"), "qk_layernorm")
 
 PHI = UNBIASED.varied(
     "Phi",
@@ -27,7 +30,13 @@ PHI = UNBIASED.varied(
     centred=True,
     norm_bias=True,
     head_bias=True,
+    options=HEAD_NORMS,
 )
+
+
+def variant(config: PhiConfig) -> Family:
+    """The weight map of a Phi, whose heads may have norms, one for all."""
+    return with_head_gains(PHI, f"{_P}.self_attn.{{of}}_layernorm", mean=True) if config.qk_layernorm else PHI
 
 
 def rigpt_config(config: PhiConfig, dropout: str | None = "vector") -> RiGPTConfig:
@@ -43,13 +52,8 @@ def rigpt_config(config: PhiConfig, dropout: str | None = "vector") -> RiGPTConf
         use_parallel_residual=True,
         residual_dropout=residual,
         embedding_dropout=embedding,
+        qk_norm_gain="vector" if config.qk_layernorm else None,
     )
 
 
-REFUSED = only(
-    "qk_layernorm",
-    (False,),
-    "queries and keys have norms with gains of their own, which fold into no weight",
-    "Convert a Phi without it",
-)
-ARCHITECTURES = {"phi": Architecture("PhiForCausalLM", PHI, rigpt_config, REFUSED)}
+ARCHITECTURES = {"phi": Architecture("PhiForCausalLM", PHI, rigpt_config, variant=variant)}

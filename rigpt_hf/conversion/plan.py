@@ -61,6 +61,7 @@ def make_plan(
     reader.norms = {name: norm for name, norm in rules.items() if norm[0].gain}
     rigpt_config = with_form(rigpt_config, qk_gain, reader.all_head_gains())
     reader.table, reader.metric = table_of(rigpt_config), rigpt_config.qk_norm_gain == "metric"
+    reader.head_dim = rigpt_config.head_dim
     with torch.device("meta"):
         model = RiGPTForCausalLM(rigpt_config)
     tied = set(model._tied_weights_keys) if rigpt_config.tie_word_embeddings else set()
@@ -90,7 +91,7 @@ class _Reader:
     ):
         self.family, self.config, self.source, self.device, self.buffers = family, config, source, device, buffers
         self.table: Table
-        self.metric = False
+        self.metric, self.head_dim = False, 0
         # The rules of the norms of heads, with their layers.
         self.norms: dict[str, tuple[Rule, int]] = {}
         self.used: set[str] = set()
@@ -139,14 +140,24 @@ class _Reader:
     def all_head_gains(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The gains of the norms of heads, with their names."""
         for name, (rule, _) in self.norms.items():
-            yield self._require(f"{rule.source}.weight"), self._head_gains(name)
+            yield self._of_heads(rule, "weight")[0], self._head_gains(name)
 
-    def _head_gains(self, norm: str) -> torch.Tensor:
-        """The gains of a norm of heads, in float64, with the constant that they take over."""
+    def _of_heads(self, rule: Rule, kind: str) -> list[str]:
+        """The tensors of a norm of heads, which may have one each."""
+        name = f"{rule.source}.{kind}"
+        if "{head}" not in name:
+            return [self._require(name)]
+        before, _, after = name.partition("{head}")
+        found = sum(other.startswith(before) and other.endswith(after) for other in self.names)
+        return [self._require(f"{before}{head}{after}") for head in range(max(found, 1))]
+
+    def _head_gains(self, norm: str, kind: str = "weight") -> torch.Tensor:
+        """The gains of a norm of heads, or its biases, flat, in float64, with the constant that they take over."""
         rule, layer = self.norms[norm]
-        gains = self._gains(f"{rule.source}.weight", rule)
-        assert gains is not None
-        return gains * self._scale(rule, layer, torch.float64)
+        stored = torch.cat([self.source.read(self.names[name]).flatten() for name in self._of_heads(rule, kind)])
+        stored = stored if rule.rows is None else rule.rows(self.config).take(stored)
+        stored = stored.to(torch.float64) + (self.family.gain_offset if kind == "weight" else 0.0)
+        return stored * self._scale(rule, layer, torch.float64)
 
     def _scale(self, rule: Rule, layer: int, dtype: torch.dtype) -> float:
         """The constant of the stock model that a tensor takes over."""
@@ -167,9 +178,14 @@ class _Reader:
         """The recipe of one tensor; source keys are looked up now, read when it is made."""
         gain = self._require(f"{rule.norm}.weight") if rule.norm else None
         beta = self._require(f"{rule.norm}.bias") if rule.norm and self.family.norm_bias else None
-        weight = self._require(f"{rule.source}.weight") if rule.source else None
-        has_bias = is_bias and rule.source and (rule.bias is None or rule.bias(self.config))
-        bias = self._require(f"{rule.source}.bias") if has_bias else None
+        weight = bias = None
+        if rule.gain:
+            self._of_heads(rule, "bias" if is_bias else "weight")
+        elif rule.source:
+            weight = self._require(f"{rule.source}.weight")
+            has_bias = is_bias and (rule.bias is None or rule.bias(self.config))
+            bias = self._require(f"{rule.source}.bias") if has_bias else None
+        head = self.head_dim if rule.behind and self.norms[rule.behind][0].mean else None
         role, centred = self.table.role_on(name, "stream"), self.family.centred
         lexical, head_bias, inner = self._head_dimension(name), None, list(shape)
         if lexical is not None:
@@ -180,6 +196,8 @@ class _Reader:
         def fold(dtype: torch.dtype) -> torch.Tensor:
             if rule.values is not None:
                 return torch.tensor(rule.values(self.config), dtype=torch.float64, device=self.device).to(dtype)
+            if rule.gain and is_bias:
+                return rows_of_heads(self._head_gains(rule.target, "bias"), shape[0]).to(dtype)
             if rule.gain:
                 head_gains = self._head_gains(rule.target)
                 return metric_maps(head_gains, shape[0], shape[1], dtype) if self.metric else head_gains.to(dtype)
@@ -196,14 +214,15 @@ class _Reader:
             if is_bias:
                 folded = self._read(weight, rule) if beta else None
                 norm_bias = self._read(beta)
-                return fold_reader_bias(norm_bias if weight is None else own, folded, norm_bias, scales, dtype)
+                own = norm_bias if weight is None else own
+                return fold_reader_bias(own, folded, norm_bias, scales, dtype, head)
             gains = self._gains(gain)
             if own is None and gains is not None and len(shape) == 1:  # which stay gains
                 return gains.to(dtype)
             if own is None:
                 return projection(inner[0], gains, centred, scale, dtype, self.device)
             if role == "reads":
-                return fold_reader(own, gains, centred, scales, dtype)
+                return fold_reader(own, gains, centred, scales, dtype, head)
             return fold_rows(own, centred, scale, dtype) if role == "rows" else own.to(dtype)
 
         def make(dtype: torch.dtype) -> torch.Tensor:

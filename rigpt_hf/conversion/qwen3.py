@@ -1,6 +1,8 @@
 """Qwen3: Llama's weight map, and norms of queries and keys with a gain for each dimension of a head."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -19,11 +21,26 @@ from .llama import (
 from .maps import Architecture, Family, Rule
 
 
-def with_head_gains(family: Family) -> Family:
-    """A family whose queries and keys have norms with gains, under Llama's names."""
+def with_head_gains(family: Family, source: str = "model.layers.{i}.self_attn.{of}_norm", **own: Any) -> Family:
+    """
+    A family whose queries and keys have norms with gains.
+
+    Args:
+        family (`Family`): without them.
+        source (`str`): the stock norm, where `{of}` stands for q or k.
+        own: of the rules of these norms.
+    """
     norms = {of: f"model.layers.{{i}}.self_attn.{of}_norm" for of in "qk"}
     normed = family.varied(family.name, {f"{of}_proj": {"behind": norm} for of, norm in norms.items()})
-    return replace(normed, rules=(*normed.rules, *(Rule(norm, norm, gain=True) for norm in norms.values())))
+    added = (Rule(norm, source.replace("{of}", of), gain=True, **own) for of, norm in norms.items())
+    return replace(normed, rules=(*normed.rules, *added))
+
+
+# For `expresses` of a class whose heads share their gains.
+SHARED_GAINS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "qk_norm": lambda config: config.qk_norm,
+    "qk_norm_gain": lambda config: config.qk_norm_gain != "vector_per_head",
+}
 
 
 QWEN3 = with_head_gains(LLAMA.varied("Qwen3", options=ATTENTION_BIASES))
@@ -40,7 +57,7 @@ TARGETS = {
         Qwen3ForCausalLM,
         QWEN3,
         f"{ROTARY}, q/k normalisation, and a gated MLP without biases",
-        {"qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None, **WINDOWS},
+        SHARED_GAINS | WINDOWS,
         windows=window_by_layer,
     )
 }

@@ -4,8 +4,10 @@ from transformers import StableLmConfig
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
+from .gpt_neox import OTHER_HEADS, head_dim, rotation
 from .llama import UNBIASED, kin_config
-from .maps import NORM_BIASES, Architecture, Family, only, same
+from .maps import NORM_BIASES, Architecture, Family, same
+from .qwen3 import with_head_gains
 
 
 _NO_BIAS = {"bias": lambda config: False}
@@ -25,15 +27,20 @@ STABLELM = UNBIASED.varied(
     fields={**UNBIASED.fields, "rms_norm_eps": "layer_norm_eps"},
     centred=True,
     norm_bias=True,
-    options=same("use_parallel_residual"),
+    options=same("use_parallel_residual") | {"qk_norm": "qk_layernorm"},
 )
 _ONE_NORM = {"norm": "model.layers.{i}.input_layernorm"}
 
 
 def variant(config: StableLmConfig) -> Family:
-    """The weight map of a StableLM, whose MLP has a norm of its own unless it reads what attention reads."""
+    """
+    The weight map of a StableLM: its MLP has a norm of its own unless it reads what attention reads, and every head of
+    queries and keys may have one.
+    """
     one = {"gate_proj": _ONE_NORM, "up_proj": _ONE_NORM} if config.use_parallel_residual else {}
-    return STABLELM.varied(STABLELM.name, one)
+    family = STABLELM.varied(STABLELM.name, one)
+    norms = "model.layers.{i}.self_attn.{of}_layernorm.norms.{head}"
+    return with_head_gains(family, norms, mean=True) if config.qk_layernorm else family
 
 
 def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGPTConfig:
@@ -44,16 +51,11 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
         config,
         **NORM_BIASES,
         embedding_size=config.hidden_size,
-        # Its attention alone among these does not read the field of this name.
-        head_dim=config.hidden_size // config.num_attention_heads,
+        head_dim=head_dim(config),
+        rope_parameters=rotation(config),
         residual_dropout=residual,
+        qk_norm_gain="vector_per_head" if config.qk_layernorm else None,
     )
 
 
-REFUSED = only(
-    "qk_layernorm",
-    (False,),
-    "every head of queries and keys has a norm with gains of its own, which fold into no weight",
-    "Convert a StableLM without it",
-)
-ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, REFUSED, variant)}
+ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, OTHER_HEADS, variant)}

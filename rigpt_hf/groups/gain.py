@@ -107,8 +107,8 @@ class GainScalings(Planes, Group):
     `g n(x)` is the same for `-g` and `-x`; and a score that is a product stays if one of its factors is scaled by `a`
     and the other by `1/a`, one `a` for both dimensions of a plane, as the rotation mixes them. Elements are
     `[copies, repeats + 1, n]`: the `u` of each set of gains of queries, which have one size, and `w`. Roles:
-    `query_gain`, `key_gain`, `query_rows`, `key_rows`, and `metric` for weights of `|key|²`, which follow a common
-    `a`.
+    `query_gain`, `key_gain`; `query_rows`, `key_rows`, to which signs alone go; `query_bias`, `key_bias` for what is
+    added behind the gains, to which sizes alone go; and `metric` for weights of `|key|²`, which follow a common `a`.
 
     Args:
         n: Dimensions of a head.
@@ -124,6 +124,7 @@ class GainScalings(Planes, Group):
 
     QUERIES, KEYS = slice(None, -1), slice(-1, None)
     ROLES = {"query_gain": QUERIES, "key_gain": KEYS, "query_rows": QUERIES, "key_rows": KEYS}
+    ROLES |= {"query_bias": QUERIES, "key_bias": KEYS}
 
     def __str__(self) -> str:
         scalings = f"(R+)^{self.dimension} x " if self.stretches else ""
@@ -186,7 +187,7 @@ class GainScalings(Planes, Group):
             scales = element[:, :1, :1].square() if common else torch.ones(len(element), 1, 1).double()
         else:
             scales = element[:, self.ROLES[role]]
-            scales = scales.sign() if role.endswith("rows") else scales
+            scales = scales.sign() if role.endswith("rows") else scales.abs() if role.endswith("bias") else scales
         blocks = tensor.reshape(len(element), -1, scales.shape[2], tensor.shape[-1])
         return (scales[..., None].to(tensor) * blocks).reshape(tensor.shape)
 
@@ -199,7 +200,7 @@ class GainScalings(Planes, Group):
         """The weights with which queries, keys and the lengths count, each `[copies, dimension]`."""
         empty = torch.zeros(len(grams["query_gain"]), 1, dtype=grams["query_gain"].dtype)
         metric = grams.get("metric", empty) if self.stretch == "common" else empty
-        queries, keys = (grams[role] for role in ("query_gain", "key_gain"))
+        queries, keys = (grams[f"{of}_gain"] + grams.get(f"{of}_bias", 0) for of in ("query", "key"))
         if self.stretch == "common":
             return queries.sum(1, keepdim=True), keys.sum(1, keepdim=True), metric
         return self.gather(queries), self.gather(keys), metric
@@ -246,7 +247,7 @@ class GainScalings(Planes, Group):
         copies = len(view.grams["query_gain"])
         pairings = {kind: torch.zeros(self.shape(copies), dtype=torch.float64) for kind in ("gain", "rows")}
         for role, a, b in view.pairs():
-            if role in self.ROLES:
+            if role in self.ROLES and not role.endswith("bias"):
                 sets = pairings[role.rpartition("_")[2]][:, self.ROLES[role]]
                 sets += (a * b).reshape(copies, sets.shape[1], -1, self.n, a.shape[-1]).sum((2, 4))
         return spectra.signs(torch.where(pairings["gain"] == 0, pairings["rows"], pairings["gain"]))

@@ -25,7 +25,8 @@ def redundant_dimensions(config: RiGPTConfig) -> dict[str, int]:
     differ: wider frames have directions that no weight fills, and with rotary positions the first layer reads only the
     range of a narrow `project_in`. Its queries and keys then depend on their token alone, and more than `h(h+1)/2`
     tokens must look at a metric behind their norm (`qk_norm_gain`), at those of all heads together (`qk_norm_over`) so
-    many for each head, and two of these must fit into the stream, `2 head_dim <= hidden_size`; and more than
+    many for each head, and two of these must fit into the stream, `2 head_dim <= hidden_size`; as many at lengths of
+    keys with a bias behind their norm (`qk_norm_bias` and a score with distances); and more than
     `d(d+1)/2` at the lengths behind `project_in` with `embedding_norm_map`. With `use_parallel_residual` the first
     layer's MLP then reads nothing but tokens, and no more of its weights count than `vocab_size * hidden_size`.
     Frequencies of rotary positions, and gains of one plane, are taken to be distinct.

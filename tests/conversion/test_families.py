@@ -286,6 +286,44 @@ class TestNegativeControls:
             layer.self_attn.k_norm.together = False
         assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
 
+    @pytest.mark.parametrize("name", ["cohere-heads", "stablelm-heads", "phi-heads", "persimmon"])
+    def test_heads_whose_mean_stays(self, name, monkeypatch):
+        source, entry = family_model(name), ARCHITECTURES[architecture(name)]
+
+        def with_means(config):
+            family = entry.variant(config)
+            assert sum(rule.mean for rule in family.rules) == 2
+            return replace(family, rules=tuple(replace(rule, mean=False) for rule in family.rules))
+
+        monkeypatch.setitem(ARCHITECTURES, architecture(name), replace(entry, variant=with_means))
+        error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
+        print(f"{name}, means of heads: {error:.1e}")
+        assert error > 0.01
+
+    @pytest.mark.parametrize(
+        "name, part", [("cohere-heads", "weight"), ("stablelm-heads", "weight"), ("phi-heads", "bias")]
+    )
+    def test_what_stands_behind_the_norm_of_another_head(self, name, part):
+        """Or a bias behind a norm that is left out."""
+        source = family_model(name)
+        converted = convert_model(source)
+        with torch.no_grad():
+            for layer in converted.model.layers:
+                values = getattr(layer.self_attn.q_norm, part)
+                values.copy_(values.roll(converted.config.head_dim) if part == "weight" else torch.zeros_like(values))
+        assert certify(source, converted, tokens(2, 36)).relative_logit_error > 0.01
+
+    def test_gains_of_pairs_of_neighbours_that_stay_so(self, monkeypatch):
+        source, entry = family_model("cohere-heads"), ARCHITECTURES["cohere"]
+
+        def unpaired(config):
+            family = entry.variant(config)
+            rules = (replace(rule, rows=None) if rule.gain else rule for rule in family.rules)
+            return replace(family, rules=tuple(rules))
+
+        monkeypatch.setitem(ARCHITECTURES, "cohere", replace(entry, variant=unpaired))
+        assert certify(source, convert_model(source), tokens(2, 36)).relative_logit_error > 0.01
+
     def test_gains_of_queries_on_keys(self, monkeypatch):
         norms = {of: {"source": f"model.layers.{{i}}.self_attn.{of}_norm"} for of in "qk"}
         assert self.off("qwen3", monkeypatch, {"q_norm": norms["k"], "k_norm": norms["q"]}) > 0.01
@@ -471,18 +509,27 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
-    ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
     ("gpt_neox", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
-    ("gpt_neox", {"head_dim": 10}, "`head_dim=10` cannot be converted.* = 6. Remove it"),
+    (
+        "gpt_neox",
+        {"head_dim": 10},
+        "`head_dim=10` cannot be converted.* = 6, of which 3 dimensions cannot.* Remove it",
+    ),
+    ("stablelm", {"head_dim": 9}, "`head_dim=9` cannot be converted.* = 6, of which 3 dimensions cannot"),
+    ("persimmon", {"head_dim": 5}, "`head_dim=5` cannot be converted.* = 6, of which 3 dimensions cannot"),
+    ("gpt_neox-rotation", {"head_dim": 20}, "`head_dim=20` cannot be converted.* = 6, of which 8 dimensions cannot"),
     ("gptj", {"rotary_dim": 3}, "`rotary_dim=3` cannot be converted.* a head of 6 "),
     ("gptj", {"rotary_dim": 8}, "`rotary_dim=8` cannot be converted.* a head of 6 "),
-    ("phi", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of their own"),
+    (
+        "persimmon",
+        {"hidden_dropout": 0.1},
+        "`hidden_dropout=0.1` cannot be converted: it drops what the MLP.*Set it to",
+    ),
     ("falcon-serial", {"alibi": True}, "`alibi=True` cannot be converted.*to bfloat16.* with rotary positions"),
     ("falcon-serial", {"attention_dropout": 0.1}, "`attention_dropout=0.1` cannot.*`hidden_dropout=0.0`.*training"),
     ("falcon", {"parallel_attn": False}, "`parallel_attn=False` with `new_decoder_architecture=True` cannot"),
     ("falcon-heads", {"num_ln_in_parallel_attn": 2}, "`num_ln_in_parallel_attn=2` with `new_decoder_arch.*=False`"),
     ("falcon", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
-    ("cohere", {"use_qk_norm": True}, "`use_qk_norm=True` cannot be converted.*gains of its own"),
     ("cohere2", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("cohere", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("opt", {"do_layer_norm_before": False}, "`do_layer_norm_before=False` cannot.*residual path itself.*350m"),

@@ -43,7 +43,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(("hidden_dropout", "dropout", "residual_dropout", "embedding_dropout"), 0.4),
 }
 SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "enable_bias", "bias", "use_parallel_residual")
-SWITCHES += ("new_decoder_architecture", "multi_query")
+SWITCHES += ("new_decoder_architecture", "multi_query", "use_qk_norm", "qk_layernorm")
 CASES = [*OTHERS.items(), *((name, value) for name in SWITCHES for value in (True, False))]
 # Where it turns one plane, any base is the same; with another size of heads part of it does not fit the rest.
 STABLELM = {
@@ -52,10 +52,12 @@ STABLELM = {
 }
 OTHERWISE: dict[str, dict[str, Any]] = {
     "stablelm": STABLELM,
-    "gpt_neox": STABLELM | {"head_dim": 6},  # any other is refused
+    "gpt_neox": STABLELM | {"head_dim": 12},  # of which as many turn as of some of the right size
+    "persimmon": STABLELM | {"head_dim": 7},
     "phi": {"hidden_act": "silu"},  # the other value is another name of what it has
 }
-IMPOSSIBLE = {("falcon", "head_dim")}  # the class computes it
+# The class computes the first, and the second is refused.
+IMPOSSIBLE = {("falcon", "head_dim"), ("persimmon", "hidden_dropout")}
 # The maps have biases anyway, for those of the norms; a scale is no option of ours.
 READ_BY_RULES = {"use_qkv_bias", "logit_scale"}
 

@@ -6,8 +6,12 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
+from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model, export_model
+from rigpt_hf.conversion.families import ARCHITECTURES
+from rigpt_hf.conversion.gains import metric_maps
+from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error
 
 from ..models import DTYPES, tiny_model, tokens
@@ -17,6 +21,9 @@ from .families import family_model
 
 NAMES = ("qwen3", "qwen3-tied")
 FORMS = ("vector", "metric")
+# Every head has gains of its own; all heads have norms with biases.
+OF_EACH, BIASED = ("cohere-heads", "stablelm-heads"), ("phi-heads", "persimmon")
+OWN = [("vector", name) for name in OF_EACH]
 # What neither form lets turn freely and neither export asks about.
 OUTSIDE = ["stream", "head_vo", "heads", "neurons"]
 over_forms = pytest.mark.parametrize("form", FORMS)
@@ -28,11 +35,12 @@ def turned(model: RiGPTForCausalLM, frames, seed: int = 1) -> RiGPTForCausalLM:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @over_forms
-@pytest.mark.parametrize("name", [*NAMES, "gemma3_text", "olmo2", "olmo3-tied"])
+@pytest.mark.parametrize("name", [*NAMES, "gemma3_text", "olmo2", "olmo3-tied", *OF_EACH, *BIASED])
 def test_both_forms_are_the_same_function_in_every_frame(name, form, dtype):
     source = family_model(name, dtype)
     converted = convert_model(source, qk_gain=form)
-    assert converted.config.qk_norm_gain == form
+    assert converted.config.qk_norm_gain == ("vector_per_head" if (form, name) in OWN else form)
+    assert converted.config.qk_norm_bias is (name in BIASED)
     certificate = certify(source, converted, tokens(2, 36))
     print(f"{name}, {form}: {certificate.relative_logit_error:.1e}")
     assert certificate.relative_logit_error <= CONVERSION[dtype] and certificate.max_abs_logit > 0.1
@@ -112,6 +120,37 @@ def test_what_became_of_gains_is_said_to_who_asked(form, caplog):
     with caplog.at_level(logging.WARNING):
         convert_model(family_model("qwen3"), qk_gain=form)
     assert ("gains of queries and keys became metrics" in caplog.text) is (form == "metric")
+
+
+def test_gains_that_heads_do_not_share_go_to_no_class_that_shares_them():
+    options = {"qk_norm": True, "gated_mlp": True, "hidden_act": "silu", "mlp_bias": False}
+    for own in ({"qk_norm_gain": "vector_per_head"}, {"qk_norm_gain": "vector", "qk_norm_bias": True}):
+        option, value = list(own.items())[-1]
+        with pytest.raises(ValueError, match=f"`{option}={value!r}` has no counterpart in Qwen3"):
+            export_model(tiny_model(**options, **own), "qwen3")
+    own = tiny_model(**options, qk_norm_gain="vector_per_head")
+    state = own.state_dict()
+    for name in [name for name in state if "_norm." in name]:
+        state[name] = metric_maps(state[name], len(state[name]), 8, torch.float64)
+    metric = RiGPTForCausalLM(RiGPTConfig(**(own.config.to_dict() | {"qk_norm_gain": "metric"}))).double().eval()
+    metric.load_state_dict(state)
+    with pytest.raises(ValueError, match="has no counterpart.* of queries in layer 0 are .* the same in all heads"):
+        export_model(metric, "qwen3")
+
+
+def test_a_head_without_its_norm_is_named():
+    source = family_model("stablelm-heads")
+    for left_out, message in (
+        (0, "`model.layers.1.self_attn.q_layernorm.norms.0.weight` is missing from the source"),
+        (2, "`model.layers.1.self_attn.q_layernorm.norms.2.weight` is missing from the source"),
+        (3, r"`model.layers.1.self_attn.q_norm.weight` must have shape \[24\] .* its weights give \[18\]"),
+    ):
+        state = source.state_dict()
+        del state[f"model.layers.1.self_attn.q_layernorm.norms.{left_out}.weight"]
+        with pytest.raises(ValueError, match=message):
+            plan = make_plan(ARCHITECTURES["stablelm"], source.config, Weights(state))
+            for entry in plan.entries:
+                entry.make(torch.float64)
 
 
 def test_an_unknown_form_is_named():

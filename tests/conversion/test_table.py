@@ -19,8 +19,9 @@ def test_the_tensor_parallel_plan_is_that_of_heads_and_neurons(option):
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     table, expected = table_of(config), {}
-    # A process has all heads where the length of all is asked for.
-    together = config.qk_norm_over == "all"
+    # A process has all heads where the length of all is asked for, and where they share one thing and not another.
+    shared = config.qk_norm_gain == "vector" and config.qk_norm_bias
+    together = config.qk_norm_over == "all" or shared
     if together:
         styles = ("colwise_gather_output",) * 3 + ("rowwise_split_input",)
         expected = {f"layers.*.self_attn.{of}_proj": style for of, style in zip("qkvo", styles, strict=True)}
@@ -29,7 +30,7 @@ def test_the_tensor_parallel_plan_is_that_of_heads_and_neurons(option):
         roles = {table.role_on(f"model.layers.{name}", kind) for kind in kinds} - {None}
         if together and ".self_attn." in name:
             continue
-        if roles and not name.endswith(".bias"):
+        if roles and not name.endswith("proj.bias"):
             layer, _, module = name.removesuffix(".weight").partition(".")
             # What is no linear layer is a parameter by itself.
             linear = isinstance(model.model.layers.get_submodule(name.rpartition(".")[0]), nn.Linear | nn.Embedding)

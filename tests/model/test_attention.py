@@ -64,7 +64,9 @@ def normalised(model, norm, x):
         mapped = torch.stack([x[:, :, head] @ maps[head].T for head in range(x.shape[2])], dim=2)
     axes = (-2, -1) if model.config.qk_norm_over == "all" else -1
     unit = x / (mapped.square().mean(axes, keepdim=True) + model.config.rms_norm_eps).sqrt()
-    return norm.weight.unflatten(0, (-1, x.shape[3])) * unit if form == "vector" else unit
+    if form in ("vector", "vector_per_head"):
+        unit = norm.weight.unflatten(0, (-1, x.shape[3])) * unit
+    return unit if norm.bias is None else unit + norm.bias.unflatten(0, (-1, x.shape[3]))
 
 
 def causal_mask(length, dtype):
@@ -72,21 +74,22 @@ def causal_mask(length, dtype):
 
 
 @pytest.mark.parametrize(
-    ("heads", "qk_norm", "gain", "over"),
+    ("heads", "qk_norm", "gain", "over", "bias"),
     [
-        (1, True, None, "head"),
-        (2, False, None, "head"),
-        (4, True, None, "head"),
-        (2, True, "vector", "head"),
-        (2, True, "metric", "head"),
-        (2, True, None, "all"),
-        (2, True, "vector", "all"),
-        (1, True, "metric", "all"),
+        (1, True, None, "head", False),
+        (2, False, None, "head", False),
+        (4, True, None, "head", True),
+        (2, True, "vector", "head", False),
+        (2, True, "vector_per_head", "head", True),
+        (2, True, "metric", "head", False),
+        (2, True, None, "all", False),
+        (2, True, "vector", "all", True),
+        (1, True, "metric", "all", False),
     ],
 )
 @pytest.mark.parametrize("score", SCORES)
-def test_every_score_is_its_formula(score, heads, qk_norm, gain, over):
-    norms = {"qk_norm": qk_norm, "qk_norm_gain": gain, "qk_norm_over": over}
+def test_every_score_is_its_formula(score, heads, qk_norm, gain, over, bias):
+    norms = {"qk_norm": qk_norm, "qk_norm_gain": gain, "qk_norm_over": over, "qk_norm_bias": bias}
     model = tiny_model(attention_score=score, num_key_value_heads=heads, **norms)
     hidden_states, attention = torch.randn(2, 7, 32, dtype=torch.float64), model.model.layers[1].self_attn
     expected, mask = by_hand(model, 1, hidden_states), causal_mask(7, torch.float64)
@@ -97,7 +100,11 @@ def test_every_score_is_its_formula(score, heads, qk_norm, gain, over):
         attention.q_norm.weight.data += 0.1
         assert_different(by_hand(model, 1, hidden_states), expected)
         attention.q_norm.weight.data -= 0.1
-    if score != "dot" and (not qk_norm or gain == "vector"):  # keys of one norm know no weight
+    if bias:
+        attention.q_norm.bias.data[:3] += 0.1
+        assert_different(by_hand(model, 1, hidden_states), expected)
+        attention.q_norm.bias.data[:3] -= 0.1
+    if score != "dot" and (not qk_norm or gain in ("vector", "vector_per_head")):  # keys of one norm know no weight
         attention.distance_weight.data += 0.1
         assert_different(by_hand(model, 1, hidden_states), expected)
 

@@ -58,10 +58,14 @@ def run_sharded(rank, folder):
     reference = RiGPTForCausalLM.from_pretrained(folder)
     for each in (model, reference):
         each(tokens(2, 9), labels=tokens(2, 9)).loss.backward()
-    together = model.config.qk_norm_over == "all"
+    config = model.config
+    together = config.qk_norm_over == "all" or (config.qk_norm_bias and config.qk_norm_gain == "vector")
     assert together or model.model.layers[0].self_attn.distance_weight.to_local().shape == (2,)
-    if model.config.qk_norm_gain == "metric":
-        assert model.model.layers[0].self_attn.k_norm.weight.to_local().shape == (8, 8)
+    norm = model.model.layers[0].self_attn.k_norm
+    if config.qk_norm_gain == "metric":
+        assert norm.weight.to_local().shape == (8, 8)
+    elif config.qk_norm_gain == "vector_per_head":
+        assert norm.weight.to_local().shape == norm.bias.to_local().shape == (8,)
     with torch.no_grad():
         assert_same(model(tokens(2, 9)).logits, reference(tokens(2, 9)).logits)
     for (name, a), (_, b) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
@@ -72,8 +76,17 @@ def run_sharded(rank, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gain, over", [("vector", "head"), ("metric", "head"), ("vector", "all")])
-def test_tensor_parallelism_over_two_processes(tmp_path, gain, over):
+@pytest.mark.parametrize(
+    "gain, over, bias",
+    [
+        ("vector", "head", False),
+        ("metric", "head", False),
+        ("vector", "all", False),
+        ("vector_per_head", "head", True),
+        pytest.param("vector", "head", True, marks=pytest.mark.full),
+    ],
+)
+def test_tensor_parallelism_over_two_processes(tmp_path, gain, over, bias):
     model = tiny_model(
         dtype=torch.float32,
         attention_score="squared_distance",
@@ -81,6 +94,7 @@ def test_tensor_parallelism_over_two_processes(tmp_path, gain, over):
         qk_norm=True,
         qk_norm_gain=gain,
         qk_norm_over=over,
+        qk_norm_bias=bias,
         gated_mlp=True,
         embedding_size=24,
         output_bias=True,

@@ -9,21 +9,32 @@ from torch import nn
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.norms_rigpt import RiGPTHeadNorm, RiGPTMetricNorm
 from tests.model.agreement import assert_different, assert_same
-from tests.models import GAIN_METRIC, GAIN_VECTOR, TOGETHER, tiny_config, tiny_model, tokens
+from tests.models import GAIN_METRIC, GAIN_PER_HEAD, GAIN_VECTOR, NORM_BIAS, TOGETHER, tiny_config, tiny_model, tokens
 
 
 FORMS = {"vector": GAIN_VECTOR, "metric": GAIN_METRIC}
 FORMS |= {f"{form}-together": TOGETHER | options for form, options in FORMS.items()}
+FORMS |= {
+    "per-head": GAIN_PER_HEAD,
+    "per-head-bias": GAIN_PER_HEAD | NORM_BIAS,
+    "metric-bias": GAIN_METRIC | NORM_BIAS,
+}
 over_forms = pytest.mark.parametrize("form", FORMS)
 
 
 def test_a_gain_needs_the_norm_that_it_stands_behind():
     with pytest.raises(ValueError, match="`qk_norm_gain` needs `qk_norm=True`, got 'vector' with False"):
         RiGPTConfig(qk_norm_gain="vector")
-    with pytest.raises(ValueError, match="`qk_norm_gain` must be one of vector, metric, got 'form'"):
+    with pytest.raises(ValueError, match="`qk_norm_gain` must be one of vector, vector_per_head, metric, got 'form'"):
         RiGPTConfig(qk_norm=True, qk_norm_gain="form")
-    with pytest.raises(ValueError, match="`qk_norm_over='all'` needs `qk_norm=True`, got False. Set"):
+    with pytest.raises(ValueError, match="`qk_norm_over` needs `qk_norm=True`, got 'all' with False. Set"):
         RiGPTConfig(qk_norm_over="all")
+    with pytest.raises(ValueError, match="`qk_norm_bias` needs `qk_norm=True`, got True with False. Set"):
+        RiGPTConfig(qk_norm_bias=True)
+    with pytest.raises(
+        ValueError, match="`qk_norm_gain='vector_per_head'` is .*got `qk_norm_over='all'`.*Use 'vector'"
+    ):
+        RiGPTConfig(**(GAIN_PER_HEAD | TOGETHER))
     with pytest.raises(ValueError, match="`qk_norm_over` must be one of head, all, got 'heads'"):
         RiGPTConfig(qk_norm=True, qk_norm_over="heads")
 
@@ -40,6 +51,23 @@ def test_heads_together_have_one_length():
     assert_same(norm(states), states / root)
 
 
+def test_every_head_has_its_own():
+    """Gains and a bias of one head bear on no other; a gain that is shared bears on all."""
+    states = torch.randn(1, 4, 3, 8, dtype=torch.float64)
+    for options, shared in ((GAIN_PER_HEAD | NORM_BIAS, False), (GAIN_VECTOR | NORM_BIAS, True)):
+        norm = tiny_model(**options).model.layers[0].self_attn.q_norm
+        before = norm(states)
+        unit = nn.functional.rms_norm(states, (8,), eps=norm.eps)
+        gains, biases = (part.reshape(-1, 1, 8) for part in (norm.weight, norm.bias))
+        assert_same(before, gains * unit + biases)
+        for part, alone in (("weight", not shared), ("bias", True)):
+            changed = copy.deepcopy(norm)
+            with torch.no_grad():
+                getattr(changed, part)[:8] += 1.0
+            assert_different(changed(states)[:, 0], before[:, 0])
+            assert torch.equal(changed(states)[:, 1:], before[:, 1:]) == alone
+
+
 def test_without_gains_nothing_is_there():
     for options, norms in (({}, 0), ({"qk_norm": True}, 6)):
         model = tiny_model(**options)
@@ -52,14 +80,16 @@ def test_a_new_gain_does_nothing(form):
     """At first, and once more when the weights are initialised again, whatever they were."""
     torch.manual_seed(0)
     model = RiGPTForCausalLM(tiny_config(**FORMS[form])).double().eval()
-    plain = RiGPTForCausalLM(tiny_config(**(FORMS[form] | {"qk_norm_gain": None}))).double().eval()
+    plain = RiGPTForCausalLM(tiny_config(**(FORMS[form] | {"qk_norm_gain": None, "qk_norm_bias": False})))
+    plain = plain.double().eval()
     missing, odd = plain.load_state_dict(model.state_dict(), strict=False)
-    assert not missing and len(odd) == 6 and all("_norm.weight" in name for name in odd)
+    assert not missing and len(odd) == 12 if "bias" in form else 6
+    assert all(name.endswith(("_norm.weight", "_norm.bias")) for name in odd)
     assert_same(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
     norms = [module for module in model.modules() if isinstance(module, RiGPTHeadNorm)]
     with torch.no_grad():
-        for norm in norms:
-            norm.weight += 0.5 * torch.randn_like(norm.weight)
+        for parameter in (parameter for norm in norms for parameter in norm.parameters()):
+            parameter += 0.5 * torch.randn_like(parameter)
     assert_different(model(tokens(2, 9)).logits, plain(tokens(2, 9)).logits)
     for norm in norms:
         model._init_weights(norm)
@@ -88,17 +118,19 @@ def test_under_autocast(form):
     assert (found - expected).abs().max() <= 0.1 * expected.abs().max()
     loss.backward()
     for name in ("q_norm", "k_norm"):
-        gradient = getattr(model.model.layers[0].self_attn, name).weight.grad
-        assert gradient.dtype is torch.float32 and gradient.abs().max() > 0
+        for parameter in getattr(model.model.layers[0].self_attn, name).parameters():
+            assert parameter.grad.dtype is torch.float32 and parameter.grad.abs().max() > 0
 
 
 @over_forms
 def test_gradients_are_those_of_finite_differences(form):
     norm = tiny_model(**FORMS[form]).model.layers[0].self_attn.k_norm
     states = torch.randn(1, 2, 3, 8, dtype=torch.float64, requires_grad=True)
-    weight = norm.weight.detach().clone().requires_grad_()
+    names, values = zip(*norm.named_parameters(), strict=True)
+    values = [value.detach().clone().requires_grad_() for value in values]
     assert torch.autograd.gradcheck(
-        lambda states, weight: torch.func.functional_call(norm, {"weight": weight}, states), (states, weight)
+        lambda states, *own: torch.func.functional_call(norm, dict(zip(names, own, strict=True)), states),
+        (states, *values),
     )
 
 
@@ -133,5 +165,6 @@ def test_every_backend_and_the_compiler_say_the_same(form):
         model.set_attn_implementation(backend)
         assert_same(model(tokens(2, 9)).logits, expected, backend)
     model.set_attn_implementation("sdpa")
+    torch._dynamo.reset()  # which counts the forms before as recompilations of one function
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_same(compiled(tokens(2, 9)).logits, expected, "compiled")

@@ -25,6 +25,8 @@ BROAD = (
     "one-key-value-head",
     "gain-metric-learned",
     "gain-vector-squared",
+    "norm-bias-squared",
+    "norm-bias-vector",
     "together-vector",
     "together-metric",
     "parallel-mlp-bias",

@@ -38,8 +38,9 @@ def small_model(name: str, **changes):
     options |= {"embedding_size": SMALL["hidden_size"]} if options.get("embedding_size") else {}
     options |= {"num_key_value_heads": 2} if name == "multi-head" else {}
     # Behind nothing but rotary positions a query depends on its token alone: more tokens must look at a metric than it
-    # has numbers, which are ten.
-    options |= {"vocab_size": 11} if options.get("qk_norm_gain") == "metric" else {}
+    # has numbers, which are ten; and as many at lengths of keys with a bias.
+    numbers = options.get("qk_norm_gain") == "metric" or options.get("qk_norm_bias")
+    options |= {"vocab_size": 11} if numbers else {}
     # More tokens must look at the lengths behind `project_in` than the 21 numbers that say what is a length.
     mapped = options.get("embedding_norm_map") and options.get("embedding_size")
     options |= {"vocab_size": 22} if mapped else {}
@@ -168,6 +169,13 @@ def test_a_metric_that_few_tokens_look_at_has_more_room():
     """Ten numbers in each of three maps, and what queries and keys may be stretched by."""
     for tokens, unseen in ((9, 6), (10, 3), (11, 0)):
         model = small_model("gain-metric", vocab_size=tokens)
+        deficiency = measure(model, inputs(40, tokens)).deficiency
+        assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
+
+
+def test_a_bias_behind_a_norm_that_few_tokens_look_at_has_more_room():
+    for tokens, unseen in ((8, 14), (9, 2), (10, 0)):
+        model = small_model("norm-bias-squared", vocab_size=tokens)
         deficiency = measure(model, inputs(40, tokens)).deficiency
         assert deficiency == redundant_dimensions(model.config)["total"] + unseen, tokens
 

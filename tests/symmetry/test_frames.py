@@ -95,8 +95,9 @@ def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
     table, plan = table_of(config), {}
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
-    # A process has all heads where the length of all is asked for.
-    together = config.qk_norm_over == "all"
+    # A process has all heads where the length of all is asked for, and where they share one thing and not another.
+    shared = config.qk_norm_gain == "vector" and config.qk_norm_bias
+    together = config.qk_norm_over == "all" or shared
     if together:
         attention = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise_gather_output")
         attention["o_proj"] = "rowwise_split_input"
@@ -106,7 +107,7 @@ def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
         role = next((role for role in sharded if role), None)
         if together and ".self_attn." in name:
             continue
-        if role is not None and not name.endswith(".bias"):
+        if role is not None and not name.endswith("proj.bias"):
             pattern = name.removeprefix("model.").replace(f".{name.split('.')[2]}.", ".*.", 1)
             linear = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear | torch.nn.Embedding)
             plan[pattern.removesuffix(".weight") if linear else pattern] = SHARDED[role]

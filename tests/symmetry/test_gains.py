@@ -14,7 +14,17 @@ from rigpt_hf.symmetry import (
     table_of,
 )
 from rigpt_hf.table import FrameKey
-from tests.models import GAIN_METRIC, GAIN_VECTOR, PARTIAL, TOGETHER, tiny_config, tiny_model, tokens
+from tests.models import (
+    GAIN_METRIC,
+    GAIN_PER_HEAD,
+    GAIN_VECTOR,
+    NORM_BIAS,
+    PARTIAL,
+    TOGETHER,
+    tiny_config,
+    tiny_model,
+    tokens,
+)
 from tests.symmetry.options import disguise, generator
 from tests.tolerances import DISTANCE, PAIRING, SYMMETRY
 
@@ -46,7 +56,7 @@ positions = pytest.mark.parametrize(
 
 @positions
 @pytest.mark.parametrize("over", ["head", "all"])
-@pytest.mark.parametrize("gain", [{}, GAIN_VECTOR, GAIN_METRIC], ids=["none", "vector", "metric"])
+@pytest.mark.parametrize("gain", [{}, GAIN_VECTOR, GAIN_METRIC, NORM_BIAS], ids=["none", "vector", "metric", "bias"])
 def test_heads_do_not_turn_past_a_gain(gain, over, positions):
     """The control that says why the group is smaller; and a metric that does not turn along is no better."""
     model = tiny_model(**({"qk_norm": True, "qk_norm_over": over} | gain | positions))
@@ -87,12 +97,13 @@ def test_what_remains_of_the_heads_of_a_vector():
     assert metric["query_norm"] + metric["key_norm"] == layers * (4 + heads) * h * (h - 1) // 2
 
 
-def test_heads_together_have_gains_of_their_own():
-    config = tiny_config(**(TOGETHER | GAIN_VECTOR | PARTIAL))
+@pytest.mark.parametrize("options", [GAIN_PER_HEAD, TOGETHER | GAIN_VECTOR], ids=["per-head", "together"])
+def test_heads_have_gains_of_their_own(options):
+    config = tiny_config(**(options | PARTIAL))
     gains = table_of(config).kinds["gains"]
     assert (gains.copies, gains.group) == (2, GainScalings(8, "free", ((0, 2), (1, 3)), repeats=2))
     assert redundant_dimensions(config)["gains"] == 3 * 2 * 6
-    model = tiny_model(**(TOGETHER | GAIN_VECTOR))
+    model = tiny_model(**options)
     attention = model.model.layers[1].self_attn
     assert attention.q_norm.weight.shape == (32,) and attention.k_norm.weight.shape == (16,)
     # One factor for a query head and its key-value head, and one for two query heads that share one.
@@ -105,6 +116,41 @@ def test_heads_together_have_gains_of_their_own():
         assert (apart(model, g.state_dict(model.state_dict())) <= SYMMETRY[torch.float64]) == same
 
 
+@pytest.mark.parametrize(
+    "gain", [GAIN_VECTOR, GAIN_PER_HEAD, GAIN_METRIC, {}], ids=["vector", "own", "metric", "none"]
+)
+@pytest.mark.parametrize("norm, frame", [("q_norm", "head_qk"), ("k_norm", "gains"), ("k_norm", "heads")])
+def test_a_bias_behind_a_norm_turns_with_what_it_is_added_to(norm, frame, gain):
+    """With its head, with the sizes of gains and not with their signs, and with the order of heads."""
+    model = tiny_model(**(NORM_BIAS | gain | PARTIAL))
+    kinds = table_of(model.config).kinds
+    if frame not in kinds:
+        assert frame == "gains" and gain in (GAIN_METRIC, {})
+        return
+    g = GaugeTransformation.random(model.config, generator(1), [frame])
+    before, after = model.state_dict(), g.state_dict(model.state_dict())
+    assert apart(model, after) <= SYMMETRY[torch.float64]
+    left = {name: before[name] for name in before if name.endswith(f"{norm}.bias")}
+    assert len(left) == 3 and apart(model, after | left) > 1e-3
+
+
+@pytest.mark.parametrize("score", ["dot", "squared_distance"])
+def test_a_constant_of_all_keys_is_one_behind_their_norm(score):
+    """Where positions leave it alone; in front of the norm there is none, and without a bias neither."""
+    options = {"attention_score": score} | PARTIAL
+    model = tiny_model(**NORM_BIAS, **options)
+    shift = table_of(model.config).kinds["key_shift"]
+    assert shift.group.free == (4, 5, 6, 7) and all("norm.bias" in name for name in shift.shift.moves)
+    g = GaugeTransformation.random(model.config, generator(1), ["key_shift"])
+    state = g.state_dict(model.state_dict())
+    assert apart(model, state) <= SYMMETRY[torch.float64]
+    moved = [name for name, tensor in state.items() if not torch.equal(tensor, model.state_dict()[name])]
+    assert len(moved) == 3 * (1 if score == "dot" else 2) and all("norm.bias" in name for name in moved)
+    in_front = {name: model.state_dict()[name] + 0.3 for name in state if name.endswith("k_proj.bias")}
+    assert apart(model, model.state_dict() | in_front) > 1e-3
+    assert "key_shift" not in table_of(tiny_config(qk_norm=True, **options)).kinds
+
+
 def test_the_charges_of_gains_by_hand():
     model = tiny_model(**GAIN_VECTOR, **PARTIAL)
     found, attention = charges(model)["layers.1.gains"][0], model.model.layers[1].self_attn
@@ -114,13 +160,14 @@ def test_the_charges_of_gains_by_hand():
         for d in ((0, 2), (1, 3), (4,), (5,), (6,), (7,))
     ]
     assert (found - torch.stack(expected)).abs().max() <= PAIRING
-    model = tiny_model(**GAIN_VECTOR, attention_score="squared_distance")
-    found, attention = charges(model)["layers.1.gains"][0], model.model.layers[1].self_attn
-    q, k, weight = (
-        p.detach().square().sum()
-        for p in (attention.q_norm.weight, attention.k_norm.weight, attention.distance_weight)
-    )
-    assert weight > 1e-3 and abs(float(found) - float(q - k + 2 * weight)) <= PAIRING
+    for bias in ({}, NORM_BIAS):
+        model = tiny_model(**(GAIN_VECTOR | bias), attention_score="squared_distance")
+        found, attention = charges(model)["layers.1.gains"][0], model.model.layers[1].self_attn
+        q, k, weight = (
+            sum(p.detach().square().sum() for p in of)
+            for of in (attention.q_norm.parameters(), attention.k_norm.parameters(), [attention.distance_weight])
+        )
+        assert weight > 1e-3 and abs(float(found) - float(q - k + 2 * weight)) <= PAIRING
 
 
 def test_the_canonical_form_has_positive_gains_that_are_balanced():
