@@ -26,6 +26,7 @@ TARGETS = (
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
+    "olmoe",
 )
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")

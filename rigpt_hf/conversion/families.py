@@ -24,6 +24,7 @@ from . import (
     nanochat,
     olmo,
     olmo2,
+    olmoe,
     opt,
     phi,
     phi3,
@@ -49,6 +50,7 @@ FAMILIES = (
     nanochat,
     olmo,
     olmo2,
+    olmoe,
     opt,
     phi3,
     qwen3,
@@ -73,7 +75,6 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "olmoe": "no weight map has been written for its experts",
     "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
 }
 

@@ -471,6 +471,7 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
+    ("olmoe", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
     ("stablelm", {"qk_layernorm": True}, "`qk_layernorm=True` cannot be converted.*gains of its own"),
     ("gpt_neox", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     ("gpt_neox", {"head_dim": 10}, "`head_dim=10` cannot be converted.* = 6. Remove it"),
