@@ -25,6 +25,8 @@ EXPERTS = {
     "hidden_act": "silu",
 }
 SHARED_EXPERT = EXPERTS | {"norm_topk_prob": True, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}
+CLAMPED = {"gated_mlp": True, "swiglu_limit": 0.6, "swiglu_alpha": 1.7}
+SINKS = {"attention_sinks": True}
 GAIN_VECTOR, GAIN_METRIC = ({"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "metric"))
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
@@ -86,6 +88,10 @@ OPTIONS: dict[str, dict] = {
     "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
     "experts": EXPERTS,
     "experts-shared": SHARED_EXPERT,
+    "experts-clamped": EXPERTS | CLAMPED | SINKS | {"norm_topk_prob": True},
+    "clamped": CLAMPED | {"hidden_act": "silu"},
+    "sinks": SINKS,
+    "sinks-learned": SINKS | {"position_embedding_type": "learned", "num_key_value_heads": 4},
     "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
@@ -132,8 +138,13 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
-    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True},
+    "experts-relu2": EXPERTS
+    | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True, "mlp_bias": False},
     "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
+    "experts-parallel": EXPERTS | {"norm_topk_prob": True, "use_parallel_residual": True},
+    "experts-no-biases": EXPERTS | {"mlp_bias": False},
+    "sinks-squared": SINKS | {"attention_score": "squared_distance", "position_embedding_type": "learned"},
+    "sinks-distance": SINKS | ALIBI | {"attention_score": "distance"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
     "parallel-local-projected": {
         "use_parallel_residual": True,
@@ -205,28 +216,30 @@ AXES: dict[str, dict[str, dict]] = {
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
     "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
+    "sinks": {"whole": {}, "sinks": SINKS},
+    "neurons": {"free": {}, "cut": CLAMPED},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-learned     distance metric wide   tied   multi   moe   all  mapped before none   full    local  layered small serial
-frequencies squared  joint  narrow tied   grouped gelu  none raw    before none   full    alike  between large parallel
-learned     dot      joint  wide   untied single  gelu  none raw    after  none   sliding values steps   small parallel
-rotary      squared  plain  narrow tied   single  moe   all  raw    after  capped nope    alike  layered large serial
-rotary      squared  joint  wide   tied   multi   relu2 all  mapped before capped sliding local  layered small parallel
-frequencies dot      gain   narrow untied single  gated all  mapped before none   nope    local  layered small serial
-partial     squared  metric narrow tied   grouped gated all  raw    after  none   sliding values steps   large parallel
-rotary      distance joint  wide   untied grouped gated none normed before capped nope    local  steps   large parallel
-learned     squared  gain   narrow tied   grouped relu2 none raw    both   capped sliding alike  steps   large serial
-frequencies squared  gain   stream untied multi   moe   all  normed after  capped sliding alike  layered large parallel
-partial     distance gain   wide   untied single  relu2 all  mapped after  none   full    alike  between small parallel
-rotary      dot      metric stream untied single  gelu  none mapped both   capped full    alike  between large parallel
-partial     distance plain  stream untied multi   gelu  none raw    before capped sliding local  steps   small serial
-partial     dot      joint  stream tied   grouped moe   none normed both   capped nope    values layered large serial
-learned     dot      plain  stream untied multi   gated none normed both   none   full    alike  between small serial
-frequencies dot      metric stream tied   single  relu2 all  normed after  capped nope    values layered large parallel
-frequencies distance plain  wide   tied   grouped relu2 all  mapped both   none   full    values steps   small parallel
-rotary      distance gain   narrow tied   multi   gelu  all  normed before none   nope    values layered small serial
+learned distance metric wide tied multi moe all mapped before none full local layered small serial whole free
+frequencies squared joint narrow tied grouped gelu none raw before none full alike between large parallel sinks free
+learned dot joint wide untied single gelu none raw after none sliding values steps small parallel sinks free
+rotary squared plain narrow tied single moe all raw after capped nope alike layered large serial whole free
+rotary squared joint wide tied multi relu2 all mapped before capped sliding local layered small parallel whole cut
+frequencies dot gain narrow untied single gated all mapped before none nope local layered small serial sinks cut
+partial squared metric narrow tied grouped gated all raw after none sliding values steps large parallel sinks cut
+rotary distance joint wide untied grouped gated none normed before capped nope local steps large parallel whole free
+learned squared gain narrow tied grouped relu2 none raw both capped sliding alike steps large serial whole cut
+frequencies squared gain stream untied multi moe all normed after capped sliding alike layered large parallel sinks cut
+partial distance gain wide untied single relu2 all mapped after none full alike between small parallel sinks cut
+rotary dot metric stream untied single gelu none mapped both capped full alike between large parallel whole cut
+partial distance plain stream untied multi gelu none raw before capped sliding local steps small serial sinks free
+partial dot joint stream tied grouped moe none normed both capped nope values layered large serial whole free
+learned dot plain stream untied multi gated none normed both none full alike between small serial sinks cut
+frequencies dot metric stream tied single relu2 all normed after capped nope values layered large parallel whole cut
+frequencies distance plain wide tied grouped relu2 all mapped both none full values steps small parallel whole free
+rotary distance gain narrow tied multi gelu all normed before none nope values layered small serial sinks free
 """
 
 
@@ -255,7 +268,7 @@ def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.
 
 def backends(options: dict) -> tuple[str, ...]:
     """The attention backends that can be compared without a GPU for these options."""
-    plain = options.get("attention_score") != "distance" and "attn_logit_softcapping" not in options
+    plain = options.get("attention_score") != "distance" and not {"attn_logit_softcapping", *SINKS} & set(options)
     return ("eager", "sdpa") if plain else ("eager",)
 
 
@@ -298,7 +311,7 @@ def tiny_config(**options) -> RiGPTConfig:
         "max_position_embeddings": 48,
         "attention_bias": True,
         "attention_output_bias": True,
-        "mlp_bias": not options.get("num_experts"),  # which have none
+        "mlp_bias": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,

@@ -29,7 +29,7 @@ def possible_pairs() -> tuple[set, list]:
     for (a, values), (b, others) in combinations(AXES.items(), 2):
         for value, other in product(values, others):
             try:
-                tiny_config(**values[value], **others[other])
+                tiny_config(**(values[value] | others[other]))
             except ValueError:
                 refused.append((value, other))
             else:

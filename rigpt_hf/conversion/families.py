@@ -16,6 +16,7 @@ from . import (
     gpt2,
     gpt_neo,
     gpt_neox,
+    gpt_oss,
     gptj,
     granite,
     llama,
@@ -51,6 +52,7 @@ FAMILIES = (
     olmo,
     olmo2,
     olmoe,
+    gpt_oss,
     opt,
     phi3,
     qwen3,
@@ -75,7 +77,6 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
 }
 
 

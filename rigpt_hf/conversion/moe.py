@@ -42,6 +42,7 @@ _EXPERTS = tuple(
         ("experts.gate_proj", _NORM),
         ("experts.up_proj", _NORM),
         ("experts.down_proj", None),
+        ("experts.down_bias", None),
         ("shared_expert.gate_proj", _NORM),
         ("shared_expert.up_proj", _NORM),
         ("shared_expert.down_proj", None),
@@ -117,10 +118,8 @@ def qwen3_layers(config: RiGPTConfig) -> dict[str, Any]:
 
 Expressed = dict[str, Callable[[RiGPTConfig], bool] | None]
 HAS_EXPERTS: Expressed = {"num_experts": lambda config: config.num_experts is not None}
-_MIXTRAL: Expressed = {
-    "norm_topk_prob": lambda config: config.norm_topk_prob,
-    "mlp_only_layers": lambda config: not config.mlp_only_layers,
-}
+EVERY_LAYER: Expressed = {"mlp_only_layers": lambda config: not config.mlp_only_layers}
+_MIXTRAL: Expressed = EVERY_LAYER | {"norm_topk_prob": lambda config: config.norm_topk_prob}
 _QWEN2: Expressed = {
     "attention_bias": None,
     "mlp_only_layers": None,

@@ -7,7 +7,7 @@ from transformers import OlmoeConfig, OlmoeForCausalLM
 from ..configuration_rigpt import RiGPTConfig
 from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, ROTARY, kin_config, kin_target
 from .maps import Architecture, same
-from .moe import HAS_EXPERTS, LOSS, REFUSED, with_experts
+from .moe import EVERY_LAYER, HAS_EXPERTS, LOSS, REFUSED, with_experts
 from .olmo import CLIPPED
 from .qwen3 import with_head_gains
 
@@ -32,10 +32,10 @@ TARGETS = {
         f"{ROTARY}, q/k normalisation over all heads, whose sizes add up to that of the stream, and gated experts "
         "without biases",
         HAS_EXPERTS
+        | EVERY_LAYER
         | {
             # The class makes its norms as large as the stream.
             "head_dim": lambda config: config.head_dim * config.num_attention_heads == config.hidden_size,
-            "mlp_only_layers": lambda config: not config.mlp_only_layers,
             "qk_norm": lambda config: config.qk_norm,
             "qk_norm_over": lambda config: config.qk_norm_over == "all",
             "qk_norm_gain": None,

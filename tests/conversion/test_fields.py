@@ -31,6 +31,8 @@ OTHERS: dict[str, Any] = {
     "head_dim": 12,
     **dict.fromkeys(("num_experts", "num_local_experts"), 3),
     "num_experts_per_tok": 1,
+    "swiglu_limit": 0.3,
+    "swiglu_alpha": 2.0,
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 12),
     "hidden_act": "gelu_pytorch_tanh",
     **dict.fromkeys(("activation_function", "activation"), "silu"),
