@@ -30,7 +30,7 @@ KINKED = ("relu", "relu2")
 UNLIKE = ("sliding", "unturned", "rope-by-type", "experts-shared")
 # Models in which each expert has many tokens, and each neuron is on both sides of its bounds; of relu2 the one among
 # the first 150 whose neurons live most.
-SEEDS = {"experts-relu2": 124, "experts-local": 2, "experts-parallel": 4, "experts-clamped": 2, "clamped": 2}
+SEEDS = {"experts-relu2": 124, "experts-local": 2, "experts-parallel": 4, "experts-clamped": 55, "clamped": 2}
 # Few neurons, and experts that every token may meet.
 FEW_EXPERTS = {"num_experts": 3, "moe_intermediate_size": 3, "vocab_size": 13}
 
