@@ -138,8 +138,7 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
-    "experts-relu2": EXPERTS
-    | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True, "mlp_bias": False},
+    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True, "mlp_bias": False},
     "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
     "experts-parallel": EXPERTS | {"norm_topk_prob": True, "use_parallel_residual": True},
     "experts-no-biases": EXPERTS | {"mlp_bias": False},

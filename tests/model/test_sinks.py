@@ -69,7 +69,9 @@ def test_constants_of_keys_and_of_values_are_seen(name, frame):
         if name == "v_proj":
             attention.o_proj.bias -= attention.o_proj.weight @ constant
         after = model(tokens(2, 9)).logits
-        print(f"{frame}, {'beside' if sinks else 'without'} sinks: {(after - before).abs().max() / before.abs().max()}")
+        print(
+            f"{frame}, {'beside' if sinks else 'without'} sinks: {(after - before).abs().max() / before.abs().max()}"
+        )
         check(after, before)
 
 
@@ -81,7 +83,9 @@ def test_what_cannot_take_them_is_refused():
         with pytest.raises(ValueError, match=f"{words}.*got '{backend}'"):
             model.set_attn_implementation(backend)
     both = tiny_model(**SINKS, **ALIBI)
-    with pytest.raises(ValueError, match="one of eager, flex_attention for .position_embedding_type.*got .flash_attention_4"):
+    with pytest.raises(
+        ValueError, match="one of eager, flex_attention for .position_embedding_type.*got .flash_attention_4"
+    ):
         both.set_attn_implementation("flash_attention_4")
 
 
