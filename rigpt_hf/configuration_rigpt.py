@@ -11,6 +11,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
 from .layers_rigpt import check_experts, check_layers, fill_in_layer_types
+from .neurons_rigpt import check_neurons
 from .norms_rigpt import check_head_norms
 from .parallel_rigpt import pipeline_parallel_plan, tensor_parallel_plan
 from .rope_rigpt import check_learned_frequencies, check_rope_types, check_rotation
@@ -94,7 +95,12 @@ class RiGPTConfig(PreTrainedConfig):
         attention_output_bias (`bool`, defaults to `False`):
             Bias on the attention's output map.
         mlp_bias (`bool`, defaults to `False`):
-            Biases on all maps of the MLP.
+            Biases on all maps of the MLP, those of each expert and of routers among them.
+        swiglu_limit (`float`, *optional*):
+            `L`, which bounds what the neurons of a gated MLP read, as in gpt-oss: `act(α gate)/α · (up + 1)`, with gates
+            of at most `L` and `up` between `-L` and `L`. `None`: `act(gate) · up`.
+        swiglu_alpha (`float`, defaults to 1.0):
+            `α`. Needs `swiglu_limit`.
         num_experts (`int`, *optional*):
             Experts per layer `E`, as in Mixtral and Qwen-MoE: MLPs of which a token goes through those that a router,
             `mlp.gate`, gives the largest probabilities. `None`: one MLP for all tokens.
@@ -138,6 +144,9 @@ class RiGPTConfig(PreTrainedConfig):
             `"dot"`: `q·k`. `"squared_distance"`: `q·k - λ|k|²/2`, which for `λ = 1` is `-|q-k|²/2` up to a constant of
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
             `self_attn.distance_weight`.
+        attention_sinks (`bool`, defaults to `False`):
+            A logit for each head in every softmax, the learned `self_attn.sinks`, to which no key belongs: probabilities
+            sum to less than 1, as in gpt-oss.
         qk_norm (`bool`, defaults to `False`):
             Normalise queries and keys before the score.
         qk_norm_over (`str`, defaults to `"head"`):
@@ -247,6 +256,8 @@ class RiGPTConfig(PreTrainedConfig):
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.0
     num_experts: int | None = None
     num_experts_per_tok: int = 2
     norm_topk_prob: bool = False
@@ -264,6 +275,7 @@ class RiGPTConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     sliding_window: int | None = None
     attention_score: str = "dot"
+    attention_sinks: bool = False
     qk_norm: bool = False
     qk_norm_over: str = "head"
     qk_norm_gain: str | None = None
@@ -371,6 +383,7 @@ class RiGPTConfig(PreTrainedConfig):
         self._check_norms()
         check_layers(self)
         check_experts(self)
+        check_neurons(self)
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")

@@ -29,23 +29,28 @@ the [`Table`] of a configuration, which answers all questions about it.
     heads           permutations of key-value heads, and of the query heads  everything that has an entry per head
                     inside one
     neurons         permutations, and the scalings the activation allows     rows of up and gate, columns of down
+                    (none with `swiglu_limit`)
     expert_neurons  the same for each expert of a layer                      blocks of rows of up and gate of the
                                                                              experts, of columns of their down
     shared_neurons  the same for the expert that all tokens share            its up, gate and down
     experts         permutations of the experts of a layer                   what has a block per expert, rows of the
-                                                                             router
+                                                                             router, columns of the biases that they
+                                                                             write
     key_shift       a constant added to all keys, where positions leave it   k bias, q bias; with `qk_norm` those
                     alone: the softmax does not see it                       behind the norms
     value_shift     a constant added to all values arrives as a constant,    v bias, o_proj bias
                     as probabilities sum to 1                                (down_proj bias where that is not there
-                                                                             and `use_parallel_residual` is)
+                                                                             and `use_parallel_residual` is);
+                                                                             not beside `attention_sinks`
     residual_shift  a constant moved from the MLP's output to attention's,   o_proj bias, down_proj bias
-                    which are added up, with `use_parallel_residual`
+                    which are added up, with `use_parallel_residual`;        (columns of the experts' down_bias)
+                    to all experts, if their weights sum to 1
     router_shift    a vector added to all rows of a router adds one number   rows of the router
                     to all of its logits: the softmax does not see it
+    router_bias_shift  the same number added to all biases of a router       bias of the router
     position_shift  a constant moved from all tokens to all positions        embeddings, positions (untied head)
 
-The last five are translations: they add to parameters where the others multiply; `_shifts` says what and where.
+The last six are translations: they add to parameters where the others multiply; `_shifts` says what and where.
 """
 
 import torch
@@ -96,7 +101,8 @@ TOKEN_TABLES = ("model.embed_tokens.weight", ATTENTION + "value_embedding.weight
 def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
     """The frames a configuration has in a layer, by kind, in the order in which they act on an axis."""
     heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    shifts = _shifts(config)
+    sparse = is_sparse(config, layer)
+    shifts = _shifts(config, sparse)
     table = {"stream": Frame(orthogonal(config.hidden_size))}
     if _has_entry(config):
         table["entry"] = Frame(orthogonal(config.hidden_size))
@@ -123,9 +129,10 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
             table[kind] = Frame(group, copies, own, carrier="heads", carried=role, after="head_qk", stacked=True)
     table["head_vo"] = Frame(general_linear(config.head_dim), heads, per_layer=own, carrier="heads")
     table["heads"] = Frame(HeadPermutations(heads, repeats), per_layer=own)
-    table |= _frames_of_mlp(config, is_sparse(config, layer), own)
+    table |= _frames_of_mlp(config, sparse, own)
     still, key_shift = _unturned(config, layer), SCORES[config.attention_score].key_shift
-    bounded = config.attn_logit_softcapping is not None  # and then a constant is no constant any more
+    # Under a bound, or beside a logit without a key, what all keys have is no constant any more.
+    bounded = config.attn_logit_softcapping is not None or config.attention_sinks
     biased = config.qk_norm_bias if config.qk_norm else config.attention_bias
     if biased and still and not bounded and key_shift != "never":
         # Unless λ multiplies it, a constant per layer stays a constant when it is interpolated.
@@ -133,13 +140,19 @@ def _frames(config: RiGPTConfig, layer: int) -> dict[str, Frame]:
         table["key_shift"] = Frame(Translations(config.head_dim, still), heads, constant, shift=shifts["key_shift"])
     # A constant that the values write may be taken back by the MLP's bias too, unless gains stand behind the two.
     parallel_bias = config.use_parallel_residual and config.mlp_bias and not config.post_norm
-    if config.attention_bias and (config.attention_output_bias or parallel_bias):
+    # Those of experts, by their weights, if these sum to 1.
+    parallel_bias = parallel_bias and (not sparse or config.norm_topk_prob)
+    # Probabilities sum to less than 1 beside a sink.
+    whole = config.attention_bias and not config.attention_sinks
+    if whole and (config.attention_output_bias or parallel_bias):
         table["value_shift"] = Frame(Translations(config.head_dim), heads, own, shift=shifts["value_shift"])
     if config.attention_output_bias and parallel_bias:
         # A constant per layer stays a constant when it is interpolated.
         table["residual_shift"] = Frame(Translations(config.hidden_size), 1, True, shift=shifts["residual_shift"])
-    if is_sparse(config, layer):
+    if sparse:
         table["router_shift"] = Frame(Translations(config.hidden_size), 1, True, shift=shifts["router_shift"])
+        if config.mlp_bias:
+            table["router_bias_shift"] = Frame(Translations(1), 1, True, shift=shifts["router_bias_shift"])
     if config.position_embedding_type == "learned" and not config.tie_word_embeddings:
         table["position_shift"] = Frame(Translations(config.lexical_size), shift=shifts["position_shift"])
     return table
@@ -149,6 +162,8 @@ def _frames_of_mlp(config: RiGPTConfig, sparse: bool, own: bool) -> dict[str, Fr
     """The frames of the neurons of a layer."""
 
     def neurons(size: int) -> NeuronGroup:
+        if config.swiglu_limit is not None:  # which a scaled neuron would meet elsewhere
+            return NeuronGroup(size)
         return NeuronGroup(size, DEGREES.get(config.hidden_act), config.gated_mlp)
 
     if not sparse:
@@ -246,6 +261,7 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     factors = ("active", "linear" if config.gated_mlp else "active", "down")
     shared = [(Turn("shared_neurons", role),) for role in factors]
     expert = [(Turn("expert_neurons", role), Turn("experts", role)) for role in factors]
+    row = (Turn("experts", "router"),)
     return {
         "model.embed_tokens.weight": (FIXED, lexical),
         "model.project_in.weight": (entry, (Turn("lexical", "covector"),)),
@@ -270,20 +286,29 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
         ATTENTION + "value_embedding.weight": (FIXED, value),
         ATTENTION + "value_gate.weight": ((Turn("heads", "key_value"),), layer_in),
         ATTENTION + "alibi.weight": ((Turn("heads", "query"),),),
+        ATTENTION + "sinks": ((Turn("heads", "query"),),),
         MLP + "gate_proj.weight": (active, layer_in),
         MLP + "gate_proj.bias": (active,),
         MLP + "up_proj.weight": (up, layer_in),
         MLP + "up_proj.bias": (up,),
         MLP + "down_proj.weight": (written, down),
         MLP + "down_proj.bias": (written,),
-        MLP + "gate.weight": ((Turn("experts", "router"),), layer_in),
+        MLP + "gate.weight": (row, layer_in),
+        MLP + "gate.bias": (row,),
+        MLP + "experts.down_bias": (written, row),
         MLP + "experts.gate_proj.weight": (expert[0], layer_in),
+        MLP + "experts.gate_proj.bias": (expert[0],),
         MLP + "experts.up_proj.weight": (expert[1], layer_in),
+        MLP + "experts.up_proj.bias": (expert[1],),
         MLP + "experts.down_proj.weight": (written, expert[2]),
         MLP + "shared_expert.gate_proj.weight": (shared[0], layer_in),
+        MLP + "shared_expert.gate_proj.bias": (shared[0],),
         MLP + "shared_expert.up_proj.weight": (shared[1], layer_in),
+        MLP + "shared_expert.up_proj.bias": (shared[1],),
         MLP + "shared_expert.down_proj.weight": (written, shared[2]),
+        MLP + "shared_expert.down_proj.bias": (written,),
         MLP + "shared_expert_gate.weight": (FIXED, layer_in),
+        MLP + "shared_expert_gate.bias": (FIXED,),
         "model.layers.*.attention_output_norm.weight": (FIXED,),
         "model.layers.*.mlp_output_norm.weight": (FIXED,),
         CARRY: (stream, FIXED),
@@ -298,8 +323,11 @@ def _rows(config: RiGPTConfig) -> dict[str, tuple[Axis, ...]]:
     }
 
 
-def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
-    """The table of translations, by kind of frame; parameters with `*` for the number of the layer."""
+def _shifts(config: RiGPTConfig, sparse: bool) -> dict[str, Shift]:
+    """
+    The table of translations of a layer, which has experts or not, by kind of frame; parameters with `*` for its
+    number.
+    """
     heads, repeats = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
 
     def per_query_head(vector: torch.Tensor) -> torch.Tensor:
@@ -314,19 +342,27 @@ def _shifts(config: RiGPTConfig) -> dict[str, Shift]:
         keys[ATTENTION + f"q_{last}"] = Move(
             lambda c, weight: (weight[:, None] * per_query_head(c)).flatten(), (ATTENTION + "distance_weight",)
         )
-    written = ATTENTION + "o_proj.bias" if config.attention_output_bias else MLP + "down_proj.bias"
+    attention_bias, mlp_bias = ATTENTION + "o_proj.bias", MLP + "down_proj.bias"
+    # The biases of experts are columns, and their weights sum to 1 where anything moves them.
+    all_experts = (slice(None), None) if sparse else ...
+    if sparse:
+        mlp_bias = MLP + "experts.down_bias"
+    written, columns = (attention_bias, ...) if config.attention_output_bias else (mlp_bias, all_experts)
     values = {
         ATTENTION + "v_proj.bias": whole,
-        written: Move(lambda c, output: -output @ per_query_head(c).flatten(), (ATTENTION + "o_proj.weight",)),
+        written: Move(
+            lambda c, output: (-output @ per_query_head(c).flatten())[columns], (ATTENTION + "o_proj.weight",)
+        ),
     }
-    between = {MLP + "down_proj.bias": whole, ATTENTION + "o_proj.bias": Move(lambda c: -c)}
+    between = {mlp_bias: Move(lambda c: c[all_experts]), attention_bias: Move(lambda c: -c)}
     tokens, into = "model.embed_tokens.weight", "model.project_in.weight"
     away = Move(lambda c: -c) if config.embedding_size is None else Move(lambda c, into: -(into @ c), (into,))
     return {
         "key_shift": Shift(ATTENTION + f"k_{last}", keys),
         "value_shift": Shift(ATTENTION + "v_proj.bias", values),
-        "residual_shift": Shift(MLP + "down_proj.bias", between),
+        "residual_shift": Shift(mlp_bias, between, axis=0),
         "router_shift": Shift(MLP + "gate.weight", {MLP + "gate.weight": whole}),
+        "router_bias_shift": Shift(MLP + "gate.bias", {MLP + "gate.bias": whole}, axis=None),
         "position_shift": Shift(tokens, {tokens: whole, "model.embed_positions.weight": away}),
     }
 

@@ -130,11 +130,6 @@ def check_experts(config: Any) -> None:
             f"`num_experts_per_tok` must be at most `num_experts={config.num_experts}`, got "
             f"{config.num_experts_per_tok}."
         )
-    if config.mlp_bias:
-        raise ValueError(
-            "`mlp_bias=True` has no place in experts, whose maps lie in one matrix, got it with "
-            f"`num_experts={config.num_experts}`. Leave one of them out."
-        )
     if config.depth_solver is not None:
         raise ValueError(
             f"`depth_solver={config.depth_solver!r}` needs layers that are smooth in the stream, got `num_experts="

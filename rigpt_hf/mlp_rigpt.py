@@ -2,41 +2,46 @@
 
 Shapes: N tokens, d stream size, E experts, k experts per token, F neurons of each.
 
-    p      = softmax(R n)                          R: mlp.gate [E, d]
-    mlp(n) = sum over the k largest p_e of w_e D_e (act(G_e n) * U_e n)       w_e = p_e, or p_e / sum of the k
+    p      = softmax(R n + r)                      R: mlp.gate [E, d]; r: its bias, where maps have some
+    mlp(n) = sum over the k largest p_e of w_e (D_e (act(G_e n) * U_e n) + b_e)     w_e = p_e, or p_e / sum of the k
            + sigmoid(s n) D (act(G n) * U n)       with a shared expert; s: mlp.shared_expert_gate [1, d]
 
 All experts of a layer lie in one matrix, block after block: `gate_proj` and `up_proj` `[E·F, d]`, `down_proj`
 `[d, E·F]`. So they are the MLP of all E·F neurons, of which most are silent for a token: frames of neurons are blocks
-of an axis as those of heads are, and maps stay an `nn.Linear`, which adapters and quantizers know how to replace.
+of an axis as those of heads are, and maps stay an `nn.Linear`, which adapters and quantizers know how to replace. The
+biases `b_e`, where maps have some, are `down_bias` `[d, E]`, which reads the weights of the experts.
+
+Weights that are divided by their sum are the softmax over the logits of the chosen alone, as gpt-oss writes it.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .kernels_rigpt import linear
 from .layers_rigpt import is_sparse
+from .neurons_rigpt import neurons_of
 
 
 class RiGPTMLP(nn.Module):
     """`down(act(up(x)))`, or `down(act(gate(x)) * up(x))`."""
 
-    def __init__(self, config: Any, neurons: int):
+    def __init__(self, config: Any, neurons: int, down_bias: bool = True):
         super().__init__()
+        self.config = config
         sizes = config.hidden_size, neurons
         self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
+        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias and down_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def neurons(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The neurons `[..., F]` that `down_proj` reads."""
-        if self.gate_proj is None:
-            return self.act_fn(linear(self.up_proj, hidden_states))
-        return self.act_fn(linear(self.gate_proj, hidden_states)) * linear(self.up_proj, hidden_states)
+        gate = None if self.gate_proj is None else linear(self.gate_proj, hidden_states)
+        return neurons_of(self.config, self.act_fn, linear(self.up_proj, hidden_states), gate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return linear(self.down_proj, self.neurons(hidden_states))
@@ -54,10 +59,11 @@ class RiGPTRouter(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.normalised = config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.num_experts)) if config.mlp_bias else None
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The logits `[N, E]` of tokens `[N, d]`, then the weights and the indices `[N, k]` of the experts of each."""
-        logits = nn.functional.linear(hidden_states, self.weight)
+        logits = nn.functional.linear(hidden_states, self.weight, self.bias)
         accurate = torch.promote_types(logits.dtype, torch.float32)
         weights, indices = logits.softmax(dim=-1, dtype=accurate).topk(self.top_k, dim=-1)
         if self.normalised:
@@ -72,8 +78,15 @@ class RiGPTExperts(RiGPTMLP):
     """The experts of a layer: an MLP of all their neurons, each token through those of its own experts alone."""
 
     def __init__(self, config: Any):
-        super().__init__(config, config.num_experts * config.moe_intermediate_size)
+        super().__init__(config, config.num_experts * config.moe_intermediate_size, down_bias=False)
         self.num_experts = config.num_experts
+        # No map of its own: what rounds and adapts maps leaves biases alone.
+        self.down_bias = nn.Parameter(torch.empty(config.hidden_size, self.num_experts)) if config.mlp_bias else None
+
+    def reset_own_parameters(self):
+        """Biases of 0."""
+        if self.down_bias is not None:
+            init.zeros_(self.down_bias)
 
     def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor
@@ -92,12 +105,13 @@ class RiGPTExperts(RiGPTMLP):
             if len(tokens):
                 rows = slice(expert * size, (expert + 1) * size)
                 chosen = hidden_states[tokens]
-                neurons = nn.functional.linear(chosen, self.up_proj.weight[rows])
-                if self.gate_proj is None:
-                    neurons = self.act_fn(neurons)
-                else:
-                    neurons = self.act_fn(nn.functional.linear(chosen, self.gate_proj.weight[rows])) * neurons
-                written = nn.functional.linear(neurons, self.down_proj.weight[:, rows])
+                read = [
+                    None if module is None else nn.functional.linear(chosen, module.weight[rows], _part(module, rows))
+                    for module in (self.up_proj, self.gate_proj)
+                ]
+                neurons = neurons_of(self.config, self.act_fn, *read)
+                bias = None if self.down_bias is None else self.down_bias[:, expert]
+                written = nn.functional.linear(neurons, self.down_proj.weight[:, rows], bias)
                 written = written * weights[tokens, places, None]
                 output = output.index_add(0, tokens, written.to(output.dtype))
         return output
@@ -106,7 +120,8 @@ class RiGPTExperts(RiGPTMLP):
         """The same by way of all experts: more products, of whole maps, in shapes that do not depend on routes."""
         shares = weights.new_zeros(len(hidden_states), self.num_experts).scatter(1, indices, weights)
         neurons = self.neurons(hidden_states).unflatten(-1, (self.num_experts, -1))
-        return linear(self.down_proj, (neurons * shares[..., None].to(neurons.dtype)).flatten(-2))
+        written = linear(self.down_proj, (neurons * shares[..., None].to(neurons.dtype)).flatten(-2))
+        return written if self.down_bias is None else written + nn.functional.linear(shares, self.down_bias)
 
     def _is_plain(self) -> bool:
         """Whether maps are nothing but their weights, and the shapes of what they read may depend on routes."""
@@ -122,6 +137,11 @@ class RiGPTExperts(RiGPTMLP):
         )
 
 
+def _part(module: nn.Linear, rows: slice) -> torch.Tensor | None:
+    """The bias of some rows of a map."""
+    return None if module.bias is None else module.bias[rows]
+
+
 class RiGPTSparseMLP(nn.Module):
     """A router and its experts, and one that all tokens share, if the configuration has it."""
 
@@ -133,7 +153,7 @@ class RiGPTSparseMLP(nn.Module):
         self.shared_expert_gate: nn.Linear | None = None
         if config.shared_expert_intermediate_size is not None:
             self.shared_expert = RiGPTMLP(config, config.shared_expert_intermediate_size)
-            self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+            self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=config.mlp_bias)
             # At first all tokens have the same share, a half, and no direction of the stream has a say.
             self.shared_expert_gate.starts_at_zero = True
 

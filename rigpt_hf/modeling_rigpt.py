@@ -63,7 +63,7 @@ from .layers_rigpt import (
     of_layer_type,
     window_of,
 )
-from .mlp_rigpt import RiGPTRouter, load_balancing_loss, mlp_of
+from .mlp_rigpt import RiGPTExperts, RiGPTRouter, load_balancing_loss, mlp_of
 from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
@@ -161,6 +161,8 @@ class RiGPTAttention(nn.Module):
         if self.score.weighted:
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.alibi = RiGPTAlibi(config.num_attention_heads) if config.position_embedding_type == "alibi" else None
+        if config.attention_sinks:  # nothing of this name otherwise: the library looks for it
+            self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.rotary_frequencies: nn.Parameter | None = None
         if config.rotary_learned_frequencies and self.is_turned:
             frequencies, self.rotary_scaling = rotary_frequencies(of_layer(config, layer_idx))
@@ -169,9 +171,11 @@ class RiGPTAttention(nn.Module):
             self.rotary_frequencies = nn.Parameter(frequencies.to(accurate).repeat(config.num_key_value_heads, 1))
 
     def reset_own_parameters(self):
-        """λ = 0, where every score is the dot product, and the frequencies of the configured rope type."""
+        """λ = 0, where every score is the dot product, sinks of 0, and the frequencies of the configured rope type."""
         if self.distance_weight is not None:
             init.zeros_(self.distance_weight)
+        if self.config.attention_sinks:
+            init.zeros_(self.sinks)
         if self.rotary_frequencies is not None:
             frequencies, _ = rotary_frequencies(of_layer(self.config, self.layer_idx))
             init.copy_(self.rotary_frequencies, frequencies.expand_as(self.rotary_frequencies))
@@ -228,10 +232,14 @@ class RiGPTAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
 
         # The score's own coordinates come after the cache, which keeps plain keys.
-        query, key, value = self.score.prepare(query, key, value, self.distance_weight, self.layer_idx, kwargs)
+        query, key, value = self.score.prepare(
+            query, key, value, self.distance_weight, self.layer_idx, self.config, kwargs
+        )
         if self.alibi is not None:
             attention_mask = self.alibi(attention_mask, query, key)
         backend, attention = self.score.backend(self.config._attn_implementation, self.config)
+        if self.config.attention_sinks:
+            kwargs["s_aux"] = local(self.sinks)
         if attention is None:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         output, probabilities = attention(
@@ -325,14 +333,18 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
 
         Maps that write to the residual stream are scaled by `1/sqrt(2·layers)` as in GPT-2.
         """
-        if isinstance(module, RiGPTAttention | RiGPTHeadNorm | RiGPTAlibi):
+        if isinstance(module, RiGPTAttention | RiGPTHeadNorm | RiGPTAlibi | RiGPTExperts):
             module.reset_own_parameters()
         elif isinstance(module, RiGPTTransport):
             init.eye_(module.weight)
         elif isinstance(module, RiGPTRouter):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
         elif getattr(module, "carries_between_frames", False):
             # On the side, in float32: the decomposition behind it does not exist in 16 bits.
             init.copy_(module.weight, nn.init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float32)))

@@ -29,6 +29,8 @@ def tensor_parallel_plan(config: Any) -> dict[str, str]:
         plan["layers.*.self_attn.distance_weight"] = "colwise"
     if config.position_embedding_type == "alibi":
         plan["layers.*.self_attn.alibi.weight"] = "colwise"
+    if config.attention_sinks:
+        plan["layers.*.self_attn.sinks"] = "colwise"
     for norm in ("q_norm", "k_norm"):
         if gain_vectors(config) == "shared":  # by the heads of all processes
             plan[f"layers.*.self_attn.{norm}"] = "replicated_with_grad_allreduce"

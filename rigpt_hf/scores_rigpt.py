@@ -21,6 +21,8 @@ KERNEL_ALIGNMENT = 8
 CAPPING = ("eager", "flex_attention", "flash_attention_2", "flash_attention_3")
 # And those that can add to them what differs from head to head, as distances do.
 BIASING = ("eager", "sdpa", "flex_attention")
+# And those that know a logit without a key; others leave it out and say nothing.
+SINKING = ("eager", "flex_attention", "flash_attention_4")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,16 @@ class Score:
             demands[f"`attn_logit_softcapping={cap}`, which bounds scores"] = CAPPING
         if config.position_embedding_type == "alibi":
             demands["`position_embedding_type='alibi'`, which adds to the scores of each head"] = BIASING
+        if config.attention_sinks:
+            demands["`attention_sinks=True`, which puts a logit without a key into each softmax"] = SINKING
         return demands
+
+    def fills_cache(self, config: Any) -> bool:
+        """
+        Whether the cache of continuous batching is filled in front of the score and not in the backend: where there is
+        more to the score than the library's paged backends know.
+        """
+        return self.weighted or bool(self.demands(config))
 
     def capable(self, config: Any) -> list[str]:
         """Names of the backends that can express the score with what else there is to it; none named: all can."""
@@ -83,9 +94,10 @@ class Score:
                 "`position_embedding_type='alibi'` must not meet continuous batching, whose cache does not say how "
                 f"far away a key is, got {backend!r} with one. Generate with `generate`."
             )
-        if self.weighted and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+        if self.fills_cache(config) and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+            what = next(iter(self.demands(config)), f"`attention_score={self.name!r}`")
             raise ValueError(
-                f"`attn_implementation` must not be paged for `attention_score={self.name!r}` in this version of "
+                f"`attn_implementation` must not be paged for {what} in this version of "
                 f"Transformers, got {backend!r}. Update Transformers, or generate without continuous batching."
             )
 
@@ -96,6 +108,7 @@ class Score:
         value: torch.Tensor,
         weight: torch.Tensor | None,
         layer_idx: int,
+        config: Any,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -104,15 +117,15 @@ class Score:
         After the cache, which keeps plain keys: a rotation or a new `λ` must not leave stale coordinates in it. So the
         cache of continuous batching, among the `kwargs`, is filled here and not behind the score, in the backend.
         """
-        if self.weighted and (paged_cache := kwargs.pop("cache", None)) is not None:
+        if self.fills_cache(config) and (paged_cache := kwargs.pop("cache", None)) is not None:
             key, value = update_paged_cache(paged_cache, key, value, layer_idx, kwargs)
         return (query, key, value) if self.as_dot is None else self.as_dot(query, key, value, local(weight))
 
     def backend(self, name: str, config: Any) -> tuple[str, Callable | None]:
         """The name of the backend to use, and its function where it is not the library's."""
         self.check_backend(name, config)
-        name = name.removeprefix("paged|") if self.weighted else name
-        if config.position_embedding_type == "alibi" and name == "flex_attention":
+        name = name.removeprefix("paged|") if self.fills_cache(config) else name
+        if name == "flex_attention" and (config.attention_sinks or config.position_embedding_type == "alibi"):
             return name, flex_attention_forward
         return name, None if self.backends is None else self.backends[name]
 
@@ -180,9 +193,13 @@ def eager_attention_forward(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for any score. Returns `[B, S, H, h]` and the probabilities `[B, H, S, T]`."""
+    """
+    Attention written out, for any score. Returns `[B, S, H, h]` and the probabilities `[B, H, S, T]`, which with sinks
+    `s_aux` `[H]` sum to less than 1: the rest is that of the sink, which has no value.
+    """
     key, value = (repeat_heads(states, module.num_key_value_groups) for states in (key, value))
     scores = query @ key.transpose(2, 3)
     if module.score.modify is not None:
@@ -197,8 +214,11 @@ def eager_attention_forward(
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
-    accurate = torch.promote_types(query.dtype, torch.float32)
-    probabilities = nn.functional.softmax(scores, dim=-1, dtype=accurate).to(query.dtype)
+    accurate, length = torch.promote_types(query.dtype, torch.float32), scores.shape[-1]
+    if s_aux is not None:
+        sinks = s_aux[:, None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    probabilities = nn.functional.softmax(scores, dim=-1, dtype=accurate)[..., :length].to(query.dtype)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
@@ -212,15 +232,24 @@ def flex_attention_forward(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """A score that is modified, or less a distance, in FlexAttention. Returns `[B, S, H, h]` and no probabilities."""
-    from transformers.integrations.flex_attention import compile_friendly_flex_attention
+    """
+    A score that is modified, or less a distance, or beside a sink, in FlexAttention. Returns `[B, S, H, h]` and no
+    probabilities.
+    """
+    from transformers.integrations import flex_attention
 
     if dropout > 0:
         raise ValueError(
             f"`attention_dropout` must be 0 to train with 'flex_attention', got {dropout}. Set it to 0 or load with "
             "attn_implementation='eager'."
+        )
+    if s_aux is not None and needs_eager(query):
+        raise ValueError(
+            "`attn_implementation` must be 'eager' for `attention_sinks=True` on a CPU, where FlexAttention does not say "
+            "what its softmax divided by, got 'flex_attention'. Move the model to a GPU, or load it with 'eager'."
         )
     groups, modify = module.num_key_value_groups, module.score.modify
     if modify is not None:
@@ -238,7 +267,7 @@ def flex_attention_forward(
         score = score if softcap is None else softcap * torch.tanh(score / softcap)
         return score if slopes is None else score - slopes[head] * (query_index + first - key_index)
 
-    output = compile_friendly_flex_attention(
+    output = flex_attention.compile_friendly_flex_attention(
         query,
         key,
         value,
@@ -248,8 +277,25 @@ def flex_attention_forward(
         enable_gqa=groups > 1,
         scale=1.0,
         kernel_options=kwargs.get("kernel_options"),
+        **({} if s_aux is None else flex_attention.get_flex_attention_lse_kwargs(True)),
     )
+    if s_aux is not None:
+        output = beside_sinks(output[0], getattr(output[1], "lse", output[1]), s_aux)  # PyTorch before 2.9: as it is
     return output.transpose(1, 2).contiguous(), None
+
+
+def needs_eager(states: torch.Tensor) -> bool:
+    """Whether FlexAttention keeps the logarithm of what its softmax divides by to itself."""
+    return states.device.type == "cpu"
+
+
+def beside_sinks(output: torch.Tensor, logsumexp: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """
+    The output `[B, H, S, h]` of attention whose softmax has one more logit, `sinks` `[H]`, from that without it.
+
+    `logsumexp` `[B, H, S]` of the scores: probabilities get the factor `exp(l) / (exp(l) + exp(sink))`.
+    """
+    return output * torch.sigmoid(logsumexp - sinks[:, None])[..., None].to(output.dtype)
 
 
 def update_paged_cache(
@@ -258,8 +304,8 @@ def update_paged_cache(
     """Store new keys and values in the cache of continuous batching; returns all of them, `[1, K, T, h]`."""
     if kwargs.get("block_table") is not None:
         raise ValueError(
-            "`max_blocks_per_request` of the continuous batching config must be 0 for an `attention_score` other than "
-            "'dot', whose keys no kernel may fetch by itself. Set it to 0 or use attn_implementation='sdpa'."
+            "`max_blocks_per_request` of the continuous batching config must be 0 for scores that are more than a dot "
+            "product, whose keys no kernel may fetch by itself. Set it to 0."
         )
     return cache.update(key_states=key, value_states=value, layer_idx=layer_idx, kwargs=kwargs)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -55,17 +55,23 @@ class Shift:
     The action of a frame of translations on parameters.
 
     Args:
-        like: The parameter whose last axis `c` turns with, when another transformation is done after it.
+        like: The parameter with which `c` turns, when another transformation is done after it.
         moves: Parameter to its change.
+        axis: The axis of `like` that it turns with; `None`: with none, as `c` is one number, added to all of `like`.
     """
 
     like: str
     moves: dict[str, Move]
+    axis: int | None = -1
 
     @property
     def constant(self) -> bool:
         """No other weight decides how far to move."""
         return not any(move.reads for move in self.moves.values())
+
+    def place(self, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Where `like` is, as a translation of this shape from zero: its mean over all other axes."""
+        return like.movedim(-1 if self.axis is None else self.axis, -1).reshape(-1, *shape).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,7 @@ class Table:
             for pattern, move in shift.moves.items():
                 reads = tuple(_at(name, index) for name in move.reads)
                 moves[_at(pattern, index)] = Move(move.change, reads)
-        return Shift(_at(shift.like, layer or 0), moves)
+        return replace(shift, like=_at(shift.like, layer or 0), moves=moves)
 
 
 def _transposed_blocks(stack: torch.Tensor) -> torch.Tensor:

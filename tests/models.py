@@ -29,6 +29,8 @@ GAIN_VECTOR, GAIN_PER_HEAD, GAIN_METRIC = (
     {"qk_norm": True, "qk_norm_gain": form} for form in ("vector", "vector_per_head", "metric")
 )
 NORM_BIAS = {"qk_norm": True, "qk_norm_bias": True}
+CLAMPED = {"gated_mlp": True, "swiglu_limit": 0.6, "swiglu_alpha": 1.7}
+SINKS = {"attention_sinks": True}
 ALIBI = {"position_embedding_type": "alibi"}
 MAPPED = {"embedding_norm": True, "embedding_norm_map": True}
 PARTIAL = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
@@ -91,6 +93,10 @@ OPTIONS: dict[str, dict] = {
     "soft-caps": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
     "experts": EXPERTS,
     "experts-shared": SHARED_EXPERT,
+    "experts-clamped": EXPERTS | CLAMPED | SINKS | {"norm_topk_prob": True},
+    "clamped": CLAMPED | {"hidden_act": "silu"},
+    "sinks": SINKS,
+    "sinks-learned": SINKS | {"position_embedding_type": "learned", "num_key_value_heads": 4},
     "parallel": {"use_parallel_residual": True},
     "no-biases": {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False},
 }
@@ -148,8 +154,12 @@ SYMMETRIES: dict[str, dict] = OPTIONS | {
     "relu": {"hidden_act": "relu"},
     "gated-relu": {"gated_mlp": True, "hidden_act": "relu", "intermediate_size": 48},
     "depth-midpoint": {"depth_solver": "midpoint"},
-    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True},
+    "experts-relu2": EXPERTS | {"gated_mlp": False, "hidden_act": "relu2", "norm_topk_prob": True, "mlp_bias": False},
     "experts-local": EXPERTS | {"local_frames": True, "num_experts_per_tok": 1},
+    "experts-parallel": EXPERTS | {"norm_topk_prob": True, "use_parallel_residual": True},
+    "experts-no-biases": EXPERTS | {"mlp_bias": False},
+    "sinks-squared": SINKS | {"attention_score": "squared_distance", "position_embedding_type": "learned"},
+    "sinks-distance": SINKS | ALIBI | {"attention_score": "distance"},
     "gated-relu2": {"gated_mlp": True, "hidden_act": "relu2", "intermediate_size": 48},
     "parallel-local-projected": {
         "use_parallel_residual": True,
@@ -226,28 +236,30 @@ AXES: dict[str, dict[str, dict]] = {
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
     "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
+    "sinks": {"whole": {}, "sinks": SINKS},
+    "neurons": {"free": {}, "cut": CLAMPED},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-partial dot      plain  all stream untied single  moe   all  raw    after  capped sliding values layered large serial
-learned squared  gain   all stream untied grouped relu2 last normed after  capped sliding values steps   small serial
-rotary  distance plain  one stream untied grouped gelu  last raw    both   capped full    values steps   large parallel
-learned distance plain  all narrow tied   single  gated none normed after  none   full    alike  between small parallel
-partial dot      metric one narrow tied   grouped gated last normed before none   nope    local  steps   large serial
-rotary  squared  metric all stream tied   single  relu2 all  normed before capped full    alike  between small parallel
-rotary  dot      plain  all wide   tied   multi   relu2 none raw    before none   nope    local  layered large parallel
-moving  squared  plain  all stream tied   multi   gated none mapped before none   sliding local  steps   large parallel
-rotary  squared  each   one narrow untied multi   gated all  raw    after  capped sliding values layered small parallel
-moving  squared  each   one stream tied   grouped moe   none normed before none   nope    values layered large serial
-learned distance metric all wide   untied multi   moe   none raw    both   none   sliding alike  layered small parallel
-moving  dot      gain   all narrow untied grouped relu2 all  raw    both   none   full    alike  between small serial
-moving  squared  gain   one wide   tied   single  gated last normed both   capped nope    alike  steps   small serial
-moving  distance metric all wide   untied grouped gelu  all  mapped after  capped nope    values layered small serial
-rotary  distance gain   all narrow untied single  moe   last mapped before capped full    local  layered small serial
-partial distance each   one wide   untied multi   relu2 last mapped both   capped full    alike  between small serial
-learned dot      each   one narrow tied   single  gelu  all  mapped before none   sliding local  steps   large parallel
-partial squared  gain   all stream tied   multi   gelu  none normed both   capped full    alike  between large parallel
+moving squared metric one wide tied multi gelu all raw both capped full values steps large serial sinks cut
+learned squared plain all narrow untied multi moe none raw before capped sliding local layered large serial whole free
+rotary squared gain all stream tied multi relu2 all normed before capped nope local layered large parallel whole free
+partial distance plain all narrow untied single gated none normed both none nope alike layered large parallel sinks free
+moving distance plain one stream tied grouped relu2 last mapped before capped full alike between small serial whole free
+partial dot gain all stream untied single gelu last raw before none sliding local layered small serial whole cut
+rotary dot plain one wide untied grouped gelu all normed after capped nope values steps small serial sinks cut
+rotary squared gain all narrow tied single gated all raw both capped full alike between small serial sinks free
+partial squared metric one narrow untied grouped relu2 none raw after none nope values steps small parallel sinks cut
+partial distance metric one wide tied grouped moe all mapped before capped full local layered small serial sinks free
+learned distance gain one stream tied grouped gelu all mapped after capped sliding values steps large serial whole free
+partial dot each one narrow untied multi gelu none mapped after none full alike between large parallel sinks free
+rotary distance metric all stream untied single gated none mapped before capped sliding values steps large serial sinks cut
+moving dot gain all wide tied single moe none normed after none nope alike layered large parallel sinks free
+rotary squared each one stream tied grouped moe last mapped both none nope values layered large parallel whole cut
+learned dot each one wide untied single relu2 all normed both none sliding alike steps small parallel sinks free
+learned dot metric all wide untied grouped gated last normed after capped full alike between large serial whole cut
+moving distance each one narrow untied multi gated last raw before capped sliding local steps small serial sinks cut
 """
 
 
@@ -276,7 +288,7 @@ def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.
 
 def backends(options: dict) -> tuple[str, ...]:
     """The attention backends that can be compared without a GPU for these options."""
-    plain = options.get("attention_score") != "distance" and "attn_logit_softcapping" not in options
+    plain = options.get("attention_score") != "distance" and not {"attn_logit_softcapping", *SINKS} & set(options)
     return ("eager", "sdpa") if plain else ("eager",)
 
 
@@ -319,7 +331,7 @@ def tiny_config(**options) -> RiGPTConfig:
         "max_position_embeddings": 48,
         "attention_bias": True,
         "attention_output_bias": True,
-        "mlp_bias": not options.get("num_experts"),  # which have none
+        "mlp_bias": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -17,6 +16,7 @@ from torch import nn
 from ..version import __version__
 from .folder import named_file
 from .precision import in_own_precision
+from .routes import differing_routes, has_router, in_places_of, on_routes, routers_of, routes_of
 from .weights import weights_sha256
 from .written import parse_json
 
@@ -60,6 +60,10 @@ class Certificate:
         routes_that_differ (`float`, *optional*): of models with experts, the part of all pairs of a token and a layer
             where the two models send the token to different experts. Rounding decides between experts of nearly the
             same probability, so this is more than 0 in few digits, and such logits differ by more than rounding.
+        same_routes_error (`float`, *optional*): where routes differ, the relative error of the second model when it
+            sends tokens where the first does, with the weights that its own routers then give.
+        same_routes_margin (`float`, *optional*): by how much, at most, its routers' logits then speak for other
+            experts, as a part of a layer's largest; rounding may turn no other choice.
     """
 
     max_abs_logit_error: float
@@ -77,11 +81,22 @@ class Certificate:
     versions: dict[str, str] = field(default_factory=dict)
     weights_sha256: str = ""
     routes_that_differ: float | None = None
+    same_routes_error: float | None = None
+    same_routes_margin: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the relative error is within tolerance."""
-        return self.relative_logit_error <= self.tolerance
+        """
+        Whether the relative error is within tolerance. Where routes of tokens to experts differ, whether it is on the
+        routes of the first model, and the second model's routers are within tolerance of choosing these.
+        """
+        return self.relative_logit_error <= self.tolerance or self.passed_on_same_routes
+
+    @property
+    def passed_on_same_routes(self) -> bool:
+        """Whether what differs on the same routes is within tolerance; not where no routes differ."""
+        judged = self.same_routes_error, self.same_routes_margin
+        return all(value is not None and value <= self.tolerance for value in judged)
 
     def check(self, explanation: str | None = None) -> "Certificate":
         """
@@ -91,15 +106,18 @@ class Certificate:
             explanation (`str`, *optional*): what it means that it did not, and what to do.
 
         Raises:
-            CertificateError: if the relative error is above tolerance.
+            CertificateError: if it did not.
         """
         if not self.passed:
             routes = ""
             if self.routes_that_differ:
-                routes = (
-                    f" Of the routes of tokens to experts {self.routes_that_differ:.3%} differ, as rounding decides "
-                    "between experts of nearly the same probability. It does so rarely with `dtype` float32."
-                )
+                routes = f" Of the routes of tokens to experts {self.routes_that_differ:.3%} differ"
+                if self.same_routes_error is not None:
+                    routes += (
+                        f", and on the same routes `same_routes_error` is {self.same_routes_error:.3e} and "
+                        f"`same_routes_margin` {self.same_routes_margin:.3e}"
+                    )
+                routes += "."
             raise CertificateError(
                 f"`relative_logit_error` must be at most {self.tolerance:.0e} in {self.dtype}, got "
                 f"{self.relative_logit_error:.3e} (max |Δlogit| {self.max_abs_logit_error:.3e}, Δloss "
@@ -130,8 +148,10 @@ class Certificate:
                     raise TypeError(f"`{each.name}` is {value!r:.80}")
             error, largest = certificate.max_abs_logit_error, certificate.max_abs_logit
             losses = certificate.loss_a, certificate.loss_b
-            if not all(math.isfinite(number) for number in (error, largest, *losses)) or error < 0 or largest <= 0:
-                raise ValueError(f"the numbers {(error, largest, *losses)} are not those of two models")
+            held = [getattr(certificate, name) or 0.0 for name in ("same_routes_error", "same_routes_margin")]
+            numbers = (error, largest, *losses, *held)
+            if not all(map(math.isfinite, numbers)) or min(error, *held) < 0 or largest <= 0:
+                raise ValueError(f"the numbers {numbers} are not those of two models")
             return replace(
                 certificate,
                 relative_logit_error=error / largest,
@@ -165,12 +185,19 @@ class Certificate:
         checked: dict[str, list[int]] = self.inputs.get("checked", {})
         whole = all(count == of for count, of in checked.values())
         dtypes = self.dtype if self.dtype == self.source_dtype else f"{self.source_dtype} -> {self.dtype}"
+        verdict, same = "equal up to rounding", ""
+        if self.relative_logit_error > self.tolerance:
+            verdict += " and the routes that it turns"
+        verdict += "" if whole else ", where checked"
+        if self.same_routes_error is not None:
+            same = f"relative {self.same_routes_error:.3e}, routers' choices within {self.same_routes_margin:.3e}"
         rows = {
-            "verdict": f"equal up to rounding{'' if whole else ', where checked'}" if self.passed else "NOT EQUAL",
+            "verdict": verdict if self.passed else "NOT EQUAL",
             "max |Δlogit|": f"{self.max_abs_logit_error:.3e}",
             "relative to max |logit|": f"{self.relative_logit_error:.3e}  (tolerance {self.tolerance:.0e})",
             loss: f"{self.loss_a:.6f} -> {self.loss_b:.6f}  (difference {self.loss_difference:+.3e})",
             "routes": "" if self.routes_that_differ is None else f"{self.routes_that_differ:.3%} differ",
+            "on the same routes": same,
             "dtype": dtypes,
             "inputs": f"{shape} tokens, {drawn}, sha256 {self.inputs['sha256'][:12]}",
             "checked": ", ".join(f"{count:,} of {of:,} {name}" for name, (count, of) in checked.items()),
@@ -198,6 +225,9 @@ class LogitsSnapshot:
     weights_sha256: str = ""
     # Of models with experts, which of them each token goes to in each layer that has them: [layers, batch, seq, E].
     routes: torch.Tensor | None = None
+    # And the logits where tokens went to those of another model, with how far from its own choice that was.
+    on_same_routes: torch.Tensor | None = None
+    margin: float | None = None
 
 
 def random_input_ids(
@@ -215,7 +245,12 @@ def random_input_ids(
 
 @torch.no_grad()
 def record_logits(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, *, hashed: bool = True
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    hashed: bool = True,
+    like: LogitsSnapshot | None = None,
 ) -> LogitsSnapshot:
     """
     The logits of a model in evaluation mode; its mode is restored afterwards.
@@ -224,54 +259,30 @@ def record_logits(
         model (`PreTrainedModel`): what computes them.
         input_ids, attention_mask: as in [`certify`].
         hashed (`bool`, defaults to `True`): hash its weights too, as a certificate of it needs; a source needs none.
+        like (`LogitsSnapshot`, *optional*): of the model that it will be compared with. If that one sends tokens to
+            other experts, the logits are recorded once more on its routes.
     """
     training = model.training
     model.eval()
+    mask = None if attention_mask is None else attention_mask.to(model.device)
+    inputs = {"input_ids": input_ids.to(model.device), "attention_mask": mask, "use_cache": False}
+    routes, held, margin = None, None, None
     try:
         with in_own_precision(model):
-            mask = None if attention_mask is None else attention_mask.to(model.device)
             routed = {"output_router_logits": True} if has_router(model.config) else {}
-            output = model(input_ids=input_ids.to(model.device), attention_mask=mask, use_cache=False, **routed)
+            output = model(**inputs, **routed)
+            if routed:
+                routes = routes_of(model.config, output.router_logits, input_ids.shape)
+            kept = torch.ones(input_ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
+            turned = like is not None and differing_routes(like.routes, routes, kept)
+            if turned and len(routers_of(model)) == len(routes):
+                with on_routes(model, in_places_of(like.routes, routes, kept), kept) as margins:
+                    held = model(**inputs).logits.cpu()
+                margin = max(margins)
     finally:
         model.train(training)
-    routes = routes_of(model.config, output.router_logits, input_ids.shape) if routed else None
-    return LogitsSnapshot(output.logits.cpu(), model.dtype, weights_sha256(model) if hashed else "", routes)
-
-
-def has_router(config: Any) -> bool:
-    """Whether models with this configuration send tokens to experts, and can say where."""
-    return getattr(config, "output_router_logits", None) is not None and bool(experts_per_token(config))
-
-
-def experts_per_token(config: Any) -> int:
-    """The experts that each token goes to; 0 without experts."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return int(config.num_experts_per_tok) if experts else 0
-
-
-def routes_of(config: Any, router_logits: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
-    """Which experts tokens of a batch of this shape go to, `[layers, batch, seq, E]`; `None` without routers."""
-    if not router_logits:
-        return None
-    logits = torch.stack([one.cpu() for one in router_logits])
-    chosen = logits.topk(experts_per_token(config), dim=-1).indices
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, chosen, True).unflatten(1, shape)
-
-
-def differing_routes(a: torch.Tensor | None, b: torch.Tensor | None, kept: torch.Tensor) -> float | None:
-    """
-    The part of the routes `[layers, batch, seq, E]` of kept tokens that two models do not share; `None` without.
-
-    Experts may have changed places: one of `b` counts as that of `a` which most of its tokens go to.
-    """
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    differing = 0
-    ours, theirs = a[:, kept], b[:, kept]
-    for first, second in zip(ours, theirs, strict=True):  # [tokens, E] of a layer
-        places = (second.float().T @ first.float()).argmax(dim=1)
-        differing += int(((first[:, places] != second) & second.any(dim=0)).any(dim=1).sum())
-    return differing / max(ours.shape[0] * ours.shape[1], 1)
+    digest = weights_sha256(model) if hashed else ""
+    return LogitsSnapshot(output.logits.cpu(), model.dtype, digest, routes, held, margin)
 
 
 def compare(
@@ -316,11 +327,10 @@ def compare(
                 f"{said or 'it'}, as of any model without weights, or whose numbers leave the range of {kind} on the "
                 "way. Use a model with weights of ordinary size, and inputs of several tokens."
             )
-    error = max_logit = 0.0
-    for rows_a, rows_b in zip(logits_a.split(ROWS), logits_b.split(ROWS), strict=True):
-        rows_a64 = rows_a.to(torch.float64)
-        max_logit = max(max_logit, float(rows_a64.abs().max()))
-        error = max(error, float((rows_b.to(torch.float64) - rows_a64).abs().max()))
+    max_logit = max(float(rows.to(torch.float64).abs().max()) for rows in logits_a.split(ROWS))
+    error, held = largest_difference(logits_a, logits_b), None
+    if b.on_same_routes is not None:
+        held = largest_difference(logits_a, b.on_same_routes[kept]) / max_logit
     loss_a, loss_b = (next_token_loss(logits, ids, kept) for logits in (a.logits, b.logits))
     inputs: dict[str, Any] = {
         "shape": list(ids.shape),
@@ -352,7 +362,15 @@ def compare(
         versions=library_versions(),
         weights_sha256=b.weights_sha256,
         routes_that_differ=differing_routes(a.routes, b.routes, kept),
+        same_routes_error=held,
+        same_routes_margin=b.margin,
     )
+
+
+def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max |Δ| of two tables of logits `[tokens, V]`, in float64."""
+    parts = zip(a.split(ROWS), b.split(ROWS), strict=True)
+    return max(float((rows.to(torch.float64) - others.to(torch.float64)).abs().max()) for others, rows in parts)
 
 
 def next_token_loss(logits: torch.Tensor, input_ids: torch.Tensor, kept: torch.Tensor) -> float:
@@ -402,9 +420,10 @@ def certify(
     longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
     if input_ids is None:
         input_ids = random_input_ids(a.config.vocab_size, longest, seed=seed)
+    first = record_logits(a, input_ids, attention_mask, hashed=False)
     return compare(
-        record_logits(a, input_ids, attention_mask, hashed=False),
-        record_logits(b, input_ids, attention_mask),
+        first,
+        record_logits(b, input_ids, attention_mask, like=first),
         input_ids,
         attention_mask,
         source=type(a).__name__,

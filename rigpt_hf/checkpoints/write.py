@@ -61,9 +61,9 @@ class Reference:
     device: str = "cpu"
     explanation: str | None = None
 
-    def record(self, load: Callable[[], Any], *, hashed: bool) -> LogitsSnapshot:
+    def record(self, load: Callable[[], Any], *, hashed: bool, like: LogitsSnapshot | None = None) -> LogitsSnapshot:
         """The logits of a model, loaded as any user would; nothing holds the model afterwards."""
-        return record_logits(load().to(self.device), self.input_ids, hashed=hashed)
+        return record_logits(load().to(self.device), self.input_ids, hashed=hashed, like=like)
 
 
 def finer_dtype(stored: torch.dtype, written: torch.dtype) -> torch.dtype:
@@ -136,7 +136,7 @@ def write_checkpoint(
             beside(folder)
         if certify_against is None or before is None:
             return None
-        after = certify_against.record(lambda: load_model(folder, model_class, dtype=dtype), hashed=True)
+        after = certify_against.record(lambda: load_model(folder, model_class, dtype=dtype), hashed=True, like=before)
         certificate = compare(
             before,
             after,

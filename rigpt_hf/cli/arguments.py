@@ -26,6 +26,8 @@ TARGETS = (
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",
+    "olmoe",
+    "gpt_oss",
 )
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
@@ -34,7 +36,7 @@ QK_GAINS = ("vector", "metric")
 FORMATS = ("gguf", "onnx")
 ROUNDED = ("q8_0", "q4_0")
 METHODS = ("linear", "spherical")
-SHIFTS = ("key_shift", "value_shift", "residual_shift", "router_shift", "position_shift")
+SHIFTS = ("key_shift", "value_shift", "residual_shift", "router_shift", "router_bias_shift", "position_shift")
 FRAMES = (
     "stream",
     "entry",

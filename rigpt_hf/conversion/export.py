@@ -29,11 +29,11 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from ..terminal import notices_held, say_notices
 from .assemble import assemble
-from .experts import fused, parts_of
+from .experts import fused
 from .families import TARGETS, refuse_adapter
 from .frames import ENDS, ROUNDING, StockFrame, choose_frame
 from .gains import as_vectors
-from .maps import Family, Rule, Target
+from .maps import Family, Rule, Target, module_of
 from .neutral import refuse_options, refused_options
 
 
@@ -205,7 +205,7 @@ class _Unfolding:
     ):
         self.target, self.family = target, target.family
         self.config, self.wide, self.state, self.stock_config = config, wide, state, stock_config
-        self.table = table_of(config)
+        self.table, self.named = table_of(config), {module_of(name): name for name in state}
         self.scale = (config.hidden_size / wide.hidden_size) ** 0.5
         family = target.family
         rules = [rule for rule, _ in family.expand(config)]
@@ -230,10 +230,11 @@ class _Unfolding:
         """The recipes of a stock model's tensors: every one of them, from every one of the RiGPT's."""
         entries = []
         for name, example in skeleton.items():
-            if parts := parts_of(name, example):
-                entries.append(fused(name, example, [self._entry(*one) for one in parts]))
+            if parts := self.family.experts.shapes(name, tuple(example.shape)):
+                made = [self._entry(part, *module_of(part), shape) for part, shape in parts.items()]
+                entries.append(fused(name, tuple(example.shape), made, self.family.experts))
                 continue
-            module, _, kind = name.rpartition(".")
+            module, kind = module_of(name)
             if module != self.family.head or self.frame.head is not None:
                 entries.append(self._entry(name, module, kind, tuple(example.shape)))
         if unused := set(self.state) - self.used:
@@ -252,7 +253,7 @@ class _Unfolding:
         constant = self.target.constant(name)
         if placed is None and constant is None and not rules and module not in self.readers:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
-        self.used.update(f"{rule.target}.{kind}" for rule in rules)
+        self.used.update(self.named.get((rule.target, kind), "") for rule in rules)
 
         def make(dtype: torch.dtype) -> torch.Tensor:
             if placed is not None:
@@ -275,7 +276,7 @@ class _Unfolding:
     def _joined(self, rules: list[Rule], kind: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A stock module's weight or bias from all RiGPT modules that are in it."""
         transposed = kind == "weight" and rules[0].transposed
-        parts = [self._turned(f"{rule.target}.{kind}") for rule in rules]
+        parts = [self._turned(rule.target, kind) for rule in rules]
         if kind == "weight" and rules[0].norm is not None:
             gain = self._gain(rules[0].norm)
             parts = [None if part is None else part / gain for part in parts]
@@ -292,13 +293,14 @@ class _Unfolding:
     def _gain(self, norm: str) -> torch.Tensor:
         """The gains of a norm inside the layers, `[S]`."""
         if norm not in self.gains:
-            parts = (self._turned(f"{rule.target}.weight") for rule in self.readers[norm])
+            parts = (self._turned(rule.target, "weight") for rule in self.readers[norm])
             self.gains[norm] = even_gains(sum(part.square().sum(0) for part in parts if part is not None))
         return self.gains[norm]
 
-    def _turned(self, name: str) -> torch.Tensor | None:
+    def _turned(self, module: str, kind: str) -> torch.Tensor | None:
         """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
-        if name not in self.state:
+        name = self.named.get((module, kind))
+        if name is None:
             return None
         tensor = self._with_wide_heads(name, self.state[name].to(torch.float64))
         match self.table.role_on(name, "stream"):

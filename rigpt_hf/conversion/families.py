@@ -16,6 +16,7 @@ from . import (
     gpt2,
     gpt_neo,
     gpt_neox,
+    gpt_oss,
     gptj,
     granite,
     llama,
@@ -24,6 +25,7 @@ from . import (
     nanochat,
     olmo,
     olmo2,
+    olmoe,
     opt,
     persimmon,
     phi,
@@ -50,6 +52,8 @@ FAMILIES = (
     nanochat,
     olmo,
     olmo2,
+    olmoe,
+    gpt_oss,
     opt,
     phi3,
     qwen3,
@@ -75,8 +79,6 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
-    "olmoe": "no weight map has been written for its experts",
-    "gpt_oss": "its experts have biases and bounds, and its softmax a logit without a key",
 }
 
 

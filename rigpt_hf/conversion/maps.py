@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
+from .experts import Layout
 
 
 # What `None` says where a stock configuration may have it and RiGPT's may not.
@@ -27,7 +28,8 @@ class Rule:
     One RiGPT module and what it is made of. `{i}` in a name stands for the number of the layer.
 
     Args:
-        target (`str`): module of RiGPT, without `.weight` or `.bias`; a rule for one that a model lacks is left out.
+        target (`str`): module of RiGPT, without `.weight` or `.bias`; a rule for one that a model lacks is left out. A
+            parameter without a module of its own, here or in the source, is taken for the weight of one.
         source (`str`, *optional*): the stock module it is made of; projections are made of nothing or of a norm alone.
         norm (`str`, *optional*): the stock norm in front of it, whose gain and bias it takes over.
         rows (`Callable`, *optional*): `config -> Rows`: the part of the stock module's outputs; all if not given.
@@ -89,6 +91,7 @@ class Family:
         options (`Mapping[str, str]`, *optional*): as `fields`, read from a source alone. A field that is in neither
             is one that the class does not read, and has its default in RiGPT whatever a configuration says of it.
         embedding_norm (`bool`, defaults to `False`): the class normalises the embeddings of tokens.
+        experts (`Layout`, *optional*): how the class stores experts.
         width (`Callable`, *optional*): `(config, least) -> int`: the size of a stream that holds `least` dimensions
             and the heads of a RiGPT; `least` if not given.
     """
@@ -108,6 +111,7 @@ class Family:
     former: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     embedding_norm: bool = False
+    experts: Layout = Layout()
     width: Callable[[RiGPTConfig, int], int] | None = None
 
     @property
@@ -227,6 +231,12 @@ class Target:
     def constant(self, name: str) -> float | None:
         """The value of a tensor that is one of `constants`."""
         return self.constants.get(re.sub(r"\.\d+\.", ".{i}.", name, count=1))
+
+
+def module_of(name: str) -> tuple[str, str]:
+    """The module of a parameter, and "weight" or "bias"; one in no module of its own is the weight of its name."""
+    module, _, kind = name.rpartition(".")
+    return (module, kind) if kind in ("weight", "bias") else (name, "weight")
 
 
 def only(option: str, expressed: tuple, reason: str, advice: str) -> dict[str, Callable[[Any], str | None]]:

@@ -42,6 +42,7 @@ _EXPERTS = tuple(
         ("experts.gate_proj", _NORM),
         ("experts.up_proj", _NORM),
         ("experts.down_proj", None),
+        ("experts.down_bias", None),
         ("shared_expert.gate_proj", _NORM),
         ("shared_expert.up_proj", _NORM),
         ("shared_expert.down_proj", None),
@@ -49,8 +50,8 @@ _EXPERTS = tuple(
     )
     for name in [f"{_MLP}.{part}"]
 )
-_LOSS = same("output_router_logits", "router_aux_loss_coef")
-_OPTIONS = _LOSS | same("num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size")
+LOSS = same("output_router_logits", "router_aux_loss_coef")
+_OPTIONS = LOSS | same("num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size")
 
 
 def with_experts(family: Family, name: str, **changes: Any) -> Family:
@@ -61,7 +62,7 @@ def with_experts(family: Family, name: str, **changes: Any) -> Family:
 MIXTRAL = with_experts(
     UNBIASED,
     "Mixtral",
-    options=_LOSS
+    options=LOSS
     | {
         "num_experts": "num_local_experts",
         "num_experts_per_tok": "num_experts_per_tok",
@@ -116,11 +117,9 @@ def qwen3_layers(config: RiGPTConfig) -> dict[str, Any]:
 
 
 Expressed = dict[str, Callable[[RiGPTConfig], bool] | None]
-_HAS: Expressed = {"num_experts": lambda config: config.num_experts is not None}
-_MIXTRAL: Expressed = {
-    "norm_topk_prob": lambda config: config.norm_topk_prob,
-    "mlp_only_layers": lambda config: not config.mlp_only_layers,
-}
+HAS_EXPERTS: Expressed = {"num_experts": lambda config: config.num_experts is not None}
+EVERY_LAYER: Expressed = {"mlp_only_layers": lambda config: not config.mlp_only_layers}
+_MIXTRAL: Expressed = EVERY_LAYER | {"norm_topk_prob": lambda config: config.norm_topk_prob}
 _QWEN2: Expressed = {
     "attention_bias": None,
     "mlp_only_layers": None,
@@ -132,21 +131,21 @@ TARGETS = {
         MixtralForCausalLM,
         MIXTRAL,
         f"{ROTARY}, gated experts whose weights sum to 1, no biases, one window",
-        _HAS | _MIXTRAL | ONE_WINDOW,
+        HAS_EXPERTS | _MIXTRAL | ONE_WINDOW,
         windows=one_window,
     ),
     "qwen2_moe": kin_target(
         Qwen2MoeForCausalLM,
         QWEN2_MOE,
         f"{ROTARY}, gated experts and one that all tokens share, and biases on q, k and v alone",
-        _HAS | _QWEN2 | WINDOWS,
+        HAS_EXPERTS | _QWEN2 | WINDOWS,
         windows=with_dense_layers(qwen2_layers),
     ),
     "qwen3_moe": kin_target(
         Qwen3MoeForCausalLM,
         QWEN3_MOE,
         f"{ROTARY}, q/k normalisation, gated experts without biases, one window",
-        _HAS | _QWEN3 | ONE_WINDOW,
+        HAS_EXPERTS | _QWEN3 | ONE_WINDOW,
         windows=with_dense_layers(qwen3_layers),
     ),
 }

@@ -25,11 +25,11 @@ def rigpt_config(config: OlmoConfig, dropout: str | None = "vector") -> RiGPTCon
     return kin_config(OLMO, config, rms_norm_eps=EPS)
 
 
-REFUSED = only(
+CLIPPED = only(
     "clip_qkv",
     (None,),
     "it cuts off single coordinates of queries, keys and values, which prefers a basis",
     "Set it to `None` in the source's configuration if nothing reaches it, and see by `rigpt verify` on your text "
     "whether that is so",
 )
-ARCHITECTURES = {"olmo": Architecture("OlmoForCausalLM", OLMO, rigpt_config, PARTIAL | REFUSED)}
+ARCHITECTURES = {"olmo": Architecture("OlmoForCausalLM", OLMO, rigpt_config, PARTIAL | CLIPPED)}

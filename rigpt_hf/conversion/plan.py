@@ -17,7 +17,7 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from .experts import with_experts
 from .folds import extended, fold_reader, fold_reader_bias, fold_rows, fold_writer, projection
 from .gains import metric_maps, rows_of_heads, with_form
-from .maps import Architecture, Family, Rule
+from .maps import Architecture, Family, Rule, module_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def make_plan(
     """
     rigpt_config = architecture.result(config, dropout)
     family = architecture.family_of(config)
-    reader = _Reader(family, config, with_experts(source, config), str(device), buffers or {})
+    reader = _Reader(family, config, with_experts(source, config, family.experts), str(device), buffers or {})
     rules = {rule.target: (rule, layer) for rule, layer in family.expand(rigpt_config)}
     reader.norms = {name: norm for name, norm in rules.items() if norm[0].gain}
     rigpt_config = with_form(rigpt_config, qk_gain, reader.all_head_gains())
@@ -69,7 +69,7 @@ def make_plan(
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
-        module, _, kind = name.rpartition(".")
+        module, kind = module_of(name)
         if module not in rules:
             raise ValueError(f"`{name}` of RiGPT has no rule in the weight map of {family.name}.")
         rule, layer = rules[module]
@@ -110,6 +110,8 @@ class _Reader:
         return reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
 
     def _require(self, name: str) -> str:
+        if (bare := name.removesuffix(".weight")) in self.names:
+            name = bare
         if name not in self.names:
             if prefix := next((key[: -len(name)] for key in self.source.shapes if key.endswith(f".{name}")), ""):
                 raise ValueError(

@@ -7,6 +7,7 @@ import torch
 
 from ..frames import table_of
 from .families import architecture_of
+from .maps import module_of
 
 
 @torch.no_grad()
@@ -21,11 +22,12 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
     architecture = architecture_of(model.config, type(model).__name__)
     config, family = architecture.result(model.config, None), architecture.family_of(model.config)
     table, modules = table_of(config), dict(turned.named_modules())
+    names = {module_of(name): name for name in table.names}
     # Embeddings with maps of their own into the stream and back are no vectors of it.
     has_maps = any(rule.target == "model.project_in" and rule.source for rule in family.rules)
     done: set[str | None] = {family.embedding, family.head} if has_maps else set()
     for rule, layer in family.expand(config):
-        role = table.role_on(f"{rule.target}.weight", "stream")
+        role = table.role_on(names[rule.target, "weight"], "stream")
         if role is None and layer >= 0:  # it stands in a head, or in front of a norm with gains
             continue
         is_tied = rule.source == family.head and model.config.tie_word_embeddings
@@ -41,4 +43,14 @@ def rotate_stock(model: Any, rotation: torch.Tensor) -> Any:
         else:
             weight = rotation @ weight if rule.transposed else weight @ rotation.T
         module.weight.copy_(weight)
+    for name, parameter in turned.named_parameters():
+        if parts := family.experts.shapes(name, tuple(parameter.shape)):
+            maps = family.experts.maps(parameter.to(torch.float64), len(parts))
+            for part, (own, stack) in enumerate(zip(parts, maps, strict=True)):
+                match table.role_on(own, "stream"):
+                    case "writes":
+                        maps[part] = rotation @ stack
+                    case "reads":
+                        maps[part] = stack @ rotation.T
+            parameter.copy_(family.experts.join(maps, tuple(parameter.shape)))
     return turned

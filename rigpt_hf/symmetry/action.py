@@ -248,11 +248,13 @@ class GaugeTransformation:
 
     def _carry(self, key: FrameKey, vectors: torch.Tensor) -> torch.Tensor:
         """A translation's vectors `[copies, n]` as they are after this (linear) transformation."""
-        name = self.table.shifts[key].like
+        name, axis = self.table.shifts[key].like, self.table.shifts[key].axis
+        if axis is None:
+            return vectors
         moved = vectors.reshape(-1, 1)
         for turned in self.table.turns(name):
             element = self.elements.get(str(turned.key))
-            if element is not None and turned.dim == self.table.rank(name) - 1:
+            if element is not None and turned.dim == axis % self.table.rank(name):
                 moved = self.table.frames[turned.key].group.act(element, turned.role, moved)
         return moved.reshape(vectors.shape)
 

@@ -55,8 +55,7 @@ def _without_translations(table: Table, weights: Weights) -> dict[FrameKey, torc
     """Biases that nothing sees go to zero, and so does the mean of free token vectors."""
     elements = {}
     for key, shift in table.shifts.items():
-        vectors = weights[shift.like].to(torch.float64)
-        mean = vectors if vectors.dim() == 1 else vectors.mean(dim=0)
         frame = table.frames[key]
-        elements[key] = -frame.group.project(mean.reshape(frame.copies, -1))
+        place = shift.place(weights[shift.like].to(torch.float64), frame.group.shape(frame.copies))
+        elements[key] = -frame.group.project(place)
     return elements

@@ -40,6 +40,9 @@ BY_TYPE = {
 GEMMA2 = {"sliding_window": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0, "rms_norm_eps": 1e-3}
 MOE = {"num_experts_per_tok": 2, "rms_norm_eps": 1e-3}
 QWEN_MOE = MOE | {"num_experts": 5, "moe_intermediate_size": 16}
+OLMOE = MOE | {"num_experts": 5, "intermediate_size": 16}
+GPT_OSS = MOE | {"num_local_experts": 5, "intermediate_size": 16, "sliding_window": 8, "swiglu_limit": 0.5}
+GPT_OSS |= {"head_dim": 10, "num_attention_heads": 6}
 FALCON = {"ffn_hidden_size": 40}
 NANOCHAT = {"final_logit_softcapping": None}
 # The name of the architecture, and after a dash that of the variant: options of the configuration.
@@ -154,6 +157,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"shared_expert_intermediate_size": 28, "norm_topk_prob": True, "qkv_bias": False},
     "qwen3_moe": QWEN_MOE | {"norm_topk_prob": True, "head_dim": 10, "mlp_only_layers": [1]},
     "qwen3_moe-tied": QWEN_MOE | TIED | {"attention_bias": True, "num_experts_per_tok": 1, "head_dim": 6},
+    "olmoe": OLMOE,
+    "olmoe-tied": OLMOE | TIED | {"attention_bias": True, "norm_topk_prob": True, "num_key_value_heads": 4},
+    "gpt_oss": GPT_OSS | {"rope_parameters": YARN | {"truncate": False}},
+    "gpt_oss-tied": GPT_OSS
+    | TIED
+    | {"layer_types": [FULL] * 3, "attention_bias": False, "swiglu_alpha": 1.0, "num_key_value_heads": 1},
     "stablelm-parallel": {"use_parallel_residual": True, "partial_rotary_factor": 0.34, "num_key_value_heads": 1},
     "stablelm-heads": {"qk_layernorm": True, "partial_rotary_factor": 0.67, "num_key_value_heads": 1},
     "phi-heads": {"qk_layernorm": True, "partial_rotary_factor": 0.67, "num_key_value_heads": 2},

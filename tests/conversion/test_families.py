@@ -12,6 +12,7 @@ from rigpt_hf.checkpoints.precision import in_own_precision
 from rigpt_hf.checkpoints.weights import Rows, Weights
 from rigpt_hf.configuration_rigpt import rotary_frequencies
 from rigpt_hf.conversion import Certificate, certify, convert_checkpoint, convert_model
+from rigpt_hf.conversion.experts import Layout
 from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.conversion.stock_rotation import rotate_stock
@@ -76,6 +77,19 @@ def test_a_stock_model_turns_but_for_its_norms(name):
     for rotation, (least, most) in ((torch.eye(size), (0, 0)), (haar(size, generator), turned)):
         error = (rotate_stock(source, rotation)(tokens(2, 36)).logits - expected).abs().max() / expected.abs().max()
         assert least <= error <= most
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe-tied", "gpt_oss"])
+def test_a_stock_model_with_experts_and_without_gains_turns(name):
+    source = family_model(name)
+    with torch.no_grad():
+        for key, parameter in source.named_parameters():
+            if key.endswith("norm.weight"):
+                parameter.fill_(1.0)
+    turned = rotate_stock(source, haar(converted_family(name)[1].config.hidden_size))
+    assert certify(source, turned, tokens(2, 36)).relative_logit_error <= SYMMETRY[torch.float64]
+    moved = [key for key, new in turned.named_parameters() if not torch.equal(new, source.get_parameter(key))]
+    assert sum("experts." in key for key in moved) >= 6
 
 
 @over_families
@@ -223,6 +237,7 @@ class TestNegativeControls:
             ("cohere2", "no_rope_layers"),
             ("cohere2", "sliding_window"),
             ("gpt_neo", "sliding_window"),
+            ("gpt_oss", "sliding_window"),
         ],
     )
     def test_an_option_that_is_left_out(self, name, option, monkeypatch):
@@ -324,6 +339,30 @@ class TestNegativeControls:
         monkeypatch.setitem(ARCHITECTURES, "cohere", replace(entry, variant=unpaired))
         assert certify(source, convert_model(source), tokens(2, 36)).relative_logit_error > 0.01
 
+    @pytest.mark.parametrize("option, value", [("swiglu_limit", 0.6), ("swiglu_alpha", 1.0), ("swiglu_limit", None)])
+    def test_other_bounds_of_neurons(self, option, value):
+        source = family_model("gpt_oss")
+        converted = convert_model(source)
+        assert certify(source, converted, tokens(2, 36)).passed
+        setattr(converted.config, option, value)
+        error = certify(source, converted, tokens(2, 36)).relative_logit_error
+        print(f"gpt_oss, {option}={value}: {error:.1e}")
+        assert error > 1e-3
+
+    @pytest.mark.parametrize(
+        "name", ["self_attn.sinks", "mlp.gate.bias", "mlp.experts.down_bias", "mlp.experts.up_proj.bias"]
+    )
+    def test_sinks_and_biases_of_other_heads_and_experts(self, name):
+        source = family_model("gpt_oss")
+        converted = convert_model(source)
+        with torch.no_grad():
+            for layer in converted.model.layers:
+                parameter = layer.get_parameter(name)
+                parameter.copy_(parameter.roll(1, -1))
+        error = certify(source, converted, tokens(2, 36)).relative_logit_error
+        print(f"gpt_oss, {name}: {error:.1e}")
+        assert error > 0.01
+
     def test_gains_of_queries_on_keys(self, monkeypatch):
         norms = {of: {"source": f"model.layers.{{i}}.self_attn.{of}_norm"} for of in "qk"}
         assert self.off("qwen3", monkeypatch, {"q_norm": norms["k"], "k_norm": norms["q"]}) > 0.01
@@ -365,6 +404,9 @@ class TestNegativeControls:
         error = certify(source, convert_model(source), tokens(2, 36)).relative_logit_error
         print(f"opt, gelu: {error:.1e}")
         assert error > 1e-5
+
+    def test_gates_in_the_place_of_what_they_are_multiplied_with(self, monkeypatch):
+        assert self.off("gpt_oss", monkeypatch, experts=Layout(transposed=True)) > 0.1
 
     @pytest.mark.parametrize(
         "name, first, second",
@@ -452,6 +494,19 @@ def test_the_bias_of_the_head_is_a_dimension_of_its_own(name):
     assert source.config.tie_word_embeddings or not model.embed_tokens.weight[:, size].any()
 
 
+def test_frequencies_that_are_not_truncated_stay_so():
+    """As gpt-oss has them: the ends of the ramp between frequencies are no whole dimensions."""
+    rope = YARN | {"original_max_position_embeddings": 32, "beta_fast": 4.0}
+    frequencies = {}
+    for truncate in (False, True):
+        source = family_model("gpt_oss", rope_parameters=rope | {"truncate": truncate})
+        found, scaling = rotary_frequencies(convert_model(source).config)
+        assert torch.equal(found, source.model.rotary_emb.inv_freq)
+        assert scaling == source.model.rotary_emb.attention_scaling != 1
+        frequencies[truncate] = found
+    assert not torch.equal(frequencies[True], frequencies[False])
+
+
 def test_a_bias_of_the_head_that_is_missing_is_named():
     state = {name: tensor for name, tensor in family_model("gptj").state_dict().items() if name != "lm_head.bias"}
     with pytest.raises(ValueError, match="`lm_head.bias` is missing from the source.*match GPT-J"):
@@ -509,6 +564,7 @@ REFUSED: list[tuple[str, dict, str]] = [
     ("gemma", {"partial_rotary_factor": 0.5}, r"`rope_parameters\['partial_rotary_factor'\]=0.5` is not honoured"),
     ("gemma", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     ("olmo", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
+    ("olmoe", {"clip_qkv": 8.0}, "`clip_qkv=8.0` cannot be converted: it cuts off single coordinates"),
     ("gpt_neox", {"hidden_act": "mish"}, "`hidden_act` must be one of.*'mish'"),
     (
         "gpt_neox",

@@ -18,6 +18,8 @@ QUICK = ("ernie4_5", "stablelm")
 # Of the library and not of a class: how weights are drawn, what generation does, how long a sequence may be.
 LIBRARY = {"initializer_range", "init_std", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
 LIBRARY |= {"max_position_embeddings"}
+# Of the loss, which `test_experts.py` compares.
+LIBRARY |= {"output_router_logits", "router_aux_loss_coef"}
 # What some of the classes read, with a value that no model of `FAMILIES` has.
 OTHERS: dict[str, Any] = {
     "vocab_size": 50,
@@ -27,6 +29,11 @@ OTHERS: dict[str, Any] = {
     "num_attention_heads": 2,
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 4),
     "head_dim": 12,
+    **dict.fromkeys(("num_experts", "num_local_experts"), 3),
+    "num_experts_per_tok": 1,
+    "swiglu_limit": 0.3,
+    "swiglu_alpha": 2.0,
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 12),
     "hidden_act": "gelu_pytorch_tanh",
     **dict.fromkeys(("activation_function", "activation"), "silu"),
     "rotary_dim": 2,
@@ -43,7 +50,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(("hidden_dropout", "dropout", "residual_dropout", "embedding_dropout"), 0.4),
 }
 SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "enable_bias", "bias", "use_parallel_residual")
-SWITCHES += ("new_decoder_architecture", "multi_query", "use_qk_norm", "qk_layernorm")
+SWITCHES += ("new_decoder_architecture", "multi_query", "use_qk_norm", "qk_layernorm", "qkv_bias", "norm_topk_prob")
 CASES = [*OTHERS.items(), *((name, value) for name in SWITCHES for value in (True, False))]
 # Where it turns one plane, any base is the same; with another size of heads part of it does not fit the rest.
 STABLELM = {
@@ -54,6 +61,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "stablelm": STABLELM,
     "gpt_neox": STABLELM | {"head_dim": 12},  # of which as many turn as of some of the right size
     "persimmon": STABLELM | {"head_dim": 7},
+    "olmoe": {"head_dim": 6},  # no other fits the norms
     "phi": {"hidden_act": "silu"},  # the other value is another name of what it has
 }
 # The class computes the first, and the second is refused.

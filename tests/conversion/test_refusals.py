@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Model, OlmoeConfig, OlmoeForCausalLM
+from transformers import GPT2Model, GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 from rigpt_hf.checkpoints.weights import Weights
 from rigpt_hf.conversion import convert_model
@@ -28,7 +28,7 @@ def result(config, *dropout):
             lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
         ),
-        (lambda: architecture_of(OlmoeConfig()), "'olmoe'` cannot.*for its experts.*Supported are GPT2LMHeadModel"),
+        (lambda: architecture_of(GPTBigCodeConfig()), "'gpt_bigcode'` cannot.*for it.*Supported are GPT2LMHeadModel"),
         (lambda: architecture_of(llama_config(quantization_config={"quant_method": "awq"})), "`quantization_config`"),
     ],
 )
@@ -50,14 +50,12 @@ def test_windows_stay_however_long_they_are():
 
 
 def test_models_of_other_classes_or_without_weights_are_refused():
-    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 4}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
-    experts = OlmoeForCausalLM(OlmoeConfig(**sizes, **heads))
+    other = GPTBigCodeForCausalLM(GPTBigCodeConfig(vocab_size=30, n_embd=16, n_layer=1, n_head=2))
     with torch.device("meta"):
         empty = type(stock_model("gpt2"))(gpt2_config())
     for model, message in (
         (GPT2Model(gpt2_config()), "`hf_model` must be one of GPT2LMHeadModel.*got GPT2Model"),
-        (experts, "'olmoe'` cannot be converted: no weight map has been written for its experts"),
+        (other, "'gpt_bigcode'` cannot be converted: no weight map has been written for it"),
         (empty, "meta device.*convert_checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -25,6 +25,8 @@ NATIVE = {"hidden_act": "relu2", "qk_norm": True, "mlp_bias": False}
 MOE = {"num_experts": 4, "moe_intermediate_size": 12, "norm_topk_prob": True}
 QWEN2_MOE = {"attention_bias": True, "shared_expert_intermediate_size": 20, "norm_topk_prob": False}
 QWEN3_MOE = {"qk_norm": True, "qk_norm_gain": "vector", "mlp_only_layers": [1]}
+OLMOE = {"qk_norm": True, "qk_norm_over": "all", "head_dim": 8}
+GPT_OSS = {"attention_sinks": True, "swiglu_limit": 0.6, "swiglu_alpha": 1.7}
 LEARNED = {"position_embedding_type": "learned", "num_key_value_heads": 4}
 UNTIED = {"tie_word_embeddings": False}
 # The target, and after a dash what is odd about the model: options, and whether embeddings are tied in the result.
@@ -55,6 +57,11 @@ MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "qwen2_moe": (GATED | NO_BIASES | MOE | QWEN2_MOE, True),
     "qwen3_moe": (GATED | NO_BIASES | MOE | QWEN3_MOE, True),
     "qwen3_moe-untied": (GATED | NO_BIASES | MOE | QWEN3_MOE | UNTIED | {"num_experts_per_tok": 3}, False),
+    "olmoe": (GATED | NO_BIASES | MOE | OLMOE | {"attention_bias": True, "attention_output_bias": True}, True),
+    "olmoe-untied": (GATED | NO_BIASES | MOE | UNTIED | OLMOE | GAIN_VECTOR | {"norm_topk_prob": False}, False),
+    "gpt_oss": (GATED | NO_BIASES | MOE | GPT_OSS | {"mlp_bias": True} | OPTIONS["sliding"], True),
+    "gpt_oss-untied": (GATED | MOE | UNTIED | GPT_OSS | {"num_experts_per_tok": 3, "embedding_size": 24}, False),
+    "gpt_oss-unbiased": (GATED | NO_BIASES | MOE | GPT_OSS, True),
     "nanochat": (NATIVE | {"embedding_norm": True}, True),
     "nanochat-untied": (NATIVE | UNTIED | {"embedding_norm": True, "embedding_size": 32, "head_dim": 10}, False),
 }

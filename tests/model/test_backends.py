@@ -9,7 +9,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching import PagedAttentionCache
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
-from tests.models import randomise_, tiny_config, tiny_model, tokens
+from tests.models import SINKS, randomise_, tiny_config, tiny_model, tokens
 
 
 CLASSES = (RiGPTModel, RiGPTForCausalLM, RiGPTForSequenceClassification)
@@ -73,20 +73,22 @@ def test_all_backends_of_the_library_are_supported():
 
 
 @pytest.mark.parametrize(
-    ("score", "backend"),
+    ("options", "backend"),
     [
-        ("squared_distance", "sdpa"),
-        ("distance", "eager"),
-        pytest.param("dot", "sdpa", marks=pytest.mark.full),
-        pytest.param("squared_distance", "eager", marks=pytest.mark.full),
+        ({"attention_score": "squared_distance"}, "sdpa"),
+        ({"attention_score": "distance"}, "eager"),
+        (SINKS, "eager"),
+        ({"attn_logit_softcapping": 0.5}, "eager"),
+        pytest.param({}, "sdpa", marks=pytest.mark.full),
+        pytest.param({"attention_score": "squared_distance"}, "eager", marks=pytest.mark.full),
     ],
     ids=str,
 )
-def test_continuous_batches_equal_single_sequences(score, backend):
-    if score != "dot" and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+def test_continuous_batches_equal_single_sequences(options, backend):
+    if options and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
         pytest.skip("this version of Transformers fills the paged cache behind the score; that is refused")
     torch.manual_seed(0)
-    config = tiny_config(attention_score=score, embedding_size=24)
+    config = tiny_config(**options, embedding_size=24)
     model = randomise_(RiGPTForCausalLM._from_config(config, attn_implementation=backend), 0).eval()
     generation = GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
     prompts = [tokens(length, seed=length).tolist() for length in (5, 3, 8)]
@@ -106,9 +108,16 @@ def test_a_kernel_that_fetches_paged_keys_by_itself_is_refused():
         )
 
 
-@pytest.mark.parametrize("score", ["squared_distance", "distance"])
-def test_continuous_batching_of_older_libraries_is_refused(score, monkeypatch):
-    model = tiny_model(attention_score=score)
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"attention_score": "squared_distance"}, "attention_score='squared_distance'"),
+        ({"attention_score": "distance"}, "attention_score='distance'"),
+        (SINKS, "attention_sinks=True"),
+    ],
+)
+def test_continuous_batching_of_older_libraries_is_refused(options, name, monkeypatch):
+    model = tiny_model(**options)
     monkeypatch.setattr(PagedAttentionCache, "update", lambda self, key, value, read_index, write_index: None)
-    with pytest.raises(ValueError, match="`attn_implementation` must not be paged for `attention_score=.*Update"):
+    with pytest.raises(ValueError, match=f"`attn_implementation` must not be paged for `{name}.*Update"):
         model.set_attn_implementation("paged|eager")

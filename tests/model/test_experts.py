@@ -10,12 +10,18 @@ from rigpt_hf import RiGPTConfig
 from rigpt_hf.frames import table_of
 from rigpt_hf.mlp_rigpt import RiGPTExperts, RiGPTMLP, RiGPTRouter, RiGPTSparseMLP
 from rigpt_hf.optimizer.groups import Update, update_of
-from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry import GaugeTransformation, redundant_dimensions
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
-from tests.models import EXPERTS, SHARED_EXPERT, tiny_config, tiny_model, tokens
+from tests.models import CLAMPED, EXPERTS, SHARED_EXPERT, tiny_config, tiny_model, tokens
 
 
-over_kinds = pytest.mark.parametrize("options", [EXPERTS, SHARED_EXPERT], ids=["experts", "shared"])
+KINDS = {
+    "experts": EXPERTS,
+    "shared": SHARED_EXPERT,
+    "clamped": EXPERTS | CLAMPED | {"norm_topk_prob": True},
+    "unbiased": EXPERTS | {"mlp_bias": False},
+}
+over_kinds = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 
 
 @pytest.mark.parametrize(
@@ -26,7 +32,10 @@ over_kinds = pytest.mark.parametrize("options", [EXPERTS, SHARED_EXPERT], ids=["
         ({"num_experts": 0}, "`num_experts` must be at least 1, got 0"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "`num_experts_per_tok` must be at most `num_experts=2`, got 3"),
         ({"num_experts": 2, "shared_expert_intermediate_size": 0}, "`shared_expert_intermediate_size` must be at le"),
-        ({"num_experts": 2, "mlp_bias": True}, "`mlp_bias=True` has no place in experts"),
+        ({"swiglu_alpha": 1.7}, "`swiglu_alpha` needs `swiglu_limit`, got 1.7 without"),
+        ({"swiglu_limit": 7.0}, "`swiglu_limit=7.0` bounds gates .* needs `gated_mlp=True`, got False"),
+        ({"swiglu_limit": 0.0, "gated_mlp": True}, "`swiglu_limit` must be positive and finite, got 0.0"),
+        ({"swiglu_limit": 7.0, "swiglu_alpha": -1.0}, "`swiglu_alpha` must be positive and finite, got -1.0"),
         ({"num_experts": 2, "depth_solver": "euler"}, "`depth_solver='euler'` needs layers that are smooth"),
         ({"num_experts": 2, "mlp_only_layers": [3], "num_hidden_layers": 3}, "numbers of layers from 0 to 2, got 3"),
     ],
@@ -43,17 +52,32 @@ def test_neurons_of_an_expert_are_those_of_the_mlp_unless_said():
 
 def by_hand(mlp: RiGPTSparseMLP, x: torch.Tensor, normalised: bool) -> torch.Tensor:
     """The formula at the head of `mlp_rigpt.py` for one token `[d]`."""
-    probabilities = (mlp.gate.weight @ x).softmax(dim=0)
+    logits = mlp.gate.weight @ x + (0.0 if mlp.gate.bias is None else mlp.gate.bias)
+    probabilities = logits.softmax(dim=0)
     chosen = probabilities.argsort(descending=True)[:2]
     total = probabilities[chosen].sum() if normalised else 1.0
     size, maps = 12, mlp.experts
     result = torch.zeros_like(x)
     for expert in chosen.tolist():
         rows = range(expert * size, (expert + 1) * size)
-        neurons = nn.functional.silu(maps.gate_proj.weight[rows] @ x) * (maps.up_proj.weight[rows] @ x)
-        result += probabilities[expert] / total * (maps.down_proj.weight[:, rows] @ neurons)
+        gate, up = (
+            module.weight[rows] @ x + (0.0 if module.bias is None else module.bias[rows])
+            for module in (maps.gate_proj, maps.up_proj)
+        )
+        if (limit := maps.config.swiglu_limit) is None:
+            neurons = nn.functional.silu(gate) * up
+        else:
+            bound = torch.tensor(limit, dtype=torch.float64)
+            gate, up = gate.minimum(bound), up.maximum(-bound).minimum(bound)
+            neurons = gate * torch.sigmoid(maps.config.swiglu_alpha * gate) * (up + 1)
+        bias = 0.0 if maps.down_bias is None else maps.down_bias[:, expert]
+        result += probabilities[expert] / total * (maps.down_proj.weight[:, rows] @ neurons + bias)
+    if normalised:  # as gpt-oss has it: the softmax over the logits of those that are chosen
+        assert_same(logits[chosen].softmax(dim=0), probabilities[chosen] / total)
     if mlp.shared_expert is not None:
-        result += torch.sigmoid(mlp.shared_expert_gate.weight @ x) * mlp.shared_expert(x)
+        gate = mlp.shared_expert_gate
+        share = torch.sigmoid(gate.weight @ x + (0.0 if gate.bias is None else gate.bias))
+        result += share * mlp.shared_expert(x)
     return result
 
 
@@ -69,6 +93,40 @@ def test_the_formula(options):
         expected = torch.stack([by_hand(mlp, token, normalised) for token in x.reshape(-1, 32)]).view_as(x)
         check = assert_same if normalised is options.get("norm_topk_prob", False) else assert_different
         check(output, expected)
+
+
+@torch.no_grad()
+def test_every_bias_and_bound_does_something():
+    model, ids = tiny_model(**KINDS["clamped"]), tokens(2, 25)
+    expected = model(ids).logits
+    names = ("gate.bias", "experts.gate_proj.bias", "experts.up_proj.bias", "experts.down_bias")
+    for name in names:
+        parameter = model.get_parameter(f"model.layers.1.mlp.{name}")
+        before = parameter.clone()
+        parameter.mul_(1.5).add_(torch.linspace(0, 0.3, parameter.shape[-1]))
+        assert_different(model(ids).logits, expected)
+        parameter.copy_(before)
+    for name, value in (("swiglu_limit", 0.7), ("swiglu_alpha", 1.0)):
+        config = model.config
+        before = getattr(config, name)
+        setattr(config, name, value)
+        assert_different(model(ids).logits, expected)
+        setattr(config, name, before)
+    assert_same(model(ids).logits, expected)
+
+
+@torch.no_grad()
+def test_neurons_within_bounds_change_places_and_no_lengths():
+    """A factor that another neuron takes back is one that a bound sees."""
+    model, ids = tiny_model(**CLAMPED, hidden_act="silu"), tokens(2, 25)
+    assert redundant_dimensions(model.config)["neurons"] == 0
+    assert redundant_dimensions(tiny_config(gated_mlp=True, hidden_act="silu"))["neurons"] == 3 * 128
+    free = tiny_model(gated_mlp=True, hidden_act="silu")
+    for each, check in ((free, assert_same), (model, assert_different)):
+        before, mlp = each(ids).logits, each.model.layers[1].mlp
+        for factor, tensor in ((2, mlp.up_proj.weight), (2, mlp.up_proj.bias), (0.5, mlp.down_proj.weight)):
+            tensor *= factor
+        check(each(ids).logits, before)
 
 
 def test_layers_without_experts_are_those_that_are_named():
@@ -100,16 +158,19 @@ def test_one_graph_for_all_routes():
     assert_same(compiled(tokens(2, 9), use_cache=False).logits, model(tokens(2, 9), use_cache=False).logits)
 
 
+@torch.no_grad()
 def test_experts_change_places_along_with_the_rows_of_their_router():
     model = tiny_model(**EXPERTS)
     g = GaugeTransformation.random(model.config, torch.Generator().manual_seed(4), ["experts"])
     turned = g(model)
     assert_same(turned(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
-    with torch.no_grad():
-        for layer, before in zip(turned.model.layers, model.model.layers, strict=True):
-            assert not torch.equal(layer.mlp.gate.weight, before.mlp.gate.weight)
-            layer.mlp.gate.weight.copy_(before.mlp.gate.weight)
-    assert_different(turned(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
+    for name in ("gate.weight", "gate.bias", "experts.down_bias"):
+        left = copy.deepcopy(turned)
+        for layer, before in zip(left.model.layers, model.model.layers, strict=True):
+            parameter = layer.mlp.get_parameter(name)
+            assert not torch.equal(parameter, before.mlp.get_parameter(name))
+            parameter.copy_(before.mlp.get_parameter(name))
+        assert_different(left(tokens(2, 9)).logits, model(tokens(2, 9)).logits)
 
 
 def test_one_vector_for_all_rows_of_a_router_and_not_for_some():
@@ -122,6 +183,29 @@ def test_one_vector_for_all_rows_of_a_router_and_not_for_some():
         assert_different(model(tokens(2, 9)).logits, before)
 
 
+def test_one_number_for_all_biases_of_a_router_and_not_for_some():
+    model = tiny_model(**EXPERTS)
+    before = model(tokens(2, 9)).logits
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.bias += 0.7
+        assert_same(model(tokens(2, 9)).logits, before)
+        model.model.layers[1].mlp.gate.bias[0] += 0.7
+        assert_different(model(tokens(2, 9)).logits, before)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_a_constant_of_all_experts_may_be_that_of_attention(normalised):
+    """If their weights sum to 1; otherwise it is a constant no more."""
+    model = tiny_model(**EXPERTS | {"norm_topk_prob": normalised}, use_parallel_residual=True)
+    assert ("residual_shift" in redundant_dimensions(model.config)) is normalised
+    before, layer = model(tokens(2, 9)).logits, model.model.layers[1]
+    with torch.no_grad():
+        constant = torch.linspace(-2, 2, 32, dtype=torch.float64)
+        layer.mlp.experts.down_bias += constant[:, None]
+        layer.self_attn.o_proj.bias -= constant
+    (assert_same if normalised else assert_different)(model(tokens(2, 9)).logits, before)
+
+
 def test_the_matrix_of_every_expert_is_updated_by_itself():
     table, mlp = table_of(tiny_config(**SHARED_EXPERT)), "model.layers.2.mlp."
     assert update_of(table, f"{mlp}experts.gate_proj.weight") == Update("polar", 4, 0)
@@ -129,6 +213,9 @@ def test_the_matrix_of_every_expert_is_updated_by_itself():
     assert update_of(table, f"{mlp}experts.down_proj.weight") == Update("polar", 4, 1)
     assert update_of(table, f"{mlp}gate.weight") == Update("polar", 1, 0)
     assert update_of(table, f"{mlp}shared_expert.down_proj.weight") == Update("polar", 1, 0)
+    assert update_of(table, f"{mlp}experts.down_bias") == Update("polar", 1, 0)
+    assert update_of(table, f"{mlp}experts.up_proj.bias") == Update("vectors", 4, 0)
+    assert update_of(table, f"{mlp}gate.bias") == Update("coordinatewise", 1, 0)
     assert update_of(table, "model.layers.1.mlp.up_proj.weight") == Update("polar", 1, 0)
 
 
@@ -145,6 +232,7 @@ def test_logits_of_routers_and_the_loss_that_spreads_tokens():
         for layer in model.model.layers:
             if isinstance(layer.mlp, RiGPTSparseMLP):
                 layer.mlp.gate.weight.zero_()
+                layer.mlp.gate.bias.zero_()
     # All are equally likely, and ties go to the same two: half of the experts have all tokens.
     assert float(model(ids).aux_loss) == pytest.approx(2.0)
     assert_different(output.aux_loss, model(ids).aux_loss)

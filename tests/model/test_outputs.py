@@ -108,7 +108,11 @@ def test_every_backend_gives_the_same_and_what_it_is_asked_for(option, dtype):
     attentions = models["eager"](tokens(2, 7), output_attentions=True, use_cache=False).attentions
     assert [probabilities.shape for probabilities in attentions] == [(2, 4, 7, 7)] * 3 * calls
     for probabilities in attentions:
-        assert_same(probabilities.sum(-1), torch.ones(2, 4, 7, dtype=dtype))
+        total = probabilities.sum(-1)
+        if models["eager"].config.attention_sinks:  # which have the rest
+            assert (total < 1).all() and (total > 0.02).all()
+        else:
+            assert_same(total, torch.ones_like(total))
         assert (probabilities.triu(1) == 0).all()
 
 

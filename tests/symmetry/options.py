@@ -20,6 +20,8 @@ SEARCHED = (
 BROAD = (
     *SEARCHED,
     "distance-learned",
+    "experts-clamped",
+    "experts-parallel",
     "experts-shared",
     "no-biases",
     "one-key-value-head",
@@ -32,6 +34,7 @@ BROAD = (
     "parallel-mlp-bias",
     "qk-norm",
     "relu",
+    "sinks-learned",
     "rotary-zero-frequencies",
     "squared-distance-partial",
     "untied-projected",

@@ -28,6 +28,9 @@ SMALL = {
 KINKED = ("relu", "relu2")
 # Options whose layers are not alike.
 UNLIKE = ("sliding", "unturned", "rope-by-type", "experts-shared")
+# Models in which each expert has many tokens, and each neuron is on both sides of its bounds; of relu2 the one among
+# the first 150 whose neurons live most.
+SEEDS = {"experts-relu2": 124, "experts-local": 2, "experts-parallel": 4, "experts-clamped": 55, "clamped": 2}
 # Few neurons, and experts that every token may meet.
 FEW_EXPERTS = {"num_experts": 3, "moe_intermediate_size": 3, "vocab_size": 13}
 
@@ -54,9 +57,12 @@ def small_model(name: str, **changes):
     options |= {"num_hidden_layers": 2} if several else {}
     # The first layer's MLP may read tokens alone, and must not have more weights than those show.
     options |= {"vocab_size": 16} if options.get("use_parallel_residual") else {}
-    options |= {"seed": 124} if name == "experts-relu2" else {}  # of the first 150 the one whose neurons live most
+    options |= {"seed": SEEDS[name]} if name in SEEDS else {}
     options |= FEW_EXPERTS if options.get("num_experts") else {}
     options |= {"shared_expert_intermediate_size": 4} if options.get("shared_expert_intermediate_size") else {}
+    # Where experts read tokens alone, each must read more of them; and bounds must be met by every neuron.
+    options |= {"vocab_size": 48} if name == "experts-parallel" else {}
+    options |= {"swiglu_limit": 0.15} if options.get("swiglu_limit") else {}
     return tiny_model(**(options | changes))
 
 
@@ -70,8 +76,8 @@ def inputs(sequences: int = 20, vocab_size: int = SMALL["vocab_size"]) -> torch.
 def centre_neurons_(model, input_ids: torch.Tensor) -> list[torch.Tensor]:
     """
     Set the biases before activations so that every neuron is active on half of the inputs; returns per layer on which
-    share each is. One that is active never, or always, has more freedom than the table knows. Experts have no biases,
-    and are asked one after the other.
+    share each is. One that is active never, or always, has more freedom than the table knows. Experts without biases
+    are asked one after the other.
     """
     shares = []
     for layer in model.model.layers:
@@ -121,6 +127,15 @@ def test_an_mlp_that_reads_few_tokens_alone_has_more_room():
     # Nine vectors of the stream are all that it makes: fewer numbers than it has weights.
     few = small_model("parallel", vocab_size=SMALL["vocab_size"])
     assert measure(few, inputs()).deficiency > redundant_dimensions(few.config)["total"] + 10
+
+
+def test_neurons_that_meet_no_bound_and_experts_without_tokens_have_more_room():
+    """Up to its bounds `up + 1` may be stretched; nobody sees the weights of an expert without tokens."""
+    for name, change in (("clamped", {"swiglu_limit": 1e3}), ("experts-local", {"seed": 1})):
+        model = small_model(name, **change)
+        deficiency = measure(model, inputs(vocab_size=model.config.vocab_size)).deficiency
+        counted = redundant_dimensions(model.config)
+        assert deficiency >= counted["total"] - counted.get("local", 0) + SMALL["intermediate_size"]
 
 
 @over(["gated-relu2"], ["learned-untied-projected", "squared-distance"])
