@@ -1,10 +1,10 @@
 """StableLM: Llama's weight map with LayerNorms, part of every head turned, its blocks in turn or side by side."""
 
-from transformers import StableLmConfig
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import UNBIASED, kin_config
+from .llama import BIASES, IN_PART, UNBIASED, heads_share_stream, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family, only, same
 
 
@@ -57,3 +57,15 @@ REFUSED = only(
     "Convert a StableLM without it",
 )
 ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, REFUSED, variant)}
+TARGETS = {
+    "stablelm": kin_target(
+        StableLmForCausalLM,
+        STABLELM,
+        "rotary positions with fixed frequencies, LayerNorms, a gated MLP, no q/k normalisation and "
+        "`head_dim = hidden_size / num_attention_heads`",
+        IN_PART | BIASES | {"head_dim": heads_share_stream},
+        dropouts=("hidden_dropout",),
+        variant=variant,
+        rope_parameters=in_part,
+    )
+}
