@@ -49,6 +49,7 @@ TARGETS = (
     "cohere",
     "cohere2",
     "mpt",
+    "bloom",
 )
 STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")

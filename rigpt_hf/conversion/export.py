@@ -35,7 +35,7 @@ from .families import TARGETS, refuse_adapter
 from .frames import ENDS, ROUNDING, StockFrame, choose_frame
 from .gains import as_vectors
 from .maps import Family, Rule, Target
-from .neutral import refuse_options, refused_options
+from .neutral import NAMED, able_targets, fault, joined, nearest, refuse_options, refused_options
 
 
 logger = logging.get_logger(__name__)
@@ -112,40 +112,47 @@ def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str =
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
     if target == "auto":
         return _best_plan(config, state, frame)
-    return _plan(config, state, target or _origin(config), frame)
+    return _plan(config, state, target or _origin(config, state), frame)
 
 
-def _origin(config: RiGPTConfig) -> str:
+def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
     """The target that a model was converted from, as it is recorded."""
     origin = config.converted_from
     if origin in TARGETS:
         return origin
-    record = "no record of its class" if origin is None else f"come from {origin!r}, which is none of them"
-    raise ValueError(
-        f"`target` must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
-        "'auto' is the one in which it is smallest."
-    )
+    record = "no record of its class" if origin is None else f"come from {origin!r}, to which there is no way back"
+    if able := able_targets(config, state, TARGETS):
+        advice = (
+            f"Take {joined([repr(name) for name in able], 'or')}, which {'has' if len(able) == 1 else 'have'} its "
+        )
+        advice += "options, or 'auto' for the class in which it is smallest"
+    else:
+        reasons = {name: refused_options(config, state, target) for name, target in TARGETS.items()}
+        advice = f"No class has all of its options: {nearest(reasons)}"
+    raise ValueError(f"`target` must be named for a model that has {record}, got None. {advice}.")
 
 
 def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
     """The plan in which a model is smallest, if several that of the class that it was converted from; says why."""
     plans: dict[str, ExportPlan] = {}
     notices: dict[str, list] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for name, target in TARGETS.items():
-        refused[name] = " and ".join(refused_options(config, state, target))
+        refused[name] = refused_options(config, state, target)
         if not refused[name]:
             try:
                 with notices_held(__name__.rpartition(".")[0]) as notices[name]:
                     plans[name] = _plan(config, state, name, frame)
             except ValueError as error:
-                refused[name] = str(error)
+                refused[name] = [fault(error)]
     if not plans:
-        reasons = "; ".join(f"not {name}: {reason}" for name, reason in refused.items())
-        raise ValueError(f"`target` must be a class that has all options of this model, and there is none: {reasons}.")
+        raise ValueError(
+            f"`target` must be a class that has all options of this model, and there is none: {nearest(refused)}."
+        )
     best = min(plans, key=lambda name: (plans[name].size, name != config.converted_from))
     kept = "tied embeddings" if plans[best].config.tie_word_embeddings else "a head of its own"
     others = [f"{name} with {plan.size:,}" for name, plan in plans.items() if name != best]
+    others[NAMED:] = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
     compared = f"no more than {', '.join(others)}" if others else "and no other class has its options"
     logger.warning(
         f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers, {compared}."
@@ -224,8 +231,9 @@ class _Unfolding:
         self.gains: dict[str, torch.Tensor] = {}
         # Biases that weights take over, and the norms in front of those, which then have some.
         self.moved, self.biased = moved, set[str]()
-        # Norms behind blocks, whose gains are ours.
+        # Norms behind blocks, whose gains are ours, and the one behind embeddings.
         self.behind: dict[str, str] = {}
+        self.inner = next((rule.norm for rule in family.rules if rule.target == "model.embedding_map"), None)
         for rule, layer in family.expand(config):
             self.constants[rule.target] = rule.constant(stock_config, layer, torch.float64)
             self.used |= set() if rule.values is None else {f"{rule.target}.weight"}
@@ -258,7 +266,7 @@ class _Unfolding:
     def _entry(self, name: str, module: str, kind: str, shape: tuple[int, ...]) -> Entry:
         family = self.family
         rules = self.rules.get(module, [])
-        placed = module in (family.embedding, family.final_norm, family.head)
+        placed = module in (family.embedding, family.final_norm, family.head, self.inner)
         constant = self.target.constant(name)
         if not placed and constant is None and not rules and not {module} & {*self.readers, *self.behind}:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
@@ -297,6 +305,9 @@ class _Unfolding:
                 return frame.head_bias
             assert frame.head is not None
             return frame.head
+        if module == self.inner:
+            assert frame.inner is not None
+            return frame.inner[0] if kind == "weight" else frame.inner[1]
         # The table of embeddings is divided by their constant, and the head too if it is that table.
         scale = scale if frame.head is None else 1.0
         return frame.gain * self.scale * scale - family.gain_offset if kind == "weight" else frame.bias * scale

@@ -20,6 +20,9 @@ more, see `width` of [`Family`]. GPT-2's head has no bias, but its last norm has
 Where norms stand behind blocks, their gains lie in one frame alone: `Q` is `carry`, which is `U/c` as a conversion
 made it. The head is tied if `G Q = Uᵀ Q diag(g)`.
 
+Where a class has a norm behind its embeddings, `n(U E)` meets `M = Q C diag(h) C Uᵀ`, as a conversion made it, and `G`
+says what `Q` is: `G Gᵀ = diag(g²) - g gᵀ/d` gives `g`, up to a sign for all of it, and `Qᵀ = G/g`.
+
 A head with a bias takes `L b` as that, and lexical dimensions that nothing else is in are left out.
 
 A model that normalises its embeddings has the table `n(E Uᵀ) Q` of a stock class that does not, which unties it.
@@ -42,7 +45,7 @@ logger = logging.get_logger(__name__)
 ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 FRAMES = ("auto", "lexical", "stream")
 # The modules at both ends of the stream, and what leads into it from the gains behind blocks.
-ENDS = ("model.embed_tokens", "model.project_in", "model.carry", "model.project_out", "lm_head")
+ENDS = ("model.embed_tokens", "model.project_in", "model.embedding_map", "model.carry", "model.project_out", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class StockFrame:
     bias: torch.Tensor  # [S], of the last norm
     head: torch.Tensor | None  # [V, S]; None: tied
     head_bias: torch.Tensor  # [V]
+    inner: tuple[torch.Tensor, torch.Tensor] | None = None  # gain and bias [S] of a norm behind the embeddings
 
     def read(self, weight: torch.Tensor) -> torch.Tensor:
         """`W Q` for a weight `[n, d]`."""
@@ -80,6 +84,8 @@ def choose_frame(config: RiGPTConfig, state: dict[str, torch.Tensor], family: Fa
     if frame not in FRAMES:
         raise ValueError(f"`frame` must be one of {', '.join(FRAMES)}, got {frame!r}.")
     ends = _Ends(config, state, family)
+    if config.embedding_norm_map:
+        return ends.mapped(frame)
     placed, reason = None, "`frame='stream'` keeps the stream as it is"
     if frame != "stream":
         obstacle = ends.lexical_obstacle()
@@ -198,6 +204,38 @@ class _Ends:
             bias = frame.bias if self.bias is None else self.bias / length if keeps else self.bias
             return replace(frame, gain=gain, bias=bias, head=None if keeps else self.head)
         return self._with_head(frame, seen)
+
+    def mapped(self, frame: str) -> StockFrame:
+        """The frame of the embeddings, where the map behind their norm is a gain in it; there is no other to take."""
+        size = self.config.hidden_size
+        if frame != "stream" and self.has_projections and self.table.shape[1] == size:
+            gram = self.out @ self.out.T
+            first = gram.diagonal().argmax()
+            gain = (gram.diagonal() / (1 - 1 / size)).sqrt() * torch.where(gram[first] > 0, -1.0, 1.0)
+            gain[first] = gain[first].abs()
+            basis = (self.out / gain[:, None]).T  # Q
+            inner = basis.T @ self._get("model.embedding_map.weight") @ self.into  # C diag(h) C
+            mean = inner.trace() / (size - 1)
+            own = (inner.diagonal() - mean / size) / (1 - 2 / size)
+            centre = self._centre(torch.eye(size, dtype=torch.float64, device=gain.device))
+            exact = all(
+                self._is_small(found - expected, expected)
+                for found, expected in (
+                    (self.into.T @ self.into, centre),
+                    (basis.T @ basis, centre),
+                    (inner, centre @ torch.diag(own) @ centre),
+                    *((columns, basis @ (basis.T @ columns)) for _, columns in self.written()),
+                )
+            )
+            if exact:
+                bias = gain * 0 if self.bias is None else self.bias
+                head, shift = None if self.tied else self.head, self._get("model.embedding_map.bias")
+                return StockFrame(basis, self.table, gain, bias, head, self.head_bias, (own, basis.T @ shift))
+        raise ValueError(
+            f"`embedding_norm_map=True` has no counterpart in {self.family.name} unless the map is the gain of a norm "
+            "in the frame of the embeddings, as a conversion makes it, and `frame` is not 'stream'. Export the model "
+            "before its lexical frame is turned or its ends are trained, or keep it as RiGPT."
+        )
 
     def _has(self, gain: torch.Tensor) -> bool:
         """Whether the last norm of the family has these gains, or none and they are 1."""

@@ -86,8 +86,9 @@ def as_vectors(state: dict[str, torch.Tensor], tolerance: float, together: bool 
             layer, of = layer_of(name), "queries" if "q_norm" in name else "keys"
             raise ValueError(
                 f"`qk_norm_gain='metric'` has no counterpart in stock models where a metric is no gain: those of {of} "
-                f"in layer {layer} are {float(off.abs().max()):.1e} away from one that is diagonal and the same in "
-                "all heads. Export the model before its heads are turned or trained, or keep it as RiGPT."
+                f"in layer {layer} are {float(off.abs().max()):.1e} away from one that is diagonal"
+                f"{'' if together else ' and the same in all heads'}. Export the model before its heads are turned or "
+                "trained, or keep it as RiGPT."
             )
         roots = roots.flatten()
         result[name] = 1 / roots

@@ -134,20 +134,21 @@ REFUSED = {
     "expansion_ratio": ignored("expansion_ratio", EXPANSION),
 }
 ARCHITECTURES = {"mpt": Architecture("MptForCausalLM", MPT, rigpt_config, REFUSED)}
+# What this class and BLOOM can express.
+MPT_OPTIONS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "position_embedding_type": lambda config: config.position_embedding_type == "alibi",
+    "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
+    "head_dim": heads_share_stream,
+    "intermediate_size": lambda config: config.intermediate_size == EXPANSION * config.hidden_size,
+    "rope_parameters": None,
+    "output_bias": None,
+}
 TARGETS = {
     "mpt": Target(
         name=MPT.name,
         model_class=MptForCausalLM,
         family=MPT,
-        expresses={
-            "position_embedding_type": lambda config: config.position_embedding_type == "alibi",
-            "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
-            "head_dim": heads_share_stream,
-            "intermediate_size": lambda config: config.intermediate_size == EXPANSION * config.hidden_size,
-            "hidden_act": lambda config: config.hidden_act == "gelu",
-            "rope_parameters": None,
-            "output_bias": None,
-        },
+        expresses={**MPT_OPTIONS, "hidden_act": lambda config: config.hidden_act == "gelu"},
         stock_config=stock_config,
         summary=(
             f"linear biases of scores, an ungated MLP of GELU with {EXPANSION} neurons per dimension, as many "

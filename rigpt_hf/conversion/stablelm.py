@@ -4,7 +4,7 @@ from transformers import StableLmConfig, StableLmForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import BIASES, IN_PART, UNBIASED, heads_share_stream, in_part, kin_config, kin_target
+from .llama import IN_PART, UNBIASED, heads_share_stream, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family, only, same
 
 
@@ -63,7 +63,7 @@ TARGETS = {
         STABLELM,
         "rotary positions with fixed frequencies, LayerNorms, a gated MLP, no q/k normalisation and "
         "`head_dim = hidden_size / num_attention_heads`",
-        IN_PART | BIASES | {"head_dim": heads_share_stream},
+        IN_PART | {"attention_bias": None, "mlp_bias": None, "head_dim": heads_share_stream},
         dropouts=("hidden_dropout",),
         variant=variant,
         rope_parameters=in_part,
