@@ -40,6 +40,13 @@ from .neutral import NAMED, able_targets, fault, joined, nearest, refuse_options
 
 logger = logging.get_logger(__name__)
 
+# Attention of stock classes, and what says of a class whether it has it.
+BACKENDS = {
+    "eager": "",
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
 # Gains of an export are between 2 to the power of minus this and 2 to the power of it.
 LARGEST_EXPONENT = 8
 
@@ -73,8 +80,10 @@ def export_model(
     refuse_adapter(model, "model")
     plan = plan_export(model, target, frame)
     dtype, backend = dtype or model.dtype, model.config._attn_implementation
-    if backend not in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
+    if backend not in BACKENDS:
         backend = "sdpa"
+    if not getattr(plan.model_class, BACKENDS[backend], True):
+        backend = "eager"
     tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
     return assemble(plan.model_class, plan.config, tensors, dtype, model, backend)
 
@@ -89,8 +98,8 @@ class ExportPlan:
 
     @property
     def size(self) -> int:
-        """Numbers in all tensors that are stored."""
-        return sum(math.prod(entry.shape) for entry in self.entries)
+        """Numbers in all matrices that are stored: some classes store biases that are zero besides."""
+        return sum(math.prod(entry.shape) for entry in self.entries if len(entry.shape) > 1)
 
 
 def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str = "auto") -> ExportPlan:
@@ -133,7 +142,10 @@ def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
 
 
 def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
-    """The plan in which a model is smallest, if several that of the class that it was converted from; says why."""
+    """
+    The plan in which a model is smallest; if several that of the class that it was converted from, or of the first in
+    the order of targets. Says why.
+    """
     plans: dict[str, ExportPlan] = {}
     notices: dict[str, list] = {}
     refused: dict[str, list[str]] = {}
@@ -155,7 +167,8 @@ def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) 
     others[NAMED:] = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
     compared = f"no more than {', '.join(others)}" if others else "and no other class has its options"
     logger.warning(
-        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers, {compared}."
+        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers in matrices, "
+        f"{compared}."
     )
     say_notices(notices[best])
     return plans[best]

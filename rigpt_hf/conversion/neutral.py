@@ -102,7 +102,7 @@ def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targ
 
 def options_of(config: RiGPTConfig) -> dict[str, object]:
     """Every field that a RiGPT's configuration has beyond the library's, with its default."""
-    return _defaults(type(config))
+    return _defaults(type(config))  # type: ignore[arg-type]  # of a class, which has a hash
 
 
 @cache
