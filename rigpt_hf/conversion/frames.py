@@ -210,9 +210,10 @@ class _Ends:
         size = self.config.hidden_size
         if frame != "stream" and self.has_projections and self.table.shape[1] == size:
             gram = self.out @ self.out.T
-            first = gram.diagonal().argmax()
-            gain = (gram.diagonal() / (1 - 1 / size)).sqrt() * torch.where(gram[first] > 0, -1.0, 1.0)
-            gain[first] = gain[first].abs()
+            squares, products = gram.diagonal(), gram - gram.diagonal().diag()
+            # Those of neighbours in `G` against the strongest, and then against all of them, which rounds away less.
+            signs = torch.where(products[squares.argmax()] > 0, -1.0, 1.0).to(torch.float64)
+            gain = (squares / (1 - 1 / size)).sqrt() * torch.where(products @ signs > 0, -1.0, 1.0)
             basis = (self.out / gain[:, None]).T  # Q
             inner = basis.T @ self._get("model.embedding_map.weight") @ self.into  # C diag(h) C
             mean = inner.trace() / (size - 1)

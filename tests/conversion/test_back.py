@@ -1,12 +1,13 @@
 """Every stock class that converts, and back to it: from every frame, with its options, loaded without us."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from rigpt_hf.conversion import certify, convert_model, export_model
+from rigpt_hf.conversion import certify, convert_checkpoint, convert_model, export_checkpoint, export_model
 from rigpt_hf.conversion.families import ARCHITECTURES, TARGETS
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.table import FrameKey
@@ -277,3 +278,16 @@ OTHERS = [name for name in FIRST.values() if architecture(name) in CENTRED and n
 @pytest.mark.parametrize("names", [FOLDERS, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["some", "others"])
 def test_folders_that_came_back_load_without_the_package(names, tmp_path):
     load_without_the_package({name: turned(converted_family(name)[1], ("stream",)) for name in names}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mpt", "bloom"])
+def test_a_class_without_the_common_word_for_the_longest_sequence(name, tmp_path):
+    """Its own, or none at all, as in configurations that were not made here."""
+    source = family_model(name, torch.float32)
+    del source.config.max_position_embeddings
+    source.save_pretrained(tmp_path / "source")
+    assert "max_position_embeddings" not in json.loads((tmp_path / "source" / "config.json").read_text())
+    certificate = convert_checkpoint(tmp_path / "source", tmp_path / "rigpt", progress=False)
+    assert certificate.passed and export_checkpoint(tmp_path / "rigpt", tmp_path / "back").passed
+    back = type(source).from_pretrained(tmp_path / "back")
+    assert not hasattr(back.config, "max_position_embeddings") and certify(source, back).passed
