@@ -235,30 +235,30 @@ AXES: dict[str, dict[str, dict]] = {
         "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
-    "residual": {"serial": {}, "parallel": {"use_parallel_residual": True}},
-    "sinks": {"whole": {}, "sinks": SINKS},
+    "residual": {"serial": {}, "beside": {"use_parallel_residual": True}},
+    "sinks": {"keys": {}, "sinks": SINKS},
     "neurons": {"free": {}, "cut": CLAMPED},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
 moving squared metric one wide tied multi gelu all raw both capped full values steps large serial sinks cut
-learned squared plain all narrow untied multi moe none raw before capped sliding local layered large serial whole free
-rotary squared gain all stream tied multi relu2 all normed before capped nope local layered large parallel whole free
-partial distance plain all narrow untied single gated none normed both none nope alike layered large parallel sinks free
-moving distance plain one stream tied grouped relu2 last mapped before capped full alike between small serial whole free
-partial dot gain all stream untied single gelu last raw before none sliding local layered small serial whole cut
+learned squared plain all narrow untied multi moe none raw before capped sliding local layered large serial keys free
+rotary squared gain all stream tied multi relu2 all normed before capped nope local layered large beside keys free
+partial distance plain all narrow untied single gated none normed both none nope alike layered large beside sinks free
+moving distance plain one stream tied grouped relu2 last mapped before capped full alike between small serial keys free
+partial dot gain all stream untied single gelu last raw before none sliding local layered small serial keys cut
 rotary dot plain one wide untied grouped gelu all normed after capped nope values steps small serial sinks cut
 rotary squared gain all narrow tied single gated all raw both capped full alike between small serial sinks free
-partial squared metric one narrow untied grouped relu2 none raw after none nope values steps small parallel sinks cut
+partial squared metric one narrow untied grouped relu2 none raw after none nope values steps small beside sinks cut
 partial distance metric one wide tied grouped moe all mapped before capped full local layered small serial sinks free
-learned distance gain one stream tied grouped gelu all mapped after capped sliding values steps large serial whole free
-partial dot each one narrow untied multi gelu none mapped after none full alike between large parallel sinks free
+learned distance gain one stream tied grouped gelu all mapped after capped sliding values steps large serial keys free
+partial dot each one narrow untied multi gelu none mapped after none full alike between large beside sinks free
 rotary distance metric all stream untied single gated none mapped before capped sliding values steps large serial sinks cut
-moving dot gain all wide tied single moe none normed after none nope alike layered large parallel sinks free
-rotary squared each one stream tied grouped moe last mapped both none nope values layered large parallel whole cut
-learned dot each one wide untied single relu2 all normed both none sliding alike steps small parallel sinks free
-learned dot metric all wide untied grouped gated last normed after capped full alike between large serial whole cut
+moving dot gain all wide tied single moe none normed after none nope alike layered large beside sinks free
+rotary squared each one stream tied grouped moe last mapped both none nope values layered large beside keys cut
+learned dot each one wide untied single relu2 all normed both none sliding alike steps small beside sinks free
+learned dot metric all wide untied grouped gated last normed after capped full alike between large serial keys cut
 moving distance each one narrow untied multi gated last raw before capped sliding local steps small serial sinks cut
 """
 

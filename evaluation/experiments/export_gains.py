@@ -77,13 +77,16 @@ GRIDS = {"Q4_0": q4_0, "symmetric": lambda weight: rounded(weight, group=GROUP)}
 def with_gains_of_one(stock: Any, target: str, config: Any) -> Any:
     """A copy of a stock model whose norms inside the layers have gains of 1; what reads them has the others."""
     stock = copy.deepcopy(stock)
-    modules, rules = dict(stock.named_modules()), TARGETS[target].family.expand(config)
+    family = TARGETS[target].family_of(stock.config)
+    modules, rules = dict(stock.named_modules()), family.expand(config)
     # Several rules may read parts of one module.
     readers = {rule.source: rule.norm for rule, layer in rules if layer >= 0 and rule.norm and rule.source in modules}
     for reader, norm in readers.items():
-        rows_of(modules[reader]).mul_(modules[norm].weight)
-    for norm in set(readers.values()):
-        modules[norm].weight.fill_(1.0)
+        rows_of(modules[reader]).mul_(modules[norm].weight + family.gain_offset)
+    for norm in {modules[norm] for norm in readers.values()}:
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.div_(norm.weight + family.gain_offset)
+        norm.weight.fill_(1.0 - family.gain_offset)
     return stock
 
 

@@ -417,7 +417,7 @@ def certify(
     ```
     """
     drawn = input_ids is None
-    longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
+    longest = min(longest_of(a.config), longest_of(b.config))
     if input_ids is None:
         input_ids = random_input_ids(a.config.vocab_size, longest, seed=seed)
     first = record_logits(a, input_ids, attention_mask, hashed=False)
@@ -431,6 +431,15 @@ def certify(
         seed=seed if drawn else None,
         positions=longest,
     )
+
+
+# What configurations call the longest sequence, and what it is where one has no word for it, as BLOOM's has not.
+LENGTHS, UNSAID = ("max_position_embeddings", "max_seq_len", "seq_length"), 2048
+
+
+def longest_of(config: Any) -> int:
+    """The longest sequence that a model of a configuration, stock or ours, is made for."""
+    return next((length for name in LENGTHS if (length := getattr(config, name, None))), UNSAID)
 
 
 def library_versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .certificate import CERTIFICATE_NAME, Certificate, LogitsSnapshot, compare, record_logits
+from .certificate import CERTIFICATE_NAME, Certificate, LogitsSnapshot, compare, longest_of, record_logits
 from .companions import check_companions, save_config, save_generation_config, save_tokenizer
 from .folder import Seen, new_folder
 from .read import load_model
@@ -145,7 +145,7 @@ def write_checkpoint(
             target=certify_against.target,
             seed=certify_against.seed,
             names=("source", "output_dir"),
-            positions=config.max_position_embeddings,
+            positions=longest_of(config),
         ).check(certify_against.explanation)
         (folder / CERTIFICATE_NAME).write_text(certificate.to_json(), encoding="utf-8")
         return certificate

@@ -208,7 +208,8 @@ def families():
         return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
 
     console = Console()
-    table = Table("family", Column("class", no_wrap=True), "parameters", "products", "exports to")
+    exports = Column("exports to", min_width=max(map(len, TARGETS)))
+    table = Table("family", Column("class", no_wrap=True), "parameters", Column("products", max_width=9), exports)
     table.title = "What converts exactly"
     refused: dict[str, list[str]] = {}
     for row in overview():

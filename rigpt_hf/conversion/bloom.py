@@ -5,13 +5,15 @@ Its class writes the `sqrt(2/pi)` of its GELU with eight digits, which is roundi
 linear biases of scores are from slopes of float32; in 16 bits it also rounds their products with positions.
 """
 
-from transformers import BloomConfig
+from transformers import BloomConfig, BloomForCausalLM
 from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
 from ..configuration_rigpt import RiGPTConfig
-from .dropout import vector_dropout
+from .dropout import stock_dropouts, vector_dropout
 from .gpt_neox import grouped
-from .maps import NORM_BIASES, Architecture, Family, Rule, only, same
+from .llama import BIASES
+from .maps import NORM_BIASES, Architecture, Family, Rule, Target, only, same
+from .mpt import MPT_OPTIONS
 
 
 # What BLOOM was trained with, and its configuration says only beside the library's fields.
@@ -81,6 +83,15 @@ def rigpt_config(config: BloomConfig, dropout: str | None = "vector") -> RiGPTCo
     )
 
 
+def stock_config(config: RiGPTConfig) -> BloomConfig:
+    """The configuration of the BLOOM equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
+    return BloomConfig(
+        **BLOOM.stock_fields(config),
+        **stock_dropouts(config, BLOOM.name, ("hidden_dropout",)),
+        seq_length=config.max_position_embeddings,
+    )
+
+
 REFUSED = only(
     "apply_residual_connection_post_layernorm",
     (False,),
@@ -88,3 +99,23 @@ REFUSED = only(
     "Convert another BLOOM: those that were published do without",
 )
 ARCHITECTURES = {"bloom": Architecture("BloomForCausalLM", BLOOM, rigpt_config, REFUSED)}
+TARGETS = {
+    "bloom": Target(
+        name=BLOOM.name,
+        model_class=BloomForCausalLM,
+        family=BLOOM,
+        expresses={
+            **MPT_OPTIONS,
+            **BIASES,
+            "embedding_norm": lambda config: config.embedding_norm,
+            "embedding_norm_map": lambda config: config.embedding_norm_map,
+            "hidden_act": lambda config: config.hidden_act == "gelu_pytorch_tanh",
+            "max_position_embeddings": None,
+        },
+        stock_config=stock_config,
+        summary=(
+            "linear biases of scores, normalised embeddings with a map behind, an ungated MLP of GELU with 4 neurons "
+            "per dimension, as many key-value heads as heads and no q/k normalisation"
+        ),
+    )
+}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..checkpoints.certificate import Certificate, random_input_ids
+from ..checkpoints.certificate import Certificate, longest_of, random_input_ids
 from ..checkpoints.folder import check_output
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import check_sizes, load_config, load_gguf, load_model, local_folder
@@ -125,7 +125,7 @@ def convert_checkpoint(
         architecture = architecture_of(config)
         plan = make_plan(architecture, config, weights, dropout, device, qk_gain=qk_gain)
         written = dtype or plan.source_dtype
-        drawn = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)
+        drawn = random_input_ids(config.vocab_size, longest_of(config), seed=seed)
         return (
             plan,
             folder,

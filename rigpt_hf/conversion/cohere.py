@@ -1,11 +1,25 @@
 """Cohere (Command R): attention and MLP read one norm side by side, neighbours turn together, logits have a scale."""
 
-from transformers import Cohere2Config, CohereConfig
+from typing import Any
+
+from transformers import Cohere2Config, Cohere2ForCausalLM, CohereConfig, CohereForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from ..layers_rigpt import SLIDING
+from ..layers_rigpt import FULL, SLIDING, is_turned
 from .ernie4_5 import interleaved
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config, sight
+from .llama import (
+    ATTENTION_BIASES,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    WINDOWS,
+    Expressed,
+    heads_share_stream,
+    kin_config,
+    kin_target,
+    layers_in_sight,
+    sight,
+)
 from .maps import Architecture, Family
 from .qwen3 import with_head_gains
 
@@ -46,9 +60,14 @@ def rigpt_config(config: CohereConfig, dropout: str | None = "vector") -> RiGPTC
     return kin_config(COHERE, config, use_parallel_residual=True, qk_norm_gain=gain)
 
 
+def turned_layers(config: Any) -> list[int]:
+    """The layers of a Cohere 2 that positions turn: those that slide."""
+    return [int(kind == SLIDING) for kind in (config.layer_types or [FULL])[: config.num_hidden_layers]]
+
+
 def cohere2_config(config: Cohere2Config, dropout: str | None = "vector") -> RiGPTConfig:
     """The same for a Cohere 2, where positions turn those layers alone that look through a window."""
-    turned = [int(kind == SLIDING) for kind in config.layer_types[: config.num_hidden_layers]]
+    turned = turned_layers(config)
     return kin_config(
         COHERE2,
         config,
@@ -61,4 +80,23 @@ def cohere2_config(config: Cohere2Config, dropout: str | None = "vector") -> RiG
 ARCHITECTURES = {
     "cohere": Architecture("CohereForCausalLM", COHERE, rigpt_config, PARTIAL, variant),
     "cohere2": Architecture("Cohere2ForCausalLM", COHERE2, cohere2_config, PARTIAL),
+}
+_PARALLEL: Expressed = {"use_parallel_residual": lambda config: config.use_parallel_residual}
+_COHERE2: Expressed = WINDOWS | {
+    "no_rope_layers": lambda config: all(
+        bool(turned) is is_turned(config, layer) for layer, turned in enumerate(turned_layers(config))
+    ),
+    "head_dim": heads_share_stream,
+}
+_SUMMARY = f"{ROTARY}, LayerNorms without biases, attention and a gated MLP side by side, no q/k normalisation"
+TARGETS = {
+    "cohere": kin_target(CohereForCausalLM, COHERE, _SUMMARY, _PARALLEL, logit_scale=1.0),
+    "cohere2": kin_target(
+        Cohere2ForCausalLM,
+        COHERE2,
+        f"{_SUMMARY}, positions in layers with a window and in no others",
+        _PARALLEL | _COHERE2,
+        windows=layers_in_sight,
+        logit_scale=1.0,
+    ),
 }

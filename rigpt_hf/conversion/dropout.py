@@ -1,5 +1,7 @@
 """Dropout on the way in and out: coordinates of the stream cannot be dropped one by one without preferring a basis."""
 
+from collections.abc import Sequence
+
 from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
@@ -47,9 +49,30 @@ def vector_dropout(probabilities: dict[str, float], choice: str | None) -> tuple
     return tuple(probabilities.values())
 
 
-def coordinate_dropout(config: RiGPTConfig) -> tuple[float, float]:
+def stock_dropouts(config: RiGPTConfig, name: str, fields: Sequence[str]) -> dict[str, float]:
+    """
+    The probabilities for a stock class, by what it calls them; says of those that it has not.
+
+    Args:
+        config (`RiGPTConfig`): of the model.
+        name (`str`): of the class.
+        fields (`Sequence[str]`): what it calls residual dropout and embedding dropout; the first of them, or none.
+    """
+    ours = ("residual_dropout", "embedding_dropout")
+    lost = [f"`{field}={value}`" for field in ours[len(fields) :] if (value := getattr(config, field))]
+    if lost:
+        logger.warning(
+            f"{' and '.join(lost)} {'has' if len(lost) == 1 else 'have'} no counterpart in {name} and "
+            f"{'was' if len(lost) == 1 else 'were'} set to 0. Evaluation is unaffected; training differs."
+        )
+    return dict(zip(fields, coordinate_dropout(config, ours[: len(fields)]), strict=False))
+
+
+def coordinate_dropout(
+    config: RiGPTConfig, fields: Sequence[str] = ("residual_dropout", "embedding_dropout")
+) -> tuple[float, float]:
     """The probabilities for a stock model that drops single coordinates; says so where they are not 0."""
-    used = [name for name in ("residual_dropout", "embedding_dropout") if getattr(config, name)]
+    used = [name for name in fields if getattr(config, name)]
     if used:
         logger.warning(
             f"{' and '.join(f'`{name}`' for name in used)}: dropout of whole vectors is carried over as dropout of "

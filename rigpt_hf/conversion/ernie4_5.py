@@ -1,10 +1,10 @@
 """ERNIE 4.5 (dense): Llama's weight map, where a rotation turns neighbouring dimensions together."""
 
-from transformers import Ernie4_5Config
+from transformers import Ernie4_5Config, Ernie4_5ForCausalLM
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, head_dim, kin_config
+from .llama import LLAMA, PARTIAL, ROTARY, head_dim, kin_config, kin_target
 from .maps import Architecture
 
 
@@ -29,3 +29,4 @@ def rigpt_config(config: Ernie4_5Config, dropout: str | None = "vector") -> RiGP
 
 
 ARCHITECTURES = {"ernie4_5": Architecture("Ernie4_5ForCausalLM", ERNIE, rigpt_config, PARTIAL)}
+TARGETS = {"ernie4_5": kin_target(Ernie4_5ForCausalLM, ERNIE, f"{ROTARY}, a gated MLP, no q/k normalisation")}

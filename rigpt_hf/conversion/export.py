@@ -29,16 +29,24 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.local_frames import to_global_frame
 from ..terminal import notices_held, say_notices
 from .assemble import assemble
+from .biases import in_stock_order, settled, without_bias
 from .experts import fused
 from .families import TARGETS, refuse_adapter
 from .frames import ENDS, ROUNDING, StockFrame, choose_frame
 from .gains import as_vectors
 from .maps import Family, Rule, Target, module_of
-from .neutral import refuse_options, refused_options
+from .neutral import NAMED, able_targets, fault, joined, nearest, refuse_options, refused_options
 
 
 logger = logging.get_logger(__name__)
 
+# Attention of stock classes, and what says of a class whether it has it.
+BACKENDS = {
+    "eager": "",
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
 # Gains of an export are between 2 to the power of minus this and 2 to the power of it.
 LARGEST_EXPONENT = 8
 
@@ -72,8 +80,10 @@ def export_model(
     refuse_adapter(model, "model")
     plan = plan_export(model, target, frame)
     dtype, backend = dtype or model.dtype, model.config._attn_implementation
-    if backend not in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
+    if backend not in BACKENDS:
         backend = "sdpa"
+    if not getattr(plan.model_class, BACKENDS[backend], True):
+        backend = "eager"
     tensors = {entry.name: entry.make(dtype) for entry in plan.entries}
     return assemble(plan.model_class, plan.config, tensors, dtype, model, backend)
 
@@ -88,8 +98,8 @@ class ExportPlan:
 
     @property
     def size(self) -> int:
-        """Numbers in all tensors that are stored."""
-        return sum(math.prod(entry.shape) for entry in self.entries)
+        """Numbers in all matrices that are stored: some classes store biases that are zero besides."""
+        return sum(math.prod(entry.shape) for entry in self.entries if len(entry.shape) > 1)
 
 
 def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str = "auto") -> ExportPlan:
@@ -111,43 +121,54 @@ def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str =
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
     if target == "auto":
         return _best_plan(config, state, frame)
-    return _plan(config, state, target or _origin(config), frame)
+    return _plan(config, state, target or _origin(config, state), frame)
 
 
-def _origin(config: RiGPTConfig) -> str:
+def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
     """The target that a model was converted from, as it is recorded."""
     origin = config.converted_from
     if origin in TARGETS:
         return origin
-    record = "no record of its class" if origin is None else f"come from {origin!r}, which is none of them"
-    raise ValueError(
-        f"`target` must be one of auto, {', '.join(TARGETS)} for a model that has {record}. Name one; "
-        "'auto' is the one in which it is smallest."
-    )
+    record = "no record of its class" if origin is None else f"come from {origin!r}, to which there is no way back"
+    if able := able_targets(config, state, TARGETS):
+        advice = (
+            f"Take {joined([repr(name) for name in able], 'or')}, which {'has' if len(able) == 1 else 'have'} its "
+        )
+        advice += "options, or 'auto' for the class in which it is smallest"
+    else:
+        reasons = {name: refused_options(config, state, target) for name, target in TARGETS.items()}
+        advice = f"No class has all of its options: {nearest(reasons)}"
+    raise ValueError(f"`target` must be named for a model that has {record}, got None. {advice}.")
 
 
 def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
-    """The plan in which a model is smallest, if several that of the class that it was converted from; says why."""
+    """
+    The plan in which a model is smallest; if several that of the class that it was converted from, or of the first in
+    the order of targets. Says why.
+    """
     plans: dict[str, ExportPlan] = {}
     notices: dict[str, list] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for name, target in TARGETS.items():
-        refused[name] = " and ".join(refused_options(config, state, target))
+        refused[name] = refused_options(config, state, target)
         if not refused[name]:
             try:
                 with notices_held(__name__.rpartition(".")[0]) as notices[name]:
                     plans[name] = _plan(config, state, name, frame)
             except ValueError as error:
-                refused[name] = str(error)
+                refused[name] = [fault(error)]
     if not plans:
-        reasons = "; ".join(f"not {name}: {reason}" for name, reason in refused.items())
-        raise ValueError(f"`target` must be a class that has all options of this model, and there is none: {reasons}.")
+        raise ValueError(
+            f"`target` must be a class that has all options of this model, and there is none: {nearest(refused)}."
+        )
     best = min(plans, key=lambda name: (plans[name].size, name != config.converted_from))
     kept = "tied embeddings" if plans[best].config.tie_word_embeddings else "a head of its own"
     others = [f"{name} with {plan.size:,}" for name, plan in plans.items() if name != best]
+    others[NAMED:] = [f"{len(others) - NAMED} more"] if len(others) > NAMED else []
     compared = f"no more than {', '.join(others)}" if others else "and no other class has its options"
     logger.warning(
-        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers, {compared}."
+        f"`target='auto'` is {best!r}: it is exact with {kept} and {plans[best].size:,} numbers in matrices, "
+        f"{compared}."
     )
     say_notices(notices[best])
     return plans[best]
@@ -157,16 +178,19 @@ def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame:
     target = TARGETS[name]
     idle = refuse_options(config, state, target, TARGETS)
     if config.qk_norm_gain == "metric":
-        state = as_vectors(state, ROUNDING[state["model.embed_tokens.weight"].dtype])
+        state = as_vectors(state, ROUNDING[state["model.embed_tokens.weight"].dtype], config.qk_norm_over == "all")
     stock_frame = choose_frame(config, state, target.family, frame)
     wide = _widened(config, target.family, len(stock_frame.gain))
     stock_config = target.stock_config(wide)
     stock_config.tie_word_embeddings = stock_frame.head is None
     with torch.device("meta"), silent():  # a class warns of kernels that it could use
-        skeleton = target.model_class(stock_config)
+        skeleton = target.model_class(stock_config).state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in idle}
-    unfolding = _Unfolding(target, config, wide, stock_frame, used, stock_config)
-    return ExportPlan(target.model_class, stock_config, unfolding.entries(skeleton.state_dict()))
+    family = target.family_of(stock_config)
+    used = settled(config, in_stock_order(config, used, family, stock_config), family, skeleton)
+    moved = {name for name in without_bias(config, family, skeleton) if name in used and used[name].any()}
+    unfolding = _Unfolding(target, family, config, wide, stock_frame, used, moved, stock_config)
+    return ExportPlan(target.model_class, stock_config, unfolding.entries(skeleton))
 
 
 def even_gains(sizes: torch.Tensor) -> torch.Tensor:
@@ -197,30 +221,42 @@ class _Unfolding:
     def __init__(
         self,
         target: Target,
+        family: Family,
         config: RiGPTConfig,
         wide: RiGPTConfig,
         frame: StockFrame,
         state: dict[str, torch.Tensor],
+        moved: set[str],
         stock_config: Any,
     ):
-        self.target, self.family = target, target.family
+        self.target, self.family = target, family
         self.config, self.wide, self.state, self.stock_config = config, wide, state, stock_config
         self.table, self.named = table_of(config), {module_of(name): name for name in state}
         self.scale = (config.hidden_size / wide.hidden_size) ** 0.5
-        family = target.family
-        rules = [rule for rule, _ in family.expand(config)]
         # The ends of the stream, which `choose_frame` has placed.
         ends = (None, family.embedding, family.head)
         self.used = {f"{module}.{kind}" for module in ENDS for kind in ("weight", "bias")}
+        # Constants of the class, by the module of ours that takes them over; that of embeddings is in a buffer.
+        self.constants: dict[str, float] = {}
         self.rules: dict[str, list[Rule]] = {}
         # What reads each norm, and the gains that it is divided by.
         self.readers: dict[str, list[Rule]] = {}
         self.gains: dict[str, torch.Tensor] = {}
-        for rule in rules:
+        # Biases that weights take over, and the norms in front of those, which then have some.
+        self.moved, self.biased = moved, set[str]()
+        # Norms behind blocks, whose gains are ours, and the one behind embeddings.
+        self.behind: dict[str, str] = {}
+        self.inner = next((rule.norm for rule in family.rules if rule.target == "model.embedding_map"), None)
+        for rule, layer in family.expand(config):
+            self.constants[rule.target] = rule.constant(stock_config, layer, torch.float64)
+            self.used |= set() if rule.values is None else {f"{rule.target}.weight"}
             if rule.source is not None and rule.source not in ends:
                 self.rules.setdefault(rule.source, []).append(rule)
                 if rule.norm is not None:
                     self.readers.setdefault(rule.norm, []).append(rule)
+                    self.biased |= {rule.norm} if f"{rule.target}.bias" in moved else set()
+            elif rule.source is None and rule.norm is not None and layer >= 0:
+                self.behind[rule.norm] = f"{rule.target}.weight"
         if frame.head is not None and family.final_gain:
             gain = even_gains(frame.head.square().sum(0))
             frame = replace(frame, gain=frame.gain * gain, bias=frame.bias * gain, head=frame.head / gain)
@@ -235,36 +271,35 @@ class _Unfolding:
                 entries.append(fused(name, tuple(example.shape), made, self.family.experts))
                 continue
             module, kind = module_of(name)
-            if module != self.family.head or self.frame.head is not None:
+            if name != f"{self.family.head}.weight" or self.frame.head is not None:
                 entries.append(self._entry(name, module, kind, tuple(example.shape)))
         if unused := set(self.state) - self.used:
             raise ValueError(f"{name_some(unused)} of the source has no place in {self.family.name}.")
         return tuple(entries)
 
     def _entry(self, name: str, module: str, kind: str, shape: tuple[int, ...]) -> Entry:
-        family, frame = self.family, self.frame
+        family = self.family
         rules = self.rules.get(module, [])
-        placed = {
-            f"{family.embedding}.weight": frame.embedding,
-            f"{family.head}.weight": frame.head,
-            f"{family.final_norm}.weight": frame.gain * self.scale,
-            f"{family.final_norm}.bias": frame.bias,
-        }.get(name)
+        placed = module in (family.embedding, family.final_norm, family.head, self.inner)
         constant = self.target.constant(name)
-        if placed is None and constant is None and not rules and module not in self.readers:
+        if not placed and constant is None and not rules and not {module} & {*self.readers, *self.behind}:
             raise ValueError(f"`{name}` of the target has no rule in the weight map of {family.name}.")
-        self.used.update(self.named.get((rule.target, kind), "") for rule in rules)
+        self.used.update({self.named.get((rule.target, kind), "") for rule in rules} | self.moved)
+        self.used.update([self.behind[module]] if module in self.behind else [])
 
         def make(dtype: torch.dtype) -> torch.Tensor:
-            if placed is not None:
-                tensor = placed
+            if placed:
+                tensor = self._placed(module, kind, dtype)
             elif rules:
                 tensor = self._joined(rules, kind, shape)
             elif constant is not None:
                 tensor = torch.full(shape, constant, dtype=torch.float64)
+            elif module in self.behind:
+                tensor = self.state[self.behind[module]].to(torch.float64) - family.gain_offset
             else:
                 gain = self._gain(module)
-                tensor = gain * self.scale if kind == "weight" else torch.zeros_like(gain)
+                bias = gain if module in self.biased else torch.zeros_like(gain)
+                tensor = gain * self.scale - family.gain_offset if kind == "weight" else bias
             if tensor.shape != shape:
                 raise ValueError(
                     f"`{name}` of the target must have shape {list(shape)}, the source gives {list(tensor.shape)}."
@@ -273,18 +308,41 @@ class _Unfolding:
 
         return Entry(name, shape, make)
 
+    def _placed(self, module: str, kind: str, dtype: torch.dtype) -> torch.Tensor:
+        """A weight or bias at one of the ends of the stream, in a model of this dtype."""
+        family, frame = self.family, self.frame
+        scale = next(rule for rule in family.rules if rule.target == ENDS[0]).constant(self.stock_config, -1, dtype)
+        if module == family.embedding:
+            return frame.embedding / scale
+        if module == family.head:
+            if kind == "bias":
+                return frame.head_bias
+            assert frame.head is not None
+            return frame.head
+        if module == self.inner:
+            assert frame.inner is not None
+            return frame.inner[0] if kind == "weight" else frame.inner[1]
+        # The table of embeddings is divided by their constant, and the head too if it is that table.
+        scale = scale if frame.head is None else 1.0
+        return frame.gain * self.scale * scale - family.gain_offset if kind == "weight" else frame.bias * scale
+
     def _joined(self, rules: list[Rule], kind: str, shape: tuple[int, ...]) -> torch.Tensor:
         """A stock module's weight or bias from all RiGPT modules that are in it."""
         transposed = kind == "weight" and rules[0].transposed
-        parts = [self._turned(rule.target, kind) for rule in rules]
+        parts: list[torch.Tensor | None]
         if kind == "weight" and rules[0].norm is not None:
             gain = self._gain(rules[0].norm)
-            parts = [None if part is None else part / gain for part in parts]
+            parts = [self._reading(rule) / gain for rule in rules]
+        else:
+            parts = [self._turned(rule.target, kind) for rule in rules]
+        if rules[0].gain:
+            # Gains that are absent are 1.
+            absent = torch.full(shape, 1 / self.constants[rules[0].target], dtype=torch.float64)
+            return (absent.to(self.frame.gain.device) if parts[0] is None else parts[0]) - self.family.gain_offset
         if rules[0].rows is None and parts[0] is not None:
             return parts[0].T if transposed else parts[0]
-        # Zeros are a bias that is absent, ones gains.
-        absent = torch.ones if rules[0].gain else torch.zeros
-        whole = absent(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
+        # A bias that is absent is 0.
+        whole = torch.zeros(shape[::-1] if transposed else shape, dtype=torch.float64, device=self.frame.gain.device)
         for rule, part in zip(rules, parts, strict=True):
             if rule.rows is not None and part is not None:
                 rule.rows(self.stock_config).place(part, whole)
@@ -293,9 +351,28 @@ class _Unfolding:
     def _gain(self, norm: str) -> torch.Tensor:
         """The gains of a norm inside the layers, `[S]`."""
         if norm not in self.gains:
-            parts = (self._turned(rule.target, "weight") for rule in self.readers[norm])
-            self.gains[norm] = even_gains(sum(part.square().sum(0) for part in parts if part is not None))
+            columns = [self._reading(rule).square().sum(0) for rule in self.readers[norm] if self._is_there(rule)]
+            self.gains[norm] = even_gains(torch.stack(columns).sum(0))
         return self.gains[norm]
+
+    def _is_there(self, rule: Rule) -> bool:
+        """Whether a RiGPT has a module: not where layers have experts, or have none."""
+        return (rule.target, "weight") in self.named
+
+    def _reading(self, rule: Rule) -> torch.Tensor:
+        """
+        What reads a norm, before it is divided by the gains, `[n, S]`.
+
+        A norm that centres leaves out what is the same in a row. Where its biases are its gains `g`, that comes back:
+        `(W C + b 1ᵀ/S) / g` gives `W n(x) + b`.
+        """
+        weight = self._turned(rule.target, "weight")
+        assert weight is not None
+        if rule.norm not in self.biased:
+            return weight
+        weight = weight - weight.mean(1, keepdim=True)
+        bias = self._turned(rule.target, "bias") if f"{rule.target}.bias" in self.moved else None
+        return weight if bias is None else weight + bias[:, None] / weight.shape[1]
 
     def _turned(self, module: str, kind: str) -> torch.Tensor | None:
         """One RiGPT tensor in the stock frame, in float64; `None` for a bias that is absent."""
@@ -303,6 +380,7 @@ class _Unfolding:
         if name is None:
             return None
         tensor = self._with_wide_heads(name, self.state[name].to(torch.float64))
+        tensor = tensor / self.constants.get(module, 1.0)
         match self.table.role_on(name, "stream"):
             case "reads" | "rows":
                 return self.frame.read(tensor)

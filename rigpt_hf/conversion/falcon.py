@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from transformers import FalconConfig
+from transformers import FalconConfig, FalconForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .activations import rigpt_activation
-from .dropout import vector_dropout
+from .dropout import stock_dropouts, vector_dropout
 from .gpt_neox import grouped
-from .llama import PARTIAL
-from .maps import NORM_BIASES, Architecture, Family, Rule, only, same
+from .llama import BIASES, PARTIAL, ROTARY, heads_share_stream, turns_whole_heads
+from .maps import NORM_BIASES, Architecture, Family, Rule, Target, only, same
 
 
 def key_value_heads(config: FalconConfig) -> int:
@@ -107,6 +107,29 @@ def rigpt_config(config: FalconConfig, dropout: str | None = "vector") -> RiGPTC
     )
 
 
+def stock_config(config: RiGPTConfig) -> FalconConfig:
+    """
+    The configuration of the Falcon equal to a RiGPT, but for `tie_word_embeddings`: where attention and MLP stand side
+    by side of the newer architecture, with one norm.
+    """
+    parallel, heads = config.use_parallel_residual, config.num_key_value_heads
+    dropouts = stock_dropouts(config, FALCON.name, ("hidden_dropout",))
+    return FalconConfig(
+        **FALCON.stock_fields(config),
+        **dropouts,
+        # In blocks that follow each other the class takes it for what attention writes.
+        attention_dropout=dropouts["hidden_dropout"],
+        new_decoder_architecture=parallel,
+        parallel_attn=parallel,
+        num_ln_in_parallel_attn=1 if parallel else None,
+        num_kv_heads=heads,
+        multi_query=not parallel and heads == 1,
+        bias=config.attention_output_bias,
+        activation=config.hidden_act,
+        rope_parameters=dict(config.rope_parameters or {}),
+    )
+
+
 def serial_dropout(config: FalconConfig) -> str | None:
     """A refusal of a second probability of dropout, which attention's output has in blocks that are not parallel."""
     if in_parallel(config) or config.attention_dropout == config.hidden_dropout:
@@ -145,3 +168,27 @@ REFUSED = {
     "num_ln_in_parallel_attn": impossible,
 }
 ARCHITECTURES = {"falcon": Architecture("FalconForCausalLM", FALCON, rigpt_config, REFUSED, variant)}
+TARGETS = {
+    "falcon": Target(
+        name=FALCON.name,
+        model_class=FalconForCausalLM,
+        family=FALCON,
+        expresses={
+            **BIASES,
+            "output_bias": None,
+            "hidden_act": None,
+            "head_dim": heads_share_stream,
+            "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
+            "use_parallel_residual": None,
+            "num_key_value_heads": lambda config: (
+                config.use_parallel_residual or config.num_key_value_heads in (1, config.num_attention_heads)
+            ),
+        },
+        stock_config=stock_config,
+        summary=(
+            f"{ROTARY}, LayerNorms, an ungated MLP, no q/k normalisation, `head_dim = hidden_size / "
+            "num_attention_heads` and, in blocks that follow each other, one key-value head or as many as heads"
+        ),
+        variant=variant,
+    )
+}

@@ -62,13 +62,14 @@ def rows_of_heads(gain: torch.Tensor, rows: int) -> torch.Tensor:
     return gain.double().repeat(rows // len(gain))
 
 
-def as_vectors(state: dict[str, torch.Tensor], tolerance: float) -> dict[str, torch.Tensor]:
+def as_vectors(state: dict[str, torch.Tensor], tolerance: float, together: bool = False) -> dict[str, torch.Tensor]:
     """
     The weights of a RiGPT with metrics as those of one with gains.
 
     Args:
         state (`dict[str, torch.Tensor]`): by name.
         tolerance (`float`): how far from diagonal, and from those of other heads, metrics may be, relative.
+        together (`bool`, defaults to `False`): every head has gains of its own.
 
     Raises:
         ValueError: if a metric is no gain in the frame that its head is in, or those of a layer are not the same.
@@ -79,16 +80,18 @@ def as_vectors(state: dict[str, torch.Tensor], tolerance: float) -> dict[str, to
             continue
         maps = maps.double().unflatten(0, (-1, maps.shape[1]))
         metrics = maps.mT @ maps
-        squares = metrics.diagonal(dim1=1, dim2=2)[0]
+        squares = metrics.diagonal(dim1=1, dim2=2)[slice(None) if together else slice(1)]
         roots = squares.sqrt()
-        off = (metrics - torch.diag(squares)) / torch.outer(roots, roots)
+        off = (metrics - torch.diag_embed(squares)) / (roots[:, :, None] * roots[:, None, :])
         if not bool(off.abs().max() <= tolerance):
             layer, of = layer_of(name), "queries" if "q_norm" in name else "keys"
             raise ValueError(
                 f"`qk_norm_gain='metric'` has no counterpart in stock models where a metric is no gain: those of {of} "
-                f"in layer {layer} are {float(off.abs().max()):.1e} away from one that is diagonal and the same in "
-                "all heads. Export the model before its heads are turned or trained, or keep it as RiGPT."
+                f"in layer {layer} are {float(off.abs().max()):.1e} away from one that is diagonal"
+                f"{'' if together else ' and the same in all heads'}. Export the model before its heads are turned or "
+                "trained, or keep it as RiGPT."
             )
+        roots = roots.flatten()
         result[name] = 1 / roots
         for kind in ("weight", "bias"):
             rows = name.replace("_norm.weight", f"_proj.{kind}")

@@ -2,10 +2,31 @@
 
 from dataclasses import replace
 
-from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+)
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, head_dim, kin_config, sight
+from .llama import (
+    ATTENTION_BIASES,
+    BY_TYPE,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    WINDOWS,
+    Expressed,
+    by_type,
+    head_dim,
+    kin_config,
+    kin_target,
+    layers_in_sight,
+    sight,
+)
 from .maps import Architecture, Family, Rule, only, same
 from .qwen3 import with_head_gains
 
@@ -72,6 +93,11 @@ def gemma3_config(config: Gemma3TextConfig, dropout: str | None = "vector") -> R
     return kin_config(GEMMA3, config, "hidden_activation", post_norm=True, **gains, **sight(config, True))
 
 
+def size_of_heads(config: RiGPTConfig) -> int:
+    """The scalar with which a stock class scales queries as a RiGPT does."""
+    return config.head_dim
+
+
 BIDIRECTIONAL = only(
     "use_bidirectional_attention",
     (None, False),
@@ -82,4 +108,30 @@ ARCHITECTURES = {
     "gemma": Architecture("GemmaForCausalLM", GEMMA, rigpt_config, PARTIAL | BIDIRECTIONAL),
     "gemma2": Architecture("Gemma2ForCausalLM", GEMMA2, gemma2_config, PARTIAL | BIDIRECTIONAL),
     "gemma3_text": Architecture("Gemma3ForCausalLM", GEMMA3, gemma3_config, PARTIAL | BIDIRECTIONAL),
+}
+# Its configuration takes the other GELU for this one.
+_GELU: Expressed = {"hidden_act": lambda config: config.hidden_act != "gelu"}
+OUTPUT_NORMS: Expressed = {"post_norm": lambda config: config.post_norm}
+_NORMED = f"{ROTARY}, norms in front of blocks and behind them, a gated MLP without biases"
+TARGETS = {
+    "gemma": kin_target(GemmaForCausalLM, GEMMA, f"{ROTARY}, a gated MLP without biases, no q/k normalisation", _GELU),
+    "gemma2": kin_target(
+        Gemma2ForCausalLM,
+        GEMMA2,
+        f"{_NORMED}, no q/k normalisation",
+        OUTPUT_NORMS | WINDOWS,
+        windows=layers_in_sight,
+        activation="hidden_activation",
+        query_pre_attn_scalar=size_of_heads,
+    ),
+    "gemma3_text": kin_target(
+        Gemma3ForCausalLM,
+        GEMMA3,
+        f"{_NORMED}, and q/k normalisation",
+        OUTPUT_NORMS | WINDOWS | BY_TYPE | {"qk_norm": lambda config: config.qk_norm, "qk_norm_gain": None},
+        windows=layers_in_sight,
+        activation="hidden_activation",
+        rope_parameters=by_type,
+        query_pre_attn_scalar=size_of_heads,
+    ),
 }

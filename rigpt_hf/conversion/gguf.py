@@ -1,6 +1,5 @@
 """`export_gguf`: a RiGPT on disk becomes a GGUF file, which llama.cpp and the programs around it run."""
 
-import re
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from .gguf_file import (
     read_gguf,
     write_gguf,
 )
+from .neutral import fault
 
 
 logger = logging.get_logger(__name__)
@@ -159,10 +159,8 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
             check_known(plan.config)
             return plan
         except ValueError as error:
-            reasons[known[kind]] = str(error)
-    # Of each the fault alone: what else its class has, and where else to go, is not asked for.
-    faults = {target: re.split(r", which |[.:] ", reason, maxsplit=1)[0] for target, reason in reasons.items()}
-    said = "; ".join(f"as {target}: {fault.rstrip('.')}" for target, fault in faults.items())
+            reasons[known[kind]] = fault(error)
+    said = "; ".join(f"as {target}: {reason}" for target, reason in reasons.items())
     raise ValueError(
         f"`source` must be a model that llama.cpp can run, got {source!r}, which is none, {said}. ONNX Runtime runs "
         "networks of layers without windows and experts: export it with `--to onnx`, or keep it as RiGPT."

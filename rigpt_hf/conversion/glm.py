@@ -1,11 +1,11 @@
 """GLM-4: Llama's weight map, neighbours in part of every head turn together; the later one has norms behind blocks."""
 
-from transformers import Glm4Config, GlmConfig
+from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .gemma import with_output_norms
-from .llama import UNBIASED, head_dim, kin_config, turns_whole_heads
+from .gemma import OUTPUT_NORMS, with_output_norms
+from .llama import IN_PART, UNBIASED, Expressed, head_dim, in_part, kin_config, kin_target, turns_whole_heads
 from .maps import Architecture, same
 from .phi3 import half
 
@@ -45,4 +45,16 @@ def glm4_config(config: Glm4Config, dropout: str | None = "vector") -> RiGPTConf
 ARCHITECTURES = {
     "glm": Architecture("GlmForCausalLM", GLM, rigpt_config),
     "glm4": Architecture("Glm4ForCausalLM", GLM4, glm4_config),
+}
+_BIASES: Expressed = {"attention_bias": None}
+_SUMMARY = "rotary positions with fixed frequencies, a gated MLP, biases on q, k and v alone, no q/k normalisation"
+TARGETS = {
+    "glm": kin_target(GlmForCausalLM, GLM, _SUMMARY, IN_PART | _BIASES, rope_parameters=in_part),
+    "glm4": kin_target(
+        Glm4ForCausalLM,
+        GLM4,
+        f"{_SUMMARY}, norms in front of blocks and behind them",
+        IN_PART | _BIASES | OUTPUT_NORMS,
+        rope_parameters=in_part,
+    ),
 }

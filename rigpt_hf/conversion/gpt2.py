@@ -105,24 +105,26 @@ REFUSED = only(
     "RiGPT is a decoder without an encoder to attend to",
     "Convert a GPT-2 with `add_cross_attention=False`",
 )
+# What this class and its kin can express.
+GPT2_OPTIONS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "position_embedding_type": lambda config: config.position_embedding_type == "learned",
+    "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
+    "head_dim": None,
+    "rope_parameters": None,
+    # A bias that is absent is 0.
+    "attention_bias": None,
+    "attention_output_bias": None,
+    "mlp_bias": None,
+    "output_bias": None,
+    "hidden_act": None,
+}
 ARCHITECTURES = {"gpt2": Architecture("GPT2LMHeadModel", GPT2, rigpt_config, REFUSED)}
 TARGETS = {
     "gpt2": Target(
         name="GPT-2",
         model_class=GPT2LMHeadModel,
         family=GPT2,
-        expresses={
-            "position_embedding_type": lambda config: config.position_embedding_type == "learned",
-            "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
-            "head_dim": None,
-            "rope_parameters": None,
-            # A bias that is absent is 0.
-            "attention_bias": None,
-            "attention_output_bias": None,
-            "mlp_bias": None,
-            "output_bias": None,
-            "hidden_act": None,
-        },
+        expresses=GPT2_OPTIONS,
         stock_config=stock_config,
         summary="learned positions, an ungated MLP, as many key-value heads as heads and no q/k normalisation",
     )

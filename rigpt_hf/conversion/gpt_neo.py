@@ -1,13 +1,13 @@
 """GPT-Neo and TinyStories: GPT-2's network with separate maps, scores that are not scaled, and layers that slide."""
 
-from transformers import GPTNeoConfig
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from ..layers_rigpt import FULL, SLIDING
-from .activations import rigpt_activation
-from .dropout import vector_dropout
-from .gpt2 import GPT2
-from .maps import NORM_BIASES, Architecture
+from .activations import rigpt_activation, stock_activation
+from .dropout import stock_dropouts, vector_dropout
+from .gpt2 import GPT2, GPT2_OPTIONS
+from .maps import NORM_BIASES, Architecture, Target
 
 
 _ATTENTION, _MLP = "transformer.h.{i}.attn.attention", "transformer.h.{i}.mlp"
@@ -65,4 +65,28 @@ def rigpt_config(config: GPTNeoConfig, dropout: str | None = "vector") -> RiGPTC
     )
 
 
+def stock_config(config: RiGPTConfig) -> GPTNeoConfig:
+    """The configuration of the GPT-Neo equal to a RiGPT, but for `tie_word_embeddings`."""
+    kinds = [
+        "local" if kind == SLIDING else "global" for kind in config.layer_types or [FULL] * config.num_hidden_layers
+    ]
+    return GPTNeoConfig(
+        **GPT_NEO.stock_fields(config),
+        **stock_dropouts(config, GPT_NEO.name, ("resid_dropout", "embed_dropout")),
+        attention_types=[[kinds, 1]],
+        window_size=config.sliding_window or config.max_position_embeddings,
+        activation_function=stock_activation(config.hidden_act),
+    )
+
+
 ARCHITECTURES = {"gpt_neo": Architecture("GPTNeoForCausalLM", GPT_NEO, rigpt_config)}
+TARGETS = {
+    "gpt_neo": Target(
+        name=GPT_NEO.name,
+        model_class=GPTNeoForCausalLM,
+        family=GPT_NEO,
+        expresses={**GPT2_OPTIONS, "layer_types": None, "sliding_window": None},
+        stock_config=stock_config,
+        summary="learned positions, an ungated MLP, as many key-value heads as heads and no q/k normalisation",
+    )
+}

@@ -2,15 +2,16 @@
 
 import math
 
-from transformers import GPTJConfig
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .activations import rigpt_activation
-from .dropout import vector_dropout
-from .gpt2 import GPT2
+from .activations import rigpt_activation, stock_activation
+from .dropout import stock_dropouts, vector_dropout
+from .gpt2 import GPT2, GPT2_OPTIONS
 from .gpt_neox import head_dim
-from .maps import NORM_BIASES, Architecture
+from .llama import heads_share_stream
+from .maps import NORM_BIASES, Architecture, Target
 
 
 # A constant of the library's class.
@@ -80,3 +81,43 @@ def unturned(config: GPTJConfig) -> str | None:
 
 
 ARCHITECTURES = {"gptj": Architecture("GPTJForCausalLM", GPTJ, rigpt_config, {"rotary_dim": unturned})}
+
+
+def is_turned_as_gptj(config: RiGPTConfig) -> bool:
+    """Whether positions turn heads by the frequencies that are constants of the class."""
+    rope = dict(config.rope_parameters or {})
+    rope.pop("partial_rotary_factor", None)
+    return rope == {"rope_type": "default", "rope_theta": ROPE_THETA}
+
+
+def stock_config(config: RiGPTConfig) -> GPTJConfig:
+    """The configuration of the GPT-J equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
+    turned = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+    return GPTJConfig(
+        **GPTJ.stock_fields(config),
+        **stock_dropouts(config, GPTJ.name, ("resid_pdrop", "embd_pdrop")),
+        activation_function=stock_activation(config.hidden_act),
+        rotary_dim=int(config.head_dim * turned),
+    )
+
+
+TARGETS = {
+    "gptj": Target(
+        name=GPTJ.name,
+        model_class=GPTJForCausalLM,
+        family=GPTJ,
+        expresses={
+            **GPT2_OPTIONS,
+            "position_embedding_type": lambda config: config.position_embedding_type == "rotary",
+            "head_dim": heads_share_stream,
+            "rope_parameters": is_turned_as_gptj,
+            "use_parallel_residual": lambda config: config.use_parallel_residual,
+        },
+        stock_config=stock_config,
+        summary=(
+            f"rotary positions with `rope_theta` {ROPE_THETA:g}, attention and an ungated MLP side by side, as many "
+            "key-value heads as heads, no biases in attention, no q/k normalisation and "
+            "`head_dim = hidden_size / num_attention_heads`"
+        ),
+    )
+}

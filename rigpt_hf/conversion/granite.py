@@ -1,9 +1,9 @@
 """Granite (dense): Llama's weight map, and four constants of the configuration that fold into it."""
 
-from transformers import GraniteConfig
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import LLAMA, PARTIAL, head_dim, kin_config
+from .llama import LLAMA, PARTIAL, ROTARY, head_dim, kin_config, kin_target
 from .maps import Architecture
 
 
@@ -47,3 +47,14 @@ def rigpt_config(config: GraniteConfig, dropout: str | None = "vector") -> RiGPT
 
 
 ARCHITECTURES = {"granite": Architecture("GraniteForCausalLM", GRANITE, rigpt_config, PARTIAL)}
+TARGETS = {
+    "granite": kin_target(
+        GraniteForCausalLM,
+        GRANITE,
+        f"{ROTARY}, a gated MLP, no q/k normalisation",
+        embedding_multiplier=1.0,
+        residual_multiplier=1.0,
+        logits_scaling=1.0,
+        attention_multiplier=lambda config: config.head_dim**-0.5,
+    )
+}

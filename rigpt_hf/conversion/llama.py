@@ -1,26 +1,27 @@
 """The Llama family (Llama, Mistral, Ministral, Qwen2): one weight map, and what each option of them becomes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import (
     LlamaForCausalLM,
     Ministral3Config,
+    Ministral3ForCausalLM,
+    MinistralForCausalLM,
     MistralForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
-from transformers.utils import logging
 
 from ..configuration_rigpt import RiGPTConfig
 from ..layers_rigpt import FULL, SLIDING, by_layer_type
 from .activations import rigpt_activation
+from .dropout import stock_dropouts
 from .maps import Architecture, Family, Rule, Target, same
 
 
-logger = logging.get_logger(__name__)
-
+Expressed = dict[str, Callable[[RiGPTConfig], bool] | None]
 _L = "model.layers.{i}"
 _ATTENTION_NORM = f"{_L}.input_layernorm"
 _MLP_NORM = f"{_L}.post_attention_layernorm"
@@ -202,6 +203,9 @@ def kin_target(
     expresses: Mapping[str, Callable[[RiGPTConfig], bool] | None] | None = None,
     constants: Mapping[str, float] | None = None,
     windows: Callable[[RiGPTConfig], dict[str, Any]] | None = None,
+    activation: str = "hidden_act",
+    dropouts: Sequence[str] = (),
+    variant: Callable[[Any], Family] | None = None,
     **own: Any,
 ) -> Target:
     """
@@ -213,17 +217,16 @@ def kin_target(
         summary (`str`), constants: see [`Target`].
         expresses: options for which it differs from Llama, see [`Target`].
         windows (`Callable`, *optional*): the fields of its configuration that say how far back layers see.
-        own: fields of its configuration that do not follow from Llama's names.
+        activation (`str`, defaults to `"hidden_act"`): what its configuration calls the activation.
+        dropouts (`Sequence[str]`, *optional*): what it calls the probabilities that `residual_dropout` and
+            `embedding_dropout` are in it; as many as it has.
+        variant (`Callable`, *optional*): see [`Target`].
+        own: fields of its configuration that do not follow from Llama's names, or functions of ours that give them.
     """
     name = model_class.__name__.removesuffix("ForCausalLM")
 
     def stock_config(config: RiGPTConfig) -> PreTrainedConfig:
-        if config.residual_dropout or config.embedding_dropout:
-            logger.warning(
-                f"`residual_dropout={config.residual_dropout}` and `embedding_dropout={config.embedding_dropout}` "
-                f"have no counterpart in {name} and were set to 0. Evaluation is unaffected; training differs."
-            )
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = stock_dropouts(config, name, dropouts)
         for ours, theirs in family.options.items():
             # One option for several biases: those that are absent are 0.
             options[theirs] = options.get(theirs) or getattr(config, ours)
@@ -231,13 +234,14 @@ def kin_target(
             options |= windows(config)
         same_as_llama = {
             "head_dim": config.head_dim,
-            "hidden_act": config.hidden_act,
+            activation: config.hidden_act,
             "rope_parameters": dict(config.rope_parameters or {}),
         }
-        return model_class.config_class(**family.stock_fields(config) | options | same_as_llama | own)
+        others = {field: value(config) if callable(value) else value for field, value in own.items()}
+        return model_class.config_class(**family.stock_fields(config) | options | same_as_llama | others)
 
     options = _EXPRESSES | dict.fromkeys(family.options) | dict(expresses or {})
-    return Target(name, model_class, family, options, stock_config, summary, constants or {})
+    return Target(name, model_class, family, options, stock_config, summary, constants or {}, variant)
 
 
 def one_window(config: RiGPTConfig) -> dict[str, Any]:
@@ -251,6 +255,34 @@ def window_by_layer(config: RiGPTConfig) -> dict[str, Any]:
     return {"use_sliding_window": slides, "sliding_window": config.sliding_window, "layer_types": config.layer_types}
 
 
+def layers_in_sight(config: RiGPTConfig) -> dict[str, Any]:
+    """The same of a class that always has such a list, and makes a mask of a window whether or not a layer slides."""
+    window = config.sliding_window or config.max_position_embeddings
+    return {"sliding_window": window, "layer_types": config.layer_types or [FULL] * config.num_hidden_layers}
+
+
+def in_part(config: RiGPTConfig) -> dict[str, Any]:
+    """Rope parameters for a class that turns part of every head where nothing is said of it."""
+    return {"partial_rotary_factor": 1.0} | dict(config.rope_parameters or {})
+
+
+def by_type(config: RiGPTConfig) -> dict[str, Any]:
+    """Rope parameters for a class that has them for both types of layers."""
+    rope = config.rope_parameters or {}
+    return dict(rope) if by_layer_type(rope) else {kind: dict(rope) for kind in (FULL, SLIDING)}
+
+
+def heads_share_stream(config: RiGPTConfig) -> bool:
+    """Whether heads are as large as in classes whose configuration does not say how large they are."""
+    return config.num_attention_heads * config.head_dim == config.hidden_size
+
+
+def beta_of_zero(config: RiGPTConfig) -> dict[str, Any]:
+    """Rope parameters for a Ministral 3 that does not scale its queries."""
+    first = {"original_max_position_embeddings": config.max_position_embeddings}
+    return first | dict(config.rope_parameters or {}) | {"llama_4_scaling_beta": 0.0}
+
+
 PARTIAL = {"rope_parameters['partial_rotary_factor']": partial_rotation}
 _SCALED = {"rope_parameters['llama_4_scaling_beta']": scaled_queries}
 ARCHITECTURES = {
@@ -261,7 +293,7 @@ ARCHITECTURES = {
     "qwen2": Architecture("Qwen2ForCausalLM", UNBIASED, qwen2_rigpt_config, PARTIAL),
 }
 # Options that all of the family can express.
-_EXPRESSES: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+_EXPRESSES: Expressed = {
     "gated_mlp": lambda config: config.gated_mlp,
     # Which turn whole heads, whatever their configuration says.
     "rope_parameters": lambda config: turns_whole_heads(config.rope_parameters or {}),
@@ -272,15 +304,23 @@ _EXPRESSES: dict[str, Callable[[RiGPTConfig], bool] | None] = {
     # The weights say whether it is 0.
     "output_bias": None,
 }
-UNGATED: dict[str, Callable[[RiGPTConfig], bool] | None] = {"gated_mlp": lambda config: not config.gated_mlp}
+UNGATED: Expressed = {"gated_mlp": lambda config: not config.gated_mlp}
 ROTARY = "rotary positions with fixed frequencies for whole heads"
 _SUMMARY = f"{ROTARY}, a gated MLP, no q/k normalisation"
 # For `expresses` of a class with windows.
-ONE_WINDOW: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+ONE_WINDOW: Expressed = {
     "sliding_window": None,
     "layer_types": lambda config: FULL not in (config.layer_types or ()),
 }
-WINDOWS: dict[str, Callable[[RiGPTConfig], bool] | None] = dict.fromkeys(ONE_WINDOW)
+WINDOWS: Expressed = dict.fromkeys(ONE_WINDOW)
+# And of one that turns part of every head, that has rope parameters by type of layer, or LayerNorms with biases.
+IN_PART: Expressed = {
+    "rope_parameters": lambda config: not by_layer_type(config.rope_parameters),
+}
+BY_TYPE: Expressed = {
+    "rope_parameters": lambda config: all(turns_whole_heads(rope) for rope in by_type(config).values()),
+}
+BIASES: Expressed = dict.fromkeys(("attention_bias", "attention_output_bias", "mlp_bias"))
 TARGETS = {
     "llama": kin_target(LlamaForCausalLM, LLAMA, _SUMMARY),
     "mistral": kin_target(
@@ -292,5 +332,16 @@ TARGETS = {
         f"{_SUMMARY} and biases on q, k and v alone",
         {"attention_bias": None} | WINDOWS,
         windows=window_by_layer,
+    ),
+    "ministral": kin_target(
+        MinistralForCausalLM, UNBIASED, f"{_SUMMARY} and no biases", WINDOWS, windows=layers_in_sight
+    ),
+    "ministral3": kin_target(
+        Ministral3ForCausalLM,
+        UNBIASED,
+        f"{_SUMMARY}, one window and no biases",
+        ONE_WINDOW,
+        windows=one_window,
+        rope_parameters=beta_of_zero,
     ),
 }

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .experts import Layout
@@ -65,6 +67,11 @@ class Rule:
         """The rule for one layer."""
         names = {name: getattr(self, name) for name in ("target", "source", "norm", "behind")}
         return replace(self, **{name: value and value.replace("{i}", str(layer)) for name, value in names.items()})
+
+    def constant(self, config: Any, layer: int, dtype: torch.dtype) -> float:
+        """`scale`, as a model of this dtype has it."""
+        scale = 1.0 if self.scale is None else self.scale(config, layer)
+        return scale if self.buffer is None else float(torch.tensor(scale, dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -209,8 +216,8 @@ class Target:
     Args:
         name (`str`): what error messages call it.
         model_class (`type`): the class.
-        family (`Family`): its weight map; whatever value a field of it has is carried over. Its gains are stored as
-            they are, and its constants are 1 in `stock_config`.
+        family (`Family`): its weight map; whatever value a field of it has is carried over. Constants that its
+            configuration has are best 1 in `stock_config`; the weights take over all others.
         expresses (`Mapping[str, Callable | None]`): other fields of `RiGPTConfig`; `config -> bool`: whether it has a
             value that the class can express, `None` if it can all.
         stock_config (`Callable`): the configuration of the class equal to a RiGPT's, but for
@@ -218,6 +225,8 @@ class Target:
         summary (`str`): what the class has, for error messages.
         constants (`Mapping[str, float]`, *optional*): tensors of the class that no module of RiGPT is in, by name with
             `{i}` for the number of the layer, and the value of all of their entries.
+        variant (`Callable`, *optional*): `config -> Family`: the weight map where it depends on the stock
+            configuration.
     """
 
     name: str
@@ -227,6 +236,11 @@ class Target:
     stock_config: Callable[[RiGPTConfig], Any]
     summary: str
     constants: Mapping[str, float] = field(default_factory=dict)
+    variant: Callable[[Any], Family] | None = None
+
+    def family_of(self, config: Any) -> Family:
+        """The weight map of a model with this stock configuration."""
+        return self.family if self.variant is None else self.variant(config)
 
     def constant(self, name: str) -> float | None:
         """The value of a tensor that is one of `constants`."""

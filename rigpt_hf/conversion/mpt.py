@@ -8,12 +8,13 @@ has linear biases of scores, and uses one probability of dropout for all.
 from collections.abc import Callable
 from typing import Any
 
-from transformers import MptConfig
+from transformers import MptConfig, MptForCausalLM
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from ..configuration_rigpt import RiGPTConfig
-from .dropout import vector_dropout
-from .maps import Architecture, Family, Rows, Rule, same
+from .dropout import stock_dropouts, vector_dropout
+from .llama import heads_share_stream
+from .maps import Architecture, Family, Rows, Rule, Target, same
 
 
 # Neurons per dimension of the stream, a constant of the library's class.
@@ -88,6 +89,12 @@ def rigpt_config(config: MptConfig, dropout: str | None = "vector") -> RiGPTConf
     )
 
 
+def stock_config(config: RiGPTConfig) -> MptConfig:
+    """The configuration of the MPT equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
+    stock_dropouts(config, MPT.name, ())  # its configuration takes whole numbers for its probabilities
+    return MptConfig(**MPT.stock_fields(config))
+
+
 def clipped(config: MptConfig) -> str | None:
     """Coordinates that are cut off."""
     if not (bound := config.attn_config.clip_qkv):
@@ -127,3 +134,26 @@ REFUSED = {
     "expansion_ratio": ignored("expansion_ratio", EXPANSION),
 }
 ARCHITECTURES = {"mpt": Architecture("MptForCausalLM", MPT, rigpt_config, REFUSED)}
+# What this class and BLOOM can express.
+MPT_OPTIONS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
+    "position_embedding_type": lambda config: config.position_embedding_type == "alibi",
+    "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
+    "head_dim": heads_share_stream,
+    "intermediate_size": lambda config: config.intermediate_size == EXPANSION * config.hidden_size,
+    "rope_parameters": None,
+    "output_bias": None,
+}
+TARGETS = {
+    "mpt": Target(
+        name=MPT.name,
+        model_class=MptForCausalLM,
+        family=MPT,
+        expresses={**MPT_OPTIONS, "hidden_act": lambda config: config.hidden_act == "gelu"},
+        stock_config=stock_config,
+        summary=(
+            f"linear biases of scores, an ungated MLP of GELU with {EXPANSION} neurons per dimension, as many "
+            "key-value heads as heads, no biases, no q/k normalisation and `head_dim = hidden_size / "
+            "num_attention_heads`"
+        ),
+    )
+}

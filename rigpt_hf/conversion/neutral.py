@@ -1,11 +1,16 @@
 """A stock class can express the options that it declares, and all others at values that do nothing."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
+from itertools import islice
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from ..checkpoints.source import shown
 from ..configuration_rigpt import RiGPTConfig
 from ..symmetry.alignment import INCIDENTAL
 from .maps import Target
@@ -17,6 +22,8 @@ NEUTRAL: dict[str, dict[str, float | None]] = {
     "attention_score": {"distance_weight": 0.0},
     "value_embedding_period": {"value_embedding.weight": 0.0, "value_gate.weight": None},
 }
+# So many targets are named in a message, and reasons of each.
+NAMED = 3
 # `choose_frame` puts the first two into the tables of tokens; only a solver reads the others.
 ANYWHERE = {"embedding_size", "tie_word_embeddings", "depth_rtol", "depth_atol"}
 
@@ -42,13 +49,35 @@ def refuse_options(
         ValueError: if an option is in use that the target does not have; the message names all of them.
     """
     if refused := refused_options(config, state, target):
-        others = {name: other for name, other in (others or {}).items() if not refused_options(config, state, other)}
-        able = " or ".join(f"`target={name!r}`" for name in others)
+        able = joined([f"`target={name!r}`" for name in able_targets(config, state, others or {})], "or")
         raise ValueError(
             f"{' and '.join(refused)} {'has' if len(refused) == 1 else 'have'} no counterpart in {target.name}, which "
             f"has {target.summary}. {f'Try {able}' if able else 'Keep this model as RiGPT'}."
         )
     return _idle(config, state)
+
+
+def able_targets(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targets: Mapping[str, Target]) -> list[str]:
+    """The names of the first few among some targets that have all options of a RiGPT."""
+    able = (name for name, target in targets.items() if not refused_options(config, state, target))
+    return list(islice(able, NAMED))
+
+
+def nearest(reasons: Mapping[str, Sequence[str]]) -> str:
+    """Which targets lack the least of a model, by the reasons against each of them, in words."""
+    least = sorted(reasons, key=lambda name: len(reasons[name]))[:NAMED]
+    said = [f"not {name}: {joined([shown(reason) for reason in reasons[name][:NAMED]], 'and')}" for name in least]
+    return f"{'; '.join(said)}. `rigpt families` says what classes have; keep this model as RiGPT"
+
+
+def fault(error: ValueError) -> str:
+    """What an error of an export says is wrong, without what a class has and where else to go."""
+    return re.split(r", which |[.:] ", str(error), maxsplit=1)[0].rstrip(".")
+
+
+def joined(names: Sequence[str], word: str) -> str:
+    """`a, b or c`."""
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], target: Target) -> list[str]:
@@ -58,8 +87,9 @@ def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targ
     judged = {option for option, parameters in NEUTRAL.items() if parameters.keys() <= endings}
     free = {*target.family.fields, *INCIDENTAL, *ANYWHERE, *judged}
     refused = []
+    values = vars(config)  # much quicker than `getattr`, which Transformers wraps
     for option, default in options_of(config).items():
-        value = getattr(config, option)
+        value = values[option]
         if option in target.expresses:
             expressed = target.expresses[option]
             possible = expressed is None or expressed(config)
@@ -72,8 +102,13 @@ def refused_options(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targ
 
 def options_of(config: RiGPTConfig) -> dict[str, object]:
     """Every field that a RiGPT's configuration has beyond the library's, with its default."""
+    return _defaults(type(config))  # type: ignore[arg-type]  # of a class, which has a hash
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, object]:
     shared = {field.name for field in fields(PreTrainedConfig)}
-    return {field.name: field.default for field in fields(config) if field.name not in shared}
+    return {field.name: field.default for field in fields(kind) if field.name not in shared}
 
 
 def _idle(config: RiGPTConfig, state: Mapping[str, torch.Tensor]) -> set[str]:

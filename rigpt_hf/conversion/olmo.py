@@ -1,9 +1,9 @@
 """OLMo (the first): Llama's weight map with LayerNorms that have neither gain nor bias, but subtract the mean."""
 
-from transformers import OlmoConfig
+from transformers import OlmoConfig, OlmoForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config
+from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, ROTARY, kin_config, kin_target
 from .maps import Architecture, only
 
 
@@ -33,3 +33,8 @@ CLIPPED = only(
     "whether that is so",
 )
 ARCHITECTURES = {"olmo": Architecture("OlmoForCausalLM", OLMO, rigpt_config, PARTIAL | CLIPPED)}
+TARGETS = {
+    "olmo": kin_target(
+        OlmoForCausalLM, OLMO, f"{ROTARY}, LayerNorms without gains and biases, `eps` {EPS}, a gated MLP"
+    )
+}

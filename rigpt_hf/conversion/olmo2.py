@@ -2,11 +2,24 @@
 
 from typing import Any
 
-from transformers import Olmo2Config, Olmo3Config
+from transformers import Olmo2Config, Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
-from .gemma import with_output_norms
-from .llama import ATTENTION_BIASES, LLAMA, PARTIAL, kin_config, sight
+from .gemma import OUTPUT_NORMS, with_output_norms
+from .llama import (
+    ATTENTION_BIASES,
+    BY_TYPE,
+    LLAMA,
+    PARTIAL,
+    ROTARY,
+    WINDOWS,
+    Expressed,
+    by_type,
+    kin_config,
+    kin_target,
+    layers_in_sight,
+    sight,
+)
 from .maps import Architecture
 from .qwen3 import with_head_gains
 
@@ -35,4 +48,22 @@ def olmo3_config(config: Olmo3Config, dropout: str | None = "vector") -> RiGPTCo
 ARCHITECTURES = {
     "olmo2": Architecture("Olmo2ForCausalLM", OLMO2, rigpt_config, PARTIAL),
     "olmo3": Architecture("Olmo3ForCausalLM", OLMO3, olmo3_config, PARTIAL),
+}
+_EXPRESSED: Expressed = OUTPUT_NORMS | {
+    "pre_norm": lambda config: not config.pre_norm,
+    "qk_norm": lambda config: config.qk_norm,
+    "qk_norm_over": lambda config: config.qk_norm_over == "all",
+    "qk_norm_gain": None,
+}
+_SUMMARY = f"{ROTARY}, norms behind blocks and none in front, queries and keys normalised over all heads, a gated MLP"
+TARGETS = {
+    "olmo2": kin_target(Olmo2ForCausalLM, OLMO2, _SUMMARY, _EXPRESSED),
+    "olmo3": kin_target(
+        Olmo3ForCausalLM,
+        OLMO3,
+        _SUMMARY,
+        _EXPRESSED | WINDOWS | BY_TYPE,
+        windows=layers_in_sight,
+        rope_parameters=by_type,
+    ),
 }

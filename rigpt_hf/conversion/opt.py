@@ -7,13 +7,15 @@ with padding on the left give them, as `generate` does.
 
 from typing import Any
 
-from transformers import OPTConfig
+from transformers import OPTConfig, OPTForCausalLM
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
-from .activations import rigpt_activation
-from .dropout import vector_dropout
-from .maps import Architecture, Family, Rule, only, same
+from .activations import rigpt_activation, stock_activation
+from .dropout import stock_dropouts, vector_dropout
+from .gpt2 import GPT2_OPTIONS
+from .llama import heads_share_stream
+from .maps import Architecture, Family, Rule, Target, only, same
 
 
 # Constants of the library's class.
@@ -109,6 +111,16 @@ def rigpt_config(config: OPTConfig, dropout: str | None = "vector") -> RiGPTConf
     )
 
 
+def stock_config(config: RiGPTConfig) -> OPTConfig:
+    """The configuration of the OPT equal to a RiGPT, but for `tie_word_embeddings`, which the weights decide."""
+    return OPTConfig(
+        **OPT.stock_fields(config),
+        **stock_dropouts(config, OPT.name, ("dropout",)),
+        activation_function=stock_activation(config.hidden_act),
+        enable_bias=config.attention_output_bias,
+    )
+
+
 REFUSED = {
     **only(
         "do_layer_norm_before",
@@ -130,3 +142,16 @@ REFUSED = {
     ),
 }
 ARCHITECTURES = {"opt": Architecture("OPTForCausalLM", OPT, rigpt_config, REFUSED, variant)}
+TARGETS = {
+    "opt": Target(
+        name=OPT.name,
+        model_class=OPTForCausalLM,
+        family=OPT,
+        expresses={**GPT2_OPTIONS, "head_dim": heads_share_stream},
+        stock_config=stock_config,
+        summary=(
+            f"learned positions, LayerNorms with `eps` {EPS}, an ungated MLP, as many key-value heads as heads, no "
+            "q/k normalisation and `head_dim = hidden_size / num_attention_heads`"
+        ),
+    )
+}

@@ -1,10 +1,10 @@
 """Phi-1, Phi-1.5 and Phi-2: attention and MLP read one norm side by side, and the head has a bias."""
 
-from transformers import PhiConfig
+from transformers import PhiConfig, PhiForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import UNBIASED, kin_config
+from .llama import BIASES, IN_PART, UNBIASED, UNGATED, Expressed, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family
 from .qwen3 import with_head_gains
 
@@ -57,3 +57,14 @@ def rigpt_config(config: PhiConfig, dropout: str | None = "vector") -> RiGPTConf
 
 
 ARCHITECTURES = {"phi": Architecture("PhiForCausalLM", PHI, rigpt_config, variant=variant)}
+_PARALLEL: Expressed = {"use_parallel_residual": lambda config: config.use_parallel_residual}
+TARGETS = {
+    "phi": kin_target(
+        PhiForCausalLM,
+        PHI,
+        "rotary positions with fixed frequencies, LayerNorms, attention and an ungated MLP side by side",
+        IN_PART | UNGATED | BIASES | _PARALLEL,
+        dropouts=("resid_pdrop", "embd_pdrop"),
+        rope_parameters=in_part,
+    )
+}

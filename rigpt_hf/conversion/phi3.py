@@ -2,12 +2,23 @@
 
 from collections.abc import Callable
 
-from transformers import Phi3Config
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from ..checkpoints.weights import Rows
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import UNBIASED, head_dim, kin_config, sight
+from .llama import (
+    ONE_WINDOW,
+    UNBIASED,
+    Expressed,
+    head_dim,
+    heads_share_stream,
+    in_part,
+    kin_config,
+    kin_target,
+    one_window,
+    sight,
+)
 from .maps import Architecture
 
 
@@ -65,3 +76,30 @@ def longrope(config: Phi3Config) -> str | None:
 
 REFUSED = {"rope_parameters['rope_type']='longrope' beyond its first length": longrope}
 ARCHITECTURES = {"phi3": Architecture("Phi3ForCausalLM", PHI3, rigpt_config, REFUSED)}
+
+
+def is_turned_as_phi3(config: RiGPTConfig) -> bool:
+    """Whether a Phi-3 has such frequencies; it checks those of 'longrope' against heads that share the stream."""
+    kind = (config.rope_parameters or {}).get("rope_type")
+    return kind == "default" or (kind == "longrope" and heads_share_stream(config))
+
+
+def first_length(config: RiGPTConfig) -> int:
+    """How long sequences are for which the first frequencies were made."""
+    return (config.rope_parameters or {}).get("original_max_position_embeddings", config.max_position_embeddings)
+
+
+_TURNED: Expressed = {"rope_parameters": is_turned_as_phi3}
+TARGETS = {
+    "phi3": kin_target(
+        Phi3ForCausalLM,
+        PHI3,
+        "rotary positions of the types 'default' and 'longrope', a gated MLP, one window, no biases and no q/k "
+        "normalisation",
+        _TURNED | ONE_WINDOW,
+        windows=one_window,
+        dropouts=("resid_pdrop",),
+        rope_parameters=in_part,
+        original_max_position_embeddings=first_length,
+    )
+}

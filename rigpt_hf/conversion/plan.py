@@ -165,10 +165,9 @@ class _Reader:
         """The constant of the stock model that a tensor takes over."""
         if rule.buffer is not None and rule.buffer in self.buffers:
             return float(self.buffers[rule.buffer])
-        scale = 1.0 if rule.scale is None else rule.scale(self.config, layer)
         # The buffer of a checkpoint is made when it is loaded, in the dtype in which the certificate loads it.
-        return (
-            scale if rule.buffer is None else float(torch.tensor(scale, dtype=finer_dtype(self.finest_dtype(), dtype)))
+        return rule.constant(
+            self.config, layer, dtype if rule.buffer is None else finer_dtype(self.finest_dtype(), dtype)
         )
 
     def _head_dimension(self, name: str) -> int | None:

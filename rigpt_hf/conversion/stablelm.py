@@ -1,11 +1,11 @@
 """StableLM: Llama's weight map with LayerNorms, part of every head turned, its blocks in turn or side by side."""
 
-from transformers import StableLmConfig
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .gpt_neox import OTHER_HEADS, head_dim, rotation
-from .llama import UNBIASED, kin_config
+from .llama import IN_PART, UNBIASED, heads_share_stream, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family, same
 from .qwen3 import with_head_gains
 
@@ -59,3 +59,15 @@ def rigpt_config(config: StableLmConfig, dropout: str | None = "vector") -> RiGP
 
 
 ARCHITECTURES = {"stablelm": Architecture("StableLmForCausalLM", STABLELM, rigpt_config, OTHER_HEADS, variant)}
+TARGETS = {
+    "stablelm": kin_target(
+        StableLmForCausalLM,
+        STABLELM,
+        "rotary positions with fixed frequencies, LayerNorms, a gated MLP, no q/k normalisation and "
+        "`head_dim = hidden_size / num_attention_heads`",
+        IN_PART | {"attention_bias": None, "mlp_bias": None, "head_dim": heads_share_stream},
+        dropouts=("hidden_dropout",),
+        variant=variant,
+        rope_parameters=in_part,
+    )
+}

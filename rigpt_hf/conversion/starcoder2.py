@@ -1,10 +1,10 @@
 """StarCoder2: Llama's weight map with LayerNorms and an MLP without gates."""
 
-from transformers import Starcoder2Config
+from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
-from .llama import LLAMA, PARTIAL, kin_config, sight
+from .llama import BIASES, LLAMA, ONE_WINDOW, PARTIAL, ROTARY, UNGATED, kin_config, kin_target, one_window, sight
 from .maps import NORM_BIASES, Architecture
 
 
@@ -47,3 +47,13 @@ def rigpt_config(config: Starcoder2Config, dropout: str | None = "vector") -> Ri
 
 
 ARCHITECTURES = {"starcoder2": Architecture("Starcoder2ForCausalLM", STARCODER2, rigpt_config, PARTIAL)}
+TARGETS = {
+    "starcoder2": kin_target(
+        Starcoder2ForCausalLM,
+        STARCODER2,
+        f"{ROTARY}, LayerNorms, an ungated MLP, one window, no q/k normalisation",
+        UNGATED | BIASES | ONE_WINDOW,
+        windows=one_window,
+        dropouts=("residual_dropout", "embedding_dropout"),
+    )
+}

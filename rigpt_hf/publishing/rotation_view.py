@@ -223,8 +223,8 @@ def exported(rigpt: Any, model: str) -> Any:
         with suppress(ValueError):
             return export_model(rigpt, target).eval()
     raise ValueError(
-        f"`baseline` must be given for {model!r}, which no stock model computes ({', '.join(TARGETS)}). Name one "
-        "with the same tokenizer."
+        f"`baseline` must be given for {model!r}, which no stock model computes (`rigpt families`). Name one with "
+        "the same tokenizer."
     )
 
 

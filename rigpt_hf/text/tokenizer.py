@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..checkpoints.certificate import longest_of
 from ..checkpoints.read import load_config, reading
 from ..checkpoints.read import load_tokenizer as load
 from .files import local_documents
@@ -146,7 +147,7 @@ def text_ids(source: str, path: Path) -> torch.Tensor:
             "the folder, or leave the text out."
         ) from error
     config = load_config(source)
-    length = min(512, config.max_position_embeddings)
+    length = min(512, longest_of(config))
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:
         raise ValueError(

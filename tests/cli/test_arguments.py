@@ -29,7 +29,7 @@ def test_the_lists_are_those_of_the_library():
     [
         (
             "export A out --to gtp2",
-            "`--to` must be one of auto, gpt2, llama, mistral, qwen2, arcee, apertus, nan",
+            "`--to` must be one of auto, gpt2, llama, mistral, qwen2, ministral, minis",
         ),
         ("export A out --to gtp2", "got 'gtp2'. Did you mean 'gpt2'?"),
         ("export A out --frame up", "`--frame` must be one of auto, lexical, stream, got 'up'. Take one of these."),

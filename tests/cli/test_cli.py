@@ -51,13 +51,16 @@ def test_an_export_goes_where_it_can(rigpt, gpt2_folder, done, tmp_path, caplog)
     done("export", tmp_path / "rigpt", tmp_path / "auto", "--to", "auto")
     assert "is 'gpt2': it is exact with tied embeddings" in caplog.records.pop().message and not caplog.records
     line = in_one_line(rigpt("export", tmp_path / "rigpt", tmp_path / "other", "--to", "llama"))
-    assert "no counterpart in Llama" in line and line.rstrip().endswith("Try `--to gpt2`.")
+    assert "no counterpart in Llama" in line and line.rstrip().endswith(
+        "Try `--to gpt2`, `--to gpt_neo` or `--to opt`."
+    )
     config = json.loads((tmp_path / "rigpt" / "config.json").read_text())
     assert config["converted_from"] == "gpt2"
     for record in (None, "gpt5"):
         (tmp_path / "rigpt" / "config.json").write_text(json.dumps(config | {"converted_from": record}))
         line = in_one_line(rigpt("export", tmp_path / "rigpt", tmp_path / "other"))
-        assert "`--to` must be one of auto, gpt2, llama, " in line and ("'gpt5'" in line) is (record is not None)
+        assert "`--to` must be named for a model that has" in line and ("'gpt5'" in line) is (record is not None)
+        assert "Take 'gpt2', 'gpt_neo' or 'opt', which have its options" in line
     assert not (tmp_path / "other").exists()
 
 

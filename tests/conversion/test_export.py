@@ -283,19 +283,27 @@ def test_what_a_target_cannot_express_is_named():
             "llama",
             "`rope_parameters={.*'partial_rotary_factor': 0.5.*}` has no counterpart in Llama.* for whole heads",
         ),
-        ({"gated_mlp": True}, "qwen2", "`attention_output_bias=True`.*Try `target='llama'` or `target='smollm3'`.$"),
+        (
+            {"gated_mlp": True},
+            "qwen2",
+            "`attention_output_bias=True`.*Try `target='llama'`, `target='ernie4_5'` or `target='granite'`.$",
+        ),
         (
             {"gated_mlp": True},
             "mistral",
-            "`attention_bias=True` and .*no biases. Try `target='llama'` or `target='smollm3'`.$",
+            "`attention_bias=True` and .*no biases. Try `target='llama'`, `target='ernie4_5'` or `target='granite'`.$",
         ),
         (
             {"gated_mlp": True},
             "arcee",
-            "`gated_mlp=True` has no counterpart in Arcee, .* Try `target='llama'` or `target='smollm3'`.$",
+            "`gated_mlp=True` has no counterpart in Arcee, .* Try `target='llama'`, .* or `target='granite'`.$",
         ),
         ({"qk_norm": True}, "apertus", "`hidden_act='gelu_pytorch_tanh'` and `mlp_bias=True`.* ReLU².* Keep this"),
-        ({"hidden_act": "relu2"}, "nanochat", "`qk_norm=False` and `embedding_norm=False`.*Try `target='arcee'`.$"),
+        (
+            {"hidden_act": "relu2"},
+            "nanochat",
+            "`qk_norm=False` and `embedding_norm=False`.*Try `target='arcee'` or `target='starcoder2'`.$",
+        ),
         (
             {
                 "qk_norm": True,
@@ -315,7 +323,7 @@ def test_what_a_target_cannot_express_is_named():
         (multi | {"rotary_learned_frequencies": True}, "gpt_neox", "^`rotary_learned_frequencies=True` has no"),
         (multi, "gpt_neox", "LayerNorm removes one direction of the stream in GPT-NeoX.* uses all 32"),
         (learned | {"embedding_norm": True}, "gpt2", "`embedding_norm=True` have no counterpart in GPT-2"),
-        ({}, "bloom", "`target` must be one of auto, gpt2, llama, mistral, .*, got 'bloom'"),
+        ({}, "t5", "`target` must be one of auto, gpt2, llama, mistral, .*, got 't5'"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(tiny_model(**options), target)

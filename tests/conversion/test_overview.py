@@ -11,7 +11,8 @@ from rigpt_hf.conversion.export import plan_export
 from rigpt_hf.conversion.families import ARCHITECTURES, TARGETS
 from rigpt_hf.conversion.overview import exportable, overview
 
-from .families import FAMILIES, architecture, converted_family
+from .families import architecture, converted_family
+from .test_families import over_architectures
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_costs_are_those_of_whole_models(rows):
     assert max(rows["llama"].products[False], rows["nanochat"].parameters[True]) <= 0 < rows["llama"].products[True]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@over_architectures
 def test_what_can_be_exported_is_exported(name):
     converted = converted_family(name)[1]
     done = set()
