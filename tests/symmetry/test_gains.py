@@ -56,7 +56,7 @@ positions = pytest.mark.parametrize(
 
 @positions
 @pytest.mark.parametrize("over", ["head", "all"])
-@pytest.mark.parametrize("gain", [{}, GAIN_VECTOR, GAIN_METRIC, NORM_BIAS], ids=["none", "vector", "metric", "bias"])
+@pytest.mark.parametrize("gain", [{}, GAIN_VECTOR, GAIN_METRIC], ids=["none", "vector", "metric"])
 def test_heads_do_not_turn_past_a_gain(gain, over, positions):
     """The control that says why the group is smaller; and a metric that does not turn along is no better."""
     model = tiny_model(**({"qk_norm": True, "qk_norm_over": over} | gain | positions))
