@@ -8,7 +8,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.flow_rigpt import evaluations_per_layer
 from rigpt_hf.layers_rigpt import window_of
 from tests.model.agreement import assert_different, assert_same
-from tests.models import ALIBI, SINKS, ALL, over, tiny_model, tokens
+from tests.models import ALIBI, ALL, SINKS, over, tiny_model, tokens
 
 
 # Every kind of position, score, head and way through depth at least once.
