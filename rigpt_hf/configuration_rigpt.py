@@ -97,8 +97,8 @@ class RiGPTConfig(PreTrainedConfig):
         mlp_bias (`bool`, defaults to `False`):
             Biases on all maps of the MLP, those of each expert and of routers among them.
         swiglu_limit (`float`, *optional*):
-            `L`, which bounds what the neurons of a gated MLP read, as in gpt-oss: `act(α gate)/α · (up + 1)`, with gates
-            of at most `L` and `up` between `-L` and `L`. `None`: `act(gate) · up`.
+            `L`, which bounds what the neurons of a gated MLP read, as in gpt-oss: `act(α gate)/α · (up + 1)`, with
+            gates of at most `L` and `up` between `-L` and `L`. `None`: `act(gate) · up`.
         swiglu_alpha (`float`, defaults to 1.0):
             `α`. Needs `swiglu_limit`.
         num_experts (`int`, *optional*):
@@ -145,8 +145,8 @@ class RiGPTConfig(PreTrainedConfig):
             the query. `"distance"`: `(1-λ) q·k - λ|q-k|`. `λ`, one per head, is the learned
             `self_attn.distance_weight`.
         attention_sinks (`bool`, defaults to `False`):
-            A logit for each head in every softmax, the learned `self_attn.sinks`, to which no key belongs: probabilities
-            sum to less than 1, as in gpt-oss.
+            A logit for each head in every softmax, the learned `self_attn.sinks`, to which no key belongs, as in
+            gpt-oss: probabilities sum to less than 1.
         qk_norm (`bool`, defaults to `False`):
             Normalise queries and keys before the score.
         qk_norm_over (`str`, defaults to `"head"`):

@@ -248,8 +248,8 @@ def flex_attention_forward(
         )
     if s_aux is not None and needs_eager(query):
         raise ValueError(
-            "`attn_implementation` must be 'eager' for `attention_sinks=True` on a CPU, where FlexAttention does not say "
-            "what its softmax divided by, got 'flex_attention'. Move the model to a GPU, or load it with 'eager'."
+            "`attn_implementation` must be 'eager' for `attention_sinks=True` on a CPU, where FlexAttention does not "
+            "say what its softmax divided by, got 'flex_attention'. Move the model to a GPU, or load it with 'eager'."
         )
     groups, modify = module.num_key_value_groups, module.score.modify
     if modify is not None:

@@ -274,9 +274,10 @@ def record_logits(
             if routed:
                 routes = routes_of(model.config, output.router_logits, input_ids.shape)
             kept = torch.ones(input_ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-            turned = like is not None and differing_routes(like.routes, routes, kept)
-            if turned and len(routers_of(model)) == len(routes):
-                with on_routes(model, in_places_of(like.routes, routes, kept), kept) as margins:
+            others = None if like is None else like.routes
+            turned = bool(differing_routes(others, routes, kept))
+            if turned and others is not None and routes is not None and len(routers_of(model)) == len(routes):
+                with on_routes(model, in_places_of(others, routes, kept), kept) as margins:
                     held = model(**inputs).logits.cpu()
                 margin = max(margins)
     finally:

@@ -64,7 +64,7 @@ class Layout:
         return shapes
 
     def read(self, source: Weights, key: str, part: int, parts: int) -> torch.Tensor:
-        """One of the maps in a stock tensor, or its biases as one column, `[E, out, in]`; no more is read if possible."""
+        """One of the maps in a stock tensor, or its biases as one column, `[E, out, in]`."""
         shape = source.shapes[key]
         if self.alternating:
             return self.maps(source.read(key), parts)[part]

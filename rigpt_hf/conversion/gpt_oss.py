@@ -14,9 +14,10 @@ from .moe import EVERY_LAYER, HAS_EXPERTS, MIXTRAL, with_experts
 
 
 _SINKS = "model.layers.{i}.self_attn.sinks"
-_MOE = with_experts(
-    LLAMA, "gpt-oss", options=ATTENTION_BIASES | MIXTRAL.options | same("swiglu_limit", "swiglu_alpha")
-).varied("gpt-oss", {"gate": {"source": "model.layers.{i}.mlp.router"}})
+_OPTIONS = {**ATTENTION_BIASES, **MIXTRAL.options, **same("swiglu_limit", "swiglu_alpha")}
+_MOE = with_experts(LLAMA, "gpt-oss", options=_OPTIONS).varied(
+    "gpt-oss", {"gate": {"source": "model.layers.{i}.mlp.router"}}
+)
 GPT_OSS = replace(_MOE, rules=(*_MOE.rules, Rule(_SINKS, _SINKS)), experts=Layout(transposed=True, alternating=True))
 # The class has no other, whatever its configuration says.
 ACTIVATION = "silu"

@@ -118,7 +118,7 @@ class Family:
     former: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     embedding_norm: bool = False
-    experts: Layout = Layout()
+    experts: Layout = field(default_factory=Layout)
     width: Callable[[RiGPTConfig, int], int] | None = None
 
     @property
