@@ -282,8 +282,10 @@ def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.
         quick: Always; by default a cover of all pairs of options.
         full: Besides, where tests marked `full` run: `make test-all`.
     """
-    rest = [pytest.param(name, marks=pytest.mark.full) for name in full if name not in quick]
-    return pytest.mark.parametrize("option", [*quick, *rest])
+    # By name, which is too long for what pytest does by itself.
+    always = [pytest.param(name, id=name) for name in quick]
+    rest = [pytest.param(name, id=name, marks=pytest.mark.full) for name in full if name not in quick]
+    return pytest.mark.parametrize("option", [*always, *rest])
 
 
 def backends(options: dict) -> tuple[str, ...]:
