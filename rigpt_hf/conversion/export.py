@@ -47,6 +47,8 @@ BACKENDS = {
     "flash_attention_2": "_supports_flash_attn",
     "flex_attention": "_supports_flex_attn",
 }
+# Where a message says what else to do.
+ELSEWHERE = "`rigpt families` says what classes have; keep this model as RiGPT"
 # Gains of an export are between 2 to the power of minus this and 2 to the power of it.
 LARGEST_EXPONENT = 8
 
@@ -137,7 +139,7 @@ def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
         advice += "options, or 'auto' for the class in which it is smallest"
     else:
         reasons = {name: refused_options(config, state, target) for name, target in TARGETS.items()}
-        advice = f"No class has all of its options: {nearest(reasons)}"
+        advice = f"No class has all of its options: {nearest(reasons)}. {ELSEWHERE}"
     raise ValueError(f"`target` must be named for a model that has {record}, got None. {advice}.")
 
 
@@ -159,7 +161,8 @@ def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) 
                 refused[name] = [fault(error)]
     if not plans:
         raise ValueError(
-            f"`target` must be a class that has all options of this model, and there is none: {nearest(refused)}."
+            f"`target` must be a class that has all options of this model, and there is none: {nearest(refused)}. "
+            f"{ELSEWHERE}."
         )
     best = min(plans, key=lambda name: (plans[name].size, name != config.converted_from))
     kept = "tied embeddings" if plans[best].config.tie_word_embeddings else "a head of its own"

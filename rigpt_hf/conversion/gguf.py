@@ -31,7 +31,7 @@ from .gguf_file import (
     read_gguf,
     write_gguf,
 )
-from .neutral import fault
+from .neutral import fault, nearest, refused_options
 
 
 logger = logging.get_logger(__name__)
@@ -149,21 +149,22 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
         source (`str`): what error messages call the model.
 
     Raises:
-        ValueError: if llama.cpp has none; the message says of each that is possible why it is not.
+        ValueError: if llama.cpp has none; the message says of the nearest why they are not.
     """
-    reasons = {}
+    reasons: dict[str, list[str]] = {}
     known = {target.model_class.config_class.model_type: name for name, target in TARGETS.items()}
-    for kind in (kind for kind in ARCHITECTURES if kind in known):
-        try:
-            plan = plan_export(model, known[kind], frame)
-            check_known(plan.config)
-            return plan
-        except ValueError as error:
-            reasons[known[kind]] = fault(error)
-    said = "; ".join(f"as {target}: {reason}" for target, reason in reasons.items())
+    for name in (known[kind] for kind in ARCHITECTURES if kind in known):
+        reasons[name] = refused_options(model.config, model.state_dict(), TARGETS[name])
+        if not reasons[name]:
+            try:
+                plan = plan_export(model, name, frame)
+                check_known(plan.config)
+                return plan
+            except ValueError as error:
+                reasons[name] = [fault(error)]
     raise ValueError(
-        f"`source` must be a model that llama.cpp can run, got {source!r}, which is none, {said}. ONNX Runtime runs "
-        "networks of layers without windows and experts: export it with `--to onnx`, or keep it as RiGPT."
+        f"`source` must be a model that llama.cpp can run, got {source!r}, which is none: {nearest(reasons)}. ONNX "
+        "Runtime runs networks of layers without windows and experts: export it with `--to onnx`, or keep it as RiGPT."
     )
 
 

@@ -64,10 +64,10 @@ def able_targets(config: RiGPTConfig, state: Mapping[str, torch.Tensor], targets
 
 
 def nearest(reasons: Mapping[str, Sequence[str]]) -> str:
-    """Which targets lack the least of a model, by the reasons against each of them, in words."""
+    """The targets that lack the least of a model, by the reasons against each of them, in words."""
     least = sorted(reasons, key=lambda name: len(reasons[name]))[:NAMED]
     said = [f"not {name}: {joined([shown(reason) for reason in reasons[name][:NAMED]], 'and')}" for name in least]
-    return f"{'; '.join(said)}. `rigpt families` says what classes have; keep this model as RiGPT"
+    return "; ".join(said)
 
 
 def fault(error: ValueError) -> str:

@@ -41,7 +41,7 @@ def test_every_architecture_has_a_way_back():
 def test_a_family_comes_back_from_every_frame(name):
     source, converted = converted_family(name)
     scrambled = turned(converted, {"lexical", "output"} if architecture(name) in LEXICAL else "all")
-    kept = turned(converted, ("stream", "heads", "neurons") if source.config.model_type != "mixtral" else ("stream",))
+    kept = turned(converted, ("stream", "heads"))
     tied = source.config.tie_word_embeddings
     # A lexical space of another size than the stream has no table of its own in a class that lacks such maps.
     lexical = converted.config.embedding_size in (None, 24, 25)
@@ -54,7 +54,8 @@ def test_a_family_comes_back_from_every_frame(name):
         assert certify(source, back, tokens(2, 36)).relative_logit_error <= SYMMETRY[torch.float64]
         shared = back.get_input_embeddings().weight.data_ptr() == back.get_output_embeddings().weight.data_ptr()
         assert shared is back.config.tie_word_embeddings and (stays is None or shared is stays)
-        if shared and model is kept:
+        # But for one with a constant that is 1 now, and one without maps between its table and the stream.
+        if shared and model is kept and architecture(name) not in ("granite", "nanochat"):
             ours, theirs = (each.get_input_embeddings().weight for each in (back, source))
             assert (ours - theirs).abs().max() <= CONVERSION[torch.float64] * theirs.abs().max()
     # Norms that a class has without centring leave the head of a turned lexical frame tied, too.
