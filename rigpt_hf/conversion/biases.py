@@ -11,7 +11,7 @@ from ..frames import table_of
 from ..symmetry import GaugeTransformation
 from ..table import FrameKey
 from .frames import ROUNDING
-from .maps import Family, Rule
+from .maps import Family, Rule, module_of
 
 
 State = dict[str, torch.Tensor]
@@ -19,10 +19,15 @@ State = dict[str, torch.Tensor]
 
 def without_bias(config: RiGPTConfig, family: Family, skeleton: Mapping[str, torch.Tensor]) -> dict[str, Rule]:
     """The biases of a RiGPT's layers whose maps have none in a stock class, which has the tensors of `skeleton`."""
+    stored = {
+        module_of(part)
+        for name, example in skeleton.items()
+        for part in family.experts.shapes(name, tuple(example.shape)) or (name,)
+    }
     return {
         f"{rule.target}.bias": rule
         for rule, layer in family.expand(config)
-        if layer >= 0 and rule.source is not None and f"{rule.source}.bias" not in skeleton
+        if layer >= 0 and rule.source is not None and (rule.source, "bias") not in stored
     }
 
 

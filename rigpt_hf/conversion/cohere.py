@@ -21,7 +21,7 @@ from .llama import (
     sight,
 )
 from .maps import Architecture, Family
-from .qwen3 import with_head_gains
+from .qwen3 import UNNORMED, with_head_gains
 
 
 def logit_scale(config: CohereConfig, layer: int) -> float:
@@ -90,7 +90,7 @@ _COHERE2: Expressed = WINDOWS | {
 }
 _SUMMARY = f"{ROTARY}, LayerNorms without biases, attention and a gated MLP side by side, no q/k normalisation"
 TARGETS = {
-    "cohere": kin_target(CohereForCausalLM, COHERE, _SUMMARY, _PARALLEL, logit_scale=1.0),
+    "cohere": kin_target(CohereForCausalLM, COHERE, _SUMMARY, _PARALLEL | UNNORMED, logit_scale=1.0),
     "cohere2": kin_target(
         Cohere2ForCausalLM,
         COHERE2,

@@ -6,7 +6,7 @@ from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import BIASES, IN_PART, UNBIASED, UNGATED, Expressed, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family
-from .qwen3 import with_head_gains
+from .qwen3 import UNNORMED, with_head_gains
 
 
 _P = "model.layers.{i}"
@@ -63,7 +63,7 @@ TARGETS = {
         PhiForCausalLM,
         PHI,
         "rotary positions with fixed frequencies, LayerNorms, attention and an ungated MLP side by side",
-        IN_PART | UNGATED | BIASES | _PARALLEL,
+        IN_PART | UNGATED | BIASES | _PARALLEL | UNNORMED,
         dropouts=("resid_pdrop", "embd_pdrop"),
         rope_parameters=in_part,
     )

@@ -41,7 +41,8 @@ SHARED_GAINS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
     "qk_norm": lambda config: config.qk_norm,
     "qk_norm_gain": lambda config: config.qk_norm_gain != "vector_per_head",
 }
-
+# And of one whose norms of heads subtract a mean, to which no way back has been written.
+UNNORMED: dict[str, Callable[[RiGPTConfig], bool] | None] = {"qk_norm": lambda config: not config.qk_norm}
 
 QWEN3 = with_head_gains(LLAMA.varied("Qwen3", options=ATTENTION_BIASES))
 

@@ -39,8 +39,8 @@ def with_family(monkeypatch, model_type: str, **changes):
 class TestNegativeControls:
     @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2-tied"])
     def test_an_unfolded_gain_is_caught(self, name, dtype, monkeypatch):
-        def forgetful(weight, gain, centred, scale, dtype):
-            return fold_reader(weight, None, centred, scale, dtype)
+        def forgetful(weight, gain, *others):
+            return fold_reader(weight, None, *others)
 
         monkeypatch.setattr(plan_module, "fold_reader", forgetful)
         assert is_caught(stock_model(name, dtype))

@@ -47,7 +47,9 @@ def test_names_without_the_prefix_and_old_masks_are_understood(tmp_path):
 def test_nothing_is_left_behind_by_a_failed_certificate_or_an_unknown_key(tmp_path, monkeypatch):
     save("gpt2", tmp_path / "source")
     with monkeypatch.context() as patch, pytest.raises(CertificateError, match="not the same function"):
-        patch.setattr(plan_module, "fold_reader", lambda w, gain, c, scale, dtype: fold_reader(w, None, c, 1, dtype))
+        patch.setattr(
+            plan_module, "fold_reader", lambda w, gain, c, scale, *others: fold_reader(w, None, c, 1, *others)
+        )
         convert_checkpoint(tmp_path / "source", tmp_path / "out", progress=False)
     assert contents(tmp_path) == {"source"}
     path = tmp_path / "source" / "model.safetensors"
