@@ -79,6 +79,10 @@ TARGETS: dict[str, Target] = {
 
 REASONS = {
     "rigpt": "it is a RiGPT already",
+    "bitnet": "it rounds activations coordinate by coordinate, which prefers a basis",
+    "hunyuan_v1_dense": "its queries and keys have gains behind their rotation",
+    "llama4_text": "its router scales what experts read",
+    "qwen3_next": "three of four of its layers are no attention",
 }
 
 

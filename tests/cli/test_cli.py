@@ -78,7 +78,7 @@ def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
 def test_families_are_shown(done):
     """In the width of a terminal no name of a class or an option is cut."""
     out = done("families", columns=80)
-    for expected in (*ARCHITECTURES, "nothing", "gpt2", "olmoe", "nanoGPT"):
+    for expected in (*ARCHITECTURES, "nothing", "gpt2", "bitnet", "nanoGPT"):
         assert expected in out
     for entry in ARCHITECTURES.values():
         for expected in (entry.class_name, *entry.refused):
