@@ -8,14 +8,8 @@ from typing import Any
 
 import torch
 
-from rigpt_hf.checkpoints.certificate import (
-    CERTIFICATE_NAME,
-    Certificate,
-    next_token_loss,
-    random_input_ids,
-    record_logits,
-    tolerance_of,
-)
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, Certificate, next_token_loss, tolerance_of
+from rigpt_hf.checkpoints.logits import random_input_ids, record_logits
 from rigpt_hf.checkpoints.weights import DTYPES, stored_tensors, weights_sha256
 from rigpt_hf.evaluation.models import EvaluatedModel
 

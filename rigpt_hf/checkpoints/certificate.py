@@ -15,9 +15,8 @@ from torch import nn
 
 from ..version import __version__
 from .folder import named_file
-from .precision import in_own_precision
-from .routes import differing_routes, has_router, in_places_of, on_routes, routers_of, routes_of
-from .weights import weights_sha256
+from .logits import LogitsSnapshot, longest_of, random_input_ids, record_logits
+from .routes import differing_routes
 from .written import parse_json
 
 
@@ -30,8 +29,6 @@ REPORT_IT = (
     "If the source's class changes its forward pass, it cannot be converted; otherwise please report it with the "
     "source's configuration."
 )
-# Positions of a row of random inputs at most, and in a row of which there are two.
-MOST_POSITIONS, SHORT = 1024, 64
 
 
 class CertificateError(ValueError):
@@ -216,76 +213,6 @@ def tolerance_of(*dtypes: str) -> float:
     return max(named[f"torch.{dtype.removeprefix('torch.')}"] for dtype in dtypes)
 
 
-@dataclass(frozen=True)
-class LogitsSnapshot:
-    """A model's logits on some inputs, kept after the model is gone."""
-
-    logits: torch.Tensor  # [batch, seq, vocab], on the CPU, in the model's dtype
-    dtype: torch.dtype
-    weights_sha256: str = ""
-    # Of models with experts, which of them each token goes to in each layer that has them: [layers, batch, seq, E].
-    routes: torch.Tensor | None = None
-    # And the logits where tokens went to those of another model, with how far from its own choice that was.
-    on_same_routes: torch.Tensor | None = None
-    margin: float | None = None
-
-
-def random_input_ids(
-    vocab_size: int, max_length: int, batch: int | None = None, length: int | None = None, seed: int = 0
-) -> torch.Tensor:
-    """
-    Token ids `[batch, min(length, max_length)]` drawn uniformly: the certificate's inputs if none are given. By
-    default they fill all positions, up to `MOST_POSITIONS`; short rows are two.
-    """
-    length = min(MOST_POSITIONS if length is None else length, max_length)
-    batch = (1 if length > SHORT else 2) if batch is None else batch
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, (batch, length), generator=generator)
-
-
-@torch.no_grad()
-def record_logits(
-    model: Any,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    hashed: bool = True,
-    like: LogitsSnapshot | None = None,
-) -> LogitsSnapshot:
-    """
-    The logits of a model in evaluation mode; its mode is restored afterwards.
-
-    Args:
-        model (`PreTrainedModel`): what computes them.
-        input_ids, attention_mask: as in [`certify`].
-        hashed (`bool`, defaults to `True`): hash its weights too, as a certificate of it needs; a source needs none.
-        like (`LogitsSnapshot`, *optional*): of the model that it will be compared with. If that one sends tokens to
-            other experts, the logits are recorded once more on its routes.
-    """
-    training = model.training
-    model.eval()
-    mask = None if attention_mask is None else attention_mask.to(model.device)
-    inputs = {"input_ids": input_ids.to(model.device), "attention_mask": mask, "use_cache": False}
-    routes, held, margin = None, None, None
-    try:
-        with in_own_precision(model):
-            routed = {"output_router_logits": True} if has_router(model.config) else {}
-            output = model(**inputs, **routed)
-            if routed:
-                routes = routes_of(model.config, output.router_logits, input_ids.shape)
-            kept = torch.ones(input_ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-            others = None if like is None else like.routes
-            turned = bool(differing_routes(others, routes, kept))
-            if turned and others is not None and routes is not None and len(routers_of(model)) == len(routes):
-                with on_routes(model, in_places_of(others, routes, kept), kept) as margins:
-                    held = model(**inputs).logits.cpu()
-                margin = max(margins)
-    finally:
-        model.train(training)
-    digest = weights_sha256(model) if hashed else ""
-    return LogitsSnapshot(output.logits.cpu(), model.dtype, digest, routes, held, margin)
-
-
 def compare(
     a: LogitsSnapshot,
     b: LogitsSnapshot,
@@ -432,15 +359,6 @@ def certify(
         seed=seed if drawn else None,
         positions=longest,
     )
-
-
-# What configurations call the longest sequence, and what it is where one has no word for it, as BLOOM's has not.
-LENGTHS, UNSAID = ("max_position_embeddings", "max_seq_len", "seq_length"), 2048
-
-
-def longest_of(config: Any) -> int:
-    """The longest sequence that a model of a configuration, stock or ours, is made for."""
-    return next((length for name in LENGTHS if (length := getattr(config, name, None))), UNSAID)
 
 
 def library_versions() -> dict[str, str]:

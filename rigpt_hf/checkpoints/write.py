@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from .certificate import CERTIFICATE_NAME, Certificate, LogitsSnapshot, compare, longest_of, record_logits
+from .certificate import CERTIFICATE_NAME, Certificate, compare
 from .companions import check_companions, save_config, save_generation_config, save_tokenizer
 from .folder import Seen, new_folder
+from .logits import LogitsSnapshot, longest_of, record_logits
 from .read import load_model
 from .weights import is_finite
 from .workers import ALONE, Workers, together

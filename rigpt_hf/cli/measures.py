@@ -117,7 +117,7 @@ def charges(
     """
     import torch
 
-    from ..checkpoints.certificate import random_input_ids
+    from ..checkpoints.logits import random_input_ids
     from ..checkpoints.named import load_rigpt
     from ..frames import FrameKey, table_of
     from ..pictures.symmetry import plot_drift

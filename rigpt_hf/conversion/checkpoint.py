@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..checkpoints.certificate import Certificate, longest_of, random_input_ids
+from ..checkpoints.certificate import Certificate
 from ..checkpoints.folder import check_output
+from ..checkpoints.logits import longest_of, random_input_ids
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import check_sizes, load_config, load_gguf, load_model, local_folder
 from ..checkpoints.weights import StoredWeights, Weights

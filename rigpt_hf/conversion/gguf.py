@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..checkpoints.certificate import CERTIFICATE_NAME, Certificate, LogitsSnapshot, compare, random_input_ids
+from ..checkpoints.certificate import CERTIFICATE_NAME, Certificate, compare
 from ..checkpoints.companions import check_companions
 from ..checkpoints.folder import check_output, new_folder
+from ..checkpoints.logits import LogitsSnapshot, random_input_ids
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, local_folder
 from ..checkpoints.source import VOCABULARY_FILES

@@ -11,16 +11,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from ..checkpoints.certificate import (
-    CERTIFICATE_NAME,
-    Certificate,
-    LogitsSnapshot,
-    compare,
-    random_input_ids,
-    record_logits,
-)
+from ..checkpoints.certificate import CERTIFICATE_NAME, Certificate, compare
 from ..checkpoints.companions import check_companions, save_generation_config, save_tokenizer
 from ..checkpoints.folder import check_output, new_folder
+from ..checkpoints.logits import LogitsSnapshot, random_input_ids, record_logits
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import load_config, load_model, local_folder, silent
 from ..checkpoints.source import in_short

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ..checkpoints.certificate import Certificate, random_input_ids
+from ..checkpoints.certificate import Certificate
 from ..checkpoints.folder import Seen, check_output
+from ..checkpoints.logits import random_input_ids
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import load_config, load_model, local_folder
 from ..checkpoints.weights import StoredWeights, check_layers, check_shapes

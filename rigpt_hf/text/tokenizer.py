@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..checkpoints.certificate import longest_of
+from ..checkpoints.logits import longest_of
 from ..checkpoints.read import load_config, reading
 from ..checkpoints.read import load_tokenizer as load
 from .files import local_documents

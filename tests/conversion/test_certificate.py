@@ -10,7 +10,8 @@ from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import weights as weights_module
-from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, random_input_ids
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME
+from rigpt_hf.checkpoints.logits import random_input_ids
 from rigpt_hf.checkpoints.weights import weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion import plan as plan_module
