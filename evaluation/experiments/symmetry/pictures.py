@@ -47,7 +47,10 @@ def draw_curves(
         logarithmic: Whether `x` is on a logarithmic scale, with ticks where something was measured.
     """
     columns = len(panels) if len(panels) < 4 else 2
-    made, drawn = figure(columns, -(-len(panels) // columns), width=3.2, height=3.0, sharey=True)
+    # One panel alone is as wide as two, or its legend would not fit below it.
+    made, drawn = figure(
+        columns, -(-len(panels) // columns), width=6.4 if columns == 1 else 3.2, height=3.0, sharey=True
+    )
     for empty in drawn[len(panels) :]:
         empty.set_axis_off()
     for panel, (title, learners) in zip(drawn, panels.items(), strict=False):
