@@ -54,10 +54,10 @@ def in_stock_norms(config: RiGPTConfig, state: State, family: Family, skeleton: 
         parts = heads.sum(1).norm(dim=1) / heads.norm(dim=(1, 2)).clamp_min(1e-300)
         if parts.max() > tolerance:
             raise ValueError(
-                f"`{name}` has no counterpart in {family.name}, whose norms of heads subtract a mean: that of the rows "
-                f"of head {int(parts.argmax())} is not 0 but {float(parts.max()):.1e} of their size, with whatever "
-                f"signs {'a head' if each else 'heads that share gains'} can have. Export the model as it was before "
-                "its queries and keys were trained, or keep it as RiGPT."
+                f"`{name}` has no counterpart in {family.name}, whose norms of heads subtract a mean: with no signs "
+                f"that {'a head' if each else 'heads which share gains'} can take are the rows of head "
+                f"{int(parts.argmax())} without one, {float(parts.max()):.1e} of their size. Export the model as it "
+                "was before its queries and keys were trained, or keep it as RiGPT."
             )
         if (bias := f"{norm}.bias") in state and not each:
             biases = state[bias].to(torch.float64).unflatten(0, (-1, size))
