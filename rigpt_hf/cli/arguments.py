@@ -47,6 +47,7 @@ TARGETS = (
     "gpt_neox",
     "gptj",
     "phi",
+    "persimmon",
     "falcon",
     "cohere",
     "cohere2",

@@ -21,7 +21,7 @@ from .llama import (
     sight,
 )
 from .maps import Architecture, Family
-from .qwen3 import UNNORMED, with_head_gains
+from .qwen3 import OWN_IF_ANY, with_head_gains
 
 
 def logit_scale(config: CohereConfig, layer: int) -> float:
@@ -88,13 +88,15 @@ _COHERE2: Expressed = WINDOWS | {
     ),
     "head_dim": heads_share_stream,
 }
-_SUMMARY = f"{ROTARY}, LayerNorms without biases, attention and a gated MLP side by side, no q/k normalisation"
+_SUMMARY = f"{ROTARY}, LayerNorms without biases, attention and a gated MLP side by side"
 TARGETS = {
-    "cohere": kin_target(CohereForCausalLM, COHERE, _SUMMARY, _PARALLEL | UNNORMED, logit_scale=1.0),
+    "cohere": kin_target(
+        CohereForCausalLM, COHERE, _SUMMARY, _PARALLEL | OWN_IF_ANY, variant=variant, logit_scale=1.0
+    ),
     "cohere2": kin_target(
         Cohere2ForCausalLM,
         COHERE2,
-        f"{_SUMMARY}, positions in layers with a window and in no others",
+        f"{_SUMMARY}, no q/k normalisation, positions in layers with a window and in no others",
         _PARALLEL | _COHERE2,
         windows=layers_in_sight,
         logit_scale=1.0,

@@ -32,8 +32,8 @@ from .assemble import assemble
 from .biases import in_stock_order, settled, without_bias
 from .experts import fused
 from .families import TARGETS, refuse_adapter
-from .frames import ENDS, ROUNDING, StockFrame, choose_frame
-from .gains import as_vectors
+from .frames import ENDS, StockFrame, choose_frame
+from .head_norms import in_stock_norms
 from .maps import Family, Rule, Target, module_of
 from .neutral import NAMED, able_targets, fault, joined, nearest, refuse_options, refused_options
 
@@ -180,8 +180,6 @@ def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) 
 def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame: str) -> ExportPlan:
     target = TARGETS[name]
     idle = refuse_options(config, state, target, TARGETS)
-    if config.qk_norm_gain == "metric":
-        state = as_vectors(state, ROUNDING[state["model.embed_tokens.weight"].dtype], config.qk_norm_over == "all")
     stock_frame = choose_frame(config, state, target.family, frame)
     wide = _widened(config, target.family, len(stock_frame.gain))
     stock_config = target.stock_config(wide)
@@ -190,7 +188,8 @@ def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame:
         skeleton = target.model_class(stock_config).state_dict()
     used = {name: tensor for name, tensor in state.items() if name not in idle}
     family = target.family_of(stock_config)
-    used = settled(config, in_stock_order(config, used, family, stock_config), family, skeleton)
+    used = in_stock_norms(config, in_stock_order(config, used, family, stock_config), family, skeleton)
+    used = settled(config, used, family, skeleton)
     moved = {name for name in without_bias(config, family, skeleton) if name in used and used[name].any()}
     unfolding = _Unfolding(target, family, config, wide, stock_frame, used, moved, stock_config)
     return ExportPlan(target.model_class, stock_config, unfolding.entries(skeleton))
@@ -242,6 +241,8 @@ class _Unfolding:
         # Constants of the class, by the module of ours that takes them over; that of embeddings is in a buffer.
         self.constants: dict[str, float] = {}
         self.rules: dict[str, list[Rule]] = {}
+        # The heads whose norms are modules of their own.
+        self.heads: dict[str, int] = {}
         # What reads each norm, and the gains that it is divided by.
         self.readers: dict[str, list[Rule]] = {}
         self.gains: dict[str, torch.Tensor] = {}
@@ -254,7 +255,13 @@ class _Unfolding:
             self.constants[rule.target] = rule.constant(stock_config, layer, torch.float64)
             self.used |= set() if rule.values is None else {f"{rule.target}.weight"}
             if rule.source is not None and rule.source not in ends:
-                self.rules.setdefault(rule.source, []).append(rule)
+                sources = [rule.source]
+                if "{head}" in rule.source:
+                    count = len(state[f"{rule.target}.weight"]) // config.head_dim
+                    sources = [rule.source.replace("{head}", str(head)) for head in range(count)]
+                    self.heads |= {source: head for head, source in enumerate(sources)}
+                for source in sources:
+                    self.rules.setdefault(source, []).append(rule)
                 if rule.norm is not None:
                     self.readers.setdefault(rule.norm, []).append(rule)
                     self.biased |= {rule.norm} if f"{rule.target}.bias" in moved else set()
@@ -293,6 +300,8 @@ class _Unfolding:
         def make(dtype: torch.dtype) -> torch.Tensor:
             if placed:
                 tensor = self._placed(module, kind, dtype)
+            elif rules and rules[0].gain:
+                tensor = self._of_heads(module, kind, shape)
             elif rules:
                 tensor = self._joined(rules, kind, shape)
             elif constant is not None:
@@ -338,10 +347,6 @@ class _Unfolding:
             parts = [self._reading(rule) / gain for rule in rules]
         else:
             parts = [self._turned(rule.target, kind) for rule in rules]
-        if rules[0].gain:
-            # Gains that are absent are 1.
-            absent = torch.full(shape, 1 / self.constants[rules[0].target], dtype=torch.float64)
-            return (absent.to(self.frame.gain.device) if parts[0] is None else parts[0]) - self.family.gain_offset
         if rules[0].rows is None and parts[0] is not None:
             return parts[0].T if transposed else parts[0]
         # A bias that is absent is 0.
@@ -350,6 +355,19 @@ class _Unfolding:
             if rule.rows is not None and part is not None:
                 rule.rows(self.stock_config).place(part, whole)
         return whole.T if transposed else whole
+
+    def _of_heads(self, module: str, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The gains of a norm of heads, or of one head, or its biases, which are 0 where they are absent."""
+        (rule,) = self.rules[module]
+        part = self._turned(rule.target, kind)
+        if part is None:
+            return self.frame.gain.new_zeros(shape)
+        if module in self.heads:
+            part = part.unflatten(0, (-1, self.config.head_dim))[self.heads[module]]
+        if rule.rows is not None:
+            part, taken = torch.empty_like(part), part
+            rule.rows(self.stock_config).place(taken, part)
+        return part.reshape(shape) - (self.family.gain_offset if kind == "weight" else 0.0)
 
     def _gain(self, norm: str) -> torch.Tensor:
         """The gains of a norm inside the layers, `[S]`."""

@@ -1,13 +1,13 @@
 """Persimmon: heads of queries and keys with LayerNorms that all of them share, of which part is turned."""
 
-from transformers import PersimmonConfig
+from transformers import PersimmonConfig, PersimmonForCausalLM
 
 from ..configuration_rigpt import RiGPTConfig
 from .gpt_neox import GPT_NEOX, OTHER_HEADS, head_dim, rotation
-from .llama import kin_config
+from .llama import BIASES, IN_PART, UNGATED, heads_share_stream, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family, only
 from .phi import HEAD_NORMS
-from .qwen3 import with_head_gains
+from .qwen3 import SHARED_IF_ANY, with_head_gains
 
 
 _P = "model.layers.{i}"
@@ -64,3 +64,21 @@ REFUSED = OTHER_HEADS | only(
     "Set it to 0.0 in the source's configuration, which changes nothing but training",
 )
 ARCHITECTURES = {"persimmon": Architecture("PersimmonForCausalLM", PERSIMMON, rigpt_config, REFUSED, variant)}
+TARGETS = {
+    "persimmon": kin_target(
+        PersimmonForCausalLM,
+        PERSIMMON,
+        "rotary positions with fixed frequencies, LayerNorms, an ungated MLP, as many key-value heads as heads and "
+        "`head_dim = hidden_size / num_attention_heads`",
+        IN_PART
+        | UNGATED
+        | BIASES
+        | SHARED_IF_ANY
+        | {
+            "num_key_value_heads": lambda config: config.num_key_value_heads == config.num_attention_heads,
+            "head_dim": heads_share_stream,
+        },
+        variant=variant,
+        rope_parameters=in_part,
+    )
+}

@@ -6,7 +6,7 @@ from ..configuration_rigpt import RiGPTConfig
 from .dropout import vector_dropout
 from .llama import BIASES, IN_PART, UNBIASED, UNGATED, Expressed, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family
-from .qwen3 import UNNORMED, with_head_gains
+from .qwen3 import SHARED_IF_ANY, with_head_gains
 
 
 _P = "model.layers.{i}"
@@ -63,8 +63,9 @@ TARGETS = {
         PhiForCausalLM,
         PHI,
         "rotary positions with fixed frequencies, LayerNorms, attention and an ungated MLP side by side",
-        IN_PART | UNGATED | BIASES | _PARALLEL | UNNORMED,
+        IN_PART | UNGATED | BIASES | _PARALLEL | SHARED_IF_ANY,
         dropouts=("resid_pdrop", "embd_pdrop"),
+        variant=variant,
         rope_parameters=in_part,
     )
 }

@@ -41,8 +41,9 @@ SHARED_GAINS: dict[str, Callable[[RiGPTConfig], bool] | None] = {
     "qk_norm": lambda config: config.qk_norm,
     "qk_norm_gain": lambda config: config.qk_norm_gain != "vector_per_head",
 }
-# And of one whose norms of heads subtract a mean, to which no way back has been written.
-UNNORMED: dict[str, Callable[[RiGPTConfig], bool] | None] = {"qk_norm": lambda config: not config.qk_norm}
+# And of one that has norms of heads if an option says so, with gains of each, or with such as all share.
+OWN_IF_ANY: dict[str, Callable[[RiGPTConfig], bool] | None] = {"qk_norm_gain": None}
+SHARED_IF_ANY = {"qk_norm_gain": SHARED_GAINS["qk_norm_gain"]}
 
 QWEN3 = with_head_gains(LLAMA.varied("Qwen3", options=ATTENTION_BIASES))
 

@@ -7,7 +7,7 @@ from .dropout import vector_dropout
 from .gpt_neox import OTHER_HEADS, head_dim, rotation
 from .llama import IN_PART, UNBIASED, heads_share_stream, in_part, kin_config, kin_target
 from .maps import NORM_BIASES, Architecture, Family, same
-from .qwen3 import UNNORMED, with_head_gains
+from .qwen3 import OWN_IF_ANY, with_head_gains
 
 
 _NO_BIAS = {"bias": lambda config: False}
@@ -63,9 +63,9 @@ TARGETS = {
     "stablelm": kin_target(
         StableLmForCausalLM,
         STABLELM,
-        "rotary positions with fixed frequencies, LayerNorms, a gated MLP, no q/k normalisation and "
+        "rotary positions with fixed frequencies, LayerNorms, a gated MLP and "
         "`head_dim = hidden_size / num_attention_heads`",
-        IN_PART | {"attention_bias": None, "mlp_bias": None, "head_dim": heads_share_stream} | UNNORMED,
+        IN_PART | {"attention_bias": None, "mlp_bias": None, "head_dim": heads_share_stream} | OWN_IF_ANY,
         dropouts=("hidden_dropout",),
         variant=variant,
         rope_parameters=in_part,

@@ -1,6 +1,7 @@
 """Every stock class that converts, and back to it: from every frame, with its options, loaded without us."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,21 @@ from rigpt_hf.table import FrameKey
 
 from ..models import ALIBI, tiny_model, tokens
 from ..tolerances import CONVERSION, SYMMETRY
-from .families import architecture, converted_family, family_model
-from .test_families import FIRST, over_architectures
+from .families import FAMILIES, architecture, converted_family, family_model
+from .test_families import FIRST
 from .test_targets import CENTRED, load_without_the_package
 
 
 # With a map behind the norm of embeddings, their own frame says what is a gain.
 LEXICAL = {"bloom"}
-over_centred = pytest.mark.parametrize("name", [name for name in FIRST.values() if architecture(name) in CENTRED])
+# Classes whose heads have LayerNorms: with gains of each, and with gains and biases that all heads share.
+OF_EACH, SHARED = ("cohere-heads", "stablelm-heads"), ("phi-heads", "persimmon")
+LOOKED_AT = dict.fromkeys([*FIRST.values(), *OF_EACH, *SHARED])
+over_variants = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in LOOKED_AT else pytest.mark.full) for name in FAMILIES]
+)
+over_centred = pytest.mark.parametrize("name", [name for name in LOOKED_AT if architecture(name) in CENTRED])
+over_heads = pytest.mark.parametrize("name", [*OF_EACH, *SHARED])
 
 
 def turned(model, frames: Any = "all", seed: int = 0):
@@ -37,7 +45,7 @@ def test_every_architecture_has_a_way_back():
     assert set(ARCHITECTURES) <= set(TARGETS)
 
 
-@over_architectures
+@over_variants
 def test_a_family_comes_back_from_every_frame(name):
     source, converted = converted_family(name)
     scrambled = turned(converted, {"lexical", "output"} if architecture(name) in LEXICAL else "all")
@@ -174,6 +182,18 @@ class TestNegativeControls:
         monkeypatch.setattr(export, "in_stock_order", lambda config, state, *others: state)
         assert certify(model, export_model(model), tokens(2, 36)).relative_logit_error > 0.01
 
+    @over_heads
+    def test_signs_that_are_left_out(self, name, monkeypatch):
+        from rigpt_hf.conversion import head_norms
+
+        model = turned(converted_family(name)[1], ("gains", "head_qk"))
+        assert certify(model, export_model(model), tokens(2, 36)).passed
+        monkeypatch.setattr(head_norms, "_without_signs", lambda config, state, tolerance: state)
+        with pytest.raises(ValueError, match="^`model.layers.0.self_attn.q_proj.weight` has no counterpart in"):
+            export_model(model)
+        monkeypatch.setattr(head_norms, "ROUNDING", dict.fromkeys(head_norms.ROUNDING, float("inf")))
+        assert certify(model, export_model(model), tokens(2, 36)).relative_logit_error > 0.01
+
     @pytest.mark.parametrize(
         "name, field, value",
         [
@@ -262,10 +282,10 @@ def test_a_gain_of_zero_is_refused_where_it_hides_the_frame():
         export_model(convert_model(source))
 
 
-@pytest.mark.parametrize("name", ["olmo2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["olmo2", "gemma3_text", *OF_EACH, *SHARED])
 def test_metrics_become_gains_again(name):
     source = family_model(name)
-    model = turned(convert_model(source, qk_gain="metric"), ("stream",))
+    model = turned(convert_model(source, qk_gain="metric"), ("stream", "heads"))
     assert model.config.qk_norm_gain == "metric"
     assert certify(source, export_model(model), tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
 
@@ -292,3 +312,115 @@ def test_a_class_without_the_common_word_for_the_longest_sequence(name, tmp_path
     assert certificate.passed and export_checkpoint(tmp_path / "rigpt", tmp_path / "back").passed
     back = type(source).from_pretrained(tmp_path / "back")
     assert not hasattr(back.config, "max_position_embeddings") and certify(source, back).passed
+
+
+def changed(name: str, change=None, gains=None, **options: Any):
+    """What a stock model becomes, with other gains and options of these, and changed in one layer."""
+    model = convert_model(family_model(name))
+    state = model.state_dict() | (gains or {})
+    other = type(model)(type(model.config)(**(model.config.to_dict() | options))).double().eval()
+    kept = {key: state[key] for key in other.state_dict()}
+    other.load_state_dict(kept)
+    if change is not None:
+        with torch.no_grad():
+            change(other.model.layers[1].self_attn)
+    return other
+
+
+def negate(attention, head: int) -> None:
+    """Turn a head of keys, and those of the queries that read it, by half a turn in all planes."""
+    for each, heads in ((attention.q_proj, attention.num_key_value_groups), (attention.k_proj, 1)):
+        norm = attention.q_norm if each is attention.q_proj else attention.k_norm
+        rows = slice(head * heads * attention.head_dim, (head + 1) * heads * attention.head_dim)
+        for tensor in (each.weight, each.bias, norm.bias):
+            tensor[rows] *= -1
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_biases_say_which_heads_are_turned_round(name):
+    """Rows without a mean have none with all signs changed either."""
+    model = changed(name, lambda attention: negate(attention, 1))
+    source, plain = converted_family(name)
+    assert not torch.equal(model.model.layers[1].self_attn.q_norm.bias, plain.model.layers[1].self_attn.q_norm.bias)
+    back = export_model(model)
+    assert certify(source, back, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+
+
+@over_heads
+def test_rows_that_no_signs_leave_without_a_mean_are_named(name):
+    """The last head of keys, and the first of queries, as training leaves them."""
+    part, word = ("a head", "k") if name in OF_EACH else ("heads which share gains", "q")
+
+    def train(attention):
+        rows = getattr(attention, f"{word}_proj").weight[-attention.head_dim :]
+        rows += 1e-6 * torch.randn(rows.shape, dtype=torch.float64)
+
+    model = changed(name, train)
+    head = (model.config.num_key_value_heads if word == "k" else model.config.num_attention_heads) - 1
+    for wrong in (model, turned(model, ("stream", "gains", "head_qk"))):
+        with pytest.raises(
+            ValueError,
+            match=rf"^`model.layers.1.self_attn.{word}_proj.weight` has no counterpart in .*, whose norms of heads "
+            rf"subtract a mean: with no signs that {part} can take are the rows of head {head} without one, \d.* of "
+            "their size. Export the model as it was before its queries and keys were trained",
+        ) as caught:
+            export_model(wrong)
+        assert "\n" not in str(caught.value)
+
+
+@over_heads
+def test_signs_of_one_head_alone_need_gains_of_its_own(name):
+    """Of one dimension of a plane: where heads share gains no half turn says the same."""
+
+    def change(attention):
+        attention.q_proj.weight[attention.head_dim] *= -1
+        attention.q_proj.bias[attention.head_dim] *= -1
+
+    model = changed(name, change)
+    assert certify(converted_family(name)[1], model, tokens(2, 36)).relative_logit_error > 1e-4
+    if name in OF_EACH:
+        assert certify(model, export_model(model), tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    else:
+        with pytest.raises(ValueError, match="with no signs that heads which share gains can take are the rows of he"):
+            export_model(model)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_biases_that_heads_do_not_share_are_named(name):
+    def change(attention):
+        attention.q_norm.bias[-1] += 0.1
+
+    with pytest.raises(
+        ValueError, match="^`model.layers.1.self_attn.q_norm.bias` has no counterpart in .*, whose heads share one"
+    ):
+        export_model(changed(name, change))
+
+
+@pytest.mark.parametrize("gain", [None, "vector"])
+@over_heads
+def test_gains_that_heads_share_go_to_a_class_with_those_of_each(name, gain):
+    """And gains of 1 where there are none; a class with biases may have them all at 0."""
+    converted = converted_family(name)[1]
+    shared = {
+        key: tensor[: converted.config.head_dim]
+        for key, tensor in converted.state_dict().items()
+        if "_norm.weight" in key
+    }
+    model = changed(name, gains=shared, qk_norm_gain=gain, qk_norm_bias=False)
+    back = export_model(model if gain is None else turned(model))
+    assert type(back) is type(family_model(name))
+    assert certify(model, back, tokens(2, 36)).relative_logit_error <= CONVERSION[torch.float64]
+    weights = [weight for key, weight in back.state_dict().items() if re.search(r"self_attn.*norm.*weight", key)]
+    assert len(weights) >= 6 and all((weight == 1).all() for weight in weights) is (gain is None)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_gains_of_each_head_go_to_no_class_that_shares_them(name):
+    state = converted_family(name)[1].state_dict()
+    gains = {
+        key: gain.repeat(len(state[key.replace("norm.weight", "proj.bias")]) // len(gain))
+        for key, gain in state.items()
+        if "_norm.weight" in key
+    }
+    with pytest.raises(ValueError, match="^`qk_norm_gain='vector_per_head'` has no counterpart in P"):
+        export_model(changed(name, gains=gains, qk_norm_gain="vector_per_head"))
