@@ -235,31 +235,31 @@ AXES: dict[str, dict[str, dict]] = {
         "between": {"depth_solver": "midpoint", "depth_interpolation": "linear"},
     },
     "eps": {"small": {}, "large": {"rms_norm_eps": 0.05}},
-    "residual": {"serial": {}, "beside": {"use_parallel_residual": True}},
+    "residual": {"serial": {}, "side": {"use_parallel_residual": True}},
     "sinks": {"keys": {}, "sink": SINKS},
     "neurons": {"free": {}, "cut": CLAMPED},
 }
 
 # A pairwise covering array: any two values of any two axes, unless they refuse each other, meet in one of the rows.
 _ROWS = """
-moving squared metric one wide tied multi gelu all raw both capped full values steps large serial sink cut
-learned squared plain all narrow untied multi moe none raw before capped past local layered large serial keys free
-rotary squared gain all stream tied multi relu2 all normed before capped nope local layered large beside keys free
-partial distance plain all narrow untied single gated none normed both none nope alike layered large beside sink free
-moving distance plain one stream tied grouped relu2 last mapped before capped full alike between small serial keys free
-partial dot gain all stream untied single gelu last raw before none past local layered small serial keys cut
-rotary dot plain one wide untied grouped gelu all normed after capped nope values steps small serial sink cut
-rotary squared gain all narrow tied single gated all raw both capped full alike between small serial sink free
-partial squared metric one narrow untied grouped relu2 none raw after none nope values steps small beside sink cut
-partial distance metric one wide tied grouped moe all mapped before capped full local layered small serial sink free
-learned distance gain one stream tied grouped gelu all mapped after capped past values steps large serial keys free
-partial dot each one narrow untied multi gelu none mapped after none full alike between large beside sink free
-rotary distance metric all stream untied single gated none mapped before capped past values steps large serial sink cut
-moving dot gain all wide tied single moe none normed after none nope alike layered large beside sink free
-rotary squared each one stream tied grouped moe last mapped both none nope values layered large beside keys cut
-learned dot each one wide untied single relu2 all normed both none past alike steps small beside sink free
-learned dot metric all wide untied grouped gated last normed after capped full alike between large serial keys cut
-moving distance each one narrow untied multi gated last raw before capped past local steps small serial sink cut
+learned squared gain all wide untied multi relu2 last normed both none full alike between small serial keys free
+rotary squared plain all wide untied grouped moe none normed before capped full local layered small serial keys free
+learned squared each one narrow untied grouped gated last raw before capped past local layered small side sink cut
+rotary dot gain one stream untied multi gated last mapped after none past values steps large side sink free
+rotary dot each one stream tied single gelu all normed both none full alike between large serial keys free
+partial squared gain all narrow untied single gelu last mapped before capped nope local steps large serial sink cut
+learned dot metric one wide tied grouped gelu none mapped after none past values layered small serial keys free
+moving squared metric all stream tied single gated all normed after capped nope values steps small serial keys cut
+moving distance each one wide untied grouped moe all mapped both capped nope alike layered large side sink free
+partial distance metric one wide untied grouped gated none mapped before capped full alike between small side sink cut
+partial dot each one narrow tied multi relu2 none normed after capped full values steps small side keys free
+partial dot plain all wide tied single gated none raw both none nope alike steps large side keys free
+learned dot metric all narrow tied single moe last raw both none past values layered large serial sink cut
+moving distance plain one narrow untied multi gelu last raw after capped full alike between small side sink cut
+moving dot gain all stream tied grouped relu2 none raw before none past local steps small serial sink cut
+rotary distance metric one narrow tied multi relu2 all raw before capped nope local layered large side keys cut
+learned distance plain all stream tied single relu2 all mapped before capped past values steps large serial keys free
+partial distance gain all stream untied multi moe all normed after none past alike layered small serial sink cut
 """
 
 

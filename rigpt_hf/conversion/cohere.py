@@ -14,7 +14,6 @@ from .llama import (
     ROTARY,
     WINDOWS,
     Expressed,
-    heads_share_stream,
     kin_config,
     kin_target,
     layers_in_sight,
@@ -86,7 +85,6 @@ _COHERE2: Expressed = WINDOWS | {
     "no_rope_layers": lambda config: all(
         bool(turned) is is_turned(config, layer) for layer, turned in enumerate(turned_layers(config))
     ),
-    "head_dim": heads_share_stream,
 }
 _SUMMARY = f"{ROTARY}, LayerNorms without biases, attention and a gated MLP side by side"
 TARGETS = {

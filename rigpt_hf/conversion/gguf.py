@@ -33,6 +33,7 @@ from .gguf_file import (
     write_gguf,
 )
 from .neutral import fault, nearest, refused_options
+from .onnx import untraced
 
 
 logger = logging.get_logger(__name__)
@@ -163,9 +164,10 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
                 return plan
             except ValueError as error:
                 reasons[name] = [fault(error)]
+    advice = "Keep it as RiGPT" if untraced(model.config) else "Export it with `--to onnx`, or keep it as RiGPT"
     raise ValueError(
-        f"`source` must be a model that llama.cpp can run, got {source!r}, which is none: {nearest(reasons)}. ONNX "
-        "Runtime runs networks of layers without windows and experts: export it with `--to onnx`, or keep it as RiGPT."
+        f"`source` must be a model that llama.cpp can run, got {source!r}, which is none: {nearest(reasons)}. "
+        f"{advice}."
     )
 
 

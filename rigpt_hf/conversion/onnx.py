@@ -30,6 +30,18 @@ DTYPES = (torch.float32, torch.float16)
 BATCH, SEEN, LENGTH = 2, 5, 3
 
 
+# Options whose graph the exporter does not take, or ONNX Runtime does not run, and why.
+UNTRACED = {
+    "sliding_window": "its graph gets a mask for each type of layer, which the exporter does not take",
+    "num_experts": "which experts run is decided by numbers, and ONNX Runtime does not run the graph of that",
+}
+
+
+def untraced(config: Any) -> dict[str, str]:
+    """Those of `UNTRACED` that a RiGPT with this configuration has in use."""
+    return {option: reason for option, reason in UNTRACED.items() if getattr(config, option) is not None}
+
+
 @notices_after(CONVERSION)
 def export_onnx(
     source: str | Path,
@@ -77,15 +89,11 @@ def export_onnx(
             f"{config.depth_solver!r}`: torchdiffeq looks at numbers as it goes. Set it to null in `config.json` of "
             "a copy where it is 'euler' with `depth_steps=1`, which is the same network."
         )
-    for option, reason in (
-        ("sliding_window", "its graph gets a mask for each type of layer, which the exporter does not take"),
-        ("num_experts", "which experts run is decided by numbers, and ONNX Runtime does not run the graph of that"),
-    ):
-        if (value := getattr(config, option)) is not None:
-            raise ValueError(
-                f"`source` must be a network that the exporter can trace, got {name!r} with `{option}={value}`: "
-                f"{reason}. Export it to a stock class (`--to auto`)."
-            )
+    for option, reason in untraced(config).items():
+        raise ValueError(
+            f"`source` must be a network that the exporter can trace, got {name!r} with "
+            f"`{option}={getattr(config, option)}`: {reason}. Export it to a stock class (`--to auto`)."
+        )
     check_companions(folder)
     model = load_model(folder, RiGPTForCausalLM)
     input_ids = random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed)

@@ -120,7 +120,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere2": {"sliding_window": 8, "layer_types": [SLIDING, FULL, SLIDING]},
     "cohere2-untied": UNTIED
     | {"layer_types": [FULL] * 3, "attention_bias": True, "logit_scale": 0.7, "layer_norm_eps": 1e-3},
-    "cohere2-turned": {"sliding_window": 64, "layer_types": [SLIDING] * 3, "num_key_value_heads": 1},
+    "cohere2-turned": {"sliding_window": 64, "layer_types": [SLIDING] * 3, "num_key_value_heads": 1, "head_dim": 8},
     "gemma3_text": {
         "head_dim": 10,
         "layer_types": [SLIDING, FULL, SLIDING],
