@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .precision import in_own_precision
-from .routes import differing_routes, has_router, in_places_of, on_routes, routers_of, routes_of
+from .routes import Routing, differing_routes, on_routes, recorded_routes
 from .weights import weights_sha256
 
 
@@ -23,11 +23,11 @@ class LogitsSnapshot:
     logits: torch.Tensor  # [batch, seq, vocab], on the CPU, in the model's dtype
     dtype: torch.dtype
     weights_sha256: str = ""
-    # Of models with experts, which of them each token goes to in each layer that has them: [layers, batch, seq, E].
-    routes: torch.Tensor | None = None
-    # And the logits where tokens went to those of another model, with how far from its own choice that was.
+    # Of models with experts, where tokens go in each layer that has them.
+    routes: tuple[Routing, ...] = ()
+    # And the logits where tokens went to those of another model, with how far its routers were from theirs.
     on_same_routes: torch.Tensor | None = None
-    margin: float | None = None
+    router_error: float | None = None
 
 
 def longest_of(config: Any) -> int:
@@ -71,21 +71,17 @@ def record_logits(
     model.eval()
     mask = None if attention_mask is None else attention_mask.to(model.device)
     inputs = {"input_ids": input_ids.to(model.device), "attention_mask": mask, "use_cache": False}
-    routes, held, margin = None, None, None
+    kept = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).cpu().bool().flatten()
+    held, error = None, None
     try:
         with in_own_precision(model):
-            routed = {"output_router_logits": True} if has_router(model.config) else {}
-            output = model(**inputs, **routed)
-            if routed:
-                routes = routes_of(model.config, output.router_logits, input_ids.shape)
-            kept = torch.ones(input_ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-            others = None if like is None else like.routes
-            turned = bool(differing_routes(others, routes, kept))
-            if turned and others is not None and routes is not None and len(routers_of(model)) == len(routes):
-                with on_routes(model, in_places_of(others, routes, kept), kept) as margins:
+            with recorded_routes(model) as routes:
+                logits = model(**inputs).logits.cpu()
+            if like is not None and differing_routes(like.routes, routes, kept):
+                with on_routes(model, like.routes, kept) as errors:
                     held = model(**inputs).logits.cpu()
-                margin = max(margins)
+                error = max(errors)
     finally:
         model.train(training)
     digest = weights_sha256(model) if hashed else ""
-    return LogitsSnapshot(output.logits.cpu(), model.dtype, digest, routes, held, margin)
+    return LogitsSnapshot(logits, model.dtype, digest, tuple(routes), held, error)

@@ -1,61 +1,21 @@
 """Routes of tokens to experts: which those are, how far two models share them, and one model on those of another.
 
-Shapes: `L` layers with experts, `B` batch, `S` seq, `N = B·S` tokens, `E` experts, `k` experts per token. Routes are
-booleans `[L, B, S, E]`.
+Shapes: `N` tokens of a batch, `E` experts, `k` experts per token.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 
-def has_router(config: Any) -> bool:
-    """Whether models with this configuration send tokens to experts, and can say where."""
-    return getattr(config, "output_router_logits", None) is not None and bool(experts_per_token(config))
+class Routing(NamedTuple):
+    """What a router made of a batch, on the CPU."""
 
-
-def experts_per_token(config: Any) -> int:
-    """The experts that each token goes to; 0 without experts."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return int(config.num_experts_per_tok) if experts else 0
-
-
-def routes_of(config: Any, router_logits: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor | None:
-    """The routes of a batch of this shape; `None` without routers."""
-    if not router_logits:
-        return None
-    logits = torch.stack([one.cpu() for one in router_logits])
-    chosen = logits.topk(experts_per_token(config), dim=-1).indices
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, chosen, True).unflatten(1, shape)
-
-
-def in_places_of(a: torch.Tensor, b: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """
-    The routes `a` with experts in the places where another model, whose own routes are `b`, has them.
-
-    Experts may have changed places: pairs are those that share most kept tokens, most of all first.
-    """
-    placed = a.clone()
-    for layer, (ours, theirs) in enumerate(zip(a[:, kept], b[:, kept], strict=True)):
-        shared = theirs.double().T @ ours.double()  # [E of b, E of a]
-        places = torch.arange(len(shared))
-        for _ in places:
-            place, expert = divmod(int(shared.argmax()), len(shared))
-            places[place] = expert
-            shared[place, :] = shared[:, expert] = -1
-        placed[layer] = a[layer][..., places]
-    return placed
-
-
-def differing_routes(a: torch.Tensor | None, b: torch.Tensor | None, kept: torch.Tensor) -> float | None:
-    """The part of the routes of kept tokens that two models do not share, wherever experts are; `None` without."""
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    differing = (in_places_of(a, b, kept) != b)[:, kept].any(dim=-1)
-    return float(differing.double().mean()) if differing.numel() else 0.0
+    logits: torch.Tensor  # [N, E]
+    chosen: torch.Tensor  # [N, k]
 
 
 def routers_of(model: nn.Module) -> list[nn.Module]:
@@ -66,22 +26,92 @@ def routers_of(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def on_routes(model: nn.Module, routes: torch.Tensor, kept: torch.Tensor) -> Iterator[list[float]]:
+def hooked(model: nn.Module, hooks: Sequence[Any]) -> Iterator[None]:
+    """One forward hook on each router while it lasts."""
+    handles = [router.register_forward_hook(one) for router, one in zip(routers_of(model), hooks, strict=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recorded_routes(model: nn.Module) -> Iterator[list[Routing]]:
     """
-    Send the tokens of a batch to these experts, with the weights that a model's own routers give them.
+    Record where the model sends tokens; its routers say so themselves, as of equal logits no other can.
 
     Yields:
-        `list[float]`: for each layer, as it is computed, by how much the logit of an expert that a kept token goes to
-        is below that of one that its router would have chosen in its place, at most, as a part of the largest logit.
+        `list[Routing]`: of each layer that has experts, as it is computed.
     """
-    margins: list[float] = []
+    routes: list[Routing] = []
 
-    def hold(chosen: torch.Tensor) -> Any:
+    def record(module: nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> None:
+        logits, _, chosen = output  # [N, E], [N, k], [N, k], as all of the library's have it
+        routes.append(Routing(logits.cpu(), chosen.cpu()))
+
+    with hooked(model, [record] * len(routers_of(model))):
+        yield routes
+
+
+def comparable(a: Sequence[Routing], b: Sequence[Routing]) -> bool:
+    """Whether two models have experts, in as many layers, as many, and send each token to as many."""
+    shapes = [[(one.logits.shape, one.chosen.shape) for one in routes] for routes in (a, b)]
+    return bool(shapes[0]) and shapes[0] == shapes[1]
+
+
+def centred(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The logits of kept tokens less their mean over experts, which neither weights nor choices depend on: float64."""
+    logits = logits[kept].double()
+    return logits - logits.mean(dim=-1, keepdim=True)
+
+
+def places_in(b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """
+    For each expert of a router its place in another, which may have them in another order.
+
+    Those with the nearest centred logits `[N, E]` are the same, nearest of all first.
+    """
+    distances = torch.cdist(a.T, b.T, compute_mode="donot_use_mm_for_euclid_dist")
+    places = torch.arange(len(distances))
+    for _ in range(len(places)):
+        expert, place = divmod(int(distances.argmin()), len(places))
+        places[expert] = place
+        distances[expert, :] = distances[:, place] = torch.inf
+    return places
+
+
+def differing_routes(a: Sequence[Routing], b: Sequence[Routing], kept: torch.Tensor) -> float | None:
+    """The part of routes of kept tokens `[N]` that two models do not share, wherever experts are; `None` without."""
+    if not comparable(a, b):
+        return None
+    parts = []
+    for ours, theirs in zip(a, b, strict=True):
+        places = places_in(centred(theirs.logits, kept), centred(ours.logits, kept))
+        differing = places[ours.chosen[kept]].sort(dim=-1).values != theirs.chosen[kept].sort(dim=-1).values
+        parts.append(differing.any(dim=-1).double().mean())
+    return float(torch.stack(parts).mean())
+
+
+@contextmanager
+def on_routes(model: nn.Module, routes: Sequence[Routing], kept: torch.Tensor) -> Iterator[list[float]]:
+    """
+    Send the tokens of a batch where another model does, with the weights that a model's own routers give them.
+
+    Yields:
+        `list[float]`: for each layer, as it is computed, how far the centred logits of its router are from the other
+        model's at kept tokens: the root mean square of differences, as a part of that of the logits.
+    """
+    errors: list[float] = []
+
+    def hold(routing: Routing) -> Any:
         def hook(module: nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            logits, weights, indices = output  # [N, E], [N, k], [N, k], as all of the library's have it
-            held = chosen.to(logits.device).double().topk(indices.shape[-1], dim=-1).indices
-            gaps = logits.topk(indices.shape[-1], dim=-1).values[:, -1] - logits.gather(1, held).amin(dim=-1)
-            margins.append(float(gaps[kept.flatten().to(gaps.device)].max() / logits.abs().max()))
+            logits, weights, indices = output
+            ours, theirs = centred(logits.cpu(), kept), centred(routing.logits, kept)
+            places = places_in(ours, theirs)
+            size = max(float(ours.norm()), float(theirs.norm()))
+            errors.append(float((ours[:, places] - theirs).norm()) / size if size else 0.0)
+            held = places[routing.chosen].to(logits.device)
             probabilities = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             shares, chosen_itself = probabilities.gather(1, held), probabilities.gather(1, indices)
             # Divided by their sum, if those of the router's own choice are.
@@ -92,10 +122,5 @@ def on_routes(model: nn.Module, routes: torch.Tensor, kept: torch.Tensor) -> Ite
 
         return hook
 
-    routers = zip(routers_of(model), routes.flatten(1, 2), strict=True)
-    hooks = [router.register_forward_hook(hold(chosen)) for router, chosen in routers]
-    try:
-        yield margins
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(model, [hold(routing) for routing in routes]):
+        yield errors

@@ -32,6 +32,8 @@ from .common import check_file, check_picture, new_file, report, save_model, to_
 
 
 DEFAULT_FRAMES = "stream,head"
+# What a failed certificate says where frames are of this program's choice, and so in the gauge group.
+MORE_DIGITS = "leaves the function alone up to rounding, so the result needs more digits: ask for a finer `dtype`"
 
 
 def rotate(
@@ -90,13 +92,17 @@ def rotate(
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
     seen = check_file(save_transformation, "save_transformation", force)
     config = rigpt_config(source, revision)
+    explanation = None
     if transformation is None:
         g = random_transformation(config, frames or DEFAULT_FRAMES, seed, t)
+        explanation = f"Every turn of `frames` {(frames or DEFAULT_FRAMES)!r} {MORE_DIGITS}, or turn fewer frames."
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
     settings = {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
-    certificate = transform(g, source, output, save_transformation, seen, force=force, dtype=dtype, **settings)
+    certificate = transform(
+        g, source, output, save_transformation, seen, force=force, dtype=dtype, explanation=explanation, **settings
+    )
     report(certificate, output)
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse", markup=False)
@@ -144,7 +150,10 @@ def canonicalize(
     seen_file = check_file(save_transformation, "save_transformation", force)
     gauge = canonical_gauge(load_rigpt(source, revision=revision))
     g, settings = gauge.transformation, {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
-    certificate = transform(g, source, output, save_transformation, seen_file, dtype=dtype, seen=seen, **settings)
+    explanation = f"The canonical form {MORE_DIGITS}."
+    certificate = transform(
+        g, source, output, save_transformation, seen_file, dtype=dtype, seen=seen, explanation=explanation, **settings
+    )
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")

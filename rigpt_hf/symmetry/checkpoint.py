@@ -41,6 +41,7 @@ def transform_checkpoint(
     progress: bool = True,
     certificate: bool = True,
     seen: Seen | None = None,
+    explanation: str | None = None,
 ) -> Certificate | None:
     """
     Apply a gauge transformation to a checkpoint, and certify that the result is the same function.
@@ -58,6 +59,9 @@ def transform_checkpoint(
             Compare the result with the source. Without, a matrix outside of the group goes unnoticed.
         seen (`dict`, *optional*):
             What [`check_output`] gave, if `output_dir` was looked at before.
+        explanation (`str`, *optional*):
+            What it means if the result is not the same function, and what to do; by default of a transformation that
+            may be outside of the group.
 
     Returns:
         `Certificate`, also written to `certificate.json` in the folder; `None` without one.
@@ -84,7 +88,8 @@ def transform_checkpoint(
         seed,
         name,
         str(output),
-        explanation=(
+        explanation=explanation
+        or (
             f"`transformation` must leave the function of {name!r} alone up to rounding. Either it is not in the "
             "gauge group of this configuration, or its result needs more digits: ask for a finer `dtype`."
         ),

@@ -129,6 +129,19 @@ def test_a_certificate_that_fails_leaves_nothing(rigpt, folder, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"shear.safetensors"}
 
 
+def test_a_certificate_that_fails_names_the_frames_that_were_given(rigpt, folder, tmp_path, monkeypatch):
+    def sheared(config, frames, seed, t):
+        shear = torch.eye(32, dtype=torch.float64)[None]
+        shear[0, 0, 1] = 0.5
+        return GaugeTransformation(config, {"stream": shear})
+
+    monkeypatch.setattr("rigpt_hf.cli.symmetry.random_transformation", sheared)
+    code, _, err = rigpt("rotate", folder, tmp_path / "out", "--frames", "stream")
+    assert code == 2 and "`--frames` 'stream' leaves the function alone up to rounding" in err
+    assert "finer `--dtype`" in err and "transformation" not in err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def places(folder, tmp_path_factory) -> dict[str, Path]:
     """What the arguments of bad command lines name."""
