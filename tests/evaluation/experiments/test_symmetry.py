@@ -151,6 +151,7 @@ def test_a_full_disk_names_the_picture(tmp_path, monkeypatch, capsys):
     assert "`--picture` must be on a disk that has room for it" in error and not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_words_are_learned_by_all_learners(tmp_path):
     shape = {"steps": 2, "batch": 4, "length": 3, "longer": 5, "hidden_size": 16, "layers": 1, "heads": 2}
     files = {"output": tmp_path / "words.json", "picture": tmp_path / "words.png"}
@@ -261,7 +262,9 @@ def test_a_rate_that_diverges_is_never_the_best(tmp_path):
                 one(made, **rates)
 
 
-@pytest.mark.parametrize("name", scan.OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if place else ()) for place, name in enumerate(scan.OTHERS)]
+)
 def test_other_carriers_keep_the_symmetry(name):
     small = {"steps": 30, "longest": 4, "hidden_size": 32, "layers": 2, "heads": 2, "splits": ["add-jump"]}
     run = scan.run_one(scan.Options(only=name, **small), "add-jump", name, lambda step, loss: None, 3e-3, 0)
@@ -298,6 +301,7 @@ def test_chorales_are_onsets_and_pitch_classes():
     assert chorales.windows([list(range(7)), list(range(3))], 3).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
 
 
+@pytest.mark.full
 def test_chorales_are_learned_from_others(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     pieces = [[(n / 4, 48 + key + 2 * (n % 5)) for n in range(40)] for key in draw.integers(12, size=30)]
