@@ -36,7 +36,7 @@ def test_every_architecture_has_a_source():
     assert {architecture(name) for name in FAMILIES} == set(ARCHITECTURES)
 
 
-@over_families
+@over_architectures
 def test_nothing_of_a_source_does_nothing(name):
     """No gain is 1, no bias 0, and no two layers are alike."""
     state = family_model(name).state_dict()
@@ -54,7 +54,7 @@ def test_a_family_is_the_same_function(name, dtype):
     assert certificate.max_abs_logit > 0.1
 
 
-@over_families
+@over_architectures
 def test_all_frames_act_on_a_converted_family(name):
     converted = converted_family(name)[1]
     g = GaugeTransformation.random(converted.config, torch.Generator().manual_seed(1), frames="all")
@@ -92,7 +92,7 @@ def test_a_stock_model_with_experts_and_without_gains_turns(name):
     assert sum("experts." in key for key in moved) >= 6
 
 
-@over_families
+@over_architectures
 def test_tied_stays_tied(name):
     source, converted = converted_family(name)
     tied = source.config.tie_word_embeddings

@@ -157,7 +157,7 @@ def test_saved_and_loaded_it_is_the_same(form, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler and the library's use of it
 @pytest.mark.parametrize(
     "form",
-    [form if form in ("per-head-bias", "metric") else pytest.param(form, marks=pytest.mark.full) for form in FORMS],
+    [form if form == "per-head-bias" else pytest.param(form, marks=pytest.mark.full) for form in FORMS],
 )
 @torch.no_grad()  # which flex attention has no backward pass for on a CPU
 def test_every_backend_and_the_compiler_say_the_same(form):
