@@ -23,7 +23,7 @@ from transformers.activations import ACT2FN
 
 from .kernels_rigpt import linear
 from .layers_rigpt import is_sparse
-from .neurons_rigpt import neurons_of
+from .neurons_rigpt import bounds_of, neurons_of
 
 
 class RiGPTMLP(nn.Module):
@@ -31,7 +31,7 @@ class RiGPTMLP(nn.Module):
 
     def __init__(self, config: Any, neurons: int, down_bias: bool = True):
         super().__init__()
-        self.config = config
+        self.bounds = bounds_of(config)
         sizes = config.hidden_size, neurons
         self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
         self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
@@ -41,7 +41,7 @@ class RiGPTMLP(nn.Module):
     def neurons(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The neurons `[..., F]` that `down_proj` reads."""
         gate = None if self.gate_proj is None else linear(self.gate_proj, hidden_states)
-        return neurons_of(self.config, self.act_fn, linear(self.up_proj, hidden_states), gate)
+        return neurons_of(self.bounds, self.act_fn, linear(self.up_proj, hidden_states), gate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return linear(self.down_proj, self.neurons(hidden_states))
@@ -109,7 +109,7 @@ class RiGPTExperts(RiGPTMLP):
                     None if module is None else nn.functional.linear(chosen, module.weight[rows], _part(module, rows))
                     for module in (self.up_proj, self.gate_proj)
                 ]
-                neurons = neurons_of(self.config, self.act_fn, *read)
+                neurons = neurons_of(self.bounds, self.act_fn, *read)
                 bias = None if self.down_bias is None else self.down_bias[:, expert]
                 written = nn.functional.linear(neurons, self.down_proj.weight[:, rows], bias)
                 written = written * weights[tokens, places, None]

@@ -66,7 +66,7 @@ from .layers_rigpt import (
 from .mlp_rigpt import RiGPTExperts, RiGPTRouter, load_balancing_loss, mlp_of
 from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
-from .scores_rigpt import SCORES, eager_attention_forward, local, repeat_heads
+from .scores_rigpt import SCORES, capable, eager_attention_forward, local, repeat_heads
 
 
 class RiGPTRMSNorm(nn.Module):
@@ -139,6 +139,7 @@ class RiGPTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.score = SCORES[config.attention_score]
+        self.demands = self.score.demands(config)
         self.is_causal = True
         self.sliding_window = window_of(config, layer_idx)
         self.is_turned = is_turned(config, layer_idx)
@@ -161,7 +162,8 @@ class RiGPTAttention(nn.Module):
         if self.score.weighted:
             self.distance_weight = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.alibi = RiGPTAlibi(config.num_attention_heads) if config.position_embedding_type == "alibi" else None
-        if config.attention_sinks:  # nothing of this name otherwise: the library looks for it
+        self.has_sinks = config.attention_sinks
+        if self.has_sinks:  # nothing of this name otherwise: the library looks for it
             self.sinks = nn.Parameter(torch.zeros(config.num_attention_heads))
         self.rotary_frequencies: nn.Parameter | None = None
         if config.rotary_learned_frequencies and self.is_turned:
@@ -174,7 +176,7 @@ class RiGPTAttention(nn.Module):
         """λ = 0, where every score is the dot product, sinks of 0, and the frequencies of the configured rope type."""
         if self.distance_weight is not None:
             init.zeros_(self.distance_weight)
-        if self.config.attention_sinks:
+        if self.has_sinks:
             init.zeros_(self.sinks)
         if self.rotary_frequencies is not None:
             frequencies, _ = rotary_frequencies(of_layer(self.config, self.layer_idx))
@@ -233,12 +235,12 @@ class RiGPTAttention(nn.Module):
 
         # The score's own coordinates come after the cache, which keeps plain keys.
         query, key, value = self.score.prepare(
-            query, key, value, self.distance_weight, self.layer_idx, self.config, kwargs
+            query, key, value, self.distance_weight, self.layer_idx, self.demands, kwargs
         )
         if self.alibi is not None:
             attention_mask = self.alibi(attention_mask, query, key)
-        backend, attention = self.score.backend(self.config._attn_implementation, self.config)
-        if self.config.attention_sinks:
+        backend, attention = self.score.backend(self.config._attn_implementation, self.demands)
+        if self.has_sinks:
             kwargs["s_aux"] = local(self.sinks)
         if attention is None:
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
@@ -395,10 +397,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The backend to use: the one asked for if it can express the scores, else a `ValueError`."""
         score = SCORES[self.config.attention_score]
-        if capable := score.capable(self.config):
+        if demands := score.demands(self.config):
             # Without one asked for the quickest that all can use.
-            requested_attention = requested_attention or ("sdpa" if "sdpa" in capable else capable[0])
-            score.check_backend(requested_attention, self.config)
+            able = capable(demands)
+            requested_attention = requested_attention or ("sdpa" if "sdpa" in able else able[0])
+            score.check_backend(requested_attention, demands)
         if requested_attention and requested_attention.startswith("paged|"):
             score.check_paged(requested_attention, self.config)
         return super().get_correct_attn_implementation(requested_attention, is_init_check)

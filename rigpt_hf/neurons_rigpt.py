@@ -1,4 +1,4 @@
-"""What a neuron makes of what it reads: `act(up)`, `act(gate) · up`, or the latter within bounds."""
+"""The value of a neuron from what it reads: `act(up)`, `act(gate) · up`, or the latter within bounds."""
 
 import math
 from collections.abc import Callable
@@ -7,19 +7,27 @@ from typing import Any
 import torch
 
 
+def bounds_of(config: Any) -> tuple[float, float] | None:
+    """The bound `L` of what neurons read and their gain `α`, where a configuration has them."""
+    return None if config.swiglu_limit is None else (config.swiglu_limit, config.swiglu_alpha)
+
+
 def neurons_of(
-    config: Any, act_fn: Callable[[torch.Tensor], torch.Tensor], up: torch.Tensor, gate: torch.Tensor | None
+    bounds: tuple[float, float] | None,
+    act_fn: Callable[[torch.Tensor], torch.Tensor],
+    up: torch.Tensor,
+    gate: torch.Tensor | None,
 ) -> torch.Tensor:
     """
     The neurons `[..., F]` from what they read, `up` and `gate` `[..., F]`.
 
-    With bounds `L` and a gain `α`, `act(α g)/α · (u + 1)` where `g` is at most `L` and `u` between `-L` and `L`.
+    With `bounds` `L` and `α`, `act(α g)/α · (u + 1)` where `g` is at most `L` and `u` between `-L` and `L`.
     """
     if gate is None:
         return act_fn(up)
-    if (limit := config.swiglu_limit) is None:
+    if bounds is None:
         return act_fn(gate) * up
-    alpha = config.swiglu_alpha
+    limit, alpha = bounds
     return act_fn(alpha * gate.clamp(max=limit)) / alpha * (up.clamp(-limit, limit) + 1)
 
 

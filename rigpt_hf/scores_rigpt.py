@@ -25,6 +25,11 @@ BIASING = ("eager", "sdpa", "flex_attention")
 SINKING = ("eager", "flex_attention", "flash_attention_4")
 
 
+# In words, each with the names of the backends that meet it. A module asks for its own once: to read a configuration
+# takes microseconds, and a token waits for each layer.
+Demands = dict[str, tuple[str, ...]]
+
+
 @dataclass(frozen=True)
 class Score:
     """
@@ -50,9 +55,9 @@ class Score:
     modify: Callable[..., torch.Tensor] | None = None
     backends: dict[str, Callable] | None = None
 
-    def demands(self, config: Any) -> dict[str, tuple[str, ...]]:
-        """The demands that not every backend meets, in words, each with the names of those that do."""
-        demands: dict[str, tuple[str, ...]] = {}
+    def demands(self, config: Any) -> Demands:
+        """The demands that not every backend meets."""
+        demands: Demands = {}
         if self.backends is not None:
             demands[f"`attention_score={self.name!r}`, which is no dot product"] = tuple(self.backends)
         if (cap := config.attn_logit_softcapping) is not None:
@@ -63,26 +68,20 @@ class Score:
             demands["`attention_sinks=True`, which puts a logit without a key into each softmax"] = SINKING
         return demands
 
-    def fills_cache(self, config: Any) -> bool:
+    def fills_cache(self, demands: Demands) -> bool:
         """
         Whether the cache of continuous batching is filled in front of the score and not in the backend: where there is
         more to the score than the library's paged backends know.
         """
-        return self.weighted or bool(self.demands(config))
+        return self.weighted or bool(demands)
 
-    def capable(self, config: Any) -> list[str]:
-        """Names of the backends that can express the score with what else there is to it; none named: all can."""
-        lists = list(self.demands(config).values())
-        return [name for name in lists[0] if all(name in other for other in lists)] if lists else []
-
-    def check_backend(self, backend: str, config: Any):
+    def check_backend(self, backend: str, demands: Demands):
         """Raises a `ValueError` if the backend of this name cannot express the score with what else there is to it."""
-        capable, name = self.capable(config), backend.removeprefix("paged|")
-        if capable and name not in capable:
-            what = next(words for words, able in self.demands(config).items() if name not in able)
+        name = backend.removeprefix("paged|")
+        if what := next((words for words, able in demands.items() if name not in able), None):
             raise ValueError(
-                f"`attn_implementation` must be one of {', '.join(capable)} for {what}, got {name!r}. Name one of "
-                "these, or none."
+                f"`attn_implementation` must be one of {', '.join(capable(demands))} for {what}, got {name!r}. Name "
+                "one of these, or none."
             )
 
     def check_paged(self, backend: str, config: Any):
@@ -94,8 +93,9 @@ class Score:
                 "`position_embedding_type='alibi'` must not meet continuous batching, whose cache does not say how "
                 f"far away a key is, got {backend!r} with one. Generate with `generate`."
             )
-        if self.fills_cache(config) and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
-            what = next(iter(self.demands(config)), f"`attention_score={self.name!r}`")
+        demands = self.demands(config)
+        if self.fills_cache(demands) and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
+            what = next(iter(demands), f"`attention_score={self.name!r}`")
             raise ValueError(
                 f"`attn_implementation` must not be paged for {what} in this version of "
                 f"Transformers, got {backend!r}. Update Transformers, or generate without continuous batching."
@@ -108,7 +108,7 @@ class Score:
         value: torch.Tensor,
         weight: torch.Tensor | None,
         layer_idx: int,
-        config: Any,
+        demands: Demands,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -117,17 +117,24 @@ class Score:
         After the cache, which keeps plain keys: a rotation or a new `λ` must not leave stale coordinates in it. So the
         cache of continuous batching, among the `kwargs`, is filled here and not behind the score, in the backend.
         """
-        if self.fills_cache(config) and (paged_cache := kwargs.pop("cache", None)) is not None:
+        if self.fills_cache(demands) and (paged_cache := kwargs.pop("cache", None)) is not None:
             key, value = update_paged_cache(paged_cache, key, value, layer_idx, kwargs)
         return (query, key, value) if self.as_dot is None else self.as_dot(query, key, value, local(weight))
 
-    def backend(self, name: str, config: Any) -> tuple[str, Callable | None]:
+    def backend(self, name: str, demands: Demands) -> tuple[str, Callable | None]:
         """The name of the backend to use, and its function where it is not the library's."""
-        self.check_backend(name, config)
-        name = name.removeprefix("paged|") if self.fills_cache(config) else name
-        if name == "flex_attention" and (config.attention_sinks or config.position_embedding_type == "alibi"):
+        if demands:
+            self.check_backend(name, demands)
+        name = name.removeprefix("paged|") if self.fills_cache(demands) else name
+        if name == "flex_attention" and demands:
             return name, flex_attention_forward
         return name, None if self.backends is None else self.backends[name]
+
+
+def capable(demands: Demands) -> list[str]:
+    """Names of the backends that meet all demands; none named: all do."""
+    lists = list(demands.values())
+    return [name for name in lists[0] if all(name in other for other in lists)] if lists else []
 
 
 def squared_distance_as_dot(

@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Routing(NamedTuple):
-    """What a router made of a batch, on the CPU."""
+    """The output of a router for a batch, on the CPU."""
 
     logits: torch.Tensor  # [N, E]
     chosen: torch.Tensor  # [N, k]

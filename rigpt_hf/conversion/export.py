@@ -382,7 +382,7 @@ class _Unfolding:
 
     def _reading(self, rule: Rule) -> torch.Tensor:
         """
-        What reads a norm, before it is divided by the gains, `[n, S]`.
+        The reader of a norm, before it is divided by the gains, `[n, S]`.
 
         A norm that centres leaves out what is the same in a row. Where its biases are its gains `g`, that comes back:
         `(W C + b 1ᵀ/S) / g` gives `W n(x) + b`.

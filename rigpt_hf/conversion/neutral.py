@@ -71,7 +71,7 @@ def nearest(reasons: Mapping[str, Sequence[str]]) -> str:
 
 
 def fault(error: ValueError) -> str:
-    """What an error of an export says is wrong, without what a class has and where else to go."""
+    """The fault that an error of an export names, without the options of the class and where else to go."""
     return re.split(r", which |[.:] ", str(error), maxsplit=1)[0].rstrip(".")
 
 

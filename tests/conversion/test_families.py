@@ -17,6 +17,7 @@ from rigpt_hf.conversion.families import ARCHITECTURES, architecture_of
 from rigpt_hf.conversion.plan import make_plan
 from rigpt_hf.conversion.stock_rotation import rotate_stock
 from rigpt_hf.layers_rigpt import FULL, SLIDING
+from rigpt_hf.neurons_rigpt import bounds_of
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar
 
 from ..models import DTYPES, tokens
@@ -345,6 +346,8 @@ class TestNegativeControls:
         converted = convert_model(source)
         assert certify(source, converted, tokens(2, 36)).passed
         setattr(converted.config, option, value)
+        for layer in converted.model.layers:
+            layer.mlp.experts.bounds = bounds_of(converted.config)
         error = certify(source, converted, tokens(2, 36)).relative_logit_error
         print(f"gpt_oss, {option}={value}: {error:.1e}")
         assert error > 1e-3

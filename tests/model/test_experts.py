@@ -9,6 +9,7 @@ from torch import nn
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.frames import table_of
 from rigpt_hf.mlp_rigpt import RiGPTExperts, RiGPTMLP, RiGPTRouter, RiGPTSparseMLP
+from rigpt_hf.neurons_rigpt import bounds_of
 from rigpt_hf.optimizer.groups import Update, update_of
 from rigpt_hf.symmetry import GaugeTransformation, redundant_dimensions
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
@@ -64,12 +65,13 @@ def by_hand(mlp: RiGPTSparseMLP, x: torch.Tensor, normalised: bool) -> torch.Ten
             module.weight[rows] @ x + (0.0 if module.bias is None else module.bias[rows])
             for module in (maps.gate_proj, maps.up_proj)
         )
-        if (limit := maps.config.swiglu_limit) is None:
+        if maps.bounds is None:
             neurons = nn.functional.silu(gate) * up
         else:
+            limit, alpha = maps.bounds
             bound = torch.tensor(limit, dtype=torch.float64)
             gate, up = gate.minimum(bound), up.maximum(-bound).minimum(bound)
-            neurons = gate * torch.sigmoid(maps.config.swiglu_alpha * gate) * (up + 1)
+            neurons = gate * torch.sigmoid(alpha * gate) * (up + 1)
         bias = 0.0 if maps.down_bias is None else maps.down_bias[:, expert]
         result += probabilities[expert] / total * (maps.down_proj.weight[:, rows] @ neurons + bias)
     if normalised:  # as gpt-oss has it: the softmax over the logits of those that are chosen
@@ -106,12 +108,14 @@ def test_every_bias_and_bound_does_something():
         parameter.mul_(1.5).add_(torch.linspace(0, 0.3, parameter.shape[-1]))
         assert_different(model(ids).logits, expected)
         parameter.copy_(before)
-    for name, value in (("swiglu_limit", 0.7), ("swiglu_alpha", 1.0)):
-        config = model.config
-        before = getattr(config, name)
-        setattr(config, name, value)
+    maps = [module for module in model.modules() if isinstance(module, RiGPTMLP)]
+    limit, alpha = before = bounds_of(model.config)
+    for changed in ((limit + 0.1, alpha), (limit, 1.0)):
+        for module in maps:
+            module.bounds = changed
         assert_different(model(ids).logits, expected)
-        setattr(config, name, before)
+    for module in maps:
+        module.bounds = before
     assert_same(model(ids).logits, expected)
 
 
