@@ -127,6 +127,17 @@ def refuse_tuner(name: str, tuners: ModuleType):
     wrap_function_wrapper(tuners, f"{name}Model.__init__", init)
 
 
+def register_conversion(opened: ModuleType):
+    """The way from stock models to RiGPTs, for those who open checkpoints of any class below it."""
+
+    def conversion() -> Any:
+        from .conversion import opening
+
+        return opening
+
+    opened.register(conversion)
+
+
 def register():
     """Wait for all of them."""
     from . import trainer_optimizer
@@ -138,6 +149,7 @@ def register():
         (f"{auto}.configuration_auto", import_configuration),
         (f"{auto}.modeling_auto", import_models),
         *((f"transformers.{module}", import_models) for module in UNFINISHED),
+        (f"{__package__}.checkpoints.opened", register_conversion),
         ("peft.utils.constants", register_with_peft),
         ("peft.peft_model", register_prompts),
         *((f"peft.tuners.{package}.model", partial(refuse_tuner, name)) for name, (package, *_) in TUNERS.items()),

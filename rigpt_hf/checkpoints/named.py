@@ -12,9 +12,10 @@ from .read import load_config, load_model, load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def load(source: str, dtype: Any = None) -> Any:
+def load(source: str, dtype: Any = None, *, argument: str = "source", revision: str | None = None) -> Any:
     """A causal language model from a folder or the Hub, in evaluation mode."""
-    return load_model(source, dtype=dtype or "auto", allow_unexpected=True).eval()
+    model = load_model(source, argument=argument, revision=revision, dtype=dtype or "auto", allow_unexpected=True)
+    return model.eval()
 
 
 def rigpt_config(source: str, revision: str | None = None) -> Any:

@@ -143,6 +143,7 @@ def load_model(
     argument: str = "source",
     revision: str | None = None,
     allow_unexpected: bool = False,
+    dequantize: bool = False,
     **options: Any,
 ) -> Any:
     """
@@ -154,6 +155,8 @@ def load_model(
         source (`str` or `Path`), argument, revision: as for [`load_config`].
         model_class (`type`, *optional*): what loads it.
         allow_unexpected (`bool`, defaults to `False`): leave out weights that a stock model has no place for.
+        dequantize (`bool`, defaults to `False`): ask the method by which weights are quantized, if they are, for plain
+            numbers in their place, where it can give them while it loads.
         options: passed to `from_pretrained`.
 
     Raises:
@@ -161,6 +164,8 @@ def load_model(
             shape or not finite; they are named.
     """
     config, prefix = check_model(source, model_class, argument=argument, revision=revision)
+    if dequantize and isinstance(getattr(config, "quantization_config", None), dict):
+        config.quantization_config["dequantize"] = True  # which methods that do not know it leave alone
     if prefix:
         logger.warning(f"The names of the tensors in {source} begin with {prefix!r}, which is left out.")
         options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
@@ -330,19 +335,19 @@ def at(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
 
 
-def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype) -> Any:
+def load_gguf(folder: Path, gguf_file: str, dtype: torch.dtype, argument: str = "gguf_file") -> Any:
     """
-    A stock model from a GGUF file, its weights decoded to `dtype`.
+    A stock model from a GGUF file, its weights decoded to `dtype`; error messages call the file `argument`.
 
     Raises:
         ValueError: if there is no such file, or it cannot be decoded.
     """
     if Path(gguf_file).name != gguf_file or not (folder / gguf_file).is_file():
-        raise ValueError(f"`gguf_file` must be a file in {str(folder)!r}, got {gguf_file!r}.")
+        raise ValueError(f"`{argument}` must be a file in {str(folder)!r}, got {gguf_file!r}.")
     options = {}
     if hasattr(transformers, "GgufConfig"):  # releases without it always decode
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with reading("gguf_file", folder / gguf_file, "be a file in GGUF"), quiet_loading():
+    with reading(argument, folder / gguf_file, "be a file in GGUF"), quiet_loading():
         return AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf_file, dtype=dtype, trust_remote_code=False, **options
         )

@@ -25,6 +25,7 @@ AGAIN = "Download it again, or save it once more."
 # Fields that the library looks into before it looks at them.
 KINDS = {"model_type": str, "auto_map": dict, "quantization_config": dict, "architectures": list, "dtype": str}
 KINDS |= {"torch_dtype": str, "id2label": dict, "label2id": dict, "problem_type": str}
+GGUF = ".gguf"  # how names of such files end
 SHOWN = 80  # characters of a value that a message repeats
 
 # Only files with these names are copied: a folder may hold anything.
@@ -86,6 +87,13 @@ def find_source(
                     f"{shown(repr(value))} in {str(folder / file)!r}. {AGAIN}"
                 )
     return folder
+
+
+def split_gguf(source: str, gguf_file: str | None = None) -> tuple[str, str | None]:
+    """The folder of a source and the GGUF file that is meant in it: one that is named, or is the source itself."""
+    if gguf_file is None and source.lower().endswith(GGUF) and os.path.isfile(source):
+        return os.path.dirname(source) or os.curdir, os.path.basename(source)
+    return source, gguf_file
 
 
 def check_folder(folder: Path, argument: str) -> None:

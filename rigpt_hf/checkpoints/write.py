@@ -29,11 +29,19 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to make: its name, shape and recipe."""
+    """
+    One tensor to make: its name, shape and recipe.
+
+    Args:
+        name (`str`), shape (`tuple[int, ...]`): of the tensor.
+        make (`Callable`): makes it in a dtype.
+        kept (`torch.dtype`, *optional*): the dtype that it has in a source, if nothing is computed with it.
+    """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[torch.dtype], torch.Tensor]
+    kept: torch.dtype | None = None
 
     def nbytes(self, dtype: torch.dtype) -> int:
         """Size in bytes as `dtype`."""

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import reduce
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -69,6 +70,11 @@ class StockFile(NamedTuple):
     model_class: Any
     config: Any
     tensors: dict[str, torch.Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which none of its tensors loses digits."""
+        return reduce(torch.promote_types, (tensor.dtype for tensor in self.tensors.values()))
 
     def load(self, dtype: torch.dtype) -> Any:
         """The stock model."""

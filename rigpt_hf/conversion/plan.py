@@ -238,7 +238,9 @@ class _Reader:
                 )
             return tensor.contiguous()
 
-        return Entry(name, shape, make)
+        folded = (rule.gain, rule.behind, rule.scale, gain, lexical is not None, role is not None and centred)
+        own = weight if not is_bias else None
+        return Entry(name, shape, make, None if any(folded) or own is None else self.source.dtypes[self.names[own]])
 
     def check_all_used(self) -> None:
         """Raise for source keys that no rule consumed."""

@@ -1,0 +1,91 @@
+"""The weights behind the codes of a quantized folder, as Transformers and the library that made them give them."""
+
+import os
+from contextlib import suppress
+from copy import deepcopy
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from .read import load_model, reading, silent
+from .weights import Weights
+
+
+# What must be installed for each method that can be decoded; nothing for those that the library decodes by itself.
+PACKAGES = {
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "compressed-tensors": "compressed_tensors",
+    "quanto": "optimum.quanto",
+    "fp8": "",
+}
+
+
+def method_of(config: Any) -> str | None:
+    """How the weights of a configuration are quantized, in the library's word; `None` where they are plain numbers."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        return None
+    given = given if isinstance(given, dict) else given.to_dict()
+    method = given.get("quant_method") or ("bitsandbytes" if given.get("load_in_8bit") else "unknown")
+    return str(getattr(method, "value", method))
+
+
+def dequantized(
+    source: str | os.PathLike, config: Any, *, argument: str = "source", revision: str | None = None
+) -> tuple[Any, Weights]:
+    """
+    The configuration and the weights of a quantized model, all in memory, decoded to float32 where they were codes.
+
+    Args:
+        source (`str` or `Path`), argument, revision: as for [`load_config`], which gave `config`.
+
+    Raises:
+        ValueError: if its method cannot be decoded here; the message says what to install where that helps.
+    """
+    method = method_of(config)
+    package = PACKAGES.get(str(method))
+    if package is None:
+        raise ValueError(
+            f"`{argument}` must hold weights, or codes of {', '.join(PACKAGES)}, which can be decoded, got "
+            f"{str(source)!r} quantized by {method!r}. Give the model that was quantized."
+        )
+    if package and not _is_installed(package):
+        raise ValueError(
+            f"`{argument}` is quantized by {method!r}, and {package.partition('.')[0]!r}, which decodes it, is not "
+            f"installed, got {str(source)!r}. Install it, or give the model that was quantized."
+        )
+    model = load_model(source, argument=argument, revision=revision, dtype="auto", dequantize=True)
+    with reading(argument, source, "be a model whose weights can be decoded"), silent():
+        if getattr(model, "hf_quantizer", None) is not None and not _is_dense(model):
+            with suppress(NotImplementedError):  # where tensors decode themselves
+                model = model.dequantize(torch.float32)
+        plain = deepcopy(model.config)
+        if hasattr(plain, "quantization_config"):
+            del plain.quantization_config
+        with torch.device("meta"):
+            wanted = AutoModelForCausalLM.from_config(plain, trust_remote_code=False).state_dict()
+        held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+        tensors = {name: _decoded(held[name]) for name in wanted}
+        if odd := [name for name, tensor in tensors.items() if tensor.shape != wanted[name].shape]:
+            raise ValueError(f"`{odd[0]}` is still made of codes. Give the model that was quantized")
+    return plain, Weights(tensors)
+
+
+def _is_dense(model: Any) -> bool:
+    return bool(getattr(getattr(model.config, "quantization_config", None), "dequantize", False))
+
+
+def _decoded(tensor: torch.Tensor) -> torch.Tensor:
+    """A plain tensor; codes that are a kind of tensor of their own know how to become one."""
+    tensor = tensor.detach()
+    return tensor if type(tensor) is torch.Tensor else tensor.dequantize().to(torch.float32)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of what it is a part of
+        return False
