@@ -199,7 +199,8 @@ def load_model(
     if prefix:  # what is saved later has the names of the model
         model._weight_conversions = []
     for name, tensor in model.state_dict().items():
-        if tensor.dtype in DTYPES.values() and not tensor.is_meta:
+        # Codes that are a kind of tensor of their own can do little but multiply.
+        if type(tensor) is torch.Tensor and tensor.dtype in DTYPES.values() and not tensor.is_meta:
             check_finite(name, tensor, str(source))
     return model
 
@@ -235,7 +236,8 @@ def check_model(
                 f"`{argument}` must hold what its `quantization_config` says, got {str(source)!r}, whose weights are "
                 "plain numbers. Take that out of its `config.json`, or quantize the model and save it."
             )
-        codes = "CI" if getattr(config, "quantization_config", None) is not None else "CIUB"
+        # Codes may be whole numbers; complex numbers are none.
+        codes = "C" if getattr(config, "quantization_config", None) is not None else "CIUB"
         odd = {name: tensor.dtype for name, tensor in stored.items() if name.endswith((".weight", ".bias"))}
         odd = {name: dtype for name, dtype in odd.items() if dtype[0] in codes and dtype != "BF16"}
         if odd := {name: dtype for name, dtype in odd.items() if dtype[0] in "CI" or not name.endswith(MASKS)}:

@@ -78,7 +78,7 @@ def test_what_is_said_to_be_kept_loses_nothing(tmp_path):
             elif torch.equal(exact.to(torch.bfloat16).double(), exact) and exact.any():
                 continue
             kept[entry.kept is not None] += 1
-    assert kept[True] > 30 and kept[False] > 30
+    assert kept[True] > 20 and kept[False] > 20
 
 
 def test_a_rigpt_is_as_it_is_stored(tmp_path):
