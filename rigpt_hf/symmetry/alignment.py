@@ -10,7 +10,7 @@ Related: Git Re-Basin (arXiv 2209.04836) matches permutations; here the rotation
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -310,11 +310,11 @@ class Search:
                 break
         return distances, False
 
-    def sweep(self, match: bool = True) -> None:
-        """Every frame once; `match`: those of heads and neurons too."""
+    def sweep(self, match: bool = True, but: Collection[str] = ()) -> None:
+        """Every frame once `but` those of some kinds; `match`: those of heads and neurons too."""
         for kinds in SWEEP:
             exchanges = any(frame.group.exchanges for key, frame in self.table.frames.items() if key.kind in kinds)
-            if match or not exchanges:
+            if (match or not exchanges) and not set(kinds) & set(but):
                 self.settle(*kinds)
 
     def settle(self, *kinds: str) -> None:

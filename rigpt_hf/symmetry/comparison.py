@@ -98,78 +98,50 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(a: nn.Module, b: nn.Module, *, seed: int = 0, progress: bool = False) -> Comparison:
+def compare(a: Model, b: Model, *, seed: int = 0, search: str = "auto", progress: bool = False) -> Comparison:
     """
-    Align A with B and say what the distance means.
+    Say whether B was made from A: by their fingerprints, and, where they are of one shape, by what is left once A is
+    brought to B.
 
     Args:
-        a, b: Two RiGPTs of one configuration; neither is changed.
+        a, b: RiGPTs in memory, or folders, files and ids of models that convert; neither is changed.
         seed: Seed of the noise that stands for chance.
-        progress: Show a progress bar.
+        search: `"auto"`: look for what brings A to B where fingerprints do not exclude it; `"always"`, `"never"`.
+        progress: Show progress bars.
 
     Raises:
-        ValueError: if the two have different shapes or options.
+        ValueError: if one of them is no such model.
     """
-    found = find_alignment(a, b, max_sweeps=SWEEPS, tolerance=FOUND, stop_above=STOP_ABOVE, progress=progress)
-    names = list(found.reference)
-    before = part_distances(weights_of(a), weights_of(b))
-    after = part_distances(found.aligned, found.reference)
-    parts = {name: Part(name, after[name], before[name]) for name in after}
-    precisions = [stored_precision(model) for model in (a, b)]
-    if after["layers"] < CLEARLY_RELATED:
-        for name, value in _rounding(found, b, precisions).items():
+    sides = [given(model) for model in (a, b)]
+    prints = [fingerprint(side, progress=progress) for side in sides]
+    near = prints[0].distance(prints[1])
+    reason = why_not_alike(*sides)
+    result = Comparison(near, layers_apart(*prints), reason)
+    if reason is None and (search == "always" or (search == "auto" and near < HOPELESS)):
+        _search(result, *sides, seed, progress)
+    result.verdict = result.judge()
+    return result
+
+
+def _search(result: Comparison, a: Given, b: Given, seed: int, progress: bool) -> None:
+    """Fill in what the search for a transformation tells."""
+    before, precisions, same = unaligned(a, b)
+    dtype = torch.promote_types(torch.promote_types(*precisions), torch.float32)
+    found = search_layers(a, b, dtype, max_sweeps=SWEEPS, stop_above=STOP_ABOVE, progress=progress)
+    parts = {name: Part(name, distance, before[name]) for name, distance in found.parts.items()}
+    coarsest = max(torch.finfo(precision).eps for precision in precisions)
+    floor = ALGEBRA * max(torch.finfo(torch.promote_types(each, torch.float32)).eps for each in precisions)
+    if floor < parts["all"].distance < ALGEBRA * coarsest:
+        for name, value in rounding(found, precisions).items():
             parts[name].rounding = value
-    else:
-        for name, value in _chance(found, a.dtype, seed, sweeps=len(found.distances) - 1).items():
+    elif parts["layers"].distance >= CLEARLY_RELATED:
+        for name, value in chance(found, seed).items():
             parts[name].chance = value
-    total, layers = parts.pop("all"), parts.pop("layers")
-    raw = [dict(model.named_parameters()) for model in (a, b)]
-    same = all(torch.equal(raw[0][name].cpu(), raw[1][name].cpu()) for name in names)
-    working = [torch.promote_types(precision, torch.float32) for precision in precisions]
-    floor = ALGEBRA * max(torch.finfo(dtype).eps for dtype in working)
-    verdict = "same" if same else _verdict(total, layers, floor)
-    return Comparison(
-        verdict,
-        total,
-        layers,
-        list(parts.values()),
-        [str(precision).removeprefix("torch.") for precision in precisions],
-        describe(found.transformation),
-        found.transformation,
-        len(found.distances) - 1,
-    )
-
-
-def _verdict(total: Part, layers: Part, floor: float) -> str:
-    if total.rounding is not None:
-        return "disguise" if total.distance <= max(ROUNDINGS * total.rounding, floor) else "relative"
-    assert layers.chance is not None
-    return "relative" if layers.distance < CHANCE_MARGIN * layers.chance else "unrelated"
-
-
-def part_of(name: str) -> str:
-    """The part of the network a parameter belongs to: `layers.3.self_attn`, or `embed_tokens` outside the layers."""
-    pieces = name.removeprefix("model.").split(".")
-    return ".".join(pieces[:3] if pieces[0] == "layers" else pieces[:1])
-
-
-def part_distances(a: Weights, b: Weights) -> dict[str, float]:
-    """
-    Relative distances between two sets of weights, by part of the network, over all `layers`, and over `all`; without
-    the maps between frames, which are a choice.
-    """
-    squares: dict[str, list[float]] = {}
-    for name, tensor in a.items():
-        if is_choice_of_frames(name):
-            continue
-        values = [float(side.double().square().sum()) for side in (tensor - b[name], tensor, b[name])]
-        part = part_of(name)
-        for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):
-            squares[key] = [x + y for x, y in zip(squares.get(key, [0.0] * 3), values, strict=True)]
-    return {
-        key: (difference / max((first + second) / 2, 1e-300)) ** 0.5
-        for key, (difference, first, second) in squares.items()
-    }
+    result.total, result.layers = parts.pop("all"), parts.pop("layers")
+    result.parts, result.sweeps = list(parts.values()), len(found.distances)
+    result.precision = [str(precision).removeprefix("torch.") for precision in precisions]
+    result.is_same, result.floor = same, floor
+    result.transformation, result.turned = found.transformation, describe(found.transformation)
 
 
 def stored_precision(model: nn.Module) -> torch.dtype:

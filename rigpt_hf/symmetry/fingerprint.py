@@ -1,0 +1,164 @@
+"""
+The fingerprint of a model: what tells whether another was made from it, in a few hundred kilobytes.
+
+It is made of [`sketch`], which no choice of frames changes, and holds at most a hundredth as many numbers as the model
+has parameters. Models of other widths, depths and numbers of heads have comparable fingerprints, as long as their
+tokens mean the same: the tokens are what the directions that everything is held against are made of.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..checkpoints.folder import named_file
+from ..checkpoints.opened import OpenedModel
+from ..frames import refuse_shared_frames
+from .given import Given, given
+from .sketch import KINDS, sketch
+
+
+# Probes at most, and at least; numbers per parameter of the model, and bytes of all of them.
+PROBES, LEAST, SHARE, BYTES = 32, 8, 0.01, 10**6
+# Probes of the part by which the nearest of many are found first.
+COARSE = 8
+FORMAT, VERSION = "rigpt-fingerprint", "1"
+COARSE_TENSOR, TENSOR = "coarse", "sketches"
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """
+    The fingerprint of a model.
+
+    Args:
+        sketches (`torch.Tensor` of shape `[layers, kinds, k, k]`): see [`sketch`].
+        facts (`dict`): about the model: `name`, `model_type`, sizes, number of parameters.
+    """
+
+    sketches: torch.Tensor
+    facts: Mapping[str, Any]
+
+    def distance(self, other: "Fingerprint") -> float:
+        """
+        One less the mean similarity of the layers, in `[0, 1]`: 0 for gauge-equivalent models, near 1 for unrelated
+        ones, 1 also where nothing can be compared. Of models with different numbers of layers, those of the shorter
+        are compared with those of the longer that fit best in the same order.
+        """
+        return 1 - min(max(float(self.similarities(other).mean()), 0.0), 1.0)
+
+    def similarities(self, other: "Fingerprint") -> torch.Tensor:
+        """The similarity of every layer of the shorter model to its match in the longer one."""
+        likeness = self.likeness(other)
+        if likeness.shape[0] > likeness.shape[1]:
+            likeness = likeness.T
+        return likeness[torch.arange(len(likeness)), torch.tensor(in_order(likeness))]
+
+    def likeness(self, other: "Fingerprint") -> torch.Tensor:
+        """Cosines between the sketches of all pairs of layers, `[layers, layers of the other]`, mean over kinds."""
+        probes = min(self.sketches.shape[-1], other.sketches.shape[-1])
+        ours, theirs = (_unit(side.sketches[..., :probes, :probes].double()) for side in (self, other))
+        both = (ours.abs().sum(2) > 0).double() @ (theirs.abs().sum(2) > 0).double().T
+        return torch.einsum("lkx,mkx->lm", ours, theirs) / both.clamp_min(1)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; a `ValueError` if what is at `path` is not this program's."""
+        with named_file(Path(path)) as place:
+            place.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that [`save`] writes."""
+        whole = self.sketches.float().contiguous()
+        coarse = whole[..., :COARSE, :COARSE].contiguous()
+        about = {"format": FORMAT, "version": VERSION, "facts": json.dumps(dict(self.facts))}
+        return save({TENSOR: whole, COARSE_TENSOR: coarse}, about)
+
+    @classmethod
+    def load(cls, path: str | Path, coarse: bool = False) -> "Fingerprint":
+        """
+        Read what [`save`] wrote; `coarse`: only a small part, by which the nearest of many are found.
+
+        Raises:
+            ValueError: if it is no such file.
+        """
+        rule = f"`fingerprint` must be a file that `rigpt fingerprint` wrote, got {str(path)!r}"
+        try:
+            with safe_open(path, framework="pt", backend="pread") as file:
+                about = file.metadata() or {}
+                if about.get("format") != FORMAT or about.get("version") != VERSION:
+                    raise ValueError(f"{rule}, which is none of version {VERSION}. Make it with this release.")
+                tensor = file.get_tensor(COARSE_TENSOR if coarse else TENSOR)
+                facts = json.loads(about["facts"])
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{rule}: it is missing, cut or damaged. Make it once more.") from error
+        if tensor.dim() != 4 or tensor.shape[1] != len(KINDS) or not tensor.isfinite().all():
+            raise ValueError(f"{rule}, whose numbers are damaged. Make it once more.")
+        return cls(tensor, facts)
+
+
+def _unit(sketches: torch.Tensor) -> torch.Tensor:
+    flat = sketches.flatten(2)
+    return flat / flat.norm(dim=2, keepdim=True).clamp_min(1e-300)
+
+
+def in_order(likeness: torch.Tensor) -> list[int]:
+    """The column of every row of `[n, m]`, `n <= m`, ascending, with the largest sum: by dynamic programming."""
+    rows, columns = likeness.shape
+    best = torch.zeros(columns + 1, dtype=torch.float64)
+    taken = []
+    for row in range(rows):
+        here = torch.full((columns + 1,), -torch.inf, dtype=torch.float64)
+        here[1:] = best[:-1] + likeness[row]
+        best, index = here.cummax(dim=0)
+        taken.append(index)
+    place, order = columns, []
+    for index in reversed(taken):
+        order.append(int(index[place]) - 1)
+        place = order[-1]
+    return order[::-1]
+
+
+def count_probes(layers: int, parameters: int) -> int:
+    """The number of probes: as many as are worth it, within the limits on the numbers and bytes of a fingerprint."""
+    numbers = min(SHARE * parameters, BYTES / 4 - layers * len(KINDS) * COARSE**2)
+    affordable = int(max(numbers, 0) / (layers * len(KINDS))) ** 0.5
+    return max(LEAST, min(PROBES, int(affordable)))
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module | OpenedModel | Given | str | os.PathLike, *, progress: bool = False) -> Fingerprint:
+    """
+    The fingerprint of a model in memory, or of one on disk or on the Hub, read tensor by tensor.
+
+    Args:
+        model: A RiGPT; or the folder, file or id of any model that converts.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: if it is no such model, or its layers share their frames.
+    """
+    source = given(model)
+    refuse_shared_frames(source.config, "A fingerprint")
+    layers, parameters = source.config.num_hidden_layers, sum(map(prod, source.shapes.values()))
+    facts = {
+        "name": source.name,
+        "class": source.class_name,
+        "parameters": parameters,
+        "layers": layers,
+        "hidden_size": source.config.hidden_size,
+        "vocab_size": source.config.vocab_size,
+    }
+    with tqdm(total=len(source.shapes), desc="Fingerprint", unit="tensor", disable=not progress) as bar:
+        tick: Callable[[], Any] = bar.update
+        probes = count_probes(layers, parameters)
+        sketches = sketch(source.config, tuple(source.shapes), source.read, probes, tick)
+    return Fingerprint(sketches, facts)

@@ -1,0 +1,280 @@
+"""
+The search for a gauge transformation between two models that need not be in memory: a block of weights at a time.
+
+Frames of a layer meet those of another only through the residual stream. So while the stream rests every layer is
+settled by itself, and the stream's own rotation needs no more of a layer than its cross-covariance `[d, d]`: memory is
+that of two layers, or of two token tables, and a sweep costs what its layers cost. It is the search of
+`alignment.py`, which has both models in memory and leaves them aligned.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import frexp, isfinite
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..configuration_rigpt import RiGPTConfig
+from ..frames import is_choice_of_frames, layer_of, table_of
+from ..table import STREAMS
+from .action import GaugeTransformation
+from .alignment import EXACT, FOUND, UNPAIRED, Search
+from .balance import balance
+from .contraction import UNBALANCED, View, Weights, decomposable
+from .given import Given
+from .local_frames import along, flattening, without_transports
+
+
+# The block of what lies outside the layers.
+ENDS = None
+Block = int | None
+Tick = Callable[[list[float]], None]
+# Powers of two by which weights may differ from 1 before float32 is too narrow for products of them.
+NARROW = 24
+# Models as near as this after one sweep have found all of their heads and neurons.
+NEAR = 1e-2
+# Algebra in the working precision loses so many units in the last place on its way through a few matrix products.
+ALGEBRA = 100.0
+
+
+def part_of(name: str) -> str:
+    """The part of the network a parameter belongs to: `layers.3.self_attn`, or `embed_tokens` outside the layers."""
+    pieces = name.removeprefix("model.").split(".")
+    return ".".join(pieces[:3] if pieces[0] == "layers" else pieces[:1])
+
+
+class Distances:
+    """Squares of differences and of norms by part of the network, added up block by block."""
+
+    def __init__(self) -> None:
+        self._squares: dict[str, list[float]] = {}
+
+    def add(self, a: Weights, b: Weights) -> None:
+        """Add a block of two sets of weights; the maps between frames, which are a choice, do not count."""
+        for name, tensor in a.items():
+            if is_choice_of_frames(name):
+                continue
+            other = b[name]
+            values = [float(side.double().square().sum()) for side in (tensor - other, tensor, other)]
+            part = part_of(name)
+            for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):
+                self._squares[key] = [x + y for x, y in zip(self._squares.get(key, [0.0] * 3), values, strict=True)]
+
+    def relative(self) -> dict[str, float]:
+        """Relative distances by part, over all `layers`, and over `all`."""
+        return {
+            key: (difference / max((first + second) / 2, 1e-300)) ** 0.5
+            for key, (difference, first, second) in self._squares.items()
+        }
+
+
+def blocks_of(names: Sequence[str]) -> dict[Block, list[str]]:
+    """The parameters outside the layers, then those of every layer."""
+    blocks: dict[Block, list[str]] = {ENDS: []}
+    for name in names:
+        blocks.setdefault(layer_of(name), []).append(name)
+    return blocks
+
+
+class Balanced:
+    """
+    The balanced weights of a model, a block at a time.
+
+    Args:
+        model: The model.
+        unpaired: As for [`balance`].
+        dtype: What a block is balanced in, once it is known how.
+    """
+
+    def __init__(self, model: Given, unpaired: float = UNPAIRED, dtype: torch.dtype = torch.float64):
+        self.model, self.unpaired, self.dtype, self.table = model, unpaired, dtype, table_of(model.config)
+        self.blocks = blocks_of(list(model.shapes))
+        transports = {name: model.read(name) for name in self.table.transports if name in model.shapes}
+        self.flat = flattening(model.config, transports)
+        self.steps: dict[Block, GaugeTransformation] = {}
+
+    def raw(self, block: Block) -> dict[str, torch.Tensor]:
+        """A block as it is."""
+        return {name: self.model.read(name) for name in self.blocks[block]}
+
+    def weights(self, block: Block) -> dict[str, torch.Tensor]:
+        """A balanced block."""
+        raw = self.raw(block)
+        if block not in self.steps:
+            self.steps[block], made = balance(self.model.config, raw, unpaired=self.unpaired, flat=self.flat)
+            return made
+        return self.steps[block].state_dict({name: tensor.to(self.dtype) for name, tensor in raw.items()}, self.dtype)
+
+    @property
+    def transformation(self) -> GaugeTransformation:
+        """What balances all blocks."""
+        return merged(self.model.config, self.steps.values())
+
+
+def merged(config: RiGPTConfig, parts: Iterable[GaugeTransformation]) -> GaugeTransformation:
+    """Transformations of different frames, or the same of the same frames, as one."""
+    return GaugeTransformation(config, {key: element for part in parts for key, element in part.elements.items()})
+
+
+class LayeredSearch:
+    """
+    Brings the balanced weights of one model to a target.
+
+    Args:
+        ours (`Balanced`): the model.
+        target (`Callable`): gives a block of the target's weights, in float64.
+        dtype (`torch.dtype`): what everything but decompositions is computed in.
+        power (`int`): of two, which all weights are multiplied by on their way into it.
+    """
+
+    def __init__(self, ours: Balanced, target: Callable[[Block], Weights], dtype: torch.dtype, power: int = 0):
+        self.ours, self.target, self.dtype, self.power = ours, target, dtype, power
+        self.config, self.table = ours.model.config, ours.table
+        self.steps = dict.fromkeys(ours.blocks, GaugeTransformation.identity(self.config))
+        self.rotation = torch.eye(self.config.hidden_size, dtype=torch.float64)[None]
+
+    def step(self, block: Block) -> GaugeTransformation:
+        """What the search has found for a block, between balanced weights."""
+        turn = GaugeTransformation(self.config, along(self.table, self.rotation))
+        return merged(self.config, [self.steps[block], turn])
+
+    def total(self, to_balanced: GaugeTransformation) -> GaugeTransformation:
+        """What brings the model, as it is given, to what `to_balanced` brings to the target."""
+        found = merged(self.config, [self.step(block) for block in self.ours.blocks])
+        return to_balanced.inverse() @ found @ self.ours.transformation
+
+    def aligned(self, block: Block) -> dict[str, torch.Tensor]:
+        """A balanced block of the model as far as it has come."""
+        return self.step(block).state_dict(self._cast(self.ours.weights(block)), self.dtype)
+
+    def _cast(self, weights: Weights) -> dict[str, torch.Tensor]:
+        power = torch.tensor(self.power)
+        scaled = {name: tensor.ldexp(power) if self.power else tensor for name, tensor in weights.items()}
+        return {name: tensor.to(self.dtype) for name, tensor in scaled.items()}
+
+    def run(self, max_sweeps: int, tolerance: float, stop_above: float, tick: Tick) -> tuple[list[float], Distances]:
+        """
+        Sweep until that changes nothing to speak of; the distances after every sweep, and those after the last by
+        part. The arguments are those of [`Search.run`]; `tick` is called after every block with the last distance.
+        """
+        self._turn_by_tokens()
+        distances: list[float] = []
+        while True:
+            measured, turned = self._sweep(lambda: tick(distances))
+            distances.append(measured.relative()["all"])
+            last = distances[-1]
+            gained = distances[-2] - last if len(distances) > 1 else last
+            # A rotation by a small angle brings near weights nearer by its square.
+            rests = last < NEAR and turned**2 <= 2 * tolerance * last**2
+            is_there = rests or gained <= tolerance * last or last <= ALGEBRA * torch.finfo(self.dtype).eps
+            if is_there or last > stop_above or len(distances) >= max_sweeps:
+                return distances, measured
+
+    def _turn_by_tokens(self) -> None:
+        search = Search(self.config, self._cast(self.ours.weights(ENDS)), self._cast(self.target(ENDS)))
+        search.turn_by_tokens()
+        elements = dict(search.total.elements)
+        self.rotation = elements["stream"]
+        streams = {str(key) for key in self.table.streams}
+        rest = {key: element for key, element in elements.items() if key not in streams}
+        self.steps[ENDS] = GaugeTransformation(self.config, rest)
+
+    def _sweep(self, tick: Callable[[], object]) -> tuple[Distances, float]:
+        """Settle all blocks, then the stream; the distances in between, and the angle by which the stream turned."""
+        distances, crosses = Distances(), []
+        for block in self.ours.blocks:
+            search = Search(self.config, self.aligned(block), self._cast(self.target(block)))
+            search.sweep(but=STREAMS)
+            self.steps[block] = search.total @ self.steps[block]
+            distances.add(search.weights, search.target)
+            sides = (without_transports(side) for side in (search.target, search.weights))
+            crosses.append(View(self.table, self.table.streams, *sides).total().double())
+            tick()
+        step = self.table.kinds["stream"].group.procrustes(torch.stack(crosses).sum(dim=0))
+        self.rotation = step @ self.rotation
+        size = self.config.hidden_size
+        return distances, float((step[0] - torch.eye(size, dtype=step.dtype)).norm()) / size**0.5
+
+
+@dataclass
+class Found:
+    """
+    The outcome of a search for what brings A to B.
+
+    Args:
+        transformation (`GaugeTransformation`): brings A to B, as they are given.
+        distances (`list[float]`): over all weights, balanced, after every sweep.
+        parts (`dict[str, float]`): by part of the network, after the last.
+        search (`LayeredSearch`), theirs (`Balanced`): how it was found, and the balanced weights of B.
+    """
+
+    transformation: GaugeTransformation
+    distances: list[float]
+    parts: dict[str, float]
+    search: LayeredSearch = field(repr=False)
+    theirs: Balanced = field(repr=False)
+
+
+@torch.no_grad()
+@decomposable()
+def search_layers(
+    a: Given,
+    b: Given,
+    dtype: torch.dtype,
+    *,
+    max_sweeps: int,
+    tolerance: float = FOUND,
+    stop_above: float = float("inf"),
+    progress: bool = False,
+) -> Found:
+    """
+    Look for the transformation that brings A nearest to B, layer by layer.
+
+    Args:
+        a, b: Two models of one configuration, see [`check_alike`].
+        dtype: What everything but decompositions is computed in, float32 or float64.
+        max_sweeps, tolerance, stop_above, progress: As for [`find_alignment`].
+    """
+    blocks = len(blocks_of(list(a.shapes)))
+    with tqdm(total=blocks * max_sweeps, desc="Aligning", unit="layer", disable=not progress) as bar:
+
+        def tick(distances: list[float]) -> None:
+            bar.update()
+            if distances:
+                bar.set_postfix_str(f"distance {distances[-1]:.3g}")
+
+        limits = max_sweeps, tolerance, stop_above, tick
+        found = _search(a, b, dtype, UNPAIRED, *limits)
+        if dtype == torch.float64 and found.distances[-1] < EXACT:
+            # The short length costs digits, and without rounding between the models nothing speaks for it.
+            exact = _search(a, b, dtype, 1.0, *limits)
+            if exact.distances[-1] < EXACT:
+                return exact
+    return found
+
+
+def _search(a: Given, b: Given, dtype: torch.dtype, unpaired: float, *limits: Any) -> Found:
+    ours, theirs = Balanced(a, unpaired), Balanced(b, unpaired)
+    power = 0 if dtype == torch.float64 else _power(ours, theirs)
+    if not power:
+        ours.dtype = theirs.dtype = dtype
+    search = LayeredSearch(ours, theirs.weights, dtype, power)
+    distances, measured = search.run(*limits)
+    return Found(search.total(theirs.transformation), distances, measured.relative(), search, theirs)
+
+
+def _power(*sides: Balanced) -> int:
+    """The power of two by which the mean square of weights is near 1, as both models begin; 0 if they are in range."""
+    sizes, count = [], 0
+    for side in sides:
+        for block in list(side.blocks)[:2]:
+            for tensor in side.weights(block).values():
+                sizes.append(float(torch.linalg.vector_norm(tensor)))
+                count += tensor.numel()
+    largest = max(sizes, default=0.0)
+    mean = largest * (sum((size / (largest or 1)) ** 2 for size in sizes) / max(count, 1)) ** 0.5
+    if not isfinite(mean):
+        raise ValueError(UNBALANCED)
+    power = -frexp(mean)[1]
+    return power if abs(power) > NARROW else 0
