@@ -249,9 +249,26 @@ def _rigpt(stored: Stored) -> OpenedModel:
     shapes = check_shapes(model, weights.shapes, argument, name)
     for copy, original in (model._tied_weights_keys if config.tie_word_embeddings else {}).items():
         weights.check_copy(copy, original)
+    return _as_it_is(name, config, weights, shapes, stored.notes, stored)
+
+
+def in_memory(model: RiGPTForCausalLM, name: str) -> OpenedModel:
+    """A RiGPT in memory as if it had been opened; its weights are not copied."""
+    weights = Weights(dict(model.named_parameters()))
+    return _as_it_is(name, model.config, weights, weights.shapes, (), None)
+
+
+def _as_it_is(
+    name: str,
+    config: RiGPTConfig,
+    weights: Weights,
+    shapes: Mapping[str, tuple[int, ...]],
+    notes: tuple[str, ...],
+    stored: Stored | None,
+) -> OpenedModel:
     entries = [Entry(one, shape, _reading(weights, one), weights.dtypes[one]) for one, shape in shapes.items()]
     made = MadeWeights(entries, weights.dtypes, name)
-    return OpenedModel(name, config, made, None, stored.notes, finest_dtype(made.dtypes), stored)
+    return OpenedModel(name, config, made, None, notes, finest_dtype(made.dtypes), stored)
 
 
 def finest_dtype(dtypes: Mapping[str, torch.dtype]) -> torch.dtype:

@@ -172,12 +172,7 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
     Raises:
         ValueError: names the first field in which they differ.
     """
-    # A length that no table and no frequency follows from is only a promise.
-    promised = all(
-        config.position_embedding_type == "alibi"
-        or (config.position_embedding_type == "rotary" and not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES))
-        for config in (a, b)
-    )
+    promised = is_promised(a) and is_promised(b)
     for name in dict.fromkeys(structure(a) + structure(b)):
         first, second = getattr(a, name, None), getattr(b, name, None)
         if first != second and not (promised and name == "max_position_embeddings"):
@@ -189,6 +184,13 @@ def check_alike(a: RiGPTConfig, b: RiGPTConfig, names: tuple[str, str] | None = 
                 f"`model` and `reference` must have the same `{name}`, got {first!r}{of_a} and {second!r}{of_b}. "
                 f"{reason}; compare models made from one configuration."
             )
+
+
+def is_promised(config: RiGPTConfig) -> bool:
+    """Whether the longest sequence is only a promise: no table and no frequency follows from it."""
+    if config.position_embedding_type == "rotary":
+        return not rope_types(config) & set(LENGTH_DEPENDENT_ROPE_TYPES)
+    return config.position_embedding_type == "alibi"
 
 
 def check_same_parameters(a: nn.Module, b: nn.Module) -> None:

@@ -8,9 +8,13 @@ as torchao writes to stderr when another library looks for it.
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.checkpoints.opened import open_model
+from tests.conversion.sources import stock_model
 from tests.models import tiny_model, tokens
+from tests.tolerances import SYMMETRY
 
 
 SIZES = {"hidden_size": 128, "num_attention_heads": 4}
@@ -108,3 +112,24 @@ def test_dynamic_quantization_takes_every_linear_map():
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     assert not any(type(module) is nn.Linear for module in quantized.modules())
     near(quantized, model, 8)
+
+
+@pytest.mark.parametrize("way", [("bitsandbytes", 4), ("torchao", 8), ("torchao", 4), ("optimum.quanto", 8)], ids=str)
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_quantized_folder_opens_as_the_numbers_behind_its_codes(way, tmp_path):
+    name, bits = way
+    pytest.importorskip(name)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    model = stock_model("llama", torch.float32, **sizes)
+    model.save_pretrained(tmp_path / "plain")
+    config = WAYS[name][0](bits)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=config, device_map="cpu"
+    ).eval()
+    quantized.save_pretrained(tmp_path / "codes")
+    opened = open_model(tmp_path / "codes")
+    assert opened.stock == "LlamaForCausalLM" and "is quantized by" in opened.notes[0] and "decoded" in opened.notes[0]
+    wanted, found, plain = (each(tokens(1, 9)).logits for each in (quantized, opened.load(), model))
+    assert (found - wanted).abs().max() <= SYMMETRY[torch.float32] * wanted.abs().max()
+    assert (found - plain).abs().max() > 1e-3 * wanted.abs().max()
