@@ -7,7 +7,6 @@ tokens mean the same: the tokens are what the directions that everything is held
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,13 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoints.folder import named_file
-from ..checkpoints.opened import OpenedModel
 from ..frames import refuse_shared_frames
-from .given import Given, given
+from ..modeling_rigpt import RiGPTForCausalLM
+from .given import Model, given
 from .sketch import KINDS, sketch
 
 
@@ -135,7 +133,7 @@ def count_probes(layers: int, parameters: int) -> int:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module | OpenedModel | Given | str | os.PathLike, *, progress: bool = False) -> Fingerprint:
+def fingerprint(model: Model, *, progress: bool = False) -> Fingerprint:
     """
     The fingerprint of a model in memory, or of one on disk or on the Hub, read tensor by tensor.
 
@@ -148,17 +146,17 @@ def fingerprint(model: nn.Module | OpenedModel | Given | str | os.PathLike, *, p
     """
     source = given(model)
     refuse_shared_frames(source.config, "A fingerprint")
-    layers, parameters = source.config.num_hidden_layers, sum(map(prod, source.shapes.values()))
+    layers, parameters = source.config.num_hidden_layers, sum(map(prod, source.weights.shapes.values()))
     facts = {
         "name": source.name,
-        "class": source.class_name,
+        "class": source.stock or RiGPTForCausalLM.__name__,
         "parameters": parameters,
         "layers": layers,
         "hidden_size": source.config.hidden_size,
         "vocab_size": source.config.vocab_size,
     }
-    with tqdm(total=len(source.shapes), desc="Fingerprint", unit="tensor", disable=not progress) as bar:
+    with tqdm(total=len(source.weights.shapes), desc="Fingerprint", unit="tensor", disable=not progress) as bar:
         tick: Callable[[], Any] = bar.update
         probes = count_probes(layers, parameters)
-        sketches = sketch(source.config, tuple(source.shapes), source.read, probes, tick)
+        sketches = sketch(source.config, tuple(source.weights.shapes), source.weights.read, probes, tick)
     return Fingerprint(sketches, facts)

@@ -1,60 +1,38 @@
-"""A model as the searches of this folder take it: a configuration, and parameters that are read one by one."""
+"""A model as the searches of this folder take it: in memory or not, its parameters are read one by one."""
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..checkpoints.opened import OpenedModel, open_model
-from ..checkpoints.weights import check_finite
-from ..configuration_rigpt import RiGPTConfig
-from ..modeling_rigpt import RiGPTForCausalLM
+from ..checkpoints.opened import MadeWeights, OpenedModel, open_model
+from ..checkpoints.write import Entry
 
 
-@dataclass(frozen=True)
-class Given:
+Model = nn.Module | OpenedModel | str | os.PathLike
+
+
+def given(model: Model) -> OpenedModel:
     """
-    A RiGPT whose weights need not be in memory.
-
-    Args:
-        config (`RiGPTConfig`): its configuration.
-        shapes (`dict`): of its parameters by name, tied ones once.
-        read (`Callable`): gives a parameter, detached.
-        name (`str`): what a person calls it; class_name (`str`): the class that it had before it was read as a RiGPT.
-    """
-
-    config: RiGPTConfig
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], torch.Tensor]
-    name: str
-    class_name: str
-
-
-def given(model: "nn.Module | OpenedModel | Given | str | os.PathLike") -> Given:
-    """
-    A model in memory, or one on disk or on the Hub: a folder, file or id of any model that converts.
+    A RiGPT in memory, or a model on disk or on the Hub: a folder, file or id of any that converts.
 
     Raises:
-        ValueError: if it is no such model, or, when they are read, weights are not finite.
+        ValueError: if it is no such model.
     """
-    if isinstance(model, Given):
+    if isinstance(model, OpenedModel):
         return model
-    if isinstance(model, nn.Module):
-        return _in_memory(model)
-    opened = model if isinstance(model, OpenedModel) else open_model(os.fspath(model))
-    name = opened.stock or RiGPTForCausalLM.__name__
-    return Given(opened.config, opened.weights.shapes, opened.weights.read, opened.name, name)
+    return _in_memory(model) if isinstance(model, nn.Module) else open_model(model)
 
 
-def _in_memory(model: Any) -> Given:
+def _in_memory(model: Any) -> OpenedModel:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
-    def read(name: str) -> torch.Tensor:
-        check_finite(name, weights[name], "model")
-        return weights[name]
+    def making(name: str) -> Callable[[torch.dtype], torch.Tensor]:
+        return lambda dtype: weights[name].to("cpu", dtype)
 
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    return Given(model.config, shapes, read, getattr(model, "name_or_path", ""), type(model).__name__)
+    entries = [Entry(name, tuple(weight.shape), making(name)) for name, weight in weights.items()]
+    dtypes = {name: weight.dtype for name, weight in weights.items()}
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    return OpenedModel(name, model.config, MadeWeights(entries, dtypes, "model"), None, (), model.dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checkpoints.opened import OpenedModel
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import is_choice_of_frames, layer_of, table_of
 from ..table import STREAMS
@@ -22,7 +23,6 @@ from .action import GaugeTransformation
 from .alignment import EXACT, FOUND, UNPAIRED, Search
 from .balance import balance
 from .contraction import UNBALANCED, View, Weights, decomposable
-from .given import Given
 from .local_frames import along, flattening, without_transports
 
 
@@ -61,6 +61,11 @@ class Distances:
             for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):
                 self._squares[key] = [x + y for x, y in zip(self._squares.get(key, [0.0] * 3), values, strict=True)]
 
+    def less(self, square: float) -> float:
+        """The relative distance over all weights if its square were less by so much."""
+        difference, first, second = self._squares["all"]
+        return (max(difference - square, 0.0) / max((first + second) / 2, 1e-300)) ** 0.5
+
     def relative(self) -> dict[str, float]:
         """Relative distances by part, over all `layers`, and over `all`."""
         return {
@@ -87,16 +92,16 @@ class Balanced:
         dtype: What a block is balanced in, once it is known how.
     """
 
-    def __init__(self, model: Given, unpaired: float = UNPAIRED, dtype: torch.dtype = torch.float64):
+    def __init__(self, model: OpenedModel, unpaired: float = UNPAIRED, dtype: torch.dtype = torch.float64):
         self.model, self.unpaired, self.dtype, self.table = model, unpaired, dtype, table_of(model.config)
-        self.blocks = blocks_of(list(model.shapes))
-        transports = {name: model.read(name) for name in self.table.transports if name in model.shapes}
+        self.blocks = blocks_of(list(model.weights.shapes))
+        transports = {name: model.weights.read(name) for name in self.table.transports if name in model.weights.shapes}
         self.flat = flattening(model.config, transports)
         self.steps: dict[Block, GaugeTransformation] = {}
 
     def raw(self, block: Block) -> dict[str, torch.Tensor]:
         """A block as it is."""
-        return {name: self.model.read(name) for name in self.blocks[block]}
+        return {name: self.model.weights.read(name) for name in self.blocks[block]}
 
     def weights(self, block: Block) -> dict[str, torch.Tensor]:
         """A balanced block."""
@@ -122,31 +127,35 @@ class LayeredSearch:
     Brings the balanced weights of one model to a target.
 
     Args:
-        ours (`Balanced`): the model.
-        target (`Callable`): gives a block of the target's weights, in float64.
+        config (`RiGPTConfig`): of both.
+        blocks (`Iterable`): all blocks.
+        ours, target (`Callable`): give a block of balanced weights of each.
         dtype (`torch.dtype`): what everything but decompositions is computed in.
         power (`int`): of two, which all weights are multiplied by on their way into it.
     """
 
-    def __init__(self, ours: Balanced, target: Callable[[Block], Weights], dtype: torch.dtype, power: int = 0):
+    def __init__(
+        self,
+        config: RiGPTConfig,
+        blocks: Iterable[Block],
+        ours: Callable[[Block], Weights],
+        target: Callable[[Block], Weights],
+        dtype: torch.dtype,
+        power: int = 0,
+    ):
+        self.config, self.table, self.blocks = config, table_of(config), list(blocks)
         self.ours, self.target, self.dtype, self.power = ours, target, dtype, power
-        self.config, self.table = ours.model.config, ours.table
-        self.steps = dict.fromkeys(ours.blocks, GaugeTransformation.identity(self.config))
-        self.rotation = torch.eye(self.config.hidden_size, dtype=torch.float64)[None]
+        self.steps = dict.fromkeys(self.blocks, GaugeTransformation.identity(config))
+        self.rotation = torch.eye(config.hidden_size, dtype=torch.float64)[None]
 
     def step(self, block: Block) -> GaugeTransformation:
-        """What the search has found for a block, between balanced weights."""
+        """What the search has found for a block."""
         turn = GaugeTransformation(self.config, along(self.table, self.rotation))
         return merged(self.config, [self.steps[block], turn])
 
-    def total(self, to_balanced: GaugeTransformation) -> GaugeTransformation:
-        """What brings the model, as it is given, to what `to_balanced` brings to the target."""
-        found = merged(self.config, [self.step(block) for block in self.ours.blocks])
-        return to_balanced.inverse() @ found @ self.ours.transformation
-
     def aligned(self, block: Block) -> dict[str, torch.Tensor]:
-        """A balanced block of the model as far as it has come."""
-        return self.step(block).state_dict(self._cast(self.ours.weights(block)), self.dtype)
+        """A block of the model as far as it has come."""
+        return self.step(block).state_dict(self._cast(self.ours(block)), self.dtype)
 
     def _cast(self, weights: Weights) -> dict[str, torch.Tensor]:
         power = torch.tensor(self.power)
@@ -162,17 +171,17 @@ class LayeredSearch:
         distances: list[float] = []
         while True:
             measured, turned = self._sweep(lambda: tick(distances))
-            distances.append(measured.relative()["all"])
-            last = distances[-1]
-            gained = distances[-2] - last if len(distances) > 1 else last
-            # A rotation by a small angle brings near weights nearer by its square.
-            rests = last < NEAR and turned**2 <= 2 * tolerance * last**2
-            is_there = rests or gained <= tolerance * last or last <= ALGEBRA * torch.finfo(self.dtype).eps
-            if is_there or last > stop_above or len(distances) >= max_sweeps:
+            distances.append(turned)
+            before = measured.relative()["all"]
+            gained = distances[-2] - turned if len(distances) > 1 else before
+            # Near models whose stream rests have found all of their heads and neurons.
+            rests = turned < NEAR and before - turned <= tolerance * turned
+            is_there = rests or gained <= tolerance * turned or turned <= ALGEBRA * torch.finfo(self.dtype).eps
+            if is_there or turned > stop_above or len(distances) >= max_sweeps:
                 return distances, measured
 
     def _turn_by_tokens(self) -> None:
-        search = Search(self.config, self._cast(self.ours.weights(ENDS)), self._cast(self.target(ENDS)))
+        search = Search(self.config, self._cast(self.ours(ENDS)), self._cast(self.target(ENDS)))
         search.turn_by_tokens()
         elements = dict(search.total.elements)
         self.rotation = elements["stream"]
@@ -181,9 +190,9 @@ class LayeredSearch:
         self.steps[ENDS] = GaugeTransformation(self.config, rest)
 
     def _sweep(self, tick: Callable[[], object]) -> tuple[Distances, float]:
-        """Settle all blocks, then the stream; the distances in between, and the angle by which the stream turned."""
+        """Settle all blocks, then the stream; the distances in between, and the one of all weights afterwards."""
         distances, crosses = Distances(), []
-        for block in self.ours.blocks:
+        for block in self.blocks:
             search = Search(self.config, self.aligned(block), self._cast(self.target(block)))
             search.sweep(but=STREAMS)
             self.steps[block] = search.total @ self.steps[block]
@@ -191,10 +200,10 @@ class LayeredSearch:
             sides = (without_transports(side) for side in (search.target, search.weights))
             crosses.append(View(self.table, self.table.streams, *sides).total().double())
             tick()
-        step = self.table.kinds["stream"].group.procrustes(torch.stack(crosses).sum(dim=0))
+        cross = torch.stack(crosses).sum(dim=0)
+        step = self.table.kinds["stream"].group.procrustes(cross)
         self.rotation = step @ self.rotation
-        size = self.config.hidden_size
-        return distances, float((step[0] - torch.eye(size, dtype=step.dtype)).norm()) / size**0.5
+        return distances, distances.less(2 * float((step * cross).sum() - cross.diagonal(dim1=1, dim2=2).sum()))
 
 
 @dataclass
@@ -215,12 +224,17 @@ class Found:
     search: LayeredSearch = field(repr=False)
     theirs: Balanced = field(repr=False)
 
+    def aligned(self, block: Block) -> dict[str, torch.Tensor]:
+        """A block of A's balanced weights, aligned with those of B, in float64."""
+        power = torch.tensor(-self.search.power)
+        return {name: tensor.double().ldexp(power) for name, tensor in self.search.aligned(block).items()}
+
 
 @torch.no_grad()
 @decomposable()
 def search_layers(
-    a: Given,
-    b: Given,
+    a: OpenedModel,
+    b: OpenedModel,
     dtype: torch.dtype,
     *,
     max_sweeps: int,
@@ -236,7 +250,7 @@ def search_layers(
         dtype: What everything but decompositions is computed in, float32 or float64.
         max_sweeps, tolerance, stop_above, progress: As for [`find_alignment`].
     """
-    blocks = len(blocks_of(list(a.shapes)))
+    blocks = len(blocks_of(list(a.weights.shapes)))
     with tqdm(total=blocks * max_sweeps, desc="Aligning", unit="layer", disable=not progress) as bar:
 
         def tick(distances: list[float]) -> None:
@@ -254,14 +268,18 @@ def search_layers(
     return found
 
 
-def _search(a: Given, b: Given, dtype: torch.dtype, unpaired: float, *limits: Any) -> Found:
+def _search(a: OpenedModel, b: OpenedModel, dtype: torch.dtype, unpaired: float, *limits: Any) -> Found:
     ours, theirs = Balanced(a, unpaired), Balanced(b, unpaired)
     power = 0 if dtype == torch.float64 else _power(ours, theirs)
-    if not power:
+    if power:
+        dtype = torch.float64
+    else:
         ours.dtype = theirs.dtype = dtype
-    search = LayeredSearch(ours, theirs.weights, dtype, power)
+    search = LayeredSearch(b.config, ours.blocks, ours.weights, theirs.weights, dtype, power)
     distances, measured = search.run(*limits)
-    return Found(search.total(theirs.transformation), distances, measured.relative(), search, theirs)
+    between = merged(b.config, [search.step(block) for block in search.blocks])
+    total = theirs.transformation.inverse() @ between @ ours.transformation
+    return Found(total, distances, measured.relative(), search, theirs)
 
 
 def _power(*sides: Balanced) -> int:

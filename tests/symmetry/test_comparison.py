@@ -11,7 +11,10 @@ from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
 from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
-from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe, part_of, stored_precision
+from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe
+from rigpt_hf.symmetry.expectation import unaligned
+from rigpt_hf.symmetry.given import given
+from rigpt_hf.symmetry.layered import part_of
 from tests.models import noisy, over, tiny_config, tiny_model
 from tests.symmetry.options import SEARCHED, SHALLOW, cases, disguise, generator
 from tests.tolerances import SYMMETRY
@@ -58,7 +61,10 @@ def test_the_four_verdicts(name, vocab_size):
     # Alignment takes a part of the noise for a turn; balancing shares what is left out in another way.
     assert 0.5 * level < relative.total.distance < 1.1 * level
 
-    unrelated = compare(model, tiny_model(seed=9, **options))
+    other = tiny_model(seed=9, **options)
+    glance = compare(model, other, search="never")
+    assert glance.verdict == "unrelated" and glance.fingerprint >= 0.9 and glance.total is None
+    unrelated = compare(model, other, search="always")
     assert unrelated.verdict == "unrelated"
     assert unrelated.total.rounding is None and unrelated.total.chance is not None
     assert unrelated.total.distance > 0.95 * unrelated.total.chance
@@ -105,8 +111,8 @@ def test_a_distant_relative_is_closer_than_chance_and_shuffled_entries_are_not(o
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
 def test_the_noise_that_stands_for_chance_does_not_decide(seed):
     model = tiny_model()
-    assert compare(model, tiny_model(seed=9), seed=seed).verdict == "unrelated"
-    assert compare(model, disguise(noisy(model, 1.2)), seed=seed).verdict == "relative"
+    assert compare(model, tiny_model(seed=9), seed=seed, search="always").verdict == "unrelated"
+    assert compare(model, disguise(noisy(model, 1.2)), seed=seed, search="always").verdict == "relative"
 
 
 @over(SEARCHED[3:], SEARCHED)
@@ -124,7 +130,9 @@ def test_the_parts_are_the_whole(option):
         sizes[part_of(name)] += float(sum(squares)) / 2
     squared = sum(part.distance**2 * sizes[part.name] for part in found.parts) / sum(sizes.values())
     assert abs(squared**0.5 - found.total.distance) <= SYMMETRY[torch.float64]
-    assert all(part.rounding is not None and part.chance is None for part in found.parts)
+    assert all(part.rounding is None and part.chance is None for part in found.parts), "nothing here asks for them"
+    rounded = compare(a, disguise(a, dtype=torch.bfloat16))
+    assert all(part.rounding is not None for part in rounded.parts)
 
 
 def test_a_change_in_one_layer_shows_there():
@@ -162,6 +170,10 @@ def test_a_row_that_dwarfs_all_others_is_refused():
         canonical_gauge(model)
 
 
+def stored_precision(model: nn.Module) -> torch.dtype:
+    return unaligned(given(model), given(tiny_model()))[1][0]
+
+
 def test_stored_precision():
     model = tiny_model()
     assert stored_precision(model) is torch.float64
@@ -170,13 +182,13 @@ def test_stored_precision():
         assert stored_precision(rounded) is dtype
         assert stored_precision(rounded.to(torch.float64)) is dtype
     mixed = tiny_model(dtype=torch.bfloat16).to(torch.float32)
-    mixed.model.norm_of_nothing = nn.Parameter(torch.tensor([1 + 2.0**-20]))
+    mixed.model.layers[0].mlp.up_proj.bias.data[0] = 1 + 2.0**-20
     assert stored_precision(mixed) is torch.float32
 
 
 def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
     a, b, _ = turned("rotary")
-    outcomes = {"disguise": compare(a, b), "same": compare(a, a), "unrelated": compare(a, tiny_model(seed=9))}
+    outcomes = {"disguise": compare(a, b), "same": compare(a, a), "unrelated": compare(a, tiny_model(seed=9), search="always")}
     for moved, parameter in zip(outcomes["disguise"].transformation(a).parameters(), b.parameters(), strict=True):
         assert (moved - parameter).abs().max() <= SYMMETRY[torch.float64] * parameter.abs().max()
     for verdict, found in outcomes.items():
@@ -184,8 +196,9 @@ def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
         assert facts["verdict"] == verdict and facts["meaning"] == VERDICTS[verdict]
         assert facts["total"]["distance"] == found.total.distance
         assert [part["name"] for part in facts["parts"]] == [part.name for part in found.parts]
-        assert set(facts) == {"verdict", "meaning", "total", "layers", "parts", "precision", "turned", "sweeps"}
-        assert 1 <= facts["sweeps"] <= SWEEPS + 1
+        told = {"verdict", "meaning", "total", "layers", "parts", "precision", "turned", "sweeps", "notes"}
+        assert set(facts) == told | {"fingerprint", "layers_apart", "incomparable"}
+        assert (verdict != "same") <= facts["sweeps"] <= SWEEPS
         save(plot_comparison(found, title="a and b"), tmp_path / f"{verdict}.png")
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")
     save(plot_comparison(found), tmp_path / "no-suffix", "svg")
@@ -217,9 +230,16 @@ def test_a_disguise_in_the_stream_alone_is_named():
     assert set(turned.values()) == {"as it was"} and len(turned) >= 3
 
 
-def test_models_of_two_shapes_are_refused():
-    message = r"must have the same `hidden_size`, got 32 and 48\. Models of different shape"
-    with pytest.raises(ValueError, match=message):
-        compare(tiny_model(), tiny_model(hidden_size=48))
-    with pytest.raises(ValueError, match="the same `hidden_act`, got 'gelu_pytorch_tanh' and 'relu2'"):
-        compare(tiny_model(), tiny_model(hidden_act="relu2"))
+def test_fingerprints_alone_decide_between_models_of_two_shapes():
+    found = compare(tiny_model(), tiny_model(hidden_size=48), search="always")
+    assert found.verdict == "unrelated" and found.total is None and "`hidden_size`, got 32" in found.incomparable
+    model, shorter = tiny_model(), tiny_model(num_hidden_layers=2)
+    kept = {name.replace("layers.2.", "layers.1."): weight for name, weight in model.state_dict().items()}
+    kept |= {name: weight for name, weight in model.state_dict().items() if "layers.0." in name}
+    shorter.load_state_dict({name: kept[name] for name in shorter.state_dict()})
+    found = compare(model, disguise(shorter))
+    assert found.verdict == "relative" and "`num_hidden_layers`, got 3" in found.incomparable
+    assert found.fingerprint <= SYMMETRY[torch.float64] and len(found.layers_apart) == 2
+    other = compare(tiny_model(), tiny_model(hidden_act="relu2"))
+    assert other.verdict == "relative", "the weights are the same"
+    assert "`hidden_act`, got 'gelu_pytorch_tanh'" in other.incomparable

@@ -1,0 +1,94 @@
+"""What distances are to be expected between two models: unaligned, by rounding alone, and by chance."""
+
+import torch
+
+from ..checkpoints.opened import OpenedModel
+from ..configuration_rigpt import RiGPTConfig
+from .action import GaugeTransformation
+from .alignment import FOUND, UNPAIRED, Search
+from .balance import balance
+from .contraction import Weights
+from .layered import Block, Distances, Found, LayeredSearch
+
+
+# From coarse to fine.
+PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[torch.dtype], bool]:
+    """
+    Of two models as they are: relative distances by part, the coarsest dtypes that hold the weights of each, and
+    whether all weights are equal.
+    """
+    distances, is_same = Distances(), True
+    holding = [list(PRECISIONS), list(PRECISIONS)]
+    for name in a.weights.shapes:
+        pair = [side.weights.read(name) for side in (a, b)]
+        is_same = is_same and torch.equal(*pair)
+        distances.add({name: pair[0]}, {name: pair[1]})
+        holding = [
+            [dtype for dtype in left if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)]
+            for left, tensor in zip(holding, pair, strict=True)
+        ]
+    return distances.relative(), [left[0] if left else torch.float64 for left in holding], is_same
+
+
+def rounding(found: Found, b: OpenedModel, precisions: list[torch.dtype]) -> dict[str, float]:
+    """
+    The distances that casting would cause: of A in the frames of B to the precision of B, and the other way round.
+
+    The coarser of the two decides; both count where they are alike. Every layer is aligned again by itself, as
+    balancing is not linear.
+    """
+    coarsest = max(torch.finfo(precision).eps for precision in precisions)
+    to_b = found.theirs.transformation.inverse()
+    to_a, config = found.transformation.inverse(), b.config
+    squares: dict[str, float] = {}
+    for index, precision in enumerate(precisions):
+        if 4 * torch.finfo(precision).eps < coarsest:
+            continue
+        distances = Distances()
+        for block in found.theirs.blocks:
+            there = found.aligned(block) if index else _double(found.theirs.raw(block))
+            distances.add(*_cast(config, (to_b if index else to_a).state_dict(there), precision))
+        for name, value in distances.relative().items():
+            squares[name] = squares.get(name, 0.0) + value**2
+    return {name: square**0.5 for name, square in squares.items()}
+
+
+def _double(weights: Weights) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() for name, tensor in weights.items()}
+
+
+def _cast(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> tuple[Weights, Weights]:
+    """Balanced weights after a cast, and before it."""
+    cast = {name: tensor.to(precision).to(torch.float64) for name, tensor in weights.items()}
+    # In these frames weights may be larger than in those that they are stored in.
+    rounded = {name: torch.where(tensor.isfinite(), tensor, weights[name]) for name, tensor in cast.items()}
+    flat = GaugeTransformation.identity(config)
+    balanced = [balance(config, side, passes=1, unpaired=UNPAIRED, flat=flat)[1] for side in (rounded, weights)]
+    search = Search(config, *balanced)
+    search.sweep(match=False, but=("stream", "local"))
+    return search.weights, search.target
+
+
+def chance(found: Found, seed: int) -> dict[str, float]:
+    """The distances that as many sweeps reach between A and noise with the spectra of B's weights."""
+
+    def scrambled(block: Block) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(hash((seed, block or 0, block is None)) % 2**63)
+        return {name: _shuffled(tensor, generator) for name, tensor in found.theirs.weights(block).items()}
+
+    search = found.search
+    noise = LayeredSearch(search.config, search.blocks, found.aligned, scrambled, search.dtype, search.power)
+    measured = noise.run(len(found.distances), FOUND, float("inf"), lambda _: None)[1]
+    return measured.relative()
+
+
+def _shuffled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The entries of every axis in another order, and some of them with the other sign."""
+    for dim in range(tensor.dim()):
+        order = torch.randperm(tensor.shape[dim], generator=generator)
+        signs = torch.where(torch.rand(tensor.shape[dim], generator=generator) < 0.5, -1.0, 1.0).to(tensor)
+        tensor = (tensor.movedim(dim, -1)[..., order] * signs).movedim(-1, dim)
+    return tensor

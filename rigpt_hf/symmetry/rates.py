@@ -1,0 +1,3 @@
+"""The error rates that stand behind a verdict, as `evaluation/experiments/provenance` measured them."""
+
+RELATED = 0.5
