@@ -334,7 +334,7 @@ def certify(
     Compare the logits of two causal language models.
 
     Args:
-        a, b (`PreTrainedModel`): the models; `a` sets the scale.
+        a, b (`PreTrainedModel`): the models; `a` sets the scale. Tokens that only one of them has are left out.
         input_ids (`torch.LongTensor` of shape `[batch, seq]`, *optional*): drawn at random from `seed` if not given.
         attention_mask (`torch.Tensor` of shape `[batch, seq]`, *optional*): positions with 0 are not compared.
         seed (`int`, defaults to 0): for the random inputs.
@@ -355,12 +355,13 @@ def certify(
     """
     drawn = input_ids is None
     longest = min(longest_of(a.config), longest_of(b.config))
+    tokens = min(a.config.vocab_size, b.config.vocab_size)
     if input_ids is None:
-        input_ids = random_input_ids(a.config.vocab_size, longest, seed=seed)
+        input_ids = random_input_ids(tokens, longest, seed=seed)
     first = record_logits(a, input_ids, attention_mask, hashed=False)
     return compare(
-        first,
-        record_logits(b, input_ids, attention_mask, like=first),
+        first.of_tokens(tokens),
+        record_logits(b, input_ids, attention_mask, like=first).of_tokens(tokens),
         input_ids,
         attention_mask,
         source=type(a).__name__,

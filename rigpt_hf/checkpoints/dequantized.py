@@ -3,14 +3,14 @@
 import os
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from .read import load_model, reading, silent
-from .weights import Weights
+from .read import load_model, quiet_loading, reading, silent
 
 
 # What must be installed for each method that can be decoded; nothing for those that the library decodes by itself.
@@ -33,11 +33,28 @@ def method_of(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The class, configuration and weights of a model whose codes have become numbers of float32; all in memory."""
+
+    model_class: Any
+    config: Any
+    weights: dict[str, torch.Tensor]
+
+    def load(self, dtype: torch.dtype | None) -> Any:
+        """The model that computes with these numbers."""
+        with quiet_loading():
+            model = self.model_class.from_pretrained(
+                None, config=self.config, state_dict=self.weights, dtype=dtype or torch.float32
+            )
+        return model.eval()
+
+
 def dequantized(
     source: str | os.PathLike, config: Any, *, argument: str = "source", revision: str | None = None
-) -> tuple[Any, Weights]:
+) -> Decoded:
     """
-    The configuration and the weights of a quantized model, all in memory, decoded to float32 where they were codes.
+    A quantized model, decoded to float32 where it has codes.
 
     Args:
         source (`str` or `Path`), argument, revision: as for [`load_config`], which gave `config`.
@@ -71,7 +88,7 @@ def dequantized(
         tensors = {name: _decoded(held[name]) for name in wanted}
         if odd := [name for name, tensor in tensors.items() if tensor.shape != wanted[name].shape]:
             raise ValueError(f"`{odd[0]}` is still made of codes. Give the model that was quantized")
-    return plain, Weights(tensors)
+    return Decoded(type(model), plain, tensors)
 
 
 def _is_dense(model: Any) -> bool:

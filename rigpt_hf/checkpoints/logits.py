@@ -1,6 +1,6 @@
 """The logits of a model on stated inputs, as certificates compare them; kept after the model is gone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,13 @@ class LogitsSnapshot:
     # And the logits where tokens went to those of another model, with how far its routers were from theirs.
     on_same_routes: torch.Tensor | None = None
     router_error: float | None = None
+
+    def of_tokens(self, count: int) -> "LogitsSnapshot":
+        """The logits of the first tokens of the vocabulary alone."""
+        held = self.on_same_routes
+        return replace(
+            self, logits=self.logits[..., :count], on_same_routes=None if held is None else held[..., :count]
+        )
 
 
 def longest_of(config: Any) -> int:

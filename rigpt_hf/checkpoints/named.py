@@ -1,15 +1,10 @@
 """Models, configurations and tokenizers by what a person calls them: a folder, or an id on the Hub."""
 
-import json
-import logging
 from typing import Any
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .read import load_config, load_model, load_tokenizer
-
-
-logger = logging.getLogger(__name__)
+from .read import load_config, load_model
 
 
 def load(source: str, dtype: Any = None, *, argument: str = "source", revision: str | None = None) -> Any:
@@ -63,51 +58,3 @@ def load_rigpt(source: str, dtype: Any = None, revision: str | None = None) -> A
     """
     rigpt_config(source, revision)
     return load_model(source, RiGPTForCausalLM, dtype=dtype or "auto", revision=revision).eval()
-
-
-def check_comparable(a: str, b: str):
-    """Raise a `ValueError` if two models cannot be given the same tokens; no weights are read."""
-    sizes = [load_config(source).vocab_size for source in (a, b)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"`a` and `b` must have one vocabulary, got {sizes[0]} tokens in {a!r} and {sizes[1]} in {b!r}. Compare "
-            "a model with what was made from it."
-        )
-
-
-def check_same_vocabulary(a: str, b: str):
-    """
-    Raise a `ValueError` if the tokens of two models mean different things: vocabularies of two sizes, or, where both
-    have a tokenizer, one token with two ids, or other merges. No weights are read. That one has none that loads
-    is said, and no error.
-    """
-    check_comparable(a, b)
-    try:
-        first, second = load_tokenizer(a), load_tokenizer(b)
-    except ValueError:
-        logger.warning(
-            f"Whether the tokens of {a!r} and {b!r} mean the same was not checked: not both have a tokenizer that "
-            "loads here."
-        )
-        return
-    advice = "Take two models that were made with one tokenizer; tokens of one id must mean the same in both."
-    ids, others = first.get_vocab(), second.get_vocab()
-    differing = sorted(token for token in ids.keys() | others.keys() if ids.get(token) != others.get(token))
-    if differing:
-        token = differing[0]
-        places = [f"id {table[token]}" if token in table else "absent" for table in (ids, others)]
-        raise ValueError(
-            f"`a` and `b` must have one tokenizer, got two that differ in {len(differing)} tokens, such as {token!r}: "
-            f"{places[0]} in {a!r}, {places[1]} in {b!r}. {advice}"
-        )
-    if merges_of(first) != merges_of(second):
-        raise ValueError(
-            f"`a` and `b` must have one tokenizer, got two that merge characters differently, in {a!r} and {b!r}. "
-            f"{advice}"
-        )
-
-
-def merges_of(tokenizer: Any) -> Any:
-    """The merges of a byte-pair tokenizer; `None` for other kinds."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None else json.loads(backend.to_str())["model"].get("merges")

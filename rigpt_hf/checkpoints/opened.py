@@ -128,6 +128,12 @@ class OpenedModel:
     stored_dtype: torch.dtype
     stored: Stored | None = None
 
+    @property
+    def place(self) -> Stored:
+        """The source, of a model that has one."""
+        assert self.stored is not None, self.name
+        return self.stored
+
     @cached_property
     def dtype(self) -> torch.dtype:
         """A dtype that holds all of its weights as they are made."""
@@ -234,9 +240,15 @@ def opened(stored: Stored) -> OpenedModel:
 
 def _dequantized(stored: Stored, method: str) -> Stored:
     """The same model, whose codes have become numbers; it is in memory as a whole."""
-    config, weights = dequantized(stored.folder, stored.config, argument=stored.argument)
-    note = f"{stored.name} is quantized by {method}, and was decoded."
-    return replace(stored, config=config, weights=lambda: weights, is_whole=True, notes=(*stored.notes, note))
+    decoded = dequantized(stored.folder, stored.config, argument=stored.argument)
+    return replace(
+        stored,
+        config=decoded.config,
+        load=decoded.load,
+        weights=lambda: Weights(decoded.weights),
+        is_whole=True,
+        notes=(*stored.notes, f"{stored.name} is quantized by {method}, and was decoded."),
+    )
 
 
 def _rigpt(stored: Stored) -> OpenedModel:

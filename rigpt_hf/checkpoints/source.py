@@ -216,15 +216,15 @@ def is_inside(path: Path, folder: Path, *caches: str | os.PathLike) -> bool:
 
 def is_model(value: Any, name: str, values: Mapping[str, Any]) -> None:
     """A mark for [`guarded`]: a `ValueError` if there is no model of this name, or of one of these names."""
+    revision = values.get("revision") or values.get(f"revision_{name.lower()}")
     for source in listed(value):
         if source is not None:
-            find_source(source, name, values.get("revision"), config=not values.get("gguf_file"))
+            find_source(source, name, revision, config=not values.get("gguf_file"))
 
 
 def is_model_or_file(value: Any, name: str, values: Mapping[str, Any]) -> None:
     """The same for what may also be a single file, which whoever reads it judges."""
-    if not os.path.isfile(value):
-        is_model(value, name, values)
+    is_model([source for source in listed(value) if not os.path.isfile(source)], name, values)
 
 
 def is_free(value: Any, name: str, values: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checkpoints.source import is_free, is_model
+from ..checkpoints.source import is_free, is_model, is_model_or_file
 from ..command_line import READS, WRITES, did_you_mean
 
 
@@ -143,6 +143,11 @@ def suits_format(value: Any, name: str, values: Mapping[str, Any]) -> None:
 
 # Arguments that many verbs take.
 Source = Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model]
+# Every checkpoint that RiGPT can express, opened as one.
+ANY = "a RiGPT or a stock model that converts: folder, Hub id, or file of GGUF, nanoGPT or llama2.c"
+AnySource = Annotated[str, argument(f"{ANY[0].upper()}{ANY[1:]}."), READS, is_model_or_file]
+GgufFile = Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")]
+AsSource = Annotated[bool, flag("as-source", "Write the stock class that the source has, not a RiGPT.")]
 Output = Annotated[Path, argument("Folder to make."), WRITES, is_free]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
 Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source"), one_of(*DTYPES)]

@@ -1,7 +1,7 @@
 """Helpers of verbs: checks before any weights are read, files that appear complete, the report in the end."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -119,26 +119,38 @@ def save_picture(
         Console().print(f"Picture in {path}", markup=False)
 
 
-def save_model(model: Any, source: str, output: Path, seen: Any, facts: dict[str, dict], representation: Any = None):
+def save_model(model: Any, source: Any, output: Path, seen: Any, facts: dict[str, dict], representation: Any = None):
     """
-    Write a model with the tokenizer of `source`, some JSON files and the record of a token symmetry, if it has one;
-    the folder appears complete or not at all.
+    Write a model with the tokenizer and the generation config of the [`Stored`] `source`, some JSON files and the
+    record of a token symmetry, if it has one; the folder appears complete or not at all.
 
     `seen` is what `check_output` gave of `output`.
     """
-    from ..checkpoints.companions import check_companions, save_tokenizer
+    from ..checkpoints.companions import check_companions, save_generation_config, save_tokenizer
     from ..checkpoints.folder import new_folder
-    from ..checkpoints.read import local_folder, quiet_loading
+    from ..checkpoints.read import quiet_loading
 
-    check_companions(local_folder(source))
+    check_companions(source.folder)
     with new_folder(output, seen) as folder:
         with quiet_loading():
             model.save_pretrained(folder)
         if representation is not None:
             representation.save(folder)
-        save_tokenizer(local_folder(source), folder)
-        for name, values in facts.items():
-            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        save_generation_config(source.folder, folder, model.config)
+        save_tokenizer(source.folder, folder, **source.tokenizer_options)
+        save_facts(facts, folder)
+
+
+def save_facts(facts: dict[str, dict], folder: Path) -> None:
+    """JSON files in a folder, by name."""
+    for name, values in facts.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def say(notes: Iterable[str]) -> None:
+    """What must be said of models beside the results."""
+    for note in notes:
+        Console().print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def report(certificate: Any, output: Path):

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..checkpoints.source import is_model, is_model_or_file
+from ..checkpoints.source import is_model_or_file
 from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
@@ -21,19 +21,22 @@ from .arguments import (
     ROUNDED,
     STOCK_FRAMES,
     TARGETS,
+    AnySource,
     Dtype,
     Force,
+    GgufFile,
     Output,
     Revision,
     Seed,
     ShardSize,
     Source,
     argument,
+    flag,
     one_of,
     option,
     suits_format,
 )
-from .common import check_device, report, to_dtype
+from .common import check_device, report, say, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -67,7 +70,7 @@ def convert(
     ],
     output: Output,
     revision: Revision = None,
-    gguf_file: Annotated[str | None, option("Name of a GGUF file in the folder SOURCE.", "none")] = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = None,
     dropout: Annotated[
         str,
@@ -165,25 +168,48 @@ def export(
 
 
 def verify(
-    a: Annotated[str, argument("First model: folder or Hub id."), READS, is_model],
-    b: Annotated[str, argument("Second model."), READS, is_model],
-    text: Annotated[Path | None, option("Compare on this text.", "random tokens"), READS] = None,
+    a: Annotated[str, argument("First model: folder, Hub id or file."), READS, is_model_or_file],
+    b: Annotated[str, argument("Second model."), READS, is_model_or_file],
+    text: Annotated[
+        Path | None,
+        option("Compare on this text.", "documentation of Python if A or B has a tokenizer, else random tokens"),
+        READS,
+    ] = None,
+    random_tokens: Annotated[bool, flag("random-tokens", "Compare on random tokens.")] = False,
     dtype: Annotated[str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as saved"), one_of(*DTYPES)] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
+    revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
+    revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
 ):
     """
     Compare two models on the same inputs and print a certificate. Exit code 1 if they are not the same function.
 
-        rigpt verify openai-community/gpt2 my-rigpt
-    """
-    from ..checkpoints.named import check_comparable, load
-    from ..conversion import certify
-    from ..text.tokenizer import text_ids
+    Each runs as the class that it has, of any architecture that Transformers loads: what another tool rotated, folded
+    or quantized can be held against what it was made from. Vocabularies may differ by padding.
 
-    check_comparable(a, b)
-    input_ids = None if text is None else text_ids(a, text)
-    first, second = load(a, to_dtype(dtype)), load(b, to_dtype(dtype))
+        rigpt verify openai-community/gpt2 my-rigpt
+        rigpt verify before after --dtype float64
+    """
+    from ..checkpoints.opened import find_model
+    from ..checkpoints.vocabulary import common_tokens
+    from ..conversion import certify
+    from ..text.tokenizer import documentation_ids, text_ids
+
+    if text is not None and random_tokens:
+        raise ValueError(f"`text` and `random_tokens` exclude each other, got {str(text)!r}. Leave one of them out.")
+    models = find_model(a, argument="a", revision=revision_a), find_model(b, argument="b", revision=revision_b)
+    common_tokens(*models)
+    if text is not None:
+        input_ids = text_ids(models[0], text)
+    else:
+        input_ids = None if random_tokens else documentation_ids(*models)
+    say([note for model in models for note in model.notes])
+    first, second = (model.load(to_dtype(dtype)) for model in models)
     certificate = certify(first, second, input_ids, seed=seed)
+    sizes = {name: model.config.vocab_size for name, model in zip((a, b), models, strict=True)}
+    longer = max(sizes, key=lambda name: sizes[name])
+    if (least := min(sizes.values())) < sizes[longer]:
+        say([f"Of the {sizes[longer]:,} tokens of {longer} the first {least:,} are compared; the other has no more."])
     source, target = f"{a} ({certificate.source})", f"{b} ({certificate.target})"
     said = replace(certificate, source=source, target=target)
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
@@ -238,27 +264,37 @@ def families():
     console.print(table)
 
 
-def info(source: Source):
+def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = None):
     """
-    Show shapes, parameter count and frames of a RiGPT, from its configuration alone.
+    Show shapes, parameter count and frames of a model as a RiGPT, from its configuration alone.
 
         rigpt info my-rigpt
+        rigpt info HuggingFaceTB/SmolLM2-135M
     """
     import torch
 
-    from .. import RiGPTForCausalLM
-    from ..checkpoints.named import rigpt_config
+    from .. import RiGPTConfig, RiGPTForCausalLM
+    from ..checkpoints.named import check_rigpt
+    from ..checkpoints.opened import find_model, opened
     from ..checkpoints.read import reading
     from ..frames import FrameKey, table_of
     from ..symmetry.tokens import TokenSymmetry
     from ..table import pattern_of
 
-    config = rigpt_config(source)
+    stored = find_model(source, revision=revision, gguf_file=gguf_file)
+    is_rigpt = isinstance(stored.config, RiGPTConfig)
+    if is_rigpt:
+        config, called = check_rigpt(stored.config, source), ""
+    else:
+        found = opened(stored)
+        config, called = found.config, f", as the RiGPT that this {found.stock} is"
     known = table_of(config)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
-    console.print(f"[bold]{escape(source)}[/bold]: {model.num_parameters():,} parameters")
+    console.print(f"[bold]{escape(source)}[/bold]: {model.num_parameters():,} parameters{called}")
+    if not is_rigpt:
+        say(found.notes)
     table = Table("option", "value", title="Configuration")
     for name in type(config).__annotations__:
         value = getattr(config, name)

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..checkpoints.source import is_model
+from ..checkpoints.source import is_model_or_file
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
-from .arguments import Source, are_numbers, argument, flag, numbers, option
-from .common import check_file, check_picture, new_files, save_picture
+from .arguments import AnySource, GgufFile, Revision, are_numbers, argument, flag, numbers, option
+from .common import check_file, check_picture, new_files, save_picture, say
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -23,8 +23,8 @@ ORDER_MARGIN = 0.25
 
 
 def diff(
-    a: Annotated[str, argument("RiGPT folder or Hub id."), READS, is_model],
-    b: Annotated[str, argument("Another one."), READS, is_model],
+    a: AnySource,
+    b: Annotated[str, argument("Another one."), READS, is_model_or_file],
     picture: Annotated[
         Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none"), WRITES
     ] = None,
@@ -33,6 +33,8 @@ def diff(
         Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,
     seed: Annotated[int, option("Of the noise that stands for chance.")] = 0,
+    revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
+    revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
     force: Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")] = False,
 ):
     """
@@ -45,18 +47,21 @@ def diff(
         rigpt diff my-rigpt suspect --picture diff.png
     """
     require("align")
-    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
+    from ..checkpoints.opened import open_model
+    from ..checkpoints.vocabulary import check_same_vocabulary
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
+    from ..symmetry.common_form import in_common_form
     from ..symmetry.comparison import VERDICTS
 
     seen = check_picture(picture, force)
     seen_json = check_file(json_file, "json", force)
     seen_transformation = check_file(save_transformation, "save_transformation", force)
-    for source in (a, b):
-        rigpt_config(source)
-    check_same_vocabulary(a, b)
-    comparison = compare(load_rigpt(a), load_rigpt(b), seed=seed, progress=True)
+    models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
+    check_same_vocabulary(*(model.place for model in models))
+    first, second, notes = in_common_form(*models)
+    say([note for model in models for note in model.notes] + notes)
+    comparison = compare(*(model.load(model.stored_dtype) for model in (first, second)), seed=seed, progress=True)
     console = Console()
     table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding", "chance")
     table.title = "Relative distances"
@@ -93,7 +98,7 @@ def bar(value: float) -> str:
 
 
 def charges(
-    source: Source,
+    source: AnySource,
     measure: Annotated[bool, flag("measure", "Descend the loss and measure how the charges move.")] = False,
     text: Annotated[Path | None, option("Text to descend on, with --measure.", "random tokens"), READS] = None,
     learning_rates: Annotated[
@@ -103,6 +108,8 @@ def charges(
     weight_decay: Annotated[float, option("Rate of decay, with --measure.")] = 0.0,
     picture: Annotated[Path | None, option("File for a plot, with --measure.", "none"), WRITES] = None,
     seed: Annotated[int, option("Of random tokens.")] = 0,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
     force: Annotated[bool, flag("force", "Replace a picture that this program wrote and nobody changed.")] = False,
 ):
     """
@@ -118,7 +125,7 @@ def charges(
     import torch
 
     from ..checkpoints.logits import random_input_ids
-    from ..checkpoints.named import load_rigpt
+    from ..checkpoints.opened import open_model
     from ..frames import FrameKey, table_of
     from ..pictures.symmetry import plot_drift
     from ..symmetry import charge_drift
@@ -134,7 +141,9 @@ def charges(
     step_counts(rates, time, weight_decay)
     if text is not None and not measure:
         raise ValueError(f"`text` is what `--measure` descends on, got {str(text)!r} without it. Add it.")
-    model = load_rigpt(source)
+    found = open_model(source, revision=revision, gguf_file=gguf_file)
+    say(found.notes)
+    model = found.load()
     config = model.config
     weights = weights_of(model)
     frames = table_of(config)
@@ -149,7 +158,7 @@ def charges(
     if not measure:
         return
     if text is not None:
-        input_ids = text_ids(source, text)
+        input_ids = text_ids(found.place, text)
     else:
         input_ids = random_input_ids(config.vocab_size, min(config.max_position_embeddings, 64), seed=seed)
     with torch.enable_grad():

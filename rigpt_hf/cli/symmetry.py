@@ -2,33 +2,37 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 from rich.table import Table
 
-from ..checkpoints.source import is_model
+from ..checkpoints.source import is_model_or_file
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
 from .arguments import (
+    ANY,
     FRAMES,
     METHODS,
+    AnySource,
+    AsSource,
     Dtype,
     ForceFiles,
+    GgufFile,
     Output,
     Revision,
     Seed,
     ShardSize,
-    Source,
     argument,
     flag,
     numbers,
     one_of,
     option,
 )
-from .common import check_file, check_picture, new_file, report, save_model, to_dtype
+from .common import check_file, check_picture, new_file, report, save_facts, save_model, say, to_dtype
 
 
 DEFAULT_FRAMES = "stream,head"
@@ -37,7 +41,7 @@ MORE_DIGITS = "leaves the function alone up to rounding, so the result needs mor
 
 
 def rotate(
-    source: Source,
+    source: AnySource,
     output: Output,
     frames: Annotated[
         str | None,
@@ -64,12 +68,14 @@ def rotate(
         Path | None, option("File to write the applied transformation to.", "none"), WRITES
     ] = None,
     revision: Revision = None,
+    gguf_file: GgufFile = None,
+    as_source: AsSource = False,
     dtype: Dtype = None,
     max_shard_size: ShardSize = None,
     force: ForceFiles = False,
 ):
     """
-    Turn the free frames of a RiGPT: other weights, the same function, with a certificate that it is.
+    Turn the free frames of a model: other weights, the same function, with a certificate that it is.
 
     By default the stream and the spaces of all heads turn at random. What was saved can be repeated, and undone:
 
@@ -77,7 +83,7 @@ def rotate(
 
         rigpt rotate turned as-before --transformation turn.safetensors --inverse
     """
-    from ..checkpoints.named import rigpt_config
+    from ..checkpoints.opened import open_model
 
     if transformation is None and inverse:
         raise ValueError(
@@ -91,7 +97,9 @@ def rotate(
     if not isfinite(t):
         raise ValueError(f"`t` must be a finite number, got {t}. 1 is the whole way.")
     seen = check_file(save_transformation, "save_transformation", force)
-    config = rigpt_config(source, revision)
+    model = open_model(source, revision=revision, gguf_file=gguf_file)
+    say(model.notes)
+    config = model.config
     explanation = None
     if transformation is None:
         g = random_transformation(config, frames or DEFAULT_FRAMES, seed, t)
@@ -99,9 +107,9 @@ def rotate(
     else:
         g = load_transformation(transformation, config, t)
     g = g.inverse() if inverse else g
-    settings = {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
+    settings = {"revision": revision, "dtype": to_dtype(dtype), "max_shard_size": max_shard_size, "seed": seed}
     certificate = transform(
-        g, source, output, save_transformation, seen, force=force, dtype=dtype, explanation=explanation, **settings
+        g, model, output, save_transformation, seen, as_source, force=force, explanation=explanation, **settings
     )
     report(certificate, output)
     if save_transformation is not None:
@@ -109,32 +117,51 @@ def rotate(
 
 
 def transform(
-    g: Any, source: str, output: Path, save_to: Path | None, seen_file: list[int] | None, *, dtype: Any, **options: Any
+    g: Any,
+    source: Any,
+    output: Path,
+    save_to: Path | None,
+    seen_file: list[int] | None,
+    as_source: bool,
+    *,
+    force: bool = False,
+    seen: Any = None,
+    **options: Any,
 ) -> Any:
     """
-    Write the turned checkpoint, and the transformation if there is a name for it, with what [`check_file`] gave of it;
-    returns the certificate.
+    Write the turned [`OpenedModel`], and the transformation if there is a name for it, with what [`check_file`] gave
+    of it; returns the certificate.
     """
+    from ..checkpoints.folder import check_output
+    from ..conversion.checkpoint import check_has_class, write_as_source
     from ..symmetry.checkpoint import transform_checkpoint
 
+    seen = check_output(output, source.name, force) if seen is None else seen
+    if as_source:
+        check_has_class(source)
     with new_file(save_to, "save_transformation", seen_file) if save_to else nullcontext() as place:
         if place is not None:
             place.write_bytes(g.to_bytes())
-        return transform_checkpoint(source, output, g, dtype=to_dtype(dtype), **options)
+        if as_source:
+            turned, options = g(source.load()), {name: options[name] for name in ("dtype", "seed", "max_shard_size")}
+            return write_as_source(turned, source, output, seen, frame="stream", **options)
+        return transform_checkpoint(source, output, g, seen=seen, **options)
 
 
 def canonicalize(
-    source: Source,
+    source: AnySource,
     output: Output,
     save_transformation: Annotated[Path | None, option("File to write the transformation to.", "none"), WRITES] = None,
     revision: Revision = None,
+    gguf_file: GgufFile = None,
+    as_source: AsSource = False,
     dtype: Dtype = None,
     max_shard_size: ShardSize = None,
     seed: Seed = 0,
     force: ForceFiles = False,
 ):
     """
-    Bring a RiGPT into its canonical form: the same function, in frames that the function alone determines.
+    Bring a model into its canonical form: the same function, in frames that the function alone determines.
 
     Whatever rotation, stretch or permutation lies between two models of one function, their canonical forms have the
     same weights. A table says how well each frame is determined; with weights rounded to few digits only large gaps
@@ -143,17 +170,21 @@ def canonicalize(
         rigpt canonicalize my-rigpt canonical
     """
     from ..checkpoints.folder import check_output
-    from ..checkpoints.named import load_rigpt
+    from ..checkpoints.opened import open_model
+    from ..conversion.checkpoint import check_has_class
     from ..symmetry import canonical_gauge
 
     seen = check_output(output, source, force)
     seen_file = check_file(save_transformation, "save_transformation", force)
-    gauge = canonical_gauge(load_rigpt(source, revision=revision))
-    g, settings = gauge.transformation, {"revision": revision, "max_shard_size": max_shard_size, "seed": seed}
-    explanation = f"The canonical form {MORE_DIGITS}."
-    certificate = transform(
-        g, source, output, save_transformation, seen_file, dtype=dtype, seen=seen, explanation=explanation, **settings
-    )
+    model = open_model(source, revision=revision, gguf_file=gguf_file)
+    if as_source:
+        check_has_class(model)
+    say(model.notes)
+    gauge = canonical_gauge(model.load())
+    settings = {"revision": revision, "dtype": to_dtype(dtype), "max_shard_size": max_shard_size, "seed": seed}
+    settings |= {"seen": seen, "explanation": f"The canonical form {MORE_DIGITS}."}
+    g = gauge.transformation
+    certificate = transform(g, model, output, save_transformation, seen_file, as_source, **settings)
     table = Table("frame", "smallest gap", title="How well the form is determined (noise moves it by noise / gap)")
     for kind, gap in gauge.gaps.items():
         table.add_row(kind, f"{gap:.1e}")
@@ -182,7 +213,7 @@ def are_shares(weights: str | None, name: str, values: Mapping[str, Any]) -> Non
 
 
 def merge(
-    sources: Annotated[list[str], argument("Two or more RiGPTs: folders or Hub ids."), READS, are_several, is_model],
+    sources: Annotated[list[str], argument(f"Two or more models, each {ANY}."), READS, are_several, is_model_or_file],
     output: Output,
     weights: Annotated[
         str | None, option("How much of each, separated by commas; their sum is 1.", "equal parts"), are_shares
@@ -196,16 +227,21 @@ def merge(
     ] = None,
     picture: Annotated[Path | None, option("File for a plot of that loss, with TEXT.", "none"), WRITES] = None,
     points: Annotated[int, option("Points on the path, with TEXT.")] = 11,
+    as_source: AsSource = False,
     force: ForceFiles = False,
 ):
     """
-    Merge RiGPTs: bring all into the frames of the first, average, and write an ordinary checkpoint.
+    Merge models: bring all into the frames of the first, average, and write an ordinary checkpoint.
+
+    The result is a RiGPT, or, with `--as-source`, of the stock class that the first has.
 
         rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
     """
     from ..checkpoints.folder import check_output
-    from ..checkpoints.named import check_same_vocabulary, load_rigpt, rigpt_config
-    from ..symmetry.alignment import check_alike
+    from ..checkpoints.opened import open_model
+    from ..checkpoints.vocabulary import check_same_vocabulary
+    from ..conversion.checkpoint import check_has_class, write_as_source
+    from ..symmetry.common_form import all_in_common_form
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
     from ..symmetry.tokens import Representation
@@ -219,15 +255,19 @@ def merge(
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
-    first = rigpt_config(sources[0])
+    opened = [open_model(source) for source in sources]
+    first, places = opened[0], [model.place for model in opened]
+    if as_source:
+        check_has_class(first)
+    formed, notes = all_in_common_form(opened)
     for source in sources:
-        check_alike(rigpt_config(source), first, (source, sources[0]))
         seen = check_output(output, source, force)
-    input_ids = None if text is None else text_ids(sources[0], text)
-    for source in sources[1:]:
-        check_same_vocabulary(sources[0], source)
-    held = Representation.load(sources[0]) if first.token_symmetry else None
-    models = [load_rigpt(source) for source in sources]
+    input_ids = None if text is None else text_ids(places[0], text)
+    for other in places[1:]:
+        check_same_vocabulary(places[0], other)
+    say([note for model in opened for note in model.notes] + notes)
+    held = Representation.load(sources[0]) if formed[0].config.token_symmetry else None
+    models = [model.load() for model in formed]
     merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
     facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
     if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
@@ -241,7 +281,12 @@ def merge(
             from ..pictures.symmetry import plot_paths
 
             place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
-        save_model(merged, sources[0], output, seen, {"merge.json": facts}, held)
+        files = {"merge.json": facts}
+        if as_source:
+            beside = partial(save_facts, files)
+            report(write_as_source(merged, first, output, seen, name="the merged model", beside=beside), output)
+            return
+        save_model(merged.to(first.stored_dtype), places[0], output, seen, files, held)
     Console().print(f"Written to {output}", markup=False)
 
 

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..checkpoints.certificate import Certificate
-from ..checkpoints.folder import check_output
+from ..checkpoints.folder import Seen, check_output
 from ..checkpoints.logits import longest_of, random_input_ids
 from ..checkpoints.named import check_rigpt
+from ..checkpoints.opened import OpenedModel
 from ..checkpoints.read import check_sizes, load_config, load_gguf, load_model, local_folder
 from ..checkpoints.weights import StoredWeights, Weights
 from ..checkpoints.workers import ALONE, Workers, together
@@ -191,14 +192,90 @@ def export_checkpoint(
     output, name = Path(output_dir), str(source)
     seen = check_output(output, name, force)
     folder = local_folder(name, revision)
-    config = check_rigpt(load_config(folder), name)
+    check_rigpt(load_config(folder), name)
     model = load_model(folder, RiGPTForCausalLM)
-    plan = plan_export(model, target, frame)
+    return _write_export(model, name, folder, output, seen, target=target, frame=frame, dtype=dtype, seed=seed)
+
+
+@notices_after(CONVERSION)
+def write_as_source(
+    model: RiGPTForCausalLM,
+    source: OpenedModel,
+    output: Path,
+    seen: Seen,
+    *,
+    name: str | None = None,
+    frame: str = "auto",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    max_shard_size: int | str | None = None,
+    beside: Callable[[Path], None] | None = None,
+) -> Certificate:
+    """
+    Write a RiGPT as the stock class that the model it was made from has, with a certificate.
+
+    Args:
+        model (`RiGPTForCausalLM`): what is written; it stays in memory beside the result.
+        source (`OpenedModel`): the model that it was made from.
+        output, seen: the folder to make, and what [`check_output`] gave of it.
+        name (`str`, *optional*): what the certificate calls `model`, which it compares the result with. If not given,
+            the result must be the function of the source, and is compared with that.
+        frame, dtype, seed, max_shard_size, beside: as for [`export_model`] and [`write_checkpoint`].
+
+    Raises:
+        CertificateError: if the result is another function.
+        ValueError: if the source has no stock class, or that cannot express `model`.
+    """
+    check_has_class(source)
+    stored, dtype = source.place, dtype or source.stored_dtype
+    loaded = (lambda: model) if name else (lambda: stored.load(finer_dtype(source.stored_dtype, dtype)))
+    return _write_export(
+        model,
+        name or source.name,
+        stored.folder,
+        output,
+        seen,
+        frame=frame,
+        dtype=dtype,
+        seed=seed,
+        load=loaded,
+        called=None if name else source.stock,
+        max_shard_size=max_shard_size,
+        beside=beside,
+        **stored.tokenizer_options,
+    )
+
+
+def check_has_class(source: OpenedModel) -> None:
+    """A `ValueError` if a model is a RiGPT on disk, so that there is no other class to go back to."""
+    if source.stock is None:
+        raise ValueError(
+            f"`as_source` is for models of a stock class, got {source.name!r}, which is a RiGPT. Leave it out, and "
+            "see `rigpt export` for the result."
+        )
+
+
+def _write_export(
+    model: RiGPTForCausalLM,
+    name: str,
+    folder: Path,
+    output: Path,
+    seen: Seen,
+    *,
+    target: str | None = None,
+    frame: str,
+    dtype: torch.dtype | None,
+    seed: int,
+    load: Callable[[], Any] | None = None,
+    called: str | None = None,
+    **options: Any,
+) -> Certificate:
+    plan, config = plan_export(model, target, frame), model.config
     reference = Reference(
-        lambda: model,
+        load or (lambda: model),
         random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed),
         seed,
-        f"{name} ({type(model).__name__})",
+        f"{name} ({called or type(model).__name__})",
         f"{output} ({plan.model_class.__name__})",
     )
     certificate = write_checkpoint(
@@ -210,6 +287,7 @@ def export_checkpoint(
         seen,
         dtype=dtype or model.dtype,
         certify_against=reference,
+        **options,
     )
     assert certificate is not None
     return certificate

@@ -1,7 +1,7 @@
-"""`transform_checkpoint`: a gauge transformation of a RiGPT on disk or on the Hub, tensor by tensor."""
+"""`transform_checkpoint`: a gauge transformation of a model on disk or on the Hub, tensor by tensor."""
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 
@@ -11,9 +11,7 @@ from transformers.utils import logging
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.folder import Seen, check_output
 from ..checkpoints.logits import random_input_ids
-from ..checkpoints.named import check_rigpt
-from ..checkpoints.read import load_config, load_model, local_folder
-from ..checkpoints.weights import StoredWeights, check_layers, check_shapes
+from ..checkpoints.opened import MadeWeights, OpenedModel, open_model
 from ..checkpoints.write import Entry, Reference, finer_dtype, write_checkpoint
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import table_of
@@ -29,7 +27,7 @@ CHUNK = 2**27
 
 
 def transform_checkpoint(
-    source: str | Path,
+    source: str | Path | OpenedModel,
     output_dir: str | Path,
     transformation: GaugeTransformation,
     *,
@@ -52,7 +50,8 @@ def transform_checkpoint(
 
     Args:
         source, output_dir, revision, dtype, force, max_shard_size, seed, progress:
-            As for [`rigpt_hf.conversion.convert_checkpoint`]; the source is a RiGPT.
+            As for [`rigpt_hf.conversion.convert_checkpoint`]; the source is a RiGPT, or any model that [`open_model`]
+            opens as one, also if it is open already.
         transformation (`GaugeTransformation`):
             For models of the source's configuration.
         certificate (`bool`, defaults to `True`):
@@ -68,22 +67,20 @@ def transform_checkpoint(
 
     Raises:
         CertificateError: if the result differs from the source by more than rounding.
-        ValueError: if the source is not a RiGPT, its weights or the transformation do not belong to its configuration,
-            or an argument is impossible; the message names which.
+        ValueError: if the source does not open as a RiGPT, its weights or the transformation do not belong to its
+            configuration, or an argument is impossible; the message names which.
     """
-    name, output = str(source), Path(output_dir)
+    name, output = source.name if isinstance(source, OpenedModel) else str(source), Path(output_dir)
     seen = check_output(output, name, force) if seen is None else seen
-    folder = local_folder(name, revision)
-    config = check_rigpt(load_config(folder), name)
-    weights = StoredWeights(folder)
+    model = source if isinstance(source, OpenedModel) else open_model(source, revision=revision)
+    config, original = deepcopy(model.config), model.place
     g = _belonging_to(transformation, config, name)
-    entries = _entries(weights, g, config, name)
-    held = _held(config, weights, entries, name, revision)
+    entries = _entries(model, g)
+    held = _held(model, entries, revision)
     config.token_symmetry = None
-    stored = reduce(torch.promote_types, (weights.dtypes[entry.name] for entry in entries))
-    written = dtype or stored
+    written = dtype or model.stored_dtype
     reference = Reference(
-        lambda: load_model(folder, RiGPTForCausalLM, dtype=finer_dtype(stored, written)),
+        lambda: original.load(finer_dtype(model.stored_dtype, written)),
         random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed),
         seed,
         name,
@@ -98,7 +95,7 @@ def transform_checkpoint(
         entries,
         RiGPTForCausalLM,
         config,
-        folder,
+        original.folder,
         output,
         seen,
         dtype=written,
@@ -106,20 +103,20 @@ def transform_checkpoint(
         certify_against=reference if certificate else None,
         progress="Transforming" if progress else None,
         beside=None if held is None else held.conjugated(g).save,
+        **original.tokenizer_options,
     )
 
 
-def _held(
-    config: RiGPTConfig, weights: StoredWeights, entries: Sequence[Entry], source: str, revision: str | None
-) -> Representation | None:
+def _held(model: OpenedModel, entries: Sequence[Entry], revision: str | None) -> Representation | None:
     """The token symmetry that is recorded of a source, if its weights have it."""
-    if config.token_symmetry is None:
+    if model.config.token_symmetry is None:
         return None
-    held, names = Representation.from_config(config, source, revision), [entry.name for entry in entries]
+    held, weights = Representation.from_config(model.config, model.name, revision), model.weights
+    names = [entry.name for entry in entries]
     away, most = held.distance_of(names, weights.read), max(held.tolerance(weights.dtypes[name]) for name in names)
     if away <= most:
         return held
-    logger.warning(f"The token symmetry of {source} is not recorded: its weights are {away:.1e} from it.")
+    logger.warning(f"The token symmetry of {model.name} is not recorded: its weights are {away:.1e} from it.")
     return None
 
 
@@ -133,35 +130,28 @@ def _belonging_to(transformation: GaugeTransformation, config: RiGPTConfig, sour
         ) from error
 
 
-def _entries(weights: StoredWeights, g: GaugeTransformation, config: RiGPTConfig, source: str) -> tuple[Entry, ...]:
+def _entries(model: OpenedModel, g: GaugeTransformation) -> tuple[Entry, ...]:
     """Every tensor of the result and its recipe."""
-    table = table_of(config)
+    table, weights = table_of(model.config), model.weights
     return tuple(
         Entry(name, shape, _recipe(weights, g, name, any(turned.dim == 0 for turned in table.turns(name))))
-        for name, shape in _checked_shapes(weights, config, source).items()
+        for name, shape in weights.shapes.items()
     )
 
 
-def _checked_shapes(weights: StoredWeights, config: RiGPTConfig, source: str) -> dict[str, tuple[int, ...]]:
-    """The tensors of the model and their shapes, the same on disk; a tied head is not one of them."""
-    check_layers(config, weights.shapes, "source", source)
-    with torch.device("meta"):
-        model = RiGPTForCausalLM(config)
-    shapes = check_shapes(model, weights.shapes, "source", source)
-    for copy, original in (model._tied_weights_keys if config.tie_word_embeddings else {}).items():
-        weights.check_copy(copy, original)
-    return shapes
-
-
 def _recipe(
-    weights: StoredWeights, g: GaugeTransformation, name: str, rows_mix: bool
+    weights: MadeWeights, g: GaugeTransformation, name: str, rows_mix: bool
 ) -> Callable[[torch.dtype], torch.Tensor]:
+    def read(name: str) -> torch.Tensor:
+        # What is computed is rounded once, in the end.
+        return weights.read(name) if weights.entries[name].kept else weights.make(name, torch.float64)
+
     def make(dtype: torch.dtype) -> torch.Tensor:
-        tensor = weights.read(name)
+        tensor = read(name)
         result = torch.empty(tensor.shape, dtype=dtype)
         rows = len(tensor) if rows_mix else max(1, CHUNK // (8 * prod(tensor.shape[1:])))
         for part, place in zip(tensor.split(rows), result.split(rows), strict=True):
-            place.copy_(g.transform(name, part.to(torch.float64), weights.read))
+            place.copy_(g.transform(name, part.to(torch.float64), read))
         return result
 
     return make

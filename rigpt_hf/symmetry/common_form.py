@@ -14,7 +14,7 @@ the model, on the tokens and positions that both have. What is left out of one, 
     rotations, layers    other words for the same frequencies, or for layers that all see everything
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,15 @@ def in_common_form(a: OpenedModel, b: OpenedModel) -> tuple[OpenedModel, OpenedM
     except ValueError as error:
         raise ValueError(f"{error} {ELSEWHERE}") from error
     return a, b, notes
+
+
+def all_in_common_form(models: Sequence[OpenedModel]) -> tuple[list[OpenedModel], list[str]]:
+    """The same of any number of models; the first decides where there is a choice."""
+    form, notes = models[0], list[str]()
+    for model in models[1:]:
+        form, _, said = in_common_form(form, model)
+        notes += said
+    return [form, *(in_common_form(form, model)[1] for model in models[1:])], list(dict.fromkeys(notes))
 
 
 def changed(

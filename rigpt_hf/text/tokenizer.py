@@ -4,20 +4,27 @@ import hashlib
 import itertools
 import os
 import re
+import sysconfig
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ..checkpoints.logits import longest_of
-from ..checkpoints.read import load_config, reading
+from ..checkpoints.opened import Stored
 from ..checkpoints.read import load_tokenizer as load
+from ..checkpoints.read import reading
+from .corpus import gather_documentation
 from .files import local_documents
 
 
 END = "<|endoftext|>"
 LONG_WORD = re.compile(r"\S{1000}|\s{1000}")
+# Packages of the standard library whose documentation is found in no time.
+QUICK_ROOTS = [Path(sysconfig.get_path("stdlib")) / name for name in ("asyncio", "email", "json", "unittest")]
 LARGEST = 2**20  # tokens of a tokenizer that is made here
 HELD_OUT = 0.02  # share of the tokens that training never sees
 
@@ -136,17 +143,37 @@ def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tenso
     return tokens[:-held_out], tokens[-held_out:]
 
 
-def text_ids(source: str, path: Path) -> torch.Tensor:
-    """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of `source`."""
+def text_ids(source: Stored, path: Path) -> torch.Tensor:
+    """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of a model."""
     text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), 512))
     try:
-        tokenizer = load(source)
+        tokenizer = source.tokenizer()
     except ValueError as error:
         raise ValueError(
-            f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
-            "the folder, or leave the text out."
+            f"`text` needs a tokenizer, and {source.name!r} has none that loads here: {error} Add the tokenizer's "
+            "files to the folder, or leave the text out."
         ) from error
-    config = load_config(source)
+    return ids_of(text, tokenizer, source.config, source.name)
+
+
+def documentation_ids(*models: Stored) -> torch.Tensor | None:
+    """
+    Token ids `[1, seq]` of documentation of Python, which every machine has, by the first tokenizer among those of
+    some models that loads and gives tokens that all of them have; `None` if there is none.
+    """
+    for model in models:
+        with suppress(ValueError):
+            text = "\n\n".join(gather_documentation(16 * 512, roots=QUICK_ROOTS))
+            tokenizer = model.tokenizer()
+            config = min((model.config for model in models), key=longest_of)
+            input_ids = ids_of(text, tokenizer, config, model.name)
+            if int(input_ids.max()) < min(model.config.vocab_size for model in models):
+                return input_ids
+    return None
+
+
+def ids_of(text: str, tokenizer: Any, config: Any, source: str) -> torch.Tensor:
+    """Token ids `[1, seq]` of the beginning of a text, as many as a model of this configuration takes, up to 512."""
     length = min(512, longest_of(config))
     input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
     if input_ids.shape[1] < 2:

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rigpt_hf import RiGPTForSequenceClassification, symmetry
-from rigpt_hf.checkpoints.named import check_same_vocabulary, load_rigpt
+from rigpt_hf.checkpoints.named import load_rigpt
+from rigpt_hf.checkpoints.vocabulary import check_same_vocabulary
 from rigpt_hf.symmetry import GaugeTransformation, merging
 from tests.cli.conftest import in_one_line
 from tests.models import tiny_config, tiny_model
