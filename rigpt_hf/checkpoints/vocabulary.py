@@ -65,6 +65,24 @@ def check_same_vocabulary(a: Stored, b: Stored) -> None:
         )
 
 
+def shared_tokens(a: Stored, b: Stored) -> list[str]:
+    """
+    In words, how far the vocabularies of two models differ where one extends the other.
+
+    Raises:
+        ValueError: if one id means two tokens, so that nothing about the two can be compared by tokens.
+    """
+    try:
+        check_same_vocabulary(a, b)
+    except ValueError as error:
+        tables = [{index: token for token, index in stored.tokenizer().get_vocab().items()} for stored in (a, b)]
+        both = tables[0].keys() & tables[1].keys()
+        if not both or any(tables[0][index] != tables[1][index] for index in both):
+            raise error
+        return [f"The first {len(both):,} tokens are those of both models; those that one has more are left out."]
+    return []
+
+
 def merges_of(tokenizer: Any) -> Any:
     """The merges of a byte-pair tokenizer; `None` for other kinds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -13,7 +13,8 @@ from .cards import card
 from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
 from .lab import lab
-from .measures import charges, diff
+from .measures import charges
+from .provenance import diff, fingerprint, identify
 from .publishing import publish
 from .symmetry import canonicalize, merge, rotate
 
@@ -40,7 +41,8 @@ def before_the_verb(
 
 VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
-    *(rotate, canonicalize, diff, merge, charges),
+    *(rotate, canonicalize, merge, charges),
+    *(fingerprint, identify, diff),
     *(evaluate, card, publish),
     lab,
 )

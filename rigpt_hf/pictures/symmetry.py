@@ -5,19 +5,39 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..symmetry.comparison import VERDICTS, Comparison
+from ..symmetry.comparison import VERDICTS, Comparison, Part
 from ..symmetry.drift import ROUNDING, DriftReport
 from ..symmetry.merging import LossPath
+from ..symmetry.rates import related
 from .style import BLUE, GREEN, ORANGE, Figure, figure, picture
 
 
 @picture
 def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
-    """Distances per part of the network on a logarithmic scale; the verdict is the title where none is given."""
+    """
+    Distances per part of the network on a logarithmic scale, or, where nothing was searched for, those of the
+    fingerprints per layer; the title says the verdict.
+    """
     parts = comparison.parts
-    made, (panel,) = figure(width=max(7.0, 0.28 * len(parts) + 3), height=4.5)
+    made, (panel,) = figure(width=max(7.0, 0.28 * len(parts or comparison.layers_apart) + 3), height=4.5)
+    if parts:
+        _draw_parts(panel, parts)
+    else:
+        panel.bar(range(len(comparison.layers_apart)), comparison.layers_apart, color=BLUE, label="fingerprints")
+        panel.axhline(related(), color=ORANGE, label="relatives below")
+        panel.set(xlabel="layer", ylabel="distance", ylim=(0, None))
+    words = f"{title}: {VERDICTS[comparison.verdict]}" if title else VERDICTS[comparison.verdict]
+    panel.set_title(textwrap.fill(words, 80), parse_math=False)
+    made.legend(loc="outside lower center", ncols=4)
+    return made
+
+
+def _draw_parts(panel: Any, parts: Sequence[Part]) -> None:
+    """What is left of every part, beside what was there before and what rounding and chance explain."""
     places = list(range(len(parts)))
-    smallest = min([part.distance for part in parts] + [part.rounding for part in parts if part.rounding]) or 1e-16
+    smallest = min(
+        [part.distance for part in parts if part.distance] + [part.rounding for part in parts if part.rounding] + [1.0]
+    )
     panel.bar(places, [max(part.distance, smallest) for part in parts], color=BLUE, label="aligned")
     panel.plot(places, [part.before for part in parts], "o", color="0.6", ms=4, label="unaligned")
     for name, colour, words in (("rounding", GREEN, "explained by rounding"), ("chance", ORANGE, "chance")):
@@ -27,9 +47,6 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
     names = [part.name.replace("layers.", "") for part in parts]
     panel.set_xticks(places, names, rotation=90, fontsize=7)
     panel.set(yscale="log", ylabel="relative distance")
-    panel.set_title(textwrap.fill(title or VERDICTS[comparison.verdict], 80), parse_math=False)
-    made.legend(loc="outside lower center", ncols=4)
-    return made
 
 
 @picture

@@ -3,8 +3,9 @@ The symmetries of a RiGPT: one table of frames, and what follows from it.
 
 Reading order: `rigpt_hf/groups` (what may act), `rigpt_hf/frames.py` (the table), `action` (how it acts),
 `contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
-`conservation` and `drift`, `balance` and `canonical`, `alignment`, `comparison` and `merging`; `checkpoint` for what
-does not fit in memory.
+`conservation` and `drift`, `balance` and `canonical`, `alignment` and `merging`; `checkpoint` for what does not fit in
+memory. Whether one model was made from another: `sketch` and `fingerprint`, `common_form`, `layered`, `expectation`,
+`comparison` and `rates`.
 """
 
 from ..frames import Frame, FrameKey, Table, table_of
@@ -26,6 +27,7 @@ from .comparison import Comparison, compare
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .drift import DriftReport, charge_drift
+from .fingerprint import Fingerprint, fingerprint
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
 from .merging import LossPath, loss_path, merge
 
@@ -35,6 +37,7 @@ __all__ = [
     "CanonicalGauge",
     "Comparison",
     "DriftReport",
+    "Fingerprint",
     "Frame",
     "FrameKey",
     "GaugeTransformation",
@@ -55,6 +58,7 @@ __all__ = [
     "connection",
     "curvature",
     "find_alignment",
+    "fingerprint",
     "gauge_distance",
     "gauge_error",
     "gradient_pairing",

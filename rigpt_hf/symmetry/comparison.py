@@ -20,7 +20,7 @@ from .expectation import chance, rounding, unaligned
 from .fingerprint import Fingerprint, fingerprint
 from .given import Model, given
 from .layered import ALGEBRA, search_layers
-from .rates import RELATED
+from .rates import related
 
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
@@ -123,7 +123,7 @@ def compare(a: Model, b: Model, *, seed: int = 0, search: str = "auto", progress
     prints: list[Fingerprint] = [fingerprint(side, progress=progress) for side in (first, second)]
     result = Comparison(prints[0].distance(prints[1]), (1 - prints[0].similarities(prints[1])).tolist())
     result.notes += [*first.notes, *second.notes]
-    if result.fingerprint < RELATED:
+    if result.fingerprint < related():
         result.verdict = "relative"
     try:
         first, second, notes = in_common_form(first, second)
@@ -143,7 +143,11 @@ def _search(result: Comparison, a: OpenedModel, b: OpenedModel, seed: int, progr
     if is_same:
         parts = {name: Part(name, 0.0, 0.0) for name in before}
         result.verdict, result.transformation = "same", GaugeTransformation.identity(b.config)
-        result.turned, result.total, result.layers = describe(result.transformation), parts.pop("all"), parts.pop("layers")
+        result.turned, result.total, result.layers = (
+            describe(result.transformation),
+            parts.pop("all"),
+            parts.pop("layers"),
+        )
         result.parts = list(parts.values())
         return
     working = [torch.promote_types(precision, torch.float32) for precision in precisions]

@@ -27,10 +27,15 @@ def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[to
         is_same = is_same and torch.equal(*pair)
         distances.add({name: pair[0]}, {name: pair[1]})
         holding = [
-            [dtype for dtype in left if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)]
+            [dtype for dtype in left if _holds(dtype, tensor)]
             for left, tensor in zip(holding, pair, strict=True)
         ]
     return distances.relative(), [left[0] if left else torch.float64 for left in holding], is_same
+
+
+def _holds(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether a dtype has all numbers of a tensor."""
+    return tensor.dtype == dtype or torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
 
 
 def rounding(found: Found, b: OpenedModel, precisions: list[torch.dtype]) -> dict[str, float]:

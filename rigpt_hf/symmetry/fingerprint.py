@@ -103,6 +103,36 @@ class Fingerprint:
         return cls(tensor, facts)
 
 
+def is_fingerprint(path: str | Path) -> bool:
+    """Whether a path is a file that [`Fingerprint.save`] wrote."""
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> list[tuple[Path, Fingerprint, float]]:
+    """
+    The nearest fingerprints in a folder, with their distances, the nearest first.
+
+    A small part of each file is read, and the whole of those that are nearest by it. Other files are left alone.
+
+    Raises:
+        ValueError: if there is no fingerprint in the folder, or one is damaged.
+    """
+    paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and is_fingerprint(path)]
+    if not paths:
+        raise ValueError(
+            f"`folder` must hold fingerprints, got {str(folder)!r}, which has none. `rigpt fingerprint MODEL --output "
+            "FILE` makes one."
+        )
+    rough = sorted(paths, key=lambda path: fingerprint.distance(Fingerprint.load(path, coarse=True)))
+    wholes = [(path, Fingerprint.load(path)) for path in rough[: max(4 * count, 20)]]
+    found = [(path, other, fingerprint.distance(other)) for path, other in wholes]
+    return sorted(found, key=lambda entry: entry[2])[:count]
+
+
 def _unit(sketches: torch.Tensor) -> torch.Tensor:
     flat = sketches.flatten(2)
     return flat / flat.norm(dim=2, keepdim=True).clamp_min(1e-300)

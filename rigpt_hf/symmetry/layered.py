@@ -56,7 +56,7 @@ class Distances:
             if is_choice_of_frames(name):
                 continue
             other = b[name]
-            values = [float(side.double().square().sum()) for side in (tensor - other, tensor, other)]
+            values = [_square(side) for side in (tensor - other, tensor, other)]
             part = part_of(name)
             for key in ("all", part, *(["layers"] if part.startswith("layers.") else [])):
                 self._squares[key] = [x + y for x, y in zip(self._squares.get(key, [0.0] * 3), values, strict=True)]
@@ -72,6 +72,10 @@ class Distances:
             key: (difference / max((first + second) / 2, 1e-300)) ** 0.5
             for key, (difference, first, second) in self._squares.items()
         }
+
+
+def _square(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def blocks_of(names: Sequence[str]) -> dict[Block, list[str]]:
@@ -283,10 +287,10 @@ def _search(a: OpenedModel, b: OpenedModel, dtype: torch.dtype, unpaired: float,
 
 
 def _power(*sides: Balanced) -> int:
-    """The power of two by which the mean square of weights is near 1, as both models begin; 0 if they are in range."""
+    """The power of two by which the mean square of a layer's weights is near 1; 0 if they are in range."""
     sizes, count = [], 0
     for side in sides:
-        for block in list(side.blocks)[:2]:
+        for block in list(side.blocks)[1:2]:
             for tensor in side.weights(block).values():
                 sizes.append(float(torch.linalg.vector_norm(tensor)))
                 count += tensor.numel()

@@ -45,7 +45,7 @@ def signs(first: int, count: int, probes: int) -> torch.Tensor:
     Bits of the finaliser of MurmurHash3 on 64 bits, of the token's number and the probe's.
     """
     token = np.arange(first, first + count, dtype=np.uint64)[:, None]
-    hashed = (token << np.uint64(8)) + np.arange(probes, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    hashed: np.ndarray = (token << np.uint64(8)) + np.arange(probes, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashed = (hashed ^ (hashed >> np.uint64(33))) * np.uint64(factor)
     bits = (hashed ^ (hashed >> np.uint64(33))) & np.uint64(1)

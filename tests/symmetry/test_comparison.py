@@ -188,7 +188,11 @@ def test_stored_precision():
 
 def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
     a, b, _ = turned("rotary")
-    outcomes = {"disguise": compare(a, b), "same": compare(a, a), "unrelated": compare(a, tiny_model(seed=9), search="always")}
+    outcomes = {
+        "disguise": compare(a, b),
+        "same": compare(a, a),
+        "unrelated": compare(a, tiny_model(seed=9), search="always"),
+    }
     for moved, parameter in zip(outcomes["disguise"].transformation(a).parameters(), b.parameters(), strict=True):
         assert (moved - parameter).abs().max() <= SYMMETRY[torch.float64] * parameter.abs().max()
     for verdict, found in outcomes.items():

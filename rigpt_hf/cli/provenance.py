@@ -1,0 +1,251 @@
+"""Verbs that say which weights these are: fingerprints, the nearest of many, and whether B was made from A."""
+
+import json
+from math import log10
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from ..checkpoints.source import is_model_or_file
+from ..command_line import READS, WRITES
+from ..extras import require
+from ..terminal import Console
+from .arguments import ANY, AnySource, Force, GgufFile, Revision, argument, flag, one_of, option
+from .common import check_file, check_picture, new_files, save_picture, say
+
+
+# Width of a bar in a table, in characters, and what an empty one stands for.
+BAR, SMALLEST = 12, 1e-6
+SEARCHES = ("auto", "always", "never")
+# Models in a matrix of distances, and fingerprints that `identify` shows.
+WIDEST, NEAREST = 12, 5
+# Tokens on which the certificate of a comparison is made.
+TOKENS = 256
+
+
+def fingerprint(
+    sources: Annotated[
+        list[str], argument(f"{ANY[0].upper()}{ANY[1:]}; or a file that this verb wrote."), READS, is_model_or_file
+    ],
+    output: Annotated[
+        Path | None, option("File for the fingerprint, or, of several models, folder for theirs.", "none"), WRITES
+    ] = None,
+    json_file: Annotated[Path | None, option("File for all distances.", "none", name="--json"), WRITES] = None,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+    force: Force = False,
+):
+    """
+    Make the fingerprints of models, and show how far apart they are: 0 for one model in any frames, near 1 for
+    unrelated ones.
+
+    A fingerprint is a file of at most 1 MB, whatever the size of the model, from one pass over its weights; models of
+    other widths and depths can be compared, if their tokens mean the same.
+
+        rigpt fingerprint my-model --output my-model.fingerprint
+
+        rigpt fingerprint model-a model-b model-c
+    """
+    from ..symmetry.fingerprint import Fingerprint
+    from ..symmetry.fingerprint import fingerprint as fingerprint_of
+
+    if len(sources) > WIDEST:
+        raise ValueError(
+            f"`sources` must be at most {WIDEST}, which fit into a table, got {len(sources)}. `rigpt identify` holds "
+            "one against a folder of any size."
+        )
+    names = [f"{Path(source).name}.fingerprint" for source in sources]
+    if output is not None and len(set(names)) < len(names):
+        raise ValueError(f"`sources` must end in names of their own, got {', '.join(names)}. Write one at a time.")
+    places = [output] if len(sources) == 1 else [None if output is None else output / name for name in names]
+    seen = [check_file(place, "output", force) for place in places]
+    seen_json = check_file(json_file, "json", force)
+    prints: list[Fingerprint] = []
+    with new_files() as begin:
+        for source, place, before in zip(sources, places, seen, strict=True):
+            made = _print_of(source, revision, gguf_file, fingerprint_of)
+            if place is not None:
+                begin(place, "output", before).write_bytes(made.to_bytes())
+            prints.append(made)
+        apart = [[one.distance(other) for other in prints] for one in prints]
+        if json_file is not None:
+            facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
+            begin(json_file, "json", seen_json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    table = Table("", "model", "class", "parameters", "layers", "numbers", title="Fingerprints")
+    for index, (source, one) in enumerate(zip(sources, prints, strict=True), 1):
+        about = [str(one.facts[name]) for name in ("class", "layers")]
+        table.add_row(
+            str(index), source, about[0], f"{one.facts['parameters']:,}", about[1], f"{one.sketches.numel():,}"
+        )
+    console.print(table)
+    if len(sources) > 1:
+        table = Table("", *(str(index) for index in range(1, len(sources) + 1)), title="Distances")
+        for index, row in enumerate(apart, 1):
+            table.add_row(str(index), *(f"{value:.3g}" for value in row))
+        console.print(table)
+    for place in places:
+        if place is not None:
+            console.print(f"Written to {place}", markup=False)
+
+
+def _print_of(source: str, revision: str | None, gguf_file: str | None, make: Any) -> Any:
+    """The fingerprint of a model, or the one in a file."""
+    from ..checkpoints.opened import open_model
+    from ..symmetry.fingerprint import Fingerprint, is_fingerprint
+
+    if is_fingerprint(source):
+        return Fingerprint.load(source)
+    model = open_model(source, argument="sources", revision=revision, gguf_file=gguf_file)
+    say(model.notes)
+    return make(model, progress=True)
+
+
+def identify(
+    source: Annotated[str, argument(f"{ANY[0].upper()}{ANY[1:]}; or a fingerprint."), READS, is_model_or_file],
+    against: Annotated[Path, option("Folder of fingerprints that `rigpt fingerprint` wrote."), READS],
+    nearest: Annotated[int, option("How many to show.")] = NEAREST,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+):
+    """
+    Find what a model was made from among many: those whose fingerprints are nearest to its own. Exit code 1 if none is
+    near enough to be a relative.
+
+        rigpt identify suspect --against fingerprints
+    """
+    from ..symmetry.fingerprint import fingerprint as fingerprint_of
+    from ..symmetry.fingerprint import nearest_of
+    from ..symmetry.rates import in_words, related
+
+    if nearest < 1:
+        raise ValueError(f"`nearest` must be at least 1, got {nearest}.")
+    if not against.is_dir():
+        raise ValueError(f"`against` must be a folder of fingerprints, got {str(against)!r}. Make it first.")
+    found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
+    table = Table("fingerprint", "of", "class", "distance", "", title=f"Nearest to {source}")
+    for path, one, distance in found:
+        verdict = "relative" if distance < related() else "unrelated"
+        table.add_row(path.name, str(one.facts["name"]), str(one.facts["class"]), f"{distance:.3g}", verdict)
+    console = Console()
+    console.print(table)
+    console.print(in_words(found[0][2]), markup=False)
+    if found[0][2] >= related():
+        raise typer.Exit(1)
+
+
+def diff(
+    a: AnySource,
+    b: Annotated[str, argument("Another one."), READS, is_model_or_file],
+    search: Annotated[
+        str,
+        option("Look for what brings A to B: auto (where fingerprints leave hope), always, or never."),
+        one_of(*SEARCHES),
+    ] = "auto",
+    picture: Annotated[
+        Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none"), WRITES
+    ] = None,
+    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json"), WRITES] = None,
+    save_transformation: Annotated[
+        Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
+    ] = None,
+    seed: Annotated[int, option("Of the noise that stands for chance, and of the tokens of the certificate.")] = 0,
+    revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
+    revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
+    force: Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")] = False,
+):
+    """
+    Say whether B was made from A: whether it is A in disguise, a relative of it, or unrelated. Exit code 1 unless they
+    are the same up to frames and rounding.
+
+    Fingerprints come first, whatever the shapes of the two are. Where one configuration holds both, A is brought as
+    near to B as rotations, stretches and permutations of its frames allow, layer by layer; what is left is held
+    against what rounding explains and against what chance achieves. Docs: docs/provenance.md.
+
+        rigpt diff my-model suspect --picture diff.png
+    """
+    require("align")
+    from ..checkpoints.opened import open_model
+    from ..checkpoints.vocabulary import shared_tokens
+    from ..pictures.symmetry import plot_comparison
+    from ..symmetry import compare
+    from ..symmetry.common_form import in_common_form
+    from ..symmetry.comparison import VERDICTS
+    from ..symmetry.rates import in_words
+
+    seen = check_picture(picture, force)
+    seen_json = check_file(json_file, "json", force)
+    seen_transformation = check_file(save_transformation, "save_transformation", force)
+    models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
+    notes = shared_tokens(*(model.place for model in models))
+    comparison = compare(*models, seed=seed, search=search, progress=True)
+    say(notes + comparison.notes)
+    console = Console()
+    if comparison.total is not None:
+        show_distances(comparison, console)
+    if comparison.incomparable is not None:
+        console.print(
+            f"Fingerprints alone decide, as no one configuration holds both. {comparison.incomparable}", markup=False
+        )
+    is_one = comparison.verdict in ("same", "disguise")
+    if is_one:
+        certificate = certified(*in_common_form(*models)[:2], seed)
+        console.print(str(certificate), highlight=False, markup=False, soft_wrap=True)
+        is_one = certificate.passed
+    if save_transformation is not None and comparison.transformation is None:
+        raise ValueError(
+            f"`save_transformation` must have a transformation to save, got {str(save_transformation)!r}, and none "
+            f"was looked for: {comparison.incomparable or 'the fingerprints leave no hope; `--search always` looks'}."
+        )
+    console.print(in_words(comparison.fingerprint), markup=False)
+    console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
+    with new_files() as begin:
+        if json_file is not None:
+            text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
+            begin(json_file, "json", seen_json).write_text(text, encoding="utf-8")
+        if save_transformation is not None and comparison.transformation is not None:
+            place = begin(save_transformation, "save_transformation", seen_transformation)
+            place.write_bytes(comparison.transformation.to_bytes())
+        save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
+    if not is_one:
+        raise typer.Exit(1)
+
+
+def certified(a: Any, b: Any, seed: int) -> Any:
+    """The certificate that two models are one function on random tokens; one of them is in memory at a time."""
+    from ..checkpoints.certificate import compare
+    from ..checkpoints.logits import longest_of, random_input_ids, record_logits
+
+    size = min(model.config.vocab_size for model in (a, b))
+    length = min(TOKENS, *(longest_of(model.config) for model in (a, b)))
+    input_ids = random_input_ids(size, length, seed=seed)
+    before = record_logits(a.load(a.stored_dtype), input_ids, hashed=False)
+    after = record_logits(b.load(b.stored_dtype), input_ids, hashed=False, like=before)
+    return compare(before, after, input_ids, source=a.name, target=b.name, seed=seed, positions=length)
+
+
+def show_distances(comparison: Any, console: Console) -> None:
+    """What the search left, part by part, and what it turned."""
+    table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding", "chance")
+    table.title = "Relative distances"
+    comparison.layers.name, comparison.total.name = "all layers", "all"
+    for part in (*comparison.parts, comparison.layers, comparison.total):
+        explained = [f"{value:.2g}" if value is not None else "-" for value in (part.rounding, part.chance)]
+        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
+    console.print(table)
+    if comparison.layers.distance > comparison.layers.before:
+        console.print(
+            "Aligned distances are larger here: they are those of balanced weights, on which no stretch of a frame "
+            "has a say. Hold them against rounding and chance, not against those before."
+        )
+    for kind, words in comparison.turned.items():
+        console.print(f"{kind}: {words}")
+    console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
+
+
+def bar(value: float) -> str:
+    """A bar whose length grows with the logarithm of a value between `SMALLEST` and 1."""
+    share = 1 - log10(max(value, SMALLEST)) / log10(SMALLEST)
+    return "█" * round(BAR * min(max(share, 0.0), 1.0))
