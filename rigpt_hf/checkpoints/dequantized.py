@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from .read import load_model, quiet_loading, reading, silent
 
@@ -83,7 +82,7 @@ def dequantized(
         if hasattr(plain, "quantization_config"):
             del plain.quantization_config
         with torch.device("meta"):
-            wanted = AutoModelForCausalLM.from_config(plain, trust_remote_code=False).state_dict()
+            wanted = type(model)(deepcopy(plain)).state_dict()
         held = {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
         tensors = {name: _decoded(held[name]) for name in wanted}
         if odd := [name for name, tensor in tensors.items() if tensor.shape != wanted[name].shape]:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rigpt_hf import symmetry as symmetries
 from rigpt_hf.checkpoints.named import load_rigpt
+from rigpt_hf.checkpoints.weights import StoredWeights
 from rigpt_hf.checkpoints.written import WRITTEN, foreign, record_of
 from rigpt_hf.pictures import symmetry as pictures
 from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
@@ -33,7 +34,6 @@ def folders(tmp_path_factory):
         "disguise": g(model).to(torch.bfloat16),
         "unrelated": tiny_model(seed=7, dtype=torch.float32, **OPTIONS),
         "wider": tiny_model(dtype=torch.float32, **OPTIONS, intermediate_size=40),
-        "other-vocabulary": tiny_model(dtype=torch.float32, **OPTIONS, vocab_size=60),
     }
     for name, each in models.items():
         each.save_pretrained(root / name)
@@ -189,15 +189,15 @@ def test_merging_a_model_with_its_disguise_gives_it_back(done, folders, tmp_path
     assert facts["weights"] == [0.75, 0.25] and facts["aligned"] and facts["method"] == "linear"
 
 
-def test_models_of_other_options_are_named_before_they_are_read(rigpt, folders, tmp_path):
+def test_models_of_other_options_are_named_before_they_are_read(rigpt, folders, tmp_path, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(folders / "model", other)
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
-    (other / "model.safetensors").unlink()
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    monkeypatch.delattr(StoredWeights, "_get")
     line = in_one_line(rigpt("merge", folders / "model", folders / "disguise", other, tmp_path / "new"))
-    named = f"got 0.5 in {str(other)!r} and {config['rms_norm_eps']} in {str(folders / 'model')!r}. Under another"
-    assert f"all of `SOURCES` must have the same `rms_norm_eps`, {named}" in line, line
+    named = f"got {config['hidden_act']!r} in {str(folders / 'model')!r} and 'relu' in {str(other)!r}. Under another"
+    assert f"all of `SOURCES` must have the same `hidden_act`, {named}" in line, line
     assert not (tmp_path / "new").exists()
 
 
@@ -215,7 +215,6 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
     ("arguments", "message"),
     [
         (("diff", "model", "wider"), "`intermediate_size`"),
-        (("diff", "model", "other-vocabulary"), "one vocabulary"),
         (("merge", "model", "wider", "new"), "`intermediate_size`"),
         (("merge", "model", "new"), "`SOURCES` must be at least two"),
         (("merge", "model", "unrelated", "new", "--weights", "1,1"), "sum to 1"),
@@ -248,7 +247,7 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         (("charges", "model", "--measure", "--text", "text.txt"), "`--text` needs a tokenizer"),
         (("charges", "model", "--text", "text.txt"), "`--measure` descends on"),
         (("merge", "model", "unrelated", "new", "--points", "1"), "`--points` must be at least 2"),
-        (("diff", "model", "stock"), "must be a RiGPT"),
+        (("diff", "model", "stock"), "must have the same `hidden_size`, got 32 in 'model' and 24 in 'stock'"),
         (
             ("diff", "model", "disguise", "--json", "text.txt/d.json"),
             "`--json` must be a name in a folder",

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import GPT2Config, PreTrainedTokenizerFast
+from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
 
 from rigpt_hf import RiGPTForSequenceClassification, symmetry
 from rigpt_hf.checkpoints.named import load_rigpt
+from rigpt_hf.checkpoints.opened import Stored, find_model
 from rigpt_hf.checkpoints.vocabulary import check_same_vocabulary
 from rigpt_hf.symmetry import GaugeTransformation, merging
 from tests.cli.conftest import in_one_line
@@ -151,14 +152,15 @@ def places(folder, tmp_path_factory) -> dict[str, Path]:
     (root / "full" / "precious.txt").write_text("keep me")
     (root / "text.txt").write_text("Some text.")
     GPT2Config(vocab_size=61).save_pretrained(root / "gpt2")
-    tiny_config(attention_bias=False).save_pretrained(root / "plain")
+    BertConfig(vocab_size=61).save_pretrained(root / "bert")
+    tiny_model(attention_bias=False).save_pretrained(root / "plain")
     config = tiny_config()
     config.architectures = [RiGPTForSequenceClassification.__name__]
     config.save_pretrained(root / "headless")
     generator = torch.Generator().manual_seed(0)
     GaugeTransformation.random(tiny_config(**OPTIONS), generator, "all").save(root / "g")
     names = {"OUT": "out", "FULL": "full", "GPT2": "gpt2", "PLAIN": "plain", "HEADLESS": "headless", "G": "g"}
-    names |= {"TEXT": "text.txt", "INSIDE": "out/g.safetensors"}
+    names |= {"BERT": "bert", "TEXT": "text.txt", "INSIDE": "out/g.safetensors"}
     found = {key: root / name for key, name in names.items()}
     return found | {"ROOT": root, "RIGPT": folder, "MODEL": folder / "model.safetensors"}
 
@@ -166,7 +168,10 @@ def places(folder, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("GPT2", "OUT"), "`SOURCE` must be a RiGPT, got"),
+        (("GPT2", "OUT"), "`SOURCE` must be a folder with `model.safetensors` or"),
+        (("BERT", "OUT"), "`model_type='bert'` cannot be converted: no weight map has been written for it"),
+        (("RIGPT", "OUT", "--as-source"), "`--as-source` is for models of a stock class, got"),
+        (("TEXT", "OUT"), "`SOURCE` must be a folder, an id on the Hub, or one file"),
         (("HEADLESS", "OUT"), "`SOURCE` must be a RiGPTForCausalLM, got"),
         (("no/such/folder", "OUT"), "`SOURCE` must be the folder of a saved model or the id of a repository"),
         (("RIGPT", "FULL"), "or pass `--force` to replace it"),
@@ -224,27 +229,32 @@ class TestLoading:
 
 
 class TestSameVocabulary:
-    def make(self, path: Path, vocabulary: str | None = "abcd", merges=(("a", "b"),), **options) -> str:
+    def make(self, path: Path, vocabulary: str | None = "abcd", merges=(("a", "b"),), **options) -> Stored:
         tiny_config(**options).save_pretrained(path)
         if vocabulary is not None:
             ids = {token: index for index, token in enumerate(["ab", "cd", *vocabulary])}
             backend = Tokenizer(models.BPE(ids, list(merges)))
             PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(path)
-        return str(path)
+        return find_model(path)
 
     def test_the_same(self, tmp_path, caplog):
         check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "b"))
         assert not caplog.records
-        damaged = Path(self.make(tmp_path / "d"))
-        (damaged / "tokenizer.json").write_text("{")
-        for other in (self.make(tmp_path / "c", None), str(damaged)):
+        check_same_vocabulary(self.make(tmp_path / "a"), self.make(tmp_path / "padded", vocab_size=64))
+        assert not caplog.records
+        damaged = self.make(tmp_path / "d")
+        (damaged.folder / "tokenizer.json").write_text("{")
+        for other in (self.make(tmp_path / "c", None), damaged):
             check_same_vocabulary(self.make(tmp_path / "a"), other)
             assert caplog.records.pop().message.endswith("not both have a tokenizer that loads here.")
 
     @pytest.mark.parametrize(
         ("other", "message"),
         [
-            ({"vocab_size": 62}, "must have one vocabulary, got 61 tokens in .*a' and 62 in .*b'"),
+            (
+                {"vocab_size": 5},
+                "one vocabulary, but for padding, got 61 tokens in .*a' and 5 in .*b', and 5 by the tokenizer",
+            ),
             ({"vocabulary": "abdc"}, "differ in 2 tokens, such as 'c': id 4 in .*a', id 5 in .*b'. Take two models"),
             ({"vocabulary": "abcde"}, "'e': absent in .*a', id 6 in .*b'"),
             ({"merges": (("c", "d"),)}, "merge characters differently"),
