@@ -27,8 +27,7 @@ def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[to
         is_same = is_same and torch.equal(*pair)
         distances.add({name: pair[0]}, {name: pair[1]})
         holding = [
-            [dtype for dtype in left if _holds(dtype, tensor)]
-            for left, tensor in zip(holding, pair, strict=True)
+            [dtype for dtype in left if _holds(dtype, tensor)] for left, tensor in zip(holding, pair, strict=True)
         ]
     return distances.relative(), [left[0] if left else torch.float64 for left in holding], is_same
 

@@ -76,7 +76,7 @@ class Fingerprint:
     def to_bytes(self) -> bytes:
         """The content of the file that [`save`] writes."""
         whole = self.sketches.float().contiguous()
-        coarse = whole[..., :COARSE, :COARSE].contiguous()
+        coarse = whole[..., :COARSE, :COARSE].clone(memory_format=torch.contiguous_format)
         about = {"format": FORMAT, "version": VERSION, "facts": json.dumps(dict(self.facts))}
         return save({TENSOR: whole, COARSE_TENSOR: coarse}, about)
 

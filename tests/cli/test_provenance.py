@@ -1,0 +1,94 @@
+"""`rigpt fingerprint`, `identify`, and `diff` of models that no one configuration holds."""
+
+import json
+
+import pytest
+import torch
+
+from rigpt_hf.conversion import convert_model
+from rigpt_hf.symmetry import GaugeTransformation
+from tests.conversion.sources import stock_model
+from tests.models import SYMMETRIES, tiny_model
+
+
+OPTIONS = SYMMETRIES["gated"] | {"hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model, a shorter one made from it in other frames, one of another seed, and a stock model and its disguise."""
+    root = tmp_path_factory.mktemp("models")
+    model = tiny_model(dtype=torch.float32, **OPTIONS)
+    shorter = tiny_model(dtype=torch.float32, **OPTIONS, num_hidden_layers=2)
+    shorter.load_state_dict({name: model.state_dict()[name] for name in shorter.state_dict()})
+    draw = torch.Generator().manual_seed(1)
+    stock = stock_model("llama").to(torch.float32)
+    converted = convert_model(stock)
+    models = {
+        "model": model,
+        "shorter": GaugeTransformation.random(shorter.config, draw, "all")(shorter),
+        "unrelated": tiny_model(seed=7, dtype=torch.float32, **OPTIONS),
+        "stock": stock,
+        "disguise": GaugeTransformation.random(converted.config, draw, "all")(converted),
+    }
+    for name, each in models.items():
+        each.save_pretrained(root / name)
+    return root
+
+
+def test_distances_of_several_models(done, folders, tmp_path):
+    names = ("model", "shorter", "unrelated")
+    out = done("fingerprint", *(folders / name for name in names), "--json", tmp_path / "f.json")
+    assert "Distances" in out
+    facts = json.loads((tmp_path / "f.json").read_text())
+    apart = facts["distances"]
+    assert [apart[i][i] for i in range(3)] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert apart[0][1] < 1e-6 and apart[0][2] > 0.8 and apart[0][2] == apart[2][0]
+    assert [each["layers"] for each in facts["facts"]] == [3, 2, 3]
+
+
+def test_the_source_of_a_model_is_identified(rigpt, done, folders, tmp_path):
+    (tmp_path / "known").mkdir()
+    for name in ("model", "unrelated", "stock"):
+        done("fingerprint", folders / name, "--output", tmp_path / "known" / name)
+    for suspect, source in (("shorter", "model"), ("disguise", "stock")):
+        out = done("identify", folders / suspect, "--against", tmp_path / "known", "--nearest", "1")
+        assert source in out.split("distance")[1] and "relative" in out
+    done("fingerprint", folders / "shorter", "--output", tmp_path / "one")
+    assert "model" in done("identify", tmp_path / "one", "--against", tmp_path / "known", "--nearest", "1")
+    (tmp_path / "known" / "model").unlink()
+    code, out, _ = rigpt("identify", folders / "shorter", "--against", tmp_path / "known")
+    assert code == 1 and "unrelated" in out
+
+
+def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders):
+    out = done("diff", folders / "stock", folders / "disguise")
+    assert "B is A in disguise" in out and "equal up to rounding" in out
+    code, out, _ = rigpt("diff", folders / "model", folders / "shorter")
+    assert code == 1 and "Fingerprints alone decide" in out and "B is a relative of A" in out
+    code, out, _ = rigpt("diff", folders / "model", folders / "stock")
+    assert code == 1 and "B is unrelated to A" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fingerprint", "nowhere"), "`SOURCES` must"),
+        (("fingerprint", *13 * ["model"]), "`SOURCES` must be at most 12"),
+        (("fingerprint", "model", "model", "--output", "x"), "`SOURCES` must end in names of their own"),
+        (("fingerprint", "model", "--output", "stock"), "`--output` must"),
+        (("identify", "model", "--against", "nowhere"), "`--against` must"),
+        (("identify", "model", "--against", "stock"), "must hold fingerprints"),
+        (("identify", "model", "--against", "stock", "--nearest", "0"), "`--nearest` must be at least 1"),
+        (("diff", "model", "unrelated", "--search", "sometimes"), "`--search` must be one of"),
+        (("diff", "model", "shorter", "--save-transformation", "g"), "none was looked for"),
+    ],
+    ids=lambda value: "-".join(value)[:60] if isinstance(value, tuple) else "",
+)
+def test_refusals_are_one_line(rigpt, folders, arguments, message, monkeypatch):
+    monkeypatch.chdir(folders)
+    before = sorted(folders.iterdir())
+    code, _, err = rigpt(*arguments)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("rigpt: ") and message in last, last
+    assert sorted(folders.iterdir()) == before, "something was left behind"
