@@ -1,5 +1,6 @@
 """Fingerprints: the same for all members of an orbit, near for relatives, far for others, small, and read in part."""
 
+import itertools
 import time
 
 import pytest
@@ -123,7 +124,7 @@ def test_the_nearest_of_many_is_found_quickly(tmp_path):
     found = nearest_of(own, tmp_path)
     assert time.process_time() - before < 3
     assert found[0][0].name == "near" and len(found) == 5 and found[0][2] < 0.5 < found[1][2]
-    assert all(first[2] <= second[2] for first, second in zip(found, found[1:], strict=False))
+    assert all(first[2] <= second[2] for first, second in itertools.pairwise(found))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`folder` must hold fingerprints, got .*empty"):
         nearest_of(own, tmp_path / "empty")
