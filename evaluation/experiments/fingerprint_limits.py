@@ -34,6 +34,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.processes import python
 from rigpt_hf.symmetry import Fingerprint, fingerprint, gauge_distance
 from rigpt_hf.symmetry.sketch import sketch
 from rigpt_hf.terminal import Console
@@ -103,8 +104,7 @@ def cost(size: dict[str, int]) -> dict[str, float]:
     """What the fingerprint of a checkpoint of this size takes."""
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic(Path(folder), size)
-        command = [sys.executable, "-W", "ignore", "-c", CHILD, folder]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(python("-c", CHILD, folder), capture_output=True, text=True, check=True).stdout
     before, after, size_in_bytes, numbers, parameters = json.loads(said.splitlines()[-1])
     return {
         "parameters": parameters,
