@@ -4,7 +4,7 @@ The symmetries of a RiGPT: one table of frames, and what follows from it.
 Reading order: `rigpt_hf/groups` (what may act), `rigpt_hf/frames.py` (the table), `action` (how it acts),
 `contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
 `conservation` and `drift`, `balance` and `canonical`, `alignment`, `comparison` and `merging`; `checkpoint` for what
-does not fit in memory.
+does not fit in memory, `transport` for what was made for a model and lives beside it.
 """
 
 from ..frames import Frame, FrameKey, Table, table_of
@@ -28,6 +28,7 @@ from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .drift import DriftReport, charge_drift
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
 from .merging import LossPath, loss_path, merge
+from .transport import transport
 
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "table_of",
     "to_global_frame",
     "to_local_frames",
+    "transport",
 ]
