@@ -16,6 +16,7 @@ from .lab import lab
 from .measures import charges, diff
 from .publishing import publish
 from .symmetry import canonicalize, merge, rotate
+from .transport import transport
 
 
 app = make_app(help="RiGPT: a GPT with no preferred basis.")
@@ -40,7 +41,7 @@ def before_the_verb(
 
 VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
-    *(rotate, canonicalize, diff, merge, charges),
+    *(rotate, canonicalize, diff, merge, transport, charges),
     *(evaluate, card, publish),
     lab,
 )

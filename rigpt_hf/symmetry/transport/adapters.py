@@ -58,7 +58,8 @@ def transport_adapter(
         The tensors, each in its dtype, and the settings. Both have a `lora_bias` more where a translation asks for it.
 
     Raises:
-        ValueError: for DoRA and other methods that have no exact form in another frame, or parameters that are unknown.
+        ValueError: for DoRA and other methods that have no exact form in another frame, or parameters that are
+        unknown.
     """
     settings = dict(settings or {})
     check_settings(settings, state)
@@ -89,8 +90,8 @@ def transport_adapter(
         if any(match["factor"].startswith("lora_embedding") for match in factors.values()):
             raise ValueError(
                 f"`state` must leave embeddings alone where a translation shifts what {name_some(seen)} reads: that "
-                "takes a `lora_bias`, which PEFT has not beside a LoRA of embeddings. Remove the shift from one of the "
-                "models first, with `rigpt rotate` or `rigpt canonicalize`."
+                "takes a `lora_bias`, which PEFT has not beside a LoRA of embeddings. Remove the shift from one of "
+                "the models first, with `rigpt rotate` or `rigpt canonicalize`."
             )
         for key, match in factors.items():
             if match["factor"] == "lora_B" and match["part"] == "weight":
@@ -107,8 +108,8 @@ def check_settings(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Non
     """A `ValueError` if an adapter is of a method without an exact form in another frame."""
     if settings.get("use_dora") or any(DORA in name for name in state):
         raise ValueError(
-            "`state` must be an adapter with an exact form in another frame, got DoRA: it divides each coordinate of an "
-            "output by the norm of a row of the weights, which a rotation mixes with others. Merge it into A with "
+            "`state` must be an adapter with an exact form in another frame, got DoRA: it divides each coordinate of "
+            "an output by the norm of a row of the weights, which a rotation mixes with others. Merge it into A with "
             "`merge_and_unload` of PEFT, and turn that with `rigpt rotate`."
         )
     if (kind := settings.get("peft_type", "LORA")) not in ("LORA", "IA3"):
@@ -123,8 +124,9 @@ def check_settings(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Non
         )
     if (start := settings.get("init_lora_weights")) not in BEGINNINGS:
         raise ValueError(
-            f"`state` must be an adapter of A as it is, got `init_lora_weights={start!r}`, which changes A's own weights "
-            "when the adapter is made. Save it as an ordinary LoRA: `path_initial_model_for_weight_conversion` of PEFT."
+            f"`state` must be an adapter of A as it is, got `init_lora_weights={start!r}`, which changes A's own "
+            "weights when the adapter is made. Have PEFT save it as an ordinary LoRA, by its "
+            "`path_initial_model_for_weight_conversion`."
         )
 
 
@@ -137,8 +139,8 @@ def _sorted(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, str], dict[str
             factors[key] = match
         elif "lora_" in inner or inner == key:
             raise ValueError(
-                f"`state` must hold the parameters of LoRA or IA3, or whole ones of the model, got {key!r}. Merge this "
-                "adapter into A with `merge_and_unload` of PEFT, and turn that with `rigpt rotate`."
+                f"`state` must hold the parameters of LoRA or IA3, or whole ones of the model, got {key!r}. Merge "
+                "this adapter into A with `merge_and_unload` of PEFT, and turn that with `rigpt rotate`."
             )
         else:
             whole[key] = inner.replace(".base_layer.", ".")
@@ -151,8 +153,8 @@ def _other(state: Mapping[str, torch.Tensor], whole: Mapping[str, str], name: st
         if inner == name:
             return state[key]
     raise ValueError(
-        f"`state` must hold `{name}` beside the biases that it has, as a translation of this transformation depends on "
-        "it. Merge the adapter into A, and turn that."
+        f"`state` must hold `{name}` beside the biases that it has, as a translation of this transformation depends "
+        "on it. Merge the adapter into A, and turn that."
     )
 
 
@@ -168,17 +170,17 @@ def _check_size(axes: Axes, key: str, name: str, factor: str, tensor: torch.Tens
     if shape is None:  # a head of another task, whose size no configuration says
         return
     rows, columns = shape
-    allowed = {
+    allowed: dict[str, list[tuple[int, ...]]] = {
         "lora_A": [(tensor.shape[0], columns)],
         "lora_B": [(rows,) if of_bias else (rows, tensor.shape[-1])],
         "lora_embedding_A": [(tensor.shape[0], rows)],
         "lora_embedding_B": [(columns, tensor.shape[-1])],
         "ia3_l": [(1, columns), (rows, 1)],
-    }[factor]
-    if tuple(tensor.shape) not in allowed:
+    }
+    if tuple(tensor.shape) not in allowed[factor]:
         raise ValueError(
-            f"`state` must fit the model, whose `{name}` has the shape {shape}, got {tuple(tensor.shape)} for {key!r}. "
-            "Name the models that the adapter belongs to."
+            f"`state` must fit the model, whose `{name}` has the shape {shape}, got {tuple(tensor.shape)} for "
+            f"{key!r}. Name the models that the adapter belongs to."
         )
 
 

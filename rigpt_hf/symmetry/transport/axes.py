@@ -2,8 +2,8 @@
 The axes of a model's linear maps, as what lives beside the model meets them: what reads the input of a map, what
 writes into it, what is written by its output, and what scales single coordinates.
 
-For `B = g·A` the input `a` of a map `W` is `M (a + c)` in B, `W M⁻¹` being the map there; the table of frames says what
-`W` becomes, hence what `M` is, and its translations say what `c` is. Everything is computed in float64.
+For `B = g·A` the input `a` of a map `W` is `M (a + c)` in B, `W M⁻¹` being the map there; the table of frames says
+what `W` becomes, hence what `M` is, and its translations say what `c` is. Everything is computed in float64.
 """
 
 from collections.abc import Callable, Iterable
@@ -64,7 +64,8 @@ class Axes:
             element = self.g.elements.get(str(key))
             if element is None or not element.any() or not moves:
                 continue
-            # What the map makes of `c` is taken back elsewhere, so that change, linear in the map, is known to be -W c.
+            # What the map makes of `c` is taken back elsewhere, so that change, linear in the map, is known to be -W
+            # c.
             probe = torch.zeros(1, self.shapes[name][1], dtype=torch.float64)
             change, vector = moves[0].change, element.flatten()
             taken_back, adjoint = torch.func.vjp(lambda w, change=change, c=vector: change(c, w).sum(), probe)

@@ -105,13 +105,13 @@ def point(axes: Axes, hook: str) -> Point:
     layer, kind = (int(match[1]), match[2]) if match else (0, "")
     if not match or kind not in POINTS or layer >= config.num_hidden_layers:
         raise ValueError(
-            f"`hook` must be blocks.N. with one of {', '.join(POINTS)}, and N from 0 to {config.num_hidden_layers - 1}, "
-            f"got {hook!r}. Name the point of the model that the tensors were made for."
+            f"`hook` must be blocks.N. with one of {', '.join(POINTS)}, and N below {config.num_hidden_layers}, got "
+            f"{hook!r}. Name the point of the model that the tensors were made for."
         )
     if kind == "hook_resid_mid" and (config.use_parallel_residual or config.depth_solver is not None):
         raise ValueError(
-            f"`hook` must be a point that the model has, got {hook!r}: its layers have no middle. Use hook_resid_pre or "
-            "hook_resid_post."
+            f"`hook` must be a point that the model has, got {hook!r}: its layers have no middle. Use hook_resid_pre "
+            "or hook_resid_post."
         )
     reader = f"model.layers.{layer}.{POINTS[kind]}.weight"
     if kind == "hook_resid_pre" and config.local_frames:
@@ -134,8 +134,8 @@ def transport_features(
 
     Args:
         state (`Mapping[str, torch.Tensor]`): an autoencoder by SAELens' names (`W_enc` `[d_in, d_sae]`, `W_dec`
-            `[d_sae, d_in]`, `b_enc`, `b_dec`), or vectors `[..., d]` and probes `weight` `[classes, d]` and `bias`. Where
-            there are several points, each name begins with that of its own: `blocks.3.hook_resid_post.weight`.
+            `[d_sae, d_in]`, `b_enc`, `b_dec`), or vectors `[..., d]` and probes `weight` `[classes, d]` and `bias`.
+            Where there are several points, each name begins with that of its own: `blocks.3.hook_resid_post.weight`.
         g (`GaugeTransformation`): brings A to B.
         hook (`str`, *optional*): the point, where names and settings do not say it.
         settings (`Mapping`, *optional*): the `cfg.json` of an autoencoder.
@@ -159,7 +159,9 @@ def transport_features(
         if part.rpartition(".")[2] == "bias":
             weight = name.removesuffix("bias") + "weight"
             if weight not in state:
-                raise ValueError(f"`state` must hold `{weight}` beside `{name}`, the bias of a probe, got none. Add it.")
+                raise ValueError(
+                    f"`state` must hold `{weight}` beside the bias `{name}` of a probe, got none. Add it."
+                )
             result[name] = _less_shift(tensor, state[weight].to(torch.float64).T, point(axes, at).shift)
         elif part.rpartition(".")[2] == "weight":
             result[name] = point(axes, at).reading(tensor, -1 % max(tensor.dim(), 1))
@@ -179,9 +181,7 @@ def _split(name: str) -> tuple[str, str]:
     return match[1], name[match.end() :]
 
 
-def _autoencoder(
-    state: Mapping[str, torch.Tensor], at: Point, settings: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
+def _autoencoder(state: Mapping[str, torch.Tensor], at: Point, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     known = {ENCODER, DECODER, OUTPUT_BIAS, *FEATURE_BIASES, *UNTOUCHED}
     if odd := state.keys() - known:
         raise ValueError(
@@ -241,8 +241,8 @@ def check_autoencoder(at: Point, settings: Mapping[str, Any]) -> None:
     by_length = how in BY_LENGTH or settings.get("rescale_acts_by_decoder_norm")
     if how not in ("none", *BY_LENGTH):
         raise ValueError(
-            f"`settings` must not read single coordinates, got `normalize_activations={how!r}`: a mean over coordinates "
-            "is another number in another frame. Train one without it."
+            f"`settings` must not read single coordinates, got `normalize_activations={how!r}`: a mean over "
+            "coordinates is another number in another frame. Train one without it."
         )
     if by_length and not at.keeps_lengths:
         words = f"normalize_activations={how!r}" if how in BY_LENGTH else "rescale_acts_by_decoder_norm=True"
@@ -257,7 +257,8 @@ def check_mean(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], h
     A `ValueError` if an autoencoder reads the mean over coordinates of a stream whose model has LayerNorms.
 
     To be called where A is the conversion of such a model, which has no mean there, since nothing else reads it. That
-    hidden states were centred when it was trained, `center_writing_weights` says, which TransformerLens does by itself.
+    hidden states were centred when it was trained, `center_writing_weights` says, which TransformerLens does by
+    itself.
     """
     hook = hook or of_settings(settings, "hook_name") or ""
     loading = of_settings(settings, "model_from_pretrained_kwargs") or {}
@@ -269,7 +270,7 @@ def check_mean(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], h
     if share > READS:
         raise ValueError(
             f"`state` must not read the mean over coordinates of the residual stream, got a share of {share:.2g} of "
-            "`W_enc` in that direction: a model with LayerNorms ignores it, and its conversion has removed it. Train the "
-            "autoencoder on a model loaded with `center_writing_weights=True`, or take the mean out of `W_enc`, `W_dec` "
-            "and `b_dec`, which leaves out what it explains."
+            "`W_enc` in that direction: a model with LayerNorms ignores it, and its conversion has removed it. Train "
+            "the autoencoder on a model loaded with `center_writing_weights=True`, or take the mean out of `W_enc`, "
+            "`W_dec` and `b_dec`, which leaves out what it explains."
         )

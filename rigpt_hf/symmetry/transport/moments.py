@@ -1,15 +1,13 @@
 """
 States of the equivariant optimizer, carried from one frame to another.
 
-Momenta are sums of gradients and turn as these do; second moments are shared along the axes of frames and change places
-with what they belong to. Both hold where frames keep lengths: a gradient turns as its parameter only then, and no norm
-survives a stretch.
+Momenta are sums of gradients and turn as these do; second moments are shared along the axes of frames and change
+places with what they belong to. Both hold where frames keep lengths: a gradient turns as its parameter only then, and
+no norm survives a stretch.
 """
 
 from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from ..action import GaugeTransformation
 from .axes import Axes, conjugated, is_orthogonal
@@ -28,12 +26,13 @@ def transport_optimizer(state: Mapping[str, Any], g: GaugeTransformation) -> dic
         g (`GaugeTransformation`): brings A to B.
 
     Raises:
-        ValueError: for another optimizer's state, and for stretches and translations, under which it has no exact form.
+        ValueError: for another optimizer's state, and for stretches and translations, under which it has no exact
+        form.
     """
     if not all("update_rule" in group and "names" in group for group in state["param_groups"]):
         raise ValueError(
-            "`state` must be that of an `EquivariantOptimizer`, got another one: AdamW's second moments are squares of "
-            "single coordinates, of which a rotation makes no squares. Go on in B without the state, or train with "
+            "`state` must be that of an `EquivariantOptimizer`, got another one: AdamW's second moments are squares "
+            "of single coordinates, of which a rotation makes no squares. Go on in B without the state, or train with "
             "`EquivariantOptimizer`."
         )
     axes = Axes(g)
@@ -64,9 +63,9 @@ def _moments(axes: Axes, name: str, group: Mapping[str, Any], moments: Mapping[s
     turn, back = (lambda x, g=g: g.transform(name, x) for g in (axes.linear, axes.back))
     if not is_orthogonal(turn, back, shape):
         raise ValueError(
-            f"`g` must keep lengths in the frames of `{name}`, got a stretch in one of {axes.frames_of(name)}: the update "
-            "of a stretched parameter is not the stretched update. Balance both models first (`rigpt canonicalize`), or "
-            "go on without the state."
+            f"`g` must keep lengths in the frames of `{name}`, got a stretch in one of {axes.frames_of(name)}: the "
+            "update of a stretched parameter is not the stretched update. Balance both models first (`rigpt "
+            "canonicalize`), or go on without the state."
         )
     result |= {kind: axes.linear.transform(name, moments[kind]) for kind in kinds}
     if SQUARES in moments:
