@@ -33,7 +33,11 @@ class Axes:
     def __init__(self, g: GaugeTransformation):
         self.g, self.table = g, table_of(g.config)
         self.linear = g.linear()
-        self.back = self.linear.inverse()
+
+    @cached_property
+    def back(self) -> GaugeTransformation:
+        """From B to A, translations aside."""
+        return self.linear.inverse()
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
