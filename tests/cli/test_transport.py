@@ -88,7 +88,7 @@ def test_the_transformation_is_found_where_none_is_given(done, place, tmp_path):
     assert_same(logits(place / "b", tmp_path / "out"), logits(place / "a", place / "lora"))
 
 
-def test_autoencoders_and_vectors_are_carried_in_their_layout(done, place, tmp_path):
+def test_autoencoders_and_vectors_are_carried_in_their_layout(done, rigpt, place, tmp_path):
     g = GaugeTransformation.load(place / "g.safetensors", tiny_config())
     file = ("--from", place / "a", "--transformation", place / "g.safetensors")
     done("transport", place / "sae", tmp_path / "sae", *file)
@@ -109,9 +109,9 @@ def test_autoencoders_and_vectors_are_carried_in_their_layout(done, place, tmp_p
     assert_different(carried, given)
     done("transport", place / "v.safetensors", tmp_path / "other.safetensors", *file, "--hook", "blocks.0.attn.hook_z")
     assert_different(load_file(tmp_path / "other.safetensors")[HOOK], carried)
-    before = (tmp_path / "v.safetensors").read_bytes()
+    refused = rigpt("transport", place / "v.safetensors", tmp_path / "v.safetensors", *file)
+    assert "must not exist yet" in in_one_line(refused)
     done("transport", place / "v.safetensors", tmp_path / "v.safetensors", *file, "--force")
-    assert (tmp_path / "v.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.rglob("*.partial")] == []
 
 
@@ -123,8 +123,9 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(rigpt, place, tmp_path):
     settings = json.loads((place / "lora" / "adapter_config.json").read_text())
     (tmp_path / "pickled" / "adapter_config.json").write_text(json.dumps(settings))
     of_gpt2 = tmp_path / "of-gpt2"
-    GPT2Config(n_embd=8, n_head=2, n_layer=1).save_pretrained(of_gpt2)
-    for folder, base, kind in ((stock, None, "LlamaForCausalLM"), (of_gpt2, str(of_gpt2), None)):
+    of_gpt2.mkdir()
+    GPT2Config(n_embd=8, n_head=2, n_layer=1).save_pretrained(tmp_path / "base")
+    for folder, base, kind in ((stock, None, "LlamaForCausalLM"), (of_gpt2, str(tmp_path / "base"), None)):
         changed = settings | {"auto_mapping": kind and {"base_model_class": kind}, "base_model_name_or_path": base}
         (folder / "adapter_config.json").write_text(json.dumps(changed))
         save_file(load_file(place / "lora" / "adapter_model.safetensors"), folder / "adapter_model.safetensors")
