@@ -341,6 +341,7 @@ def test_points_and_autoencoders_that_cannot_be_carried_are_refused():
         ({"bias": torch.ones(3)}, plain, pre, {}, "`state` must hold `weight` beside the bias `bias` of a probe"),
         ({"v": torch.ones(32)}, parallel, "blocks.1.hook_resid_mid", {}, "its layers have no middle"),
         ({"v": torch.ones(9)}, experts, "blocks.1.mlp.hook_post", {}, "It has hook_resid_pre, hook_resid_mid, hook_"),
+        (sae | {"W_dec": torch.ones(32)}, plain, pre, {}, "got a tensor of the shape (32,)"),
         (sae | {"W_skip": torch.ones(32, 32)}, plain, pre, {}, "`W_skip`, of which it is not known how it turns"),
         (sae, plain, pre, {"architecture": "transcoder"}, "got 'transcoder'"),
         (sae, plain, z, {"hook_head_index": 2}, "`hook_head_index=2`"),

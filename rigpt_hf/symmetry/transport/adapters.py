@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...checkpoints.weights import name_some
+from ...frames import is_token_table
 from ..action import GaugeTransformation
 from .axes import Axes, conjugated
 
@@ -67,6 +68,10 @@ def transport_adapter(
     whole, factors = _sorted(state)
     result: dict[str, torch.Tensor] = {}
     for key, name in whole.items():
+        shape = axes.shapes.get(name, state[key].shape)
+        # A table may have been given other tokens.
+        if state[key].shape[1:] != shape[1:] or not (is_token_table(name) or state[key].shape[:1] == shape[:1]):
+            raise _misfit(key, name, tuple(shape), state[key])
         result[key] = g.transform(name, state[key], lambda other: _other(state, whole, other))
     biases: dict[str, torch.Tensor] = {}
     for key, match in factors.items():
@@ -171,17 +176,21 @@ def _check_size(axes: Axes, key: str, name: str, factor: str, tensor: torch.Tens
         return
     rows, columns = shape
     allowed: dict[str, list[tuple[int, ...]]] = {
-        "lora_A": [(tensor.shape[0], columns)],
-        "lora_B": [(rows,) if of_bias else (rows, tensor.shape[-1])],
-        "lora_embedding_A": [(tensor.shape[0], rows)],
-        "lora_embedding_B": [(columns, tensor.shape[-1])],
+        "lora_A": [(*tensor.shape[:1], columns)],
+        "lora_B": [(rows,) if of_bias else (rows, *tensor.shape[-1:])],
+        "lora_embedding_A": [(*tensor.shape[:1], rows)],
+        "lora_embedding_B": [(columns, *tensor.shape[-1:])],
         "ia3_l": [(1, columns), (rows, 1)],
     }
     if tuple(tensor.shape) not in allowed[factor]:
-        raise ValueError(
-            f"`state` must fit the model, whose `{name}` has the shape {shape}, got {tuple(tensor.shape)} for "
-            f"{key!r}. Name the models that the adapter belongs to."
-        )
+        raise _misfit(key, name, shape, tensor)
+
+
+def _misfit(key: str, name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> ValueError:
+    return ValueError(
+        f"`state` must fit the model, whose `{name}` has the shape {shape}, got {tuple(tensor.shape)} for {key!r}. "
+        "Name the models that the adapter belongs to."
+    )
 
 
 def _scaled(axes: Axes, name: str, scale: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ class Point:
 
     def check(self, tensor: torch.Tensor, at: int) -> None:
         """A `ValueError` if a tensor has another size than the point."""
-        if tensor.dim() == 0 or tensor.shape[at] != self.size:
+        if not -tensor.dim() <= at < tensor.dim() or tensor.shape[at] != self.size:
             raise ValueError(
                 f"`state` must have {self.size} dimensions at {self.hook!r}, got a tensor of the shape "
                 f"{tuple(tensor.shape)}. Name the point that it was made for with `hook`."
@@ -164,7 +164,7 @@ def transport_features(
                 )
             result[name] = _less_shift(tensor, state[weight].to(torch.float64).T, point(axes, at).shift)
         elif part.rpartition(".")[2] == "weight":
-            result[name] = point(axes, at).reading(tensor, -1 % max(tensor.dim(), 1))
+            result[name] = point(axes, at).reading(tensor, tensor.dim() - 1)
         else:
             result[name] = point(axes, at).writing(tensor, -1)
     return result
