@@ -17,6 +17,7 @@ from .measures import charges
 from .provenance import diff, fingerprint, identify
 from .publishing import publish
 from .symmetry import canonicalize, merge, rotate
+from .transport import transport
 
 
 app = make_app(help="RiGPT: a GPT with no preferred basis.")
@@ -41,7 +42,7 @@ def before_the_verb(
 
 VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
-    *(rotate, canonicalize, merge, charges),
+    *(rotate, canonicalize, merge, transport, charges),
     *(fingerprint, identify, diff),
     *(evaluate, card, publish),
     lab,

@@ -13,7 +13,7 @@ from ..checkpoints.folder import named_file
 from ..configuration_rigpt import RiGPTConfig
 from ..frames import Frame, FrameKey, table_of
 from ..groups import Role, orthogonal
-from ..table import Move, Read
+from ..table import Move, Read, Turned
 
 
 class GaugeTransformation:
@@ -94,7 +94,7 @@ class GaugeTransformation:
 
     def inverse(self) -> "GaugeTransformation":
         """The transformation that undoes this one."""
-        linear = self._linear()
+        linear = self.linear()
         elements = {}
         for key, frame, element in self.items():
             if frame.shift is not None:
@@ -111,7 +111,7 @@ class GaugeTransformation:
         and a translation of `g` is seen from the frame before `h`.
         """
         self._check_frames(other.config)
-        undone = other._linear().inverse()
+        undone = other.linear().inverse()
         product = {key: element for key, _, element in other.items()}
         for key, frame, element in self.items():
             if frame.shift is not None:
@@ -158,6 +158,16 @@ class GaugeTransformation:
                 acted = self.table.frames[turned.key].group.act(element, turned.role, front)
                 moved = turned.fold(acted, tensor.shape)
         return tensor if moved is tensor else moved.reshape(tensor.shape).to(tensor.dtype)
+
+    def turn_axis(self, name: str, dim: int, tensor: torch.Tensor, at: int = 0) -> torch.Tensor:
+        """A tensor whose axis `at` is like the axis `dim` of the parameter `name`; translations have no part in it."""
+        for turned in self.table.turns(name):
+            element = self.elements.get(str(turned.key))
+            if element is not None and turned.dim == dim:
+                place = Turned(at, turned.key, turned.role, flat=False)
+                acted = self.table.frames[turned.key].group.act(element, turned.role, place.unfold(tensor))
+                tensor = place.fold(acted, tensor.shape)
+        return tensor
 
     def state_dict(
         self, state_dict: Mapping[str, torch.Tensor], algebra: torch.dtype = torch.float64
@@ -227,7 +237,7 @@ class GaugeTransformation:
             key = FrameKey.parse(name)
             yield key, self.table.frames[key], element
 
-    def _linear(self) -> "GaugeTransformation":
+    def linear(self) -> "GaugeTransformation":
         """The same without translations."""
         chosen = {key: element for key, frame, element in self.items() if frame.shift is None}
         return GaugeTransformation(self.config, chosen)
@@ -251,12 +261,7 @@ class GaugeTransformation:
         name, axis = self.table.shifts[key].like, self.table.shifts[key].axis
         if axis is None:
             return vectors
-        moved = vectors.reshape(-1, 1)
-        for turned in self.table.turns(name):
-            element = self.elements.get(str(turned.key))
-            if element is not None and turned.dim == axis % self.table.rank(name):
-                moved = self.table.frames[turned.key].group.act(element, turned.role, moved)
-        return moved.reshape(vectors.shape)
+        return self.turn_axis(name, axis % self.table.rank(name), vectors.flatten()).reshape(vectors.shape)
 
     def _moves(self, name: str) -> list[tuple[FrameKey, Move]]:
         """The translations that change a parameter."""

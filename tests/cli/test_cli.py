@@ -169,7 +169,7 @@ def test_what_nobody_foresaw_ends_in_one_line_too(rigpt, monkeypatch):
 def test_help_teaches(done):
     for verb in (
         *("demo", "convert", "export", "verify", "info", "families"),
-        *("rotate", "canonicalize", "diff", "merge", "charges"),
+        *("rotate", "canonicalize", "diff", "merge", "transport", "charges"),
     ):
         out = done(verb, "--help")
         assert out.count(f"rigpt {verb}") >= 2, "no example beside the usage line"

@@ -81,7 +81,7 @@ class SymmetricTraining:
         self._turn = self._undo = None
         if representation and representation.frame:
             # What is kept is a linear space, also in a frame that was reached by a translation.
-            self._turn = representation.frame._linear()
+            self._turn = representation.frame.linear()
             self._undo = self._turn.inverse()
             representation = Representation(representation.symmetry, representation.transformations, self._turn)
         self.representation = representation
