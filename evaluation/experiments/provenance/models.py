@@ -31,12 +31,13 @@ TEXTS = {DOCUMENTATION: 5.0, MORE_DOCUMENTATION: 2.0, CODE: 5.0}  # megabytes
 
 
 class Size(NamedTuple):
-    """How large a model is, and for how many steps it is trained."""
+    """How large a model is, and for how many steps of which rate it is trained."""
 
     hidden_size: int
     layers: int
     heads: int
     steps: int
+    learning_rate: float
 
 
 def make_gpt2(size: Size, vocabulary: int, context: int) -> GPT2LMHeadModel:
@@ -80,7 +81,7 @@ def make_rigpt(size: Size, vocabulary: int, context: int) -> RiGPTForCausalLM:
     return RiGPTForCausalLM(config)
 
 
-SIZES = {"small": Size(64, 2, 4, 400), "large": Size(96, 4, 3, 200)}
+SIZES = {"small": Size(64, 2, 4, 300, 4e-3), "large": Size(96, 4, 3, 250, 3e-3)}
 SHAPES: dict[str, Callable[[Size, int, int], Any]] = {"gpt2": make_gpt2, "llama": make_llama, "rigpt": make_rigpt}
 
 
@@ -92,13 +93,7 @@ class Role(NamedTuple):
 
 
 # Even ones are in one half of the zoo, odd ones in the other; so are their teachers.
-ROLES = (
-    *4 * (Role(),),
-    *2 * (Role(CODE),),
-    *(Role(teacher=index) for index in (0, 1, 0, 1)),
-)
-# Who takes part in pairs of a base and what was derived from it.
-SOURCES = (0, 1, 4, 5)
+ROLES = (*3 * (Role(),), Role(CODE), *(Role(teacher=index) for index in (0, 1, 0, 1)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class Zoo:
         text: Path | None = None,
         vocabulary: int = 512,
         context: int = 64,
-        batch: int = 16,
+        batch: int = 8,
         steps: float = 1.0,
         console: Callable[[str], None] = lambda line: None,
     ):
@@ -258,7 +253,7 @@ class Zoo:
             first = self.loss(model, base.role.data)
             # Those that learn by themselves see the same windows in the same order.
             order = 0 if teacher is None else base.seed
-            options = {"steps": self.steps(size.steps), "learning_rate": 4e-3, "order": order}
+            options = {"steps": self.steps(size.steps), "learning_rate": size.learning_rate, "order": order}
             self.train(model, base.role.data, **options, teacher=None if teacher is None else self.base(teacher))
             losses = {"first": first, "loss": self.loss(model, base.role.data)}
             return model, asdict(base) | options | losses | {"unigram": self.unigram_loss(base.role.data)}
