@@ -15,7 +15,7 @@ from rigpt_hf.extras import needs
 from rigpt_hf.symmetry import GaugeTransformation, align, merge
 from rigpt_hf.terminal import notices_held
 
-from .models import CODE, MORE_DOCUMENTATION, ROLES, Base, Zoo
+from .models import CODE, MORE_DOCUMENTATION, Base, Zoo
 
 
 GROUP = 32  # neighbours in a row that share a scale when weights are rounded to a few bits
@@ -235,8 +235,8 @@ class Origin:
 
     @property
     def stranger(self) -> Any:
-        """A model that has nothing to do with it, of its own shape and half."""
-        return self.zoo.base(Base(self.base.size, self.base.shape, (self.base.index + 2) % len(ROLES)))
+        """A model that has nothing to do with it."""
+        return self.zoo.base(self.base.stranger)
 
     def derived(self, name: str) -> Any:
         """Another model that was made from it."""
@@ -333,7 +333,9 @@ DERIVATIONS = {
     "merged-relative": Derivation(
         "merged", "0.7 of it, 0.3 of one trained on", partial(merged_with_relative, relative="continued")
     ),
-    "merged-stranger": Derivation("merged", "0.7 of it, 0.3 of an aligned independent one", merged_with_stranger, True),
+    "merged-stranger": Derivation(
+        "merged", "0.7 of it, 0.3 of an aligned independent one", merged_with_stranger, True
+    ),
     "float16": Derivation("cast", "float16", _each_matrix(_cast, torch.float16)),
     "bfloat16": Derivation("cast", "bfloat16", _each_matrix(_cast, torch.bfloat16)),
     "float8": Derivation("cast", "float8", _each_matrix(_cast, torch.float8_e4m3fn)),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -121,13 +122,23 @@ class Base:
 
     @property
     def seed(self) -> int:
-        """Of its initial weights: no two models of a zoo have the same."""
-        return len(ROLES) * (len(SHAPES) * list(SIZES).index(self.size) + list(SHAPES).index(self.shape)) + self.index
+        """Of its initial weights: the same wherever it is trained, and another for every name."""
+        return crc32(self.name.encode())
 
     @property
     def teacher(self) -> "Base | None":
         """The model from whose logits it learns."""
         return None if self.role.teacher is None else Base(self.size, self.shape, self.role.teacher)
+
+    @property
+    def stranger(self) -> "Base":
+        """A model of its shape and half that was trained independently of it, to be merged with."""
+        return Base(self.size, self.shape, (self.index + 2) % len(ROLES))
+
+    @property
+    def bystander(self) -> "Base":
+        """Another of those, from which nothing was taken, to be held against what is made from this one."""
+        return Base(self.size, self.shape, (self.index + 4) % len(ROLES))
 
 
 def bases(sizes: Sequence[str], shapes: Sequence[str]) -> list[Base]:

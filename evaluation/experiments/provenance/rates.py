@@ -118,9 +118,9 @@ class Rate:
     Args:
         count, total (`int`): pairs that it happened to, and all.
         value, low, high (`float`): the share and its bootstrap interval at 95 %, models drawn.
-        pairs_upper (`float`): the upper bound of Clopper and Pearson at 95 %, as if no two pairs had a model in common.
-        models_hit, models (`int`), models_upper (`float`): models of which any pair it happened to, all models, and the
-            upper bound of that share, which bounds the share of pairs as well.
+        pairs_upper (`float`): the upper bound of Clopper and Pearson at 95 %, as if no two pairs shared a model.
+        models_hit, models (`int`), models_upper (`float`): models of which any pair it happened to, all models, and
+            the upper bound of that share, which bounds the share of pairs as well.
     """
 
     count: int
@@ -136,7 +136,9 @@ class Rate:
     @property
     def text(self) -> str:
         """The numbers for a person."""
-        return f"{self.count} of {self.total} (at most {self.models_upper:.1%} by model, {self.pairs_upper:.1%} by pair)"
+        return (
+            f"{self.count} of {self.total} (at most {self.models_upper:.1%} by model, {self.pairs_upper:.1%} by pair)"
+        )
 
 
 def upper_bound(count: int, total: int) -> float:
@@ -211,7 +213,9 @@ def groups(derived: Sequence[Scored]) -> dict[str, list[Scored]]:
 
 def named(pair: Scored) -> str:
     """What was done to B, in words."""
-    return f"{pair.kind}: {pair.strength}" + (", then disguised" if pair.disguised and pair.kind != "disguised" else "")
+    return f"{pair.kind}: {pair.strength}" + (
+        ", then disguised" if pair.disguised and pair.kind != "disguised" else ""
+    )
 
 
 def summary(pairs: Sequence[Scored], resamples: int = RESAMPLES) -> dict[str, Any]:
