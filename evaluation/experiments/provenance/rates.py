@@ -134,12 +134,12 @@ def upper_bound(count: int, total: int) -> float:
 
 
 def rate(pairs: Sequence[Scored], happened: Sequence[bool], resamples: int = RESAMPLES) -> Rate:
-    """The share of pairs that something happened to."""
+    """The share of pairs that something happened to; without `resamples`, without a bootstrap interval."""
     hit, total = np.asarray(happened, float), len(pairs)
     models = {name for pair in pairs for name in pair.models}
     touched = {name for pair, yes in zip(pairs, happened, strict=True) if yes for name in pair.models}
     low = high = math.nan
-    if total:
+    if total and resamples:
         counts = multiplicities(pairs, resamples=resamples)
         sums = counts.sum(1)
         shares = (counts @ hit)[sums > 0] / sums[sums > 0]
@@ -256,7 +256,7 @@ def rates_by_distance(pairs: Sequence[Scored], statistic: str) -> dict[str, Any]
     def share(members: Sequence[Scored], distance: float) -> float:
         return round(sum(1 - pair.score <= distance for pair in members) / len(members), 5)
 
-    falsely = [rate(independent, [1 - pair.score <= distance for pair in independent], 1) for distance in distances]
+    falsely = [rate(independent, [1 - pair.score <= distance for pair in independent], 0) for distance in distances]
     return {
         "statistic": statistic,
         "independent_pairs": len(independent),

@@ -163,7 +163,8 @@ def test_matrices_are_rounded_pruned_and_disturbed_as_much_as_is_said():
     for share in (0.1, 0.5):
         pruned = without_smallest(matrix, share)
         assert int((pruned == 0).sum()) == round(share * matrix.numel())
-        assert pruned.abs().sum() == matrix.abs().flatten().sort().values[round(share * matrix.numel()) :].sum()
+        kept = pruned != 0
+        assert torch.equal(pruned[kept], matrix[kept]) and matrix[~kept].abs().max() < matrix[kept].abs().min()
     noisy = disturbed(matrix, 0.3, torch.Generator().manual_seed(0))
     assert float((noisy - matrix).norm() / matrix.norm()) == pytest.approx(0.3, rel=SYMMETRY[torch.float64])
 
@@ -309,7 +310,7 @@ def test_intervals_know_which_pairs_share_a_model():
     apart = [pair(2 * i, 2 * i + 1, float(value)) for i, value in enumerate(draw.normal(size=60))]
     # The same numbers, all with one of four models, each of which moves its pairs together.
     crowd = [pair(i % 4, 10 + i, one.likeness + 2 * (i % 4), kind="noise") for i, one in enumerate(apart)]
-    derived = [pair(i, i, 3.0) for i in (0, 1, 2, 3)]
+    derived = [pair(i, i, 1.0) for i in (0, 1, 2, 3)]
     widths = [each.high - each.low for each in (auc_interval(derived, apart), auc_interval(derived, crowd))]
     assert 0 < widths[0] < widths[1]
     counts = multiplicities([pair(0, 1, 0.0), pair(0, 0, 0.0), pair(1, 0, 0.0)], resamples=200)
@@ -386,8 +387,11 @@ def test_the_results_hold_all_pairs_and_rates(report):
         kinds = {kind for kind in each["auc_by_kind"] if not kind.endswith("disguised")}
         assert each["cost_of_disguise"].keys() == kinds - {"disguised: all frames"} and kinds
         assert results["rates"][name]["independent_pairs"] == each["independent_pairs"]
-    # What a rotation of the stream does to a statistic that knows only permutations.
-    assert min(results["statistics"]["AWM"]["cost_of_disguise"].values()) > 0.1
+    # A statistic that knows permutations of the stream, and no rotation of it, finds less after one.
+    likeness = {disguised: [] for disguised in (False, True)}
+    for each in derived:
+        likeness[each["disguised"]].append(each["likeness"]["AWM"])
+    assert max(likeness[True]) < 0.5 < max(likeness[False])
 
 
 def test_what_was_measured_is_not_measured_again(report, monkeypatch):
