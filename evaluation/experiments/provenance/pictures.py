@@ -1,0 +1,37 @@
+"""The ROC of every statistic, with false accusations on a logarithmic scale."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rigpt_hf.pictures import figure
+
+from .rates import Scored, auc, roc
+
+
+def draw_roc(scored: Mapping[str, Sequence[Scored]]) -> Any:
+    """
+    A figure: shares of derived pairs that are found by shares of independent pairs that are accused.
+
+    Args:
+        scored: The pairs by the name of the statistic.
+    """
+    drawn, panels = figure(2, title="Was B made from A?", sharey=True)
+    for panel, disguised in zip(panels, (False, True), strict=True):
+        for name, pairs in scored.items():
+            independent = [pair.score for pair in pairs if pair.independent]
+            derived = [pair.score for pair in pairs if not pair.independent and pair.disguised == disguised]
+            least = 0.5 / len(independent)  # where none is accused, which a logarithm has no place for
+            points = [(max(accused, least), found) for _, accused, found in roc(derived, independent)]
+            label = f"{name}: AUC {auc(derived, independent):.4f}"
+            panel.step(*zip((least, 0.0), *points, (1.0, points[-1][1]), strict=True), where="post", label=label)
+        panel.set(
+            xscale="log",
+            ylim=(-0.02, 1.02),
+            xlabel="independent pairs accused (left edge: none)",
+            title=f"{len(derived):,} derived pairs"
+            + (", then disguised" if disguised else "")
+            + f", {len(independent):,} independent",
+        )
+        panel.legend(loc="lower right")
+    panels[0].set_ylabel("derived pairs found")
+    return drawn
