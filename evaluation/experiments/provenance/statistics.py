@@ -18,7 +18,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion.families import architecture_of
 from rigpt_hf.conversion.maps import module_of
 from rigpt_hf.groups import assignment
-from rigpt_hf.symmetry import compare
+from rigpt_hf.symmetry import Fingerprint, compare, fingerprint
 
 from .derive import as_rigpt
 
@@ -142,15 +142,18 @@ def likeness_after_alignment(a: RiGPTForCausalLM, b: RiGPTForCausalLM) -> float 
 
     Nobody asks for chance where layers are closer than it ever brings them; it is about 1. `None` where shapes differ.
     """
-    try:
-        layers = compare(a, b).layers
-    except ValueError:
-        return None
-    return 1 - layers.distance / (layers.chance or 1.0)
+    layers = compare(a, b, search="always").layers
+    return None if layers is None else 1 - layers.distance / (layers.chance or 1.0)
+
+
+def likeness_of_fingerprints(a: Fingerprint, b: Fingerprint) -> float:
+    """1 minus the distance of the fingerprints."""
+    return 1 - a.distance(b)
 
 
 STATISTICS: Mapping[str, Statistic] = {
     "raw spectra": Statistic(spectra, likeness_of_spectra),
     "AWM": Statistic(stored_matrices, likeness_of_queries_and_keys),
+    "fingerprint": Statistic(lambda model: fingerprint(as_rigpt(model)), likeness_of_fingerprints),
     "alignment": Statistic(as_rigpt, likeness_after_alignment),
 }
