@@ -10,6 +10,8 @@ Limits, on a small trained model A, by descent through the fingerprint itself:
 - *forge*: an independently trained model towards A's fingerprint, while it stays a language model. A near fingerprint
   proves nothing against somebody who made it on purpose.
 - *evade*: a copy of A away from A's fingerprint, while it stays a language model.
+
+Each is looked at with the probes of the attack, and with those that the result itself chooses, as `rigpt diff` does.
 """
 
 import copy
@@ -36,6 +38,7 @@ from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.processes import python
 from rigpt_hf.symmetry import Fingerprint, fingerprint, gauge_distance
+from rigpt_hf.symmetry.fingerprint import salt_of
 from rigpt_hf.symmetry.sketch import sketch
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.tokenizer import split
@@ -65,7 +68,9 @@ print(json.dumps([before, used(), len(made.to_bytes()), made.sketches.numel(), m
 class Options:
     """The sizes, and the attacks."""
 
-    sizes: Annotated[list[str], {"help": f"Some of {', '.join(SIZES)}."}] = field(default_factory=lambda: list(SIZES))
+    sizes: Annotated[list[str], {"help": f"Some of {', '.join(SIZES)}, or none."}] = field(
+        default_factory=lambda: list(SIZES)
+    )
     steps: int = 600
     """Steps of Adam of every attack, and of training each of the two models."""
     learning_rate: float = 2e-3
@@ -76,7 +81,8 @@ class Options:
     """File for the numbers, JSON."""
 
     def __post_init__(self):
-        check_known("sizes", self.sizes, SIZES)
+        if self.sizes:
+            check_known("sizes", self.sizes, SIZES)
         check_least(self, steps=2, learning_rate=0)
 
 
@@ -147,6 +153,12 @@ def attack(
     return model.eval()
 
 
+def fresh_distance(a: nn.Module, b: nn.Module) -> float:
+    """The distance that `rigpt diff` finds, with probes that the weights of both choose."""
+    salt = salt_of(a, b)
+    return fingerprint(a, salt=salt).distance(fingerprint(b, salt=salt))
+
+
 def limits(options: Options, progress: Progress) -> dict[str, Any]:
     """What an optimizer makes of a fingerprint."""
     settings = merging.Options(steps=options.steps)
@@ -187,6 +199,7 @@ def limits(options: Options, progress: Progress) -> dict[str, Any]:
             name: {
                 "loss": loss(model),
                 "fingerprint": own.distance(fingerprint(model)),
+                "fresh_probes": fresh_distance(trained[0], model),
                 "weights": gauge_distance(model, trained[0], max_sweeps=20),
             }
             for name, model in models.items()
@@ -224,9 +237,16 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
             f"{row['file_kilobytes']:.0f}",
         )
     console.print(table)
-    table = Table("model", "loss (nats)", "fingerprint apart", "aligned weights apart", title="From and against A")
+    table = Table(
+        "model",
+        "loss (nats)",
+        "fingerprint apart",
+        "by fresh probes",
+        "aligned weights apart",
+        title="From and against A",
+    )
     for name, row in tried["models"].items():
-        table.add_row(name, f"{row['loss']:.3f}", f"{row['fingerprint']:.3f}", f"{row['weights']:.3f}")
+        table.add_row(name, *(f"{row[key]:.3f}" for key in ("loss", "fingerprint", "fresh_probes", "weights")))
     console.print(table)
     return results
 

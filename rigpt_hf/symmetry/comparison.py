@@ -1,7 +1,8 @@
 """
 Was one model made from another? In numbers, words and a picture.
 
-First the fingerprints of both say how likely that is, whatever their shapes (`fingerprint.py`). Where one
+First the fingerprints of both say how likely that is, whatever their shapes (`fingerprint.py`), with probes that the
+weights of both choose, so that nobody could have prepared for them. Where one
 configuration holds both, the transformation is looked for that brings A to B (`layered.py`), and three distances are
 held against each other, between balanced weights and relative to their size: what is left once A is there; what
 rounding to the stored precision would cause by itself; and what is left of noise of the same spectra, since a search
@@ -17,7 +18,7 @@ from ..checkpoints.opened import OpenedModel
 from .action import GaugeTransformation
 from .common_form import in_common_form
 from .expectation import chance, rounding, unaligned
-from .fingerprint import Fingerprint, fingerprint
+from .fingerprint import Fingerprint, fingerprint, salt_of
 from .given import Model, given
 from .layered import ALGEBRA, search_layers
 from .rates import related
@@ -120,7 +121,8 @@ def compare(a: Model, b: Model, *, seed: int = 0, search: str = "auto", progress
     if search not in SEARCHES:
         raise ValueError(f"`search` must be one of {', '.join(SEARCHES)}, got {search!r}.")
     first, second = given(a), given(b)
-    prints: list[Fingerprint] = [fingerprint(side, progress=progress) for side in (first, second)]
+    salt = salt_of(first, second)
+    prints: list[Fingerprint] = [fingerprint(side, salt=salt, progress=progress) for side in (first, second)]
     result = Comparison(prints[0].distance(prints[1]), (1 - prints[0].similarities(prints[1])).tolist())
     result.notes += [*first.notes, *second.notes]
     if result.fingerprint < related():

@@ -6,6 +6,7 @@ has parameters. Models of other widths, depths and numbers of heads have compara
 tokens mean the same: the tokens are what the directions that everything is held against are made of.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .sketch import KINDS, sketch
 
 # Probes at most, and at least; numbers per parameter of the model, and bytes of all of them.
 PROBES, LEAST, SHARE, BYTES = 32, 8, 0.01, 10**6
+# Numbers that are hashed at a time.
+CHUNK = 2**22
 # Probes of the part by which the nearest of many are found first.
 COARSE = 8
 FORMAT, VERSION = "rigpt-fingerprint", "1"
@@ -62,7 +65,14 @@ class Fingerprint:
         return likeness[torch.arange(len(likeness)), torch.tensor(in_order(likeness))]
 
     def likeness(self, other: "Fingerprint") -> torch.Tensor:
-        """Cosines between the sketches of all pairs of layers, `[layers, layers of the other]`, mean over kinds."""
+        """
+        Cosines between the sketches of all pairs of layers, `[layers, layers of the other]`, mean over kinds.
+
+        Raises:
+            ValueError: if the two have different salts.
+        """
+        if self.facts.get("salt", 0) != other.facts.get("salt", 0):
+            raise ValueError("`other` must have the same salt, got another. Make both fingerprints with one.")
         probes = min(self.sketches.shape[-1], other.sketches.shape[-1])
         ours, theirs = (_unit(side.sketches[..., :probes, :probes].double()) for side in (self, other))
         both = (ours.abs().sum(2) > 0).double() @ (theirs.abs().sum(2) > 0).double().T
@@ -162,13 +172,33 @@ def count_probes(layers: int, parameters: int) -> int:
     return max(LEAST, min(PROBES, int(affordable)))
 
 
+def salt_of(*models: Model) -> int:
+    """
+    64 bits of a hash of all weights of some models.
+
+    Whoever changes a weight gets another salt: nobody can descend away from probes, or towards what they should show,
+    that the result of the descent chooses (as Fiat and Shamir 1986 let a proof choose its own questions).
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for model in models:
+        source = given(model)
+        for name in source.weights.shapes:
+            tensor = source.weights.read(name).contiguous().flatten()
+            digest.update(name.encode())
+            for chunk in tensor.split(CHUNK):
+                digest.update(chunk.view(torch.uint8).numpy())
+    return int.from_bytes(digest.digest(), "big")
+
+
 @torch.no_grad()
-def fingerprint(model: Model, *, progress: bool = False) -> Fingerprint:
+def fingerprint(model: Model, *, salt: int = 0, progress: bool = False) -> Fingerprint:
     """
     The fingerprint of a model in memory, or of one on disk or on the Hub, read tensor by tensor.
 
     Args:
         model: A RiGPT; or the folder, file or id of any model that converts.
+        salt: Of 64 bits; fingerprints of one salt are comparable. That of files is 0, and known to whoever wants to
+            be far from one; a salt that [`salt_of`] takes from the models themselves is known to nobody before.
         progress: Show a progress bar.
 
     Raises:
@@ -184,9 +214,10 @@ def fingerprint(model: Model, *, progress: bool = False) -> Fingerprint:
         "layers": layers,
         "hidden_size": source.config.hidden_size,
         "vocab_size": source.config.vocab_size,
+        "salt": salt,
     }
     with tqdm(total=len(source.weights.shapes), desc="Fingerprint", unit="tensor", disable=not progress) as bar:
         tick: Callable[[], Any] = bar.update
         probes = count_probes(layers, parameters)
-        sketches = sketch(source.config, tuple(source.weights.shapes), source.weights.read, probes, tick)
+        sketches = sketch(source.config, tuple(source.weights.shapes), source.weights.read, probes, salt, tick)
     return Fingerprint(sketches, facts)

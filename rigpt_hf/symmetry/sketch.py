@@ -38,14 +38,15 @@ TOKENS, CHUNK = "model.embed_tokens.weight", 4096
 ROWS, SHRINKAGE = 8, 1e-2
 
 
-def signs(first: int, count: int, probes: int) -> torch.Tensor:
+def signs(first: int, count: int, probes: int, salt: int = 0) -> torch.Tensor:
     """
     The sign of tokens `first` to `first + count` in every probe, `[count, probes]`; the same for ever and everywhere.
 
-    Bits of the finaliser of MurmurHash3 on 64 bits, of the token's number and the probe's.
+    Bits of the finaliser of MurmurHash3 on 64 bits, of the token's number, the probe's and `salt`.
     """
     token = np.arange(first, first + count, dtype=np.uint64)[:, None]
     hashed: np.ndarray = (token << np.uint64(8)) + np.arange(probes, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    hashed = hashed ^ np.uint64(salt)
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashed = (hashed ^ (hashed >> np.uint64(33))) * np.uint64(factor)
     bits = (hashed ^ (hashed >> np.uint64(33))) & np.uint64(1)
@@ -53,7 +54,12 @@ def signs(first: int, count: int, probes: int) -> torch.Tensor:
 
 
 def sketch(
-    config: RiGPTConfig, names: Collection[str], read: Read, probes: int, tick: Callable[[], None] = lambda: None
+    config: RiGPTConfig,
+    names: Collection[str],
+    read: Read,
+    probes: int,
+    salt: int = 0,
+    tick: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """
     The sketches of a model, `[layers, kinds, k, k]` in float64, each of norm 1; zero where a layer has no such map.
@@ -63,10 +69,11 @@ def sketch(
         names: Its parameters.
         read: Gives a parameter.
         probes: Their number `k`.
+        salt: Of their signs, 64 bits.
         tick: Called after every tensor.
     """
     table = table_of(config)
-    directions = _directions(table, names, read, probes)
+    directions = _directions(table, names, read, probes, salt)
     result = torch.zeros(config.num_hidden_layers, len(KINDS), probes, probes, dtype=torch.float64)
     for layer in range(config.num_hidden_layers):
         met: dict[tuple[str, str], list[tuple[str, torch.Tensor]]] = {}
@@ -81,13 +88,15 @@ def sketch(
     return result / result.flatten(2).norm(dim=2).clamp_min(1e-300)[..., None, None]
 
 
-def _directions(table: Table, names: Collection[str], read: Read, probes: int) -> dict[FrameKey | None, torch.Tensor]:
+def _directions(
+    table: Table, names: Collection[str], read: Read, probes: int, salt: int
+) -> dict[FrameKey | None, torch.Tensor]:
     """
     The probes `[k, d]` as every frame of the residual stream has them; under `None` as the frame without freedom that
     lies behind the norms of outputs has them.
     """
     stream = FrameKey("stream")
-    directions: dict[FrameKey | None, torch.Tensor] = {stream: _probes(table, names, read, probes)}
+    directions: dict[FrameKey | None, torch.Tensor] = {stream: _probes(table, names, read, probes, salt)}
     here = directions[stream]
     for name, key in zip(table.transports, table.streams[1:], strict=False):
         here = directions[key] = here @ read(name).double().T
@@ -96,12 +105,12 @@ def _directions(table: Table, names: Collection[str], read: Read, probes: int) -
     return directions
 
 
-def _probes(table: Table, names: Collection[str], read: Read, probes: int) -> torch.Tensor:
+def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt: int) -> torch.Tensor:
     """Sums of token vectors with signs, `[k, d]`, each of norm 1, whitened."""
     tokens = read(TOKENS)
     mean = sum(part.double().sum(dim=0) for part in tokens.split(CHUNK)) / len(tokens)
     parts = (
-        signs(start, len(part), probes).T @ (part.double() - mean)
+        signs(start, len(part), probes, salt).T @ (part.double() - mean)
         for start, part in zip(range(0, len(tokens), CHUNK), tokens.split(CHUNK), strict=True)
     )
     sums = torch.stack(list(parts)).sum(dim=0)

@@ -63,7 +63,7 @@ def test_the_four_verdicts(name, vocab_size):
 
     other = tiny_model(seed=9, **options)
     glance = compare(model, other, search="never")
-    assert glance.verdict == "unrelated" and glance.fingerprint >= 0.9 and glance.total is None
+    assert glance.verdict == "unrelated" and glance.fingerprint > 0.75 and glance.total is None
     unrelated = compare(model, other, search="always")
     assert unrelated.verdict == "unrelated"
     assert unrelated.total.rounding is None and unrelated.total.chance is not None
