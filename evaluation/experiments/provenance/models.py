@@ -264,7 +264,11 @@ class Zoo:
             first = self.loss(model, base.role.data)
             # Those that learn by themselves see the same windows in the same order.
             order = 0 if teacher is None else base.seed
-            options = {"steps": self.steps(size.steps), "learning_rate": size.learning_rate, "order": order}
+            options: dict[str, Any] = {
+                "steps": self.steps(size.steps),
+                "learning_rate": size.learning_rate,
+                "order": order,
+            }
             self.train(model, base.role.data, **options, teacher=None if teacher is None else self.base(teacher))
             losses = {"first": first, "loss": self.loss(model, base.role.data)}
             return model, asdict(base) | options | losses | {"unigram": self.unigram_loss(base.role.data)}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..run_records import RunRecords
@@ -125,7 +126,7 @@ class Measurements:
         missing = [name for name in self.records if not self.records[name].done(**key)]
         made = self._measured(pairs, missing)
         for name in missing:
-            self.records[name].run(lambda name=name: made[name], **key)
+            self.records[name].run(partial(made.__getitem__, name), **key)
         return {name: record.done(**key)[0]["values"] for name, record in self.records.items()}
 
     def _measured(self, pairs: Sequence[Pair], names: Sequence[str]) -> dict[str, Any]:

@@ -167,10 +167,10 @@ def verdict(name: str, of: Mapping[str, Any]) -> str:
     """What the thresholds of one half say of the other, in a line."""
     falsely, missed = of["false_accusations"], of["missed"].values()
     return (
-        f"{name}: {falsely['count']} of {falsely['total']} independent pairs accused, at most "
-        f"{falsely['models_upper']:.1%} by model ({falsely['models']} of them) and {falsely['pairs_upper']:.1%} by "
-        f"pair; {sum(each['count'] for each in missed)} of {sum(each['total'] for each in missed)} derived pairs "
-        f"missed."
+        f"{name}: {falsely['count']} of {falsely['total']} independent pairs accused, a rate of at most "
+        f"{falsely['apart_upper']:.1%} clustered by model ({falsely['models']} of them; {falsely['pairs_upper']:.1%} "
+        f"if pairs were independent); {sum(each['count'] for each in missed)} of "
+        f"{sum(each['total'] for each in missed)} derived pairs missed."
     )
 
 

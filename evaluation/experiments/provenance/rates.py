@@ -3,8 +3,8 @@ How often a statistic misleads: ROC, thresholds that one half of the models choo
 
 Pairs that share a model are no independent examples, so intervals are clustered by model: the bootstrap draws models
 and counts a pair as often as both of its models were drawn. It says nothing where no error was made; there the bound
-is that of Clopper and Pearson (1934), of models instead of pairs: the share of models of which any pair is in error is
-at least the share of pairs in error.
+is that of Clopper and Pearson (1934), as if only so many pairs had been looked at as can be chosen of which no two
+share a model. The mean over all pairs is one over such choices, which is at least as certain (Hoeffding 1963).
 """
 
 import math
@@ -93,7 +93,7 @@ def multiplicities(pairs: Sequence[Scored], seed: int = 0, resamples: int = RESA
 
 def auc_interval(derived: Sequence[Scored], independent: Sequence[Scored], resamples: int = RESAMPLES) -> Interval:
     """The AUC with its bootstrap interval, models drawn."""
-    scores = [[pair.score for pair in side] for side in (derived, independent)]
+    scores = [pair.score for pair in derived], [pair.score for pair in independent]
     value = auc(*scores)
     counts = multiplicities([*derived, *independent], resamples=resamples)
     drawn = [auc(*scores, (row[: len(derived)], row[len(derived) :])) for row in counts]
@@ -113,8 +113,8 @@ class Rate:
         count, total (`int`): pairs that it happened to, and all.
         value, low, high (`float`): the share and its bootstrap interval at 95 %, models drawn.
         pairs_upper (`float`): the upper bound of Clopper and Pearson at 95 %, as if no two pairs shared a model.
-        models_hit, models (`int`), models_upper (`float`): models of which any pair it happened to, all models, and
-            the upper bound of that share, which bounds the share of pairs as well.
+        models (`int`): models in all pairs; apart (`int`): so many pairs of them share none.
+        apart_upper (`float`): the upper bound as if only `apart` pairs had been looked at.
     """
 
     count: int
@@ -123,9 +123,9 @@ class Rate:
     low: float
     high: float
     pairs_upper: float
-    models_hit: int
     models: int
-    models_upper: float
+    apart: int
+    apart_upper: float
 
 
 def upper_bound(count: int, total: int) -> float:
@@ -136,18 +136,17 @@ def upper_bound(count: int, total: int) -> float:
 def rate(pairs: Sequence[Scored], happened: Sequence[bool], resamples: int = RESAMPLES) -> Rate:
     """The share of pairs that something happened to; without `resamples`, without a bootstrap interval."""
     hit, total = np.asarray(happened, float), len(pairs)
-    models = {name for pair in pairs for name in pair.models}
-    touched = {name for pair, yes in zip(pairs, happened, strict=True) if yes for name in pair.models}
     low = high = math.nan
     if total and resamples:
         counts = multiplicities(pairs, resamples=resamples)
         sums = counts.sum(1)
         shares = (counts @ hit)[sums > 0] / sums[sums > 0]
         low, high = map(float, np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    count = int(hit.sum())
-    bounds = upper_bound(count, total), upper_bound(len(touched), len(models))
+    count, models = int(hit.sum()), {name for pair in pairs for name in pair.models}
     value = count / total if total else math.nan
-    return Rate(count, total, value, low, high, bounds[0], len(touched), len(models), bounds[1])
+    apart = min(len(models) // (1 if all(len(set(pair.models)) == 1 for pair in pairs) else 2), total)
+    bounds = upper_bound(count, total), upper_bound(math.ceil(value * apart) if total else 0, apart)
+    return Rate(count, total, value, low, high, bounds[0], len(models), apart, bounds[1])
 
 
 def choose_threshold(pairs: Sequence[Scored]) -> float:
@@ -243,8 +242,8 @@ def rates_by_distance(pairs: Sequence[Scored], statistic: str) -> dict[str, Any]
     """
     The table that the package ships: at each distance, 1 minus the likeness, how many pairs are at least as close.
 
-    Of independent pairs it has the share, and the upper bounds of [`Rate`] at 95 %; of derived pairs the share by
-    kind. A statistic that cannot say counts as far away.
+    Of independent pairs it has the share, and its upper bounds at 95 % as of [`Rate`], clustered by model and not; of
+    derived pairs the share by kind. A statistic that cannot say counts as far away.
     """
     independent = [pair for pair in pairs if pair.independent]
     kinds: dict[str, list[Scored]] = {}
@@ -263,8 +262,8 @@ def rates_by_distance(pairs: Sequence[Scored], statistic: str) -> dict[str, Any]
         "models": len({name for pair in independent for name in pair.models}),
         "distance": distances,
         "independent": [round(each.value, 5) for each in falsely],
+        "independent_upper": [round(each.apart_upper, 5) for each in falsely],
         "independent_upper_by_pair": [round(each.pairs_upper, 5) for each in falsely],
-        "independent_upper_by_model": [round(each.models_upper, 5) for each in falsely],
         "derived": {kind: [share(members, distance) for distance in distances] for kind, members in kinds.items()},
         "derived_pairs": {kind: len(members) for kind, members in kinds.items()},
     }

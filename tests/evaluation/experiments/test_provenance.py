@@ -322,10 +322,15 @@ def test_bounds_where_nothing_happened():
     assert upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59)) and upper_bound(3, 3) == 1.0
     pairs = [pair(a, b, 0.0) for a in range(8) for b in range(a)]
     never, once = rate(pairs, [False] * 28), rate(pairs, [True] + [False] * 27)
-    assert never.value == never.high == 0.0 and 0 < never.pairs_upper < never.models_upper < 0.4
-    assert never.models == 8 and never.models_hit == 0
-    assert (once.count, once.models_hit) == (1, 2) and once.low <= once.value <= once.high
-    assert once.pairs_upper > never.pairs_upper and math.isnan(rate([], []).value)
+    assert never.value == never.high == 0.0 and 0 < never.pairs_upper < never.apart_upper < 1
+    assert (never.models, never.apart) == (8, 4) and never.apart_upper == pytest.approx(1 - 0.05 ** (1 / 4))
+    assert rate([pair(a, a, 0.0) for a in range(8)], [False] * 8).apart == 8
+    assert once.count == 1 and once.low <= once.value <= once.high
+    assert (
+        once.pairs_upper > never.pairs_upper
+        and once.apart_upper > never.apart_upper
+        and math.isnan(rate([], []).value)
+    )
 
 
 def test_a_threshold_of_one_half_is_reported_on_the_other():
@@ -348,7 +353,7 @@ def test_rates_by_distance_are_those_of_the_pairs():
     at = table["distance"].index(0.4)
     assert table["independent"][at] == 0.5 and table["independent"][at - 1] == 0.0
     assert table["derived"]["noise"][table["distance"].index(0.11)] == 0.5 and table["derived"]["cast"][-1] == 1.0
-    assert table["independent_upper_by_model"][0] > table["independent_upper_by_pair"][0] > 0
+    assert table["independent_upper"][0] > table["independent_upper_by_pair"][0] > 0
     assert table["derived_pairs"] == {"noise": 2, "cast": 1} and len(json.dumps(table)) < 20_000
 
 
