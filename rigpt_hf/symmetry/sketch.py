@@ -6,7 +6,8 @@ Shapes: `d` residual stream, `k` probes, `V` vocabulary.
 Tokens are the same in every frame, so a sum of token vectors with fixed signs is a direction of the residual stream
 that turns with it: a *probe*. A map from the stream into a head or a layer of neurons and out again, `Σ covector
 vectorᵀ` over the inner frame, does not depend on that frame; between two probes it is a number that depends on no
-frame at all. Probes are whitened, since the large directions of token tables show the text and not the model.
+frame at all. The sums are taken of the dual vectors `E (EᵀE)⁻¹`, in which the large directions of a token table, which
+show the text and not the model, are small.
 
 Every weight meets the probes once: 2 · k multiplications per parameter, one tensor in memory at a time.
 """
@@ -34,7 +35,7 @@ SIDES = {
 # Rows of queries and keys, and the gains of their norms.
 GAINS = {"query_rows": "query_gain", "key_rows": "key_gain"}
 TOKENS, CHUNK = "model.embed_tokens.weight", 4096
-# Rows of the token table that whitening looks at, per dimension; and the share of their mean square that is added.
+# Rows of the token table of which `EᵀE` is taken, per dimension; and the share of its mean eigenvalue that is added.
 ROWS, SHRINKAGE = 8, 1e-2
 
 
@@ -106,7 +107,7 @@ def _directions(
 
 
 def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt: int) -> torch.Tensor:
-    """Sums of token vectors with signs, `[k, d]`, each of norm 1, whitened."""
+    """Sums of the duals of token vectors with signs, `[k, d]`, each of norm 1."""
     tokens = read(TOKENS)
     mean = sum(part.double().sum(dim=0) for part in tokens.split(CHUNK)) / len(tokens)
     parts = (
@@ -121,9 +122,8 @@ def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt:
             inward = read(name).double()
             sums, some = sums @ inward.T, some @ inward.T
     values, vectors = torch.linalg.eigh(some.T @ some)
-    whitening = (values.clamp_min(0) + SHRINKAGE * values.mean()).rsqrt()
-    whitened = (sums @ vectors * whitening) @ vectors.T
-    return whitened / whitened.norm(dim=1, keepdim=True)
+    dual = (sums @ vectors / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ vectors.T
+    return dual / dual.norm(dim=1, keepdim=True)
 
 
 def _is_inward(table: Table, name: str) -> bool:
