@@ -141,7 +141,7 @@ def diff(
     b: Annotated[str, argument("Another one."), READS, is_model_or_file],
     search: Annotated[
         str,
-        option("Look for what brings A to B: auto (where fingerprints leave hope), always, or never."),
+        option("Look for what brings A to B: auto (if fingerprints are of relatives), always, or never."),
         one_of(*SEARCHES),
     ] = "auto",
     picture: Annotated[
@@ -151,7 +151,7 @@ def diff(
     save_transformation: Annotated[
         Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,
-    seed: Annotated[int, option("Of the noise that stands for chance, and of the tokens of the certificate.")] = 0,
+    seed: Annotated[int, option("Of the tokens of the certificate.")] = 0,
     revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
     revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
     force: Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")] = False,
@@ -162,7 +162,7 @@ def diff(
 
     Fingerprints come first, whatever the shapes of the two are. Where one configuration holds both, A is brought as
     near to B as rotations, stretches and permutations of its frames allow, layer by layer; what is left is held
-    against what rounding explains and against what chance achieves. Docs: docs/provenance.md.
+    against what rounding explains. A verdict comes with the rate of its errors: see docs/provenance.md.
 
         rigpt diff my-model suspect --picture diff.png
     """
@@ -180,7 +180,7 @@ def diff(
     seen_transformation = check_file(save_transformation, "save_transformation", force)
     models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
     notes = shared_tokens(*(model.place for model in models))
-    comparison = compare(*models, seed=seed, search=search, progress=True)
+    comparison = compare(*models, search=search, progress=True)
     say(notes + comparison.notes)
     console = Console()
     if comparison.total is not None:
@@ -195,9 +195,10 @@ def diff(
         console.print(str(certificate), highlight=False, markup=False, soft_wrap=True)
         is_one = certificate.passed
     if save_transformation is not None and comparison.transformation is None:
+        reason = comparison.incomparable or "fingerprints are not of relatives. `--search always` looks all the same."
         raise ValueError(
             f"`save_transformation` must have a transformation to save, got {str(save_transformation)!r}, and none "
-            f"was looked for: {comparison.incomparable or 'the fingerprints leave no hope; `--search always` looks'}."
+            f"was looked for: {reason}"
         )
     console.print(in_words(comparison.fingerprint), markup=False)
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
@@ -228,17 +229,17 @@ def certified(a: Any, b: Any, seed: int) -> Any:
 
 def show_distances(comparison: Any, console: Console) -> None:
     """What the search left, part by part, and what it turned."""
-    table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding", "chance")
+    table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding")
     table.title = "Relative distances"
     comparison.layers.name, comparison.total.name = "all layers", "all"
     for part in (*comparison.parts, comparison.layers, comparison.total):
-        explained = [f"{value:.2g}" if value is not None else "-" for value in (part.rounding, part.chance)]
-        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
+        explained = "-" if part.rounding is None else f"{part.rounding:.2g}"
+        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), explained)
     console.print(table)
     if comparison.layers.distance > comparison.layers.before:
         console.print(
             "Aligned distances are larger here: they are those of balanced weights, on which no stretch of a frame "
-            "has a say. Hold them against rounding and chance, not against those before."
+            "has a say. Hold them against rounding, not against those before."
         )
     for kind, words in comparison.turned.items():
         console.print(f"{kind}: {words}")

@@ -156,13 +156,17 @@ def check_base(settings: Mapping[str, Any], base: Any) -> None:
 def alignment(source: Any, target: Any) -> Any:
     """The transformation that brings one model nearest to another; how near, is printed."""
     require("align")
-    from ..checkpoints.named import check_same_vocabulary, load_rigpt
-    from ..symmetry import find_alignment
+    from ..checkpoints.opened import open_model
+    from ..checkpoints.vocabulary import check_same_vocabulary
+    from ..symmetry.alignment import check_alike
+    from ..symmetry.comparison import search_between
 
-    check_same_vocabulary(source, target)
-    found = find_alignment(load_rigpt(source), load_rigpt(target), progress=True)
+    models = [open_model(name, argument=argument) for name, argument in ((source, "from"), (target, "to"))]
+    check_same_vocabulary(*(model.place for model in models))
+    check_alike(models[0].config, models[1].config, (source, target))
+    found = search_between(*models, progress=True)
     Console().print(
-        f"Distance that alignment leaves between the two: {found.distance:.2g} of their weights. What is carried is "
+        f"Distance that alignment leaves between the two: {found.distances[-1]:.2g} of their weights. What is carried is "
         "exact where it is rounding; `rigpt diff` says whether it is.",
         markup=False,
     )

@@ -33,17 +33,16 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
 
 
 def _draw_parts(panel: Any, parts: Sequence[Part]) -> None:
-    """What is left of every part, beside what was there before and what rounding and chance explain."""
+    """What is left of every part, beside what was there before and what rounding explains."""
     places = list(range(len(parts)))
     smallest = min(
         [part.distance for part in parts if part.distance] + [part.rounding for part in parts if part.rounding] + [1.0]
     )
     panel.bar(places, [max(part.distance, smallest) for part in parts], color=BLUE, label="aligned")
     panel.plot(places, [part.before for part in parts], "o", color="0.6", ms=4, label="unaligned")
-    for name, colour, words in (("rounding", GREEN, "explained by rounding"), ("chance", ORANGE, "chance")):
-        values = [getattr(part, name) for part in parts]
-        if all(value is not None for value in values):
-            panel.plot(places, values, "_", color=colour, ms=12, mew=2, label=words)
+    values = [part.rounding for part in parts]
+    if all(value is not None for value in values):
+        panel.plot(places, values, "_", color=GREEN, ms=12, mew=2, label="explained by rounding")
     names = [part.name.replace("layers.", "") for part in parts]
     panel.set_xticks(places, names, rotation=90, fontsize=7)
     panel.set(yscale="log", ylabel="relative distance")

@@ -4,8 +4,8 @@ The symmetries of a RiGPT: one table of frames, and what follows from it.
 Reading order: `rigpt_hf/groups` (what may act), `rigpt_hf/frames.py` (the table), `action` (how it acts),
 `contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
 `conservation` and `drift`, `balance` and `canonical`, `alignment` and `merging`; `checkpoint` for what does not fit in
-memory, `transport` for what was made for a model and lives beside it. Whether one model was made from another: `sketch`
-and `fingerprint`, `common_form`, `layered`, `expectation`, `comparison` and `rates`.
+memory, `transport` for what was made for a model and lives beside it. Whether one model was made from another:
+`sketch` and `fingerprint`, `common_form`, `layered`, `expectation`, `comparison` and `rates`.
 """
 
 from ..frames import Frame, FrameKey, Table, table_of

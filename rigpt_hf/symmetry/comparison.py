@@ -2,11 +2,11 @@
 Was one model made from another? In numbers, words and a picture.
 
 First the fingerprints of both say how likely that is, whatever their shapes (`fingerprint.py`), with probes that the
-weights of both choose, so that nobody could have prepared for them. Where one
-configuration holds both, the transformation is looked for that brings A to B (`layered.py`), and three distances are
-held against each other, between balanced weights and relative to their size: what is left once A is there; what
-rounding to the stored precision would cause by itself; and what is left of noise of the same spectra, since a search
-over rotations and permutations finds some likeness anywhere.
+weights of both choose, so that nobody could have prepared for them. Where they
+are relatives and one configuration holds both, the transformation is looked for that brings A to B (`layered.py`), and
+two distances are held against each other, between balanced weights and relative to their size: what is left once A is
+there, and what rounding to the stored precision would cause by itself. That distance is no measure of kinship, as a
+search over rotations and permutations finds some likeness anywhere.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -17,31 +17,23 @@ import torch
 from ..checkpoints.opened import OpenedModel
 from .action import GaugeTransformation
 from .common_form import in_common_form
-from .expectation import chance, rounding, unaligned
+from .expectation import rounding, unaligned
 from .fingerprint import Fingerprint, fingerprint, salt_of
 from .given import Model, given
-from .layered import ALGEBRA, search_layers
+from .layered import ALGEBRA, Found, search_layers
 from .rates import related
 
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
 ROUNDINGS = 3.0
-# Closer than this no chance brings the layers of two models.
-CLEARLY_RELATED = 0.7
-# Relatives come closer than this share of what chance achieves. The layers of models trained independently on one text
-# come to 0.86 to 0.90 of it, and their token tables much closer: those show the text (see
-# `evaluation/experiments/merging.py`).
-CHANCE_MARGIN = 0.8
-# Sweeps at most for the related; after the first, those farther apart than this are held against chance instead.
-SWEEPS, STOP_ABOVE = 50, 0.9
-# Models whose fingerprints are farther apart are not searched: no relative that a search would find is.
-HOPELESS = 0.97
+# Sweeps at most.
+SWEEPS = 50
 SEARCHES = ("auto", "always", "never")
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
     "relative": "B is a relative of A: fine-tuned or trained on from it, or from a common ancestor.",
-    "unrelated": "B is unrelated to A: its layers are no closer than those of independently trained models.",
+    "unrelated": "B is unrelated to A, as far as can be told: no nearer than independently trained models are.",
 }
 
 
@@ -53,14 +45,13 @@ class Part:
     Args:
         name (`str`): such as `layers.3.self_attn`.
         distance (`float`): after alignment; before (`float`): of the weights as they are.
-        rounding (`float`, *optional*): what rounding explains; chance (`float`, *optional*): what noise achieves.
+        rounding (`float`, *optional*): what rounding explains.
     """
 
     name: str
     distance: float
     before: float
     rounding: float | None = None
-    chance: float | None = None
 
 
 @dataclass
@@ -105,14 +96,13 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(a: Model, b: Model, *, seed: int = 0, search: str = "auto", progress: bool = False) -> Comparison:
+def compare(a: Model, b: Model, *, search: str = "auto", progress: bool = False) -> Comparison:
     """
     Say whether B was made from A.
 
     Args:
         a, b: RiGPTs in memory, or folders, files and ids of models that convert; neither is changed.
-        seed: Seed of the noise that stands for chance.
-        search: `"auto"`: look for what brings A to B where the fingerprints leave hope; `"always"`, or `"never"`.
+        search: `"auto"`: look for what brings A to B where the fingerprints are of relatives; `"always"`, `"never"`.
         progress: Show progress bars.
 
     Raises:
@@ -133,12 +123,12 @@ def compare(a: Model, b: Model, *, seed: int = 0, search: str = "auto", progress
         result.incomparable = str(error)
         return result
     result.notes += notes
-    if search == "always" or (search == "auto" and result.fingerprint < HOPELESS):
-        _search(result, first, second, seed, progress)
+    if search == "always" or (search == "auto" and result.verdict == "relative"):
+        _search(result, first, second, progress)
     return result
 
 
-def _search(result: Comparison, a: OpenedModel, b: OpenedModel, seed: int, progress: bool) -> None:
+def _search(result: Comparison, a: OpenedModel, b: OpenedModel, progress: bool) -> None:
     """Look for what brings A to B, and fill in what that tells."""
     before, precisions, is_same = unaligned(a, b)
     result.precision = [str(precision).removeprefix("torch.") for precision in precisions]
@@ -152,27 +142,25 @@ def _search(result: Comparison, a: OpenedModel, b: OpenedModel, seed: int, progr
         )
         result.parts = list(parts.values())
         return
-    working = [torch.promote_types(precision, torch.float32) for precision in precisions]
-    found = search_layers(
-        a, b, torch.promote_types(*working), max_sweeps=SWEEPS, stop_above=STOP_ABOVE, progress=progress
-    )
+    found = search_between(a, b, progress)
     parts = {name: Part(name, distance, before[name]) for name, distance in found.parts.items()}
     total, layers = parts.pop("all"), parts.pop("layers")
-    floor = ALGEBRA * max(torch.finfo(dtype).eps for dtype in working)
+    floor = ALGEBRA * max(torch.finfo(torch.promote_types(each, torch.float32)).eps for each in precisions)
     everything = {**parts, "all": total, "layers": layers}
     if floor < total.distance < ALGEBRA * max(torch.finfo(precision).eps for precision in precisions):
         for name, value in rounding(found, b, precisions).items():
             everything[name].rounding = value
-    if layers.distance >= CLEARLY_RELATED:
-        for name, value in chance(found, seed).items():
-            everything[name].chance = value
     result.total, result.layers, result.parts = total, layers, list(parts.values())
     result.sweeps, result.transformation = len(found.distances), found.transformation
     result.turned = describe(found.transformation)
     if total.distance <= max(ROUNDINGS * (total.rounding or 0.0), floor):
         result.verdict = "disguise"
-    elif layers.chance is None or layers.distance < CHANCE_MARGIN * layers.chance:
-        result.verdict = "relative"
+
+
+def search_between(a: OpenedModel, b: OpenedModel, progress: bool = False) -> Found:
+    """What brings A nearest to B, two models of one configuration, in the precision of the finer."""
+    finer = torch.promote_types(torch.promote_types(a.stored_dtype, b.stored_dtype), torch.float32)
+    return search_layers(a, b, finer, max_sweeps=SWEEPS, progress=progress)
 
 
 def describe(transformation: GaugeTransformation) -> dict[str, str]:

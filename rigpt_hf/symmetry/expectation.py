@@ -1,14 +1,14 @@
-"""What distances are to be expected between two models: unaligned, by rounding alone, and by chance."""
+"""What distances are to be expected between two models: unaligned, and by rounding alone."""
 
 import torch
 
 from ..checkpoints.opened import OpenedModel
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
-from .alignment import FOUND, UNPAIRED, Search
+from .alignment import UNPAIRED, Search
 from .balance import balance
 from .contraction import Weights
-from .layered import Block, Distances, Found, LayeredSearch
+from .layered import Distances, Found
 
 
 # From coarse to fine.
@@ -74,25 +74,3 @@ def _cast(config: RiGPTConfig, weights: Weights, precision: torch.dtype) -> tupl
     search = Search(config, *balanced)
     search.sweep(match=False, but=("stream", "local"))
     return search.weights, search.target
-
-
-def chance(found: Found, seed: int) -> dict[str, float]:
-    """The distances that as many sweeps reach between A and noise with the spectra of B's weights."""
-
-    def scrambled(block: Block) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(hash((seed, block or 0, block is None)) % 2**63)
-        return {name: _shuffled(tensor, generator) for name, tensor in found.theirs.weights(block).items()}
-
-    search = found.search
-    noise = LayeredSearch(search.config, search.blocks, found.aligned, scrambled, search.dtype, search.power)
-    measured = noise.run(len(found.distances), FOUND, float("inf"), lambda _: None)[1]
-    return measured.relative()
-
-
-def _shuffled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The entries of every axis in another order, and some of them with the other sign."""
-    for dim in range(tensor.dim()):
-        order = torch.randperm(tensor.shape[dim], generator=generator)
-        signs = torch.where(torch.rand(tensor.shape[dim], generator=generator) < 0.5, -1.0, 1.0).to(tensor)
-        tensor = (tensor.movedim(dim, -1)[..., order] * signs).movedim(-1, dim)
-    return tensor

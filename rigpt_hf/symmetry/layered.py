@@ -166,7 +166,7 @@ class LayeredSearch:
         scaled = {name: tensor.ldexp(power) if self.power else tensor for name, tensor in weights.items()}
         return {name: tensor.to(self.dtype) for name, tensor in scaled.items()}
 
-    def run(self, max_sweeps: int, tolerance: float, stop_above: float, tick: Tick) -> tuple[list[float], Distances]:
+    def run(self, max_sweeps: int, tolerance: float, tick: Tick) -> tuple[list[float], Distances]:
         """
         Sweep until that changes nothing to speak of; the distances after every sweep, and those after the last by
         part. The arguments are those of [`Search.run`]; `tick` is called after every block with the last distance.
@@ -181,7 +181,7 @@ class LayeredSearch:
             # Near models whose stream rests have found all of their heads and neurons.
             rests = turned < NEAR and before - turned <= tolerance * turned
             is_there = rests or gained <= tolerance * turned or turned <= ALGEBRA * torch.finfo(self.dtype).eps
-            if is_there or turned > stop_above or len(distances) >= max_sweeps:
+            if is_there or len(distances) >= max_sweeps:
                 return distances, measured
 
     def _turn_by_tokens(self) -> None:
@@ -243,7 +243,6 @@ def search_layers(
     *,
     max_sweeps: int,
     tolerance: float = FOUND,
-    stop_above: float = float("inf"),
     progress: bool = False,
 ) -> Found:
     """
@@ -252,7 +251,7 @@ def search_layers(
     Args:
         a, b: Two models of one configuration, see [`check_alike`].
         dtype: What everything but decompositions is computed in, float32 or float64.
-        max_sweeps, tolerance, stop_above, progress: As for [`find_alignment`].
+        max_sweeps, tolerance, progress: As for [`find_alignment`].
     """
     blocks = len(blocks_of(list(a.weights.shapes)))
     with tqdm(total=blocks * max_sweeps, desc="Aligning", unit="layer", disable=not progress) as bar:
@@ -262,7 +261,7 @@ def search_layers(
             if distances:
                 bar.set_postfix_str(f"distance {distances[-1]:.3g}")
 
-        limits = max_sweeps, tolerance, stop_above, tick
+        limits = max_sweeps, tolerance, tick
         found = _search(a, b, dtype, UNPAIRED, *limits)
         if dtype == torch.float64 and found.distances[-1] < EXACT:
             # The short length costs digits, and without rounding between the models nothing speaks for it.

@@ -11,7 +11,7 @@ from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
 from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
-from rigpt_hf.symmetry.comparison import CHANCE_MARGIN, SWEEPS, VERDICTS, describe
+from rigpt_hf.symmetry.comparison import SWEEPS, VERDICTS, describe
 from rigpt_hf.symmetry.expectation import unaligned
 from rigpt_hf.symmetry.given import given
 from rigpt_hf.symmetry.layered import part_of
@@ -66,8 +66,7 @@ def test_the_four_verdicts(name, vocab_size):
     assert glance.verdict == "unrelated" and glance.fingerprint > 0.75 and glance.total is None
     unrelated = compare(model, other, search="always")
     assert unrelated.verdict == "unrelated"
-    assert unrelated.total.rounding is None and unrelated.total.chance is not None
-    assert unrelated.total.distance > 0.95 * unrelated.total.chance
+    assert unrelated.total.rounding is None and unrelated.layers.distance > 0.8
 
 
 @one
@@ -97,22 +96,12 @@ def test_a_close_relative_is_told_from_rounding(option):
 
 @one
 @torch.no_grad()
-def test_a_distant_relative_is_closer_than_chance_and_shuffled_entries_are_not(option):
+def test_shuffled_entries_are_unrelated(option):
     model = tiny_model(**SHALLOW[option])
-    found = compare(model, disguise(noisy(model, 1.0)))
-    assert found.verdict == "relative"
-    assert found.layers.chance is not None and found.layers.distance < CHANCE_MARGIN * found.layers.chance
     other = shuffled(model)
     assert compare(model, disguise(other)).verdict == "unrelated"
     squares = [sum(float(p.square().sum()) for p in side.parameters()) for side in (model, other)]
     assert abs(squares[0] - squares[1]) <= SYMMETRY[torch.float64] * squares[0], "the entries are others"
-
-
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
-def test_the_noise_that_stands_for_chance_does_not_decide(seed):
-    model = tiny_model()
-    assert compare(model, tiny_model(seed=9), seed=seed, search="always").verdict == "unrelated"
-    assert compare(model, disguise(noisy(model, 1.2)), seed=seed, search="always").verdict == "relative"
 
 
 @over(SEARCHED[3:], SEARCHED)
@@ -130,7 +119,7 @@ def test_the_parts_are_the_whole(option):
         sizes[part_of(name)] += float(sum(squares)) / 2
     squared = sum(part.distance**2 * sizes[part.name] for part in found.parts) / sum(sizes.values())
     assert abs(squared**0.5 - found.total.distance) <= SYMMETRY[torch.float64]
-    assert all(part.rounding is None and part.chance is None for part in found.parts), "nothing here asks for them"
+    assert all(part.rounding is None for part in found.parts), "rounding explains none of it"
     rounded = compare(a, disguise(a, dtype=torch.bfloat16))
     assert all(part.rounding is not None for part in rounded.parts)
 
