@@ -164,10 +164,10 @@ def alignment(source: Any, target: Any) -> Any:
     models = [open_model(name, argument=argument) for name, argument in ((source, "from"), (target, "to"))]
     check_same_vocabulary(*(model.place for model in models))
     check_alike(models[0].config, models[1].config, (source, target))
-    found = search_between(*models, progress=True)
+    found = search_between(models[0], models[1], progress=True)
     Console().print(
-        f"Distance that alignment leaves between the two: {found.distances[-1]:.2g} of their weights. What is carried is "
-        "exact where it is rounding; `rigpt diff` says whether it is.",
+        f"Distance that alignment leaves between the two: {found.distances[-1]:.2g} of their weights. What is carried "
+        "is exact where it is rounding; `rigpt diff` says whether it is.",
         markup=False,
     )
     return found.transformation
