@@ -12,14 +12,8 @@ import torch
 from .read import load_model, quiet_loading, reading, silent
 
 
-# What must be installed for each method that can be decoded; nothing for those that the library decodes by itself.
-PACKAGES = {
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "compressed-tensors": "compressed_tensors",
-    "quanto": "optimum.quanto",
-    "fp8": "",
-}
+# What must be installed for each method that can be decoded.
+PACKAGES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "compressed-tensors": "compressed_tensors"}
 
 
 def method_of(config: Any) -> str | None:
@@ -68,10 +62,10 @@ def dequantized(
             f"`{argument}` must hold weights, or codes of {', '.join(PACKAGES)}, which can be decoded, got "
             f"{str(source)!r} quantized by {method!r}. Give the model that was quantized."
         )
-    if package and not _is_installed(package):
+    if not _is_installed(package):
         raise ValueError(
-            f"`{argument}` is quantized by {method!r}, and {package.partition('.')[0]!r}, which decodes it, is not "
-            f"installed, got {str(source)!r}. Install it, or give the model that was quantized."
+            f"`{argument}` is quantized by {method!r}, and {package!r}, which decodes it, is not installed, got "
+            f"{str(source)!r}. Install it, or give the model that was quantized."
         )
     model = load_model(source, argument=argument, revision=revision, dtype="auto", dequantize=True)
     with reading(argument, source, "be a model whose weights can be decoded"), silent():
@@ -101,7 +95,4 @@ def _decoded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of what it is a part of
-        return False
+    return find_spec(package) is not None

@@ -275,26 +275,25 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
 
     from .. import RiGPTConfig, RiGPTForCausalLM
     from ..checkpoints.named import check_rigpt
-    from ..checkpoints.opened import find_model, opened
-    from ..checkpoints.read import reading
+    from ..checkpoints.opened import open_model
+    from ..checkpoints.read import load_config, reading
     from ..frames import FrameKey, table_of
     from ..symmetry.tokens import TokenSymmetry
     from ..table import pattern_of
 
-    stored = find_model(source, revision=revision, gguf_file=gguf_file)
-    is_rigpt = isinstance(stored.config, RiGPTConfig)
-    if is_rigpt:
-        config, called = check_rigpt(stored.config, source), ""
+    is_folder = gguf_file is None and not Path(source).is_file()
+    config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
+    if isinstance(config, RiGPTConfig):  # of which no weight is fetched
+        check_rigpt(config, source)
     else:
-        found = opened(stored)
-        config, called = found.config, f", as the RiGPT that this {found.stock} is"
+        found = open_model(source, revision=revision, gguf_file=gguf_file)
+        config, called, notes = found.config, f", as the RiGPT that this {found.stock} is", found.notes
     known = table_of(config)
     with torch.device("meta"):
         model = RiGPTForCausalLM(config)
     console = Console()
     console.print(f"[bold]{escape(source)}[/bold]: {model.num_parameters():,} parameters{called}")
-    if not is_rigpt:
-        say(found.notes)
+    say(notes)
     table = Table("option", "value", title="Configuration")
     for name in type(config).__annotations__:
         value = getattr(config, name)

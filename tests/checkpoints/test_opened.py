@@ -146,7 +146,7 @@ class TestRefused:
 
     def test_codes_without_the_library_that_made_them(self, tmp_path, monkeypatch):
         monkeypatch.setattr(dequantized, "_is_installed", lambda package: False)
-        for method in ("bitsandbytes", "torchao", "compressed-tensors", "quanto"):
+        for method in dequantized.PACKAGES:
             folder = self.quantized(tmp_path / method, quant_method=method, load_in_8bit=True)
             with pytest.raises(ValueError) as error:
                 open_model(folder)

@@ -114,7 +114,7 @@ def test_dynamic_quantization_takes_every_linear_map():
     near(quantized, model, 8)
 
 
-@pytest.mark.parametrize("way", [("bitsandbytes", 4), ("torchao", 8), ("torchao", 4), ("optimum.quanto", 8)], ids=str)
+@pytest.mark.parametrize("way", [("bitsandbytes", 4), ("torchao", 8), ("torchao", 4)], ids=str)
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_a_quantized_folder_opens_as_the_numbers_behind_its_codes(way, tmp_path):
