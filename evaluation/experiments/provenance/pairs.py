@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rigpt_hf.checkpoints.written import json_sha256
+
 from ..run_records import RunRecords
 from .derive import DERIVATIONS, DISGUISED, derive, disguise, relative_change
 from .models import Base, Zoo, independent_pairs, relation
@@ -106,6 +108,8 @@ class Measurements:
     """
     What statistics say of pairs; what is known already, in the zoo's folder, is not asked again.
 
+    There `values` has a file for each. One whose code has changed is asked again once its file is removed.
+
     Args:
         zoo (`Zoo`): where models come from.
         names (`Sequence[str]`): keys of `STATISTICS`.
@@ -122,7 +126,8 @@ class Measurements:
 
     def of(self, part: str, pairs: Sequence[Pair]) -> dict[str, dict[str, float | None]]:
         """By statistic and by name of the pair; all `pairs` have one base as their B, or what it is made from."""
-        key = {"base": pairs[0].b.base.name, "part": part}
+        names = json_sha256([pair.name for pair in pairs])
+        key = {"base": pairs[0].b.base.name, "part": part, "pairs": names}
         missing = [name for name in self.records if not self.records[name].done(**key)]
         made = self._measured(pairs, missing)
         for name in missing:

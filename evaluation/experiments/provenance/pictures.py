@@ -32,6 +32,6 @@ def draw_roc(scored: Mapping[str, Sequence[Scored]]) -> Any:
             + (", then disguised" if disguised else "")
             + f", {len(independent):,} independent",
         )
-        panel.legend(loc="lower right")
+        panel.legend(loc="best")
     panels[0].set_ylabel("derived pairs found")
     return drawn
