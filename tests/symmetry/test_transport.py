@@ -128,6 +128,12 @@ def test_whole_parameters_beside_an_adapter_turn_as_the_model_does():
     biases = {"base_model.model.model.layers.0.self_attn.o_proj.base_layer.bias": torch.ones(32).double()}
     with pytest.raises(ValueError, match=r"must hold `model.layers.0.self_attn.o_proj.weight` beside the biases"):
         transport(biases, shifted)
+    weights = {"base_model.model.model.layers.0.self_attn.o_proj.weight": torch.ones(32, 32).double()}
+    with pytest.raises(
+        ValueError, match=r"must hold `model.layers.0.self_attn.o_proj.bias` beside `model.layers.0.se"
+    ):
+        transport(weights, shifted)
+    assert transport(weights, GaugeTransformation.random(tiny_config(), generator(4), "stream"))
 
 
 @pytest.mark.parametrize("option", ["gated-relu2", "experts-shared", "relu", "no-biases"])

@@ -59,13 +59,13 @@ def transport_adapter(
         The tensors, each in its dtype, and the settings. Both have a `lora_bias` more where a translation asks for it.
 
     Raises:
-        ValueError: for DoRA and other methods that have no exact form in another frame, or parameters that are
-        unknown.
+        ValueError: for DoRA and other methods without an exact form in another frame, or unknown parameters.
     """
     settings = dict(settings or {})
     check_settings(settings, state)
     axes = Axes(g)
     whole, factors = _sorted(state)
+    _check_moved_by(axes, set(whole.values()))
     result: dict[str, torch.Tensor] = {}
     for key, name in whole.items():
         shape = axes.shapes.get(name, state[key].shape)
@@ -161,6 +161,18 @@ def _other(state: Mapping[str, torch.Tensor], whole: Mapping[str, str], name: st
         f"`state` must hold `{name}` beside the biases that it has, as a translation of this transformation depends "
         "on it. Merge the adapter into A, and turn that."
     )
+
+
+def _check_moved_by(axes: Axes, whole: set[str]) -> None:
+    """A `ValueError` if a translation moves a parameter of the model by one that the adapter replaces."""
+    for key, shift in axes.table.shifts.items():
+        for target, move in shift.moves.items():
+            replaced = whole.intersection(move.reads)
+            if replaced and target not in whole and axes.is_translated(target) and str(key) in axes.g.elements:
+                raise ValueError(
+                    f"`state` must hold `{target}` beside {name_some(replaced)}, as a translation in {str(key)!r} "
+                    "moves the one by the other. Merge the adapter into A, and turn that."
+                )
 
 
 def _check_size(axes: Axes, key: str, name: str, factor: str, tensor: torch.Tensor, of_bias: bool) -> None:

@@ -68,8 +68,7 @@ class Axes:
             element = self.g.elements.get(str(key))
             if element is None or not element.any() or not moves:
                 continue
-            # What the map makes of `c` is taken back elsewhere, so that change, linear in the map, is known to be -W
-            # c.
+            # The change takes back what the map makes of `c`: it is -W c, and linear in W.
             probe = torch.zeros(1, self.shapes[name][1], dtype=torch.float64)
             change, vector = moves[0].change, element.flatten()
             taken_back, adjoint = torch.func.vjp(lambda w, change=change, c=vector: change(c, w).sum(), probe)

@@ -256,9 +256,8 @@ def check_mean(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], h
     """
     A `ValueError` if an autoencoder reads the mean over coordinates of a stream whose model has LayerNorms.
 
-    To be called where A is the conversion of such a model, which has no mean there, since nothing else reads it. That
-    hidden states were centred when it was trained, `center_writing_weights` says, which TransformerLens does by
-    itself.
+    To be called where A is the conversion of such a model: it has no mean there, as nothing else reads it. Whether
+    hidden states were centred in training, `center_writing_weights` says; TransformerLens does so by default.
     """
     hook = hook or of_settings(settings, "hook_name") or ""
     loading = of_settings(settings, "model_from_pretrained_kwargs") or {}

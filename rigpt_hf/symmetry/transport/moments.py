@@ -26,8 +26,7 @@ def transport_optimizer(state: Mapping[str, Any], g: GaugeTransformation) -> dic
         g (`GaugeTransformation`): brings A to B.
 
     Raises:
-        ValueError: for another optimizer's state, and for stretches and translations, under which it has no exact
-        form.
+        ValueError: for another optimizer's state, and for stretches and translations, which leave no exact form.
     """
     if not all("update_rule" in group and "names" in group for group in state["param_groups"]):
         raise ValueError(
