@@ -122,7 +122,9 @@ def is_fingerprint(path: str | Path) -> bool:
         return False
 
 
-def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> list[tuple[Path, Fingerprint, float]]:
+def nearest_of(
+    fingerprint: Fingerprint, folder: str | Path, count: int = 5
+) -> list[tuple[Path, Fingerprint, float]]:
     """
     The nearest fingerprints in a folder, with their distances, the nearest first.
 
@@ -131,26 +133,52 @@ def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> 
     Raises:
         ValueError: if there is no fingerprint in the folder, or one is damaged.
     """
-    paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and is_fingerprint(path)]
+    paths, parts = [], []
+    for path in sorted(Path(folder).iterdir()):
+        if (part := _coarse_part(path)) is not None:
+            paths.append(path)
+            parts.append(part)
     if not paths:
         raise ValueError(
             f"`folder` must hold fingerprints, got {str(folder)!r}, which has none. `rigpt fingerprint MODEL --output "
             "FILE` makes one."
         )
-    rough = sorted(paths, key=lambda path: fingerprint.distance(Fingerprint.load(path, coarse=True)))
-    wholes = [(path, Fingerprint.load(path)) for path in rough[: max(4 * count, 20)]]
-    found = [(path, other, fingerprint.distance(other)) for path, other in wholes]
-    return sorted(found, key=lambda entry: entry[2])[:count]
+    own = fingerprint.sketches[..., :COARSE, :COARSE]
+    rough = torch.zeros(len(parts), dtype=torch.float64)
+    of_depth: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        of_depth.setdefault(len(part), []).append(index)
+    for depth, places in of_depth.items():
+        if depth == len(own):  # nothing is to be matched, and all are compared at once
+            several = torch.stack([parts[place] for place in places])
+            rough[places] = (_unit(several) * _unit(own)).sum(dim=-1).mean(dim=(1, 2)).double()
+        else:
+            for place in places:
+                rough[place] = float(fingerprint.similarities(Fingerprint(parts[place], fingerprint.facts)).mean())
+    chosen = rough.argsort(descending=True)[: max(4 * count, 20)].tolist()
+    found = [(paths[place], Fingerprint.load(paths[place])) for place in chosen]
+    return sorted(((*one, fingerprint.distance(one[1])) for one in found), key=lambda entry: entry[2])[:count]
+
+
+def _coarse_part(path: Path) -> torch.Tensor | None:
+    """The part of a file by which it is found, if it holds a fingerprint."""
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            return file.get_tensor(COARSE_TENSOR) if (file.metadata() or {}).get("format") == FORMAT else None
+    except (SafetensorError, OSError):
+        return None
 
 
 def _unit(sketches: torch.Tensor) -> torch.Tensor:
-    flat = sketches.flatten(2)
-    return flat / flat.norm(dim=2, keepdim=True).clamp_min(1e-300)
+    flat = sketches.flatten(-2)
+    return flat / flat.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
 
 def in_order(likeness: torch.Tensor) -> list[int]:
     """The column of every row of `[n, m]`, `n <= m`, ascending, with the largest sum: by dynamic programming."""
     rows, columns = likeness.shape
+    if rows == columns:
+        return list(range(rows))
     best = torch.zeros(columns + 1, dtype=torch.float64)
     taken = []
     for row in range(rows):
