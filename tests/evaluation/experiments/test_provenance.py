@@ -239,7 +239,7 @@ def test_pairs_are_of_the_kind_that_they_are_called(tiny):
 @pytest.mark.parametrize("name", list(STATISTICS))
 def test_statistics_find_a_model_itself_and_not_another(name):
     statistic = STATISTICS[name]
-    for shape in SHAPE_NAMES:
+    for shape in ["llama"] if name == "alignment" else SHAPE_NAMES:  # alignment looks at converted models alone
         model, other = made(shape, torch.float32), SHAPES[shape](TINY, SETTINGS["vocabulary"], SETTINGS["context"])
         noisy = with_weights(model, lambda matrix: disturbed(matrix, 0.1, torch.Generator().manual_seed(0)))
         itself, near, far = (statistic(model, one) for one in (model, noisy, other))
