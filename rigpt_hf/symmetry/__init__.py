@@ -3,8 +3,8 @@ The symmetries of a RiGPT: one table of frames, and what follows from it.
 
 Reading order: `rigpt_hf/groups` (what may act), `rigpt_hf/frames.py` (the table), `action` (how it acts),
 `contraction` (what is measured in a frame), `local_frames` (one frame per layer); then, each on its own, `counting`,
-`conservation` and `drift`, `balance` and `canonical`, `alignment`, `comparison` and `merging`; `checkpoint` for what
-does not fit in memory.
+`conservation` and `drift`, `balance` and `canonical`, `alignment` and `learned_alignment`, `comparison` and `merging`;
+`checkpoint` for what does not fit in memory.
 """
 
 from ..frames import Frame, FrameKey, Table, table_of
@@ -26,6 +26,7 @@ from .comparison import Comparison, compare
 from .conservation import Pairing, charges, gradient_pairing
 from .counting import JacobianSpectrum, jacobian_spectrum, redundant_dimensions
 from .drift import DriftReport, charge_drift
+from .learned_alignment import Learning, find_learned_alignment, learn_alignment
 from .local_frames import connection, curvature, holonomy, to_global_frame, to_local_frames
 from .merging import LossPath, loss_path, merge
 
@@ -40,6 +41,7 @@ __all__ = [
     "GaugeTransformation",
     "HeadPermutations",
     "JacobianSpectrum",
+    "Learning",
     "LossPath",
     "MatrixGroup",
     "NeuronGroup",
@@ -55,6 +57,7 @@ __all__ = [
     "connection",
     "curvature",
     "find_alignment",
+    "find_learned_alignment",
     "gauge_distance",
     "gauge_error",
     "gradient_pairing",
@@ -62,6 +65,7 @@ __all__ = [
     "holonomy",
     "invariants",
     "jacobian_spectrum",
+    "learn_alignment",
     "loss_path",
     "merge",
     "o_log",

@@ -30,6 +30,8 @@ from .contraction import View, Weights, decomposable, views, weights_of
 from .local_frames import along, without_transports
 
 
+# The points of the path lie within half of this on either side of its middle.
+SPAN = 0.4
 # Averages of the gradient and of its square forget this part of the past at every step.
 BETAS = 0.9, 0.99
 # Pairings with generators that are smaller than this part of what they could be turn frames by less than a step: they
@@ -148,7 +150,7 @@ class Learner(Search):
         """One step of descent: all frames that can move do, then neurons change places."""
         learning = self.learning
         rate = learning.learning_rate * (1 + math.cos(math.pi * number / learning.steps)) / 2
-        t = float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        t = 0.5 + SPAN * (float(torch.rand((), generator=self.generator, dtype=torch.float64)) - 0.5)
         gradient = self.gradient(learning.batches[number % len(learning.batches)], t)
         elements: dict[FrameKey, torch.Tensor] = {}
         for key, pairing, largest in self.pairings(gradient):
@@ -177,12 +179,12 @@ class Learner(Search):
                 f"`learning_rate` must keep the loss finite, got {self.losses[-1]} after {len(self.losses)} steps "
                 f"with {self.learning.learning_rate:g}. Take a smaller one, or see whether a model is damaged."
             )
-        return {name: value.to("cpu", torch.float64) for name, value in zip(parameters, found, strict=True)}
+        return {name: t * value.to("cpu", torch.float64) for name, value in zip(parameters, found, strict=True)}
 
     def pairings(self, gradient: Weights) -> Iterator[tuple[FrameKey, torch.Tensor, float]]:
         """
-        How the loss changes along every generator, in the Lie algebra, and the norm that this could have; frames of the
-        residual stream turn as one.
+        How the loss changes along every generator, in the Lie algebra, and the norm that this could have; frames of
+        the residual stream turn as one.
         """
         sizes = {name: float(value.norm()) for name, value in gradient.items()}
         table = self.table

@@ -138,7 +138,12 @@ def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tenso
 
 def text_ids(source: str, path: Path) -> torch.Tensor:
     """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of `source`."""
-    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), 512))
+    return text_row(source, path, min(512, longest_of(load_config(source))))[None]
+
+
+def text_row(source: str, path: Path, length: int) -> torch.Tensor:
+    """At most `length` token ids of the beginning of a file of text, by the tokenizer of `source`."""
+    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), max(512, length)))
     try:
         tokenizer = load(source)
     except ValueError as error:
@@ -146,14 +151,14 @@ def text_ids(source: str, path: Path) -> torch.Tensor:
             f"`text` needs a tokenizer, and {source!r} has none that loads here: {error} Add the tokenizer's files to "
             "the folder, or leave the text out."
         ) from error
-    config = load_config(source)
-    length = min(512, longest_of(config))
-    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
-    if input_ids.shape[1] < 2:
+    encoded = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    input_ids = encoded[0, :length]
+    if len(input_ids) < 2:
         raise ValueError(
-            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {len(input_ids)}. Give a "
             "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
         )
+    config = load_config(source)
     if (largest := int(input_ids.max())) >= config.vocab_size:
         raise ValueError(
             f"`text` must give tokens that the model has an embedding for, ids from 0 to {config.vocab_size - 1}, got "
