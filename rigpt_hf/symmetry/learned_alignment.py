@@ -1,16 +1,18 @@
 """
 Learned alignment: the gauge transformation after which the loss of the models between two is least, found on text.
 
-It starts from the nearest weights (`alignment.py`) and descends the loss at random points of the straight path, by the
-pairing of its gradient with every generator of the gauge group (`conservation.py`), which says how the loss changes
-when one end turns, stretches or shifts. Neurons are exchanged by an assignment to latent weights that the gradient
-moves straight through it, as in Git Re-Basin's estimator (arXiv 2209.04836); their places are permutations throughout.
-Learned alignments of transformers: Theus et al., NeurIPS 2025 (arXiv 2506.22712), of one end; Li and Shen, arXiv
-2606.23607, of both. Here one end is as good as both: a gauge transformation acts linearly on weights, so that
-`(1-t) h b + t g a` is `(1-t) b + t h⁻¹g a` turned by `h`, and has its loss.
+It starts from the nearest weights (`alignment.py`) and descends the loss half way between the two, by the pairing of
+its gradient with every generator of the gauge group (`conservation.py`), which says how the loss changes when one end
+turns, stretches or shifts. Half way it says most: near the ends the pairing is zero by Noether, or noise. Neurons are
+exchanged by an assignment to latent weights that the gradient moves straight through it, as in Git Re-Basin's
+estimator (arXiv 2209.04836); their places are permutations throughout.
 
-Steps are as long as their frames are turned, whatever the coordinates: one second moment for each copy of a frame.
-Together with balanced weights this makes the outcome the same for all disguises of the two models, up to rounding.
+Learned alignments of transformers: Theus et al., NeurIPS 2025 (arXiv 2506.22712), of one end at random points of the
+path; Li and Shen, arXiv 2606.23607, of both ends. Here one end is as good as both: a gauge transformation acts on
+weights by an affine map, so that `(1-t) h b + t g a` is `(1-t) b + t h⁻¹g a` transformed by `h`, and has its loss.
+
+Every copy of a frame has one second moment, whatever its coordinates. Together with balanced weights this makes the
+outcome the same for all disguises of the two models, up to rounding.
 """
 
 import copy
@@ -30,8 +32,6 @@ from .contraction import View, Weights, decomposable, views, weights_of
 from .local_frames import along, without_transports
 
 
-# The points of the path lie within half of this on either side of its middle.
-SPAN = 0.4
 # Averages of the gradient and of its square forget this part of the past at every step.
 BETAS = 0.9, 0.99
 # Pairings with generators that are smaller than this part of what they could be turn frames by less than a step: they
@@ -54,16 +54,14 @@ class Learning:
             after the last. Losses should be measured on other text.
         steps (`int`): number of steps.
         learning_rate (`float`): root mean square of a frame's generator in the first step; it falls along a cosine.
-        seed (`int`): of the points of the path at which the loss is taken.
 
     Raises:
         ValueError: if there are no batches, or steps and learning rate are not positive.
     """
 
     batches: Sequence[torch.Tensor]
-    steps: int = 300
-    learning_rate: float = 0.02
-    seed: int = 0
+    steps: int = 400
+    learning_rate: float = 0.03
 
     def __post_init__(self):
         if not len(self.batches):
@@ -84,9 +82,8 @@ def learn_alignment(
     reference: nn.Module,
     batches: Sequence[torch.Tensor],
     *,
-    steps: int = 300,
-    learning_rate: float = 0.02,
-    seed: int = 0,
+    steps: int = 400,
+    learning_rate: float = 0.03,
     progress: bool = False,
 ) -> GaugeTransformation:
     """
@@ -95,13 +92,13 @@ def learn_alignment(
 
     Args:
         model, reference: Two RiGPTs of one configuration that predict tokens; neither is changed.
-        batches, steps, learning_rate, seed: See [`Learning`].
+        batches, steps, learning_rate: See [`Learning`].
         progress: Show progress bars.
 
     Raises:
         ValueError: if the two have different shapes or options, or a setting is impossible.
     """
-    learning = Learning(batches, steps, learning_rate, seed)
+    learning = Learning(batches, steps, learning_rate)
     return find_learned_alignment(model, reference, learning, progress=progress).transformation
 
 
@@ -136,7 +133,6 @@ class Learner(Search):
     def __init__(self, reference: nn.Module, start: Alignment, learning: Learning):
         super().__init__(reference.config, start.aligned, start.reference)
         self.learning, self.losses = learning, list[float]()
-        self.generator = torch.Generator().manual_seed(learning.seed)
         # Of its own, without dropout, and in a precision in which small steps are not lost.
         self.between = copy.deepcopy(reference).eval().requires_grad_(True)
         self.between.to(torch.promote_types(reference.dtype, torch.float32))
@@ -150,8 +146,7 @@ class Learner(Search):
         """One step of descent: all frames that can move do, then neurons change places."""
         learning = self.learning
         rate = learning.learning_rate * (1 + math.cos(math.pi * number / learning.steps)) / 2
-        t = 0.5 + SPAN * (float(torch.rand((), generator=self.generator, dtype=torch.float64)) - 0.5)
-        gradient = self.gradient(learning.batches[number % len(learning.batches)], t)
+        gradient = self.gradient(learning.batches[number % len(learning.batches)])
         elements: dict[FrameKey, torch.Tensor] = {}
         for key, pairing, largest in self.pairings(gradient):
             frame = self.table.frames[key]
@@ -164,11 +159,12 @@ class Learner(Search):
         self.go(elements)
         self.exchange(gradient, LATENT * rate)
 
-    def gradient(self, input_ids: torch.Tensor, t: float) -> dict[str, torch.Tensor]:
-        """The gradient of the loss at `t` of the path, there and in float64."""
+    @torch.no_grad()
+    def gradient(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The gradient of the loss half way, in float64."""
         parameters = dict(self.between.named_parameters())
         for name, parameter in parameters.items():
-            parameter.copy_((1 - t) * self.target[name] + t * self.weights[name])
+            parameter.copy_((self.target[name] + self.weights[name]) / 2)
         input_ids = input_ids.to(self.between.device)
         with torch.enable_grad():
             loss = self.between(input_ids, labels=input_ids, use_cache=False).loss
@@ -179,7 +175,7 @@ class Learner(Search):
                 f"`learning_rate` must keep the loss finite, got {self.losses[-1]} after {len(self.losses)} steps "
                 f"with {self.learning.learning_rate:g}. Take a smaller one, or see whether a model is damaged."
             )
-        return {name: t * value.to("cpu", torch.float64) for name, value in zip(parameters, found, strict=True)}
+        return {name: value.to("cpu", torch.float64) for name, value in zip(parameters, found, strict=True)}
 
     def pairings(self, gradient: Weights) -> Iterator[tuple[FrameKey, torch.Tensor, float]]:
         """
@@ -197,7 +193,9 @@ class Learner(Search):
             yield view.key, pairing, sum(sizes[name] * float(self.weights[name].norm()) for name in names)
         for key, shift in table.shifts.items():
             largest = math.hypot(*(sizes[name] for name in shift.moves))
-            yield key, translation_pairing(self.config, key, gradient, self.weights), largest
+            with torch.enable_grad():
+                pairing = translation_pairing(self.config, key, gradient, self.weights)
+            yield key, pairing, largest
 
     def exchange(self, gradient: Weights, rate: float) -> None:
         """Move latent weights against the gradient, and neurons to the places where they are nearest to them."""
