@@ -192,10 +192,10 @@ class Learner(Search):
             names = {name for key in view.keys for name, _ in view.walk(key)}
             yield view.key, pairing, sum(sizes[name] * float(self.weights[name].norm()) for name in names)
         for key, shift in table.shifts.items():
-            largest = math.hypot(*(sizes[name] for name in shift.moves))
-            with torch.enable_grad():
-                pairing = translation_pairing(self.config, key, gradient, self.weights)
-            yield key, pairing, largest
+            if not shift.constant:  # else it shifts what is half way, too, and the loss stays
+                with torch.enable_grad():
+                    pairing = translation_pairing(self.config, key, gradient, self.weights)
+                yield key, pairing, math.hypot(*sizes.values())
 
     def exchange(self, gradient: Weights, rate: float) -> None:
         """Move latent weights against the gradient, and neurons to the places where they are nearest to them."""
