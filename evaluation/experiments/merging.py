@@ -2,11 +2,13 @@
 Loss barriers between trained models before and after alignment: `python -m evaluation.experiments.merging --help`.
 
 Pairs of small RiGPTs learn one text from other initial weights and in another order. The loss on held-out text is
-measured along the straight path between them, and of their average, as they are and after alignment; and, to see what
-rotations are good for, after the best permutations alone.
+measured along the straight path between them, and of their average: as they are, after alignment by weights, and after
+an alignment that is learned on the training text; and, to see what rotations are good for, after the best permutations
+alone. All of it again after twice as long a training.
 
 The barrier is the largest loss on the path above the straight line between the losses of its ends, in nats per token
-(Frankle et al., arXiv 1912.05671, with an added slope); matching by permutations is Git Re-Basin (arXiv 2209.04836).
+(Frankle et al., arXiv 1912.05671, with an added slope); matching by permutations is Git Re-Basin (arXiv 2209.04836),
+learned alignment of transformers Theus et al. (arXiv 2506.22712).
 """
 
 import math
@@ -14,7 +16,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +32,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_paths
-from rigpt_hf.symmetry import LossPath, gauge_distance, loss_path, merge
+from rigpt_hf.symmetry import Learning, LossPath, find_learned_alignment, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
 from rigpt_hf.symmetry.contraction import weights_of
 from rigpt_hf.symmetry.merging import METHODS, average, with_weights
@@ -46,7 +48,7 @@ MEGABYTE = 10**6
 MAX_SWEEPS = 30
 SETTLED = 1e-6  # a sweep that lowers the distance by less ends the search for permutations
 HELD_OUT_WINDOWS = 64  # of the context's length, on which losses are measured
-UNALIGNED, PERMUTED, ALIGNED = "as they are", "permutations alone", "aligned"
+UNALIGNED, PERMUTED, ALIGNED, LEARNED = "as they are", "permutations alone", "aligned", "learned"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Options:
     """The largest learning rate."""
     weight_decay: float = 0.1
     """Decoupled weight decay of all parameters."""
+    learn: int = 400
+    """Steps in which each alignment is learned, of BATCH windows of the training text."""
+    twice: bool = True
+    """Measure pairs besides that are trained twice as long."""
     points: int = 11
     """Points on each path, both ends included."""
     megabytes: float = 8.0
@@ -89,7 +95,7 @@ class Options:
     """Replace an earlier result in OUTPUT."""
 
     def __post_init__(self):
-        check_least(self, pairs=1, steps=2, points=2, batch=1, context=2, weight_decay=0)
+        check_least(self, pairs=1, steps=2, learn=1, points=2, batch=1, context=2, weight_decay=0)
         check(self, POSITIVE, "learning_rate", "megabytes")
         check_heads(self)
         if not 256 < self.vocabulary <= LARGEST:
@@ -132,8 +138,16 @@ class Pair:
     @property
     def kept(self) -> float:
         """The part of the barrier that alignment leaves; not a number where there was none."""
+        return self._part(self.path.barrier_after)
+
+    @property
+    def kept_learned(self) -> float:
+        """The part that learned alignment leaves."""
+        return self._part(self.path.barrier_learned or 0.0)
+
+    def _part(self, barrier: float) -> float:
         before = self.path.barrier_before
-        return self.path.barrier_after / before if before > 0 else math.nan
+        return barrier / before if before > 0 else math.nan
 
     def excess(self, method: str, how: str) -> float:
         """The loss of a merged model above the mean of the two."""
@@ -141,7 +155,11 @@ class Pair:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
-        return asdict(self) | {"path": self.path.to_dict(), "barrier_kept": self.kept}
+        return asdict(self) | {
+            "path": self.path.to_dict(),
+            "barrier_kept": self.kept,
+            "barrier_kept_learned": self.kept_learned,
+        }
 
 
 def train(config: RiGPTConfig, windows: torch.Tensor, options: Options, seed: int, progress: Callable[[float], None]):
@@ -197,15 +215,22 @@ def permutation(gains: torch.Tensor) -> torch.Tensor:
 
 
 def measure(
-    a: nn.Module, b: nn.Module, seeds: tuple[int, int], loss: Callable[[nn.Module], float], points: int
+    a: nn.Module,
+    b: nn.Module,
+    seeds: tuple[int, int],
+    loss: Callable[[nn.Module], float],
+    learning: Learning,
+    points: int,
 ) -> Pair:
     """Everything about one pair of trained models."""
-    path = loss_path(a, b, loss, points=points)
+    learned = find_learned_alignment(a, b, learning)
+    path = loss_path(a, b, loss, points=points, learned=learned)
     merged = {
         method: {
             UNALIGNED: loss(merge([a, b], method=method, aligned=False)),
             PERMUTED: loss(permuted_mean(a, b, method)),
             ALIGNED: loss(merge([a, b], method=method)),
+            LEARNED: loss(merge([b, a], method=method, alignments=[learned])),
         }
         for method in METHODS
     }
@@ -223,7 +248,9 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
     return {
         "barrier_before": spread([pair.path.barrier_before for pair in pairs]),
         "barrier_after": spread([pair.path.barrier_after for pair in pairs]),
+        "barrier_learned": spread([pair.path.barrier_learned or 0.0 for pair in pairs]),
         "barrier_kept": spread([pair.kept for pair in pairs]),
+        "barrier_kept_learned": spread([pair.kept_learned for pair in pairs]),
         "distance": spread([pair.distance for pair in pairs]),
         "excess": {
             method: {how: spread([pair.excess(method, how) for pair in pairs]) for how in pairs[0].merged[method]}
@@ -232,10 +259,10 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
     }
 
 
-def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
+def as_table(pairs: list[Pair], summary: dict[str, Any], steps: int) -> Table:
     """The pairs for the terminal."""
-    table = Table(title="Barriers in nats per token (permuted: half way)")
-    for column in ("seeds", "losses", "unaligned", "permuted", "aligned", "left"):
+    table = Table(title=f"Barriers in nats per token after {steps:,} steps (permuted: half way)")
+    for column in ("seeds", "losses", "unaligned", "permuted", "aligned", "left", "learned", "left"):
         table.add_column(column, justify="right")
     for pair in pairs:
         table.add_row(
@@ -245,11 +272,16 @@ def as_table(pairs: list[Pair], summary: dict[str, Any]) -> Table:
             f"{pair.excess('linear', PERMUTED):.3f}",
             f"{pair.path.barrier_after:.3f}",
             share(pair.kept),
+            f"{pair.path.barrier_learned:.3f}",
+            share(pair.kept_learned),
         )
     columns = summary["barrier_before"], summary["excess"]["linear"][PERMUTED], summary["barrier_after"]
     table.add_section()
-    means = [f"{each['mean']:.3f} ± {each['deviation']:.3f}" for each in columns]
-    table.add_row("mean", "", *means, share(summary["barrier_kept"]["mean"]))
+    *means, learned = (
+        f"{each['mean']:.3f} ± {each['deviation']:.3f}" for each in (*columns, summary["barrier_learned"])
+    )
+    left, left_learned = (share(summary[name]["mean"]) for name in ("barrier_kept", "barrier_kept_learned"))
+    table.add_row("mean", "", *means, left, learned, left_learned)
     return table
 
 
@@ -281,7 +313,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     """
     Measure how much alignment lowers the loss barrier between independently trained RiGPTs.
 
-    Defaults take about three minutes on one core. Without --text the models learn the documentation of the installed
+    Defaults take about fifteen minutes on one core. Without --text the models learn the documentation of the installed
     Python packages, which needs no network. Wider, longer trained or relu2 models:
 
         python -m evaluation.experiments.merging --hidden-size 128 --steps 1200 --activation relu2 --output runs/wide
@@ -289,7 +321,6 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     seen = check_output(options.output, None, options.force, "output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pairs = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         tokens, vocabulary, what = obtain_tokens(options, progress)
         config = options.config(vocabulary)
@@ -302,9 +333,11 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         def loss(model: nn.Module) -> float:
             return model(held_out, labels=held_out, use_cache=False).loss.item()
 
-        for index in range(options.pairs):
-            seeds = options.seed + 2 * index, options.seed + 2 * index + 1
-            models = []
+        def pairs_of(options: Options) -> list[Pair]:
+            return [measured(options, options.seed + 2 * index) for index in range(options.pairs)]
+
+        def measured(options: Options, seed: int) -> Pair:
+            models, seeds = [], (seed, seed + 1)
             for seed in seeds:
                 task = progress.add_task(f"training model {seed}", total=options.steps)
 
@@ -313,8 +346,14 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
 
                 models.append(train(config, windows, options, seed, advance))
             task = progress.add_task(f"the way between models {seeds[0]} and {seeds[1]}", total=1)
-            pairs.append(measure(models[0], models[1], seeds, loss, options.points))
+            order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seeds[0]))
+            learning = Learning(windows[order.to(device)].split(options.batch), options.learn)
+            pair = measure(models[0], models[1], seeds, loss, learning, options.points)
             progress.advance(task)
+            return pair
+
+        pairs = pairs_of(options)
+        longer = pairs_of(replace(options, steps=2 * options.steps)) if options.twice else []
     summary = summarise(pairs)
     results = {
         "versions": VERSIONS,
@@ -329,17 +368,22 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "pairs": [pair.to_dict() for pair in pairs],
         "summary": summary,
     }
+    if longer:
+        results["twice_the_steps"] = {"pairs": [pair.to_dict() for pair in longer], "summary": summarise(longer)}
     with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
         title = f"The way between {len(pairs)} pairs of independently trained models"
         save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
-    console.print(as_table(pairs, summary))
-    kept = summary["barrier_kept"]
-    if math.isfinite(kept["mean"]):
-        console.print(
-            f"Alignment leaves {kept['mean']:.0%} of the barrier ({kept['least']:.0%} to {kept['most']:.0%} over "
-            f"{len(pairs)} pairs)."
-        )
+    console.print(as_table(pairs, summary, options.steps))
+    if longer:
+        console.print(as_table(longer, summarise(longer), 2 * options.steps))
+    if math.isfinite(summary["barrier_kept"]["mean"]):
+        for words, name in (("Alignment", "barrier_kept"), ("Learned alignment", "barrier_kept_learned")):
+            kept = summary[name]
+            console.print(
+                f"{words} leaves {kept['mean']:.0%} of the barrier ({kept['least']:.0%} to {kept['most']:.0%} over "
+                f"{len(pairs)} pairs)."
+            )
     else:
         console.print("Between models of some pair there was no barrier, of which alignment could leave a part.")
     console.print(f"Written to {options.output}", markup=False)

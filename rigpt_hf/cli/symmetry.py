@@ -36,6 +36,8 @@ from .common import check_file, check_picture, new_file, report, save_facts, sav
 
 
 DEFAULT_FRAMES = "stream,head"
+# Tokens of a window on which an alignment is learned, at most; windows per step; and those on which it is measured.
+WINDOW, WINDOWS, HELD_OUT = 128, 16, 32
 # What a failed certificate says where frames are of this program's choice, and so in the gauge group.
 MORE_DIGITS = "leaves the function alone up to rounding, so the result needs more digits: ask for a finer `dtype`"
 
@@ -222,6 +224,14 @@ def merge(
     unaligned: Annotated[
         bool, flag("unaligned", "Do not align first: the ordinary average.", "--as-they-are")
     ] = False,
+    learn: Annotated[
+        int | None,
+        option(
+            "Steps in which all of the gauge group is learned on TEXT, from the alignment on, so that the loss of the "
+            "models between is least. Losses are measured on the end of the text, which is kept apart.",
+            "none",
+        ),
+    ] = None,
     text: Annotated[
         Path | None, option("Text to measure the loss on, on the path between the first two models.", "none"), READS
     ] = None,
@@ -236,11 +246,14 @@ def merge(
     The result is a RiGPT, or, with `--as-source`, of the stock class that the first has.
 
         rigpt merge model-a model-b merged --weights 0.7,0.3 --text held-out.txt --picture path.png
+
+        rigpt merge model-a model-b merged --learn 400 --text text.txt
     """
     from ..checkpoints.folder import check_output
     from ..checkpoints.opened import open_model
     from ..checkpoints.vocabulary import check_same_vocabulary
     from ..conversion.checkpoint import check_has_class, write_as_source
+    from ..symmetry import find_learned_alignment
     from ..symmetry.common_form import all_in_common_form
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
@@ -254,6 +267,11 @@ def merge(
     seen_picture = check_picture(picture, force)
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
+    if learn is not None and (learn < 1 or text is None or unaligned):
+        raise ValueError(
+            f"`learn` must be a number of steps on a `text`, after an alignment, got {learn} with `text={text}` and "
+            f"`unaligned={unaligned}`. Add `--text FILE`, or leave it out."
+        )
     parts = check_weights(sources, None if weights is None else numbers(weights, "weights"), method)
     opened = [open_model(source) for source in sources]
     first, places = opened[0], [model.place for model in opened]
@@ -262,19 +280,28 @@ def merge(
     formed, notes = all_in_common_form(opened)
     for source in sources:
         seen = check_output(output, source, force)
-    input_ids = None if text is None else text_ids(places[0], text)
+    learning, input_ids = None, None
+    if text is not None and learn is not None:
+        learning, input_ids = learned_and_held_out(places[0], text, learn)
+    elif text is not None:
+        input_ids = text_ids(places[0], text)
     for other in places[1:]:
         check_same_vocabulary(places[0], other)
     say([note for model in opened for note in model.notes] + notes)
     held = Representation.load(sources[0]) if formed[0].config.token_symmetry else None
     models = [model.load() for model in formed]
-    merged = merge_models(models, parts, method=method, aligned=not unaligned, progress=True)
-    facts = {"sources": sources, "weights": parts, "method": method, "aligned": not unaligned}
+    settings: dict[str, Any] = {"method": method, "aligned": not unaligned}
+    facts = {"sources": sources, "weights": parts} | settings
+    if learning is not None:
+        others = models[1:]
+        settings["alignments"] = [find_learned_alignment(one, models[0], learning, progress=True) for one in others]
+        facts["learned_steps"] = learn
+    merged = merge_models(models, parts, progress=True, **settings)
     if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
         Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
         held = None
     if input_ids is not None:
-        path = measure_path(models, merged, input_ids, points, facts)
+        path = measure_path(models, merged, input_ids, points, facts, settings.get("alignments"))
     with new_file(picture, "picture", seen_picture) if picture else nullcontext() as place:
         if picture is not None and place is not None:
             from ..pictures.style import encoded
@@ -290,7 +317,26 @@ def merge(
     Console().print(f"Written to {output}", markup=False)
 
 
-def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: dict) -> Any:
+def learned_and_held_out(source: Any, text: Path, steps: int) -> tuple[Any, Any]:
+    """What an alignment is to be learned on, and the token ids `[windows, seq]` of the text that it never sees."""
+    import torch
+
+    from ..checkpoints.logits import longest_of
+    from ..symmetry import Learning
+    from ..text.tokenizer import split, text_row
+
+    context = min(WINDOW, longest_of(source.config))
+    learned, held_out = (
+        row[: len(row) // context * context].view(-1, context)
+        for row in split(text_row(source, text, steps * WINDOWS * context), context)
+    )
+    order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(0))
+    return Learning(learned[order].split(WINDOWS), steps), held_out[:HELD_OUT]
+
+
+def measure_path(
+    models: list, merged: Any, input_ids: Any, points: int, facts: dict, alignments: list | None = None
+) -> Any:
     """The path between the first two models; its losses, and those of all models, are printed and noted in `facts`."""
     from ..symmetry import loss_path
 
@@ -304,7 +350,8 @@ def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: 
         return value
 
     # The second is brought to the first, as in the merge; what is said is by the share of the first.
-    path = loss_path(models[1], models[0], loss, points=points, progress=True).reversed()
+    learned = alignments and alignments[0]
+    path = loss_path(models[1], models[0], loss, points=points, learned=learned, progress=True).reversed()
     merged_loss, losses = loss(merged), [loss(model) for model in models]
     table = Table("model", "loss (nats per token)")
     for index, value in enumerate(losses, 1):
@@ -313,7 +360,7 @@ def measure_path(models: list, merged: Any, input_ids: Any, points: int, facts: 
     Console().print(table)
     Console().print(
         f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "
-        f"{path.barrier_after:.4f} aligned."
+        f"{path.barrier_after:.4f} aligned{'' if learned is None else f', {path.barrier_learned:.4f} learned'}."
     )
     facts["loss"] = path.to_dict() | {"merged": merged_loss, "sources": losses}
     return path

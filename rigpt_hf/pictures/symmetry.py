@@ -53,8 +53,14 @@ def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model t
     """Losses on one or several ways between two models, before and after alignment."""
     made, (panel,) = figure(width=6.5, height=4.2)
     for index, path in enumerate(paths):
-        for name, colour, words in (("before", ORANGE, "unaligned"), ("after", BLUE, "aligned")):
-            panel.plot(path.t, getattr(path, name), color=colour, alpha=0.8, label=None if index else words)
+        lines = (
+            (path.before, ORANGE, "unaligned"),
+            (path.after, BLUE, "aligned"),
+            (path.learned, GREEN, "learned on text"),
+        )
+        for losses, colour, words in lines:
+            if losses is not None:
+                panel.plot(path.t, losses, color=colour, alpha=0.8, label=None if index else words)
     panel.set(xlabel="share of model A", ylabel="loss in nats per token", title=title)
     panel.legend()
     return made

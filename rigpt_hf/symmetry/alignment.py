@@ -38,6 +38,7 @@ class Alignment:
         aligned, reference (`dict[str, torch.Tensor]`): the balanced weights of both, aligned.
         distances (`list[float]`): after every sweep.
         converged (`bool`): whether the last sweep changed nothing to speak of.
+        losses (`list[float]`): before every step of a learned alignment; see `learned_alignment.py`.
     """
 
     transformation: GaugeTransformation
@@ -46,6 +47,7 @@ class Alignment:
     reference: Weights
     distances: list[float] = field(default_factory=list)
     converged: bool = False
+    losses: list[float] = field(default_factory=list)
 
     @property
     def distance(self) -> float:

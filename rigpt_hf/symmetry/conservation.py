@@ -72,12 +72,12 @@ def gradient_pairing(model: nn.Module, loss: torch.Tensor | Callable[[nn.Module]
         pairings[str(view.key)] = Pairing(pairing, float(pairing.norm()) / max(scale, 1e-300))
     norm = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
     for key in table.shifts:
-        pairing = _translation_pairing(model.config, key, gradient, weights)
+        pairing = translation_pairing(model.config, key, gradient, weights)
         pairings[str(key)] = Pairing(pairing, float(pairing.norm()) / max(norm, 1e-300))
     return pairings
 
 
-def _translation_pairing(config: RiGPTConfig, key: FrameKey, gradient: Weights, weights: Weights) -> torch.Tensor:
+def translation_pairing(config: RiGPTConfig, key: FrameKey, gradient: Weights, weights: Weights) -> torch.Tensor:
     """The derivative of `<∇L, motion>` by the translation's vector, to which the motion is linear."""
     table = table_of(config)
     frame, shift = table.frames[key], table.shifts[key]
@@ -113,5 +113,5 @@ def charges(model: nn.Module) -> dict[str, torch.Tensor]:
     # Where other weights say how far to move, nothing is conserved.
     for key, shift in table.shifts.items():
         if shift.constant:
-            result[str(key)] = _translation_pairing(config, key, weights, weights)
+            result[str(key)] = translation_pairing(config, key, weights, weights)
     return result

@@ -122,9 +122,7 @@ def is_fingerprint(path: str | Path) -> bool:
         return False
 
 
-def nearest_of(
-    fingerprint: Fingerprint, folder: str | Path, count: int = 5
-) -> list[tuple[Path, Fingerprint, float]]:
+def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> list[tuple[Path, Fingerprint, float]]:
     """
     The nearest fingerprints in a folder, with their distances, the nearest first.
 

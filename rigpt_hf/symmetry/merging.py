@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..checkpoints.weights import check_made
-from .alignment import check_alike, check_same_parameters, find_alignment
+from .alignment import Alignment, check_alike, check_same_parameters, find_alignment
 from .contraction import Weights, decomposable, weights_of
 
 
@@ -27,6 +27,7 @@ def merge(
     *,
     method: str = "linear",
     aligned: bool = True,
+    alignments: Sequence[Alignment] | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """
@@ -42,6 +43,8 @@ def merge(
         method: `"linear"`, or `"spherical"`: along the great circle between parameters of one name, for more than two
             models their Karcher mean, and the norms linearly.
         aligned: Align first. Without, this is the ordinary average of the unaligned weights.
+        alignments: Of all models but the first, in their order, with the first, where they are known already: by
+            [`find_learned_alignment`] on text.
         progress: Show a progress bar.
 
     Returns:
@@ -57,8 +60,14 @@ def merge(
     for model in models[1:]:
         check_alike(model.config, first.config)
         check_same_parameters(model, first)
+    if alignments is not None and (not aligned or len(alignments) != len(models) - 1):
+        raise ValueError(
+            f"`alignments` must be one of each model but the first, {len(models) - 1}, with `aligned=True`, got "
+            f"{len(alignments)} with `aligned={aligned}`. Leave them out to align here."
+        )
     if aligned:
-        alignments = [find_alignment(model, first, progress=progress) for model in models[1:]]
+        if alignments is None:
+            alignments = [find_alignment(model, first, progress=progress) for model in models[1:]]
         mean = average([alignments[0].reference, *(side.aligned for side in alignments)], parts, method)
         mean = alignments[0].to_balanced.inverse().state_dict(mean)
     else:
@@ -137,11 +146,13 @@ class LossPath:
     Args:
         t (`list[float]`): where.
         before, after (`list[float]`): losses in nats per token with A's weights as they are, and aligned with B.
+        learned (`list[float]`, *optional*): losses after an alignment that was learned on text.
     """
 
     t: list[float]
     before: list[float]
     after: list[float]
+    learned: list[float] | None = None
 
     @property
     def barrier_before(self) -> float:
@@ -153,16 +164,23 @@ class LossPath:
         """The same after alignment."""
         return self._barrier(self.after)
 
+    @property
+    def barrier_learned(self) -> float | None:
+        """The same after learned alignment, if there was one."""
+        return None if self.learned is None else self._barrier(self.learned)
+
     def reversed(self) -> "LossPath":
         """The same path, from A (`t = 0`) to B (`t = 1`)."""
-        return LossPath([1 - t for t in reversed(self.t)], self.before[::-1], self.after[::-1])
+        learned = self.learned and self.learned[::-1]
+        return LossPath([1 - t for t in reversed(self.t)], self.before[::-1], self.after[::-1], learned)
 
     def _barrier(self, losses: list[float]) -> float:
         return max(loss - (1 - t) * losses[0] - t * losses[-1] for t, loss in zip(self.t, losses, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
-        return asdict(self) | {"barrier_before": self.barrier_before, "barrier_after": self.barrier_after}
+        barriers = {f"barrier_{name}": getattr(self, f"barrier_{name}") for name in ("before", "after", "learned")}
+        return {name: value for name, value in (asdict(self) | barriers).items() if value is not None}
 
 
 @torch.no_grad()
@@ -172,6 +190,7 @@ def loss_path(
     loss: Callable[[nn.Module], float],
     *,
     points: int = 11,
+    learned: Alignment | None = None,
     progress: bool = False,
 ) -> LossPath:
     """
@@ -181,6 +200,7 @@ def loss_path(
         a, b: RiGPTs of one configuration.
         loss: Gives the loss of a model, in nats per token.
         points: Number of points, both ends included.
+        learned: An alignment of A with B by [`find_learned_alignment`], to be measured besides.
         progress: Show progress bars.
 
     Raises:
@@ -188,17 +208,20 @@ def loss_path(
     """
     if points < 2:
         raise ValueError(f"`points` must be at least 2, the two ends, got {points}.")
-    alignment = find_alignment(a, b, progress=progress)
-    back = alignment.to_balanced.inverse()
-    paths = {
-        "before": (weights_of(b), weights_of(a)),
-        "after": (back.state_dict(alignment.reference), back.state_dict(alignment.aligned)),
-    }
     grid = [index / (points - 1) for index in range(points)]
-    losses: dict[str, list[float]] = {"before": [], "after": []}
-    with tqdm(total=2 * points, desc="Losses on the way", disable=not progress) as bar:
+    paths = {"before": (weights_of(b), weights_of(a)), "after": _ends(find_alignment(a, b, progress=progress))}
+    if learned is not None:
+        paths["learned"] = _ends(learned)
+    losses: dict[str, list[float]] = {name: [] for name in paths}
+    with tqdm(total=len(paths) * points, desc="Losses on the way", disable=not progress) as bar:
         for name, ends in paths.items():
             for t in grid:
                 losses[name].append(float(loss(with_weights(b, average(ends, [1 - t, t], "linear")))))
                 bar.update()
-    return LossPath(grid, losses["before"], losses["after"])
+    return LossPath(grid, **losses)
+
+
+def _ends(alignment: Alignment) -> tuple[Weights, Weights]:
+    """The reference's and the aligned model's weights, in the reference's own frames."""
+    back = alignment.to_balanced.inverse()
+    return back.state_dict(alignment.reference), back.state_dict(alignment.aligned)

@@ -27,6 +27,7 @@ LONG_WORD = re.compile(r"\S{1000}|\s{1000}")
 QUICK_ROOTS = [Path(sysconfig.get_path("stdlib")) / name for name in ("asyncio", "email", "json", "unittest")]
 LARGEST = 2**20  # tokens of a tokenizer that is made here
 HELD_OUT = 0.02  # share of the tokens that training never sees
+MOST = 512  # tokens of a text on which models are compared
 
 
 def load_tokenizer(
@@ -145,7 +146,12 @@ def split(tokens: torch.Tensor, context: int) -> tuple[torch.Tensor, torch.Tenso
 
 def text_ids(source: Stored, path: Path) -> torch.Tensor:
     """Token ids `[1, seq]` of the beginning of a file of text, by the tokenizer of a model."""
-    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), 512))
+    return text_row(source, path, min(MOST, longest_of(source.config)))[None]
+
+
+def text_row(source: Stored, path: Path, length: int) -> torch.Tensor:
+    """At most `length` token ids of the beginning of a file of text, by the tokenizer of a model."""
+    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), max(MOST, length)))
     try:
         tokenizer = source.tokenizer()
     except ValueError as error:
@@ -153,7 +159,7 @@ def text_ids(source: Stored, path: Path) -> torch.Tensor:
             f"`text` needs a tokenizer, and {source.name!r} has none that loads here: {error} Add the tokenizer's "
             "files to the folder, or leave the text out."
         ) from error
-    return ids_of(text, tokenizer, source.config, source.name)
+    return ids_of(text, tokenizer, source.config, source.name, length)
 
 
 def documentation_ids(*models: Stored) -> torch.Tensor | None:
@@ -163,22 +169,22 @@ def documentation_ids(*models: Stored) -> torch.Tensor | None:
     """
     for model in models:
         with suppress(ValueError):
-            text = "\n\n".join(gather_documentation(16 * 512, roots=QUICK_ROOTS))
+            text = "\n\n".join(gather_documentation(16 * MOST, roots=QUICK_ROOTS))
             tokenizer = model.tokenizer()
             config = min((model.config for model in models), key=longest_of)
-            input_ids = ids_of(text, tokenizer, config, model.name)
+            input_ids = ids_of(text, tokenizer, config, model.name, min(MOST, longest_of(config)))
             if int(input_ids.max()) < min(model.config.vocab_size for model in models):
-                return input_ids
+                return input_ids[None]
     return None
 
 
-def ids_of(text: str, tokenizer: Any, config: Any, source: str) -> torch.Tensor:
-    """Token ids `[1, seq]` of the beginning of a text, as many as a model of this configuration takes, up to 512."""
-    length = min(512, longest_of(config))
-    input_ids = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"][:, :length]
-    if input_ids.shape[1] < 2:
+def ids_of(text: str, tokenizer: Any, config: Any, source: str, length: int) -> torch.Tensor:
+    """At most `length` token ids of the beginning of a text, which a model of this configuration has."""
+    encoded = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"]
+    input_ids = encoded[0, :length]
+    if len(input_ids) < 2:
         raise ValueError(
-            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {input_ids.shape[1]}. Give a "
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {len(input_ids)}. Give a "
             "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
         )
     if (largest := int(input_ids.max())) >= config.vocab_size:

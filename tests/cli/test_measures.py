@@ -155,6 +155,42 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
 
 
+def test_an_alignment_is_learned_on_the_text_but_for_its_end(done, folders, tmp_path, monkeypatch):
+    """The losses are those of the text's end, the path has a third line, and what was learned is the merged model."""
+    drawn, plot, asked = [], pictures.plot_paths, []
+    monkeypatch.setattr(pictures, "plot_paths", lambda paths: drawn.append(plot(paths)) or drawn[0])
+    row = torch.randint(40, (3000,), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(tokenizer, "text_row", lambda source, path, length: asked.append(length) or row)
+    learned_on, find = [], symmetries.find_learned_alignment
+    monkeypatch.setattr(
+        symmetries,
+        "find_learned_alignment",
+        lambda a, b, learning, **settings: learned_on.append(learning) or find(a, b, learning, **settings),
+    )
+    command = "merge", folders / "model", folders / "unrelated"
+    measured = ("--text", folders / "text.txt", "--points", 3)
+    done(*command, tmp_path / "plain", *measured[:2], "--learn", 1, "--points", 2)
+    said = done(*command, tmp_path / "m", *measured, "--learn", 4, "--picture", tmp_path / "p.png")
+    facts = json.loads((tmp_path / "m/merge.json").read_text())
+    assert (
+        facts["learned_steps"] == 4 and facts["aligned"] and f"{facts['loss']['barrier_learned']:.4f} learned" in said
+    )
+    first, second = facts["loss"]["sources"]
+    assert facts["loss"]["learned"][::2] == pytest.approx([second, first], rel=1e-5)
+    assert facts["loss"]["learned"][1] == pytest.approx(facts["loss"]["merged"], rel=1e-5)
+    assert abs(facts["loss"]["after"][1] - facts["loss"]["merged"]) > 1e-5, "nothing was learned"
+    (panel,) = drawn[0].axes
+    assert len(panel.lines) == 3
+    learning = learned_on[-1]
+    seen = torch.cat([batch.flatten() for batch in learning.batches])
+    context = learning.batches[0].shape[1]
+    assert learning.steps == 4 and asked[-1] == 4 * 16 * context
+    assert context <= len(row) - len(seen) and len(seen) > 0.8 * len(row)
+    held_out = row[-4 * context :].view(-1, context)
+    windows = seen.view(-1, context)
+    assert not (windows[:, None] == held_out[None]).all(-1).any(), "the end of the text was learned on"
+
+
 def test_numbers_that_leave_the_range_are_said_to_be_of_the_model(rigpt, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
     model, source, text = tiny_model(dtype=torch.float32, **OPTIONS), tmp_path / "model", tmp_path / "text.txt"
@@ -222,6 +258,8 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
         (("merge", "model", "unrelated", "new", "--weights", "a,b"), "`--weights` must be numbers"),
         (("merge", "model", "unrelated", "new", "--method", "cubic"), "`--method` must be one of"),
         (("merge", "model", "unrelated", "new", "--picture", "p.png"), "Add `--text FILE`"),
+        (("merge", "model", "unrelated", "new", "--learn", "9"), "`--learn` must be a number of steps on a"),
+        (("merge", "model", "unrelated", "new", "--learn", "0", "--text", "text.txt"), "got 0 with"),
         (("merge", "model", "unrelated", "model"), "`OUTPUT` must not replace what is read, got"),
         (("charges", "model", "--picture", "p.png"), "without `--measure`"),
         (("charges", "model", "--measure", "--picture", "p.bmp"), "must end in one of"),

@@ -19,6 +19,8 @@ from rigpt_hf.evaluation.harness.statistics import LEVEL, Interval
 
 
 RESAMPLES = 1000
+# The part of the derived pairs that a threshold may leave out.
+MAY_BE_MISSED = 0.03
 # Distances at which the rates are written down that the package ships.
 GRID = 101
 
@@ -151,16 +153,16 @@ def rate(pairs: Sequence[Scored], happened: Sequence[bool], resamples: int = RES
 
 def choose_threshold(pairs: Sequence[Scored]) -> float:
     """
-    Half way from the highest independent pair to the lowest derived one above it: to accuse falsely is the worse.
+    The score that all but 3 % of the derived pairs reach; if an independent pair reaches it, the next above that one.
 
-    A pair is called derived if it scores at least this.
+    A pair is called derived if it scores at least this. To accuse falsely is worse than to miss: the few derived pairs
+    that are least like what they were made from do not draw the line nearer to the independent ones.
     """
+    derived = sorted(pair.score for pair in pairs if not pair.independent)
     highest = max((pair.score for pair in pairs if pair.independent), default=-math.inf)
-    above = [pair.score for pair in pairs if not pair.independent and pair.score > highest]
-    if not above:
+    if not derived:
         return math.inf
-    lowest = min(above)
-    return (highest + lowest) / 2 if math.isfinite(highest) else lowest
+    return max(derived[int(MAY_BE_MISSED * len(derived))], math.nextafter(highest, math.inf))
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,7 @@ def rates_by_distance(pairs: Sequence[Scored], statistic: str) -> dict[str, Any]
     falsely = [rate(independent, [1 - pair.score <= distance for pair in independent], 0) for distance in distances]
     return {
         "statistic": statistic,
+        "threshold": round(1 - choose_threshold(pairs), 4),
         "independent_pairs": len(independent),
         "models": len({name for pair in independent for name in pair.models}),
         "distance": distances,

@@ -151,9 +151,12 @@ def likeness_of_fingerprints(a: Fingerprint, b: Fingerprint) -> float:
     return 1 - a.distance(b)
 
 
+# The same with other questions, as `rigpt diff` has for every pair; no choice was made by what they answer.
+OTHER_PROBES = "other probes"
 STATISTICS: Mapping[str, Statistic] = {
     "raw spectra": Statistic(spectra, likeness_of_spectra),
     "AWM": Statistic(stored_matrices, likeness_of_queries_and_keys),
     "fingerprint": Statistic(lambda model: fingerprint(as_rigpt(model)), likeness_of_fingerprints),
+    OTHER_PROBES: Statistic(lambda model: fingerprint(as_rigpt(model), salt=1), likeness_of_fingerprints),
     "alignment": Statistic(as_rigpt, likeness_after_alignment),
 }

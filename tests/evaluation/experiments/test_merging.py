@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.experiments.merging import ALIGNED, PERMUTED, UNALIGNED, Options, main, permuted_mean, run
+from evaluation.experiments.merging import ALIGNED, LEARNED, PERMUTED, UNALIGNED, Options, main, permuted_mean, run
 from rigpt_hf.symmetry import GaugeTransformation
 from tests.models import tiny_config, tiny_model
 from tests.tolerances import SYMMETRY
@@ -22,6 +22,7 @@ SMALL = {
     "layers": 1,
     "steps": 24,
     "learning_rate": 2e-2,
+    "learn": 6,
     "points": 3,
 }
 
@@ -58,7 +59,14 @@ def test_the_results_say_how_they_came_about(made):
 
 def test_every_pair_is_measured_and_summarised(made):
     _, results = made
-    pairs, summary = results["pairs"], results["summary"]
+    check_pairs(results["pairs"], results["summary"])
+    longer = results["twice_the_steps"]
+    check_pairs(longer["pairs"], longer["summary"])
+    for once, twice in zip(results["pairs"], longer["pairs"], strict=True):
+        assert sum(twice["losses"]) < sum(once["losses"])
+
+
+def check_pairs(pairs, summary):
     assert [pair["seeds"] for pair in pairs] == [(0, 1), (2, 3)]
     for pair in pairs:
         assert pair["losses"][0] != pair["losses"][1], "both models are one"
@@ -66,10 +74,14 @@ def test_every_pair_is_measured_and_summarised(made):
         assert path["t"] == [0.0, 0.5, 1.0]
         assert path["before"][1] == pytest.approx(middle[UNALIGNED], rel=SYMMETRY[torch.float32])
         assert path["after"][1] == pytest.approx(middle[ALIGNED], rel=SYMMETRY[torch.float32])
+        assert path["learned"][1] == pytest.approx(middle[LEARNED], rel=SYMMETRY[torch.float32])
+        assert path["learned"][1] != path["after"][1], "nothing was learned"
         assert path["before"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
+        assert path["learned"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
         assert path["after"][::2] == pytest.approx(pair["losses"][::-1], rel=SYMMETRY[torch.float32])
-        assert set(pair["merged"]["spherical"]) == {UNALIGNED, PERMUTED, ALIGNED}
+        assert set(pair["merged"]["spherical"]) == {UNALIGNED, PERMUTED, ALIGNED, LEARNED}
         assert pair["barrier_kept"] == path["barrier_after"] / path["barrier_before"]
+        assert pair["barrier_kept_learned"] == path["barrier_learned"] / path["barrier_before"]
         assert path["barrier_after"] < path["barrier_before"]
     kept = [pair["barrier_kept"] for pair in pairs]
     assert summary["barrier_kept"]["mean"] == pytest.approx(sum(kept) / 2)
@@ -78,8 +90,9 @@ def test_every_pair_is_measured_and_summarised(made):
 
 @pytest.mark.full
 def test_it_can_be_repeated(made, text, tmp_path):
-    again = run(Options(text=text, output=tmp_path / "again", **SMALL | {"pairs": 1}))
-    other = run(Options(text=text, output=tmp_path / "other", **SMALL | {"pairs": 1, "seed": 8}))
+    again = run(Options(text=text, output=tmp_path / "again", **SMALL | {"pairs": 1, "twice": False}))
+    other = run(Options(text=text, output=tmp_path / "other", **SMALL | {"pairs": 1, "twice": False, "seed": 8}))
+    assert "twice_the_steps" not in again
     assert again["pairs"] == made[1]["pairs"][:1]
     assert other["pairs"][0]["losses"] != again["pairs"][0]["losses"]
 
@@ -93,6 +106,7 @@ def test_what_is_somebody_elses_is_left_alone(text, tmp_path):
 def test_impossible_options_are_refused():
     for options, message in (
         ({"pairs": 0}, "`pairs` must be at least 1, got 0"),
+        ({"learn": 0}, "`learn` must be at least 1, got 0"),
         ({"points": 1}, "`points` must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0.0"),
         ({"vocabulary": 100}, "`vocabulary` must be more than the 256 bytes and at most 1,048,576, got 100"),
@@ -111,6 +125,7 @@ def test_the_command_teaches_and_replaces_nothing_without_force(made, text, tmp_
     output = shutil.copytree(made[0], tmp_path / "out")
     before = (output / "results.json").read_bytes()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (SMALL | {"pairs": 1, "steps": 2}).items()]
+    words += ["--no-twice"]
     words += [f"--text={text}", f"--output={output}"]
     assert main(words) == 2 and "`--output` must be empty or absent" in (said := capsys.readouterr().err)
     assert "or pass `--force` to replace it" in said and (output / "results.json").read_bytes() == before

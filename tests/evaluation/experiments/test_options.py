@@ -101,13 +101,13 @@ def test_words_for_which_there_is_no_memory_are_refused(name, tmp_path, capsys):
 def test_a_barrier_that_is_none_is_said_in_words(capsys):
     """Beside one of which a part is left."""
     merged = {
-        method: dict.fromkeys((merging.UNALIGNED, merging.PERMUTED, merging.ALIGNED), 2.0)
+        method: dict.fromkeys((merging.UNALIGNED, merging.PERMUTED, merging.ALIGNED, merging.LEARNED), 2.0)
         for method in merging.METHODS
     }
-    for before, words in ((0.0, "no barrier"), (0.5, "50%")):
-        path = LossPath([0.0, 0.5, 1.0], [2.0, 2.0 + before, 2.0], [2.0, 2.0 + before / 2, 2.0])
+    for before, words in ((0.0, ["no barrier"]), (0.5, ["50%", "25%"])):
+        path = LossPath([0.0, 0.5, 1.0], *([2.0, 2.0 + before / part, 2.0] for part in (1, 2, 4)))
         pair = merging.Pair((0, 1), (2.0, 2.0), 1.0, path, merged)
         assert math.isnan(pair.kept) == (before == 0)
-        Console(width=200).print(merging.as_table([pair], merging.summarise([pair])))
+        Console(width=200).print(merging.as_table([pair], merging.summarise([pair]), 600))
         out = capsys.readouterr().out
-        assert words in out and "nan" not in out
+        assert all(word in out for word in (*words, "after 600 steps")) and "nan" not in out
