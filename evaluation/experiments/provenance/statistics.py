@@ -138,12 +138,10 @@ def _alignment(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def likeness_after_alignment(a: RiGPTForCausalLM, b: RiGPTForCausalLM) -> float | None:
     """
-    1 minus the distance of the layers after alignment, in units of what chance achieves.
-
-    Nobody asks for chance where layers are closer than it ever brings them; it is about 1. `None` where shapes differ.
+    1 minus the distance of the layers after alignment, in units of that of orthogonal weights; `None` if shapes differ.
     """
     layers = compare(a, b, search="always").layers
-    return None if layers is None else 1 - layers.distance / (layers.chance or 1.0)
+    return None if layers is None else 1 - layers.distance / 2**0.5
 
 
 def likeness_of_fingerprints(a: Fingerprint, b: Fingerprint) -> float:
