@@ -95,7 +95,9 @@ def write_synthetic(folder: Path, size: dict[str, int]) -> None:
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).named_parameters()}
-    generator, places, shards = torch.Generator().manual_seed(0), {}, {}
+    generator = torch.Generator().manual_seed(0)
+    places: dict[str, str] = {}
+    shards: dict[str, list[str]] = {}
     for name in shapes:
         layer = name.split(".")[2] if ".layers." in name else "ends"
         shards.setdefault(f"model-{layer}.safetensors", []).append(name)

@@ -24,7 +24,7 @@ from .pairs import CHANGE, Measurements, Pair, measure_all
 from .pictures import draw_roc
 from .rates import Scored, rates_by_distance, summary
 from .real import find_gguf, measure_real
-from .statistics import STATISTICS
+from .statistics import FINGERPRINT, STATISTICS
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class Options:
     """Folder of the models and of what was measured; what it has is not made again."""
     output: Annotated[Path, WRITES] = Path("runs/provenance.json")
     """File of all pairs, rates and intervals."""
+    rates: Annotated[Path | None, WRITES] = None
+    """File for the rates of fingerprints alone, which the package ships as rigpt_hf/symmetry/rates.json."""
     picture: Annotated[Path | None, WRITES] = None
     """Picture of the ROC of every statistic; its suffix says the format."""
     force: bool = False
-    """Replace earlier files OUTPUT and PICTURE."""
+    """Replace earlier files OUTPUT, RATES and PICTURE."""
 
     def __post_init__(self):
         for name, known in (("sizes", SIZES), ("shapes", SHAPES), ("statistics", STATISTICS)):
@@ -86,6 +88,9 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     seen = check_file(options.output, "output", options.force)
     seen_picture = check_picture(options.picture, options.force)
+    seen_rates = check_file(options.rates, "rates", options.force)
+    if options.rates is not None and FINGERPRINT not in options.statistics:
+        raise ValueError(f"`rates` are those of {FINGERPRINT!r}, got {str(options.rates)!r} without it. Ask for it.")
     if options.real:
         find_gguf()
     models = bases(options.sizes, options.shapes)
@@ -120,6 +125,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "real": measure_real(options.cache / "real", options.statistics) if options.real else [],
     }
     write_json(options.output, results, None, seen, named=True)
+    write_json(options.rates, results["rates"].get(FINGERPRINT), None, seen_rates, named=True)
     save_picture(options.picture, seen_picture, lambda: draw_roc(scored))
     console.print(as_table(results["statistics"]))
     for name, each in results["statistics"].items():

@@ -137,9 +137,7 @@ def _alignment(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def likeness_after_alignment(a: RiGPTForCausalLM, b: RiGPTForCausalLM) -> float | None:
-    """
-    1 minus the distance of the layers after alignment, in units of that of orthogonal weights; `None` if shapes differ.
-    """
+    """1 minus the distance of aligned layers, in units of that of orthogonal ones; `None` if shapes differ."""
     layers = compare(a, b, search="always").layers
     return None if layers is None else 1 - layers.distance / 2**0.5
 
@@ -150,11 +148,11 @@ def likeness_of_fingerprints(a: Fingerprint, b: Fingerprint) -> float:
 
 
 # The same with other questions, as `rigpt diff` has for every pair; no choice was made by what they answer.
-OTHER_PROBES = "other probes"
+FINGERPRINT, OTHER_PROBES = "fingerprint", "other probes"
 STATISTICS: Mapping[str, Statistic] = {
     "raw spectra": Statistic(spectra, likeness_of_spectra),
     "AWM": Statistic(stored_matrices, likeness_of_queries_and_keys),
-    "fingerprint": Statistic(lambda model: fingerprint(as_rigpt(model)), likeness_of_fingerprints),
+    FINGERPRINT: Statistic(lambda model: fingerprint(as_rigpt(model)), likeness_of_fingerprints),
     OTHER_PROBES: Statistic(lambda model: fingerprint(as_rigpt(model), salt=1), likeness_of_fingerprints),
     "alignment": Statistic(as_rigpt, likeness_after_alignment),
 }
