@@ -10,6 +10,7 @@ Limits, on a small trained model A, by descent through the fingerprint itself:
 - *forge*: an independently trained model towards A's fingerprint, while it stays a language model. A near fingerprint
   proves nothing against somebody who made it on purpose.
 - *evade*: a copy of A away from A's fingerprint, while it stays a language model.
+- the last two against *any probes*: others at every step, as nobody knows those that `rigpt diff` will have.
 
 Each is looked at with the probes of the attack, and with those that the result itself chooses, as `rigpt diff` does.
 """
@@ -20,6 +21,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +39,7 @@ from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.processes import python
-from rigpt_hf.symmetry import Fingerprint, fingerprint, gauge_distance
+from rigpt_hf.symmetry import fingerprint, gauge_distance
 from rigpt_hf.symmetry.fingerprint import salt_of
 from rigpt_hf.symmetry.sketch import sketch
 from rigpt_hf.terminal import Console
@@ -126,26 +128,54 @@ def cost(size: dict[str, int]) -> dict[str, float]:
     }
 
 
-def apart(model: nn.Module, target: torch.Tensor) -> torch.Tensor:
-    """1 less the mean cosine between a model's sketches and others, differentiable."""
-    weights = dict(model.named_parameters())
-    made = sketch(model.config, tuple(weights), weights.__getitem__, target.shape[-1])
-    return 1 - (made * target).flatten(2).sum(-1).mean()
+def apart(model: nn.Module, target: nn.Module, probes: int, salt: int) -> torch.Tensor:
+    """The distance of the fingerprints of two models of one shape, differentiable in the first."""
+    sides = []
+    for side, is_fixed in ((model, False), (target, True)):
+        weights = {name: weight.detach() if is_fixed else weight for name, weight in side.named_parameters()}
+        sides.append(sketch(side.config, tuple(weights), weights.__getitem__, probes, salt))
+    return 1 - (sides[0] * sides[1]).flatten(2).sum(-1).mean()
 
 
-def attack(
-    model: nn.Module, target: Fingerprint, windows: torch.Tensor | None, sign: float, options: Options, progress: Any
+@dataclass(frozen=True)
+class Attack:
+    """
+    Descent towards A's fingerprint, or away from it.
+
+    Args:
+        start (`str`): the model that it begins with.
+        away (`bool`): from A's fingerprint, not towards it.
+        keeps (`bool`): the loss on text counts, too.
+        any_probes (`bool`): against other probes at every step, not those of files.
+    """
+
+    start: str
+    away: bool = False
+    keeps: bool = True
+    any_probes: bool = False
+
+
+ATTACKS = {
+    "rebuild": Attack("random", keeps=False),
+    "forge": Attack("independent"),
+    "forge, any probes": Attack("independent", any_probes=True),
+    "evade": Attack("A", away=True),
+    "evade, any probes": Attack("A", away=True, any_probes=True),
+}
+
+
+def descend(
+    attack: Attack, models: dict[str, nn.Module], windows: torch.Tensor, options: Options, progress: Callable[[], Any]
 ) -> nn.Module:
-    """
-    A copy of a model after descent on `sign` times its distance from a fingerprint, and on its loss on `windows`.
-    """
-    model = copy.deepcopy(model).train()
-    sketches = target.sketches.double()
+    """What the descent makes of a copy of the model that it begins with."""
+    model = copy.deepcopy(models[attack.start]).train()
+    probes = fingerprint(models["A"]).sketches.shape[-1]
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     generator = torch.Generator().manual_seed(options.seed)
-    for _ in range(options.steps):
-        objective = sign * apart(model, sketches)
-        if windows is not None:
+    for step in range(options.steps):
+        salt = step + 1 if attack.any_probes else 0
+        objective = (-1 if attack.away else 1) * apart(model, models["A"], probes, salt)
+        if attack.keeps:
             batch = windows[torch.randint(len(windows), (16,), generator=generator)]
             objective = objective + model(batch, labels=batch, use_cache=False).loss
         optimizer.zero_grad()
@@ -179,15 +209,10 @@ def limits(options: Options, progress: Progress) -> dict[str, Any]:
     torch.manual_seed(options.seed + 2)
     fresh = RiGPTForCausalLM(config)
     own = fingerprint(trained[0])
-    attacks = {
-        "rebuild": (fresh, None, 1.0),
-        "forge": (trained[1], windows, 1.0),
-        "evade": (trained[0], windows, -1.0),
-    }
     models = {"A": trained[0], "independent": trained[1], "random": fresh}
-    for name, (start, text, sign) in attacks.items():
+    for name, attack in ATTACKS.items():
         task = progress.add_task(name, total=options.steps)
-        models[name] = attack(start, own, text, sign, options, lambda task=task: progress.advance(task))
+        models[name] = descend(attack, models, windows, options, lambda task=task: progress.advance(task))  # type: ignore[misc]
 
     @torch.no_grad()
     def loss(model: nn.Module) -> float:

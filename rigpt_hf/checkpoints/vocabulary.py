@@ -9,6 +9,9 @@ from .opened import Stored
 
 logger = logging.getLogger(__name__)
 
+# The part of all ids that may mean other tokens where models are compared by their tokens.
+MAY_DIFFER = 0.01
+
 
 def common_tokens(a: Stored, b: Stored) -> int:
     """
@@ -67,19 +70,21 @@ def check_same_vocabulary(a: Stored, b: Stored) -> None:
 
 def shared_tokens(a: Stored, b: Stored) -> list[str]:
     """
-    In words, how far the vocabularies of two models differ where one extends the other.
+    In words, how far the vocabularies of two models differ, where they are one but for a few tokens, or one extends
+    the other.
 
     Raises:
-        ValueError: if one id means two tokens, so that nothing about the two can be compared by tokens.
+        ValueError: if more ids mean two tokens, so that nothing about the two can be compared by tokens.
     """
     try:
         check_same_vocabulary(a, b)
     except ValueError as error:
         tables = [{index: token for token, index in stored.tokenizer().get_vocab().items()} for stored in (a, b)]
         both = tables[0].keys() & tables[1].keys()
-        if not both or any(tables[0][index] != tables[1][index] for index in both):
+        renamed = sum(tables[0][index] != tables[1][index] for index in both)
+        if renamed > MAY_DIFFER * len(both) or (not renamed and len(tables[0]) == len(tables[1])):
             raise error
-        return [f"The first {len(both):,} tokens are those of both models; those that one has more are left out."]
+        return [f"Of the {len(both):,} ids that both models have, {renamed} mean another token; others are left out."]
     return []
 
 

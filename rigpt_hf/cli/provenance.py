@@ -189,22 +189,22 @@ def diff(
         console.print(
             f"Fingerprints alone decide, as no one configuration holds both. {comparison.incomparable}", markup=False
         )
-    is_one = comparison.verdict in ("same", "disguise")
+    is_one, certificate = comparison.verdict in ("same", "disguise"), None
     if is_one:
         certificate = certified(*in_common_form(*models)[:2], seed)
         console.print(str(certificate), highlight=False, markup=False, soft_wrap=True)
-        is_one = certificate.passed
-    if save_transformation is not None and comparison.transformation is None:
-        reason = comparison.incomparable or "fingerprints are not of relatives. `--search always` looks all the same."
-        raise ValueError(
-            f"`save_transformation` must have a transformation to save, got {str(save_transformation)!r}, and none "
-            f"was looked for: {reason}"
-        )
+        if not certificate.passed:
+            is_one, comparison.verdict = False, "relative"
+            console.print("The weights agree up to rounding, and yet the two are not one function.")
     console.print(in_words(comparison.fingerprint), markup=False)
     console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
+    if save_transformation is not None and comparison.transformation is None:
+        reason = comparison.incomparable or "fingerprints are not of relatives. `--search always` looks all the same."
+        say([f"No transformation is in {save_transformation}, as none was looked for: {reason}"])
+    facts = {"a": a, "b": b} | comparison.to_dict() | {"certificate": certificate and certificate.to_dict()}
     with new_files() as begin:
         if json_file is not None:
-            text = json.dumps({"a": a, "b": b} | comparison.to_dict(), indent=2) + "\n"
+            text = json.dumps(facts, indent=2) + "\n"
             begin(json_file, "json", seen_json).write_text(text, encoding="utf-8")
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)

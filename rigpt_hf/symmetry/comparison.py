@@ -32,7 +32,7 @@ SEARCHES = ("auto", "always", "never")
 VERDICTS = {
     "same": "B is A: every weight is equal.",
     "disguise": "B is A in disguise: the same function, other frames. What is left is rounding.",
-    "relative": "B is a relative of A: fine-tuned or trained on from it, or from a common ancestor.",
+    "relative": "B is a relative of A: made from it, or it from B, or both from a common ancestor.",
     "unrelated": "B is unrelated to A, as far as can be told: no nearer than independently trained models are.",
 }
 

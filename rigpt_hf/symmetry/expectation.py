@@ -21,15 +21,22 @@ def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[to
     whether all weights are equal.
     """
     distances, is_same = Distances(), True
-    holding = [list(PRECISIONS), list(PRECISIONS)]
     for name in a.weights.shapes:
         pair = [side.weights.read(name) for side in (a, b)]
         is_same = is_same and torch.equal(*pair)
         distances.add({name: pair[0]}, {name: pair[1]})
-        holding = [
-            [dtype for dtype in left if _holds(dtype, tensor)] for left, tensor in zip(holding, pair, strict=True)
-        ]
-    return distances.relative(), [left[0] if left else torch.float64 for left in holding], is_same
+    return distances.relative(), [precision_of(side) for side in (a, b)], is_same
+
+
+def precision_of(model: OpenedModel) -> torch.dtype:
+    """The coarsest dtype that holds all weights of a model, as they are stored: a conversion may have folded them."""
+    weights = model.weights if model.stored is None else model.stored.weights()
+    left = list(PRECISIONS)
+    for name, dtype in weights.dtypes.items():
+        if dtype.is_floating_point and left:
+            tensor = weights.read(name)
+            left = [dtype for dtype in left if _holds(dtype, tensor)]
+    return left[0] if left else torch.float64
 
 
 def _holds(dtype: torch.dtype, tensor: torch.Tensor) -> bool:

@@ -34,6 +34,7 @@ CHUNK = 2**22
 COARSE = 8
 FORMAT, VERSION = "rigpt-fingerprint", "1"
 COARSE_TENSOR, TENSOR = "coarse", "sketches"
+FACTS = {"name", "class", "parameters", "layers", "salt"}
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,16 @@ class Fingerprint:
     def distance(self, other: "Fingerprint") -> float:
         """
         One less the mean similarity of the layers, in `[0, 1]`: 0 for gauge-equivalent models, near 1 for unrelated
-        ones, 1 also where nothing can be compared. Of models with different numbers of layers, those of the shorter
-        are compared with those of the longer that fit best in the same order.
+        ones, 1 also where nothing can be compared. Layers are matched in their order; some of either model may be left
+        out, and the mean is over as many as the shorter has.
         """
         return 1 - min(max(float(self.similarities(other).mean()), 0.0), 1.0)
 
     def similarities(self, other: "Fingerprint") -> torch.Tensor:
-        """The similarity of every layer of the shorter model to its match in the longer one."""
+        """The similarity of matched layers, in order, and 0 for each that the shorter model has without a match."""
         likeness = self.likeness(other)
-        if likeness.shape[0] > likeness.shape[1]:
-            likeness = likeness.T
-        return likeness[torch.arange(len(likeness)), torch.tensor(in_order(likeness))]
+        matched = [float(likeness[row, column]) for row, column in in_order(likeness)]
+        return torch.tensor(matched + [0.0] * (min(likeness.shape) - len(matched)), dtype=torch.float64)
 
     def likeness(self, other: "Fingerprint") -> torch.Tensor:
         """
@@ -108,8 +108,12 @@ class Fingerprint:
                 facts = json.loads(about["facts"])
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{rule}: it is missing, cut or damaged. Make it once more.") from error
-        if tensor.dim() != 4 or tensor.shape[1] != len(KINDS) or not tensor.isfinite().all():
+        layers, kinds, *probes = tensor.shape if tensor.dim() == 4 else (0, 0)
+        wanted = [COARSE, COARSE] if coarse else probes[:1] * 2
+        if not layers or kinds != len(KINDS) or probes != wanted or not tensor.isfinite().all():
             raise ValueError(f"{rule}, whose numbers are damaged. Make it once more.")
+        if not isinstance(facts, dict) or not facts.keys() >= FACTS:
+            raise ValueError(f"{rule}, which does not say what it is of. Make it once more.")
         return cls(tensor, facts)
 
 
@@ -133,9 +137,9 @@ def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> 
     """
     paths, parts = [], []
     for path in sorted(Path(folder).iterdir()):
-        if (part := _coarse_part(path)) is not None:
+        if path.is_file() and is_fingerprint(path):
             paths.append(path)
-            parts.append(part)
+            parts.append(Fingerprint.load(path, coarse=True).sketches)
     if not paths:
         raise ValueError(
             f"`folder` must hold fingerprints, got {str(folder)!r}, which has none. `rigpt fingerprint MODEL --output "
@@ -158,37 +162,30 @@ def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> 
     return sorted(((*one, fingerprint.distance(one[1])) for one in found), key=lambda entry: entry[2])[:count]
 
 
-def _coarse_part(path: Path) -> torch.Tensor | None:
-    """The part of a file by which it is found, if it holds a fingerprint."""
-    try:
-        with safe_open(path, framework="pt", backend="pread") as file:
-            return file.get_tensor(COARSE_TENSOR) if (file.metadata() or {}).get("format") == FORMAT else None
-    except (SafetensorError, OSError):
-        return None
-
-
 def _unit(sketches: torch.Tensor) -> torch.Tensor:
     flat = sketches.flatten(-2)
     return flat / flat.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
 
-def in_order(likeness: torch.Tensor) -> list[int]:
-    """The column of every row of `[n, m]`, `n <= m`, ascending, with the largest sum: by dynamic programming."""
+def in_order(likeness: torch.Tensor) -> list[tuple[int, int]]:
+    """The pairs of rows and columns of `[n, m]`, both ascending, with the largest sum, by dynamic programming."""
     rows, columns = likeness.shape
-    if rows == columns:
-        return list(range(rows))
-    best = torch.zeros(columns + 1, dtype=torch.float64)
-    taken = []
-    for row in range(rows):
-        here = torch.full((columns + 1,), -torch.inf, dtype=torch.float64)
-        here[1:] = best[:-1] + likeness[row]
-        best, index = here.cummax(dim=0)
-        taken.append(index)
-    place, order = columns, []
-    for index in reversed(taken):
-        order.append(int(index[place]) - 1)
-        place = order[-1]
-    return order[::-1]
+    gains = likeness.tolist()
+    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
+    for row in range(1, rows + 1):
+        for column in range(1, columns + 1):
+            match = best[row - 1][column - 1] + gains[row - 1][column - 1]
+            best[row][column] = max(match, best[row - 1][column], best[row][column - 1])
+    pairs, row, column = [], rows, columns
+    while row and column:
+        if best[row][column] == best[row - 1][column]:
+            row -= 1
+        elif best[row][column] == best[row][column - 1]:
+            column -= 1
+        else:
+            row, column = row - 1, column - 1
+            pairs.append((row, column))
+    return pairs[::-1]
 
 
 def count_probes(layers: int, parameters: int) -> int:

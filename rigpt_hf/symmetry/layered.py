@@ -20,7 +20,7 @@ from ..configuration_rigpt import RiGPTConfig
 from ..frames import is_choice_of_frames, layer_of, table_of
 from ..table import STREAMS
 from .action import GaugeTransformation
-from .alignment import EXACT, FOUND, UNPAIRED, Search
+from .alignment import EXACT, FOUND, UNPAIRED, Search, one_thread
 from .balance import balance
 from .contraction import UNBALANCED, View, Weights, decomposable
 from .local_frames import along, flattening, without_transports
@@ -111,7 +111,8 @@ class Balanced:
         """A balanced block."""
         raw = self.raw(block)
         if block not in self.steps:
-            self.steps[block], made = balance(self.model.config, raw, unpaired=self.unpaired, flat=self.flat)
+            with one_thread(block is not ENDS):
+                self.steps[block], made = balance(self.model.config, raw, unpaired=self.unpaired, flat=self.flat)
             return made
         return self.steps[block].state_dict({name: tensor.to(self.dtype) for name, tensor in raw.items()}, self.dtype)
 

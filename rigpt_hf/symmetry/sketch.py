@@ -37,6 +37,8 @@ GAINS = {"query_rows": "query_gain", "key_rows": "key_gain"}
 TOKENS, CHUNK = "model.embed_tokens.weight", 4096
 # Rows of the token table of which `EᵀE` is taken, per dimension; and the share of its mean eigenvalue that is added.
 ROWS, SHRINKAGE = 8, 1e-2
+# Token vectors count as if they were no longer than so many times their median.
+LONGEST = 3.0
 
 
 def signs(first: int, count: int, probes: int, salt: int = 0) -> torch.Tensor:
@@ -108,21 +110,29 @@ def _directions(
 
 def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt: int) -> torch.Tensor:
     """Sums of the duals of token vectors with signs, `[k, d]`, each of norm 1."""
-    tokens = read(TOKENS)
-    mean = sum(part.double().sum(dim=0) for part in tokens.split(CHUNK)) / len(tokens)
-    parts = (
-        signs(start, len(part), probes, salt).T @ (part.double() - mean)
-        for start, part in zip(range(0, len(tokens), CHUNK), tokens.split(CHUNK), strict=True)
-    )
-    sums = torch.stack(list(parts)).sum(dim=0)
-    some = tokens[: ROWS * tokens.shape[1]].double() - mean
-    del tokens
+    tokens, inward = read(TOKENS), None
     for name in names:  # from the tokens' own frame into the stream
         if any(table.role_on(name, kind) == "reads" for kind in ("lexical", "entry")) and _is_inward(table, name):
-            inward = read(name).double()
-            sums, some = sums @ inward.T, some @ inward.T
-    values, vectors = torch.linalg.eigh(some.T @ some)
-    dual = (sums @ vectors / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ vectors.T
+            inward = read(name).double() if inward is None else read(name).double() @ inward
+
+    def vectors(rows: torch.Tensor) -> torch.Tensor:
+        return rows.double() if inward is None else rows.double() @ inward.T
+
+    lengths = torch.cat([vectors(rows).norm(dim=1) for rows in tokens.split(CHUNK)])
+    # A row that dwarfs all others, say of a token that is never used, must not be all that a probe is made of.
+    shares = (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
+    mean, sums, gram = 0.0, 0.0, 0.0
+    starts = range(0, len(tokens), CHUNK)
+    for start in starts:
+        rows = vectors(tokens[start : start + CHUNK]) * shares[start : start + CHUNK]
+        mean = mean + rows.sum(dim=0) / len(tokens)
+    for start in starts:
+        rows = vectors(tokens[start : start + CHUNK]) * shares[start : start + CHUNK] - mean
+        sums = sums + signs(start, len(rows), probes, salt).T @ rows
+        if start < ROWS * rows.shape[1]:
+            gram = gram + rows.T @ rows
+    values, directions = torch.linalg.eigh(gram)
+    dual = (sums @ directions / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ directions.T
     return dual / dual.norm(dim=1, keepdim=True)
 
 
