@@ -70,15 +70,33 @@ def test_models_of_other_widths_depths_and_vocabularies_are_comparable():
 
 def test_layers_are_matched_in_order():
     draw = generator(2)
-    for rows, columns in ((1, 1), (3, 3), (3, 7), (5, 6)):
-        likeness = torch.rand(rows, columns, generator=draw, dtype=torch.float64)
-        order = in_order(likeness)
-        assert order == sorted(set(order)) and len(order) == rows
+    for rows, columns in ((1, 1), (3, 3), (3, 7), (4, 5)):
+        likeness = torch.rand(rows, columns, generator=draw, dtype=torch.float64) - 0.3
+        pairs = in_order(likeness)
+        assert all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(pairs))
         best = max(
-            sum(float(likeness[row, column]) for row, column in enumerate(chosen))
-            for chosen in torch.combinations(torch.arange(columns), rows).tolist()
+            sum(float(likeness[row, column]) for row, column in zip(chosen, others, strict=True))
+            for count in range(rows + 1)
+            for chosen in itertools.combinations(range(rows), count)
+            for others in itertools.combinations(range(columns), count)
         )
-        assert sum(float(likeness[row, column]) for row, column in enumerate(order)) == pytest.approx(best)
+        assert sum(float(likeness[row, column]) for row, column in pairs) == pytest.approx(best)
+
+
+@torch.no_grad()
+def test_what_no_token_uses_and_where_layers_stand_does_not_decide():
+    """Attacks that change nothing, or a layer, of what a model does."""
+    model = tiny_model(**WIDE)
+    own = fingerprint(model)
+    row = tiny_model(**WIDE)
+    row.model.embed_tokens.weight[150] *= 1e4
+    assert own.distance(fingerprint(row)) < 0.3
+    shifted = tiny_model(**WIDE)
+    layers = shifted.model.layers
+    layers[1].load_state_dict(model.model.layers[0].state_dict())
+    for parameter in layers[0].parameters():
+        parameter.zero_()
+    assert own.distance(fingerprint(shifted)) < 0.4
 
 
 def test_signs_are_the_same_for_ever_and_as_good_as_drawn():
