@@ -198,12 +198,13 @@ class LayeredSearch:
         """Settle all blocks, then the stream; the distances in between, and the one of all weights afterwards."""
         distances, crosses = Distances(), []
         for block in self.blocks:
-            search = Search(self.config, self.aligned(block), self._cast(self.target(block)))
-            search.sweep(but=STREAMS)
-            self.steps[block] = search.total @ self.steps[block]
-            distances.add(search.weights, search.target)
-            sides = (without_transports(side) for side in (search.target, search.weights))
-            crosses.append(View(self.table, self.table.streams, *sides).total().double())
+            with one_thread(block is not ENDS):
+                search = Search(self.config, self.aligned(block), self._cast(self.target(block)))
+                search.sweep(but=STREAMS)
+                self.steps[block] = search.total @ self.steps[block]
+                distances.add(search.weights, search.target)
+                sides = (without_transports(side) for side in (search.target, search.weights))
+                crosses.append(View(self.table, self.table.streams, *sides).total().double())
             tick()
         cross = torch.stack(crosses).sum(dim=0)
         step = self.table.kinds["stream"].group.procrustes(cross)

@@ -251,7 +251,6 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("diff", "model", "wider", "--save-transformation", "g"), "`--save-transformation` must have"),
         (("merge", "model", "wider", "new"), "`intermediate_size`"),
         (("merge", "model", "new"), "`SOURCES` must be at least two"),
         (("merge", "model", "unrelated", "new", "--weights", "1,1"), "sum to 1"),

@@ -61,10 +61,22 @@ def test_the_source_of_a_model_is_identified(rigpt, done, folders, tmp_path):
     assert code == 1 and "unrelated" in out
 
 
-def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders):
-    out = done("diff", folders / "stock", folders / "disguise")
+def test_a_cast_of_a_stock_model_is_that_model(done, folders, tmp_path):
+    """Though a conversion folds gains into what was cast."""
+    stock_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "cast")
+    out = done("diff", folders / "stock", tmp_path / "cast")
+    assert "B is A in disguise" in out and "float32 and bfloat16" in out
+
+
+def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders, tmp_path):
+    out = done("diff", folders / "stock", folders / "disguise", "--json", tmp_path / "d.json")
     assert "B is A in disguise" in out and "equal up to rounding" in out
-    code, out, _ = rigpt("diff", folders / "model", folders / "shorter")
+    certificate = json.loads((tmp_path / "d.json").read_text())["certificate"]
+    assert certificate["relative_logit_error"] <= certificate["tolerance"]
+    code, out, err = rigpt("diff", folders / "model", folders / "shorter", "--save-transformation", tmp_path / "g")
+    assert not (tmp_path / "g").exists() and "none was looked for: `model` and `reference` must" in " ".join(
+        (out + err).split()
+    )
     assert code == 1 and "Fingerprints alone decide" in out and "B is a relative of A" in out
     code, out, _ = rigpt("diff", folders / "model", folders / "stock")
     assert code == 1 and "B is unrelated to A" in out
@@ -81,7 +93,6 @@ def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders)
         (("identify", "model", "--against", "stock"), "must hold fingerprints"),
         (("identify", "model", "--against", "stock", "--nearest", "0"), "`--nearest` must be at least 1"),
         (("diff", "model", "unrelated", "--search", "sometimes"), "`--search` must be one of"),
-        (("diff", "model", "shorter", "--save-transformation", "g"), "none was looked for"),
     ],
     ids=lambda value: "-".join(value)[:60] if isinstance(value, tuple) else "",
 )
