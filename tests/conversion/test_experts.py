@@ -122,7 +122,7 @@ def options_of(name, options):
     return {names.get(key, key): value for key, value in options.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)], ids=str)
 @pytest.mark.parametrize("name", MOE.values())
 def test_experts_that_changed_places_few_tokens_or_none_tell(name, dtype):
     """Of 64 experts, many have no token; turned by themselves, and with all other frames."""

@@ -22,7 +22,7 @@ SLIDING_FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("kind", ["full_attention", pytest.param("sliding_attention", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", SLIDING_FAMILIES)
 def test_layers_slide_if_the_class_looks_through_a_window(name, kind):
     """Whether `layer_types` decides is a property of the class."""
