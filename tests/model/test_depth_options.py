@@ -76,7 +76,13 @@ def test_solvers_with_fixed_steps_evaluate_as_often_as_they_say(solver, interpol
     )
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, marks=[pytest.mark.full] * (solver not in ("bosh3", "dopri5")))
+        for solver in ADAPTIVE_SOLVERS
+    ],
+)
 def test_solvers_that_choose_their_steps_find_the_same_flow(solver):
     tight = {"depth_rtol": 1e-8, "depth_atol": 1e-8} if solver in ("dopri5", "dopri8") else {}
     model = smooth_model(depth_solver=solver, **tight)
