@@ -18,6 +18,7 @@ from tests.models import tokens
 from tests.tolerances import CONVERSION
 
 from .families import FAMILIES, architecture, converted_family, family_model
+from .test_families import FIRST
 
 
 def turned(model, frames="all"):
@@ -86,7 +87,11 @@ def test_routers_logits_and_their_loss_are_the_librarys():
         assert float((ours - theirs).abs().max() / theirs.abs().max()) <= single
 
 
-MOE = {architecture(name): name for name in FAMILIES if routers_of(family_model(name))}
+MOE = {architecture(name): name for name in FAMILIES if "num_experts_per_tok" in FAMILIES[name]}
+
+
+def test_every_family_with_a_router_is_looked_at():
+    assert {name for name in FIRST if routers_of(family_model(FIRST[name]))} == set(MOE)
 
 
 @pytest.mark.parametrize("name", MOE.values())
