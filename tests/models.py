@@ -274,12 +274,25 @@ COVER: dict[str, dict] = {"-".join(line.split()): _merged(line.split()) for line
 ALL: dict[str, dict] = SYMMETRIES | FLOWS | COVER
 
 
+def _each() -> dict[str, dict]:
+    """Rows of the cover, each time the one with the most values that none before it has, until there is no more."""
+    rows, kept, met = {name: set(enumerate(name.split("-"))) for name in COVER}, [], set()
+    while best := max(rows, key=lambda name: len(rows[name] - met)) if set().union(*rows.values()) - met else None:
+        kept.append(best)
+        met |= rows[best]
+    return {name: COVER[name] for name in kept}
+
+
+# Every value of every axis, for what does not depend on how options meet.
+EACH = _each()
+
+
 def over(quick: Iterable[str] = COVER, full: Iterable[str] = OPTIONS) -> pytest.MarkDecorator:
     """
     A test for each `option`, a key of `ALL`.
 
     Args:
-        quick: Always; by default a cover of all pairs of options.
+        quick: Always; by default a cover of all pairs of options. `EACH` has every option, not every pair.
         full: Besides, where tests marked `full` run: `make test-all`.
     """
     # By name, which is too long for what pytest does by itself.

@@ -7,7 +7,7 @@ import torch
 
 from rigpt_hf import RiGPTConfig
 from tests.conftest import shared
-from tests.models import ALL, AXES, COVER, tiny_config
+from tests.models import ALL, AXES, COVER, EACH, tiny_config
 
 
 # Fields of the config that change no function: sizes, the start of training, its randomness, what a tokenizer says.
@@ -46,6 +46,12 @@ def test_every_pair_of_options_meets_in_a_model():
     assert pairs_of(COVER) == possible and len(COVER) == 18
     for row in COVER:
         assert pairs_of(set(COVER) - {row}) != possible, f"{row} is not needed"
+
+
+def test_every_option_is_in_a_model_of_the_short_cover():
+    values = {pair for row in EACH for pair in zip(AXES, row.split("-"), strict=True)}
+    assert values == {(axis, value) for axis, options in AXES.items() for value in options} and len(EACH) == 7
+    assert set(EACH) < set(COVER)
 
 
 def test_every_option_that_changes_the_function_is_among_them():

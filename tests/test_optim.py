@@ -10,7 +10,7 @@ from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivaria
 from rigpt_hf.optimizer.polar import exact_polar, newton_schulz
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
 from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
-from tests.symmetry.options import BROAD, SEARCHED, SHALLOW, generator
+from tests.symmetry.options import BROAD, FEW, SEARCHED, SHALLOW, generator
 from tests.tolerances import SYMMETRY, TRAINING
 
 
@@ -65,7 +65,7 @@ def trained_both_ways(option: str, make, steps: int) -> float:
     return apart(g(model), turned, start)
 
 
-@over(BROAD, ())
+@over(FEW, BROAD)
 def test_training_turns_along(option):
     assert trained_both_ways(option, equivariant, STEPS if option in SEARCHED else SHORT) <= TRAINING
 

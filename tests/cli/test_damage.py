@@ -153,13 +153,29 @@ DAMAGED = {
 UPSTREAM = ("Traceback", "Error:", "ignore_mismatched", "Errno", "Exception", "x" * 100, "Validation error")
 
 
+# Damage to weights, to a configuration and to shards, in which every other verb and a program are looked at, too.
+EVERYWHERE = ("cut weights", "an odd dtype", "no numbers", "a lost shard", "an adapter alone")
+
+
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_damage_is_named_in_one_line(damage, folders, answer, tmp_path):
     source, spoil, words = DAMAGED[damage]
+    model = copied(folders / source, tmp_path / "model")
+    spoil(model)
+    line = in_one_line(answer("rigpt", "rotate", model, tmp_path / "out"))
+    assert all(word in line for word in words), line
+    assert not any(word in line for word in UPSTREAM) and len(line) < 700, line
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.full] * (name not in EVERYWHERE)) for name in DAMAGED]
+)
+def test_damage_is_named_by_all_that_read_a_model(damage, folders, answer, tmp_path):
+    source, spoil, words = DAMAGED[damage]
     model, out = copied(folders / source, tmp_path / "model"), tmp_path / "out"
     spoil(model)
-    read = [("rotate", model, out), ("export", model, out), ("verify", model, model), ("card", model)]
-    for call in read:
+    for call in (("export", model, out), ("verify", model, model), ("card", model)):
         line = in_one_line(answer("rigpt", *call))
         if call[0] != "card":
             assert all(word in line for word in words), line

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.conversion import convert_model
@@ -183,15 +183,19 @@ def architecture(name: str) -> str:
     return name.partition("-")[0]
 
 
+def family_config(name: str, **options: Any) -> PreTrainedConfig:
+    """The configuration of a stock model; it shares nothing with the options, into which the library writes."""
+    sizes = SIZES | TOKENS | {"pad_token_id": None}
+    return CONFIG_MAPPING[architecture(name)](**deepcopy(sizes | FAMILIES[name] | options))
+
+
 def family_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> PreTrainedModel:
     """
     A stock model in evaluation mode, all of its weights random, gains far from 1 and biases far from 0.
 
-    Its configuration shares nothing with the options, into which the library writes. It is made in its
-    dtype, as the library loads one: constants that it keeps in buffers are rounded to that.
+    It is made in its dtype, as the library loads one: constants that it keeps in buffers are rounded to that.
     """
-    sizes = SIZES | TOKENS | {"pad_token_id": None}
-    config = CONFIG_MAPPING[architecture(name)](**deepcopy(sizes | FAMILIES[name] | options))
+    config = family_config(name, **options)
     torch.manual_seed(seed)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

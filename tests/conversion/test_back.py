@@ -16,7 +16,7 @@ from rigpt_hf.table import FrameKey
 from ..models import ALIBI, tiny_model, tokens
 from ..tolerances import CONVERSION, SYMMETRY
 from .families import FAMILIES, architecture, converted_family, family_model
-from .test_families import FIRST
+from .test_families import FIRST, KINDS
 from .test_targets import CENTRED, load_without_the_package
 
 
@@ -25,8 +25,10 @@ LEXICAL = {"bloom"}
 # Classes whose heads have LayerNorms: with gains of each, and with gains and biases that all heads share.
 OF_EACH, SHARED = ("cohere-heads", "stablelm-heads"), ("phi-heads", "persimmon")
 LOOKED_AT = dict.fromkeys([*FIRST.values(), *OF_EACH, *SHARED])
+# Those that nothing else is exported to, and of the targets of `test_targets.py` a class of each kind.
+BACK = [name for name in LOOKED_AT if architecture(name) in CENTRED or name in KINDS]
 over_variants = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in LOOKED_AT else pytest.mark.full) for name in FAMILIES]
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name not in BACK)) for name in FAMILIES]
 )
 over_centred = pytest.mark.parametrize("name", [name for name in LOOKED_AT if architecture(name) in CENTRED])
 over_heads = pytest.mark.parametrize("name", [*OF_EACH, *SHARED])

@@ -8,7 +8,7 @@ from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.layers_rigpt import FULL, SLIDING
 
 from ..models import tokens
-from .families import BY_TYPE, FAMILIES, YARN, architecture, family_model
+from .families import BY_TYPE, FAMILIES, YARN, architecture, family_config, family_model
 
 
 def test_every_refusal_has_a_case():
@@ -17,12 +17,10 @@ def test_every_refusal_has_a_case():
     assert said == {option for entry in ARCHITECTURES.values() for option in entry.refused}
 
 
-SLIDING_FAMILIES = {
-    architecture(name): name for name in FAMILIES if hasattr(family_model(name).config, "sliding_window")
-}
+SLIDING_FAMILIES = {architecture(name): name for name in FAMILIES if hasattr(family_config(name), "sliding_window")}
 
 
-@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("kind", ["full_attention", pytest.param("sliding_attention", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", SLIDING_FAMILIES)
 def test_layers_slide_if_the_class_looks_through_a_window(name, kind):
     """Whether `layer_types` decides is a property of the class."""

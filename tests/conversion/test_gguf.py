@@ -119,8 +119,14 @@ def test_llama_cpp_computes_the_same_function(name, tmp_path):
         assert plain <= RUNTIME
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name, tied",
+    [
+        pytest.param(name, tied, marks=[pytest.mark.full] * (tied and name != min(OTHERS)))
+        for name in OTHERS
+        for tied in (False, True)
+    ],
+)
 def test_other_classes_that_it_knows(name, tied, tmp_path):
     model_class, config_class, options = OTHERS[name]
     torch.manual_seed(0)
@@ -259,8 +265,14 @@ def test_a_model_that_no_class_expresses_is_refused_with_the_nearest_reasons():
 STEPS = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.5 / 127 + 2**-11, "Q4_0": 1 / 8 + 2**-11}
 
 
-@pytest.mark.parametrize("dtype", GGUF_DTYPES)
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.full] * (name == "gpt2" and dtype != "q8_0"))
+        for name in ("gpt2", "llama")
+        for dtype in GGUF_DTYPES
+    ],
+)
 def test_weights_are_those_of_the_stock_model(name, dtype, tmp_path, caplog):
     model = stock_model(name, torch.float32, **({"n_inner": 64} if name == "gpt2" else {}))
     wide = type(model)(type(model.config)(**(model.config.to_dict() | WIDE[name])))

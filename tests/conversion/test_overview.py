@@ -12,7 +12,7 @@ from rigpt_hf.conversion.families import ARCHITECTURES, TARGETS
 from rigpt_hf.conversion.overview import exportable, overview
 
 from .families import architecture, converted_family
-from .test_families import over_architectures
+from .test_families import over_kinds
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_costs_are_those_of_whole_models(rows):
     assert max(rows["llama"].products[False], rows["nanochat"].parameters[True]) <= 0 < rows["llama"].products[True]
 
 
-@over_architectures
+@over_kinds
 def test_what_can_be_exported_is_exported(name):
     converted = converted_family(name)[1]
     done = set()

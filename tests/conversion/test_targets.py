@@ -116,6 +116,23 @@ CENTRED = {name for name, target in TARGETS.items() if target.family.centred and
 
 def test_every_target_has_a_model():
     assert {target_of(name) for name in MODELS} == set(TARGETS) - CENTRED and len(CENTRED) == 13
+    assert set(MATTERING) <= set(MODELS)
+
+
+# One result of every kind.
+MATTERING = (
+    "gpt2-narrow",
+    "gpt_neo",
+    "llama",
+    "smollm3",
+    "qwen3",
+    "apertus",
+    "nanochat",
+    "gemma3_text",
+    "olmo3",
+    "glm",
+)
+MATTERING += ("phi3", "granite", "qwen2_moe", "gpt_oss")
 
 
 @over_models
@@ -130,7 +147,9 @@ def test_a_target_is_the_same_function_from_every_frame(name):
     assert shared is result.config.tie_word_embeddings is tied
 
 
-@over_models
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name not in MATTERING)) for name in MODELS]
+)
 def test_every_tensor_of_a_result_matters(name):
     """So that none could be wrong unseen; of an activation, not what the others make idle."""
     model, ids = with_plain_experts(export_model(model_of(name), target_of(name))), tokens(2, 36)

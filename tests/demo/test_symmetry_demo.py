@@ -40,6 +40,7 @@ def test_the_page_says_what_was_measured(shown):
         assert f"\n{command}\n" in output and page.count(f"| {command} |") == len(table)
 
 
+@pytest.mark.full
 def test_an_answer_is_what_a_model_generates(monkeypatch):
     commands = symmetry.Commands("add-jump", 5)
     options = DemoOptions("symmetry", steps=240)

@@ -1,4 +1,4 @@
-"""Forty of the bad inputs of `make fuzz`; and what the judge must not let pass."""
+"""One bad input of each kind of `make fuzz`, or forty; and what the judge must not let pass."""
 
 import pytest
 
@@ -11,7 +11,10 @@ SEED, FIRST = 1, 40
 QUICK = ("rotate", "card", "prepare", "finetune")
 
 
-@pytest.mark.parametrize("index", range(FIRST))
+# The first cases are of all kinds, and the others where tests marked `full` run.
+@pytest.mark.parametrize(
+    "index", [pytest.param(index, marks=[pytest.mark.full] * (index >= len(KINDS))) for index in range(FIRST)]
+)
 def test_bad_input_is_answered_in_one_line_and_changes_nothing(index, tmp_path):
     case = make(SEED, index, tmp_path / "root/work", build())
     verdict = judge.judge(case, tmp_path / "root")

@@ -20,7 +20,7 @@ from tests.model.agreement import (
 )
 from tests.model.test_generation import GREEDY, without_cache
 from tests.model.test_remote_code import WITHOUT_PACKAGE, save
-from tests.models import ALL, over, randomise_, tiny_config, tiny_model, tokens
+from tests.models import ALL, COVER, EACH, OPTIONS, over, randomise_, tiny_config, tiny_model, tokens
 from tests.processes import run
 from tests.tolerances import SYMMETRY
 
@@ -36,7 +36,7 @@ FLOWS = {
 every_flow = pytest.mark.parametrize("options", FLOWS.values(), ids=FLOWS.keys())
 
 
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_one_euler_step_per_layer_is_the_ordinary_network(option):
     options = {name: value for name, value in ALL[option].items() if not name.startswith("depth")}
     euler = options | {"depth_solver": "euler"}
@@ -76,7 +76,13 @@ def test_solvers_with_fixed_steps_evaluate_as_often_as_they_say(solver, interpol
     )
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(solver, marks=[pytest.mark.full] * (solver not in ("bosh3", "dopri5")))
+        for solver in ADAPTIVE_SOLVERS
+    ],
+)
 def test_solvers_that_choose_their_steps_find_the_same_flow(solver):
     tight = {"depth_rtol": 1e-8, "depth_atol": 1e-8} if solver in ("dopri5", "dopri8") else {}
     model = smooth_model(depth_solver=solver, **tight)

@@ -8,7 +8,7 @@ from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.flow_rigpt import evaluations_per_layer
 from rigpt_hf.layers_rigpt import window_of
 from tests.model.agreement import assert_different, assert_same
-from tests.models import ALIBI, ALL, SINKS, over, tiny_model, tokens
+from tests.models import ALIBI, ALL, COVER, EACH, OPTIONS, SINKS, over, tiny_model, tokens
 
 
 # Every kind of position, score, head and way through depth at least once.
@@ -61,7 +61,7 @@ def test_every_cache_gives_the_same_tokens(model, cache):
 
 
 @torch.no_grad()
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_a_cache_gives_the_same_logits_piece_by_piece(option):
     """Any cache, positions counted on from it or given, after a crop; and it holds plain keys of the config's size."""
     model, input_ids = tiny_model(**ALL[option]), tokens(2, 12)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
 from tests.model.agreement import assert_different, assert_same
-from tests.models import ALL, OPTIONS, over, randomise_, tiny_config, tiny_model, tokens
+from tests.models import ALL, COVER, EACH, OPTIONS, over, randomise_, tiny_config, tiny_model, tokens
 
 
 CLASSES = {
@@ -19,7 +19,7 @@ CLASSES = {
 }
 
 
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_a_saved_model_is_the_same_model(option, tmp_path):
     model = tiny_model(**ALL[option])
     expected = model(tokens(2, 7)).logits
@@ -77,7 +77,7 @@ def test_the_base_model_is_read_from_and_into_the_heads(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_weights_that_a_checkpoint_lacks_and_a_model_made_on_the_meta_device_get_their_initial_law(option):
     torch.manual_seed(0)
     options = ALL[option] | {"num_labels": 40}  # with fewer, the classifier has too few weights to know their law

@@ -11,7 +11,20 @@ from rigpt_hf import RiGPTForSequenceClassification, RiGPTModel
 from rigpt_hf.flow_rigpt import evaluations_per_layer
 from rigpt_hf.mlp_rigpt import RiGPTRouter
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
-from tests.models import ALL, DTYPES, backends, learned, over, randomise_, tiny_config, tiny_model, tokens
+from tests.models import (
+    ALL,
+    COVER,
+    DTYPES,
+    EACH,
+    OPTIONS,
+    backends,
+    learned,
+    over,
+    randomise_,
+    tiny_config,
+    tiny_model,
+    tokens,
+)
 from tests.tolerances import SYMMETRY
 
 
@@ -135,7 +148,7 @@ def test_outputs_as_a_tuple():
     assert len(as_tuple) == 4 and torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
 
 
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_gradient_checkpointing_changes_no_gradient(option):
     """Tokens go to the layers' tables of values besides the stream, and reentrant checkpoints are choosy."""
     expected = tiny_model(**ALL[option]).train()
@@ -170,7 +183,7 @@ def same_routes(exact, model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)], ids=str)
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_16_bits(option, dtype):
     exact = tiny_model(dtype=torch.float32, **ALL[option])
     model = tiny_model(dtype=dtype, **ALL[option])

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.model.agreement import assert_different, assert_same
-from tests.models import ALL, backends, over, randomise_, tiny_model, tokens
+from tests.models import ALL, COVER, EACH, OPTIONS, backends, over, randomise_, tiny_model, tokens
 
 
 KINDS = {
@@ -20,7 +20,7 @@ KINDS = {
 every_kind = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 
 
-@over()
+@over(EACH, [*COVER, *OPTIONS])
 def test_packed_sequences_do_not_see_each_other(option):
     model = tiny_model(**ALL[option])
     parts = [tokens(1, length, seed=length) for length in (5, 3, 7)]

@@ -40,6 +40,8 @@ BROAD = (
     "untied-projected",
     "value-embeddings",
 )
+# For what takes seconds: all groups, and what besides them norms, experts and layers of their own have.
+FEW = (*SEARCHED, "experts-shared", "norm-bias-vector", "together-metric", "value-embeddings")
 # Searches need no third layer.
 SHALLOW = {name: {"num_hidden_layers": 2} | options for name, options in SYMMETRIES.items()}
 

@@ -10,7 +10,7 @@ from rigpt_hf import (
 )
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 from rigpt_hf.symmetry.action import resolve_frames
-from tests.models import COVER, DTYPES, OPTIONS, SYMMETRIES, over, randomise_, tiny_config, tiny_model, tokens
+from tests.models import COVER, DTYPES, EACH, OPTIONS, SYMMETRIES, over, randomise_, tiny_config, tiny_model, tokens
 from tests.symmetry.options import SEARCHED, difference, disguise, generator
 from tests.tolerances import SYMMETRY
 
@@ -55,7 +55,7 @@ def test_logits_loss_and_decoding_are_invariant_and_hidden_states_turn_along(tur
         assert (y - x).abs().max() > 0.1 * x.abs().max(), "the hidden states did not turn"
 
 
-@over(COVER, SYMMETRIES)
+@over(EACH, [*COVER, *SYMMETRIES])
 @torch.no_grad()
 def test_logits_are_invariant_under_each_frame_alone(turned, option):
     model = turned(option).model
@@ -119,7 +119,7 @@ def test_other_heads_are_invariant(options, tied):
         assert (answers(turned) - expected).abs().max() > 1e-2, "a head that did not turn along goes unnoticed"
 
 
-@over(COVER, SYMMETRIES)
+@over(EACH, [*COVER, *SYMMETRIES])
 def test_composition_and_inverse(turned, option):
     model, both, g = turned(option)
     h = GaugeTransformation.random(model.config, generator(5), "all")

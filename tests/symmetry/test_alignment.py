@@ -62,7 +62,7 @@ def test_the_distance_of_a_relative_is_the_noise_between(option):
     assert back_elsewhere == pytest.approx(found.distance, rel=LOCAL_MINIMUM)
 
 
-@over(SEARCHED, [*SEARCHED, "learned-untied", "untied-projected", "rotary-learned", "squared-distance-partial"])
+@over(SEARCHED[1::2], [*SEARCHED, "learned-untied", "untied-projected", "rotary-learned", "squared-distance-partial"])
 def test_unrelated_models(option):
     """The distance depends on their orbits alone, every sweep comes nearer, and an alignment is consistent."""
     a, b = (tiny_model(seed, **SHALLOW[option]) for seed in (0, 1))
@@ -105,7 +105,7 @@ NARROW = [
 ]
 
 
-@pytest.mark.parametrize(("name", "make", "vocab_size"), cases([NARROW[i] for i in (2, 5, 12)], NARROW))
+@pytest.mark.parametrize(("name", "make", "vocab_size"), cases([NARROW[i] for i in (2, 12)], NARROW))
 def test_tokens_that_do_not_span_the_stream(name, make, vocab_size):
     """The rotation of the stream has to be found from the layers too."""
     model = make(vocab_size=vocab_size, **SHALLOW[name])

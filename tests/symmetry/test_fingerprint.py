@@ -131,7 +131,7 @@ def test_what_is_saved_is_read(tmp_path):
 
 def test_the_nearest_of_many_is_found_quickly(tmp_path):
     own = fingerprint(tiny_model(**WIDE))
-    draw, count = generator(4), 1000
+    draw, count = generator(4), 200
     for index in range(count):
         noise = torch.randn(own.sketches.shape, generator=draw, dtype=torch.float64)
         Fingerprint(noise, dict(own.facts, name=str(index))).save(tmp_path / f"{index}")
@@ -140,7 +140,7 @@ def test_the_nearest_of_many_is_found_quickly(tmp_path):
     (tmp_path / "README").write_text("not one of them")
     before = time.process_time()
     found = nearest_of(own, tmp_path)
-    assert time.process_time() - before < 3
+    assert time.process_time() - before < 0.6  # 3 s for a thousand
     assert found[0][0].name == "near" and len(found) == 5 and found[0][2] < 0.5 < found[1][2]
     assert all(first[2] <= second[2] for first, second in itertools.pairwise(found))
     (tmp_path / "empty").mkdir()

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -267,6 +268,12 @@ def trained(windows: torch.Tensor, seed: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def school():
     """Three models that learned one text independently, and the loss of a model on text that they have not seen."""
+    return taught()
+
+
+@cache
+def taught():
+    """Once for all files whose tests look at them."""
     windows = markov_windows()
     held_out = windows[TRAINING_WINDOWS:]
 

@@ -62,7 +62,7 @@ def carried(wrapped: nn.Module, settings, b: nn.Module, g: GaugeTransformation) 
     return logits(adapted(b, own, state))
 
 
-@over(QUICK, BROAD)
+@over(QUICK[1::2], [*QUICK, *BROAD])
 def test_lora_on_every_linear_map_does_the_same_in_a_disguise(option):
     a, b, g = turned_pair(option)
     targets = modules(a, nn.Linear)
@@ -265,7 +265,10 @@ def points(model: nn.Module, layer: int) -> list[str]:
     return [f"blocks.{layer}.{kind}" for kind in has]
 
 
-@over(QUICK, [*BROAD, "experts-local", "post-norm-alone"])
+@over(
+    ["parallel-local-projected", "experts-shared", "depth-midpoint"],
+    [*QUICK, *BROAD, "experts-local", "post-norm-alone"],
+)
 def test_vectors_probes_and_autoencoders_do_the_same_in_a_disguise(option):
     a, b, g = turned_pair(option)
     shapes = {name: parameter.shape for name, parameter in a.named_parameters()}

@@ -95,7 +95,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=[pytest.mark.full] * (way not in ("parts", "rates", "permutation, Muon", "untied")))
+        for way in WAYS
+    ],
+)
 def test_it_is_kept_in_every_way(data, kept, files, tmp_path, way):
     report = pretrain(data, tmp_path, **CALM | {"symmetry": files["symmetric"]} | WAYS[way])
     assert report.symmetry_distance < KEPT and report.losses[0] - report.losses[-1] > 0.1
