@@ -34,6 +34,8 @@ Tick = Callable[[list[float]], None]
 NARROW = 24
 # Models as near as this after one sweep have found all of their heads and neurons.
 NEAR = 1e-2
+# Narrower streams lose more by sharing their products among threads than they gain.
+WIDE = 2048
 # Algebra in the working precision loses so many units in the last place on its way through a few matrix products.
 ALGEBRA = 100.0
 
@@ -264,7 +266,8 @@ def search_layers(
                 bar.set_postfix_str(f"distance {distances[-1]:.3g}")
 
         limits = max_sweeps, tolerance, tick
-        found = _search(a, b, dtype, UNPAIRED, *limits)
+        with one_thread(b.config.hidden_size < WIDE):
+            found = _search(a, b, dtype, UNPAIRED, *limits)
         if dtype == torch.float64 and found.distances[-1] < EXACT:
             # The short length costs digits, and without rounding between the models nothing speaks for it.
             exact = _search(a, b, dtype, 1.0, *limits)
