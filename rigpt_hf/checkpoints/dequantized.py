@@ -60,7 +60,7 @@ def dequantized(
     if package is None:
         raise ValueError(
             f"`{argument}` must hold weights, or codes of {', '.join(PACKAGES)}, which can be decoded, got "
-            f"{str(source)!r} quantized by {method!r}. Give the model that was quantized."
+            f"{str(source)!r}, whose `quantization_config` says {method!r}. Give the model that was quantized."
         )
     if not _is_installed(package):
         raise ValueError(

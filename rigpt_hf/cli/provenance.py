@@ -117,7 +117,7 @@ def identify(
         rigpt identify suspect --against fingerprints
     """
     from ..symmetry.fingerprint import fingerprint as fingerprint_of
-    from ..symmetry.fingerprint import nearest_of
+    from ..symmetry.fingerprint import fingerprints_in, nearest_of
     from ..symmetry.rates import in_words, related
 
     if nearest < 1:
@@ -125,6 +125,8 @@ def identify(
     if not against.is_dir():
         raise ValueError(f"`against` must be a folder of fingerprints, got {str(against)!r}. Make it first.")
     found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
+    if others := fingerprints_in(against)[1]:
+        say([f"{len(others)} files of {against} hold no fingerprint, or a damaged one, such as {others[0].name}."])
     table = Table("fingerprint", "of", "class", "distance", "", title=f"Nearest to {source}")
     for path, one, distance in found:
         verdict = "relative" if distance < related() else "unrelated"

@@ -126,6 +126,15 @@ def is_fingerprint(path: str | Path) -> bool:
         return False
 
 
+def fingerprints_in(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files of a folder that hold fingerprints, and all others, such as ones that were cut."""
+    found: tuple[list[Path], list[Path]] = ([], [])
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file():
+            found[not is_fingerprint(path)].append(path)
+    return found
+
+
 def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> list[tuple[Path, Fingerprint, float]]:
     """
     The nearest fingerprints in a folder, with their distances, the nearest first.
@@ -135,11 +144,8 @@ def nearest_of(fingerprint: Fingerprint, folder: str | Path, count: int = 5) -> 
     Raises:
         ValueError: if there is no fingerprint in the folder, or one is damaged.
     """
-    paths, parts = [], []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and is_fingerprint(path):
-            paths.append(path)
-            parts.append(Fingerprint.load(path, coarse=True).sketches)
+    paths, _ = fingerprints_in(folder)
+    parts = [Fingerprint.load(path, coarse=True).sketches for path in paths]
     if not paths:
         raise ValueError(
             f"`folder` must hold fingerprints, got {str(folder)!r}, which has none. `rigpt fingerprint MODEL --output "

@@ -28,7 +28,7 @@ def in_words(distance: float) -> str:
     known = table()
     row = min(bisect_left(known["distance"], distance), len(known["distance"]) - 1)
     share, total = known["independent"][row], known["independent_pairs"]
-    by_model, by_pair = (known[f"independent_upper_{name}"][row] for name in ("by_model", "by_pair"))
+    by_model, by_pair = known["independent_upper"][row], known["independent_upper_by_pair"][row]
     farther = {kind: 1 - shares[row] for kind, shares in known["derived"].items()}
     missed = sum(part * known["derived_pairs"][kind] for kind, part in farther.items())
     derived = sum(known["derived_pairs"].values())
