@@ -155,7 +155,7 @@ class TestRefused:
 
     def test_codes_that_nobody_decodes_here(self, tmp_path):
         folder = self.quantized(tmp_path, quant_method="awq", bits=4)
-        with pytest.raises(ValueError, match="must hold weights, or codes of bitsandbytes, torchao, .* by 'awq'"):
+        with pytest.raises(ValueError, match="must hold weights, or codes of bitsandbytes, torchao, .* says 'awq'"):
             open_model(folder)
 
     def test_a_class_that_does_not_convert(self, tmp_path):
