@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from rigpt_hf.checkpoints.read import load_gguf, load_tokenizer
 from rigpt_hf.extras import MissingPackage
@@ -60,7 +59,7 @@ class RealZoo(Zoo):
         if base == TRAINED:
             return model
         torch.manual_seed(base.seed)
-        return AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).to(model.dtype).eval()
+        return type(model)(copy.deepcopy(model.config)).to(model.dtype).eval()
 
 
 def measure_real(cache: Path, names: list[str]) -> list[dict[str, Any]]:
