@@ -2,7 +2,7 @@
 
 import torch
 
-from ..checkpoints.opened import OpenedModel
+from ..checkpoints.opened import OpenedModel, finest_dtype
 from ..configuration_rigpt import RiGPTConfig
 from .action import GaugeTransformation
 from .alignment import UNPAIRED, Search
@@ -31,11 +31,13 @@ def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[to
 def precision_of(model: OpenedModel) -> torch.dtype:
     """The coarsest dtype that holds all weights of a model, as they are stored: a conversion may have folded them."""
     weights = model.weights if model.stored is None else model.stored.weights()
-    left = list(PRECISIONS)
-    for name, dtype in weights.dtypes.items():
-        if dtype.is_floating_point and left:
-            tensor = weights.read(name)
-            left = [dtype for dtype in left if _holds(dtype, tensor)]
+    stored = {name: dtype for name, dtype in weights.dtypes.items() if dtype.is_floating_point}
+    finest, left = finest_dtype(stored), list(PRECISIONS)
+    for name in stored:
+        if not left or left[0] == finest:  # which holds them all
+            break
+        tensor = weights.read(name)
+        left = [dtype for dtype in left if _holds(dtype, tensor)]
     return left[0] if left else torch.float64
 
 

@@ -21,7 +21,7 @@ from ..frames import is_choice_of_frames, layer_of, table_of
 from ..table import STREAMS
 from .action import GaugeTransformation
 from .alignment import EXACT, FOUND, UNPAIRED, Search, one_thread
-from .balance import balance
+from .balance import PASSES, balance
 from .contraction import UNBALANCED, View, Weights, decomposable
 from .local_frames import along, flattening, without_transports
 
@@ -94,12 +94,14 @@ class Balanced:
 
     Args:
         model: The model.
-        unpaired: As for [`balance`].
+        unpaired, passes: As for [`balance`].
         dtype: What a block is balanced in, once it is known how.
     """
 
-    def __init__(self, model: OpenedModel, unpaired: float = UNPAIRED, dtype: torch.dtype = torch.float64):
-        self.model, self.unpaired, self.dtype, self.table = model, unpaired, dtype, table_of(model.config)
+    dtype = torch.float64
+
+    def __init__(self, model: OpenedModel, unpaired: float, passes: int):
+        self.model, self.unpaired, self.passes, self.table = model, unpaired, passes, table_of(model.config)
         self.blocks = blocks_of(list(model.weights.shapes))
         transports = {name: model.weights.read(name) for name in self.table.transports if name in model.weights.shapes}
         self.flat = flattening(model.config, transports)
@@ -114,7 +116,7 @@ class Balanced:
         raw = self.raw(block)
         if block not in self.steps:
             with one_thread(block is not ENDS):
-                self.steps[block], made = balance(self.model.config, raw, unpaired=self.unpaired, flat=self.flat)
+                self.steps[block], made = balance(self.model.config, raw, self.passes, self.unpaired, self.flat)
             return made
         return self.steps[block].state_dict({name: tensor.to(self.dtype) for name, tensor in raw.items()}, self.dtype)
 
@@ -277,7 +279,9 @@ def search_layers(
 
 
 def _search(a: OpenedModel, b: OpenedModel, dtype: torch.dtype, unpaired: float, *limits: Any) -> Found:
-    ours, theirs = Balanced(a, unpaired), Balanced(b, unpaired)
+    # One pass has more digits than float32.
+    passes = PASSES if dtype == torch.float64 else 1
+    ours, theirs = Balanced(a, unpaired, passes), Balanced(b, unpaired, passes)
     power = 0 if dtype == torch.float64 else _power(ours, theirs)
     if power:
         dtype = torch.float64

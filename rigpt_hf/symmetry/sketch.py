@@ -115,25 +115,25 @@ def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt:
         if any(table.role_on(name, kind) == "reads" for kind in ("lexical", "entry")) and _is_inward(table, name):
             inward = read(name).double() if inward is None else read(name).double() @ inward
 
-    def vectors(rows: torch.Tensor) -> torch.Tensor:
-        return rows.double() if inward is None else rows.double() @ inward.T
-
-    lengths = torch.cat([vectors(rows).norm(dim=1) for rows in tokens.split(CHUNK)])
     # A row that dwarfs all others, say of a token that is never used, must not be all that a probe is made of.
-    shares = (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
-    mean, sums, gram = 0.0, 0.0, 0.0
     starts = range(0, len(tokens), CHUNK)
+    lengths = torch.cat([_into(inward, rows.double()).norm(dim=1) for rows in tokens.split(CHUNK)])
+    shares = (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
+    mean = torch.stack([shares[i : i + CHUNK].T @ tokens[i : i + CHUNK].double() for i in starts]).sum(0) / len(tokens)
+    sums, gram = mean.new_zeros(probes, mean.shape[1]), mean.new_zeros(mean.shape[1], mean.shape[1])
     for start in starts:
-        rows = vectors(tokens[start : start + CHUNK]) * shares[start : start + CHUNK]
-        mean = mean + rows.sum(dim=0) / len(tokens)
-    for start in starts:
-        rows = vectors(tokens[start : start + CHUNK]) * shares[start : start + CHUNK] - mean
-        sums = sums + signs(start, len(rows), probes, salt).T @ rows
+        rows = tokens[start : start + CHUNK].double() * shares[start : start + CHUNK] - mean
+        sums += signs(start, len(rows), probes, salt).T @ rows
         if start < ROWS * rows.shape[1]:
-            gram = gram + rows.T @ rows
-    values, directions = torch.linalg.eigh(gram)
-    dual = (sums @ directions / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ directions.T
+            gram += rows.T @ rows
+    values, directions = torch.linalg.eigh(_into(inward, _into(inward, gram).T))
+    dual = (_into(inward, sums) @ directions / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ directions.T
     return dual / dual.norm(dim=1, keepdim=True)
+
+
+def _into(inward: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of the tokens' own frame in that of the stream, into which `inward` leads, if it is another."""
+    return rows if inward is None else rows @ inward.T
 
 
 def _is_inward(table: Table, name: str) -> bool:

@@ -10,8 +10,8 @@ from torch import nn
 
 from rigpt_hf import RiGPTForCausalLM
 from rigpt_hf.checkpoints import weights as weights_module
-from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME
-from rigpt_hf.checkpoints.logits import random_input_ids
+from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, compare
+from rigpt_hf.checkpoints.logits import random_input_ids, record_logits
 from rigpt_hf.checkpoints.weights import weights_sha256
 from rigpt_hf.conversion import Certificate, CertificateError, certify, convert_checkpoint, convert_model
 from rigpt_hf.conversion import plan as plan_module
@@ -91,10 +91,22 @@ def test_dead_models_certify_nothing():
         certify(source, source, tokens(2, 10))
 
 
-def test_different_vocabularies_cannot_be_compared():
+def test_records_of_different_vocabularies_cannot_be_compared():
+    ids = tokens(1, 5, vocab_size=40)
+    records = [record_logits(stock_model("gpt2", **sizes), ids) for sizes in ({}, {"vocab_size": 40})]
     with pytest.raises(ValueError, match="logits of the same shape"):
-        small = stock_model("gpt2", vocab_size=40)
-        certify(stock_model("gpt2"), small, tokens(1, 5, vocab_size=40))
+        compare(*records, ids)
+
+
+def test_tokens_that_one_model_has_alone_are_left_out():
+    source, padded = stock_model("gpt2"), stock_model("gpt2")
+    padded.resize_token_embeddings(source.config.vocab_size + 7, mean_resizing=False)
+    certificate = certify(source, padded)
+    assert certificate.passed
+    assert certificate.inputs["checked"]["tokens of the vocabulary"][1] == source.config.vocab_size
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[3] += 0.1
+    assert not certify(source, padded).passed
 
 
 def test_the_round_trip_through_json(tmp_path):
