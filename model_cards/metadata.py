@@ -78,7 +78,7 @@ class AuthorMetadata:
     base_model: str | None = None
     """Id on the Hub of the model that this one comes from."""
     authors: str | None = None
-    """Who made it."""
+    """Its makers."""
     intended_use: str | None = None
     """The tasks that it is for."""
     limits: str | None = None
@@ -125,7 +125,7 @@ class SymmetryMetadata:
     shown: list[str]
     """Some of them."""
     distance: float
-    """Of the weights from having it, as a share of their norm."""
+    """Distance of the weights from having it, as a share of their norm."""
     error: float
     """Largest difference that relabelling makes to log-probabilities, in nats."""
     holds: bool

@@ -48,7 +48,7 @@ class TrainingMetadata:
 
     steps: int
     tokens: int
-    """That were trained on, repetitions counted."""
+    """Tokens that were trained on, repetitions counted."""
     batch_size: int
     context: int | None
     optimizer: str
@@ -61,7 +61,7 @@ class TrainingMetadata:
     source: str | None
     """Where the text came from."""
     seconds: float | None
-    """That all steps took, without validation and checkpoints."""
+    """Seconds that all steps took, without validation and checkpoints."""
     start: str | None
     """The model that the run started from; nothing if from random weights."""
     timed: int | None = None

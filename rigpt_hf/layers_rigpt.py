@@ -1,4 +1,4 @@
-"""What layers may differ in: how far back they see, whether and how positions turn their heads, and experts."""
+"""Differences between layers: how far back they see, whether and how positions turn their heads, and experts."""
 
 import copy
 from collections.abc import Mapping

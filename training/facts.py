@@ -1,4 +1,4 @@
-"""What a run is made of (settings, data, versions), compared with what it was when it was started."""
+"""The facts that make a run (settings, data, versions), compared with what it was when it was started."""
 
 import json
 from collections.abc import Iterator

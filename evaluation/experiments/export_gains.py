@@ -1,4 +1,4 @@
-"""What the gains of an exported stock model do for rounding: `python -m evaluation.experiments.export_gains --help`.
+"""Gains of an exported stock model help rounding: `python -m evaluation.experiments.export_gains --help`.
 
 The gains of a norm are free: what reads it can be divided by them. `export_model` takes those that make columns of its
 readers alike, as powers of two; with gains of 1 columns keep their sizes, and a long one costs its neighbours their

@@ -111,7 +111,7 @@ def write_synthetic(folder: Path, size: dict[str, int]) -> None:
 
 
 def cost(size: dict[str, int]) -> dict[str, float]:
-    """What the fingerprint of a checkpoint of this size takes."""
+    """The cost of a fingerprint of a checkpoint of this size."""
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic(Path(folder), size)
         said = subprocess.run(python("-c", CHILD, folder), capture_output=True, text=True, check=True).stdout
@@ -167,7 +167,7 @@ ATTACKS = {
 def descend(
     attack: Attack, models: dict[str, nn.Module], windows: torch.Tensor, options: Options, progress: Callable[[], Any]
 ) -> nn.Module:
-    """What the descent makes of a copy of the model that it begins with."""
+    """The result of the descent from a copy of the model that it begins with."""
     model = copy.deepcopy(models[attack.start]).train()
     probes = fingerprint(models["A"]).sketches.shape[-1]
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
@@ -192,7 +192,7 @@ def fresh_distance(a: nn.Module, b: nn.Module) -> float:
 
 
 def limits(options: Options, progress: Progress) -> dict[str, Any]:
-    """What an optimizer makes of a fingerprint."""
+    """The model that an optimizer makes of a fingerprint."""
     settings = merging.Options(steps=options.steps)
     tokens, vocabulary, what = merging.obtain_tokens(settings, progress)
     config, rows = settings.config(vocabulary), split(tokens, settings.context)

@@ -37,7 +37,7 @@ SYMMETRIC = ", symmetric"
 
 @dataclass(frozen=True)
 class Options:
-    """Whose steps are timed, and how often."""
+    """The recipes whose steps are timed, and how often."""
 
     only: Annotated[
         list[str], {"help": f"Some of: {', '.join(CANDIDATES)}; separated by commas; ratios are to the first."}

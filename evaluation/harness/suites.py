@@ -35,7 +35,7 @@ class TextOptions:
     """How many documents are read at most; windows of a .bin file. A .txt file is one document unless it has
     `<|endoftext|>` between several; each row of JSONL or parquet is one."""
     split: str = "test"
-    """Of a data set on the Hub."""
+    """Revision of a data set on the Hub."""
     name: str | None = None
     """Configuration of a data set on the Hub."""
     revision: str | None = None
@@ -53,7 +53,7 @@ class Task:
     metric: str
     """Which measure."""
     name: str = ""
-    """What to call it; the measure if not given."""
+    """Its name; the measure's if not given."""
     documents: int | None = None
     """How many of the suite's documents are read; all if not given."""
     examples: int = 200

@@ -1,4 +1,4 @@
-"""What the disk has to do with it: full disks, folders above, temporary names, and names that replace nothing."""
+"""The disk under a checkpoint: full disks, folders above, temporary names, and names that replace nothing."""
 
 import ctypes
 import errno

@@ -1,4 +1,4 @@
-"""What a `config.json` may say: possible values for every kind of field, and nothing of how the library runs."""
+"""The limits of a `config.json`: possible values for every kind of field, and nothing of how the library runs."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What killed processes have left under temporary names, and how it goes."""
+"""Leftovers of killed processes under temporary names, and how they go."""
 
 import functools
 import logging

@@ -58,7 +58,7 @@ class Stored:
 
 
 class Conversion(Protocol):
-    """What the room above gives: the reader of single files, and the way from a stock model to a RiGPT."""
+    """Functions that the room above gives: the reader of single files, and the way from a stock model to a RiGPT."""
 
     def read_file(self, path: Path, argument: str) -> Any: ...
 

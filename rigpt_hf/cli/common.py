@@ -148,7 +148,7 @@ def save_facts(facts: dict[str, dict], folder: Path) -> None:
 
 
 def say(notes: Iterable[str]) -> None:
-    """What must be said of models beside the results."""
+    """Remarks on models that must stand beside the results."""
     for note in notes:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
 

@@ -230,7 +230,7 @@ def certified(a: Any, b: Any, seed: int) -> Any:
 
 
 def show_distances(comparison: Any, console: Console) -> None:
-    """What the search left, part by part, and what it turned."""
+    """The distances that the search left, part by part, and the frames that it turned."""
     table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding")
     table.title = "Relative distances"
     comparison.layers.name, comparison.total.name = "all layers", "all"

@@ -318,7 +318,7 @@ def merge(
 
 
 def learned_and_held_out(source: Any, text: Path, steps: int) -> tuple[Any, Any]:
-    """What an alignment is to be learned on, and the token ids `[windows, seq]` of the text that it never sees."""
+    """The text that an alignment is learned on, and the token ids `[windows, seq]` of the text that it never sees."""
     import torch
 
     from ..checkpoints.logits import longest_of

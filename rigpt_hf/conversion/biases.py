@@ -1,4 +1,4 @@
-"""What a stock class has no place for, on the way back to it: biases of some maps, and heads in an order of ours."""
+"""Biases that a stock class has no place for, and heads in an order of ours, on the way back to stock."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who learns: stock GPT-2, RiGPT, and RiGPT that carries a symmetry of its data or sees it by augmentation."""
+"""The learners: stock GPT-2, RiGPT, and RiGPT that carries a symmetry of its data or sees it by augmentation."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

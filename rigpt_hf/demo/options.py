@@ -18,7 +18,7 @@ class DemoOptions:
     """The options of `rigpt demo`."""
 
     about: Annotated[Literal["rotation", "symmetry"], {"argument": True, "show_default": False}] = "rotation"
-    """What is shown: a model that is turned (if nothing is named), or three that learn from data with a symmetry."""
+    """The demo: a model that is turned (if nothing is named), or three that learn from data with a symmetry."""
     output: Annotated[Path | None, WRITES, is_free, {"show_default": "runs/demo, or runs/demo-symmetry"}] = None
     """Folder for the report, and for the model that is turned."""
     model: Annotated[str | None, READS, is_model, PANEL] = None
@@ -30,9 +30,9 @@ class DemoOptions:
     steps: Annotated[int | None, {"show_default": "600, or 400 of each"}] = None
     """Training steps."""
     seed: int = 0
-    """Of everything that is drawn: the order of the data, the training, the rotation, the sampled text."""
+    """Seed of everything that is drawn: the order of the data, the training, the rotation, the sampled text."""
     prompt: Annotated[str | None, {"show_default": "depends on the model"}, PANEL] = None
-    """What the models continue."""
+    """Beginning of the text that the models continue."""
     points: Annotated[int, PANEL] = 9
     """Points on the way from the identity to the rotation."""
     force: bool = False

@@ -33,7 +33,7 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
 
 
 def _draw_parts(panel: Any, parts: Sequence[Part]) -> None:
-    """What is left of every part, beside what was there before and what rounding explains."""
+    """The distance left in every part, beside the distance before and what rounding explains."""
     places = list(range(len(parts)))
     smallest = min(
         [part.distance for part in parts if part.distance] + [part.rounding for part in parts if part.rounding] + [1.0]

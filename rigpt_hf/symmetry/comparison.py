@@ -158,7 +158,7 @@ def _search(result: Comparison, a: OpenedModel, b: OpenedModel, progress: bool) 
 
 
 def search_between(a: OpenedModel, b: OpenedModel, progress: bool = False) -> Found:
-    """What brings A nearest to B, two models of one configuration, in the precision of the finer."""
+    """The transformation that brings A nearest to B, two models of one configuration, in the finer precision."""
     finer = torch.promote_types(torch.promote_types(a.stored_dtype, b.stored_dtype), torch.float32)
     return search_layers(a, b, finer, max_sweeps=SWEEPS, progress=progress)
 

@@ -1,4 +1,4 @@
-"""What distances are to be expected between two models: unaligned, and by rounding alone."""
+"""Distances to be expected between two models: unaligned, and by rounding alone."""
 
 import torch
 

@@ -122,7 +122,7 @@ class Balanced:
 
     @property
     def transformation(self) -> GaugeTransformation:
-        """What balances all blocks."""
+        """The transformation that balances all blocks."""
         return merged(self.model.config, self.steps.values())
 
 
@@ -158,7 +158,7 @@ class LayeredSearch:
         self.rotation = torch.eye(config.hidden_size, dtype=torch.float64)[None]
 
     def step(self, block: Block) -> GaugeTransformation:
-        """What the search has found for a block."""
+        """The transformation that the search has found for a block."""
         turn = GaugeTransformation(self.config, along(self.table, self.rotation))
         return merged(self.config, [self.steps[block], turn])
 

@@ -24,7 +24,7 @@ def related() -> float:
 
 
 def in_words(distance: float) -> str:
-    """What the experiment says of pairs whose fingerprints are as near as this."""
+    """The experiment's rates for pairs whose fingerprints are as near as this."""
     known = table()
     row = min(bisect_left(known["distance"], distance), len(known["distance"]) - 1)
     share, total = known["independent"][row], known["independent_pairs"]

@@ -226,7 +226,7 @@ class Origin:
 
     @property
     def seed(self) -> int:
-        """Of what is drawn while something is made from it."""
+        """Seed of what is drawn while something is made from it."""
         return self.base.seed
 
     @property

@@ -87,7 +87,7 @@ SHAPES: dict[str, Callable[[Size, int, int], Any]] = {"gpt2": make_gpt2, "llama"
 
 
 class Role(NamedTuple):
-    """What a model of a group learns, and which of the group is its teacher, if one is."""
+    """The text that a model of a group learns, and which of the group is its teacher, if one is."""
 
     data: str = DOCUMENTATION
     teacher: int | None = None
@@ -112,7 +112,7 @@ class Base:
 
     @property
     def role(self) -> Role:
-        """What it learns, and from whom."""
+        """Its text and its teacher."""
         return ROLES[self.index]
 
     @property
@@ -122,7 +122,7 @@ class Base:
 
     @property
     def seed(self) -> int:
-        """Of its initial weights: the same wherever it is trained, and another for every name."""
+        """Seed of its initial weights: the same wherever it is trained, and another for every name."""
         return crc32(self.name.encode())
 
     @property

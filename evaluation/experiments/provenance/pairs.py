@@ -34,7 +34,7 @@ class Specimen:
 
     @property
     def kind(self) -> str:
-        """What was done."""
+        """The kind of derivation."""
         return DISGUISED if self.derivation is None else DERIVATIONS[self.derivation].kind
 
     @property

@@ -170,7 +170,7 @@ def as_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def verdict(name: str, of: Mapping[str, Any]) -> str:
-    """What the thresholds of one half say of the other, in a line."""
+    """The errors of one half's thresholds on the other half, in a line."""
     falsely, missed = of["false_accusations"], of["missed"].values()
     return (
         f"{name}: {falsely['count']} of {falsely['total']} independent pairs accused, a rate of at most "

@@ -167,7 +167,7 @@ def choose_threshold(pairs: Sequence[Scored]) -> float:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the threshold of each half says of the other: false accusations, and derived pairs that were missed."""
+    """The errors of each half's threshold on the other half: false accusations, and derived pairs that were missed."""
 
     thresholds: tuple[float, float]
     false_accusations: Rate
@@ -201,7 +201,7 @@ def groups(derived: Sequence[Scored]) -> dict[str, list[Scored]]:
 
 
 def named(pair: Scored) -> str:
-    """What was done to B, in words."""
+    """The derivation of B, in words."""
     return f"{pair.kind}: {pair.strength}" + (
         ", then disguised" if pair.disguised and pair.kind != "disguised" else ""
     )

@@ -63,7 +63,7 @@ class RealZoo(Zoo):
 
 
 def measure_real(cache: Path, names: list[str]) -> list[dict[str, Any]]:
-    """What statistics say of the trained model and what is made from it, and of random weights."""
+    """The statistics of the trained model beside what is made from it, and beside random weights."""
     measurements = Measurements(RealZoo(cache), names)
     made = [Specimen(TRAINED, disguised=True)]
     made += [Specimen(TRAINED, name, disguised) for name in DERIVED for disguised in (False, True)]

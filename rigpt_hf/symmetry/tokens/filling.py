@@ -1,4 +1,4 @@
-"""What the frames of a model are filled with: which parts of a representation, and how often each."""
+"""The contents of the frames of a model: which parts of a representation, and how often each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -67,12 +67,12 @@ class Point:
     shift: torch.Tensor | None
 
     def reading(self, tensor: torch.Tensor, at: int) -> torch.Tensor:
-        """What reads here along its axis `at`."""
+        """A tensor that reads here along its axis `at`, carried over."""
         self.check(tensor, at)
         return self.axes.reading(self.reader, tensor, at).to(tensor.dtype)
 
     def writing(self, tensor: torch.Tensor, at: int, place: bool = False) -> torch.Tensor:
-        """What is added here along its axis `at`; `place`: a hidden state itself, not a difference of two."""
+        """A tensor added here along its axis `at`, carried over; `place`: a hidden state, not a difference of two."""
         self.check(tensor, at)
         wide = tensor.to(torch.float64)
         if place and self.shift is not None:
