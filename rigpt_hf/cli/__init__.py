@@ -14,9 +14,10 @@ from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
 from .lab import lab
 from .measures import charges
+from .merging import merge
 from .provenance import diff, fingerprint, identify
 from .publishing import publish
-from .symmetry import canonicalize, merge, rotate
+from .symmetry import canonicalize, rotate
 from .transport import transport
 
 
