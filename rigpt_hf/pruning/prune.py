@@ -1,6 +1,6 @@
 """Fewer neurons, heads and dimensions of heads: a smaller RiGPT, fitted to the function of the larger."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..configuration_rigpt import RiGPTConfig, rotary_frequencies
-from ..frames import FrameKey, refuse_shared_frames, table_of
+from ..frames import FrameKey, layer_of, refuse_shared_frames, table_of
 from ..layers_rigpt import is_turned, of_layer
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..symmetry.contraction import decomposable, weights_of
@@ -85,15 +85,16 @@ class Sizes:
 @torch.no_grad()
 @decomposable()
 def prune(
-    model: RiGPTForCausalLM, moments: Mapping[str, torch.Tensor], sizes: Sizes, progress: bool = False
+    model: RiGPTForCausalLM, moments: Iterable[Mapping[str, torch.Tensor]], sizes: Sizes, progress: bool = False
 ) -> RiGPTForCausalLM:
     """
     A smaller model: what a part would have written is fitted by what stays, with the moments as the measure.
 
     Args:
         model (`RiGPTForCausalLM`): stays as it is.
-        moments (`Mapping[str, torch.Tensor]`): second moments `[n, n]` of the inputs of linear maps, by the names of
-            their modules: of `o_proj`, and of `down_proj` for neurons, of `q_proj` and `k_proj` for ranks.
+        moments (`Iterable[Mapping[str, torch.Tensor]]`): second moments `[n, n]` of the inputs of linear maps, by the
+            names of their modules, of one layer after the other as [`moments_by_layer`] gives them, or of several
+            together: of `down_proj` for neurons, of `o_proj` for heads and ranks, of `q_proj` and `k_proj` for ranks.
         sizes (`Sizes`): what goes.
         progress (`bool`, defaults to `False`): show a progress bar.
 
@@ -105,21 +106,17 @@ def prune(
     """
     sizes.check(model.config)
     weights = weights_of(model)
-    pruning = _Pruning(model.config, weights, moments, sizes)
-    gone = int(sizes.neurons * model.config.intermediate_size)
-    with tqdm(total=model.config.num_hidden_layers, desc="Pruning", unit="layer", disable=not progress) as bar:
-        for layer in range(model.config.num_hidden_layers):
-            if sizes.heads:
-                pruning.heads(layer, sizes.heads)
-            if sizes.rank is not None:
-                pruning.rank(layer, sizes.rank)
-            if gone:
-                pruning.neurons(layer, gone)
-            bar.update()
-    smaller = RiGPTForCausalLM(pruning.config(gone)).to(model.dtype)
-    missing = smaller.load_state_dict(weights, strict=False).missing_keys
-    tied = set(smaller.all_tied_weights_keys)
-    assert not set(missing) - tied, missing
+    pruning = _Pruning(model.config, weights, sizes)
+    left = dict.fromkeys(range(model.config.num_hidden_layers))
+    with tqdm(total=len(left), desc="Pruning", unit="layer", disable=not progress) as bar:
+        for part in moments:
+            for layer in [layer for layer in left if any(layer_of(f"{name}.weight") == layer for name in part)]:
+                del left[layer]
+                pruning.layer(layer, part)
+                bar.update()
+    if left:
+        raise ValueError(f"`moments` must be of every layer, got none of layer {next(iter(left))}. Calibrate again.")
+    smaller = made(pruning.config(), weights, model.dtype)
     smaller.generation_config = model.generation_config
     return smaller.train(model.training)
 
@@ -127,11 +124,22 @@ def prune(
 class _Pruning:
     """Weights of a model, in float64, that get smaller layer by layer."""
 
-    def __init__(self, config: RiGPTConfig, weights: Weights, moments: Mapping[str, torch.Tensor], sizes: Sizes):
+    def __init__(self, config: RiGPTConfig, weights: Weights, sizes: Sizes):
         self.source, self.table, self.weights, self.sizes = config, table_of(config), weights, sizes
-        self.given = moments
         self.query_heads, self.key_value_heads = config.num_attention_heads, config.num_key_value_heads
         self.own = self.query_heads == self.key_value_heads  # every query head has keys and values of its own
+        self.gone = int(sizes.neurons * config.intermediate_size)
+        self.given: Mapping[str, torch.Tensor] = {}
+
+    def layer(self, layer: int, moments: Mapping[str, torch.Tensor]) -> None:
+        """Make a layer smaller."""
+        self.given = moments
+        if self.sizes.heads:
+            self.heads(layer, self.sizes.heads)
+        if self.sizes.rank is not None:
+            self.rank(layer, self.sizes.rank)
+        if self.gone:
+            self.neurons(layer, self.gone)
 
     def moments(self, module: str) -> torch.Tensor:
         """The moments of the inputs of a module."""
@@ -141,14 +149,14 @@ class _Pruning:
             raise ValueError(f"`moments` must be finite, got NaN or infinity in those of {module!r}. Calibrate again.")
         return self.given[module].double()
 
-    def config(self, gone: int) -> RiGPTConfig:
+    def config(self) -> RiGPTConfig:
         """The configuration of the smaller model."""
         heads, rank = self.sizes.heads, self.sizes.rank
         changed: dict[str, Any] = {
             "num_attention_heads": self.query_heads - heads,
             "num_key_value_heads": self.key_value_heads - (heads if self.own else 0),
             "head_dim": self.source.head_dim if rank is None else rank,
-            "intermediate_size": self.source.intermediate_size - gone,
+            "intermediate_size": self.source.intermediate_size - self.gone,
             "token_symmetry": None,
         }
         if rank is not None and any(is_turned(self.source, layer) for layer in range(self.source.num_hidden_layers)):
@@ -244,3 +252,16 @@ class _Pruning:
             return (chosen[:, None] @ blocks).flatten(0, 2)
 
         self.change(key, image)
+
+
+def made(config: RiGPTConfig, weights: Weights, dtype: torch.dtype) -> RiGPTForCausalLM:
+    """A model of some weights; frequencies stay in single precision at least."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = RiGPTForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    assert not set(missing) - set(model.all_tied_weights_keys), missing
+    return model

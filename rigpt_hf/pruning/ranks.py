@@ -1,9 +1,9 @@
 """
 Smaller heads: the maps onto fewer dimensions of queries and keys, and of values, after which least is lost.
 
-A pair of maps `(P, Q)`, each `[R, h]`, takes the place of an element of the head's frame and of its inverse transpose:
-vectors become `P x`, covectors `Q y`, and `Qᵀ P` is the projection that changes least, measured by moments. With `R = h`
-it is a change of frames, to that in which the moments are equal and diagonal.
+A pair of maps `(P, Q)`, each `[R, h]`, takes the place of an element of the head's frame and of its inverse
+transpose: vectors become `P x`, covectors `Q y`, and `Qᵀ P` is the projection that changes least, measured by moments.
+With `R = h` it is a change of frames, to that in which the moments are equal and diagonal.
 """
 
 import torch

@@ -37,7 +37,7 @@ RANKS = [
 NEURONS = ["gelu", "gated", "relu2", "parallel", "post-norm"]
 
 
-def input_moments(model) -> dict[str, torch.Tensor]:
+def input_moments(model) -> list[dict[str, torch.Tensor]]:
     """Second moments of the inputs of all linear maps on some tokens."""
     moments = {}
 
@@ -53,7 +53,7 @@ def input_moments(model) -> dict[str, torch.Tensor]:
     model(tokens(8, 16))
     for handle in handles:
         handle.remove()
-    return moments
+    return [moments]
 
 
 def difference(a, b) -> float:
@@ -227,15 +227,24 @@ class TestElimination:
 def test_sizes_that_cannot_be(option, sizes, message):
     model = model_of(option)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        prune(model, {}, Sizes(**sizes))
+        prune(model, [], Sizes(**sizes))
+
+
+def test_frequencies_stay_in_single_precision():
+    model = model_of("rotary").to(torch.bfloat16)
+    smaller = prune(model, input_moments(model), Sizes(rank=6))
+    assert smaller.dtype == torch.bfloat16
+    assert smaller.model.layers[0].self_attn.rotary_frequencies.dtype == torch.float32
 
 
 def test_moments_that_are_missing_or_not_finite():
     model = model_of("gelu")
-    moments = input_moments(model)
+    (moments,) = input_moments(model)
     name = "model.layers.1.mlp.down_proj"
     with pytest.raises(ValueError, match="`moments` must have those of the inputs of"):
-        prune(model, {key: value for key, value in moments.items() if key != name}, Sizes(neurons=0.2))
+        prune(model, [{key: value for key, value in moments.items() if key != name}], Sizes(neurons=0.2))
+    with pytest.raises(ValueError, match="`moments` must be of every layer, got none of layer 2"):
+        prune(model, [{key: value for key, value in moments.items() if ".2." not in key}], Sizes(neurons=0.2))
     moments[name] = moments[name] * float("nan")
     with pytest.raises(ValueError, match="`moments` must be finite"):
-        prune(model, moments, Sizes(neurons=0.2))
+        prune(model, [moments], Sizes(neurons=0.2))
