@@ -30,6 +30,21 @@ def pytest_configure(config):
         processes.begin()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Of the variants of a test marked `by_default(n)`, n at equal distances run by default, the others as `full`."""
+    variants: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("by_default") and not item.get_closest_marker("full"):
+            variants.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in variants.values():
+        count = several[0].get_closest_marker("by_default").args[0]
+        kept = {index * len(several) // count for index in range(count)}
+        for index, item in enumerate(several):
+            if index not in kept:
+                item.add_marker("full")
+
+
 def pytest_collection_finish(session):
     # Libraries are a million objects that stay, and looking at them again and again a tenth of the time.
     gc.collect()

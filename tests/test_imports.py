@@ -105,6 +105,7 @@ ORDERS = {
         for name, order in ORDERS.items()
     ],
 )
+@pytest.mark.full
 def test_other_libraries_know_it_in_every_order(order, tmp_path):
     done = fresh(order + KNOWN, tmp_path / "model")
     assert done.stdout.strip() == "known", done.stderr[-2000:]
@@ -172,6 +173,7 @@ def test_loading_converting_and_turning_need_no_extra(tmp_path):
         assert f"is needed for this, and not installed. Run `pip install 'rigpt-hf[{extra}]'`." in line, line
 
 
+@pytest.mark.full
 def test_the_demo_needs_no_other_extra(tmp_path):
     others = {name for names in EXTRAS.values() for name in names} - {*EXTRAS["demo"]}
     line = "from rigpt_hf.demo import run, symmetry\nprint(len(symmetry.symmetries()))"

@@ -197,6 +197,7 @@ def test_training_arguments_alone_select_it(tmp_path):
     assert not torch.allclose(a, b)
 
 
+@pytest.mark.full
 def test_the_factory_serves_trainers_without_a_table(tmp_path):
     by_name, by_factory = (tiny_model(dtype=torch.float32) for _ in range(2))
     Trainer(by_name, arguments(tmp_path, optim="equivariant"), train_dataset=Rows()).train()

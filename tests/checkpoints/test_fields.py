@@ -115,6 +115,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
+@pytest.mark.by_default(20)
 def test_impossible_values_are_named_before_weights_are_read(case, folders, tmp_path):
     values, families, words = IMPOSSIBLE[case]
     for family in families:
@@ -172,6 +173,7 @@ RUNNING = (
 
 
 @pytest.mark.parametrize("family", ALL)
+@pytest.mark.by_default(2)
 def test_a_folder_does_not_say_how_the_library_runs(family, folders, tmp_path, monkeypatch):
     """The same outputs by the same backend as without, and nothing is asked of the Hub."""
     ids = torch.arange(12)[None]

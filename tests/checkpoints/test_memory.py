@@ -93,6 +93,7 @@ def save(model_class, config, dtype: torch.dtype, folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", [name if name == "gpt2-float32" else pytest.param(name, marks=pytest.mark.full) for name in CASES]
 )
+@pytest.mark.full
 def test_the_peak_stays_below_the_size_plus_one_gigabyte(name, tmp_path):
     code, model_class, config, dtype = CASES[name]
     save(model_class, config, dtype, tmp_path / "source")

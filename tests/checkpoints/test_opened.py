@@ -33,6 +33,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in FAMILIES]
 )
 @torch.no_grad()
+@pytest.mark.by_default(6)
 def test_a_folder_of_any_family_is_what_it_converts_into(name, tmp_path):
     source, converted = converted_family(name)
     source.save_pretrained(tmp_path)

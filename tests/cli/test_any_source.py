@@ -80,6 +80,7 @@ def test_a_stock_model_turns_and_keeps_its_class_if_asked(done, places, tmp_path
     done("verify", places / "stock", tmp_path / "b")
 
 
+@pytest.mark.full
 def test_canonical_forms_of_two_classes_are_one_model(done, places, tmp_path):
     wide = ("--dtype", "float64")
     done("rotate", places / "stock", tmp_path / "turned", "--frames", "all", *wide)
@@ -106,6 +107,7 @@ def test_diff_sees_through_class_ties_and_padding(rigpt, done, places, tmp_path)
     assert code == 1 and "relative" in out
 
 
+@pytest.mark.full
 def test_merging_stock_models_gives_their_class_back_if_asked(done, places, tmp_path):
     pair = places / "stock", places / "disguise"
     out = done("merge", *pair, tmp_path / "m", "--as-source", "--text", places / "text.txt", "--points", 3)

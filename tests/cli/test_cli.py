@@ -75,6 +75,7 @@ def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
     assert "`SOURCE` must be a folder, an id on the Hub, or one file" in line
 
 
+@pytest.mark.full
 def test_families_are_shown(done):
     """In the width of a terminal no name of a class or an option is cut."""
     out = done("families", columns=80)

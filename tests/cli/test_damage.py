@@ -158,6 +158,7 @@ EVERYWHERE = ("cut weights", "an odd dtype", "no numbers", "a lost shard", "an a
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.by_default(18)
 def test_damage_is_named_in_one_line(damage, folders, answer, tmp_path):
     source, spoil, words = DAMAGED[damage]
     model = copied(folders / source, tmp_path / "model")

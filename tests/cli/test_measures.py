@@ -99,6 +99,7 @@ def test_distances_of_balanced_weights_that_grew_are_explained(rigpt, folders, m
         assert ("Aligned distances are larger here" in out) is explained and "all layers" in out
 
 
+@pytest.mark.full
 def test_files_of_one_verb_appear_together_or_not_at_all(rigpt, folders, tmp_path, monkeypatch):
     """Also where a file of somebody else has appeared when the first of them has its name already."""
     plot, said = pictures.plot_comparison, tmp_path / "said.json"
@@ -155,6 +156,7 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
 
 
+@pytest.mark.full
 def test_an_alignment_is_learned_on_the_text_but_for_its_end(done, folders, tmp_path, monkeypatch):
     """The losses are those of the text's end, the path has a third line, and what was learned is the merged model."""
     drawn, plot, asked = [], pictures.plot_paths, []
@@ -191,6 +193,7 @@ def test_an_alignment_is_learned_on_the_text_but_for_its_end(done, folders, tmp_
     assert not (windows[:, None] == held_out[None]).all(-1).any(), "the end of the text was learned on"
 
 
+@pytest.mark.full
 def test_numbers_that_leave_the_range_are_said_to_be_of_the_model(rigpt, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
     model, source, text = tiny_model(dtype=torch.float32, **OPTIONS), tmp_path / "model", tmp_path / "text.txt"

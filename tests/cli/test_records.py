@@ -47,6 +47,7 @@ def recorded(folder: Path) -> dict | None:
     return json.loads((folder / "config.json").read_text())["token_symmetry"]
 
 
+@pytest.mark.full
 def test_rotate_twice(done, models, tmp_path):
     done("rotate", models / "a", tmp_path / "once", "--frames", "all", "--save-transformation", tmp_path / "g")
     done("rotate", tmp_path / "once", tmp_path / "twice", "--frames", "all", "--seed", 5)

@@ -196,6 +196,7 @@ def test_a_path_that_is_wrong_is_answered_before_anything_is_imported(folders, t
         assert time.perf_counter() - begun < 20
 
 
+@pytest.mark.full
 def test_names_of_wrapped_models_lose_what_stands_in_front(folders, answer, caplog, tmp_path):
     for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
         for source, call in (("rigpt", "rotate"), ("gpt2", "convert")):

@@ -103,6 +103,7 @@ def test_force_replaces_model_and_file(rigpt, folder, tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["merge", "canonicalize"])
+@pytest.mark.by_default(1)
 def test_of_two_at_once_the_later_refuses(verb, rigpt, done, folder, tmp_path, monkeypatch):
     """Also with `--force`: what another has written since the check was not there when it was given."""
     module, name = {"merge": (merging, "merge"), "canonicalize": (symmetry, "canonical_gauge")}[verb]

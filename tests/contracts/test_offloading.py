@@ -22,6 +22,7 @@ SETS = {
 
 @pytest.mark.parametrize("option", SETS)
 @torch.no_grad()
+@pytest.mark.by_default(3)
 def test_offloaded_weights_give_the_same(option, tmp_path):
     model = tiny_model(dtype=torch.float32, **SETS[option])
     expected = model(tokens(2, 7)).logits
@@ -52,6 +53,7 @@ EARLY = {"rotary", "learned-projected", "distance", "value-embeddings", "local-f
 
 @pytest.mark.parametrize("option", sorted(EARLY))
 @torch.no_grad()
+@pytest.mark.by_default(4)
 def test_early_exit_generates_the_same(option, quiet_library):
     model = tiny_model(**ALL[option])
     asked = {"max_new_tokens": 6, "do_sample": False}

@@ -48,6 +48,7 @@ def test_every_architecture_has_a_way_back():
 
 
 @over_variants
+@pytest.mark.by_default(14)
 def test_a_family_comes_back_from_every_frame(name):
     source, converted = converted_family(name)
     scrambled = turned(converted, {"lexical", "output"} if architecture(name) in LEXICAL else "all")
@@ -74,6 +75,7 @@ def test_a_family_comes_back_from_every_frame(name):
 
 
 @over_centred
+@pytest.mark.by_default(8)
 def test_every_tensor_of_a_way_back_matters(name):
     """As for targets that models of our own are exported to; biases of zero are those that a source has not."""
     model, ids = export_model(converted_family(name)[1]), tokens(2, 36)
@@ -209,6 +211,7 @@ class TestNegativeControls:
             ("cohere2", "layer_types", ["full_attention"] * 3),
         ],
     )
+    @pytest.mark.by_default(4)
     def test_a_field_of_the_configuration_with_another_value(self, name, field, value):
         model = convert_model(family_model(name))
         back = export_model(model)
@@ -304,6 +307,7 @@ def test_folders_that_came_back_load_without_the_package(names, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mpt", "bloom"])
+@pytest.mark.by_default(1)
 def test_a_class_without_the_common_word_for_the_longest_sequence(name, tmp_path):
     """Its own, or none at all, as in configurations that were not made here."""
     source = family_model(name, torch.float32)
@@ -400,6 +404,7 @@ def test_biases_that_heads_do_not_share_are_named(name):
 
 @pytest.mark.parametrize("gain", [None, "vector"])
 @over_heads
+@pytest.mark.by_default(4)
 def test_gains_that_heads_share_go_to_a_class_with_those_of_each(name, gain):
     """And gains of 1 where there are none; a class with biases may have them all at 0."""
     converted = converted_family(name)[1]

@@ -27,6 +27,7 @@ def turned(model, frames="all"):
 
 @pytest.mark.parametrize("single", [True, False], ids=["one by one", "together"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe-tied"])
+@pytest.mark.by_default(3)
 def test_both_forms_in_which_checkpoints_store_experts(tmp_path, name, single):
     source, ids = family_model(name), tokens(2, 9)
     source.save_pretrained(tmp_path / "source", save_original_format=single)
@@ -129,6 +130,7 @@ def options_of(name, options):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)], ids=str)
 @pytest.mark.parametrize("name", MOE.values())
+@pytest.mark.by_default(3)
 def test_experts_that_changed_places_few_tokens_or_none_tell(name, dtype):
     """Of 64 experts, many have no token; turned by themselves, and with all other frames."""
     model, ids = convert_model(family_model(name, **options_of(name, MANY)).to(dtype)), tokens(2, 64)
@@ -212,6 +214,7 @@ class TestNegativeControls:
         ["self_attn.q_proj.weight", "mlp.experts.up_proj.weight", "mlp.experts.down_proj.weight", "mlp.gate.weight"],
     )
     @pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt_oss"])
+    @pytest.mark.by_default(6)
     def test_a_wrong_weight(self, name, part):
         self.refused(name, lambda weight: weight.roll(1, -1), part)
 

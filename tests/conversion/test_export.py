@@ -53,6 +53,7 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize("name, frame, fix_ones, dtype", ROUND_TRIPS, ids=str)
+@pytest.mark.by_default(12)
 def test_gpt2_round_trips_through_a_rotation(name, frame, fix_ones, dtype):
     source, converted = converted_pair(name, dtype)
     back = export_model(rotated(converted, frames=("stream",), fix_ones=fix_ones), "gpt2", frame=frame)

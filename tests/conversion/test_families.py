@@ -48,6 +48,7 @@ def test_nothing_of_a_source_does_nothing(name):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @over_families
+@pytest.mark.by_default(47)
 def test_a_family_is_the_same_function(name, dtype):
     certificate = certify(*converted_family(name, dtype), tokens(2, 36))
     print(f"{name}: {certificate.relative_logit_error:.1e}")
@@ -104,6 +105,7 @@ def test_tied_stays_tied(name):
 
 
 @over_kinds
+@pytest.mark.by_default(8)
 def test_generation_with_a_cache_is_generation_without(name):
     ids = tokens(3, 8)
     mask = torch.ones_like(ids)
@@ -120,6 +122,7 @@ def test_generation_with_a_cache_is_generation_without(name):
 
 
 @over_kinds
+@pytest.mark.by_default(8)
 def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
     dtype = torch.bfloat16 if architecture(name) == "gemma" else torch.float32  # which rounds its constant
     source = family_model(name, dtype)

@@ -58,6 +58,7 @@ class TestNegativeControls:
             ("cohere-untied", "lm_head"),
         ],
     )
+    @pytest.mark.by_default(6)
     def test_a_constant_that_is_left_out(self, name, target, monkeypatch):
         assert self.off(name, monkeypatch, {target: {"scale": None, "buffer": None}}) > 0.01
 

@@ -22,6 +22,7 @@ SLIDING_FAMILIES = {architecture(name): name for name in FAMILIES if hasattr(fam
 
 @pytest.mark.parametrize("kind", ["full_attention", pytest.param("sliding_attention", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", SLIDING_FAMILIES)
+@pytest.mark.by_default(6)
 def test_layers_slide_if_the_class_looks_through_a_window(name, kind):
     """Whether `layer_types` decides is a property of the class."""
     options = FAMILIES[name] | {"layer_types": [kind] * 3, "use_sliding_window": True, "sliding_window": 8}

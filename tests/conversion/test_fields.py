@@ -80,6 +80,7 @@ def behaviour(model) -> tuple[dict, list[torch.Tensor]]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}, logits
 
 
+@pytest.mark.full
 def test_a_field_that_is_believed_unread_is_found(monkeypatch):
     entry = ARCHITECTURES["ernie4_5"]
 
@@ -96,6 +97,7 @@ def test_a_field_that_is_believed_unread_is_found(monkeypatch):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in ARCHITECTURES]
 )
+@pytest.mark.by_default(1)
 def test_exactly_what_a_class_reads_is_carried_over(name):
     source, entry = family_model(name), ARCHITECTURES[name]
     shapes, logits = behaviour(source)

@@ -38,6 +38,7 @@ from .programs import (
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.by_default(5)
 def test_a_file_becomes_what_its_program_computes(name, tmp_path):
     path, right, wrong = FILES[name](tmp_path / "source")
     certificate = convert_checkpoint(path, tmp_path / "out", dtype=torch.float64, progress=False)

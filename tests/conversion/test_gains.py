@@ -36,6 +36,7 @@ def turned(model: RiGPTForCausalLM, frames, seed: int = 1) -> RiGPTForCausalLM:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @over_forms
 @pytest.mark.parametrize("name", [*NAMES, "gemma3_text", "olmo2", "olmo3-tied", *OF_EACH, *BIASED])
+@pytest.mark.by_default(9)
 def test_both_forms_are_the_same_function_in_every_frame(name, form, dtype):
     source = family_model(name, dtype)
     converted = convert_model(source, qk_gain=form)

@@ -66,6 +66,7 @@ def relative(logits: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((logits - wanted).abs().max() / wanted.abs().max())
 
 
+@pytest.mark.full
 def test_a_folder_with_a_graph_and_its_certificate(exported):
     out, certificate = exported
     assert {"model.onnx", "model.onnx.data", "export.json", "config.json", "tokenizer.json"} <= contents(out)

@@ -1,5 +1,6 @@
 """What else lists how parameters turn follows from the table of frames."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ STYLES = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
 
 
 @over(SYMMETRIES, ())
+@pytest.mark.by_default(32)
 def test_the_tensor_parallel_plan_is_that_of_heads_and_neurons(option):
     """It travels with checkpoints, which know no table."""
     config = tiny_config(**SYMMETRIES[option])

@@ -24,6 +24,7 @@ def words(ids: torch.Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", ["simple", *HELD_OUT])
+@pytest.mark.by_default(2)
 def test_commands_of_the_test_are_never_trained_on(name):
     commands = Commands(name)
     rows = {words(ids) for ids, _ in zip(*commands.rows, strict=True)}
@@ -72,6 +73,7 @@ def trained(learner: Learner, steps: int = 120, **changes):
     return model, learners.train(learner, model, commands.batches(32, 1), **training), commands
 
 
+@pytest.mark.full
 def test_an_answer_is_right_if_the_model_would_generate_it():
     model, _, commands = trained(Learner(), steps=250)
     asked = commands.kept_back[:24] + commands.test[:24]
@@ -95,6 +97,7 @@ def test_an_answer_is_right_if_the_model_would_generate_it():
         pytest.param("verbs and directions", "permutation", marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_who_carries_a_symmetry_keeps_it(name, kind):
     model, representation, commands = trained(Learner(carries=name, kind=kind), steps=25)
     ids = to_tensors(commands.test[:16])[0]

@@ -25,6 +25,7 @@ def shown(tmp_path_factory):
     return report, output.getvalue()
 
 
+@pytest.mark.full
 def test_the_page_says_what_was_measured(shown):
     report, output = shown
     page = report.read_text()

@@ -45,6 +45,7 @@ CHANGES = ("[]", "7", '"x"', "{}", "null", "", '{"sha256": null, "result": null}
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.by_default(3)
 def test_a_kept_result_that_was_changed_is_not_taken_for_measured(change, world, brief, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(brief, output)

@@ -78,6 +78,7 @@ def seen(axis) -> list[str]:
 
 @pytest.mark.parametrize("metric", MEASURES)
 @pytest.mark.parametrize("name", [pytest.param("RiGPT", marks=pytest.mark.full), LONG], ids=["short", "long"])
+@pytest.mark.by_default(2)
 def test_legends_lie_outside_of_the_axes(metric, name):
     found = picture(json.loads(kept("rigpt").replace('"RiGPT"', json.dumps(name))), metric)
     found.draw_without_rendering()
@@ -199,6 +200,7 @@ def test_a_picture_fills_its_place_and_says_what_it_is():
     assert "aria-label=" in opening and "<desc>" in svg and "<metadata>" not in svg and "http://purl" not in svg
 
 
+@pytest.mark.full
 def test_names_of_pictures_do_not_meet_in_a_page():
     text = page(2)
     names = Counter(re.findall(r'\bid="([^"]+)"', text))
@@ -300,6 +302,7 @@ def test_of_very_many_differences_those_that_hold_are_shown():
     assert points.rows[-1].value is None and points.rows[-1].low == pytest.approx(100 * 0.04 / 1.08, abs=0.1)
 
 
+@pytest.mark.full
 def test_a_model_alone_has_no_overview():
     assert overview(committed(models=1)) == []
     alone, both = page(1), page(2)

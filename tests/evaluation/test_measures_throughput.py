@@ -184,6 +184,7 @@ def test_a_child_process_that_fails_says_so_without_paths(clock, monkeypatch):
     assert found == whole
 
 
+@pytest.mark.full
 def test_the_child_process_runs_nothing_of_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("torch", "yaml", "accelerate"):

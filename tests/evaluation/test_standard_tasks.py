@@ -101,6 +101,7 @@ CODE = {
 
 
 @pytest.mark.parametrize("line", CODE)
+@pytest.mark.by_default(9)
 def test_no_code_of_a_folder_of_tasks_is_run(line, tasks, tmp_path):
     """Neither functions nor classes nor templates; without the line the task is taken."""
     shutil.copytree(tasks[0], tmp_path / "own")

@@ -50,6 +50,7 @@ def flow(request):
 
 
 @pytest.mark.parametrize("solver", ORDERS)
+@pytest.mark.by_default(3)
 def test_solvers_converge_at_their_orders(flow, solver):
     model, interpolation, end = flow
     order, steps = ORDERS[solver]
@@ -112,6 +113,7 @@ def test_the_model_that_follows_the_flow_ends_where_the_trajectory_does(interpol
     assert_same(trajectory(follows, tokens(2, 5), solver="rk4", steps=3, attention_mask=mask)[-1], states[-1])
 
 
+@pytest.mark.by_default(1)
 def test_times_in_between_are_points_of_the_same_path(flow):
     model, interpolation, _ = flow
     settings = {"solver": "dopri5", "interpolation": interpolation}
@@ -274,6 +276,7 @@ def trained_apart(options: dict) -> float:
 
 
 @over(["linear", "linear-dopri5", "adjoint-dopri5"], ["steps", "adjoint", "dopri5"])
+@pytest.mark.by_default(1)
 def test_training_through_every_solver_turns_along(option):
     distance = trained_apart(FLOWS[option])
     print(f"{distance:.1e}")
@@ -342,6 +345,7 @@ def test_local_frames_follow_the_same_flow():
         to_local_frames(tiny_model(**INTERPOLATED), rotations)
 
 
+@pytest.mark.full
 def test_the_figure_shows_the_flow_and_the_orders(monkeypatch):
     fewer = {solver: (*style, steps[1:3]) for solver, (*style, steps) in pictures.SOLVERS.items()}
     monkeypatch.setattr(pictures, "SOLVERS", fewer)

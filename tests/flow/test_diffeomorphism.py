@@ -115,6 +115,7 @@ def test_dopri5_agrees():
 @pytest.mark.parametrize(
     ("space", "strength"), [("linear", lambda t: t), ("nonlinear", lambda t: 1 - t)], ids=["end", "start"]
 )
+@pytest.mark.by_default(1)
 def test_not_the_identity_at_one_end_is_equivariant_and_not_invariant(space, strength):
     f, map, x = FIELDS["nonlinear"], MAPS[space](strength), normal(3, 2)
     assert end_deviation(map, x, 0, 1) > 0.5
@@ -184,6 +185,7 @@ def test_numerical_inverses_agree_with_given_ones(shape):
     assert torch.allclose(image, transform_field(f, given)(t, y), rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.full
 def test_flow_with_numerical_inverses():
     turn = normal(2, 2, seed=3) / 4
     map = SpacetimeMap(clock, lambda t, x: x + hump(t) * torch.sin(x @ turn.T))
@@ -224,6 +226,7 @@ def test_tokens_are_more_coordinates_when_the_map_mixes_them():
     assert flow_difference(flat, mixing, x.flatten(-2), 0, 1, **FINE) <= FLOW
 
 
+@pytest.mark.full
 def test_gradients_of_the_function_stay():
     f, x = Perceptron(), normal(3, 2)
     gradients = [

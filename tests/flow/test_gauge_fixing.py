@@ -79,6 +79,7 @@ def stretch_charge(model) -> float:
 
 
 @over(SEARCHED, STRETCHED)
+@pytest.mark.by_default(1)
 def test_weight_decay_along_the_orbit_ends_at_the_balanced_form(option):
     model = model_of(option)
     start = GaugeTransformation.random(model.config, generator(1), "all")(model)
@@ -181,6 +182,7 @@ def test_decay_along_the_orbit_forgets_charges_as_training_does():
 
 
 @over(["learned", "parallel"], ["squared-distance", "learned-untied-projected", "parallel-mlp-bias"])
+@pytest.mark.by_default(1)
 def test_the_least_norm_of_translations_is_not_at_zero(option):
     model = small_model(option)
     disguised = GaugeTransformation.random(model.config, generator(1), "all")(model)
@@ -289,6 +291,7 @@ def test_the_law_does_not_depend_on_the_loss():
     assert difference > 0.05 * norm(ends[None]), "both losses lead to the same weights"
 
 
+@pytest.mark.full
 def test_training_with_decay_balances_and_training_without_does_not():
     model, text = toy_model(), [toy_text()]
     gaps = {}
@@ -340,6 +343,7 @@ def test_what_is_impossible_is_named():
             follow_decay(toy_model(), **given | settings)
 
 
+@pytest.mark.full
 def test_the_picture(monkeypatch):
     monkeypatch.setattr(pictures, "minimum_norm", lambda member, **_: minimum_norm(member, tolerance=1e-6))
     figure = pictures.plot_gauge_fixing(steps=5)

@@ -15,6 +15,7 @@ QUICK = ("rotate", "card", "prepare", "finetune")
 @pytest.mark.parametrize(
     "index", [pytest.param(index, marks=[pytest.mark.full] * (index >= len(KINDS))) for index in range(FIRST)]
 )
+@pytest.mark.by_default(8)
 def test_bad_input_is_answered_in_one_line_and_changes_nothing(index, tmp_path):
     case = make(SEED, index, tmp_path / "root/work", build())
     verdict = judge.judge(case, tmp_path / "root")

@@ -173,6 +173,7 @@ def test_the_score_modification_of_flex_is_the_eager_score(score, cap, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler
+@pytest.mark.full
 def test_compiled_it_is_the_same():
     model = tiny_model(dtype=torch.float32, **ALIBI)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

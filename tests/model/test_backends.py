@@ -84,6 +84,7 @@ def test_all_backends_of_the_library_are_supported():
     ],
     ids=str,
 )
+@pytest.mark.by_default(2)
 def test_continuous_batches_equal_single_sequences(options, backend):
     if options and "kwargs" not in inspect.signature(PagedAttentionCache.update).parameters:
         pytest.skip("this version of Transformers fills the paged cache behind the score; that is refused")

@@ -93,6 +93,7 @@ def test_a_compiled_static_cache(options):
 
 
 @over_kinds(SECOND)
+@pytest.mark.full
 def test_gradient_checkpointing_compiles(options):
     expected, model = (tiny_model(**(options | {"num_hidden_layers": 2})).train() for _ in range(2))
     recompute_activations(model)
@@ -103,6 +104,7 @@ def test_gradient_checkpointing_compiles(options):
 
 
 @over_kinds(FIRST)
+@pytest.mark.full
 def test_export_with_any_batch_and_length(options):
     model = tiny_model(**(options | {"num_hidden_layers": 2}))
     model.config.use_cache = False

@@ -121,6 +121,7 @@ def apart(a: dict, b: dict) -> float:
 
 
 @pytest.mark.parametrize("interpolation", ["constant", "linear"])
+@pytest.mark.full
 def test_the_adjoint_gives_the_gradient_up_to_the_solver_s_error(interpolation):
     between = {"depth_interpolation": interpolation}
     options = between | {"depth_solver": "dopri5", "depth_rtol": 1e-7, "depth_atol": 1e-9}
@@ -154,6 +155,7 @@ def saved_numbers(model) -> int:
 
 
 @pytest.mark.parametrize("interpolation", ["constant", "linear"])
+@pytest.mark.full
 def test_the_adjoint_s_memory_does_not_grow_with_the_steps(interpolation):
     options = {"depth_solver": "rk4", "depth_interpolation": interpolation}
     kept = {

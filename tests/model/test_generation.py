@@ -53,6 +53,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.by_default(12)
 def test_every_cache_gives_the_same_tokens(model, cache):
     if cache.startswith("offloaded") and not torch.cuda.is_available():
         pytest.skip("offloaded caches move between an accelerator and the host, and there is no accelerator")
@@ -132,6 +133,7 @@ def test_beam_search_needs_no_cache_to_find_the_same(model):
     assert torch.equal(with_cache, model.generate(tokens(2, 7), use_cache=False, **beams))
 
 
+@pytest.mark.by_default(3)
 def test_sampling_is_reproducible(model):
     sampled = GREEDY | {"do_sample": True, "top_k": 20}
     outputs = []
@@ -142,6 +144,7 @@ def test_sampling_is_reproducible(model):
     assert not torch.equal(outputs[0], outputs[2])
 
 
+@pytest.mark.by_default(3)
 def test_an_assistant_changes_nothing(model, quiet_library):
     input_ids = tokens(1, 7)
     expected = without_cache(model, input_ids)
@@ -155,6 +158,7 @@ def test_an_assistant_changes_nothing(model, quiet_library):
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.by_default(6)
 def test_embeddings_may_be_given_instead_of_tokens(model, cache):
     input_ids = tokens(2, 7)
     embeddings = model.get_input_embeddings()(input_ids)

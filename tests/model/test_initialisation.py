@@ -101,6 +101,7 @@ def test_the_law_is_gaussian_hence_the_same_in_every_basis():
     assert abs(excess_kurtosis(uniform)) > 20 * (24 / uniform.numel()) ** 0.5, "the check would not see a uniform law"
 
 
+@pytest.mark.full
 def test_the_orthogonal_law_is_haars():
     """First entries of Haar-orthogonal matrices are symmetric with mean square 1/n; a QR without signs is not."""
     entries = []

@@ -20,6 +20,7 @@ CLASSES = {
 
 
 @over(EACH, [*COVER, *OPTIONS])
+@pytest.mark.by_default(4)
 def test_a_saved_model_is_the_same_model(option, tmp_path):
     model = tiny_model(**ALL[option])
     expected = model(tokens(2, 7)).logits
@@ -78,6 +79,7 @@ def test_the_base_model_is_read_from_and_into_the_heads(tmp_path):
 
 
 @over(EACH, [*COVER, *OPTIONS])
+@pytest.mark.by_default(3)
 def test_weights_that_a_checkpoint_lacks_and_a_model_made_on_the_meta_device_get_their_initial_law(option):
     torch.manual_seed(0)
     options = ALL[option] | {"num_labels": 40}  # with fewer, the classifier has too few weights to know their law
@@ -110,6 +112,7 @@ ON_DISK = {"model.embed_positions", "model.layers.1", "model.layers.2", "model.p
 
 @pytest.mark.parametrize("option", ["learned-projected", "distance"])
 @pytest.mark.parametrize("where", DEVICE_MAPS)
+@pytest.mark.by_default(5)
 def test_device_maps(where, option, tmp_path):
     model = tiny_model(dtype=torch.float32, **OPTIONS[option] | {"embedding_size": 24})
     model.save_pretrained(tmp_path / "model", max_shard_size="30KB")

@@ -97,6 +97,7 @@ def test_keyword_arguments_reach_the_backend(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @over()
+@pytest.mark.by_default(9)
 def test_every_backend_gives_the_same_and_what_it_is_asked_for(option, dtype):
     """Logits with and without padding, gradients, hidden states and attentions, in eager and in sdpa."""
     labels, mask = tokens(2, 7, seed=1), torch.ones(2, 7, dtype=torch.long)
@@ -149,6 +150,7 @@ def test_outputs_as_a_tuple():
 
 
 @over(EACH, [*COVER, *OPTIONS])
+@pytest.mark.by_default(4)
 def test_gradient_checkpointing_changes_no_gradient(option):
     """Tokens go to the layers' tables of values besides the stream, and reentrant checkpoints are choosy."""
     expected = tiny_model(**ALL[option]).train()

@@ -160,6 +160,7 @@ def test_saved_and_loaded_it_is_the_same(form, tmp_path):
     [form if form == "per-head-bias" else pytest.param(form, marks=pytest.mark.full) for form in FORMS],
 )
 @torch.no_grad()  # which flex attention has no backward pass for on a CPU
+@pytest.mark.full
 def test_every_backend_and_the_compiler_say_the_same(form):
     model = tiny_model(dtype=torch.float32, **FORMS[form])
     expected = model(tokens(2, 9)).logits

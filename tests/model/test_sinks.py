@@ -114,6 +114,7 @@ def test_flex_attention_is_the_eager_one(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler
+@pytest.mark.full
 def test_compiled_it_is_the_same():
     model = tiny_model(dtype=torch.float32, **SINKS)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

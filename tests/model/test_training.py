@@ -130,6 +130,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
 
 @every_kind
+@pytest.mark.by_default(1)
 def test_trainer_fine_tunes(options, tmp_path):
     model = tiny_model(dtype=torch.float32, **options)
     before = copy.deepcopy(model.state_dict())

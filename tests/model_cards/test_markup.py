@@ -118,6 +118,7 @@ def plain() -> list[str]:
 
 
 @pytest.mark.parametrize("case", CANARIES)
+@pytest.mark.by_default(8)
 def test_a_card_says_what_it_was_told_and_no_more(case, plain):
     canary = CANARIES[case]
     text = render(everywhere(canary), "me/x")

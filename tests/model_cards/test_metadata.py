@@ -197,6 +197,7 @@ def test_values_that_no_run_or_merge_writes_are_refused(tmp_path):
         assert rule in line and bool(line) is bool(rule), (merged, line)
 
 
+@pytest.mark.full
 def test_a_recorded_symmetry_is_held_against_the_weights(tmp_path, known_invariance):
     symmetry = TokenSymmetry.named("cyclic", [range(5, 10)], 61)
     model = tiny_model(dtype=torch.float32)

@@ -30,6 +30,7 @@ def test_pictures_look_the_same_whatever_the_settings_of_the_user():
 @pytest.mark.parametrize(
     ("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a", b"\x89PNG")]
 )
+@pytest.mark.by_default(2)
 def test_the_format_is_that_of_the_name(name, start, tmp_path):
     assert save(line(), tmp_path / name).read_bytes().startswith(start)
     assert save(line(), tmp_path / "b", "svg").read_bytes().startswith(b"<?xml")

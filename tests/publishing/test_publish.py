@@ -113,6 +113,7 @@ def test_a_rehearsal_lists_the_space_too(hub, folder, rigpt):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_space_shows_the_commit_that_was_published(hub, folder, tmp_path, rigpt):
     for name in ("taken", "mine"):
         hub.put_files(f"spaces/me/{name}", {"app.py": b"print('mine')"})
@@ -194,6 +195,7 @@ def test_a_broken_upload_goes_on_where_it_was(hub, folder, rigpt):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_what_the_hub_refuses(hub, folder, place, rigpt, monkeypatch):
     hub.echo_tokens = True
     gpt2 = json.dumps({"model_type": "gpt2"}).encode()

@@ -13,6 +13,7 @@ from tests.tolerances import SYMMETRY
 
 
 @pytest.mark.parametrize("way", ["publish", "push"])
+@pytest.mark.by_default(1)
 def test_the_record_arrives_with_its_frame(hub, tmp_path, rigpt, way):
     model = tiny_model(dtype=torch.float32)
     chosen = Representation.choose(model.config, TokenSymmetry(61, [[[5, 6, 7]]]))

@@ -373,6 +373,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.by_default(16)
 def test_a_folder_that_is_not_fit_is_refused(case, folder):
     damage, message = REFUSALS[case]
     damage(folder)

@@ -170,6 +170,7 @@ def coarse(monkeypatch):
     monkeypatch.setitem(STYLE, "figure.dpi", 30)
 
 
+@pytest.mark.full
 def test_pictures_are_drawn(views, turned, coarse):
     start = views.at(PROMPT, 0.0)
     drawings = {

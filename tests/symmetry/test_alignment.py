@@ -26,6 +26,7 @@ def fresh_model(seed: int = 0, **options):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_a_disguise_is_recovered(turned, option):
     model, disguised, _ = turned(option)
     found = find_alignment(model, disguised)
@@ -37,6 +38,7 @@ def test_a_disguise_is_recovered(turned, option):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_a_rounded_disguise_is_near(option):
     model = tiny_model(**SHALLOW[option])
     rounded = disguise(model, 2, dtype=torch.bfloat16)
@@ -52,6 +54,7 @@ def test_two_rounded_disguises_are_near(option):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_the_distance_of_a_relative_is_the_noise_between(option):
     model = tiny_model(**SHALLOW[option])
     relative = noisy(model, NOISE)
@@ -63,6 +66,7 @@ def test_the_distance_of_a_relative_is_the_noise_between(option):
 
 
 @over(SEARCHED[1::2], [*SEARCHED, "learned-untied", "untied-projected", "rotary-learned", "squared-distance-partial"])
+@pytest.mark.by_default(1)
 def test_unrelated_models(option):
     """The distance depends on their orbits alone, every sweep comes nearer, and an alignment is consistent."""
     a, b = (tiny_model(seed, **SHALLOW[option]) for seed in (0, 1))
@@ -106,6 +110,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize(("name", "make", "vocab_size"), cases([NARROW[i] for i in (2, 12)], NARROW))
+@pytest.mark.by_default(1)
 def test_tokens_that_do_not_span_the_stream(name, make, vocab_size):
     """The rotation of the stream has to be found from the layers too."""
     model = make(vocab_size=vocab_size, **SHALLOW[name])
@@ -126,6 +131,7 @@ def test_fresh_models(option):
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["trained", "fresh"])
+@pytest.mark.full
 def test_a_converted_gpt2(fresh):
     """Its centred projections leave one direction of token vectors empty, which only exact weights have exactly."""
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ def quadratic_charges(model, name: str) -> dict[str, torch.Tensor]:
 
 
 @over(BROAD, SYMMETRIES)
+@pytest.mark.by_default(10)
 def test_balanced_models_have_no_charge_and_no_translation(turned, option):
     model = turned(option).model
     config, raw = model.config, weights_of(model)
@@ -57,6 +58,7 @@ def test_balanced_models_have_no_charge_and_no_translation(turned, option):
 
 
 @over(BROAD, SYMMETRIES)
+@pytest.mark.by_default(10)
 def test_the_balanced_norm_is_the_least_and_only_a_compact_freedom_is_left(turned, option):
     """Rotations, reflections and permutations leave the norm of every parameter alone, stretches do not."""
     model, disguised, _ = turned(option)

@@ -54,6 +54,7 @@ def test_many_members_of_an_orbit_have_one_canonical_form(name):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_each_frame_alone_changes_nothing(option):
     model = tiny_model(**SHALLOW[option])
     canonical = canonicalize(model)
@@ -90,6 +91,7 @@ def test_noise_moves_the_canonical_form_by_noise_over_gap(option):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_invariants(turned, option):
     model, other, _ = turned(option)
     spectra, config = invariants(model), model.config
@@ -284,6 +286,7 @@ DEGENERATES = [(change, name) for change in CHANGES for name in (MLPS if "neuron
 
 # By default one option set for each change, and all option sets.
 @pytest.mark.parametrize(("change", "name"), cases([DEGENERATES[4 * i + i % 4] for i in range(11)], DEGENERATES))
+@pytest.mark.by_default(6)
 def test_equal_and_empty_heads_and_neurons(change, name):
     model = changed(tiny_model(**SHALLOW[name]), change)
     assert difference(model, tiny_model(**SHALLOW[name])) > 0.1, "the change did nothing"

@@ -65,6 +65,7 @@ def made(config: RiGPTConfig, state: dict, **changes) -> RiGPTForCausalLM:
 
 
 @pytest.mark.parametrize("name", FORMS)
+@pytest.mark.by_default(8)
 def test_both_take_one_form_and_stay_what_they_are(name):
     first, second, form = FORMS[name]
     models = [tiny_model(seed, **options) for seed, options in enumerate((first, second))]
@@ -118,6 +119,7 @@ SCALED = {
 
 
 @pytest.mark.parametrize("name", SCALED)
+@pytest.mark.by_default(3)
 def test_the_scale_of_the_stream_is_no_difference(name, monkeypatch):
     model = tiny_model(**SCALED[name], rms_norm_eps=0.05)
     projected = common_form._with_projections(in_memory(model, "a")) if name == "tied" else in_memory(model, "a")

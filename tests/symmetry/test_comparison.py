@@ -42,6 +42,7 @@ def shuffled(model: nn.Module, seed: int = 4) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "vocab_size"), cases([*((name, ALL_TOKENS) for name in SEARCHED), FEW[0]], EVERY + FEW)
 )
+@pytest.mark.by_default(3)
 def test_the_four_verdicts(name, vocab_size):
     options, level = SHALLOW[name] | {"vocab_size": vocab_size}, 0.3
     model = tiny_model(**options)
@@ -135,6 +136,7 @@ def test_a_change_in_one_layer_shows_there():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.by_default(3)
 def test_the_size_of_weights_does_not_decide(dtype, size):
     """Products of them leave the range of float32, and powers of those at both ends that of float64."""
     options = {**SHALLOW["gated"], "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -64,6 +64,7 @@ def size(tensors) -> float:
 
 
 @over(BROAD, SYMMETRIES)
+@pytest.mark.by_default(12)
 def test_the_gradient_pairs_to_zero_with_every_generator(option):
     # With a gradient for what is frozen by its nature, too: it moves along with a symmetry.
     model = tiny_model(**SYMMETRIES[option]).requires_grad_(True)
@@ -196,6 +197,7 @@ def test_one_step_changes_charges_by_their_form_on_the_gradient(option, decay):
 
 
 @charged
+@pytest.mark.by_default(2)
 def test_the_drift_of_charges_under_gradient_descent_is_of_first_order(option):
     report = charge_drift(charged_model(option), batch(), learning_rates=LEARNING_RATES, time=TIME, progress=False)
     assert set(report.orders) == CHARGED[option]
@@ -212,6 +214,7 @@ def test_the_drift_of_charges_under_gradient_descent_is_of_first_order(option):
 
 
 @charged
+@pytest.mark.by_default(2)
 def test_weight_decay_forgets_charges_at_the_predicted_rate(option):
     settings = {"learning_rates": LEARNING_RATES, "time": TIME, "weight_decay": DECAY, "progress": False}
     report = charge_drift(charged_model(option), batch(), **settings)
@@ -291,6 +294,7 @@ def test_drift_of_a_model_in_single_precision():
 
 
 @decays
+@pytest.mark.full
 def test_the_picture_of_the_drift(decay, tmp_path):
     model = charged_model("learned")
     report = charge_drift(model, batch(), learning_rates=(0.2, 0.1), time=0.4, weight_decay=decay, progress=False)

@@ -30,6 +30,7 @@ def test_one_table_for_equal_configs_and_another_once_a_field_changes():
 
 
 @over(ALL, ())
+@pytest.mark.by_default(45)
 def test_the_table_knows_every_parameter_in_the_order_of_the_model(option):
     known(option, ["RiGPTForCausalLM"])
 
@@ -97,6 +98,7 @@ SHARDED = {"writes": "colwise", "reads": "rowwise", "rows": "embedding_colwise"}
 
 
 @over(ALL, ())
+@pytest.mark.by_default(45)
 def test_the_plan_that_travels_with_a_checkpoint_follows_from_the_table(option):
     """
     Tensor parallelism shards what has an entry per head or neuron; biases go with their weights. What all heads of a

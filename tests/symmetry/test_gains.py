@@ -180,6 +180,7 @@ def test_the_canonical_form_has_positive_gains_that_are_balanced():
         assert gap.abs().max() <= SYMMETRY[torch.float64] < queries.square().max()
 
 
+@pytest.mark.full
 def test_rows_behind_a_gain_of_zero_are_aligned_too():
     """There the gain says nothing about the sign that its rows have."""
     model = tiny_model(**GAIN_VECTOR)

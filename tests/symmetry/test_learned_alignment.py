@@ -43,6 +43,7 @@ def learner_of(a: nn.Module, b: nn.Module) -> Learner:
 
 
 @over(FEW, SYMMETRIES)
+@pytest.mark.by_default(3)
 def test_every_frame_is_learned_and_the_ends_stay_the_same_functions(option):
     a, b = pair(option)
     before = copy.deepcopy(a), copy.deepcopy(b)
@@ -68,6 +69,7 @@ def test_every_frame_is_learned_and_the_ends_stay_the_same_functions(option):
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_what_is_descended_is_the_derivative_of_the_loss_half_way(option):
     """By finite differences along random directions of every Lie algebra."""
     learner = learner_of(*pair(option))
@@ -93,6 +95,7 @@ def test_what_is_descended_is_the_derivative_of_the_loss_half_way(option):
 
 
 @over(SEARCHED[1:3], SYMMETRIES)
+@pytest.mark.by_default(1)
 def test_between_a_model_and_itself_there_is_nothing_to_learn(option):
     """Noether; and a gradient by rounding alone does not lead away."""
     a, b = pair(option)
@@ -109,6 +112,7 @@ def test_between_a_model_and_itself_there_is_nothing_to_learn(option):
 
 
 @over(BROAD, SYMMETRIES)
+@pytest.mark.by_default(8)
 def test_to_transform_both_ends_is_to_transform_what_is_between(option):
     """So that learning one end is learning both."""
     a, b = (weights_of(model) for model in pair(option))
@@ -130,6 +134,7 @@ def table_config(option: str):
 
 
 @pytest.mark.parametrize("option", ["learned-untied-projected", "gated-relu2"])
+@pytest.mark.by_default(1)
 def test_the_frames_that_models_come_in_do_not_matter(option):
     a, b = pair(option)
 
@@ -162,6 +167,7 @@ def test_neurons_are_exchanged_where_their_latent_weights_are():
     assert any(not torch.equal(before[name], value) for name, value in expected.items())
 
 
+@pytest.mark.full
 def test_learning_lowers_the_barrier_between_trained_models(school):  # noqa: F811
     models, loss = school
     windows = markov_windows()[:TRAINING_WINDOWS]

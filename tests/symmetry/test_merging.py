@@ -35,6 +35,7 @@ def relative(model: nn.Module) -> nn.Module:
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_the_frames_that_models_come_in_do_not_matter(option):
     a = tiny_model(**SHALLOW[option])
     b = relative(a)
@@ -62,6 +63,7 @@ def test_weights_at_the_ends_and_beyond():
     ("name", "method"),
     cases([("rotary-learned", "spherical")], [("learned-untied-projected", "linear"), ("squared-distance", "linear")]),
 )
+@pytest.mark.full
 def test_unrelated_models_in_any_frames(name, method):
     """Where alignment has most to choose it still makes one choice, whatever the frames."""
     models, parts = [tiny_model(seed=seed, **SHALLOW[name]) for seed in (0, 9, 11)], (0.5, 0.2, 0.3)
@@ -72,6 +74,7 @@ def test_unrelated_models_in_any_frames(name, method):
 
 
 @methods
+@pytest.mark.by_default(1)
 def test_a_model_merged_with_its_disguises_is_itself(turned, method):
     model, other, _ = turned("learned-untied-projected")
     group = [model, other, disguise(model, 3)]
@@ -148,6 +151,7 @@ def test_tied_stays_tied_and_untied_untied(turned, aligned):
 
 
 @methods
+@pytest.mark.by_default(1)
 def test_a_merged_model_is_an_ordinary_checkpoint_of_its_own(turned, method, tmp_path):
     a, b, _ = turned("rotary")
     merged = merge([a, b, relative(a)], method=method)
@@ -310,6 +314,7 @@ def test_merging_trained_models_needs_alignment(school, method):
     assert plain > worst + 0.3
 
 
+@pytest.mark.full
 def test_a_trained_model_and_its_disguise(school):
     models, loss = school
     model, other = models[0], disguise(models[0])

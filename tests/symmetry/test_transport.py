@@ -63,6 +63,7 @@ def carried(wrapped: nn.Module, settings, b: nn.Module, g: GaugeTransformation) 
 
 
 @over(QUICK[1::2], [*QUICK, *BROAD])
+@pytest.mark.by_default(2)
 def test_lora_on_every_linear_map_does_the_same_in_a_disguise(option):
     a, b, g = turned_pair(option)
     targets = modules(a, nn.Linear)
@@ -78,6 +79,7 @@ def test_lora_on_every_linear_map_does_the_same_in_a_disguise(option):
 
 
 @pytest.mark.parametrize("option", ["untied-projected", "learned-untied-projected", "values", "no-biases"])
+@pytest.mark.by_default(2)
 def test_lora_of_embeddings_too(option):
     options = {"values": {"value_embedding_period": 2}}.get(option) or ALL[option]
     a = tiny_model(**options)
@@ -269,6 +271,7 @@ def points(model: nn.Module, layer: int) -> list[str]:
     ["parallel-local-projected", "experts-shared", "depth-midpoint"],
     [*QUICK, *BROAD, "experts-local", "post-norm-alone"],
 )
+@pytest.mark.by_default(2)
 def test_vectors_probes_and_autoencoders_do_the_same_in_a_disguise(option):
     a, b, g = turned_pair(option)
     shapes = {name: parameter.shape for name, parameter in a.named_parameters()}
@@ -416,6 +419,7 @@ def apart(a: nn.Module, b: nn.Module, start: nn.Module) -> float:
         "squared-distance-learned-frequencies",
     ],
 )
+@pytest.mark.by_default(2)
 def test_training_goes_on_in_a_disguise_with_the_state_of_the_optimizer(option):
     a = tiny_model(**ALL[option])
     optimizer = equivariant(a)

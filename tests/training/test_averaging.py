@@ -59,6 +59,7 @@ def test_the_average_turns_along():
             assert (a - b).abs().max() <= TRAINING
 
 
+@pytest.mark.full
 def test_a_resumed_run_goes_on_from_the_weights_and_their_average(data, straight, tmp_path, monkeypatch):
     averaged = tmp_path / "averaged"
     report = pretrain(data, averaged, ema_decay=0.8)

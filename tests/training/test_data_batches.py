@@ -70,6 +70,7 @@ def test_positions_and_labels_of_packed_documents():
 
 
 @over()
+@pytest.mark.by_default(6)
 def test_a_document_in_a_window_is_as_if_alone(shards, option):
     model = tiny_model(**ALL[option])
     batch = Windows(shards, CONTEXT).batch(0, 3)

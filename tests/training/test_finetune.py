@@ -138,6 +138,7 @@ def test_an_adapter_alone_is_saved_as_one(options, model_folder, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": 2}], ids=["full", "lora"])
+@pytest.mark.by_default(1)
 def test_a_model_saved_in_bfloat16_stays_so(changes, options, tokenizer, tmp_path):
     if changes:
         pytest.importorskip("peft")

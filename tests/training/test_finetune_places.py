@@ -135,6 +135,7 @@ def test_what_others_have_beside_checkpoints_stays(options, interrupted, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["eval.json", "analysis.py", "optimizer.pt"])
+@pytest.mark.by_default(1)
 def test_what_appears_where_a_checkpoint_is_being_saved_stays(name, options, tmp_path, monkeypatch):
     """Whatever its name; it is no part of the checkpoint, neither after a kill, and old ones go only without it."""
     save, place = tuning.trl.SFTTrainer._save_checkpoint, tmp_path / f"out.checkpoints/checkpoint-1/{name}"
@@ -184,6 +185,7 @@ def test_a_record_of_the_user_that_appears_stays(options, tmp_path, monkeypatch)
         place.unlink()
 
 
+@pytest.mark.full
 def test_logs_of_other_trainers_stay(options, tmp_path, caplog):
     """There before, or appearing meanwhile; this run's own go, also those of the process that was interrupted."""
     working, log = tmp_path / "out.checkpoints", "events.out.tfevents.123.host.7.0"
@@ -213,6 +215,7 @@ def test_logs_of_other_trainers_stay(options, tmp_path, caplog):
     assert "out.checkpoints' has runs of something else; the folder is left" in caplog.text
 
 
+@pytest.mark.full
 def test_what_runs_have_for_themselves_may_be_somebodys(options, tmp_path):
     """An empty folder, a file of the lock's name or like a temporary one."""
     working = tmp_path / "out.checkpoints"

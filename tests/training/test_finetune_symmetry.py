@@ -41,6 +41,7 @@ class Seen(TrainerCallback):
         self.log = state.log_history
 
 
+@pytest.mark.full
 def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, monkeypatch):
     seen = Seen()
     report = finetune(options(symmetry=str(file), **WAY), [seen])
@@ -72,6 +73,7 @@ def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, 
     assert recorded(AutoModelForCausalLM.from_pretrained(tmp_path / "free").config) is None
 
 
+@pytest.mark.full
 def test_adamw_keeps_permutations_or_projects_weights(options, file, tmp_path):
     for name, changes in (("p", {"symmetry_kind": "permutation"}), ("w", {"symmetry_project_weights": True})):
         way = WAY | {"optim": "adamw", "symmetry": str(file), "output_dir": str(tmp_path / name)} | changes
@@ -80,6 +82,7 @@ def test_adamw_keeps_permutations_or_projects_weights(options, file, tmp_path):
         assert recorded(model.config).distance(model) < KEPT
 
 
+@pytest.mark.full
 def test_an_interrupted_run_goes_on(options, file, tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **parts):
@@ -117,6 +120,7 @@ def test_two_processes_keep_it(options, file, tmp_path):
     assert recorded(model.config).distance(before) < KEPT < (model.lm_head.weight - before.lm_head.weight).abs().max()
 
 
+@pytest.mark.full
 def test_that_it_is_not_kept_is_said_once_nothing_refuses(options, file, tmp_path, caplog, monkeypatch):
     def refuse(*_):
         raise ValueError("`data` must be others")

@@ -44,6 +44,7 @@ def test_muon_moves_matrices_and_adamw_the_rest():
 
 
 @pytest.mark.parametrize("kind", ["stock-gpt2", "rigpt"])
+@pytest.mark.by_default(1)
 def test_it_trains_and_comes_back(kind, data, tmp_path):
     config = {"n_embd": 16, "n_layer": 2, "n_head": 2}
     optimizer = {"optim": "muon", "learning_rate": 0.01, "max_steps": 20}

@@ -87,6 +87,7 @@ MEANWHILE = {
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["new", "again"])
 @pytest.mark.parametrize("what", MEANWHILE)
+@pytest.mark.by_default(7)
 def test_what_appears_while_a_run_works_stays(what, earlier, data, straight, tmp_path, monkeypatch):
     output, name = tmp_path / "run", what.partition(" ")[0]
     if earlier:

@@ -56,6 +56,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(data, plain, tmp_path, 
     assert seen - {torch.float64} == {torch.float32}
 
 
+@pytest.mark.full
 def test_a_compiled_run_gives_the_same_curve(data, tmp_path, monkeypatch):
     graphs, compiled = [], torch.compile
     small = CALM["config_overrides"] | {"num_hidden_layers": 1, "value_embedding_period": None}

@@ -117,6 +117,7 @@ PARTS = ("model", "optimizer", "scheduler")
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.by_default(8)
 def test_a_run_goes_on_to_the_bit(optimizer, scheduler, tmp_path):
     def start(seed):
         torch.manual_seed(seed)

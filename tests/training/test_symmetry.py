@@ -102,6 +102,7 @@ WAYS = {
         for way in WAYS
     ],
 )
+@pytest.mark.by_default(2)
 def test_it_is_kept_in_every_way(data, kept, files, tmp_path, way):
     report = pretrain(data, tmp_path, **CALM | {"symmetry": files["symmetric"]} | WAYS[way])
     assert report.symmetry_distance < KEPT and report.losses[0] - report.losses[-1] > 0.1
@@ -114,6 +115,7 @@ def test_bfloat16_keeps_it(data, files, tmp_path, another_precision):  # noqa: F
     assert report.symmetry_distance < KEPT
 
 
+@pytest.mark.full
 def test_a_compiled_run_keeps_it(data, files, tmp_path, monkeypatch):
     compiled = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))

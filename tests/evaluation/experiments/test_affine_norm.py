@@ -92,6 +92,7 @@ def test_its_matrices_are_trained_as_those_of_rigpt():
 
 
 @pytest.mark.parametrize("stream_norm", [pytest.param("rmsnorm", marks=pytest.mark.full), "layernorm"])
+@pytest.mark.full
 def test_it_trains_and_comes_back(stream_norm, tmp_path):
     config = {"stream_norm": stream_norm}
     report = trained(tmp_path, "affine-norm-rigpt", config, optim="equivariant", learning_rate=0.02)

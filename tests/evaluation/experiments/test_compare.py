@@ -107,6 +107,7 @@ def test_a_comparison_from_end_to_end(files, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text()) == facts
 
 
+@pytest.mark.full
 def test_a_comparison_that_was_stopped_goes_on_and_has_its_whole_curve(files, tmp_path, monkeypatch):
     """Stopped in the middle, and once more after the training and before its result is written."""
     monkeypatch.setitem(compare.CANDIDATES, "rigpt", SMALL_CANDIDATES["rigpt"])

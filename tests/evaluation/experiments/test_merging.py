@@ -41,6 +41,7 @@ def made(text):
     return output, run(Options(text=text, output=output, **SMALL))
 
 
+@pytest.mark.full
 def test_the_folder_holds_the_results_and_a_picture(made):
     output, results = made
     assert sorted(path.name for path in output.glob("[!.]*")) == ["paths.png", "results.json"]

@@ -56,6 +56,7 @@ def test_multipliers_are_by_module():
         muon_param_groups(model, 0.01, 0.1, lr_multipliers={"head": 3})
 
 
+@pytest.mark.full
 def test_it_trains_and_comes_back(tmp_path):
     trained(tmp_path, "modern-gpt", {}, optim="muon", learning_rate=0.01, lr_multipliers={"lm_head": 0.5})
 

@@ -58,6 +58,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("name,words,said", BAD, ids=[f"{name} {words}" for name, words, _ in BAD])
+@pytest.mark.by_default(28)
 def test_options_that_cannot_be_are_refused_as_they_were_typed(name, words, said, tmp_path, capsys, monkeypatch):
     program = importlib.import_module(f"evaluation.experiments.{name}")
     for begun in {"run_one", "measure", "corpus"} & set(vars(program)):

@@ -208,6 +208,7 @@ def test_neurons_that_do_nothing_are_the_first_to_go():
     assert difference(model, without_neurons(model, 0.5)) > 1e-3
 
 
+@pytest.mark.full
 def test_derivations_of_a_trained_model_change_it_as_they_say(zoo):
     base = Base("small", "rigpt", 0)
     model = zoo.base(base)
@@ -239,6 +240,7 @@ def test_pairs_are_of_the_kind_that_they_are_called(tiny):
 
 
 @pytest.mark.parametrize("name", list(STATISTICS))
+@pytest.mark.by_default(2)
 def test_statistics_find_a_model_itself_and_not_another(name):
     statistic = STATISTICS[name]
     for shape in ["llama"] if name == "alignment" else SHAPE_NAMES:  # alignment looks at converted models alone
@@ -382,6 +384,7 @@ def report(tiny, text):
         yield options, run(options)
 
 
+@pytest.mark.full
 def test_the_results_hold_all_pairs_and_rates(report):
     options, results = report
     assert json.loads(options.output.read_text())["pairs"] == json.loads(json.dumps(results["pairs"]))
@@ -405,6 +408,7 @@ def test_the_results_hold_all_pairs_and_rates(report):
     assert max(likeness[True]) < 0.5 < max(likeness[False])
 
 
+@pytest.mark.full
 def test_what_was_measured_is_not_measured_again(report, monkeypatch):
     options, results = report
     monkeypatch.setattr(Measurements, "_of_base", None)

@@ -115,6 +115,7 @@ def test_a_place_that_takes_no_file_is_refused_before_a_run_is_made():
         RunRecords(Path("/proc/x.json"), "scan", {}).run(lambda: pytest.fail("a run is made"), seed=0)
 
 
+@pytest.mark.full
 def test_a_picture_is_replaced_only_if_it_was_there_and_ours(tmp_path, monkeypatch, capsys):
     """Its runs are kept; what another has written there meanwhile is left, also if it is this program's."""
     spread, picture = words.spread, tmp_path / "words.png"
@@ -190,6 +191,7 @@ def test_renamed_words_have_renamed_products():
         assert not (wrong[table] == table[wrong[:, None], wrong]).all()
 
 
+@pytest.mark.full
 def test_sums_and_products_are_learned_from_a_share_of_them(tmp_path):
     shape = {"steps": 40, "batch": 16, "hidden_size": 16, "layers": 1, "heads": 2, "prime": 7}
     files = {"output": tmp_path / "modular.json", "picture": tmp_path / "modular.png"}
@@ -218,6 +220,7 @@ def test_renamed_pairs_have_renamed_results(task):
     assert sorted(int(one) for part in parts for one in part) == list(range(len(ids))) and len(parts[0]) == 51
 
 
+@pytest.mark.full
 def test_a_symmetry_is_looked_for_along_the_training(tmp_path):
     shape = {"steps": 64, "batch": 16, "length": 3, "hidden_size": 16, "layers": 1, "heads": 2}
     files = {"output": tmp_path / "found.json", "picture": tmp_path / "found.png"}
@@ -265,6 +268,7 @@ def test_a_rate_that_diverges_is_never_the_best(tmp_path):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full if place else ()) for place, name in enumerate(scan.OTHERS)]
 )
+@pytest.mark.full
 def test_other_carriers_keep_the_symmetry(name):
     small = {"steps": 30, "longest": 4, "hidden_size": 32, "layers": 2, "heads": 2, "splits": ["add-jump"]}
     run = scan.run_one(scan.Options(only=name, **small), "add-jump", name, lambda step, loss: None, 3e-3, 0)
@@ -317,6 +321,7 @@ def test_chorales_are_learned_from_others(tmp_path, monkeypatch):
     assert of["RiGPT, symmetry"]["test_loss"] < min(math.log(12) - 0.2, of["RiGPT"]["test_loss"])
 
 
+@pytest.mark.full
 def test_blocks_are_timed_beside_full_maps(tmp_path, monkeypatch, capsys):
     passed, take_turns = [], blocks.take_turns
 

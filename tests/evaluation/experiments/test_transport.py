@@ -51,6 +51,7 @@ def made(tmp_path_factory):
     return place / "out", run(Options(text=place / "text.txt", output=place / "out", **SMALL))
 
 
+@pytest.mark.full
 def test_the_folder_holds_the_results(made):
     output, results = made
     assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results, default=str))

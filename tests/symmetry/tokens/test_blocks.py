@@ -56,6 +56,7 @@ def test_blocks_compute_the_same(option):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_every_kind_of_irreducible_has_its_blocks(name):
     """Real, complex and quaternionic ones, at odd lengths, in the frame of the representation and in any other."""
     model, representation = symmetric("learned-untied-projected", name)

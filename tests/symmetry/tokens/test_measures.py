@@ -14,6 +14,7 @@ from tests.tolerances import DISTANCE, SYMMETRY
 
 
 @torch.no_grad()
+@pytest.mark.full
 def test_a_symmetry_is_found_in_any_frame():
     """A model that was made symmetric and turned is itself after relabelling, up to a gauge transformation."""
     model, symmetry = tiny_model(**ALL["learned-untied-projected"]), SYMMETRIES["cyclic"]()

@@ -81,6 +81,7 @@ def test_a_record_is_read_as_it_was_written(option, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.by_default(1)
 def test_a_rotated_folder_has_the_conjugated_record(dtype, tmp_path):
     model, representation = symmetric_model(dtype=dtype)
     model.save_pretrained(tmp_path / "0")
@@ -181,6 +182,7 @@ def test_a_frame_out_of_reach_leaves_no_record(turned, tmp_path, caplog, monkeyp
     assert away(tmp_path / "out") < SYMMETRY[torch.float64]
 
 
+@pytest.mark.full
 def test_a_frame_that_was_replaced_is_not_that_of_a_model_in_memory(turned, tmp_path, caplog):
     place, record = tmp_path / "place", tmp_path / "out" / "config.json"
     transform_checkpoint(turned / "plain", place, random_turn(symmetric_model()[0], 6), progress=False)

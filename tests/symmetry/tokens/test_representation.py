@@ -88,6 +88,7 @@ def test_what_is_projected_has_the_symmetry_as_a_function(option):
 
 
 @pytest.mark.parametrize("name", SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_a_representation_turns_with_the_model(name):
     """`P` of the conjugated representation is `h P h⁻¹`, and the mean over the group of the conjugated one."""
     option = "learned-untied-projected"

@@ -98,6 +98,7 @@ def test_what_is_no_token_is_none(generators):
     assert TokenSymmetry.from_dict(content | {"generators": [[[10, 11]]]}).order == 2
 
 
+@pytest.mark.full
 def test_the_order_of_large_groups_is_seen_at_once():
     large = TokenSymmetry.named("symmetric", [range(300), range(300, 600)], 1000)
     other = TokenSymmetry.named("symmetric", [range(600, 650)], 1000)
@@ -146,6 +147,7 @@ PAIRS = [[2 * i, 2 * i + 1] for i in range(25_000)]
     ],
     ids=["cycle", "pairs", "generators", "symmetric", "dihedral"],
 )
+@pytest.mark.full
 def test_a_symmetry_of_50_000_tokens_is_read_in_seconds(generators, order, orbits, tmp_path):
     content = {"format": "rigpt token symmetry", "vocab_size": 50_000, "generators": generators}
     (tmp_path / "symmetry.json").write_text(json.dumps(content))

@@ -74,6 +74,7 @@ WAYS = {"adamw": adamw, "muon": muon}
 
 
 @pytest.mark.parametrize("name", WAYS)
+@pytest.mark.by_default(1)
 def test_coordinatewise_optimizers_keep_permutations_alone(name):
     model, training = begun(kind="permutation")
     training.begin_(optimizer := WAYS[name](model))
@@ -139,6 +140,7 @@ def test_training_in_another_frame_is_the_training_turned_along():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.by_default(1)
 def test_rounding_stays_rounding(dtype):
     """Of weights that are in 16 bits all that is left is theirs."""
     model, training = begun(dtype=dtype)
@@ -207,6 +209,7 @@ def trained_by_trainer(folder, optim, **options):
     return model, [entry["symmetry_distance"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.full
 def test_a_trainer_keeps_it(tmp_path, monkeypatch):
     model, logged = trained_by_trainer(tmp_path, "equivariant")
     assert len(logged) == 2 and max(logged) < ROUNDED and recorded(model.config) is not None
