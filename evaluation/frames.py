@@ -20,8 +20,8 @@ def hadamard(n: int) -> torch.Tensor:
     """
     An orthogonal `[n, n]` matrix whose entries are as alike in size as can be had, float64.
 
-    [`known_hadamard`] where there is one. Where there is none, the Kronecker product of Sylvester's matrix for the power
-    of two with the orthogonal discrete cosine transform, whose entries are at most `√2` times as large.
+    [`known_hadamard`] where there is one; else the Kronecker product of Sylvester's matrix for the power of two with
+    the orthogonal discrete cosine transform, whose entries are at most `√2` times as large.
 
     Raises:
         ValueError: if `n` is not positive.

@@ -1,7 +1,7 @@
 """Fewer bits per weight, in a frame that is good for it."""
 
-from .grid import Codes, rounded_codes
 from .gptq import gptq
+from .grid import Codes, rounded_codes
 from .hadamard import hadamard
 from .moments import all_moments, moments_by_layer
 from .recipe import Quantized, Recipe, quantize_model

@@ -71,7 +71,7 @@ def gauges_of_layer(
     Args:
         config, layer: Of the model, and the number of the layer.
         weights: The parameters of the model.
-        moments: By the names of parameters, of what they read; without any, of inputs that are alike in all directions.
+        moments: By the names of parameters, of what they read; without any, all directions of inputs count alike.
     """
     table = table_of(config)
     elements: Elements = {}
@@ -196,7 +196,7 @@ def gains_in_closed_form(config: RiGPTConfig, weights: Weights) -> dict[str, tor
         if any(turned.dim == 1 and turned.key.kind in STREAM for turned in turns):
             behind_attention = any(turned.role in NEURONS for turned in turns)
             readers.setdefault((layer_of(name), behind_attention), []).append(name)
-    gains = {}
+    gains: dict[str, torch.Tensor] = {}
     for names in readers.values():
         squares = torch.stack([weights[name].double().square().sum(0) for name in names]).sum(0)
         gain = _positive(squares) ** 0.25

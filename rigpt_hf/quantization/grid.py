@@ -1,8 +1,8 @@
 """
 Numbers of a few bits with a scale: `codes · scale`, codes whole numbers from `-2**(bits-1)` to `2**(bits-1) - 1`.
 
-A scale belongs to a row of a matrix or to a group of neighbours in a row. It may be negative, which puts the longer end
-of the grid where the largest number is.
+A scale belongs to a row of a matrix or to a group of neighbours in a row. It may be negative, which puts the longer
+end of the grid where the largest number is.
 """
 
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ def check_grid(bits: int, group: int | None = None, **widths: int) -> None:
     for name, width in widths.items():
         if width % group:
             raise ValueError(
-                f"`group` must divide the {width} numbers in a row of {name}, got {group}. Take a divisor, or None for "
-                "whole rows."
+                f"`group` must divide the {width} numbers in a row of {name}, got {group}. Take a divisor, or None "
+                "for whole rows."
             )
 
 

@@ -1,4 +1,4 @@
-"""The matrices of a RiGPT that are rounded, and what they are to the layer around them, as the table of frames says."""
+"""The matrices of a RiGPT that are rounded, and what they are to their layer, as the table of frames says."""
 
 from typing import Literal
 
@@ -24,9 +24,9 @@ def parts_of(model: RiGPTForCausalLM) -> dict[str, Part]:
     table = table_of(model.config)
     parts = {}
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and not is_token_table(f"{name}.weight"):
-            if (part := part_of(table, f"{name}.weight")) is not None:
-                parts[name] = part
+        is_map = type(module) is nn.Linear and not is_token_table(f"{name}.weight")
+        if is_map and (part := part_of(table, f"{name}.weight")) is not None:
+            parts[name] = part
     return parts
 
 

@@ -1,9 +1,9 @@
 """
 Second moments of what the matrices of a model read, each token weighted by what an error there does.
 
-An error of a matrix that writes into the stream counts relative to the length of the stream: by `1/ms`, the mean square
-of the stream it is added to. One of a query moves the output of that query, one of a key `s` or a value those of all
-queries `t` that look at it:
+An error of a matrix that writes into the stream counts relative to the length of the stream: by `1/ms`, the mean
+square of the stream it is added to. One of a query moves the output of that query, one of a key `s` or a value those of
+all queries `t` that look at it:
 
     query, output     1 / ms_t of the stream after attention
     key               Σ_t A_ts (1 - A_ts) / ms_t,  over all heads and queries, A the probabilities
@@ -47,8 +47,8 @@ def moments_by_layer(model: RiGPTForCausalLM, tokens: torch.Tensor, *, progress:
         progress (`bool`): Show a progress bar.
 
     Returns:
-        Dictionaries from the names of modules to `[n, n]`, in the dtype of the model or float32; matrices that read the
-        same have the same tensor. `[E, F, F]` for what experts write with.
+        Dictionaries from the names of modules to `[n, n]`, in the dtype of the model or float32; matrices that read
+        the same have the same tensor. `[E, F, F]` for what experts write with.
 
     Raises:
         ValueError: if depth is a flow, the tokens are none or not of this model, or a moment is not finite.
@@ -97,8 +97,8 @@ def check_tokens(model: RiGPTForCausalLM, tokens: torch.Tensor) -> None:
     """Raise a `ValueError` for a model or tokens that cannot be calibrated with."""
     if model.config.depth_solver is not None:
         raise ValueError(
-            f"`depth_solver={model.config.depth_solver!r}` goes through each layer many times, and calibration through "
-            "each once. Quantize with `method='round'`, `frame='own'` and no calibration."
+            f"`depth_solver={model.config.depth_solver!r}` goes through each layer many times, and calibration once. "
+            "Quantize with `method='round'` and no calibration."
         )
     if tokens.dim() != 2 or tokens.numel() == 0 or tokens.shape[1] < 2:
         raise ValueError(

@@ -166,8 +166,8 @@ def quantize_model(
     Args:
         model: A RiGPT, which is left as it is.
         recipe: How; four bits per row in a Hadamard frame if not given.
-        calibration (`torch.Tensor` of shape `[N, S]`, *optional*): Token ids, windows of text on which the model is not
-            judged; needed by `method="gptq"` and by `tune`.
+        calibration (`torch.Tensor` of shape `[N, S]`, *optional*): Token ids, windows of text on which the model is
+            not judged; needed by `method="gptq"` and by `tune`.
         moments (`Mapping[str, torch.Tensor]`, *optional*): What [`all_moments`] gave for this model, instead of
             measuring them on `calibration`.
         gains (`Mapping[str, torch.Tensor]`, *optional*): Factors `[n]` of the inputs by the names of modules, instead

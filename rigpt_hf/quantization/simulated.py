@@ -79,7 +79,7 @@ class RoundedCache(Score):
     bits: int = 4
     turned: bool = True
 
-    def prepare(  # type: ignore[override]
+    def prepare(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *arguments: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As of [`Score`], with rounded keys and values."""

@@ -63,7 +63,7 @@ class _Product(torch.autograd.Function):
         return output.view(*x.shape[:-1], len(codes))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
         kept, codes, scales = ctx.saved_tensors
         columns, rows = codes.to(gradient.dtype), gradient.flatten(0, -2)
         if scales.shape[1] == 1:
