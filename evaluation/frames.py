@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rigpt_hf import RiGPTForCausalLM
+from rigpt_hf.quantization.hadamard import known_hadamard, sylvester
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of, to_global_frame
 
 
@@ -19,53 +20,17 @@ def hadamard(n: int) -> torch.Tensor:
     """
     An orthogonal `[n, n]` matrix whose entries are as alike in size as can be had, float64.
 
-    A Kronecker product of Sylvester's matrix for the power of two with Paley's for a factor `q + 1` or `2 (q + 1)`,
-    `q` an odd prime, if `n` has such factors: then every entry is `±1/√n`. Where it has not, the odd rest is the
-    orthogonal discrete cosine transform, whose entries are at most `√2` times as large.
+    [`known_hadamard`] where there is one; else the Kronecker product of Sylvester's matrix for the power of two with
+    the orthogonal discrete cosine transform, whose entries are at most `√2` times as large.
 
     Raises:
         ValueError: if `n` is not positive.
     """
-    from scipy.linalg import hadamard as sylvester
-
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}.")
+    known = known_hadamard(n)
+    if known is not None:
+        return known
     twos = n & -n
-    # The smallest of several factors leaves most to the power of two.
-    for power in [2**k for k in range(twos.bit_length() - 1, -1, -1)]:
-        rest = paley(n // power)
-        if rest is not None:
-            return torch.from_numpy(np.kron(sylvester(power), rest) / math.sqrt(n))
-    return torch.from_numpy(np.kron(sylvester(twos) / math.sqrt(twos), cosine_transform(n // twos)))
-
-
-def paley(m: int) -> np.ndarray | None:
-    """A Hadamard matrix `[m, m]` of ±1 by one of Paley's constructions over a prime field; `None` if neither fits."""
-    from sympy import isprime
-
-    if m == 1:
-        return np.ones((1, 1))
-    if m % 4:
-        return None
-    q = m - 1
-    if isprime(q):  # then q = 3 mod 4, and the matrix of quadratic characters is skew
-        skew = np.zeros((m, m))
-        skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, characters(q)
-        return skew + np.eye(m)
-    q = m // 2 - 1
-    if isprime(q) and q % 4 == 1:  # the matrix is symmetric
-        core = np.zeros((q + 1, q + 1))
-        core[0, 1:], core[1:, 0], core[1:, 1:] = 1, 1, characters(q)
-        return np.kron(core, [[1, 1], [1, -1]]) + np.kron(np.eye(q + 1), [[1, -1], [-1, -1]])
-    return None
-
-
-def characters(q: int) -> np.ndarray:
-    """`[q, q]`: whether `i - j` is a square modulo the prime `q` (1), or not (-1), or zero."""
-    table = -np.ones(q)
-    table[np.arange(1, q) ** 2 % q] = 1
-    table[0] = 0
-    return table[(np.arange(q)[:, None] - np.arange(q)[None, :]) % q]
+    return torch.from_numpy(np.kron(sylvester(twos).numpy() / math.sqrt(twos), cosine_transform(n // twos)))
 
 
 def cosine_transform(n: int) -> np.ndarray:

@@ -114,6 +114,10 @@ class Group:
         """The number of heads or neurons along an axis in this role."""
         raise NotImplementedError
 
+    def exponents(self, role: Role) -> torch.Tensor:
+        """Powers of the scalings of a neuron by which an axis in this role scales."""
+        raise NotImplementedError
+
     def order_of_copies(self, element: torch.Tensor, role: Role) -> torch.Tensor:
         """The order `[copies]` from which an exchange takes the copies of a frame that it carries in this role."""
         raise NotImplementedError

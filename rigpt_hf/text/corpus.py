@@ -57,7 +57,7 @@ def gather_documentation(
                 wanted = part == "all" or (part == "held-out") == (digest[0] % HELD_OUT == 0)
                 (passages if wanted else others).append(passage)
     if part == "held-out":
-        passages = _without_copies(passages, others)
+        passages = without_copies(passages, others)
     random.Random(seed).shuffle(passages)
     kept, size = [], 0
     for passage in passages:
@@ -68,7 +68,7 @@ def gather_documentation(
     return kept
 
 
-def _without_copies(passages: list[str], others: list[str]) -> list[str]:
+def without_copies(passages: list[str], others: list[str]) -> list[str]:
     """The passages that have no run of words in common with any of the others."""
     own = [_runs(passage) for passage in passages]
     wanted = set().union(*own)

@@ -1,0 +1,22 @@
+"""Fewer bits per weight, in a frame that is good for it."""
+
+from .gptq import gptq
+from .grid import Codes, rounded_codes
+from .hadamard import hadamard
+from .moments import all_moments, moments_by_layer
+from .recipe import Quantized, Recipe, quantize_model
+from .tuning import tuned
+
+
+__all__ = [
+    "Codes",
+    "Quantized",
+    "Recipe",
+    "all_moments",
+    "gptq",
+    "hadamard",
+    "moments_by_layer",
+    "quantize_model",
+    "rounded_codes",
+    "tuned",
+]

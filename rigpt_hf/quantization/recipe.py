@@ -1,0 +1,282 @@
+"""How a model is rounded, and the rounding: frames, moments, codes, layer after layer."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..configuration_rigpt import RiGPTConfig
+from ..frames import layer_of, table_of
+from ..modeling_rigpt import RiGPTForCausalLM
+from ..symmetry import GaugeTransformation
+from ..symmetry.contraction import weights_of
+from .frames import (
+    Elements,
+    gains_in_closed_form,
+    gauges_of_layer,
+    hadamard_stream,
+    hadamard_values,
+    turned_moments,
+)
+from .gptq import DAMPING, gptq
+from .grid import Codes, check_grid, rounded_codes
+from .hadamard import hadamard
+from .maps import parts_of, token_tables
+from .moments import Moments, moments_by_layer
+from .simulated import round_cache_, round_inputs_
+from .tuning import LEARNING_RATE, tuned
+
+
+METHODS, FRAMES = ("gptq", "round"), ("hadamard", "own")
+# Fewer tokens than this many per input of the widest matrix leave moments that know too little.
+LEAST_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is rounded."""
+
+    bits: int = 4
+    """Bits of each weight."""
+    group: int | None = None
+    """Neighbours in a row that share a scale; all of them if not given."""
+    method: Literal["gptq", "round"] = "gptq"
+    """Whether later columns make good what one loses, which needs calibration, or each number goes to the nearest."""
+    frame: Literal["hadamard", "own"] = "hadamard"
+    """The frame of the stream: turned by a Hadamard matrix, or the model's own."""
+    gauges: bool | None = None
+    """Gauges of values and neurons; where there are groups if not given."""
+    gains: bool | None = None
+    """Gains in closed form for what reads the stream; in the model's own frame if not given."""
+    clip: bool = True
+    """Search for the scales with the least error, instead of those that cut off nothing."""
+    tune: int = 0
+    """Steps in which scales and gains are tuned to the logits of the model, on the calibration text."""
+    learning_rate: float = LEARNING_RATE
+    """Of these steps."""
+    activations: int | None = None
+    """Bits of what matrices read, simulated."""
+    cache: int | None = None
+    """Bits of keys and values, simulated."""
+    table_bits: int | None = 8
+    """Bits of the tables of tokens, with a scale per token; whole if not given."""
+    damping: float = DAMPING
+    """Added to the diagonal of the moments, relative to its mean."""
+    seed: int = 0
+    """Of the signs of Hadamard matrices, and the order of windows in tuning."""
+
+    def __post_init__(self):
+        for name, known in (("method", METHODS), ("frame", FRAMES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+        check_grid(self.bits, self.group)
+        for name in ("activations", "cache", "table_bits"):
+            value = getattr(self, name)
+            if value is not None and not 2 <= value <= 8:
+                raise ValueError(f"`{name}` must be from 2 to 8 bits, or None to leave it whole, got {value}.")
+        if self.tune < 0:
+            raise ValueError(f"`tune` must be a number of steps, at least 0, got {self.tune}.")
+        if self.gauges and self.group is None:
+            raise ValueError(
+                "`gauges` need `group`: where a whole row shares a scale, stretched values and neurons lose more than "
+                "they gain, got None. Give a group such as 32, or leave gauges out."
+            )
+
+    @property
+    def has_gauges(self) -> bool:
+        """Whether values and neurons are stretched."""
+        return self.group is not None if self.gauges is None else self.gauges
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether what reads the stream has gains in closed form."""
+        return self.frame == "own" if self.gains is None else self.gains
+
+    @property
+    def simulates(self) -> list[str]:
+        """What no kernel computes with."""
+        bits = {"activations": self.activations, "cache": self.cache}
+        return [f"{name} of {value} bits" for name, value in bits.items() if value is not None]
+
+
+@dataclass
+class Quantized:
+    """
+    A rounded model.
+
+    Args:
+        model (`RiGPTForCausalLM`): The model in its new frame, not rounded.
+        codes (`dict[str, Codes]`): By the names of modules; of tied tables once.
+        recipe (`Recipe`).
+        turns (`dict[str, torch.Tensor]`): Hadamard matrices `[n, n]` with which what a module reads must be turned.
+        notes (`list[str]`): What was not done as the recipe says, a line each.
+    """
+
+    model: RiGPTForCausalLM
+    codes: dict[str, Codes]
+    recipe: Recipe
+    turns: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> RiGPTConfig:
+        """The configuration of the model."""
+        return self.model.config
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of codes, scales and gains per number of the matrices, tables aside."""
+        tables = token_tables(self.model)
+        codes = [codes for name, codes in self.codes.items() if name not in tables]
+        return sum(each.stored_bits for each in codes) / sum(each.codes.numel() for each in codes)
+
+    @torch.no_grad()
+    def dense_model(self) -> RiGPTForCausalLM:
+        """A RiGPT with the rounded numbers as its weights; what the recipe simulates is done by hooks."""
+        model = copy.deepcopy(self.model)
+        modules = dict(model.named_modules())
+        for name, codes in self.codes.items():
+            weight = modules[name].weight
+            weight.copy_(codes.dense(weight.dtype))
+        recipe, gains = self.recipe, {name: codes.gain for name, codes in self.codes.items() if codes.gain is not None}
+        inner = [name for name, part in parts_of(self.model).items() if part != "ends" and name in self.codes]
+        if recipe.activations is not None or self.turns:
+            round_inputs_(model, inner, recipe.activations, gains, self.turns)
+        if recipe.cache is not None:
+            round_cache_(model, recipe.cache, recipe.frame == "hadamard")
+        return model
+
+
+@torch.no_grad()
+def quantize_model(
+    model: RiGPTForCausalLM,
+    recipe: Recipe | None = None,
+    calibration: torch.Tensor | None = None,
+    *,
+    moments: Mapping[str, torch.Tensor] | None = None,
+    gains: Mapping[str, torch.Tensor] | None = None,
+    progress: bool = False,
+) -> Quantized:
+    """
+    Round a model.
+
+    Args:
+        model: A RiGPT, which is left as it is.
+        recipe: How; four bits per row in a Hadamard frame if not given.
+        calibration (`torch.Tensor` of shape `[N, S]`, *optional*): Token ids, windows of text on which the model is
+            not judged; needed by `method="gptq"` and by `tune`.
+        moments (`Mapping[str, torch.Tensor]`, *optional*): What [`all_moments`] gave for this model, instead of
+            measuring them on `calibration`.
+        gains (`Mapping[str, torch.Tensor]`, *optional*): Factors `[n]` of the inputs by the names of modules, instead
+            of those in closed form.
+        progress (`bool`): Show progress bars.
+
+    Raises:
+        ValueError: for a model that is quantized already, a group that does not divide its widths, a width without a
+            Hadamard matrix, weights that are not finite, or a calibration that is missing, too short or impossible.
+    """
+    recipe = Recipe() if recipe is None else recipe
+    check_model(model, recipe)
+    if calibration is None and (recipe.tune or (recipe.method == "gptq" and moments is None)):
+        what = "tune" if recipe.tune else "method='gptq'"
+        raise ValueError(f"`calibration` must be given for `{what}`, got None. Give text, or take `method='round'`.")
+    if calibration is not None and calibration.numel() < LEAST_TOKENS:
+        raise ValueError(
+            f"`calibration` must hold at least {LEAST_TOKENS} tokens, got {calibration.numel()}; 25,000 are better. "
+            "Give a longer text."
+        )
+    weights = weights_of(model, None)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    config, parts = model.config, parts_of(model)
+    elements: Elements = {}
+    if recipe.frame == "hadamard":
+        elements |= hadamard_stream(config, generator)
+        if recipe.activations is not None or recipe.cache is not None:
+            elements |= hadamard_values(config, generator)
+    result: dict[str, Codes] = {}
+    turns: dict[str, torch.Tensor] = {}
+    notes: list[str] = []
+    for names, measured in _parts(model, parts, recipe, calibration, moments, progress):
+        by_parameter = {f"{name}.weight": value for name, value in measured.items()}
+        layer = layer_of(f"{names[0]}.weight") if names else None
+        if recipe.has_gauges and layer is not None:
+            own = {name: weight for name, weight in weights.items() if layer_of(name) == layer}
+            elements |= gauges_of_layer(config, layer, own, by_parameter or None, generator)
+        g = GaugeTransformation(config, elements)
+        turned = {name: g.transform(f"{name}.weight", weights[f"{name}.weight"], weights.get) for name in names}
+        factors = gains or {}
+        if gains is None and recipe.has_gains and layer is not None:
+            closed = gains_in_closed_form(config, {f"{name}.weight": weight for name, weight in turned.items()})
+            factors = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
+        for name in names:
+            weight, seen = turned[name], measured.get(name)
+            if seen is not None:
+                seen = turned_moments(g, f"{name}.weight", seen)
+            if recipe.activations is not None and recipe.frame == "hadamard" and _reads_neurons(config, name, parts):
+                turns[name] = hadamard(weight.shape[1], generator)
+                turn = turns[name].to(weight)
+                weight, seen = weight @ turn.T, None if seen is None else turn @ seen @ turn.T
+            result[name] = _codes(weight, seen, recipe, factors.get(name))
+            if seen is None and recipe.method == "gptq":
+                notes.append(f"{name} was rounded to nearest, as nothing was seen of what it reads.")
+    g = GaugeTransformation(config, elements)
+    quantized = Quantized(g(model), result, recipe, turns, notes)
+    if recipe.tune:
+        assert calibration is not None
+        quantized.codes |= tuned(
+            quantized, calibration, recipe.tune, recipe.learning_rate, seed=recipe.seed, progress=progress
+        )
+    if recipe.table_bits is not None:
+        for name in token_tables(quantized.model):
+            table = quantized.model.get_submodule(name).weight
+            quantized.codes[name] = rounded_codes(table, recipe.table_bits, clip=False)
+    return quantized
+
+
+def _parts(
+    model: RiGPTForCausalLM,
+    parts: Mapping[str, str],
+    recipe: Recipe,
+    calibration: torch.Tensor | None,
+    moments: Mapping[str, torch.Tensor] | None,
+    progress: bool,
+) -> Iterator[tuple[list[str], Moments]]:
+    """The names of modules of each layer, and of what is around the layers, with the moments of what they read."""
+    layers: dict[int | None, list[str]] = {}
+    for name in parts:
+        layers.setdefault(layer_of(f"{name}.weight"), []).append(name)
+    if moments is None and calibration is not None and recipe.method == "gptq":
+        for measured in moments_by_layer(model, calibration, progress=progress):
+            if measured:
+                yield list(measured), measured
+        return
+    for names in layers.values():
+        yield names, {name: moments[name] for name in names if moments is not None and name in moments}
+
+
+def _codes(weight: torch.Tensor, moments: torch.Tensor | None, recipe: Recipe, gain: torch.Tensor | None) -> Codes:
+    if moments is not None and recipe.method == "gptq":
+        return gptq(weight, moments, recipe.bits, recipe.group, damping=recipe.damping, gain=gain)
+    importance = None
+    if moments is not None:
+        importance = moments.diagonal(dim1=-2, dim2=-1).flatten()
+    return rounded_codes(weight, recipe.bits, recipe.group, importance, clip=recipe.clip, gain=gain)
+
+
+def _reads_neurons(config: RiGPTConfig, name: str, parts: Mapping[str, str]) -> bool:
+    return parts[name] == "neurons" and any(
+        turned.role == "down" for turned in table_of(config).turns(f"{name}.weight")
+    )
+
+
+def check_model(model: nn.Module, recipe: Recipe) -> None:
+    """Raise a `ValueError` if a model cannot be rounded so."""
+    if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError("`model` must not be quantized already, got one that is. Start from the model before.")
+    if not isinstance(model, RiGPTForCausalLM):
+        raise ValueError(f"`model` must be a RiGPTForCausalLM, got {type(model).__name__}. Convert it first.")
+    for name in parts_of(model):
+        check_grid(recipe.bits, recipe.group, **{name: model.get_submodule(name).weight.shape[1]})

@@ -1,0 +1,100 @@
+"""
+Activations and caches of few bits, simulated: rounded to a grid and computed with in full precision.
+
+No kernel here computes with them. Activations share a scale per token, keys and values per token and head; both are
+symmetric grids chosen when the numbers come.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..modeling_rigpt import RiGPTAttention, RiGPTForCausalLM
+from ..scores_rigpt import Score
+from .grid import to_codes
+from .hadamard import known_hadamard
+
+
+# Where a grid of few bits cuts off, relative to the largest number of a token.
+REACH = {4: 0.9, 3: 0.85}
+
+
+def rounded_tokens(states: torch.Tensor, bits: int) -> torch.Tensor:
+    """Vectors `[..., n]` on a symmetric grid with a scale each."""
+    work = states.to(torch.promote_types(states.dtype, torch.float32))
+    largest = 2 ** (bits - 1) - 1
+    scale = work.abs().amax(dim=-1, keepdim=True) * (REACH.get(bits, 1.0) / largest)
+    return (to_codes(work, scale, bits).clamp_min(-largest) * scale).to(states.dtype)
+
+
+def round_inputs_(
+    model: nn.Module,
+    names: list[str],
+    bits: int | None,
+    gains: Mapping[str, torch.Tensor],
+    turns: Mapping[str, torch.Tensor],
+) -> None:
+    """
+    Let some linear maps of a model turn and round what they read, in place.
+
+    Args:
+        model, names: The model, and the modules that do.
+        bits (`int`, *optional*): Of activations; `None` leaves them whole.
+        gains: Factors `[n]` of inputs by modules that have some, which their weights have too: they come first.
+        turns: Orthogonal `[n, n]` by modules whose weights read what they turn.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if bits is not None or name in turns:
+            modules[name].register_forward_pre_hook(_reading(bits, gains.get(name), turns.get(name)))
+
+
+def _reading(bits: int | None, gain: torch.Tensor | None, turn: torch.Tensor | None) -> Callable:
+    def hook(module: nn.Module, arguments: tuple) -> tuple:
+        states = arguments[0]
+        if turn is not None:
+            states = states @ turn.to(states).T
+        if bits is not None:
+            own = None if gain is None else gain.to(states)
+            states = rounded_tokens(states if own is None else states * own, bits)
+            states = states if own is None else states / own
+        return (states, *arguments[1:])
+
+    return hook
+
+
+@dataclass(frozen=True)
+class RoundedCache(Score):
+    """
+    A score that sees keys and values as a cache of few bits would give them back.
+
+    Args:
+        bits: Of their numbers.
+        turned: Keys, and the queries they meet, are turned by a Hadamard matrix before they are rounded.
+    """
+
+    bits: int = 4
+    turned: bool = True
+
+    def prepare(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *arguments: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As of [`Score`], with rounded keys and values."""
+        turn = known_hadamard(key.shape[-1]) if self.turned else None
+        if turn is None:
+            key = rounded_tokens(key, self.bits)
+        else:
+            turn = turn.to(key)
+            key = rounded_tokens(key @ turn.T, self.bits) @ turn
+        return super().prepare(query, key, rounded_tokens(value, self.bits), *arguments)
+
+
+def round_cache_(model: RiGPTForCausalLM, bits: int, turned: bool = True) -> None:
+    """Let all layers see keys and values of few bits, in place."""
+    for module in model.modules():
+        if isinstance(module, RiGPTAttention):
+            own = {field.name: getattr(module.score, field.name) for field in fields(Score)}
+            module.score = RoundedCache(**own, bits=bits, turned=turned)
