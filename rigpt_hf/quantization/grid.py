@@ -12,6 +12,8 @@ import torch
 
 # Scales that are tried, relative to that with which nothing is cut off.
 SHORTEST, TRIED = 0.4, 37
+# Numbers that are rounded in one go while scales are tried.
+AT_ONCE = 2**21
 BITS = range(2, 9)
 
 
@@ -109,13 +111,15 @@ def best_scales(values: torch.Tensor, importance: torch.Tensor, bits: int) -> to
     """
     largest = values.gather(-1, values.abs().argmax(dim=-1, keepdim=True))[..., 0]
     reach = largest.abs() / (2 ** (bits - 1) - 1)
+    shares = torch.linspace(SHORTEST, 1.0, TRIED, dtype=values.dtype, device=values.device)
+    # The largest may lie on the longer end of the grid or on the other.
+    tried = torch.cat([half(shares[:, None] * reach) * sign for sign in (-largest.sign(), largest.sign())])
     best, least = half(reach), torch.full_like(reach, torch.inf)
-    for share in torch.linspace(SHORTEST, 1.0, TRIED).tolist():
-        for sign in (-largest.sign(), largest.sign()):
-            scales = half(share * reach) * sign
-            rounded = to_codes(values, scales[:, None], bits) * scales[:, None]
-            error = (values - rounded).square() @ importance
-            best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    for scales in tried.split(max(1, AT_ONCE // values.numel())):
+        rounded = to_codes(values, scales[..., None], bits).mul_(scales[..., None])
+        errors, places = (rounded.sub_(values).square_() @ importance).min(dim=0)
+        chosen = scales.gather(0, places[None])[0]
+        best, least = torch.where(errors < least, chosen, best), torch.minimum(errors, least)
     return best
 
 

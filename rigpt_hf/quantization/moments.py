@@ -2,8 +2,8 @@
 Second moments of what the matrices of a model read, each token weighted by what an error there does.
 
 An error of a matrix that writes into the stream counts relative to the length of the stream: by `1/ms`, the mean
-square of the stream it is added to. One of a query moves the output of that query, one of a key `s` or a value those of
-all queries `t` that look at it:
+square of the stream it is added to. One of a query moves the output of that query, one of a key `s` or a value those
+of all queries `t` that look at it:
 
     query, output     1 / ms_t of the stream after attention
     key               Σ_t A_ts (1 - A_ts) / ms_t,  over all heads and queries, A the probabilities

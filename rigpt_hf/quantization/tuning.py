@@ -136,14 +136,14 @@ def tuned(
             )
             if not bool(loss.isfinite()):
                 raise ValueError(
-                    f"`learning_rate` must leave the loss finite, got {learning_rate} and {float(loss)}. Take a lower "
+                    f"`learning_rate` must leave the loss finite, got {learning_rate} and {loss.item()}. Take a lower "
                     "one."
                 )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            bar.set_postfix(kl=f"{float(loss):.4f}")
+            bar.set_postfix(kl=f"{loss.item():.4f}")
     return {name: _result(quantized.codes[name], layer) for name, layer in layers.items()}
 
 
