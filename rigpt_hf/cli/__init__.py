@@ -10,6 +10,7 @@ from ..dataclass_options import command
 from ..demo.options import DemoOptions
 from ..version import __version__
 from .cards import card
+from .compression import prune
 from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
 from .lab import lab
@@ -45,6 +46,7 @@ VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
     *(rotate, canonicalize, merge, transport, charges),
     *(fingerprint, identify, diff),
+    prune,
     *(evaluate, card, publish),
     lab,
 )

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from rigpt_hf.pruning import Sizes, prune
+from rigpt_hf.pruning import Sizes, prune, recovered
 from rigpt_hf.pruning.elimination import eliminate
+from rigpt_hf.symmetry import GaugeTransformation
 
 from ..models import OPTIONS, tiny_model, tokens
 from ..tolerances import SYMMETRY
@@ -248,3 +249,34 @@ def test_moments_that_are_missing_or_not_finite():
     moments[name] = moments[name] * float("nan")
     with pytest.raises(ValueError, match="`moments` must be finite"):
         prune(model, [moments], Sizes(neurons=0.2))
+
+
+class TestRecovery:
+    def distance(self, teacher, model, ids) -> float:
+        """The KL divergence from the teacher, per token."""
+        with torch.no_grad():
+            target, ours = (side(ids).logits.log_softmax(-1) for side in (teacher, model))
+        return float((target.exp() * (target - ours)).sum(-1).mean())
+
+    def test_the_smaller_comes_nearer_to_the_larger(self):
+        teacher, ids = tiny_model(dtype=torch.float32), tokens(72, 16)
+        smaller = prune(teacher, input_moments(teacher), Sizes(neurons=0.5))
+        before = copy.deepcopy(smaller.state_dict())
+        after = recovered(smaller, teacher, ids[:64], 60, learning_rate=3e-3, batch=8)
+        assert self.distance(teacher, after, ids[64:]) < 0.7 * self.distance(teacher, smaller, ids[64:])
+        assert all(map(torch.equal, before.values(), smaller.state_dict().values()))
+        assert self.distance(teacher, teacher, ids) < 1e-6
+
+    def test_it_does_not_depend_on_the_frame(self):
+        teacher, ids = tiny_model(), tokens(4, 12)
+        smaller = prune(teacher, input_moments(teacher), Sizes(neurons=0.5))
+        generator = torch.Generator().manual_seed(0)
+        g = GaugeTransformation.random(smaller.config, generator, ("stream", "neurons"))
+        ways = [recovered(model, teacher, ids, 3, learning_rate=1e-2) for model in (smaller, g(smaller))]
+        assert difference(*ways) < SYMMETRY[torch.float32]
+        assert difference(ways[0], smaller) > 1e-3
+
+    def test_a_rate_that_is_too_large(self):
+        model = tiny_model(dtype=torch.float32)
+        with pytest.raises(ValueError, match="`learning_rate` must keep losses finite, got 1e\\+30"):
+            recovered(model, model, tokens(4, 8), 5, learning_rate=1e30)
