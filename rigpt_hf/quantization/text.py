@@ -1,6 +1,7 @@
 """Text to calibrate on, and other text to say on what was lost."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -35,14 +36,15 @@ def calibration_text(source: Stored, calibrate: str, windows: int, judges: int) 
     count = (windows + judges) * context
     if calibrate != DEFAULT:
         return _split(text_row(source, Path(calibrate), count, "calibrate"), windows, judges, context)
-    tokenizer = source.tokenizer()
-    rows = []
-    for part, number in (("training", windows), ("held-out", judges)):
-        text = "\n\n".join(gather_documentation(BYTES_PER_TOKEN * number * context, part=part))
-        row = ids_of(text, tokenizer, source.config, source.name, number * context, "calibrate")
-        rows.append(row[: len(row) // context * context].view(-1, context))
-    calibration, judging = rows
-    return calibration, judging
+    calibration = _documentation(source, "training", windows, context)
+    return calibration, _documentation(source, "held-out", judges, context)
+
+
+def _documentation(source: Stored, part: Literal["training", "held-out"], count: int, context: int) -> torch.Tensor:
+    """Windows of a part of the documentation of the installed packages, at most `count`."""
+    text = "\n\n".join(gather_documentation(BYTES_PER_TOKEN * count * context, part=part))
+    row = ids_of(text, source.tokenizer(), source.config, source.name, count * context, "calibrate")
+    return row[: len(row) // context * context].view(-1, context)
 
 
 def _split(row: torch.Tensor, windows: int, judges: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:

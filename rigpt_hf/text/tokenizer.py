@@ -190,7 +190,7 @@ def ids_of(text: str, tokenizer: Any, config: Any, source: str, length: int, arg
     if (largest := int(input_ids.max())) >= config.vocab_size:
         raise ValueError(
             f"`{argument}` must give tokens that the model has an embedding for, ids from 0 to "
-            f"{config.vocab_size - 1}, got {largest} by the tokenizer of {source!r}. Put the model's own tokenizer into the folder, or leave the "
-            "text out."
+            f"{config.vocab_size - 1}, got {largest} by the tokenizer of {source!r}. Put the model's own "
+            "tokenizer into the folder, or leave the text out."
         )
     return input_ids
