@@ -32,7 +32,7 @@ from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_difference
-from rigpt_hf.quantization import Quantized, Recipe, all_moments, quantize_model, tuned
+from rigpt_hf.quantization import Quantized, Recipe, all_moments, quantize_model, tuned, window_losses
 from rigpt_hf.quantization.maps import parts_of
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.corpus import gather_documentation, without_copies
@@ -206,12 +206,6 @@ def stock_gains(stock: Any, model: RiGPTForCausalLM) -> dict[str, torch.Tensor] 
     return gains
 
 
-@torch.no_grad()
-def losses(model: Any, windows: torch.Tensor) -> list[float]:
-    """Nats per token of each window."""
-    return [float(model(input_ids=row, labels=row, use_cache=False).loss) for row in windows.split(1)]
-
-
 def variants(
     row: Row,
     model: RiGPTForCausalLM,
@@ -243,7 +237,7 @@ def measured(quantized: Quantized, judges: dict[str, torch.Tensor], before: dict
         "notes": quantized.notes,
     }
     for name, windows in judges.items():
-        after = losses(rounded, windows)
+        after = window_losses(rounded, windows)
         difference = paired_difference(after, before[name], [1.0] * len(after))
         result[name] = difference.to_dict() | {"losses": after}
     return result
@@ -290,7 +284,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         console.print(f"{time.strftime('%H:%M:%S')} {text}")
 
     say("Losses of the model as it is")
-    before = {name: losses(model, windows) for name, windows in judges.items()}
+    before = {name: window_losses(model, windows) for name, windows in judges.items()}
     moments: dict[str, torch.Tensor] = {}
     if any(row.recipe.method == "gptq" for row in rows.values()):
         moments = all_moments(model, calibration, progress=True)

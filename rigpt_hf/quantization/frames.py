@@ -160,22 +160,22 @@ def _power(matrices: torch.Tensor, exponent: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def turned_moments(g: GaugeTransformation, name: str, moments: torch.Tensor) -> torch.Tensor:
+def turned_moments(undo: GaugeTransformation, name: str, moments: torch.Tensor) -> torch.Tensor:
     """
     The moments of what the parameter `name` reads after a transformation: for `W -> W Tᵀ`, `H -> T⁻ᵀ H T⁻¹`.
 
     Args:
-        g: A transformation.
+        undo: The inverse of the transformation.
         name: A parameter with two axes, of which the second reads.
         moments (`torch.Tensor` of shape `[n, n]`): before it.
     """
-    if not any(str(turned.key) in g.elements and turned.dim == 1 for turned in g.table.turns(name)):
+    if not any(str(turned.key) in undo.elements and turned.dim == 1 for turned in undo.table.turns(name)):
         return moments
     if moments.dim() != 2:
         raise ValueError(f"`moments` of {name} must not be in blocks where its inputs turn, got {moments.dim()} axes.")
     eye = torch.eye(len(moments), dtype=torch.float64, device=moments.device)
-    undo = g.inverse().turn_axis(name, 1, eye)
-    return (undo.T @ moments.double() @ undo).to(moments.dtype)
+    inverse = undo.turn_axis(name, 1, eye)
+    return (inverse.T @ moments.double() @ inverse).to(moments.dtype)
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ import torch
 
 
 # Scales that are tried, relative to that with which nothing is cut off.
-SHORTEST, TRIED = 0.4, 37
+SHORTEST, TRIED = 0.4, 25
+# Rows of at most so many numbers are tried both ways round.
+SHORT = 128
 # Numbers that are rounded in one go while scales are tried.
 AT_ONCE = 2**21
 BITS = range(2, 9)
@@ -44,6 +46,11 @@ class Codes:
         parts = self.codes.to(algebra).reshape(rows, self.scales.shape[1], -1) * self.scales.to(algebra)[..., None]
         matrix = parts.reshape(rows, width)
         return (matrix if self.gain is None else matrix * self.gain.to(algebra)).to(dtype)
+
+    def split(self, rows: list[int]) -> list["Codes"]:
+        """So many rows each, one after the other."""
+        parts = zip(self.codes.split(rows), self.scales.split(rows), strict=True)
+        return [Codes(codes, scales, self.bits, self.group, self.gain) for codes, scales in parts]
 
     @property
     def stored_bits(self) -> int:
@@ -112,8 +119,9 @@ def best_scales(values: torch.Tensor, importance: torch.Tensor, bits: int) -> to
     largest = values.gather(-1, values.abs().argmax(dim=-1, keepdim=True))[..., 0]
     reach = largest.abs() / (2 ** (bits - 1) - 1)
     shares = torch.linspace(SHORTEST, 1.0, TRIED, dtype=values.dtype, device=values.device)
-    # The largest may lie on the longer end of the grid or on the other.
-    tried = torch.cat([half(shares[:, None] * reach) * sign for sign in (-largest.sign(), largest.sign())])
+    # The largest lies on the longer end of the grid; or on the other, which seldom is better, and never in long rows.
+    ends = (-1, 1) if values.shape[-1] <= SHORT else (-1,)
+    tried = torch.cat([half(shares[:, None] * reach) * largest.sign() * end for end in ends])
     best, least = half(reach), torch.full_like(reach, torch.inf)
     for scales in tried.split(max(1, AT_ONCE // values.numel())):
         rounded = to_codes(values, scales[..., None], bits).mul_(scales[..., None])

@@ -199,29 +199,38 @@ def quantize_model(
     result: dict[str, Codes] = {}
     turns: dict[str, torch.Tensor] = {}
     notes: list[str] = []
+    shared = dict(elements)
     for names, measured in _parts(model, parts, recipe, calibration, moments, progress):
-        by_parameter = {f"{name}.weight": value for name, value in measured.items()}
-        layer = layer_of(f"{names[0]}.weight") if names else None
+        layer = layer_of(f"{names[0]}.weight")
+        own: Elements = {}
         if recipe.has_gauges and layer is not None:
-            own = {name: weight for name, weight in weights.items() if layer_of(name) == layer}
-            elements |= gauges_of_layer(config, layer, own, by_parameter or None, generator)
-        g = GaugeTransformation(config, elements)
+            inner = {name: weight for name, weight in weights.items() if layer_of(name) == layer}
+            by_parameter = {f"{name}.weight": value for name, value in measured.items()}
+            own = gauges_of_layer(config, layer, inner, by_parameter or None, generator)
+            elements |= own
+        g = GaugeTransformation(config, shared | own)
         turned = {name: g.transform(f"{name}.weight", weights[f"{name}.weight"], weights.get) for name in names}
         factors = gains or {}
         if gains is None and recipe.has_gains and layer is not None:
             closed = gains_in_closed_form(config, {f"{name}.weight": weight for name, weight in turned.items()})
             factors = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
-        for name in names:
-            weight, seen = turned[name], measured.get(name)
-            if seen is not None:
-                seen = turned_moments(g, f"{name}.weight", seen)
-            if recipe.activations is not None and recipe.frame == "hadamard" and _reads_neurons(config, name, parts):
-                turns[name] = hadamard(weight.shape[1], generator)
-                turn = turns[name].to(weight)
+        undo = g.inverse() if measured else g
+        for same in _with_same_moments(names, measured):
+            seen = measured.get(same[0])
+            seen = None if seen is None else turned_moments(undo, f"{same[0]}.weight", seen)
+            weight = torch.cat([turned[name] for name in same])
+            if (
+                recipe.activations is not None
+                and recipe.frame == "hadamard"
+                and _reads_neurons(config, same[0], parts)
+            ):
+                turns[same[0]] = hadamard(weight.shape[1], generator)
+                turn = turns[same[0]].to(weight)
                 weight, seen = weight @ turn.T, None if seen is None else turn @ seen @ turn.T
-            result[name] = _codes(weight, seen, recipe, factors.get(name))
+            codes = _codes(weight, seen, recipe, factors.get(same[0]))
+            result |= dict(zip(same, codes.split([len(turned[name]) for name in same]), strict=True))
             if seen is None and recipe.method == "gptq":
-                notes.append(f"{name} was rounded to nearest, as nothing was seen of what it reads.")
+                notes.append(f"{same[0]} was rounded to nearest, as nothing was seen of what it reads.")
     g = GaugeTransformation(config, elements)
     quantized = Quantized(g(model), result, recipe, turns, notes)
     if recipe.tune:
@@ -255,6 +264,14 @@ def _parts(
         return
     for names in layers.values():
         yield names, {name: moments[name] for name in names if moments is not None and name in moments}
+
+
+def _with_same_moments(names: list[str], measured: Moments) -> list[list[str]]:
+    """The names in the order given, those whose moments are one tensor together."""
+    together: dict[int | str, list[str]] = {}
+    for name in names:
+        together.setdefault(id(measured[name]) if name in measured else name, []).append(name)
+    return list(together.values())
 
 
 def _codes(weight: torch.Tensor, moments: torch.Tensor | None, recipe: Recipe, gain: torch.Tensor | None) -> Codes:

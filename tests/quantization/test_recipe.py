@@ -1,5 +1,6 @@
 """Whole models: the function in the new frame, what gauges and gains are for, tuning, what is simulated, refusals."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from ..tolerances import CANONICAL, SYMMETRY
 
 # Groups that divide the widths of the tiny models.
 GROUPED = Recipe(group=4)
-CALIBRATION = tokens(64, 24, seed=5)
+CALIBRATION = tokens(26, 40, seed=5)
 SETS = ("gated", "parallel-local-projected", "experts-shared", "post-norm-alone")
 
 
@@ -30,7 +31,7 @@ def logits(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / a.abs().max())
+    return float((a - b).detach().abs().max() / a.detach().abs().max())
 
 
 def kl(model: nn.Module, other: nn.Module, rows: torch.Tensor) -> float:
@@ -53,7 +54,7 @@ def test_frames_leave_the_function_alone_and_eight_bits_nearly(option):
     model, rows = tiny_model(**ALL[option]), tokens(2, 16)
     before, plain = contents(model), logits(model, rows)
     measured = all_moments(model, CALIBRATION)
-    for recipe in (GROUPED, replace(GROUPED, frame="own", method="round"), Recipe(activations=8, cache=8)):
+    for recipe in (replace(GROUPED, frame="own", method="round"), Recipe(activations=8, cache=8)):
         found = {
             bits: quantize_model(model, replace(recipe, bits=bits), CALIBRATION, moments=measured) for bits in (2, 8)
         }
@@ -64,10 +65,11 @@ def test_frames_leave_the_function_alone_and_eight_bits_nearly(option):
         changed = [name for name, weight in weights.items() if not torch.equal(weight, own[name])]
         assert len(changed) > 3 and set(found[8].codes) > set(parts_of(model))
         # Part of a change of frame is another function.
-        half = quantize_model(model, replace(recipe, bits=8), CALIBRATION, moments=measured).model
+        half = copy.deepcopy(turned)
         half.get_parameter(changed[0]).data.copy_(weights[changed[0]])
         assert difference(plain, logits(half, rows)) > 1e3 * SYMMETRY[torch.float64]
-        errors = {bits: difference(plain, logits(each.dense_model(), rows)) for bits, each in found.items()}
+        # In the mean, as a token whose experts are others is somewhere else.
+        errors = {bits: float((plain - logits(each.dense_model(), rows)).abs().mean()) for bits, each in found.items()}
         assert errors[8] < 0.2 * errors[2]
 
 
@@ -134,9 +136,9 @@ def test_tuning_brings_logits_nearer_and_leaves_codes_alone(gated, moments):
     quantized = quantize_model(gated, replace(GROUPED, bits=3, table_bits=None), moments=moments)
     before = {name: codes.codes.clone() for name, codes in quantized.codes.items()}
     lost = kl(gated, quantized.dense_model(), CALIBRATION)
-    still = tuned(quantized, CALIBRATION, 3, 0.0)
+    still = tuned(quantized, CALIBRATION, 1, 0.0)
     assert all(torch.equal(still[name].scales, codes.scales) for name, codes in quantized.codes.items())
-    found = tuned(quantized, CALIBRATION, 40, 5e-3)
+    found = tuned(quantized, CALIBRATION, 20, 1e-2)
     assert set(found) == set(before)
     for name, codes in found.items():
         assert torch.equal(codes.codes, before[name])
