@@ -1,6 +1,7 @@
 """Verbs that make a model smaller: fewer bits for each weight, fewer weights."""
 
 from dataclasses import asdict
+from statistics import fmean, stdev
 from typing import Annotated, Any
 
 from rich.table import Table
@@ -10,16 +11,17 @@ from .arguments import AnySource, Dtype, Force, GgufFile, Output, Revision, opti
 from .common import save_model, say, to_dtype
 
 
+# The documentation of the installed packages.
 DEFAULT = "default"
 Calibrate = Annotated[
     str,
     option(
-        "Text to calibrate on, a file whose end is kept apart to judge on; or default: documentation of the "
-        "installed packages."
+        "Text to calibrate on: a file, folder or data set, whose end is kept apart to judge on; or default: "
+        "documentation of the installed packages."
     ),
 ]
-Windows = Annotated[int, option("Windows of 512 tokens to calibrate on.")]
-Judges = Annotated[int, option("Windows of 512 tokens, of other text, on which the loss is measured.")]
+Tokens = Annotated[int, option("Tokens to calibrate on, at most.")]
+Judge = Annotated[int, option("Tokens of other text on which losses are measured.")]
 
 
 def prune(
@@ -33,8 +35,8 @@ def prune(
     ] = 0,
     learning_rate: Annotated[float, option("Of these steps.")] = 1e-4,
     calibrate: Calibrate = DEFAULT,
-    windows: Windows = 64,
-    judges: Judges = 8,
+    tokens: Tokens = 32768,
+    judge: Judge = 8192,
     revision: Revision = None,
     gguf_file: GgufFile = None,
     dtype: Dtype = None,
@@ -54,20 +56,17 @@ def prune(
     from ..checkpoints.opened import open_model
     from ..pruning import Sizes, prune, recovered
     from ..quantization import moments_by_layer
-    from ..quantization.text import calibration_text
 
-    if recover < 0 or windows < 1 or judges < 1:
-        raise ValueError(
-            f"`recover` must be at least 0, `windows` and `judges` at least 1, got {recover}, {windows} and {judges}."
-        )
+    if recover < 0:
+        raise ValueError(f"`recover` must be a number of steps, at least 0, got {recover}.")
     sizes = Sizes(neurons, heads, rank)
     model = open_model(source, revision=revision, gguf_file=gguf_file)
     say(model.notes)
     sizes.check(model.config)
     seen = check_output(output, source, force)
-    calibration, judging = calibration_text(model.place, calibrate, windows, judges)
+    calibration, judges = texts_for(model.place, calibrate, tokens, judge)
     larger = model.load()
-    losses = Losses(judging)
+    losses = Losses(judges)
     losses.add("before", larger)
     smaller = prune(larger, moments_by_layer(larger, calibration, progress=True), sizes, progress=True)
     losses.add("pruned", smaller)
@@ -78,36 +77,66 @@ def prune(
         losses.add(f"recovered, {recover} steps", smaller)
     losses.print()
     smaller = smaller.to(to_dtype(dtype) or model.stored_dtype)
-    facts = {"source": source, "calibrate": calibrate, "recover": recover} | asdict(sizes) | {"loss": losses.values}
+    facts = {"source": source, "calibrate": calibrate, "recover": recover} | asdict(sizes) | {"loss": losses.to_dict()}
     save_model(smaller, model.place, output, seen, {"prune.json": facts})
     Console().print(f"Written to {output}", markup=False)
 
 
-class Losses:
-    """Losses of models on windows `[N, S]` that nothing was fitted on; each is said when it is known."""
+def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
+    """Windows `[N, S]` to calibrate on, and windows of other text that judge, by the names of the texts."""
+    from ..checkpoints.logits import longest_of
+    from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens
+    from ..text.sources import DOCUMENTATION
 
-    def __init__(self, windows: Any):
-        self.windows = windows
-        self.values: dict[str, float] = {}
-        self.parameters: dict[str, int] = {}
+    context = min(CONTEXT, longest_of(source.config))
+    for name, value in (("tokens", tokens), ("judge", judge)):
+        if value < 2 * context:
+            raise ValueError(f"`{name}` must be at least two windows of {context} tokens, got {value}.")
+    tokenizer = source.tokenizer()
+    text = DOCUMENTATION if calibrate == DEFAULT else calibrate
+    calibration = calibration_tokens(tokenizer, text, tokens=tokens, context=context)
+    judges = {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
+    if calibrate != DEFAULT:
+        end = max(1, min(judge // context, len(calibration) // 5))
+        if end == len(calibration):
+            raise ValueError(
+                f"`calibrate` must hold at least two windows of {context} tokens, the last to judge on, got one in "
+                f"{calibrate!r}. Give a longer text."
+            )
+        calibration, judges[f"end of {calibrate}"] = calibration[:-end], calibration[-end:]
+    return calibration, judges
+
+
+class Losses:
+    """Losses of models on windows `[N, S]` of texts that nothing was fitted on."""
+
+    def __init__(self, texts: dict[str, Any]):
+        self.texts = texts
+        self.values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, name: str, model: Any) -> None:
-        """Measure one more."""
-        import torch
-        from tqdm.auto import tqdm
+        """Measure one more model."""
+        from ..quantization.calibration import window_losses
 
-        values = []
-        with torch.no_grad():
-            for row in tqdm(self.windows.split(1), desc=f"Loss, {name}", unit="window"):
-                values.append(float(model(input_ids=row, labels=row, use_cache=False).loss))
-        self.values[name] = sum(values) / len(values)
-        self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
+        self.values[name] = {text: window_losses(model, windows) for text, windows in self.texts.items()}
 
     def print(self) -> None:
-        """A table of all."""
+        """A table of all, with paired intervals beside the first."""
+        table = Table("model", *self.texts, title="Nats per token, on text that nothing was fitted on")
         first = next(iter(self.values.values()))
-        title = f"Loss on {self.windows.numel():,} tokens of other text"
-        table = Table("model", "parameters", "nats per token", "lost", title=title)
-        for name, value in self.values.items():
-            table.add_row(name, f"{self.parameters[name]:,}", f"{value:.4f}", f"{value - first:+.4f}")
+        for name, values in self.values.items():
+            table.add_row(name, *(_cell(values[text], first[text], values is first) for text in self.texts))
         Console().print(table)
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Mean losses, by model and text."""
+        return {name: {text: fmean(losses) for text, losses in values.items()} for name, values in self.values.items()}
+
+
+def _cell(values: list[float], before: list[float], alone: bool) -> str:
+    """The mean of some losses, and how much more than before it is, with twice the standard error."""
+    if alone or len(values) < 2:
+        return f"{fmean(values):.4f}"
+    differences = [after - one for after, one in zip(values, before, strict=True)]
+    error = stdev(differences) / len(differences) ** 0.5
+    return f"{fmean(values):.4f} ({fmean(differences):+.4f} ± {2 * error:.4f})"

@@ -149,17 +149,17 @@ def text_ids(source: Stored, path: Path) -> torch.Tensor:
     return text_row(source, path, min(MOST, longest_of(source.config)))[None]
 
 
-def text_row(source: Stored, path: Path, length: int, argument: str = "text") -> torch.Tensor:
+def text_row(source: Stored, path: Path, length: int) -> torch.Tensor:
     """At most `length` token ids of the beginning of a file of text, by the tokenizer of a model."""
-    text = "\n\n".join(itertools.islice(local_documents(path, argument=argument), max(MOST, length)))
+    text = "\n\n".join(itertools.islice(local_documents(path, argument="text"), max(MOST, length)))
     try:
         tokenizer = source.tokenizer()
     except ValueError as error:
         raise ValueError(
-            f"`{argument}` needs a tokenizer, and {source.name!r} has none that loads here: {error} Add the "
-            "tokenizer's files to the folder, or leave the text out."
+            f"`text` needs a tokenizer, and {source.name!r} has none that loads here: {error} Add the tokenizer's "
+            "files to the folder, or leave the text out."
         ) from error
-    return ids_of(text, tokenizer, source.config, source.name, length, argument)
+    return ids_of(text, tokenizer, source.config, source.name, length)
 
 
 def documentation_ids(*models: Stored) -> torch.Tensor | None:
@@ -178,19 +178,19 @@ def documentation_ids(*models: Stored) -> torch.Tensor | None:
     return None
 
 
-def ids_of(text: str, tokenizer: Any, config: Any, source: str, length: int, argument: str = "text") -> torch.Tensor:
+def ids_of(text: str, tokenizer: Any, config: Any, source: str, length: int) -> torch.Tensor:
     """At most `length` token ids of the beginning of a text, which a model of this configuration has."""
     encoded = tokenizer(text[: 16 * length], return_tensors="pt", add_special_tokens=False)["input_ids"]
     input_ids = encoded[0, :length]
     if len(input_ids) < 2:
         raise ValueError(
-            f"`{argument}` must give at least two tokens by the tokenizer of {source!r}, got {len(input_ids)}. Give a "
+            f"`text` must give at least two tokens by the tokenizer of {source!r}, got {len(input_ids)}. Give a "
             "longer one, add the tokenizer's files to the folder, or leave it out to compare on random tokens."
         )
     if (largest := int(input_ids.max())) >= config.vocab_size:
         raise ValueError(
-            f"`{argument}` must give tokens that the model has an embedding for, ids from 0 to "
-            f"{config.vocab_size - 1}, got {largest} by the tokenizer of {source!r}. Put the model's own "
-            "tokenizer into the folder, or leave the text out."
+            f"`text` must give tokens that the model has an embedding for, ids from 0 to {config.vocab_size - 1}, got "
+            f"{largest} by the tokenizer of {source!r}. Put the model's own tokenizer into the folder, or leave the "
+            "text out."
         )
     return input_ids
