@@ -1,10 +1,10 @@
 """
 Linear maps and tables made of whole numbers and scales, and the kernels that multiply by them.
 
-A weight is `W = c · s · g`: codes `c` of 4 or 8 bits, a scale `s` for each row or for each group of neighbours in a row,
-and, where a map has some, factors `g` of its inputs. What is stored is exactly this, whatever kernel runs. Codes of 4
-bits are `c + 8`, two in a byte, the first in the low bits. Kernels have formats of their own, which are made from the
-codes when they are first needed and never saved:
+A weight is `W = c · s · g`: codes `c` of 4 or 8 bits, a scale `s` for each row or for each group of neighbours in a
+row, and, where a map has some, factors `g` of its inputs. What is stored is exactly this, whatever kernel runs. Codes
+of 4 bits are `c + 8`, two in a byte, the first in the low bits. Kernels have formats of their own, which are made from
+the codes when they are first needed and never saved:
 
     bfloat16 on a CPU    `_weight_int4pack_mm_for_cpu`, and `_weight_int8pack_mm` for 8 bits with a scale for each row
     bfloat16 on a GPU    `_weight_int4pack_mm` (tinygemm) from compute capability 8.0 and for few rows
@@ -172,19 +172,17 @@ class QuantizedLinear(Coded):
             return (None,)
         packed = self._packed
         if torch.compiler.is_compiling():
-            return (None,) if packed is None else packed[1]
+            return (None,) if packed is None else packed[-1]
         codes, scales = self._parameters["codes"], self._parameters["scales"]
-        source = codes, codes._version, scales, scales._version
-        if packed is None or any(old is not new and old != new for old, new in zip(packed[0], source)):
-            if codes.is_meta:
+        version = codes._version + scales._version
+        if packed is None or packed[0] is not codes or packed[1] is not scales or packed[2] != version:
+            if codes.is_meta or codes.device != inputs.device:
                 return (None,)
-            packed = source, PACKERS[codes.device.type](self)
-            if not _is_elsewhere(self):
-                self._packed = packed
-        kernel = packed[1]
+            packed = codes, scales, version, PACKERS[codes.device.type](self)
+            self._packed = None if _is_elsewhere(self) else packed
         if inputs.is_cuda and inputs.numel() > TINYGEMM_ROWS * self.in_features:
             return (None,)
-        return kernel
+        return packed[-1]
 
 
 def pack_for_cpu(module: QuantizedLinear) -> tuple:
@@ -239,7 +237,7 @@ def _pairs(module: Coded, group: int, rows: int) -> torch.Tensor:
 
 
 def _is_elsewhere(module: nn.Module) -> bool:
-    """Whether something brings the codes for each call and takes them away again: what is made of them must go, too."""
+    """Whether codes are brought for each call and taken away again: what is made of them must go, too."""
     hook = getattr(module, "_hf_hook", None)
     return any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ())))
 

@@ -65,8 +65,8 @@ class RiGPTQuantizationConfig(QuantizationConfigMixin):
     ):
         if unknown:
             raise ValueError(
-                f"`quantization_config` must have fields that are known here, got {next(iter(unknown))!r:.80}. Load it "
-                "with the version of rigpt-hf that wrote it, or take that out."
+                f"`quantization_config` must have fields that are known here, got {next(iter(unknown))!r:.80}. Load "
+                "it with the version of rigpt-hf that wrote it, or take that out."
             )
         one_of("quant_method", quant_method, (METHOD,))
         self.quant_method = quant_method
@@ -138,8 +138,8 @@ class RiGPTQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         if not self.pre_quantized:
             raise ValueError(
-                "`quantization_config` must belong to a folder of codes, got one of rigpt for a model of weights. Make "
-                "the folder by `rigpt quantize`."
+                "`quantization_config` must belong to a folder of codes, got one of rigpt for a model of weights. "
+                "Make the folder by `rigpt quantize`."
             )
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -233,8 +233,8 @@ def place(model: Any, config: RiGPTQuantizationConfig) -> None:
         rows, columns = module.weight.shape
         if columns % (group or columns):
             raise ValueError(
-                f"`group` must divide the {columns} inputs of {name!r}, got {group}. Give that module a `group` of its "
-                "own in `exceptions`."
+                f"`group` must divide the {columns} inputs of {name!r}, got {group}. Give that module a `group` of "
+                "its own in `exceptions`."
             )
         form = rows, columns, bits, group, name in config.modules_with_gain
         if isinstance(module, nn.Embedding):
@@ -327,15 +327,24 @@ def check_codes(name: str, given: Any, module: nn.Module) -> None:
             f"{int(given.codes.max())}."
         )
     if not torch.equal(given.scales.to(torch.float16).to(given.scales.dtype), given.scales):
-        raise ValueError(f"`scales` of {name!r} must be finite numbers of float16. Round them before codes are chosen.")
+        raise ValueError(
+            f"`scales` of {name!r} must be finite numbers of float16. Round them before codes are chosen."
+        )
     if given.gain is not None and (tuple(given.gain.shape) != (columns,) or not bool(given.gain.isfinite().all())):
         raise ValueError(f"`gain` of {name!r} must be {columns} finite factors, got {given.gain!r:.80}.")
+
+
+def has_codes(module: nn.Module) -> bool:
+    """Whether a module is made of codes, be its class that of the package or of a folder's own code."""
+    return hasattr(module, "codes") and hasattr(module, "scales")
 
 
 def refuse_missing(names: Any) -> None:
     """Raise a `ValueError` if a loader found no codes or scales, in whose place it would leave arbitrary numbers."""
     if lost := [name for name in names if name.rpartition(".")[2] in STORED]:
-        raise ValueError(f"a folder of codes must have all of them, got one without {sorted(lost)[0]!r}. Write it again.")
+        raise ValueError(
+            f"a folder of codes must have all of them, got one without {sorted(lost)[0]!r}. Write it again."
+        )
 
 
 def register() -> None:
