@@ -146,7 +146,7 @@ class QuantizedLinear(Coded):
             hidden_states = hidden_states.to(torch.get_autocast_dtype(kind))
         if self.gain is not None:
             hidden_states = self._with_gain(hidden_states)
-        if not (torch.is_grad_enabled() and hidden_states.requires_grad):
+        if not (hidden_states.requires_grad and torch.is_grad_enabled()):
             output = self.product(hidden_states)
         elif torch.compiler.is_compiling():
             output = nn.functional.linear(hidden_states, self.spread(hidden_states.dtype))
@@ -156,65 +156,68 @@ class QuantizedLinear(Coded):
 
     def product(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`c s x` by the quickest kernel that there is; derivatives are another's work."""
-        kernel, *operands = self._kernel(hidden_states)
-        if kernel is None:
+        operands = self._kernel(hidden_states)
+        if operands is None:
             return nn.functional.linear(hidden_states, self.spread(hidden_states.dtype))
-        output = kernel(hidden_states.reshape(-1, self.in_features), *operands)
-        return output[:, : self.out_features].view(*hidden_states.shape[:-1], self.out_features)
+        kernel, *rest = operands
+        output = kernel(hidden_states.reshape(-1, self.in_features), *rest)
+        if output.shape[1] != self.out_features:  # kernels take full blocks of rows
+            output = output[:, : self.out_features]
+        return output.view(*hidden_states.shape[:-1], self.out_features)
 
     def prepare(self) -> None:
         """Make now what the kernel of the module's own dtype and place wants, which a compiler then finds."""
         self._kernel(self.like.new_empty(1, 0))
 
-    def _kernel(self, inputs: torch.Tensor) -> tuple:
+    def _kernel(self, inputs: torch.Tensor) -> tuple | None:
         """The kernel for these inputs and what it takes besides them; `None` where there is none."""
         if inputs.dtype != torch.bfloat16 or inputs.device.type not in PACKERS:
-            return (None,)
+            return None
         packed = self._packed
         if torch.compiler.is_compiling():
-            return (None,) if packed is None else packed[-1]
+            return None if packed is None else packed[-1]
         codes, scales = self._parameters["codes"], self._parameters["scales"]
         version = codes._version + scales._version
         if packed is None or packed[0] is not codes or packed[1] is not scales or packed[2] != version:
             if codes.is_meta or codes.device != inputs.device:
-                return (None,)
+                return None
             packed = codes, scales, version, PACKERS[codes.device.type](self)
             self._packed = None if _is_elsewhere(self) else packed
         if inputs.is_cuda and inputs.numel() > TINYGEMM_ROWS * self.in_features:
-            return (None,)
+            return None
         return packed[-1]
 
 
-def pack_for_cpu(module: QuantizedLinear) -> tuple:
+def pack_for_cpu(module: QuantizedLinear) -> tuple | None:
     """The kernel of a CPU for bfloat16, and its operands."""
     rows, columns = module.shape
     scales = module.scales.detach()
     if module.bits == 8:
         # Rows of other lengths are read beyond their ends.
         if module.group is not None or columns % 16:
-            return (None,)
-        return torch.ops.aten._weight_int8pack_mm, module.codes.detach(), scales[:, 0].to(torch.bfloat16)
+            return None
+        return torch._weight_int8pack_mm, module.codes.detach(), scales[:, 0].to(torch.bfloat16)
     group = _kernel_group(module)
     if group is None:
-        return (None,)
+        return None
     codes = unpack(module.codes.detach(), columns).to(torch.int32) + 8
     codes = nn.functional.pad(codes, (0, 0, 0, -rows % 16), value=8)
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-    return torch.ops.aten._weight_int4pack_mm_for_cpu, packed, group, _pairs(module, group, len(codes))
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+    return torch._weight_int4pack_mm_for_cpu, packed, group, _pairs(module, group, len(codes))
 
 
-def pack_for_gpu(module: QuantizedLinear) -> tuple:
+def pack_for_gpu(module: QuantizedLinear) -> tuple | None:
     """The kernel of a GPU for bfloat16, and its operands."""
     rows, columns = module.shape
     group = _kernel_group(module)
     tiles = next((tiles for tiles in (8, 4, 2) if columns % (16 * tiles) == 0), None)
     capable = torch.version.hip is None and torch.cuda.get_device_capability(module.codes.device) >= (8, 0)
     if module.bits == 8 or group is None or tiles is None or not capable:
-        return (None,)
+        return None
     codes = (unpack(module.codes.detach(), columns) + 8).view(torch.uint8)
     codes = nn.functional.pad(codes, (0, 0, 0, -rows % 8), value=8)
-    packed = torch.ops.aten._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], tiles)
-    return torch.ops.aten._weight_int4pack_mm, packed, group, _pairs(module, group, len(codes))
+    packed = torch._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], tiles)
+    return torch._weight_int4pack_mm, packed, group, _pairs(module, group, len(codes))
 
 
 PACKERS = {"cpu": pack_for_cpu, "cuda": pack_for_gpu}

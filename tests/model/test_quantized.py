@@ -187,7 +187,7 @@ def test_kernels_and_dense_products_are_one_function(form):
         for actual in (module(each.to(torch.bfloat16)), linear(module, each.to(torch.bfloat16))):
             assert actual.dtype == torch.bfloat16
             assert difference(actual.float(), expected) <= DISTANCE[torch.bfloat16]
-    assert (module._kernel(inputs.to(torch.bfloat16))[0] is not None) == (form in FORMS), "the wrong product was tried"
+    assert (module._kernel(inputs.to(torch.bfloat16)) is not None) == (form in FORMS), "the wrong product was tried"
     module.float()
     assert (
         difference(module(inputs), nn.functional.linear(inputs, module.weight, module.bias)) <= SYMMETRY[torch.float32]
@@ -467,12 +467,12 @@ def test_compiled_without_graph_breaks(dtype):
     model = quantized("tied", dtype, num_hidden_layers=1)
     with torch.no_grad():
         expected = model(tokens(2, 7), use_cache=False).logits
-        compiled = torch.compile(model, fullgraph=True)(tokens(2, 7), use_cache=False).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(tokens(2, 7), use_cache=False).logits
     allowed = SYMMETRY[dtype] if dtype in SYMMETRY else DISTANCE[dtype]
     assert difference(compiled.float(), expected.float()) <= allowed
     if dtype == torch.float32:
         model.train()
-        loss = torch.compile(model, fullgraph=True)(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss
+        loss = torch.compile(model, fullgraph=True, backend="aot_eager")(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss
         loss.backward()
         assert model.model.layers[0].mlp.up_proj.bias.grad.abs().sum() > 0
     torch.compiler.reset()
