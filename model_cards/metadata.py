@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate
 from rigpt_hf.checkpoints.logits import random_input_ids
+from rigpt_hf.checkpoints.dequantized import codes_in_words, numbers_of
 from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA
@@ -172,7 +173,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
     }
     return ModelMetadata(
         type=config.model_type,
-        parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        parameters=numbers_of(subject.model),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         heads=config.num_attention_heads,
@@ -182,7 +183,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         position_type=config.position_embedding_type,
         attention_score=config.attention_score,
         tied=config.tie_word_embeddings,
-        dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        dtype=", in ".join(filter(None, (codes_in_words(config), str(subject.model.dtype).removeprefix("torch.")))),
         has_tokenizer=subject.tokenizer is not None,
         options=[words for name, words in switches.items() if getattr(config, name)],
     )

@@ -65,6 +65,7 @@ from .layers_rigpt import (
 )
 from .mlp_rigpt import RiGPTExperts, RiGPTRouter, load_balancing_loss, mlp_of
 from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
+from .quantized_rigpt import has_codes, refuse_missing
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, capable, eager_attention_forward, local, repeat_heads
 
@@ -375,8 +376,15 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
                 "`local_frames` must be True for weights that have them, got False. Load them as they are, then call "
                 "`rigpt_hf.symmetry.to_global_frame`."
             )
+        refuse_missing(report["missing_keys"])
         freeze_transports(model)
         return (model, report) if wanted else model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As for every model; where the table is made of codes, what it answers in."""
+        table = self.get_input_embeddings()
+        return table.dtype if has_codes(table) else super().dtype
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """
@@ -385,6 +393,11 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
         New rows have no symmetry, and those that are gone may have been moved: a recorded one is dropped.
         """
         before = self.config.vocab_size
+        if has_codes(self.get_input_embeddings()) and new_num_tokens not in (None, before):
+            raise ValueError(
+                f"`new_num_tokens` must be {before} for a table of codes, got {new_num_tokens}. Call `dequantize()` "
+                "first."
+            )
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if embeddings.num_embeddings != before:
             self.config.token_symmetry = None

@@ -11,6 +11,7 @@ from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from wrapt import when_imported, wrap_function_wrapper
 
@@ -127,6 +128,32 @@ def refuse_tuner(name: str, tuners: ModuleType):
     wrap_function_wrapper(tuners, f"{name}Model.__init__", init)
 
 
+def adapt_codes(lora: ModuleType):
+    """Adapters of PEFT beside maps made of codes, which it does not know, and into which nothing can be merged."""
+    wrap_function_wrapper(lora, "dispatch_default", _adapt_codes)
+
+
+def _adapt_codes(dispatch: Any, _: Any, args: tuple, kwargs: dict) -> Any:
+    from peft.tuners.lora.layer import Linear
+
+    target = kwargs["target"] if "target" in kwargs else args[0]
+    base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+    # By name: a folder that was loaded with its own code has a class of its own.
+    if type(base).__name__ != "QuantizedLinear" or not hasattr(base, "scales"):
+        return dispatch(*args, **kwargs)
+
+    class CodesWithAdapter(Linear):
+        def merge(self, *args: Any, **kwargs: Any) -> None:
+            raise ValueError(
+                "an adapter cannot be merged into codes, which have no place for it. Call `dequantize()` on the model "
+                "that has none yet, and load the adapter there."
+            )
+
+    with catch_warnings():
+        filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        return CodesWithAdapter(*args, **kwargs)
+
+
 def register_conversion(opened: ModuleType):
     """The way from stock models to RiGPTs, for those who open checkpoints of any class below it."""
 
@@ -152,6 +179,7 @@ def register():
         (f"{__package__}.checkpoints.opened", register_conversion),
         ("peft.utils.constants", register_with_peft),
         ("peft.peft_model", register_prompts),
+        ("peft.tuners.lora.model", adapt_codes),
         *((f"peft.tuners.{package}.model", partial(refuse_tuner, name)) for name, (package, *_) in TUNERS.items()),
     ]
     for name, act in hooks:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rigpt_hf import RiGPTConfig
+from rigpt_hf.checkpoints.dequantized import of_weights
 from rigpt_hf.conversion.families import architecture_of
 from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, table_of
 
@@ -85,7 +86,7 @@ def invariance(
         raise ValueError(f"`frame` must be among {', '.join(known)} for this model, or 'all', got {unknown[0]!r}.")
     errors: dict[str, dict[str, dict[str, float]]] = {}
     for label, dtype in precisions.items():
-        copied = copy.deepcopy(measured.model).to(dtype).eval()
+        copied = copy.deepcopy(of_weights(measured.model)).to(dtype).eval()
         for name in wanted:
             generator = torch.Generator().manual_seed(seed)
             drawn = [_error(copied, name, generator, ids.to(measured.device)) for _ in range(draws)]

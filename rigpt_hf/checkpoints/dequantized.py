@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 
+from ..quantized_rigpt import METHOD, Coded, RiGPTQuantizationConfig
 from .read import load_model, quiet_loading, reading, silent
 
 
 # What must be installed for each method that can be decoded.
-PACKAGES = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "compressed-tensors": "compressed_tensors"}
+PACKAGES = {
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+    "compressed-tensors": "compressed_tensors",
+    METHOD: "rigpt_hf",
+}
 
 
 def method_of(config: Any) -> str | None:
@@ -24,6 +30,34 @@ def method_of(config: Any) -> str | None:
     given = given if isinstance(given, dict) else given.to_dict()
     method = given.get("quant_method") or ("bitsandbytes" if given.get("load_in_8bit") else "unknown")
     return str(getattr(method, "value", method))
+
+
+def codes_in_words(config: Any) -> str | None:
+    """The codes of a RiGPT, such as "codes of 4 bits in groups of 32, tables of 8 bits"; `None` if it has none."""
+    if method_of(config) != METHOD:
+        return None
+    given = config.quantization_config
+    given = RiGPTQuantizationConfig(**given) if isinstance(given, dict) else given
+    words = [f"codes of {given.bits} bits in {f'groups of {given.group}' if given.group else 'rows'}"]
+    words.append(f"tables of {given.table_bits} bits")
+    words += [f"activations of {given.activation_bits} bits"] if given.activation_bits else []
+    words += [f"a cache of {given.cache_bits} bits"] if given.cache_bits else []
+    return ", ".join(words)
+
+
+def numbers_of(model: Any) -> int:
+    """The parameters of a model, where it has codes those of the weights behind them; tied ones count once."""
+    coded = {module.codes: module.shape[0] * module.shape[1] for module in model.modules() if isinstance(module, Coded)}
+    stored = {one for module in model.modules() if isinstance(module, Coded) for one in (module.scales, module.gain)}
+    plain = (parameter.numel() for parameter in model.parameters() if parameter not in {*coded, *stored})
+    return sum(coded.values()) + sum(plain)
+
+
+def of_weights(model: Any) -> Any:
+    """The model itself, or a copy in float32 of one of codes: what asks how weights turn wants weights."""
+    if not any(isinstance(module, Coded) for module in model.modules()):
+        return model
+    return deepcopy(model).dequantize(torch.float32)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .dequantized import dequantized, method_of
+from .dequantized import codes_in_words, dequantized, method_of
 from .named import check_rigpt, load
 from .read import load_config, load_gguf, load_tokenizer, local_folder, quiet_loading
 from .source import split_gguf
@@ -238,6 +238,12 @@ def opened(stored: Stored) -> OpenedModel:
     return _converting().as_rigpt(stored)
 
 
+def in_words(config: Any) -> str:
+    """The codes of a configuration, in brackets, where they are known."""
+    words = codes_in_words(config)
+    return f" ({words})" if words else ""
+
+
 def _dequantized(stored: Stored, method: str) -> Stored:
     """The same model, whose codes have become numbers; it is in memory as a whole."""
     decoded = dequantized(stored.folder, stored.config, argument=stored.argument)
@@ -247,7 +253,7 @@ def _dequantized(stored: Stored, method: str) -> Stored:
         load=decoded.load,
         weights=lambda: Weights(decoded.weights),
         is_whole=True,
-        notes=(*stored.notes, f"{stored.name} is quantized by {method}, and was decoded."),
+        notes=(*stored.notes, f"{stored.name} is quantized by {method}{in_words(stored.config)}, and was decoded."),
     )
 
 

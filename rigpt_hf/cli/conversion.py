@@ -274,6 +274,7 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
     import torch
 
     from .. import RiGPTConfig, RiGPTForCausalLM
+    from ..checkpoints.dequantized import codes_in_words
     from ..checkpoints.named import check_rigpt
     from ..checkpoints.opened import open_model
     from ..checkpoints.read import load_config, reading
@@ -284,7 +285,11 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
     is_folder = gguf_file is None and not Path(source).is_file()
     config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
     if isinstance(config, RiGPTConfig):  # of which no weight is fetched
-        check_rigpt(config, source)
+        if (words := codes_in_words(config)) is None:
+            check_rigpt(config, source)
+        else:
+            del config.quantization_config  # frames and shapes are those of the weights behind the codes
+            called, notes = f", stored as {words}", ()
     else:
         found = open_model(source, revision=revision, gguf_file=gguf_file)
         config, called, notes = found.config, f", as the RiGPT that this {found.stock} is", found.notes
