@@ -10,7 +10,7 @@ from ..dataclass_options import command
 from ..demo.options import DemoOptions
 from ..version import __version__
 from .cards import card
-from .compression import prune
+from .compression import prune, quantize
 from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
 from .lab import lab
@@ -46,7 +46,7 @@ VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
     *(rotate, canonicalize, merge, transport, charges),
     *(fingerprint, identify, diff),
-    prune,
+    *(quantize, prune),
     *(evaluate, card, publish),
     lab,
 )

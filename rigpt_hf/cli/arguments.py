@@ -100,15 +100,16 @@ def flag(name: str, text: str, *spellings: str) -> Any:
     return typer.Option(f"--{name}", *spellings, help=text, show_default="no")
 
 
-def one_of(*choices: str, several: bool = False) -> Callable[[Any, str, Mapping[str, Any]], None]:
+def one_of(*choices: Any, several: bool = False) -> Callable[[Any, str, Mapping[str, Any]], None]:
     """A mark for [`guarded`]: a `ValueError` if a value, or one of `several` with commas, is none of the choices."""
 
     def check(value: Any, name: str, values: Mapping[str, Any]) -> None:
         given = [] if value is None else [value]
         for one in filter(None, map(str.strip, value.split(","))) if given and several else given:
             if one not in choices:
-                near = did_you_mean(one, choices) or " Take one of these."
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {one[:80]!r}.{near}")
+                near = did_you_mean(str(one), list(map(str, choices))) or " Take one of these."
+                listed = ", ".join(map(str, choices))
+                raise ValueError(f"`{name}` must be one of {listed}, got {str(one)[:80]!r}.{near}")
 
     return check
 

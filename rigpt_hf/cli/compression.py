@@ -2,17 +2,19 @@
 
 from dataclasses import asdict
 from statistics import fmean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from rich.table import Table
 
 from ..terminal import Console
-from .arguments import AnySource, Dtype, Force, GgufFile, Output, Revision, option
+from .arguments import DTYPES, AnySource, Dtype, Force, GgufFile, Output, Revision, one_of, option
 from .common import save_model, say, to_dtype
 
 
 # The documentation of the installed packages.
 DEFAULT = "default"
+GROUPS = ("none", "32", "64", "128")
+ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
 Calibrate = Annotated[
     str,
     option(
@@ -22,6 +24,98 @@ Calibrate = Annotated[
 ]
 Tokens = Annotated[int, option("Tokens to calibrate on, at most.")]
 Judge = Annotated[int, option("Tokens of other text on which losses are measured.")]
+
+
+def quantize(
+    source: AnySource,
+    output: Output,
+    bits: Annotated[int, option("Of each weight: 4 or 8."), one_of(4, 8)] = 4,
+    group: Annotated[
+        str, option("Neighbours in a row that share a scale: none (the whole row), 32, 64 or 128."), one_of(*GROUPS)
+    ] = "32",
+    method: Annotated[
+        str,
+        option("gptq: what a weight loses is made good by others, which needs calibration; or round: to the nearest."),
+        one_of(*ROUNDING),
+    ] = "gptq",
+    frame: Annotated[
+        str,
+        option("Of the residual stream: hadamard, in which no weight stands out, or own."),
+        one_of(*ROUNDING_FRAMES),
+    ] = "hadamard",
+    tune: Annotated[
+        int, option("Steps in which scales learn the logits of the model, on the calibration text; none with round.")
+    ] = 64,
+    activations: Annotated[
+        int | None,
+        option("Bits of what matrices read: 8 or 4; simulated, so nothing gets faster.", "whole"),
+        one_of(4, 8),
+    ] = None,
+    cache: Annotated[int | None, option("Bits of keys and values: 4; simulated.", "whole"), one_of(4)] = None,
+    calibrate: Calibrate = DEFAULT,
+    tokens: Tokens = 32768,
+    judge: Judge = 8192,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+    dtype: Annotated[str, option("Of what has no codes, and of the arithmetic."), one_of(*DTYPES)] = "bfloat16",
+    seed: Annotated[int, option("Of the signs of Hadamard matrices, and the order of windows in tuning.")] = 0,
+    force: Force = False,
+):
+    """
+    Round a model to 4 or 8 bits, in a frame in which rounding costs least, and measure what it costs.
+
+    The result loads by `AutoModelForCausalLM.from_pretrained`, after `import rigpt_hf` or with the code in the folder:
+
+        rigpt quantize HuggingFaceTB/SmolLM2-135M small
+
+        rigpt quantize my-rigpt small --group none --calibrate text.txt
+    """
+    from ..checkpoints.dequantized import method_of
+    from ..checkpoints.folder import check_output
+    from ..checkpoints.opened import find_model, opened
+    from ..quantization import Recipe, quantize_model
+    from ..quantization.recipe import check_model
+    from ..quantized_rigpt import RiGPTQuantizationConfig, to_quantized
+
+    size = None if group == "none" else int(group)
+    recipe = Recipe(
+        bits,
+        size,
+        cast(Any, method),  # one of those that are known
+        cast(Any, frame),
+        tune=tune if method == "gptq" else 0,
+        activations=activations,
+        cache=cache,
+        seed=seed,
+    )
+    found = find_model(source, revision=revision, gguf_file=gguf_file)
+    if (known := method_of(found.config)) is not None:
+        raise ValueError(
+            f"`source` must not be quantized already, got {source!r}, which is by {known}. Start from the model "
+            "before."
+        )
+    model = opened(found)
+    say(model.notes)
+    seen = check_output(output, source, force)
+    larger = model.load()
+    check_model(larger, recipe)
+    calibration, judges = texts_for(model.place, calibrate, tokens, judge)
+    losses = Losses(judges)
+    losses.add("before", larger)
+    rounded = quantize_model(larger, recipe, calibration if method == "gptq" else None, progress=True)
+    say(rounded.notes)
+    config = RiGPTQuantizationConfig(
+        bits, size, cast(int, recipe.table_bits), activation_bits=activations, cache_bits=cache, recipe=asdict(recipe)
+    )
+    written = to_quantized(rounded.model.to(to_dtype(dtype)), rounded.codes, config)
+    losses.add(f"{rounded.bits_per_weight:.2f} bits per weight", written)
+    losses.print()
+    if recipe.simulates:
+        say([f"Simulated, as no kernel computes with it: {', '.join(recipe.simulates)}."])
+    facts = {"source": source, "calibrate": calibrate, "recipe": asdict(recipe), "loss": losses.to_dict()}
+    save_model(written, model.place, output, seen, {"quantize.json": facts})
+    size_on_disk = sum(file.stat().st_size for file in output.glob("*.safetensors"))
+    Console().print(f"Written to {output}, {size_on_disk / 1e6:.0f} MB of weights", markup=False)
 
 
 def prune(

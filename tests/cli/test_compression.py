@@ -1,0 +1,96 @@
+"""`rigpt quantize` and `rigpt prune`: what they write loads, and has the losses that they say."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rigpt_hf.quantization import calibration
+from rigpt_hf.quantization.calibration import held_out_tokens, window_losses
+from rigpt_hf.text.tokenizer import load_tokenizer
+
+from .conftest import in_one_line
+
+
+@pytest.fixture(autouse=True)
+def text(monkeypatch, folders):
+    """In the place of the documentation of all packages, which takes a while to find."""
+    words = (folders / "text.txt").read_text().split()
+    passages = [" ".join(words[i % 7 :] + words[: i % 7]) for i in range(400)]
+    monkeypatch.setattr(calibration, "gather_documentation", lambda size, part: passages[::-1])
+    monkeypatch.setattr(calibration, "documents", lambda source, megabytes: iter(passages))
+
+
+def losses_of(folder, tokenizer_folder) -> list[float]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    context = model.config.max_position_embeddings
+    return window_losses(model, held_out_tokens(tokenizer, tokens=256, context=context))
+
+
+SHORT = ("--tokens", 2048, "--judge", 256)
+
+
+def test_a_quantized_folder_loads_and_has_the_loss_that_was_said(done, folders, tmp_path):
+    out = done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--tune", 2, "--group", "none")
+    assert "bits per weight" in out and "Nats per token" in out
+    facts = json.loads((tmp_path / "q/quantize.json").read_text())
+    before, after = (values["documentation"] for values in facts["loss"].values())
+    assert facts["recipe"]["tune"] == 2 and before != after
+    losses = losses_of(tmp_path / "q", folders / "rigpt")
+    assert sum(losses) / len(losses) == pytest.approx(after, abs=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+    assert model.model.layers[0].mlp.up_proj.codes.dtype == torch.uint8
+
+
+def test_without_calibration_no_text_is_learned_from(done, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("rigpt_hf.quantization.recipe.moments_by_layer", None)
+    done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--method", "round", "--frame", "own", "--bits", 8)
+    facts = json.loads((tmp_path / "q/quantize.json").read_text())
+    before, after = (values["documentation"] for values in facts["loss"].values())
+    assert abs(after - before) < 0.05 and facts["recipe"]["tune"] == 0
+
+
+def test_a_pruned_folder_is_smaller_and_has_the_loss_that_was_said(done, folders, tmp_path):
+    sizes = ("--neurons", 0.25, "--heads", 2, "--recover", 2)
+    out = done("prune", folders / "rigpt", tmp_path / "p", *SHORT, *sizes)
+    assert "recovered, 2 steps" in out
+    facts = json.loads((tmp_path / "p/prune.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "p")
+    assert model.config.num_attention_heads == 2 and facts["heads"] == 2
+    losses = losses_of(tmp_path / "p", folders / "rigpt")
+    said = facts["loss"]["recovered, 2 steps"]["documentation"]
+    assert sum(losses) / len(losses) == pytest.approx(said, rel=1e-5)
+    assert said != facts["loss"]["pruned"]["documentation"] != facts["loss"]["before"]["documentation"]
+
+
+def test_the_end_of_a_text_judges(done, folders, tmp_path):
+    done("prune", folders / "rigpt", tmp_path / "p", *SHORT, "--neurons", 0.25, "--calibrate", folders / "text.txt")
+    facts = json.loads((tmp_path / "p/prune.json").read_text())
+    assert set(facts["loss"]["pruned"]) == {"documentation", f"end of {folders / 'text.txt'}"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("quantize", "--bits", 5), "`--bits` must be one of 4, 8, got '5'"),
+        (("quantize", "--group", 7), "`--group` must be one of none, 32, 64, 128, got '7'"),
+        (("quantize", "--group", 128), "`--group` must divide"),
+        (("quantize", "--method", "gtpq"), "Did you mean 'gptq'?"),
+        (("quantize", "--tokens", 10), "`--tokens` must be at least two windows of"),
+        (("prune",), "`--neurons`, `--heads` or `--rank` must say what shall go"),
+        (("prune", "--neurons", 0.5, "--judge", 1), "`--judge` must be at least two windows of"),
+        (("prune", "--neurons", 0.5, "--recover", -1), "`--recover` must be a number of steps"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_input_ends_in_one_line(rigpt, folders, tmp_path, arguments, message):
+    verb, *options = arguments
+    assert message in in_one_line(rigpt(verb, folders / "rigpt", tmp_path / "out", *options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(rigpt, done, folders, tmp_path):
+    done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--method", "round")
+    assert "quantized already" in in_one_line(rigpt("quantize", tmp_path / "q", tmp_path / "again", *SHORT))
