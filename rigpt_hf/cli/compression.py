@@ -105,7 +105,12 @@ def quantize(
     rounded = quantize_model(larger, recipe, calibration if method == "gptq" else None, progress=True)
     say(rounded.notes)
     config = RiGPTQuantizationConfig(
-        bits, size, cast(int, recipe.table_bits), activation_bits=activations, cache_bits=cache, recipe=asdict(recipe)
+        bits,
+        size,
+        cast(int, recipe.table_bits),
+        activation_bits=activations,
+        cache_bits=cache,
+        recipe=asdict(recipe) | {"turned": list(rounded.turns)},
     )
     written = to_quantized(rounded.model.to(to_dtype(dtype)), rounded.codes, config)
     losses.add(f"{rounded.bits_per_weight:.2f} bits per weight", written)

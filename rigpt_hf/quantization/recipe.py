@@ -23,10 +23,9 @@ from .frames import (
 )
 from .gptq import DAMPING, gptq
 from .grid import Codes, check_grid, rounded_codes
-from .hadamard import hadamard
 from .maps import parts_of, token_tables
 from .moments import Moments, moments_by_layer
-from .simulated import round_cache_, round_inputs_
+from .simulated import online_turn, round_cache_, round_inputs_
 from .tuning import LEARNING_RATE, tuned
 
 
@@ -224,7 +223,7 @@ def quantize_model(
                 and recipe.frame == "hadamard"
                 and _reads_neurons(config, same[0], parts)
             ):
-                turns[same[0]] = hadamard(weight.shape[1], generator)
+                turns[same[0]] = online_turn(same[0], weight.shape[1], recipe.seed)
                 turn = turns[same[0]].to(weight)
                 weight, seen = weight @ turn.T, None if seen is None else turn @ seen @ turn.T
             codes = _codes(weight, seen, recipe, factors.get(same[0]))

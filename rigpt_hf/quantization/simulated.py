@@ -5,6 +5,7 @@ No kernel here computes with them. Activations share a scale per token, keys and
 symmetric grids chosen when the numbers come.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 from ..modeling_rigpt import RiGPTAttention, RiGPTForCausalLM
+from ..packed_rigpt import QuantizedLinear
 from ..scores_rigpt import Score
 from .grid import to_codes
-from .hadamard import known_hadamard
+from .hadamard import hadamard, known_hadamard
 
 
 # Where a grid of few bits cuts off, relative to the largest number of a token.
@@ -50,6 +52,26 @@ def round_inputs_(
     for name in names:
         if bits is not None or name in turns:
             modules[name].register_forward_pre_hook(_reading(bits, gains.get(name), turns.get(name)))
+
+
+def online_turn(name: str, width: int, seed: int) -> torch.Tensor:
+    """The Hadamard matrix `[width, width]` that turns what a module reads, with signs that follow from its name."""
+    return hadamard(width, torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode())))
+
+
+def simulate(model: RiGPTForCausalLM, config: Any) -> None:
+    """Let a loaded model of codes round what its `RiGPTQuantizationConfig` says that they were made for, in place."""
+    recipe = config.recipe or {}
+    codes = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    codes.pop("lm_head", None)
+    if (bits := config.activation_bits) is not None:
+        inner = [name for name in codes if ".layers." in name]
+        turned, seed = recipe.get("turned", []), recipe.get("seed", 0)
+        turns = {name: online_turn(name, codes[name].in_features, seed) for name in turned}
+        gains = {name: module.gain for name, module in codes.items() if module.gain is not None}
+        round_inputs_(model, inner, bits, gains, turns)
+    if config.cache_bits is not None:
+        round_cache_(model, config.cache_bits, recipe.get("frame") == "hadamard")
 
 
 def _reading(bits: int | None, gain: torch.Tensor | None, turn: torch.Tensor | None) -> Callable:

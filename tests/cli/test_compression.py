@@ -94,3 +94,17 @@ def test_bad_input_ends_in_one_line(rigpt, folders, tmp_path, arguments, message
 def test_a_quantized_model_is_not_quantized_again(rigpt, done, folders, tmp_path):
     done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--method", "round")
     assert "quantized already" in in_one_line(rigpt("quantize", tmp_path / "q", tmp_path / "again", *SHORT))
+
+
+def test_what_is_simulated_comes_back_with_the_folder(done, folders, tmp_path):
+    options = ("--activations", 8, "--cache", 4, "--tune", 0)
+    out = done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, *options)
+    assert "Simulated, as no kernel computes with it: activations of 8 bits, cache of 4 bits" in out
+    facts = json.loads((tmp_path / "q/quantize.json").read_text())
+    _, said = (values["documentation"] for values in facts["loss"].values())
+    losses = losses_of(tmp_path / "q", folders / "rigpt")
+    assert sum(losses) / len(losses) == pytest.approx(said, abs=1e-6)
+    config = json.loads((tmp_path / "q/config.json").read_text())
+    config["quantization_config"]["recipe"]["seed"] = 1  # other signs of what turns the neurons
+    (tmp_path / "q/config.json").write_text(json.dumps(config))
+    assert losses_of(tmp_path / "q", folders / "rigpt") != losses
