@@ -103,4 +103,6 @@ def test_impossible_options_are_refused(stock, packages, tmp_path, capsys):
     assert quantization.main([*arguments, "--rows", "AWQ"]) == 2
     assert "must name some of stock rounded per row, stock GPTQ" in " ".join(capsys.readouterr().err.split())
     assert quantization.main([*arguments, "--windows", "2"]) == 2
-    assert "must fit into the 3 tokens of the text, got 32 windows of 512. Take fewer" in " ".join(capsys.readouterr().err.split())
+    assert "must fit into the 3 tokens of the text, got 32 windows of 512. Take fewer" in " ".join(
+        capsys.readouterr().err.split()
+    )
