@@ -76,19 +76,19 @@ ROWS: dict[str, Row] = {
     "stock GPTQ per row": Row(STOCK, stock=True, tune=True),
     "Hadamard GPTQ per row": Row(HADAMARD, tune=True),
     "no calibration per row": Row(PLAIN),
-    "stock rounded, groups of 32": Row(replace(ROUNDED, group=32), stock=True),
-    "stock GPTQ, groups of 32": Row(replace(STOCK, group=32), stock=True, tune=True),
-    "Hadamard GPTQ, groups of 32": Row(replace(HADAMARD, group=32), tune=True),
-    "Hadamard GPTQ, groups of 32, no gauges": Row(replace(HADAMARD, group=32, gauges=False)),
-    "no calibration, groups of 32": Row(replace(PLAIN, group=32)),
-    "stock GPTQ, groups of 32, W4A8": Row(replace(STOCK, group=32, activations=8), stock=True),
-    "Hadamard GPTQ, groups of 32, W4A8": Row(replace(HADAMARD, group=32, activations=8)),
-    "stock GPTQ, groups of 32, W4A4": Row(replace(STOCK, group=32, activations=4), stock=True),
-    "Hadamard GPTQ, groups of 32, W4A4": Row(replace(HADAMARD, group=32, activations=4)),
-    "stock GPTQ, groups of 32, KV4": Row(replace(STOCK, group=32, cache=4), stock=True),
-    "Hadamard GPTQ, groups of 32, KV4": Row(replace(HADAMARD, group=32, cache=4)),
-    "stock GPTQ, groups of 32, 3 bits": Row(replace(STOCK, group=32, bits=3), stock=True),
-    "Hadamard GPTQ, groups of 32, 3 bits": Row(replace(HADAMARD, group=32, bits=3), tune=True),
+    "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True),
+    "stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, tune=True),
+    "Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), tune=True),
+    "Hadamard GPTQ per 32 without gauges": Row(replace(HADAMARD, group=32, gauges=False)),
+    "no calibration per 32": Row(replace(PLAIN, group=32)),
+    "stock GPTQ per 32 W4A8": Row(replace(STOCK, group=32, activations=8), stock=True),
+    "Hadamard GPTQ per 32 W4A8": Row(replace(HADAMARD, group=32, activations=8)),
+    "stock GPTQ per 32 W4A4": Row(replace(STOCK, group=32, activations=4), stock=True),
+    "Hadamard GPTQ per 32 W4A4": Row(replace(HADAMARD, group=32, activations=4)),
+    "stock GPTQ per 32 KV4": Row(replace(STOCK, group=32, cache=4), stock=True),
+    "Hadamard GPTQ per 32 KV4": Row(replace(HADAMARD, group=32, cache=4)),
+    "stock GPTQ per 32 3 bits": Row(replace(STOCK, group=32, bits=3), stock=True),
+    "Hadamard GPTQ per 32 3 bits": Row(replace(HADAMARD, group=32, bits=3), tune=True),
 }
 
 
@@ -225,7 +225,7 @@ def variants(
         quantized.codes |= tuned(
             quantized, calibration, options.tune, recipe.learning_rate, seed=options.seed, progress=True
         )
-        yield ", tuned", quantized
+        yield " tuned", quantized
 
 
 def measured(quantized: Quantized, judges: dict[str, torch.Tensor], before: dict[str, list[float]]) -> dict[str, Any]:

@@ -175,6 +175,9 @@ def turned_moments(undo: GaugeTransformation, name: str, moments: torch.Tensor) 
         raise ValueError(f"`moments` of {name} must not be in blocks where its inputs turn, got {moments.dim()} axes.")
     eye = torch.eye(len(moments), dtype=torch.float64, device=moments.device)
     inverse = undo.turn_axis(name, 1, eye)
+    scales = inverse.diagonal()
+    if torch.equal(inverse, scales.diag()):  # as of neurons, of which there are many
+        return (moments.double() * scales[:, None] * scales).to(moments.dtype)
     return (inverse.T @ moments.double() @ inverse).to(moments.dtype)
 
 

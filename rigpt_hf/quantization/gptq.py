@@ -13,7 +13,7 @@ from .grid import Codes, best_scales, check_grid, half, to_codes
 # Added to the moments of the inputs, relative to their mean, so that directions never seen do not blow up.
 DAMPING = 0.01
 # Columns that are done before what they lose reaches those beyond.
-BLOCK = 128
+BLOCK = 64
 
 
 def gptq(
@@ -97,7 +97,7 @@ def _columns(
             scale = scales[0 if group is None else (start + column) // group]
             codes[column] = to_codes(left[column], scale, bits)
             error = (left[column] - codes[column] * scale) / inverse[column, column]
-            left[column + 1 : end] -= inverse[column, column + 1 : end, None] * error
+            left[column + 1 : end].addr_(inverse[column, column + 1 : end], error, alpha=-1)
             lost[column - begin] = error
         left[end:] -= inverse[begin:end, end:].T @ lost
 

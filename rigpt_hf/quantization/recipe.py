@@ -187,7 +187,7 @@ def quantize_model(
             f"`calibration` must hold at least {LEAST_TOKENS} tokens, got {calibration.numel()}; 25,000 are better. "
             "Give a longer text."
         )
-    weights = weights_of(model, None)
+    weights, target = weights_of(model, None), copy.deepcopy(model)
     generator = torch.Generator().manual_seed(recipe.seed)
     config, parts = model.config, parts_of(model)
     elements: Elements = {}
@@ -230,8 +230,14 @@ def quantize_model(
             result |= dict(zip(same, codes.split([len(turned[name]) for name in same]), strict=True))
             if seen is None and recipe.method == "gptq":
                 notes.append(f"{same[0]} was rounded to nearest, as nothing was seen of what it reads.")
+        for name in names:  # turned once, as this takes long
+            target.get_submodule(name).weight.copy_(turned[name])
     g = GaugeTransformation(config, elements)
-    quantized = Quantized(g(model), result, recipe, turns, notes)
+    for name, parameter in target.named_parameters():
+        if name.removesuffix(".weight") not in result:
+            parameter.copy_(g.transform(name, weights[name], weights.get))
+    target.config.token_symmetry = None if elements else target.config.token_symmetry
+    quantized = Quantized(target, result, recipe, turns, notes)
     if recipe.tune:
         assert calibration is not None
         quantized.codes |= tuned(

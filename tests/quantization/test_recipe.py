@@ -250,3 +250,14 @@ def test_what_cannot_be_rounded_is_refused(gated, moments):
         quantize_model(quantized, Recipe(), CALIBRATION)
     with pytest.raises(ValueError, match="`model` must be a RiGPTForCausalLM, got RiGPTModel"):
         quantize_model(gated.model, Recipe(), CALIBRATION)
+
+
+@pytest.mark.parametrize("option", ["depth", "linear"])
+def test_flows_are_rounded_to_nearest(option):
+    model, rows = tiny_model(**ALL[option]), tokens(2, 12)
+    with pytest.raises(ValueError, match="Quantize with `method='round'` and no calibration"):
+        quantize_model(model, Recipe(), CALIBRATION)
+    quantized = quantize_model(model, Recipe(bits=8, method="round"))
+    plain = logits(model, rows)
+    assert difference(plain, logits(quantized.model, rows)) <= SYMMETRY[torch.float64]
+    assert 0 < difference(plain, logits(quantized.dense_model(), rows)) < 0.1
