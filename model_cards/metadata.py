@@ -14,8 +14,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate
-from rigpt_hf.checkpoints.logits import random_input_ids
 from rigpt_hf.checkpoints.dequantized import codes_in_words, numbers_of
+from rigpt_hf.checkpoints.logits import random_input_ids
 from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
 from rigpt_hf.evaluation.harness.results import SCHEMA

@@ -45,9 +45,17 @@ def codes_in_words(config: Any) -> str | None:
     return ", ".join(words)
 
 
+def in_words(config: Any) -> str:
+    """The same in brackets, behind the name of a method."""
+    words = codes_in_words(config)
+    return f" ({words})" if words else ""
+
+
 def numbers_of(model: Any) -> int:
     """The parameters of a model, where it has codes those of the weights behind them; tied ones count once."""
-    coded = {module.codes: module.shape[0] * module.shape[1] for module in model.modules() if isinstance(module, Coded)}
+    coded = {
+        module.codes: module.shape[0] * module.shape[1] for module in model.modules() if isinstance(module, Coded)
+    }
     stored = {one for module in model.modules() if isinstance(module, Coded) for one in (module.scales, module.gain)}
     plain = (parameter.numel() for parameter in model.parameters() if parameter not in {*coded, *stored})
     return sum(coded.values()) + sum(plain)

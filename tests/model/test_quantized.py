@@ -472,7 +472,9 @@ def test_compiled_without_graph_breaks(dtype):
     assert difference(compiled.float(), expected.float()) <= allowed
     if dtype == torch.float32:
         model.train()
-        loss = torch.compile(model, fullgraph=True, backend="aot_eager")(tokens(2, 7), labels=tokens(2, 7), use_cache=False).loss
+        loss = torch.compile(model, fullgraph=True, backend="aot_eager")(
+            tokens(2, 7), labels=tokens(2, 7), use_cache=False
+        ).loss
         loss.backward()
         assert model.model.layers[0].mlp.up_proj.bias.grad.abs().sum() > 0
     torch.compiler.reset()
