@@ -56,7 +56,7 @@ DAMAGE = {
     "group": (lambda folder: config(folder, group=128), "`group` must divide the 32 inputs of"),
     "missing": (
         tensors(lambda held: {name: held[name] for name in held if name != f"{MAP}.codes"}),
-        f"a folder of codes must have all of them, got one without '{MAP}.codes'",
+        f"`{MAP}.codes` must be stored for a map that has codes, got none",
     ),
     "nan": (
         tensors(lambda held: held | {f"{MAP}.scales": held[f"{MAP}.scales"] / 0}),
