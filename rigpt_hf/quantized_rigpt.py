@@ -343,7 +343,7 @@ def refuse_missing(names: Any) -> None:
     """Raise a `ValueError` if a loader found no codes or scales, in whose place it would leave arbitrary numbers."""
     if lost := [name for name in names if name.rpartition(".")[2] in STORED]:
         raise ValueError(
-            f"a folder of codes must have all of them, got one without {sorted(lost)[0]!r}. Write it again."
+            f"`{sorted(lost)[0]}` must be stored for a map that has codes, got none. Write the model again."
         )
 
 

@@ -45,6 +45,12 @@ def codes_in_words(config: Any) -> str | None:
     return ", ".join(words)
 
 
+def in_words(config: Any) -> str:
+    """The same in brackets, behind the name of a method."""
+    words = codes_in_words(config)
+    return f" ({words})" if words else ""
+
+
 def numbers_of(model: Any) -> int:
     """The parameters of a model, where it has codes those of the weights behind them; tied ones count once."""
     coded = {

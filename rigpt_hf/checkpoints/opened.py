@@ -17,7 +17,7 @@ import torch
 
 from ..configuration_rigpt import RiGPTConfig
 from ..modeling_rigpt import RiGPTForCausalLM
-from .dequantized import codes_in_words, dequantized, method_of
+from .dequantized import dequantized, in_words, method_of
 from .named import check_rigpt, load
 from .read import load_config, load_gguf, load_tokenizer, local_folder, quiet_loading
 from .source import split_gguf
@@ -236,12 +236,6 @@ def opened(stored: Stored) -> OpenedModel:
     if isinstance(stored.config, RiGPTConfig):
         return _rigpt(stored)
     return _converting().as_rigpt(stored)
-
-
-def in_words(config: Any) -> str:
-    """The codes of a configuration, in brackets, where they are known."""
-    words = codes_in_words(config)
-    return f" ({words})" if words else ""
 
 
 def _dequantized(stored: Stored, method: str) -> Stored:

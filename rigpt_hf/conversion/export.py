@@ -104,12 +104,16 @@ class ExportPlan:
         return sum(math.prod(entry.shape) for entry in self.entries if len(entry.shape) > 1)
 
 
-def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str = "auto") -> ExportPlan:
+def plan_export(
+    model: RiGPTForCausalLM, target: str | None = None, frame: str = "auto", even: bool = True
+) -> ExportPlan:
     """
     Match a RiGPT's tensors to a stock model's, with nothing left over on either side.
 
     Args:
         model, target, frame: as for [`export_model`].
+        even (`bool`, defaults to `True`): choose the gains of norms by [`even_gains`]; if not they are 1 inside of
+            layers, and weights stay on the grid that they were rounded to.
 
     Raises:
         ValueError: if the target cannot express an option or the weights; the message names which and why.
@@ -122,8 +126,8 @@ def plan_export(model: RiGPTForCausalLM, target: str | None = None, frame: str =
     tied = model._tied_weights_keys if config.tie_word_embeddings else ()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in tied}
     if target == "auto":
-        return _best_plan(config, state, frame)
-    return _plan(config, state, target or _origin(config, state), frame)
+        return _best_plan(config, state, frame, even)
+    return _plan(config, state, target or _origin(config, state), frame, even)
 
 
 def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
@@ -143,7 +147,7 @@ def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
     raise ValueError(f"`target` must be named for a model that has {record}, got None. {advice}.")
 
 
-def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) -> ExportPlan:
+def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str, even: bool) -> ExportPlan:
     """
     The plan in which a model is smallest; if several that of the class that it was converted from, or of the first in
     the order of targets. Says why.
@@ -156,7 +160,7 @@ def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) 
         if not refused[name]:
             try:
                 with notices_held(__name__.rpartition(".")[0]) as notices[name]:
-                    plans[name] = _plan(config, state, name, frame)
+                    plans[name] = _plan(config, state, name, frame, even)
             except ValueError as error:
                 refused[name] = [fault(error)]
     if not plans:
@@ -177,7 +181,7 @@ def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str) 
     return plans[best]
 
 
-def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame: str) -> ExportPlan:
+def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame: str, even: bool) -> ExportPlan:
     target = TARGETS[name]
     idle = refuse_options(config, state, target, TARGETS)
     stock_frame = choose_frame(config, state, target.family, frame)
@@ -191,7 +195,7 @@ def _plan(config: RiGPTConfig, state: dict[str, torch.Tensor], name: str, frame:
     used = in_stock_norms(config, in_stock_order(config, used, family, stock_config), family, skeleton)
     used = settled(config, used, family, skeleton)
     moved = {name for name in without_bias(config, family, skeleton) if name in used and used[name].any()}
-    unfolding = _Unfolding(target, family, config, wide, stock_frame, used, moved, stock_config)
+    unfolding = _Unfolding(target, family, config, wide, stock_frame, used, moved, stock_config, even)
     return ExportPlan(target.model_class, stock_config, unfolding.entries(skeleton))
 
 
@@ -230,7 +234,9 @@ class _Unfolding:
         state: dict[str, torch.Tensor],
         moved: set[str],
         stock_config: Any,
+        even: bool,
     ):
+        self.even = even
         self.target, self.family = target, family
         self.config, self.wide, self.state, self.stock_config = config, wide, state, stock_config
         self.table, self.named = table_of(config), {module_of(name): name for name in state}
@@ -267,7 +273,7 @@ class _Unfolding:
                     self.biased |= {rule.norm} if f"{rule.target}.bias" in moved else set()
             elif rule.source is None and rule.norm is not None and layer >= 0:
                 self.behind[rule.norm] = f"{rule.target}.weight"
-        if frame.head is not None and family.final_gain:
+        if frame.head is not None and family.final_gain and even:
             gain = even_gains(frame.head.square().sum(0))
             frame = replace(frame, gain=frame.gain * gain, bias=frame.bias * gain, head=frame.head / gain)
         self.frame = frame
@@ -373,7 +379,8 @@ class _Unfolding:
         """The gains of a norm inside the layers, `[S]`."""
         if norm not in self.gains:
             columns = [self._reading(rule).square().sum(0) for rule in self.readers[norm] if self._is_there(rule)]
-            self.gains[norm] = even_gains(torch.stack(columns).sum(0))
+            sizes = torch.stack(columns).sum(0)
+            self.gains[norm] = even_gains(sizes) if self.even else torch.ones_like(sizes)
         return self.gains[norm]
 
     def _is_there(self, rule: Rule) -> bool:

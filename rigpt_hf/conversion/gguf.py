@@ -1,5 +1,6 @@
 """`export_gguf`: a RiGPT on disk becomes a GGUF file, which llama.cpp and the programs around it run."""
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from transformers.utils import logging
 
 from ..checkpoints.certificate import CERTIFICATE_NAME, Certificate, compare
 from ..checkpoints.companions import check_companions
+from ..checkpoints.dequantized import dequantized, in_words, method_of
 from ..checkpoints.folder import check_output, new_folder
 from ..checkpoints.logits import LogitsSnapshot, random_input_ids
 from ..checkpoints.named import check_rigpt
 from ..checkpoints.read import check_ids, load_config, load_model, load_tokenizer, local_folder
 from ..checkpoints.source import VOCABULARY_FILES
+from ..checkpoints.weights import name_some
 from ..checkpoints.write import Reference
 from ..extras import require
 from ..modeling_rigpt import RiGPTForCausalLM
@@ -23,6 +26,7 @@ from .export import ExportPlan, plan_export
 from .families import TARGETS
 from .gguf_file import (
     ARCHITECTURES,
+    CODES,
     GGUF_DTYPES,
     HEAD,
     ROUNDED,
@@ -32,6 +36,7 @@ from .gguf_file import (
     read_gguf,
     write_gguf,
 )
+from .gguf_grid import BLOCK
 from .neutral import fault, nearest, refused_options
 from .onnx import untraced
 
@@ -66,7 +71,8 @@ def export_gguf(
         frame (`str`, defaults to `"auto"`): as for [`export_model`].
         dtype (`str`, *optional*):
             "float32", "float16", "bfloat16", or llama.cpp's "q8_0" or "q4_0", which are 8.5 and 4.5 bits per weight.
-            Vectors are always stored in float32. The source's if not given; float32 for float64.
+            Vectors are always stored in float32. The source's if not given; float32 for float64. Of a source of
+            codes each tensor is stored in the coarsest of the last two that holds all of its numbers exactly.
         force (`bool`, defaults to `False`): replace an earlier result in `output_dir`, once the new one is complete.
         seed (`int`, defaults to 0): for the certificate's random inputs.
         progress (`bool`, defaults to `True`): show a progress bar.
@@ -84,27 +90,30 @@ def export_gguf(
     output, name = Path(output_dir), str(source)
     seen = check_output(output, name, force)
     folder = local_folder(name, revision)
-    config = check_rigpt(load_config(folder), name)
+    config, decoded = load_config(folder), None
+    if method_of(config) is not None:
+        logger.warning(f"{name} is quantized by {method_of(config)}{in_words(config)}, and was decoded.")
+        decoded = dequantized(folder, config)
+        config = decoded.config
+    check_rigpt(config, name)
     check_companions(folder)
     if (tokenizer := _tokenizer(folder)) is not None:
         check_ids(tokenizer, config, name)
-    model = load_model(folder, RiGPTForCausalLM)
-    plan = plan_for_llama_cpp(model, name, frame)
-    stored = dtype or {torch.float64: "float32"}.get(model.dtype, str(model.dtype).removeprefix("torch."))
-    _say_what_untying_costs(config.tie_word_embeddings, plan, stored)
-    file = f"{output.resolve().name}-{GGUF_DTYPES[stored]}.gguf"
-    in_digits = torch.float32 if stored in ROUNDED else getattr(torch, stored)
+    model = load_model(folder, RiGPTForCausalLM) if decoded is None else decoded.load(None)
+    plan = plan_for_llama_cpp(model, name, frame, even=decoded is None)
+    whole = {torch.float64: "float32"}.get(model.dtype, str(model.dtype).removeprefix("torch."))
+    stored = dtype or (whole if decoded is None else CODES)
+    if stored != CODES:
+        _say_what_untying_costs(config.tie_word_embeddings, plan, stored)
+    file = f"{output.resolve().name}-{GGUF_DTYPES.get(stored, 'codes')}.gguf"
+    in_digits = torch.float32 if stored in (*ROUNDED, CODES) else getattr(torch, stored)
     read_back = ARCHITECTURES[plan.config.model_type].read_back
-    is_same = read_back and stored not in ROUNDED
-    what = f"{plan.model_class.__name__}, " + (
-        "read back by Transformers" if is_same else "before its weights were rounded" if read_back else "in memory"
-    )
     reference = Reference(
         lambda: model,
         random_input_ids(config.vocab_size, config.max_position_embeddings, seed=seed),
         seed,
         f"{name} ({type(model).__name__})",
-        f"{output / file} ({what})",
+        str(output / file),
     )
 
     def in_memory() -> Any:
@@ -113,7 +122,17 @@ def export_gguf(
 
     with new_folder(output, seen) as temporary:
         before = reference.record(lambda: model, hashed=False)
-        write_gguf(plan, temporary / file, stored, tokenizer, Path(name).name, "Writing" if progress else None)
+        bar = "Writing" if progress else None
+        inexact = write_gguf(plan, temporary / file, stored, tokenizer, Path(name).name, bar)
+        is_same = read_back and not inexact
+        what = (
+            "read back by Transformers" if is_same else "before its weights were rounded" if read_back else "in memory"
+        )
+        reference = replace(reference, target=f"{reference.target} ({plan.model_class.__name__}, {what})")
+        if inexact and stored == CODES:
+            logger.warning(
+                f"{name_some(inexact)}: numbers that are no codes in groups of {BLOCK} were rounded to 8 bits."
+            )
         after = reference.record(
             (lambda: read_gguf(temporary / file, plan, in_digits)) if is_same else in_memory, hashed=True
         )
@@ -123,8 +142,9 @@ def export_gguf(
             rounded = reference.record(lambda: read_gguf(temporary / file, plan, in_digits), hashed=False)
             change = _compared(before, rounded, reference, config)
             logger.warning(
-                f"Rounded to {stored} the logits change by {change.relative_logit_error:.1%} of the largest: at most "
-                f"{change.max_abs_logit_error:.3g} of {change.max_abs_logit:.3g}, on random tokens."
+                f"Rounded to {'q8_0' if stored == CODES else stored} the logits change by "
+                f"{change.relative_logit_error:.1%} of the largest: at most {change.max_abs_logit_error:.3g} of "
+                f"{change.max_abs_logit:.3g}, on random tokens."
             )
     return certificate
 
@@ -142,12 +162,12 @@ def _compared(before: LogitsSnapshot, after: LogitsSnapshot, reference: Referenc
     )
 
 
-def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto") -> ExportPlan:
+def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto", even: bool = True) -> ExportPlan:
     """
     The stock model that llama.cpp runs in the place of a RiGPT.
 
     Args:
-        model (`RiGPTForCausalLM`), frame (`str`): as for [`export_model`].
+        model (`RiGPTForCausalLM`), frame (`str`), even (`bool`): as for [`plan_export`].
         source (`str`): what error messages call the model.
 
     Raises:
@@ -159,7 +179,7 @@ def plan_for_llama_cpp(model: RiGPTForCausalLM, source: str, frame: str = "auto"
         reasons[name] = refused_options(model.config, model.state_dict(), TARGETS[name])
         if not reasons[name]:
             try:
-                plan = plan_export(model, name, frame)
+                plan = plan_export(model, name, frame, even)
                 check_known(plan.config)
                 return plan
             except ValueError as error:

@@ -24,6 +24,7 @@ from ..checkpoints.weights import Rows, name_some
 from ..checkpoints.write import Entry
 from .activations import RIGPT_ACTIVATIONS
 from .export import ExportPlan
+from .gguf_grid import BLOCK, REACH, encoded, on_grid
 from .gguf_tokenizer import write_tokenizer
 from .llama import head_dim
 
@@ -33,7 +34,7 @@ logger = logging.get_logger(__name__)
 # What a tensor may be stored as, by the library's name or llama.cpp's, with GGUF's; the last two are rounded.
 GGUF_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 ROUNDED = ("q8_0", "q4_0")
-BLOCK = 32  # numbers that are rounded together
+CODES = "codes"  # each tensor on the coarsest grid that all of its numbers lie on
 # Stored in more digits than the rest of a file in four bits, as llama.cpp does it: the tables of tokens.
 TABLES = EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
@@ -120,17 +121,20 @@ def rope_of(config: Any) -> dict[str, Any]:
 
 def write_gguf(
     plan: ExportPlan, path: Path, dtype: str, tokenizer: Any, name: str, progress: str | None = None
-) -> None:
+) -> list[str]:
     """
     Write a stock model as one GGUF file, one tensor after the other.
 
     Args:
         plan (`ExportPlan`): class, configuration and tensors.
         path (`Path`): the file.
-        dtype (`str`): one of `GGUF_DTYPES`.
+        dtype (`str`): one of `GGUF_DTYPES`, or `CODES`.
         tokenizer (`PreTrainedTokenizerFast`, *optional*): without one, programs take ids of tokens alone.
         name (`str`): what programs call the model.
         progress (`str`, *optional*): what the progress bar says; none if not given.
+
+    Returns:
+        `list[str]`: the tensors of which some numbers were rounded to 8 or 4 bits.
 
     Raises:
         ValueError: if llama.cpp computes something else, or numbers leave the range of `dtype`.
@@ -140,19 +144,20 @@ def write_gguf(
     known = check_known(plan.config)
     writer = gguf.GGUFWriter(path, known.name)
     writer.add_name(name)
-    wanted = GGUF_DTYPES[dtype]
+    tensors = list(_tensors(plan, known))
+    types = {key: kind_of(key, shape, dtype, make) for key, shape, make in tensors}
+    wanted = GGUF_DTYPES.get(dtype, "Q4_0" if "Q4_0" in types.values() else "Q8_0")
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if wanted == 'F32' else 'MOSTLY'}_{wanted}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_facts(writer, plan, known)
     write_tokenizer(writer, tokenizer, plan.config)
-    tensors = list(_tensors(plan, known))
-    kinds = {key: gguf.GGMLQuantizationType[kind_of(key, shape, dtype)] for key, shape, _ in tensors}
-    if narrow := [key for key, kind in kinds.items() if kind.name == "F16" and dtype in ROUNDED]:
+    kinds = {key: gguf.GGMLQuantizationType[name] for key, name in types.items()}
+    if narrow := [key for key, kind in kinds.items() if kind.name == "F16" and wanted in REACH]:
         logger.warning(
-            f"{name_some(narrow)}: rows whose length is no multiple of {BLOCK} cannot be rounded to {dtype}, and are "
-            "stored in float16."
+            f"{name_some(narrow)}: rows whose length is no multiple of {BLOCK} cannot be rounded to {wanted.lower()}, "
+            "and are stored in float16."
         )
-    total = 0
+    total, inexact = 0, list[str]()
     for key, shape, _ in tensors:
         nbytes = nbytes_of(prod(shape), kinds[key].name)
         writer.add_tensor_info(key, shape, np.dtype(np.float32), nbytes, raw_dtype=kinds[key])
@@ -166,10 +171,14 @@ def write_gguf(
                 tensor = make()
                 _check_range(key, tensor, kinds[key].name)
                 rounded = gguf.quants.quantize(tensor.numpy(), kinds[key])
+                if kinds[key].name in REACH:
+                    rounded, is_exact = encoded(tensor.numpy(), kinds[key].name, rounded)
+                    inexact += [] if is_exact else [key]
                 writer.write_tensor_data(rounded)
                 bar.update(rounded.nbytes)
     finally:
         writer.close()
+    return inexact
 
 
 def read_gguf(path: Path, plan: ExportPlan, dtype: torch.dtype) -> Any:
@@ -192,12 +201,15 @@ def nbytes_of(numbers: int, kind: str) -> int:
     return numbers // block * size
 
 
-def kind_of(name: str, shape: tuple[int, ...], dtype: str) -> str:
-    """The type that a tensor is stored in, as GGUF calls it."""
+def kind_of(name: str, shape: tuple[int, ...], dtype: str, make: Make | None = None) -> str:
+    """The type that a tensor is stored in, as GGUF calls it; for `CODES` its numbers decide."""
     if len(shape) < 2 or name == "position_embd.weight":
         return "F32"
-    if dtype in ROUNDED and shape[-1] % BLOCK:
+    if dtype in (*ROUNDED, CODES) and shape[-1] % BLOCK:
         return "F16"
+    if dtype == CODES:
+        assert make is not None, "numbers decide"
+        return "Q4_0" if on_grid(make().numpy(), "Q4_0")[2].all() else "Q8_0"
     return "Q8_0" if dtype in ROUNDED and name in TABLES else GGUF_DTYPES[dtype]
 
 

@@ -312,7 +312,7 @@ def test_what_cannot_be_honoured_is_refused(tmp_path, monkeypatch):
     del state[f"{name}.codes"]
     broken = copy.deepcopy(coded.config)
     broken.quantization_config = RiGPTQuantizationConfig(group=32).to_dict()
-    with pytest.raises(ValueError, match="must have all of them, got one without"):
+    with pytest.raises(ValueError, match="up_proj.codes` must be stored for a map that has codes, got none"):
         RiGPTForCausalLM.from_pretrained(None, config=broken, state_dict=state)
 
 
