@@ -1,7 +1,8 @@
 """
 The loss of a model, in nats per token, when weights and activations are rounded to few bits, from several frames.
 
-Its own, a random one, a Hadamard one (QuaRot, arXiv 2404.00456), its principal axes (SliceGPT, arXiv 2401.15024).
+Its own, a random one, a Hadamard one (QuaRot, arXiv 2404.00456), its principal axes (SliceGPT, arXiv 2401.15024); and
+in a Hadamard one with what a weight loses made good by others (GPTQ), as `rigpt quantize` does it.
 """
 
 import copy
@@ -17,6 +18,8 @@ from torch import nn
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.conversion.families import architecture_of
+from rigpt_hf.quantization import Recipe, quantize_model
+from rigpt_hf.quantization.calibration import calibration_tokens
 
 from ..drawing import IN_TABLE, MARKERS, WIDTH, aside, interval, number, readable
 from ..frames import FRAMES, in_frame
@@ -32,6 +35,8 @@ SCHEMES = ("W8A8", "W4A16", "W4A8", "W4A4")
 SCHEME = re.compile(r"W(\d+)A(\d+)")
 # Numbers of so many bits are left as they are.
 WHOLE = 16
+# The row whose weights are not rounded to nearest, and the tokens that it is calibrated on.
+GPTQ, TOKENS = "gptq", 16384
 # Gives what is kept under a name, or makes it and keeps it.
 Memoize = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
@@ -64,16 +69,18 @@ def quantization_robustness(
 
     The increase is counted from the loss in the same frame and precision. Weights of all linear maps but the
     head are rounded once, their inputs token by token, on symmetric grids: a weight shares its scale with its row,
-    or with `group_size` neighbours in it; an activation with its token. Nothing is calibrated but principal axes,
-    which are those of the first of the texts that are scored. Frames other than the model's own are exact changes of
-    basis of a RiGPT; a stock model is converted first, exactly too, which the result says.
+    or with `group_size` neighbours in it; an activation with its token. Principal axes are those of the first of the
+    texts that are scored. `"gptq"` is the recipe of `rigpt quantize` without tuning, calibrated on documentation of
+    which nothing is scored where the texts are what is held out of it; its grids are searched. Frames other than the
+    model's own are exact changes of basis of a RiGPT; a stock model is converted first, exactly too, which the result
+    says.
 
     Args:
         model, tokenizer: As for [`evaluated`]; left as it is.
         texts: Texts or rows of token ids.
         schemes (`list[str]`): Such as `"W4A8"`: bits of weights and of activations; 16 leaves them as they are.
-        frames (`list[str]`, *optional*): Among `"identity"`, `"haar"`, `"hadamard"` and `"pca"`, see [`in_frame`]; all
-            of them for a RiGPT and `"identity"` for others if not given.
+        frames (`list[str]`, *optional*): Among `"identity"`, `"haar"`, `"hadamard"` and `"pca"`, see [`in_frame`], and
+            `"gptq"`, which needs a tokenizer; all but that for a RiGPT and `"identity"` for others if not given.
         group_size (`int`, defaults to 0): Neighbours in a row of a weight that share a scale; 0 for all of them.
         modules_to_not_convert (`list[str]`): Modules that stay in full precision, by the ends of their names.
         context, bos, detokenizer, batch_size, progress: As for [`perplexity`].
@@ -97,8 +104,10 @@ def quantization_robustness(
     bits = {scheme: bits_of(scheme) for scheme in schemes}
     if group_size < 0:
         raise ValueError(f"`group_size` must be 0, for whole rows, or the size of a group, got {group_size}.")
-    if unknown := [frame for frame in frames if frame not in FRAMES]:
-        raise ValueError(f"`frames` must be among {', '.join(FRAMES)}, got {unknown[0]!r}.")
+    if unknown := [frame for frame in frames if frame not in (*FRAMES, GPTQ)]:
+        raise ValueError(f"`frames` must be among {', '.join((*FRAMES, GPTQ))}, got {unknown[0]!r}.")
+    if GPTQ in frames and measured.tokenizer is None:
+        raise ValueError("`frames` must be without 'gptq' where there is no tokenizer to calibrate with, got None.")
     check_matrices(measured.model)
     base = measured
     if not is_rigpt and any(frame != "identity" for frame in frames):
@@ -126,10 +135,11 @@ def quantization_robustness(
     start = [measured.beginning()] if bos else []
     read = [[*start, *row] for row in measured.encode(plain(texts, detokenizer))]
     ids = first_rows(read, measured.context(context))
+    makers = {GPTQ: partial(calibrated, measured.tokenizer, ids.shape[1], seed)}
     others: dict[str, None] = {}
     by_frame: dict[str, dict[str, Any]] = {}
     for frame in frames:
-        turned = measured if frame == "identity" else _turned(base, frame, ids, seed)
+        turned = measured if frame == "identity" else base if frame == GPTQ else _turned(base, frame, ids, seed)
         others |= dict.fromkeys(left_alone(turned.model))
         # In half precision a change of basis rounds too, and that is not what is asked about.
         is_rough = next(measured.model.parameters()).element_size() < 4
@@ -137,10 +147,17 @@ def quantization_robustness(
         if is_rough and frame != "identity":
             own = memoize(frame, partial(losses, turned))
         by_frame[frame] = {}
+        make = makers.get(frame, quantized)
         for scheme, widths in bits.items():
+            if frame == GPTQ and widths[0] >= WHOLE:  # there is nothing to make good
+                continue
 
-            def of_rounded(turned: EvaluatedModel = turned, widths: tuple[int, int] = widths) -> dict[str, Any]:
-                model = quantized(turned.model, *widths, group_size, tuple(modules_to_not_convert))
+            def of_rounded(
+                turned: EvaluatedModel = turned,
+                widths: tuple[int, int] = widths,
+                make: Any = make,
+            ) -> dict[str, Any]:
+                model = make(turned.model, *widths, group_size, tuple(modules_to_not_convert))
                 return losses(EvaluatedModel(model, measured.tokenizer, measured.name))
 
             result = memoize(f"{frame} {scheme}", of_rounded)
@@ -161,7 +178,8 @@ def quantization_robustness(
             "converted": not is_rigpt and any(frame != "identity" for frame in frames),
             "seed": seed,
         }
-        | ({"calibration": calibration(ids)} if "pca" in frames else {}),
+        | ({"calibration": calibration(ids)} if "pca" in frames else {})
+        | ({GPTQ: f"calibrated on at most {TOKENS} tokens of documentation"} if GPTQ in frames else {}),
     }
 
 
@@ -216,6 +234,29 @@ def quantized(
                 lambda module, arguments: (rounded(arguments[0], activation_bits), *arguments[1:])
             )
     return rough
+
+
+def calibrated(
+    tokenizer: Any,
+    context: int,
+    seed: int,
+    model: Any,
+    weight_bits: int,
+    activation_bits: int,
+    group_size: int = 0,
+    leave: tuple[str, ...] = (),
+) -> nn.Module:
+    """A RiGPT in a Hadamard frame, rounded by GPTQ; arguments as for [`quantized`]."""
+    recipe = Recipe(
+        weight_bits,
+        group_size or None,
+        activations=None if activation_bits >= WHOLE else activation_bits,
+        table_bits=None,
+        seed=seed,
+    )
+    made = quantize_model(model, recipe, calibration_tokens(tokenizer, tokens=TOKENS, context=context))
+    made.codes = {name: codes for name, codes in made.codes.items() if name.rpartition(".")[2] not in leave}
+    return made.dense_model()
 
 
 def _turned(base: EvaluatedModel, frame: str, ids: torch.Tensor, seed: int) -> EvaluatedModel:

@@ -17,7 +17,7 @@ from rigpt_hf.evaluation.measures.quantization_robustness import bits_of, quanti
 from rigpt_hf.evaluation.measures.throughput import throughput
 from rigpt_hf.evaluation.rounding import matrices_of, rounded, rows_of
 from tests.conversion.sources import stock_model
-from tests.evaluation.toys import rows, tiny_gpt2
+from tests.evaluation.toys import WORDS, rows, tiny_gpt2, word_tokenizer
 from tests.models import OPTIONS, tiny_model
 from tests.tolerances import SYMMETRY
 
@@ -285,6 +285,26 @@ def test_frames_of_quantization_are_measured_on_the_same_function():
     assert list(quantization_robustness(tiny_gpt2(), rows(), schemes=("W8A8",))["rounded"]) == ["identity"]
 
 
+def test_what_weights_lose_is_made_good(monkeypatch):
+    asked = []
+
+    def tokens_to_calibrate_on(tokenizer, tokens: int, context: int) -> torch.Tensor:
+        asked.append(context)
+        return torch.tensor(rows(64, context))
+
+    monkeypatch.setattr(
+        "rigpt_hf.evaluation.measures.quantization_robustness.calibration_tokens", tokens_to_calibrate_on
+    )
+    result = quantization_robustness(
+        tiny_model(), rows(), word_tokenizer(WORDS), schemes=("W8A16", "W3A16", "W16A4"), frames=("hadamard", "gptq")
+    )
+    rounded_to_nearest, made_good = (result["rounded"][frame] for frame in ("hadamard", "gptq"))
+    assert list(made_good) == ["W8A16", "W3A16"] and asked
+    assert abs(made_good["W8A16"]["increase"]) < 1e-2 < 10 * abs(made_good["W3A16"]["increase"])
+    assert made_good["W3A16"]["loss"] != rounded_to_nearest["W3A16"]["loss"]
+    assert "documentation" in result["protocol"]["gptq"]
+
+
 def test_refusals_of_quantization():
     for options, message in (
         ({"schemes": ("W4",)}, "`schemes` must be such as W4A8, with 2 to 16 bits each, got 'W4'"),
@@ -295,7 +315,8 @@ def test_refusals_of_quantization():
             "`modules_to_not_convert` must name some of down_proj, .*v_proj, got c_prjo",
         ),
         ({"schemes": ("W1A8",)}, "`schemes` must be such as W4A8"),
-        ({"frames": ("sideways",)}, "`frames` must be among identity, haar, hadamard, pca, got 'sideways'"),
+        ({"frames": ("sideways",)}, "`frames` must be among identity, haar, hadamard, pca, gptq, got 'sideways'"),
+        ({"frames": ("gptq",)}, "`frames` must be without 'gptq' where there is no tokenizer"),
         ({"group_size": 5}, "`group_size` must divide the 32 numbers of a row of .*q_proj, got 5"),
     ):
         with pytest.raises(ValueError, match=message):
