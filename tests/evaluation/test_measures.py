@@ -17,7 +17,8 @@ from rigpt_hf.evaluation.measures.quantization_robustness import bits_of, quanti
 from rigpt_hf.evaluation.measures.throughput import throughput
 from rigpt_hf.evaluation.rounding import matrices_of, rounded, rows_of
 from tests.conversion.sources import stock_model
-from tests.evaluation.toys import WORDS, rows, tiny_gpt2, word_tokenizer
+from tests.evaluation.small import WORDS
+from tests.evaluation.toys import rows, tiny_gpt2, word_tokenizer
 from tests.models import OPTIONS, tiny_model
 from tests.tolerances import SYMMETRY
 
