@@ -61,11 +61,6 @@ class Row:
     stock: bool = False
     tune: bool = False
 
-    @property
-    def simulated(self) -> list[str]:
-        """What no kernel computes with."""
-        return self.recipe.simulates
-
 
 STOCK = Recipe(frame="own", gains=False, gauges=False)
 ROUNDED = replace(STOCK, method="round", clip=False)

@@ -179,6 +179,7 @@ def quantize_model(
     """
     recipe = Recipe() if recipe is None else recipe
     check_model(model, recipe)
+<<<<<<< HEAD
     if calibration is None and (recipe.tune or (recipe.method == "gptq" and moments is None)):
         what = "tune" if recipe.tune else "method='gptq'"
         raise ValueError(f"`calibration` must be given for `{what}`, got None. Give text, or take `method='round'`.")
@@ -233,11 +234,20 @@ def quantize_model(
         for name in names:  # turned once, as this takes long
             target.get_submodule(name).weight.copy_(turned[name])
     g = GaugeTransformation(config, elements)
+=======
+    _check_calibration(recipe, calibration, moments)
+    rounding, target = _Rounding(model, recipe, gains), copy.deepcopy(model)
+    for names, measured in _parts(model, rounding.parts, recipe, calibration, moments, progress):
+        for name, weight in rounding.add(names, measured).items():  # turned once, as this takes long
+            target.get_submodule(name).weight.copy_(weight)
+    g = GaugeTransformation(model.config, rounding.elements)
+>>>>>>> compress
     for name, parameter in target.named_parameters():
-        if name.removesuffix(".weight") not in result:
-            parameter.copy_(g.transform(name, weights[name], weights.get))
-    target.config.token_symmetry = None if elements else target.config.token_symmetry
-    quantized = Quantized(target, result, recipe, turns, notes)
+        if name.removesuffix(".weight") not in rounding.codes:
+            parameter.copy_(g.transform(name, rounding.weights[name], rounding.weights.get))
+    if g.elements:
+        target.config.token_symmetry = None
+    quantized = Quantized(target, rounding.codes, recipe, rounding.turns, rounding.notes)
     if recipe.tune:
         assert calibration is not None
         quantized.codes |= tuned(
@@ -248,6 +258,71 @@ def quantize_model(
             table = quantized.model.get_submodule(name).weight
             quantized.codes[name] = rounded_codes(table, recipe.table_bits, clip=False)
     return quantized
+
+
+class _Rounding:
+    """A model that is being rounded, layer by layer: the frames so far, and the codes."""
+
+    def __init__(self, model: RiGPTForCausalLM, recipe: Recipe, gains: Mapping[str, torch.Tensor] | None):
+        self.config, self.recipe, self.gains = model.config, recipe, gains
+        self.parts, self.weights = parts_of(model), weights_of(model, None)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.shared: Elements = {}
+        if recipe.frame == "hadamard":
+            self.shared |= hadamard_stream(self.config, self.generator)
+            if recipe.simulates:
+                self.shared |= hadamard_values(self.config, self.generator)
+        self.elements = dict(self.shared)
+        self.codes: dict[str, Codes] = {}
+        self.turns: dict[str, torch.Tensor] = {}
+        self.notes: list[str] = []
+
+    def add(self, names: list[str], measured: Moments) -> dict[str, torch.Tensor]:
+        """Round the matrices of one layer, or some outside of all; their weights in the new frame, not rounded."""
+        layer, own = layer_of(f"{names[0]}.weight"), {}
+        if self.recipe.has_gauges and layer is not None:
+            weights = {name: weight for name, weight in self.weights.items() if layer_of(name) == layer}
+            by_parameter = {f"{name}.weight": value for name, value in measured.items()}
+            own = gauges_of_layer(self.config, layer, weights, by_parameter or None, self.generator)
+            self.elements |= own
+        # What no other layer's frames have a part in.
+        g = GaugeTransformation(self.config, self.shared | own)
+        undo = g.inverse() if measured else g
+        turned = {name: g.transform(f"{name}.weight", self._accurate(name)) for name in names}
+        gains = self.gains or {}
+        if self.gains is None and self.recipe.has_gains and layer is not None:
+            closed = gains_in_closed_form(self.config, {f"{name}.weight": turned[name] for name in names})
+            gains = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
+        for same in _alike(names, measured, gains):
+            weight = torch.cat([turned[name] for name in same])
+            seen = measured.get(same[0])
+            if seen is not None:
+                seen = turned_moments(undo, f"{same[0]}.weight", seen.to(weight.device))
+            codes = self._rounded(same[0], weight, seen, gains.get(same[0]))
+            self.codes |= dict(zip(same, codes.split([len(turned[name]) for name in same]), strict=True))
+        return turned
+
+    def _accurate(self, name: str) -> torch.Tensor:
+        weight = self.weights[f"{name}.weight"]
+        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+    def _rounded(self, name: str, weight: torch.Tensor, seen: torch.Tensor | None, gain: torch.Tensor | None) -> Codes:
+        recipe = self.recipe
+        if recipe.activations is not None and recipe.frame == "hadamard" and self._reads_neurons(name):
+            self.turns[name] = hadamard(weight.shape[1], self.generator)
+            turn = self.turns[name].to(weight)
+            weight, seen = weight @ turn.T, None if seen is None else turn @ seen.to(turn) @ turn.T
+        if recipe.method == "round":
+            importance = None if seen is None else seen.diagonal(dim1=-2, dim2=-1).flatten()
+            return rounded_codes(weight, recipe.bits, recipe.group, importance, clip=recipe.clip, gain=gain)
+        if seen is None:
+            self.notes.append(f"{name} was rounded to nearest, as nothing was seen of what it reads.")
+            return rounded_codes(weight, recipe.bits, recipe.group, clip=recipe.clip, gain=gain)
+        return gptq(weight, seen, recipe.bits, recipe.group, damping=recipe.damping, gain=gain)
+
+    def _reads_neurons(self, name: str) -> bool:
+        turns = table_of(self.config).turns(f"{name}.weight")
+        return self.parts[name] == "neurons" and any(turned.role == "down" for turned in turns)
 
 
 def _parts(
@@ -271,27 +346,24 @@ def _parts(
         yield names, {name: moments[name] for name in names if moments is not None and name in moments}
 
 
-def _with_same_moments(names: list[str], measured: Moments) -> list[list[str]]:
-    """The names in the order given, those whose moments are one tensor together."""
-    together: dict[int | str, list[str]] = {}
+def _alike(names: list[str], measured: Moments, gains: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The names in the order given, together those whose moments and gains are the same tensors."""
+    together: dict[object, list[str]] = {}
     for name in names:
-        together.setdefault(id(measured[name]) if name in measured else name, []).append(name)
+        key = (id(measured[name]), id(gains.get(name))) if name in measured else name
+        together.setdefault(key, []).append(name)
     return list(together.values())
 
 
-def _codes(weight: torch.Tensor, moments: torch.Tensor | None, recipe: Recipe, gain: torch.Tensor | None) -> Codes:
-    if moments is not None and recipe.method == "gptq":
-        return gptq(weight, moments, recipe.bits, recipe.group, damping=recipe.damping, gain=gain)
-    importance = None
-    if moments is not None:
-        importance = moments.diagonal(dim1=-2, dim2=-1).flatten()
-    return rounded_codes(weight, recipe.bits, recipe.group, importance, clip=recipe.clip, gain=gain)
-
-
-def _reads_neurons(config: RiGPTConfig, name: str, parts: Mapping[str, str]) -> bool:
-    return parts[name] == "neurons" and any(
-        turned.role == "down" for turned in table_of(config).turns(f"{name}.weight")
-    )
+def _check_calibration(recipe: Recipe, calibration: torch.Tensor | None, moments: object) -> None:
+    if calibration is None and (recipe.tune or (recipe.method == "gptq" and moments is None)):
+        what = "tune" if recipe.tune else "method='gptq'"
+        raise ValueError(f"`calibration` must be given for `{what}`, got None. Give text, or take `method='round'`.")
+    if calibration is not None and calibration.numel() < LEAST_TOKENS:
+        raise ValueError(
+            f"`calibration` must hold at least {LEAST_TOKENS} tokens, got {calibration.numel()}; 25,000 are better. "
+            "Give a longer text."
+        )
 
 
 def check_model(model: nn.Module, recipe: Recipe) -> None:
