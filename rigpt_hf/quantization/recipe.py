@@ -179,69 +179,12 @@ def quantize_model(
     """
     recipe = Recipe() if recipe is None else recipe
     check_model(model, recipe)
-<<<<<<< HEAD
-    if calibration is None and (recipe.tune or (recipe.method == "gptq" and moments is None)):
-        what = "tune" if recipe.tune else "method='gptq'"
-        raise ValueError(f"`calibration` must be given for `{what}`, got None. Give text, or take `method='round'`.")
-    if calibration is not None and calibration.numel() < LEAST_TOKENS:
-        raise ValueError(
-            f"`calibration` must hold at least {LEAST_TOKENS} tokens, got {calibration.numel()}; 25,000 are better. "
-            "Give a longer text."
-        )
-    weights, target = weights_of(model, None), copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    config, parts = model.config, parts_of(model)
-    elements: Elements = {}
-    if recipe.frame == "hadamard":
-        elements |= hadamard_stream(config, generator)
-        if recipe.activations is not None or recipe.cache is not None:
-            elements |= hadamard_values(config, generator)
-    result: dict[str, Codes] = {}
-    turns: dict[str, torch.Tensor] = {}
-    notes: list[str] = []
-    shared = dict(elements)
-    for names, measured in _parts(model, parts, recipe, calibration, moments, progress):
-        layer = layer_of(f"{names[0]}.weight")
-        own: Elements = {}
-        if recipe.has_gauges and layer is not None:
-            inner = {name: weight for name, weight in weights.items() if layer_of(name) == layer}
-            by_parameter = {f"{name}.weight": value for name, value in measured.items()}
-            own = gauges_of_layer(config, layer, inner, by_parameter or None, generator)
-            elements |= own
-        g = GaugeTransformation(config, shared | own)
-        turned = {name: g.transform(f"{name}.weight", weights[f"{name}.weight"], weights.get) for name in names}
-        factors = gains or {}
-        if gains is None and recipe.has_gains and layer is not None:
-            closed = gains_in_closed_form(config, {f"{name}.weight": weight for name, weight in turned.items()})
-            factors = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
-        undo = g.inverse() if measured else g
-        for same in _with_same_moments(names, measured):
-            seen = measured.get(same[0])
-            seen = None if seen is None else turned_moments(undo, f"{same[0]}.weight", seen)
-            weight = torch.cat([turned[name] for name in same])
-            if (
-                recipe.activations is not None
-                and recipe.frame == "hadamard"
-                and _reads_neurons(config, same[0], parts)
-            ):
-                turns[same[0]] = online_turn(same[0], weight.shape[1], recipe.seed)
-                turn = turns[same[0]].to(weight)
-                weight, seen = weight @ turn.T, None if seen is None else turn @ seen @ turn.T
-            codes = _codes(weight, seen, recipe, factors.get(same[0]))
-            result |= dict(zip(same, codes.split([len(turned[name]) for name in same]), strict=True))
-            if seen is None and recipe.method == "gptq":
-                notes.append(f"{same[0]} was rounded to nearest, as nothing was seen of what it reads.")
-        for name in names:  # turned once, as this takes long
-            target.get_submodule(name).weight.copy_(turned[name])
-    g = GaugeTransformation(config, elements)
-=======
     _check_calibration(recipe, calibration, moments)
     rounding, target = _Rounding(model, recipe, gains), copy.deepcopy(model)
     for names, measured in _parts(model, rounding.parts, recipe, calibration, moments, progress):
         for name, weight in rounding.add(names, measured).items():  # turned once, as this takes long
             target.get_submodule(name).weight.copy_(weight)
     g = GaugeTransformation(model.config, rounding.elements)
->>>>>>> compress
     for name, parameter in target.named_parameters():
         if name.removesuffix(".weight") not in rounding.codes:
             parameter.copy_(g.transform(name, rounding.weights[name], rounding.weights.get))
@@ -309,7 +252,7 @@ class _Rounding:
     def _rounded(self, name: str, weight: torch.Tensor, seen: torch.Tensor | None, gain: torch.Tensor | None) -> Codes:
         recipe = self.recipe
         if recipe.activations is not None and recipe.frame == "hadamard" and self._reads_neurons(name):
-            self.turns[name] = hadamard(weight.shape[1], self.generator)
+            self.turns[name] = online_turn(name, weight.shape[1], recipe.seed)
             turn = self.turns[name].to(weight)
             weight, seen = weight @ turn.T, None if seen is None else turn @ seen.to(turn) @ turn.T
         if recipe.method == "round":
