@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from rigpt_hf.checkpoints.dequantized import codes_in_words
+
 from .drawing import INTERVALS, draw_intervals
 from .models import EvaluatedModel
 
@@ -67,6 +69,12 @@ class Inputs:
     data: Any
     arguments: dict[str, Any]
     absent: dict[str, str] = field(default_factory=dict)
+
+
+def refuse_codes(model: EvaluatedModel) -> None:
+    """Raise [`NotApplicable`] for a model whose maps are rounded already and no `nn.Linear`."""
+    if words := codes_in_words(model.config):
+        raise NotApplicable(f"its weights are {words} already")
 
 
 def rows_of_task(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:

@@ -29,8 +29,8 @@ from rigpt_hf.training.diagnostics import excess_kurtosis
 
 from ..drawing import WIDTH, number, readable
 from ..likelihood import Progress, no_progress
-from ..measure import Measure, Quantity
-from ..models import Texts, evaluated
+from ..measure import Inputs, Measure, Quantity, refuse_codes, rows_of_task
+from ..models import EvaluatedModel, Texts, evaluated
 from ..numbers import number as shown
 from ..rounding import all_matrices, in_short, matrices_of, other_matrices
 
@@ -328,6 +328,12 @@ def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
     return " ".join(said)
 
 
+def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
+    """A model with linear maps, whose inputs are looked at."""
+    refuse_codes(model)
+    return rows_of_task(model, texts, task)
+
+
 MEASURE = Measure(
     "outliers",
     "How unequally are the coordinates of the stream filled? The excess kurtosis of a Gaussian is 0; outliers make it "
@@ -336,5 +342,6 @@ MEASURE = Measure(
     quantities,
     "excess kurtosis of the stream, layer by layer",
     draw,
+    needs=needs,
     card_words="outliers",
 )

@@ -24,7 +24,7 @@ from rigpt_hf.quantization.calibration import calibration_tokens
 from ..drawing import IN_TABLE, MARKERS, WIDTH, aside, interval, number, readable
 from ..frames import FRAMES, in_frame
 from ..likelihood import Progress, first_rows, no_progress
-from ..measure import Inputs, Measure, Names, NotApplicable, Quantity
+from ..measure import Inputs, Measure, Names, NotApplicable, Quantity, refuse_codes
 from ..models import EvaluatedModel, Texts, evaluated
 from ..rounding import in_short, matrices_of, other_matrices, rounded, rows_of
 from .perplexity import needs as needs_of_perplexity
@@ -267,7 +267,11 @@ def _turned(base: EvaluatedModel, frame: str, ids: torch.Tensor, seed: int) -> E
 
 
 def needs(model: EvaluatedModel, texts: Any, task: Any) -> Inputs:
-    """Other frames than its own are absent of a model that cannot be converted; without any left there is nothing."""
+    """
+    Other frames than its own are absent of a model that cannot be converted; without any left there is nothing, nor is
+    there of a model of codes.
+    """
+    refuse_codes(model)
     inputs = needs_of_perplexity(model, texts, task)
     frames = inputs.arguments.get("frames") or ()
     others = [frame for frame in frames if frame != "identity"]

@@ -31,6 +31,7 @@ from .gguf_file import (
     HEAD,
     ROUNDED,
     check_known,
+    keeps_codes,
     kind_of,
     nbytes_of,
     read_gguf,
@@ -72,7 +73,8 @@ def export_gguf(
         dtype (`str`, *optional*):
             "float32", "float16", "bfloat16", or llama.cpp's "q8_0" or "q4_0", which are 8.5 and 4.5 bits per weight.
             Vectors are always stored in float32. The source's if not given; float32 for float64. Of a source of
-            codes each tensor is stored in the coarsest of the last two that holds all of its numbers exactly.
+            codes each tensor is stored in the coarsest of the last two that holds all of its numbers exactly, and the
+            stream is turned back only where its codes stay.
         force (`bool`, defaults to `False`): replace an earlier result in `output_dir`, once the new one is complete.
         seed (`int`, defaults to 0): for the certificate's random inputs.
         progress (`bool`, defaults to `True`): show a progress bar.
@@ -101,6 +103,8 @@ def export_gguf(
         check_ids(tokenizer, config, name)
     model = load_model(folder, RiGPTForCausalLM) if decoded is None else decoded.load(None)
     plan = plan_for_llama_cpp(model, name, frame, even=decoded is None)
+    if decoded is not None and frame == "auto" and not keeps_codes(plan):
+        plan = plan_for_llama_cpp(model, name, "stream", even=False)
     whole = {torch.float64: "float32"}.get(model.dtype, str(model.dtype).removeprefix("torch."))
     stored = dtype or (whole if decoded is None else CODES)
     if stored != CODES:
@@ -130,9 +134,7 @@ def export_gguf(
         )
         reference = replace(reference, target=f"{reference.target} ({plan.model_class.__name__}, {what})")
         if inexact and stored == CODES:
-            logger.warning(
-                f"{name_some(inexact)}: numbers that are no codes in groups of {BLOCK} were rounded to 8 bits."
-            )
+            logger.warning(f"{name_some(inexact)}: numbers that are no codes in groups of {BLOCK} were rounded.")
         after = reference.record(
             (lambda: read_gguf(temporary / file, plan, in_digits)) if is_same else in_memory, hashed=True
         )

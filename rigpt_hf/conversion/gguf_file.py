@@ -134,7 +134,7 @@ def write_gguf(
         progress (`str`, *optional*): what the progress bar says; none if not given.
 
     Returns:
-        `list[str]`: the tensors of which some numbers were rounded to 8 or 4 bits.
+        `list[str]`: the tensors of which some numbers were rounded, where 8 or 4 bits are wanted.
 
     Raises:
         ValueError: if llama.cpp computes something else, or numbers leave the range of `dtype`.
@@ -157,7 +157,7 @@ def write_gguf(
             f"{name_some(narrow)}: rows whose length is no multiple of {BLOCK} cannot be rounded to {wanted.lower()}, "
             "and are stored in float16."
         )
-    total, inexact = 0, list[str]()
+    total, inexact = 0, narrow
     for key, shape, _ in tensors:
         nbytes = nbytes_of(prod(shape), kinds[key].name)
         writer.add_tensor_info(key, shape, np.dtype(np.float32), nbytes, raw_dtype=kinds[key])
@@ -211,6 +211,13 @@ def kind_of(name: str, shape: tuple[int, ...], dtype: str, make: Make | None = N
         assert make is not None, "numbers decide"
         return "Q4_0" if on_grid(make().numpy(), "Q4_0")[2].all() else "Q8_0"
     return "Q8_0" if dtype in ROUNDED and name in TABLES else GGUF_DTYPES[dtype]
+
+
+def keeps_codes(plan: ExportPlan) -> bool:
+    """Whether a map of the first layer still lies on a grid, which it does not once its frame is turned."""
+    maps = [(shape, make) for key, shape, make in _tensors(plan, check_known(plan.config)) if key.startswith("blk.0.")]
+    maps = [(shape, make) for shape, make in maps if len(shape) == 2 and not shape[-1] % BLOCK]
+    return any(bool(on_grid(make().numpy(), "Q8_0")[2].all()) for _, make in maps)
 
 
 def _check_range(name: str, tensor: torch.Tensor, kind: str) -> None:

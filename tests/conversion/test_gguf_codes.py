@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from rigpt_hf.conversion.gguf import export_gguf
 from rigpt_hf.conversion.gguf_grid import REACH, encoded, on_grid
 from rigpt_hf.quantized_rigpt import RiGPTQuantizationConfig, to_quantized
+from rigpt_hf.symmetry import GaugeTransformation
 from tests.codes import codes_of, rounded
 from tests.models import tiny_model, tokens
 
@@ -74,9 +75,34 @@ def test_a_file_holds_the_codes_of_its_source(group, tmp_path, caplog):
 def test_what_is_no_code_is_rounded_and_said(tmp_path, caplog):
     folder(tmp_path, 32, keep=("model.layers.0.mlp.up_proj",), gain=True)
     certificate = export_gguf(tmp_path / "codes", tmp_path / "out", progress=False)
-    assert "`blk.0.ffn_up.weight`" in caplog.text and "were rounded to 8 bits" in caplog.text
+    assert "`blk.0.ffn_up.weight`" in caplog.text and "were rounded." in caplog.text
     assert "`blk.0.attn_output.weight`" in caplog.text and "ffn_gate" not in caplog.text
     assert "before its weights were rounded" in certificate.target and "Rounded to q8_0 the logits" in caplog.text
+
+
+def test_codes_in_a_turned_frame_stay_and_the_tables_are_turned(tmp_path, caplog):
+    model = tiny_model(dtype=torch.float64, **SIZES, intermediate_size=96, embedding_size=64)
+    with torch.no_grad():
+        model.model.project_in.weight.copy_(torch.eye(64))
+        model.model.project_out.weight.copy_(
+            torch.rand(64, generator=torch.Generator().manual_seed(0)).add(0.5).diag()
+        )
+    turned = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "stream")(model).float()
+    ends = ("model.project_in", "model.project_out")
+    for name, each in {"own": model.float(), "turned": turned}.items():
+        codes = codes_of(each, 32, ends)
+        for key in codes:
+            codes[key] = rounded(each.get_submodule(key).weight, codes[key].bits, codes[key].group)
+        to_quantized(each, codes, RiGPTQuantizationConfig(group=32)).save_pretrained(tmp_path / name)
+        caplog.clear()
+        export_gguf(tmp_path / name, tmp_path / f"{name}-out", progress=False)
+        (file,) = (tmp_path / f"{name}-out").glob("*.gguf")
+        kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(file).tensors}
+        maps = [kind for key, kind in kinds.items() if key.startswith("blk.") and kind != "F32"]
+        assert set(maps) == {"Q4_0"} and len(maps) == 21
+        # The lexical frame keeps one table and its codes; in another there are two, which are rounded once more.
+        assert ("output.weight" in kinds) == (name == "turned")
+        assert ("`output.weight`" in caplog.text and "`token_embd.weight`" in caplog.text) == (name == "turned")
 
 
 def test_a_wish_for_other_digits_is_heeded(tmp_path):
