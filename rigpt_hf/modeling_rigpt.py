@@ -16,7 +16,8 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
 Scores other than the dot product, and sinks beside them, are in `scores_rigpt.py`, with `depth_solver` the two lines
 of a layer are the increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, positions
 as biases of scores in `alibi_rigpt.py`, norms of queries and keys in `norms_rigpt.py`, bounds of neurons in
-`neurons_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`.
+`neurons_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`, maps and tables made of codes in
+`packed_rigpt.py` and `quantized_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """

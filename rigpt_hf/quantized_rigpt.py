@@ -269,8 +269,14 @@ def to_quantized(model: Any, codes: Mapping[str, Any], config: RiGPTQuantization
         config (`RiGPTQuantizationConfig`): what is said of all; what differs is added to a copy of it.
 
     Raises:
-        ValueError: if codes are not those of a module, out of their range or not as the module's shape.
+        ValueError: if codes are not those of a module, out of their range or not as the module's shape, or layers are
+            read in a way that needs weights.
     """
+    if model.config.depth_interpolation == "linear":
+        raise ValueError(
+            "`depth_interpolation='linear'` adds weights of neighbouring layers, and codes cannot be added. Keep the "
+            "weights of this model."
+        )
     modules = convertible(model)
     tied = model.config.tie_word_embeddings
     if unknown := set(codes) - set(modules):

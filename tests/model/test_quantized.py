@@ -18,7 +18,7 @@ from rigpt_hf.quantized_rigpt import RiGPTQuantizationConfig, RiGPTQuantizer, to
 from tests.codes import CODED, codes_of, quantized, rounded
 from tests.model.agreement import assert_different, assert_same, difference, recompute_activations
 from tests.model.test_remote_code import WITHOUT_PACKAGE, load
-from tests.models import tiny_model, tokens
+from tests.models import COVER, EACH, over, tiny_model, tokens
 from tests.processes import run
 from tests.tolerances import DISTANCE, SYMMETRY
 
@@ -62,6 +62,21 @@ def test_the_function_is_that_of_the_weights_behind_the_codes(option, dtype):
     other = codes | {name: replace(codes[name], gain=codes[name].gain.flip(0))}
     changed = to_quantized(model, other, RiGPTQuantizationConfig(group=32))
     assert_different(changed(tokens(2, 9)).logits, coded(tokens(2, 9)).logits, "another gain")
+
+
+@over(EACH, COVER)
+@torch.no_grad()
+def test_every_option_has_codes(option):
+    model = tiny_model(**COVER[option])
+    codes, config = codes_of(model), RiGPTQuantizationConfig(group=32)
+    if model.config.depth_interpolation == "linear":
+        with pytest.raises(ValueError, match="adds weights of neighbouring layers, and codes cannot be added"):
+            to_quantized(model, codes, config)
+        return
+    coded = to_quantized(model, codes, config)
+    logits = coded(tokens(2, 9)).logits
+    assert_different(logits, model(tokens(2, 9)).logits, "what rounds nothing")
+    assert_same(logits, coded.dequantize(torch.float64)(tokens(2, 9)).logits)
 
 
 @over_options
