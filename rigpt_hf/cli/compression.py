@@ -1,5 +1,6 @@
 """Verbs that make a model smaller: fewer bits for each weight, fewer weights."""
 
+import time
 from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Annotated, Any, cast
@@ -15,6 +16,8 @@ from .common import save_model, say, to_dtype
 DEFAULT = "default"
 GROUPS = ("none", "32", "64", "128")
 ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
+# What rounding takes, in the time of the model for one token.
+PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_000, 6, 512
 Calibrate = Annotated[
     str,
     option(
@@ -44,8 +47,12 @@ def quantize(
         one_of(*ROUNDING_FRAMES),
     ] = "hadamard",
     tune: Annotated[
-        int, option("Steps in which scales learn the logits of the model, on the calibration text; none with round.")
-    ] = 64,
+        int,
+        option(
+            "Steps in which scales and factors of inputs learn the logits of the model, on the calibration text; none "
+            "with round. 0 where llama.cpp shall read the codes, which knows no such factors."
+        ),
+    ] = 48,
     activations: Annotated[
         int | None,
         option("Bits of what matrices read: 8 or 4; simulated, so nothing gets faster.", "whole"),
@@ -102,6 +109,8 @@ def quantize(
     calibration, judges = texts_for(model.place, calibrate, tokens, judge)
     losses = Losses(judges)
     losses.add("before", larger)
+    calibrating = calibration.numel() if method == "gptq" else 0
+    say_cost(larger, losses.seconds_per_token, calibrating, recipe.tune)
     rounded = quantize_model(larger, recipe, calibration if method == "gptq" else None, progress=True)
     say(rounded.notes)
     config = RiGPTQuantizationConfig(
@@ -206,18 +215,32 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     return calibration, judges
 
 
+def say_cost(model: Any, seconds_per_token: float, calibrating: int, steps: int) -> None:
+    """About how long the rest takes, by how long the model took for a token just now, and what it holds in memory."""
+    # In passes over a token, as measured at 135M: moments, the search for scales, steps that keep no matrix.
+    passes = PASSES_TO_CALIBRATE * calibrating + PASSES_TO_ROUND + PASSES_TO_TUNE * TOKENS_OF_A_STEP * steps
+    gigabytes = sum(4 * parameter.numel() for parameter in model.parameters()) * (4 if steps else 3) / 1e9
+    minutes = max(1, round(passes * seconds_per_token / 60))
+    say([f"About {minutes} minute{'s' * (minutes > 1)} more, and {gigabytes:.1f} GB of memory."])
+
+
 class Losses:
     """Losses of models on windows `[N, S]` of texts that nothing was fitted on."""
 
     def __init__(self, texts: dict[str, Any]):
         self.texts = texts
         self.values: dict[str, dict[str, list[float]]] = {}
+        self.seconds_per_token = 0.0
 
     def add(self, name: str, model: Any) -> None:
         """Measure one more model."""
+        import torch
+
         from ..quantization.calibration import window_losses
 
+        began = time.perf_counter()
         self.values[name] = {text: window_losses(model, windows) for text, windows in self.texts.items()}
+        self.seconds_per_token = (time.perf_counter() - began) / sum(map(torch.numel, self.texts.values()))
 
     def print(self) -> None:
         """A table of all, with paired intervals beside the first."""
