@@ -90,7 +90,7 @@ def test_the_blocks_of_the_other_pages_run(monkeypatch, tmp_path, capsys):
             namespace = dict(given)
             exec(block, namespace)
             ran += 1
-    assert ran == 6 and len(namespace["optimizer"].param_groups) > 1
+    assert ran == 7 and len(namespace["optimizer"].param_groups) > 1
 
 
 def lines_of(page: Path) -> list[str]:
