@@ -108,7 +108,7 @@ class Options:
     tune: int = 64
     """Steps of tuning."""
     rows: tuple[str, ...] = ()
-    """Rows of the table by the beginnings of their names; all if none is given."""
+    """Rows of the table by their names, or by how several begin; all if none is given."""
     seed: int = 0
     """Of the signs of Hadamard matrices and the order of windows."""
     output: Annotated[Path | None, WRITES] = None
@@ -251,9 +251,13 @@ def table_of_results(results: dict[str, Any], before: dict[str, list[float]]) ->
 
 
 def chosen_rows(options: Options) -> dict[str, Row]:
-    """The rows that are asked for."""
+    """The rows that are asked for: one of this name, or all whose names begin so."""
     wanted = options.rows or ("",)
-    return {name: row for name, row in ROWS.items() if any(name.startswith(begin) for begin in wanted)}
+    return {
+        name: row
+        for name, row in ROWS.items()
+        if any(name == begin if begin in ROWS else name.startswith(begin) for begin in wanted)
+    }
 
 
 def run(options: Options, console: Console | None = None) -> dict[str, Any]:
