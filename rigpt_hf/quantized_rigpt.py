@@ -180,6 +180,11 @@ class RiGPTQuantizer(HfQuantizer):
 
     @torch.no_grad()
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        if turned := (self.quantization_config.recipe or {}).get("turned"):
+            raise ValueError(
+                f"`activation_bits={self.quantization_config.activation_bits}`: weights of {turned[0]!r} read what "
+                "was turned before, and cannot stand alone. Give the model that was quantized."
+            )
         for name, module in list(model.named_modules()):
             if not isinstance(module, Coded):
                 continue

@@ -93,6 +93,7 @@ def merge(
     from ..symmetry.common_form import all_in_common_form
     from ..symmetry.merging import check_weights
     from ..symmetry.merging import merge as merge_models
+    from ..symmetry.tokens import Representation
     from ..text.tokenizer import text_ids
 
     if not unaligned:
@@ -115,6 +116,7 @@ def merge(
     for other in places[1:]:
         check_same_vocabulary(places[0], other)
     say([note for model in opened for note in model.notes] + notes)
+    held = Representation.load(sources[0]) if formed[0].config.token_symmetry else None
     models = [model.load() for model in formed]
     settings: dict[str, Any] = {"method": method, "aligned": not unaligned}
     facts = {"sources": sources, "weights": parts} | settings
@@ -123,7 +125,9 @@ def merge(
         settings["alignments"] = [find_learned_alignment(one, models[0], learning, progress=True) for one in others]
         facts["learned_steps"] = learn
     merged = merge_models(models, parts, progress=True, **settings)
-    held = kept_symmetry(sources[0], formed[0].config, merged)
+    if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
+        Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
+        held = None
     if input_ids is not None:
         path = measure_path(models, merged, input_ids, points, facts, settings.get("alignments"))
     with new_file(picture, "picture", seen_picture) if picture else nullcontext() as place:
@@ -152,19 +156,6 @@ def check_together(text: Path | None, picture: Path | None, points: int, learn: 
             f"`learn` must be a number of steps on a `text`, after an alignment, got {learn} with `text={text}` and "
             f"`unaligned={unaligned}`. Add `--text FILE`, or leave it out."
         )
-
-
-def kept_symmetry(source: str, config: Any, merged: Any) -> Any:
-    """The representation of the token symmetry that a source holds, if merged weights hold it too; else `None`."""
-    from ..symmetry.tokens import Representation
-
-    if not config.token_symmetry:
-        return None
-    held = Representation.load(source)
-    if not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
-        Console().print(f"The token symmetry of {source} is not recorded: merged weights are {away:.1e} from it.")
-        return None
-    return held
 
 
 def learned_and_held_out(source: Any, text: Path, steps: int) -> tuple[Any, Any]:

@@ -187,7 +187,7 @@ def test_no_verb_at_all_shows_the_help(done):
 
 def test_declarations_name_what_there_is():
     """They are plain values, so that the help waits for nothing."""
-    from rigpt_hf.cli import arguments, conversion, symmetry
+    from rigpt_hf.cli import arguments, conversion, merging
     from rigpt_hf.conversion.dropout import CHOICES
     from rigpt_hf.conversion.export import TARGETS
     from rigpt_hf.symmetry.merging import METHODS
@@ -199,7 +199,7 @@ def test_declarations_name_what_there_is():
     for choices, verb, name in (
         (CHOICES, conversion.convert, "dropout"),
         (TARGETS, conversion.export, "to"),
-        (METHODS, symmetry.merge, "method"),
+        (METHODS, merging.merge, "method"),
     ):
         assert len(choices) >= 2 and all(choice in help_of(verb, name) for choice in choices)
 

@@ -74,10 +74,6 @@ DAMAGE = {
         tensors(lambda held: {name: tensor.to(torch.float32) for name, tensor in held.items()}),
         "must hold what its `quantization_config` says",
     ),
-    "activations": (
-        lambda folder: config(folder, activation_bits=8),
-        "`activation_bits=8` of a `quantization_config`",
-    ),
 }
 
 
@@ -93,6 +89,12 @@ def test_damaged_codes_are_one_line(damage, codes, rigpt, tmp_path):
     spoil(folder)
     assert words in in_one_line(rigpt("verify", folder, codes / "weights"))
     shutil.rmtree(folder)
+
+
+def test_weights_behind_what_is_turned_do_not_stand_alone(codes, rigpt, tmp_path):
+    folder = copied(codes / "codes", tmp_path / "model")
+    config(folder, activation_bits=8, recipe={"turned": [MAP]})
+    assert "cannot stand alone" in in_one_line(rigpt("fingerprint", folder, codes / "weights"))
 
 
 def test_a_stock_class_has_no_place_for_codes(codes, rigpt, tmp_path):
