@@ -55,11 +55,13 @@ class Row:
         recipe: How the model is rounded.
         stock: Whether it is the stock model, with its gains in its norms.
         tune: Whether it is measured a second time, tuned.
+        calibrated: Whether the moments of inputs are known.
     """
 
     recipe: Recipe
     stock: bool = False
     tune: bool = False
+    calibrated: bool = True
 
 
 STOCK = Recipe(frame="own", gains=False, gauges=False)
@@ -67,15 +69,16 @@ ROUNDED = replace(STOCK, method="round", clip=False)
 PLAIN = Recipe(method="round", frame="own")
 HADAMARD = Recipe()
 ROWS: dict[str, Row] = {
-    "stock rounded per row": Row(ROUNDED, stock=True),
+    "stock rounded per row": Row(ROUNDED, stock=True, calibrated=False),
     "stock GPTQ per row": Row(STOCK, stock=True, tune=True),
     "Hadamard GPTQ per row": Row(HADAMARD, tune=True),
-    "no calibration per row": Row(PLAIN),
-    "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True),
+    "no calibration per row": Row(PLAIN, calibrated=False),
+    "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True, calibrated=False),
     "stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, tune=True),
     "Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), tune=True),
     "Hadamard GPTQ per 32 without gauges": Row(replace(HADAMARD, group=32, gauges=False)),
-    "no calibration per 32": Row(replace(PLAIN, group=32)),
+    "no calibration per 32": Row(replace(PLAIN, group=32), calibrated=False),
+    "own frame rounded per 32": Row(replace(PLAIN, group=32)),
     "stock GPTQ per 32 W4A8": Row(replace(STOCK, group=32, activations=8), stock=True),
     "Hadamard GPTQ per 32 W4A8": Row(replace(HADAMARD, group=32, activations=8)),
     "stock GPTQ per 32 W4A4": Row(replace(STOCK, group=32, activations=4), stock=True),
@@ -211,10 +214,8 @@ def variants(
 ) -> Iterator[tuple[str, Quantized]]:
     """The model rounded by the recipe of a row, and the same tuned, each with what to add to the name of the row."""
     recipe = replace(row.recipe, seed=options.seed)
-    calibrated = recipe.method == "gptq"
-    quantized = quantize_model(
-        model, recipe, moments=moments if calibrated else None, gains=gains if row.stock else None
-    )
+    measured = moments if row.calibrated else None
+    quantized = quantize_model(model, recipe, moments=measured, gains=gains if row.stock else None)
     yield "", quantized
     if row.tune and options.tune:
         quantized.codes |= tuned(
@@ -285,7 +286,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     say("Losses of the model as it is")
     before = {name: window_losses(model, windows) for name, windows in judges.items()}
     moments: dict[str, torch.Tensor] = {}
-    if any(row.recipe.method == "gptq" for row in rows.values()):
+    if any(row.calibrated for row in rows.values()):
         moments = all_moments(model, calibration, progress=True)
     results: dict[str, Any] = {}
     facts = {

@@ -166,7 +166,8 @@ def quantize_model(
         model: A RiGPT, which is left as it is.
         recipe: How; four bits per row in a Hadamard frame if not given.
         calibration (`torch.Tensor` of shape `[N, S]`, *optional*): Token ids, windows of text on which the model is
-            not judged; needed by `method="gptq"` and by `tune`.
+            not judged; needed by `method="gptq"` and by `tune`. With it rounding to nearest has better scales and
+            gauges.
         moments (`Mapping[str, torch.Tensor]`, *optional*): What [`all_moments`] gave for this model, instead of
             measuring them on `calibration`.
         gains (`Mapping[str, torch.Tensor]`, *optional*): Factors `[n]` of the inputs by the names of modules, instead
@@ -181,7 +182,7 @@ def quantize_model(
     check_model(model, recipe)
     _check_calibration(recipe, calibration, moments)
     rounding, target = _Rounding(model, recipe, gains), copy.deepcopy(model)
-    for names, measured in _parts(model, rounding.parts, recipe, calibration, moments, progress):
+    for names, measured in _parts(model, rounding.parts, calibration, moments, progress):
         for name, weight in rounding.add(names, measured).items():  # turned once, as this takes long
             target.get_submodule(name).weight.copy_(weight)
     g = GaugeTransformation(model.config, rounding.elements)
@@ -271,7 +272,6 @@ class _Rounding:
 def _parts(
     model: RiGPTForCausalLM,
     parts: Mapping[str, str],
-    recipe: Recipe,
     calibration: torch.Tensor | None,
     moments: Mapping[str, torch.Tensor] | None,
     progress: bool,
@@ -280,7 +280,7 @@ def _parts(
     layers: dict[int | None, list[str]] = {}
     for name in parts:
         layers.setdefault(layer_of(f"{name}.weight"), []).append(name)
-    if moments is None and calibration is not None and recipe.method == "gptq":
+    if moments is None and calibration is not None:
         for measured in moments_by_layer(model, calibration, progress=progress):
             if measured:
                 yield list(measured), measured
