@@ -67,7 +67,7 @@ def test_a_value_of_no_list_is_answered_before_models_are_looked_at(command, sai
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("options", ["", "--frames streem"])
+@pytest.mark.parametrize("options", [pytest.param("", marks=pytest.mark.full), "--frames streem"])
 def test_nothing_heavy_is_imported_for_it(options, tmp_path):
     """And without a fault it is, so that the test shows something."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "rigpt"}))

@@ -101,7 +101,7 @@ def error(model: Any, path: Path) -> float:
 
 
 @pytest.mark.parametrize("name", EXPRESSED)
-@pytest.mark.by_default(8)
+@pytest.mark.by_default(4)
 def test_llama_cpp_computes_the_same_function(name, tmp_path):
     source, converted = converted_pair(name)
     generator = torch.Generator().manual_seed(0)

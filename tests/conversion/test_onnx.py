@@ -77,6 +77,7 @@ def test_a_folder_with_a_graph_and_its_certificate(exported):
 
 
 @torch.no_grad()
+@pytest.mark.full
 def test_batches_of_any_size_with_a_past_or_without(saved, exported):
     from transformers.exporters import ExportedModel
 
@@ -97,6 +98,7 @@ def test_batches_of_any_size_with_a_past_or_without(saved, exported):
 
 
 @torch.no_grad()
+@pytest.mark.full
 def test_padding_on_the_left(saved, exported):
     """By ONNX Runtime alone, as a program without Transformers runs it."""
     model = RiGPTForCausalLM.from_pretrained(saved)
@@ -120,6 +122,7 @@ def test_padding_on_the_left(saved, exported):
 
 
 @pytest.mark.usefixtures("exported")
+@pytest.mark.full
 def test_another_function_does_not_appear(saved, graphs, tmp_path, monkeypatch):
     (graph,) = graphs
     noisy(RiGPTForCausalLM.from_pretrained(saved), 0.1).save_pretrained(tmp_path / "other")
@@ -140,6 +143,7 @@ def test_another_function_does_not_appear(saved, graphs, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value) and contents(tmp_path) == {"other", "same"}
 
 
+@pytest.mark.full
 def test_what_is_foreign_is_not_replaced(saved, exported):
     out, _ = exported
     with pytest.raises(ValueError, match="`output_dir` must be empty or absent"):

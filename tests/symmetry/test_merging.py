@@ -290,6 +290,7 @@ def taught():
     return models, loss
 
 
+@pytest.mark.full
 def test_alignment_lowers_the_barrier_between_independently_trained_models(school):
     models, loss = school
     ratios = []

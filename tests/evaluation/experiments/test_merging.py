@@ -50,6 +50,7 @@ def test_the_folder_holds_the_results_and_a_picture(made):
     assert [path.name for path in output.parent.glob(".*.partial")] == []
 
 
+@pytest.mark.full
 def test_the_results_say_how_they_came_about(made):
     _, results = made
     assert results["options"] | SMALL == results["options"]
@@ -58,6 +59,7 @@ def test_the_results_say_how_they_came_about(made):
     assert results["training_tokens"] > results["held_out_tokens"] >= 4 * SMALL["context"]
 
 
+@pytest.mark.full
 def test_every_pair_is_measured_and_summarised(made):
     _, results = made
     check_pairs(results["pairs"], results["summary"])
@@ -117,6 +119,7 @@ def test_impossible_options_are_refused():
             Options(**options)
 
 
+@pytest.mark.full
 def test_the_command_teaches_and_replaces_nothing_without_force(made, text, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["--help"]) == 0
