@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, cast
 
@@ -21,8 +22,8 @@ PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_0
 Calibrate = Annotated[
     str,
     option(
-        "Text to calibrate on: a file, folder or data set, whose end is kept apart to judge on; or default: "
-        "documentation of the installed packages."
+        "Texts to calibrate on, separated by commas: files, folders or data sets, whose ends are kept apart to judge "
+        "on; default is documentation of the installed packages. Take what the model shall be good at."
     ),
 ]
 Tokens = Annotated[int, option("Tokens to calibrate on, at most.")]
@@ -191,28 +192,38 @@ def prune(
 
 
 def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
-    """Windows `[N, S]` to calibrate on, and windows of other text that judge, by the names of the texts."""
+    """Windows `[N, S]` to calibrate on, of all texts alike, and windows of other text that judge, by its name."""
+    import torch
+
     from ..checkpoints.logits import longest_of
     from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens
     from ..text.sources import DOCUMENTATION
 
     context = min(CONTEXT, longest_of(source.config))
+    names = [name.strip() for name in calibrate.split(",") if name.strip()]
+    if not names:
+        raise ValueError("`calibrate` must name a text, or be default, got nothing. Leave it out for default.")
     for name, value in (("tokens", tokens), ("judge", judge)):
-        if value < 2 * context:
-            raise ValueError(f"`{name}` must be at least two windows of {context} tokens, got {value}.")
-    tokenizer = source.tokenizer()
-    text = DOCUMENTATION if calibrate == DEFAULT else calibrate
-    calibration = calibration_tokens(tokenizer, text, tokens=tokens, context=context)
-    judges = {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
-    if calibrate != DEFAULT:
-        end = max(1, min(judge // context, len(calibration) // 5))
-        if end == len(calibration):
+        if value < 2 * context * len(names):
             raise ValueError(
-                f"`calibrate` must hold at least two windows of {context} tokens, the last to judge on, got one in "
-                f"{calibrate!r}. Give a longer text."
+                f"`{name}` must be at least two windows of {context} tokens for each text, {2 * context * len(names)}, "
+                f"got {value}."
             )
-        calibration, judges[f"end of {calibrate}"] = calibration[:-end], calibration[-end:]
-    return calibration, judges
+    tokenizer = source.tokenizer()
+    calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
+    for name in names:
+        text = DOCUMENTATION if name == DEFAULT else name
+        windows = calibration_tokens(tokenizer, text, tokens=tokens // len(names), context=context)
+        if name != DEFAULT:
+            end = max(1, min(judge // context, len(windows) // 5))
+            if end == len(windows):
+                raise ValueError(
+                    f"`calibrate` must hold two windows of {context} tokens at least, the last to judge on, got one "
+                    f"in {name!r}. Give a longer text."
+                )
+            windows, judges[f"end of {Path(name).name}"] = windows[:-end], windows[-end:]
+        calibrating.append(windows)
+    return torch.cat(calibrating), judges
 
 
 def say_cost(model: Any, seconds_per_token: float, calibrating: int, steps: int) -> None:
