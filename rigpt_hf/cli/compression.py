@@ -204,10 +204,9 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     if not names:
         raise ValueError("`calibrate` must name a text, or be default, got nothing. Leave it out for default.")
     for name, value in (("tokens", tokens), ("judge", judge)):
-        if value < 2 * context * len(names):
+        if value < (least := 2 * context * len(names)):
             raise ValueError(
-                f"`{name}` must be at least two windows of {context} tokens for each text, {2 * context * len(names)}, "
-                f"got {value}."
+                f"`{name}` must be at least two windows of {context} tokens for each text, {least}, got {value}."
             )
     tokenizer = source.tokenizer()
     calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
