@@ -68,7 +68,7 @@ class Coded(nn.Module):
         form = ((rows, columns), torch.int8) if bits == 8 else ((rows, -(-columns // 2)), torch.uint8)
         self.codes = frozen(*form)
         self.scales = frozen((rows, columns // (group or columns)), torch.float16)
-        self.gain = frozen((columns,), torch.float32) if gain else None
+        self.gain = frozen((columns,), torch.float16) if gain else None
         # Codes have no dtype to compute in: this has, and is cast with the model.
         self.register_buffer("like", torch.empty(0), persistent=False)
         self._packed: tuple | None = None

@@ -41,7 +41,8 @@ class RiGPTQuantizationConfig(QuantizationConfigMixin):
         modules_with_gain (`list[str]`, *optional*): modules whose inputs have factors.
         modules_to_not_convert (`list[str]`, *optional*): modules that have weights instead of codes.
         exceptions (`dict[str, dict]`, *optional*): modules with other `bits` or another `group`, which are given.
-        recipe (`dict`, *optional*): what made the codes; nobody reads it to load them.
+        recipe (`dict`, *optional*):
+            what made the codes. Where activations or a cache are simulated its `turned`, `seed` and `frame` say how.
         dequantize (`bool`, defaults to `False`): load weights in place of codes, in float32 at least; never saved.
 
     Raises:
@@ -149,8 +150,18 @@ class RiGPTQuantizer(HfQuantizer):
             if bits is not None and type(self).simulate is None:
                 raise ValueError(
                     f"`{field}={bits}` of a `quantization_config` needs a kernel or a simulation of one, and there is "
-                    f"none here. `import rigpt_hf`, or set `{field}` to null to compute with what is not rounded."
+                    "none here. `import rigpt_hf`, which has one."
                 )
+        if self.turned and self.quantization_config.activation_bits is None:
+            raise ValueError(
+                f"`activation_bits` of a `quantization_config` must say what {self.turned[0]!r} reads, which is "
+                "turned before it is rounded, got None. Write the bits that were there."
+            )
+
+    @property
+    def turned(self) -> list[str]:
+        """The modules whose codes belong to inputs that were turned before."""
+        return (self.quantization_config.recipe or {}).get("turned") or []
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Weights in the place of codes lose nothing."""
@@ -180,11 +191,12 @@ class RiGPTQuantizer(HfQuantizer):
 
     @torch.no_grad()
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        if turned := (self.quantization_config.recipe or {}).get("turned"):
-            raise ValueError(
-                f"`activation_bits={self.quantization_config.activation_bits}`: weights of {turned[0]!r} read what "
-                "was turned before, and cannot stand alone. Give the model that was quantized."
-            )
+        for field in ("activation_bits", "cache_bits"):
+            if (bits := getattr(self.quantization_config, field)) is not None:
+                raise ValueError(
+                    f"`{field}={bits}` of a `quantization_config` is simulated, and weights alone would be another "
+                    "function. Give the model that was quantized."
+                )
         for name, module in list(model.named_modules()):
             if not isinstance(module, Coded):
                 continue
@@ -304,7 +316,7 @@ def to_quantized(model: Any, codes: Mapping[str, Any], config: RiGPTQuantization
         tensors[f"{name}.codes"] = pack(codes[name].codes, codes[name].bits)
         tensors[f"{name}.scales"] = codes[name].scales.to(torch.float16)
         if codes[name].gain is not None:
-            tensors[f"{name}.gain"] = codes[name].gain.to(torch.float32)
+            tensors[f"{name}.gain"] = codes[name].gain.to(torch.float16)
         if getattr(modules[name], "bias", None) is not None:
             tensors[f"{name}.bias"] = modules[name].bias.detach().clone()
     if tied:
@@ -341,8 +353,9 @@ def check_codes(name: str, given: Any, module: nn.Module) -> None:
         raise ValueError(
             f"`scales` of {name!r} must be finite numbers of float16. Round them before codes are chosen."
         )
-    if given.gain is not None and (tuple(given.gain.shape) != (columns,) or not bool(given.gain.isfinite().all())):
-        raise ValueError(f"`gain` of {name!r} must be {columns} finite factors, got {given.gain!r:.80}.")
+    gain = given.gain
+    if gain is not None and (tuple(gain.shape) != (columns,) or not torch.equal(gain.half().to(gain), gain)):
+        raise ValueError(f"`gain` of {name!r} must be {columns} finite numbers of float16, got {gain!r:.80}.")
 
 
 def has_codes(module: nn.Module) -> bool:

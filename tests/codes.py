@@ -50,7 +50,7 @@ def codes_of(model: RiGPTForCausalLM, group: int | None = 32, keep: tuple[str, .
         if name in keep or (name == HEAD and model.config.tie_word_embeddings):
             continue
         columns = module.weight.shape[1]
-        gain = torch.rand(columns, generator=generator) + 0.5 if name.endswith("o_proj") else None
+        gain = (torch.rand(columns, generator=generator) + 0.5).half().float() if name.endswith("o_proj") else None
         is_table = name in (TABLE, HEAD)
         own = None if is_table or columns % (group or 1) else group
         made[name] = rounded(module.weight, 8 if is_table else 4, own, gain)

@@ -19,6 +19,8 @@ GROUPS = ("none", "32", "64", "128")
 ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
 # What rounding takes, in the time of the model for one token.
 PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_000, 6, 512
+# Fewer tokens to calibrate on are not asked for: windows are full ones, and a part of a text judges.
+LEAST_TOKENS = 2048
 Calibrate = Annotated[
     str,
     option(
@@ -78,13 +80,13 @@ def quantize(
 
         rigpt quantize my-rigpt small --group none --calibrate text.txt
     """
-    from ..checkpoints.dequantized import method_of
     from ..checkpoints.folder import check_output
-    from ..checkpoints.opened import find_model, opened
     from ..quantization import Recipe, quantize_model
     from ..quantization.recipe import check_model
     from ..quantized_rigpt import RiGPTQuantizationConfig, to_quantized
 
+    if tune < 0:
+        raise ValueError(f"`tune` must be a number of steps, at least 0, got {tune}. Take 48 or so.")
     size = None if group == "none" else int(group)
     recipe = Recipe(
         bits,
@@ -96,17 +98,15 @@ def quantize(
         cache=cache,
         seed=seed,
     )
-    found = find_model(source, revision=revision, gguf_file=gguf_file)
-    if (known := method_of(found.config)) is not None:
-        raise ValueError(
-            f"`source` must not be quantized already, got {source!r}, which is by {known}. Start from the model "
-            "before."
-        )
-    model = opened(found)
-    say(model.notes)
+    model = unquantized(source, revision, gguf_file)
     seen = check_output(output, source, force)
     larger = model.load()
     check_model(larger, recipe)
+    if larger.config.depth_interpolation != "constant":
+        raise ValueError(
+            f"`source` must have layers of its own, got `depth_interpolation={larger.config.depth_interpolation!r}`, "
+            "which adds weights of neighbours: codes cannot be added. Use a model with 'constant'."
+        )
     calibration, judges = texts_for(model.place, calibrate, tokens, judge)
     losses = Losses(judges)
     losses.add("before", larger)
@@ -162,16 +162,21 @@ def prune(
         rigpt prune my-rigpt smaller --neurons 0.2 --recover 500 --calibrate text.txt
     """
     from ..checkpoints.folder import check_output
-    from ..checkpoints.opened import open_model
     from ..pruning import Sizes, prune, recovered
     from ..quantization import moments_by_layer
 
-    if recover < 0:
-        raise ValueError(f"`recover` must be a number of steps, at least 0, got {recover}.")
+    if recover < 0 or not 0 < learning_rate < float("inf"):
+        raise ValueError(
+            "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
+            f"{recover} and {learning_rate}. Take 500 and 1e-4, or leave them out."
+        )
     sizes = Sizes(neurons, heads, rank)
-    model = open_model(source, revision=revision, gguf_file=gguf_file)
-    say(model.notes)
+    model = unquantized(source, revision, gguf_file)
     sizes.check(model.config)
+    if rank == model.config.head_dim:
+        raise ValueError(
+            f"`rank` must be less than the {rank} dimensions of a head, got {rank}. Take less, or leave it out."
+        )
     seen = check_output(output, source, force)
     calibration, judges = texts_for(model.place, calibrate, tokens, judge)
     larger = model.load()
@@ -191,12 +196,29 @@ def prune(
     Console().print(f"Written to {output}", markup=False)
 
 
+def unquantized(source: str, revision: str | None, gguf_file: str | None) -> Any:
+    """The opened model in a place; a `ValueError` if it is made of codes, which would be rounded or fitted twice."""
+    from ..checkpoints.dequantized import method_of
+    from ..checkpoints.opened import find_model, opened
+
+    found = find_model(source, revision=revision, gguf_file=gguf_file)
+    if (known := method_of(found.config)) is not None:
+        raise ValueError(
+            f"`source` must not be quantized already, got {source!r}, which is by {known}. Start from the model "
+            "before."
+        )
+    model = opened(found)
+    say(model.notes)
+    return model
+
+
 def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
     """Windows `[N, S]` to calibrate on, of all texts alike, and windows of other text that judge, by its name."""
     import torch
 
     from ..checkpoints.logits import longest_of
     from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens
+    from ..quantization.recipe import LEAST_TOKENS as FEWEST_TOKENS
     from ..text.sources import DOCUMENTATION
 
     context = min(CONTEXT, longest_of(source.config))
@@ -204,9 +226,11 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     if not names:
         raise ValueError("`calibrate` must name a text, or be default, got nothing. Leave it out for default.")
     for name, value in (("tokens", tokens), ("judge", judge)):
-        if value < (least := 2 * context * len(names)):
+        least = max(2 * context * len(names), LEAST_TOKENS if name == "tokens" else 0)
+        if value < least:
             raise ValueError(
-                f"`{name}` must be at least two windows of {context} tokens for each text, {least}, got {value}."
+                f"`{name}` must be at least {least}, and two windows of {context} tokens for each text, got {value}. "
+                "Take more."
             )
     tokenizer = source.tokenizer()
     calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
@@ -222,7 +246,13 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
                 )
             windows, judges[f"end of {Path(name).name}"] = windows[:-end], windows[-end:]
         calibrating.append(windows)
-    return torch.cat(calibrating), judges
+    calibration = torch.cat(calibrating)
+    if calibration.numel() < FEWEST_TOKENS:
+        raise ValueError(
+            f"`calibrate` must hold at least {FEWEST_TOKENS} tokens besides those that judge, got "
+            f"{calibration.numel()} in {calibrate!r}; 25,000 are better. Give a longer text."
+        )
+    return calibration, judges
 
 
 def say_cost(model: Any, seconds_per_token: float, calibrating: int, steps: int) -> None:
@@ -245,11 +275,14 @@ class Losses:
     def add(self, name: str, model: Any) -> None:
         """Measure one more model."""
         import torch
+        from tqdm.auto import tqdm
 
         from ..quantization.calibration import window_losses
 
-        began = time.perf_counter()
-        self.values[name] = {text: window_losses(model, windows) for text, windows in self.texts.items()}
+        began, self.values[name] = time.perf_counter(), {}
+        for text, windows in self.texts.items():
+            rows = tqdm(windows.split(1), desc=f"Loss, {name}, on {text}", unit="window", leave=False)
+            self.values[name][text] = [loss for row in rows for loss in window_losses(model, row)]
         self.seconds_per_token = (time.perf_counter() - began) / sum(map(torch.numel, self.texts.values()))
 
     def print(self) -> None:

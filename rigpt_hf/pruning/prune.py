@@ -47,7 +47,14 @@ class Sizes:
 
     def _check_neurons(self, config: RiGPTConfig) -> None:
         if not 0 <= self.neurons < 1:
-            raise ValueError(f"`neurons` must be a part of them, from 0 to below 1, got {self.neurons}.")
+            raise ValueError(
+                f"`neurons` must be a part of them, from 0 to below 1, got {self.neurons}. Take 0.2 or so."
+            )
+        if self.neurons and not int(self.neurons * config.intermediate_size):
+            raise ValueError(
+                f"`neurons` must leave out one of the {config.intermediate_size} at least, got {self.neurons}. Take "
+                "more."
+            )
         if self.neurons and config.num_experts is not None:
             raise ValueError(
                 f"`neurons` must be 0 for a model with experts, got {self.neurons} and `num_experts="
@@ -75,11 +82,13 @@ class Sizes:
             )
         turned = [layer for layer in range(config.num_hidden_layers) if is_turned(config, layer)]
         whole = all(2 * len(rotary_frequencies(of_layer(config, layer))[0]) == config.head_dim for layer in turned)
-        if turned and (self.rank % 2 or not whole):
+        if turned and not whole:
             raise ValueError(
-                f"`rank` must be even, and positions must turn whole heads, as planes of two dimensions go, got "
-                f"{self.rank} and `rope_parameters={config.rope_parameters}`. Leave it out."
+                "`rank` needs positions that turn whole heads, as planes of two dimensions go, got "
+                f"`rope_parameters={config.rope_parameters}`. Leave it out."
             )
+        if turned and self.rank % 2:
+            raise ValueError(f"`rank` must be even, as planes of two dimensions go, got {self.rank}. Take one less.")
 
 
 @torch.no_grad()

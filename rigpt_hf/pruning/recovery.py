@@ -44,6 +44,8 @@ def recovered(
     Raises:
         ValueError: if a loss is not finite.
     """
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Take 1e-4 or so.")
     student = copy.deepcopy(model).float().eval()
     optimizer = EquivariantOptimizer(equivariant_param_groups(student, learning_rate, weight_decay=0.0))
     warmup = max(1, int(WARMUP * steps))

@@ -76,8 +76,8 @@ def check_grid(bits: int, group: int | None = None, **widths: int) -> None:
     for name, width in widths.items():
         if width % group:
             raise ValueError(
-                f"`group` must divide the {width} numbers in a row of {name}, got {group}. Take a divisor, or None "
-                "for whole rows."
+                f"`group` must divide the {width} numbers in a row of {name}, got {group}. Take a divisor, or no "
+                "group, for whole rows."
             )
 
 

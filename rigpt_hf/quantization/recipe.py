@@ -315,5 +315,12 @@ def check_model(model: nn.Module, recipe: Recipe) -> None:
         raise ValueError("`model` must not be quantized already, got one that is. Start from the model before.")
     if not isinstance(model, RiGPTForCausalLM):
         raise ValueError(f"`model` must be a RiGPTForCausalLM, got {type(model).__name__}. Convert it first.")
+    if model.config.depth_solver is not None and recipe.method == "gptq":
+        raise ValueError(
+            f"`method` must be 'round' for `depth_solver={model.config.depth_solver!r}`, which goes through each "
+            "layer many times, and calibration once, got 'gptq'. Quantize with `method='round'` and no calibration."
+        )
+    if recipe.frame == "hadamard":
+        hadamard_stream(model.config)
     for name in parts_of(model):
         check_grid(recipe.bits, recipe.group, **{name: model.get_submodule(name).weight.shape[1]})

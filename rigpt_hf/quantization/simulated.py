@@ -29,7 +29,9 @@ def rounded_tokens(states: torch.Tensor, bits: int) -> torch.Tensor:
     work = states.to(torch.promote_types(states.dtype, torch.float32))
     largest = 2 ** (bits - 1) - 1
     scale = work.abs().amax(dim=-1, keepdim=True) * (REACH.get(bits, 1.0) / largest)
-    return (to_codes(work, scale, bits).clamp_min(-largest) * scale).to(states.dtype)
+    rounded = (to_codes(work, scale, bits).clamp_min(-largest) * scale).to(states.dtype)
+    # Rounding has no derivative: whoever trains through it sees the identity (Bengio et al., arXiv 1308.3432).
+    return states + (rounded - states).detach() if states.requires_grad else rounded
 
 
 def round_inputs_(

@@ -94,7 +94,9 @@ def test_damaged_codes_are_one_line(damage, codes, rigpt, tmp_path):
 def test_weights_behind_what_is_turned_do_not_stand_alone(codes, rigpt, tmp_path):
     folder = copied(codes / "codes", tmp_path / "model")
     config(folder, activation_bits=8, recipe={"turned": [MAP]})
-    assert "cannot stand alone" in in_one_line(rigpt("fingerprint", folder, codes / "weights"))
+    assert "weights alone would be another function" in in_one_line(rigpt("fingerprint", folder, codes / "weights"))
+    config(folder, activation_bits=None)
+    assert "must say what" in in_one_line(rigpt("verify", folder, codes / "weights"))
 
 
 def test_a_stock_class_has_no_place_for_codes(codes, rigpt, tmp_path):

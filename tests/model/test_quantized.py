@@ -299,7 +299,7 @@ def test_what_cannot_be_honoured_is_refused(tmp_path, monkeypatch):
         | {name: replace(one, codes=one.codes.where(one.codes < 5, 100))},
         rf"`scales` of '{name}' must be finite numbers of float16\.": codes
         | {name: replace(one, scales=one.scales + 1e-6)},
-        rf"`gain` of '{name}' must be 32 finite factors": codes
+        rf"`gain` of '{name}' must be 32 finite numbers of float16": codes
         | {name: replace(one, gain=torch.full((32,), math.nan))},
         r"\['bits'\]` of a `quantization_config` must be 3, 4 or 8, got 5": codes | {name: replace(one, bits=5)},
     }.items():

@@ -222,7 +222,8 @@ class TestElimination:
         ("qk-norm", {"rank": 4}, "got `qk_norm=True`"),
         ("squared-distance", {"rank": 4}, "got `attention_score='squared_distance'`"),
         ("rotary", {"rank": 3}, "`rank` must be even"),
-        ("rotary-partial", {"rank": 4}, "positions must turn whole heads"),
+        ("rotary-partial", {"rank": 4}, "positions that turn whole heads"),
+        ("learned", {"neurons": 0.001}, "`neurons` must leave out one of the"),
     ],
 )
 def test_sizes_that_cannot_be(option, sizes, message):
