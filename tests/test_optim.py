@@ -66,7 +66,7 @@ def trained_both_ways(option: str, make, steps: int) -> float:
 
 
 @over(FEW, BROAD)
-@pytest.mark.by_default(4)
+@pytest.mark.by_default(2)
 def test_training_turns_along(option):
     assert trained_both_ways(option, equivariant, STEPS if option in SEARCHED else SHORT) <= TRAINING
 

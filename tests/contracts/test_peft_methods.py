@@ -82,7 +82,7 @@ def over_methods():
 
 @pytest.mark.parametrize(("method", "option"), [*over_methods()])
 @pytest.mark.filterwarnings("ignore")  # of methods that are warned about, each in its own words
-@pytest.mark.by_default(27)
+@pytest.mark.by_default(14)
 def test_a_method_trains_or_says_what_to_use(method, option):
     model = tiny_model(dtype=torch.float32, **SETS[option])
     model.config.use_cache = method != "XLORA"

@@ -48,7 +48,7 @@ def test_every_architecture_has_a_way_back():
 
 
 @over_variants
-@pytest.mark.by_default(14)
+@pytest.mark.by_default(8)
 def test_a_family_comes_back_from_every_frame(name):
     source, converted = converted_family(name)
     scrambled = turned(converted, {"lexical", "output"} if architecture(name) in LEXICAL else "all")
@@ -75,7 +75,7 @@ def test_a_family_comes_back_from_every_frame(name):
 
 
 @over_centred
-@pytest.mark.by_default(8)
+@pytest.mark.by_default(4)
 def test_every_tensor_of_a_way_back_matters(name):
     """As for targets that models of our own are exported to; biases of zero are those that a source has not."""
     model, ids = export_model(converted_family(name)[1]), tokens(2, 36)

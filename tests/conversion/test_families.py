@@ -122,7 +122,7 @@ def test_generation_with_a_cache_is_generation_without(name):
 
 
 @over_kinds
-@pytest.mark.by_default(8)
+@pytest.mark.by_default(4)
 def test_a_folder_becomes_what_its_model_becomes(name, tmp_path):
     dtype = torch.bfloat16 if architecture(name) == "gemma" else torch.float32  # which rounds its constant
     source = family_model(name, dtype)

@@ -274,6 +274,7 @@ STEPS = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.5 / 127 + 2**-11, "
         for dtype in GGUF_DTYPES
     ],
 )
+@pytest.mark.by_default(3)
 def test_weights_are_those_of_the_stock_model(name, dtype, tmp_path, caplog):
     model = stock_model(name, torch.float32, **({"n_inner": 64} if name == "gpt2" else {}))
     wide = type(model)(type(model.config)(**(model.config.to_dict() | WIDE[name])))

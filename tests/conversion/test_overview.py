@@ -40,7 +40,7 @@ def test_costs_are_those_of_whole_models(rows):
 
 
 @over_kinds
-@pytest.mark.by_default(8)
+@pytest.mark.by_default(4)
 def test_what_can_be_exported_is_exported(name):
     converted = converted_family(name)[1]
     done = set()

@@ -136,7 +136,7 @@ MATTERING += ("phi3", "granite", "qwen2_moe", "gpt_oss")
 
 
 @over_models
-@pytest.mark.by_default(25)
+@pytest.mark.by_default(13)
 def test_a_target_is_the_same_function_from_every_frame(name):
     model, tied = model_of(name), MODELS[name][1]
     result = export_model(turned(model), target_of(name))
@@ -151,7 +151,7 @@ def test_a_target_is_the_same_function_from_every_frame(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.full] * (name not in MATTERING)) for name in MODELS]
 )
-@pytest.mark.by_default(7)
+@pytest.mark.by_default(4)
 def test_every_tensor_of_a_result_matters(name):
     """So that none could be wrong unseen; of an activation, not what the others make idle."""
     model, ids = with_plain_experts(export_model(model_of(name), target_of(name))), tokens(2, 36)

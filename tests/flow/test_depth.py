@@ -50,7 +50,7 @@ def flow(request):
 
 
 @pytest.mark.parametrize("solver", ORDERS)
-@pytest.mark.by_default(3)
+@pytest.mark.by_default(2)
 def test_solvers_converge_at_their_orders(flow, solver):
     model, interpolation, end = flow
     order, steps = ORDERS[solver]

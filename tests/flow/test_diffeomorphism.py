@@ -95,6 +95,7 @@ FIELDS = {"linear": linear, "nonlinear": Perceptron().requires_grad_(False)}
 @pytest.mark.parametrize(
     ("field", "space"), [("nonlinear", "linear"), pytest.param("linear", "nonlinear", marks=pytest.mark.full)]
 )
+@pytest.mark.full
 def test_identity_at_both_ends_changes_nothing(field, space):
     f, map, x = FIELDS[field], MAPS[space](hump), normal(3, 2)
     assert end_deviation(map, x, 0, 1) <= EXACT

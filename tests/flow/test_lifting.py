@@ -90,6 +90,7 @@ def test_diagram_does_not_commute_with_another_element():
     assert end_deviation(lift(elements), x, 0, 2) > 0.1
 
 
+@pytest.mark.full
 def test_halfway_the_flow_stays_and_the_net_does_not():
     layers, x = network(), normal(4, 3)
     half = LiftPath([ONE, CYCLE])(at(0.5))

@@ -74,6 +74,7 @@ def test_compiled_training_step_without_graph_breaks(options):
 
 
 @over_kinds(SECOND)
+@pytest.mark.full
 def test_a_compiled_static_cache(options):
     """As compiled generation does: prefill, then one token at a time."""
     model = tiny_model(**(options | {"num_hidden_layers": 2}))

@@ -156,6 +156,7 @@ def test_what_others_put_in_the_place_of_a_map_is_called(options):
     assert_same_gradients(other, model)
 
 
+@pytest.mark.full
 def test_one_graph_for_all_routes():
     model = tiny_model(**SHARED_EXPERT)
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)

@@ -53,7 +53,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.by_default(12)
+@pytest.mark.by_default(6)
 def test_every_cache_gives_the_same_tokens(model, cache):
     if cache.startswith("offloaded") and not torch.cuda.is_available():
         pytest.skip("offloaded caches move between an accelerator and the host, and there is no accelerator")

@@ -50,6 +50,7 @@ def moments(gated):
 
 
 @pytest.mark.parametrize("option", SETS)
+@pytest.mark.by_default(2)
 def test_frames_leave_the_function_alone_and_eight_bits_nearly(option):
     model, rows = tiny_model(**ALL[option]), tokens(2, 16)
     before, plain = contents(model), logits(model, rows)
@@ -84,6 +85,7 @@ def test_what_is_calibrated_as_it_goes_is_what_was_measured_before(gated, moment
 
 
 @pytest.mark.parametrize("option", ["gated", "multi-head"])
+@pytest.mark.by_default(1)
 def test_gauges_make_what_is_read_as_long_as_what_reads_it(option, monkeypatch):
     monkeypatch.setattr(quantization_frames, "DAMPING", 0.0)
     model = tiny_model(**ALL[option])

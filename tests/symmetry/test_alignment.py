@@ -110,7 +110,7 @@ NARROW = [
 
 
 @pytest.mark.parametrize(("name", "make", "vocab_size"), cases([NARROW[i] for i in (2, 12)], NARROW))
-@pytest.mark.by_default(1)
+@pytest.mark.full
 def test_tokens_that_do_not_span_the_stream(name, make, vocab_size):
     """The rotation of the stream has to be found from the layers too."""
     model = make(vocab_size=vocab_size, **SHALLOW[name])
@@ -121,6 +121,7 @@ def test_tokens_that_do_not_span_the_stream(name, make, vocab_size):
 
 
 @over(["rotary-learned", "gated-relu2"], ["rotary", "learned", "distance"])
+@pytest.mark.by_default(1)
 def test_fresh_models(option):
     model = fresh_model(**SHALLOW[option])
     assert gauge_distance(model, disguise(model, 13)) <= DISTANCE[torch.float64]

@@ -41,6 +41,7 @@ def assert_canonical(model, seeds=(0,)) -> list[str]:
 
 
 @over(SEARCHED, SYMMETRIES)
+@pytest.mark.by_default(2)
 def test_members_of_an_orbit_have_one_canonical_form(turned, option):
     model = turned(option).model
     assert assert_canonical(model) == UNSEEN.get(option, [])
@@ -286,7 +287,7 @@ DEGENERATES = [(change, name) for change in CHANGES for name in (MLPS if "neuron
 
 # By default one option set for each change, and all option sets.
 @pytest.mark.parametrize(("change", "name"), cases([DEGENERATES[4 * i + i % 4] for i in range(11)], DEGENERATES))
-@pytest.mark.by_default(6)
+@pytest.mark.by_default(3)
 def test_equal_and_empty_heads_and_neurons(change, name):
     model = changed(tiny_model(**SHALLOW[name]), change)
     assert difference(model, tiny_model(**SHALLOW[name])) > 0.1, "the change did nothing"

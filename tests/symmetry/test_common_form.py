@@ -65,7 +65,7 @@ def made(config: RiGPTConfig, state: dict, **changes) -> RiGPTForCausalLM:
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.by_default(8)
+@pytest.mark.by_default(4)
 def test_both_take_one_form_and_stay_what_they_are(name):
     first, second, form = FORMS[name]
     models = [tiny_model(seed, **options) for seed, options in enumerate((first, second))]
@@ -92,6 +92,7 @@ def test_models_of_one_form_are_left_as_they_are():
 
 
 @pytest.mark.parametrize("options", [{}, NARROW | BIASED | LEARNED], ids=["alone", "projected"])
+@pytest.mark.by_default(1)
 def test_a_disguise_in_another_form_is_at_no_distance(options):
     """Untied by hand, turned in all frames of that form, its tables padded: found to be the model itself."""
     model = tiny_model(**options)

@@ -42,7 +42,7 @@ def shuffled(model: nn.Module, seed: int = 4) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "vocab_size"), cases([*((name, ALL_TOKENS) for name in SEARCHED), FEW[0]], EVERY + FEW)
 )
-@pytest.mark.by_default(3)
+@pytest.mark.by_default(2)
 def test_the_four_verdicts(name, vocab_size):
     options, level = SHALLOW[name] | {"vocab_size": vocab_size}, 0.3
     model = tiny_model(**options)
@@ -71,6 +71,7 @@ def test_the_four_verdicts(name, vocab_size):
 
 
 @one
+@pytest.mark.full
 def test_a_disguise_in_other_precisions(option):
     model = tiny_model(**SHALLOW[option])
     for dtype in (torch.float64, torch.float32, torch.float16):

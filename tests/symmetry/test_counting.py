@@ -118,7 +118,7 @@ def check_count(model, input_ids: torch.Tensor) -> None:
 
 
 @over(BROAD, SYMMETRIES)
-@pytest.mark.by_default(12)
+@pytest.mark.by_default(6)
 def test_the_count_is_the_rank_deficiency(option):
     model = small_model(option)
     check_count(model, inputs(vocab_size=model.config.vocab_size))

@@ -43,7 +43,7 @@ def learner_of(a: nn.Module, b: nn.Module) -> Learner:
 
 
 @over(FEW, SYMMETRIES)
-@pytest.mark.by_default(3)
+@pytest.mark.by_default(2)
 def test_every_frame_is_learned_and_the_ends_stay_the_same_functions(option):
     a, b = pair(option)
     before = copy.deepcopy(a), copy.deepcopy(b)
@@ -95,7 +95,7 @@ def test_what_is_descended_is_the_derivative_of_the_loss_half_way(option):
 
 
 @over(SEARCHED[1:3], SYMMETRIES)
-@pytest.mark.by_default(1)
+@pytest.mark.full
 def test_between_a_model_and_itself_there_is_nothing_to_learn(option):
     """Noether; and a gradient by rounding alone does not lead away."""
     a, b = pair(option)
@@ -134,7 +134,7 @@ def table_config(option: str):
 
 
 @pytest.mark.parametrize("option", ["learned-untied-projected", "gated-relu2"])
-@pytest.mark.by_default(1)
+@pytest.mark.full
 def test_the_frames_that_models_come_in_do_not_matter(option):
     a, b = pair(option)
 

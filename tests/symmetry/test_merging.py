@@ -306,6 +306,7 @@ def test_alignment_lowers_the_barrier_between_independently_trained_models(schoo
 
 
 @methods
+@pytest.mark.full
 def test_merging_trained_models_needs_alignment(school, method):
     models, loss = school
     worst = max(loss(model) for model in models)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -160,6 +161,7 @@ def test_products_and_inverses_act_as_they_should(case):
 
 @examples
 @given(cases(special=True), st.floats(-0.5, 1.5))
+@pytest.mark.full
 def test_all_of_the_path_is_in_the_group(case, t):
     model, g = case.model(), case.transformation()
     assert gauge_error(model, g.at(t), case.inputs()) <= case.tolerance
@@ -170,6 +172,7 @@ def test_all_of_the_path_is_in_the_group(case, t):
 
 @examples
 @given(case=cases())
+@pytest.mark.full
 def test_state_dicts_transform_like_models_and_transformations_survive_saving(tmp_path_factory, case):
     model, g = case.model(), case.transformation()
     turned, before = g(model), model.state_dict()

@@ -271,7 +271,7 @@ def points(model: nn.Module, layer: int) -> list[str]:
     ["parallel-local-projected", "experts-shared", "depth-midpoint"],
     [*QUICK, *BROAD, "experts-local", "post-norm-alone"],
 )
-@pytest.mark.by_default(2)
+@pytest.mark.by_default(1)
 def test_vectors_probes_and_autoencoders_do_the_same_in_a_disguise(option):
     a, b, g = turned_pair(option)
     shapes = {name: parameter.shape for name, parameter in a.named_parameters()}

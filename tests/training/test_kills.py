@@ -139,6 +139,7 @@ def test_a_kill_before_any_system_call_loses_nothing(tmp_path):
     assert lost == 0
 
 
+@pytest.mark.full
 def test_kills_are_seen_by_a_store_without_temporary_names(tmp_path):
     kills, lost, _ = killed_everywhere("naive", tmp_path)
     assert kills > 40 and lost > 10

@@ -102,7 +102,7 @@ WAYS = {
         for way in WAYS
     ],
 )
-@pytest.mark.by_default(2)
+@pytest.mark.by_default(1)
 def test_it_is_kept_in_every_way(data, kept, files, tmp_path, way):
     report = pretrain(data, tmp_path, **CALM | {"symmetry": files["symmetric"]} | WAYS[way])
     assert report.symmetry_distance < KEPT and report.losses[0] - report.losses[-1] > 0.1
@@ -132,6 +132,7 @@ def test_two_processes_keep_it(data, kept, files, tmp_path, sharded):
     assert error_of(tmp_path / "two" / "model", files["symmetric"]) < 100 * KEPT
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_the_representation_on_record(data, files, tmp_path, monkeypatch):
     """Also where irreducible representations would be found in another basis, as another machine may."""
     symmetry = {"symmetry": files["symmetric"]}

@@ -78,6 +78,7 @@ def test_packages_that_judge_are_others(packages):
     assert "have copied" in calibrating and "have copied" not in judging
 
 
+@pytest.mark.full
 def test_the_whole_table_of_a_tiny_model(stock, packages, tmp_path):
     stock.save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")

@@ -59,6 +59,7 @@ def test_the_folder_holds_the_results(made):
     assert set(results["summary"]) == {"A", TUNED, OTHER} and results["text"] == "text.txt"
 
 
+@pytest.mark.full
 def test_what_is_carried_to_the_disguised_does_what_it_did_before_the_disguise(made):
     """After so little tuning B is nearly A, and its disguise changes nothing that is carried through it."""
     (one,) = made[1]["runs"]
