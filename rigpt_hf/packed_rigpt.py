@@ -75,7 +75,7 @@ class Coded(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What tables answer in, and weights are shown in."""
+        """The dtype that tables answer in, and weights are shown in."""
         return self.like.dtype
 
     @property

@@ -174,7 +174,7 @@ class RiGPTQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """What the loader does not know: codes are not learned, and kernels want them in a form of their own."""
+        """Freeze the codes and pack them for kernels, which the loader does not know."""
         for module in model.modules():
             if isinstance(module, Coded):
                 for parameter in (module.codes, module.scales, module.gain):

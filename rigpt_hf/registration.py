@@ -48,7 +48,7 @@ def register_models(modeling: ModuleType):
 
 
 def simulate(model: Any, config: Any):
-    """What folders of codes want that no kernel computes; their own code alone refuses it."""
+    """Simulate what folders of codes want and no kernel computes; their own code alone refuses it."""
     import_module(".quantization.simulated", __package__).simulate(model, config)
 
 

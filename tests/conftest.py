@@ -32,7 +32,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """Of the variants of a test marked `by_default(n)`, n at equal distances run by default, the others as `full`."""
+    """Mark all variants of a test but n, at equal distances, `full` where it is marked `by_default(n)`."""
     variants: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("by_default") and not item.get_closest_marker("full"):

@@ -113,7 +113,7 @@ class Options:
     rows: tuple[str, ...] = ()
     """Rows of the table by their names, or by how several begin; all if none is given."""
     seed: int = 0
-    """Of the signs of Hadamard matrices and the order of windows."""
+    """Seed of the signs of Hadamard matrices and the order of windows."""
     output: Annotated[Path | None, WRITES] = None
     """File for the results, JSON, written anew after every row."""
     force: bool = False

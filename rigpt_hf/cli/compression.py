@@ -20,7 +20,7 @@ ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
 # What rounding takes, in the time of the model for one token.
 PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_000, 6, 512
 # Fewer tokens to calibrate on are not asked for: windows are full ones, and a part of a text judges.
-LEAST_TOKENS = 2048
+ASKED_TOKENS = 2048
 Calibrate = Annotated[
     str,
     option(
@@ -218,7 +218,7 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
 
     from ..checkpoints.logits import longest_of
     from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens
-    from ..quantization.recipe import LEAST_TOKENS as FEWEST_TOKENS
+    from ..quantization.recipe import LEAST_TOKENS
     from ..text.sources import DOCUMENTATION
 
     context = min(CONTEXT, longest_of(source.config))
@@ -226,7 +226,7 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     if not names:
         raise ValueError("`calibrate` must name a text, or be default, got nothing. Leave it out for default.")
     for name, value in (("tokens", tokens), ("judge", judge)):
-        least = max(2 * context * len(names), LEAST_TOKENS if name == "tokens" else 0)
+        least = max(2 * context * len(names), ASKED_TOKENS if name == "tokens" else 0)
         if value < least:
             raise ValueError(
                 f"`{name}` must be at least {least}, and two windows of {context} tokens for each text, got {value}. "
@@ -247,9 +247,9 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
             windows, judges[f"end of {Path(name).name}"] = windows[:-end], windows[-end:]
         calibrating.append(windows)
     calibration = torch.cat(calibrating)
-    if calibration.numel() < FEWEST_TOKENS:
+    if calibration.numel() < LEAST_TOKENS:
         raise ValueError(
-            f"`calibrate` must hold at least {FEWEST_TOKENS} tokens besides those that judge, got "
+            f"`calibrate` must hold at least {LEAST_TOKENS} tokens besides those that judge, got "
             f"{calibration.numel()} in {calibrate!r}; 25,000 are better. Give a longer text."
         )
     return calibration, judges

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..checkpoints.read import quiet_loading
 from ..configuration_rigpt import RiGPTConfig, rotary_frequencies
 from ..frames import FrameKey, layer_of, refuse_shared_frames, table_of
 from ..layers_rigpt import is_turned, of_layer
@@ -18,7 +19,6 @@ from .ranks import pairing_maps, plane_choice, value_maps
 
 
 Weights = dict[str, torch.Tensor]
-ATTENTION, DOWN = "model.layers.{}.self_attn.", "model.layers.{}.mlp.down_proj"
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,9 @@ class _Pruning:
         if self.gone:
             self.neurons(layer, self.gone)
 
-    def moments(self, module: str) -> torch.Tensor:
-        """The moments of the inputs of a module."""
+    def moments(self, name: str) -> torch.Tensor:
+        """The moments of what a matrix reads."""
+        module = name.removesuffix(".weight")
         if module not in self.given:
             raise ValueError(f"`moments` must have those of the inputs of {module!r}, got {len(self.given)} others.")
         if not self.given[module].isfinite().all():
@@ -185,20 +186,25 @@ class _Pruning:
             shape[0 if turned.flat else turned.dim] = -1
             self.weights[name] = turned.fold(front, torch.Size(shape)).contiguous()
 
+    def map_of(self, kind: str, layer: int, role: str, at: int) -> str:
+        """The name of the matrix whose axis `at` carries a frame of a layer in a role."""
+        carriers = self.table.carriers(FrameKey(kind, layer), role)
+        (name,) = (
+            name for name, dim in carriers if dim == at and name in self.weights and self.weights[name].dim() > 1
+        )
+        return name
+
     def neurons(self, layer: int, count: int) -> None:
         """Leave out neurons of a layer."""
-        module = DOWN.format(layer)
-        kept, fitted = eliminate(self.weights[f"{module}.weight"], self.moments(module), count)
-        self.weights[f"{module}.weight"] = fitted
+        name = self.map_of("neurons", layer, "down", 1)
+        kept, self.weights[name] = eliminate(self.weights[name], self.moments(name), count)
         self.change(FrameKey("neurons", layer), lambda turned, front: front[kept])
 
     def heads(self, layer: int, count: int) -> None:
         """Leave out query heads of a layer, and the keys and values that only they read."""
-        module = f"{ATTENTION.format(layer)}o_proj"
+        name, size = self.map_of("head_vo", layer, "covector", 1), self.source.head_dim
         groups = 1 if self.own else self.key_value_heads
-        size = self.source.head_dim
-        kept, fitted = eliminate(self.weights[f"{module}.weight"], self.moments(module), count, size, groups)
-        self.weights[f"{module}.weight"] = fitted
+        kept, self.weights[name] = eliminate(self.weights[name], self.moments(name), count, size, groups)
         self.kept_inputs = (kept[:, None] * size + torch.arange(size)).flatten()
 
         def of_heads(turned: Turned, front: torch.Tensor) -> torch.Tensor | None:
@@ -211,38 +217,35 @@ class _Pruning:
 
     def rank(self, layer: int, rank: int) -> None:
         """Fewer dimensions of the heads of a layer."""
-        attention, size = ATTENTION.format(layer), self.source.head_dim
-        groups = self.key_value_heads - (self.sizes.heads if self.own else 0)
-        outputs = self.weights[f"{attention}o_proj.weight"]
-        moments = self.moments(f"{attention}o_proj")
+        size, groups = self.source.head_dim, self.key_value_heads - (self.sizes.heads if self.own else 0)
+        name = self.map_of("head_vo", layer, "covector", 1)
+        moments = self.moments(name)
         if self.sizes.heads:
             moments = moments[self.kept_inputs][:, self.kept_inputs]
         blocks = torch.stack([moments[i : i + size, i : i + size] for i in range(0, len(moments), size)])
         of_values = blocks.unflatten(0, (groups, -1)).sum(dim=1)
-        reading = outputs.unflatten(1, (groups, -1, size)).permute(1, 2, 0, 3).flatten(1, 2)  # [groups, repeats·d, h]
+        reading = self.weights[name].unflatten(1, (groups, -1, size)).permute(1, 2, 0, 3).flatten(1, 2)
         self._project(FrameKey("head_vo", layer), *value_maps(reading, of_values, rank))
 
-        queries = self._outputs(f"{attention}q_proj", groups)
-        keys = self._outputs(f"{attention}k_proj", groups)
+        queries, keys = (self._outputs(layer, role, groups) for role in ("vector", "covector"))
         if is_turned(self.source, layer):
             maps = self._planes(layer, queries, keys, rank // 2)
             pair = maps, maps
         else:
             pair = pairing_maps(queries, keys, rank)
-        self._project(FrameKey("head_qk", layer), *pair)
-        for name in (f"{attention}q_proj.weight", f"{attention}q_proj.bias"):
-            if name in self.weights:  # scores are divided by the root of the size of a head
-                self.weights[name] *= (rank / size) ** 0.5
+        # Scores are divided by the root of the size of a head.
+        self._project(FrameKey("head_qk", layer), (rank / size) ** 0.5 * pair[0], pair[1])
 
-    def _outputs(self, module: str, groups: int) -> torch.Tensor:
-        """The second moments `[groups, h, h]` of what a map puts out, summed over the heads of a group."""
-        rows = self.weights[f"{module}.weight"].unflatten(0, (groups, -1, self.source.head_dim))
-        return (rows @ self.moments(module) @ rows.mT).sum(dim=1)
+    def _outputs(self, layer: int, role: str, groups: int) -> torch.Tensor:
+        """The second moments `[groups, h, h]` of queries or keys, summed over the heads of a group."""
+        name = self.map_of("head_qk", layer, role, 0)
+        rows = self.weights[name].unflatten(0, (groups, -1, self.source.head_dim))
+        return (rows @ self.moments(name) @ rows.mT).sum(dim=1)
 
     def _planes(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
         """The maps `[groups, 2 · count, h]` that keep the planes worth most; their frequencies become parameters."""
-        name, size = f"{ATTENTION.format(layer)}rotary_frequencies", self.source.head_dim
-        chosen = plane_choice(queries, keys, size // 2, count)
+        ((name, _),) = self.table.carriers(FrameKey("head_qk", layer), "planes")
+        chosen, size = plane_choice(queries, keys, self.source.head_dim // 2, count), self.source.head_dim
         frequencies = self.weights.get(name)
         if frequencies is None:
             frequencies = rotary_frequencies(of_layer(self.source, layer))[0].double().expand(len(chosen), -1)
@@ -265,12 +268,7 @@ class _Pruning:
 
 def made(config: RiGPTConfig, weights: Weights, dtype: torch.dtype) -> RiGPTForCausalLM:
     """A model of some weights; frequencies stay in single precision at least."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = RiGPTForCausalLM(config)
-    finally:
-        torch.set_default_dtype(default)
-    missing = model.load_state_dict(weights, strict=False).missing_keys
-    assert not set(missing) - set(model.all_tied_weights_keys), missing
+    with quiet_loading():
+        model = RiGPTForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    assert weights.keys() == dict(model.named_parameters()).keys()
     return model

@@ -31,7 +31,7 @@ def parts_of(model: RiGPTForCausalLM) -> dict[str, Part]:
 
 
 def part_of(table: Table, name: str) -> Part | None:
-    """What a parameter is to its layer; `None` if it is none of these."""
+    """The part that a parameter plays in its layer; `None` if it is none of these."""
     if layer_of(name) is None:
         return "ends"
     turns = table.turns(name)

@@ -55,7 +55,7 @@ class Recipe:
     tune: int = 0
     """Steps in which scales and gains are tuned to the logits of the model, on the calibration text."""
     learning_rate: float = LEARNING_RATE
-    """Of these steps."""
+    """Learning rate of these steps."""
     activations: int | None = None
     """Bits of what matrices read, simulated."""
     cache: int | None = None
@@ -65,7 +65,7 @@ class Recipe:
     damping: float = DAMPING
     """Added to the diagonal of the moments, relative to its mean."""
     seed: int = 0
-    """Of the signs of Hadamard matrices, and the order of windows in tuning."""
+    """Seed of the signs of Hadamard matrices, and the order of windows in tuning."""
 
     def __post_init__(self):
         for name, known in (("method", METHODS), ("frame", FRAMES)):
@@ -96,7 +96,7 @@ class Recipe:
 
     @property
     def simulates(self) -> list[str]:
-        """What no kernel computes with."""
+        """The numbers that no kernel computes with, in words."""
         bits = {"activations": self.activations, "cache": self.cache}
         return [f"{name} of {value} bits" for name, value in bits.items() if value is not None]
 

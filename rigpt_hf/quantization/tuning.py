@@ -116,18 +116,48 @@ def tuned(
         elif isinstance(module, nn.Linear | nn.Embedding) and name not in quantized.turns:
             with torch.no_grad():
                 module.weight.copy_(codes.dense(module.weight.dtype))
-    generator = torch.Generator().manual_seed(seed)
-    batch = max(1, TOKENS // tokens.shape[1])
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.95))
+    batch = max(1, TOKENS // tokens.shape[1])
+    learn_logits(student, teacher, tokens, optimizer, steps, batch=batch, seed=seed, desc="Tuning", progress=progress)
+    return {name: _result(quantized.codes[name], layer) for name, layer in layers.items()}
+
+
+@torch.enable_grad()
+def learn_logits(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokens: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    batch: int,
+    seed: int,
+    desc: str,
+    progress: bool,
+) -> None:
+    """
+    Lower `KL(teacher || student)` of the next token by some steps of an optimizer, in place.
+
+    Args:
+        student, teacher: Causal language models; the second is left as it is.
+        tokens (`torch.Tensor` of shape `[N, S]`): Token ids, drawn anew when all windows were seen.
+        optimizer: Of what learns in the first; its rates rise, and fall again.
+        steps, batch, seed: Their number, the windows of each, and what the order is drawn from.
+        desc, progress: Name of the progress bar, and whether there is one.
+
+    Raises:
+        ValueError: if the loss becomes infinite or no number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     order: list[int] = []
-    with torch.enable_grad(), tqdm(range(steps), desc="Tuning", unit="step", disable=not progress) as bar:
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.95))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-        for _ in bar:
+    with tqdm(range(steps), desc=desc, unit="step", disable=not progress) as bar:
+        for step in bar:
             while len(order) < batch:
                 order += torch.randperm(len(tokens), generator=generator).tolist()
             chosen, order = order[:batch], order[batch:]
-            rows = tokens[chosen].to(student.device)
+            rows = tokens[chosen].to(next(student.parameters()).device)
             with torch.no_grad():
                 wanted = _log_probabilities(teacher, rows)
             loss = (
@@ -136,15 +166,14 @@ def tuned(
             )
             if not bool(loss.isfinite()):
                 raise ValueError(
-                    f"`learning_rate` must leave the loss finite, got {learning_rate} and {loss.item()}. Take a lower "
-                    "one."
+                    f"`learning_rate` must leave losses finite, got {optimizer.param_groups[0]['initial_lr']:g} and "
+                    f"{loss.item()} in step {step + 1}. Take a lower one."
                 )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             bar.set_postfix(kl=f"{loss.item():.4f}")
-    return {name: _result(quantized.codes[name], layer) for name, layer in layers.items()}
 
 
 def _rate(step: int, steps: int) -> float:

@@ -17,8 +17,8 @@ PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 def unaligned(a: OpenedModel, b: OpenedModel) -> tuple[dict[str, float], list[torch.dtype], bool]:
     """
-    Of two models as they are: relative distances by part, the coarsest dtypes that hold the weights of each, and
-    whether all weights are equal.
+    Relative distances of two unaligned models by part, the coarsest dtypes that hold the weights of each, and whether
+    all weights are equal.
     """
     distances, is_same = Distances(), True
     for name in a.weights.shapes:

@@ -279,5 +279,5 @@ class TestRecovery:
 
     def test_a_rate_that_is_too_large(self):
         model = tiny_model(dtype=torch.float32)
-        with pytest.raises(ValueError, match="`learning_rate` must keep losses finite, got 1e\\+30"):
+        with pytest.raises(ValueError, match="`learning_rate` must leave losses finite, got 1e\\+30"):
             recovered(model, model, tokens(4, 8), 5, learning_rate=1e30)

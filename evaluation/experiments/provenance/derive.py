@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,11 +88,9 @@ def disguise(model: Any, seed: int) -> Any:
 def in_class_of(model: Any, made: RiGPTForCausalLM, frame: str = "auto") -> Any:
     """A RiGPT in the class and dtype of a model, if that can express it."""
     if not isinstance(model, RiGPTForCausalLM):
-        with notices_held(EXPORT):
-            try:
-                return export_model(made, frame=frame, dtype=model.dtype)
-            except ValueError:
-                pass
+        # A class that cannot express it refuses; then it stays a RiGPT.
+        with notices_held(EXPORT), suppress(ValueError):
+            return export_model(made, frame=frame, dtype=model.dtype)
     return made.to(model.dtype)
 
 

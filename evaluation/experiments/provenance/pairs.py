@@ -106,7 +106,7 @@ def pairs_with(base: Base, models: Sequence[Base], sources: int) -> dict[str, li
 
 class Measurements:
     """
-    What statistics say of pairs; what is known already, in the zoo's folder, is not asked again.
+    The answers of statistics on pairs; what is known already, in the zoo's folder, is not asked again.
 
     There `values` has a file for each. One whose code has changed is asked again once its file is removed.
 
