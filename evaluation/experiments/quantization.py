@@ -17,10 +17,10 @@ import hashlib
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.table import Table
@@ -33,6 +33,7 @@ from rigpt_hf.conversion import convert_model
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_difference
 from rigpt_hf.quantization import Quantized, Recipe, all_moments, quantize_model, tuned, window_losses
+from rigpt_hf.quantization.calibration import random_tokens
 from rigpt_hf.quantization.maps import parts_of
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.corpus import gather_documentation, without_copies
@@ -55,13 +56,13 @@ class Row:
         recipe: How the model is rounded.
         stock: Whether it is the stock model, with its gains in its norms.
         tune: Whether it is measured a second time, tuned.
-        calibrated: Whether the moments of inputs are known.
+        moments: Of inputs: those that a model has on text, on tokens drawn at random, or none.
     """
 
     recipe: Recipe
     stock: bool = False
     tune: bool = False
-    calibrated: bool = True
+    moments: Literal["text", "random", "none"] = "text"
 
 
 STOCK = Recipe(frame="own", gains=False, gauges=False)
@@ -69,16 +70,21 @@ ROUNDED = replace(STOCK, method="round", clip=False)
 PLAIN = Recipe(method="round", frame="own")
 HADAMARD = Recipe()
 ROWS: dict[str, Row] = {
-    "stock rounded per row": Row(ROUNDED, stock=True, calibrated=False),
+    "stock rounded per row": Row(ROUNDED, stock=True, moments="none"),
     "stock GPTQ per row": Row(STOCK, stock=True, tune=True),
     "Hadamard GPTQ per row": Row(HADAMARD, tune=True),
-    "no calibration per row": Row(PLAIN, calibrated=False),
-    "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True, calibrated=False),
+    "no text: weights alone per row": Row(PLAIN, moments="none"),
+    "no text: Hadamard GPTQ per row": Row(HADAMARD, moments="random"),
+    "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True, moments="none"),
+    "stock rounded per 32, scales searched": Row(replace(ROUNDED, group=32, clip=True), stock=True, moments="none"),
     "stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, tune=True),
     "Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), tune=True),
     "Hadamard GPTQ per 32 without gauges": Row(replace(HADAMARD, group=32, gauges=False)),
-    "no calibration per 32": Row(replace(PLAIN, group=32), calibrated=False),
     "own frame rounded per 32": Row(replace(PLAIN, group=32)),
+    "no text: weights alone per 32": Row(replace(PLAIN, group=32), moments="none"),
+    "no text: stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, moments="random"),
+    "no text: own frame rounded per 32": Row(replace(PLAIN, group=32), moments="random"),
+    "no text: Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), moments="random"),
     "stock GPTQ per 32 W4A8": Row(replace(STOCK, group=32, activations=8), stock=True),
     "Hadamard GPTQ per 32 W4A8": Row(replace(HADAMARD, group=32, activations=8)),
     "stock GPTQ per 32 W4A4": Row(replace(STOCK, group=32, activations=4), stock=True),
@@ -88,6 +94,8 @@ ROWS: dict[str, Row] = {
     "stock GPTQ per 32 3 bits": Row(replace(STOCK, group=32, bits=3), stock=True),
     "Hadamard GPTQ per 32 3 bits": Row(replace(HADAMARD, group=32, bits=3), tune=True),
 }
+# Tokens drawn at random, where there is no text.
+RANDOM_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,8 @@ class Options:
     tune: int = 64
     """Steps of tuning."""
     rows: tuple[str, ...] = ()
-    """Rows of the table by their names, or by how several begin; all if none is given."""
+    """Rows of the table in the order in which they are made, by their names or by how several begin; all if none is
+    given."""
     seed: int = 0
     """Seed of the signs of Hadamard matrices and the order of windows."""
     output: Annotated[Path | None, WRITES] = None
@@ -209,13 +218,13 @@ def variants(
     model: RiGPTForCausalLM,
     gains: dict[str, torch.Tensor] | None,
     calibration: torch.Tensor,
-    moments: dict[str, torch.Tensor],
+    moments: Mapping[str, dict[str, torch.Tensor]],
     options: Options,
 ) -> Iterator[tuple[str, Quantized]]:
     """The model rounded by the recipe of a row, and the same tuned, each with what to add to the name of the row."""
     recipe = replace(row.recipe, seed=options.seed)
-    measured = moments if row.calibrated else None
-    quantized = quantize_model(model, recipe, moments=measured, gains=gains if row.stock else None)
+    seen = moments.get(row.moments)
+    quantized = quantize_model(model, recipe, moments=seen, gains=gains if row.stock else None)
     yield "", quantized
     if row.tune and options.tune:
         quantized.codes |= tuned(
@@ -256,8 +265,9 @@ def chosen_rows(options: Options) -> dict[str, Row]:
     wanted = options.rows or ("",)
     return {
         name: row
+        for begin in wanted
         for name, row in ROWS.items()
-        if any(name == begin if begin in ROWS else name.startswith(begin) for begin in wanted)
+        if (name == begin if begin in ROWS else name.startswith(begin))
     }
 
 
@@ -285,9 +295,12 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
 
     say("Losses of the model as it is")
     before = {name: window_losses(model, windows) for name, windows in judges.items()}
-    moments: dict[str, torch.Tensor] = {}
-    if any(row.calibrated for row in rows.values()):
-        moments = all_moments(model, calibration, progress=True)
+    drawn = random_tokens(model.config.vocab_size, tokens=RANDOM_TOKENS, context=options.context, seed=options.seed)
+    moments = {
+        name: all_moments(model, windows, progress=True)
+        for name, windows in {"text": calibration, "random": drawn}.items()
+        if any(row.moments == name for row in rows.values())
+    }
     results: dict[str, Any] = {}
     facts = {
         "model": options.model.name,

@@ -13,19 +13,22 @@ from .arguments import DTYPES, AnySource, Dtype, Force, GgufFile, Output, Revisi
 from .common import save_model, say, to_dtype
 
 
-# The documentation of the installed packages.
-DEFAULT = "default"
+# The documentation of the installed packages; and no text at all.
+DEFAULT, NONE = "default", "none"
 GROUPS = ("none", "32", "64", "128")
 ROUNDING, ROUNDING_FRAMES = ("gptq", "round"), ("hadamard", "own")
 # What rounding takes, in the time of the model for one token.
 PASSES_TO_CALIBRATE, PASSES_TO_ROUND, PASSES_TO_TUNE, TOKENS_OF_A_STEP = 3, 20_000, 6, 512
+# Steps of tuning.
+STEPS = 48
 # Fewer tokens to calibrate on are not asked for: windows are full ones, and a part of a text judges.
 ASKED_TOKENS = 2048
 Calibrate = Annotated[
     str,
     option(
         "Texts to calibrate on, separated by commas: files, folders or data sets, whose ends are kept apart to judge "
-        "on; default is documentation of the installed packages. Take what the model shall be good at."
+        "on; default is documentation of the installed packages, none tokens drawn at random. Take what the model "
+        "shall be good at."
     ),
 ]
 Tokens = Annotated[int, option("Tokens to calibrate on, at most.")]
@@ -41,7 +44,9 @@ def quantize(
     ] = "32",
     method: Annotated[
         str,
-        option("gptq: what a weight loses is made good by others, which needs calibration; or round: to the nearest."),
+        option(
+            "gptq: what a weight loses is made good by others; or round: each to the nearest, which is sooner done."
+        ),
         one_of(*ROUNDING),
     ] = "gptq",
     frame: Annotated[
@@ -50,12 +55,13 @@ def quantize(
         one_of(*ROUNDING_FRAMES),
     ] = "hadamard",
     tune: Annotated[
-        int,
+        int | None,
         option(
-            "Steps in which scales and factors of inputs learn the logits of the model, on the calibration text; none "
-            "with round. 0 where llama.cpp shall read the codes, which knows no such factors."
+            "Steps in which scales and factors of inputs learn the logits of the model, on the calibration text. 0 "
+            "where llama.cpp shall read the codes, which knows no such factors.",
+            "48; 0 for round and without text",
         ),
-    ] = 48,
+    ] = None,
     activations: Annotated[
         int | None,
         option("Bits of what matrices read: 8 or 4; simulated, so nothing gets faster.", "whole"),
@@ -85,15 +91,20 @@ def quantize(
     from ..quantization.recipe import check_model
     from ..quantized_rigpt import RiGPTQuantizationConfig, to_quantized
 
-    if tune < 0:
-        raise ValueError(f"`tune` must be a number of steps, at least 0, got {tune}. Take 48 or so.")
+    texts = names_of(calibrate)
+    if tune is not None and (tune < 0 or (tune and NONE in texts)):
+        raise ValueError(
+            "`tune` must be a number of steps, and 0 without text, as logits on tokens drawn at random teach nothing, "
+            f"got {tune}. Take 48 or so, with a text, or 0."
+        )
+    steps = tune if tune is not None else STEPS if method == "gptq" and NONE not in texts else 0
     size = None if group == "none" else int(group)
     recipe = Recipe(
         bits,
         size,
         cast(Any, method),  # one of those that are known
         cast(Any, frame),
-        tune=tune if method == "gptq" else 0,
+        tune=steps,
         activations=activations,
         cache=cache,
         seed=seed,
@@ -107,12 +118,13 @@ def quantize(
             f"`source` must have layers of its own, got `depth_interpolation={larger.config.depth_interpolation!r}`, "
             "which adds weights of neighbours: codes cannot be added. Use a model with 'constant'."
         )
-    calibration, judges = texts_for(model.place, calibrate, tokens, judge)
+    calibration, judges = texts_for(model.place, texts, tokens, judge)
     losses = Losses(judges)
     losses.add("before", larger)
-    calibrating = calibration.numel() if method == "gptq" else 0
-    say_cost(larger, losses.seconds_per_token, calibrating, recipe.tune)
-    rounded = quantize_model(larger, recipe, calibration if method == "gptq" else None, progress=True)
+    if larger.config.depth_solver is not None:  # whose layers see many streams each, so that there are no moments
+        calibration = None
+    say_cost(larger, losses.seconds_per_token, 0 if calibration is None else calibration.numel(), recipe.tune)
+    rounded = quantize_model(larger, recipe, calibration, progress=True)
     say(rounded.notes)
     config = RiGPTQuantizationConfig(
         bits,
@@ -178,7 +190,7 @@ def prune(
             f"`rank` must be less than the {rank} dimensions of a head, got {rank}. Take less, or leave it out."
         )
     seen = check_output(output, source, force)
-    calibration, judges = texts_for(model.place, calibrate, tokens, judge)
+    calibration, judges = texts_for(model.place, names_of(calibrate), tokens, judge)
     larger = model.load()
     losses = Losses(judges)
     losses.add("before", larger)
@@ -212,19 +224,24 @@ def unquantized(source: str, revision: str | None, gguf_file: str | None) -> Any
     return model
 
 
-def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
+def names_of(calibrate: str) -> list[str]:
+    """The texts that are asked for; a `ValueError` if there are none."""
+    names = [name.strip() for name in calibrate.split(",") if name.strip()]
+    if not names:
+        raise ValueError("`calibrate` must name a text, or be default or none, got nothing. Leave it out for default.")
+    return names
+
+
+def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
     """Windows `[N, S]` to calibrate on, of all texts alike, and windows of other text that judge, by its name."""
     import torch
 
     from ..checkpoints.logits import longest_of
-    from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens
+    from ..quantization.calibration import CONTEXT, calibration_tokens, held_out_tokens, random_tokens
     from ..quantization.recipe import LEAST_TOKENS
     from ..text.sources import DOCUMENTATION
 
     context = min(CONTEXT, longest_of(source.config))
-    names = [name.strip() for name in calibrate.split(",") if name.strip()]
-    if not names:
-        raise ValueError("`calibrate` must name a text, or be default, got nothing. Leave it out for default.")
     for name, value in (("tokens", tokens), ("judge", judge)):
         least = max(2 * context * len(names), ASKED_TOKENS if name == "tokens" else 0)
         if value < least:
@@ -235,6 +252,9 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     tokenizer = source.tokenizer()
     calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
     for name in names:
+        if name == NONE:
+            calibrating.append(random_tokens(source.config.vocab_size, tokens=tokens // len(names), context=context))
+            continue
         text = DOCUMENTATION if name == DEFAULT else name
         windows = calibration_tokens(tokenizer, text, tokens=tokens // len(names), context=context)
         if name != DEFAULT:
@@ -250,7 +270,7 @@ def texts_for(source: Any, calibrate: str, tokens: int, judge: int) -> tuple[Any
     if calibration.numel() < LEAST_TOKENS:
         raise ValueError(
             f"`calibrate` must hold at least {LEAST_TOKENS} tokens besides those that judge, got "
-            f"{calibration.numel()} in {calibrate!r}; 25,000 are better. Give a longer text."
+            f"{calibration.numel()} in {', '.join(names)}; 25,000 are better. Give a longer text."
         )
     return calibration, judges
 

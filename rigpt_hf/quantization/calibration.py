@@ -43,6 +43,12 @@ def held_out_tokens(tokenizer: Any, *, tokens: int = 8192, context: int = CONTEX
     return windows(tokenizer, texts, tokens, context, "the documentation held out")
 
 
+def random_tokens(vocab_size: int, *, tokens: int = TOKENS, context: int = CONTEXT, seed: int = 0) -> torch.Tensor:
+    """Windows `[N, context]` of tokens that are drawn alike and alone: what a model sees where there is no text."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (max(1, tokens // context), context), generator=generator)
+
+
 def windows(tokenizer: Any, texts: Iterable[str], tokens: int, context: int, name: str) -> torch.Tensor:
     """
     The first tokens of texts in windows `[N, context]`, as many as there are full ones, at most `tokens / context`.

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 
 from ..configuration_rigpt import RiGPTConfig
-from ..frames import Frame, FrameKey, Table, layer_of, table_of
+from ..frames import Frame, FrameKey, Table, table_of
 from ..symmetry import GaugeTransformation
 from ..table import NEURONS
 from .hadamard import hadamard, known_hadamard
@@ -182,26 +182,29 @@ def turned_moments(undo: GaugeTransformation, name: str, moments: torch.Tensor) 
 
 
 @torch.no_grad()
-def gains_in_closed_form(config: RiGPTConfig, weights: Weights) -> dict[str, torch.Tensor]:
+def gains_in_closed_form(
+    config: RiGPTConfig, weights: Weights, moments: Weights | None = None
+) -> dict[str, torch.Tensor]:
     """
-    A gain per coordinate of the stream for what reads it in a layer, all matrices behind one norm alike: `|column|^½`.
+    A gain per coordinate of the stream for every matrix that reads it: `(w²/h)^¼`, for squared columns w² and mean
+    squares h of the inputs.
 
-    Of all gains those with the least error of rounding to nearest, for inputs that are alike in all directions; their
-    geometric mean is 1.
+    Of all gains those with the least error of rounding to nearest; their geometric mean is 1.
+
+    Args:
+        config, weights: Of the model; matrices by the names of parameters, others are passed over.
+        moments: By the names of parameters, of what they read; without any, all coordinates count alike.
 
     Returns:
         `dict[str, torch.Tensor]`: gains `[d]` by the names of parameters.
     """
-    table = table_of(config)
-    readers: dict[tuple[int | None, bool], list[str]] = {}
-    for name in weights:
-        turns = table.turns(name)
-        if any(turned.dim == 1 and turned.key.kind in STREAM for turned in turns):
-            behind_attention = any(turned.role in NEURONS for turned in turns)
-            readers.setdefault((layer_of(name), behind_attention), []).append(name)
-    gains: dict[str, torch.Tensor] = {}
-    for names in readers.values():
-        squares = torch.stack([weights[name].double().square().sum(0) for name in names]).sum(0)
-        gain = _positive(squares) ** 0.25
-        gains |= dict.fromkeys(names, gain / gain.log().mean().exp())
+    table, gains = table_of(config), {}
+    for name, weight in weights.items():
+        if any(turned.dim == 1 and turned.key.kind in STREAM for turned in table.turns(name)):
+            squares = _positive(weight.double().square().sum(0))
+            seen = (moments or {}).get(name)
+            if seen is not None:
+                squares /= _positive(seen.double().diagonal(dim1=-2, dim2=-1).flatten().to(squares.device))
+            gain = squares**0.25
+            gains[name] = gain / gain.log().mean().exp()
     return gains

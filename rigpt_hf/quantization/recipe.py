@@ -233,18 +233,26 @@ class _Rounding:
         g = GaugeTransformation(self.config, self.shared | own)
         undo = g.inverse() if measured else g
         turned = {name: g.transform(f"{name}.weight", self._accurate(name)) for name in names}
+        seen = self._moments_after(undo, names, measured)
         gains = self.gains or {}
         if self.gains is None and self.recipe.has_gains and layer is not None:
-            closed = gains_in_closed_form(self.config, {f"{name}.weight": turned[name] for name in names})
+            by_parameter = ({f"{name}.weight": values for name, values in found.items()} for found in (turned, seen))
+            closed = gains_in_closed_form(self.config, *by_parameter)
             gains = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
         for same in _alike(names, measured, gains):
             weight = torch.cat([turned[name] for name in same])
-            seen = measured.get(same[0])
-            if seen is not None:
-                seen = turned_moments(undo, f"{same[0]}.weight", seen.to(weight.device))
-            codes = self._rounded(same[0], weight, seen, gains.get(same[0]))
+            codes = self._rounded(same[0], weight, seen.get(same[0]), gains.get(same[0]))
             self.codes |= dict(zip(same, codes.split([len(turned[name]) for name in same]), strict=True))
         return turned
+
+    def _moments_after(self, undo: GaugeTransformation, names: list[str], measured: Moments) -> Moments:
+        """The moments in the new frame; matrices that read the same share a tensor."""
+        turned: dict[int, torch.Tensor] = {}
+        for name in measured:
+            if name in names and id(measured[name]) not in turned:
+                moments = measured[name].to(self.weights[f"{name}.weight"].device)
+                turned[id(measured[name])] = turned_moments(undo, f"{name}.weight", moments)
+        return {name: turned[id(measured[name])] for name in names if name in measured}
 
     def _accurate(self, name: str) -> torch.Tensor:
         weight = self.weights[f"{name}.weight"]

@@ -1,8 +1,8 @@
 """
 Activations and caches of few bits, simulated: rounded to a grid and computed with in full precision.
 
-No kernel here computes with them. Activations share a scale per token, keys and values per token and head; both are
-symmetric grids chosen when the numbers come.
+No kernel here computes with them. Activations have a scale and an offset per token, keys and values per token and
+head, chosen when the numbers come.
 """
 
 import zlib
@@ -16,20 +16,22 @@ from torch import nn
 from ..modeling_rigpt import RiGPTAttention, RiGPTForCausalLM
 from ..packed_rigpt import QuantizedLinear
 from ..scores_rigpt import Score
-from .grid import to_codes
 from .hadamard import hadamard, known_hadamard
 
 
-# Where a grid of few bits cuts off, relative to the largest number of a token.
-REACH = {4: 0.9, 3: 0.85}
+# How far a grid of few bits goes, of what the numbers of a token span.
+REACH, REACH_OF_CACHE = {4: 0.9, 3: 0.85}, {4: 0.95, 3: 0.9}
 
 
-def rounded_tokens(states: torch.Tensor, bits: int) -> torch.Tensor:
-    """Vectors `[..., n]` on a symmetric grid with a scale each."""
+def rounded_tokens(states: torch.Tensor, bits: int, reach: Mapping[int, float] = REACH) -> torch.Tensor:
+    """Vectors `[..., n]` on a grid of `2**bits` numbers, with a scale and an offset each."""
     work = states.to(torch.promote_types(states.dtype, torch.float32))
-    largest = 2 ** (bits - 1) - 1
-    scale = work.abs().amax(dim=-1, keepdim=True) * (REACH.get(bits, 1.0) / largest)
-    rounded = (to_codes(work, scale, bits).clamp_min(-largest) * scale).to(states.dtype)
+    low, high = work.aminmax(dim=-1, keepdim=True)
+    last = 2**bits - 1
+    scale = (high - low) * (reach.get(bits, 1.0) / last)
+    start = (low + high) / 2 - scale * (last / 2)
+    codes = ((work - start) / torch.where(scale == 0, 1.0, scale)).round().clamp(0, last)
+    rounded = (start + codes * scale).to(states.dtype)
     # Rounding has no derivative: whoever trains through it sees the identity (Bengio et al., arXiv 1308.3432).
     return states + (rounded - states).detach() if states.requires_grad else rounded
 
@@ -109,11 +111,11 @@ class RoundedCache(Score):
         """As of [`Score`], with rounded keys and values."""
         turn = known_hadamard(key.shape[-1]) if self.turned else None
         if turn is None:
-            key = rounded_tokens(key, self.bits)
+            key = rounded_tokens(key, self.bits, REACH_OF_CACHE)
         else:
             turn = turn.to(key)
-            key = rounded_tokens(key @ turn.T, self.bits) @ turn
-        return super().prepare(query, key, rounded_tokens(value, self.bits), *arguments)
+            key = rounded_tokens(key @ turn.T, self.bits, REACH_OF_CACHE) @ turn
+        return super().prepare(query, key, rounded_tokens(value, self.bits, REACH_OF_CACHE), *arguments)
 
 
 def round_cache_(model: RiGPTForCausalLM, bits: int, turned: bool = True) -> None:

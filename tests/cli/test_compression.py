@@ -44,12 +44,14 @@ def test_a_quantized_folder_loads_and_has_the_loss_that_was_said(done, folders, 
     assert model.model.layers[0].mlp.up_proj.codes.dtype == torch.uint8
 
 
-def test_without_calibration_no_text_is_learned_from(done, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("rigpt_hf.quantization.recipe.moments_by_layer", None)
-    done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--method", "round", "--frame", "own", "--bits", 8)
+@pytest.mark.parametrize("method", ["round", "gptq"])
+def test_without_text_tokens_are_drawn(done, folders, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(calibration, "documents", None)
+    options = ("--calibrate", "none", "--method", method, "--frame", "own", "--bits", 8)
+    done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, *options)
     facts = json.loads((tmp_path / "q/quantize.json").read_text())
     before, after = (values["documentation"] for values in facts["loss"].values())
-    assert abs(after - before) < 0.05 and facts["recipe"]["tune"] == 0
+    assert abs(after - before) < 0.05 and facts["calibrate"] == "none"
 
 
 def test_a_pruned_folder_is_smaller_and_has_the_loss_that_was_said(done, folders, tmp_path):
