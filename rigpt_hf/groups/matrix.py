@@ -221,11 +221,12 @@ class MatrixGroup(Planes, Group):
         A metric weight gives `(a·b / n) 1`, so that its trace counts the weight once; frequencies give the products
         `[copies, planes, planes]` of all pairs.
         """
-        blocks = [self._blocks(tensor, copies, role).movedim(1, 2).flatten(2) for tensor in (a, b)]
+        first = self._blocks(a, copies, role).movedim(1, 2).flatten(2)
+        second = first if b is a else self._blocks(b, copies, role).movedim(1, 2).flatten(2)
         if role == "metric":
-            weight = (blocks[0] * blocks[1]).sum(-1, keepdim=True) / self.n
+            weight = (first * second).sum(-1, keepdim=True) / self.n
             return weight * torch.eye(self.n, dtype=a.dtype, device=a.device)
-        return blocks[0] @ blocks[1].mT
+        return first @ second.mT
 
     def generator(self, grams: dict[Role, torch.Tensor]) -> torch.Tensor:
         """

@@ -337,10 +337,14 @@ class Search:
         return views(self.table, self.target, self.weights, keys)
 
     def turn_by_tokens(self) -> None:
-        """The residual stream's rotation, and that of its beginning, by what tokens and positions put into it."""
+        """Turn the residual stream, and its beginning, by what tokens and positions put into it."""
         for kind in ("entry", "stream"):
-            if kind not in self.table.kinds:
-                continue
-            target, ours = (token_vectors(self.table, side, kind) for side in (self.target, self.weights))
-            element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].double())
-            self.go({ENTRY: element} if kind == "entry" else along(self.table, element))
+            self.go(self.turn_of(kind))
+
+    def turn_of(self, kind: str) -> dict[FrameKey, torch.Tensor]:
+        """The rotation of the residual stream, or of its beginning, by what tokens and positions put into it."""
+        if kind not in self.table.kinds:
+            return {}
+        target, ours = (token_vectors(self.table, side, kind) for side in (self.target, self.weights))
+        element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].double())
+        return {ENTRY: element} if kind == "entry" else along(self.table, element)

@@ -85,7 +85,9 @@ class View:
     def pairs(self) -> Iterator[tuple[Role, torch.Tensor, torch.Tensor]]:
         """The role in which each axis carries the frame, and that axis of `a` and of `b`, `[length, rest]`."""
         for name, turned in self.walk(self.key):
-            yield turned.role, turned.unfold(self.a[name]), turned.unfold(self.b[name])
+            a, b = self.a[name], self.b[name]
+            front = turned.unfold(a)
+            yield turned.role, front, front if b is a else turned.unfold(b)
 
     @cached_property
     def grams(self) -> dict[Role, torch.Tensor]:

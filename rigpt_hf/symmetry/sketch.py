@@ -13,6 +13,7 @@ Every weight meets the probes once: 2 · k multiplications per parameter, one te
 """
 
 from collections.abc import Callable, Collection, Iterator
+from math import ceil
 
 import numpy as np
 import torch
@@ -34,9 +35,12 @@ SIDES = {
 }
 # Rows of queries and keys, and the gains of their norms.
 GAINS = {"query_rows": "query_gain", "key_rows": "key_gain"}
-TOKENS, CHUNK = "model.embed_tokens.weight", 4096
-# Rows of the token table of which `EᵀE` is taken, per dimension; and the share of its mean eigenvalue that is added.
-ROWS, SHRINKAGE = 8, 1e-2
+TOKENS = "model.embed_tokens.weight"
+# Rows that are brought to float64 at a time: few enough that they stay near the processor.
+CHUNK = 256
+# Rows of the token table of which `EᵀE` is taken: so many per dimension, up to a multiple of another number, which all
+# fingerprints have had from the first; and the share of its mean eigenvalue that is added.
+ROWS, MULTIPLE, SHRINKAGE = 8, 4096, 1e-2
 # Token vectors count as if they were no longer than so many times their median.
 LONGEST = 3.0
 
@@ -117,18 +121,27 @@ def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt:
 
     # A row that dwarfs all others, say of a token that is never used, must not be all that a probe is made of.
     starts = range(0, len(tokens), CHUNK)
-    lengths = torch.cat([_into(inward, rows.double()).norm(dim=1) for rows in tokens.split(CHUNK)])
+    # Only their ratios count, and few digits of these.
+    algebra = torch.promote_types(tokens.dtype, torch.float32)
+    guess, largest = None if inward is None else (inward / _largest(inward)).to(algebra), _largest(tokens)
+    units = ((rows.double() / largest).to(algebra) for rows in tokens.split(CHUNK))
+    lengths = torch.cat([_into(guess, rows).norm(dim=1) for rows in units]).double()
     shares = (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
     mean = torch.stack([shares[i : i + CHUNK].T @ tokens[i : i + CHUNK].double() for i in starts]).sum(0) / len(tokens)
     sums, gram = mean.new_zeros(probes, mean.shape[1]), mean.new_zeros(mean.shape[1], mean.shape[1])
     for start in starts:
         rows = tokens[start : start + CHUNK].double() * shares[start : start + CHUNK] - mean
         sums += signs(start, len(rows), probes, salt).T @ rows
-        if start < ROWS * rows.shape[1]:
+        if start < MULTIPLE * ceil(ROWS * rows.shape[1] / MULTIPLE):
             gram += rows.T @ rows
     values, directions = torch.linalg.eigh(_into(inward, _into(inward, gram).T))
     dual = (_into(inward, sums) @ directions / (values.clamp_min(0) + SHRINKAGE * values.mean())) @ directions.T
     return dual / dual.norm(dim=1, keepdim=True)
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """The largest absolute value, or 1 where all are 0."""
+    return max(abs(float(value)) for value in tensor.aminmax()) or 1.0
 
 
 def _into(inward: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
@@ -166,9 +179,9 @@ def _projected(
 ) -> torch.Tensor:
     """One side of a map with its stream side replaced by the probes, `[rows, k]`."""
     outer = next((turned.key for turned in table.turns(name) if turned.key.kind in STREAMS), None)
-    rows = inner.unfold(read(name)).double()
     group = table.frames[inner.key].group
-    projected = rows @ directions[outer].T
+    axes = directions[outer].T
+    projected = torch.cat([rows.double() @ axes for rows in inner.unfold(read(name)).split(CHUNK)])
     if isinstance(group, NeuronGroup) and group.degree is not None and inner.role != "down":
         # An activation of degree p lets out a scale with that power, which the other side undoes.
         active = next(other for other, _ in table.carriers(inner.key, "active") if other in names)
