@@ -40,6 +40,7 @@ from .metadata import (
     tuned_from,
 )
 from .runs import training_metadata
+from .smaller import smaller_than
 
 
 CARD = "README.md"
@@ -91,6 +92,7 @@ def gather(folder: Path, results: Path | None = None, metadata: Path | AuthorMet
         certificate=certificate,
         doubt=doubt,
         symmetry=symmetry_of(folder, measured),
+        smaller=smaller_than(folder),
         merged=sources_of_merge(folder),
         tuned=tuned_from(folder),
         invariance=invariance_of(evaluation, name, measured),

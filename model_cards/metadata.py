@@ -2,11 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -26,10 +25,10 @@ from rigpt_hf.symmetry.tokens import Representation, symmetry_error
 from rigpt_hf.text.paths import without_path
 
 from .numbers import check_numbers
-from .runs import UNREADABLE, ImpossibleValue, TrainingMetadata
+from .runs import UNREADABLE, ImpossibleValue, TrainingMetadata, of_record
+from .smaller import SmallerMetadata
 
 
-T = TypeVar("T")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 # Rows of random tokens on which the error is measured where no evaluation did.
 ROWS, LENGTH = 2, 64
@@ -153,6 +152,8 @@ class CardMetadata:
     fingerprint: str
     """SHA-256 of weights, configuration and tokenizer."""
     symmetry: SymmetryMetadata | None = None
+    smaller: list[SmallerMetadata] = field(default_factory=list)
+    """How it was made so."""
 
 
 def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
@@ -244,26 +245,12 @@ def sources_of_merge(folder: Path) -> list[tuple[str, float]]:
             raise ImpossibleValue(str(error)) from error
         return list(zip([without_path(str(source)) for source in record["sources"]], weights, strict=True))
 
-    return _of_record(folder / "merge.json", sources) or []
+    return of_record(folder / "merge.json", sources) or []
 
 
 def tuned_from(folder: Path) -> str | None:
     """The model that a fine-tuned one started from; `None` if it was not fine-tuned here."""
-    return _of_record(folder / "finetune.json", lambda record: without_path(record["options"]["model"]))
-
-
-def _of_record(path: Path, read: Callable[[Any], T]) -> T | None:
-    if not path.exists():
-        return None
-    try:
-        return read(json.loads(path.read_text(encoding="utf-8")))
-    except ImpossibleValue as error:
-        raise ValueError(
-            f"`folder` must have a {path.name} as its program writes it or none, got {str(path)!r}: {error} "
-            "Move it elsewhere if it is of something else."
-        ) from error
-    except UNREADABLE as error:
-        raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error
+    return of_record(folder / "finetune.json", lambda record: without_path(record["options"]["model"]))
 
 
 def evaluation_of(path: Path | None, subject: EvaluatedModel) -> tuple[dict[str, Any] | None, str | None]:

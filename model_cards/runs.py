@@ -3,9 +3,10 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from rigpt_hf.checkpoints.source import in_short
 from rigpt_hf.checkpoints.written import file_sha256, json_sha256, parse_json
@@ -16,6 +17,8 @@ from rigpt_hf.training.records import LOG, LOG_SHA256, OWNER, SHA256, WEIGHTS, w
 
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Raised by files that are absent, no JSON, JSON of another kind, or nested too deep.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -167,3 +170,18 @@ def _seconds(entries: list[dict[str, Any]], tokens_per_step: int) -> float | Non
         seconds += (entry["step"] - before) * tokens_per_step / entry["tokens_per_second"]
         before = entry["step"]
     return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def of_record(path: Path, read: Callable[[Any], T]) -> T | None:
+    """The content of a record beside a model; `None` without one, a `ValueError` if it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except ImpossibleValue as error:
+        raise ValueError(
+            f"`folder` must have a {path.name} as its program writes it or none, got {str(path)!r}: {error} "
+            "Move it elsewhere if it is of something else."
+        ) from error
+    except UNREADABLE as error:
+        raise ValueError(f"`folder` must have a {path.name} that can be read or none, got {str(path)!r}.") from error

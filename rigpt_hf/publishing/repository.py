@@ -38,7 +38,7 @@ from .hub import check_no_token
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
 CERTIFICATE = "certificate.json"
-RECORDS = (CERTIFICATE, "merge.json", "finetune.json")
+RECORDS = (CERTIFICATE, "merge.json", "finetune.json", "quantize.json", "prune.json")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 SAVE = "with `save_pretrained`"

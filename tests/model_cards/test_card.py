@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from rigpt_hf.model_cards.metadata import (
     TrainingMetadata,
     invariance_of,
 )
+from rigpt_hf.model_cards.smaller import SmallerMetadata
+from rigpt_hf.pruning.prune import Sizes
+from rigpt_hf.quantization import Recipe
 from tests import processes
 from tests.evaluation.small import WORDS, run, save
 from tests.evaluation.toys import tiny_gpt2
@@ -114,6 +117,15 @@ EVALUATION = {
 }
 
 
+SMALLER = SmallerMetadata(
+    "quantize.json",
+    "me/larger",
+    ["4 bits for each weight, a scale for every 32 weights", "GPTQ in a Hadamard frame"],
+    ["documentation", "end of text.txt"],
+    [("before", [3.1, 3.2]), ("4.51 bits per weight", [3.15, 3.2612])],
+)
+
+
 def known(**facts: Any) -> CardMetadata:
     """The least that is known of a model, and these facts."""
     nothing = dict.fromkeys(("training", "certificate", "tuned", "evaluation", "evaluated_as"))
@@ -134,6 +146,7 @@ CASES = {
         author=AuthorMetadata(),
         doubt="whether it is what it was made from: its certificate is of other weights",
         merged=[("me/a", 0.7), ("b", 0.3)],
+        smaller=[SMALLER],
         invariance=INVARIANCE | {"random_tokens": True},
     ),
     "symmetric": known(symmetry=SymmetryMetadata(24, 12, ["jump", "w*lk", "run", "look"], 3.2e-8, 2.1e-6, True)),
@@ -296,6 +309,21 @@ def test_what_a_model_was_made_of(tmp_path, known_invariance):
     assert "in `finetune.json`, from base; its options" in text
     assert "As stated in `merge.json`:\n\n- a" in text
     assert "how it was trained" not in text and "/home" not in text and "/data" not in text
+
+
+def test_how_a_model_was_made_smaller(tmp_path, known_invariance):
+    tiny_model().float().save_pretrained(tmp_path / "model")
+    about = {"source": "/home/ada/large", "calibrate": "default,/home/ada/text.txt"}
+    pruned = about | asdict(Sizes(0.2)) | {"recover": 5}
+    pruned["loss"] = {"before": {"documentation": 3.0}, "pruned": {"documentation": 3.25}}
+    rounded = about | {"recipe": asdict(Recipe(group=32, tune=48, cache=4)), "loss": pruned["loss"]}
+    for name, record in (("prune.json", pruned), ("quantize.json", rounded)):
+        (tmp_path / "model" / name).write_text(json.dumps(record))
+    text = card_text(tmp_path / "model")
+    assert text.count("## Made smaller") == 2 and "/home" not in text
+    assert "As stated in `prune.json`, from large:\n\n- 20% of the neurons left out\n- 5 steps of recovery" in text
+    assert "- calibrated on documentation of installed packages and text.txt" in text
+    assert "- 48 steps of tuning\n- cache of 4 bits" in text and "| pruned | 3.2500 |" in text
 
 
 def test_tasks_on_one_text_are_told_apart_on_the_hub(world):

@@ -16,6 +16,7 @@ from rigpt_hf.evaluation.harness.tables import as_markdown
 from rigpt_hf.model_cards.card import render
 from rigpt_hf.model_cards.marker import for_repository, is_unchanged, read_marker
 from rigpt_hf.model_cards.metadata import AuthorMetadata, author_metadata
+from rigpt_hf.model_cards.smaller import SmallerMetadata
 from rigpt_hf.publishing.space import space_files
 from rigpt_hf.text.markup import literal, literal_lines
 from tests.model_cards.test_card import AUTHOR, CERTIFICATE, DIFFERENCE, EVALUATION, MODEL, TRAINING, known
@@ -105,6 +106,7 @@ def everywhere(text: str, lines: str = ""):
         training=replace(TRAINING, source=text, optimizer=text, precision=text),
         certificate=replace(CERTIFICATE, source=text),
         merged=[(text, 0.5)],
+        smaller=[SmallerMetadata("prune.json", text, [text], [text], [(text, [1.0])])],
         tuned=text,
         evaluation=evaluation,
         evaluated_as=text,

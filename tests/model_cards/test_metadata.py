@@ -10,6 +10,7 @@ import torch
 from rigpt_hf.model_cards.card import card_text, gather
 from rigpt_hf.model_cards.metadata import sources_of_merge, tuned_from
 from rigpt_hf.model_cards.runs import training_metadata
+from rigpt_hf.model_cards.smaller import smaller_than
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry, symmetrize
 from rigpt_hf.token_symmetry_rigpt import SYMMETRY_FRAME
@@ -126,7 +127,17 @@ def test_records_of_another_kind_are_refused_in_one_line(tmp_path):
     merged = ["[]", {"sources": 5, "weights": 5}, {"sources": ["a"], "weights": ["x"]}]
     merged += [{"sources": ["a"], "weights": [number]} for number in (float("nan"), float("inf"), None, [])]
     tuned = ["null", {"options": 5}, {"options": {"model": {"a": 1}}}]
+    good = {"source": "a", "calibrate": "none", "neurons": 0.2, "heads": 0, "rank": None, "recover": 0}
+    good["loss"] = {"before": {"x": 1.0}, "pruned": {"x": 2.0}}
+    (folder / "prune.json").write_text(json.dumps(good))
+    assert smaller_than(folder)
+    changes = [{"loss": {}}, {"loss": {"before": {"x": 1.0}}}, {"recover": "<b>"}, {"neurons": 2}, {"rank": -1}]
+    changes += [{"loss": {"before": {"x": 1.0}, "pruned": values}} for values in ({}, {"x": "a"}, {"x": float("nan")})]
+    pruned = ["null", *(good | change for change in changes)]
+    quantized = [good, good | {"recipe": 5}, good | {"recipe": {"bits": 99}}, good | {"recipe": {"colour": 1}}]
     for path, contents, read in (
+        (folder / "quantize.json", quantized, smaller_than),
+        (folder / "prune.json", pruned, smaller_than),
         (tmp_path / "run.json", broken, training_metadata),
         (folder / "merge.json", merged, sources_of_merge),
         (folder / "finetune.json", tuned, tuned_from),
