@@ -249,6 +249,8 @@ def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[A
                 f"`{name}` must be at least {least}, and two windows of {context} tokens for each text, got {value}. "
                 "Take more."
             )
+    for name in names:
+        check_text(name)
     tokenizer = source.tokenizer()
     calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
     for name in names:
@@ -273,6 +275,20 @@ def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[A
             f"{calibration.numel()} in {', '.join(names)}; 25,000 are better. Give a longer text."
         )
     return calibration, judges
+
+
+def check_text(name: str) -> None:
+    """Raise a `ValueError` for a text that is not there."""
+    from ..text.sources import kind_of
+
+    try:
+        if name not in (DEFAULT, NONE):
+            kind_of(name)
+    except ValueError as error:
+        raise ValueError(
+            f"`calibrate` must be default, none, files, folders or ids of data sets on the Hub, got {name!r}, which is "
+            "not there. Check the path."
+        ) from error
 
 
 def say_cost(model: Any, seconds_per_token: float, calibrating: int, steps: int) -> None:

@@ -81,6 +81,8 @@ def test_the_end_of_a_text_judges(done, folders, tmp_path):
         (("quantize", "--group", 7), "`--group` must be one of none, 32, 64, 128, got '7'"),
         (("quantize", "--group", 128), "`--group` must divide"),
         (("quantize", "--method", "gtpq"), "Did you mean 'gptq'?"),
+        (("quantize", "--calibrate", "no.txt"), "`--calibrate` must be default, none, files"),
+        (("quantize", "--calibrate", "none", "--tune", 3), "`--tune` must be a number of steps, and 0 without text"),
         (("quantize", "--tokens", 10), "`--tokens` must be at least 2048"),
         (("prune",), "`--neurons`, `--heads` or `--rank` must say what shall go"),
         (("prune", "--neurons", 0.5, "--judge", 1), "`--judge` must be at least 96"),
