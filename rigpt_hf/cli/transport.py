@@ -127,7 +127,10 @@ def transport(
     architecture = ARCHITECTURES.get(config.converted_from or "")
     if architecture is not None and architecture.family.centred and not is_peft:
         check_mean(tensors, settings, hook)
-    g = alignment(source, target, device) if transformation is None else load_transformation(transformation, config, 1.0)
+    if transformation is None:
+        g = alignment(source, target, device)
+    else:
+        g = load_transformation(transformation, config, 1.0)
     g = g.inverse() if inverse else g
     if is_peft or is_adapter(tensors):
         tensors, settings = transport_adapter(tensors, g, settings)

@@ -7,7 +7,7 @@ that of two layers, or of two token tables, and a sweep costs what its layers co
 `alignment.py`, which has both models in memory and leaves them aligned.
 
 Weights are on a device of the caller's choice, and so are products of them. Elements of groups, Gram matrices and all
-that is decomposed or assigned stay on the CPU: what a contraction gives is brought there, an action brings its matrices
+that is decomposed or assigned stay on the CPU: contractions bring there what they give, actions bring their matrices
 to the weights.
 """
 
