@@ -165,7 +165,8 @@ def diff(
 
     Fingerprints come first, whatever the shapes of the two are. Where one configuration holds both, A is brought as
     near to B as rotations, stretches and permutations of its frames allow, layer by layer, on a GPU where there is
-    one; what is left is held against what rounding explains. A verdict comes with the rate of its errors: see docs/provenance.md.
+    one; what is left is held against what rounding explains. A verdict comes with the rate of its errors: see
+    docs/provenance.md.
 
         rigpt diff my-model suspect --picture diff.png
     """
