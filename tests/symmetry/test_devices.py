@@ -8,7 +8,7 @@ from rigpt_hf.symmetry.given import given
 from rigpt_hf.symmetry.layered import Found, search_layers
 from tests.devices import DEVICE, OnDevice, StandIn
 from tests.models import noisy, over, tiny_model
-from tests.symmetry.options import SEARCHED, SHALLOW, disguise
+from tests.symmetry.options import BROAD, SEARCHED, SHALLOW, disguise
 from tests.tolerances import DISTANCE
 
 
@@ -46,7 +46,7 @@ def elements_of(found: Found) -> dict[str, torch.Tensor]:
     return elements
 
 
-@over([*SEARCHED, "gated", "multi-head", "learned", "experts-shared", "norm-bias-vector"], SHALLOW)
+@over([*SEARCHED, "gated", "multi-head", "learned", "experts-shared", "norm-bias-vector"], BROAD)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.by_default(10)
 def test_the_search_is_the_same_on_a_device(option, dtype):
