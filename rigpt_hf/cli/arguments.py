@@ -153,6 +153,7 @@ Output = Annotated[Path, argument("Folder to make."), WRITES, is_free]
 Revision = Annotated[str | None, option("Branch, tag or commit on the Hub.", "main")]
 Dtype = Annotated[str | None, option(f"Of the result: {', '.join(DTYPES)}.", "as the source"), one_of(*DTYPES)]
 ShardSize = Annotated[str | None, option("Largest file.", "5GB")]
+Device = Annotated[str | None, option("Where to compute, such as cpu or cuda:0.", "the best there is")]
 Seed = Annotated[int, option("Of the inputs of the certificate.")]
 Force = Annotated[
     bool, flag("force", "Replace an earlier model in OUTPUT that this program wrote and nobody changed.")

@@ -20,14 +20,17 @@ def to_dtype(name: str | None) -> Any:
     return None if name is None else getattr(torch, name)
 
 
-def check_device(device: str):
-    """Raise a `ValueError` if PyTorch cannot put anything on this device, or only shapes without numbers."""
+def check_device(device: str | None, dtype: str | None = None):
+    """
+    Raise a `ValueError` if PyTorch cannot put anything on this device, or only shapes without numbers, or has no such
+    numbers there; `None`: the caller has none in mind.
+    """
     import torch
 
     try:
-        if torch.empty(0, device=device).is_meta:
+        if torch.empty(0, device=device, dtype=to_dtype(dtype)).is_meta:
             raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:  # the last of MPS, which has no float64
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"`device` must be one that PyTorch can use here, such as cpu, got {device!r}: {reason}"

@@ -10,7 +10,7 @@ from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
 from ..terminal import Console
-from .arguments import DTYPES, argument, one_of, option
+from .arguments import DTYPES, Device, argument, one_of, option
 from .common import check_device
 
 
@@ -48,7 +48,7 @@ def evaluate(
     ] = None,
     max_length: Annotated[int | None, option("Tokens of an lm-eval request at most.", "what both models take")] = None,
     batch_size: Annotated[int, option("Rows that go through a model at once.", min=1)] = 8,
-    device: Annotated[str | None, option("Such as cpu or cuda:0.", "the best there is")] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None, option(f"Compute in: {', '.join(DTYPES)}.", "as the weights are stored"), one_of(*DTYPES)
     ] = None,
@@ -81,8 +81,7 @@ def evaluate(
         from ..evaluation.harness.standard_tasks import StandardOptions
         from ..evaluation.harness.tables import header, rows
 
-    if device is not None:
-        check_device(device)
+    check_device(device)
     for name, source in (("model", model), ("against", against)):  # before texts are gathered
         if source is not None:
             check_model(source, argument=name)

@@ -12,8 +12,8 @@ from ..checkpoints.source import is_model_or_file
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
-from .arguments import ANY, AnySource, Force, GgufFile, Revision, argument, flag, one_of, option
-from .common import check_file, check_picture, new_files, save_picture, say
+from .arguments import ANY, AnySource, Device, Force, GgufFile, Revision, argument, flag, one_of, option
+from .common import check_device, check_file, check_picture, new_files, save_picture, say
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -153,6 +153,7 @@ def diff(
     save_transformation: Annotated[
         Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,
+    device: Device = None,
     seed: Annotated[int, option("Of the tokens of the certificate.")] = 0,
     revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
     revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
@@ -163,8 +164,9 @@ def diff(
     are the same up to frames and rounding.
 
     Fingerprints come first, whatever the shapes of the two are. Where one configuration holds both, A is brought as
-    near to B as rotations, stretches and permutations of its frames allow, layer by layer; what is left is held
-    against what rounding explains. A verdict comes with the rate of its errors: see docs/provenance.md.
+    near to B as rotations, stretches and permutations of its frames allow, layer by layer, on a GPU where there is
+    one; what is left is held against what rounding explains. A verdict comes with the rate of its errors: see
+    docs/provenance.md.
 
         rigpt diff my-model suspect --picture diff.png
     """
@@ -177,12 +179,13 @@ def diff(
     from ..symmetry.comparison import VERDICTS
     from ..symmetry.rates import in_words
 
+    check_device(device, "float64")
     seen = check_picture(picture, force)
     seen_json = check_file(json_file, "json", force)
     seen_transformation = check_file(save_transformation, "save_transformation", force)
     models = open_model(a, argument="a", revision=revision_a), open_model(b, argument="b", revision=revision_b)
     notes = shared_tokens(*(model.place for model in models))
-    comparison = compare(*models, search=search, progress=True)
+    comparison = compare(*models, search=search, device=device, progress=True)
     say(notes + comparison.notes)
     console = Console()
     if comparison.total is not None:

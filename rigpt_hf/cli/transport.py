@@ -10,8 +10,8 @@ from ..checkpoints.source import ADAPTER, is_model, read_json
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console
-from .arguments import argument, flag, option
-from .common import new_file
+from .arguments import Device, argument, flag, option
+from .common import check_device, new_file
 from .symmetry import load_transformation
 
 
@@ -85,6 +85,7 @@ def transport(
         str | None,
         option("Point of the network that vectors belong to: blocks.3.hook_resid_post.", "as names or cfg.json say"),
     ] = None,
+    device: Device = None,
     inverse: Annotated[bool, flag("inverse", "From the turned model back to the one before.")] = False,
     force: Annotated[bool, flag("force", "Replace what this program wrote to OUTPUT and nobody changed.")] = False,
 ):
@@ -106,6 +107,7 @@ def transport(
     from ..symmetry import transport as carry
     from ..symmetry.transport import check_mean, is_adapter, transport_adapter
 
+    check_device(device, "float64")
     folder = state.is_dir()
     layout = next((one for one in LAYOUTS if folder and (state / one.settings).is_file()), None)
     seen: Any = check_output(output, str(state), force, "output") if folder else check_file(output, "output", force)
@@ -125,7 +127,10 @@ def transport(
     architecture = ARCHITECTURES.get(config.converted_from or "")
     if architecture is not None and architecture.family.centred and not is_peft:
         check_mean(tensors, settings, hook)
-    g = alignment(source, target) if transformation is None else load_transformation(transformation, config, 1.0)
+    if transformation is None:
+        g = alignment(source, target, device)
+    else:
+        g = load_transformation(transformation, config, 1.0)
     g = g.inverse() if inverse else g
     if is_peft or is_adapter(tensors):
         tensors, settings = transport_adapter(tensors, g, settings)
@@ -153,7 +158,7 @@ def check_base(settings: Mapping[str, Any], base: Any) -> None:
         )
 
 
-def alignment(source: Any, target: Any) -> Any:
+def alignment(source: Any, target: Any, device: str | None) -> Any:
     """The transformation that brings one model nearest to another; how near, is printed."""
     require("align")
     from ..checkpoints.opened import open_model
@@ -164,7 +169,7 @@ def alignment(source: Any, target: Any) -> Any:
     models = [open_model(name, argument=argument) for name, argument in ((source, "from"), (target, "to"))]
     check_same_vocabulary(*(model.place for model in models))
     check_alike(models[0].config, models[1].config, (source, target))
-    found = search_between(models[0], models[1], progress=True)
+    found = search_between(models[0], models[1], device, progress=True)
     Console().print(
         f"Distance that alignment leaves between the two: {found.distances[-1]:.2g} of their weights. What is carried "
         "is exact where it is rounding; `rigpt diff` says whether it is.",

@@ -38,7 +38,8 @@ class View(Protocol):
 
 class Group:
     """
-    A group that may act on a frame. Elements are stacks over the copies of the frame; algebra is done in float64.
+    A group that may act on a frame. Elements are stacks over the copies of the frame; algebra is done in float64, on
+    the CPU. Weights may be elsewhere: [`act`] brings elements to them, [`nearest`] what it sums to the CPU.
 
     What a group leaves out here it has not: without stretches there is nothing to balance and nothing conserved,
     without a path between its elements no Lie algebra.

@@ -249,7 +249,7 @@ class GainScalings(Planes, Group):
         for role, a, b in view.pairs():
             if role in self.ROLES and not role.endswith("bias"):
                 sets = pairings[role.rpartition("_")[2]][:, self.ROLES[role]]
-                sets += (a * b).reshape(copies, sets.shape[1], -1, self.n, a.shape[-1]).sum((2, 4))
+                sets += (a * b).reshape(copies, sets.shape[1], -1, self.n, a.shape[-1]).sum((2, 4)).cpu()
         return spectra.signs(torch.where(pairings["gain"] == 0, pairings["rows"], pairings["gain"]))
 
     def reordered(self, element: torch.Tensor, order: Callable[[Role], torch.Tensor], role: Role) -> torch.Tensor:

@@ -5,7 +5,7 @@ They have no Lie algebra but that of the scalings. A permutation is kept as the 
 `(P x)[i] = x[p[i]]`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -144,7 +144,7 @@ class HeadPermutations(Group):
         shared = torch.zeros(heads, heads, size, size, dtype=dtype)
         queries = torch.zeros(heads, repeats, heads, repeats, size, size, dtype=dtype)
         for role, b, a in pairs:
-            cross = b @ a.T
+            cross = (b @ a.T).cpu()
             if role == "query":
                 blocks = cross.reshape(heads, repeats, size, heads, repeats, size)
                 queries += blocks.permute(0, 1, 3, 4, 2, 5)
@@ -179,12 +179,12 @@ class ExpertPermutations(HeadPermutations):
         gains = torch.zeros(count, count)
         for role, b, a in view.pairs():
             if role == "router":
-                gains += b.float() @ a.float().T
+                gains += (b.float() @ a.float().T).cpu()
         for group, pairs in view.carried():
             assert isinstance(group, NeuronGroup)
             blocks = group.blocks(pairs)
             for i, j in product(range(count), repeat=2):
-                fixed, signed = group.likeness((role, b[i], a[j]) for role, b, a in blocks)
+                fixed, signed = group.likeness([(role, b[i], a[j]) for role, b, a in blocks])
                 likeness = fixed + signed.abs()
                 gains[i, j] += likeness.gather(1, assignment(likeness)[:, None]).sum()
         return assignment(gains)[None]
@@ -376,7 +376,7 @@ class NeuronGroup(Group):
         pairs = self.blocks(view.pairs())
         elements = []
         for copy in range(len(pairs[0][1])):
-            fixed, signed = self.likeness((role, b[copy], a[copy]) for role, b, a in pairs)
+            fixed, signed = self.likeness([(role, b[copy], a[copy]) for role, b, a in pairs])
             order = assignment(fixed + signed.abs())
             signs = signed.gather(1, order[:, None])[:, 0]
             # A sign belongs to the neuron that is taken, which is scaled before it moves.
@@ -388,13 +388,13 @@ class NeuronGroup(Group):
         """Axes `[copies · F, rest]` with the copies apart, `[copies, F, rest]`."""
         return [(role, *(side.unflatten(0, (-1, self.n)) for side in (b, a))) for role, b, a in pairs]
 
-    def likeness(self, pairs: Iterable) -> tuple[torch.Tensor, torch.Tensor]:
+    def likeness(self, pairs: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
         """Products `[F, F]` of all neurons of two MLPs, of what has a sign of its own, and of what a sign may turn."""
-        fixed, signed = torch.zeros(self.n, self.n), torch.zeros(self.n, self.n)
+        fixed, signed = (pairs[0][1].new_zeros(self.n, self.n, dtype=torch.float32) for _ in range(2))
         for role, b, a in pairs:
             likeness = fixed if not self.gated or role == "active" else signed
             likeness.addmm_(b.float(), a.float().T)
-        return fixed, signed
+        return fixed.cpu(), signed.cpu()
 
 
 def sums_of_cubes(group: Group, view: View) -> dict[Role, torch.Tensor]:

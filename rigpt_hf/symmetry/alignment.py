@@ -346,5 +346,5 @@ class Search:
         if kind not in self.table.kinds:
             return {}
         target, ours = (token_vectors(self.table, side, kind) for side in (self.target, self.weights))
-        element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].double())
+        element = self.table.kinds[kind].group.procrustes((target.T @ ours)[None].to("cpu", torch.float64))
         return {ENTRY: element} if kind == "entry" else along(self.table, element)

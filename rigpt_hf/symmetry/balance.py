@@ -64,6 +64,6 @@ def _without_translations(table: Table, weights: Weights) -> dict[FrameKey, torc
         if shift.like not in weights:
             continue
         frame = table.frames[key]
-        place = shift.place(weights[shift.like].to(torch.float64), frame.group.shape(frame.copies))
+        place = shift.place(weights[shift.like].to(torch.float64), frame.group.shape(frame.copies)).cpu()
         elements[key] = -frame.group.project(place)
     return elements

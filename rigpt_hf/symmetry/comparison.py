@@ -96,13 +96,21 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(a: Model, b: Model, *, search: str = "auto", progress: bool = False) -> Comparison:
+def compare(
+    a: Model,
+    b: Model,
+    *,
+    search: str = "auto",
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Comparison:
     """
     Say whether B was made from A.
 
     Args:
         a, b: RiGPTs in memory, or folders, files and ids of models that convert; neither is changed.
         search: `"auto"`: look for what brings A to B where the fingerprints are of relatives; `"always"`, `"never"`.
+        device: Where to search, see [`search_layers`].
         progress: Show progress bars.
 
     Raises:
@@ -124,11 +132,13 @@ def compare(a: Model, b: Model, *, search: str = "auto", progress: bool = False)
         return result
     result.notes += notes
     if search == "always" or (search == "auto" and result.verdict == "relative"):
-        _search(result, first, second, progress)
+        _search(result, first, second, device, progress)
     return result
 
 
-def _search(result: Comparison, a: OpenedModel, b: OpenedModel, progress: bool) -> None:
+def _search(
+    result: Comparison, a: OpenedModel, b: OpenedModel, device: torch.device | str | None, progress: bool
+) -> None:
     """Look for what brings A to B, and fill in what that tells."""
     before, precisions, is_same = unaligned(a, b)
     result.precision = [str(precision).removeprefix("torch.") for precision in precisions]
@@ -142,7 +152,7 @@ def _search(result: Comparison, a: OpenedModel, b: OpenedModel, progress: bool) 
         )
         result.parts = list(parts.values())
         return
-    found = search_between(a, b, progress)
+    found = search_between(a, b, device, progress)
     parts = {name: Part(name, distance, before[name]) for name, distance in found.parts.items()}
     total, layers = parts.pop("all"), parts.pop("layers")
     floor = ALGEBRA * max(torch.finfo(torch.promote_types(each, torch.float32)).eps for each in precisions)
@@ -157,10 +167,12 @@ def _search(result: Comparison, a: OpenedModel, b: OpenedModel, progress: bool) 
         result.verdict = "disguise"
 
 
-def search_between(a: OpenedModel, b: OpenedModel, progress: bool = False) -> Found:
+def search_between(
+    a: OpenedModel, b: OpenedModel, device: torch.device | str | None = None, progress: bool = False
+) -> Found:
     """The transformation that brings A nearest to B, two models of one configuration, in the finer precision."""
     finer = torch.promote_types(torch.promote_types(a.stored_dtype, b.stored_dtype), torch.float32)
-    return search_layers(a, b, finer, max_sweeps=SWEEPS, progress=progress)
+    return search_layers(a, b, finer, max_sweeps=SWEEPS, device=device, progress=progress)
 
 
 def describe(transformation: GaugeTransformation) -> dict[str, str]:

@@ -93,12 +93,12 @@ class View:
     def grams(self) -> dict[Role, torch.Tensor]:
         """
         `Σ a bᵀ` by role, as the group makes it: `[copies, n, n]` for groups of matrices, one number per head or neuron
-        for groups of permutations.
+        for groups of permutations. On the CPU, wherever the weights are.
         """
         frame = self.table.frames[self.key]
         result: dict[Role, torch.Tensor] = {}
         for role, a, b in self.pairs():
-            part = frame.group.gram(role, a, b, frame.copies)
+            part = frame.group.gram(role, a, b, frame.copies).cpu()
             result[role] = result[role] + part if role in result else part
         return result
 

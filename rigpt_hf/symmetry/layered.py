@@ -5,6 +5,10 @@ Frames of a layer meet those of another only through the residual stream. So whi
 settled by itself, and the stream's own rotation needs no more of a layer than its cross-covariance `[d, d]`: memory is
 that of two layers, or of two token tables, and a sweep costs what its layers cost. It is the search of
 `alignment.py`, which has both models in memory and leaves them aligned.
+
+Weights are on a device of the caller's choice, and so are products of them. Elements of groups, Gram matrices and all
+that is decomposed or assigned stay on the CPU: contractions bring there what they give, actions bring their matrices
+to the weights.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -96,13 +100,15 @@ class Balanced:
     Args:
         model: The model.
         unpaired, passes: As for [`balance`].
+        device: Where its blocks are put.
         dtype: What a block is balanced in, once it is known how.
     """
 
     dtype = torch.float64
 
-    def __init__(self, model: OpenedModel, unpaired: float, passes: int):
+    def __init__(self, model: OpenedModel, unpaired: float, passes: int, device: torch.device):
         self.model, self.unpaired, self.passes, self.table = model, unpaired, passes, table_of(model.config)
+        self.device = device
         self.blocks = blocks_of(list(model.weights.shapes))
         transports = {name: model.weights.read(name) for name in self.table.transports if name in model.weights.shapes}
         self.flat = flattening(model.config, transports)
@@ -110,7 +116,7 @@ class Balanced:
 
     def raw(self, block: Block) -> dict[str, torch.Tensor]:
         """A block as it is."""
-        return {name: self.model.weights.read(name) for name in self.blocks[block]}
+        return {name: self.model.weights.read(name).to(self.device) for name in self.blocks[block]}
 
     def weights(self, block: Block) -> dict[str, torch.Tensor]:
         """A balanced block."""
@@ -249,6 +255,7 @@ def search_layers(
     *,
     max_sweeps: int,
     tolerance: float = FOUND,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Found:
     """
@@ -258,7 +265,10 @@ def search_layers(
         a, b: Two models of one configuration, see [`check_alike`].
         dtype: What everything but decompositions is computed in, float32 or float64.
         max_sweeps, tolerance, progress: As for [`find_alignment`].
+        device: Where weights are, two blocks at a time, and products of them; it must have float64. If absent, a GPU
+            of CUDA where there is one, else the CPU.
     """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     blocks = len(blocks_of(list(a.weights.shapes)))
     with tqdm(total=blocks * max_sweeps, desc="Aligning", unit="layer", disable=not progress) as bar:
 
@@ -269,19 +279,21 @@ def search_layers(
 
         limits = max_sweeps, tolerance, tick
         with one_thread(b.config.hidden_size < WIDE):
-            found = _search(a, b, dtype, UNPAIRED, *limits)
+            found = _search(a, b, dtype, device, UNPAIRED, *limits)
         if dtype == torch.float64 and found.distances[-1] < EXACT:
             # The short length costs digits, and without rounding between the models nothing speaks for it.
-            exact = _search(a, b, dtype, 1.0, *limits)
+            exact = _search(a, b, dtype, device, 1.0, *limits)
             if exact.distances[-1] < EXACT:
                 return exact
     return found
 
 
-def _search(a: OpenedModel, b: OpenedModel, dtype: torch.dtype, unpaired: float, *limits: Any) -> Found:
+def _search(
+    a: OpenedModel, b: OpenedModel, dtype: torch.dtype, device: torch.device, unpaired: float, *limits: Any
+) -> Found:
     # One pass has more digits than float32.
     passes = PASSES if dtype == torch.float64 else 1
-    ours, theirs = Balanced(a, unpaired, passes), Balanced(b, unpaired, passes)
+    ours, theirs = (Balanced(model, unpaired, passes, device) for model in (a, b))
     power = 0 if dtype == torch.float64 else _power(ours, theirs)
     if power:
         dtype = torch.float64

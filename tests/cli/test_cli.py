@@ -110,6 +110,7 @@ def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):
         (("verify", "GPT2", "GPT2", "--text", "missing.txt"), "`--text` must be a file"),
         (("convert", "GPT2", "OUT", "--device", "nowhere"), "`--device` must be one that PyTorch can use here"),
         (("convert", "GPT2", "OUT", "--device", "meta"), "such as cpu, got 'meta': it holds no numbers"),
+        (("diff", "GPT2", "GPT2", "--device", "meta"), "such as cpu, got 'meta': it holds no numbers"),
         (("convert", "GPT2", "FULL"), "or pass `--force` to replace it"),
         (("info", "no/such/folder"), "`SOURCE` must be the folder of a saved model or the id"),
         (("verify", "GPT2", "OTHER"), "`B` must be a folder with `model.safetensors` or"),

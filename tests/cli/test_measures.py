@@ -16,6 +16,7 @@ from rigpt_hf.symmetry import GaugeTransformation, gauge_distance
 from rigpt_hf.text import tokenizer
 from tests.cli.conftest import in_one_line
 from tests.conversion.sources import stock_model
+from tests.devices import StandIn
 from tests.models import SYMMETRIES, tiny_model
 from tests.tolerances import SYMMETRY
 
@@ -80,6 +81,24 @@ def test_diff_recognises_a_disguise(done, folders, tmp_path):
     disguise = AutoModelForCausalLM.from_pretrained(folders / "disguise", dtype=torch.float32)
     for a, b in zip(aligned.parameters(), disguise.parameters(), strict=True):
         assert (a - b).norm() < 0.02 * b.norm(), "not within the rounding of bfloat16"
+
+
+def test_diff_searches_where_it_is_told(done, folders):
+    command = ("diff", folders / "model", folders / "disguise", "--device")
+    with StandIn() as device:
+        out = done(*command, "cpu")
+        assert not device.seen
+        assert done(*command, "cuda") == out
+    assert device.seen["matmul"] > 20
+
+
+def test_a_device_without_float64_is_refused(rigpt, folders, monkeypatch):
+    def empty(*size, device, dtype):
+        raise TypeError(f"Cannot convert a {device} Tensor to {dtype}")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    result = rigpt("diff", folders / "model", folders / "disguise", "--device", "mps")
+    assert "`--device` must be one that PyTorch can use here" in in_one_line(result)
 
 
 def test_diff_tells_the_unrelated_by_its_exit_code(rigpt, folders):

@@ -11,6 +11,7 @@ from transformers import GPT2Config
 from rigpt_hf.checkpoints.named import load_rigpt
 from rigpt_hf.symmetry import GaugeTransformation, transport
 from tests.cli.conftest import in_one_line
+from tests.devices import StandIn
 from tests.model.agreement import assert_different, assert_same, difference
 from tests.models import randomise_, tiny_config, tiny_model, tokens
 from tests.tolerances import CONVERSION
@@ -83,7 +84,10 @@ def test_an_adapter_works_on_the_turned_model(done, place, tmp_path):
 
 
 def test_the_transformation_is_found_where_none_is_given(done, place, tmp_path):
-    out = done("transport", place / "lora", tmp_path / "out", "--from", place / "a", "--to", place / "b")
+    command = ("transport", place / "lora", tmp_path / "out", "--from", place / "a", "--to", place / "b")
+    with StandIn() as device:
+        out = done(*command, "--device", "cuda")
+    assert device.seen["matmul"] > 20
     assert "Distance that alignment leaves between the two" in out
     assert_same(logits(place / "b", tmp_path / "out"), logits(place / "a", place / "lora"))
 
