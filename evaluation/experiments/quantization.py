@@ -76,7 +76,9 @@ ROWS: dict[str, Row] = {
     "no text: weights alone per row": Row(PLAIN, moments="none"),
     "no text: Hadamard GPTQ per row": Row(HADAMARD, moments="random"),
     "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True, moments="none"),
-    "stock rounded per 32 with searched scales": Row(replace(ROUNDED, group=32, clip=True), stock=True, moments="none"),
+    "stock rounded per 32 with searched scales": Row(
+        replace(ROUNDED, group=32, clip=True), stock=True, moments="none"
+    ),
     "stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, tune=True),
     "Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), tune=True),
     "Hadamard GPTQ per 32 without gauges": Row(replace(HADAMARD, group=32, gauges=False)),

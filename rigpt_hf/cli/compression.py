@@ -286,8 +286,8 @@ def check_text(name: str) -> None:
             kind_of(name)
     except ValueError as error:
         raise ValueError(
-            f"`calibrate` must be default, none, files, folders or ids of data sets on the Hub, got {name!r}, which is "
-            "not there. Check the path."
+            f"`calibrate` must be default, none, files, folders or ids of data sets on the Hub, got {name!r}, which "
+            "is not there. Check the path."
         ) from error
 
 

@@ -236,8 +236,8 @@ class _Rounding:
         seen = self._moments_after(undo, names, measured)
         gains = self.gains or {}
         if self.gains is None and self.recipe.has_gains and layer is not None:
-            by_parameter = ({f"{name}.weight": values for name, values in found.items()} for found in (turned, seen))
-            closed = gains_in_closed_form(self.config, *by_parameter)
+            columns, squares = ({f"{name}.weight": each[name] for name in each} for each in (turned, seen))
+            closed = gains_in_closed_form(self.config, columns, squares)
             gains = {name.removesuffix(".weight"): gain for name, gain in closed.items()}
         for same in _alike(names, measured, gains):
             weight = torch.cat([turned[name] for name in same])
