@@ -92,9 +92,15 @@ def decoded_tensors(folder: Path, bits: int, argument: str = "source") -> dict[s
         if lost := [part for part in PARTS if f"{module}.{part}" not in tensors]:
             raise ValueError(f"`{argument}` must hold all parts of a map, got {name!r} without {name_some(lost)}.")
         words, scales, shape = (tensors.pop(f"{module}.{part}") for part in PARTS)
-        rows, columns = shape.tolist() if shape.shape == (2,) else (0, 0)
+        rows, columns = shape.tolist() if shape.shape == (2,) and shape.dtype == torch.int64 else (0, 0)
         fits = words.dtype == torch.int32 and words.shape == (rows, -(-columns * bits // WORD))
-        if not fits or scales.dim() != 2 or len(scales) != rows or not columns or columns % scales.shape[1]:
+        if (
+            not fits
+            or scales.dim() != 2
+            or len(scales) != rows
+            or columns % max(scales.shape[1], 1)
+            or not scales.numel()
+        ):
             raise ValueError(
                 f"`{argument}` must hold codes of {bits} bits and their scales, got {name!r} of {list(words.shape)} "
                 f"and scales of {list(scales.shape)} for a map of {shape.tolist()}."

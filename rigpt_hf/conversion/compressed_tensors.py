@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..modeling_rigpt import RiGPTForCausalLM
 from ..packed_rigpt import QuantizedLinear, unpack
 from ..quantization.maps import token_tables
 from ..quantized_rigpt import HEAD, METHOD, RiGPTQuantizationConfig
-from ..terminal import notices_after
+from ..terminal import notices_after, notices_held, say_notices
 from .export import ExportPlan, plan_export
 
 
@@ -83,10 +84,14 @@ def export_compressed_tensors(
             weight = model.get_submodule(table).weight
             weight.copy_(weight.to(dtype))
     logger.warning(f"{name} is quantized by {METHOD}{in_words(config)}.")
+    target = "auto"
     for tried in ("auto", "stream") if frame == "auto" else (frame,):
-        plan = plan_export(model, "auto", tried, even=False)
+        with notices_held(CONVERSION) as notices:
+            plan = plan_export(model, target, tried, even=False)
+        target = plan.config.model_type  # the way to another frame is short once the class is known
         if maps := dict(kept(plan, coded, form)):
             break
+    say_notices(notices)
     called = plan.model_class.__name__
     if stacked := [entry.name for entry in plan.entries if len(entry.shape) > 2]:
         raise ValueError(
@@ -199,16 +204,15 @@ def kept(
         module = entry.name.removesuffix(".weight")
         if not linear.get(module):
             continue
-        digests = _digests(entry.make(torch.float32))
-        if all(digest in places for digest in digests):
-            rows = [places[digest] for digest in digests]
+        with suppress(KeyError):
+            rows = [places[digest] for digest in _digests(entry.make(torch.float32))]
             codes, scales = (torch.stack([held[at][part][row] for at, row in rows]) for part in (0, 1))
             yield module, (unpack(codes, entry.shape[1]), scales)
 
 
-def _digests(matrix: torch.Tensor) -> list[bytes]:
+def _digests(matrix: torch.Tensor) -> Iterator[bytes]:
     """What tells rows `[n]` apart; the two zeros are one."""
-    return [blake2b(row, digest_size=16).digest() for row in (matrix + 0.0).contiguous().numpy()]
+    return (blake2b(row, digest_size=16).digest() for row in (matrix + 0.0).contiguous().numpy())
 
 
 def stored_tensors(plan: ExportPlan, maps: Maps, bits: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from rigpt_hf.checkpoints.pack_quantized import pack_words, unpack_words
 from rigpt_hf.checkpoints.read import load_config
 from rigpt_hf.conversion import compressed_tensors
 from rigpt_hf.conversion.compressed_tensors import export_compressed_tensors
+from rigpt_hf.conversion.families import TARGETS
 from rigpt_hf.packed_rigpt import unpack
 from rigpt_hf.quantized_rigpt import HEAD, TABLE, RiGPTQuantizationConfig, to_quantized
 from rigpt_hf.symmetry import GaugeTransformation
@@ -172,6 +173,7 @@ def test_codes_in_a_turned_frame_stay_and_the_tables_are_turned(tmp_path):
         model.model.project_in.weight.copy_(torch.eye(128))
         gains = torch.rand(128, generator=torch.Generator().manual_seed(0)).add(0.5)
         model.model.project_out.weight.copy_(gains.diag())
+    assert all(target.model_class.config_class.model_type == name for name, target in TARGETS.items())
     turned = GaugeTransformation.random(model.config, torch.Generator().manual_seed(0), "stream")(model).float()
     made = coded(turned, 4, 32, ("model.project_in", "model.project_out"))
     made.save_pretrained(tmp_path / "codes")
@@ -232,6 +234,8 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
         ("weight_scale", whole[f"{name}.weight_scale"][:-1], "must hold codes of 4 bits and their scales"),
         ("weight_packed", whole[f"{name}.weight_packed"][:, :-1], "must hold codes of 4 bits and their scales"),
         ("weight_shape", torch.tensor([256]), "must hold codes of 4 bits and their scales"),
+        ("weight_shape", whole[f"{name}.weight_shape"].float(), "must hold codes of 4 bits and their scales"),
+        ("weight_scale", whole[f"{name}.weight_scale"][:, :0], "must hold codes of 4 bits and their scales"),
         ("weight_scale", whole[f"{name}.weight_scale"] * torch.inf, "must hold finite numbers"),
     ):
         stored = {key: tensor.contiguous() for key, tensor in whole.items() if key != f"{name}.{part}"}
