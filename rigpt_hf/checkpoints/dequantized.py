@@ -5,19 +5,24 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..quantized_rigpt import METHOD, Coded, RiGPTQuantizationConfig
-from .read import load_model, quiet_loading, reading, silent
+from .pack_quantized import METHOD as PACKED
+from .pack_quantized import bits_of, decoded_tensors
+from .read import check_model, load_model, local_folder, quiet_loading, reading, silent
+from .weights import check_shapes
 
 
 # What must be installed for each method that can be decoded.
 PACKAGES = {
     "bitsandbytes": "bitsandbytes",
     "torchao": "torchao",
-    "compressed-tensors": "compressed_tensors",
+    PACKED: "compressed_tensors",
     METHOD: "rigpt_hf",
 }
 
@@ -104,6 +109,8 @@ def dequantized(
             f"`{argument}` must hold weights, or codes of {', '.join(PACKAGES)}, which can be decoded, got "
             f"{str(source)!r}, whose `quantization_config` says {method!r}. Give the model that was quantized."
         )
+    if method == PACKED and (decoded := _packed(local_folder(source, revision, argument), config, argument)):
+        return decoded
     if not _is_installed(package):
         raise ValueError(
             f"`{argument}` is quantized by {method!r}, and {package!r}, which decodes it, is not installed, got "
@@ -124,6 +131,27 @@ def dequantized(
         if odd := [name for name, tensor in tensors.items() if tensor.shape != wanted[name].shape]:
             raise ValueError(f"`{odd[0]}` is still made of codes. Give the model that was quantized")
     return Decoded(type(model), plain, tensors)
+
+
+def _packed(folder: Path, config: Any, argument: str) -> Decoded | None:
+    """
+    A folder in the layout of `pack_quantized.py`, read without its library, which rounds products to the dtype of the
+    scales; `None` where there are other codes, or names that are not those of the class.
+    """
+    given = config.quantization_config
+    bits = bits_of(given if isinstance(given, dict) else given.to_dict())
+    if bits is None or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    check_model(folder, argument=argument)
+    plain, model_class = deepcopy(config), MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    del plain.quantization_config
+    with torch.device("meta"), silent():
+        mould = model_class(deepcopy(plain))
+    tensors = decoded_tensors(folder, bits, argument)
+    if tensors.keys() - mould.state_dict().keys():
+        return None
+    check_shapes(mould, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, argument, folder)
+    return Decoded(model_class, plain, tensors)
 
 
 def _is_dense(model: Any) -> bool:

@@ -33,7 +33,8 @@ def check_rigpt(config: Any, source: str) -> RiGPTConfig:
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"`source` must hold its weights themselves and no codes for them, got {source!r} with a "
-            "`quantization_config`. Give the model that was quantized, or export codes of rigpt with `--to gguf`."
+            "`quantization_config`. Give the model that was quantized, or export codes of rigpt with `--to gguf` or "
+            "`--to compressed-tensors`."
         )
     architectures = config.architectures or [RiGPTForCausalLM.__name__]
     if RiGPTForCausalLM.__name__ not in architectures:

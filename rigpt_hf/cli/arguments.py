@@ -58,7 +58,7 @@ STOCK_FRAMES = ("auto", "lexical", "stream")
 DROPOUTS = ("vector", "none", "refuse")
 QK_GAINS = ("vector", "metric")
 # Files of other programs, which `--to` names beside stock classes, and what one of them has beside these dtypes.
-FORMATS = ("gguf", "onnx")
+FORMATS = ("gguf", "onnx", "compressed-tensors")
 ROUNDED = ("q8_0", "q4_0")
 METHODS = ("linear", "spherical")
 SHIFTS = ("key_shift", "value_shift", "residual_shift", "router_shift", "router_bias_shift", "position_shift")

@@ -58,7 +58,7 @@ def quantize(
         int | None,
         option(
             "Steps in which scales and factors of inputs learn the logits of the model, on the calibration text. 0 "
-            "where llama.cpp shall read the codes, which knows no such factors.",
+            "where llama.cpp or vLLM shall read the codes, which know no such factors.",
             "48; 0 for round and without text",
         ),
     ] = None,

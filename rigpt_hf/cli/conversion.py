@@ -122,7 +122,7 @@ def export(
         str | None,
         option(
             f"Stock architecture: {', '.join(TARGETS)}, or auto: the one in which it is smallest; gguf, a file for "
-            "llama.cpp; or onnx, a graph.",
+            "llama.cpp; onnx, a graph; or compressed-tensors, which vLLM reads, from a folder of codes.",
             "the one that it was converted from",
         ),
         one_of("auto", *TARGETS, *FORMATS),
@@ -148,6 +148,7 @@ def export(
         rigpt export my-rigpt my-llama --to llama
         rigpt export my-rigpt my-gguf --to gguf --dtype q8_0
         rigpt export my-rigpt my-onnx --to onnx
+        rigpt export my-codes my-llama --to compressed-tensors
     """
     if to == "gguf":
         from ..conversion.gguf import export_gguf
@@ -158,6 +159,12 @@ def export(
         from ..conversion.onnx import export_onnx
 
         report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
+        return
+    if to == "compressed-tensors":
+        from ..conversion.compressed_tensors import export_compressed_tensors
+
+        made = export_compressed_tensors(source, output, frame=frame, dtype=to_dtype(dtype), force=force, seed=seed)
+        report(made, output)
         return
     from ..conversion import export_checkpoint
 
