@@ -1,7 +1,9 @@
 """The record of how a model was made smaller: what it was made from, how, and what that cost."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,11 @@ class SmallerMetadata:
 def smaller_than(folder: Path) -> list[SmallerMetadata]:
     """The records of a folder; a `ValueError` if one cannot be read, or says what none does."""
     words = {"prune.json": _words_of_pruning, "quantize.json": _words_of_recipe}
-    found = (of_record(folder / name, lambda record, name=name: _read(record, name, words[name])) for name in words)
+    found = (of_record(folder / name, partial(_read, name, of_how)) for name, of_how in words.items())
     return [each for each in found if each is not None]
 
 
-def _read(record: Any, name: str, words: Any) -> SmallerMetadata:
+def _read(name: str, words: Callable[[Any], list[str]], record: Any) -> SmallerMetadata:
     losses = record["loss"]
     before, *_ = losses.values()
     texts = list(before)
