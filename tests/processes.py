@@ -100,6 +100,8 @@ def parent() -> Path:
 
 def begin():
     """Make the folder of a session; the process that all others of the session come from calls it."""
+    # What a shell runs in the background ignores interrupts, and so would all that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="processes-")
     (Path(os.environ[FOLDER]) / "session").write_text(str(os.getpid()))
 
