@@ -219,7 +219,7 @@ def variants(
     row: Row,
     model: RiGPTForCausalLM,
     gains: dict[str, torch.Tensor] | None,
-    calibration: torch.Tensor,
+    calibration: Mapping[str, torch.Tensor],
     moments: Mapping[str, dict[str, torch.Tensor]],
     options: Options,
 ) -> Iterator[tuple[str, Quantized]]:
@@ -229,8 +229,9 @@ def variants(
     quantized = quantize_model(model, recipe, moments=seen, gains=gains if row.stock else None)
     yield "", quantized
     if row.tune and options.tune:
+        windows = calibration[row.moments]
         quantized.codes |= tuned(
-            quantized, calibration, options.tune, recipe.learning_rate, seed=options.seed, progress=True
+            quantized, windows, options.tune, recipe.learning_rate, seed=options.seed, progress=True
         )
         yield " tuned", quantized
 
@@ -285,7 +286,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     seen = check_file(options.output, "output", options.force)
     folder = options.model.parent if options.model.is_file() else options.model
     tokenizer = load_tokenizer(options.tokenizer or folder)
-    calibration, judges = texts(options, tokenizer)
+    known, judges = texts(options, tokenizer)
     model, gains = models(options)
     rows = chosen_rows(options)
     if gains is None and any(row.stock for row in rows.values()):
@@ -298,9 +299,10 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     say("Losses of the model as it is")
     before = {name: window_losses(model, windows) for name, windows in judges.items()}
     drawn = random_tokens(model.config.vocab_size, tokens=RANDOM_TOKENS, context=options.context, seed=options.seed)
+    calibration = {"text": known, "random": drawn}
     moments = {
         name: all_moments(model, windows, progress=True)
-        for name, windows in {"text": calibration, "random": drawn}.items()
+        for name, windows in calibration.items()
         if any(row.moments == name for row in rows.values())
     }
     results: dict[str, Any] = {}
@@ -308,7 +310,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         "model": options.model.name,
         "windows": options.windows,
         "context": options.context,
-        "calibration": {"windows": len(calibration), "texts": [options.calibration.name, "documentation"]},
+        "calibration": {"windows": len(known), "texts": [options.calibration.name, "documentation"]},
         "tune": options.tune,
         "seed": options.seed,
         "versions": VERSIONS,
