@@ -16,7 +16,7 @@ from .runs import ImpossibleValue, of_record
 
 @dataclass(frozen=True)
 class SmallerMetadata:
-    """What `rigpt quantize` or `rigpt prune` recorded."""
+    """A record of `rigpt quantize` or `rigpt prune`."""
 
     record: str
     """Name of the file."""

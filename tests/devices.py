@@ -74,7 +74,7 @@ def tensors_in(arguments) -> Iterator[torch.Tensor]:
 
 
 def placed(result, kind: type):
-    """What a function gave, its tensors of one kind; those that are it already are the same objects."""
+    """The result of a function with its tensors of one kind; those that are it already are the same objects."""
 
     def place(each):
         is_there = not isinstance(each, torch.Tensor) or isinstance(each, OnDevice) == (kind is OnDevice)

@@ -22,6 +22,7 @@ from ..checkpoints.named import check_rigpt
 from ..checkpoints.pack_quantized import PARTS, layout, pack_words
 from ..checkpoints.read import load_config, load_model, local_folder, silent
 from ..checkpoints.weights import check_made, name_some
+from ..frames import layer_of
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..packed_rigpt import QuantizedLinear, unpack
 from ..quantization.maps import token_tables
@@ -140,7 +141,7 @@ def export_compressed_tensors(
 
 def check_codes_alone(config: Any, name: str) -> RiGPTQuantizationConfig:
     """
-    What a configuration says of its codes.
+    The codes of a configuration that has codes and scales alone.
 
     Raises:
         ValueError: if it has none, or more than codes and scales make its function.
@@ -162,7 +163,7 @@ def check_codes_alone(config: Any, name: str) -> RiGPTQuantizationConfig:
                 f"`source` must have codes for weights alone, got {name!r} with `{field}={bits}`, which is simulated. "
                 f"{AGAIN}, without `--activations` and `--cache`."
             )
-    if gained := [module for module in given.modules_with_gain if ".layers." in module]:
+    if gained := [module for module in given.modules_with_gain if layer_of(f"{module}.weight") is not None]:
         raise ValueError(
             f"`source` must have codes and scales alone, got {name!r}, where {name_some(gained, 1)} have factors of "
             f"their inputs, which compressed-tensors has not. {AGAIN}, and not with `--method round --frame own`."
@@ -211,7 +212,7 @@ def kept(
 
 
 def _digests(matrix: torch.Tensor) -> Iterator[bytes]:
-    """What tells rows `[n]` apart; the two zeros are one."""
+    """A digest of every row `[n]`, by which it is known; the two zeros are one."""
     return (blake2b(row, digest_size=16).digest() for row in (matrix + 0.0).contiguous().numpy())
 
 

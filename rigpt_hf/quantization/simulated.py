@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..frames import layer_of
 from ..modeling_rigpt import RiGPTAttention, RiGPTForCausalLM
 from ..packed_rigpt import QuantizedLinear
 from ..scores_rigpt import Score
@@ -69,7 +70,7 @@ def simulate(model: RiGPTForCausalLM, config: Any) -> None:
     codes = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     codes.pop("lm_head", None)
     if (bits := config.activation_bits) is not None:
-        inner = [name for name in codes if ".layers." in name]
+        inner = [name for name in codes if layer_of(f"{name}.weight") is not None]
         turned, seed = recipe.get("turned", []), recipe.get("seed", 0)
         turns = {name: online_turn(name, codes[name].in_features, seed) for name in turned}
         gains = {name: module.gain for name, module in codes.items() if module.gain is not None}

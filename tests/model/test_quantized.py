@@ -185,7 +185,8 @@ def module_of(rows: int, columns: int, bits: int, group: int | None, **options) 
     generator = torch.Generator().manual_seed(0)
     made = rounded(torch.randn(rows, columns, generator=generator), bits, group)
     module = QuantizedLinear(rows, columns, bits, group, **options)
-    module.load_state_dict({"codes": pack(made.codes, bits), "scales": made.scales}, strict=False)
+    lost, odd = module.load_state_dict({"codes": pack(made.codes, bits), "scales": made.scales}, strict=False)
+    assert not odd and set(lost) <= {"bias", "gain"}
     for name in ("bias", "gain"):
         if (parameter := getattr(module, name)) is not None:
             parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
