@@ -13,7 +13,7 @@ Every weight meets the probes once: 2 · k multiplications per parameter, one te
 """
 
 from collections.abc import Callable, Collection, Iterator
-from math import ceil
+from math import ceil, frexp
 
 import numpy as np
 import torch
@@ -119,18 +119,19 @@ def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt:
         if any(table.role_on(name, kind) == "reads" for kind in ("lexical", "entry")) and _is_inward(table, name):
             inward = read(name).double() if inward is None else read(name).double() @ inward
 
-    # A row that dwarfs all others, say of a token that is never used, must not be all that a probe is made of.
-    starts = range(0, len(tokens), CHUNK)
-    # Only their ratios count, and few digits of these.
+    inward = None if inward is None else inward * _near_one(inward)
+    scale = _near_one(tokens)
+    # A row that dwarfs all others, say of a token that is never used, must not be all that a probe is made of. Few
+    # digits of lengths will do, as long as they are the same in every frame.
     algebra = torch.promote_types(tokens.dtype, torch.float32)
-    guess, largest = None if inward is None else (inward / _largest(inward)).to(algebra), _largest(tokens)
-    units = ((rows.double() / largest).to(algebra) for rows in tokens.split(CHUNK))
-    lengths = torch.cat([_into(guess, rows).norm(dim=1) for rows in units]).double()
-    shares = (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
-    mean = torch.stack([shares[i : i + CHUNK].T @ tokens[i : i + CHUNK].double() for i in starts]).sum(0) / len(tokens)
+    guess = None if inward is None else inward.to(algebra)
+    parts = [(start, tokens[start : start + CHUNK]) for start in range(0, len(tokens), CHUNK)]
+    lengths = torch.cat([_into(guess, (part.double() * scale).to(algebra)).norm(dim=1) for _, part in parts]).double()
+    shares = scale * (LONGEST * lengths.median() / lengths.clamp_min(1e-300)).clamp_max(1.0)[:, None]
+    mean = torch.stack([shares[i : i + CHUNK].T @ part.double() for i, part in parts]).sum(0) / len(tokens)
     sums, gram = mean.new_zeros(probes, mean.shape[1]), mean.new_zeros(mean.shape[1], mean.shape[1])
-    for start in starts:
-        rows = tokens[start : start + CHUNK].double() * shares[start : start + CHUNK] - mean
+    for start, part in parts:
+        rows = part.double() * shares[start : start + CHUNK] - mean
         sums += signs(start, len(rows), probes, salt).T @ rows
         if start < MULTIPLE * ceil(ROWS * rows.shape[1] / MULTIPLE):
             gram += rows.T @ rows
@@ -139,9 +140,9 @@ def _probes(table: Table, names: Collection[str], read: Read, probes: int, salt:
     return dual / dual.norm(dim=1, keepdim=True)
 
 
-def _largest(tensor: torch.Tensor) -> float:
-    """The largest absolute value, or 1 where all are 0."""
-    return max(abs(float(value)) for value in tensor.aminmax()) or 1.0
+def _near_one(tensor: torch.Tensor) -> float:
+    """The power of two that brings the largest absolute value near 1, so that no square of it is out of range."""
+    return 2.0 ** min(-frexp(max(abs(float(value)) for value in tensor.aminmax()))[1], 1000)
 
 
 def _into(inward: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:

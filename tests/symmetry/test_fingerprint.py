@@ -37,6 +37,21 @@ def test_no_choice_of_frames_changes_a_sketch(option):
     assert (sketched(turned) - sketches).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("option", SEARCHED[:2])
+def test_the_size_of_the_table_does_not_decide(option):
+    """Its squares leave the range of float64."""
+    model = tiny_model(**SYMMETRIES[option])
+    before = sketched(model)
+    for exponent in (-660, 660):
+        with torch.no_grad():
+            scaled = model.model.embed_tokens.weight.ldexp(torch.tensor(float(exponent)))
+            weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        weights["model.embed_tokens.weight"] = scaled
+        assert not scaled.square().norm().isfinite() or not scaled.square().any()
+        found = sketch(model.config, tuple(weights), weights.__getitem__, 8)
+        assert (found - before).abs().max() <= SYMMETRY[torch.float64]
+
+
 @over(SEARCHED[:2], SEARCHED)
 def test_relatives_are_nearer_than_others(option):
     model = tiny_model(**SHALLOW[option])
