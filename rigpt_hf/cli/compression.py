@@ -258,7 +258,10 @@ def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[A
             calibrating.append(random_tokens(source.config.vocab_size, tokens=tokens // len(names), context=context))
             continue
         text = DOCUMENTATION if name == DEFAULT else name
-        windows = calibration_tokens(tokenizer, text, tokens=tokens // len(names), context=context)
+        try:
+            windows = calibration_tokens(tokenizer, text, tokens=tokens // len(names), context=context)
+        except ValueError as error:  # of one among several, which nobody typed as a source
+            raise ValueError(str(error).replace("`source`", "`calibrate`", 1)) from error
         if name != DEFAULT:
             end = max(1, min(judge // context, len(windows) // 5))
             if end == len(windows):

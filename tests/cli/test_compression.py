@@ -96,6 +96,15 @@ def test_bad_input_ends_in_one_line(rigpt, folders, tmp_path, arguments, message
     assert not (tmp_path / "out").exists()
 
 
+def test_a_text_among_several_is_named_by_the_option(rigpt, folders, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the texts are real ones here
+    (tmp_path / "empty").mkdir()
+    texts = f"{folders / 'text.txt'},{tmp_path / 'empty'}"
+    arguments = (folders / "rigpt", tmp_path / "out", *SHORT, "--calibrate", texts)
+    assert "`--calibrate` must be or hold files that end in .txt" in in_one_line(rigpt("quantize", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_quantized_model_is_not_quantized_again(rigpt, done, folders, tmp_path):
     done("quantize", folders / "rigpt", tmp_path / "q", *SHORT, "--method", "round")
     assert "quantized already" in in_one_line(rigpt("quantize", tmp_path / "q", tmp_path / "again", *SHORT))
