@@ -152,7 +152,11 @@ def prune(
     heads: Annotated[int, option("Query heads of every layer to leave out, equally many of each group.")] = 0,
     rank: Annotated[int | None, option("Dimensions of each head that stay.", "all")] = None,
     recover: Annotated[
-        int, option("Steps in which the smaller model learns the logits of the larger, on the calibration text.")
+        int,
+        option(
+            "Steps in which the smaller model learns the logits of the larger, each on a window of the calibration "
+            "text, of which as much is read."
+        ),
     ] = 0,
     learning_rate: Annotated[float, option("Of these steps.")] = 1e-4,
     calibrate: Calibrate = DEFAULT,
@@ -182,6 +186,11 @@ def prune(
             "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
             f"{recover} and {learning_rate}. Take 500 and 1e-4, or leave them out."
         )
+    if recover and NONE in names_of(calibrate):
+        raise ValueError(
+            "`recover` must be 0 without text, as logits on tokens drawn at random teach nothing, got "
+            f"{recover} with `calibrate` none. Give a text, or leave it out."
+        )
     sizes = Sizes(neurons, heads, rank)
     model = unquantized(source, revision, gguf_file)
     sizes.check(model.config)
@@ -190,11 +199,12 @@ def prune(
             f"`rank` must be less than the {rank} dimensions of a head, got {rank}. Take less, or leave it out."
         )
     seen = check_output(output, source, force)
-    calibration, judges = texts_for(model.place, names_of(calibrate), tokens, judge)
+    calibration, judges = texts_for(model.place, names_of(calibrate), tokens, judge, recover)
     larger = model.load()
     losses = Losses(judges)
     losses.add("before", larger)
-    smaller = prune(larger, moments_by_layer(larger, calibration, progress=True), sizes, progress=True)
+    seen_windows = calibration[:: max(1, -(-calibration.numel() // tokens))]  # of all texts alike
+    smaller = prune(larger, moments_by_layer(larger, seen_windows, progress=True), sizes, progress=True)
     losses.add("pruned", smaller)
     if recover:
         smaller = recovered(
@@ -232,8 +242,12 @@ def names_of(calibrate: str) -> list[str]:
     return names
 
 
-def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[Any, dict[str, Any]]:
-    """Windows `[N, S]` to calibrate on, of all texts alike, and windows of other text that judge, by its name."""
+def texts_for(source: Any, names: list[str], tokens: int, judge: int, least: int = 0) -> tuple[Any, dict[str, Any]]:
+    """
+    Windows `[N, S]` to calibrate on, of all texts alike, and windows of other text that judge, by its name.
+
+    There are more than `tokens` where `least` windows are wanted.
+    """
     import torch
 
     from ..checkpoints.logits import longest_of
@@ -243,14 +257,15 @@ def texts_for(source: Any, names: list[str], tokens: int, judge: int) -> tuple[A
 
     context = min(CONTEXT, longest_of(source.config))
     for name, value in (("tokens", tokens), ("judge", judge)):
-        least = max(2 * context * len(names), ASKED_TOKENS if name == "tokens" else 0)
-        if value < least:
+        smallest = max(2 * context * len(names), ASKED_TOKENS if name == "tokens" else 0)
+        if value < smallest:
             raise ValueError(
-                f"`{name}` must be at least {least}, and two windows of {context} tokens for each text, got {value}. "
-                "Take more."
+                f"`{name}` must be at least {smallest}, and two windows of {context} tokens for each text, got "
+                f"{value}. Take more."
             )
     for name in names:
         check_text(name)
+    tokens = max(tokens, least * context)
     tokenizer = source.tokenizer()
     calibrating, judges = [], {"documentation": held_out_tokens(tokenizer, tokens=judge, context=context)}
     for name in names:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rigpt_hf.checkpoints.opened import find_model
+from rigpt_hf.cli.compression import texts_for
 from rigpt_hf.quantization import calibration
 from rigpt_hf.quantization.calibration import held_out_tokens, window_losses
 from rigpt_hf.text.tokenizer import load_tokenizer
@@ -67,6 +69,12 @@ def test_a_pruned_folder_is_smaller_and_has_the_loss_that_was_said(done, folders
     assert said != facts["loss"]["pruned"]["documentation"] != facts["loss"]["before"]["documentation"]
 
 
+def test_recovery_reads_a_window_a_step_and_moments_no_more_than_was_asked(folders):
+    place, names = find_model(str(folders / "rigpt")), ["default"]
+    few, many = (texts_for(place, names, 2048, 2048, windows)[0] for windows in (0, 200))
+    assert few.numel() <= 2048 and len(few) < len(many) == 200 and torch.equal(many[: len(few)], few)
+
+
 def test_the_end_of_a_text_judges(done, folders, tmp_path):
     texts = ("--calibrate", f"default,{folders / 'text.txt'}")
     done("prune", folders / "rigpt", tmp_path / "p", *SHORT, "--neurons", 0.25, *texts)
@@ -86,6 +94,7 @@ def test_the_end_of_a_text_judges(done, folders, tmp_path):
         (("quantize", "--tokens", 10), "`--tokens` must be at least 2048"),
         (("prune",), "`--neurons`, `--heads` or `--rank` must say what shall go"),
         (("prune", "--neurons", 0.5, "--judge", 1), "`--judge` must be at least 96"),
+        (("prune", "--neurons", 0.5, "--recover", 9, "--calibrate", "none"), "`--recover` must be 0 without text"),
         (("prune", "--neurons", 0.5, "--recover", -1), "`--recover` must be a number of steps"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
