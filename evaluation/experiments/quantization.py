@@ -34,11 +34,13 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.evaluation.harness.statistics import paired_difference
 from rigpt_hf.quantization import Quantized, Recipe, all_moments, quantize_model, tuned, window_losses
 from rigpt_hf.quantization.calibration import random_tokens
+from rigpt_hf.quantization.frames import turned_moments
 from rigpt_hf.quantization.maps import parts_of
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.corpus import gather_documentation, without_copies
 
 from .common import VERSIONS, check_known, check_least, write_json
+from .learned_rotation import learned_frame
 
 
 # Bytes of documentation that are gathered for a token that is wanted, and at least.
@@ -57,22 +59,26 @@ class Row:
         stock: Whether it is the stock model, with its gains in its norms.
         tune: Whether it is measured a second time, tuned.
         moments: Of inputs: those that a model has on text, on tokens drawn at random, or none.
+        learned: Whether the frame is learned, from the Hadamard one.
     """
 
     recipe: Recipe
     stock: bool = False
     tune: bool = False
     moments: Literal["text", "random", "none"] = "text"
+    learned: bool = False
 
 
 STOCK = Recipe(frame="own", gains=False, gauges=False)
 ROUNDED = replace(STOCK, method="round", clip=False)
 PLAIN = Recipe(method="round", frame="own")
 HADAMARD = Recipe()
+LEARNED = Recipe(frame="own", gains=False)
 ROWS: dict[str, Row] = {
     "stock rounded per row": Row(ROUNDED, stock=True, moments="none"),
     "stock GPTQ per row": Row(STOCK, stock=True, tune=True),
     "Hadamard GPTQ per row": Row(HADAMARD, tune=True),
+    "learned frame GPTQ per row": Row(LEARNED, learned=True),
     "no text: weights alone per row": Row(PLAIN, moments="none"),
     "no text: Hadamard GPTQ per row": Row(HADAMARD, moments="random"),
     "stock rounded per 32": Row(replace(ROUNDED, group=32), stock=True, moments="none"),
@@ -82,6 +88,7 @@ ROWS: dict[str, Row] = {
     "stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, tune=True),
     "Hadamard GPTQ per 32": Row(replace(HADAMARD, group=32), tune=True),
     "Hadamard GPTQ per 32 without gauges": Row(replace(HADAMARD, group=32, gauges=False)),
+    "learned frame GPTQ per 32": Row(replace(LEARNED, group=32), learned=True),
     "own frame rounded per 32": Row(replace(PLAIN, group=32)),
     "no text: weights alone per 32": Row(replace(PLAIN, group=32), moments="none"),
     "no text: stock GPTQ per 32": Row(replace(STOCK, group=32), stock=True, moments="random"),
@@ -120,6 +127,8 @@ class Options:
     """Windows to calibrate on, half of each text."""
     tune: int = 64
     """Steps of tuning."""
+    rotate: int = 300
+    """Steps in which a frame is learned."""
     rows: tuple[str, ...] = ()
     """Rows of the table in the order in which they are made, by their names or by how several begin; all if none is
     given."""
@@ -131,7 +140,7 @@ class Options:
     """Replace a file that this program wrote and nobody changed."""
 
     def __post_init__(self):
-        check_least(self, windows=1, context=2, calibration_windows=2, tune=0)
+        check_least(self, windows=1, context=2, calibration_windows=2, tune=0, rotate=0)
         for row in self.rows:
             if not any(name.startswith(row) for name in ROWS):
                 check_known("rows", [row], ROWS)
@@ -225,8 +234,15 @@ def variants(
 ) -> Iterator[tuple[str, Quantized]]:
     """The model rounded by the recipe of a row, and the same tuned, each with what to add to the name of the row."""
     recipe = replace(row.recipe, seed=options.seed)
-    seen = moments.get(row.moments)
+    seen, notes = moments.get(row.moments), []
+    if row.learned:
+        assert seen is not None
+        g, left = learned_frame(model, seen, recipe.group, options.rotate, seed=options.seed, progress=True)
+        undo, model = g.inverse(), g(model)
+        seen = {name: turned_moments(undo, f"{name}.weight", of_inputs) for name, of_inputs in seen.items()}
+        notes = [f"The sum of squared peaks is {left:.4f} of that in the Hadamard frame."]
     quantized = quantize_model(model, recipe, moments=seen, gains=gains if row.stock else None)
+    quantized.notes += notes
     yield "", quantized
     if row.tune and options.tune:
         windows = calibration[row.moments]

@@ -7,12 +7,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evaluation.experiments import quantization
+from evaluation.experiments.learned_rotation import Peaks, learned_frame
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.quantization import quantize_model
+from rigpt_hf.quantization import all_moments, quantize_model
 
 from ...checkpoints.folders import save_tokenizer
-from ...models import randomise_
-from ...tolerances import CONVERSION
+from ...model.agreement import difference
+from ...models import randomise_, tokens
+from ...tolerances import CONVERSION, SYMMETRY
 
 
 WORDS = "a b c a c b b a "
@@ -94,6 +96,22 @@ def test_the_whole_table_of_a_tiny_model(stock, packages, tmp_path):
         assert len(row["test.txt"]["losses"]) == 3 and 2.9 < row["bits_per_weight"] < 5
         assert bool(row["simulated"]) is any(word in name for word in ("A8", "A4", "KV4"))
     assert len({row["test.txt"]["value"] for row in result["rows"].values()}) > 15
+
+
+@pytest.mark.parametrize("group", [None, 32])
+def test_a_learned_frame_has_lower_peaks_and_the_same_function(stock, group):
+    model = convert_model(stock).eval().double()
+    ids = tokens(4, 32, vocab_size=8)
+    moments = all_moments(model, ids)
+    start, same = learned_frame(model, moments, group, 0)
+    g, left = learned_frame(model, moments, group, 40)
+    assert same == pytest.approx(1, abs=1e-6) and left < 0.97
+    assert not torch.equal(*(each.elements["stream"] for each in (start, g)))
+    assert difference(model(ids).logits, g(model)(ids).logits) < SYMMETRY[torch.float64]
+    strengths = {name: float(seen.trace()) for name, seen in moments.items()}
+    one = torch.eye(64)
+    before, after = (Peaks(each(model), strengths, group)(one) for each in (start, g))
+    assert float(after / before) == pytest.approx(left, rel=1e-4)  # in the frame itself
 
 
 def test_impossible_options_are_refused(stock, packages, tmp_path, capsys):
