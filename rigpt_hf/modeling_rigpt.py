@@ -65,7 +65,7 @@ from .layers_rigpt import (
     window_of,
 )
 from .mlp_rigpt import RiGPTExperts, RiGPTRouter, load_balancing_loss, mlp_of
-from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm
+from .norms_rigpt import RiGPTGainNorm, RiGPTHeadNorm, head_norm, unit
 from .quantized_rigpt import has_codes, refuse_missing
 from .rope_rigpt import RiGPTRotaryEmbedding, cos_sin, rope_kinds, rotate
 from .scores_rigpt import SCORES, capable, eager_attention_forward, local, repeat_heads
@@ -79,7 +79,7 @@ class RiGPTRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], eps=self.eps)
+        return unit(hidden_states, self.eps)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests import processes
@@ -30,9 +31,19 @@ def pytest_configure(config):
         processes.begin()
 
 
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are cores, as some tests wait for processes that they start."""
+    return (psutil.cpu_count(logical=False) or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """Mark all variants of a test but n, at equal distances, `full` where it is marked `by_default(n)`."""
+    """
+    Mark all variants of a test but n, at equal distances, `full` where it is marked `by_default(n)`; and begin with
+    files that hold a slow one, so that nobody waits for them in the end.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     variants: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("by_default") and not item.get_closest_marker("full"):

@@ -10,6 +10,7 @@ from rigpt_hf.checkpoints.opened import find_model
 from rigpt_hf.cli.compression import texts_for
 from rigpt_hf.quantization import calibration
 from rigpt_hf.quantization.calibration import held_out_tokens, window_losses
+from rigpt_hf.text.sources import documents
 from rigpt_hf.text.tokenizer import load_tokenizer
 
 from .conftest import in_one_line
@@ -106,7 +107,7 @@ def test_bad_input_ends_in_one_line(rigpt, folders, tmp_path, arguments, message
 
 
 def test_a_text_among_several_is_named_by_the_option(rigpt, folders, tmp_path, monkeypatch):
-    monkeypatch.undo()  # the texts are real ones here
+    monkeypatch.setattr(calibration, "documents", documents)  # the texts are real ones here
     (tmp_path / "empty").mkdir()
     texts = f"{folders / 'text.txt'},{tmp_path / 'empty'}"
     arguments = (folders / "rigpt", tmp_path / "out", *SHORT, "--calibrate", texts)
