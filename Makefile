@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Bytecode is kept, or every worker and every process of a test compiles everything again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-all faults fuzz lint floors golden bench clean
+.PHONY: help demo test test-all faults fuzz lint floors golden bench bench-tools clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -45,6 +45,9 @@ golden: $(STAMP)  ## Make the golden results anew and compare them bit by bit wi
 
 bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.speed
+
+bench-tools: $(STAMP)  ## Measure what the tools cost at three sizes and write runs/bench/tool_costs.json (about 20 minutes)
+	$(RUN)/python -m rigpt_hf.evaluation.experiments.tool_costs --output runs/bench/tool_costs.json
 
 clean:  ## Remove the virtual environment and everything the targets made
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
