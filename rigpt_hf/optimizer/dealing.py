@@ -42,13 +42,21 @@ class Layout(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block `box` of a matrix, its owner, whose shards it is made of, and whose shards its factor goes into."""
+    """
+    A block of a matrix.
+
+    Args:
+        matrix, box: Which it is.
+        owner: The process that makes its factor.
+        sources: Which processes give which parts of it; of copies, one.
+        waves: Which processes hold which parts of it, copy after copy, the owner's own or nearest copies first.
+    """
 
     matrix: int
     box: Box
     owner: int
     sources: tuple[tuple[int, Box], ...]
-    holders: tuple[tuple[int, Box], ...]
+    waves: tuple[tuple[tuple[int, Box], ...], ...]
 
 
 class Part(NamedTuple):
@@ -60,6 +68,14 @@ class Part(NamedTuple):
     box: Box
 
 
+class Wave(NamedTuple):
+    """See [`Round`]."""
+
+    returned: tuple[Part, ...]
+    received: tuple[Part, ...]
+    scatters: bool
+
+
 class Round(NamedTuple):
     """
     One process's side of a round.
@@ -67,19 +83,19 @@ class Round(NamedTuple):
     Args:
         blocks: Matrix and box of those that it makes the factors of.
         given, taken: Parts of its shards, for others' blocks; parts of its own blocks, those that it holds among them.
-        returned, received: Parts of its factors, for others' shards; parts of its own shards, likewise.
-        gathers, scatters: Whether anybody sends anything before or after.
+        gathers: Whether anybody sends any of these.
+        waves: For one copy of all shards after another: parts of its factors, for others' shards; parts of its own
+            shards, likewise; and whether anybody sends any.
     """
 
     blocks: tuple[tuple[int, Box], ...]
     given: tuple[Part, ...]
     taken: tuple[Part, ...]
-    returned: tuple[Part, ...]
-    received: tuple[Part, ...]
     gathers: bool
-    scatters: bool
+    waves: tuple[Wave, ...]
 
 
+@lru_cache(maxsize=1024)
 def boxes_of(layout: Layout) -> tuple[Box, ...]:
     """The box of every process, in the order of the mesh; the last ones may be empty, as `torch.chunk` leaves them."""
     boxes = []
@@ -138,7 +154,7 @@ def deal(layouts: tuple[Layout, ...]) -> tuple[tuple[Block, ...], ...]:
     for _, cost, layout, matrix, box, holders, candidates in dealt:
         owner = min(candidates, key=lambda process: (load[process], process))
         load[owner] -= cost
-        queues[owner].append(Block(matrix, box, owner, _sources(owner, holders, layout.mesh), holders))
+        queues[owner].append(Block(matrix, box, owner, *_parts(owner, holders, layout.mesh)))
     budget = max((numel(box) for _, _, box, _ in waiting), default=0)
     rounds: list[list[Block]] = []
     for queue in queues:
@@ -155,43 +171,55 @@ def deal(layouts: tuple[Layout, ...]) -> tuple[tuple[Block, ...], ...]:
 
 
 @lru_cache(maxsize=16)
-def rounds_of(layouts: tuple[Layout, ...], process: int, order: tuple[int, ...]) -> tuple[Round, ...]:
+def rounds_of(
+    layouts: tuple[Layout, ...], order: tuple[int, ...], processes: tuple[int, ...]
+) -> dict[int, tuple[Round, ...]]:
     """
-    A process's side of all rounds.
+    The sides of some processes of all rounds.
 
     Args:
-        order: The processes in the order of their ranks, which is that of the buffers.
+        order: All processes in the order of their ranks, which is that of the buffers.
     """
     rank = {peer: index for index, peer in enumerate(order)}
-    rounds = []
+
+    def ordered(parts: list[Part]) -> tuple[Part, ...]:
+        return tuple(sorted(parts, key=lambda part: rank[part.peer]))
+
+    rounds: dict[int, list[Round]] = {process: [] for process in processes}
     for blocks in deal(layouts):
-        own: list[tuple[int, Box]] = []
-        given: list[Part] = []
-        taken: list[Part] = []
-        returned: list[Part] = []
-        received: list[Part] = []
-        gathers = scatters = False
+        # The exchange before the factors are made, and those after it: out, into, and whether anybody sends anything.
+        exchanges = [_Exchange(processes) for _ in range(1 + max(len(block.waves) for block in blocks))]
+        own: dict[int, list[tuple[int, Box]]] = {process: [] for process in processes}
         for block in blocks:
+            number = len(own.get(block.owner, ()))
             for peer, box in block.sources:
-                gathers |= peer != block.owner
-                if peer == process != block.owner:
-                    given.append(Part(block.owner, block.matrix, -1, box))
-                if block.owner == process:
-                    taken.append(Part(peer, block.matrix, len(own), box))
-            for peer, box in block.holders:
-                scatters |= peer != block.owner
-                if peer == process:
-                    index = len(own) if block.owner == process else -1
-                    received.append(Part(block.owner, block.matrix, index, box))
-                if block.owner == process != peer:
-                    returned.append(Part(peer, block.matrix, len(own), box))
-            if block.owner == process:
-                own.append((block.matrix, block.box))
-        for side in (given, taken, returned, received):
-            side.sort(key=lambda part: rank[part.peer])
-        sides = (tuple(given), tuple(taken), tuple(returned), tuple(received))
-        rounds.append(Round(tuple(own), *sides, gathers, scatters))
-    return tuple(rounds)
+                exchanges[0].send(block, number, peer, block.owner, box)
+            for exchange, wave in zip(exchanges[1:], block.waves, strict=False):
+                for peer, box in wave:
+                    exchange.send(block, number, block.owner, peer, box)
+            if block.owner in own:
+                own[block.owner].append((block.matrix, block.box))
+        for process in processes:
+            sides = [(ordered(each.out[process]), ordered(each.into[process]), each.happens) for each in exchanges]
+            waves = tuple(Wave(*side) for side in sides[1:])
+            rounds[process].append(Round(tuple(own[process]), *sides[0], waves))
+    return {process: tuple(own) for process, own in rounds.items()}
+
+
+class _Exchange:
+    """Parts on their way, by process: those that leave it, and those that reach it or stay there."""
+
+    def __init__(self, processes: Sequence[int]):
+        self.out: dict[int, list[Part]] = {process: [] for process in processes}
+        self.into: dict[int, list[Part]] = {process: [] for process in processes}
+        self.happens = False
+
+    def send(self, block: Block, number: int, sender: int, receiver: int, box: Box) -> None:
+        """Note a part of a block, which is the owner's `number`-th."""
+        self.happens |= sender != receiver
+        for process, peer, side in ((sender, receiver, self.out), (receiver, sender, self.into)):
+            if process in side and (sender != receiver or side is self.into):
+                side[process].append(Part(peer, block.matrix, number if process == block.owner else -1, box))
 
 
 def _blocks_of(layout: Layout) -> list[Box]:
@@ -213,11 +241,23 @@ def _overlap(a: Box, b: Box) -> Box:
     return rows, columns
 
 
-def _sources(owner: int, holders: Sequence[tuple[int, Box]], mesh: tuple[int, ...]) -> tuple[tuple[int, Box], ...]:
-    """Of copies of a box, the one that is along the fewest directions from the owner."""
+def _parts(
+    owner: int, holders: Sequence[tuple[int, Box]], mesh: tuple[int, ...]
+) -> tuple[tuple[tuple[int, Box], ...], tuple[tuple[tuple[int, Box], ...], ...]]:
+    """
+    The sources of a block, and its holders in waves. A source is the copy along the fewest directions from the owner;
+    waves go on from it round all copies, so that in each of them everybody sends to and hears of other ones.
+    """
     places = list(product(*map(range, mesh)))
-    nearest: dict[Box, tuple[int, int]] = {}
+    copies: dict[Box, list[int]] = {}
     for process, box in holders:
-        apart = sum(a != b for a, b in zip(places[process], places[owner], strict=True))
-        nearest[box] = min(nearest.get(box, (apart, process)), (apart, process))
-    return tuple((process, box) for box, (_, process) in nearest.items())
+        copies.setdefault(box, []).append(process)
+    sources = []
+    waves: list[list[tuple[int, Box]]] = [[] for _ in range(max(map(len, copies.values())))]
+    for box, processes in copies.items():
+        apart = [sum(a != b for a, b in zip(places[one], places[owner], strict=True)) for one in processes]
+        nearest = apart.index(min(apart))
+        sources.append((processes[nearest], box))
+        for wave, process in enumerate(processes[nearest:] + processes[:nearest]):
+            waves[wave].append((process, box))
+    return tuple(sources), tuple(map(tuple, waves))

@@ -62,7 +62,7 @@ def map_blocks(
             sizes.append([counts[peer] for peer in order])
         return _exchange(tensors, [part.box for part in into], sizes[0], sizes[1], group, like)
 
-    for turn in rounds_of(tuple(layouts), process, order):
+    for turn in rounds_of(tuple(layouts), order, (process,))[process]:
         parts: Iterator[torch.Tensor] = iter(())
         if turn.gathers:
             parts = exchange(turn.given, (read(part.matrix, part.box) for part in turn.given), turn.taken)
@@ -72,12 +72,14 @@ def map_blocks(
             stacks.at(part).copy_(read(part.matrix, part.box) if own else next(parts))
         del parts
         stacks.map_(function)
-        parts = iter(())
-        if turn.scatters:
-            parts = exchange(turn.returned, map(stacks.at, turn.returned), turn.received)
-        for part in turn.received:
-            write(part.matrix, part.box, stacks.at(part) if part.peer == process else next(parts))
-        del parts, stacks
+        for wave in turn.waves:
+            parts = iter(())
+            if wave.scatters:
+                parts = exchange(wave.returned, map(stacks.at, wave.returned), wave.received)
+            for part in wave.received:
+                write(part.matrix, part.box, stacks.at(part) if part.peer == process else next(parts))
+            del parts
+        del stacks
 
 
 class Stacks:

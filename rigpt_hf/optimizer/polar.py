@@ -25,7 +25,7 @@ def newton_schulz(matrices: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
     dtype = working_dtype(matrices.dtype, matrices.device)
     # A step inside of `autocast` must not lose the digits that it asks for.
     with torch.autocast(matrices.device.type, enabled=False):
-        return _newton_schulz(matrices, steps, dtype)
+        return newton_schulz_in(matrices, steps, dtype)
 
 
 def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -35,7 +35,7 @@ def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _newton_schulz(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
+def newton_schulz_in(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
     factor = matrices.to(dtype)
     wide = factor.shape[-2] <= factor.shape[-1]
     factor = factor if wide else factor.mT
