@@ -171,19 +171,11 @@ def deal(layouts: tuple[Layout, ...]) -> tuple[tuple[Block, ...], ...]:
 
 
 @lru_cache(maxsize=16)
-def rounds_of(
-    layouts: tuple[Layout, ...], order: tuple[int, ...], processes: tuple[int, ...]
-) -> dict[int, tuple[Round, ...]]:
-    """
-    The sides of some processes of all rounds.
-
-    Args:
-        order: All processes in the order of their ranks, which is that of the buffers.
-    """
-    rank = {peer: index for index, peer in enumerate(order)}
+def rounds_of(layouts: tuple[Layout, ...], processes: tuple[int, ...]) -> dict[int, tuple[Round, ...]]:
+    """The sides of some processes of all rounds."""
 
     def ordered(parts: list[Part]) -> tuple[Part, ...]:
-        return tuple(sorted(parts, key=lambda part: rank[part.peer]))
+        return tuple(sorted(parts, key=lambda part: part.peer))
 
     rounds: dict[int, list[Round]] = {process: [] for process in processes}
     for blocks in deal(layouts):

@@ -13,7 +13,10 @@ from .dealing import Box, Layout, Part, inside, numel, rounds_of, shape_of
 
 
 def layout_of(parameter: DTensor, blocks: int, dim: int) -> Layout | None:
-    """How a matrix lies on its mesh; `None` if not by shards and copies alone."""
+    """How a matrix lies on its mesh; `None` if not by shards and copies alone, or if ranks are in another order."""
+    ranks = _ranks(parameter.device_mesh)
+    if ranks != sorted(ranks):
+        return None
     cuts: list[tuple[int, int]] = []
     late: list[tuple[int, int]] = []
     for direction, placement in enumerate(parameter.placements):
@@ -49,8 +52,8 @@ def map_blocks(
         write: Takes the result of such a box.
         like: A tensor with the dtype and the device of what is sent.
     """
-    group, order = _processes(mesh)
-    process = order[dist.get_rank(group)]
+    group = _group_of(mesh)
+    process = dist.get_rank(group)
 
     def exchange(out: Sequence[Part], tensors: Iterable[torch.Tensor], into: Sequence[Part]) -> Iterator[torch.Tensor]:
         into = [part for part in into if part.peer != process]
@@ -59,10 +62,10 @@ def map_blocks(
             counts = Counter[int]()
             for part in side:
                 counts[part.peer] += numel(part.box)
-            sizes.append([counts[peer] for peer in order])
+            sizes.append([counts[peer] for peer in range(mesh.size())])
         return _exchange(tensors, [part.box for part in into], sizes[0], sizes[1], group, like)
 
-    for turn in rounds_of(tuple(layouts), order, (process,))[process]:
+    for turn in rounds_of(tuple(layouts), (process,))[process]:
         parts: Iterator[torch.Tensor] = iter(())
         if turn.gathers:
             parts = exchange(turn.given, (read(part.matrix, part.box) for part in turn.given), turn.taken)
@@ -125,19 +128,20 @@ def _exchange(
     return (piece.view(shape_of(box)) for piece, box in zip(pieces, boxes, strict=True))
 
 
-def _processes(mesh: DeviceMesh) -> tuple[dist.ProcessGroup, tuple[int, ...]]:
-    """The group of all processes of a mesh, and their places in the mesh in the order of the group's ranks."""
-    ranks = mesh.mesh.flatten().tolist()
+def _ranks(mesh: DeviceMesh) -> list[int]:
+    ranks: list[int] = mesh.mesh.flatten().tolist()
+    return ranks
+
+
+def _group_of(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """All processes of a mesh, whose places in it are their ranks there."""
     if mesh.ndim == 1:
-        group = mesh.get_group()
-    elif len(ranks) == dist.get_world_size():
-        group = dist.group.WORLD
-    else:
-        group = _group_of(tuple(sorted(ranks)), dist.group.WORLD)
-    return group, tuple(map(ranks.index, dist.get_process_group_ranks(group)))
+        return mesh.get_group()
+    world = dist.group.WORLD
+    return world if mesh.size() == dist.get_world_size() else _new_group(tuple(_ranks(mesh)), world)
 
 
 @lru_cache(maxsize=16)
-def _group_of(ranks: tuple[int, ...], world: dist.ProcessGroup) -> dist.ProcessGroup:
+def _new_group(ranks: tuple[int, ...], world: dist.ProcessGroup) -> dist.ProcessGroup:
     """Made by these processes alone, once in a `world`."""
     return dist.new_group(list(ranks), use_local_synchronization=True)

@@ -81,7 +81,7 @@ def plan(
     # What a box of the shards is worked on in.
     kept = max((parameter.element_size() for group in groups for parameter in group["params"]), default=0)
     plans = []
-    for process, rounds in rounds_of(tuple(layouts), processes, processes).items():
+    for process, rounds in rounds_of(tuple(layouts), processes).items():
         transient = max((_transient(turn, process, sent, computed, kept, steps) for turn in rounds), default=0)
         exchanges = [
             (out, [part for part in into if part.peer != process])
