@@ -48,8 +48,9 @@ class EquivariantOptimizer(torch.optim.Optimizer):
     Updates that turn along with the frames of a RiGPT: polar factors for matrices, Adam with shared second moments for
     the rest. An ordinary optimizer otherwise: state dicts, closures, schedulers, learning rates that are tensors.
 
-    Under FSDP2, and under DDP with `sharing="all"`, the polar factors, which all processes need, are shared among
-    them. DeepSpeed and FSDP1 hand out flat pieces of parameters, which have no polar factor: they end in an error.
+    Where parameters are shards, as under FSDP2, HSDP and tensor parallelism, every polar factor is made by one
+    process, and none holds more than one whole matrix at a time; under DDP with `sharing="all"` the processes share
+    the work, too. DeepSpeed and FSDP1 hand out flat pieces, which have no polar factor: they end in an error.
 
     Args:
         params: Groups from [`equivariant_param_groups`].
@@ -61,7 +62,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: Decoupled weight decay of groups that have none of their own.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
-        sharing: `"auto"`: share work among the processes that hold the shards of FSDP2; `"all"`: also among all
+        sharing: `"auto"`: share work among the processes that hold the shards of a parameter; `"all"`: also among all
             processes of the default group where they are about to do the same, as under DDP. Every step asks all of
             them, so all must step equally often: not for ensembles, sweeps and pipeline stages, whose processes would
             wait for each other for ever. `"none"`: every process does all of it.
