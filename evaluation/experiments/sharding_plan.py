@@ -4,6 +4,7 @@ The plan is computed from shapes and the table of frames, without a process; the
 the byte, with what a small model holds and sends on two and four processes of this machine.
 """
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from rigpt_hf.dataclass_options import program
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.optimizer import step as stepping
 from rigpt_hf.optimizer.plan import PeakBytes, plan
+from rigpt_hf.processes import python
 from rigpt_hf.terminal import Console
 
 from .common import check_least, write_json
@@ -63,6 +65,13 @@ SMALL: dict[str, Any] = LLAMA | {
 }
 # Shards and replicas.
 MEASURED = ((2, 1), (4, 1), (2, 2))
+ROOT = Path(__file__).resolve().parents[2]
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from evaluation.experiments.sharding_plan import measure_process
+measure_process(*map(int, sys.argv[2:5]), sys.argv[5])
+"""
 MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
@@ -127,9 +136,19 @@ def measured_on(shards: int, replicas: int) -> dict[str, Any]:
     """What every process of a small model holds and sends beside what was planned."""
     groups = equivariant_param_groups(RiGPTForCausalLM(RiGPTConfig(**SMALL)))
     planned = plan(groups, shards, replicas, sent=torch.float32, computed=torch.float32)
+    ranks = range(shards * replicas)
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(measure_process, (shards, replicas, folder), nprocs=shards * replicas)
-        measured = [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(shards * replicas)]
+        commands = [python("-c", CHILD, ROOT, rank, shards, replicas, folder) for rank in ranks]
+        children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+        try:
+            said = [child.communicate()[1] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        for child, lines in zip(children, said, strict=True):
+            if child.returncode:
+                raise RuntimeError(f"A process that was measured failed: {lines.strip()}")
+        measured = [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in ranks]
     pairs = zip(map(asdict, planned), measured, strict=True)
     processes = [{"planned": one, "measured": {key: other[key] for key in one}} for one, other in pairs]
     return {"shards": shards, "replicas": replicas, "processes": processes}

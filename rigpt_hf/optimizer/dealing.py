@@ -3,7 +3,7 @@ Who makes which polar factors of matrices in shards: read from layouts alone, al
 
 A block is a head of a matrix or all of it, a box is a rectangle of a matrix. Every block has an owner among those that
 hold the most of it, so that what one process holds whole stays there. Owners get their blocks in rounds, in each at
-most as much as the largest block, so no process ever holds more than that of other people's shards.
+most as much as the largest block, so no process ever holds more than that besides its own shards.
 """
 
 from collections.abc import Sequence
