@@ -22,14 +22,20 @@ def newton_schulz(matrices: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
         matrices: `[..., m, n]`.
         steps: Number of iterations.
     """
-    fast = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-    dtype = torch.float64 if matrices.dtype == torch.float64 else fast
+    dtype = working_dtype(matrices.dtype, matrices.device)
     # A step inside of `autocast` must not lose the digits that it asks for.
     with torch.autocast(matrices.device.type, enabled=False):
-        return _newton_schulz(matrices, steps, dtype)
+        return newton_schulz_in(matrices, steps, dtype)
 
 
-def _newton_schulz(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
+def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type in which [`newton_schulz`] computes the factors of matrices of one dtype on one device."""
+    if dtype == torch.float64:
+        return dtype
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def newton_schulz_in(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
     factor = matrices.to(dtype)
     wide = factor.shape[-2] <= factor.shape[-1]
     factor = factor if wide else factor.mT

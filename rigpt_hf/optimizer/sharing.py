@@ -65,20 +65,6 @@ def assign(shapes: Sequence[tuple[int, ...]], world: int) -> list[list[int]]:
     return owners
 
 
-def group_of_shards(tensors: Sequence[torch.Tensor]) -> dist.ProcessGroup | None:
-    """
-    The processes that hold the shards of all these parameters, if they are shards of one mesh; else `None`.
-
-    They keep step by themselves, as no one of them can put a parameter together alone. Nothing is sent.
-    """
-    meshes = {tensor.device_mesh if isinstance(tensor, DTensor) else None for tensor in tensors}
-    mesh = meshes.pop() if len(meshes) == 1 else None
-    if mesh is None:
-        return None
-    # A mesh with several directions that is not all processes: those along the last direction.
-    return dist.group.WORLD if mesh.size() == dist.get_world_size() else mesh.get_group(mesh.ndim - 1)
-
-
 def agreeing_group(description: str, device: torch.device) -> dist.ProcessGroup | None:
     """
     The default group, if there is one of several processes and all of them give the same description; else `None`.
@@ -97,6 +83,15 @@ def agreeing_group(description: str, device: torch.device) -> dist.ProcessGroup 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that may be sharded, on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process has of a parameter: all of it, or its shard."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    if isinstance(parameter, DTensor) and tensor.placements != parameter.placements:
+        tensor = tensor.redistribute(placements=parameter.placements)
+    return tensor.to_local()
 
 
 def shard_like(tensor: torch.Tensor, parameter: torch.Tensor, keep_dtype: bool = False) -> torch.Tensor:

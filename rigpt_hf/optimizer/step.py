@@ -12,16 +12,19 @@ Every one of these commutes with rotations and permutations of all frames. Stret
 not covered: of those weight decay takes care (`symmetry/conservation.py`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
+from .dealing import Box, Layout, boxes_of, inside
+from .exchange import layout_of, map_blocks
 from .groups import UPDATE_RULES
-from .polar import exact_polar, newton_schulz
-from .sharing import agreeing_group, full_tensor, group_of_shards, shard_like, shared_work
+from .polar import exact_polar, newton_schulz, working_dtype
+from .sharing import agreeing_group, full_tensor, local_like, shard_like, shared_work
 
 
 POLAR_METHODS = ("newton_schulz", "svd")
@@ -31,13 +34,23 @@ SHARING = ("auto", "all", "none")
 ADAMW_RMS = 0.2
 
 
+class Sharded(NamedTuple):
+    """A matrix in shards, its group, and the local shards of its gradient and momentum."""
+
+    group: dict[str, Any]
+    parameter: DTensor
+    gradient: torch.Tensor
+    buffer: torch.Tensor
+
+
 class EquivariantOptimizer(torch.optim.Optimizer):
     """
     Updates that turn along with the frames of a RiGPT: polar factors for matrices, Adam with shared second moments for
     the rest. An ordinary optimizer otherwise: state dicts, closures, schedulers, learning rates that are tensors.
 
-    Under FSDP2, and under DDP with `sharing="all"`, the polar factors, which all processes need, are shared among
-    them. DeepSpeed and FSDP1 hand out flat pieces of parameters, which have no polar factor: they end in an error.
+    Where parameters are shards, as under FSDP2, HSDP and tensor parallelism, every polar factor is made by one
+    process, and none holds more than one whole matrix at a time; under DDP with `sharing="all"` the processes share
+    the work, too. DeepSpeed and FSDP1 hand out flat pieces, which have no polar factor: they end in an error.
 
     Args:
         params: Groups from [`equivariant_param_groups`].
@@ -49,7 +62,7 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         weight_decay: Decoupled weight decay of groups that have none of their own.
         polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
         steps: Iterations of Newton–Schulz.
-        sharing: `"auto"`: share work among the processes that hold the shards of FSDP2; `"all"`: also among all
+        sharing: `"auto"`: share work among the processes that hold the shards of a parameter; `"all"`: also among all
             processes of the default group where they are about to do the same, as under DDP. Every step asks all of
             them, so all must step equally often: not for ensembles, sweeps and pipeline stages, whose processes would
             wait for each other for ever. `"none"`: every process does all of it.
@@ -163,31 +176,56 @@ class EquivariantOptimizer(torch.optim.Optimizer):
     def _step_matrices(self, groups: list[dict[str, Any]]) -> None:
         stacks: dict[tuple, list[torch.Tensor]] = {}
         places: list[tuple[dict[str, Any], torch.Tensor, tuple, int]] = []
+        shards: list[Sharded] = []
         for group in groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            gradients = [parameter.grad for parameter in parameters]
-            buffers = [self._state(parameter, "momentum_buffer") for parameter in parameters]
+            gradients = [local_like(parameter.grad, parameter) for parameter in parameters]
+            buffers = [local_like(self._state(parameter, "momentum_buffer"), parameter) for parameter in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients)
-            directions = torch._foreach_mul(buffers, group["momentum"])
-            torch._foreach_add_(directions, gradients)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for parameter, direction in zip(parameters, directions, strict=True):
-                blocks = torch.stack(full_tensor(direction).chunk(group["blocks"], group["dim"]))  # [blocks, m, n]
+            weights = [local_like(parameter, parameter) for parameter in parameters]
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            own = zip(parameters, gradients, buffers, strict=True)
+            shards += [Sharded(group, *tensors) for tensors in own if isinstance(tensors[0], DTensor)]
+            whole = [index for index, parameter in enumerate(parameters) if not isinstance(parameter, DTensor)]
+            if not whole:
+                continue
+            directions = torch._foreach_mul([buffers[index] for index in whole], group["momentum"])
+            torch._foreach_add_(directions, [gradients[index] for index in whole])
+            for index, direction in zip(whole, directions, strict=True):
+                blocks = torch.stack(direction.chunk(group["blocks"], group["dim"]))  # [blocks, m, n]
                 key = (*blocks.shape[1:], blocks.dtype, blocks.device, group["polar"], group["steps"])
-                places.append((group, parameter, key, sum(len(part) for part in stacks.get(key, []))))
+                places.append((group, parameters[index], key, sum(len(part) for part in stacks.get(key, []))))
                 stacks.setdefault(key, []).append(blocks)
+        if shards:
+            self._step_shards(shards)
         if not stacks:
             return
-        # Whole matrices are large under FSDP2, so the parts go as soon as they are put together.
         factors = self._polar_factors({key: torch.cat(stacks.pop(key)) for key in list(stacks)})
         for group, parameter, key, start in places:
-            size = ADAMW_RMS * max(key[:2]) ** 0.5
             blocks = factors[key][start : start + group["blocks"]]
-            update = torch.cat(list(blocks), group["dim"]) * (group["lr"] * size)
-            parameter.sub_(shard_like(update, parameter))
+            update = torch.cat(list(blocks), group["dim"]) * _rate(group, key[:2])
+            parameter.sub_(update.to(parameter.dtype))
+
+    @torch.compiler.disable
+    def _step_shards(self, shards: list[Sharded]) -> None:
+        """Matrices in shards: no process puts together more than one at a time."""
+        alike: dict[tuple, list[tuple[Sharded, Layout]]] = {}
+        for matrix in shards:
+            group, parameter = matrix.group, matrix.parameter
+            layout = layout_of(parameter, group["blocks"], group["dim"])
+            if layout is None or self.defaults["sharing"] == "none":
+                _step_gathered(matrix)
+                continue
+            key = (parameter.device_mesh, matrix.gradient.dtype, parameter.device, group["polar"], group["steps"])
+            alike.setdefault(key, []).append((matrix, layout))
+        for (_, dtype, device, method, steps), matrices in alike.items():
+            # Digits that the iterations would drop anyway are not sent.
+            kept = (dtype, dtype if method == "svd" else working_dtype(dtype, device))
+            like = torch.empty(0, dtype=min(kept, key=lambda one: one.itemsize), device=device)
+            _step_alike(matrices, partial(_polar_factor, method=method, steps=steps), like)
 
     def _polar_factors(self, stacks: dict[tuple, torch.Tensor]) -> dict[tuple, torch.Tensor]:
         if dist.is_available() and dist.is_initialized():
@@ -210,16 +248,11 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         """
         The processes that are about to compute the same factors; `None` if they do not, or are not to share.
 
-        Only where they are known to step together is anything sent: having a process group says nothing, as
-        ensembles, sweeps and pipeline stages have one too.
+        Only where they are said to step together is anything sent: having a process group says nothing, as ensembles,
+        sweeps and pipeline stages have one too.
         """
-        sharing = self.defaults["sharing"]
-        if sharing == "none":
+        if self.defaults["sharing"] != "all":
             return None
-        polar = (group for group in self.param_groups if group["update_rule"] == "polar")
-        shards = group_of_shards([weight for group in polar for weight in group["params"] if weight.grad is not None])
-        if shards is not None or sharing == "auto":
-            return shards
         # One row of each matrix says as much as all of it, and is quickly sent.
         facts = [str([(tuple(stack.shape), stack.dtype, *key[-2:]) for key, stack in stacks.items()])]
         facts += [stack[:, 0].flatten().cpu().double().sum().item().hex() for stack in stacks.values()]
@@ -255,6 +288,44 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name]
+
+
+def _step_alike(
+    matrices: list[tuple[Sharded, Layout]], function: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor
+) -> None:
+    """Matrices on one mesh, each block on the process that it is dealt to."""
+    mesh = matrices[0][0].parameter.device_mesh
+    process = mesh.mesh.flatten().tolist().index(dist.get_rank())
+    boxes = [boxes_of(layout)[process] for _, layout in matrices]
+
+    def read(index: int, box: Box) -> torch.Tensor:
+        matrix, place = matrices[index][0], inside(box, boxes[index])
+        return torch.add(matrix.gradient[place], matrix.buffer[place], alpha=matrix.group["momentum"])
+
+    def write(index: int, box: Box, factor: torch.Tensor) -> None:
+        matrix, layout = matrices[index]
+        weights = matrix.parameter.to_local()[inside(box, boxes[index])]
+        update = factor.to(matrix.gradient.dtype) * _rate(matrix.group, layout.block_shape)
+        weights.sub_(update.to(weights.dtype))
+
+    map_blocks([layout for _, layout in matrices], mesh, read, function, write, like)
+
+
+def _step_gathered(matrix: Sharded) -> None:
+    """One matrix, put together on every process."""
+    group, parameter = matrix.group, matrix.parameter
+    local = torch.add(matrix.gradient, matrix.buffer, alpha=group["momentum"])
+    place: dict[str, Any] = {"shape": parameter.shape, "stride": parameter.stride(), "run_check": False}
+    direction = DTensor.from_local(local, parameter.device_mesh, parameter.placements, **place).full_tensor()
+    blocks = torch.stack(direction.chunk(group["blocks"], group["dim"]))
+    factors = _polar_factor(blocks, group["polar"], group["steps"])
+    update = torch.cat(list(factors), group["dim"]) * _rate(group, blocks.shape[1:])
+    parameter.sub_(shard_like(update, parameter))
+
+
+def _rate(group: dict[str, Any], shape: Sequence[int]) -> float | torch.Tensor:
+    """The factor of a polar factor of this shape that has the root mean square of AdamW's updates."""
+    return group["lr"] * (ADAMW_RMS * max(shape) ** 0.5)
 
 
 def _polar_factor(stack: torch.Tensor, method: str, steps: int) -> torch.Tensor:

@@ -25,6 +25,8 @@ BAD = [
     ("optimizer_cost", "--rows 0", "`--rows` must be at least 1, got 0"),
     ("optimizer_cost", "--turns 0", "`--turns` must be at least 1, got 0"),
     ("optimizer_cost", "--device bogus", "--device"),
+    ("sharding_plan", "--gpus 12", "`--gpus` must be positive, in whole machines of 8, got 12"),
+    ("sharding_plan", "--node 0", "`--node` must be at least 1, got 0"),
     ("compare", "FOLDER FOLDER", "`TRAIN` must be a file of at least"),
     ("compare", "TOKENS TOKENS --figure TOKENS", "`--figure` must not replace what is read"),
     ("compare", "TOKENS TOKENS --summary FOLDER/tokens.bin", "`--summary` must not replace what is read"),
