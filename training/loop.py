@@ -24,7 +24,7 @@ from rigpt_hf.symmetry.tokens import SymmetricTraining
 from rigpt_hf.symmetry.tokens.training import representation_of
 
 from .averaging import WeightAverage, exchange_saved
-from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
+from .build import build_model, build_optimizer, check_run, ensure_data, open_windows, recompute_activations_
 from .checkpoints import Checkpoint, CheckpointStore, restoring
 from .data import TokenShards
 from .diagnostics import (
@@ -122,6 +122,8 @@ class PretrainingRun:
         vocabulary, end = self.manifest.vocab_size, self.manifest.end_of_text
         model = build_model(options, vocabulary, options.context_length, end, options.seed)
         self.plain = model
+        if options.gradient_checkpointing:
+            recompute_activations_(model)
         self.kept = read_symmetry(options.symmetry, model.config, self.tokenizer, vocabulary, end)
         representation = representation_of(model, self.kept, options.symmetry_kind)
         self.flops = flops_per_token(model, options.context_length)

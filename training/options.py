@@ -180,6 +180,8 @@ class RunOptions:
     """Shard parameters, gradients and optimizer among processes (FSDP2) instead of repeating them (DDP)."""
     torch_compile: bool = False
     """Compile the model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: less memory, a third more time, the same numbers."""
     deterministic: bool = False
     """Only operations that give the same bits every time."""
     logging_steps: int = 1
@@ -223,8 +225,16 @@ class RunOptions:
 # hold is known by their hashes, and a symmetry by its generators.
 NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
-    *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "deterministic", "logging_steps"),
-    *("eval_steps", "eval_batches", "save_steps", "save_total_limit", "save_best_limit", "diagnose_steps"),
+    *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "gradient_checkpointing", "deterministic"),
+    *(
+        "logging_steps",
+        "eval_steps",
+        "eval_batches",
+        "save_steps",
+        "save_total_limit",
+        "save_best_limit",
+        "diagnose_steps",
+    ),
     *("report_to", "force", "allow_changes", "prepare_only", "symmetry"),
 )
 
