@@ -192,6 +192,8 @@ class RunOptions:
     """Batches of the validation loss."""
     save_steps: int = 100
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in the CPU's memory."""
     save_total_limit: int = 2
     """Checkpoints kept, the newest."""
     save_best_limit: int = 1
@@ -226,15 +228,8 @@ class RunOptions:
 NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
     *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "gradient_checkpointing", "deterministic"),
-    *(
-        "logging_steps",
-        "eval_steps",
-        "eval_batches",
-        "save_steps",
-        "save_total_limit",
-        "save_best_limit",
-        "diagnose_steps",
-    ),
+    *("logging_steps", "eval_steps", "eval_batches", "save_steps", "async_save", "save_total_limit"),
+    *("save_best_limit", "diagnose_steps"),
     *("report_to", "force", "allow_changes", "prepare_only", "symmetry"),
 )
 

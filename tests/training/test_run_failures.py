@@ -15,7 +15,7 @@ from rigpt_hf.checkpoints import folder as folders
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.checkpoints.written import WRITTEN, look
 from rigpt_hf.model_cards.runs import training_metadata
-from rigpt_hf.training import folder, loop, records, tuning
+from rigpt_hf.training import folder, loop, records, saving, tuning
 from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.options import PretrainOptions
@@ -56,7 +56,7 @@ def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
     final, unwritable = f"the final .*{FULL}.*same command", f"Error while serializing: I/O error: {FULL}"
     for patch, rule, step in (
         ((Records, "append", full_log), f"the log, got .*metrics.jsonl': {FULL}.*same command", 9),
-        ((loop, "save_state", full), f"the checkpoint of step 12.*{FULL}.*untouched", 9),
+        ((saving, "save_state", full), f"the checkpoint of step 12.*{FULL}.*untouched", 9),
         (full_model(SafetensorError(unwritable)), final, 12),
         (full_model(OSError(errno.ENOSPC, FULL)), final, 12),
         (full_model(Exception(FULL)), final, 12),
