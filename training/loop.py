@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import set_seed
@@ -42,6 +43,7 @@ from .records import LOG, OWNER, Records, RunReport, check_results, write_result
 from .saving import Background, GroupWorkers, TrainingState, stored_weights
 from .schedule import make_schedule
 from .sharding import (
+    answering,
     check_processes,
     gather_weights,
     local_gradients,
@@ -75,13 +77,15 @@ class PretrainingRun:
         check_place(self.output)
         if options.deterministic:
             torch.use_deterministic_algorithms(True)
+        timeout = None if options.ddp_timeout is None else timedelta(seconds=options.ddp_timeout)
         self.accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
             mixed_precision="no" if options.fsdp else options.mixed_precision,
             cpu=not torch.cuda.is_available(),
             log_with=options.report_to or None,
             project_dir=options.output_dir,
         )
-        self.workers = GroupWorkers()
+        self.workers = GroupWorkers(timeout)
         self.rank, self.world = self.workers.index, self.workers.count
         self.device = self.accelerator.device
         check_processes(options, self.world)
@@ -146,7 +150,8 @@ class PretrainingRun:
         """Train to the last step, from the newest checkpoint of the folder if there is one."""
         held = self._on_main(self._enter)
         try:
-            return self._train()
+            with answering(self.store.folder):
+                return self._train()
         finally:
             with suppress(Exception):  # another one is on its way, or it was told
                 self.saving.wait()
@@ -337,10 +342,24 @@ class PretrainingRun:
         if not self.options.allow_changes:
             saved = {key: value for key, value in checkpoint.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--allow-changes")
+        self._order_buckets()
         with restoring(checkpoint):
             together(self.workers, lambda: self.state.restore_(checkpoint))
         self.step, self.best_validation = checkpoint.step, checkpoint.facts["best_validation"]
         self.skipped = checkpoint.facts["windows"] - self.step * self.options.global_batch_size
+
+    def _order_buckets(self) -> None:
+        """
+        One backward pass for nothing: by the first one DDP orders its buckets, and with them the terms of sums over
+        three processes and more, which must be those of a run that had not been interrupted.
+        """
+        if not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return
+        batch = self.windows.batch(0, self.options.global_batch_size, self.rank, self.world, seed=self.options.seed)
+        part = next(iter(in_parts(self._placed(batch), self.rows)))
+        with self.accelerator.autocast():
+            self.forward(**part, use_cache=False).loss.backward()
+        self.optimizer.zero_grad()
 
     def _log(self, entry: dict[str, Any], bar: tqdm) -> None:
         bar.update()

@@ -178,6 +178,8 @@ class RunOptions:
     """Precision in which the model computes; its weights stay in float32."""
     fsdp: bool = False
     """Shard parameters, gradients and optimizer among processes (FSDP2) instead of repeating them (DDP)."""
+    ddp_timeout: int | None = None
+    """Seconds that processes wait for one that does not answer, before the run ends; those of PyTorch if not given."""
     torch_compile: bool = False
     """Compile the model."""
     gradient_checkpointing: bool = False
@@ -212,6 +214,7 @@ class RunOptions:
     def __post_init__(self):
         counts = ("max_steps", "global_batch_size", "per_device_train_batch_size", "logging_steps", "eval_steps")
         check(self, AT_LEAST_1, *counts, "eval_batches", "save_steps", "save_total_limit")
+        check(self, AT_LEAST_1, "ddp_timeout")
         check(self, AT_LEAST_0, "save_best_limit", "diagnose_steps")
         if self.report_to == ["none"]:
             self.report_to = []
@@ -229,7 +232,7 @@ NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
     *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "gradient_checkpointing", "deterministic"),
     *("logging_steps", "eval_steps", "eval_batches", "save_steps", "async_save", "save_total_limit"),
-    *("save_best_limit", "diagnose_steps"),
+    *("save_best_limit", "diagnose_steps", "ddp_timeout"),
     *("report_to", "force", "allow_changes", "prepare_only", "symmetry"),
 )
 

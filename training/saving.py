@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,16 @@ SHARDS, MODEL, STATE = "shards", "model", "optimizer.pt"
 
 
 class GroupWorkers:
-    """The processes of a run, in a group of their own, in which saving disturbs nothing that training sends."""
+    """
+    The processes of a run, in a group of their own, in which saving disturbs nothing that training sends.
 
-    def __init__(self) -> None:
+    Args:
+        timeout (`timedelta`, *optional*): How long one waits for another.
+    """
+
+    def __init__(self, timeout: timedelta | None = None):
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self.group = dist.new_group(backend="gloo") if several else None
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if several else None
         self.index, self.count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
 
     def gather(self, value: Any) -> list[Any]:

@@ -1,16 +1,23 @@
 """Models and optimizers on one process or many: wrapping them, and gathering and restoring what they hold by name."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
 from rigpt_hf.optim import full_tensor, shard_like, unwrapped_name
 
 from .options import RunOptions
+
+
+# What is in errors of collectives; Gloo raises no class of its own, nor does it always give its name.
+BACKENDS = re.compile(r"\b(gloo|nccl|pair closure|connection (closed|reset)|timed out waiting)\b", re.IGNORECASE)
 
 
 def check_processes(run: RunOptions, world: int) -> None:
@@ -29,6 +36,26 @@ def check_processes(run: RunOptions, world: int) -> None:
         raise ValueError("`fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
     if run.fsdp and run.mixed_precision == "fp16":
         raise ValueError("`mixed_precision` must be `no` or `bf16` with `fsdp`, got `fp16`.")
+
+
+@contextmanager
+def answering(folder: Path) -> Iterator[None]:
+    """
+    For the work of several processes on what is in a folder.
+
+    Raises:
+        ValueError: in the place of what the backends say of a process that has ended, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not BACKENDS.search(str(error)):
+            raise
+        reason = " ".join(str(error).split("] ")[-1].split()).partition(". ")[0][:120]
+        raise ValueError(
+            f"Another process of the run has ended or does not answer ({reason}). The checkpoints in "
+            f"{str(folder)!r} are untouched: end what is left of the run, and call the same command again."
+        ) from error
 
 
 def shard(model: nn.Module, precision: str) -> nn.Module:
