@@ -132,9 +132,10 @@ class TrainingState:
                 weights, state = copy.deepcopy(weights), copy.deepcopy(state)
 
             def write(folder: Path) -> None:
-                save_state(random, folder / f"rng-{self.workers.index}.pt")
+                # First what all do together: whoever fails alone before it would leave the others waiting there.
                 if self.sharded:
                     save_shards(tensors, folder / SHARDS, self.workers.group)
+                save_state(random, folder / f"rng-{self.workers.index}.pt")
                 if self.workers.index == 0:
                     if self.sharded:
                         self.plain.config.save_pretrained(folder / MODEL)

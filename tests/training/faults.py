@@ -4,10 +4,13 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
 from pathlib import Path
+
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from rigpt_hf.training import saving
 from tests import processes
@@ -17,16 +20,24 @@ from tests.training.runs import start
 FULL = "No space left on device"
 
 
-def fill_disk(victim: int, step: int) -> None:
-    """From `step` on nothing of what one process holds can be written; for all that are forked afterwards."""
-    write = saving.save_state
+def fill_disk(victim: int, step: int, shards: bool) -> None:
+    """From `step` on one process cannot write its random state, or not even its `shards`; for all forked later."""
+
+    def refuse(path):
+        if os.environ["RANK"] == str(victim) and int(re.search(r"step-(\d+)", str(path))[1]) >= step:
+            raise OSError(errno.ENOSPC, FULL)
 
     def full(state, path):
-        if os.environ["RANK"] == str(victim) and int(path.parent.name.split(".")[1].removeprefix("step-")) >= step:
-            raise OSError(errno.ENOSPC, FULL)
-        write(state, path)
+        refuse(path)
+        save(state, path)
 
-    saving.save_state = full
+    def full_of_shards(writer, *arguments):
+        refuse(writer.path)
+        return write(writer, *arguments)
+
+    save, saving.save_state = saving.save_state, full
+    if shards:
+        write, HuggingFaceStorageWriter.write_data = HuggingFaceStorageWriter.write_data, full_of_shards
 
 
 def main(data: str, output: str, fault: str, seed: int, world: int, options: dict) -> None:
@@ -34,7 +45,7 @@ def main(data: str, output: str, fault: str, seed: int, world: int, options: dic
     draw = random.Random(seed)
     victim, steps, port = draw.randrange(world), draw.randint(1, 6), processes.free_port()
     if fault == "disk":
-        fill_disk(victim, steps)
+        fill_disk(victim, steps, shards=seed % 2 == 1)
     children = [start(rank, world, port, Path(data), Path(output), options) for rank in range(world)]
     log = Path(output) / "metrics.jsonl"
     ends: dict[int, int | None] = {}
