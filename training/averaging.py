@@ -23,7 +23,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float | None):
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer, self.decay = optimizer, decay
+        self.model, self.optimizer, self.decay = model, optimizer, decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -47,11 +47,18 @@ class WeightAverage:
             for parameter in self.parameters
             if self.decay is not None and AVERAGE in self.optimizer.state.get(parameter, {})
         ]
-        exchange(pairs)
+        self._exchange(pairs)
         try:
             yield
         finally:
-            exchange(pairs)
+            self._exchange(pairs)
+
+    def _exchange(self, pairs: list[tuple[nn.Parameter, torch.Tensor]]) -> None:
+        exchange(pairs)
+        for module in self.model.modules() if pairs else ():
+            # FSDP2 keeps parameters whole that an evaluation has gathered, and would go on with those.
+            if hasattr(module, "reshard"):
+                module.reshard()
 
 
 def exchange_saved(weights: dict[str, torch.Tensor], state: dict[str, dict[str, Any]]) -> None:

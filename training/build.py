@@ -35,8 +35,9 @@ def check_run(options: PretrainOptions) -> None:
     Raise if nothing that the options ask for could be trained; before data are made.
 
     Raises:
-        ValueError: if there is no such kind of model, the optimizer does not fit it, it cannot keep a symmetry, or the
-            program was launched for DeepSpeed, which flattens the parameters that checkpoints name.
+        ValueError: if there is no such kind of model, the optimizer does not fit it, it cannot keep a symmetry or
+            recompute activations, or the program was launched for DeepSpeed, which flattens the parameters that
+            checkpoints name.
     """
     if options.model_kind not in KINDS:
         raise ValueError(f"`model_kind` must be one of {', '.join(KINDS)}, got {options.model_kind!r}. Correct it.")
@@ -54,6 +55,11 @@ def check_run(options: PretrainOptions) -> None:
         read_content(options.symmetry)
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("`mixed_precision` must be `no` or `bf16` on a CPU, got `fp16`.")
+    if options.gradient_checkpointing and not KINDS[options.model_kind].model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"`gradient_checkpointing` must be left out for `model_kind` `{options.model_kind}`, whose layers cannot "
+            "recompute their activations, got True. Take fewer windows at once: --per-device-train-batch-size."
+        )
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError(
             "`accelerate` must be configured for data parallelism, got DeepSpeed. Use DDP, or --fsdp to shard "
@@ -122,6 +128,14 @@ def start_from(options: ModelOptions, vocab_size: int, context: int) -> nn.Modul
             "Tokenise the data with that model's tokenizer."
         )
     return model.train()
+
+
+def recompute_activations_(model: nn.Module) -> None:
+    """From now on a training step keeps the input of each layer, and computes what is in the layer twice."""
+    # As the method is called from Transformers 5.20 on.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    # Entered anew in the backward pass: what is reentrant knows neither shards nor gradients that stay local.
+    enable({"use_reentrant": False})
 
 
 def build_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.Optimizer:

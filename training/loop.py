@@ -3,29 +3,29 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
-from rigpt_hf.checkpoints.read import load_config, load_tokenizer
-from rigpt_hf.checkpoints.weights import check_finite
-from rigpt_hf.checkpoints.workers import AccelerateWorkers, together
+from rigpt_hf.checkpoints.read import load_tokenizer
+from rigpt_hf.checkpoints.workers import together
 from rigpt_hf.checkpoints.written import look
 from rigpt_hf.symmetry.tokens import SymmetricTraining
 from rigpt_hf.symmetry.tokens.training import representation_of
 
-from .averaging import WeightAverage, exchange_saved
-from .build import build_model, build_optimizer, check_run, ensure_data, open_windows
-from .checkpoints import Checkpoint, CheckpointStore, restoring
+from .averaging import WeightAverage
+from .build import build_model, build_optimizer, check_run, ensure_data, open_windows, recompute_activations_
+from .checkpoints import CheckpointStore, restoring
 from .data import TokenShards
 from .diagnostics import (
     flops_per_token,
@@ -39,18 +39,16 @@ from .diagnostics import (
 from .facts import check_facts
 from .folder import Lock, StopRequests, check_owner, check_place, claim
 from .options import PretrainOptions
-from .records import LOG, OWNER, Records, RunReport, check_results, write_model, write_results
+from .records import LOG, OWNER, Records, RunReport, check_results, write_results
+from .saving import Background, GroupWorkers, TrainingState, stored_weights
 from .schedule import make_schedule
 from .sharding import (
+    answering,
     check_processes,
-    gather_optimizer,
     gather_weights,
     local_gradients,
-    restore_optimizer_,
-    restore_weights_,
     shard,
 )
-from .state import load_state, rng_state, save_state, set_rng_state
 from .symmetry import read_symmetry
 
 
@@ -79,13 +77,15 @@ class PretrainingRun:
         check_place(self.output)
         if options.deterministic:
             torch.use_deterministic_algorithms(True)
+        timeout = None if options.ddp_timeout is None else timedelta(seconds=options.ddp_timeout)
         self.accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
             mixed_precision="no" if options.fsdp else options.mixed_precision,
             cpu=not torch.cuda.is_available(),
             log_with=options.report_to or None,
             project_dir=options.output_dir,
         )
-        self.workers = AccelerateWorkers(self.accelerator)
+        self.workers = GroupWorkers(timeout)
         self.rank, self.world = self.workers.index, self.workers.count
         self.device = self.accelerator.device
         check_processes(options, self.world)
@@ -95,6 +95,7 @@ class PretrainingRun:
         self._open_data()
         limits = options.save_total_limit, options.save_best_limit
         self.store = CheckpointStore(self.output / "checkpoints", *limits, self.workers)
+        self.saving = Background(options.async_save)
         self.records = Records(self.output / LOG)
         self._build()
         self.step = 0
@@ -122,6 +123,8 @@ class PretrainingRun:
         vocabulary, end = self.manifest.vocab_size, self.manifest.end_of_text
         model = build_model(options, vocabulary, options.context_length, end, options.seed)
         self.plain = model
+        if options.gradient_checkpointing:
+            recompute_activations_(model)
         self.kept = read_symmetry(options.symmetry, model.config, self.tokenizer, vocabulary, end)
         representation = representation_of(model, self.kept, options.symmetry_kind)
         self.flops = flops_per_token(model, options.context_length)
@@ -135,6 +138,10 @@ class PretrainingRun:
         self.average = WeightAverage(self.model, self.optimizer, options.ema_decay)
         self.forward = torch.compile(self.model) if options.torch_compile else self.model
         self.scaler = getattr(self.accelerator, "scaler", None)
+        self.state = TrainingState(
+            *(model, self.model, self.optimizer, self.symmetric, self.average, self.scaler),
+            *(options.optim, self.workers, options.fsdp),
+        )
         self.schedule = make_schedule(options, options.max_steps)
         # Weights are the same on every process, dropout must not be.
         set_seed(options.seed + 1 + self.rank)
@@ -143,8 +150,11 @@ class PretrainingRun:
         """Train to the last step, from the newest checkpoint of the folder if there is one."""
         held = self._on_main(self._enter)
         try:
-            return self._train()
+            with answering(self.store.folder):
+                return self._train()
         finally:
+            with suppress(Exception):  # another one is on its way, or it was told
+                self.saving.wait()
             if held is not None:
                 held.release()
             if self.world > 1:
@@ -185,6 +195,7 @@ class PretrainingRun:
                 self._log(entry, bar)
                 if due or self.stopping:
                     self._save(entry.get("validation_loss"))
+        self.saving.wait()
         report.steps = self.step
         if self.step == options.max_steps:
             report.model_folder = self._finish()
@@ -226,7 +237,7 @@ class PretrainingRun:
                 loss = self.forward(**part, use_cache=False, num_items_in_batch=count.to(self.device)).loss
                 (self.scaler.scale(loss * self.world) if self.scaler else loss * self.world).backward()
             total += loss.detach().double().cpu()
-        requested = torch.tensor(float(self.requests.received), dtype=torch.float64)
+        requested = torch.tensor(float(self.requests.received or self.saving.failed), dtype=torch.float64)
         loss, stop = self._summed(torch.stack([total, requested])).tolist()
         self.stopping = stop > 0
         if not math.isfinite(loss):
@@ -312,21 +323,11 @@ class PretrainingRun:
         return self.options.facts() | {"data_hashes": hashes} | symmetry
 
     def _save(self, metric: float | None) -> None:
-        def write(folder: Path) -> None:
-            save_state(rng_state(), folder / f"rng-{self.rank}.pt")
-            if self.accelerator.is_main_process:
-                write_model(self.plain, weights, None, folder / "model", {})
-                scaler = self.scaler.state_dict() if self.scaler else {}
-                state = {"name": self.options.optim, "optimizer": optimizer, "scaler": scaler}
-                save_state(state, folder / "optimizer.pt")
-
         windows = self.skipped + self.step * self.options.global_batch_size
         facts = self._facts() | {"world": self.world, "best_validation": self.best_validation, "windows": windows}
         facts["averaged"] = self.average.decay is not None
-        # `model` of a checkpoint is the one that was judged: an average goes there, and the weights to its place.
-        with self.average.applied():
-            weights, optimizer = gather_weights(self.model), gather_optimizer(self.model, self.optimizer)
-            self.store.save(self.step, write, metric=metric, facts=facts)
+        with self.state.taken(apart=self.options.async_save) as write:
+            self.saving.start(partial(self.store.save, self.step, write, metric=metric, facts=facts))
 
     def _resume(self) -> None:
         self._on_main(lambda: self.store.latest(verify=True))
@@ -341,35 +342,24 @@ class PretrainingRun:
         if not self.options.allow_changes:
             saved = {key: value for key, value in checkpoint.facts.items() if key not in PROGRESS}
             check_facts(saved, self._facts(), override="--allow-changes")
+        self._order_buckets()
         with restoring(checkpoint):
-            self._restore(checkpoint)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = load_state(checkpoint.path / "optimizer.pt")
-        # Not mapped from the file: see `load_state`.
-        mapped = load_file(checkpoint.path / "model" / "model.safetensors")
-        weights = {name: tensor.clone() for name, tensor in mapped.items()}
-        for name, tensor in weights.items():
-            check_finite(name, tensor, str(checkpoint.path))
-        if checkpoint.facts.get("averaged"):
-            exchange_saved(weights, state["optimizer"])
-        restore_weights_(self.model, weights)
-        if not self.symmetric.resume_(load_config(checkpoint.path / "model"), self.optimizer):
-            logger.warning("The symmetry was another one before: weights are brought to it, and moments start afresh.")
-        elif state["name"] == self.options.optim:
-            restore_optimizer_(self.model, self.optimizer, state["optimizer"])
-        else:
-            logger.warning(f"The optimizer was {state['name']!r} before: its moments are of no use and start afresh.")
-        if self.scaler and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        if checkpoint.facts["world"] == self.world:
-            set_rng_state(load_state(checkpoint.path / f"rng-{self.rank}.pt"))
-        else:
-            logger.warning(
-                f"Saved by {checkpoint.facts['world']} processes, continued by {self.world}: dropout differs."
-            )
+            together(self.workers, lambda: self.state.restore_(checkpoint))
         self.step, self.best_validation = checkpoint.step, checkpoint.facts["best_validation"]
         self.skipped = checkpoint.facts["windows"] - self.step * self.options.global_batch_size
+
+    def _order_buckets(self) -> None:
+        """
+        One backward pass for nothing: by the first one DDP orders its buckets, and with them the terms of sums over
+        three processes and more, which must be those of a run that had not been interrupted.
+        """
+        if not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return
+        batch = self.windows.batch(0, self.options.global_batch_size, self.rank, self.world, seed=self.options.seed)
+        part = next(iter(in_parts(self._placed(batch), self.rows)))
+        with self.accelerator.autocast():
+            self.forward(**part, use_cache=False).loss.backward()
+        self.optimizer.zero_grad()
 
     def _log(self, entry: dict[str, Any], bar: tqdm) -> None:
         bar.update()
@@ -388,7 +378,9 @@ class PretrainingRun:
     def _finish(self) -> Path:
         """Write the final model and the curves."""
         with self.average.applied():
-            weights, facts, log = gather_weights(self.model), self._facts(), self.records.path
+            # Under FSDP2 the checkpoint of the last step has the same weights, and nobody must hold them all.
+            weights = stored_weights(self.store.latest()) or gather_weights(self.model)
+            facts, log = self._facts(), self.records.path
             self._on_main(lambda: write_results(self.plain, weights, self.tokenizer, log, facts, self.results))
         return self.output / "model"
 

@@ -178,8 +178,12 @@ class RunOptions:
     """Precision in which the model computes; its weights stay in float32."""
     fsdp: bool = False
     """Shard parameters, gradients and optimizer among processes (FSDP2) instead of repeating them (DDP)."""
+    ddp_timeout: int | None = None
+    """Seconds that processes wait for one that does not answer, before the run ends; those of PyTorch if not given."""
     torch_compile: bool = False
     """Compile the model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations: less memory, a third more time, the same numbers."""
     deterministic: bool = False
     """Only operations that give the same bits every time."""
     logging_steps: int = 1
@@ -190,6 +194,8 @@ class RunOptions:
     """Batches of the validation loss."""
     save_steps: int = 100
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in the CPU's memory."""
     save_total_limit: int = 2
     """Checkpoints kept, the newest."""
     save_best_limit: int = 1
@@ -208,6 +214,7 @@ class RunOptions:
     def __post_init__(self):
         counts = ("max_steps", "global_batch_size", "per_device_train_batch_size", "logging_steps", "eval_steps")
         check(self, AT_LEAST_1, *counts, "eval_batches", "save_steps", "save_total_limit")
+        check(self, AT_LEAST_1, "ddp_timeout")
         check(self, AT_LEAST_0, "save_best_limit", "diagnose_steps")
         if self.report_to == ["none"]:
             self.report_to = []
@@ -223,8 +230,9 @@ class RunOptions:
 # hold is known by their hashes, and a symmetry by its generators.
 NOT_DECISIVE = (
     *(name for name in DataOptions.__dataclass_fields__ if name not in ("context_length", "cross_document")),
-    *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "deterministic", "logging_steps"),
-    *("eval_steps", "eval_batches", "save_steps", "save_total_limit", "save_best_limit", "diagnose_steps"),
+    *("output_dir", "per_device_train_batch_size", "fsdp", "torch_compile", "gradient_checkpointing", "deterministic"),
+    *("logging_steps", "eval_steps", "eval_batches", "save_steps", "async_save", "save_total_limit"),
+    *("save_best_limit", "diagnose_steps", "ddp_timeout"),
     *("report_to", "force", "allow_changes", "prepare_only", "symmetry"),
 )
 

@@ -21,6 +21,8 @@ from rigpt_hf.checkpoints.written import file_sha256, json_sha256, look, parse_j
 from rigpt_hf.pictures.style import encoded
 from rigpt_hf.pictures.training import plot_losses
 
+from .shards import SLOWER, StoredShards
+
 
 # The record of a run, its log, and what the record in a model's folder calls the hash of the weights.
 OWNER, LOG, CURVES = "run.json", "metrics.jsonl", "loss.png"
@@ -130,7 +132,7 @@ def check_results(folder: Path) -> tuple[Seen, list[int] | None]:
 
 def write_model(
     model: nn.Module,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | StoredShards,
     tokenizer: Any,
     folder: Path,
     seen: Seen,
@@ -142,7 +144,7 @@ def write_model(
 
     Args:
         model: Gives configuration and code; may be sharded.
-        weights: Its state dict, gathered.
+        weights: Its state dict, gathered; or where it lies, to be written one file after the other.
         tokenizer: Saved with it if not `None`.
         folder: Where to.
         seen: What is there, as it was looked at before the work began.
@@ -152,12 +154,16 @@ def write_model(
         OSError: if it cannot be written, as on a full disk.
         ValueError: if the weights are not finite.
     """
-    check_made(weights, "learning_rate", "Go on from the last checkpoint with a lower one, and `allow_changes=True`.")
+    if not isinstance(weights, StoredShards):
+        check_made(weights, "learning_rate", SLOWER)
     with quiet_loading(), torch.device("meta"):
         shell: Any = type(model)(copy.deepcopy(model.config))
     try:
         with new_folder(folder, seen) as temporary, quiet_loading():
-            shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
+            if isinstance(weights, StoredShards):
+                weights.write(shell, temporary)
+            else:
+                shell.save_pretrained(temporary, state_dict=weights, max_shard_size="1000GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
             if facts is not None and log is not None:
@@ -173,7 +179,7 @@ def write_model(
 
 def write_results(
     model: nn.Module,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | StoredShards,
     tokenizer: Any,
     log: Path,
     facts: dict[str, Any],

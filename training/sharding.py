@@ -1,16 +1,23 @@
 """Models and optimizers on one process or many: wrapping them, and gathering and restoring what they hold by name."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
 from rigpt_hf.optim import full_tensor, shard_like, unwrapped_name
 
 from .options import RunOptions
+
+
+# What is in errors of collectives; Gloo raises no class of its own, nor does it always give its name.
+BACKENDS = re.compile(r"\b(gloo|nccl|pair closure|connection (closed|reset)|timed out waiting)\b", re.IGNORECASE)
 
 
 def check_processes(run: RunOptions, world: int) -> None:
@@ -29,6 +36,26 @@ def check_processes(run: RunOptions, world: int) -> None:
         raise ValueError("`fsdp` shards among processes, got one. Start more with torchrun or accelerate launch.")
     if run.fsdp and run.mixed_precision == "fp16":
         raise ValueError("`mixed_precision` must be `no` or `bf16` with `fsdp`, got `fp16`.")
+
+
+@contextmanager
+def answering(folder: Path) -> Iterator[None]:
+    """
+    For the work of several processes on what is in a folder.
+
+    Raises:
+        ValueError: in the place of what the backends say of a process that has ended, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not BACKENDS.search(str(error)):
+            raise
+        reason = " ".join(str(error).split("] ")[-1].split()).partition(". ")[0][:120]
+        raise ValueError(
+            f"Another process of the run has ended or does not answer ({reason}). The checkpoints in "
+            f"{str(folder)!r} are untouched: end what is left of the run, and call the same command again."
+        ) from error
 
 
 def shard(model: nn.Module, precision: str) -> nn.Module:
@@ -80,14 +107,20 @@ def restore_weights_(model: nn.Module, weights: dict[str, torch.Tensor]) -> None
     Raises:
         ValueError: if a parameter is absent or has another shape.
     """
-    for name, parameter in parameters_by_name(model).items():
-        if name not in weights or weights[name].shape != parameter.shape:
-            held = tuple(weights[name].shape) if name in weights else "nothing"
-            raise ValueError(
-                f"`weights` must fit the model, got {held} for {name!r} of shape {tuple(parameter.shape)}. Resume "
-                "with the options that the run began with."
-            )
+    parameters = parameters_by_name(model)
+    check_fit({name: tuple(tensor.shape) for name, tensor in weights.items()}, parameters)
+    for name, parameter in parameters.items():
         parameter.copy_(shard_like(weights[name].to(parameter.device), parameter))
+
+
+def check_fit(shapes: dict[str, tuple[int, ...]], parameters: dict[str, nn.Parameter]) -> None:
+    """A `ValueError` if saved tensors of these shapes are not those of all parameters."""
+    for name, parameter in parameters.items():
+        if shapes.get(name) != tuple(parameter.shape):
+            raise ValueError(
+                f"`weights` must fit the model, got {shapes.get(name, 'nothing')} for {name!r} of shape "
+                f"{tuple(parameter.shape)}. Resume with the options that the run began with."
+            )
 
 
 def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
@@ -116,6 +149,9 @@ def restore_optimizer_(model: nn.Module, optimizer: torch.optim.Optimizer, state
 def _placed(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     """A tensor of an optimizer's state on its parameter's device, and sharded as it is if it has its rows."""
     value = value.to(parameter.device)
-    sharded = value.dim() == parameter.dim() == 2 and value.shape[0] == parameter.shape[0]
-    same = value.shape == parameter.shape
-    return shard_like(value, parameter, keep_dtype=True) if sharded or same else value
+    return shard_like(value, parameter, keep_dtype=True) if is_sharded_like(value.shape, parameter) else value
+
+
+def is_sharded_like(shape: tuple[int, ...], parameter: nn.Parameter) -> bool:
+    """Whether a tensor of an optimizer's state has its parameter's rows, and lies where they lie."""
+    return shape == parameter.shape or (len(shape) == parameter.dim() == 2 and shape[0] == parameter.shape[0])

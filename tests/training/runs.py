@@ -120,7 +120,7 @@ def start(rank: int, world: int, port: int, data: Path, output: Path, options: d
         pretrain(data, output, **options)
         os._exit(0)
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")  # at once, as others write there too
         os._exit(3)
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.symmetry import GaugeTransformation
-from rigpt_hf.training import loop
+from rigpt_hf.training import saving
 from rigpt_hf.training.averaging import WeightAverage
 from rigpt_hf.training.state import load_state
 from tests.models import tiny_model, tokens
@@ -67,7 +67,7 @@ def test_a_resumed_run_goes_on_from_the_weights_and_their_average(data, straight
     assert again.started == 9 and again.validation[-1] == report.validation[-1]
     assert same_run(averaged, tmp_path / "resumed")
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "exchange_saved", lambda weights, state: None)
+        patched.setattr(saving, "exchange_saved", lambda weights, state: None)
         pretrain(data, interrupted(averaged, tmp_path / "mistaken"), ema_decay=0.8)
     mistaken, right = losses_of(tmp_path / "mistaken"), losses_of(averaged)
     assert mistaken[:9] == right[:9] and mistaken[9] != right[9], "it went on from the average"

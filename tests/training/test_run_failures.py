@@ -15,12 +15,13 @@ from rigpt_hf.checkpoints import folder as folders
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.checkpoints.written import WRITTEN, look
 from rigpt_hf.model_cards.runs import training_metadata
-from rigpt_hf.training import folder, loop, records, tuning
+from rigpt_hf.training import folder, loop, records, saving, tuning
 from rigpt_hf.training.build import check_run
 from rigpt_hf.training.checkpoints import CheckpointStore
 from rigpt_hf.training.options import PretrainOptions
 from rigpt_hf.training.pretrain import main
 from rigpt_hf.training.records import Records
+from rigpt_hf.training.sharding import answering
 from tests.models import tiny_config
 from tests.training.runs import interrupted, pretrain, same_run
 
@@ -56,7 +57,7 @@ def test_a_full_disk_loses_nothing(data, straight, tmp_path, monkeypatch):
     final, unwritable = f"the final .*{FULL}.*same command", f"Error while serializing: I/O error: {FULL}"
     for patch, rule, step in (
         ((Records, "append", full_log), f"the log, got .*metrics.jsonl': {FULL}.*same command", 9),
-        ((loop, "save_state", full), f"the checkpoint of step 12.*{FULL}.*untouched", 9),
+        ((saving, "save_state", full), f"the checkpoint of step 12.*{FULL}.*untouched", 9),
         (full_model(SafetensorError(unwritable)), final, 12),
         (full_model(OSError(errno.ENOSPC, FULL)), final, 12),
         (full_model(Exception(FULL)), final, 12),
@@ -131,6 +132,20 @@ def test_a_failure_of_the_main_process_ends_the_others():
         run._on_main(lambda: done.append("by another than the main process"))
     run.workers = SimpleNamespace(gather=lambda own: [None, own])
     assert run._on_main(lambda: done.append("the same")) is None and done == []
+
+
+def test_what_backends_say_of_a_lost_process_is_one_line(tmp_path):
+    for error in (
+        torch.distributed.DistBackendError("NCCL error in: a.cpp:1\nremote process exited"),
+        RuntimeError("[../third_party/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:7"),
+        RuntimeError("Application timeout caused pair closure"),
+    ):
+        rule = "^Another process of the run has ended or does not answer .*are untouched: .*the same command again.$"
+        with pytest.raises(ValueError, match=rule) as told, answering(tmp_path):
+            raise error
+        assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)
+    with pytest.raises(RuntimeError, match="^a mistake$"), answering(tmp_path):
+        raise RuntimeError("a mistake")
 
 
 def test_a_damaged_owner_stands_in_nobodys_way(tmp_path):
