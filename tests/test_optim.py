@@ -1,13 +1,14 @@
 """The equivariant optimizer: training from a rotated start is the rotated training."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivariant_param_groups, update_of
-from rigpt_hf.optimizer.polar import exact_polar, newton_schulz
+from rigpt_hf.optimizer.polar import COEFFICIENTS, exact_polar, newton_schulz
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
 from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.options import BROAD, FEW, SEARCHED, SHALLOW, generator
@@ -148,15 +149,31 @@ def test_polar_factors(shape):
     short = min(shape)
     gram = exact @ exact.mT if shape[0] <= shape[1] else exact.mT @ exact
     assert (gram - torch.eye(short, dtype=torch.float64)).abs().max() <= SYMMETRY[torch.float64]
-    singular = torch.linalg.svdvals(newton_schulz(matrices))
-    assert singular.min() > 0.5 and singular.max() < 1.4
+    express = partial(newton_schulz, method="polar_express")
+    for method, low, high in ((newton_schulz, 0.5, 1.4), (express, 0.85, 1.15)):
+        singular = torch.linalg.svdvals(method(matrices))
+        assert low < singular.min() and singular.max() < high
     left, right = haar(shape[0], generator(3)), haar(shape[1], generator(4))
-    for method in (exact_polar, newton_schulz):
+    for method in (exact_polar, newton_schulz, express):
         turned = method(left @ matrices @ right)
         assert (turned - left @ method(matrices) @ right).abs().max() <= SYMMETRY[torch.float64]
     deficient = matrices.clone()
     deficient[:, 1:] = deficient[:, :1]
     assert torch.linalg.matrix_rank(exact_polar(deficient)).tolist() == [1, 1, 1]
+
+
+def test_coefficients_are_the_best_for_what_is_left_of_the_interval():
+    """By Chebyshev: an odd polynomial of degree 5 is the best one where its error takes turns at four places."""
+    low, high = 1e-3, 1.0
+    for a, b, c in COEFFICIENTS["polar_express"][:-1]:
+        x = torch.linspace(low, high, 2_000_001, dtype=torch.float64)
+        error = a * x + b * x**3 + c * x**5 - 1
+        inner = error[1:-1]
+        turns = inner[((inner > error[:-2]) & (inner > error[2:])) | ((inner < error[:-2]) & (inner < error[2:]))]
+        extremes = torch.stack([error[0], *turns, error[-1]])
+        assert torch.allclose(extremes * torch.tensor([-1, 1, -1, 1]), extremes.abs().max(), rtol=1e-4)
+        low, high = 1 - float(extremes.abs().max()), 1 + float(extremes.abs().max())
+    assert low > 0.999
 
 
 @pytest.mark.parametrize("size", [128, 256])
@@ -256,7 +273,7 @@ def test_multipliers_and_frozen_parameters():
         ({"betas": (0.9, 1.0)}, "`betas` must be two numbers"),
         ({"eps": 0.0}, "`eps` must be positive"),
         ({"weight_decay": -0.1}, "`weight_decay` must be at least 0"),
-        ({"polar": "qr"}, "`polar` must be one of newton_schulz, svd"),
+        ({"polar": "qr"}, "`polar` must be one of newton_schulz, polar_express, svd"),
         ({"steps": 0}, "`steps` must be at least 1"),
         ({"sharing": "some"}, "`sharing` must be one of auto, all, none"),
     ],

@@ -57,7 +57,7 @@ def run_distributed(rank: int, kind: str, folder: str):
     done, asked = [], []
     real, ask = stepping.newton_schulz, stepping.agreeing_group
     stepping.agreeing_group = lambda *arguments: asked.append(1) or ask(*arguments)
-    stepping.newton_schulz = lambda stack, steps: done.append(len(stack)) or real(stack, steps)
+    stepping.newton_schulz = lambda stack, *how: done.append(len(stack)) or real(stack, *how)
     sharing = {"ddp": "all", "ensemble-all": "all", "ddp-unshared": "none"}.get(kind, "auto")
     steps = STEPS
     if kind == "accelerate-fsdp2":

@@ -91,7 +91,7 @@ def run_sharded(rank: int, kind: str, folder: str):
     for name in ("shared", "unshared", "control"):
         model = sharded(kind, folder)
         sizes.clear()
-        stepping.newton_schulz = lambda stack, steps: sizes.append(stack.numel()) or real(stack, steps)
+        stepping.newton_schulz = lambda stack, *how: sizes.append(stack.numel()) or real(stack, *how)
         stepping.map_blocks = shards_alone if name == "control" else alone
         optimizer = train(model, slice(start, start + share), sharing="none" if name == "unshared" else "auto")
         stepping.newton_schulz, stepping.map_blocks = real, alone

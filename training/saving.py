@@ -44,7 +44,8 @@ class GroupWorkers:
     def __init__(self, timeout: timedelta | None = None):
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.group = dist.new_group(backend="gloo", timeout=timeout) if several else None
-        self.index, self.count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        self.index: int = dist.get_rank() if several else 0
+        self.count: int = dist.get_world_size() if several else 1
 
     def gather(self, value: Any) -> list[Any]:
         values = [value] * self.count

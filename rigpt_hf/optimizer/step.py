@@ -23,11 +23,11 @@ from torch.distributed.tensor import DTensor
 from .dealing import Box, Layout, boxes_of, inside
 from .exchange import layout_of, map_blocks
 from .groups import UPDATE_RULES
-from .polar import exact_polar, newton_schulz, working_dtype
+from .polar import COEFFICIENTS, exact_polar, newton_schulz, working_dtype
 from .sharing import agreeing_group, full_tensor, local_like, shard_like, shared_work
 
 
-POLAR_METHODS = ("newton_schulz", "svd")
+POLAR_METHODS = (*COEFFICIENTS, "svd")
 SHARING = ("auto", "all", "none")
 # The root mean square of AdamW's updates in units of its learning rate, measured in language models (Liu et al., arXiv
 # 2502.16982): with it, learning rates and weight decays of AdamW carry over.
@@ -60,8 +60,9 @@ class EquivariantOptimizer(torch.optim.Optimizer):
         betas: Decay of Adam's first and second moments.
         eps: Added to the root of second moments.
         weight_decay: Decoupled weight decay of groups that have none of their own.
-        polar: `"newton_schulz"`, or `"svd"`: exact, slow, for tests.
-        steps: Iterations of Newton–Schulz.
+        polar: `"newton_schulz"`; `"polar_express"`: the same iterations with other coefficients, nearer to the factor;
+            or `"svd"`: exact, slow, for tests.
+        steps: Iterations of the first two.
         sharing: `"auto"`: share work among the processes that hold the shards of a parameter; `"all"`: also among all
             processes of the default group where they are about to do the same, as under DDP. Every step asks all of
             them, so all must step equally often: not for ensembles, sweeps and pipeline stages, whose processes would
@@ -329,7 +330,7 @@ def _rate(group: dict[str, Any], shape: Sequence[int]) -> float | torch.Tensor:
 
 
 def _polar_factor(stack: torch.Tensor, method: str, steps: int) -> torch.Tensor:
-    return exact_polar(stack) if method == "svd" else newton_schulz(stack, steps)
+    return exact_polar(stack) if method == "svd" else newton_schulz(stack, steps, method)
 
 
 def _shared_square(gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
