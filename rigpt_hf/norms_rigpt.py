@@ -45,7 +45,8 @@ def unit(states: torch.Tensor, eps: float) -> torch.Tensor:
         return states * _inverse_length(states, eps)
     size = states.shape[-1]
     if states.numel() <= FEW_NUMBERS:
-        return nn.functional.layer_norm(torch.cat((states, -states), -1), (2 * size,), eps=eps)[..., :size]
+        normed = nn.functional.layer_norm(torch.cat((states, -states), -1), (2 * size,), eps=eps)
+        return normed[..., :size].contiguous()  # as kernels of codes want it; no copy of a single row
     return nn.functional.rms_norm(states, (size,), eps=eps)
 
 

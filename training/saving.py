@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from rigpt_hf.checkpoints.folder import check_output
-from rigpt_hf.checkpoints.read import load_config, quiet_loading
+from rigpt_hf.checkpoints.read import load_config, load_skeleton
 from rigpt_hf.checkpoints.weights import check_finite
 from rigpt_hf.symmetry.tokens import SymmetricTraining
 
@@ -203,6 +202,4 @@ def export_checkpoint(checkpoint: Path | str, output: Path | str, force: bool = 
         raise ValueError(
             f"`checkpoint` must be one in shards, got {str(checkpoint)!r}. Its folder `{MODEL}` loads as it is."
         )
-    with quiet_loading(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(read.path / MODEL))
-    write_model(model, weights, None, Path(output), seen)
+    write_model(load_skeleton(read.path / MODEL), weights, None, Path(output), seen)

@@ -205,6 +205,12 @@ def load_model(
     return model
 
 
+def load_skeleton(source: str | os.PathLike) -> Any:
+    """The causal language model that a folder's configuration describes, on the meta device, without numbers."""
+    with quiet_loading(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(source), trust_remote_code=False)
+
+
 def check_model(
     source: str | os.PathLike,
     model_class: Any = AutoModelForCausalLM,

@@ -98,7 +98,7 @@ def test_every_family_with_a_router_is_looked_at():
 @pytest.mark.parametrize("name", MOE.values())
 def test_in_16_bits_routes_differ_and_the_rest_is_judged_on_the_same(name):
     """As they do in the stock model itself, which is as far from what it is in float64."""
-    source, ids = family_model(name), tokens(2, 64)
+    source, ids = family_model(name), tokens(6, 64)
     rounded = deepcopy(source).to(torch.bfloat16)
     certificate = certify(rounded, convert_model(rounded), ids)
     stock, free = certify(source, rounded, ids), certificate.relative_logit_error

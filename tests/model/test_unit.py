@@ -30,6 +30,7 @@ def test_it_is_the_formula(shape, dtype, learns):
     states = states_of(*shape, dtype=dtype).requires_grad_(learns)
     found = unit(states, EPS)
     assert found.dtype == dtype and found.shape == states.shape and found.requires_grad == learns
+    assert found.is_contiguous()
     if not found.numel():
         return
     expected = formula(states.detach().double())

@@ -269,17 +269,12 @@ def test_places_and_files_that_do_not_do_are_named(options, tmp_path, capsys):
     assert options(chat_template=str(template)).read_template() == "{{ 'schön' }}"
 
 
-def test_what_is_no_number_is_not_written(options, model_folder, tmp_path):
-    """After weights so large that a step makes them no numbers."""
-    model = RiGPTForCausalLM.from_pretrained(model_folder)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.fill_(3e38)
-    model.save_pretrained(tmp_path / "large")
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "large")
+def test_what_is_no_number_is_not_written(options, tmp_path):
+    """After a step so long that it makes the weights no numbers."""
     with pytest.raises(
-        ValueError, match="`learning_rate` must leave weights and loss finite, got 0.01 and a loss of nan"
+        ValueError, match=r"`learning_rate` must leave weights and loss finite, got 1e\+38 and a loss of nan"
     ):
-        finetune(options(model=str(tmp_path / "large")))
+        finetune(options(learning_rate=1e38))
     assert not (tmp_path / "out").exists()
 
 
