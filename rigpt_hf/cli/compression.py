@@ -158,7 +158,7 @@ def prune(
             "text, of which as much is read."
         ),
     ] = 0,
-    learning_rate: Annotated[float, option("Of these steps.")] = 1e-4,
+    learning_rate: Annotated[float, option("Of these steps.")] = 3e-5,
     calibrate: Calibrate = DEFAULT,
     tokens: Tokens = 32768,
     judge: Judge = 8192,
@@ -184,7 +184,7 @@ def prune(
     if recover < 0 or not 0 < learning_rate < float("inf"):
         raise ValueError(
             "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
-            f"{recover} and {learning_rate}. Take 500 and 1e-4, or leave them out."
+            f"{recover} and {learning_rate}. Take 500 and 3e-5, or leave them out."
         )
     if recover and NONE in names_of(calibrate):
         raise ValueError(

@@ -15,7 +15,7 @@ def recovered(
     tokens: torch.Tensor,
     steps: int,
     *,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 3e-5,
     batch: int = 1,
     seed: int = 0,
     progress: bool = False,
@@ -27,7 +27,7 @@ def recovered(
         model, teacher (`RiGPTForCausalLM`): stay as they are.
         tokens (`torch.Tensor` of shape `[N, S]`): windows to learn on, over and over in a drawn order.
         steps (`int`): their number.
-        learning_rate (`float`, defaults to 1e-4): the highest; of the equivariant optimizer, so that the frame that
+        learning_rate (`float`, defaults to 3e-5): the highest; of the equivariant optimizer, so that the frame that
             the model comes in does not matter.
         batch (`int`, defaults to 1): windows of a step.
         seed (`int`, defaults to 0): of the order.
@@ -40,7 +40,7 @@ def recovered(
         ValueError: if a loss is not finite.
     """
     if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Take 1e-4 or so.")
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Take 3e-5 or so.")
     student = copy.deepcopy(model).float().eval()
     optimizer = EquivariantOptimizer(equivariant_param_groups(student, learning_rate, weight_decay=0.0))
     learn_logits(
