@@ -160,7 +160,7 @@ class QuantizedLinear(Coded):
         if operands is None:
             return nn.functional.linear(hidden_states, self.spread(hidden_states.dtype))
         kernel, *rest = operands
-        output = kernel(hidden_states.reshape(-1, self.in_features), *rest)
+        output = kernel(hidden_states.reshape(-1, self.in_features).contiguous(), *rest)
         if output.shape[1] != self.out_features:  # kernels take full blocks of rows
             output = output[:, : self.out_features]
         return output.view(*hidden_states.shape[:-1], self.out_features)

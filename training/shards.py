@@ -70,7 +70,7 @@ def save_shards(tensors: dict[str, torch.Tensor], folder: Path, group: dist.Proc
 
 class StoredShards:
     """
-    What `save_shards` wrote, by whatever number of processes.
+    Tensors that `save_shards` wrote, by whatever number of processes.
 
     Args:
         folder (`Path`): Of the files; what they hold is not read before it is asked for.

@@ -88,11 +88,13 @@ class Options:
         check_least(self, steps=2, learning_rate=0)
 
 
-def write_synthetic(folder: Path, size: dict[str, int]) -> None:
-    """A Llama checkpoint with random weights in bfloat16, a shard per layer, none of it in memory as a whole."""
-    config = LlamaConfig(
-        vocab_size=49152, num_key_value_heads=size["num_attention_heads"], tie_word_embeddings=True, **size
-    )
+def write_synthetic(folder: Path, size: dict[str, int]) -> int:
+    """
+    A Llama checkpoint with random weights in bfloat16, a shard per layer, none of it in memory as a whole; the number
+    of its parameters.
+    """
+    fields = {"vocab_size": 49152, "num_key_value_heads": size["num_attention_heads"]} | size
+    config = LlamaConfig(tie_word_embeddings=True, **fields)
     config.architectures = [LlamaForCausalLM.__name__]
     config.save_pretrained(folder)
     with torch.device("meta"):
@@ -108,6 +110,7 @@ def write_synthetic(folder: Path, size: dict[str, int]) -> None:
         save_file(tensors, folder / file, {"format": "pt"})
         places |= dict.fromkeys(names, file)
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return sum(shape.numel() for shape in shapes.values())
 
 
 def cost(size: dict[str, int]) -> dict[str, float]:

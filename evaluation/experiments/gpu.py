@@ -96,7 +96,7 @@ class Options:
 
 
 class Bench:
-    """What the parts share: the shape, the device, and the time that is left."""
+    """The shape, the device and the time that is left, which all parts share."""
 
     def __init__(self, options: Options):
         self.options, self.shape = options, SHAPES[options.shape]

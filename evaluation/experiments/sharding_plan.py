@@ -133,7 +133,7 @@ def planned_on(shape: dict[str, Any], shards: int, replicas: int) -> dict[str, A
 
 
 def measured_on(shards: int, replicas: int) -> dict[str, Any]:
-    """What every process of a small model holds and sends beside what was planned."""
+    """The bytes that every process of a small model holds and sends, beside those that were planned."""
     groups = equivariant_param_groups(RiGPTForCausalLM(RiGPTConfig(**SMALL)))
     planned = plan(groups, shards, replicas, sent=torch.float32, computed=torch.float32)
     ranks = range(shards * replicas)

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rigpt_hf.checkpoints.folder import check_file
 from rigpt_hf.command_line import WRITES
@@ -27,15 +25,15 @@ from rigpt_hf.processes import python
 from rigpt_hf.terminal import Console
 
 from .common import VERSIONS, check_known, write_json
+from .fingerprint_limits import SIZES as LARGER
+from .fingerprint_limits import write_synthetic
 
 
 SIZES: dict[str, dict[str, int]] = {
-    "42M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8},
-    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
-    "350M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15},
+    "42M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}
+    | {"vocab_size": 8192},
+    **{name: LARGER[name] for name in ("135M", "360M")},
 }
-# About a twelfth of the weights of the smallest, and the tables that the others have in fact.
-VOCABULARIES = {"42M": 8192, "135M": 49152, "350M": 49152}
 # Arguments of the verbs, with folders by their names; a verb finds what those before it have made.
 TOOLS: dict[str, list[str]] = {
     "convert": ["convert", "{stock}", "{model}"],
@@ -92,7 +90,7 @@ def run(options: Options) -> dict[str, Any]:
         for size in sorted(options.sizes, key=list(SIZES).index):
             with tempfile.TemporaryDirectory() as folder:
                 progress.update(task, description=f"{size}: writing")
-                parameters = write_stock(size, Path(folder, "stock"))
+                parameters = write_synthetic(Path(folder, "stock"), SIZES[size])
                 progress.advance(task)
                 costs[size] = {"parameters": parameters, "tools": {}}
                 for tool in (tool for tool in TOOLS if tool in options.tools):
@@ -104,14 +102,6 @@ def run(options: Options) -> dict[str, Any]:
     console.print(table_of(costs, grown))
     write_json(options.output, facts, seen=seen, named=True)
     return facts
-
-
-def write_stock(size: str, folder: Path) -> int:
-    """A Llama checkpoint with random weights; the number of its parameters."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARIES[size], tie_word_embeddings=True, **SIZES[size]))
-    model.save_pretrained(folder)
-    return model.num_parameters()
 
 
 def cost_of(arguments: list[str], folder: Path) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 
     @property
     def block_shape(self) -> tuple[int, int]:
-        """Of one of the parts."""
+        """The shape of one of the parts."""
         rows, columns = (size // (self.blocks if dim == self.dim else 1) for dim, size in enumerate(self.shape))
         return rows, columns
 

@@ -19,7 +19,7 @@ from .polar import STEPS, newton_schulz_in
 @dataclass(frozen=True)
 class ProcessPlan:
     """
-    What one process holds and sends, in bytes.
+    Bytes that one process holds and sends.
 
     Args:
         weights, gradients: Of its shards.
