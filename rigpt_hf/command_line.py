@@ -348,7 +348,7 @@ def fail(name: str, message: str, code: int = 2) -> int:
 def usage_message(error: Any, name: str) -> str:
     """The fault of a command line, in one line, and where its help is."""
     path = error.ctx.command_path if error.ctx else name
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     # What was typed is repeated by the library as a whole.
     message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"

@@ -5,6 +5,7 @@ with a metric in its place, and with a bias behind them.
 Shapes: B batch, S positions, h dims per head.
 """
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -17,44 +18,51 @@ from .scores_rigpt import local
 QK_NORM_GAINS = ("vector", "vector_per_head", "metric")
 QK_NORM_OVER = ("head", "all")
 
-# Up to so many numbers of 16 bits, calls count more than what they do.
-FEW_NUMBERS = 4096
+
+# Of numbers of 16 bits, up to so many are done sooner by torch, which casts them and back in the same calls.
+FEW_NUMBERS = 2**16
 
 
 def unit(states: torch.Tensor, eps: float) -> torch.Tensor:
     """
     `n(x)` along the last axis, in few calls on a CPU.
 
-    There torch has a kernel for LayerNorm and none for RMSNorm, which it puts together from ten operations. `[x, -x]`
-    has the mean 0, so that its LayerNorm begins with `n(x)`. `make bench` shows what this brings.
+    There torch has a kernel for LayerNorm and none for RMSNorm, which it puts together from ten operations. `make
+    bench` shows what this brings.
 
     Args:
         states (`torch.Tensor` of shape `[..., n]`).
         eps (`float`): added to the mean square.
     """
+    learns = states.requires_grad and torch.is_grad_enabled()
     if (
         type(states) is not torch.Tensor  # of shards, which know better
         or states.device.type != "cpu"
+        or (states.element_size() <= 2 and states.numel() <= FEW_NUMBERS and not learns)
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
     ):
         return nn.functional.rms_norm(states, states.shape[-1:], eps=eps)
-    if states.requires_grad and torch.is_grad_enabled():
-        return _Unit.apply(states, eps)[0]
-    if states.element_size() > 2:
-        return states * _inverse_length(states, eps)
-    size = states.shape[-1]
-    if states.numel() <= FEW_NUMBERS:
-        normed = nn.functional.layer_norm(torch.cat((states, -states), -1), (2 * size,), eps=eps)
-        return normed[..., :size].contiguous()  # as kernels of codes want it; no copy of a single row
-    return nn.functional.rms_norm(states, (size,), eps=eps)
+    return (_Unit.apply if learns else _unit)(states, eps)[0]
 
 
-def _inverse_length(states: torch.Tensor, eps: float) -> torch.Tensor:
-    """`1 / sqrt(mean(x²) + eps)` `[..., 1]` for numbers of 32 bits or more."""
-    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    added = torch.full((), eps, dtype=length.dtype)
-    return torch.addcmul(added, length, length, value=1 / states.shape[-1]).rsqrt()
+def _unit(states: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`n(x)`, and `1 / sqrt(mean(x²) + eps)` `[..., 1]` in 32 bits or more."""
+    accurate = states if states.element_size() > 2 else states.float()
+    length = torch.linalg.vector_norm(accurate, dim=-1, keepdim=True)
+    inverse = torch.addcmul(_number(eps, length.dtype), length, length, value=1 / states.shape[-1]).rsqrt_()
+    if accurate is states:
+        return states * inverse, inverse
+    # The copy is ours, unless somebody is to see what became of it.
+    product = accurate * inverse if torch.is_grad_enabled() else accurate.mul_(inverse)
+    return product.to(states.dtype), inverse
+
+
+@lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype) -> torch.Tensor:
+    """A number as a tensor, which takes as long to make as all that a token needs of it."""
+    with torch.inference_mode(False):  # or it could be used in this mode only, whoever asks first
+        return torch.full((), value, dtype=dtype, device="cpu")
 
 
 class _Unit(torch.autograd.Function):
@@ -68,9 +76,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(states: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        accurate = states.to(torch.promote_types(states.dtype, torch.float32))
-        inverse = _inverse_length(accurate, eps)
-        return (accurate * inverse).to(states.dtype), inverse
+        return _unit(states, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -48,6 +48,19 @@ def test_nothing_becomes_nothing_and_large_numbers_stay_finite():
         assert torch.allclose(unit(large, EPS), torch.ones_like(large), rtol=1e-2)
 
 
+def test_what_was_asked_in_inference_mode_serves_training():
+    norms_rigpt._number.cache_clear()
+    with torch.inference_mode():
+        first = unit(states_of(2, 8), EPS)
+    states = states_of(2, 8).requires_grad_()
+    found = unit(states, EPS)
+    found.sum().backward()
+    assert torch.equal(found.detach(), first) and states.grad is not None
+    with torch.device("meta"):
+        norms_rigpt._number.cache_clear()
+        assert unit(first, EPS).device.type == "cpu"
+
+
 def test_derivatives_of_all_orders():
     states = states_of(2, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: unit(x, EPS), states, check_forward_ad=True)
@@ -58,6 +71,9 @@ def test_derivatives_of_all_orders():
 
 def test_transformations_of_functions():
     states, change = states_of(4, 6), states_of(4, 6).flip(0)
+    short = states[0].bfloat16()
+    outer = jacrev(lambda x: jacrev(lambda y: y * unit(x, EPS))(x).diagonal())(short)  # x is of the outer one alone
+    assert difference(outer.double(), jacrev(formula)(short.double())) < 8 * torch.finfo(torch.bfloat16).eps
     for one, other in (
         (vmap(lambda x: unit(x, EPS))(states), formula(states)),
         *((turn(lambda x: unit(x, EPS))(states), turn(formula)(states)) for turn in (jacrev, jacfwd)),
