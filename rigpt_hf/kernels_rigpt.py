@@ -1,9 +1,13 @@
-"""Kernels: products of few rows the other way round, where packed texts begin, a loss without copies."""
+"""
+Kernels: products of few rows the other way round, where packed texts begin, a loss without copies, one gradient of a
+table that both ends share.
+"""
 
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -60,10 +64,68 @@ def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
         and weight.numel() >= STREAMED
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and "forward" not in module.__dict__  # as offloading replaces it
-        and not (module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
+        and _nobody_watches(module)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _nobody_watches(module: nn.Module) -> bool:
+    """Whether nobody sees a call of the module, or has replaced what it does, as offloading does."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return "forward" not in module.__dict__ and not (hooks or _has_any_global_hook())
+
+
+def _functions_are_transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work, which want more of a function than its gradient."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def tied_tables(table: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    """
+    One table `[V, D]` as two tensors, for the tokens looked up with `sparse=True` and for the head; or `None` twice.
+
+    Autograd fills a table with zeros for the gradient of the few tokens that are looked up, and adds it to the head's.
+    Here their rows are added to the head's gradient where it is. `make bench` shows what that brings. Only for plain
+    modules on a CPU that train one parameter, in numbers of 32 bits or more, and outside of the compiler and of
+    transformations of functions.
+
+    Args:
+        table: The embedding of tokens, or what somebody has put in its place.
+        head: The linear map to logits, or what somebody has put in its place.
+    """
+    weight = table._parameters.get("weight")
+    if (
+        (type(table), type(head)) != (nn.Embedding, nn.Linear)
+        or weight is not head._parameters.get("weight")
+        or type(weight) is not nn.Parameter
+        or not (weight.requires_grad and torch.is_grad_enabled())
+        or weight.device.type != "cpu"
+        or weight.element_size() <= 2
+        or (table.padding_idx, table.max_norm, table.scale_grad_by_freq, head.bias) != (None, None, False, None)
+        or not (_nobody_watches(table) and _nobody_watches(head))
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _functions_are_transformed()
+    ):
+        return None, None
+    return _TiedTables.apply(weight)
+
+
+class _TiedTables(torch.autograd.Function):
+    """The same numbers twice, whose two gradients, that of tokens in rows, become one that has no rows left out."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, of_tokens: torch.Tensor | None, of_head: torch.Tensor | None) -> torch.Tensor | None:
+        if of_tokens is None:
+            return of_head
+        if of_head is None:
+            return of_tokens.to_dense() if of_tokens.is_sparse else of_tokens
+        return of_head + of_tokens if torch.is_grad_enabled() else of_head.add_(of_tokens)
 
 
 def packed_lengths(position_ids: torch.LongTensor, batch_size: int) -> dict[str, Any]:
@@ -119,7 +181,12 @@ def causal_lm_loss(
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.reshape(-1).to(logits.device)
     counted = targets != ignore_index
-    total = _SummedCrossEntropy.apply(logits.reshape(-1, vocab_size), targets, counted)
+    rows = logits.reshape(-1, vocab_size)
+    if _functions_are_transformed():
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        total = nn.functional.cross_entropy(rows, targets, ignore_index=ignore_index, reduction="sum")
+    else:
+        total = _SummedCrossEntropy.apply(rows, targets, counted)
     return total / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
 
 

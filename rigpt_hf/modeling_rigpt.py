@@ -16,8 +16,8 @@ heads, K key-value heads, h dims per head, r <= h rotated dims, F neurons.
 Scores other than the dot product, and sinks beside them, are in `scores_rigpt.py`, with `depth_solver` the two lines
 of a layer are the increment that a flow follows: `flow_rigpt.py`; rotary positions are in `rope_rigpt.py`, positions
 as biases of scores in `alibi_rigpt.py`, norms of queries and keys in `norms_rigpt.py`, bounds of neurons in
-`neurons_rigpt.py`, products of few rows and the loss in `kernels_rigpt.py`, maps and tables made of codes in
-`packed_rigpt.py` and `quantized_rigpt.py`.
+`neurons_rigpt.py`, products of few rows, the loss and the gradient of a tied table in `kernels_rigpt.py`, maps and
+tables made of codes in `packed_rigpt.py` and `quantized_rigpt.py`.
 No parameter acts on single coordinates of the stream, so turning the stream by any orthogonal Q, weights included,
 changes no logit. How each parameter turns is the table of frames in `rigpt_hf.symmetry`.
 """
@@ -53,7 +53,7 @@ from .alibi_rigpt import RiGPTAlibi
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
-from .kernels_rigpt import causal_lm_loss, linear, packed_lengths
+from .kernels_rigpt import causal_lm_loss, linear, packed_lengths, tied_tables
 from .layers_rigpt import (
     FULL,
     SLIDING,
@@ -517,14 +517,21 @@ class RiGPTModel(RiGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        table: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """As [`RiGPTModel.forward`], but with the normalised stream `[B, S, d]` as `last_hidden_state`."""
+        """
+        As [`RiGPTModel.forward`], but with the normalised stream `[B, S, d]` as `last_hidden_state`.
+
+        `table`: the embeddings `[V, D]` of [`~kernels_rigpt.tied_tables`], which tokens are looked up in.
+        """
         check_inputs(self.config, input_ids, inputs_embeds, kwargs)
         given_cache, given_positions = past_key_values, position_ids
         past_key_values, use_cache = prepare_cache(self.config, past_key_values, use_cache, kwargs)
-        if inputs_embeds is None:
+        if inputs_embeds is None and (table is None or torch.compiler.is_compiling()):
             inputs_embeds = self.embed_tokens(input_ids)
+        elif inputs_embeds is None:
+            inputs_embeds = nn.functional.embedding(input_ids, table, sparse=True)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -670,6 +677,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
             layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
+        table, head = tied_tables(self.model.embed_tokens, self.lm_head)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -677,10 +685,12 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            table=table,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = linear(self.lm_head, outputs.last_hidden_state[:, kept])
+        last = outputs.last_hidden_state[:, kept]
+        logits = linear(self.lm_head, last) if head is None else nn.functional.linear(last, head)
         if (cap := self.config.final_logit_softcapping) is not None:
             logits = cap * torch.tanh(logits / cap)
 

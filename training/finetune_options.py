@@ -80,7 +80,7 @@ class FinetuneOptions:
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision in which the model computes; weights and moments stay in float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations: less memory, a third more time."""
+    """Recompute activations: less memory for another forward pass."""
     seed: int = 0
     """Seed of the order of examples, dropout and the adapter's start."""
     logging_steps: int = 10

@@ -183,7 +183,7 @@ class RunOptions:
     torch_compile: bool = False
     """Compile the model."""
     gradient_checkpointing: bool = False
-    """Recompute activations: less memory, a third more time, the same numbers."""
+    """Recompute activations: less memory for another forward pass, the same numbers."""
     deterministic: bool = False
     """Only operations that give the same bits every time."""
     logging_steps: int = 1
