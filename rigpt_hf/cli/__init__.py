@@ -8,17 +8,21 @@ import typer
 from ..command_line import execute, guarded, make_app
 from ..dataclass_options import command
 from ..demo.options import DemoOptions
+from ..training.finetune_options import FinetuneOptions
+from ..training.options import PRESETS, PretrainOptions
 from ..version import __version__
 from .cards import card
 from .compression import prune, quantize
 from .conversion import convert, demo, export, families, info, verify
 from .evaluation import evaluate
+from .generation import generate
 from .lab import lab
 from .measures import charges
 from .merging import merge
 from .provenance import diff, fingerprint, identify
 from .publishing import publish
 from .symmetry import canonicalize, rotate
+from .training import finetune, pretrain
 from .transport import transport
 
 
@@ -44,6 +48,7 @@ def before_the_verb(
 
 VERBS = (
     *(command(DemoOptions, demo), convert, export, verify, info, families),
+    *(command(PretrainOptions, pretrain, presets=PRESETS), command(FinetuneOptions, finetune), generate),
     *(rotate, canonicalize, merge, transport, charges),
     *(fingerprint, identify, diff),
     *(quantize, prune),

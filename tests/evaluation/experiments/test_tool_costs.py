@@ -28,7 +28,8 @@ def test_all_tools(small, tmp_path):
     assert set(json.loads((tmp_path / "costs.json").read_text())["powers"]) == set(tool_costs.TOOLS)
 
 
-def test_a_tool_that_fails_is_named(small, tmp_path, capsys):
+def test_a_tool_that_fails_is_named(small, capsys, monkeypatch):
+    monkeypatch.setattr(tool_costs, "CHILD", "import sys; sys.exit('no such folder')")
     assert tool_costs.main(["--sizes", "42M", "--tools", "rotate"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "`--tools` must be ones that succeed, got rotate, which ended with" in said
