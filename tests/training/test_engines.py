@@ -1,4 +1,4 @@
-"""Recipes for engines that are not installed here: what they name of ours exists, and runs on what stands for the engine."""
+"""Recipes for engines that are not installed here: what is ours of them, on what stands for the engine."""
 
 import importlib
 import os

@@ -1,7 +1,7 @@
 """The equivariant optimizer for NVIDIA NeMo AutoModel: `_target_` of `optimizer` in a recipe (`automodel.yaml`).
 
-AutoModel calls another optimizer with parameters alone, which do not say how they turn; a class of its configurations is
-given the model.
+AutoModel calls other optimizers with parameters alone, which do not say how they turn; its configurations are given
+the model.
 """
 
 from dataclasses import dataclass, field, fields
@@ -40,8 +40,8 @@ class EquivariantConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         if self.param_group_overrides:
             raise ValueError(
-                f"`param_group_overrides` must be left out, got {self.param_group_overrides}: the groups come from the "
-                "table of frames. Pass `lr_multipliers`."
+                f"`param_group_overrides` must be left out, got {self.param_group_overrides}: the groups come from "
+                "the table of frames. Pass `lr_multipliers`."
             )
 
     def build(

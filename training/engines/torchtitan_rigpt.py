@@ -34,8 +34,8 @@ from ..sharding import restore_weights_, shard
 
 # Of a parameter, before its name in the model that is inside.
 PREFIX = "model."
-# What torchtitan does through the modules of its own models, by section of its configuration: the values that leave it.
-SUPPORTED = {
+# What torchtitan does through modules of its own, by section of its configuration: the values that leave it.
+SUPPORTED: dict[str, dict[str, Any]] = {
     "parallelism": {
         "tensor_parallel_degree": 1,
         "pipeline_parallel_degree": 1,
@@ -87,7 +87,7 @@ class RiGPT(BaseModel):
 
     @torch.no_grad()
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
-        """Random weights as everywhere, whole on every process for a moment, as their law is that of whole matrices."""
+        """Random weights as everywhere, on every process whole for a moment: their law is that of whole matrices."""
         whole = RiGPTForCausalLM(self.model.config)
         self.model.tie_weights()
         restore_weights_(self.model, whole.state_dict())
@@ -117,9 +117,10 @@ class RiGPTNames(StateDictAdapter):
     """Names with the prefix in torchtitan and without it in a folder that `AutoModelForCausalLM` loads."""
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        tied = RiGPTForCausalLM._tied_weights_keys if RiGPTConfig(**self.model_config.fields).tie_word_embeddings else ()
-        names = {name: name.removeprefix(PREFIX) for name in state_dict}
-        return {short: state_dict[name] for name, short in names.items() if short not in tied}
+        is_tied = RiGPTConfig(**self.model_config.fields).tie_word_embeddings
+        left_out = RiGPTForCausalLM._tied_weights_keys if is_tied else {}
+        bare = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+        return {name: tensor for name, tensor in bare.items() if name not in left_out}
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
         return {PREFIX + name: tensor for name, tensor in hf_state_dict.items()}
