@@ -350,8 +350,9 @@ class RiGPTPreTrainedModel(RiGPTHubMixin, PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         elif getattr(module, "carries_between_frames", False):
-            # On the side, in float32: the decomposition behind it does not exist in 16 bits.
-            init.copy_(module.weight, nn.init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float32)))
+            # On the side, whole and in float32: the decomposition behind it exists neither in shards nor in 16 bits.
+            whole = torch.empty(module.weight.shape, dtype=torch.float32, device=module.weight.device)
+            init.copy_(module.weight, nn.init.orthogonal_(whole))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif getattr(module, "writes_to_residual", False):

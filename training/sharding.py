@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from rigpt_hf.optim import full_tensor, shard_like, unwrapped_name
 
@@ -58,19 +59,21 @@ def answering(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def shard(model: nn.Module, precision: str) -> nn.Module:
+def shard(model: nn.Module, precision: str, mesh: DeviceMesh | None = None) -> nn.Module:
     """
-    FSDP2 over all processes: every layer by itself, then what is left.
+    FSDP2: every layer by itself, then what is left.
 
     Args:
         model: A model with its layers in `model.model.layers` or `model.transformer.h`.
         precision: `"bf16"` computes in bfloat16; master weights and reductions stay in float32.
+        mesh: Of the processes, with two axes for replicas of shards; all of them if not given.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    mesh = torch.distributed.init_device_mesh(device, (torch.distributed.get_world_size(),))
+    if mesh is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        mesh = torch.distributed.init_device_mesh(device, (torch.distributed.get_world_size(),))
     inner: Any = getattr(model, "model", None) or model.transformer
     for layer in getattr(inner, "layers", None) or inner.h:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
