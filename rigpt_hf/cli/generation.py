@@ -59,9 +59,11 @@ def generate(
     check_device(device, dtype)
     import torch
 
-    from ..checkpoints.read import load_model, load_tokenizer, quiet_loading
+    from ..checkpoints.read import check_ids, check_model, load_model, load_tokenizer, quiet_loading
 
+    config, _ = check_model(model, argument="model", revision=revision)
     tokenizer = load_tokenizer(model, argument="model", revision=revision)
+    check_ids(tokenizer, config, model)
     loaded = load_model(model, argument="model", revision=revision, dtype=to_dtype(dtype) or "auto")
     if adapter is not None:
         loaded = with_adapter(loaded, adapter)

@@ -109,6 +109,14 @@ def test_bad_input_ends_in_one_line(rigpt, folders, words, rule):
     assert rule in in_one_line(rigpt("generate", folders / "rigpt", PROMPT, *words))
 
 
+def test_every_id_needs_a_row(rigpt, with_tokenizer):
+    folder = with_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"more{number}" for number in range(99)])
+    tokenizer.save_pretrained(folder)
+    assert "an embedding for each id of its tokenizer" in in_one_line(rigpt("generate", folder, PROMPT))
+
+
 def test_no_prompt_is_no_text(rigpt, folders):
     assert "`PROMPT` must be a text" in in_one_line(rigpt("generate", folders / "rigpt", ""))
 

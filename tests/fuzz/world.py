@@ -52,6 +52,7 @@ pretrain        | cw  | out/model/config.json | pretrain.py --init-from in/rigpt
 prepare         | t   | out/manifest.json | pretrain.py --data in/rows.jsonl --data-dir out --tokenizer in/rigpt --eval-share 0.2 --prepare-only --output-dir out-run RUN
 finetune        | cwt | MODEL | finetune.py in/rigpt in/text.txt TUNE
 chat            | cwt | MODEL | finetune.py in/rigpt in/chats.jsonl TUNE --chat-template in/template.jinja
+generate        | cwt | | rigpt generate in/rigpt cat --max-new-tokens 2 --device cpu
 lab             |     | | rigpt lab lie-groups --output out
 speed           |     | | speed.py --shape small --mode eager --turns 3 --output out.json
 """  # noqa: E501
