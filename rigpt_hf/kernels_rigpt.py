@@ -80,9 +80,11 @@ def _functions_are_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def tied_tables(table: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+def tied_ends(
+    table: nn.Module, head: nn.Module, ids: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
     """
-    One table `[V, D]` as two tensors, for the tokens looked up with `sparse=True` and for the head; or `None` twice.
+    Embeddings `[..., D]` of tokens, and the table `[V, D]` for the head, whose gradients become one; or `None` twice.
 
     Autograd fills a table with zeros for the gradient of the few tokens that are looked up, and adds it to the head's.
     Here their rows are added to the head's gradient where it is. `make bench` shows what that brings. Only for plain
@@ -92,10 +94,12 @@ def tied_tables(table: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.
     Args:
         table: The embedding of tokens, or what somebody has put in its place.
         head: The linear map to logits, or what somebody has put in its place.
+        ids: The tokens, if there are any.
     """
     weight = table._parameters.get("weight")
     if (
         (type(table), type(head)) != (nn.Embedding, nn.Linear)
+        or type(ids) is not torch.Tensor
         or weight is not head._parameters.get("weight")
         or type(weight) is not nn.Parameter
         or not (weight.requires_grad and torch.is_grad_enabled())
@@ -108,24 +112,29 @@ def tied_tables(table: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.
         or _functions_are_transformed()
     ):
         return None, None
-    return _TiedTables.apply(weight)
+    return _TiedEnds.apply(weight, ids)
 
 
-class _TiedTables(torch.autograd.Function):
-    """The same numbers twice, whose two gradients, that of tokens in rows, become one that has no rows left out."""
+class _TiedEnds(torch.autograd.Function):
+    """Rows of a table, and the table."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.set_materialize_grads(False)
-        return weight.view_as(weight), weight.view_as(weight)
+        ctx.save_for_backward(ids)
+        ctx.shape = weight.shape
+        return nn.functional.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, of_tokens: torch.Tensor | None, of_head: torch.Tensor | None) -> torch.Tensor | None:
-        if of_tokens is None:
-            return of_head
-        if of_head is None:
-            return of_tokens.to_dense() if of_tokens.is_sparse else of_tokens
-        return of_head + of_tokens if torch.is_grad_enabled() else of_head.add_(of_tokens)
+    def backward(ctx: Any, of_rows: torch.Tensor | None, of_table: torch.Tensor | None) -> tuple:
+        (ids,) = ctx.saved_tensors
+        if of_rows is None:
+            return of_table, None
+        if of_table is None:
+            of_table = of_rows.new_zeros(ctx.shape)
+        # What came from the head is nobody else's, unless it is derived once more.
+        add = of_table.index_add if torch.is_grad_enabled() else of_table.index_add_
+        return add(0, ids.flatten(), of_rows.reshape(-1, ctx.shape[1])), None
 
 
 def packed_lengths(position_ids: torch.LongTensor, batch_size: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from .alibi_rigpt import RiGPTAlibi
 from .configuration_rigpt import ADAPTIVE_SOLVERS, AUTO_CLASSES, RiGPTConfig, rotary_frequencies
 from .flow_rigpt import flow_through, neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
-from .kernels_rigpt import causal_lm_loss, linear, packed_lengths, tied_tables
+from .kernels_rigpt import causal_lm_loss, linear, packed_lengths, tied_ends
 from .layers_rigpt import (
     FULL,
     SLIDING,
@@ -518,21 +518,19 @@ class RiGPTModel(RiGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        table: torch.Tensor | None = None,
+        looked_up: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
         As [`RiGPTModel.forward`], but with the normalised stream `[B, S, d]` as `last_hidden_state`.
 
-        `table`: the embeddings `[V, D]` of [`~kernels_rigpt.tied_tables`], which tokens are looked up in.
+        `looked_up`: the embeddings `[B, S, D]` of the tokens, where they are known.
         """
         check_inputs(self.config, input_ids, inputs_embeds, kwargs)
         given_cache, given_positions = past_key_values, position_ids
         past_key_values, use_cache = prepare_cache(self.config, past_key_values, use_cache, kwargs)
-        if inputs_embeds is None and (table is None or torch.compiler.is_compiling()):
-            inputs_embeds = self.embed_tokens(input_ids)
-        elif inputs_embeds is None:
-            inputs_embeds = nn.functional.embedding(input_ids, table, sparse=True)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids) if looked_up is None else looked_up
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -678,7 +676,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
             layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
-        table, head = tied_tables(self.model.embed_tokens, self.lm_head)
+        looked_up, head = tied_ends(self.model.embed_tokens, self.lm_head, input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -686,7 +684,7 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            table=table,
+            looked_up=looked_up,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rigpt_hf import kernels_rigpt
-from rigpt_hf.kernels_rigpt import tied_tables
+from rigpt_hf.kernels_rigpt import tied_ends
 from tests.model.agreement import assert_different, assert_same, assert_same_gradients, recompute_activations
 from tests.models import tiny_model, tokens
 
@@ -42,7 +42,7 @@ def plain(monkeypatch):
 
     def call(action):
         with monkeypatch.context() as patch:
-            patch.setattr("rigpt_hf.modeling_rigpt.tied_tables", lambda *_: (None, None))
+            patch.setattr("rigpt_hf.modeling_rigpt.tied_ends", lambda *_: (None, None))
             return action()
 
     return call
@@ -98,6 +98,15 @@ def test_second_derivatives_are_those_of_torch(plain):
     assert_same(second(), plain(second))
 
 
+def test_many_gradients_at_once_are_those_one_by_one(plain):
+    model, ids = tiny_model(attn_implementation="eager"), tokens(2, 9)
+    table, logits = model.lm_head.weight, model(ids, use_cache=False).logits
+    directions = torch.randn(3, *logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype)
+    (found,) = torch.autograd.grad(logits, table, directions, is_grads_batched=True, retain_graph=True)
+    for one, direction in zip(found, directions, strict=True):
+        assert_same(one, torch.autograd.grad(logits, table, direction, retain_graph=True)[0])
+
+
 CHANGES = {
     "a hook": lambda model: model.get_input_embeddings().register_forward_hook(lambda module, _, output: output + 1),
     "a hook of the head": lambda model: model.lm_head.register_forward_pre_hook(lambda module, x: (x[0] + 1,)),
@@ -115,9 +124,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_whoever_changes_an_end_sees_it_called(change):
     model = tiny_model()
-    assert all(each is not None for each in tied_tables(model.model.embed_tokens, model.lm_head))
+    assert all(each is not None for each in tied_ends(model.model.embed_tokens, model.lm_head, tokens(2, 9)))
     CHANGES[change](model)
-    assert tied_tables(model.model.embed_tokens, model.lm_head) == (None, None)
+    assert tied_ends(model.model.embed_tokens, model.lm_head, tokens(2, 9)) == (None, None)
 
 
 def test_hooks_are_heard():
@@ -142,8 +151,8 @@ def test_transformations_and_the_compiler_are_given_the_modules(monkeypatch, pla
     by_gradients = sum((each.grad * each.sign()).sum() for each in model.parameters())
     assert_same(slope, by_gradients)
     with torch.no_grad():
-        assert tied_tables(model.model.embed_tokens, model.lm_head) == (None, None)
+        assert tied_ends(model.model.embed_tokens, model.lm_head, tokens(2, 9)) == (None, None)
     seen = []
-    monkeypatch.setattr(kernels_rigpt._TiedTables, "apply", lambda *_: seen.append(1))
+    monkeypatch.setattr(kernels_rigpt._TiedEnds, "apply", lambda *_: seen.append(1))
     torch.compile(lambda: model(ids, use_cache=False).logits, backend="eager")()
     assert not seen
