@@ -97,10 +97,11 @@ def run(options: Options) -> dict[str, Any]:
                     progress.update(task, description=f"{size}: {tool}")
                     costs[size]["tools"][tool] = cost_of(TOOLS[tool], Path(folder))
                     progress.advance(task)
-    grown = powers(costs)
-    facts = {"threads": 1, "versions": VERSIONS, "sizes": costs, "powers": grown}
-    console.print(table_of(costs, grown))
-    write_json(options.output, facts, seen=seen, named=True)
+            # What is known after hours on a slow machine is not lost with it.
+            facts = {"threads": 1, "versions": VERSIONS, "sizes": costs, "powers": powers(costs)}
+            write_json(options.output, facts, seen=seen, named=True)
+            seen = check_file(options.output, "output", force=True)
+    console.print(table_of(costs, facts["powers"]))
     return facts
 
 
