@@ -84,6 +84,7 @@ def run(options: Options) -> dict[str, Any]:
     seen = check_file(options.output, "output", force=True)
     console = Console()
     costs: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(options.sizes) * (len(options.tools) + 1))

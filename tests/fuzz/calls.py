@@ -49,8 +49,10 @@ VALUES = ("", " ", "many", "-1", "0", "1", "0.5", "nan", "inf", "-inf", "1e308",
 GOOD = {
     r"seed": r"-?\d{1,3}",
     r"prompt|names|title|repo|space-repo|revision|baseline": r"[^/]{1,99}",
-    r"points|steps|samples|documents|batch-size|limit|max-.*|.*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
-    r"time|t|temperature|top-p|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
+    r"points|steps|samples|documents|batch-size|limit|max-.*": r"1|0",
+    r".*-steps|.*-limit|.*-size|eval-batches|turns|fewshot": r"1|0",
+    r"temperature|top-p": r"[01.5]+|9{30}",
+    r"time|t|.*rates?|.*decay|fraction|.*beta.|megabytes|.*(norm|share|dropout|alpha)|momentum": r"[01.5]+|9{30}",
     r".*": r"null",
     (PLACE := r"(output|data)(-dir)?|json|picture|save-transformation"): r"(?!in/)(?!/)[^\0]{1,99}",
 }
