@@ -71,8 +71,14 @@ def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
 
 def _nobody_watches(module: nn.Module) -> bool:
     """Whether nobody sees a call of the module, or has replaced what it does, as offloading does."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return "forward" not in module.__dict__ and not (hooks or _has_any_global_hook())
+    hooks = [hook for hook in module._forward_hooks.values() if not _asks_for_gradients(hook)]
+    others = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return "forward" not in module.__dict__ and not (hooks or others or _has_any_global_hook())
+
+
+def _asks_for_gradients(hook: Any) -> bool:
+    """Whether a hook is the library's, of recomputation, that only lets embeddings have a gradient."""
+    return getattr(hook, "__qualname__", "").endswith("enable_input_require_grads.<locals>.make_inputs_require_grads")
 
 
 def _functions_are_transformed() -> bool:
@@ -81,7 +87,7 @@ def _functions_are_transformed() -> bool:
 
 
 def tied_ends(
-    table: nn.Module, head: nn.Module, ids: torch.Tensor | None
+    table: nn.Module | None, head: nn.Module, ids: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
     """
     Embeddings `[..., D]` of tokens, and the table `[V, D]` for the head, whose gradients become one; or `None` twice.
@@ -96,20 +102,23 @@ def tied_ends(
         head: The linear map to logits, or what somebody has put in its place.
         ids: The tokens, if there are any.
     """
+    if (
+        not (type(table) is nn.Embedding and type(head) is nn.Linear and type(ids) is torch.Tensor)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _functions_are_transformed()
+        or not torch.is_grad_enabled()
+    ):
+        return None, None
     weight = table._parameters.get("weight")
     if (
-        (type(table), type(head)) != (nn.Embedding, nn.Linear)
-        or type(ids) is not torch.Tensor
-        or weight is not head._parameters.get("weight")
+        weight is not head._parameters.get("weight")
         or type(weight) is not nn.Parameter
-        or not (weight.requires_grad and torch.is_grad_enabled())
+        or not weight.requires_grad
         or weight.device.type != "cpu"
         or weight.element_size() <= 2
         or (table.padding_idx, table.max_norm, table.scale_grad_by_freq, head.bias) != (None, None, False, None)
         or not (_nobody_watches(table) and _nobody_watches(head))
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or _functions_are_transformed()
     ):
         return None, None
     return _TiedEnds.apply(weight, ids)

@@ -676,7 +676,9 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             experts `MoeCausalLMOutputWithPast`, and with `output_router_logits` its `router_logits` `[B·S, E]` of each
             layer that has some, and `aux_loss`, a share of which is part of `loss`.
         """
-        looked_up, head = tied_ends(self.model.embed_tokens, self.lm_head, input_ids)
+        # What somebody has put in the place of the base model need not know what is looked up already.
+        table = self.model.embed_tokens if type(self.model) is RiGPTModel else None
+        looked_up, head = tied_ends(table, self.lm_head, input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -684,8 +686,8 @@ class RiGPTForCausalLM(RiGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            looked_up=looked_up,
             **kwargs,
+            **({} if looked_up is None else {"looked_up": looked_up}),
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         last = outputs.last_hidden_state[:, kept]

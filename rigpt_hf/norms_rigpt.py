@@ -28,7 +28,8 @@ def unit(states: torch.Tensor, eps: float) -> torch.Tensor:
     `n(x)` along the last axis, in few calls on a CPU.
 
     There torch has a kernel for LayerNorm and none for RMSNorm, which it puts together from ten operations. `make
-    bench` shows what this brings.
+    bench` shows what this brings. The result is what the backward pass keeps, as the next linear map does anyway: whoever
+    changes it in place while training is told so by autograd, and has to clone it first.
 
     Args:
         states (`torch.Tensor` of shape `[..., n]`).
@@ -104,7 +105,11 @@ def _along(saved: tuple[torch.Tensor, ...], change: torch.Tensor) -> torch.Tenso
     """`r (v - y <y, v> / n)`: the Jacobian applied to `v`."""
     unit, inverse = saved
     unit, accurate = unit.to(inverse.dtype), change.to(inverse.dtype)
-    share = torch.linalg.vecdot(unit, accurate).unsqueeze(-1) / -unit.shape[-1]
+    if torch.is_autocast_enabled(unit.device.type):  # under which a dot product is one of 16 bits
+        dot = (unit * accurate).sum(-1, keepdim=True)
+    else:
+        dot = torch.linalg.vecdot(unit, accurate).unsqueeze(-1)
+    share = dot / -unit.shape[-1]
     return (torch.addcmul(accurate, unit, share) * inverse).to(change.dtype)
 
 

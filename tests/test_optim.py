@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from rigpt_hf.optim import UPDATE_RULES, EquivariantOptimizer, Update, equivariant_param_groups, update_of
-from rigpt_hf.optimizer.polar import COEFFICIENTS, exact_polar, newton_schulz
+from rigpt_hf.optimizer import polar
+from rigpt_hf.optimizer.polar import COEFFICIENTS, exact_polar, newton_schulz, newton_schulz_in
 from rigpt_hf.symmetry import GaugeTransformation, haar, table_of
 from tests.models import SYMMETRIES, over, tiny_config, tiny_model, tokens
 from tests.symmetry.options import BROAD, FEW, SEARCHED, SHALLOW, generator
@@ -160,6 +161,31 @@ def test_polar_factors(shape):
     deficient = matrices.clone()
     deficient[:, 1:] = deficient[:, :1]
     assert torch.linalg.matrix_rank(exact_polar(deficient)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("method", COEFFICIENTS)
+def test_polar_factors_computed_in_half_precision(method, monkeypatch):
+    """As on accelerators: long matrices, with singular values that fall, or nearly all zero, stay within bounds."""
+    falling = exact_polar(torch.randn(192, 768, generator=generator(2), dtype=torch.float64))
+    falling = falling / torch.arange(1, 193)[:, None]
+    low_rank = torch.randn(64, 8, generator=generator(3)) @ torch.randn(8, 768, generator=generator(4))
+    noise = torch.randn(64, 768, generator=generator(5))
+    several = [falling, low_rank + 0.03 * noise, noise, noise @ noise.mT]
+
+    def singular_values() -> list[tuple[float, float]]:
+        found = [newton_schulz_in(each.bfloat16(), 5, torch.bfloat16, method) for each in several]
+        exact = [newton_schulz_in(each.double(), 5, torch.float64, method) for each in several]
+        both = (
+            tuple(float(torch.linalg.svdvals(x.double()).max()) for x in pair)
+            for pair in zip(found, exact, strict=True)
+        )
+        return list(both)
+
+    for found, exact in singular_values():
+        assert found == pytest.approx(exact, rel=0.05)
+    if method == "polar_express":
+        monkeypatch.setattr(polar, "LIFTED", 1.0)
+        assert max(found for found, _ in singular_values()) > 1.3, "nothing was lifted"
 
 
 def test_coefficients_are_the_best_for_what_is_left_of_the_interval():

@@ -69,6 +69,8 @@ def generate(
         loaded = with_adapter(loaded, adapter)
     loaded = loaded.to(device or best_device()).eval()
     text = sys.stdin.read() if prompt is None else prompt
+    if not text.isascii() and not text.encode(errors="replace").decode() == text:
+        raise ValueError(f"`prompt` must be text in UTF-8, got {text[:20]!r}. Save it in that encoding.")
     ids = tokens_of(text, tokenizer, chat).to(loaded.device)
     settings: dict[str, Any] = {"max_new_tokens": room_for(loaded.config, ids.shape[1], max_new_tokens)}
     settings["do_sample"] = temperature > 0
@@ -106,14 +108,14 @@ def with_adapter(model: Any, folder: Path) -> Any:
     require("train")
     from peft import PeftModel
 
-    from ..checkpoints.read import reading
+    from ..checkpoints.read import quiet_loading, reading
 
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
             "`adapter` must be a folder with adapter_config.json and adapter_model.safetensors, got "
             f"{str(folder)!r}. `rigpt finetune --lora 16` makes one."
         )
-    with reading("adapter", folder, "belong to this model"):
+    with quiet_loading(), reading("adapter", folder, "belong to this model"):
         return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
 
 

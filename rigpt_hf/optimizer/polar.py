@@ -23,6 +23,9 @@ COEFFICIENTS = {
 STEPS = 5
 # Added to norms that divide.
 EPS = 1e-7
+# By so much rounding to 16 bits may lift a singular value above 1, beyond which these polynomials grow without bounds;
+# each step takes them as if they had been (a safety factor as in Polar Express).
+LIFTED = 1.02
 
 
 def newton_schulz(matrices: torch.Tensor, steps: int = STEPS, method: str = "newton_schulz") -> torch.Tensor:
@@ -60,12 +63,16 @@ def newton_schulz_in(
     factor = factor / (torch.linalg.matrix_norm(factor, keepdim=True) + EPS)
     known = COEFFICIENTS[method]
     rounds = [known[min(step, len(known) - 1)] for step in range(steps)]
-    if 2 * factor.shape[-2] > factor.shape[-1]:
+    coarse = dtype.itemsize < 4
+    if coarse and method == "polar_express":
+        rounds = [(a / LIFTED, b / LIFTED**3, c / LIFTED**5) for a, b, c in rounds]
+    if coarse or 2 * factor.shape[-2] > factor.shape[-1]:
         for a, b, c in rounds:
             gram = factor @ factor.mT
             factor = a * factor + (b * gram + c * gram @ gram) @ factor
     else:
-        # For long matrices all iterations run on the Gram matrix, and the product is done once.
+        # For long matrices all iterations run on the Gram matrix, and the product is done once. In 16 bits that matrix
+        # would lose its small eigenvalues, and the iterations would blow up what is in their place.
         gram = factor @ factor.mT
         eye = torch.eye(gram.shape[-1], dtype=dtype, device=gram.device)
         total = None

@@ -86,13 +86,15 @@ def test_a_chat_needs_a_template(rigpt, with_tokenizer):
     assert "`--chat` needs a tokenizer with a chat" in in_one_line(rigpt("generate", folder, PROMPT, "--chat"))
 
 
-def test_an_adapter_is_heard(done, folders, tmp_path):
+def test_an_adapter_is_heard(done, rigpt, folders, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(folders / "rigpt")
     torch.manual_seed(0)
     settings = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "up_proj"], lora_alpha=99)
     get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    capsys.readouterr()
     words = ("generate", folders / "rigpt", PROMPT, "--max-new-tokens", 8)
-    assert done(*words, "--adapter", tmp_path / "adapter") != done(*words)
+    code, said, errors = rigpt(*words, "--adapter", tmp_path / "adapter")
+    assert (code, errors) == (0, "") and said != done(*words)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,11 @@ def test_every_id_needs_a_row(rigpt, with_tokenizer):
     tokenizer.add_tokens([f"more{number}" for number in range(99)])
     tokenizer.save_pretrained(folder)
     assert "an embedding for each id of its tokenizer" in in_one_line(rigpt("generate", folder, PROMPT))
+
+
+def test_bytes_are_no_text(rigpt, folders, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\xfeb"), "utf-8", "surrogateescape"))
+    assert "`PROMPT` must be text in UTF-8" in in_one_line(rigpt("generate", folders / "rigpt"))
 
 
 def test_no_prompt_is_no_text(rigpt, folders):

@@ -48,6 +48,30 @@ def test_nothing_becomes_nothing_and_large_numbers_stay_finite():
         assert torch.allclose(unit(large, EPS), torch.ones_like(large), rtol=1e-2)
 
 
+def test_a_result_that_is_changed_in_place_gives_no_wrong_gradient():
+    states = states_of(3, 8).requires_grad_()
+    found = unit(states, EPS)
+    found[:, 0] = 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
+    changed = unit(states, EPS).clone()
+    changed[:, 0] = 0
+    (gradient,) = torch.autograd.grad(changed.sum(), states)
+    (expected,) = torch.autograd.grad(formula(states)[:, 1:].sum(), states)
+    assert difference(gradient, expected) <= CONVERSION[torch.float64]
+
+
+def test_a_gradient_inside_of_autocast_keeps_its_digits():
+    states = states_of(3, 64, dtype=torch.float32).requires_grad_()
+    direction = states_of(64, 3, dtype=torch.float32).mT
+    (expected,) = torch.autograd.grad(unit(states, EPS), states, direction)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(unit(states, EPS), states, direction)
+        lost = torch.linalg.vecdot(states.detach(), direction)
+    assert difference(found, expected) <= CONVERSION[torch.float32]
+    assert lost.dtype == torch.bfloat16 or difference(lost, (states.detach() * direction).sum(-1)) > 1e-4
+
+
 def test_what_was_asked_in_inference_mode_serves_training():
     norms_rigpt._number.cache_clear()
     with torch.inference_mode():
