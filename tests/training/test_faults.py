@@ -27,7 +27,7 @@ def unharmed(request, data, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("fault", ["kill", "stop", "disk"])
 def test_a_fault_of_one_of_four_processes_costs_a_few_steps(fault, seed, unharmed, data, tmp_path):
     options, straight = unharmed
