@@ -50,7 +50,7 @@ bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.
 bench-tools: $(STAMP)  ## Measure what the tools cost at three sizes and write runs/bench/tool_costs.json (about 20 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.experiments.tool_costs --output runs/bench/tool_costs.json
 
-docs: $(VENV)/.site  ## Build the site, build/site/index.html, with the course run (4 minutes; 1 where the course is as it was)
+docs: $(VENV)/.site  ## Build the site, build/site/index.html (a minute)
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(RUN)/mkdocs build --strict --quiet
 
 $(VENV)/.site: $(STAMP)

@@ -21,17 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 HOW_TO = sorted((ROOT / "docs/how-to").glob("*.md"))
 sys.path.insert(0, str(ROOT / "docs/site"))
 
+import course  # noqa: E402
 import hooks  # noqa: E402
 import links  # noqa: E402
 import refusals  # noqa: E402
 
 
-class Lenient(yaml.SafeLoader):
-    """Reads tags that only MkDocs knows as nothing."""
-
-
-Lenient.add_multi_constructor("!", lambda loader, suffix, node: None)
-CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Lenient)
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,19 @@ def test_no_generated_page_is_empty(pages):
         if isinstance(content, str):
             assert "# " in content, uri
     assert all("::: rigpt_hf" in text for uri, text in pages.items() if uri.startswith("api/"))
-    assert sum(uri.startswith("course/") for uri in pages) == 7
+    assert sum(re.match(r"course/\d\w+\.md", uri) is not None for uri in pages) == 7
+
+
+def test_outputs_of_a_notebook_are_shown():
+    outputs = [{"text": ["\x1b[31mred\x1b[0m\n"]}, {"data": {"image/png": "iVBORw==\n", "text/plain": "<Image>"}}]
+    cells = [
+        {"cell_type": "markdown", "source": ["# A\n", "b"]},
+        {"cell_type": "code", "source": "c()", "outputs": outputs},
+    ]
+    made = course.page("x", {"cells": cells})
+    assert made["course/x-1.png"] == b"\x89PNG" and len(made) == 2
+    assert "# A\nb\n\n```python\nc()\n```\n\n```text\nred\n```\n\n![Figure 1" in made["course/x.md"]
+    assert "Image" not in made["course/x.md"]
 
 
 # As somebody sees them, with words for the values: texts in one piece, from parts, from a function that is given
@@ -162,7 +170,7 @@ def test_a_strict_build(fault, tmp_path):
         capture_output=True,
         text=True,
         timeout=600,
-        env={"PATH": "", "RIGPT_SITE_RUN_COURSE": "false", "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"},
+        env={"PATH": "", "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"},
     )
     if fault:
         assert done.returncode and "gone.md" in done.stdout + done.stderr

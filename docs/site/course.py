@@ -1,7 +1,7 @@
-"""The chapters of the course as pages, with the outputs of a run."""
+"""The chapters of the course as pages, with the outputs that their notebooks hold."""
 
 import base64
-import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,53 +9,12 @@ from typing import Any
 from links import ROOT
 
 
-def chapters() -> list[Path]:
-    """The notebooks, in their order."""
-    return sorted((ROOT / "docs/course").glob("*.ipynb"))
-
-
-def course_pages(outputs: Path | None) -> dict[str, str | bytes]:
-    """
-    The Markdown of each chapter, and its pictures, by where they are on the site.
-
-    Args:
-        outputs: Folder in which chapters that were run are kept, until they or the package change. `None`: chapters
-            are shown without having been run.
-    """
+def course_pages() -> dict[str, str | bytes]:
+    """The Markdown of each chapter, and its pictures, by where they are on the site."""
     pages: dict[str, str | bytes] = {}
-    for notebook in chapters():
-        pages |= page(notebook.stem, read(notebook) if outputs is None else run(notebook, outputs))
+    for notebook in sorted((ROOT / "docs/course").glob("*.ipynb")):
+        pages |= page(notebook.stem, json.loads(notebook.read_text(encoding="utf-8")))
     return pages
-
-
-def read(notebook: Path) -> Any:
-    """A notebook as dicts and lists."""
-    import json
-
-    return json.loads(notebook.read_text(encoding="utf-8"))
-
-
-def run(notebook: Path, outputs: Path) -> Any:
-    """
-    A notebook with its outputs.
-
-    Raises:
-        nbclient.exceptions.CellExecutionError: if a claim of the chapter does not hold.
-    """
-    sources = [notebook, *sorted((ROOT / "rigpt_hf").rglob("*.py"))]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources)).hexdigest()
-    kept = outputs / f"{notebook.stem}-{digest[:16]}.ipynb"
-    if not kept.is_file():
-        import nbformat
-        from nbclient import NotebookClient
-
-        made = nbformat.read(notebook, 4)
-        NotebookClient(made, timeout=900, resources={"metadata": {"path": str(notebook.parent)}}).execute()
-        outputs.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(".part")
-        nbformat.write(made, part)
-        part.replace(kept)
-    return read(kept)
 
 
 def joined(text: Any) -> str:

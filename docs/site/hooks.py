@@ -2,7 +2,6 @@
 
 import html
 import re
-from pathlib import Path
 from typing import Any
 
 from api import api_pages, laid_out
@@ -12,16 +11,15 @@ from refusals import troubleshooting
 from verbs import verb_pages
 
 
-BUILT = ROOT / "build/site-parts"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
-def generated(outputs: Path | None = None) -> dict[str, str | bytes]:
+def generated() -> dict[str, str | bytes]:
     """All pages and pictures that no file of `docs` is by itself, by where they are on the site."""
     front = {page: (ROOT / file).read_text(encoding="utf-8") for file, page in FRONT.items()}
     config = "# RiGPTConfig\n\n::: rigpt_hf.configuration_rigpt.RiGPTConfig\n    options:\n      members: false\n"
     pages: dict[str, str | bytes] = {"configuration.md": config, "troubleshooting.md": troubleshooting()}
-    return pages | front | verb_pages() | api_pages() | course_pages(outputs)
+    return pages | front | verb_pages() | api_pages() | course_pages()
 
 
 def expanded(nav: list[Any], pages: list[str]) -> list[Any]:
@@ -54,9 +52,8 @@ def walked(item: Any) -> list[str]:
 
 def on_config(config: Any) -> Any:
     """Generate the pages, and write those that a folder stands for into the navigation."""
-    laid_out(BUILT / "packages")
-    outputs = BUILT / "course" if config.extra.get("run_course") else None
-    config.extra["generated"] = pages = generated(outputs)
+    laid_out(ROOT / "build/site-packages")
+    config.extra["generated"] = pages = generated()
     config.nav = expanded(config.nav, [page for page in pages if page.endswith(".md")])
     return config
 
