@@ -1,7 +1,9 @@
 """The site as MkDocs builds it: pages that are generated, links for the site, formulas without a script."""
 
 import html
+import posixpath
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from api import api_pages, laid_out
@@ -22,25 +24,27 @@ def generated() -> dict[str, str | bytes]:
     return pages | front | verb_pages() | api_pages() | course_pages()
 
 
+def every_page(made: Mapping[str, str | bytes]) -> list[str]:
+    """Where all pages are on the site, written and generated."""
+    written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    return sorted(written | {page for page in made if page.endswith(".md")})
+
+
 def expanded(nav: list[Any], pages: list[str]) -> list[Any]:
-    """A navigation in which a folder, such as `verbs/`, stands for the pages in it that are not named elsewhere."""
-    named = {value for item in nav for value in walked(item)}
+    """A navigation in which a pattern such as `verbs/*.md` stands for the pages of a folder that are not named."""
+    named = walked(nav)
 
-    def inside(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {name: expand(value) if isinstance(value, list) else value for name, value in item.items()}
-        return item
-
-    def expand(items: list[Any]) -> list[Any]:
-        out: list[Any] = []
+    def expand(items: list[Any]) -> Iterator[Any]:
         for item in items:
-            if isinstance(item, str) and item.endswith("/"):
-                out += [page for page in pages if page.startswith(item) and page not in named]
+            if isinstance(item, dict):
+                yield {name: [*expand(inner)] if isinstance(inner, list) else inner for name, inner in item.items()}
+            elif "*" in item:
+                folder = posixpath.dirname(item)
+                yield from (page for page in pages if posixpath.dirname(page) == folder and page not in named)
             else:
-                out.append(inside(item))
-        return out
+                yield item
 
-    return expand(nav)
+    return [*expand(nav)]
 
 
 def walked(item: Any) -> list[str]:
@@ -54,7 +58,7 @@ def on_config(config: Any) -> Any:
     """Generate the pages, and write those that a folder stands for into the navigation."""
     laid_out(ROOT / "build/site-packages")
     config.extra["generated"] = pages = generated()
-    config.nav = expanded(config.nav, [page for page in pages if page.endswith(".md")])
+    config.nav = expanded(config.nav, every_page(pages))
     return config
 
 
