@@ -111,6 +111,10 @@ def test_refusals_are_found_by_their_text():
             "`x` must be low or more, got number of values.",
         ),
         ("raise ValueError('`x` must be whole, ' + f'got {self.item!r}.'.strip())", "`x` must be whole, got item."),
+        (
+            'raise ValueError(f"`x` must be one of {COMMA.join(KINDS)}.")'.replace("COMMA", "', '"),
+            "`x` must be one of KINDS.",
+        ),
         ("why = 'a reason'\n    raise ValueError(f'`x` is refused for {why}.')", "`x` is refused for a reason."),
     ],
 )

@@ -20,6 +20,7 @@ def generated() -> dict[str, str | bytes]:
     """All pages and pictures that no file of `docs` is by itself, by where they are on the site."""
     front = {page: (ROOT / file).read_text(encoding="utf-8") for file, page in FRONT.items()}
     config = "# RiGPTConfig\n\n::: rigpt_hf.configuration_rigpt.RiGPTConfig\n    options:\n      members: false\n"
+    front["changelog.md"] = f"---\nsearch:\n  exclude: true\n---\n\n{front['changelog.md']}"
     pages: dict[str, str | bytes] = {"configuration.md": config, "troubleshooting.md": troubleshooting()}
     return pages | front | verb_pages() | api_pages() | course_pages()
 
@@ -54,9 +55,13 @@ def walked(item: Any) -> list[str]:
     return [page for value in (item.values() if isinstance(item, dict) else item) for page in walked(value)]
 
 
+def on_startup(command: str, dirty: bool) -> None:
+    """Lay the packages out before mkdocstrings looks for them, which it does as soon as it is set up."""
+    laid_out(ROOT / "build/site-packages")
+
+
 def on_config(config: Any) -> Any:
     """Generate the pages, and write those that a folder stands for into the navigation."""
-    laid_out(ROOT / "build/site-packages")
     config.extra["generated"] = pages = generated()
     config.nav = expanded(config.nav, every_page(pages))
     return config

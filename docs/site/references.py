@@ -1,4 +1,7 @@
-"""References such as [`name`] in docstrings, as links where the site has the name: an extension of Griffe."""
+"""
+Docstrings as mkdocstrings reads them, an extension of Griffe: references such as [`name`] become links where the site
+has the name, and types of arguments lose the marks that Transformers' own documentation wants.
+"""
 
 import re
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from griffe import Extension, NameResolutionError
 
 
+TYPE = re.compile(r"^(\s+\w+) \(`([^`]+)`((?:, [^()]*(?:\([^()]*\))?)?)\):", re.MULTILINE)
 REFERENCE = re.compile(r"\[`([\w.]+)`\](?![(\[])")
 
 
@@ -17,7 +21,10 @@ class References(Extension):
 
     def walk(self, owner: Any) -> None:
         if owner.docstring:
-            owner.docstring.value = REFERENCE.sub(lambda match: link(owner, match[1]), owner.docstring.value)
+            text = TYPE.sub(
+                lambda match: f"{match[1]} ({match[2]}{re.sub('[`*]', '', match[3])}):", owner.docstring.value
+            )
+            owner.docstring.value = REFERENCE.sub(lambda match: link(owner, match[1]), text)
         for member in owner.members.values():
             if not member.is_alias:
                 self.walk(member)

@@ -193,7 +193,7 @@ def template(node: ast.expr, scope: Scope, depth: int = 0) -> str:
         case ast.IfExp(body=body, orelse=orelse) if is_worded(body, scope) and is_worded(orelse, scope):
             both = [template(side, scope, depth) for side in (body, orelse)]
             return f"{BEGIN}{' / '.join(filter(None, (re.sub(f'[{BEGIN}{END}]', '', one) for one in both)))}{END}"
-        case ast.Call(func=ast.Attribute(value=value)) if is_text(value):
+        case ast.Call(func=ast.Attribute(value=value, attr="strip")) if is_text(value):
             return template(value, scope, depth)
         case ast.Name(id=name) if depth < 3 and (name in scope or name in constants()):
             return template(scope.get(name, constants().get(name, node)), scope, depth + 1)
@@ -244,15 +244,15 @@ def words(node: ast.expr) -> str:
 
 INTRODUCTION = """---
 search:
-  boost: 20
+  boost: 0.8
 ---
 
 # Troubleshooting
 
 A verb or program that refuses says so in one line: the argument in backticks, the rule, the value that it got, and
-what to do next. Search for the words of that line that are no name and no number of yours, in quotation marks if they
-stand together: all {count} of these texts are below, with *words in italics* where yours has a value. At the terminal
-an argument is spelled as it is typed there: `output` is `OUTPUT`, `dry_run` is `--dry-run`.
+what to do next. Search for the words of that line that are no name and no number of yours: all {count} of these texts
+are below, with *words in italics* where yours has a value. At the terminal an argument is spelled as it is typed
+there: `output` is `OUTPUT`, `dry_run` is `--dry-run`.
 
 `rigpt --debug VERB ...` shows where an error comes from. The exit code is 2 after bad input and failures, 1 where a
 verb answered no, 130 and 143 after signals.
@@ -279,7 +279,8 @@ def troubleshooting() -> str:
         if one.file != file:
             file = one.file
             lines += ["", f"### {Path(file).name}", "", about(file), ""]
-        lines.append(f"- {marked(one.text.replace(END + BEGIN, f'{END} {BEGIN}'))}")
+        # A heading each, as the search finds sections, and those first whose heading has the words.
+        lines += [f"#### {marked(one.text.replace(END + BEGIN, f'{END} {BEGIN}'))} {{ .refusal }}", ""]
     return "\n".join(lines) + "\n"
 
 
