@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Bytecode is kept, or every worker and every process of a test compiles everything again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-all faults fuzz lint floors golden bench bench-tools clean
+.PHONY: help demo test test-all faults fuzz lint floors golden bench bench-tools docs clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -33,6 +33,7 @@ lint: $(STAMP) floors  ## Check style, types and floors
 	$(RUN)/mypy
 	$(RUN)/mypy training
 	$(RUN)/mypy evaluation model_cards
+	$(RUN)/mypy docs/site
 
 floors: $(STAMP)  ## Check that each floor imports only those below it
 	@rm -rf build/floors
@@ -48,6 +49,13 @@ bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.
 
 bench-tools: $(STAMP)  ## Measure what the tools cost at three sizes and write runs/bench/tool_costs.json (about 20 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.experiments.tool_costs --output runs/bench/tool_costs.json
+
+docs: $(VENV)/.site  ## Build the site, build/site/index.html (a minute)
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(RUN)/mkdocs build --strict --quiet
+
+$(VENV)/.site: $(STAMP)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
 
 clean:  ## Remove the virtual environment and everything the targets made
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -103,7 +103,8 @@ def test_every_command_line_is_understood():
     """Verbs and options that there are, files, modules and targets that exist, and extras with these names."""
     verbs, seen = typer.main.get_command(app).commands, []
     extras = PROJECT["optional-dependencies"]
-    for page in (*PAGES, ROOT / "README.md", ROOT / "docs/course/README.md"):
+    how_to = sorted((ROOT / "docs/how-to").glob("*.md"))
+    for page in (*PAGES, *how_to, ROOT / "README.md", ROOT / "docs/course/README.md"):
         for line in lines_of(page):
             program, *words = shlex.split(line) or [""]
             if program == "rigpt":

@@ -190,7 +190,7 @@ def test_extras_are_those_of_the_distribution():
         for extra, requirements in extras.items()
     }
     names["eval"].remove("sympy")  # torch brings it in any case
-    assert names.keys() == EXTRAS.keys() | {"contracts", "dev", "all"}
+    assert names.keys() == EXTRAS.keys() | {"contracts", "dev", "docs", "all"}
     assert set(extras["all"][0].partition("[")[2].rstrip("]").split(",")) == EXTRAS.keys() | {"dev"}
     for extra, packages in EXTRAS.items():
         assert {DISTRIBUTIONS.get(package, package).lower() for package in packages} == names[extra]
