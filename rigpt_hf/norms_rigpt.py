@@ -28,8 +28,8 @@ def unit(states: torch.Tensor, eps: float) -> torch.Tensor:
     `n(x)` along the last axis, in few calls on a CPU.
 
     There torch has a kernel for LayerNorm and none for RMSNorm, which it puts together from ten operations. `make
-    bench` shows what this brings. The result is what the backward pass keeps, as the next linear map does anyway: whoever
-    changes it in place while training is told so by autograd, and has to clone it first.
+    bench` shows what this brings. The result is what the backward pass keeps, as the next linear map does anyway:
+    whoever changes it in place while training is told so by autograd, and has to clone it first.
 
     Args:
         states (`torch.Tensor` of shape `[..., n]`).
