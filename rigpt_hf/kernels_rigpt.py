@@ -103,7 +103,8 @@ def tied_ends(
         ids: The tokens, if there are any.
     """
     if (
-        not (type(table) is nn.Embedding and type(head) is nn.Linear and type(ids) is torch.Tensor)
+        table is None
+        or (type(table), type(head), type(ids)) != (nn.Embedding, nn.Linear, torch.Tensor)
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _functions_are_transformed()
