@@ -51,7 +51,8 @@ bench-tools: $(STAMP)  ## Measure what the tools cost at three sizes and write r
 	$(RUN)/python -m rigpt_hf.evaluation.experiments.tool_costs --output runs/bench/tool_costs.json
 
 docs: $(VENV)/.site  ## Build the site, build/site/index.html (a minute)
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(RUN)/mkdocs build --strict --quiet
+	@# Not --quiet, with which MkDocs counts no warnings, and a strict build passes.
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(RUN)/mkdocs build --strict
 
 $(VENV)/.site: $(STAMP)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -173,7 +173,7 @@ def test_a_strict_build(fault, tmp_path):
     with (tmp_path / "docs/verify.md").open("a", encoding="utf-8") as page:
         page.write(fault)
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "out"],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", "out"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
