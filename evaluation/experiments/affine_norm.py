@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
-from rigpt_hf.modeling_rigpt import RiGPTRMSNorm
+from rigpt_hf.decoder_rigpt import RiGPTRMSNorm
 from rigpt_hf.optim import equivariant_param_groups
 from rigpt_hf.training.kinds import KINDS, Kind
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM, RiGPTModel
-from rigpt_hf.modeling_rigpt import RiGPTDecoderLayer
+from rigpt_hf.decoder_rigpt import RiGPTDecoderLayer
 from rigpt_hf.training.kinds import KINDS, Kind
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rigpt_hf.modeling_rigpt import RiGPTTransport
+from rigpt_hf.decoder_rigpt import RiGPTTransport
 from rigpt_hf.training.diagnostics import excess_kurtosis
 
 from ..drawing import WIDTH, number, readable

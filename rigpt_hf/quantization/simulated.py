@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..decoder_rigpt import RiGPTAttention
 from ..frames import layer_of
-from ..modeling_rigpt import RiGPTAttention, RiGPTForCausalLM
+from ..modeling_rigpt import RiGPTForCausalLM
 from ..packed_rigpt import QuantizedLinear
 from ..scores_rigpt import Score
 from .hadamard import hadamard, known_hadamard

@@ -2,7 +2,7 @@
 
 import torch
 
-from rigpt_hf.modeling_rigpt import RiGPTVectorDropout
+from rigpt_hf.decoder_rigpt import RiGPTVectorDropout
 from tests.model.agreement import assert_different, assert_same
 from tests.models import tiny_model, tokens
 

@@ -88,7 +88,7 @@ def test_keyword_arguments_reach_the_backend(monkeypatch):
         seen.append(kwargs.get("cu_seq_lens_q"))
         return value.repeat_interleave(2, dim=1).transpose(1, 2), None
 
-    monkeypatch.setattr("rigpt_hf.modeling_rigpt.eager_attention_forward", attention)
+    monkeypatch.setattr("rigpt_hf.decoder_rigpt.eager_attention_forward", attention)
     model = tiny_model()
     model.set_attn_implementation("eager")
     model(tokens(1, 4), cu_seq_lens_q="mark")

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTModel
-from rigpt_hf.modeling_rigpt import RiGPTRotaryEmbedding
+from rigpt_hf.rope_rigpt import RiGPTRotaryEmbedding
 from tests.model.agreement import assert_different, assert_same
 from tests.models import OPTIONS, randomise_, tiny_config, tiny_model, tokens
 

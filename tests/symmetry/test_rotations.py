@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rigpt_hf.modeling_rigpt import cos_sin, rotate
+from rigpt_hf.rope_rigpt import cos_sin, rotate
 from rigpt_hf.symmetry import haar, o_log, rotary_form, so_exp, so_log
 from tests.symmetry.options import generator
 from tests.tolerances import CONVERSION, SYMMETRY

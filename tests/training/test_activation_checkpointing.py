@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rigpt_hf import RiGPTForCausalLM
-from rigpt_hf.modeling_rigpt import RiGPTDecoderLayer
+from rigpt_hf.decoder_rigpt import RiGPTDecoderLayer
 from rigpt_hf.training import loop, records
 from rigpt_hf.training.build import check_run, recompute_activations_
 from rigpt_hf.training.kinds import KINDS
