@@ -103,12 +103,12 @@ def tied_ends(
         ids: The tokens, if there are any.
     """
     if (
-        table is None
+        not torch.is_grad_enabled()
+        or table is None
         or (type(table), type(head), type(ids)) != (nn.Embedding, nn.Linear, torch.Tensor)
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _functions_are_transformed()
-        or not torch.is_grad_enabled()
     ):
         return None, None
     weight = table._parameters.get("weight")

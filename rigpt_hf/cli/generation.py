@@ -1,11 +1,12 @@
 """The verb that lets a model write."""
 
 import sys
+import warnings
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..checkpoints.source import is_model
+from ..checkpoints.source import ADAPTER, is_model
 from ..command_line import READS
 from ..extras import require
 from ..terminal import say, visible_lines
@@ -69,15 +70,18 @@ def generate(
         loaded = with_adapter(loaded, adapter)
     loaded = loaded.to(device or best_device()).eval()
     text = sys.stdin.read() if prompt is None else prompt
-    if not text.isascii() and not text.encode(errors="replace").decode() == text:
+    if text.encode(errors="replace").decode() != text:
         raise ValueError(f"`prompt` must be text in UTF-8, got {text[:20]!r}. Save it in that encoding.")
     ids = tokens_of(text, tokenizer, chat).to(loaded.device)
-    settings: dict[str, Any] = {"max_new_tokens": room_for(loaded.config, ids.shape[1], max_new_tokens)}
-    settings["do_sample"] = temperature > 0
-    if temperature > 0:
-        settings |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    else:
-        settings |= {"temperature": None, "top_p": None, "top_k": None}
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    # Those that the folder has for drawing mean nothing where nothing is drawn.
+    settings: dict[str, Any] = {
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "do_sample": temperature > 0,
+    } | drawn
+    settings["max_new_tokens"] = room_for(loaded.config, ids.shape[1], max_new_tokens)
     for each in range(seed, seed + samples):
         if samples > 1 and not json:
             say(f"--- seed {each}")
@@ -106,17 +110,24 @@ def with_adapter(model: Any, folder: Path) -> Any:
         ValueError: if there is none, or it belongs to a model of other shapes or names.
     """
     require("train")
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
 
     from ..checkpoints.read import quiet_loading, reading
 
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
+    files = ADAPTER, "adapter_model.safetensors"
+    if not all((folder / name).is_file() for name in files):
         raise ValueError(
-            "`adapter` must be a folder with adapter_config.json and adapter_model.safetensors, got "
-            f"{str(folder)!r}. `rigpt finetune --lora 16` makes one."
+            f"`adapter` must be a folder with {' and '.join(files)}, got {str(folder)!r}. `rigpt finetune --lora 16` "
+            "makes one."
         )
-    with quiet_loading(), reading("adapter", folder, "belong to this model"):
-        return PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    with quiet_loading(), warnings.catch_warnings(), reading("adapter", folder, "belong to this model"):
+        # Of what is missing the library only warns, and the model would write as if there were no adapter.
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+        left = adapted.load_adapter(str(folder), "default")
+        if odd := [*left.unexpected_keys, *(name for name in left.missing_keys if "lora_" in name)]:
+            raise ValueError(f"{len(odd)} of its tensors have no counterpart here, {odd[0]} among them.")
+        return adapted
 
 
 def tokens_of(text: str, tokenizer: Any, chat: bool) -> Any:
@@ -157,7 +168,7 @@ def room_for(config: Any, prompt: int, new: int | None) -> int:
 
 
 def shown_as_written(tokenizer: Any) -> Any:
-    """What prints a text word by word while it is written, without what would steer the terminal."""
+    """A streamer that prints a text word by word while it is written, without what would steer the terminal."""
     from transformers import TextStreamer
 
     class Shown(TextStreamer):

@@ -214,7 +214,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise _refusal(folder, "be the folder of a saved model", ": no such folder", "")
     if (folder / ADAPTER).is_file():
         problem = f", which holds an adapter (`{ADAPTER}`)"
-        advice = f"Merge it (training/finetune.py has --merge), or send it as it is: hf upload REPO {folder}"
+        advice = f"Merge it (`rigpt finetune` has --merge), or send it as it is: hf upload REPO {folder}"
         raise _refusal(folder, "hold a whole model", problem, advice)
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"

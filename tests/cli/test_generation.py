@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rigpt_hf.cli.generation import tokens_of
@@ -95,6 +96,14 @@ def test_an_adapter_is_heard(done, rigpt, folders, tmp_path, capsys):
     words = ("generate", folders / "rigpt", PROMPT, "--max-new-tokens", 8)
     code, said, errors = rigpt(*words, "--adapter", tmp_path / "adapter")
     assert (code, errors) == (0, "") and said != done(*words)
+    # One of its tensors left out, or by the name of a layer that is not there, or of another shape.
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    name, tensor = sorted(tensors.items())[0]
+    others = {key: value for key, value in tensors.items() if key != name}
+    for changed in ({}, {name.replace("layers.0", "layers.9"): tensor}, {name: tensor[:, 1:].contiguous()}):
+        save_file(others | changed, file)
+        assert "`--adapter` must belong to this model" in in_one_line(rigpt(*words, "--adapter", tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize(
