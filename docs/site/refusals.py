@@ -172,7 +172,7 @@ def scope_of(function: ast.FunctionDef | None, line: int) -> dict[str, ast.expr]
 
 @cache
 def assigned(function: ast.FunctionDef) -> list[tuple[str, ast.expr]]:
-    """What a function gives names to, in the order of lines."""
+    """Names that a function gives, and the values, in the order of lines."""
     nodes = [
         node for node in ast.walk(function) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     ]
@@ -201,45 +201,13 @@ def template(node: ast.expr, scope: Scope, depth: int = 0) -> str:
             return f"{BEGIN}{words(node)}{END}"
 
 
-def words(node: ast.expr) -> str:
-    """Words for a value, out of how the source names it."""
-    match node:
-        case ast.Name(id=name):
-            return name.strip("_").replace("_", " ")
-        case ast.Attribute(attr="__name__", value=value):
-            return words(value)
-        case ast.Attribute(attr=name):
-            return name.strip("_").replace("_", " ")
-        case ast.Constant(value=value):
-            return str(value)
-        case ast.Call(func=ast.Name(id="len"), args=[value, *_]):
-            return f"number of {words(value)}"
-        case ast.Call(func=ast.Attribute(attr="join"), args=[value]):
-            return words(value)
-        case ast.Call(func=ast.Name(), args=[value, *_]):
-            return words(value)
-        case ast.Call(func=ast.Attribute(value=value)):
-            return words(value)
-        case ast.Call(func=function):
-            return words(function)
-        case ast.Subscript(value=value) | ast.Starred(value=value) | ast.UnaryOp(operand=value):
-            return words(value)
-        case ast.GeneratorExp(elt=element) | ast.ListComp(elt=element) | ast.SetComp(elt=element):
-            return words(element)
-        case ast.BoolOp(values=[first, *_]):
-            return words(first)
-        case ast.IfExp(body=body, orelse=orelse):
-            return f"{words(body)} / {words(orelse)}"
-        case ast.BinOp(left=left, right=right):
-            return words(right if isinstance(left, ast.Constant) else left)
-        case ast.JoinedStr(values=values):
-            return "".join(words(value) for value in values)
-        case ast.FormattedValue(value=value):
-            return words(value)
-        case ast.List(elts=[first, *_]) | ast.Tuple(elts=[first, *_]):
-            return words(first)
-        case _:
-            return "value"
+def words(node: ast.AST) -> str:
+    """Words for a value, out of the first name in what the source says of it; names that are called say less."""
+    called = {id(each.func) for each in ast.walk(node) if isinstance(each, ast.Call)}
+    names = [last(each) for each in ast.walk(node) if id(each) not in called and not last(each).startswith("__")]
+    name = next(filter(None, names), "value").strip("_").replace("_", " ")
+    is_number = isinstance(node, ast.Call) and last(node.func) == "len"
+    return f"number of {name}" if is_number else name
 
 
 INTRODUCTION = """---
@@ -285,7 +253,7 @@ def troubleshooting() -> str:
 
 
 def about(file: str) -> str:
-    """What a file is, by the first sentence of its docstring."""
+    """The first sentence of a file's docstring."""
     said = " ".join((ast.get_docstring(trees()[file]) or "").partition("\n\n")[0].split())
     return re.split(r"(?<=\.) (?=[A-Z])", said)[0]
 

@@ -74,7 +74,8 @@ def find_source(
     if os.path.lexists(folder / ADAPTER):
         raise ValueError(
             f"`{argument}` must be a whole model, got {name!r}, which holds an adapter (`{ADAPTER}`). Merge it into "
-            "its model (`merge_and_unload` of PEFT; `rigpt finetune` has --merge; generate has --adapter), or move it out of the folder."
+            "its model (`merge_and_unload` of PEFT; `rigpt finetune` has --merge), give it to `rigpt generate` as "
+            "--adapter, or move it out of the folder."
         )
     if config and not (folder / "config.json").is_file():
         raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which has no `config.json`.")
