@@ -44,7 +44,7 @@ floors: $(STAMP)  ## Check that each floor imports only those below it
 golden: $(STAMP)  ## Make the golden results anew and compare them bit by bit with those recorded before
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN)/python -m tests.golden.golden check
 
-bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 15 minutes)
+bench: $(STAMP)  ## Measure speed beside stock GPT-2 and write runs/bench/speed.json (about 20 minutes)
 	$(RUN)/python -m rigpt_hf.evaluation.speed
 
 bench-tools: $(STAMP)  ## Measure what the tools cost at three sizes and write runs/bench/tool_costs.json (about 20 minutes)

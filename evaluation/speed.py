@@ -50,6 +50,7 @@ class Shape:
 
 
 SHAPES = {
+    "narrow": Shape(hidden_size=192, layers=6, heads=6, vocabulary=4096, context=512, batch=8, sequence=256),
     "small": Shape(hidden_size=256, layers=4, heads=4, vocabulary=4096, context=512, batch=8, sequence=256),
     "124m": Shape(hidden_size=768, layers=12, heads=12, vocabulary=50257, context=1024, batch=2, sequence=256),
 }

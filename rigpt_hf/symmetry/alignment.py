@@ -126,18 +126,22 @@ def _find_alignment(
     from_model, weights = balance(model.config, weights_of(model), unpaired=unpaired)
     from_reference, target = balance(config, weights_of(reference), unpaired=unpaired)
     search = Search(config, *in_range(dtype, weights, target))
+    del weights  # each copy of which, here and below, is as large as both models are in float32
     search.turn_by_tokens()
     # Heads and neurons are matched in the models' own precision, angles are found in float64.
     distances, converged = search.run(max_sweeps, FOUND if dtype != torch.float64 else tolerance, bar, stop_above)
     if dtype != torch.float64:
         from_model = search.total @ from_model
+        del search, target
         weights = from_model.state_dict(weights_of(model))
         target = from_reference.state_dict(weights_of(reference))
         search = Search(config, *in_range(torch.float64, weights, target))
+        del weights
         if distances[-1] < min(1.0, stop_above):  # beyond, there are no angles worth more digits
             polished, converged = search.run(max_sweeps, tolerance, bar, stop_above, match=False)
             distances += polished
     total = from_reference.inverse() @ search.total @ from_model
+    del search
     # Through the transformation that is returned: on the way rounding has added up where lengths are short.
     aligned = (from_reference @ total).state_dict(weights_of(model))
     return Alignment(total, from_reference, aligned, target, distances, converged)
