@@ -230,7 +230,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted, and the saved normaliser has none
             probabilities = logits.to(normaliser.dtype).softmax(dim=-1)
             return (probabilities * weight).scatter_add(1, targets, -weight).to(logits.dtype), None, None
-        grad_logits = torch.empty_like(logits)
+        # As many gradients as were asked for at once, which those of `logits` would not hold.
+        grad_logits = weight.new_empty(logits.shape, dtype=logits.dtype)
         for rows in _blocks(logits):
             probabilities = (logits[rows].to(normaliser.dtype) - normaliser[rows, None]).exp()
             grad_logits[rows] = (probabilities * weight[rows]).to(logits.dtype)

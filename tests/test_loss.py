@@ -51,8 +51,8 @@ def test_first_and_second_derivatives_in_float64():
     logits, labels = case(torch.float64)
     logits = logits[..., :8].detach().requires_grad_()
     labels = labels.where(labels == -100, labels % 8)
-    assert torch.autograd.gradcheck(lambda x: causal_lm_loss(x, labels, 8), logits)
-    assert torch.autograd.gradgradcheck(lambda x: causal_lm_loss(x, labels, 8), logits)
+    assert torch.autograd.gradcheck(lambda x: causal_lm_loss(x, labels, 8), logits, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: causal_lm_loss(x, labels, 8), logits, check_batched_grad=True)
 
 
 def test_half_precision_sums_in_single():
