@@ -11,15 +11,15 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from .extras import advice
 from .stops import leave_to_program
-from .terminal import Console, Output, safe_output, visible
+from .terminal import Console, Output, safe_output, silenced, visible
 
 
 # Typer has a copy of Click of its own or uses Click's, depending on its version: the class is the parent of this one.
@@ -151,7 +151,8 @@ def terminable() -> Iterator[None]:
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    A function for `typer.Typer.command` that writes to nothing it reads, and whose errors say what a person typed.
+    A function for `typer.Typer.command` that writes to nothing it reads, whose errors say what a person typed, and
+    that has an option `--quiet`.
 
     Paths are known by the marks `READS` and `WRITES` in annotations. A function among the marks is a check that needs
     no heavy import: it is called with the value, what a person calls it, and all values, before the function itself.
@@ -176,8 +177,12 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             elif callable(mark):
                 checks.append((name, mark))
 
+    signature = inspect.signature(function)
+    adds_quiet = "quiet" not in signature.parameters
+
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
+        quiet = adds_quiet and values.pop("quiet", False)
         read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
         named = {typed.get(name, name): value for name, value in values.items()}
         check_text(named)
@@ -187,11 +192,17 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             for name, check in checks:
                 check(values.get(name), typed[name], values)
-            return function(*args, **values)
+            with silenced() if quiet else nullcontext():
+                return function(*args, **values)
         except ValueError as error:
             error.args = (as_typed(str(error), typed, values), *error.args[1:])
             raise
 
+    if adds_quiet:
+        kind = Annotated[bool, typer.Option("--quiet", help="Say nothing but what is wrong.", show_default="no")]
+        parameter = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        call.__annotations__ = function.__annotations__ | {"quiet": kind}
+        vars(call)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), parameter])
     return call
 
 

@@ -335,8 +335,9 @@ def neighbours(layers: Iterable[nn.Module], config: RiGPTConfig) -> Iterator[tup
 
     No more than the configuration says at this moment: generation by early exit changes it for a draft.
     """
+    between = config.depth_interpolation == "linear"
     for layer, following in [*pairwise([*layers, None])][: config.num_hidden_layers]:
-        yield layer, {"following": following} if config.depth_interpolation == "linear" else {}
+        yield layer, {"following": following} if between else {}
 
 
 def use_of_cache(config: RiGPTConfig, past_key_values: Cache | None, use_cache: bool | None, paged: bool) -> bool:

@@ -14,7 +14,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 # Up to so many rows `W xᵀ` beats `x Wᵀ` on CPUs, for matrices of at least so many numbers. Models of smaller ones stay
 # in the cache from one token to the next, where `x Wᵀ` is quicker.
-FEW_ROWS, STREAMED = 4, 2**18
+FEW_ROWS, STREAMED = 4, 2**19
 
 # Rows are worked on in blocks of so many logits: small enough to stay in cache and in already mapped memory.
 BLOCK = {"cpu": 2**19}
@@ -47,26 +47,31 @@ def linear(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def _is_plain(module: nn.Module, hidden_states: torch.Tensor) -> bool:
+    # What small models have most of comes first: asking them everything takes as long as their products do.
+    weight = module._parameters.get("weight")
     if (
         type(module) is not nn.Linear  # adapters, quantizers and parametrizations have classes of their own
+        or type(weight) is not nn.Parameter  # a quantised or sharded subclass, which knows better
+        or weight.numel() < STREAMED
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()  # or exporting, which may want to leave the number of rows open
-        or torch.jit.is_tracing()
+        or is_recorded()  # which may want to leave the number of rows open
         or type(hidden_states) is not torch.Tensor
         or hidden_states.device.type != "cpu"
         or hidden_states.dtype != torch.float32
         or not 0 < hidden_states.numel() <= FEW_ROWS * module.in_features
     ):
         return False
-    weight = module._parameters.get("weight")
     return (
-        type(weight) is nn.Parameter  # no quantised or sharded subclass, which knows better
-        and weight.numel() >= STREAMED
-        and weight.device.type == "cpu"
+        weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and _nobody_watches(module)
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_recorded() -> bool:
+    """Whether operations are being written down, to be compiled, exported or run elsewhere."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
 def _nobody_watches(module: nn.Module) -> bool:
@@ -106,8 +111,7 @@ def tied_ends(
         not torch.is_grad_enabled()
         or table is None
         or (type(table), type(head), type(ids)) != (nn.Embedding, nn.Linear, torch.Tensor)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_recorded()
         or _functions_are_transformed()
     ):
         return None, None

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .kernels_rigpt import linear
+from .kernels_rigpt import is_recorded, linear
 from .layers_rigpt import is_sparse
 from .neurons_rigpt import bounds_of, neurons_of
 
@@ -125,7 +125,7 @@ class RiGPTExperts(RiGPTMLP):
 
     def _is_plain(self) -> bool:
         """Whether maps are nothing but their weights, and the shapes of what they read may depend on routes."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if is_recorded():
             return False
         maps = [self.up_proj, self.down_proj, *([] if self.gate_proj is None else [self.gate_proj])]
         return all(

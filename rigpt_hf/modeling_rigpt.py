@@ -23,6 +23,7 @@ changes no logit. How each parameter turns is the table of frames in `rigpt_hf.s
 """
 
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ from .decoder_rigpt import RiGPTAttention, RiGPTDecoderLayer, RiGPTRMSNorm, RiGP
 from .flow_rigpt import neighbours, prepare_cache, torchdiffeq
 from .hub_rigpt import RiGPTHubMixin
 from .kernels_rigpt import causal_lm_loss, linear, packed_lengths, tied_ends
-from .layers_rigpt import FULL, SLIDING, by_layer_type, layer_type, of_layer_type
+from .layers_rigpt import FULL, SLIDING, by_layer_type, of_layer_type
 from .mlp_rigpt import RiGPTExperts, RiGPTRouter, load_balancing_loss
 from .norms_rigpt import RiGPTHeadNorm
 from .quantized_rigpt import has_codes, refuse_missing
@@ -308,8 +309,9 @@ class RiGPTModel(RiGPTPreTrainedModel):
             kwargs["input_ids"] = input_ids
         if self.carry is not None:
             kwargs["carry"] = self.carry
-        for index, (layer, beyond) in enumerate(neighbours(self.layers, self.config)):
-            hidden_states = layer(hidden_states, **kwargs, **own[layer_type(self.config, index)], **beyond)
+        kinds = self.config.layer_types or repeat(FULL)
+        for (layer, beyond), kind in zip(neighbours(self.layers, self.config), kinds, strict=False):
+            hidden_states = layer(hidden_states, **kwargs, **own[kind], **beyond)
         if self.transport is not None:
             # A draft by early exit goes through the frames of the layers that it leaves out.
             for layer in [*self.layers][self.config.num_hidden_layers :]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .kernels_rigpt import is_recorded
 from .scores_rigpt import local
 
 
@@ -40,8 +41,7 @@ def unit(states: torch.Tensor, eps: float) -> torch.Tensor:
         type(states) is not torch.Tensor  # of shards, which know better
         or states.device.type != "cpu"
         or (states.element_size() <= 2 and states.numel() <= FEW_NUMBERS and not learns)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_recorded()
     ):
         return nn.functional.rms_norm(states, states.shape[-1:], eps=eps)
     return (_Unit.apply if learns else _unit)(states, eps)[0]

@@ -4,9 +4,10 @@ import logging
 import logging.handlers
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 from rich import console, segment
@@ -33,6 +34,11 @@ def _written(match: re.Match) -> str:
 class Console(console.Console):
     """A console on which texts are seen as they are, but for styles of our own."""
 
+    silent = False
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"quiet": self.silent} | options)
+
     def render(self, *arguments: Any, **options: Any) -> Iterator[segment.Segment]:
         """The parts of what is printed."""
         for part in super().render(*arguments, **options):
@@ -41,7 +47,30 @@ class Console(console.Console):
 
 def say(text: object) -> None:
     """Print lines as they are."""
-    print(visible_lines(text), flush=True)
+    if not Console.silent:
+        print(visible_lines(text), flush=True)
+
+
+def say_next(*commands: Iterable[object]) -> None:
+    """Name commands, each in words, that a person may want next."""
+    console = Console(soft_wrap=True)
+    for number, words in enumerate(commands):
+        line = shlex.join(map(str, words))
+        console.print(f"{'      ' if number else 'Next: '}{line}", markup=False, highlight=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Inside, nothing is said but what a program is called for and prints: no table, progress, remark or warning."""
+    silent, level = Console.silent, logging.root.manager.disable
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        Console.silent = True
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            Console.silent = silent
+            logging.disable(level)
 
 
 @contextmanager

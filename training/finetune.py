@@ -33,7 +33,7 @@ def tell(options: FinetuneOptions) -> None:
     """Fine-tune, print the table."""
     from accelerate import PartialState
 
-    from rigpt_hf.terminal import Console
+    from rigpt_hf.terminal import Console, say_next
     from rigpt_hf.training.tuning import finetune
 
     state = PartialState(cpu=options.cpu)
@@ -45,6 +45,9 @@ def tell(options: FinetuneOptions) -> None:
         console = Console()
         console.print(report.table())
         console.print(f"Written to {report.output_dir}", soft_wrap=True, markup=False, highlight=False)
+        adapter = options.lora and not options.merge
+        where = (options.model, "TEXT", "--adapter", report.output_dir) if adapter else (report.output_dir, "TEXT")
+        say_next(("rigpt", "generate", *where))
 
 
 main = program(FinetuneOptions, tell, name="finetune.py", help=__doc__)

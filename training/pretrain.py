@@ -12,7 +12,7 @@ import os
 import sys
 
 from rigpt_hf.dataclass_options import program
-from rigpt_hf.terminal import say
+from rigpt_hf.terminal import say, say_next
 from rigpt_hf.training.options import PRESETS, PretrainOptions
 
 
@@ -52,6 +52,7 @@ def pretrain(options: PretrainOptions) -> None:
         else:
             last = f"validation loss {report.validation[-1][1]:.4f}" if report.validation else "nothing left to do"
             say(f"{report.steps} steps, {last}. Written to {report.model_folder}")
+            say_next(("rigpt", "generate", report.model_folder, "TEXT"))
 
 
 main = program(PretrainOptions, pretrain, name="pretrain.py", help=__doc__, presets=PRESETS)

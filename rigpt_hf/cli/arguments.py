@@ -161,3 +161,4 @@ Force = Annotated[
 ForceFiles = Annotated[
     bool, flag("force", "Replace files and a model in OUTPUT that this program wrote and nobody changed.")
 ]
+ForceFile = Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..command_line import READS, check_apart
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import argument, flag, option
 
 
@@ -42,3 +42,4 @@ def card(
     with quiet_loading():
         path = write_card(folder, repo_id=repo, results=results, metadata=metadata, force=force)
     Console().print(f"Card in {path}", markup=False)
+    say_next(("rigpt", "publish", folder, repo or "OWNER/NAME", "--dry-run"))

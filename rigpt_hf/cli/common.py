@@ -10,7 +10,7 @@ from ..checkpoints.disk import folders_above
 from ..checkpoints.folder import amend_record, check_file
 from ..checkpoints.folder import new_file as whole_file
 from ..extras import require
-from ..terminal import Console
+from ..terminal import Console, say_next
 
 
 def to_dtype(name: str | None) -> Any:
@@ -147,7 +147,19 @@ def save_model(model: Any, source: Any, output: Path, seen: Any, facts: dict[str
 def save_facts(facts: dict[str, dict], folder: Path) -> None:
     """JSON files in a folder, by name."""
     for name, values in facts.items():
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(as_json(values), encoding="utf-8")
+
+
+def as_json(facts: Any) -> str:
+    """Facts as a person reads them, too."""
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def save_json(facts: Any, path: Path | None, seen: list[int] | None):
+    """Write facts to a file, if there is a name for one; `seen` is what [`check_file`] gave of it."""
+    if path is not None:
+        with new_file(path, "json", seen) as place:
+            place.write_text(as_json(facts), encoding="utf-8")
 
 
 def say(notes: Iterable[str]) -> None:
@@ -156,8 +168,13 @@ def say(notes: Iterable[str]) -> None:
         Console().print(note, markup=False, highlight=False, soft_wrap=True)
 
 
-def report(certificate: Any, output: Path):
-    """Print the certificate of what was written, and where it is."""
-    console = Console()
-    console.print(str(certificate), highlight=False, markup=False)
-    console.print(f"Written to {output}", markup=False)
+def report(certificate: Any, output: Path, *commands: Iterable[object]):
+    """Print the certificate of what was written, where it is, and commands for what may be wanted next."""
+    Console().print(str(certificate), highlight=False, markup=False)
+    say_written(output, *commands)
+
+
+def say_written(output: Path, *commands: Iterable[object], size: str = ""):
+    """Say what was written, and commands for what may be wanted next."""
+    Console().print(f"Written to {output}{size}", markup=False)
+    say_next(*commands)

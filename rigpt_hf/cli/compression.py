@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..terminal import Console
 from .arguments import DTYPES, AnySource, Dtype, Force, GgufFile, Output, Revision, one_of, option
-from .common import save_model, say, to_dtype
+from .common import save_model, say, say_written, to_dtype
 
 
 # The documentation of the installed packages; and no text at all.
@@ -142,7 +142,12 @@ def quantize(
     facts = {"source": source, "calibrate": calibrate, "recipe": asdict(recipe), "loss": losses.to_dict()}
     save_model(written, model.place, output, seen, {"quantize.json": facts})
     size_on_disk = sum(file.stat().st_size for file in output.glob("*.safetensors"))
-    Console().print(f"Written to {output}, {size_on_disk / 1e6:.0f} MB of weights", markup=False)
+    say_written(
+        output,
+        ("rigpt", "generate", output, "TEXT"),
+        ("rigpt", "export", output, "my-gguf", "--to", "gguf"),
+        size=f", {size_on_disk / 1e6:.0f} MB of weights",
+    )
 
 
 def prune(
@@ -215,7 +220,7 @@ def prune(
     smaller = smaller.to(to_dtype(dtype) or model.stored_dtype)
     facts = {"source": source, "calibrate": calibrate, "recover": recover} | asdict(sizes) | {"loss": losses.to_dict()}
     save_model(smaller, model.place, output, seen, {"prune.json": facts})
-    Console().print(f"Written to {output}", markup=False)
+    say_written(output, ("rigpt", "finetune", output, "TEXT", "my-tuned"), ("rigpt", "export", output, "my-export"))
 
 
 def unquantized(source: str, revision: str | None, gguf_file: str | None) -> Any:

@@ -9,10 +9,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ..checkpoints.source import is_model_or_file
-from ..command_line import READS
+from ..command_line import READS, WRITES
 from ..demo.options import DemoOptions
 from ..extras import require
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import (
     DROPOUTS,
     DTYPES,
@@ -24,6 +24,7 @@ from .arguments import (
     AnySource,
     Dtype,
     Force,
+    ForceFile,
     GgufFile,
     Output,
     Revision,
@@ -36,7 +37,7 @@ from .arguments import (
     option,
     suits_format,
 )
-from .common import check_device, report, say, to_dtype
+from .common import check_device, check_file, report, save_json, say, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -112,7 +113,13 @@ def convert(
         seed=seed,
         device=device,
     )
-    report(certificate, output)
+    report(
+        certificate,
+        output,
+        ("rigpt", "finetune", output, "TEXT", "my-tuned"),
+        ("rigpt", "quantize", output, "my-codes"),
+        ("rigpt", "card", output),
+    )
 
 
 def export(
@@ -153,7 +160,8 @@ def export(
     if to == "gguf":
         from ..conversion.gguf import export_gguf
 
-        report(export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed), output)
+        made = export_gguf(source, output, frame=frame, dtype=dtype, force=force, seed=seed)
+        report(made, output, *(("llama-cli", "-m", file) for file in output.glob("*.gguf")))
         return
     if to == "onnx":
         from ..conversion.onnx import export_onnx
@@ -164,14 +172,14 @@ def export(
         from ..conversion.compressed_tensors import export_compressed_tensors
 
         made = export_compressed_tensors(source, output, frame=frame, dtype=to_dtype(dtype), force=force, seed=seed)
-        report(made, output)
+        report(made, output, ("vllm", "serve", output, "--dtype", "float16"))
         return
     from ..conversion import export_checkpoint
 
     certificate = export_checkpoint(
         source, output, target=to, frame=frame, dtype=to_dtype(dtype), force=force, seed=seed
     )
-    report(certificate, output)
+    report(certificate, output, ("rigpt", "verify", source, output))
 
 
 def verify(
@@ -187,6 +195,8 @@ def verify(
     seed: Annotated[int, option("Of random tokens.")] = 0,
     revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
     revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
+    json_file: Annotated[Path | None, option("File for the certificate.", "none", name="--json"), WRITES] = None,
+    force: ForceFile = False,
 ):
     """
     Compare two models on the same inputs and print a certificate. Exit code 1 if they are not the same function.
@@ -204,6 +214,7 @@ def verify(
 
     if text is not None and random_tokens:
         raise ValueError(f"`text` and `random_tokens` exclude each other, got {str(text)!r}. Leave one of them out.")
+    seen = check_file(json_file, "json", force)
     models = find_model(a, argument="a", revision=revision_a), find_model(b, argument="b", revision=revision_b)
     common_tokens(*models)
     if text is not None:
@@ -220,7 +231,9 @@ def verify(
     source, target = f"{a} ({certificate.source})", f"{b} ({certificate.target})"
     said = replace(certificate, source=source, target=target)
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
+    save_json(said.to_dict(), json_file, seen)
     if not certificate.passed:
+        say_next(("rigpt", "diff", a, b))
         raise typer.Exit(1)
 
 
@@ -269,6 +282,7 @@ def families():
     for name, reason in REASONS.items():
         table.add_row(name, reason)
     console.print(table)
+    say_next(("rigpt", "info", "SOURCE"), ("rigpt", "convert", "SOURCE", "OUTPUT"))
 
 
 def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = None):
@@ -291,6 +305,7 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
 
     is_folder = gguf_file is None and not Path(source).is_file()
     config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
+    verb = "rotate" if isinstance(config, RiGPTConfig) else "convert"
     if isinstance(config, RiGPTConfig):  # of which no weight is fetched
         if (words := codes_in_words(config)) is None:
             check_rigpt(config, source)
@@ -340,3 +355,4 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
             ]
             table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
     console.print(table)
+    say_next(("rigpt", verb, source, "OUTPUT"))

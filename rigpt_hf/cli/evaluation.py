@@ -9,7 +9,7 @@ from rich.table import Table
 from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
 from ..extras import needs
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import DTYPES, Device, argument, one_of, option
 from .common import check_device
 
@@ -119,5 +119,6 @@ def evaluate(
             table.add_row(*cells)
         console.print(table)
         console.print(f"Report in {output / 'report.html'}", markup=False)
+        say_next(("rigpt", "card", model, "--results", output / "results.json"))
     if failures(results):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from rich.table import Column, Table
 
 from ..command_line import READS, WRITES
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import AnySource, GgufFile, Revision, are_numbers, flag, numbers, option
 from .common import check_picture, save_picture, say
 
@@ -75,6 +75,7 @@ def charges(
     console = Console()
     console.print(table)
     if not measure:
+        say_next(("rigpt", "charges", source, "--measure"))
         return
     if text is not None:
         input_ids = text_ids(found.place, text)

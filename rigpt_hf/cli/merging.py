@@ -25,7 +25,7 @@ from .arguments import (
     one_of,
     option,
 )
-from .common import check_picture, new_file, report, save_facts, save_model, say
+from .common import check_picture, new_file, report, save_facts, save_model, say, say_written
 
 
 # Tokens of a window on which an alignment is learned, at most; windows per step; and those on which it is measured.
@@ -128,6 +128,7 @@ def merge(
     if held is not None and not (away := held.distance(merged)) <= held.tolerance(merged.dtype):
         Console().print(f"The token symmetry of {sources[0]} is not recorded: merged weights are {away:.1e} from it.")
         held = None
+    better = "rigpt", "evaluate", output, "--against", sources[0]
     if input_ids is not None:
         path = measure_path(models, merged, input_ids, points, facts, settings.get("alignments"))
     with new_file(picture, "picture", seen_picture) if picture else nullcontext() as place:
@@ -139,10 +140,11 @@ def merge(
         files = {"merge.json": facts}
         if as_source:
             beside = partial(save_facts, files)
-            report(write_as_source(merged, first, output, seen, name="the merged model", beside=beside), output)
+            certificate = write_as_source(merged, first, output, seen, name="the merged model", beside=beside)
+            report(certificate, output, better)
             return
         save_model(merged.to(first.stored_dtype), places[0], output, seen, files, held)
-    Console().print(f"Written to {output}", markup=False)
+    say_written(output, better)
 
 
 def check_together(text: Path | None, picture: Path | None, points: int, learn: int | None, unaligned: bool) -> None:

@@ -1,6 +1,5 @@
 """Verbs that say which weights these are: fingerprints, the nearest of many, and whether B was made from A."""
 
-import json
 from math import log10
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +10,9 @@ from rich.table import Column, Table
 from ..checkpoints.source import is_model_or_file
 from ..command_line import READS, WRITES
 from ..extras import require
-from ..terminal import Console
-from .arguments import ANY, AnySource, Device, Force, GgufFile, Revision, argument, flag, one_of, option
-from .common import check_device, check_file, check_picture, new_files, save_picture, say
+from ..terminal import Console, say_next
+from .arguments import ANY, AnySource, Device, ForceFile, GgufFile, Revision, argument, one_of, option
+from .common import as_json, check_device, check_file, check_picture, new_files, save_json, save_picture, say
 
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
@@ -35,7 +34,7 @@ def fingerprint(
     json_file: Annotated[Path | None, option("File for all distances.", "none", name="--json"), WRITES] = None,
     revision: Revision = None,
     gguf_file: GgufFile = None,
-    force: Force = False,
+    force: ForceFile = False,
 ):
     """
     Make the fingerprints of models, and show how far apart they are: 0 for one model in any frames, near 1 for
@@ -72,7 +71,7 @@ def fingerprint(
         apart = [[one.distance(other) for other in prints] for one in prints]
         if json_file is not None:
             facts = {"sources": sources, "facts": [dict(one.facts) for one in prints], "distances": apart}
-            begin(json_file, "json", seen_json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
     console = Console()
     table = Table("", "model", "class", "parameters", "layers", "numbers", title="Fingerprints")
     for index, (source, one) in enumerate(zip(sources, prints, strict=True), 1):
@@ -89,6 +88,7 @@ def fingerprint(
     for place in places:
         if place is not None:
             console.print(f"Written to {place}", markup=False)
+    say_next(*((("rigpt", "identify", "MODEL", "--against", output),) if output and len(sources) > 1 else ()))
 
 
 def _print_of(source: str, revision: str | None, gguf_file: str | None, make: Any) -> Any:
@@ -107,8 +107,10 @@ def identify(
     source: Annotated[str, argument(f"{ANY[0].upper()}{ANY[1:]}; or a fingerprint."), READS, is_model_or_file],
     against: Annotated[Path, option("Folder of fingerprints that `rigpt fingerprint` wrote."), READS],
     nearest: Annotated[int, option("How many to show.")] = NEAREST,
+    json_file: Annotated[Path | None, option("File for what is shown.", "none", name="--json"), WRITES] = None,
     revision: Revision = None,
     gguf_file: GgufFile = None,
+    force: ForceFile = False,
 ):
     """
     Find what a model was made from among many: those whose fingerprints are nearest to its own. Exit code 1 if none is
@@ -124,16 +126,21 @@ def identify(
         raise ValueError(f"`nearest` must be at least 1, got {nearest}.")
     if not against.is_dir():
         raise ValueError(f"`against` must be a folder of fingerprints, got {str(against)!r}. Make it first.")
+    seen = check_file(json_file, "json", force)
     found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
     if others := fingerprints_in(against)[1]:
         say([f"{len(others)} files of {against} hold no fingerprint, or a damaged one, such as {others[0].name}."])
     table = Table("fingerprint", "of", "class", "distance", "", title=f"Nearest to {source}")
+    shown: list[dict] = []
     for path, one, distance in found:
         verdict = "relative" if distance < related() else "unrelated"
+        shown.append({"file": str(path), "facts": dict(one.facts), "distance": distance, "verdict": verdict})
         table.add_row(path.name, str(one.facts["name"]), str(one.facts["class"]), f"{distance:.3g}", verdict)
     console = Console()
     console.print(table)
     console.print(in_words(found[0][2]), markup=False)
+    save_json({"source": source, "nearest": shown}, json_file, seen)
+    say_next(("rigpt", "diff", found[0][1].facts["name"], source))
     if found[0][2] >= related():
         raise typer.Exit(1)
 
@@ -157,7 +164,7 @@ def diff(
     seed: Annotated[int, option("Of the tokens of the certificate.")] = 0,
     revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
     revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
-    force: Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")] = False,
+    force: ForceFile = False,
 ):
     """
     Say whether B was made from A: whether it is A in disguise, a relative of it, or unrelated. Exit code 1 unless they
@@ -209,12 +216,13 @@ def diff(
     facts = {"a": a, "b": b} | comparison.to_dict() | {"certificate": certificate and certificate.to_dict()}
     with new_files() as begin:
         if json_file is not None:
-            text = json.dumps(facts, indent=2) + "\n"
-            begin(json_file, "json", seen_json).write_text(text, encoding="utf-8")
+            begin(json_file, "json", seen_json).write_text(as_json(facts), encoding="utf-8")
         if save_transformation is not None and comparison.transformation is not None:
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
         save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
+    if comparison.verdict != "unrelated":
+        say_next(("rigpt", "transport", "ADAPTER", "OUTPUT", "--from", a, "--to", b))
     if not is_one:
         raise typer.Exit(1)
 

@@ -103,7 +103,7 @@ def rotate(
     certificate = transform(
         g, model, output, save_transformation, seen, as_source, force=force, explanation=explanation, **settings
     )
-    report(certificate, output)
+    report(certificate, output, ("rigpt", "verify", source, output), ("rigpt", "diff", source, output))
     if save_transformation is not None:
         Console().print(f"To undo it: --transformation {save_transformation} --inverse", markup=False)
 
@@ -183,7 +183,7 @@ def canonicalize(
     Console().print(table)
     for text in gauge.undetermined:
         Console().print(f"Not determined by spectra and norms: {text}.")
-    report(certificate, output)
+    report(certificate, output, ("rigpt", "verify", source, output))
 
 
 def random_transformation(config: Any, frames: str, seed: int, t: float) -> Any:

@@ -9,9 +9,9 @@ from ..checkpoints.folder import check_file, check_output
 from ..checkpoints.source import ADAPTER, is_model, read_json
 from ..command_line import READS, WRITES
 from ..extras import require
-from ..terminal import Console
+from ..terminal import Console, say_next
 from .arguments import Device, argument, flag, option
-from .common import check_device, new_file
+from .common import check_device, new_file, say_written
 from .symmetry import load_transformation
 
 
@@ -142,6 +142,8 @@ def transport(
     else:
         write_tensors(output, seen, tensors, metadata)
     report(output, layout, len(tensors), g, settings)
+    if layout is LAYOUTS[0]:
+        say_next(("rigpt", "generate", target or "TURNED", "TEXT", "--adapter", output))
 
 
 def check_base(settings: Mapping[str, Any], base: Any) -> None:
@@ -239,4 +241,4 @@ def report(output: Path, layout: Layout | None, count: int, g: Any, settings: Ma
     console.print(f"Carried {count} tensors of {kind} through: {', '.join(kinds) or 'no frame'}", markup=False)
     if settings.get("lora_bias"):
         console.print("It has biases (`lora_bias`): the two models differ by constants that its maps must not see.")
-    console.print(f"Written to {output}", markup=False)
+    say_written(output)

@@ -1,6 +1,7 @@
 """`rigpt fingerprint`, `identify`, and `diff` of models that no one configuration holds."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,15 @@ def test_refusals_are_one_line(rigpt, folders, arguments, message, monkeypatch):
     last = err.strip().splitlines()[-1]
     assert code == 2 and last.startswith("rigpt: ") and message in last, last
     assert sorted(folders.iterdir()) == before, "something was left behind"
+
+
+def test_what_identify_and_verify_say_is_in_a_file_too(done, rigpt, folders, tmp_path):
+    done("fingerprint", folders / "stock", "--output", tmp_path / "known" / "stock")
+    done("identify", folders / "disguise", "--against", tmp_path / "known", "--json", tmp_path / "i.json")
+    (one,) = json.loads((tmp_path / "i.json").read_text())["nearest"]
+    assert one["verdict"] == "relative" and one["distance"] < 1e-6 and Path(one["file"]).name == "stock"
+    done("verify", folders / "stock", folders / "disguise", "--json", tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text())["passed"] is True
+    assert rigpt("verify", folders / "stock", folders / "model", "--json", tmp_path / "v.json", "--force")[0] == 1
+    assert json.loads((tmp_path / "v.json").read_text())["passed"] is False
+    assert "must not exist" in rigpt("verify", folders / "stock", folders / "model", "--json", tmp_path / "v.json")[2]

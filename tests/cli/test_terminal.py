@@ -155,3 +155,15 @@ def test_where_errors_cannot_be_written_the_code_still_says_so(tmp_path):
         command = [sys.executable, "-m", "rigpt_hf.cli", "info", str(tmp_path / "nothing")]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full)
     assert done.returncode == 2 and not done.stdout
+
+
+def test_quiet_says_nothing_and_does_the_same(rigpt, folders, tmp_path):
+    assert "Written" in rigpt("rotate", folders / "gpt2", tmp_path / "said")[1]
+    assert rigpt("rotate", folders / "gpt2", tmp_path / "quiet", "--quiet") == (0, "", "")
+    said, quiet = (load_file(tmp_path / name / "model.safetensors") for name in ("said", "quiet"))
+    assert said.keys() == quiet.keys() and all(torch.equal(said[name], quiet[name]) for name in said)
+    # Differences are told by the code, faults in one line, and a text is what its verb is for.
+    assert rigpt("verify", folders / "rigpt", folders / "rigpt-untied", "--quiet") == (1, "", "")
+    assert "must be the folder" in rigpt("verify", folders / "rigpt", "gone", "--quiet")[2]
+    assert rigpt("generate", folders / "rigpt", "a b", "--max-new-tokens", 2, "--quiet")[1].strip()
+    assert "Written" in rigpt("rotate", folders / "gpt2", tmp_path / "later")[1]
