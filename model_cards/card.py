@@ -197,9 +197,20 @@ def hub_metadata(known: CardMetadata, title: str, tags: Sequence[str] = ()) -> M
         tags=list(dict.fromkeys([*TAGS, *tags])),
         datasets=author.datasets or None,
         base_model=author.base_model,
+        base_model_relation=relation(known) if author.base_model else None,
         model_name=title,
         eval_results=eval_results(known) or None,
     )
+
+
+def relation(known: CardMetadata) -> str | None:
+    """The Hub's word for what was made of the base model; `None` for a conversion, which is the same function."""
+    records = {made.record for made in known.smaller}
+    if "quantize.json" in records:
+        return "quantized"
+    if known.merged:
+        return "merge"
+    return "finetune" if known.tuned or records or (known.training and known.training.start) else None
 
 
 def eval_results(known: CardMetadata) -> list[EvalResult]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
 from transformers import AutoModelForCausalLM
 
 import rigpt_hf
@@ -123,6 +124,11 @@ def test_every_command_line_is_understood():
     assert {"rigpt", "make", "pip", "python", "accelerate", "torchrun"} <= set(seen) and len(seen) > 30
     with pytest.raises(UsageError):
         verbs["rotate"].make_context("rotate", ["a", "b", "--spin"])
+
+
+def test_the_file_for_citations_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == rigpt_hf.__version__ and cited["license"] == PROJECT["license"]
 
 
 def test_the_readme_names_every_extra():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rigpt_hf import RiGPTForSequenceClassification
 from rigpt_hf.cli import app
 from rigpt_hf.conversion import Certificate, certify, convert_model
-from rigpt_hf.model_cards.card import absent, card_text, gather, render, write_card
+from rigpt_hf.model_cards.card import absent, card_text, gather, hub_metadata, render, write_card
 from rigpt_hf.model_cards.metadata import (
     AuthorMetadata,
     CardMetadata,
@@ -172,6 +172,24 @@ def test_the_hub_reads_the_metadata():
     assert result.metric_type == "bits_per_byte" and result.metric_value == 1.25
     bare = ModelCard(render(CASES["bare"])).data
     assert bare.license is None and bare.eval_results is None
+
+
+def test_the_hub_is_told_what_was_made_of_the_base_model():
+    pruned = replace(SMALLER, record="prune.json")
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({"smaller": [pruned, SMALLER], "merged": [("a", 0.5), ("b", 0.5)], "tuned": "a"}, "quantized"),
+        ({"smaller": [pruned]}, "finetune"),
+        ({"merged": [("a", 0.5), ("b", 0.5)]}, "merge"),
+        ({"tuned": "a"}, "finetune"),
+        ({"training": replace(TRAINING, start="a")}, "finetune"),
+        ({"training": TRAINING}, None),
+        ({"certificate": CERTIFICATE}, None),
+    ]
+    for facts, word in cases:
+        facts["author"] = AuthorMetadata(base_model="openai-community/gpt2")
+        assert hub_metadata(known(**facts), "x").to_dict().get("base_model_relation") == word
+        facts["author"] = AuthorMetadata()
+        assert "base_model_relation" not in hub_metadata(known(**facts), "x").to_dict()
 
 
 def test_what_nobody_said_is_said_to_be_absent():
