@@ -2,12 +2,22 @@
 
 from typing import Any
 
+from rich.table import Column, Table
+from rich.text import Text
+
 from rigpt_hf.text.markup import literal
 
 from ..measure import Measure
 from ..measures import MEASURES
 from ..numbers import number
 from .standard_tasks import MEASURE as STANDARD
+
+
+LEGEND = (
+    "W4A8: weights rounded to 4 bits, activations to 8 (16: left as they are). identity: in the model's own frame; "
+    "haar, hadamard, pca: turned at random, by a Hadamard matrix, to principal axes; gptq: codes as rigpt quantize "
+    "chooses them."
+)
 
 
 def measure_of(task: dict[str, Any]) -> Measure:
@@ -97,6 +107,29 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
             values = [line if name == model else "–" for name in names]
             listed.append([task["task"], what, "", *values, *([""] * (2 if len(names) > 1 else 0))])
     return listed
+
+
+def on_terminal(results: dict[str, Any]) -> Table:
+    """The same for 80 columns: a heading for each task, and no intervals."""
+    names = list(results["models"])
+    compared = ["difference", "worth"] if len(names) > 1 else []
+    table = Table(Column(min_width=28, max_width=40), *names, *compared, box=None, padding=(0, 1, 0, 0))
+    for task in results["tasks"]:
+        table.add_row()
+        table.add_row(Text(task["task"], "bold"))
+        for quantity in task["quantities"]:
+            entries = [quantity["models"].get(name) for name in names]
+            values = ["–" if entry is None else number(entry["value"], quantity["unit"]) for entry in entries]
+            told = [difference_text(quantity).partition(" (")[0], verdict(quantity)] if len(names) > 1 else []
+            called = ", ".join(filter(None, (quantity_text(task, quantity), quantity["unit"])))
+            table.add_row(*map(Text, [called, *values, *told]))
+        for model, what, reason in not_applicable(task):
+            table.add_row(Text(f"not applicable to {model}{what and ', '}{what}: {reason}"))
+        for model, line in task["errors"].items():
+            table.add_row(Text(f"failed for {model}: {line}"))
+    if any(task["metric"] == "quantization_robustness" for task in results["tasks"]):
+        table.caption, table.caption_justify = LEGEND, "left"
+    return table
 
 
 def header(results: dict[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..checkpoints.source import is_model
 from ..command_line import READS, WRITES
@@ -79,7 +78,7 @@ def evaluate(
         from ..evaluation.harness.runner import EvaluateOptions
         from ..evaluation.harness.runner import evaluate as run
         from ..evaluation.harness.standard_tasks import StandardOptions
-        from ..evaluation.harness.tables import header, rows
+        from ..evaluation.harness.tables import on_terminal
 
     check_device(device)
     for name, source in (("model", model), ("against", against)):  # before texts are gathered
@@ -114,11 +113,8 @@ def evaluate(
         results = run(options, console)
     # Every process has the results; one says them.
     if PartialState().is_main_process:
-        table = Table(*header(results))
-        for cells in rows(results):
-            table.add_row(*cells)
-        console.print(table)
-        console.print(f"Report in {output / 'report.html'}", markup=False)
+        console.print(on_terminal(results))
+        console.print(f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}", markup=False)
         say_next(("rigpt", "card", model, "--results", output / "results.json"))
     if failures(results):
         raise typer.Exit(1)

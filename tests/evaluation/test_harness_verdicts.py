@@ -1,6 +1,7 @@
 """The word for a difference: of two models of which one is known to be better, for every metric."""
 
 import copy
+import io
 import json
 import random
 from functools import cache
@@ -17,11 +18,12 @@ from rigpt_hf.evaluation.harness.report import as_html
 from rigpt_hf.evaluation.harness.results import _compared, _correct, build
 from rigpt_hf.evaluation.harness.runner import EvaluationJob
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
-from rigpt_hf.evaluation.harness.tables import as_markdown, rows, verdict
+from rigpt_hf.evaluation.harness.tables import as_markdown, on_terminal, rows, verdict
 from rigpt_hf.evaluation.harness.tasks import measure
 from rigpt_hf.evaluation.harness.texts import Texts
 from rigpt_hf.evaluation.measures import MEASURES
 from rigpt_hf.evaluation.models import EvaluatedModel
+from rigpt_hf.terminal import Console
 from tests.evaluation.toys import tiny_gpt2, word_tokenizer
 
 
@@ -236,3 +238,18 @@ def test_committed_results_can_be_read(name):
     listed = rows(results)
     assert len(listed) == sum(len(task["quantities"]) for task in results["tasks"]) > 10
     assert "Wilson's for shares of right answers" in as_markdown(results)
+
+
+@pytest.mark.parametrize("name", ["converted", "rigpt", "smollm2"])
+def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
+    results = json.loads((RESULTS / f"evaluate_{name}.json").read_text())
+    results["tasks"][0]["errors"] = {next(iter(results["models"])): "no room"}
+    out = io.StringIO()
+    Console(file=out, width=80).print(on_terminal(results))
+    said = out.getvalue()
+    assert max(map(len, said.splitlines())) <= 80 and "…" not in said
+    worth = {word for task in results["tasks"] for quantity in task["quantities"] for word in verdict(quantity).split()}
+    assert len(worth) > 2 and worth <= {*said.split()} and "nats per token" in " ".join(said.split())
+    assert "W4A8: weights rounded to 4 bits" in said and ": no room" in " ".join(said.split())
+    results["tasks"] = [task for task in results["tasks"] if task["metric"] == "perplexity"]
+    assert on_terminal(results).caption is None
