@@ -112,8 +112,10 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 def on_terminal(results: dict[str, Any]) -> Table:
     """The same for 80 columns: a heading for each task, and no intervals."""
     names = list(results["models"])
-    compared = ["difference", "worth"] if len(names) > 1 else []
-    table = Table(Column(min_width=28, max_width=40), *names, *compared, box=None, padding=(0, 1, 0, 0))
+    # Where columns must shrink, the first one does.
+    others = [*names, *(["difference"] if len(names) > 1 else [])]
+    worth = [Column("worth", width=13)] if len(names) > 1 else []
+    table = Table("", *(Column(name, no_wrap=True) for name in others), *worth, box=None, pad_edge=False)
     for task in results["tasks"]:
         table.add_row()
         table.add_row(Text(task["task"], "bold"))
