@@ -21,7 +21,9 @@ def generated() -> dict[str, str | bytes]:
     front = {page: (ROOT / file).read_text(encoding="utf-8") for file, page in FRONT.items()}
     config = "# RiGPTConfig\n\n::: rigpt_hf.configuration_rigpt.RiGPTConfig\n    options:\n      members: false\n"
     front["changelog.md"] = f"---\nsearch:\n  exclude: true\n---\n\n{front['changelog.md']}"
-    pages: dict[str, str | bytes] = {"configuration.md": config, "troubleshooting.md": troubleshooting()}
+    # A message that is pasted finds its refusal, and a few words a page that explains.
+    refused = f"---\nsearch:\n  boost: 0.2\n---\n\n{troubleshooting()}"
+    pages: dict[str, str | bytes] = {"configuration.md": config, "troubleshooting.md": refused}
     return pages | front | verb_pages() | api_pages() | course_pages()
 
 
