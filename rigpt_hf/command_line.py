@@ -182,7 +182,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **values: Any) -> Any:
-        quiet = adds_quiet and values.pop("quiet", False)
+        quiet = values.pop("quiet", False) if adds_quiet else values.get("quiet")
         read, written = ([name for name, mark in marked.items() if mark == kind] for kind in (READS, WRITES))
         named = {typed.get(name, name): value for name, value in values.items()}
         check_text(named)

@@ -90,7 +90,6 @@ class RiGPTAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
-        self.softcap = config.attn_logit_softcapping
         self.attention_dropout = config.attention_dropout
         self.score = SCORES[config.attention_score]
         self.demands = self.score.demands(config)
@@ -207,7 +206,7 @@ class RiGPTAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
-            softcap=self.softcap,
+            softcap=self.config.attn_logit_softcapping,
             **kwargs,
         )
         output = output[..., : self.head_dim].reshape(*input_shape, -1)
@@ -234,7 +233,6 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
             sizes = config.hidden_size, config.rms_norm_eps
             self.attention_output_norm, self.mlp_output_norm = RiGPTGainNorm(*sizes), RiGPTGainNorm(*sizes)
         self.dropout = RiGPTVectorDropout(config.residual_dropout)
-        self.flows = config.depth_solver is not None
         for name, module in self.named_modules():
             if name.endswith(("o_proj", "down_proj")):
                 module.writes_to_residual = True
@@ -243,7 +241,7 @@ class RiGPTDecoderLayer(GradientCheckpointingLayer):
         """The stream `[B, S, d]` at the next layer, from the stream at this one."""
         if self.transport is not None:
             hidden_states = self.transport(hidden_states)
-        if self.flows:
+        if self.self_attn.config.depth_solver is not None:
             return flow_through(self, hidden_states, **kwargs)
         return self.block(hidden_states, **kwargs)
 

@@ -16,6 +16,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 # in the cache from one token to the next, where `x Wᵀ` is quicker.
 FEW_ROWS, STREAMED = 4, 2**19
 
+# As the library has them, before anybody puts something in their place to see what is computed.
+FORWARD = {kind: kind.forward for kind in (nn.Linear, nn.Embedding)}
+
 # Rows are worked on in blocks of so many logits: small enough to stay in cache and in already mapped memory.
 BLOCK = {"cpu": 2**19}
 DEFAULT_BLOCK = 2**24
@@ -78,7 +81,12 @@ def _nobody_watches(module: nn.Module) -> bool:
     """Whether nobody sees a call of the module, or has replaced what it does, as offloading does."""
     hooks = [hook for hook in module._forward_hooks.values() if not _asks_for_gradients(hook)]
     others = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return "forward" not in module.__dict__ and not (hooks or others or _has_any_global_hook())
+    return (
+        "forward" not in module.__dict__
+        and type(module).forward is FORWARD.get(type(module))
+        and not (hooks or others or _has_any_global_hook())
+        and not torch._C._len_torch_function_stack()
+    )
 
 
 def _asks_for_gradients(hook: Any) -> bool:

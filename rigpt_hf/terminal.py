@@ -1,5 +1,6 @@
 """The one place that writes to a terminal: texts of others cannot steer it, and an output that fails is said last."""
 
+import io
 import logging
 import logging.handlers
 import os
@@ -8,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import Path
 from typing import Any
 
 from rich import console, segment
@@ -55,15 +57,27 @@ def say_next(*commands: Iterable[object]) -> None:
     """Name commands, each in words, that a person may want next."""
     console = Console(soft_wrap=True)
     for number, words in enumerate(commands):
-        line = shlex.join(map(str, words))
+        # A path that begins like an option would be taken for one.
+        plain = (f"./{word}" if isinstance(word, Path) and str(word)[0] == "-" else str(word) for word in words)
+        line = shlex.join(plain)
         console.print(f"{'      ' if number else 'Next: '}{line}", markup=False, highlight=False)
+
+
+class Nowhere(io.TextIOBase):
+    """A stream that takes all and keeps nothing, for as long as anybody has it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Inside, nothing is said but what a program is called for and prints: no table, progress, remark or warning."""
+    """
+    Inside, nothing is said but what a program is called for and prints: no table, progress, remark or warning. What is
+    wrong is raised, and said behind it.
+    """
     silent, level = Console.silent, logging.root.manager.disable
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+    with redirect_stderr(Nowhere()):
         Console.silent = True
         logging.disable(logging.WARNING)
         try:

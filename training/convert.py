@@ -60,7 +60,7 @@ class ConvertOptions:
     cpu: bool = False
     """Use no accelerator."""
     quiet: bool = False
-    """Show no progress bar."""
+    """Say nothing but what is wrong."""
 
 
 def convert(options: ConvertOptions) -> None:

@@ -100,7 +100,7 @@ class FinetuneOptions:
     cpu: bool = False
     """Use no accelerator."""
     quiet: bool = False
-    """Show no progress."""
+    """Say nothing but what is wrong."""
 
     def __post_init__(self):
         counts = ("lora", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")

@@ -174,6 +174,12 @@ def report(certificate: Any, output: Path, *commands: Iterable[object]):
     say_written(output, *commands)
 
 
+def as_given(**options: Any) -> list[str]:
+    """The words of options that have a value."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def say_written(output: Path, *commands: Iterable[object], size: str = ""):
     """Say what was written, and commands for what may be wanted next."""
     Console().print(f"Written to {output}{size}", markup=False)

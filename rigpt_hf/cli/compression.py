@@ -142,12 +142,10 @@ def quantize(
     facts = {"source": source, "calibrate": calibrate, "recipe": asdict(recipe), "loss": losses.to_dict()}
     save_model(written, model.place, output, seen, {"quantize.json": facts})
     size_on_disk = sum(file.stat().st_size for file in output.glob("*.safetensors"))
-    say_written(
-        output,
-        ("rigpt", "generate", output, "TEXT"),
-        ("rigpt", "export", output, "my-gguf", "--to", "gguf"),
-        size=f", {size_on_disk / 1e6:.0f} MB of weights",
-    )
+    # Factors of inputs, which are tuned, have no place in such a file.
+    exported = [("rigpt", "export", output, "my-gguf", "--to", "gguf")] if recipe.tune == 0 else []
+    weighs = f", {size_on_disk / 1e6:.0f} MB of weights"
+    say_written(output, ("rigpt", "generate", output, "TEXT"), *exported, size=weighs)
 
 
 def prune(

@@ -37,7 +37,7 @@ from .arguments import (
     option,
     suits_format,
 )
-from .common import check_device, check_file, report, save_json, say, to_dtype
+from .common import as_given, check_device, check_file, report, save_json, say, to_dtype
 
 
 def demo(options: DemoOptions):
@@ -233,7 +233,7 @@ def verify(
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     save_json(said.to_dict(), json_file, seen)
     if not certificate.passed:
-        say_next(("rigpt", "diff", a, b))
+        say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
         raise typer.Exit(1)
 
 
@@ -355,4 +355,4 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
             ]
             table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
     console.print(table)
-    say_next(("rigpt", verb, source, "OUTPUT"))
+    say_next(("rigpt", verb, source, "OUTPUT", *as_given(revision=revision, gguf_file=gguf_file)))

@@ -81,9 +81,11 @@ def evaluate(
         from ..evaluation.harness.tables import on_terminal
 
     check_device(device)
-    for name, source in (("model", model), ("against", against)):  # before texts are gathered
-        if source is not None:
-            check_model(source, argument=name)
+    kinds = [  # before texts are gathered
+        check_model(source, argument=name)[0].model_type
+        for name, source in (("model", model), ("against", against))
+        if source is not None
+    ]
     called = tuple(name.strip() for name in names.split(","))
     if len(called) != 2 or not all(called):
         raise ValueError(f"`names` must be two names with a comma, got {names!r}.")
@@ -115,6 +117,7 @@ def evaluate(
     if PartialState().is_main_process:
         console.print(on_terminal(results))
         console.print(f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}", markup=False)
-        say_next(("rigpt", "card", model, "--results", output / "results.json"))
+        if kinds[0] == "rigpt" and not failures(results):
+            say_next(("rigpt", "card", model, "--results", output / "results.json"))
     if failures(results):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from ..command_line import READS, WRITES
 from ..terminal import Console, say_next
 from .arguments import AnySource, GgufFile, Revision, are_numbers, flag, numbers, option
-from .common import check_picture, save_picture, say
+from .common import as_given, check_picture, save_picture, say
 
 
 # Orders farther from 1 than this show steps too large for the theory, not its failure.
@@ -75,7 +75,7 @@ def charges(
     console = Console()
     console.print(table)
     if not measure:
-        say_next(("rigpt", "charges", source, "--measure"))
+        say_next(("rigpt", "charges", source, "--measure", *as_given(revision=revision, gguf_file=gguf_file)))
         return
     if text is not None:
         input_ids = text_ids(found.place, text)

@@ -119,7 +119,7 @@ def identify(
         rigpt identify suspect --against fingerprints
     """
     from ..symmetry.fingerprint import fingerprint as fingerprint_of
-    from ..symmetry.fingerprint import fingerprints_in, nearest_of
+    from ..symmetry.fingerprint import fingerprints_in, is_fingerprint, nearest_of
     from ..symmetry.rates import in_words, related
 
     if nearest < 1:
@@ -129,7 +129,8 @@ def identify(
     seen = check_file(json_file, "json", force)
     found = nearest_of(_print_of(source, revision, gguf_file, fingerprint_of), against, nearest)
     if others := fingerprints_in(against)[1]:
-        say([f"{len(others)} files of {against} hold no fingerprint, or a damaged one, such as {others[0].name}."])
+        such = f"or a damaged one, such as {others[0].name}"
+        say([f"{len(others)} of the files in {against} hold no fingerprint, {such}."])
     table = Table("fingerprint", "of", "class", "distance", "", title=f"Nearest to {source}")
     shown: list[dict] = []
     for path, one, distance in found:
@@ -140,7 +141,9 @@ def identify(
     console.print(table)
     console.print(in_words(found[0][2]), markup=False)
     save_json({"source": source, "nearest": shown}, json_file, seen)
-    say_next(("rigpt", "diff", found[0][1].facts["name"], source))
+    name = str(found[0][1].facts["name"])
+    if found[0][2] < related() and not is_fingerprint(source) and name != source:
+        say_next(("rigpt", "diff", name, source))
     if found[0][2] >= related():
         raise typer.Exit(1)
 
@@ -221,7 +224,8 @@ def diff(
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
         save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
-    if comparison.verdict != "unrelated":
+    is_near = comparison.verdict != "unrelated" and comparison.incomparable is None
+    if is_near and not any(model.stock for model in models) and revision_a is revision_b is None:
         say_next(("rigpt", "transport", "ADAPTER", "OUTPUT", "--from", a, "--to", b))
     if not is_one:
         raise typer.Exit(1)

@@ -127,10 +127,10 @@ def is_fingerprint(path: str | Path) -> bool:
 
 
 def fingerprints_in(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """The files of a folder that hold fingerprints, and all others, such as ones that were cut."""
+    """Files of a folder that hold fingerprints, and others, such as ones that were cut; hidden ones are neither."""
     found: tuple[list[Path], list[Path]] = ([], [])
     for path in sorted(Path(folder).iterdir()):
-        if path.is_file():
+        if path.is_file() and path.name[0] != ".":
             found[not is_fingerprint(path)].append(path)
     return found
 

@@ -141,3 +141,8 @@ def test_lines_run_one_after_the_other(page, place, rigpt):
     for verb, *words in map(shlex.split, following):
         verbs[verb].make_context(verb, hyphenated(words))
     assert following or page.stem in ("generate", "verify")
+
+
+def test_pages_have_lines():
+    calls = [words for page in PAGES for words in map(runnable, LINES[page]) if words]
+    assert len(CALLING) > 9 and len(calls) > 50 and len({words[0] for words in calls}) > 15

@@ -243,7 +243,8 @@ def test_committed_results_can_be_read(name):
 @pytest.mark.parametrize("name", ["converted", "rigpt", "smollm2"])
 def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
     results = json.loads((RESULTS / f"evaluate_{name}.json").read_text())
-    results["tasks"][0]["errors"] = {next(iter(results["models"])): "no room"}
+    names = list(results["models"])
+    results["tasks"][0]["errors"] = {names[0]: "no room"}
     out = io.StringIO()
     Console(file=out, width=80).print(on_terminal(results))
     said = out.getvalue()
@@ -252,5 +253,10 @@ def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
     worth = {word for quantity in quantities for word in verdict(quantity).split()}
     assert len(worth) > 2 and worth <= {*said.split()} and "nats per token" in " ".join(said.split())
     assert "W4A8: weights rounded to 4 bits" in said and ": no room" in " ".join(said.split())
+    longer = json.loads(json.dumps(results).replace(f'"{names[0]}"', f'"HuggingFaceTB/{9 * "long"}"'))
+    out = io.StringIO()
+    Console(file=out, width=80).print(on_terminal(longer))
+    numbers = [line.split()[4] for line in said.splitlines() if line.startswith("bits per byte")]
+    assert numbers and all(value in out.getvalue() for value in numbers) and "…" not in out.getvalue()
     results["tasks"] = [task for task in results["tasks"] if task["metric"] == "perplexity"]
     assert on_terminal(results).caption is None
