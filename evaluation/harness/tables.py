@@ -128,7 +128,7 @@ def on_terminal(results: dict[str, Any]) -> Table:
     sized = zip(names, widths[:-1], strict=True)
     columns = [Column(escape(name), width=max(width, 9), overflow="fold") for name, width in sized]
     others = [Column("difference", width=max(widths[-1], 10)), Column("worth", width=13)] if compared else []
-    table = Table("", *columns, *others, box=None, pad_edge=False)
+    table = Table(Column(overflow="fold"), *columns, *others, box=None, pad_edge=False)
     for row in body:
         table.add_row(*row)
     if any(task["metric"] == "quantization_robustness" for task in results["tasks"]):

@@ -159,7 +159,7 @@ def test_help_is_what_stands_under_the_fields(capsys, monkeypatch, presets):
         assert expected in shown, shown
     for expected in ("or the name of a preset: small.", "[default: (tensorboard)]", "--run.no-force", "linear|log_2"):
         assert expected in shown, shown
-    assert shown.count("[default: (none)]") == 4 and shown.count("[default:") == 10
+    assert shown.count("[default: (none)]") == 4 and shown.count("[default:") == 11
     with pytest.raises(SystemExit):
         parse(Options, ["--help"])
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, kernels_rigpt
 from rigpt_hf.kernels_rigpt import FEW_ROWS, STREAMED, linear
@@ -42,6 +43,7 @@ def calls(monkeypatch) -> list[nn.Module]:
         return forward(module, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
+    monkeypatch.setitem(kernels_rigpt.FORWARD, nn.Linear, counted)
     monkeypatch.setattr(kernels_rigpt, "STREAMED", 0)
     return seen
 
@@ -104,6 +106,26 @@ def test_whoever_changes_a_module_sees_it_called(calls):
         else:
             assert torch.equal(linear(layer, x), expected(x)), name
         assert calls[0] is layer or name == "parametrised", name
+
+
+class Watching(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_whoever_watches_all_modules_sees_them_called(calls, monkeypatch):
+    layer, x = layer_and_rows(1)
+    with Watching():
+        linear(layer, x)
+    assert calls == [layer]
+    calls.clear()
+    linear(layer, x)
+    assert not calls, "the quick product would not be seen"
+    # As observers and calibrators do it.
+    monkeypatch.setitem(kernels_rigpt.FORWARD, nn.Linear, kernels_rigpt.FORWARD[nn.Embedding])
+    linear(layer, x)
+    assert calls == [layer]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")

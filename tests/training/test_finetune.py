@@ -347,7 +347,7 @@ def test_two_processes_train_as_one(options, tmp_path):
 def test_the_command_line(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     choice = options()
-    words = [choice.model, choice.data, choice.output_dir, "--max-steps=2", "--context-length=24", "--cpu", "--quiet"]
+    words = [choice.model, choice.data, choice.output_dir, "--max-steps=2", "--context-length=24", "--cpu"]
     assert program.main(words) == 0
     shown = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "finetune.json").read_text())["result"]
@@ -357,6 +357,8 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
         assert f"{report[name]:.4f}" in shown and f"{math.exp(report[name]):.2f}" in shown
     for part in (report["measured_on"], f"{report['tokens']:,}", f"{report['parameters']:,}", report["seconds"]):
         assert str(part) in shown, part
+    assert program.main([*words, "--force", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", ""), "what is quiet says nothing"
     assert program.main(words) == 2
     assert capsys.readouterr().err.startswith("finetune.py: `OUTPUT_DIR` must be empty or absent")
     assert program.main(["--help"]) == 0

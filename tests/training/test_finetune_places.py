@@ -380,7 +380,7 @@ def test_places_that_are_links_or_below_a_file(options, tmp_path, capsys):
     # What looks like markup is part of a name.
     strange = tmp_path / "[/b] [red]"
     choice = options()
-    words = [choice.model, choice.data, str(strange), "--max-steps=1", "--context-length=24", "--cpu", "--quiet"]
+    words = [choice.model, choice.data, str(strange), "--max-steps=1", "--context-length=24", "--cpu"]
     assert program.main(words) == 0
     assert f"Written to {strange}" in capsys.readouterr().out
     assert program.main(words) == 2
