@@ -204,7 +204,7 @@ def hub_metadata(known: CardMetadata, title: str, tags: Sequence[str] = ()) -> M
 
 
 def relation(known: CardMetadata) -> str | None:
-    """The Hub's word for what was made of the base model; `None` for a conversion: it has none for the same function."""
+    """The Hub's word for what was made of the base model; it has none for a conversion, which is the same function."""
     records = {made.record for made in known.smaller}
     if "quantize.json" in records:
         return "quantized"
