@@ -116,7 +116,8 @@ def evaluate(
     # Every process has the results; one says them.
     if PartialState().is_main_process:
         console.print(on_terminal(results))
-        console.print(f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}", markup=False)
+        where = f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}"
+        console.print(where, markup=False, soft_wrap=True)
         if kinds[0] == "rigpt" and not failures(results):
             say_next(("rigpt", "card", model, "--results", output / "results.json"))
     if failures(results):

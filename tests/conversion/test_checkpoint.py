@@ -125,7 +125,7 @@ def test_a_folder_comes_back_as_a_stock_folder(name, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     save("gpt2", tmp_path / "source")
-    command = [ROOT / "training" / "convert.py", tmp_path / "source", tmp_path / "out", "--cpu", "--quiet"]
+    command = [ROOT / "training" / "convert.py", tmp_path / "source", tmp_path / "out", "--cpu"]
     done = run(*command, world=2, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal up to rounding") == 1
