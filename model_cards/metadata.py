@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rigpt_hf.checkpoints.certificate import Certificate
-from rigpt_hf.checkpoints.dequantized import codes_in_words, numbers_of
+from rigpt_hf.checkpoints.dequantized import dtype_in_words, numbers_of
 from rigpt_hf.checkpoints.logits import random_input_ids
 from rigpt_hf.dataclass_options import yaml_fault
 from rigpt_hf.evaluation.harness.cache import fingerprint
@@ -184,7 +184,7 @@ def model_metadata(subject: EvaluatedModel) -> ModelMetadata:
         position_type=config.position_embedding_type,
         attention_score=config.attention_score,
         tied=config.tie_word_embeddings,
-        dtype=", in ".join(filter(None, (codes_in_words(config), str(subject.model.dtype).removeprefix("torch.")))),
+        dtype=dtype_in_words(subject.model),
         has_tokenizer=subject.tokenizer is not None,
         options=[words for name, words in switches.items() if getattr(config, name)],
     )

@@ -15,6 +15,7 @@ import torch
 
 from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
+from rigpt_hf.checkpoints.dequantized import dtype_in_words, numbers_of
 from rigpt_hf.checkpoints.folder import Seen, begin_record, check_ours, new_file
 from rigpt_hf.checkpoints.written import WRITTEN, inventory
 
@@ -125,8 +126,8 @@ def _model(model: EvaluatedModel, digest: str) -> dict[str, Any]:
         # A folder's last part: where it lies on this machine is nobody's business.
         "source": name_of(model.source),
         "type": config.model_type,
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
+        "parameters": numbers_of(model.model),
+        "dtype": dtype_in_words(model.model),
         "sha256": digest,
         "tokenizer": None if model.tokenizer is None else len(model.tokenizer),
     }

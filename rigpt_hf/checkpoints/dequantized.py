@@ -66,6 +66,12 @@ def numbers_of(model: Any) -> int:
     return sum(coded.values()) + sum(plain)
 
 
+def dtype_in_words(model: Any) -> str:
+    """How the weights of a model are stored, and in what it computes where these are codes."""
+    floating = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return ", in ".join(filter(None, (codes_in_words(model.config), str(floating).removeprefix("torch."))))
+
+
 def of_weights(model: Any) -> Any:
     """The model itself, or a copy in float32 of one of codes: what asks how weights turn wants weights."""
     if not any(isinstance(module, Coded) for module in model.modules()):

@@ -118,7 +118,7 @@ def evaluate(
         console.print(on_terminal(results))
         where = f"Report in {output / 'report.html'}, all intervals in {output / 'table.md'}"
         console.print(where, markup=False, soft_wrap=True)
-        if kinds[0] == "rigpt" and not failures(results):
+        if kinds[0] == "rigpt" and dtype is None and not failures(results):  # a card is of weights as they are stored
             say_next(("rigpt", "card", model, "--results", output / "results.json"))
     if failures(results):
         raise typer.Exit(1)
