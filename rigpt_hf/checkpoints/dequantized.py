@@ -68,8 +68,7 @@ def numbers_of(model: Any) -> int:
 
 def dtype_in_words(model: Any) -> str:
     """How the weights of a model are stored, and in what it computes where these are codes."""
-    floating = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    return ", in ".join(filter(None, (codes_in_words(model.config), str(floating).removeprefix("torch."))))
+    return ", in ".join(filter(None, (codes_in_words(model.config), str(model.dtype).removeprefix("torch."))))
 
 
 def of_weights(model: Any) -> Any:
