@@ -22,6 +22,8 @@ from torch import nn
 GROUPS = (32, 64, 128)
 # Sizes of groups, in which kernels of 4 bits take scales; a scale of a whole row is repeated.
 KERNEL_GROUPS = (256, 128, 64, 32)
+# Bytes; those of the longest registers, and what torch gives its own tensors on a CPU.
+ALIGNMENT = 64
 # Above so many rows a GPU multiplies dense weights quicker than codes.
 TINYGEMM_ROWS = 32
 
@@ -196,7 +198,7 @@ def pack_for_cpu(module: QuantizedLinear) -> tuple | None:
         # Rows of other lengths are read beyond their ends.
         if module.group is not None or columns % 16:
             return None
-        return torch._weight_int8pack_mm, module.codes.detach(), scales[:, 0].to(torch.bfloat16)
+        return _int8_product, aligned(module.codes.detach()), scales[:, 0].to(torch.bfloat16)
     group = _kernel_group(module)
     if group is None:
         return None
@@ -218,6 +220,21 @@ def pack_for_gpu(module: QuantizedLinear) -> tuple | None:
     codes = nn.functional.pad(codes, (0, 0, 0, -rows % 8), value=8)
     packed = torch._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], tiles)
     return torch._weight_int4pack_mm, packed, group, _pairs(module, group, len(codes))
+
+
+def _int8_product(rows: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The kernel of 8 bits; a compiler's own tensors are aligned."""
+    return torch._weight_int8pack_mm(rows if torch.compiler.is_compiling() else aligned(rows), codes, scales)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    A tensor, or its copy if it does not begin at a multiple of `ALIGNMENT`.
+
+    The kernel of 8 bits loads whole registers where AVX-512 is, and ends the process at any other address. Tensors of
+    a file, which are mapped, lie anywhere.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 PACKERS = {"cpu": pack_for_cpu, "cuda": pack_for_gpu}

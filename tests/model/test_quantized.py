@@ -227,6 +227,29 @@ def test_kernels_and_dense_products_are_one_function(form):
 
 
 @torch.no_grad()
+def test_the_kernel_of_8_bits_gets_aligned_tensors(monkeypatch):
+    """With AVX-512 it ends the process where they begin within a register; a mapped file puts them anywhere."""
+    module, seen = module_of(61, 32, 8, None), []
+    module.codes.data = displaced(module.codes.data)
+    inputs = displaced(torch.randn(5, 32).to(torch.bfloat16))
+    wanted = nn.functional.linear(inputs.float(), module.spread(torch.float32))
+    kernel = torch._weight_int8pack_mm
+
+    def checked(rows, codes, scales):
+        seen.extend((rows.data_ptr() % 64, codes.data_ptr() % 64))
+        return kernel(rows, codes, scales)
+
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", checked)
+    assert inputs.data_ptr() % 64 and module.codes.data_ptr() % 64, "what this is about"
+    difference = (module(inputs).float() - wanted).norm() / wanted.norm()
+    assert seen == [0, 0] and difference < 0.01
+
+
+def displaced(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, one place behind the beginning of their memory."""
+    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape)
+
+
 def test_what_is_packed_follows_the_codes(tmp_path):
     module = module_of(*FORMS["rows-of-16"]).to(torch.bfloat16)
     inputs = torch.randn(3, module.in_features).to(torch.bfloat16)
