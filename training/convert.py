@@ -37,7 +37,7 @@ class ConvertOptions:
     """The model to convert, and where to."""
 
     source: Annotated[str, READS, is_model_or_file]
-    """Folder with safetensors, id of a repository on the Hub, or file of nanoGPT or llama2.c."""
+    """Folder with safetensors, id of a repository on the Hub, or file of GGUF, nanoGPT or llama2.c."""
     output_dir: Annotated[str, WRITES, is_free]
     """Folder to make."""
     revision: str | None = None

@@ -36,7 +36,7 @@ class Stored:
         config (`PreTrainedConfig`): its own.
         folder (`Path`): where its tokenizer is.
         load (`Callable`): `dtype -> model`: the model of its own class, in evaluation mode; `None`: as it is stored.
-        weights (`Callable`): its tensors under its own names, as numbers.
+        weights (`Callable`): `device="cpu" -> Weights`: its tensors under its own names, as numbers.
         is_whole (`bool`, defaults to `False`): it is not a folder of the library, and is in memory as a whole.
         notes (`tuple[str, ...]`): what must be said of its numbers.
         tokenizer_options (`Mapping`): what its tokenizer is loaded with.
@@ -47,7 +47,7 @@ class Stored:
     config: Any
     folder: Path
     load: Callable[[torch.dtype | None], Any]
-    weights: Callable[[], Weights]
+    weights: Callable[..., Weights]
     is_whole: bool = False
     notes: tuple[str, ...] = ()
     tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def find_model(
             stock.config,
             Path(place).parent,
             lambda dtype: stock.load(dtype or stock.dtype).eval(),
-            lambda: Weights(stock.tensors),
+            lambda device="cpu": _on(stock.tensors, device),
             is_whole=True,
         )
     if of_folder is not None:
@@ -197,7 +197,7 @@ def find_model(
             decoded.config,
             folder,
             lambda dtype: decoded.to(dtype or torch.float32),
-            lambda: Weights(decoded.state_dict()),
+            lambda device="cpu": _on(decoded.state_dict(), device),
             is_whole=True,
             notes=(f"{name} is GGUF, decoded to float32.",),
             tokenizer_options={"gguf_file": of_folder},
@@ -210,7 +210,7 @@ def find_model(
         config,
         folder,
         lambda dtype: load(name, dtype, argument=argument, revision=revision),
-        lambda: StoredWeights(folder, argument=argument),
+        lambda device="cpu": StoredWeights(folder, device, argument),
     )
 
 
@@ -245,10 +245,14 @@ def _dequantized(stored: Stored, method: str) -> Stored:
         stored,
         config=decoded.config,
         load=decoded.load,
-        weights=lambda: Weights(decoded.weights),
+        weights=lambda device="cpu": _on(decoded.weights, device),
         is_whole=True,
         notes=(*stored.notes, f"{stored.name} is quantized by {method}{in_words(stored.config)}, and was decoded."),
     )
+
+
+def _on(tensors: Mapping[str, torch.Tensor], device: str) -> Weights:
+    return Weights({name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def _rigpt(stored: Stored) -> OpenedModel:

@@ -67,7 +67,10 @@ def demo(options: DemoOptions):
 
 def convert(
     source: Annotated[
-        str, argument("Folder with safetensors, Hub id, or file of nanoGPT or llama2.c."), READS, is_model_or_file
+        str,
+        argument("Folder with safetensors, Hub id, or file of GGUF, nanoGPT or llama2.c."),
+        READS,
+        is_model_or_file,
     ],
     output: Output,
     revision: Revision = None,

@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..checkpoints.certificate import Certificate
 from ..checkpoints.folder import Seen, check_output
 from ..checkpoints.logits import longest_of, random_input_ids
 from ..checkpoints.named import check_rigpt
-from ..checkpoints.opened import OpenedModel
-from ..checkpoints.read import check_sizes, load_config, load_gguf, load_model, local_folder
-from ..checkpoints.weights import StoredWeights, Weights
+from ..checkpoints.opened import OpenedModel, Stored, find_model
+from ..checkpoints.read import check_sizes, load_config, load_model, local_folder
 from ..checkpoints.workers import ALONE, Workers, together
 from ..checkpoints.write import Reference, finer_dtype, write_checkpoint
 from ..modeling_rigpt import RiGPTForCausalLM
 from ..terminal import notices_after
 from .export import plan_export
 from .families import architecture_of
-from .files import read_file
 from .plan import Plan, make_plan
 
 
@@ -58,14 +55,14 @@ def convert_checkpoint(
     Args:
         source (`str` or `Path`):
             A local folder with safetensors (one file, or shards and their index), the id of a repository on the
-            Hub, or a file of nanoGPT or llama2.c, see [`read_file`].
+            Hub, or a file of GGUF, nanoGPT or llama2.c. The library decodes GGUF as a whole: twice the size of the
+            weights in float32 is then needed.
         output_dir (`str` or `Path`):
             The folder to make.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         gguf_file (`str`, *optional*):
-            Name of a GGUF file in the folder `source`, which the library decodes as a whole: twice the size of the
-            decoded weights is then needed.
+            Name of a GGUF file in the folder `source`.
         dtype (`torch.dtype`, *optional*):
             Of the result; the source's if not given.
         dropout (`str`, defaults to `"vector"`):
@@ -95,45 +92,24 @@ def convert_checkpoint(
         ValueError: if the source cannot be converted exactly or an argument is impossible; the message names which.
     """
     output, name = Path(output_dir), str(source)
-    is_file = Path(name).is_file()
-    if is_file and (revision or gguf_file):
-        option, value = ("revision", revision) if revision else ("gguf_file", gguf_file)
-        raise ValueError(
-            f"`{option}` belongs to a folder or an id, got {value!r} with the file {name!r}. Leave it out."
-        )
     seen = together(workers, lambda: check_output(output, name, force) if workers.index == 0 else {})
 
-    def prepare() -> tuple[Plan, Path, torch.dtype, Reference]:
-        weights: Weights
-        load: Callable[[torch.dtype], Any]
-        if is_file:
-            stock = read_file(Path(name))
-            folder, config, load = Path(name).parent, stock.config, stock.load
-            weights = Weights({key: tensor.to(device) for key, tensor in stock.tensors.items()})
-        elif gguf_file is not None:
-            folder = local_folder(name, revision, config=False)
-            decoded = load_gguf(folder, gguf_file, dtype or torch.float32).to(device)
-            config, weights, load = decoded.config, Weights(decoded.state_dict()), lambda _: decoded
-        else:
-            folder = local_folder(name, revision)
-            config = load_config(folder)
-            architecture_of(config)  # refuses a class before its weights are looked at
-            weights = StoredWeights(folder, device)
+    def prepare() -> tuple[Plan, Stored, torch.dtype, Reference]:
+        stored = find_model(name, revision=revision, gguf_file=gguf_file)
+        config = stored.config
+        architecture = architecture_of(config)  # refuses a class before its weights are looked at
+        weights = stored.weights(device)
+        if not stored.is_whole:
             check_sizes(config, weights.shapes, "source", name)
-
-            def load(finer: torch.dtype) -> Any:
-                return load_model(folder, AutoModelForCausalLM, dtype=finer, allow_unexpected=True)
-
-        architecture = architecture_of(config)
         plan = make_plan(architecture, config, weights, dropout, device, qk_gain=qk_gain)
         written = dtype or plan.source_dtype
         drawn = random_input_ids(config.vocab_size, longest_of(config), seed=seed)
         return (
             plan,
-            folder,
+            stored,
             written,
             Reference(
-                lambda: load(finer_dtype(plan.source_dtype, written)),
+                lambda: stored.load(finer_dtype(plan.source_dtype, written)),
                 drawn if input_ids is None else input_ids,
                 seed if input_ids is None else None,
                 f"{name} ({architecture.class_name})",
@@ -142,13 +118,12 @@ def convert_checkpoint(
             ),
         )
 
-    plan, folder, written, reference = together(workers, prepare)
-    tokenizer_options: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    plan, stored, written, reference = together(workers, prepare)
     certificate = write_checkpoint(
         plan.entries,
         RiGPTForCausalLM,
         plan.config,
-        folder,
+        stored.folder,
         output,
         seen,
         dtype=written,
@@ -156,7 +131,7 @@ def convert_checkpoint(
         certify_against=reference,
         workers=workers,
         progress="Converting" if progress else None,
-        **tokenizer_options,
+        **stored.tokenizer_options,
     )
     assert certificate is not None
     return certificate

@@ -239,3 +239,9 @@ def test_a_folder_becomes_a_file_that_speaks(tmp_path):
     back = AutoTokenizer.from_pretrained(tmp_path / "back")
     assert back(PLAIN)["input_ids"] == ids[0].tolist() and back.chat_template == TEMPLATE
     certify(model, AutoModelForCausalLM.from_pretrained(tmp_path / "back"), ids).check()
+    # The file itself is a source, too.
+    convert_checkpoint(tmp_path / "out" / "out-F32.gguf", tmp_path / "again", progress=False)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "back" / "model.safetensors"
+    ).read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")(PLAIN)["input_ids"] == ids[0].tolist()
