@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel
+from rigpt_hf import RiGPTForCausalLM, RiGPTForSequenceClassification, RiGPTModel, packed_rigpt
 from rigpt_hf.kernels_rigpt import linear
 from rigpt_hf.packed_rigpt import Coded, QuantizedEmbedding, QuantizedLinear, pack, unpack
 from rigpt_hf.quantized_rigpt import RiGPTQuantizationConfig, RiGPTQuantizer, to_quantized
@@ -224,6 +224,21 @@ def test_kernels_and_dense_products_are_one_function(form):
         difference(module(inputs), nn.functional.linear(inputs, module.weight, module.bias)) <= SYMMETRY[torch.float32]
     )
     assert module(inputs[:0]).shape == (0, 5, module.out_features)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_many_rows_are_multiplied_by_weights_made_in_parts(form, monkeypatch):
+    """Where a CPU multiplies in bfloat16 by itself, whatever this machine does."""
+    module = module_of(*FORMS[form], bias=True, gain=True).to(torch.bfloat16)
+    rows = torch.randn(2, packed_rigpt.DENSE_ROWS["cpu"] // 2 + 1, module.in_features).to(torch.bfloat16)
+    expected = nn.functional.linear(rows.float(), module.dense(torch.float32), module.bias.float())
+    monkeypatch.setattr(packed_rigpt, "BLOCK", 8 * module.in_features)
+    assert module.out_features > 8, "several parts"
+    for by_itself in (False, True):
+        monkeypatch.setattr(packed_rigpt, "multiplies_bfloat16", lambda here=by_itself: here)
+        assert (module._kernel(rows) is None) == by_itself and module._kernel(rows[:, :1]) is not None
+        assert difference(module(rows).float(), expected) <= DISTANCE[torch.bfloat16]
 
 
 @torch.no_grad()
