@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from rigpt_hf.text.markup import literal
 
@@ -112,21 +112,21 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 def on_terminal(results: dict[str, Any]) -> Table:
     """The same for 80 columns: a heading for each task, and no intervals. A number is never cut, words are folded."""
     names, compared = list(results["models"]), ["difference", "worth"] if len(results["models"]) > 1 else []
-    body: list[list[str]] = []
+    body: list[list[Text]] = []
     for task in results["tasks"]:
-        body += [[], [f"[bold]{escape(task['task'])}[/bold]"]]
+        body += [[], [Text(task["task"], "bold")]]
         for quantity in task["quantities"]:
             entries = [quantity["models"].get(name) for name in names]
             values = ["–" if entry is None else number(entry["value"], quantity["unit"]) for entry in entries]
             told = [difference_text(quantity).partition(" (")[0], verdict(quantity)] if compared else []
             called = ", ".join(filter(None, (quantity_text(task, quantity), quantity["unit"])))
-            body.append([escape(called), *values, *told])
+            body.append([*map(Text, (called, *values, *told))])
         lines = [f"not applicable to {model}{what and ', '}{what}: {why}" for model, what, why in not_applicable(task)]
         lines += [f"failed for {model}: {line}" for model, line in task["errors"].items()]
-        body += [[escape(line)] for line in lines]
+        body += [[Text(line)] for line in lines]
     widths = [max([len(row[place]) for row in body if len(row) > place] or [1]) for place in range(1, len(names) + 2)]
     sized = zip(names, widths[:-1], strict=True)
-    columns = [Column(escape(name), width=max(width, 9), overflow="fold") for name, width in sized]
+    columns = [Column(Text(name), width=max(width, 9), overflow="fold") for name, width in sized]
     others = [Column("difference", width=max(widths[-1], 10)), Column("worth", width=13)] if compared else []
     table = Table(Column(overflow="fold"), *columns, *others, box=None, pad_edge=False)
     for row in body:

@@ -246,16 +246,16 @@ def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
     names = list(results["models"])
     results["tasks"][0]["errors"] = {names[0]: "no room"}
     out = io.StringIO()
-    Console(file=out, width=80).print(on_terminal(results))
+    Console(file=out, width=80, markup=False).print(on_terminal(results))
     said = out.getvalue()
-    assert max(map(len, said.splitlines())) <= 80 and "…" not in said
+    assert max(map(len, said.splitlines())) <= 80 and "…" not in said and "[bold]" not in said
     quantities = [quantity for task in results["tasks"] for quantity in task["quantities"]]
     worth = {word for quantity in quantities for word in verdict(quantity).split()}
     assert len(worth) > 2 and worth <= {*said.split()} and "nats per token" in " ".join(said.split())
     assert "W4A8: weights rounded to 4 bits" in said and ": no room" in " ".join(said.split())
     longer = json.loads(json.dumps(results).replace(f'"{names[0]}"', f'"HuggingFaceTB/{9 * "long"}"'))
     out = io.StringIO()
-    Console(file=out, width=80).print(on_terminal(longer))
+    Console(file=out, width=80, markup=False).print(on_terminal(longer))
     numbers = [line.split()[4] for line in said.splitlines() if line.startswith("bits per byte")]
     assert numbers and all(value in out.getvalue() for value in numbers) and "…" not in out.getvalue()
     results["tasks"] = [task for task in results["tasks"] if task["metric"] == "perplexity"]
