@@ -228,10 +228,14 @@ def pack_for_cpu(module: QuantizedLinear) -> tuple | None:
     group = _kernel_group(module)
     if group is None:
         return None
-    codes = unpack(module.codes.detach(), columns).to(torch.int32) + 8
-    codes = nn.functional.pad(codes, (0, 0, 0, -rows % 16), value=8)
-    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    return torch._weight_int4pack_mm_for_cpu, packed, group, _pairs(module, group, len(codes))
+    missing = -rows % 16
+    parts = []
+    # The kernel's format is made of blocks of at most 64 rows, one behind the other.
+    for stored in module.codes.detach().split(64 * max(1, BLOCK // (64 * columns))):
+        codes = unpack(stored, columns).to(torch.int32) + 8
+        codes = nn.functional.pad(codes, (0, 0, 0, -len(codes) % 16), value=8)
+        parts.append(torch._convert_weight_to_int4pack_for_cpu(codes, 1))
+    return torch._weight_int4pack_mm_for_cpu, torch.cat(parts), group, _pairs(module, group, rows + missing)
 
 
 def pack_for_gpu(module: QuantizedLinear) -> tuple | None:

@@ -226,6 +226,15 @@ def test_kernels_and_dense_products_are_one_function(form):
     assert module(inputs[:0]).shape == (0, 5, module.out_features)
 
 
+def test_what_is_packed_in_parts_is_what_is_packed_at_once(monkeypatch):
+    """Of what is between, as whole numbers of 32 bits, little is in memory at a time."""
+    module = module_of(200, 64, 4, 32)
+    at_once = packed_rigpt.pack_for_cpu(module)
+    monkeypatch.setattr(packed_rigpt, "BLOCK", 1)
+    in_parts = packed_rigpt.pack_for_cpu(module)
+    assert torch.equal(at_once[1], in_parts[1]) and torch.equal(at_once[3], in_parts[3]) and len(at_once[1]) == 208
+
+
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_many_rows_are_multiplied_by_weights_made_in_parts(form, monkeypatch):
