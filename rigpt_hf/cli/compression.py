@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 from rich.table import Table
 
+from ..extras import needs
 from ..terminal import Console
 from .arguments import DTYPES, AnySource, Dtype, Force, GgufFile, Output, Revision, one_of, option
 from .common import save_model, say, say_written, to_dtype
@@ -161,7 +162,20 @@ def prune(
             "text, of which as much is read."
         ),
     ] = 0,
-    learning_rate: Annotated[float, option("Of these steps.")] = 3e-5,
+    lora: Annotated[
+        int | None,
+        option(
+            "Rank of an adapter that learns in these steps and is merged at the end, such as 32: a third of the time. "
+            "All weights learn if none is given.",
+            "none",
+        ),
+    ] = None,
+    learning_rate: Annotated[float | None, option("Of these steps, the highest.", "3e-5, with --lora 5e-4")] = None,
+    mixed_precision: Annotated[
+        str,
+        option("Products in these steps: no (float32), or bf16, where the machine has them."),
+        one_of("no", "bf16"),
+    ] = "no",
     calibrate: Calibrate = DEFAULT,
     tokens: Tokens = 32768,
     judge: Judge = 8192,
@@ -178,17 +192,26 @@ def prune(
 
         rigpt prune my-rigpt smaller --neurons 0.2
 
-        rigpt prune my-rigpt smaller --neurons 0.2 --recover 500 --calibrate text.txt
+        rigpt prune my-rigpt smaller --neurons 0.2 --recover 500 --lora 32 --calibrate text.txt
     """
     from ..checkpoints.folder import check_output
     from ..pruning import Sizes, prune, recovered
     from ..quantization import moments_by_layer
 
-    if recover < 0 or not 0 < learning_rate < float("inf"):
+    if recover < 0 or (learning_rate is not None and not 0 < learning_rate < float("inf")):
         raise ValueError(
             "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
-            f"{recover} and {learning_rate}. Take 500 and 3e-5, or leave them out."
+            f"{recover} and {learning_rate}. Take 500 steps, and leave the rate out."
         )
+    of_recovery = {"lora": lora, "learning_rate": learning_rate, "mixed_precision": mixed_precision}
+    for name, value in of_recovery.items():
+        if not recover and value not in (None, "no"):
+            raise ValueError(f"`{name}` is of the steps of `recover`, got {value} without any. Add --recover 500.")
+    if lora is not None:
+        if lora < 1:
+            raise ValueError(f"`lora` must be a rank of at least 1, got {lora}. Take 32 or so.")
+        with needs("train"):  # now, and not after long work
+            import peft  # noqa: F401
     if recover and NONE in names_of(calibrate):
         raise ValueError(
             "`recover` must be 0 without text, as logits on tokens drawn at random teach nothing, got "
@@ -210,13 +233,15 @@ def prune(
     smaller = prune(larger, moments_by_layer(larger, seen_windows, progress=True), sizes, progress=True)
     losses.add("pruned", smaller)
     if recover:
-        smaller = recovered(
-            smaller, larger, calibration, recover, learning_rate=learning_rate, seed=seed, progress=True
-        )
+        smaller = recovered(smaller, larger, calibration, recover, seed=seed, progress=True, **of_recovery)
         losses.add(f"recovered, {recover} steps", smaller)
     losses.print()
     smaller = smaller.to(to_dtype(dtype) or model.stored_dtype)
-    facts = {"source": source, "calibrate": calibrate, "recover": recover} | asdict(sizes) | {"loss": losses.to_dict()}
+    facts = (
+        {"source": source, "calibrate": calibrate, "recover": recover, "lora": lora}
+        | asdict(sizes)
+        | {"loss": losses.to_dict()}
+    )
     save_model(smaller, model.place, output, seen, {"prune.json": facts})
     say_written(output, ("rigpt", "finetune", output, "TEXT", "my-tuned"), ("rigpt", "export", output, "my-export"))
 

@@ -135,6 +135,7 @@ def learn_logits(
     seed: int,
     desc: str,
     progress: bool,
+    autocast: torch.dtype | None = None,
 ) -> None:
     """
     Lower `KL(teacher || student)` of the next token by some steps of an optimizer, in place.
@@ -145,6 +146,7 @@ def learn_logits(
         optimizer: Of what learns in the first; its rates rise, and fall again.
         steps, batch, seed: Their number, the windows of each, and what the order is drawn from.
         desc, progress: Name of the progress bar, and whether there is one.
+        autocast: Dtype of products, where it is not that of the weights.
 
     Raises:
         ValueError: if the loss becomes infinite or no number.
@@ -158,12 +160,12 @@ def learn_logits(
                 order += torch.randperm(len(tokens), generator=generator).tolist()
             chosen, order = order[:batch], order[batch:]
             rows = tokens[chosen].to(next(student.parameters()).device)
-            with torch.no_grad():
-                wanted = _log_probabilities(teacher, rows)
-            loss = (
-                nn.functional.kl_div(_log_probabilities(student, rows), wanted, reduction="sum", log_target=True)
-                / rows.numel()
-            )
+            # Anew in every step: inside of it rounded weights are kept.
+            with torch.autocast(rows.device.type, autocast, enabled=autocast is not None):
+                with torch.no_grad():
+                    wanted = _log_probabilities(teacher, rows)
+                ours = _log_probabilities(student, rows)
+            loss = nn.functional.kl_div(ours, wanted, reduction="sum", log_target=True) / rows.numel()
             if not bool(loss.isfinite()):
                 raise ValueError(
                     f"`learning_rate` must leave losses finite, got {optimizer.param_groups[0]['initial_lr']:g} and "

@@ -268,6 +268,34 @@ class TestRecovery:
         assert all(map(torch.equal, before.values(), smaller.state_dict().values()))
         assert self.distance(teacher, teacher, ids) < 1e-6
 
+    @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+    def test_an_adapter_learns_it_and_is_merged(self, mixed_precision):
+        teacher, ids = tiny_model(dtype=torch.float32), tokens(72, 16)
+        smaller = prune(teacher, input_moments(teacher), Sizes(neurons=0.5))
+        before, drawn = copy.deepcopy(smaller.state_dict()), torch.get_rng_state()
+        options = {"lora": 4, "learning_rate": 1e-2, "batch": 8, "mixed_precision": mixed_precision}
+        after = recovered(smaller, teacher, ids[:64], 60, **options)
+        assert type(after) is type(smaller) and {*after.state_dict()} == {*before} and not after.training
+        assert self.distance(teacher, after, ids[64:]) < 0.7 * self.distance(teacher, smaller, ids[64:])
+        assert all(map(torch.equal, before.values(), smaller.state_dict().values()))
+        moved = after.state_dict()
+        assert {name for name, tensor in before.items() if not torch.equal(tensor, moved[name])} == {
+            name for name in before if name.endswith("_proj.weight") or name == "model.project_in.weight"
+        }
+        again = recovered(smaller, teacher, ids[:64], 60, **options)
+        assert all(map(torch.equal, moved.values(), again.state_dict().values()))
+        assert torch.equal(drawn, torch.get_rng_state()), "the caller's own numbers"
+
+    def test_bad_arguments(self):
+        model, ids = tiny_model(dtype=torch.float32), tokens(4, 8)
+        for options, said in (
+            ({"lora": 0}, "`lora` must be at least 1"),
+            ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
+            ({"mixed_precision": "fp16"}, "`mixed_precision` must be no or bf16"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                recovered(model, model, ids, 1, **options)
+
     def test_it_does_not_depend_on_the_frame(self):
         teacher, ids = tiny_model(), tokens(4, 12)
         smaller = prune(teacher, input_moments(teacher), Sizes(neurons=0.5))
