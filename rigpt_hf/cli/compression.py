@@ -203,7 +203,7 @@ def prune(
             "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
             f"{recover} and {learning_rate}. Take 500 steps, and leave the rate out."
         )
-    of_recovery = {"lora": lora, "learning_rate": learning_rate, "mixed_precision": mixed_precision}
+    of_recovery: dict[str, Any] = {"lora": lora, "learning_rate": learning_rate, "mixed_precision": mixed_precision}
     for name, value in of_recovery.items():
         if not recover and value not in (None, "no"):
             raise ValueError(f"`{name}` is of the steps of `recover`, got {value} without any. Add --recover 500.")

@@ -57,8 +57,9 @@ def test_without_text_tokens_are_drawn(done, folders, tmp_path, monkeypatch, met
     assert abs(after - before) < 0.05 and facts["calibrate"] == "none"
 
 
-def test_a_pruned_folder_is_smaller_and_has_the_loss_that_was_said(done, folders, tmp_path):
-    sizes = ("--neurons", 0.25, "--heads", 2, "--recover", 2)
+@pytest.mark.parametrize("way", [(), ("--lora", 2, "--mixed-precision", "bf16")], ids=["all", "adapter"])
+def test_a_pruned_folder_is_smaller_and_has_the_loss_that_was_said(way, done, folders, tmp_path):
+    sizes = ("--neurons", 0.25, "--heads", 2, "--recover", 2, *way)
     out = done("prune", folders / "rigpt", tmp_path / "p", *SHORT, *sizes)
     assert "recovered, 2 steps" in out
     facts = json.loads((tmp_path / "p/prune.json").read_text())
@@ -97,6 +98,9 @@ def test_the_end_of_a_text_judges(done, folders, tmp_path):
         (("prune", "--neurons", 0.5, "--judge", 1), "`--judge` must be at least 96"),
         (("prune", "--neurons", 0.5, "--recover", 9, "--calibrate", "none"), "`--recover` must be 0 without text"),
         (("prune", "--neurons", 0.5, "--recover", -1), "`--recover` must be a number of steps"),
+        (("prune", "--neurons", 0.5, "--lora", 8), "`--lora` is of the steps of `--recover`, got 8 without any"),
+        (("prune", "--neurons", 0.5, "--recover", 9, "--lora", 0), "`--lora` must be a rank of at least 1, got 0"),
+        (("prune", "--neurons", 0.5, "--recover", 9, "--mixed-precision", "fp16"), "`--mixed-precision` must be"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
