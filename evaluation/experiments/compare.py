@@ -287,17 +287,28 @@ def differences(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> lis
     return [run["final_loss"] - final[run["seed"]] for run in runs if run["seed"] in final] or [math.nan]
 
 
+# What a picture calls candidates.
+LABELS = {
+    "stock-gpt2": "stock GPT-2",
+    "rigpt": "RiGPT",
+    "rigpt-adamw": "RiGPT by AdamW",
+    "rigpt-layernorm": "RiGPT with LayerNorm",
+    "modern-tuned": "modern GPT, tuned",
+    "recipe": "RiGPT, the whole recipe",
+}
+
+
 @picture
 def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
     """Validation losses by tokens: the mean of a candidate's seeds, and a band from the lowest to the highest."""
-    made, (panel,) = figure(width=8, height=5)
+    made, (panel,) = figure(title="Loss on text that was held out, by the tokens that were read", width=7, height=4.4)
     for name, runs in results.items():
         curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
         millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
-        band(panel, millions, curves, f"{name}, {runs[0]['parameters'] / 1e6:.1f}M", alpha=0.2)
+        band(panel, millions, curves, f"{LABELS.get(name, name)}, {runs[0]['parameters'] / 1e6:.1f}M", alpha=0.2)
     if "stock-gpt2" in results:
         goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
-        panel.axhline(goal, color="0.6", linestyle=":")
+        panel.axhline(goal, color="0.6", linestyle=":", label="stock GPT-2 at the end")
     panel.set(xlabel="million tokens", ylabel="validation loss, nats per token")
     panel.legend()
     return made

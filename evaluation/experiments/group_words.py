@@ -32,6 +32,8 @@ from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
+from rigpt_hf.pictures import figure, picture, save
+from rigpt_hf.pictures.style import Figure
 from rigpt_hf.terminal import Console
 
 from .common import VERSIONS, band, check_heads, check_known, check_least, sweep, write_json
@@ -280,7 +282,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
     }
     with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
-        plot(results, options, folder / "group-words.png")
+        save(plot(results, options), folder / "group-words.png")
     console.print(as_table(results, options))
     return results
 
@@ -305,14 +307,17 @@ def as_table(results: dict[str, Any], options: Options) -> Table:
     return table
 
 
-def plot(results: dict[str, Any], options: Options, path: Path) -> None:
+@picture
+def plot(results: dict[str, Any], options: Options) -> Figure:
     """Accuracy by the length of the word: one panel per group, a band from the worst seed to the best."""
-    from matplotlib.figure import Figure
-
-    count = len(options.group_names)
-    figure = Figure(figsize=(3.4 * count, 3.2), layout="constrained")
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    for panel, group in zip(panels, options.group_names, strict=True):
+    columns = min(2, len(options.group_names))
+    title = f"Products in groups that are named right, by the length of the word (trained up to {options.length})"
+    made, panels = figure(
+        columns, -(-len(options.group_names) // columns), title=title, width=3.4, height=2.8, sharey=True
+    )
+    for empty in panels[len(options.group_names) :]:
+        empty.set_axis_off()
+    for panel, group in zip(panels, options.group_names, strict=False):
         places = range(1, options.longer + 1)
         for name in options.contenders:
             curves = np.array([run["accuracy"] for run in chosen(results, group, name)])
@@ -320,9 +325,10 @@ def plot(results: dict[str, Any], options: Options, path: Path) -> None:
         panel.axvline(options.length + 0.5, color="0.6", linestyle=":")
         panel.axhline(results["chance"][group], color="0.6", linewidth=0.8)
         panel.set(title=group, xlabel="length of the word", ylim=(0, 1.02))
-    panels[0].set_ylabel("right products")
-    panels[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    for first in panels[::columns]:
+        first.set_ylabel("right products")
+    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return made
 
 
 main = program(Options, run, name="python -m evaluation.experiments.group_words")

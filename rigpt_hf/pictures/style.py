@@ -2,6 +2,7 @@
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -31,6 +32,8 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
+# Letters of a title in an inch.
+LETTERS = 10
 FORMATS = (".png", ".svg", ".pdf")
 # Metadata that would differ between two files of one picture.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -80,7 +83,7 @@ def figure(
 
     Args:
         columns, rows: Numbers of panels.
-        title: What is seen, over all panels.
+        title: What is seen, over all panels; in as many lines as it takes.
         width, height: Of one panel, in inches.
         solid: Panels of three dimensions, counted along the rows from 0.
         options: For `Figure.subplot_mosaic`, such as `sharey=True` and `width_ratios`.
@@ -95,7 +98,7 @@ def figure(
     kinds = {place: {"projection": "3d"} for place in solid}
     panels = made.subplot_mosaic(places, per_subplot_kw=kinds, **options)  # type: ignore[arg-type]
     if title:
-        made.suptitle(title)
+        made.suptitle(textwrap.fill(title, int(LETTERS * width * columns)))
     return made, [panels[place] for row in places for place in row]
 
 

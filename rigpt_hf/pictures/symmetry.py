@@ -121,10 +121,12 @@ def _draw_decay(panel: Any, report: DriftReport) -> None:
 @picture
 def draw_generalisation(curves: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
     """Right answers over steps, as shares, by the name of the learner: dotted of familiar words, solid of the new."""
-    made, (panel,) = figure(width=6.5, height=4.0)
-    for colour, (name, points) in zip((ORANGE, BLUE, GREEN), curves.items(), strict=False):
+    title = "New commands that are answered right, along the training: other verbs were seen in company, jump alone"
+    made, (panel,) = figure(title=title, width=6.5, height=4.2)
+    # Those that answer none lie on each other, which dots of different sizes show.
+    for size, colour, (name, points) in zip((9, 6, 4), (ORANGE, BLUE, GREEN), curves.items(), strict=False):
         steps, familiar, new = zip(*points, strict=True)
-        panel.plot(steps, new, color=colour, lw=2.2, marker="o", ms=4, label=f"{name}: jump")
+        panel.plot(steps, new, color=colour, lw=size / 2, marker="o", ms=size, label=f"{name}: jump")
         panel.plot(steps, familiar, color=colour, lw=1.2, ls=":", label=f"{name}: other verbs")
     panel.set(xlabel="step", ylabel="new commands answered right", ylim=(-0.03, 1.03))
     made.legend(loc="outside lower center", ncols=len(curves))

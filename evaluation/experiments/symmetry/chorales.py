@@ -176,7 +176,8 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         table.add_row(name, spread([run["test_loss"] for run in runs]), spread([run["best_step"] for run in runs]))
     console.print(table)
     curves = {name: [[(step, test) for step, _, test in run["curve"]] for run in runs] for name, runs in best.items()}
-    drawn = partial(draw_curves, {"held-out chorales": curves}, "step", "nats per note")
+    title = "Loss on chorales by Bach that were held out, along the training"
+    drawn = partial(draw_curves, {"held-out chorales": curves}, "step", "nats per note", title=title)
     save_picture(options.picture, seen, drawn)
     return records.runs
 

@@ -155,7 +155,11 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         for group in options.groups
         for key, label in (("function_mean", "as a function"), ("weights", "in the weights"))
     }
-    drawn = partial(draw_curves, curves, "step", "difference, in parts of the control's", logarithmic=True)
+    title = (
+        "How much a model differs after a renaming that keeps the multiplication table, in parts of how much it "
+        "differs after one that does not: 0 is a symmetry that was found"
+    )
+    drawn = partial(draw_curves, curves, "step", "parts of the control's", title=title, logarithmic=True)
     save_picture(options.picture, seen, drawn)
     return records.runs
 

@@ -169,7 +169,8 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
             table.add_row(name, *map(spread, right))
             curves[task][name] = [list(zip(shares, one, strict=True)) for one in zip(*right, strict=True)]
         console.print(table)
-    drawn = partial(draw_curves, curves, "share of all pairs that is trained on", "right answers", logarithmic=True)
+    title = f"Right answers to pairs never seen, modulo {options.prime}, by the share of pairs that was seen"
+    drawn = partial(draw_curves, curves, "share of pairs seen", "right answers", title=title, logarithmic=True)
     save_picture(options.picture, seen, drawn)
     return records.runs
 

@@ -131,7 +131,8 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
     for name in options.learners:
         table.add_row(name, *(spread(column[name]) for column in shares.values()))
     console.print(table)
-    save_picture(options.picture, seen, lambda: draw_shares(shares, "answered right"))
+    title = "New commands that are answered right: every dot is a seed, every bar their mean"
+    save_picture(options.picture, seen, lambda: draw_shares(shares, "answered right", title=title))
     return records.runs
 
 

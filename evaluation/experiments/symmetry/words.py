@@ -169,7 +169,9 @@ def run(options: Options, console: Console | None = None) -> list[dict[str, Any]
         group: {name: [list(enumerate(run["accuracy"], 1)) for run in runs] for name, runs in one.items()}
         for group, one in best.items()
     }
-    save_picture(options.picture, seen, lambda: draw_curves(curves, "length of the word", "right products"))
+    title = f"Products in groups that are named right, by the length of the word (trained up to {options.length})"
+    drawn = partial(draw_curves, curves, "length of the word", "right products", title=title)
+    save_picture(options.picture, seen, drawn)
     return records.runs
 
 
