@@ -33,7 +33,7 @@ from rigpt_hf.checkpoints.folder import check_output, new_folder
 from rigpt_hf.command_line import WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.pictures import figure, picture, save
-from rigpt_hf.pictures.style import Figure
+from rigpt_hf.pictures.style import BESIDE, Figure
 from rigpt_hf.terminal import Console
 
 from .common import VERSIONS, band, check_heads, check_known, check_least, sweep, write_json
@@ -310,14 +310,9 @@ def as_table(results: dict[str, Any], options: Options) -> Table:
 @picture
 def plot(results: dict[str, Any], options: Options) -> Figure:
     """Accuracy by the length of the word: one panel per group, a band from the worst seed to the best."""
-    columns = min(2, len(options.group_names))
     title = f"Products in groups that are named right, by the length of the word (trained up to {options.length})"
-    made, panels = figure(
-        columns, -(-len(options.group_names) // columns), title=title, width=3.4, height=2.8, sharey=True
-    )
-    for empty in panels[len(options.group_names) :]:
-        empty.set_axis_off()
-    for panel, group in zip(panels, options.group_names, strict=False):
+    made, panels = figure(len(options.group_names), title=title, width=3.4, height=2.8, sharey=True)
+    for panel, group in zip(panels, options.group_names, strict=True):
         places = range(1, options.longer + 1)
         for name in options.contenders:
             curves = np.array([run["accuracy"] for run in chosen(results, group, name)])
@@ -325,7 +320,7 @@ def plot(results: dict[str, Any], options: Options) -> Figure:
         panel.axvline(options.length + 0.5, color="0.6", linestyle=":")
         panel.axhline(results["chance"][group], color="0.6", linewidth=0.8)
         panel.set(title=group, xlabel="length of the word", ylim=(0, 1.02))
-    for first in panels[::columns]:
+    for first in panels[::BESIDE]:
         first.set_ylabel("right products")
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return made

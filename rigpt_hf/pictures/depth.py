@@ -34,7 +34,7 @@ def plot_depth(seed: int = 0) -> Figure:
     model = gaussian_model(generator, 0.3, hidden_act="gelu", embedding_norm=True, **MODEL)
     input_ids = torch.randperm(model.config.vocab_size, generator=generator)[None, :TOKENS]
     made, (left, right) = figure(
-        2, title="Depth as time: the layers of a RiGPT are Euler steps of a flow", width=6, height=5.2
+        2, title="Depth as time: the layers of a RiGPT are Euler steps of a flow", width=4.4, height=4.4
     )
     _draw_paths(left, model, input_ids)
     _draw_errors(right, model, input_ids)
@@ -72,7 +72,7 @@ def _draw_paths(panel: Any, model: nn.Module, input_ids: Tensor) -> None:
         offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (9, 9)}
         panel.annotate(f"token {token + 1}", flow[0, token].tolist(), color=colour, **offset)
     panel.set(
-        title=f"Streams from t = 0 (large) to {depth}, weights interpolated; {100 * share:.0f} % of the spread",
+        title=f"Streams from t = 0 (large) to {depth},\n{100 * share:.0f} % of the spread",
         xlabel="first leading direction of the stream (its own units)",
         ylabel="second leading direction (same units)",
     )
@@ -93,7 +93,7 @@ def _draw_errors(panel: Any, model: nn.Module, input_ids: Tensor) -> None:
     panel.set_xticks([1 / count for count in SOLVERS["euler"][-1]], [f"1/{n}" for n in SOLVERS["euler"][-1]])
     panel.minorticks_off()
     panel.set(
-        title="Error over the step; grey: slopes 1, 2 and 4",
+        title="Error over the step\ngrey: slopes 1, 2 and 4",
         xlabel="step (layers)",
         ylabel="max |x(L) - flow| / max |flow|",
     )

@@ -52,7 +52,7 @@ def plot_diffeomorphism(seed: int = 0) -> Figure:
     Args:
         seed: Of the points where the right panel starts.
     """
-    made, panels = figure(3, width=4.5, height=4.6, width_ratios=(1.1, 1.1, 1))
+    made, panels = figure(3, title="One flow in two descriptions: other ways, the same ends", width=4.2, height=4.4)
     _draw_paths(made, panels[:2])
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for fixed, label, style in (
@@ -92,4 +92,4 @@ def _draw_paths(made: Figure, panels: list[Any]) -> None:
         panel.plot(*ends.T, "D", color=ORANGE, markersize=5, markerfacecolor="white", label="end of the first, t = 1")
         panel.set(title=title, xlabel="$x_1$", ylabel="$x_2$", xlim=(-2.1, 2.1), ylim=(-2.2, 2.2), aspect="equal")
         panel.legend(loc="lower left", ncols=2)
-    made.colorbar(lines, ax=panels, label="time", shrink=0.8, pad=0.01)
+    made.colorbar(lines, ax=panels[1], label="time", shrink=0.8, pad=0.01)

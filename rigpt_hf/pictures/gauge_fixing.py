@@ -75,7 +75,8 @@ def plot_gauge_fixing(seed: int = 0, *, steps: int = 2400) -> Figure:
         name: follow_decay(model, [text], rate, decay, steps, every, optimizer=optimizer)[1]
         for name, (rate, decay, optimizer) in settings.items()
     }
-    made, (orbit, charge, norm) = figure(3, width=4.8, height=4.8)
+    title = "Weight decay fixes the gauge: it leads to the smallest of all weights that are one function"
+    made, (orbit, charge, norm) = figure(3, title=title, width=4.2, height=4.0)
     _draw_orbit(orbit, descents)
     _draw_charges(charge, trainings)
     _draw_norms(norm, trainings)

@@ -40,7 +40,7 @@ def plot_lifting(seed: int = 0) -> Figure:
     Args:
         seed: Of the networks and elements.
     """
-    made, (cycle, errors, determinants, letter) = figure(2, 2, width=7, height=4.3, solid=(0, 3))
+    made, (cycle, errors, determinants, letter) = figure(2, 2, width=4.6, height=4.0, solid=(0, 3))
     _draw_cycle(cycle)
     _draw_errors(errors, seed)
     _draw_determinants(determinants)
@@ -122,7 +122,7 @@ def _draw_determinants(panel: Any) -> None:
     panel.axhline(0, color="0.4", linewidth=1)
     panel.text(1, -0.35, "the other component of GL", ha="center", color="0.35")
     panel.set(
-        title="Paths of invertible matrices keep the sign of the determinant",
+        title="Paths of invertible matrices\nkeep the sign of the determinant",
         xlabel="time t (layers at 0, 1, 2)",
         ylabel="det Q(t)",
         xlim=(0, 2),
@@ -149,7 +149,7 @@ def _draw_letter(panel: Any) -> None:
     line = torch.tensor([-1.5, 1.5])
     panel.plot(line, line, 0 * line, color="0.4", linestyle="--", linewidth=1)
     panel.set(xlabel="$x_1$", ylabel="$x_2$", zlabel="$y_1$ (the double)", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5))
-    panel.set_title("Swapping two neurons is a reflection: it takes another dimension\n(blue: t = 0, orange: t = 1)")
+    panel.set_title("Swapping two neurons is a reflection,\nand takes another dimension (blue to orange)")
     # The half turn may go either way; upwards is easier to read.
     if way[20, 2] < 0:
         panel.invert_zaxis()

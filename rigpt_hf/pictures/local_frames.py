@@ -68,7 +68,7 @@ def plot_local_frames(seed: int = 0) -> Figure:
         "curvature, one\ntransport by\nposition": curvature(bent),
     }
     title = "One frame per layer: every coordinate of the stream is another, and the function is the same"
-    made, (left, middle, bars, slope) = figure(4, title=title, width=3.8, height=4.4, width_ratios=[1, 1, 1.4, 1.1])
+    made, (left, middle, bars, slope) = figure(4, title=title, width=4.2, height=3.8)
     for panel, words, output in ((left, "one frame for all layers", plain), (middle, "a frame per layer", moved)):
         stream = torch.stack([state[0, -1, :SHOWN] for state in output.hidden_states[:-1]])
         labels = {"title": words, "xlabel": "after layer", "ylabel": f"coordinate (first {SHOWN} of {SIZE})"}

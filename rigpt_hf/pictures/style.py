@@ -32,8 +32,8 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
-# Letters of a title in an inch.
-LETTERS = 10
+# Letters of a title in an inch, and panels that can be read beside each other on a page of 700 pixels.
+LETTERS, BESIDE = 10, 2
 FORMATS = (".png", ".svg", ".pdf")
 # Metadata that would differ between two files of one picture.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -79,7 +79,7 @@ def figure(
     **options: Any,
 ) -> tuple[Figure, list[Any]]:
     """
-    A figure of `columns` times `rows` panels.
+    A figure of `columns` times `rows` panels; in one row there are two at most, and the others come below.
 
     Args:
         columns, rows: Numbers of panels.
@@ -93,13 +93,17 @@ def figure(
     """
     from matplotlib.figure import Figure
 
+    count = columns * rows
+    if rows == 1:
+        columns, rows = min(columns, BESIDE), -(-columns // BESIDE)
     made = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    places = [[columns * row + column for column in range(columns)] for row in range(rows)]
+    cells = [*range(count), *["."] * (columns * rows - count)]
+    places = [cells[columns * row :][:columns] for row in range(rows)]
     kinds = {place: {"projection": "3d"} for place in solid}
     panels = made.subplot_mosaic(places, per_subplot_kw=kinds, **options)  # type: ignore[arg-type]
     if title:
         made.suptitle(textwrap.fill(title, int(LETTERS * width * columns)))
-    return made, [panels[place] for row in places for place in row]
+    return made, [panels[place] for place in range(count)]
 
 
 def encoded(drawn: Figure, picture_format: str = "png") -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rigpt_hf.pictures import COLOURS, figure, picture
-from rigpt_hf.pictures.style import LETTERS, Figure
+from rigpt_hf.pictures.style import BESIDE, LETTERS, Figure
 
 from ..common import band
 
@@ -42,7 +42,7 @@ def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]], x: str, y: str, *, title: str, logarithmic: bool = False
 ) -> Figure:
     """
-    One panel for each problem, in rows of two from four on: a line for each learner, the mean of its seeds, and a band
+    One panel for each problem, in rows of two: a line for each learner, the mean of its seeds, and a band
     over all of them.
 
     Args:
@@ -51,19 +51,10 @@ def draw_curves(
         title: What is seen.
         logarithmic: Whether `x` is on a logarithmic scale, with ticks where something was measured.
     """
-    columns = len(panels) if len(panels) < 4 else 2
     # One panel alone is as wide as two, or its legend would not fit below it.
-    made, drawn = figure(
-        columns,
-        -(-len(panels) // columns),
-        title=title,
-        width=6.4 if columns == 1 else 3.2,
-        height=3.0,
-        sharey=True,
-    )
-    for empty in drawn[len(panels) :]:
-        empty.set_axis_off()
-    for panel, (called, learners) in zip(drawn, panels.items(), strict=False):
+    width = 6.4 if len(panels) == 1 else 3.2
+    made, drawn = figure(len(panels), title=title, width=width, height=3.0, sharey=True)
+    for panel, (called, learners) in zip(drawn, panels.items(), strict=True):
         for name, curves in learners.items():
             if curves:
                 points = np.array(curves)
@@ -74,7 +65,7 @@ def draw_curves(
             places = sorted({place for curves in learners.values() for curve in curves for place, _ in curve})
             panel.set_xticks(places, [f"{place:g}" for place in places])
             panel.minorticks_off()
-    for first in drawn[::columns]:
+    for first in drawn[::BESIDE]:
         first.set_ylabel(y)
     handles, labels = drawn[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=3)
