@@ -161,4 +161,5 @@ Force = Annotated[
 ForceFiles = Annotated[
     bool, flag("force", "Replace files and a model in OUTPUT that this program wrote and nobody changed.")
 ]
+JsonFile = Annotated[Path | None, option("File for what is shown, for other programs.", "none", name="--json"), WRITES]
 ForceFile = Annotated[bool, flag("force", "Replace files that this program wrote and nobody changed.")]

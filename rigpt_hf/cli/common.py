@@ -151,8 +151,8 @@ def save_facts(facts: dict[str, dict], folder: Path) -> None:
 
 
 def as_json(facts: Any) -> str:
-    """Facts as a person reads them, too."""
-    return json.dumps(facts, indent=2) + "\n"
+    """Facts as a person reads them, too; what JSON has no word for, such as NaN, is null."""
+    return json.dumps(json.loads(json.dumps(facts), parse_constant=lambda _: None), indent=2) + "\n"
 
 
 def save_json(facts: Any, path: Path | None, seen: list[int] | None):

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from ..checkpoints.source import is_model_or_file
-from ..command_line import READS, WRITES
+from ..command_line import READS
 from ..demo.options import DemoOptions
 from ..extras import require
 from ..terminal import Console, say_next
@@ -26,6 +26,7 @@ from .arguments import (
     Force,
     ForceFile,
     GgufFile,
+    JsonFile,
     Output,
     Revision,
     Seed,
@@ -198,7 +199,7 @@ def verify(
     seed: Annotated[int, option("Of random tokens.")] = 0,
     revision_a: Annotated[str | None, option("Branch, tag or commit of A on the Hub.", "main")] = None,
     revision_b: Annotated[str | None, option("The same of B.", "main")] = None,
-    json_file: Annotated[Path | None, option("File for the certificate.", "none", name="--json"), WRITES] = None,
+    json_file: JsonFile = None,
     force: ForceFile = False,
 ):
     """
@@ -235,17 +236,19 @@ def verify(
     said = replace(certificate, source=source, target=target)
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     save_json(said.to_dict(), json_file, seen)
+    # From the weights it is told whether one was made from the other.
+    say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
     if not certificate.passed:
-        say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
         raise typer.Exit(1)
 
 
-def families():
+def families(json_file: JsonFile = None, force: ForceFile = False):
     """
     Show which stock models convert exactly, what is refused of them, what a conversion costs, and which stock classes
     it can be exported to.
 
         rigpt families
+        rigpt families --json families.json
     """
     from ..conversion.activations import RIGPT_ACTIVATIONS
     from ..conversion.families import REASONS
@@ -256,12 +259,13 @@ def families():
         said = {tied: f"{more:+.2%}" if more >= 5e-5 else "nothing" for tied, more in by_tie.items()}
         return said[True] if said[True] == said[False] else f"{said[True]}, untied {said[False]}"
 
+    seen, rows = check_file(json_file, "json", force), overview()
     console = Console()
     exports = Column("exports to", min_width=max(map(len, TARGETS)))
     table = Table("family", Column("class", no_wrap=True), "parameters", Column("products", max_width=9), exports)
     table.title = "What converts exactly"
     refused: dict[str, list[str]] = {}
-    for row in overview():
+    for row in rows:
         targets = ", ".join(row.targets) or "-"
         table.add_row(row.name, row.class_name, cost(row.parameters), cost(row.products), targets)
         for name in row.refused:
@@ -285,10 +289,18 @@ def families():
     for name, reason in REASONS.items():
         table.add_row(name, reason)
     console.print(table)
+    facts = {"families": [row.to_dict() for row in rows], "refused": REASONS, "activations": activations.split(", ")}
+    save_json(facts, json_file, seen)
     say_next(("rigpt", "info", "SOURCE"), ("rigpt", "convert", "SOURCE", "OUTPUT"))
 
 
-def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = None):
+def info(
+    source: AnySource,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+    json_file: JsonFile = None,
+    force: ForceFile = False,
+):
     """
     Show shapes, parameter count and frames of a model as a RiGPT, from its configuration alone.
 
@@ -306,6 +318,7 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
     from ..symmetry.tokens import TokenSymmetry
     from ..table import pattern_of
 
+    seen = check_file(json_file, "json", force)
     is_folder = gguf_file is None and not Path(source).is_file()
     config, called, notes = load_config(source, revision=revision) if is_folder else None, "", tuple[str, ...]()
     verb = "rotate" if isinstance(config, RiGPTConfig) else "convert"
@@ -334,7 +347,7 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
         table.add_row(name, escape(str(value)))
     console.print(table)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
-    total = 0
+    total, frames, axes = 0, list[dict[str, Any]](), dict[str, Any]()
     alike: dict[tuple[str, str], list[FrameKey]] = {}
     for key, frame in known.frames.items():
         alike.setdefault((key.kind, str(frame.group)), []).append(key)
@@ -345,6 +358,8 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
         per_layer = known.kinds[kind].per_layer and len(layers) < config.num_hidden_layers
         where = f" of layers {', '.join(map(str, layers))}" if per_layer else ""
         table.add_row(kind + where, group, str(copies), f"{dimension:,}")
+        of_layers = sorted({layer for layer in layers if layer is not None})
+        frames.append({"frame": kind, "layers": of_layers, "group": group, "copies": copies, "dimension": dimension})
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
@@ -357,5 +372,8 @@ def info(source: AnySource, revision: Revision = None, gguf_file: GgufFile = Non
                 for axis in known.row(name)
             ]
             table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
+            axes[pattern] = {"shape": list(parameter.shape), "axes": turning}
     console.print(table)
+    facts = {"source": source, "parameters": model.num_parameters(), "config": config.to_diff_dict()}
+    save_json(facts | {"frames": frames, "dimension": total, "axes": axes}, json_file, seen)
     say_next(("rigpt", verb, source, "OUTPUT", *as_given(revision=revision, gguf_file=gguf_file)))

@@ -1,5 +1,6 @@
 """Verbs that measure what models are, and change nothing."""
 
+from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +9,8 @@ from rich.table import Column, Table
 
 from ..command_line import READS, WRITES
 from ..terminal import Console, say_next
-from .arguments import AnySource, GgufFile, Revision, are_numbers, flag, numbers, option
-from .common import as_given, check_picture, save_picture, say
+from .arguments import AnySource, ForceFile, GgufFile, JsonFile, Revision, are_numbers, flag, numbers, option
+from .common import as_given, check_file, check_picture, save_json, save_picture, say
 
 
 # Orders farther from 1 than this show steps too large for the theory, not its failure.
@@ -29,7 +30,8 @@ def charges(
     seed: Annotated[int, option("Of random tokens.")] = 0,
     revision: Revision = None,
     gguf_file: GgufFile = None,
-    force: Annotated[bool, flag("force", "Replace a picture that this program wrote and nobody changed.")] = False,
+    json_file: JsonFile = None,
+    force: ForceFile = False,
 ):
     """
     Show the charges that gradient flow conserves, one set per symmetry that stretches, and whether descent keeps them.
@@ -55,7 +57,7 @@ def charges(
 
     if picture is not None and not measure:
         raise ValueError(f"`picture` shows what is measured, got {str(picture)!r} without `--measure`. Add it.")
-    seen = check_picture(picture, force)
+    seen, seen_json = check_picture(picture, force), check_file(json_file, "json", force)
     rates = numbers(learning_rates, "learning_rates")
     step_counts(rates, time, weight_decay)
     if text is not None and not measure:
@@ -66,15 +68,18 @@ def charges(
     config = model.config
     weights = weights_of(model)
     frames = table_of(config)
+    facts: dict[str, Any] = {"source": source, "charges": {}}
     table = Table("frame", "charge", "relative to the weights", title="Conserved charges")
     for key, value in charges_of(model).items():
         names = [name for name, _ in frames.carriers(FrameKey.parse(key)) if name in weights]
         scale = sum(float(weights[name].square().sum()) for name in names)
         relative = f"{float(value.norm()) / scale:.2e}" if scale else "-"
         table.add_row(key, f"{float(value.norm()):.3g}", relative)
+        facts["charges"][key] = {"norm": float(value.norm()), "squared_norm_of_weights": scale}
     console = Console()
     console.print(table)
     if not measure:
+        save_json(facts, json_file, seen_json)
         say_next(("rigpt", "charges", source, "--measure", *as_given(revision=revision, gguf_file=gguf_file)))
         return
     if text is not None:
@@ -84,6 +89,7 @@ def charges(
     with torch.enable_grad():
         drift = charge_drift(model, input_ids, learning_rates=rates, time=time, weight_decay=weight_decay)
     show_drift(drift, console)
+    save_json(facts | {"drift": asdict(drift)}, json_file, seen_json)
     save_picture(picture, seen, lambda: plot_drift(drift))
 
 

@@ -11,7 +11,7 @@ from ..checkpoints.source import is_model_or_file
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console, say_next
-from .arguments import ANY, AnySource, Device, ForceFile, GgufFile, Revision, argument, one_of, option
+from .arguments import ANY, AnySource, Device, ForceFile, GgufFile, JsonFile, Revision, argument, one_of, option
 from .common import as_json, check_device, check_file, check_picture, new_files, save_json, save_picture, say
 
 
@@ -31,7 +31,7 @@ def fingerprint(
     output: Annotated[
         Path | None, option("File for the fingerprint, or, of several models, folder for theirs.", "none"), WRITES
     ] = None,
-    json_file: Annotated[Path | None, option("File for all distances.", "none", name="--json"), WRITES] = None,
+    json_file: JsonFile = None,
     revision: Revision = None,
     gguf_file: GgufFile = None,
     force: ForceFile = False,
@@ -107,7 +107,7 @@ def identify(
     source: Annotated[str, argument(f"{ANY[0].upper()}{ANY[1:]}; or a fingerprint."), READS, is_model_or_file],
     against: Annotated[Path, option("Folder of fingerprints that `rigpt fingerprint` wrote."), READS],
     nearest: Annotated[int, option("How many to show.")] = NEAREST,
-    json_file: Annotated[Path | None, option("File for what is shown.", "none", name="--json"), WRITES] = None,
+    json_file: JsonFile = None,
     revision: Revision = None,
     gguf_file: GgufFile = None,
     force: ForceFile = False,
@@ -159,7 +159,7 @@ def diff(
     picture: Annotated[
         Path | None, option("File for a plot of the distances: PNG, SVG or PDF.", "none"), WRITES
     ] = None,
-    json_file: Annotated[Path | None, option("File for all numbers.", "none", name="--json"), WRITES] = None,
+    json_file: JsonFile = None,
     save_transformation: Annotated[
         Path | None, option("File for the transformation that brings A to B.", "none"), WRITES
     ] = None,

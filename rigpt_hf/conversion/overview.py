@@ -1,7 +1,7 @@
 """Which stock classes convert, what that costs, and where the results go back to: read off the tables of families."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,14 @@ class FamilyRow:
     parameters: dict[bool, float]
     products: dict[bool, float]
     targets: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row for JSON, whose names are texts."""
+        costs = {
+            name: {"tied" if tied else "untied": more for tied, more in getattr(self, name).items()}
+            for name in ("parameters", "products")
+        }
+        return asdict(self) | costs
 
 
 @silent()  # some configurations of the library warn of their own defaults

@@ -35,7 +35,12 @@ def test_convert_verify_info_export_and_back(done, gpt2_folder, tmp_path):
     out = done("verify", gpt2_folder, tmp_path / "rigpt")
     assert "equal up to rounding" in out and "loss on random tokens" in out
     assert f"{gpt2_folder} (GPT2LMHeadModel)" in out and f"{tmp_path / 'rigpt'} (RiGPTForCausalLM)" in out
-    out = done("info", tmp_path / "rigpt")
+    out = done("info", tmp_path / "rigpt", "--json", tmp_path / "info.json")
+    facts = json.loads((tmp_path / "info.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "rigpt")
+    assert facts["parameters"] == model.num_parameters() and facts["config"]["model_type"] == "rigpt"
+    assert facts["dimension"] == sum(one["dimension"] for one in facts["frames"]) > 0
+    assert facts["axes"]["model.embed_tokens.weight"]["shape"] == [*model.model.embed_tokens.weight.shape]
     for expected in ("stream", "O(24)", "head_qk", "model.layers.*.self_attn.q_proj.weight", "stream:covector"):
         assert expected in out
     assert f"{AutoModelForCausalLM.from_pretrained(tmp_path / 'rigpt').num_parameters():,} parameters" in out
@@ -76,9 +81,12 @@ def test_a_file_of_another_program_is_converted_too(rigpt, done, tmp_path):
 
 
 @pytest.mark.full
-def test_families_are_shown(done):
+def test_families_are_shown(done, tmp_path):
     """In the width of a terminal no name of a class or an option is cut."""
-    out = done("families", columns=80)
+    out = done("families", "--json", tmp_path / "families.json", columns=80)
+    facts = json.loads((tmp_path / "families.json").read_text())
+    assert {row["name"] for row in facts["families"]} == {*ARCHITECTURES} and facts["refused"]
+    assert all({*row["parameters"]} == {"tied", "untied"} for row in facts["families"])
     for expected in (*ARCHITECTURES, "nothing", "gpt2", "bitnet", "nanoGPT"):
         assert expected in out
     for entry in ARCHITECTURES.values():

@@ -265,7 +265,10 @@ def test_charges_are_listed_and_measured(done, folders, tmp_path):
     for expected in ("lexical", "layers.2.head_qk", "layers.0.key_shift"):
         assert expected in out
     settings = ("--measure", "--time", "0.1", "--weight-decay", "0.5", "--picture", tmp_path / "c.svg")
-    out = done("charges", folders / "model", *settings)
+    out = done("charges", folders / "model", *settings, "--json", tmp_path / "charges.json")
+    facts = json.loads((tmp_path / "charges.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert len(facts["drift"]["descents"]) == 3 and "head_qk" in facts["drift"]["orders"]
+    assert "layers.2.head_qk" in facts["charges"] and any(one["norm"] > 0 for one in facts["charges"].values())
     assert "order" in out and "decay" in out and "nan" not in out
     assert "<svg" in (tmp_path / "c.svg").read_text()
 
