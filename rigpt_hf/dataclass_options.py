@@ -26,6 +26,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -77,7 +78,7 @@ def program(
     """
     app = make_app(add_completion=False)
     app.command(help=help)(command(options, run, presets=presets))
-    return lambda arguments=None: execute(app, name, arguments)
+    return partial(execute, app, name)
 
 
 def parse(options: type[T], arguments: list[str], *, name: str = "program", presets: Path | None = None) -> T:

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -100,7 +101,24 @@ def lines_of(page: Path) -> list[str]:
     return [line.partition(" #")[0].strip() for line in text.splitlines()]
 
 
-def test_every_command_line_is_understood():
+def options_are_known(name: str, words: list[str], folder: Path) -> None:
+    """Raise what is wrong with the words behind a program of ours, whose files are there."""
+    installed = f"rigpt_hf.{name}" if name.startswith(("evaluation.", "training.")) else name
+    main = getattr(importlib.import_module(installed), "main", None)
+    if not isinstance(main, partial):  # none of ours, or one without options
+        return
+    program = typer.main.get_command(main.args[0])
+    named = []
+    for word in hyphenated(words):
+        place = ROOT / word if word.endswith(".yaml") else folder / Path(word).name
+        is_file = re.search(r"\.[a-z]+$", word, re.I) is not None
+        if is_file and not place.exists():
+            place.touch()
+        named.append(str(place) if is_file else word)
+    program.make_context(name, named)
+
+
+def test_every_command_line_is_understood(tmp_path):
     """Verbs and options that there are, files, modules and targets that exist, and extras with these names."""
     verbs, seen = typer.main.get_command(app).commands, []
     extras = PROJECT["optional-dependencies"]
@@ -116,14 +134,19 @@ def test_every_command_line_is_understood():
                 assert set(re.findall(r"\w[\w-]*", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(extras), line
             elif program == "python" and words[0] == "-m":
                 assert find_spec(words[1]), line
+                options_are_known(words[1], words[2:], tmp_path)
             elif files := [word for word in words if word.endswith(".py")]:
                 assert all((ROOT / file).is_file() for file in files), line
+                module = files[0].removesuffix(".py").replace("/", ".")
+                options_are_known(module, words[words.index(files[0]) + 1 :], tmp_path)
             else:
                 continue
             seen.append(program)
     assert {"rigpt", "make", "pip", "python", "accelerate", "torchrun"} <= set(seen) and len(seen) > 30
     with pytest.raises(UsageError):
         verbs["rotate"].make_context("rotate", ["a", "b", "--spin"])
+    with pytest.raises(UsageError):
+        options_are_known("evaluation.experiments.compare", ["a", "b", "--spin"], tmp_path)
 
 
 def test_the_file_for_citations_is_of_this_version():
