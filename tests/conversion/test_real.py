@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rigpt_hf.checkpoints.read import load_gguf
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
 from rigpt_hf.conversion import convert_checkpoint, convert_model
 from rigpt_hf.conversion.gguf import plan_for_llama_cpp
 from rigpt_hf.conversion.gguf_file import write_gguf
@@ -102,6 +104,24 @@ def test_what_four_bits_cost_smollm2_in_llama_cpp(gguf, wikitext, tmp_path):
     before = perplexity(source, windows)
     print(f"perplexity: float32 {before:.2f}; in Q4_0 " + ", ".join(f"{name} {x:.2f}" for name, x in found.items()))
     assert before < found["stock"] <= found["exported"] < 2 * before
+
+
+@pytest.mark.full
+@pytest.mark.real
+@pytest.mark.slow
+def test_codes_of_smollm2_keep_their_perplexity_in_llama_cpp(gguf, wikitext, tmp_path):
+    """But for its inputs, which llama.cpp rounds to 8 bits before it multiplies them."""
+    recipe = ("--method", "round", "--frame", "hadamard", "--calibrate", "none", "--tokens", "4096", "--judge", "1024")
+    assert not execute(app, "rigpt", ["quantize", str(gguf), str(tmp_path / "codes"), "--tune", "0", *recipe])
+    assert not execute(app, "rigpt", ["export", str(tmp_path / "codes"), str(tmp_path / "out"), "--to", "gguf"])
+    codes = AutoModelForCausalLM.from_pretrained(tmp_path / "codes", dtype=torch.float32)
+    windows = windows_of(AutoTokenizer.from_pretrained(tmp_path / "codes"), wikitext)
+    before = perplexity(codes, windows)
+    after = perplexity_in_llama_cpp(next((tmp_path / "out").glob("*.gguf")), windows)
+    print(f"perplexity of codes: transformers {before:.4f}, in llama.cpp {after:.4f}")
+    assert abs(after / before - 1) <= 5e-3
+    whole = perplexity(load_gguf(gguf.parent, gguf.name, torch.float32), windows)
+    assert before / whole - 1 > 0.05, "rounding is seen, and would be if it were another one"
 
 
 @pytest.mark.full
