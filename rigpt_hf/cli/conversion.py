@@ -236,9 +236,8 @@ def verify(
     said = replace(certificate, source=source, target=target)
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     save_json(said.to_dict(), json_file, seen)
-    # From the weights it is told whether one was made from the other.
-    say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
     if not certificate.passed:
+        say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
         raise typer.Exit(1)
 
 

@@ -30,7 +30,7 @@ LINES = {page: [line for line in lines_of(page) if "rigpt " in line.partition("|
 # What pages leave open, said last and so obeyed: less of everything.
 BRIEFLY = {
     "quantize": ["--tokens", 2048, "--judge", 256, "--tune", 0],
-    "prune": ["--tokens", 2048, "--judge", 256],
+    "prune": ["--tokens", 2048, "--judge", 512],
     "pretrain": shlex.split(
         "--max-steps 2 --warmup-steps 1 --data text.txt --data-dir data --data-options 'separator: \"\\n\\n\"' "
         "--eval-share 0.3 --tokenizer train:300 --global-batch-size 4 --eval-batches 1"
@@ -38,6 +38,7 @@ BRIEFLY = {
     "finetune": ["--max-steps", 2, "--context-length", 16],
     "generate": ["--max-new-tokens", 3],
     "merge --learn": ["--learn", 2],
+    "prune --recover": ["--recover", 2],
     "evaluate": ["--suite", "brief.yaml", "--device", "cpu"],
 }
 GPT2 = {"vocab_size": 257, "n_positions": 128, "n_embd": 32}
@@ -93,7 +94,7 @@ def laid_out(tmp_path_factory) -> Path:
         vectors = {"blocks.3.hook_resid_post": torch.randn(2, model.config.hidden_size)}
         save_file(vectors, "vectors.safetensors")
         text = "\n\n".join("a b c a a b c" + n * " a" for n in range(200))
-        for name in ("text.txt", "notes.txt", "held-out.txt", "README.md"):
+        for name in ("text.txt", "notes.txt", "held-out.txt", "wiki.valid.txt", "README.md"):
             Path(name).write_text(text)
         task = "{metric: perplexity, arguments: {context: 32}}"
         Path("brief.yaml").write_text(f"text: {{source: text.txt, documents: 4, window: 33}}\ntasks: [{task}]\n")
@@ -135,9 +136,9 @@ def test_lines_run_one_after_the_other(page, place, rigpt):
             shutil.rmtree(words[made], ignore_errors=True)
         following = [words]
         while following:
-            verb, *rest = words = following.pop(0)
+            verb, *_ = words = following.pop(0)
             options = inspect.signature(next(one for one in VERBS if one.__name__ == verb)).parameters
-            briefly = [*BRIEFLY.get(verb, []), *(BRIEFLY["merge --learn"] if "--learn" in rest else [])]
+            briefly = [word for key, more in BRIEFLY.items() if {*key.split()} <= {*words} for word in more]
             code, out, err = rigpt(*words, *briefly, *(["--force"] if "force" in options else []))
             assert code == 0, f"{line}\n{shlex.join(words)}\n{out}\n{err}"
             tried.append(words)
