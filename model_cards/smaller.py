@@ -71,7 +71,8 @@ def _words_of_recipe(record: Any) -> list[str]:
 
 def _words_of_pruning(record: Any) -> list[str]:
     sizes = Sizes(record["neurons"], record["heads"], record["rank"])
-    counts = {"heads": sizes.heads, "rank": sizes.rank or 0, "recover": record["recover"]}
+    adapter = record.get("lora") or 0  # which earlier records do not have
+    counts = {"heads": sizes.heads, "rank": sizes.rank or 0, "recover": record["recover"], "lora": adapter}
     for name, count in counts.items():
         if type(count) is not int or count < 0:
             raise ImpossibleValue(f"`{name}` must be a whole number, at least 0, got {count!r}.")
@@ -81,6 +82,8 @@ def _words_of_pruning(record: Any) -> list[str]:
         f"{sizes.neurons:.0%} of the neurons left out": sizes.neurons,
         f"{sizes.heads} query heads of every layer left out": sizes.heads,
         f"{sizes.rank} dimensions of each head kept": sizes.rank,
-        f"{record['recover']} steps of recovery": record["recover"],
+        f"{record['recover']} steps of recovery{f' by an adapter of rank {adapter}' if adapter else ''}": record[
+            "recover"
+        ],
     }
     return [words for words, there in parts.items() if there]

@@ -8,7 +8,6 @@ from typing import Annotated, Any, cast
 
 from rich.table import Table
 
-from ..extras import needs
 from ..terminal import Console
 from .arguments import DTYPES, AnySource, Dtype, Force, GgufFile, Output, Revision, one_of, option
 from .common import save_model, say, say_written, to_dtype
@@ -165,7 +164,7 @@ def prune(
     lora: Annotated[
         int | None,
         option(
-            "Rank of an adapter that learns in these steps and is merged at the end, such as 32: a third of the time. "
+            "Rank of an adapter that learns in these steps and is merged, such as 32, in a quarter of the time. "
             "All weights learn if none is given.",
             "none",
         ),
@@ -195,23 +194,16 @@ def prune(
         rigpt prune my-rigpt smaller --neurons 0.2 --recover 500 --lora 32 --calibrate text.txt
     """
     from ..checkpoints.folder import check_output
-    from ..pruning import Sizes, prune, recovered
+    from ..pruning import Sizes, check_recovery, prune, recovered
     from ..quantization import moments_by_layer
 
-    if recover < 0 or (learning_rate is not None and not 0 < learning_rate < float("inf")):
-        raise ValueError(
-            "`recover` must be a number of steps, at least 0, and `learning_rate` positive, got "
-            f"{recover} and {learning_rate}. Take 500 steps, and leave the rate out."
-        )
+    if recover < 0:
+        raise ValueError(f"`recover` must be a number of steps, at least 0, got {recover}. Take 500, or leave it out.")
     of_recovery: dict[str, Any] = {"lora": lora, "learning_rate": learning_rate, "mixed_precision": mixed_precision}
     for name, value in of_recovery.items():
         if not recover and value not in (None, "no"):
             raise ValueError(f"`{name}` is of the steps of `recover`, got {value} without any. Add --recover 500.")
-    if lora is not None:
-        if lora < 1:
-            raise ValueError(f"`lora` must be a rank of at least 1, got {lora}. Take 32 or so.")
-        with needs("train"):  # now, and not after long work
-            import peft  # noqa: F401
+    check_recovery(**of_recovery)
     if recover and NONE in names_of(calibrate):
         raise ValueError(
             "`recover` must be 0 without text, as logits on tokens drawn at random teach nothing, got "
@@ -237,11 +229,8 @@ def prune(
         losses.add(f"recovered, {recover} steps", smaller)
     losses.print()
     smaller = smaller.to(to_dtype(dtype) or model.stored_dtype)
-    facts = (
-        {"source": source, "calibrate": calibrate, "recover": recover, "lora": lora}
-        | asdict(sizes)
-        | {"loss": losses.to_dict()}
-    )
+    facts = {"source": source, "calibrate": calibrate, "recover": recover} | of_recovery | asdict(sizes)
+    facts["loss"] = losses.to_dict()
     save_model(smaller, model.place, output, seen, {"prune.json": facts})
     say_written(output, ("rigpt", "finetune", output, "TEXT", "my-tuned"), ("rigpt", "export", output, "my-export"))
 

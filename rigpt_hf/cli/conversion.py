@@ -313,9 +313,8 @@ def info(
     from ..checkpoints.named import check_rigpt
     from ..checkpoints.opened import open_model
     from ..checkpoints.read import load_config, reading
-    from ..frames import FrameKey, table_of
+    from ..frames import table_of
     from ..symmetry.tokens import TokenSymmetry
-    from ..table import pattern_of
 
     seen = check_file(json_file, "json", force)
     is_folder = gguf_file is None and not Path(source).is_file()
@@ -345,34 +344,51 @@ def info(
             value = f"order {symmetry.order_in_words}, {len(symmetry.points)} tokens move (as recorded)"
         table.add_row(name, escape(str(value)))
     console.print(table)
+    frames, axes = frames_of(known), axes_of(known, model)
+    total = sum(frame["dimension"] for frame in frames)
     table = Table("frame", "group", "copies", "dimension", title="Frames: what may turn without changing the function")
-    total, frames, axes = 0, list[dict[str, Any]](), dict[str, Any]()
-    alike: dict[tuple[str, str], list[FrameKey]] = {}
-    for key, frame in known.frames.items():
-        alike.setdefault((key.kind, str(frame.group)), []).append(key)
-    for (kind, group), keys in alike.items():
-        copies, layers = sum(known.frames[key].copies for key in keys), [key.layer for key in keys]
-        dimension = sum(known.frames[key].copies * known.frames[key].group.dimension for key in keys)
-        total += dimension
-        per_layer = known.kinds[kind].per_layer and len(layers) < config.num_hidden_layers
-        where = f" of layers {', '.join(map(str, layers))}" if per_layer else ""
-        table.add_row(kind + where, group, str(copies), f"{dimension:,}")
-        of_layers = sorted({layer for layer in layers if layer is not None})
-        frames.append({"frame": kind, "layers": of_layers, "group": group, "copies": copies, "dimension": dimension})
+    for frame in frames:
+        layers = frame["layers"]
+        where = f" of layers {', '.join(map(str, layers))}" if 0 < len(layers) < config.num_hidden_layers else ""
+        table.add_row(frame["frame"] + where, frame["group"], str(frame["copies"]), f"{frame['dimension']:,}")
     table.add_row("all", "", "", f"{total:,}")
     console.print(table)
     table = Table("parameter", "shape", "axes", title="Parameters and how their axes turn (frame:role)")
-    shown: set[str] = set()
-    for name, parameter in model.named_parameters():
-        if (pattern := pattern_of(name)) not in shown:
-            shown.add(pattern)
-            turning = [
-                " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
-                for axis in known.row(name)
-            ]
-            table.add_row(pattern, " x ".join(map(str, parameter.shape)), ", ".join(turning))
-            axes[pattern] = {"shape": list(parameter.shape), "axes": turning}
+    for name, one in axes.items():
+        table.add_row(name, " x ".join(map(str, one["shape"])), ", ".join(one["axes"]))
     console.print(table)
     facts = {"source": source, "parameters": model.num_parameters(), "config": config.to_diff_dict()}
     save_json(facts | {"frames": frames, "dimension": total, "axes": axes}, json_file, seen)
     say_next(("rigpt", verb, source, "OUTPUT", *as_given(revision=revision, gguf_file=gguf_file)))
+
+
+def frames_of(known: Any) -> list[dict[str, Any]]:
+    """The frames of a table, those alike in one entry: of what kind and layers, their group, copies and dimension."""
+    alike: dict[tuple[str, str], list[Any]] = {}
+    for key, frame in known.frames.items():
+        alike.setdefault((key.kind, str(frame.group)), []).append(key)
+    return [
+        {
+            "frame": kind,
+            "layers": sorted(key.layer for key in keys) if known.kinds[kind].per_layer else [],
+            "group": group,
+            "copies": sum(known.frames[key].copies for key in keys),
+            "dimension": sum(known.frames[key].copies * known.frames[key].group.dimension for key in keys),
+        }
+        for (kind, group), keys in alike.items()
+    ]
+
+
+def axes_of(known: Any, model: Any) -> dict[str, dict[str, list]]:
+    """By the name of a parameter, for all layers alike, its shape and how each axis turns, as `frame:role`."""
+    from ..table import pattern_of
+
+    axes: dict[str, dict[str, list]] = {}
+    for name, parameter in model.named_parameters():
+        if (pattern := pattern_of(name)) not in axes:
+            turning = [
+                " ".join(turn.frame if turn.role == "vector" else f"{turn.frame}:{turn.role}" for turn in axis) or "-"
+                for axis in known.row(name)
+            ]
+            axes[pattern] = {"shape": list(parameter.shape), "axes": turning}
+    return axes

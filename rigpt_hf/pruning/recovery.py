@@ -37,7 +37,7 @@ def recovered(
         steps (`int`): their number.
         lora (`int`, *optional*): the rank of an adapter that learns by AdamW and is merged at the end. Where none is
             given all weights learn by the equivariant optimizer, so that the frame that the model comes in does not
-            matter; a step then takes three to four times as long.
+            matter; a step then takes about four times as long.
         learning_rate (`float`, *optional*): the highest; 3e-5, and 5e-4 of an adapter, if not given.
         mixed_precision (`str`, defaults to `"no"`): `"bf16"` for products in bfloat16.
         batch (`int`, defaults to 1): windows of a step.
@@ -50,13 +50,8 @@ def recovered(
     Raises:
         ValueError: if an argument is impossible, or a loss is not finite.
     """
-    rate = LEARNING_RATES["full" if lora is None else "lora"] if learning_rate is None else learning_rate
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"`learning_rate` must be positive, got {rate}. Leave it out for the usual one.")
-    if lora is not None and lora < 1:
-        raise ValueError(f"`lora` must be at least 1, the rank of an adapter, got {lora}. Take 32 or so.")
-    if mixed_precision not in ("no", "bf16"):
-        raise ValueError(f"`mixed_precision` must be no or bf16, got {mixed_precision!r}.")
+    check_recovery(lora, learning_rate, mixed_precision)
+    rate = learning_rate or LEARNING_RATES["full" if lora is None else "lora"]
     student: Any = copy.deepcopy(model).float()
     optimizer: torch.optim.Optimizer
     if lora is None:
@@ -80,10 +75,28 @@ def recovered(
     return (student if lora is None else student.merge_and_unload()).to(model.dtype)
 
 
+def check_recovery(lora: int | None, learning_rate: float | None, mixed_precision: str) -> None:
+    """
+    Refuse at once what [`recovered`] would refuse after long work.
+
+    Raises:
+        ValueError: if an argument is impossible.
+        ImportError: if there shall be an adapter, and PEFT is not installed.
+    """
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"`learning_rate` must be positive, got {learning_rate}. Leave it out for the usual one.")
+    if mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"`mixed_precision` must be no or bf16, got {mixed_precision!r}. Leave it out for float32.")
+    if lora is not None:
+        if lora < 1:
+            raise ValueError(f"`lora` must be a rank of at least 1, got {lora}. Take 32 or so.")
+        with needs("train"):
+            import peft  # noqa: F401
+
+
 def _with_adapter(model: RiGPTForCausalLM, rank: int, seed: int) -> Any:
     """The model with an adapter at every linear map but the head."""
-    with needs("train"):
-        import peft
+    import peft
 
     options = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):

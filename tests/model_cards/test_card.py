@@ -341,6 +341,8 @@ def test_how_a_model_was_made_smaller(tmp_path, known_invariance):
     assert text.count("## Made smaller") == 2 and "/home" not in text
     assert "As stated in `prune.json`, from large:\n\n- 20% of the neurons left out\n- 5 steps of recovery" in text
     assert "- calibrated on documentation of installed packages and text.txt" in text
+    (tmp_path / "model" / "prune.json").write_text(json.dumps(pruned | {"lora": 16}))
+    assert "- 5 steps of recovery by an adapter of rank 16\n" in card_text(tmp_path / "model")
     assert "- 48 steps of tuning\n- cache of 4 bits" in text and "| pruned | 3.2500 |" in text
 
 

@@ -289,7 +289,7 @@ class TestRecovery:
     def test_bad_arguments(self):
         model, ids = tiny_model(dtype=torch.float32), tokens(4, 8)
         for options, said in (
-            ({"lora": 0}, "`lora` must be at least 1"),
+            ({"lora": 0}, "`lora` must be a rank of at least 1"),
             ({"learning_rate": 0.0}, "`learning_rate` must be positive"),
             ({"mixed_precision": "fp16"}, "`mixed_precision` must be no or bf16"),
         ):
