@@ -224,7 +224,10 @@ def pack_for_cpu(module: QuantizedLinear) -> tuple | None:
         # Rows of other lengths are read beyond their ends.
         if module.group is not None or columns % 16:
             return None
-        return _int8_product, aligned(module.codes.detach()), scales[:, 0].to(torch.bfloat16)
+        codes = module.codes.detach()
+        # As for inputs, see there.
+        codes = codes if codes.data_ptr() % ALIGNMENT == 0 else codes.clone()
+        return _int8_product, codes, scales[:, 0].to(torch.bfloat16)
     group = _kernel_group(module)
     if group is None:
         return None
@@ -253,18 +256,15 @@ def pack_for_gpu(module: QuantizedLinear) -> tuple | None:
 
 
 def _int8_product(rows: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The kernel of 8 bits; a compiler's own tensors are aligned."""
-    return torch._weight_int8pack_mm(rows if torch.compiler.is_compiling() else aligned(rows), codes, scales)
-
-
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """
-    A tensor, or its copy if it does not begin at a multiple of `ALIGNMENT`.
+    The kernel of 8 bits on tensors of their own.
 
-    The kernel of 8 bits loads whole registers where AVX-512 is, and ends the process at any other address. Tensors of
-    a file, which are mapped, lie anywhere.
+    It loads whole registers where AVX-512 is, and ends the process if rows begin within one, as those of a file may,
+    which is mapped. A compiler leaves out a copy, but no row that is added.
     """
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    compiling = torch.compiler.is_compiling()
+    own = nn.functional.pad(rows, (0, 0, 0, 1))[:-1] if compiling else rows.clone()
+    return torch._weight_int8pack_mm(own, codes, scales)
 
 
 PACKERS = {"cpu": pack_for_cpu, "cuda": pack_for_gpu}

@@ -12,6 +12,7 @@ from rigpt_hf.kernels_rigpt import linear
 from rigpt_hf.packed_rigpt import QuantizedLinear, pack, unpack
 from tests.codes import rounded
 from tests.model.agreement import difference
+from tests.processes import run
 from tests.tolerances import DISTANCE, SYMMETRY
 
 
@@ -121,6 +122,23 @@ def test_the_kernel_of_8_bits_gets_aligned_tensors(monkeypatch):
     assert inputs.data_ptr() % 64 and module.codes.data_ptr() % 64, "what this is about"
     difference = (module(inputs).float() - wanted).norm() / wanted.norm()
     assert seen == [0, 0] and difference < 0.01
+
+
+EXPORTED = """
+import torch
+from tests.model.test_packed import displaced, module_of
+module, inputs = module_of(61, 32, 8, None).to(torch.bfloat16), torch.randn(5, 32).to(torch.bfloat16)
+with torch.no_grad():
+    module.prepare()
+    exported = torch.export.export(module, (inputs,)).module()
+    assert "int8pack" in str(exported.graph) and torch.equal(exported(displaced(inputs)), module(inputs))
+    assert torch.equal(torch.func.vmap(module)(inputs[:, None])[:, 0], module(inputs))
+"""
+
+
+def test_the_kernel_of_8_bits_gets_aligned_inputs_wherever_it_is_called():
+    """In a graph nobody can ask where a tensor lies; the process would end."""
+    assert not run("-c", EXPORTED).returncode
 
 
 def displaced(tensor: torch.Tensor) -> torch.Tensor:
