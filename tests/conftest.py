@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
         for index, item in enumerate(several):
             if index not in kept:
                 item.add_marker("full")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item):
+    """Numbers of later tests must not depend on a test that leaves another dtype of torch behind."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_default_dtype() != torch.float32:
+        torch.set_default_dtype(torch.float32)
+        pytest.fail(f"{item.nodeid} left another default dtype of torch behind")
 
 
 def pytest_collection_finish(session):

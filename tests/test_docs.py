@@ -103,11 +103,13 @@ def lines_of(page: Path) -> list[str]:
 
 def options_are_known(name: str, words: list[str], folder: Path) -> None:
     """Raise what is wrong with the words behind a program of ours, whose files are there."""
-    installed = f"rigpt_hf.{name}" if name.startswith(("evaluation.", "training.")) else name
-    main = getattr(importlib.import_module(installed), "main", None)
-    if not isinstance(main, partial):  # none of ours, or one without options
+    if not name.startswith(("evaluation.", "training.")):  # a chapter of the course would run when it is imported
         return
-    program = typer.main.get_command(main.args[0])
+    module = importlib.import_module(f"rigpt_hf.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"rigpt_hf.{name}.program")
+    assert isinstance(module.main, partial), name
+    program = typer.main.get_command(module.main.args[0])
     named = []
     for word in hyphenated(words):
         place = ROOT / word if word.endswith(".yaml") else folder / Path(word).name
