@@ -1,55 +1,50 @@
 """The files of a saved model that go into a repository on the Hub, and the checks that a stranger can load it."""
 
-import json
-import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
 from jinja2 import UndefinedError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import rigpt_hf
 
-from ..checkpoints.certificate import Certificate
-from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
-from ..checkpoints.read import load_model, load_tokenizer, name_some, quiet_loading
-from ..checkpoints.source import ADAPTER, is_inside, read_json
-from ..checkpoints.written import WRITTEN
+from ..checkpoints.certificate import CERTIFICATE_NAME
+from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES
+from ..checkpoints.read import load_model, name_some, quiet_loading
+from ..checkpoints.source import ADAPTER, read_json
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
 from ..model_cards.card import CARD
 from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
-from ..model_cards.marker import for_repository
 from ..model_cards.metadata import evaluation_of
 from ..symmetry.tokens import Representation
-from ..text.paths import without_path
 from ..token_symmetry_rigpt import SYMMETRY_FRAME
 from .cards import card_of, pictures_of
-from .hub import check_no_token
+from .contents import (
+    RECORDS,
+    TEMPLATES,
+    RepositoryContents,
+    RepositoryFile,
+    check_inside,
+    check_nothing_forbidden,
+    check_tokenizer,
+    gathered,
+    names_beside,
+    refusal,
+)
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written beside the weights by the library and by this package; a folder may hold anything else.
-CERTIFICATE = "certificate.json"
-RECORDS = (CERTIFICATE, "merge.json", "finetune.json", "quantize.json", "prune.json")
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 SAVE = "with `save_pretrained`"
 EVALUATION = ("results.json", "report.html", "table.md")
-BESIDE_WEIGHTS = ("generation_config.json", SYMMETRY_FRAME, *RECORDS, *TEMPLATE_FILES)
-TEMPLATES = "additional_chat_templates/*.jinja"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# `Trainer` leaves its arguments beside every model that it saves; they stay at home.
-HARMLESS = ("training_args.bin",)
-STATE = ("optimizer.*", "scheduler.*", "rng_state*", "checkpoint.json", "*.distcp")
-CHECKPOINTS = re.compile(r"(checkpoint-\d+|step-\d{8,}|global_step\d+)")
+BESIDE_WEIGHTS = ("generation_config.json", SYMMETRY_FRAME, *RECORDS)
 # Files of a model in a repository.
 MANAGED = (
     "model*.safetensors",
@@ -59,59 +54,8 @@ MANAGED = (
     "config.json",
     *TOKENIZER_FILES,
     *BESIDE_WEIGHTS,
+    *TEMPLATE_FILES,
 )
-
-
-@dataclass(frozen=True)
-class RepositoryFile:
-    """
-    One file of a repository.
-
-    Args:
-        path (`str`): its name there.
-        content (`Path` or `bytes`): where it comes from, or what it holds.
-    """
-
-    path: str
-    content: Path | bytes
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-    def read(self) -> bytes:
-        """All of it; for files that are not weights."""
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
-
-
-@dataclass(frozen=True)
-class RepositoryContents:
-    """
-    The files that are published, and the names of those that are not.
-
-    Args:
-        files (`tuple[RepositoryFile, ...]`): by name.
-        left_out (`tuple[str, ...]`): files and folders of the model's folder that stay at home, but for the record.
-        notes (`tuple[str, ...]`): lines that say what people may not expect.
-    """
-
-    files: tuple[RepositoryFile, ...]
-    left_out: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(file.size for file in self.files)
-
-    def for_repository(self, repo_id: str) -> "RepositoryContents":
-        """The same, with a card of our making that loads the model from there, now that the owner is known."""
-        files = [
-            RepositoryFile(CARD, for_repository(file.read().decode(), repo_id).encode()) if file.path == CARD else file
-            for file in self.files
-        ]
-        return replace(self, files=tuple(files))
 
 
 def repository_files(
@@ -149,15 +93,11 @@ def repository_files(
     # Before any of them is read; the others are looked at before they are sent.
     for path in folder.iterdir() if folder.is_dir() else ():
         if is_managed(path.name) or path.name in (CARD, EVALUATION[0]):
-            _check_inside(folder, path.name)
+            check_inside(folder, path.name)
     config = _read_config(folder)
-    _check_nothing_forbidden(folder)
+    check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder, config), *_code(folder, config, force)]
-    others = (*TOKENIZER_FILES, *BESIDE_WEIGHTS) if _has_vocabulary(folder) else BESIDE_WEIGHTS
-    names += [name for name in others if (folder / name).is_file()]
-    patterns = (*LICENCES, TEMPLATES)
-    more_files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-    names += [path.relative_to(folder).as_posix() for path in more_files]
+    names += [name for name in BESIDE_WEIGHTS if (folder / name).is_file()] + names_beside(folder)
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
     results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
@@ -165,21 +105,15 @@ def repository_files(
         raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
     if check_loading:
         check_that_it_loads(folder, config)
-        _check_tokenizer(folder)
+        check_tokenizer(folder)
     measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
     text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
     names += pictures_of(text, folder)
-    if CERTIFICATE in names and (note := _doubt_of_certificate(folder, measured)):
-        names.remove(CERTIFICATE)
+    if CERTIFICATE_NAME in names and (note := _doubt_of_certificate(folder, measured)):
+        names.remove(CERTIFICATE_NAME)
         more.append(note)
-    files = [RepositoryFile(name, _content(folder, name)) for name in names]
-    files += [*evaluation, RepositoryFile(CARD, text.encode())]
-    check_no_token(files)
-    published = {*names, CARD, WRITTEN}
-    inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    left_out = sorted(name for name in inside if name not in published)
-    return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), (*notes, *more))
+    return gathered(folder, names, [*evaluation, RepositoryFile(CARD, text.encode())], [*notes, *more])
 
 
 def is_managed(path: str) -> bool:
@@ -205,54 +139,25 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
         Representation.load(folder)
 
 
-def _refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:
-    return ValueError(f"`folder` must {rule}, got {str(folder)!r}{problem}. {advice}".strip())
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise _refusal(folder, "be the folder of a saved model", ": no such folder", "")
+        raise refusal(folder, "be the folder of a saved model", ": no such folder", "")
     if (folder / ADAPTER).is_file():
         problem = f", which holds an adapter (`{ADAPTER}`)"
         advice = f"Merge it (`rigpt finetune` has --merge), or send it as it is: hf upload REPO {folder}"
-        raise _refusal(folder, "hold a whole model", problem, advice)
+        raise refusal(folder, "hold a whole model", problem, advice)
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
-        raise _refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
+        raise refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
     config = read_json(folder / "config.json", "folder")
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
-        raise _refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
+        raise refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
     for name, kind in (("auto_map", dict), ("architectures", list), ("token_symmetry", dict)):
         if not isinstance(config.get(name) or kind(), kind):
             problem = f" with {name} {config[name]!r:.80}"
-            raise _refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
+            raise refusal(folder, "have a config.json of this package", problem, f"Save the model once more {SAVE}.")
     return config
-
-
-def _check_nothing_forbidden(folder: Path) -> None:
-    def state(path: Path) -> bool:
-        return bool(CHECKPOINTS.fullmatch(path.name)) or any(fnmatch(path.name, pattern) for pattern in STATE)
-
-    def pickled(path: Path) -> bool:
-        return path.is_file() and path.suffix in PICKLES and path.name not in HARMLESS
-
-    rules: tuple[tuple[Callable[[Path], bool], str, str], ...] = (
-        (state, "the state of a training", "Save the finished model to a folder of its own, and publish that"),
-        (pickled, "pickles, which run code when they are read", "Remove them, or save the model as safetensors"),
-    )
-    for forbidden, what, advice in rules:
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if forbidden(path)]
-        if names:
-            raise ValueError(f"`folder` must not hold {what}, got {name_some(names)} in {str(folder)!r}. {advice}.")
-
-
-def _check_inside(folder: Path, name: str) -> None:
-    """A `ValueError` if a file lies elsewhere, but for the library's cache, whose snapshots are made of links."""
-    if not is_inside(folder / name, folder, constants.HF_HUB_CACHE):
-        place = os.path.realpath(folder / name)
-        problem, advice = f" with {name!r}, a link to {place!r:.200}", "Put the file itself there or remove it."
-        raise _refusal(folder, "hold itself all that is published", problem, advice)
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> list[str]:
@@ -261,20 +166,20 @@ def _weights(folder: Path, config: dict[str, Any]) -> list[str]:
         shards = set(map(str, mapping.values())) if isinstance(mapping, dict) else set()
         if strange := sorted(shard for shard in shards if not SHARD.fullmatch(shard)):
             problem = f", whose `{INDEX}` names {strange[0]!r:.80}"
-            raise _refusal(folder, "hold its weights as safetensors of its own", problem, f"Save it once more {SAVE}.")
+            raise refusal(folder, "hold its weights as safetensors of its own", problem, f"Save it once more {SAVE}.")
         names = [INDEX, *sorted(shards)]
     else:
         names = [SINGLE]
     absent = [name for name in names if not (folder / name).is_file()]
     if absent or len(names) == names.count(INDEX):
         problem = f" without {name_some(absent or ['weight_map'])}"
-        raise _refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
+        raise refusal(folder, "hold all weights as safetensors", problem, f"Save the model once more {SAVE}.")
     # Those in folders, such as an adapter that was merged, are left out as all other files are.
     framed = (config.get("token_symmetry") or {}).get("frame") == SYMMETRY_FRAME
     unused = {path.name for path in folder.glob("*.safetensors")} - {*names, *[SYMMETRY_FRAME] * framed}
     if unused:
         problem, advice = f", which also has {name_some(unused)}", "Move what is not of the model out of the folder."
-        raise _refusal(folder, "hold the weights of one model", problem, advice)
+        raise refusal(folder, "hold the weights of one model", problem, advice)
     return names
 
 
@@ -284,11 +189,11 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     classes = list((config.get("auto_map") or {}).values())
     if not classes:
         problem = " without one: nobody could load it who has not installed this package"
-        raise _refusal(folder, "have an `auto_map` in its config.json", problem, advice)
+        raise refusal(folder, "have an `auto_map` in its config.json", problem, advice)
     elsewhere = [name for name in classes if not isinstance(name, str) or not re.fullmatch(r"\w+\.\w+", name)]
     if elsewhere:
         problem = f" with {elsewhere[0]!r}, which is no class in a file of its own"
-        raise _refusal(folder, "bring the code of its `auto_map` along", problem, advice)
+        raise refusal(folder, "bring the code of its `auto_map` along", problem, advice)
     named = {f"{name.partition('.')[0]}.py" for name in classes}
     for path in [folder / name for name in named if (folder / name).is_file()]:
         try:
@@ -300,17 +205,17 @@ def _code(folder: Path, config: dict[str, Any], force: bool) -> list[str]:
     for problem, names in (("lacks", named - present), ("also has", present - named)):
         if names:
             rule = "hold the code that its `auto_map` names and no other"
-            raise _refusal(folder, rule, f", which {problem} {name_some(names)}", advice)
+            raise refusal(folder, rule, f", which {problem} {name_some(names)}", advice)
     if lost := [name for name in classes if not _is_class(folder, *name.split("."))]:
         rule = "hold the classes that its `auto_map` names"
-        raise _refusal(folder, rule, f", which lacks {name_some(lost)}", advice)
+        raise refusal(folder, rule, f", which lacks {name_some(lost)}", advice)
     package = Path(rigpt_hf.__file__).parent
     ours = {name: package / name for name in named}
     changed = [n for n, path in ours.items() if not path.is_file() or path.read_bytes() != (folder / n).read_bytes()]
     if changed and not force:
         advice += " Or pass `force=True` if it is meant to differ."
         problem = f", where {name_some(changed)} differs"
-        raise _refusal(folder, "hold the code of the installed package", problem, advice)
+        raise refusal(folder, "hold the code of the installed package", problem, advice)
     return sorted(named)
 
 
@@ -325,51 +230,19 @@ def _doubt_of_certificate(folder: Path, measured: Callable[[], EvaluatedModel]) 
     reason = doubt.removeprefix(f"{QUESTION}: ")
     if reason in OF_ANOTHER:
         raise ValueError(
-            f"`folder` must have the certificate of its own weights or none, got {str(folder / CERTIFICATE)!r}: "
-            f"{reason}. Remove it, or convert the source once more."
+            f"`folder` must have the certificate of its own weights or none, got "
+            f"{str(folder / CERTIFICATE_NAME)!r}: {reason}. Remove it, or convert the source once more."
         )
     # That two models differ is as true as that they are equal.
     if not reason or reason == NOT_PASSED:
         return ""
-    return f"{CERTIFICATE} is not published: {reason}. Convert the source once more for one that can be checked."
-
-
-def _content(folder: Path, name: str) -> Path | bytes:
-    """A file as it is, or, of records of a model, without the paths of this machine."""
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(part) for key, part in value.items()}
-        if isinstance(value, list):
-            return [cleaned(part) for part in value]
-        return without_path(value) if isinstance(value, str) else value
-
-    _check_inside(folder, name)
-    if name not in RECORDS:
-        return folder / name
-    # Of a certificate goes what follows from its numbers, whatever the file says.
-    record = Certificate.load(folder).to_dict() if name == CERTIFICATE else read_json(folder / name, "folder")
-    return (json.dumps(cleaned(record), indent=2) + "\n").encode()
+    return f"{CERTIFICATE_NAME} is not published: {reason}. Convert the source once more for one that can be checked."
 
 
 def model_of(folder: Path) -> EvaluatedModel:
     """The model of a folder, to measure it."""
     with quiet_loading():
         return evaluated(folder)
-
-
-def _has_vocabulary(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in VOCABULARY_FILES)
-
-
-def _check_tokenizer(folder: Path) -> None:
-    if not _has_vocabulary(folder):
-        return
-    try:
-        load_tokenizer(folder, argument="folder")
-    except ValueError as error:
-        rule = "hold a tokenizer that loads or none"
-        raise _refusal(folder, rule, f": {error}", "Save the tokenizer once more.") from error
 
 
 def _evaluation(results: Path, measured: Callable[[], EvaluatedModel]) -> tuple[list[RepositoryFile], list[str]]:

@@ -13,8 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.read import name_some
 from ..checkpoints.written import parse_json
-from .hub import Hub
-from .repository import PICKLES, RepositoryFile, check_no_token, is_managed, repository_files
+from .contents import PICKLES, RepositoryFile
+from .hub import Hub, check_no_token
+from .repository import is_managed, repository_files
 
 
 # What a file system takes as a name, as a branch is one on the Hub.

@@ -16,13 +16,9 @@ from rigpt_hf.model_cards import card as cards
 from rigpt_hf.model_cards.card import card_text, write_card
 from rigpt_hf.model_cards.marker import without_marker
 from rigpt_hf.model_cards.metadata import model_metadata
-from rigpt_hf.publishing.repository import (
-    RepositoryContents,
-    RepositoryFile,
-    check_no_token,
-    is_managed,
-    repository_files,
-)
+from rigpt_hf.publishing.contents import RepositoryContents, RepositoryFile
+from rigpt_hf.publishing.hub import check_no_token
+from rigpt_hf.publishing.repository import is_managed, repository_files
 from rigpt_hf.publishing.upload import foreign, publish
 from rigpt_hf.symmetry import GaugeTransformation
 from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
