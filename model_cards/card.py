@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, UndefinedError
 from markupsafe import Markup
 
 from rigpt_hf import RiGPTConfig, __version__
@@ -145,8 +145,8 @@ def card_text(
         ) from error
 
 
-def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
-    """The text of a card; a `jinja2.UndefinedError` if the template asks for what nobody knows."""
+def template(name: str) -> Template:
+    """A template of this folder, which escapes what is not marked as Markdown and refuses what nobody knows."""
     environment = Environment(
         loader=PackageLoader("rigpt_hf.model_cards", "."),
         # Those of `ModelCard.from_template` would print nothing for what is undefined, and keep the lines of blocks.
@@ -154,21 +154,30 @@ def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] 
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # that is for HTML; whatever is not marked as Markdown is escaped here
+        autoescape=False,  # that is for HTML
         finalize=lambda value: value if isinstance(value, Markup) else literal(value),
     )
     environment.filters |= {"number": _number, "lines": lambda text: Markup(literal_lines(text))}
+    return environment.get_template(name)
+
+
+def fence_around(text: str) -> Markup:
+    """Backquotes that nothing in a text can end."""
+    return Markup("`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)))
+
+
+def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
+    """The text of a card; a `jinja2.UndefinedError` if the template asks for what nobody knows."""
     title, certificate = title_of(known.author, repo_id), known.certificate
     citation = known.author.citation or CITATION.replace("VERSION", __version__)
-    body = environment.get_template("card.md.j2").render(
+    body = template("card.md.j2").render(
         vars(known),
         made_from=known.author.base_model or (without_path(certificate.source) if certificate else None),
         title=title,
         repo_id=repo_id or PLACEHOLDER,
         table=_table(known.evaluation) if known.evaluation else None,
         citation=citation,
-        # Longer than any in the text, which could end it.
-        fence=Markup("`" * max(3, 1 + max(map(len, re.findall("`+", citation)), default=0))),
+        fence=fence_around(citation),
         absent=absent(known),
     )
     text = f"---\n{hub_metadata(known, title, tags).to_yaml()}\n---\n\n{body}"
@@ -257,12 +266,16 @@ def absent(known: CardMetadata) -> list[str]:
     words = [words for words in ASKED_FOR if words not in _measured(known)]
     # All of them as one item.
     missing += words if known.evaluation else [f"{', '.join(words[:-1])} and {words[-1]}"]
-    for name in ("license", "language", "intended_use", "limits", "authors"):
-        if getattr(known.author, name) is None:
-            missing.append(name.replace("_", " "))
+    missing += unsaid(known.author)
     if not known.model.has_tokenizer:
         missing.append("a tokenizer")
     return missing
+
+
+def unsaid(author: AuthorMetadata) -> list[str]:
+    """What only people know and nobody has said."""
+    names = ("license", "language", "intended_use", "limits", "authors")
+    return [name.replace("_", " ") for name in names if getattr(author, name) is None]
 
 
 def _measured(known: CardMetadata) -> set[str]:

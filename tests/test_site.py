@@ -88,7 +88,7 @@ def test_outputs_of_a_notebook_are_shown():
 SEEN = [
     "must not replace what is read, got",
     "exclude each other, got",
-    "`folder` must hold a whole model, got folder, which holds an adapter",
+    "`folder` must hold a model or an adapter, got folder, which holds an adapter",
     "turn whole heads, but would be by RiGPT. Remove it from the source's configuration",
     "it multiplies single coordinates of the stream by random numbers in training. Set it to 0",
     "`prompt` must be a text, got ''. Write it behind the model, or pipe it in.",

@@ -1,14 +1,12 @@
 """The verb that lets a model write."""
 
 import sys
-import warnings
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..checkpoints.source import ADAPTER, is_model
+from ..checkpoints.source import is_model
 from ..command_line import READS
-from ..extras import require
 from ..terminal import say, visible_lines
 from .arguments import DTYPES, Device, Revision, argument, flag, one_of, option
 from .common import check_device, to_dtype
@@ -67,6 +65,8 @@ def generate(
     check_ids(tokenizer, config, model)
     loaded = load_model(model, argument="model", revision=revision, dtype=to_dtype(dtype) or "auto")
     if adapter is not None:
+        from ..checkpoints.adapters import with_adapter
+
         loaded = with_adapter(loaded, adapter)
     loaded = loaded.to(device or best_device()).eval()
     text = sys.stdin.read() if prompt is None else prompt
@@ -100,34 +100,6 @@ def best_device() -> str:
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if found is None else found.type
-
-
-def with_adapter(model: Any, folder: Path) -> Any:
-    """
-    The model with an adapter of PEFT from a folder.
-
-    Raises:
-        ValueError: if there is none, or it belongs to a model of other shapes or names.
-    """
-    require("train")
-    from peft import PeftConfig, get_peft_model
-
-    from ..checkpoints.read import quiet_loading, reading
-
-    files = ADAPTER, "adapter_model.safetensors"
-    if not all((folder / name).is_file() for name in files):
-        raise ValueError(
-            f"`adapter` must be a folder with {' and '.join(files)}, got {str(folder)!r}. `rigpt finetune --lora 16` "
-            "makes one."
-        )
-    with quiet_loading(), warnings.catch_warnings(), reading("adapter", folder, "belong to this model"):
-        # Of what is missing the library only warns, and the model would write as if there were no adapter.
-        warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
-        left = adapted.load_adapter(str(folder), "default")
-        if odd := [*left.unexpected_keys, *(name for name in left.missing_keys if "lora_" in name)]:
-            raise ValueError(f"{len(odd)} of its tensors have no counterpart here, {odd[0]} among them.")
-        return adapted
 
 
 def tokens_of(text: str, tokenizer: Any, chat: bool) -> Any:

@@ -12,10 +12,17 @@ from .arguments import argument, flag, option
 
 
 def publish(
-    folder: Annotated[Path, argument("Folder of a RiGPT."), READS],
+    folder: Annotated[Path, argument("Folder of a RiGPT, of an adapter of one, or of its export to GGUF."), READS],
     repo: Annotated[str, argument("Repository, such as me/my-rigpt; it is made if there is none.")],
     private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
     revision: Annotated[str | None, option("Branch to publish on; it is made if there is none.", "main")] = None,
+    base: Annotated[
+        str | None,
+        option("Model on the Hub that this one belongs to or was made from, for the card.", "what an adapter names"),
+    ] = None,
+    collection: Annotated[
+        str | None, option("Title of a collection to put it into; it is made if there is none.", "none")
+    ] = None,
     results: Annotated[
         Path | None,
         option(
@@ -55,6 +62,9 @@ def publish(
     tokenizer, evaluation) goes in the same commit, the card is replaced, other files stay, and all of it remains in
     the repository's history. A repository that holds another kind of model is refused without --force.
 
+    An adapter of PEFT and files in GGUF get repositories of their own, with a card that names the model that they
+    belong to; --collection puts them beside it.
+
     With --space a small Gradio app is published too: one drags an angle, RiGPT's next-token distribution stands still
     and that of a stock model falls apart. It installs this package from the commit that is installed here, or by its
     version, which must be on PyPI then.
@@ -67,6 +77,10 @@ def publish(
         rigpt publish my-rigpt me/my-rigpt --dry-run
 
         rigpt publish my-rigpt me/my-rigpt --private --results runs/evaluation/results.json
+
+        rigpt publish my-adapter me/my-adapter --base me/my-rigpt --collection "My RiGPT"
+
+        rigpt publish my-gguf me/my-rigpt-GGUF --base me/my-rigpt --collection "My RiGPT"
 
         rigpt publish my-rigpt me/my-rigpt --space --baseline openai-community/gpt2
     """
@@ -95,7 +109,9 @@ def publish(
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
-        contents = repository_files(folder, repo_id=repo, results=results, card=card, metadata=metadata, force=force)
+        contents = repository_files(
+            folder, repo_id=repo, base=base, results=results, card=card, metadata=metadata, force=force
+        )
         say_files(console, {file.path: file.size for file in contents.files}, repo)
         say_left_out(console, contents.left_out)
         for note in contents.notes:
@@ -114,6 +130,8 @@ def publish(
         repo,
         private=private,
         revision=revision,
+        base=base,
+        collection=collection,
         results=results,
         card=card,
         metadata=metadata,
@@ -126,11 +144,9 @@ def publish(
         console.print(f"Removed there: {', '.join(report.removed)}", highlight=False)
     say_left_out(console, report.left_out)
     console.print(report.url, soft_wrap=True)
-    console.print(
-        f'AutoModelForCausalLM.from_pretrained("{report.repo_id}", revision="{report.commit}", '
-        "trust_remote_code=True)",
-        soft_wrap=True,
-    )
+    console.print(report.load, soft_wrap=True, highlight=False)
+    if report.collection:
+        console.print(f"Collection: {report.collection}", soft_wrap=True, highlight=False)
     if space:
         try:
             shown = publish_space(report, space_repo, baseline=baseline, force=force, console=console)

@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.read import quiet_loading
 from ..evaluation.harness.cache import fingerprint
 from ..evaluation.models import EvaluatedModel
 from ..model_cards import card as cards
 from ..model_cards.marker import digest_of_results, for_repository, is_unchanged, read_marker
-from ..model_cards.metadata import evaluation_of
+from ..model_cards.metadata import AuthorMetadata, author_metadata, evaluation_of
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
@@ -25,7 +28,7 @@ def card_of(
     repo_id: str | None = None,
     results: Path | None = None,
     card: Path | None = None,
-    metadata: Path | None = None,
+    metadata: Path | AuthorMetadata | None = None,
 ) -> tuple[str, list[str]]:
     """
     The card of a model that is published.
@@ -46,20 +49,11 @@ def card_of(
         ValueError: if there is no such file, its metadata are broken, it was written for other weights and changed
             since, or a card cannot be written.
     """
-    path = card or folder / cards.CARD
-    if card is not None and not path.is_file():
-        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}: no such file.")
-    if not path.is_file():
+    text = own_card(folder, card, metadata)
+    if text is None:
         with quiet_loading():
             return cards.card_text(folder, repo_id=repo_id, results=results, metadata=metadata), []
-    if metadata is not None:
-        raise ValueError(
-            f"`metadata` are for a card that is written, got {str(metadata)!r} although there is {str(path)!r}. Leave "
-            "one of them out."
-        )
-    _check_metadata(path)
-    # A person's card keeps even the ends of its lines.
-    text = path.read_bytes().decode()
+    path = card or folder / cards.CARD
     marker = read_marker(text)
     if marker is None:
         return text, [f"The card {path} is your own and stays as it is: the results are not in it."] if results else []
@@ -82,6 +76,67 @@ def card_of(
             "published, written for these; the file stays as it is."
         )
     return for_repository(text, repo_id) if repo_id else text, notes
+
+
+def check_base(base: str) -> None:
+    """A `ValueError` if there can be no model of this name on the Hub."""
+    try:
+        validate_repo_id(base)
+    except HFValidationError as error:
+        raise ValueError(
+            f"`base` must be the id of a model on the Hub such as me/my-rigpt, got {base!r}. Publish that model "
+            "first, and name its repository."
+        ) from error
+
+
+def based_on(base: str, folder: Path, card: Path | None, metadata: Path | None) -> AuthorMetadata:
+    """
+    What people said, and which model this one was made from, for a card that is written.
+
+    Raises:
+        ValueError: if there is a card.
+    """
+    path = card or folder / cards.CARD
+    if path.is_file():
+        raise ValueError(
+            f"`base` is for a card that is written, got {base!r} although there is {str(path)!r}. Name it there as "
+            "base_model, or write that card once more: rigpt card has --metadata."
+        )
+    return replace(author_metadata(metadata), base_model=base)
+
+
+def own_card(
+    folder: Path,
+    card: Path | None = None,
+    metadata: Path | AuthorMetadata | None = None,
+    says_nothing: str | None = None,
+) -> str | None:
+    """
+    The card that is there; `None` if one is to be written.
+
+    Args:
+        folder, card, metadata: As for [`card_of`].
+        says_nothing (`str`, *optional*): A line by which a card is known that a library wrote of nothing.
+
+    Raises:
+        ValueError: if there is no such file, its header is broken, or there are metadata for another.
+    """
+    path = card or folder / cards.CARD
+    if card is not None and not path.is_file():
+        raise ValueError(f"`card` must be a Markdown file, got {str(card)!r}: no such file.")
+    if not path.is_file():
+        return None
+    # A person's card keeps even the ends of its lines.
+    text = path.read_bytes().decode()
+    if says_nothing is not None and says_nothing in text.splitlines():
+        return None
+    if metadata is not None:
+        raise ValueError(
+            f"`metadata` are for a card that is written, got {str(metadata)!r} although there is {str(path)!r}. Leave "
+            "one of them out."
+        )
+    _check_metadata(path)
+    return text
 
 
 def _check_metadata(path: Path) -> None:

@@ -96,7 +96,7 @@ def gathered(
     names = list(dict.fromkeys(names))
     files = [*(RepositoryFile(name, content_of(folder, name)) for name in names), *made]
     check_no_token(files)
-    published = {*names, CARD, WRITTEN}
+    published = {file.path for file in files} | {CARD, WRITTEN}
     inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     left_out = sorted(name for name in inside if name not in published)
     return RepositoryContents(tuple(sorted(files, key=lambda file: file.path)), tuple(left_out), tuple(notes))

@@ -17,6 +17,8 @@ from ..version import __version__
 # The class of whatever HTTP library this version of the client is built on.
 TransportError: Any = HfHubHTTPError.__mro__[1]
 IN_BYTES = re.compile(ACCESS_TOKEN.pattern.encode())
+# Bytes of a file in GGUF in which its header lies, with the vocabulary.
+GGUF_HEADER = 2**26
 ADVICE = "in your settings on the Hub, then say hf auth login, or set HF_TOKEN"
 
 
@@ -79,6 +81,21 @@ class Hub:
             return self.api.create_commit(
                 repo_id, operations, commit_message=message, revision=revision, repo_type=repo_type
             ).oid
+
+    def collect(self, repo_id: str, title: str) -> str:
+        """
+        Put a model into a collection of its owner, which is made if there is none of this title.
+
+        Returns:
+            `str`: the address of the collection.
+
+        Raises:
+            ValueError: if the Hub refuses.
+        """
+        with self.plain_errors(repo_id):
+            found = self.api.create_collection(title, namespace=repo_id.split("/")[0], exists_ok=True)
+            self.api.add_collection_item(found.slug, repo_id, "model", exists_ok=True)
+        return f"{self.api.endpoint}/collections/{found.slug}"
 
     @contextmanager
     def plain_errors(self, repo_id: str, sending: bool = False) -> Iterator[None]:
@@ -148,6 +165,9 @@ def check_no_token(files: Iterable[Any], token: str | None = None) -> None:
 
 def _text_in(file: Any) -> bytes:
     """All of a file, and of weights the header, which holds names and what else somebody noted."""
+    if file.path.endswith(".gguf"):
+        with file.content.open("rb") as opened:
+            return opened.read(GGUF_HEADER)
     if not file.path.endswith(".safetensors"):
         return file.read()
     with BytesIO(file.content) if isinstance(file.content, bytes) else file.content.open("rb") as opened:

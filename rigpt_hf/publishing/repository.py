@@ -15,7 +15,7 @@ import rigpt_hf
 from ..checkpoints.certificate import CERTIFICATE_NAME
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES
 from ..checkpoints.read import load_model, name_some, quiet_loading
-from ..checkpoints.source import ADAPTER, read_json
+from ..checkpoints.source import read_json
 from ..evaluation.harness.report import as_html
 from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
@@ -24,7 +24,7 @@ from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificat
 from ..model_cards.metadata import evaluation_of
 from ..symmetry.tokens import Representation
 from ..token_symmetry_rigpt import SYMMETRY_FRAME
-from .cards import card_of, pictures_of
+from .cards import based_on, card_of, check_base, pictures_of
 from .contents import (
     RECORDS,
     TEMPLATES,
@@ -37,6 +37,7 @@ from .contents import (
     names_beside,
     refusal,
 )
+from .siblings import kind_of, sibling_files
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -62,6 +63,7 @@ def repository_files(
     folder: str | Path,
     *,
     repo_id: str | None = None,
+    base: str | None = None,
     results: str | Path | None = None,
     card: str | Path | None = None,
     metadata: str | Path | None = None,
@@ -72,9 +74,12 @@ def repository_files(
     The files that a repository holds of a saved RiGPT: weights, code, configuration, tokenizer, certificate, card and
     evaluation. Every other file of the folder is left out, but for what must not lie beside a model at all.
 
+    Of a folder with an adapter of PEFT or with files in GGUF, those that [`sibling_files`] names.
+
     Args:
         folder (`str` or `Path`): of a RiGPT, as `save_pretrained` and the verbs of `rigpt` write it.
         repo_id (`str`, *optional*): for the card, if one is written.
+        base (`str`, *optional*): id on the Hub of the model that this one was made from, for a card that is written.
         results (`str` or `Path`, *optional*): `results.json` of an evaluation, which goes to `evaluation/` with the
             `report.html` and `table.md` that are made of it; that of the folder if there is one.
         card (`str` or `Path`, *optional*): file to be the card. Otherwise it is the folder's README.md, or, if that
@@ -94,13 +99,23 @@ def repository_files(
     for path in folder.iterdir() if folder.is_dir() else ():
         if is_managed(path.name) or path.name in (CARD, EVALUATION[0]):
             check_inside(folder, path.name)
+    results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
+    if base is not None:
+        check_base(base)
+    if (kind := kind_of(folder)) is not None:
+        if results is not None:
+            raise ValueError(
+                f"`results` are of a whole model, got {str(results)!r} with a folder of {kind}. Leave them out."
+            )
+        return sibling_files(
+            folder, kind, repo_id=repo_id, base=base, card=card, metadata=metadata, check_loading=check_loading
+        )
     config = _read_config(folder)
     check_nothing_forbidden(folder)
     names = ["config.json", *_weights(folder, config), *_code(folder, config, force)]
     names += [name for name in BESIDE_WEIGHTS if (folder / name).is_file()] + names_beside(folder)
     if results is None and (folder / EVALUATION[0]).is_file():
         results = folder / EVALUATION[0]
-    results, card, metadata = (None if path is None else Path(path) for path in (results, card, metadata))
     if results is not None and not results.is_file():
         raise ValueError(f"`results` must be the results.json of an evaluation, got {str(results)!r}: no such file.")
     if check_loading:
@@ -108,7 +123,8 @@ def repository_files(
         check_tokenizer(folder)
     measured = cache(lambda: model_of(folder))
     evaluation, notes = ([], []) if results is None else _evaluation(results, measured)
-    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=metadata)
+    said = metadata if base is None else based_on(base, folder, card, metadata)
+    text, more = card_of(folder, measured, repo_id=repo_id, results=results, card=card, metadata=said)
     names += pictures_of(text, folder)
     if CERTIFICATE_NAME in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE_NAME)
@@ -142,17 +158,14 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise refusal(folder, "be the folder of a saved model", ": no such folder", "")
-    if (folder / ADAPTER).is_file():
-        problem = f", which holds an adapter (`{ADAPTER}`)"
-        advice = f"Merge it (`rigpt finetune` has --merge), or send it as it is: hf upload REPO {folder}"
-        raise refusal(folder, "hold a whole model", problem, advice)
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
         raise refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")
     config = read_json(folder / "config.json", "folder")
     if config.get("model_type") != "rigpt":
         problem = f" of model type {config.get('model_type')!r}"
-        raise refusal(folder, "hold a RiGPT", problem, f"Convert it first: rigpt convert {folder} OUTPUT")
+        advice = f"Convert it first: rigpt convert {folder} OUTPUT. An export goes as it is: hf upload REPO {folder}"
+        raise refusal(folder, "hold a RiGPT", problem, advice)
     for name, kind in (("auto_map", dict), ("architectures", list), ("token_symmetry", dict)):
         if not isinstance(config.get(name) or kind(), kind):
             problem = f" with {name} {config[name]!r:.80}"

@@ -11,15 +11,21 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from ..checkpoints.adapters import ADAPTER_WEIGHTS
 from ..checkpoints.read import name_some
+from ..checkpoints.source import ADAPTER
 from ..checkpoints.written import parse_json
+from ..model_cards.siblings import ADAPTERS, GGUF
 from .contents import PICKLES, RepositoryFile
 from .hub import Hub, check_no_token
 from .repository import is_managed, repository_files
+from .siblings import kind_of
 
 
 # What a file system takes as a name, as a branch is one on the Hub.
 LONGEST_REVISION = 240
+# What a repository holds.
+IN_WORDS = {None: "a RiGPT", ADAPTERS: "an adapter", GGUF: "files in GGUF"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class PublishedReport:
         files (`tuple[RepositoryFile, ...]`): all that the model consists of there.
         removed (`tuple[str, ...]`): files of an earlier model that went in the same commit.
         left_out (`tuple[str, ...]`): files of the folder that were not published.
+        load (`str`): the line that loads it from there.
+        collection (`str`, *optional*): address of the collection that it was put into.
     """
 
     repo_id: str
@@ -44,6 +52,8 @@ class PublishedReport:
     files: tuple[RepositoryFile, ...]
     removed: tuple[str, ...]
     left_out: tuple[str, ...]
+    load: str = ""
+    collection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ def publish(
     *,
     private: bool = False,
     revision: str | None = None,
+    base: str | None = None,
+    collection: str | None = None,
     results: str | Path | None = None,
     card: str | Path | None = None,
     metadata: str | Path | None = None,
@@ -70,16 +82,18 @@ def publish(
     console: Any = None,
 ) -> PublishedReport:
     """
-    Put a saved RiGPT on the Hub, with its code, so that anyone loads it with `trust_remote_code=True`.
+    Put a saved RiGPT on the Hub, with its code, so that anyone loads it with `trust_remote_code=True`; or an adapter
+    of one, or files in GGUF.
 
     Everything is checked before anything is sent, and appears in one commit. Files of an earlier RiGPT in the
     repository that this one lacks go in the same commit; other files there stay.
 
     Args:
-        folder, results, card, metadata: as for [`repository_files`].
+        folder, base, results, card, metadata: as for [`repository_files`].
         repo_id (`str`): such as "me/my-model"; without an owner it is that of the token. Made if there is none.
         private (`bool`, defaults to `False`): make a new repository private.
         revision (`str`, *optional*): branch, made if there is none; "main" if not given.
+        collection (`str`, *optional*): title of a collection of the same owner to put it into; made if there is none.
         token (`str`, *optional*): that of `hf auth login` or HF_TOKEN if not given. It is sent to the Hub only.
         force (`bool`, defaults to `False`): overwrite a repository that holds another kind of model, and publish code
             that is not that of the installed package.
@@ -97,7 +111,10 @@ def publish(
     say = console.print if console is not None else lambda text: None
     hub = Hub(token)
     say(f"Checking {folder}")
-    contents = repository_files(folder, repo_id=repo_id, results=results, card=card, metadata=metadata, force=force)
+    contents = repository_files(
+        folder, repo_id=repo_id, base=base, results=results, card=card, metadata=metadata, force=force
+    )
+    kind = kind_of(Path(folder))
     check_no_token(contents.files, hub.token)
     for note in contents.notes:
         say(note)
@@ -106,19 +123,29 @@ def publish(
         repo_id = hub.with_owner(repo_id)
         contents = contents.for_repository(repo_id)
         existing = _existing(hub.api, repo_id, branch)
-        _check_existing(existing, repo_id, private, force)
+        _check_existing(existing, repo_id, private, force, kind)
         if existing is None:
             # None leaves it to the settings of an organization.
             hub.api.create_repo(repo_id, private=private or None, exist_ok=True)
         if branch != constants.DEFAULT_REVISION and not (existing and existing.has_branch):
             hub.api.create_branch(repo_id, branch=branch, exist_ok=True)
     files = {file.path: file.content for file in contents.files}
-    there = existing.paths if existing else ()
-    removed = tuple(sorted(path for path in there if is_managed(path) and path not in files))
+    removed = tuple(sorted(path for path in _replaceable(existing) if path not in files))
     say(f"Sending {len(files)} files to {repo_id}")
     commit = hub.commit(repo_id, files, removed, message="Publish RiGPT", revision=branch)
     url = f"{hub.api.endpoint}/{repo_id}/tree/{commit}"
-    return PublishedReport(repo_id, url, commit, branch, contents.files, removed, contents.left_out)
+    try:
+        place = None if collection is None else hub.collect(repo_id, collection)
+    except ValueError as error:
+        raise ValueError(
+            f"The model is published at {url}, and is in no collection: {error} The same command tries again."
+        ) from error
+    # A revision would be that of an adapter's model, too.
+    pinned = "" if kind == ADAPTERS else f'revision="{commit}", '
+    load = f'AutoModelForCausalLM.from_pretrained("{repo_id}", {pinned}trust_remote_code=True)'
+    if kind == GGUF:
+        load = f"llama-cli -hf {repo_id}"
+    return PublishedReport(repo_id, url, commit, branch, contents.files, removed, contents.left_out, load, place)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -170,7 +197,17 @@ def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
     return _Existing(bool(info.private), has_branch, paths, model_type)
 
 
-def _check_existing(existing: _Existing | None, repo_id: str, private: bool, force: bool) -> None:
+def _replaceable(existing: _Existing | None) -> list[str]:
+    """The files that go with what was there before; an adapter that lies beside a model is somebody's own."""
+    if existing is None:
+        return []
+    adapter = () if existing.model_type else (ADAPTER, ADAPTER_WEIGHTS)
+    return [path for path in existing.paths if is_managed(path) or path in adapter]
+
+
+def _check_existing(
+    existing: _Existing | None, repo_id: str, private: bool, force: bool, kind: str | None = None
+) -> None:
     if existing is None:
         return
     if private and not existing.private:
@@ -178,17 +215,27 @@ def _check_existing(existing: _Existing | None, repo_id: str, private: bool, for
             f"`private` is for a new repository, and {repo_id!r} is there and public. Make it private in its settings "
             "on the Hub first, or name another."
         )
-    other = foreign(existing.paths, existing.model_type)
+    other, ours = foreign(existing.paths, existing.model_type, kind), IN_WORDS[kind]
     if other and not force:
         raise ValueError(
-            f"`repo` must be new, or hold a RiGPT to update, got {repo_id!r}, which holds {other}. Name another, or "
+            f"`repo` must be new, or hold {ours} to update, got {repo_id!r}, which holds {other}. Name another, or "
             "pass `force=True` to put this model in its place."
         )
 
 
-def foreign(paths: Iterable[str], model_type: str | None) -> str | None:
-    """The content of a repository that is no RiGPT and would be overwritten, in words; `None` if there is none."""
+def foreign(paths: Iterable[str], model_type: str | None, kind: str | None = None) -> str | None:
+    """
+    The content of a repository that would be overwritten by another kind, in words; `None` if there is none.
+
+    Args:
+        paths, model_type: Of the repository: its files, and what its `config.json` says if there is one.
+        kind (`str`, *optional*): What is published, as `kind_of` says.
+    """
     if model_type is not None:
-        return None if model_type == "rigpt" else f"a model of type {model_type!r}"
+        return None if model_type == "rigpt" and kind is None else f"a model of type {model_type!r}"
+    paths = list(paths)
     weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]
-    return f"{name_some(weights)} without a `config.json`" if weights else None
+    same = {ADAPTERS: ADAPTER in paths, GGUF: all(path.endswith(".gguf") for path in weights)}
+    if not weights or (kind is not None and same[kind]):
+        return None
+    return f"{name_some(weights)} without a `config.json`"

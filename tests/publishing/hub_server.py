@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-LFS_SUFFIXES = (".safetensors", ".bin")
+LFS_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class HubServer:
     def __init__(self, tokens: dict[str, tuple[str, str]]):
         self.tokens = tokens
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, list[str]] = {}
         self.stored: dict[str, bytes] = {}
         self.signature = secrets.token_hex(8)
         self.cut: set[str] = set()
@@ -150,6 +151,35 @@ class HubServer:
         repo = self.repos[repo_id] = Repo(body.get("visibility") == "private" or bool(body.get("private")))
         repo.add("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", False)})
         return {"url": f"{self.endpoint}/{repo_id}", "name": repo_id}
+
+    def create_collection(self, body: dict, token: str | None) -> dict:
+        self.check_right(body["namespace"], token)
+        slug = f"{body['namespace']}/{body['title'].lower().replace(' ', '-')}-{'0' * 24}"
+        if slug in self.collections:
+            raise Refused(409, "This collection already exists", slug=slug)
+        self.collections[slug] = []
+        return self.collection(slug)
+
+    def collection(self, slug: str) -> dict:
+        there = enumerate(self.collections[slug])
+        items = [{"_id": str(place), "id": each, "type": "model", "position": place} for place, each in there]
+        about = {"slug": slug, "title": slug, "owner": {"name": slug.split("/")[0]}, "items": items}
+        return about | {
+            "lastUpdated": "2026-01-01T00:00:00.000Z",
+            "position": 0,
+            "private": False,
+            "theme": "blue",
+            "upvotes": 0,
+        }
+
+    def add_to_collection(self, slug: str, body: dict, token: str | None) -> dict:
+        self.check_right(slug.split("/")[0], token)
+        item = body["item"]["id"]
+        self.readable(item, token)
+        if item in self.collections[slug]:
+            raise Refused(409, "Item already in collection")
+        self.collections[slug].append(item)
+        return self.collection(slug)
 
     def create_branch(self, repo: Repo, branch: str, body: dict) -> dict:
         if branch in repo.branches:
@@ -272,6 +302,12 @@ class Api(Handler):
                 result = {"errors": [], "warnings": []}
             case "POST", ["api", "repos", "create"]:
                 result = hub.create_repo(json.loads(body), token)
+            case "POST", ["api", "collections"]:
+                result = hub.create_collection(json.loads(body), token)
+            case "GET", ["api", "collections", owner, name]:
+                result = hub.collection(f"{owner}/{name}")
+            case "POST", ["api", "collections", owner, name, "items"]:
+                result = hub.add_to_collection(f"{owner}/{name}", json.loads(body), token)
             case "POST", ["api", "models", owner, name, "branch", branch]:
                 result = hub.create_branch(hub.writable(f"{owner}/{name}", token), branch, json.loads(body or b"{}"))
             case "POST", ["api", "models", owner, name, "preupload", revision]:

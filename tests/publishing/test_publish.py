@@ -31,7 +31,7 @@ hf_api.api.endpoint = constants.ENDPOINT
 place, commits = sys.argv[1], json.loads(sys.argv[2])
 input_ids = torch.load(place + "/input_ids.pt")
 for repo_id, commit in commits:
-    pinned = {"revision": commit, "code_revision": commit}
+    pinned = {} if commit == "main" else {"revision": commit, "code_revision": commit}
     model = AutoModelForCausalLM.from_pretrained(repo_id, trust_remote_code=True, **pinned)
     with torch.no_grad():
         torch.save(model.eval()(input_ids).logits, f"{place}/{commit}.pt")
