@@ -367,6 +367,14 @@ def test_the_page_in_a_browser(browser, page, tmp_path):
     screenshot = tmp_path / "space.png"
     assert browser.save_screenshot(str(screenshot)) and Image.open(screenshot).size[0] >= 1200
 
+    # On a telephone everything is below each other, and nothing reaches beyond the screen.
+    narrow = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    wait.until(lambda _: browser.execute_script("return window.innerWidth") == narrow["width"])
+    widest = browser.execute_script("return document.documentElement.scrollWidth")
+    assert browser.save_screenshot(str(tmp_path / "narrow.png")) and widest <= narrow["width"]
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     for _ in range(60):
         slider.send_keys(Keys.ARROW_LEFT)
     wait.until(lambda _: "72.0°" in browser.find_element(By.TAG_NAME, "body").text)

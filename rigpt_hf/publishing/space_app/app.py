@@ -105,7 +105,13 @@ with gr.Blocks(title=SETTINGS["title"], analytics_enabled=False) as demo:
     gr.Markdown(INTRODUCTION)
     with gr.Row(equal_height=True):
         prompt = gr.Textbox(
-            SETTINGS["prompt"], label="Prompt", scale=4, max_lines=1, submit_btn=True, elem_id="prompt"
+            SETTINGS["prompt"],
+            label="Prompt",
+            scale=4,
+            min_width=280,  # on a narrow screen the seed goes below it
+            max_lines=1,
+            submit_btn=True,
+            elem_id="prompt",
         )
         seed = gr.Number(
             0, label="Seed of the rotation", precision=0, minimum=0, maximum=MAX_SEED, scale=1, min_width=140
