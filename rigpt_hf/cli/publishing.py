@@ -95,7 +95,8 @@ def publish(
     if space:
         from huggingface_hub import get_token
 
-        from ..publishing.space import check_space, package, publish_space, space_files
+        from ..publishing.space import check_space, publish_space, space_files
+        from ..version import package
 
         space_repo = check_space(
             folder,

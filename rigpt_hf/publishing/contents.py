@@ -20,6 +20,7 @@ from ..model_cards.card import CARD
 from ..model_cards.marker import for_repository
 from ..text.paths import without_path
 from .hub import check_no_token
+from .notebook import NOTEBOOK, for_place
 
 
 RECORDS = (CERTIFICATE_NAME, "merge.json", "finetune.json", "quantize.json", "prune.json")
@@ -77,8 +78,10 @@ class RepositoryContents:
 
     def for_repository(self, repo_id: str) -> "RepositoryContents":
         """The same, with a card of our making that loads the model from there, now that the owner is known."""
+        made = {CARD: lambda text: for_repository(text.decode(), repo_id).encode()}
+        made[NOTEBOOK] = lambda text: for_place(text, repo_id)
         files = [
-            RepositoryFile(CARD, for_repository(file.read().decode(), repo_id).encode()) if file.path == CARD else file
+            RepositoryFile(file.path, made[file.path](file.read())) if file.path in made else file
             for file in self.files
         ]
         return replace(self, files=tuple(files))

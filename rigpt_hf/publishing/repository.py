@@ -21,6 +21,7 @@ from ..evaluation.harness.tables import as_markdown
 from ..evaluation.models import EvaluatedModel, evaluated
 from ..model_cards.card import CARD
 from ..model_cards.certified import NOT_PASSED, OF_ANOTHER, QUESTION, certificate_of
+from ..model_cards.marker import PLACEHOLDER
 from ..model_cards.metadata import evaluation_of
 from ..symmetry.tokens import Representation
 from ..token_symmetry_rigpt import SYMMETRY_FRAME
@@ -34,9 +35,11 @@ from .contents import (
     check_nothing_forbidden,
     check_tokenizer,
     gathered,
+    has_vocabulary,
     names_beside,
     refusal,
 )
+from .notebook import NOTEBOOK, notebook
 from .siblings import kind_of, sibling_files
 
 
@@ -53,6 +56,7 @@ MANAGED = (
     "pytorch_model*",
     "*_rigpt.py",
     "config.json",
+    NOTEBOOK,
     *TOKENIZER_FILES,
     *BESIDE_WEIGHTS,
     *TEMPLATE_FILES,
@@ -129,7 +133,11 @@ def repository_files(
     if CERTIFICATE_NAME in names and (note := _doubt_of_certificate(folder, measured)):
         names.remove(CERTIFICATE_NAME)
         more.append(note)
-    return gathered(folder, names, [*evaluation, RepositoryFile(CARD, text.encode())], [*notes, *more])
+    made = [*evaluation, RepositoryFile(CARD, text.encode())]
+    if has_vocabulary(folder):
+        turns = "quantization_config" not in config
+        made.append(RepositoryFile(NOTEBOOK, notebook(repo_id or PLACEHOLDER, turns=turns)))
+    return gathered(folder, names, made, [*notes, *more])
 
 
 def is_managed(path: str) -> bool:

@@ -4,7 +4,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,15 +14,15 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..text.markup import literal
-from ..version import __version__
+from ..version import package
 from .hub import Hub
+from .notebook import PROMPT
 from .repository import model_of
 from .rotation_view import exported
 from .upload import PublishedReport, check_repo_id
 
 
 TITLE = "RiGPT: a GPT with no preferred basis"
-PROMPT = "The capital of France is"
 APP = Path(__file__).with_name("space_app")
 GRADIO = "6.31.0"  # that the app was driven with
 PYTHON = "3.11"  # the least that the package runs on, and more than Spaces have by default
@@ -217,15 +217,6 @@ def space_files(
         "settings.json": json.dumps(settings, indent=2) + "\n",
     }
     return {"app.py": (APP / "app.py").read_bytes()} | {name: text.encode() for name, text in texts.items()}
-
-
-def package() -> str:
-    """This package for pip: the commit that it was installed from, if that is on a server, else its version."""
-    with suppress(PackageNotFoundError, ValueError, LookupError, TypeError):
-        origin = json.loads(distribution("rigpt-hf").read_text("direct_url.json") or "{}")
-        if origin["vcs_info"]["vcs"] == "git" and origin["url"].startswith("https://"):
-            return f"rigpt-hf @ git+{origin['url']}@{origin['vcs_info']['commit_id']}"
-    return f"rigpt-hf=={__version__}"
 
 
 def requirements() -> list[str]:

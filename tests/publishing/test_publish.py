@@ -68,7 +68,7 @@ def test_published_models_load_where_the_package_is_not_installed(hub, folder, t
     ]
     assert [answer[0] for answer in published] == [0] * 4, published
     first, again, update, branch = (out for _, out, _ in published)
-    for file in repository_files(folder).files:
+    for file in repository_files(folder, repo_id="me/tiny").files:
         assert f" {file.path} " in rehearsal and hub.files("me/tiny", commit_of(first))[file.path] == file.read()
     assert "Left out: notes.txt" in first
     assert commit_of(again) == commit_of(first) != commit_of(update)

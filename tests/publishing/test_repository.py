@@ -18,6 +18,7 @@ from rigpt_hf.model_cards.marker import without_marker
 from rigpt_hf.model_cards.metadata import model_metadata
 from rigpt_hf.publishing.contents import RepositoryContents, RepositoryFile
 from rigpt_hf.publishing.hub import check_no_token
+from rigpt_hf.publishing.notebook import NOTEBOOK, notebook
 from rigpt_hf.publishing.repository import is_managed, repository_files
 from rigpt_hf.publishing.upload import foreign, publish
 from rigpt_hf.symmetry import GaugeTransformation
@@ -45,7 +46,9 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     assert ".rigpt-written.json" not in paths
     stay = ("adapter/adapter_model.safetensors", "notes.txt", "pictures/other.png", "training_args.bin")
     assert contents.left_out == stay and not set(stay) & set(paths)
-    assert contents.size == sum((folder / path).stat().st_size for path in paths)
+    sizes = {file.path: file.size for file in contents.files}
+    assert sizes.pop(NOTEBOOK) == len(notebook("FOLDER")), "which is made, and in no folder"
+    assert sizes == {path: (folder / path).stat().st_size for path in sizes}
     assert len(set(paths)) == len(paths)
 
 

@@ -17,11 +17,11 @@ import torch
 from huggingface_hub import SpaceCard
 from PIL import Image
 
+from rigpt_hf import version as version_module
 from rigpt_hf.conversion import convert_model
 from rigpt_hf.pictures import encoded
 from rigpt_hf.pictures.rotation import draw_layer, draw_layers, draw_probabilities, layer_pictures, plain
 from rigpt_hf.pictures.style import STYLE
-from rigpt_hf.publishing import space
 from rigpt_hf.publishing.rotation_view import RotationView, View, load_subjects, turn_rigpt
 from rigpt_hf.publishing.space import FILES, GRADIO, space_files
 from rigpt_hf.symmetry import GaugeTransformation, haar
@@ -232,8 +232,8 @@ def test_a_space_installs_what_is_installed_here(monkeypatch):
         *((other, f"rigpt-hf=={__version__}") for other in (folder, local, {}, [], None)),
     ):
         installed = SimpleNamespace(read_text=lambda name, origin=origin: origin and json.dumps(origin))
-        monkeypatch.setattr(space, "distribution", lambda name, installed=installed: installed)
-        assert space.package() == expected == space_files("a/b")["requirements.txt"].decode().splitlines()[0]
+        monkeypatch.setattr(version_module, "distribution", lambda name, installed=installed: installed)
+        assert version_module.package() == expected == space_files("a/b")["requirements.txt"].decode().splitlines()[0]
 
 
 def test_the_pinned_gradio_is_the_tested_one():
