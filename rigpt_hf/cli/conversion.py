@@ -1,6 +1,7 @@
 """Verbs that carry models between stock architectures and RiGPT, compare them, and say what a RiGPT is."""
 
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,7 +171,9 @@ def export(
     if to == "onnx":
         from ..conversion.onnx import export_onnx
 
-        report(export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed), output)
+        made = export_onnx(source, output, dtype=to_dtype(dtype), force=force, seed=seed)
+        runs = f"from transformers.exporters import ExportedModel; ExportedModel.from_pretrained({dumps(str(output))})"
+        report(made, output, ("python", "-c", f"import rigpt_hf; {runs}"))
         return
     if to == "compressed-tensors":
         from ..conversion.compressed_tensors import export_compressed_tensors
