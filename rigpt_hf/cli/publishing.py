@@ -85,7 +85,7 @@ def publish(
         rigpt publish my-rigpt me/my-rigpt --space --baseline openai-community/gpt2
     """
     from ..publishing.repository import repository_files
-    from ..publishing.upload import check_repo_id, check_revision
+    from ..publishing.upload import check_collection, check_repo_id, check_revision
     from ..publishing.upload import publish as run
 
     # Names of files and folders are no markup.
@@ -110,6 +110,7 @@ def publish(
     if dry_run:
         check_repo_id(repo)
         check_revision(revision)
+        check_collection(collection)
         contents = repository_files(
             folder, repo_id=repo, base=base, results=results, card=card, metadata=metadata, force=force
         )

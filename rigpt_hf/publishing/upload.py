@@ -108,6 +108,7 @@ def publish(
     """
     check_repo_id(repo_id)
     check_revision(revision)
+    check_collection(collection)
     say = console.print if console is not None else lambda text: None
     hub = Hub(token)
     say(f"Checking {folder}")
@@ -175,6 +176,12 @@ def check_revision(revision: str | None) -> None:
             f"`revision` must be the name of a branch, got {revision!r:.80}. A commit gets its name when it is "
             "published; tags are set on the Hub."
         )
+
+
+def check_collection(title: str | None) -> None:
+    """A `ValueError` if no collection can have this title."""
+    if title is not None and (not title.strip() or len(title.splitlines()) > 1):
+        raise ValueError(f"`collection` must be a title, one line with something in it, got {title!r:.80}. Name one.")
 
 
 def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:

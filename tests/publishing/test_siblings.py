@@ -89,6 +89,9 @@ def test_an_adapter_loads_from_its_own_repository(hub, folder, adapter, place, r
     assert load_elsewhere(hub.endpoint, place, [("me/adapter", "main")])[0].startswith("transformers_modules.me.tiny")
     assert difference(torch.load(place / "main.pt"), logits[loaded]) <= SYMMETRY[torch.float32]
 
+    code, _, err = rigpt("publish", adapter, "me/adapter", "--base", BASE, "--collection", " ", "--dry-run")
+    assert code == 2 and "`--collection` must be a title" in err
+
     # What lies there is updated by its own kind alone.
     code, _, err = rigpt("publish", folder, "me/adapter")
     assert code == 2 and "`REPO` must be new, or hold a RiGPT to update" in err
