@@ -24,7 +24,14 @@ EMPTY = "# Model Card for Model ID"
 
 
 def sibling_card(
-    folder: Path, kind: str, names: list[str], author: AuthorMetadata, *, digest: str, repo_id: str | None = None
+    folder: Path,
+    kind: str,
+    names: list[str],
+    author: AuthorMetadata,
+    *,
+    known: bool,
+    digest: str,
+    repo_id: str | None = None,
 ) -> str:
     """
     The card of an adapter or of files in GGUF, from what lies beside them.
@@ -33,6 +40,7 @@ def sibling_card(
         folder, kind: Of it, and whether it is an adapter or GGUF.
         names (`list[str]`): The files that are published.
         author (`AuthorMetadata`): What people said; `base_model` is known.
+        known (`bool`): Whether it was seen that it belongs to a RiGPT, or was exported from one.
         digest (`str`): SHA-256 that stands for the weights.
         repo_id (`str`, *optional*): Where it will be found on the Hub.
 
@@ -45,6 +53,7 @@ def sibling_card(
     body = template("sibling.md.j2").render(
         title=title,
         kind=kind,
+        known=known,
         author=author,
         repo_id=repo_id or PLACEHOLDER,
         has_tokenizer="tokenizer.json" in names,

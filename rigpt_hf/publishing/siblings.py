@@ -14,9 +14,10 @@ from ..checkpoints.read import load_model, reading
 from ..checkpoints.source import ADAPTER, read_json
 from ..checkpoints.weights import check_finite
 from ..checkpoints.written import file_sha256, is_replaceable
+from ..configuration_rigpt import RiGPTConfig
 from ..extras import require
 from ..model_cards.card import CARD
-from ..model_cards.metadata import AuthorMetadata, author_metadata
+from ..model_cards.metadata import author_metadata
 from ..model_cards.siblings import ADAPTERS, EMPTY, GGUF, sibling_card
 from .cards import own_card, pictures_of
 from .contents import (
@@ -86,37 +87,32 @@ def sibling_files(
         base = _of_base(base or (None if is_here else made_on), folder, made_on)
         text = json.dumps(settings | {"base_model_name_or_path": base}, indent=2) + "\n"
         made.append(RepositoryFile(ADAPTER, text.encode()))
-        notes += _check_adapter(folder, made_on) if check_loading else []
+        known = check_loading and _fits(folder, made_on)
+        if check_loading and not known:
+            notes.append(f"The adapter was not put on its model: {made_on!r} is no folder of this machine.")
     else:
         base = _of_base(base, folder)
         _check_gguf(folder, files)
         if CERTIFICATE_NAME in names and (doubt := _doubt(folder, files)):
             names.remove(CERTIFICATE_NAME)
             notes.append(doubt)
+        known = CERTIFICATE_NAME in names
     if check_loading:
         check_tokenizer(folder)
-    text = _card(folder, kind, names, replace(author, base_model=base), repo_id, card, metadata)
+    text = own_card(folder, card, metadata, says_nothing=EMPTY)
+    if text is None:
+        author = replace(author, base_model=base)
+        text = sibling_card(folder, kind, names, author, known=known, digest=_digest(folder, names), repo_id=repo_id)
     names += pictures_of(text, folder)
     return gathered(folder, names, [*made, RepositoryFile(CARD, text.encode())], notes)
 
 
-def _card(
-    folder: Path,
-    kind: str,
-    names: list[str],
-    author: AuthorMetadata,
-    repo_id: str | None,
-    card: Path | None,
-    metadata: Path | None,
-) -> str:
-    """A person's card as it is, or one that is written where there is none but that of PEFT, which says nothing."""
-    own = own_card(folder, card, metadata, says_nothing=EMPTY)
-    if own is not None:
-        return own
+def _digest(folder: Path, names: list[str]) -> str:
+    """SHA-256 of files and their names."""
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}: {file_sha256(folder / name)}".encode())
-    return sibling_card(folder, kind, names, author, digest=digest.hexdigest(), repo_id=repo_id)
+    return digest.hexdigest()
 
 
 def _of_base(base: str | None, folder: Path, made_on: str = "") -> str:
@@ -130,16 +126,25 @@ def _of_base(base: str | None, folder: Path, made_on: str = "") -> str:
     )
 
 
-def _check_adapter(folder: Path, base: str) -> list[str]:
-    """A `ValueError` for an adapter that does not load; a line if its model is not here to put it on."""
+def _fits(folder: Path, base: str) -> bool:
+    """
+    Whether an adapter fits its model, a RiGPT; not if that is no folder of this machine.
+
+    Raises:
+        ValueError: if it does not load, or belongs to another model.
+    """
     with reading("folder", folder, "hold the whole weights of an adapter as safetensors"):
         tensors = load_file(folder / ADAPTER_WEIGHTS)
     for name, tensor in tensors.items():
         check_finite(name, tensor, str(folder))
     if not Path(base).is_dir():
-        return [f"The adapter was not put on its model: {base!r} is no folder of this machine."]
-    with_adapter(load_model(base, dtype=torch.float32), folder, "folder")
-    return []
+        return False
+    model = load_model(base, dtype=torch.float32)
+    if not isinstance(model.config, RiGPTConfig):
+        problem = f", which belongs to a {model.config.model_type}"
+        raise refusal(folder, "hold an adapter of a RiGPT", problem, f"It goes as it is: hf upload REPO {folder}")
+    with_adapter(model, folder, "folder")
+    return True
 
 
 def _check_gguf(folder: Path, files: list[str]) -> None:

@@ -48,6 +48,12 @@ def gguf(tmp_path):
     return tmp_path / "my-gguf"
 
 
+def point_to(adapter, base: str) -> None:
+    """Let an adapter name another model as its own."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+
+
 def published(contents) -> dict[str, bytes]:
     return {file.path: file.read() for file in contents.files}
 
@@ -117,6 +123,7 @@ def test_a_model_in_gguf_and_its_certificate(hub, gguf, rigpt):
         f"base_model: {BASE}",
         "base_model_relation: quantized",
         "llama-cli -hf me/small\n",
+        "a RiGPT",
         "my-gguf-F32.gguf |",
     ):
         assert line in card, line
@@ -129,7 +136,8 @@ def test_a_model_in_gguf_and_its_certificate(hub, gguf, rigpt):
     (gguf / "my-gguf-F32.gguf").unlink()
     contents = repository_files(gguf, base=BASE)
     assert "certificate.json" not in published(contents) and "changed or copied" in contents.notes[0]
-    assert "Where the weights come from" not in published(contents)["README.md"].decode()
+    card = published(contents)["README.md"].decode()
+    assert "Where the weights come from" not in card and "a RiGPT" not in card
 
 
 def test_a_person_s_card_stays(gguf):
@@ -182,11 +190,16 @@ def test_an_adapter_that_does_not_fit_its_model(adapter):
     save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, path)
     with pytest.raises(ValueError, match="`folder` must belong to this model"):
         repository_files(adapter, base=BASE)
-    # Of a model that is not here nobody can say.
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "you/there"}))
+    # Of a model of another kind nothing is said here, and of one that is not here nobody can say anything.
+    stock = adapter.parent / "stock"
+    stock_model("llama-tied", torch.float32).save_pretrained(stock)
+    point_to(adapter, str(stock))
+    with pytest.raises(ValueError, match="`folder` must hold an adapter of a RiGPT, got .* belongs to a llama"):
+        repository_files(adapter, base=BASE)
+    point_to(adapter, "you/there")
     contents = repository_files(adapter)
     assert "'you/there' is no folder of this machine" in contents.notes[0]
+    assert "a RiGPT" not in published(contents)["README.md"].decode()
     assert json.loads(published(contents)["adapter_config.json"])["base_model_name_or_path"] == "you/there"
 
 
