@@ -99,12 +99,12 @@ def sibling_files(
         known = CERTIFICATE_NAME in names
     if check_loading:
         check_tokenizer(folder)
-    text = own_card(folder, card, metadata, says_nothing=EMPTY)
-    if text is None:
+    own = own_card(folder, card, metadata, says_nothing=EMPTY)
+    if own is None:
         author = replace(author, base_model=base)
-        text = sibling_card(folder, kind, names, author, known=known, digest=_digest(folder, names), repo_id=repo_id)
-    names += pictures_of(text, folder)
-    return gathered(folder, names, [*made, RepositoryFile(CARD, text.encode())], notes)
+        own = sibling_card(folder, kind, names, author, known=known, digest=_digest(folder, names), repo_id=repo_id)
+    names += pictures_of(own, folder)
+    return gathered(folder, names, [*made, RepositoryFile(CARD, own.encode())], notes)
 
 
 def _digest(folder: Path, names: list[str]) -> str:
