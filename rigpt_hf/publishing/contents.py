@@ -9,7 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import constants
+from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.certificate import CERTIFICATE_NAME, Certificate
 from ..checkpoints.companions import TEMPLATE_FILES, TOKENIZER_FILES, VOCABULARY_FILES
@@ -26,6 +28,8 @@ from .notebook import NOTEBOOK, for_place
 RECORDS = (CERTIFICATE_NAME, "merge.json", "finetune.json", "quantize.json", "prune.json")
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 TEMPLATES = "additional_chat_templates/*.jinja"
+# Scores that a person states of benchmarks on the Hub, whose leaderboards read them.
+SCORES = ".eval_results/*.yaml"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # `Trainer` leaves its arguments beside every model that it saves; they stay at home.
 HARMLESS = ("training_args.bin",)
@@ -99,6 +103,9 @@ def gathered(
     names = list(dict.fromkeys(names))
     files = [*(RepositoryFile(name, content_of(folder, name)) for name in names), *made]
     check_no_token(files)
+    for file in files:
+        if fnmatch(file.path, SCORES):
+            _check_scores(folder, file)
     published = {file.path for file in files} | {CARD, WRITTEN}
     inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     left_out = sorted(name for name in inside if name not in published)
@@ -106,13 +113,27 @@ def gathered(
 
 
 def names_beside(folder: Path) -> list[str]:
-    """The files of a tokenizer, if it has a vocabulary, templates of chats, and licences."""
+    """The files of a tokenizer, if it has a vocabulary, templates of chats, licences, and scores of benchmarks."""
     single = (*TOKENIZER_FILES, *TEMPLATE_FILES) if has_vocabulary(folder) else TEMPLATE_FILES
-    more = (path for pattern in (*LICENCES, TEMPLATES) for path in folder.glob(pattern) if path.is_file())
+    more = (path for pattern in (*LICENCES, TEMPLATES, SCORES) for path in folder.glob(pattern) if path.is_file())
     return [
         *(name for name in single if (folder / name).is_file()),
         *(path.relative_to(folder).as_posix() for path in more),
     ]
+
+
+def _check_scores(folder: Path, file: RepositoryFile) -> None:
+    """A `ValueError` for scores that the Hub would not show."""
+    try:
+        for entry in yaml.safe_load(file.read()):
+            validate_repo_id(entry["dataset"]["id"])
+            if not isinstance(entry["dataset"]["task_id"], str) or type(entry["value"]) not in (int, float):
+                raise ValueError("`task_id` is a name, and `value` a number")
+    except (LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:100]
+        problem = f" with {file.path}: {type(error).__name__}: {reason}"
+        advice = "An entry has `dataset: {id: ..., task_id: ...}` and `value`; ids are those of benchmarks on the Hub."
+        raise refusal(folder, "hold scores as the Hub reads them", problem, advice) from error
 
 
 def refusal(folder: Path, rule: str, problem: str, advice: str) -> ValueError:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, parse_eval_result_entries
 from safetensors.torch import load_file, save, save_file
 
 from rigpt_hf.checkpoints.folder import record_written
@@ -50,6 +52,25 @@ def test_a_repository_holds_the_model_and_nothing_else(folder):
     assert sizes.pop(NOTEBOOK) == len(notebook("FOLDER")), "which is made, and in no folder"
     assert sizes == {path: (folder / path).stat().st_size for path in sizes}
     assert len(set(paths)) == len(paths)
+
+
+def test_scores_of_benchmarks_go_along_as_the_hub_reads_them(folder):
+    (folder / ".eval_results").mkdir()
+    path = folder / ".eval_results/gsm8k.yaml"
+    entry = EvalResultEntry("openai/gsm8k", "gsm8k", 12.5, notes="greedy")
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml([entry])))
+    contents = unloaded(folder)
+    (file,) = [file for file in contents.files if file.path == ".eval_results/gsm8k.yaml"]
+    assert parse_eval_result_entries(yaml.safe_load(file.read())) == [entry]
+    assert file.path not in contents.left_out and not is_managed(file.path)
+    without_task, without_id = (f"- {{dataset: {{{part}}}, value: 1}}" for part in ("id: a/b", "id: a b, task_id: x"))
+    for wrong in (without_task, without_id, "12", "[", "-"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="`folder` must hold scores as the Hub reads them, got .*gsm8k.yaml"):
+            unloaded(folder)
+    path.write_text("- {dataset: {id: openai/gsm8k, task_id: x}, value: high}")
+    with pytest.raises(ValueError, match="`value` a number"):
+        unloaded(folder)
 
 
 def test_the_frame_of_a_symmetry_goes_along(folder):
