@@ -132,7 +132,7 @@ def for_repository(text: str, repo_id: str) -> str:
         return text
     renamed, unchanged = without_marker(text), is_unchanged(text, marker)
     fitted = replace(marker, repo=repo_id, title=title_of(marker.author_metadata, repo_id))
-    for before, after in (('from_pretrained("', '"'), ("llama-cli -hf ", "\n")):
+    for before, after in (('from_pretrained("', '"'), ('from_pretrained(model, "', '"'), ("llama-cli -hf ", "\n")):
         renamed = renamed.replace(f"{before}{marker.repo or PLACEHOLDER}{after}", f"{before}{repo_id}{after}")
     for old, new in zip(_lines_with(marker.title), _lines_with(fitted.title), strict=True):
         renamed = renamed.replace(old, new, 1)

@@ -19,8 +19,6 @@ from .runs import of_record
 
 
 ADAPTERS, GGUF = "adapter", "gguf"
-# The heading of a card that PEFT writes beside every adapter, which says nothing.
-EMPTY = "# Model Card for Model ID"
 
 
 def sibling_card(
@@ -85,12 +83,13 @@ def _without_paths(certificate: Certificate) -> Certificate:
 
 
 def _of_adapter(settings: dict[str, Any]) -> dict[str, Any]:
-    targets = settings.get("target_modules")
+    targets, rank = settings.get("target_modules"), settings.get("r")
+    root = "√" if settings.get("use_rslora") else ""
+    others = ", others for some maps" if settings.get("rank_pattern") or settings.get("alpha_pattern") else ""
     return {
-        "method": str(settings.get("peft_type", "")),
-        "rank": settings.get("r"),
-        "alpha": settings.get("lora_alpha"),
-        "targets": ", ".join(sorted(map(str, targets))) if isinstance(targets, list) else str(targets or ""),
+        "method": "DoRA" if settings.get("use_dora") else "LoRA",
+        "rank": f"{rank}, scaled by {settings.get('lora_alpha')} / {root}{rank}{others}",
+        "targets": ", ".join(sorted(map(str, targets))) if isinstance(targets, list) else str(targets or "unknown"),
     }
 
 

@@ -100,7 +100,7 @@ ROWS: dict[str, Row] = {
     "Hadamard GPTQ per 32 W4A4": Row(replace(HADAMARD, group=32, activations=4)),
     "stock GPTQ per 32 KV4": Row(replace(STOCK, group=32, cache=4), stock=True),
     "Hadamard GPTQ per 32 KV4": Row(replace(HADAMARD, group=32, cache=4)),
-    "stock GPTQ per 32 3 bits": Row(replace(STOCK, group=32, bits=3), stock=True),
+    "stock GPTQ per 32 3 bits": Row(replace(STOCK, group=32, bits=3), stock=True, tune=True),
     "Hadamard GPTQ per 32 3 bits": Row(replace(HADAMARD, group=32, bits=3), tune=True),
 }
 # Tokens drawn at random, where there is no text.

@@ -12,7 +12,9 @@ from .arguments import argument, flag, option
 
 
 def publish(
-    folder: Annotated[Path, argument("Folder of a RiGPT, of an adapter of one, or of its export to GGUF."), READS],
+    folder: Annotated[
+        Path, argument("Folder of a RiGPT, of an adapter (LoRA) of one, or of its export to GGUF."), READS
+    ],
     repo: Annotated[str, argument("Repository, such as me/my-rigpt; it is made if there is none.")],
     private: Annotated[bool, flag("private", "Make a new repository private.")] = False,
     revision: Annotated[str | None, option("Branch to publish on; it is made if there is none.", "main")] = None,
@@ -62,8 +64,8 @@ def publish(
     tokenizer, evaluation) goes in the same commit, the card is replaced, other files stay, and all of it remains in
     the repository's history. A repository that holds another kind of model is refused without --force.
 
-    An adapter of PEFT and files in GGUF get repositories of their own, with a card that names the model that they
-    belong to; --collection puts them beside it.
+    An adapter of LoRA and files in GGUF get repositories of their own, with a card that names the model that they
+    belong to; --collection puts a repository into a collection of its owner.
 
     With --space a small Gradio app is published too: one drags an angle, RiGPT's next-token distribution stands still
     and that of a stock model falls apart. It installs this package from the commit that is installed here, or by its

@@ -78,15 +78,22 @@ def card_of(
     return for_repository(text, repo_id) if repo_id else text, notes
 
 
+def is_id(name: str) -> bool:
+    """Whether there can be a repository of this name on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def check_base(base: str) -> None:
     """A `ValueError` if there can be no model of this name on the Hub."""
-    try:
-        validate_repo_id(base)
-    except HFValidationError as error:
+    if not is_id(base):
         raise ValueError(
             f"`base` must be the id of a model on the Hub such as me/my-rigpt, got {base!r}. Publish that model "
             "first, and name its repository."
-        ) from error
+        )
 
 
 def based_on(base: str, folder: Path, card: Path | None, metadata: Path | None) -> AuthorMetadata:
@@ -105,18 +112,12 @@ def based_on(base: str, folder: Path, card: Path | None, metadata: Path | None) 
     return replace(author_metadata(metadata), base_model=base)
 
 
-def own_card(
-    folder: Path,
-    card: Path | None = None,
-    metadata: Path | AuthorMetadata | None = None,
-    says_nothing: str | None = None,
-) -> str | None:
+def own_card(folder: Path, card: Path | None = None, metadata: Path | AuthorMetadata | None = None) -> str | None:
     """
     The card that is there; `None` if one is to be written.
 
     Args:
         folder, card, metadata: As for [`card_of`].
-        says_nothing (`str`, *optional*): A line by which a card is known that a library wrote of nothing.
 
     Raises:
         ValueError: if there is no such file, its header is broken, or there are metadata for another.
@@ -127,9 +128,10 @@ def own_card(
     if not path.is_file():
         return None
     # A person's card keeps even the ends of its lines.
-    text = path.read_bytes().decode()
-    if says_nothing is not None and says_nothing in text.splitlines():
-        return None
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`card` must be text in UTF-8, got {str(path)!r}: {error}. Save it once more.") from error
     if metadata is not None:
         raise ValueError(
             f"`metadata` are for a card that is written, got {str(metadata)!r} although there is {str(path)!r}. Leave "

@@ -1,6 +1,7 @@
 """The files of a folder that go into a repository on the Hub, whatever is published, and what no folder may hold."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -85,7 +86,9 @@ class RepositoryContents:
         made = {CARD: lambda text: for_repository(text.decode(), repo_id).encode()}
         made[NOTEBOOK] = lambda text: for_place(text, repo_id)
         files = [
-            RepositoryFile(file.path, made[file.path](file.read())) if file.path in made else file
+            RepositoryFile(file.path, made[file.path](file.content))
+            if file.path in made and isinstance(file.content, bytes)
+            else file
             for file in self.files
         ]
         return replace(self, files=tuple(files))
@@ -125,11 +128,15 @@ def names_beside(folder: Path) -> list[str]:
 def _check_scores(folder: Path, file: RepositoryFile) -> None:
     """A `ValueError` for scores that the Hub would not show."""
     try:
-        for entry in yaml.safe_load(file.read()):
+        entries = yaml.safe_load(file.read())
+        if not isinstance(entries, list) or not entries:
+            raise ValueError("there must be a list of entries")
+        for entry in entries:
             validate_repo_id(entry["dataset"]["id"])
-            if not isinstance(entry["dataset"]["task_id"], str) or type(entry["value"]) not in (int, float):
+            task, value = entry["dataset"]["task_id"], entry["value"]
+            if not (isinstance(task, str) and task) or type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError("`task_id` is a name, and `value` a number")
-    except (LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:100]
         problem = f" with {file.path}: {type(error).__name__}: {reason}"
         advice = "An entry has `dataset: {id: ..., task_id: ...}` and `value`; ids are those of benchmarks on the Hub."
@@ -168,22 +175,28 @@ def check_inside(folder: Path, name: str) -> None:
         raise refusal(folder, "hold itself all that is published", problem, advice)
 
 
+def without_paths(record: Any) -> Any:
+    """A record as JSON holds it, without the paths of this machine."""
+    if isinstance(record, dict):
+        return {key: without_paths(part) for key, part in record.items()}
+    if isinstance(record, list):
+        return [without_paths(part) for part in record]
+    return without_path(record) if isinstance(record, str) else record
+
+
+def as_json(record: Any) -> bytes:
+    """A record as a file."""
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
 def content_of(folder: Path, name: str) -> Path | bytes:
     """A file as it is, or, of records of a model, without the paths of this machine."""
-
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(part) for key, part in value.items()}
-        if isinstance(value, list):
-            return [cleaned(part) for part in value]
-        return without_path(value) if isinstance(value, str) else value
-
     check_inside(folder, name)
     if name not in RECORDS:
         return folder / name
     # Of a certificate goes what follows from its numbers, whatever the file says.
     record = Certificate.load(folder).to_dict() if name == CERTIFICATE_NAME else read_json(folder / name, "folder")
-    return (json.dumps(cleaned(record), indent=2) + "\n").encode()
+    return as_json(without_paths(record))
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -134,7 +134,9 @@ def repository_files(
         names.remove(CERTIFICATE_NAME)
         more.append(note)
     made = [*evaluation, RepositoryFile(CARD, text.encode())]
-    if has_vocabulary(folder):
+    if (folder / NOTEBOOK).is_file():  # a person's own
+        names.append(NOTEBOOK)
+    elif has_vocabulary(folder) and config.get("architectures") == [rigpt_hf.RiGPTForCausalLM.__name__]:
         turns = "quantization_config" not in config
         made.append(RepositoryFile(NOTEBOOK, notebook(repo_id or PLACEHOLDER, turns=turns)))
     return gathered(folder, names, made, [*notes, *more])

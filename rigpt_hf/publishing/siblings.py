@@ -1,11 +1,12 @@
 """What is made of a RiGPT and is none itself, in a repository of its own: an adapter of PEFT, or files in GGUF."""
 
 import hashlib
-import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 
 from ..checkpoints.adapters import ADAPTER_WEIGHTS, with_adapter
@@ -17,18 +18,21 @@ from ..checkpoints.written import file_sha256, is_replaceable
 from ..configuration_rigpt import RiGPTConfig
 from ..extras import require
 from ..model_cards.card import CARD
-from ..model_cards.metadata import author_metadata
-from ..model_cards.siblings import ADAPTERS, EMPTY, GGUF, sibling_card
-from .cards import own_card, pictures_of
+from ..model_cards.marker import METADATA, is_unchanged, read_marker
+from ..model_cards.metadata import AuthorMetadata, author_metadata
+from ..model_cards.siblings import ADAPTERS, GGUF, sibling_card
+from .cards import is_id, own_card, pictures_of
 from .contents import (
     RepositoryContents,
     RepositoryFile,
+    as_json,
     check_inside,
     check_nothing_forbidden,
     check_tokenizer,
     gathered,
     names_beside,
     refusal,
+    without_paths,
 )
 
 
@@ -63,8 +67,8 @@ def sibling_files(
             `base_model` of the metadata, or what an adapter names.
 
     Raises:
-        ValueError: if no base is known, the weights do not load or are not finite, or the folder holds what must not
-            go out.
+        ValueError: if no base is known, or the card names another, the weights do not load, an adapter is none of LoRA
+            or does not fit its model, or the folder holds what must not go out.
     """
     if (folder / "config.json").exists():
         problem = f", which holds an adapter (`{ADAPTER}`) beside a model"
@@ -75,23 +79,28 @@ def sibling_files(
     for name in (ADAPTER, CARD, *names):
         if (folder / name).exists():
             check_inside(folder, name)
-    author, notes = author_metadata(metadata), []
-    base, made = base or author.base_model, []
+    settings = _settings(folder, names) if kind == ADAPTERS else {}
+    made_on, given = str(settings.get("base_model_name_or_path") or ""), author_metadata(metadata)
+    digest = _digest(folder, names)
+    own = _own_card(folder, card, metadata, base or given.base_model, digest)
+    # A name of one part may be a folder of another place.
+    stated = made_on if "/" in made_on and not Path(made_on).exists() and is_id(made_on) else None
+    base = base or given.base_model or own.base or stated
+    if base is None:
+        raise ValueError(
+            f"`base` must be the id of the model on the Hub that this one belongs to, got none for {str(folder)!r}"
+            f"{f', which was made on {made_on!r}' if made_on else ''}. Publish that model first, then name it: --base "
+            "me/my-rigpt."
+        )
+    notes, known, made = [], False, []
     if kind == ADAPTERS:
-        if ADAPTER_WEIGHTS not in names:
-            problem = f" without {ADAPTER_WEIGHTS}"
-            raise refusal(folder, "hold the weights of its adapter", problem, "Save it once more with PEFT.")
-        settings = read_json(folder / ADAPTER, "folder")
-        made_on = str(settings.get("base_model_name_or_path") or "")
-        is_here = Path(made_on).is_absolute() or Path(made_on).exists()
-        base = _of_base(base or (None if is_here else made_on), folder, made_on)
-        text = json.dumps(settings | {"base_model_name_or_path": base}, indent=2) + "\n"
-        made.append(RepositoryFile(ADAPTER, text.encode()))
+        if base != made_on:
+            settings |= {"base_model_name_or_path": base, "revision": None}
+        made.append(RepositoryFile(ADAPTER, as_json(without_paths(settings))))
         known = check_loading and _fits(folder, made_on)
         if check_loading and not known:
             notes.append(f"The adapter was not put on its model: {made_on!r} is no folder of this machine.")
     else:
-        base = _of_base(base, folder)
         _check_gguf(folder, files)
         if CERTIFICATE_NAME in names and (doubt := _doubt(folder, files)):
             names.remove(CERTIFICATE_NAME)
@@ -99,12 +108,77 @@ def sibling_files(
         known = CERTIFICATE_NAME in names
     if check_loading:
         check_tokenizer(folder)
-    own = own_card(folder, card, metadata, says_nothing=EMPTY)
-    if own is None:
-        author = replace(author, base_model=base)
-        own = sibling_card(folder, kind, names, author, known=known, digest=_digest(folder, names), repo_id=repo_id)
-    names += pictures_of(own, folder)
-    return gathered(folder, names, [*made, RepositoryFile(CARD, own.encode())], notes)
+    author = replace(own.author or given, base_model=base)
+    text = own.text or sibling_card(folder, kind, names, author, known=known, digest=digest, repo_id=repo_id)
+    names += pictures_of(text, folder)
+    return gathered(folder, names, [*made, RepositoryFile(CARD, text.encode())], notes)
+
+
+def _settings(folder: Path, names: list[str]) -> dict[str, Any]:
+    """The configuration of an adapter, LoRA or DoRA."""
+    if ADAPTER_WEIGHTS not in names:
+        problem = f" without {ADAPTER_WEIGHTS}"
+        raise refusal(folder, "hold the weights of its adapter", problem, "Save it once more with PEFT.")
+    settings = read_json(folder / ADAPTER, "folder")
+    if settings.get("peft_type") != "LORA":
+        problem = f" with one of type {settings.get('peft_type')!r:.80}"
+        raise refusal(folder, "hold an adapter of LoRA", problem, f"It goes as it is: hf upload REPO {folder}")
+    return settings
+
+
+@dataclass(frozen=True)
+class _OwnCard:
+    """
+    The card that is there.
+
+    Args:
+        text (`str`, *optional*): That is published; one is written where there is none.
+        base (`str`, *optional*): The model that it names.
+        author (`AuthorMetadata`, *optional*): What people had said, of one of our making that is written once more.
+    """
+
+    text: str | None = None
+    base: str | None = None
+    author: AuthorMetadata | None = None
+
+
+def _own_card(folder: Path, card: Path | None, metadata: Path | None, base: str | None, digest: str) -> _OwnCard:
+    """
+    A card of a person as it is; one of ours is written once more, and that of PEFT, if nothing was filled in.
+
+    Raises:
+        ValueError: if it names no model, or another than `base`, or is one of ours of other files that was changed.
+    """
+    path = card or folder / CARD
+    if card is None and path.is_file() and _says_nothing(path):
+        return _OwnCard()
+    text = own_card(folder, card, metadata)
+    if text is None:
+        return _OwnCard()
+    named = getattr(ModelCard(text, ignore_metadata_errors=True).data, "base_model", None)
+    marker = read_marker(text)
+    if marker is not None and is_unchanged(text, marker):
+        return _OwnCard(base=named, author=marker.author_metadata)
+    if marker is not None and marker.weights != digest:
+        raise ValueError(
+            f"`card` must be of these files, got {str(path)!r}, which was written for others and changed since. "
+            "Remove it, or remove its last line if all holds."
+        )
+    if not isinstance(named, str) or not is_id(named) or (base is not None and named != base):
+        raise ValueError(
+            f"`card` must name the model on the Hub that this one belongs to as base_model"
+            f"{f', {base!r}' if base else ''}, got {named!r:.80} in {str(path)!r}. Mend it there, or remove the card "
+            "for one that is written."
+        )
+    return _OwnCard(text, named)
+
+
+def _says_nothing(path: Path) -> bool:
+    """Whether a card is the one that PEFT saves, as it was."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    body = METADATA.sub("", text).partition("### Framework versions")[0]
+    empty = METADATA.sub("", str(ModelCard.from_template(ModelCardData())))
+    return body.split() == empty.split()
 
 
 def _digest(folder: Path, names: list[str]) -> str:
@@ -113,17 +187,6 @@ def _digest(folder: Path, names: list[str]) -> str:
     for name in names:
         digest.update(f"{name}: {file_sha256(folder / name)}".encode())
     return digest.hexdigest()
-
-
-def _of_base(base: str | None, folder: Path, made_on: str = "") -> str:
-    """The model that it belongs to, if anybody said which."""
-    if base:
-        return base
-    raise ValueError(
-        f"`base` must be the id of the model on the Hub that this one belongs to, got none for {str(folder)!r}"
-        f"{f', which was made on {made_on!r}' if made_on else ''}. Publish that model first, then name it: --base "
-        "me/my-rigpt."
-    )
 
 
 def _fits(folder: Path, base: str) -> bool:
@@ -137,7 +200,7 @@ def _fits(folder: Path, base: str) -> bool:
         tensors = load_file(folder / ADAPTER_WEIGHTS)
     for name, tensor in tensors.items():
         check_finite(name, tensor, str(folder))
-    if not Path(base).is_dir():
+    if not base or not Path(base).is_dir():
         return False
     model = load_model(base, dtype=torch.float32)
     if not isinstance(model.config, RiGPTConfig):

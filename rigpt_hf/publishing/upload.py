@@ -19,7 +19,7 @@ from ..model_cards.siblings import ADAPTERS, GGUF
 from .contents import PICKLES, RepositoryFile
 from .hub import Hub, check_no_token
 from .repository import is_managed, repository_files
-from .siblings import kind_of
+from .siblings import BESIDE, kind_of
 
 
 # What a file system takes as a name, as a branch is one on the Hub.
@@ -131,7 +131,7 @@ def publish(
         if branch != constants.DEFAULT_REVISION and not (existing and existing.has_branch):
             hub.api.create_branch(repo_id, branch=branch, exist_ok=True)
     files = {file.path: file.content for file in contents.files}
-    removed = tuple(sorted(path for path in _replaceable(existing) if path not in files))
+    removed = tuple(sorted(path for path in _replaceable(existing, kind) if path not in files))
     say(f"Sending {len(files)} files to {repo_id}")
     commit = hub.commit(repo_id, files, removed, message="Publish RiGPT", revision=branch)
     url = f"{hub.api.endpoint}/{repo_id}/tree/{commit}"
@@ -141,11 +141,11 @@ def publish(
         raise ValueError(
             f"The model is published at {url}, and is in no collection: {error} The same command tries again."
         ) from error
-    # A revision would be that of an adapter's model, too.
-    pinned = "" if kind == ADAPTERS else f'revision="{commit}", '
-    load = f'AutoModelForCausalLM.from_pretrained("{repo_id}", {pinned}trust_remote_code=True)'
-    if kind == GGUF:
-        load = f"llama-cli -hf {repo_id}"
+    load = {
+        None: f'AutoModelForCausalLM.from_pretrained("{repo_id}", revision="{commit}", trust_remote_code=True)',
+        ADAPTERS: f'PeftModel.from_pretrained(model, "{repo_id}", revision="{commit}")',
+        GGUF: f"llama-cli -hf {repo_id}",
+    }[kind]
     return PublishedReport(repo_id, url, commit, branch, contents.files, removed, contents.left_out, load, place)
 
 
@@ -204,10 +204,17 @@ def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
     return _Existing(bool(info.private), has_branch, paths, model_type)
 
 
-def _replaceable(existing: _Existing | None) -> list[str]:
-    """The files that go with what was there before; an adapter that lies beside a model is somebody's own."""
+def _replaceable(existing: _Existing | None, kind: str | None) -> list[str]:
+    """
+    The files that go with what was there before.
+
+    Of a model, all that belongs to one. An adapter that lies beside a model is somebody's own, and so is what lies
+    beside an adapter or files in GGUF, but for their records.
+    """
     if existing is None:
         return []
+    if kind is not None and existing.model_type is None:
+        return [path for path in existing.paths if path in BESIDE[kind]]
     adapter = () if existing.model_type else (ADAPTER, ADAPTER_WEIGHTS)
     return [path for path in existing.paths if is_managed(path) or path in adapter]
 
@@ -242,7 +249,10 @@ def foreign(paths: Iterable[str], model_type: str | None, kind: str | None = Non
         return None if model_type == "rigpt" and kind is None else f"a model of type {model_type!r}"
     paths = list(paths)
     weights = [path for path in paths if PurePosixPath(path).suffix in (".safetensors", ".gguf", ".h5", *PICKLES)]
-    same = {ADAPTERS: ADAPTER in paths, GGUF: all(path.endswith(".gguf") for path in weights)}
+    same = {
+        ADAPTERS: ADAPTER in paths and set(weights) == {ADAPTER_WEIGHTS},
+        GGUF: all(path.endswith(".gguf") for path in weights),
+    }
     if not weights or (kind is not None and same[kind]):
         return None
     return f"{name_some(weights)} without a `config.json`"

@@ -36,6 +36,10 @@ def test_it_goes_along_where_there_is_a_tokenizer(folder):
     text = next(file for file in fitted.files if file.path == NOTEBOOK).read().decode()
     assert "REPO = 'me/tiny'" in text and "REPO = 'tiny'" not in text
     assert "Gauge" in text and "Gauge" not in notebook("me/tiny", turns=False).decode(), "codes cannot be turned"
+    (folder / NOTEBOOK).write_text("{}")
+    own = repository_files(folder, repo_id="tiny", check_loading=False).for_repository("me/tiny")
+    assert next(file for file in own.files if file.path == NOTEBOOK).read() == b"{}", "a person's own stays"
+    (folder / NOTEBOOK).unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     assert NOTEBOOK not in {file.path for file in repository_files(folder, check_loading=False).files}

@@ -64,13 +64,14 @@ def test_scores_of_benchmarks_go_along_as_the_hub_reads_them(folder):
     assert parse_eval_result_entries(yaml.safe_load(file.read())) == [entry]
     assert file.path not in contents.left_out and not is_managed(file.path)
     without_task, without_id = (f"- {{dataset: {{{part}}}, value: 1}}" for part in ("id: a/b", "id: a b, task_id: x"))
-    for wrong in (without_task, without_id, "12", "[", "-"):
+    for wrong in (without_task, without_id, "12", "[", "-", "[]", "[" * 3000):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="`folder` must hold scores as the Hub reads them, got .*gsm8k.yaml"):
             unloaded(folder)
-    path.write_text("- {dataset: {id: openai/gsm8k, task_id: x}, value: high}")
-    with pytest.raises(ValueError, match="`value` a number"):
-        unloaded(folder)
+    for value in ("high", ".nan"):
+        path.write_text(f"- {{dataset: {{id: openai/gsm8k, task_id: x}}, value: {value}}}")
+        with pytest.raises(ValueError, match="`value` a number"):
+            unloaded(folder)
 
 
 def test_the_frame_of_a_symmetry_goes_along(folder):

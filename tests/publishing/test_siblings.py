@@ -1,11 +1,12 @@
 """Adapters and files in GGUF, in repositories of their own."""
 
+import copy
 import json
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -65,7 +66,7 @@ def test_an_adapter_loads_from_its_own_repository(hub, folder, adapter, place, r
     for repo in ("adapter", "me/adapter"):  # the second time nothing is new
         code, out, err = rigpt("publish", adapter, repo, *given)
         assert code == 0, err
-    assert 'from_pretrained("me/adapter", trust_remote_code=True)' in out and "Collection: " in out
+    assert 'PeftModel.from_pretrained(model, "me/adapter", revision="' in out and "Collection: " in out
     assert "Left out" not in out
     files = hub.files("me/adapter")
     assert set(files) == {
@@ -76,7 +77,7 @@ def test_an_adapter_loads_from_its_own_repository(hub, folder, adapter, place, r
     for line in (
         f"base_model: {BASE}", "base_model_relation: adapter", "library_name: peft", "# adapter\n",
         "| text | notes.txt |",
-        'from_pretrained("me/adapter", trust_remote_code=True)', "| maps that it changes | q_proj, v_proj |",
+        'model = PeftModel.from_pretrained(model, "me/adapter")\n', "| maps that it changes | q_proj, v_proj |",
         "| rank | 2, scaled by 4 / 2 |", "| after | 2.2500 nats per token |",
     ):  # fmt: skip
         assert line in card, line
@@ -123,7 +124,7 @@ def test_a_model_in_gguf_and_its_certificate(hub, gguf, rigpt):
         f"base_model: {BASE}",
         "base_model_relation: quantized",
         "llama-cli -hf me/small\n",
-        "a RiGPT",
+        "A RiGPT, a GPT-class",
         "my-gguf-F32.gguf |",
     ):
         assert line in card, line
@@ -137,12 +138,45 @@ def test_a_model_in_gguf_and_its_certificate(hub, gguf, rigpt):
     contents = repository_files(gguf, base=BASE)
     assert "certificate.json" not in published(contents) and "changed or copied" in contents.notes[0]
     card = published(contents)["README.md"].decode()
-    assert "Where the weights come from" not in card and "a RiGPT" not in card
+    assert "Where the weights come from" not in card and "RiGPT, a GPT-class" not in card
 
 
-def test_a_person_s_card_stays(gguf):
-    (gguf / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
-    assert published(repository_files(gguf, base=BASE))["README.md"] == (gguf / "README.md").read_bytes()
+@pytest.mark.parametrize("holds", ["adapter", "gguf"])
+def test_a_person_s_card_stays_and_ours_is_written_once_more(request, holds, tmp_path):
+    place = request.getfixturevalue(holds)
+    path = place / "README.md"
+    path.write_text(f"---\nlicense: mit\nbase_model: {BASE}\n---\n\n# Mine\n")
+    for base in (BASE, None):
+        assert published(repository_files(place, base=base))["README.md"] == path.read_bytes()
+    with pytest.raises(ValueError, match="`card` must name the model .* base_model, 'me/other', got 'me/tiny'"):
+        repository_files(place, base="me/other")
+    for line in ("base_model: /home/me/model", "license: mit"):
+        path.write_text(f"---\n{line}\n---\n\n# Mine\n")
+        with pytest.raises(ValueError, match="`card` must name the model on the Hub"):
+            repository_files(place, base=BASE)
+
+    path.unlink()
+    metadata = tmp_path / "about.yaml"
+    metadata.write_text("authors: Emmy")
+    written = published(repository_files(place, base=BASE, metadata=metadata))["README.md"]
+    path.write_bytes(written)
+    again = published(repository_files(place, base="me/other"))["README.md"].decode()
+    assert "base_model: me/other" in again and BASE not in again and "Made by Emmy." in again
+    # One that was changed since stays, but not beside other files.
+    path.write_bytes(written.replace(b"Made by", b"Kept by"))
+    assert published(repository_files(place, base=BASE))["README.md"] == path.read_bytes()
+    (place / "LICENSE").write_text("None.")
+    with pytest.raises(ValueError, match="`card` must be of these files"):
+        repository_files(place, base=BASE)
+
+
+def test_only_an_untouched_card_of_peft_says_nothing(adapter):
+    path = adapter / "README.md"
+    assert "# Model Card for Model ID" in path.read_text()
+    assert "# Model Card for Model ID" not in published(repository_files(adapter, base=BASE))["README.md"].decode()
+    path.write_text(path.read_text().replace("[More Information Needed]", "Emmy", 1))
+    with pytest.raises(ValueError, match="`card` must name the model on the Hub"):
+        repository_files(adapter, base=BASE)
 
 
 @pytest.mark.parametrize("holds", ["adapter", "gguf"])
@@ -180,6 +214,54 @@ def test_what_does_not_go_out(request, holds, tmp_path):
         repository_files(place, base=BASE)
 
 
+@pytest.mark.parametrize("how", ["dora", "rslora", "patterns"])
+def test_kinds_of_lora(folder, how, tmp_path):
+    options = {
+        "dora": {"use_dora": True}, "rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {"q_proj": 3}}
+    }[how]  # fmt: skip
+    model = RiGPTForCausalLM.from_pretrained(folder)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, lora_alpha=4, **options))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    card = published(repository_files(tmp_path / "adapter", base=BASE))["README.md"].decode()
+    said = {"dora": "| method | DoRA |", "rslora": "scaled by 4 / √2 |", "patterns": "4 / 2, others for some maps |"}[
+        how
+    ]
+    assert said in card
+    # As the card says.
+    loaded = PeftModel.from_pretrained(model, tmp_path / "adapter")
+    logits = [each.eval()(tokens(2, 7)).logits.detach() for each in (adapted, loaded)]
+    assert difference(*logits) <= SYMMETRY[torch.float32]
+
+
+def test_adapters_of_other_methods_are_refused(folder, tmp_path):
+    get_peft_model(
+        RiGPTForCausalLM.from_pretrained(folder), IA3Config(target_modules=["v_proj"], feedforward_modules=[])
+    ).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="`folder` must hold an adapter of LoRA, got .* of type 'IA3'. .* hf upload"):
+        repository_files(tmp_path / "adapter", base=BASE)
+
+
+def test_the_configuration_of_an_adapter_names_nothing_of_this_machine(adapter):
+    path = adapter / "adapter_config.json"
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"corda_config": {"cache": "/home/me/secret.pt"}, "revision": "mine"}
+        )
+    )
+    sent = json.loads(published(repository_files(adapter, base=BASE))["adapter_config.json"])
+    assert sent["corda_config"] == {"cache": "secret.pt"} and sent["revision"] is None
+    point_to(adapter, "")
+    assert "'' is no folder" in repository_files(adapter, base=BASE).notes[0]
+    for local in ("runs/mine/model", "secret"):
+        point_to(adapter, local)
+        with pytest.raises(ValueError, match=f"`base` must be the id .* made on '{local}'"):
+            repository_files(adapter)
+
+
 def test_an_adapter_that_does_not_fit_its_model(adapter):
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -199,7 +281,7 @@ def test_an_adapter_that_does_not_fit_its_model(adapter):
     point_to(adapter, "you/there")
     contents = repository_files(adapter)
     assert "'you/there' is no folder of this machine" in contents.notes[0]
-    assert "a RiGPT" not in published(contents)["README.md"].decode()
+    assert "RiGPT, a GPT-class" not in published(contents)["README.md"].decode()
     assert json.loads(published(contents)["adapter_config.json"])["base_model_name_or_path"] == "you/there"
 
 
@@ -219,6 +301,8 @@ def test_a_card_that_is_written_names_the_base(folder):
         (["a.gguf"], None, "gguf", False),
         (["a.gguf"], None, "adapter", True),
         (["a.gguf", "x.bin"], None, "gguf", True),
+        (["adapter_config.json", "adapter_model.safetensors", "model.safetensors"], None, "adapter", True),
+        (["adapter_config.json", "x.gguf"], None, "adapter", True),
         (["config.json", "model.safetensors"], "rigpt", "gguf", True),
         (["config.json", "model.safetensors"], "rigpt", None, False),
         (["README.md"], None, "gguf", False),
