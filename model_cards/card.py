@@ -161,6 +161,11 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
+def citation_of(author: AuthorMetadata) -> str:
+    """BibTeX of a model: its author's, or that of this package."""
+    return author.citation or CITATION.replace("VERSION", __version__)
+
+
 def fence_around(text: str) -> Markup:
     """Backquotes that nothing in a text can end."""
     return Markup("`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0)))
@@ -169,7 +174,7 @@ def fence_around(text: str) -> Markup:
 def render(known: CardMetadata, repo_id: str | None = None, tags: Sequence[str] = ()) -> str:
     """The text of a card; a `jinja2.UndefinedError` if the template asks for what nobody knows."""
     title, certificate = title_of(known.author, repo_id), known.certificate
-    citation = known.author.citation or CITATION.replace("VERSION", __version__)
+    citation = citation_of(known.author)
     body = template("card.md.j2").render(
         vars(known),
         made_from=known.author.base_model or (without_path(certificate.source) if certificate else None),
@@ -273,7 +278,7 @@ def absent(known: CardMetadata) -> list[str]:
 
 
 def unsaid(author: AuthorMetadata) -> list[str]:
-    """What only people know and nobody has said."""
+    """The names of facts that only people know, and that nobody has stated."""
     names = ("license", "language", "intended_use", "limits", "authors")
     return [name.replace("_", " ") for name in names if getattr(author, name) is None]
 

@@ -7,12 +7,11 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from rich.filesize import decimal
 
-from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import CERTIFICATE_NAME, Certificate
 from rigpt_hf.checkpoints.source import ADAPTER, read_json
 from rigpt_hf.text.paths import without_path
 
-from .card import CITATION, fence_around, template, unsaid
+from .card import citation_of, fence_around, template, unsaid
 from .marker import PLACEHOLDER, Marker, signed, title_of
 from .metadata import AuthorMetadata
 from .runs import of_record
@@ -46,7 +45,7 @@ def sibling_card(
         ValueError: if a record of the folder cannot be read.
     """
     title = title_of(author, repo_id)
-    citation = author.citation or CITATION.replace("VERSION", __version__)
+    citation = citation_of(author)
     sizes = {name: decimal((folder / name).stat().st_size) for name in names if name.endswith(".gguf")}
     body = template("sibling.md.j2").render(
         title=title,

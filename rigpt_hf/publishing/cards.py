@@ -98,7 +98,7 @@ def check_base(base: str) -> None:
 
 def based_on(base: str, folder: Path, card: Path | None, metadata: Path | None) -> AuthorMetadata:
     """
-    What people said, and which model this one was made from, for a card that is written.
+    The metadata that people gave, with the model that this one was made from, for a card that is written.
 
     Raises:
         ValueError: if there is a card.

@@ -167,7 +167,8 @@ def check_that_it_loads(folder: Path, config: dict[str, Any]) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise refusal(folder, "be the folder of a saved model", ": no such folder", "")
+        problem = ", which is a file" if folder.exists() else ": no such folder"
+        raise refusal(folder, "be the folder of a saved model", problem, "")
     if not (folder / "config.json").is_file():
         problem = ", which has no `config.json`"
         raise refusal(folder, "be the folder of a saved model", problem, f"Save the model {SAVE}.")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 
@@ -41,7 +40,7 @@ BESIDE = {ADAPTERS: ("finetune.json",), GGUF: (CERTIFICATE_NAME,)}
 
 
 def kind_of(folder: Path) -> str | None:
-    """What a folder holds: an adapter, files in GGUF, or `None` for a model or anything else."""
+    """The kind of thing in a folder: an adapter, files in GGUF, or `None` for a model or anything else."""
     if (folder / ADAPTER).is_file():
         return ADAPTERS
     return GGUF if any(folder.glob("*.gguf")) and not (folder / "config.json").exists() else None
@@ -202,7 +201,7 @@ def _fits(folder: Path, base: str) -> bool:
         check_finite(name, tensor, str(folder))
     if not base or not Path(base).is_dir():
         return False
-    model = load_model(base, dtype=torch.float32)
+    model = load_model(base, dtype="auto")
     if not isinstance(model.config, RiGPTConfig):
         problem = f", which belongs to a {model.config.model_type}"
         raise refusal(folder, "hold an adapter of a RiGPT", problem, f"It goes as it is: hf upload REPO {folder}")

@@ -206,17 +206,15 @@ def _existing(api: HfApi, repo_id: str, branch: str) -> _Existing | None:
 
 def _replaceable(existing: _Existing | None, kind: str | None) -> list[str]:
     """
-    The files that go with what was there before.
-
-    Of a model, all that belongs to one. An adapter that lies beside a model is somebody's own, and so is what lies
-    beside an adapter or files in GGUF, but for their records.
+    The files that go with what was there before: all that belongs to a model, and of an adapter or files in GGUF what
+    would be taken for a part of what comes. An adapter that lies beside a model is somebody's own.
     """
     if existing is None:
         return []
-    if kind is not None and existing.model_type is None:
-        return [path for path in existing.paths if path in BESIDE[kind]]
-    adapter = () if existing.model_type else (ADAPTER, ADAPTER_WEIGHTS)
-    return [path for path in existing.paths if is_managed(path) or path in adapter]
+    is_model = existing.model_type is not None
+    parts = () if is_model else (ADAPTER, ADAPTER_WEIGHTS, *BESIDE[ADAPTERS], *BESIDE[GGUF])
+    whole = is_model or kind is None
+    return [path for path in existing.paths if path in parts or (whole and is_managed(path))]
 
 
 def _check_existing(

@@ -293,6 +293,16 @@ def test_a_card_that_is_written_names_the_base(folder):
     assert f"base_model: {BASE}" in card
 
 
+def test_of_another_kind_nothing_stays_that_would_be_taken_for_a_part(hub, gguf, rigpt):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "finetune.json": b"{}"}
+    hub.put_files("me/other", adapter | {"mine.txt": b"mine", "tokenizer.json": b"{}"})
+    code, _, err = rigpt("publish", gguf, "me/other", "--base", BASE)
+    assert code == 2 and "or hold files in GGUF to update" in err and set(adapter) < set(hub.files("me/other"))
+    assert rigpt("publish", gguf, "me/other", "--base", BASE, "--force")[0] == 0
+    names = set(hub.files("me/other"))
+    assert not names & set(adapter) and names > {"mine.txt", "tokenizer.json", "certificate.json"}
+
+
 @pytest.mark.parametrize(
     "paths, model_type, kind, refused",
     [
