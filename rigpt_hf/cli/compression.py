@@ -1,5 +1,6 @@
 """Verbs that make a model smaller: fewer bits for each weight, fewer weights."""
 
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -292,8 +293,8 @@ def texts_for(source: Any, names: list[str], tokens: int, judge: int, least: int
         text = DOCUMENTATION if name == DEFAULT else name
         try:
             windows = calibration_tokens(tokenizer, text, tokens=tokens // len(names), context=context)
-        except ValueError as error:  # of one among several, which nobody typed as a source
-            raise ValueError(str(error).replace("`source`", "`calibrate`", 1)) from error
+        except ValueError as error:  # nobody typed one of several texts as a source, or the calibration
+            raise ValueError(re.sub("^`(source|calibration)`", "`calibrate`", str(error))) from error
         if name != DEFAULT:
             end = max(1, min(judge // context, len(windows) // 5))
             if end == len(windows):

@@ -116,6 +116,11 @@ def test_a_text_among_several_is_named_by_the_option(rigpt, folders, tmp_path, m
     texts = f"{folders / 'text.txt'},{tmp_path / 'empty'}"
     arguments = (folders / "rigpt", tmp_path / "out", *SHORT, "--calibrate", texts)
     assert "`--calibrate` must be or hold files that end in .txt" in in_one_line(rigpt("quantize", *arguments))
+    (tmp_path / "short.txt").write_text("a b")
+    arguments = (*arguments[:-1], f"{tmp_path / 'short.txt'}")
+    for verb in (("quantize",), ("prune", "--neurons", 0.5)):
+        line = in_one_line(rigpt(verb[0], *arguments, *verb[1:]))
+        assert "`--calibrate` must hold at least one window of" in line and "short.txt" in line
     assert not (tmp_path / "out").exists()
 
 
