@@ -11,11 +11,12 @@ import pytest
 import torch
 import typer
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rigpt_hf
 from rigpt_hf.cli import app
 from rigpt_hf.command_line import UsageError, hyphenated
+from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.extras import EXTRAS
 from rigpt_hf.training.options import parse_options
 from tests.conversion.sources import stock_model
@@ -65,11 +66,16 @@ def test_the_blocks_of_the_readme_run_as_pasted(monkeypatch, capsys):
     """One after the other, with a small GPT-2 in the place of the one that must be fetched."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: stock_model("gpt2", torch.float32))
+    words = word_tokenizer(["<s>", *"Turn the hidden space , and model".split(), *map(str, range(20))])
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: words)
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
-    assert len(blocks) == 2 and "equal up to rounding" in capsys.readouterr().out
-    assert namespace["gauge_error"](namespace["model"], namespace["g"], namespace["input_ids"]) < 1e-5
+    printed = capsys.readouterr().out
+    assert len(blocks) == 2 and "equal up to rounding" in printed
+    first, *others = re.findall("^.*Turn .*$", printed, re.MULTILINE)
+    assert others == [first, first] and len(first.split()) > 10, "three models do not say the same"
+    assert namespace["gauge_error"](namespace["model"], namespace["g"], namespace["inputs"].input_ids) < 1e-5
     assert namespace["compare"](namespace["model"], namespace["turned"]).verdict == "disguise"
 
 
@@ -154,6 +160,19 @@ def test_every_command_line_is_understood(tmp_path):
 def test_the_file_for_citations_is_of_this_version():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == rigpt_hf.__version__ and cited["license"] == PROJECT["license"]
+
+
+def test_what_the_readme_says_below_its_title_is_true():
+    _, _, line, *_ = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    needed = " ".join([PROJECT["requires-python"], *PROJECT["dependencies"]])
+    python, torch_, transformers = re.findall(r"(?:(?<=^)|torch|transformers)>=([\d.]+)", needed)
+    assert re.findall("`(.*?)`", line) == [
+        PROJECT["license"],
+        f"Python {python}+",
+        f"torch {torch_}+",
+        f"Transformers {transformers}+",
+        f"{len(ARCHITECTURES)} architectures",
+    ]
 
 
 def test_the_readme_names_every_extra():

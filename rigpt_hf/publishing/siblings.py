@@ -20,6 +20,7 @@ from ..model_cards.card import CARD
 from ..model_cards.marker import METADATA, is_unchanged, read_marker
 from ..model_cards.metadata import AuthorMetadata, author_metadata
 from ..model_cards.siblings import ADAPTERS, GGUF, sibling_card
+from ..text.paths import without_path
 from .cards import is_id, own_card, pictures_of
 from .contents import (
     RepositoryContents,
@@ -43,7 +44,12 @@ def kind_of(folder: Path) -> str | None:
     """The kind of thing in a folder: an adapter, files in GGUF, or `None` for a model or anything else."""
     if (folder / ADAPTER).is_file():
         return ADAPTERS
-    return GGUF if any(folder.glob("*.gguf")) and not (folder / "config.json").exists() else None
+    return GGUF if _gguf_files(folder) and not (folder / "config.json").exists() else None
+
+
+def _gguf_files(folder: Path) -> list[str]:
+    """Their names, however the ending is written."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() == ".gguf") if folder.is_dir() else []
 
 
 def sibling_files(
@@ -73,7 +79,7 @@ def sibling_files(
         problem = f", which holds an adapter (`{ADAPTER}`) beside a model"
         raise refusal(folder, "hold a model or an adapter", problem, "Move one of them to a folder of its own.")
     check_nothing_forbidden(folder)
-    files = sorted(path.name for path in folder.glob("*.gguf")) if kind == GGUF else [ADAPTER_WEIGHTS]
+    files = _gguf_files(folder) if kind == GGUF else [ADAPTER_WEIGHTS]
     names = [name for name in (*files, *BESIDE[kind]) if (folder / name).is_file()] + names_beside(folder)
     for name in (ADAPTER, CARD, *names):
         if (folder / name).exists():
@@ -100,7 +106,7 @@ def sibling_files(
         if check_loading and not known:
             notes.append(f"The adapter was not put on its model: {made_on!r} is no folder of this machine.")
     else:
-        _check_gguf(folder, files)
+        notes += _check_gguf(folder, files)
         if CERTIFICATE_NAME in names and (doubt := _doubt(folder, files)):
             names.remove(CERTIFICATE_NAME)
             notes.append(doubt)
@@ -209,13 +215,27 @@ def _fits(folder: Path, base: str) -> bool:
     return True
 
 
-def _check_gguf(folder: Path, files: list[str]) -> None:
+def _check_gguf(folder: Path, files: list[str]) -> list[str]:
+    """What to say of paths in headers, which are published as they are."""
     require("gguf")
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
+    notes = []
     for name in files:
+        if not name.endswith(".gguf"):
+            problem, advice = f" with {name!r}", f"Name it {Path(name).stem}.gguf, which the Hub knows."
+            raise refusal(folder, "hold files that end in .gguf", problem, advice)
         with reading("folder", folder / name, "hold whole files in GGUF"):
-            GGUFReader(folder / name)
+            fields = GGUFReader(folder / name).fields
+            header = {
+                key: str(field.contents())
+                for key, field in fields.items()
+                if field.types[:1] == [GGUFValueType.STRING] and not key.startswith("tokenizer.")
+            }
+        for key, text in header.items():
+            if without_path(text) != text:
+                notes.append(f"{name} has a path in its header, which goes along: {key} is {text!r:.80}.")
+    return notes
 
 
 def _doubt(folder: Path, files: list[str]) -> str:

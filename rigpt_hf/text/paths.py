@@ -9,12 +9,13 @@ from huggingface_hub.utils import validate_repo_id
 # How the path of a machine begins; a relative one without dots looks like an id on the Hub.
 ROOT = r"""(?:file:/|[A-Za-z]:[/\\]|~[^\s/\\'"`]*[/\\]|\.{0,2}[/\\])"""
 # Such a path as far as the quotation mark that ends it; an apostrophe within a word ends nothing.
-QUOTED = re.compile(rf"""(?<!\w)(['"`])({ROOT}[^\s'"`][^\n]*?)\1(?!\w)""")
+QUOTED = re.compile(rf"""(?<!\w)(['"`])({ROOT}[^\s'"`][^\n]{{,4096}}?)\1(?!\w)""")
 # Everything up to the last part of a path that a text begins with; folders may have spaces in their names.
 FOLDERS = re.compile(r"(?:file://)?(?:[A-Za-z]:)?(?:~[\w.-]*|\.{1,2})?[/\\](?:[^(\n]*[/\\])?(?=[^\s/\\])")
-# An address on a network, or anything else with a slash in it.
+# An address on a network, or anything else with a slash in it. No letter is looked at from many places before it.
 ADDRESS_OR_PATH = re.compile(
-    r"(\b(?!file:)[a-zA-Z][\w+.-]+://[^\s/]\S*)|(?:\b[A-Za-z]:|file:/)?[\w.~+-]*[/\\][\w.~+/\\-]*"
+    r"(\b(?!file:)[a-zA-Z][\w+.-]{1,40}://[^\s/]\S*)"
+    r"|(?:\b[A-Za-z]:|file:/|(?<![\w.~+-]))[\w.~+-]*+[/\\][\w.~+/\\-]*"
 )
 
 

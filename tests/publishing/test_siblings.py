@@ -141,6 +141,25 @@ def test_a_model_in_gguf_and_its_certificate(hub, gguf, rigpt):
     assert "Where the weights come from" not in card and "RiGPT, a GPT-class" not in card
 
 
+def test_headers_of_gguf_are_looked_at(tmp_path):
+    """Files of other programs: a path in the header is said, and an ending that the Hub does not know refused."""
+    from gguf import GGUFWriter
+
+    for name, path in {"a.gguf": "/home/me/secret/matrix.dat", "b.gguf": "matrix.dat"}.items():
+        writer = GGUFWriter(tmp_path / name, "llama")
+        writer.add_string("quantize.imatrix.file", path)
+        writer.add_string("tokenizer.chat_template", "/a/b")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    (note,) = repository_files(tmp_path, base=BASE).notes
+    assert note.startswith("a.gguf has a path in its header") and "quantize.imatrix.file is '/home/me" in note
+    (tmp_path / "a.gguf").rename(tmp_path / "a.GGUF")
+    with pytest.raises(ValueError, match=r"end in .gguf, got .* with 'a.GGUF'. Name it a.gguf"):
+        repository_files(tmp_path, base=BASE)
+
+
 @pytest.mark.parametrize("holds", ["adapter", "gguf"])
 def test_a_person_s_card_stays_and_ours_is_written_once_more(request, holds, tmp_path):
     place = request.getfixturevalue(holds)
