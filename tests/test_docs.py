@@ -32,9 +32,10 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_reference_to_code_leads_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    references = re.findall(r"`(?:rigpt_hf/(symmetry|flow)/)?(\w+)\.py::([\w.]+)`", text)
-    for package, module, path in references:
-        place = importlib.import_module(f"rigpt_hf.{package or 'symmetry'}.{module}")
+    references = re.findall(r"`([\w/]+)\.py::([\w.]+)`", text)
+    for module, path in references:
+        full = module if "/" in module else f"rigpt_hf/symmetry/{module}"
+        place = importlib.import_module(full.replace("/", "."))
         for name in path.split("."):
             place = getattr(place, name)
     paths = set(re.findall(r"(?:training|evaluation|tests|docs|rigpt_hf)/[\w/.-]+\w", text))
