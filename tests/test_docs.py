@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import shutil
+import tomllib
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,7 +69,7 @@ def test_the_blocks_of_the_readme_run_as_pasted(monkeypatch, capsys):
     """One after the other, with a small GPT-2 in the place of the one that must be fetched."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: stock_model("gpt2", torch.float32))
-    words = word_tokenizer(["<s>", *"Turn the hidden space , and model".split(), *map(str, range(20))])
+    words = word_tokenizer(["<s>", *["Turn", "the", "hidden", "space", ",", "and", "model"], *map(str, range(20))])
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: words)
     namespace: dict = {}
     for block in blocks:
@@ -161,6 +163,53 @@ def test_every_command_line_is_understood(tmp_path):
 def test_the_file_for_citations_is_of_this_version():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == rigpt_hf.__version__ and cited["license"] == PROJECT["license"]
+
+
+def address_faults(root: Path) -> set[str]:
+    """The files that do not name the address of `[project.urls]`, or name one where there is none."""
+    urls = tomllib.loads((root / "pyproject.toml").read_text())["project"].get("urls", {})
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", readme)
+    assert pictures
+    source = urls.get("Source")
+    if source is None:
+        placed = "URL-OF-THIS-REPOSITORY" in readme and not any("://" in picture for picture in pictures)
+    else:
+        placed = "URL-OF-THIS-REPOSITORY" not in readme and all(one.startswith(f"{source}/raw/") for one in pictures)
+    site = re.search(r"^  repository: *(\S*)$", (root / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert site is not None
+    cited = yaml.safe_load((root / "CITATION.cff").read_text()).get("repository-code")
+    held = {
+        "README.md": placed,
+        "mkdocs.yml": site[1].startswith(source) if source else not site[1],
+        "CITATION.cff": cited == source,
+    }
+    return {file for file, right in held.items() if not right}
+
+
+def test_the_address_is_the_same_everywhere(tmp_path):
+    """None is known yet; once one is, README, site and citation name it, and pictures show on an index page."""
+    assert not address_faults(ROOT)
+    for file in ("README.md", "mkdocs.yml", "CITATION.cff", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    project = (tmp_path / "pyproject.toml").read_text()
+    assert "[project.urls]" not in project, "then the copy is to be changed from that address"
+    (tmp_path / "pyproject.toml").write_text(f'{project}\n[project.urls]\nSource = "https://a.b/me/rigpt"\n')
+    assert address_faults(tmp_path) == {"README.md", "mkdocs.yml", "CITATION.cff"}
+    changes = {
+        "README.md": [
+            ("URL-OF-THIS-REPOSITORY", "https://a.b/me/rigpt"),
+            ("](docs/fig", "](https://a.b/me/rigpt/raw/main/docs/fig"),
+        ],
+        "mkdocs.yml": [("\n  repository:", "\n  repository: https://a.b/me/rigpt/blob/main")],
+        "CITATION.cff": [("license: ", "repository-code: https://a.b/me/rigpt\nlicense: ")],
+    }
+    for file, pairs in changes.items():
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        for old, new in pairs:
+            text = text.replace(old, new)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    assert not address_faults(tmp_path)
 
 
 def test_what_the_readme_says_below_its_title_is_true():

@@ -144,6 +144,9 @@ def test_links_lead_to_pages_or_to_the_repository():
     )
     assert plain.endswith("```\n[c](docs/flow.md)\n```"), "code stays"
     assert "[a](https://host/rigpt_hf/frames.py)" in links.rewritten(text, "README.md", "https://host")
+    picture = "![x](https://host/raw/main/docs/figures/merging.png)"
+    assert links.rewritten(picture, "README.md", "https://host/blob/main") == "![x](figures/merging.png)"
+    assert links.rewritten(picture, "README.md") == picture
     assert links.rewritten("[x](1_gpt.ipynb#a)", "docs/course/README.md") == "[x](1_gpt.md#a)"
     assert links.rewritten("[x](../families.md)", "docs/how-to/convert.md") == "[x](../families.md)"
     assert links.rewritten("[x](gone.md)", "README.md") == "[x](gone.md)", "a strict build refuses it"

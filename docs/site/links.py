@@ -59,6 +59,8 @@ def rewritten(text: str, file: str, repository: str | None = None) -> str:
     def link(match: re.Match) -> str:
         image, label, target = match.groups()
         path, hash_, anchor = target.partition("#")
+        if repository:  # a picture that an index page shows, too
+            path = path.removeprefix(f"{repository.replace('/blob/', '/raw/')}/")
         if not path or re.match(r"[a-z]+:", path):
             return match[0]
         found = posixpath.normpath(posixpath.join(posixpath.dirname(file), path))

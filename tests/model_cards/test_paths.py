@@ -57,7 +57,7 @@ def test_ids_addresses_and_prose_stay():
 
 @pytest.mark.parametrize("part", ["a", "a.", "~", "-", "a:", "'C:/a ", "file:", "/", "a://"])
 def test_long_texts_are_read_once(part):
-    """So that a record of somebody else cannot stop a verb: minutes, where every letter is looked at from all before."""
+    """So that a record of somebody else stops no verb: minutes, where every letter is looked at from all before it."""
     begin = time.process_time()
     without_path(part * (100_000 // len(part)))
     assert time.process_time() - begin < 10
