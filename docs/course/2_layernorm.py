@@ -34,7 +34,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rigpt_hf.conversion import convert_model, export_model
 from rigpt_hf.lab import COLOURS, chosen_seed, panels, show
-from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, so_exp, so_log
+from rigpt_hf.symmetry import GaugeTransformation, gauge_error, haar, jacobian_spectrum, so_exp, so_log, table_of
 
 
 SEED = chosen_seed()
@@ -81,8 +81,8 @@ view = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / torch.tensor([[2.0**
 ones = torch.ones(3) / 3**0.5
 cloud = torch.randn(400, 3, generator=generator)
 gains = torch.tensor([1.8, 0.6, 1.0])
-third = 2 * torch.pi / 7
-spin = so_exp(third * (torch.outer(view[1], view[0]) - torch.outer(view[0], view[1])))  # turns the plane of the view
+seventh = 2 * torch.pi / 7
+spin = so_exp(seventh * (torch.outer(view[1], view[0]) - torch.outer(view[0], view[1])))  # turns the plane of the view
 assert torch.allclose(spin @ ones, ones)
 
 
@@ -144,10 +144,13 @@ print(f"{gpt2.num_parameters():,} parameters, logits {tuple(logits.shape)}")
 # vectors, and for such $x$, $C x = x$: the norm need not centre. The function has not changed, because every reader
 # centres what it reads anyway: $C (x_1 + x_2 + \dots) = C x_1 + C x_2 + \dots$
 #
+# *Readers may be centred too.* $n$ only shortens or lengthens, so $n$ of a centred stream is centred, and
+# $W \operatorname{diag}(g)\, C$ reads the same from it as $W \operatorname{diag}(g)$. The code below and the library
+# write the first, so that a reader has no part along $\mathbf 1$, where nothing is to be read.
+#
 # *The table of tokens $E$ is both*: a writer at the beginning, and behind the last norm it is the head. To leave it as
-# it is, two matrices are put beside it: $U = C$ carries tokens into the stream, and $G = \operatorname{diag}(g_f)$
-# with $b = \beta_f$ carries the result back. ($n$ of a centred stream is centred, so
-# $G = \operatorname{diag}(g_f)\, C$ is the same; the library writes that.)
+# it is, two matrices are put beside it: $U = C$ carries tokens into the stream, and $G = \operatorname{diag}(g_f)\, C$
+# with $b = \beta_f$ carries the result back.
 
 # %%
 
@@ -164,7 +167,7 @@ def fold(model: GPT2LMHeadModel, skip_gain: bool = False) -> dict[str, torch.Ten
             W, b = w[f"h.{i}.{reader}.weight"].T, w[f"h.{i}.{reader}.bias"]  # stored as [inputs, outputs]
             if skip_gain and (i, norm) == (1, "ln_2"):
                 gain = torch.ones_like(gain)
-            folded[f"{i}.{name}.W"] = W * gain @ C
+            folded[f"{i}.{name}.W"] = W * gain @ C  # C reads the same from a centred stream
             folded[f"{i}.{name}.b"] = b + W @ bias
         for writer, name in (("attn.c_proj", "out"), ("mlp.c_proj", "down")):
             folded[f"{i}.{name}.W"] = C @ w[f"h.{i}.{writer}.weight"].T
@@ -189,6 +192,10 @@ mine = fold(gpt2)
 by_hand, forgotten = relative(run(mine, ids), logits), relative(run(fold(gpt2, skip_gain=True), ids), logits)
 print(f"the same function: {by_hand:.0e}; with one gain forgotten: {forgotten:.2f}")
 assert by_hand < 1e-12 and forgotten > 1e-3
+centred, free = mine["E"][ids] @ C, mine["E"][ids]
+print(f"C n(x) = n(x): {relative(n(centred) @ C, n(centred)):.0e}; for a stream that is not centred ", end="")
+print(f"{relative(n(free) @ C, n(free)):.2f}")
+assert relative(n(centred) @ C, n(centred)) < 1e-14 and relative(n(free) @ C, n(free)) > 0.01
 
 # %% [markdown]
 # ## Now it can be turned
@@ -280,12 +287,45 @@ print(f"{len(expected)} matrices agree to {agreement:.0e}, biases to {biases:.0e
 assert max(agreement, biases, library) < 1e-12
 
 # %% [markdown]
+# ## Which numbers were redundant
+#
+# Readers inside the layers can do what the gains and biases before them did, so these were redundant. The last norm is
+# another case: its reader $E$ is the table of tokens too and cannot follow, so $G$ and $b$ keep what was in it. The
+# rank of the derivative of all logits by all weights tells the two apart. It falls without a number exactly if the
+# other weights cannot do what that number does (chapter 4).
+
+# %%
+small = GPT2Config(vocab_size=9, n_positions=6, n_embd=6, n_layer=1, n_head=2, n_inner=8, **special)
+tiny = GPT2LMHeadModel(small).double().eval()
+with torch.no_grad():
+    for parameter in tiny.parameters():
+        parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+rows = torch.randint(0, 9, (12, 6), generator=generator)
+
+
+def rank_without(*norms: str) -> int:
+    """The rank of the derivative by all weights but those of the norms."""
+    for name, parameter in tiny.named_parameters():
+        parameter.requires_grad_(not any(norm in name for norm in norms))
+    return jacobian_spectrum(tiny, rows, torch.Generator().manual_seed(SEED)).rank
+
+
+whole, without_layers, without_last = rank_without(), rank_without("ln_1", "ln_2"), rank_without("ln_f")
+print(f"rank {whole}; without the 24 numbers of the layers' norms {without_layers}, ", end="")
+print(f"without the 12 of the last norm {without_last}")
+assert whole == without_layers == without_last + 12
+
+# %% [markdown]
 # ## The vector of ones is still there
 #
 # $C$ has a null direction, $e = \mathbf 1 / \sqrt d$: the converted stream never leaves the $d - 1$ dimensions
 # perpendicular to it. After a rotation the empty direction is $Q e$. A stock LayerNorm empties $\mathbf 1$ and nothing
-# else, so the turned model runs in the unmodified GPT-2 class, with gains of our choice and biases 0, exactly if
-# $Q \mathbf 1 = \pm \mathbf 1$. That is the group of the first section, $O(d-1)$ and a sign.
+# else. With an untied head, and norms without bias except the last, the turned weights run in the stock class exactly
+# if $Q \mathbf 1 = \pm \mathbf 1$. That is the group of the first section, $O(d-1)$ and a sign.
+#
+# The head then is $E G$, and a stock head has no bias for $E b$. The empty direction can carry it: let the last norm
+# have the bias $Q e$. Then $\big(E G + E b\,(Q e)^\top\big) (n(x) + Q e) = E\, (G\, n(x) + b)$, because
+# $G\, Q e = 0 = (Q e) \cdot n(x)$.
 
 # %%
 fixing = GaugeTransformation.random(model.config, generator, ("stream",), fix_ones=True)
@@ -300,15 +340,85 @@ def empty_direction(model: torch.nn.Module) -> torch.Tensor:
     return torch.linalg.svd(written).Vh[-1]
 
 
+@torch.no_grad()
+def in_stock(w: dict[str, torch.Tensor], empty: torch.Tensor) -> GPT2LMHeadModel:
+    """An invariant form as GPT-2 with an untied head: gains 1, and no bias in a norm but the last."""
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    stock = GPT2LMHeadModel(untied).double().eval()  # its norms are fresh: gains 1, biases 0
+    stock.transformer.wte.weight.copy_(w["E"] @ w["U"].T)
+    stock.transformer.wpe.weight.copy_(w["P"])
+    for i, block in enumerate(stock.transformer.h):
+        maps = {"qkv": block.attn.c_attn, "out": block.attn.c_proj, "up": block.mlp.c_fc, "down": block.mlp.c_proj}
+        for name, place in maps.items():
+            place.weight.copy_(w[f"{i}.{name}.W"].T)
+            place.bias.copy_(w[f"{i}.{name}.b"])
+    stock.transformer.ln_f.bias.copy_(empty)
+    stock.lm_head.weight.copy_(w["E"] @ (w["G"] + torch.outer(w["b"], empty)))
+    return stock
+
+
 e = torch.ones(d) / d**0.5
 kept, moved = (abs(float(empty_direction(each(model)) @ e)) for each in (fixing, any_rotation))
-back = export_model(fixing(model), "gpt2")
-exported = relative(back(ids).logits, logits)
-gains_chosen = back.transformer.h[0].ln_1.weight.detach().log2()
+fixes, turns = (each.elements["stream"][0] for each in (fixing, any_rotation))
+in_class = [relative(in_stock(turn(mine, R), R @ e)(ids).logits, logits) for R in (fixes, -fixes, turns)]
 print(f"cosine between the empty direction and the ones: {kept:.6f} if fixed, {moved:.2f} if not")
-print(f"back in the stock class, rotated: logits {exported:.0e}, gains from {gains_chosen.exp2().aminmax()}")
-# Gains are free, so the export takes powers of two, which round nothing, and by which the weights behind are alike.
-assert abs(kept - 1) < 1e-10 and moved < 0.9 and exported < 1e-12 and torch.equal(gains_chosen, gains_chosen.round())
+print(f"turned, in the stock class: Q1 = 1 {in_class[0]:.0e}, Q1 = -1 {in_class[1]:.0e}, any Q {in_class[2]:.2f}")
+assert abs(kept - 1) < 1e-10 and moved < 0.9 and max(in_class[:2]) < 1e-12 and in_class[2] > 0.1
+
+# %% [markdown]
+# A tied head is another matter. `export_model` turns the stream back first, whatever the rotation was, and gives the
+# weights that the unturned model would give. Gains are free there, so it takes powers of two, which round nothing, and
+# by which the weights behind are alike.
+
+# %%
+plain = export_model(model, "gpt2")
+backs = [export_model(each(model), "gpt2") for each in (fixing, any_rotation)]
+exported = max(relative(back(ids).logits, logits) for back in backs)
+first = [each.transformer.h[0].attn.c_proj.weight for each in (plain, *backs)]
+undone = max(relative(each, first[0]) for each in first[1:])
+turned_away = relative(turn(mine, turns)["0.out.W"], mine["0.out.W"])
+gains_chosen = backs[0].transformer.h[0].ln_1.weight.detach().log2()
+print(
+    f"exports: logits {exported:.0e}, weights as if never turned {undone:.0e}; turned they were {turned_away:.1f} off"
+)
+assert exported < 1e-12 and undone < 1e-12 and turned_away > 0.1
+assert torch.equal(gains_chosen, gains_chosen.round())
+
+# %% [markdown]
+# ## A network without a basis
+#
+# What is left is a RiGPT. Its four equations, with $O$, $A$, $D$ the maps out of attention and up and down in the MLP:
+#
+# $$\begin{aligned}
+# x &= U E_t + P_p \\
+# x &\mathrel{+}= O\, \mathrm{attention}(n(x)) \\
+# x &\mathrel{+}= D\, \mathrm{act}(A\, n(x)) \\
+# \text{logits} &= E\, (G\, n(x) + b)
+# \end{aligned}$$
+#
+# A *frame* is a space whose basis is a free choice, and its *group* says which changes of basis leave the function
+# alone. `stream` is the space of $x$, where $n$ allows rotations and reflections, $O(d)$. `lexical` is the space of
+# the rows of $E$: nothing stands between $U$ and $E_t$, so any invertible matrix $M$ will do, $GL(d)$. `head_qk` is
+# the space of queries and keys of a head, `head_vo` that of its values. In a frame a *vector* goes to $M x$ and a
+# *covector* to $M^{-\top} x$, so that their product stays.
+#
+# The *table of frames* says for each axis of each parameter in which frames it lies, and in which role. The cell
+# prints the frames of our GPT-2 ($S_n$ are permutations, $\mathbb R^n$ shifts of biases). Then it changes the lexical
+# frame by hand: the rows of $E$ are vectors, and $U$, $G$ and $b$ carry covectors, because $E$ is the head too.
+
+# %%
+for kind, frame in table_of(model.config).kinds.items():
+    copies = frame.copies * (LAYERS if frame.per_layer else 1)
+    print(f"{kind:12}{copies:3} × {frame.group}")
+M = torch.randn(d, d, generator=generator)
+inverse = torch.linalg.inv(M)
+half = mine | {"E": mine["E"] @ M.T, "U": mine["U"] @ inverse}
+lexical = half | {"G": inverse.T @ mine["G"], "b": inverse.T @ mine["b"]}
+lexical_error, half_error = relative(run(lexical, ids), logits), relative(run(half, ids), logits)
+everything = gauge_error(model, GaugeTransformation.random(model.config, generator, "all"), ids)
+print(f"lexical frame by hand {lexical_error:.0e}, G and b forgotten {half_error:.1f}; all frames {everything:.0e}")
+assert max(lexical_error, everything) < 1e-10 and half_error > 0.1
 
 # %% [markdown]
 # ## What we saw
@@ -318,8 +428,10 @@ print(f"- LayerNorm is diag(g) n(C x) + beta; folded by hand the function is the
 print(f"- One gain forgotten costs {forgotten:.0%} of the largest logit: the check can fail.")
 print(f"- A rotation changes GPT-2's logits by {errors['GPT-2 as it is'][-1]:.0%}, its invariant form's by rounding.")
 print(f"- The library's weights are those made by hand, to {max(agreement, biases):.0e}.")
-norms = (2 * LAYERS + 1) * 2 * d
-print(f"- The {norms} numbers in the norms were redundant, {norms / gpt2.num_parameters():.1%} of all parameters.")
+norms = 2 * LAYERS * 2 * d
+print(f"- The {norms} numbers in the layers' norms were redundant, {norms / gpt2.num_parameters():.1%} of all.")
+print(f"- Gain and bias of the last norm are not (rank {without_last} of {whole} without); G and b keep them.")
+print(f"- The stock class runs turned weights if Q fixes the ones ({in_class[0]:.0e}), else not ({in_class[2]:.2f}).")
 
 # %% [markdown]
 # ## Exercises
@@ -333,8 +445,8 @@ print(f"- The {norms} numbers in the norms were redundant, {norms / gpt2.num_par
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Only $W' = W \operatorname{diag}(g)$. Centring is wrong: $n(Cx) \ne n(x)$, since the mean of the stream has length
-#    and direction that readers do see. The check below measures it.
+# 1. Only $W' = W \operatorname{diag}(g)$. Centring is wrong: $n(Cx) \ne n(x)$. Readers of an RMSNorm see the mean of
+#    the stream. The check below measures it.
 # 2. $n(a x) = a x / |a x| \cdot \sqrt d = n(x)$ for $a > 0$. With $\epsilon$,
 #    $n(ax) = x / \sqrt{|x|^2/d + \epsilon/a^2}$: the same as changing $\epsilon$.
 # 3. Not by the gains: they are part of $W \operatorname{diag}(g)$, and only this product counts. Special directions of
@@ -354,6 +466,9 @@ assert relative(n(stream @ C), torch.nn.functional.layer_norm(stream, (d,), eps=
 # %% [markdown]
 # ## Further reading
 #
+# - 3Blue1Brown, *Attention in transformers* (video, chapter 6 of the series on deep learning).
+# - C. Manning and others, *CS224N: Natural Language Processing with Deep Learning*, Stanford (videos): the lecture on
+#   self-attention and transformers.
 # - J. L. Ba, J. R. Kiros, G. E. Hinton, *Layer Normalization*, arXiv 1607.06450.
 # - B. Zhang, R. Sennrich, *Root Mean Square Layer Normalization*, arXiv 1910.07467.
 # - S. Ashkboos and others, *SliceGPT*, arXiv 2401.15024: the same folds, used to cut dimensions off.

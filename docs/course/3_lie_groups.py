@@ -3,7 +3,8 @@
 #
 # Everything in this project that may be turned is turned by matrices with $Q^\top Q = I$. This chapter makes friends
 # with them: how they are generated, which way between two of them is straight, how to draw one at random without
-# favouring any, and why rotary positions (RoPE) are one of their subgroups and not one choice among many.
+# favouring any, and what positions may do to queries and keys. Rotary positions (RoPE) are a one-parameter subgroup of
+# the rotations, and the general case if one linear map of a position acts on queries and keys alike.
 #
 # Letters: $O(n)$ all $n \times n$ matrices with $Q^\top Q = I$; $SO(n)$ those with determinant 1; $\mathfrak{so}(n)$
 # its Lie algebra; $[X, Y] = XY - YX$; $|X|$ the root of the sum of squares of all entries.
@@ -21,9 +22,9 @@
 #
 # $$e^{\theta K} = I + \sin\theta\, K + (1 - \cos\theta)\, K^2.$$
 #
-# In $n$ dimensions a skew matrix is, in some orthonormal basis, a sum of plane rotations with angles $\omega_i$ (it is
-# normal with imaginary eigenvalues $\pm i \omega_i$). The logarithm reads these angles off a rotation, in
-# $(-\pi, \pi]$.
+# In $n$ dimensions a skew matrix is a sum $\sum_i \omega_i J_i$ of generators of rotations in perpendicular planes (it
+# is normal with imaginary eigenvalues $\pm i \omega_i$). These commute, so its exponential is the product of the
+# rotations by $\omega_i$. The logarithm reads these angles off a rotation, in $(-\pi, \pi]$.
 
 # %%
 import math
@@ -62,6 +63,18 @@ print(f"exp(A) is orthogonal to {float((Q.T @ Q - torch.eye(n)).abs().max()):.0e
 print(f"log exp(A) = A: {float((so_log(Q) - A).abs().max()):.0e}")
 angles = torch.linalg.eigvals(Q).angle().sort().values
 print("angles of the planes:", [round(float(angle), 3) for angle in angles[n // 2 :]])
+omegas, planes = rotary_form(A)  # plane i is spanned by the columns i and i + n/2
+pairs = zip(omegas, planes.T[: n // 2], planes.T[n // 2 :], strict=True)
+parts = [omega * (second.outer(first) - first.outer(second)) for omega, first, second in pairs]
+product = torch.linalg.multi_dot([so_exp(part) for part in parts])
+corner = torch.zeros(n, n)
+corner[0], corner[:, 0] = A[0], A[:, 0]
+mixed = so_exp(corner) @ so_exp(A - corner)  # A is the sum of these two as well, but they do not commute
+print(f"A - Σ ωJ: {float((A - sum(parts)).abs().max()):.0e}, ", end="")
+print(f"Q - Π exp(ωJ): {float((Q - product).abs().max()):.0e}, ", end="")
+print(f"for two parts that do not commute {float((Q - mixed).abs().max()):.1f}")
+assert torch.allclose(sum(parts), A, atol=1e-12) and torch.allclose(product, Q, atol=1e-12)
+assert not torch.allclose(mixed, Q, atol=0.05), "the corner does not commute with the rest"
 assert torch.allclose(rodrigues, so_exp(theta * K), atol=1e-14) and torch.allclose(so_log(Q), A, atol=1e-12)
 assert torch.allclose(Q.T @ Q, torch.eye(n), atol=1e-14)
 wrong = so_exp(symmetric + symmetric.T)
@@ -125,7 +138,8 @@ assert abs(orders[0] - 2) < 0.1 and abs(orders[1] - 3) < 0.1 and max(commuting) 
 # |\log Q| = \sqrt{2 \sum \omega_i^2}$.
 #
 # The straight line $(1 - t) I + t Q$ leaves the group. In a plane of angle $\omega$ it is $1 - t + t e^{i\omega}$,
-# whose size in the middle is $\cos(\omega / 2)$: a vector halfway has lost that much.
+# whose size in the middle is $\cos(\omega / 2)$: a vector halfway has kept that share of its length and lost
+# $1 - \cos(\omega / 2)$.
 
 # %%
 t = torch.linspace(0, 1, 201)
@@ -146,9 +160,7 @@ for size in (0.0, 0.05, 0.1, 0.2, 0.4):
 print(f"|log Q| = {float(A.norm()):.4f}, length of the geodesic {length(geodesic):.4f}")
 print("with a bend:", {size: f"{value:.4f}" for size, value in detours})
 lowest = torch.linalg.svdvals(straight)[:, -1]  # [201]
-print(
-    f"middle of the straight line: smallest singular value {float(lowest[100]):.4f}, cos(ω/2) = {math.cos(1.25):.4f}"
-)
+print(f"middle of the straight line: a vector keeps {float(lowest[100]):.4f}, cos(ω/2) = {math.cos(1.25):.4f}")
 assert abs(length(geodesic) - float(A.norm())) < 1e-3 and abs(float(lowest[100]) - math.cos(1.25)) < 1e-12
 assert all(value > length(geodesic) for size, value in detours if size), "a bend must be a detour"
 assert torch.allclose(torch.linalg.svdvals(geodesic), torch.ones(()), atol=1e-12)
@@ -183,10 +195,10 @@ show(
 # splitting were unique, $RG = (RQ) R_+$ would say that $RQ$ belongs to $RG$, so $RQ$ would have the law of $Q$.
 #
 # It is unique only if the diagonal of $R_+$ is positive: with any signs $D$, $Q R_+ = (QD)(D R_+)$. A library's QR
-# takes whatever signs its algorithm finds. LAPACK's Householder reflections choose $r_{11} =
-# -\operatorname{sign}(g_{11})
-# |g_1|$, to avoid cancellation. So $q_{11} = g_{11} / r_{11} = -|g_{11}| / |g_1|$ is *never positive*. Multiplying the
-# columns of $Q$ by the signs of the diagonal repairs it.
+# takes whatever signs its algorithm finds. LAPACK's Householder reflections choose
+# $r_{11} = -\operatorname{sign}(g_{11})\, |g_1|$, with $g_1$ the first column of $G$, to avoid cancellation. So
+# $q_{11} = g_{11} / r_{11} = -|g_{11}| / |g_1|$ is *never positive*. Multiplying the columns of $Q$ by the signs of
+# the diagonal repairs it.
 #
 # A check that can be done by hand: for $n = 3$ the first column is uniform on a sphere, and by Archimedes a coordinate
 # of a uniform point on a sphere is uniform in $[-1, 1]$.
@@ -259,19 +271,21 @@ show(
 # %% [markdown]
 # ## Rotary positions, derived
 #
-# Let a position $p$ act on queries and keys of $h$ dimensions by a matrix $f(p)$, and let the score of $m$ and $n$
-# depend on the distance only:
+# Let a position $p$ act on queries and keys of $h$ dimensions by one and the same matrix $f(p)$, with $f(0)$
+# invertible, and let the score of $m$ and $n$ depend on the distance only:
 #
 # $$(f(m) q) \cdot (f(n) k) = q \cdot F(n - m)\, k, \qquad\text{that is}\qquad f(m)^\top f(n) = F(n - m).$$
 #
-# A common factor can be moved into $q$ and $k$, so let $f(0) = I$. Then $m = 0$ gives $f = F$, and $n = m$ gives
-# $f(m)^\top f(m) = I$: rotations. So $f(n - m) = f(m)^{-1} f(n)$, or $f(m + r) = f(m) f(r)$: $f$ is a homomorphism
-# from the positions to $O(h)$. A smooth one solves $f' = A f$ with $A = f'(0)$ skew:
+# The common factor $f(0)$ can be moved into $q$ and $k$, so let $f(0) = I$. Then $m = 0$ gives $f = F$, and $n = m$
+# gives $f(m)^\top f(m) = I$: rotations. So $f(n - m) = f(m)^{-1} f(n)$, or $f(m + r) = f(m) f(r)$: $f$ is a
+# homomorphism from the positions to $O(h)$. A smooth one solves $f' = A f$ with $A = f'(0)$ skew:
 #
 # $$f(p) = e^{pA}.$$
 #
-# In the basis in which $A$ is a sum of planes this *is* RoPE with frequencies $\omega_i$; the basis itself goes into
-# the weights of $q$ and $k$. RoPE is the general case. If $f$ is no homomorphism, scores depend on where one stands.
+# In the basis of its planes this *is* RoPE with frequencies $\omega_i$; the basis itself goes into the weights of $q$
+# and $k$. So RoPE is the general case of one linear map for queries and keys. If $f$ is no homomorphism, scores depend
+# on where one stands. Two maps may do more: $e^{nS}$ for keys and $e^{-mS^\top}$ for queries give $F(n - m) =
+# e^{(n - m)S}$ for any $S$, skew or not.
 
 # %%
 h, POSITIONS = 8, 24
@@ -281,10 +295,10 @@ q, k = torch.randn(2, h, generator=generator)
 place = torch.arange(POSITIONS, dtype=torch.float64)
 
 
-def score_map(f) -> torch.Tensor:
-    """Scores `[m, n]` of one query and one key at all pairs of positions."""
-    turned = torch.stack([f(p) for p in place])  # [positions, h, h]
-    return (turned @ q) @ (turned @ k).T
+def score_map(f, f_k=None) -> torch.Tensor:
+    """Scores `[m, n]` of one query and one key at all pairs of positions; `f_k` is a map of its own for keys."""
+    queries, keys = (torch.stack([each(p) for p in place]) for each in (f, f_k or f))  # [positions, h, h]
+    return (queries @ q) @ (keys @ k).T
 
 
 def plane_by_plane(p: torch.Tensor) -> torch.Tensor:
@@ -296,6 +310,9 @@ def plane_by_plane(p: torch.Tensor) -> torch.Tensor:
 B = 0.02 * skew(h)
 exact = score_map(lambda p: so_exp(p * A))
 bent = score_map(lambda p: so_exp(p * A) @ so_exp(p**2 * B))
+S = 0.1 * A + 0.02 * torch.randn(h, h, generator=generator)  # not skew
+two_maps = score_map(lambda p: torch.matrix_exp(-p * S.T), lambda p: torch.matrix_exp(p * S))
+one_map = score_map(lambda p: torch.matrix_exp(p * S))
 
 
 def spread(scores: torch.Tensor) -> float:
@@ -307,12 +324,14 @@ def spread(scores: torch.Tensor) -> float:
 rope = max(float((basis.T @ so_exp(p * A) @ basis - plane_by_plane(p)).abs().max()) for p in place)
 print(f"exp(pA) is RoPE in another basis: {rope:.0e}; frequencies {[round(float(w), 2) for w in frequencies]}")
 print(f"scores of one distance differ by {spread(exact):.0e}; for exp(pA) exp(p²B) by {spread(bent):.2f}")
+print(f"S not skew, two maps: {spread(two_maps):.0e}; one map exp(pS): {spread(one_map):.2f}")
 assert rope < 1e-12 and spread(exact) < 1e-12 and spread(bent) > 0.1
+assert spread(two_maps) < 1e-11 and spread(one_map) > 0.01
 
-figure, axes = panels(2, "Scores of one query and one key at all pairs of positions", sharey=True)
+figure, axes = panels(2, "With a homomorphism scores depend on the distance only", sharey=True)
 limit = float(torch.cat([exact, bent]).abs().max())
 for panel, scores, name in zip(
-    axes, (exact, bent), ("exp(pA): a homomorphism", "exp(pA) exp(p²B): none"), strict=True
+    axes, (exact, bent), ("exp(pA): a homomorphism", "exp(pA) exp(p²B): no homomorphism"), strict=True
 ):
     drawn = panel.imshow(scores, cmap="PuOr", vmin=-limit, vmax=limit, origin="lower")
     panel.set(title=name, xlabel="position of the key")
@@ -402,6 +421,8 @@ for power, exact_moment in ((2, 1 / d), (4, 3 / (d * (d + 2)))):
 # %% [markdown]
 # ## Further reading
 #
+# - F. Schuller, *Lectures on the Geometrical Anatomy of Theoretical Physics* (videos); lecture 13 is on Lie groups and
+#   their Lie algebras.
 # - F. Mezzadri, *How to generate random matrices from the classical compact groups*, arXiv math-ph/0609050.
 # - V. I. Arnold, *Mathematical Methods of Classical Mechanics*, appendix 2: geodesics of groups and rigid bodies.
 # - B. C. Hall, *Lie Groups, Lie Algebras, and Representations*.
