@@ -86,9 +86,10 @@ def rotary_form(skew: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Any one-parameter group of rotations `exp(p·A)` is RoPE in a suitable basis: its frequencies and that basis.
 
-    A skew-symmetric matrix is, in some orthonormal basis, a sum of plane rotations. Queries and keys written in that
-    basis turn as rotary positions do, dimension i with i + h/2. That is why rotary positions with learned frequencies
-    lose no generality; STRING (arXiv 2502.02562) treats several commuting generators.
+    A skew-symmetric matrix is, in some orthonormal basis, a sum of generators of rotations in perpendicular planes.
+    Queries and keys written in that basis turn as rotary positions do, dimension i with i + h/2. That is why rotary
+    positions with learned frequencies lose no generality among maps that queries and keys share; STRING (arXiv
+    2502.02562) treats several commuting generators.
 
     Args:
         skew: The generator `A` `[h, h]`, h even.
