@@ -91,13 +91,15 @@ assert all(abs(float(way[-1].prod()) - 1) < 0.02 for way in ways.values()), "all
 
 # %% [markdown]
 # The figure: grey hyperbolas are orbits (one function each), the dashed one is the solution. The flow crosses them at
-# right angles, along a hyperbola of constant charge.
+# right angles, along the broad hyperbola of constant charge.
 
 # %%
-figure, (panel,) = panels(1, "Where learning goes, and what it conserves", width=6.4, height=4.8)
-grid = torch.linspace(-1, 2.6, 300)
+figure, (panel,) = panels(1, "Gradient flow conserves $w_1^2 - w_2^2$, Adam does not", width=6.4, height=5.4)
+grid = torch.linspace(-1.1, 3, 300)
 first, second = torch.meshgrid(grid, grid, indexing="xy")
-panel.contour(first, second, first * second, levels=[-1.6, -1.1, -0.6, -0.1, 0.4, 1.6], colors="0.75", linewidths=0.8)
+# Without a style of line, negative levels would be dashed, as the solution is.
+solid = {"colors": "0.75", "linewidths": 0.8, "linestyles": "solid"}
+panel.contour(first, second, first * second, levels=[-1.6, -1.1, -0.6, -0.1, 0.4, 1.6], **solid)
 panel.contour(first, second, first * second, levels=[1.0], colors="black", linestyles="--", linewidths=1)
 panel.contour(first, second, first**2 - second**2, levels=[charge(start)], colors=COLOURS[2], linewidths=4, alpha=0.3)
 for (name, way), colour, marker in zip(
@@ -105,7 +107,7 @@ for (name, way), colour, marker in zip(
 ):
     panel.plot(*way.T, marker + "-", ms=4, lw=1.2, color=colour, label=name)
 panel.plot(*start, "k*", ms=11)
-panel.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(0.9, 2.3), ylim=(-1, 1.2))
+panel.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(0.4, 2.9), ylim=(-1.1, 1.2), aspect="equal")
 panel.legend(frameon=False, loc="lower left", fontsize=8)
 show(
     figure,
@@ -151,27 +153,37 @@ assert measured == {"linear": F**2, "ReLU": F, "tanh": 0}
 # %% [markdown]
 # ## Counting in a GPT
 #
-# The same for a RiGPT small enough that all singular values can be had. The library counts from its table of frames:
-# $O(d)$ for the stream, $GL(h)$ for queries and keys and for values and outputs of every head, $GL(D)$ for the space
-# of the token table. Each number must be found again in the Jacobian.
+# The same for a RiGPT (its equations: end of chapter 2), small enough that all singular values can be had. A *frame*
+# is a basis of one of its inner spaces that may be chosen freely; the library's table of frames says for every weight
+# in which frames its rows and columns are written. It counts $O(d)$ for the stream, $GL(h)$ for queries and keys and
+# for values and outputs of every head, and $GL(D)$ for the *lexical* frame: a row of the token table has $D$ numbers,
+# which one matrix brings into the stream and another one brings back. Each number must be found again in the Jacobian.
 #
-# Two controls. A tanh of every coordinate behind one norm has a basis: the rotations of the stream are no symmetry any
-# more, and $d(d-1)/2$ directions less are redundant. A gain in its place does *not* change the number: the matrices
-# behind it can follow a rotation by $W \to W g Q^\top g^{-1}$. It changes how the group acts (as chapter 2 folds it
-# away), and the next section will see that.
+# Three controls. A tanh of every coordinate behind one norm has a basis: the rotations of the stream are no symmetry
+# any more, and $d(d-1)/2$ directions less are redundant. A gain in its place does *not* change the number: the
+# matrices behind it can follow a rotation by $W \to W g Q^\top g^{-1}$. It changes how the group acts (as chapter 2
+# folds it away), and the next section will see that. With $\epsilon = 0$ in the norms one direction more is redundant,
+# the size of the stream (exercise 2 of chapter 2). With a small $\epsilon$ scaling the stream is *nearly* redundant,
+# which would blur the count, so the cell takes a large one.
 
 # %%
 options = {"vocab_size": 9, "embedding_size": 6, "hidden_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
 options |= {"head_dim": 3, "intermediate_size": 5, "max_position_embeddings": 7}
-config = RiGPTConfig(**options, position_embedding_type="learned", rms_norm_eps=0.1, initializer_range=0.5)
-torch.manual_seed(SEED)
-tiny = RiGPTForCausalLM(config).double().eval()
+options |= {"position_embedding_type": "learned", "initializer_range": 0.5}
+
+
+def small_model(eps: float) -> RiGPTForCausalLM:
+    torch.manual_seed(SEED)
+    return RiGPTForCausalLM(RiGPTConfig(**options, rms_norm_eps=eps)).double().eval()
+
+
+tiny = small_model(eps=0.1)
 ids = torch.randint(0, 9, (24, 7), generator=generator)
 
-counted = redundant_dimensions(config)
+counted = redundant_dimensions(tiny.config)
 spectrum = jacobian_spectrum(tiny, ids, torch.Generator().manual_seed(SEED))
-d, h, H = 6, 3, 2
-by_hand = {"stream": d * (d - 1) // 2, "lexical": 6**2, "head_qk": H * h**2, "head_vo": H * h**2}
+d, h, H, D = 6, 3, 2, 6
+by_hand = {"stream": d * (d - 1) // 2, "lexical": D**2, "head_qk": H * h**2, "head_vo": H * h**2}
 by_hand["total"] = sum(by_hand.values())
 print({name: number for name, number in counted.items() if number})
 size = len(spectrum.singular_values)
@@ -190,10 +202,12 @@ def behind_norm(change) -> RiGPTForCausalLM:
 gain = 1 + 0.3 * torch.randn(d, generator=generator)
 with_gain, with_tanh = behind_norm(lambda x: x * gain), behind_norm(torch.tanh)
 controls = [
-    jacobian_spectrum(each, ids, torch.Generator().manual_seed(SEED)).deficiency for each in (with_gain, with_tanh)
+    jacobian_spectrum(each, ids, torch.Generator().manual_seed(SEED)).deficiency
+    for each in (with_gain, with_tanh, small_model(eps=0.0))
 ]
-print(f"with a gain behind one norm: {controls[0]} redundant; with tanh of every coordinate: {controls[1]}")
-assert controls == [by_hand["total"], by_hand["total"] - by_hand["stream"]]
+print(f"with a gain behind one norm: {controls[0]} redundant; with tanh of every coordinate: {controls[1]};", end=" ")
+print(f"without eps: {controls[2]}")
+assert controls == [by_hand["total"], by_hand["total"] - by_hand["stream"], by_hand["total"] + 1]
 
 # %% [markdown]
 # The figure: all singular values in order. The cliff is where redundancy begins.
@@ -208,8 +222,8 @@ panel.legend(frameon=False, loc="lower left")
 show(
     figure,
     "spectrum",
-    f"Of {size} weights {spectrum.deficiency} directions change nothing, as many as the table of frames counts; the "
-    f"singular values fall by a factor of {spectrum.gap:.0e} there.",
+    f"{spectrum.deficiency} directions in the space of {size} weights change nothing, as many as the table of frames "
+    f"counts; the singular values fall by a factor of {spectrum.gap:.0e} there.",
 )
 
 # %% [markdown]
@@ -337,7 +351,9 @@ assert by_adam[-1][0] > 5 * by_descent[-1][0]
 # The last figure: drift against the size of a step, each relative to its own largest.
 
 # %%
-figure, (panel, second) = panels(2, "Charges: drift in descent, Adam and weight decay")
+figure, (panel, second) = panels(
+    2, "Descent keeps charges as steps shrink; Adam does not; decay takes them at the rate 2μ"
+)
 relative = [1.0, 0.5, 0.25]
 panel.loglog(relative, [drift for drift, _ in by_descent], "o-", color=COLOURS[0], label="gradient descent")
 panel.loglog(relative, [drift for drift, _ in by_adam], "s-", color=COLOURS[1], label="Adam, to the same loss")
@@ -355,9 +371,9 @@ second.legend(frameon=False)
 show(
     figure,
     "drift",
-    f"Descent in steps four times smaller drifts {by_descent[0][0] / by_descent[-1][0]:.1f} times less; Adam drifts "
-    f"{by_adam[-1][0] / by_descent[-1][0]:.0f} times as far, whatever its step. Weight decay takes all charges away "
-    f"at one rate.",
+    f"Descent in steps four times smaller drifts {by_descent[0][0] / by_descent[-1][0]:.1f} times less, so its drift "
+    f"goes to zero with the step. Adam's stays at {by_adam[-1][0]:.1%} of |θ|² at all three sizes. Weight decay takes "
+    "all charges away at one rate.",
 )
 
 # %% [markdown]
@@ -368,7 +384,7 @@ print(f"- Redundant directions of W2 σ(W1 x): {measured}, as the groups say.")
 print(f"- A GPT of {size} weights has {spectrum.deficiency} redundant directions, counted and measured.")
 print(f"- One antisymmetric matrix of its gradients vanishes to {float(matrix.norm()) / scale:.0e}.")
 print(f"- Charges drift with the order {report.orders['head_vo']:.2f} in the step under gradient descent.")
-print(f"- Adam, at the same loss, moves them {by_adam[-1][0] / by_descent[-1][0]:.0f} times as far.")
+print(f"- Adam, at the same loss, moves them by {by_adam[-1][0]:.1%} of |θ|² however small its steps.")
 
 # %% [markdown]
 # ## Exercises
@@ -389,17 +405,19 @@ print(f"- Adam, at the same loss, moves them {by_adam[-1][0] / by_descent[-1][0]
 # </details>
 
 # %% [markdown]
-# Solution 1 checked: the gradient of a random loss is perpendicular to the motion of each neuron, for degree 2 only.
+# Solution 1 checked: the gradient of a random loss is perpendicular to the motion of each neuron, for the activation
+# $\max(z, 0)^2$ and the degree 2 only.
 
 # %%
 W1 = torch.randn(F, INPUTS, generator=generator, requires_grad=True)
 W2 = torch.randn(OUTPUTS, F, generator=generator, requires_grad=True)
-for name, degree, activation in (("relu²", 2, lambda z: z.relu() ** 2), ("tanh", 2, torch.tanh)):
-    loss = (activation(points @ W1.T) @ W2.T).sin().mean()
+shapes = {"relu²": lambda z: z.relu() ** 2, "tanh": torch.tanh}
+for name, degree in (("relu²", 2), ("relu²", 1), ("tanh", 2)):
+    loss = (shapes[name](points @ W1.T) @ W2.T).sin().mean()
     first, second = torch.autograd.grad(loss, (W1, W2))
     along = (first * W1).sum(1) - degree * (second * W2).sum(0)  # [F]
-    print(f"{name}: <∇L, Xθ> = {along.detach().abs().max():.0e}")
-    assert (float(along.detach().abs().max()) < 1e-14) == (name == "relu²")
+    print(f"{name}, degree {degree}: <∇L, Xθ> = {along.detach().abs().max():.0e}")
+    assert (float(along.detach().abs().max()) < 1e-14) == ((name, degree) == ("relu²", 2))
 
 # %% [markdown]
 # ## Further reading
@@ -411,5 +429,7 @@ for name, degree, activation in (("relu²", 2, lambda z: z.relu() ** 2), ("tanh"
 #   Neural ODE*, arXiv 2402.02362.
 # - A. Saxe, J. McClelland, S. Ganguli, *Exact solutions to the nonlinear dynamics of learning in deep linear neural
 #   networks*, arXiv 1312.6120.
+# - L. Susskind, *The Theoretical Minimum: Classical Mechanics*, lectures at Stanford: symmetries and what they
+#   conserve.
 # - G. Kempf, L. Ness, *The length of vectors in representation spaces* (1979): shortest points of orbits.
 # - `docs/symmetry.md` of this project, sections 4 to 6.

@@ -20,6 +20,9 @@
 # - *The polar factor* of a matrix of gradients, $G = U \Sigma V^\top \to U V^\top = G (G^\top G)^{-1/2}$ (Muon's
 #   update). For $G \to Q G R^\top$ it becomes $Q\, U V^\top R^\top$: equivariant on both sides. For one column it is
 #   $g / |g|$.
+# - *The equivariant optimizer* of this project updates matrices by the polar factor of their momentum (one head at a
+#   time), tables whose rows are vectors by Adam with one second moment per row (exercise 2), biases by Adam with one
+#   per vector, and what does not turn by Adam.
 
 # %%
 import copy
@@ -191,7 +194,7 @@ print(f", predicted {-6 / (d + 1):.3f}")
 assert abs(mean + 6 / (d + 1)) < 5 * error and float(excess_kurtosis(lone)) > 10
 
 # %% [markdown]
-# ## Three trainings
+# ## Four trainings
 #
 # One network, one text, three optimizers; AdamW once more with a third of its step. Then $\kappa$ of the stream behind
 # the layers, in the frame that training ended in and in random ones. The random frames say how much of a deviation is
@@ -286,7 +289,7 @@ assert error_of(spiky) > 2.5 * error_of(spiky @ around.T)
 assert abs(error_of(calm) / (crest(calm) / (7 * 12**0.5)) - 1) < 0.05
 
 # %% [markdown]
-# ## What it is worth in the three models
+# ## What it is worth in the four models
 #
 # Two questions that are often taken for one:
 #
@@ -298,12 +301,17 @@ assert abs(error_of(calm) / (crest(calm) / (7 * 12**0.5)) - 1) < 0.05
 # %%
 @torch.no_grad()
 def loss_in_four_bits(model: torch.nn.Module) -> float:
-    """What rounding the weights adds to the loss."""
+    """The loss after rounding the weights."""
     small = copy.deepcopy(model)
     for name, parameter in small.named_parameters():
         if parameter.dim() == 2 and "embed_tokens" not in name:
             parameter.copy_(rounded(parameter))
-    return loss_of(small) - loss_of(model)
+    return loss_of(small)
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """The mean and the standard deviation."""
+    return float(torch.tensor(values).mean()), float(torch.tensor(values).std())
 
 
 @torch.no_grad()
@@ -322,19 +330,22 @@ def gain_of(model: torch.nn.Module) -> float:
     return float(torch.tensor(found).median())
 
 
-results = {}
+results: dict[str, dict[str, float]] = {}
+stream_frames = [
+    GaugeTransformation.random(models["SGD"].config, torch.Generator().manual_seed(SEED + i), ("stream",))
+    for i in range(FRAMES)
+]
 for name, model in models.items():
-    x = stream(model)
-    frames = [
-        GaugeTransformation.random(model.config, torch.Generator().manual_seed(SEED + i), ("stream",))
-        for i in range(6)
-    ]
-    elsewhere = [loss_in_four_bits(frame(model)) for frame in frames]
+    x, before = stream(model), loss_of(model)
+    elsewhere = {
+        "activations": mean_and_spread([error_of(x @ Q.T) for Q in rotations]),
+        "weights": mean_and_spread([loss_in_four_bits(frame(model)) - before for frame in stream_frames]),
+    }
     results[name] = {
         "activations, own": error_of(x),
-        "activations, random": sum(error_of(x @ Q.T) for Q in rotations[:6]) / 6,
-        "weights, own": loss_in_four_bits(model),
-        "weights, random": sum(elsewhere) / len(elsewhere),
+        "weights, own": loss_in_four_bits(model) - before,
+        **{f"{kind}, random": mean for kind, (mean, _) in elsewhere.items()},
+        **{f"{kind}, spread": spread for kind, (_, spread) in elsewhere.items()},
         "gain": gain_of(model),
     }
     print(name, {key: round(value, 4) for key, value in results[name].items()})
@@ -345,24 +356,49 @@ assert abs(calm - 1) < 0.1, "and not where there is none"
 assert adam["gain"] > 1.2 * equivariant["gain"] and adam["weights, own"] < equivariant["weights, own"]
 
 # %% [markdown]
+# Is a difference between frames more than chance? The spread of random frames says so, as it did for $\kappa$.
+
+# %%
+
+
+def spreads(name: str, kind: str) -> float:
+    """How many standard deviations of random frames the own frame loses more than they do."""
+    entry = results[name]
+    return (entry[f"{kind}, own"] - entry[f"{kind}, random"]) / entry[f"{kind}, spread"]
+
+
+far = {name: round(spreads(name, "weights"), 1) for name in results}
+ratio = equivariant["weights, random"] / adam["weights, random"]
+print(f"weights, own frame less random ones, in standard deviations: {far}; ", end="")
+print(f"activations of AdamW: {spreads('AdamW', 'activations'):.1f}")
+print(f"weights of the equivariant model lose {ratio:.1f} times as much as AdamW's, in the mean over frames")
+assert max(map(abs, far.values())) < 3 < spreads("AdamW", "activations"), "frames matter to activations alone"
+assert all(
+    equivariant["weights, random"] > 2 * results[name]["weights, random"] for name in results if name != "equivariant"
+)
+
+# %% [markdown]
 # Read it with care.
 #
-# - *Activations* behave as the story says: where Adam has left outliers a rotation takes the error away, where there
-#   are none it changes nothing. At a third of the step Adam leaves little to see at this size: kurtosis is a matter of
-#   optimizer *and* step size, and grows with width, depth and length of training.
-# - *Weights* do not. The equivariant optimizer's model has no outliers and yet its loss suffers as much or more.
-#   Rounding spreads its noise evenly over all directions, a share $\varepsilon$ of $|W| |x| / \sqrt n$ in the output.
-#   A matrix that answers its inputs with a few strong directions puts out much more than that (its *gain* is large)
-#   and hardly notices; polar updates keep singular values alike, so their gain is near one and the output takes all of
-#   $\varepsilon$. (The models also differ in what they have learned, and a better one has more to lose: this is no
-#   proof by itself.)
+# - *Activations* behave as the story says: where Adam has left outliers a rotation takes the extra error away, where
+#   there are none it changes nothing. At a third of the step Adam leaves little to see at this size: kurtosis is a
+#   matter of optimizer *and* step size, and grows with width, depth and length of training.
+# - *Weights* do not. Their loss does not tell the frame of training from random ones: it lies within their spread, in
+#   AdamW's model too. It tells the optimizers apart: the equivariant one's model has no outliers and loses most,
+#   several times as much as AdamW's. Rounding spreads its noise evenly over all directions, a share $\varepsilon$ of
+#   $|W| |x| / \sqrt n$ in the output. A matrix that answers its inputs with a few strong directions puts out much more
+#   than that (its *gain* is large) and hardly notices; polar updates keep singular values alike, so their gain is near
+#   one and the output takes all of $\varepsilon$. (The models also differ in what they have learned, and a better one
+#   has more to lose: this is no proof by itself.)
 #
 # `docs/comparison.md` has the same finding for models of 3.5 million parameters: RiGPT's weights suffer more from four
 # bits than GPT-2's, although its kurtosis is near zero; and scales per 32 weights and compensation repair most of it.
 # So a calm stream is no promise that weights can be rounded.
 
 # %%
-figure, (panel, second, third) = panels(3, "Adam's basis, and what four bits cost", width=4.2)
+figure, (panel, second, third) = panels(
+    3, "A rotation removes AdamW's extra error in activations, not the loss of weights", width=4.2
+)
 for place, (own, elsewhere) in enumerate(kurtosis.values()):
     panel.plot(
         torch.full((FRAMES,), place), elsewhere, "o", ms=4, color="0.6", label=None if place else "random frames"
@@ -372,26 +408,31 @@ panel.axhline(-6 / (d + 1), color="black", ls="--", lw=1, label="mean, -6/(d+1)"
 panel.set(ylabel="excess kurtosis behind the last layer")
 panel.set_yscale("symlog", linthresh=1)
 panel.set_ylim(-1.2, 4 * max(own for own, _ in kurtosis.values()))
+names = {"random": "random frames, ± standard deviation", "own": "frame of training"}
 for other, key, label in (
     (second, "activations", "relative error of the stream in 4 bits"),
     (third, "weights", "loss added by weights in 4 bits (nats)"),
 ):
     for shift, frame, colour in ((-0.2, "random", "0.6"), (0.2, "own", COLOURS[1])):
         values = [entry[f"{key}, {frame}"] for entry in results.values()]
-        other.bar([place + shift for place in range(len(values))], values, 0.38, color=colour)
-    other.set(ylabel=label)
+        spread = [entry[f"{key}, spread"] for entry in results.values()] if frame == "random" else None
+        places = [place + shift for place in range(len(values))]
+        other.bar(places, values, 0.38, yerr=spread, ecolor="black", capsize=3, color=colour, label=names[frame])
+    other.set(ylabel=label, ylim=(0, 1.3 * other.get_ylim()[1]))
 for each in (panel, second, third):
     each.set_xticks(range(len(results)), [name.replace(", ", ",\n") for name in results], fontsize=8)
 panel.legend(frameon=False, fontsize=8, loc="upper right")
-second.legend(["random frames", "frame of training"], frameon=False, fontsize=8, loc="lower right")
+second.legend(frameon=False, fontsize=8, loc="upper right")
 show(
     figure,
     "four-bits",
     f"AdamW's frame is {deviations('AdamW'):.0f} standard deviations away from random ones, the equivariant "
     f"optimizer's {deviations('equivariant'):.1f}. A rotation takes "
     f"{1 - adam['activations, random'] / adam['activations, own']:.0%} of AdamW's error in the stream away. "
-    f"Rounded weights cost {adam['weights, own']:.3f} nats there and {equivariant['weights, own']:.3f} in the "
-    "equivariant model.",
+    f"Rounded weights cost {adam['weights, random']:.4f} ± {adam['weights, spread']:.4f} nats there, "
+    f"{adam['weights, own']:.4f} in the frame of training; in the equivariant model "
+    f"{equivariant['weights, random']:.4f} ± {equivariant['weights, spread']:.4f} and "
+    f"{equivariant['weights, own']:.4f}.",
 )
 
 # %% [markdown]
@@ -405,7 +446,8 @@ losses = {name: f"{loss_of(model):.2f}" for name, model in models.items()}
 print(
     f"- Gains: AdamW {adam['gain']:.1f}, equivariant {equivariant['gain']:.1f}. Weights in four bits add to the loss"
 )
-print(f"  {adam['weights, own']:.4f} and {equivariant['weights, own']:.4f} nats. Losses before: {losses}.")
+print(f"  {adam['weights, own']:.4f} and {equivariant['weights, own']:.4f} nats; random frames spread by", end=" ")
+print(f"{adam['weights, spread']:.4f} and {equivariant['weights, spread']:.4f}. Losses before: {losses}.")
 
 # %% [markdown]
 # ## Exercises
@@ -452,5 +494,6 @@ assert shared < 1e-13 and entrywise > 0.5
 # - K. Jordan and others, *Muon: An optimizer for hidden layers in neural networks* (2024).
 # - S. Ashkboos and others, *QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs*, arXiv 2404.00456.
 # - Z. Liu and others, *SpinQuant: LLM quantization with learned rotations*, arXiv 2405.16406.
+# - S. Han, *TinyML and Efficient Deep Learning Computing*, lectures at MIT: those on quantization.
 # - E. Frantar and others, *GPTQ*, arXiv 2210.17323: what a column loses is made good by the others.
 # - `docs/comparison.md` of this project, sections "Kurtosis in a model without a basis" and "Four bits".

@@ -5,13 +5,13 @@
 # particle moved by a velocity field in steps of one. This chapter refines the steps, and then changes coordinates of
 # space *and* time: the symmetries of layers become diffeomorphisms of a flow (Hashimoto, Hirono, Sannai).
 #
-# Letters: $x_l$ the state behind layer $l$, $L$ layers, $f_l$ what layer $l$ adds, $t \in [0, L]$ time, $F$ the map
-# from the state at 0 to the state at $L$.
+# Letters: $x_l$ the state after $l$ layers, $L$ layers, $f_l$ what the next one adds, $N$ neurons, $t \in [0, L]$
+# time, $F$ the map from the state at 0 to the state at $L$.
 
 # %% [markdown]
 # ## A residual network, written out
 #
-# States in the plane, so that everything can be seen. $L$ layers with $F$ neurons each:
+# States in the plane, so that everything can be seen. $L$ layers with $N$ neurons each:
 #
 # $$x_{l+1} = x_l + f_l(x_l), \qquad f_l(x) = W^{(2)}_l \tanh(W^{(1)}_l x + b_l).$$
 #
@@ -98,7 +98,9 @@ assert accuracy(states[-1]) > 0.97 > accuracy(x0)
 # $L/h$ of them, so the end is wrong by $O(h)$. The classical method of Runge and Kutta agrees with Taylor to $h^4$,
 # and is of order 4. Both only as long as no step crosses a jump of the weights: here steps end at every layer.
 #
-# A flow cannot cross itself: two trajectories that meet would have been one. Steps of one can jump over that.
+# Two trajectories are never at one point at one time, or they would have been one: run back, the flow returns to every
+# beginning. Their paths in the plane may cross, because the field changes with time. Steps of one can jump over each
+# other.
 
 # %%
 
@@ -145,9 +147,16 @@ print(f"Euler with step 1 is the network: {same:.0e}; measured orders {measured}
 print(f"right answers: network {accuracy(states[-1]):.0%}, its flow {accuracy(reference):.0%}")
 assert same < 1e-14 and abs(orders["Euler"] - 1) < 0.2 and abs(orders["Runge-Kutta"] - 4) < 0.4
 
+back = [lambda t, x, field=field: -field(t, x) for field in fields]
+returned, unordered = (float((flow(each, reference, 32)[-1] - x0).abs().max()) for each in (back[::-1], back))
+elsewhere = float((fields[4](4.0, x0) - fields[0](0.0, x0)).norm(dim=-1).max())
+print(f"run back, the flow returns to {returned:.0e}, with layers in the first order to {unordered:.1f};", end=" ")
+print(f"fields at times 0 and 4 differ by {elsewhere:.1f} at one point")
+assert returned < 1e-6 < 0.1 < min(unordered, elsewhere)
+
 # %% [markdown]
-# The first figure: the plane is unwound. The same points before, half-way, and at the end, with some ways through
-# time; and how the solvers converge.
+# The first figure: the plane is unwound. The same points before and after the layers, with the paths of some points;
+# and how the solvers converge.
 
 # %%
 fine = flow(fields, x0, 16)  # [129, points, 2]
@@ -164,9 +173,9 @@ for label, colour in ((-1, COLOURS[0]), (1, COLOURS[1])):
 along = torch.tensor([-weights["line"][1], weights["line"][0]]) / weights["line"].norm()
 reach = float(fine[-1].norm(dim=-1).max())
 second.plot(*torch.stack([-reach * along, reach * along]).T, "--", color="black", lw=1, label="separating line")
-second.legend(frameon=False, fontsize=8)
+second.legend(frameon=False, fontsize=8, loc="lower right")
 panel.set(title="before", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-second.set(title="behind the layers, with ways", xlabel="$x_1$", aspect="equal")
+second.set(title="after the layers, with some paths", xlabel="$x_1$", aspect="equal", xlim=(-reach, reach))
 for (name, values), marker, colour in zip(errors.items(), "os", COLOURS[2:], strict=False):
     third.loglog(
         [1 / n for n in counts], values, marker + "-", color=colour, label=f"{name}, order {orders[name]:.2f}"
@@ -444,14 +453,15 @@ print(f"- One frame per layer: the same network to {with_transport:.0e}, with pa
 # 1. A disc of one label inside of a ring of the other, in the plane. Can a flow move them to two sides of a line?
 # 2. Let $A' = 0$ in the formula for linear fields. Which $Q(t)$ does that, and what is gauge fixing of this kind
 #    worth?
-# 3. ReLU layers have the symmetry $W^{(1)} \to a W^{(1)}$, $W^{(2)} \to W^{(2)}/a$ with $a > 0$. What does a
-#    diffeomorphism of $x$ see of it?
+# 3. ReLU layers have the symmetry $W^{(1)} \to a W^{(1)}$, $b \to a b$, $W^{(2)} \to W^{(2)}/a$ with $a > 0$. What
+#    does a diffeomorphism of $x$ see of it?
 #
 # <details><summary>Solutions</summary>
 #
-# 1. No. At every time the flow is a homeomorphism of the plane, so the image of the ring still surrounds that of the
-#    disc; a line that separates them would have to leave the disc on one side, and the surrounding ring on the other.
-#    With one more dimension there is a way (Dupont and others), and steps of one can jump.
+# 1. No. At every time the flow is a homeomorphism of the plane, so the disc stays in the bounded part of what the ring
+#    leaves free. If a line separated them, the half-plane of the disc would be free of the ring. This half-plane is
+#    connected and unbounded, so it lies in the unbounded part: a contradiction. With one more dimension there is a way
+#    (Dupont and others), and steps of one can jump.
 # 2. $\dot Q = -QA$, so $Q(t) = F_t^{-1}$: coordinates that move along with the flow, in which nothing happens. All of
 #    the function is then in $Q(L)$, the boundary condition: it cannot be gauged away.
 # 3. Nothing: $f$ is the same field. It is a redundancy of how a field is written, not of the field.
@@ -462,11 +472,10 @@ print(f"- One frame per layer: the same network to {with_transport:.0e}, with pa
 
 # %%
 for t in (0.0, 0.3, 0.9):
-    Q_t = torch.linalg.matrix_exp(-t * A)
-    A_moved = (-Q_t @ A + Q_t @ A) @ torch.linalg.inv(Q_t)
-    derivative = (torch.linalg.matrix_exp(-(t + 1e-6) * A) - torch.linalg.matrix_exp(-(t - 1e-6) * A)) / 2e-6
-    assert float(A_moved.abs().max()) < 1e-12 and torch.allclose(derivative, -Q_t @ A, atol=1e-6)
-print("In coordinates that move along, A' = 0 at all times.")
+    Q_t, derivative = jvp(lambda t: torch.linalg.matrix_exp(-t * A), (torch.tensor(t),), (torch.tensor(1.0),))
+    A_moved, unmoved = (float(((rate + Q_t @ A) @ torch.linalg.inv(Q_t)).abs().max()) for rate in (derivative, 0 * A))
+    print(f"t = {t}: A' is {A_moved:.0e}, without the motion of the frame {unmoved:.1f}")
+    assert A_moved < 1e-12 and torch.allclose(derivative, -Q_t @ A, atol=1e-6) and unmoved > 0.1
 
 # %% [markdown]
 # ## Further reading
@@ -476,5 +485,6 @@ print("In coordinates that move along, A' = 0 at all times.")
 # - R. T. Q. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud, *Neural Ordinary Differential Equations*, arXiv
 #   1806.07366.
 # - E. Dupont, A. Doucet, Y. W. Teh, *Augmented Neural ODEs*, arXiv 1904.01681.
+# - D. Duvenaud, talks on neural ordinary differential equations.
 # - E. Hairer, S. P. Nørsett, G. Wanner, *Solving Ordinary Differential Equations I*: orders of methods.
 # - M. Nakahara, *Geometry, Topology and Physics*: connections and parallel transport.

@@ -6,8 +6,9 @@
 # alone. But it can *carry* them: in such a network an exchange of tokens can be a change of frame. This chapter
 # derives how, and lets a small GPT use a word in ways in which it was never seen.
 #
-# Letters: $G$ a finite group, $g$ and $h$ its elements; $\theta$ weights, $f_\theta$ the network,
-# $\pi(g)$ an exchange of tokens, $\rho(g)$ a rotation of frames, $d$ the width of the residual stream, $V$ tokens.
+# Letters: $G$ a finite group, $g$ and $h$ its elements; $\theta$ weights, $f_\theta$ the network, $y$ the vector that
+# its answer is read from, $\pi(g)$ an exchange of tokens, $\rho(g)$ a rotation of frames, $d$ the width of the
+# residual stream, $V$ tokens.
 
 # %% [markdown]
 # ## An exchange of tokens
@@ -16,8 +17,8 @@
 # small enough to be written out, that looks from the last token at all of them. With rows $E_t$ of the table as
 # vectors $x_i$:
 #
-# $$h = x_T + B \sum_i \operatorname{softmax}_i\!\big(x_T \cdot A\, x_i / \sqrt d\big)\, x_i, \qquad
-# f_\theta = U h, \qquad \theta = (E, A, B, U).$$
+# $$y = x_T + B \sum_i \operatorname{softmax}_i\!\big(x_T \cdot A\, x_i / \sqrt d\big)\, x_i, \qquad
+# f_\theta = U y, \qquad \theta = (E, A, B, U).$$
 #
 # Two groups act on the weights. An exchange moves rows of the tables, $(\pi(g) E)_{g t} = E_t$, as a matrix with
 # $\pi_{gt,\,t} = 1$. A rotation $R$ of the stream (or a reflection) turns columns of the tables and both sides of the
@@ -28,8 +29,8 @@
 # What do they do to the function?
 #
 # - $f_{R\theta}(x) = f_\theta(x)$: that is what chapters 2 and 4 were about.
-# - $f_{\pi(g)\theta}(\pi(g) x) = \pi(g) f_\theta(x)$: if tables *and* tokens are renamed, answers are renamed. Of
-#   every network that is true, and it says nothing.
+# - $f_{\pi(g)\theta}(\pi(g) x) = \pi(g) f_\theta(x)$: if tables *and* tokens are renamed, answers are renamed. That is
+#   true of every network, and says nothing.
 # - $f_\theta(\pi(g) x) = \pi(g) f_\theta(x)$, the same weights on both sides, is a symmetry, and in general false.
 #
 # From the second, the third holds exactly if $f_{\pi(g)\theta} = f_\theta$. Invariance, the first, does not give that.
@@ -44,7 +45,7 @@ import torch
 from rigpt_hf import RiGPTConfig, RiGPTForCausalLM
 from rigpt_hf.demo.commands import Commands, share_right
 from rigpt_hf.demo.learners import Learner, Sizes, make_model, sizes_of, symmetry_of, train
-from rigpt_hf.demo.scan import VOCABULARY, symmetries
+from rigpt_hf.demo.scan import VERBS, VOCABULARY, Example, symmetries
 from rigpt_hf.lab import COLOURS, chosen_seed, panels, show
 from rigpt_hf.optim import EquivariantOptimizer, equivariant_param_groups
 from rigpt_hf.pictures.symmetry import draw_generalisation
@@ -209,7 +210,7 @@ together = int((averaged.diff() < 1e-9).sum())
 show(
     figure,
     "irreducibles",
-    f"Of six eigenvalues {together} equal their neighbour after the mean, and none before. The two-dimensional "
+    f"{together} of six eigenvalues equal their neighbour after the mean, and none before. The two-dimensional "
     "irreducible of S3 is a triangle's group, three rotations and three reflections; that of Z4 a turn by a quarter.",
 )
 assert together == 2 and float(random.diff().min()) > 1e-6
@@ -380,17 +381,24 @@ show(
 # %% [markdown]
 # ## The library
 #
-# `rigpt_hf.symmetry.tokens` does this for a whole RiGPT: the residual stream, queries, keys and values of each head,
-# and neurons, which can only change places. `TokenSymmetry` is $\pi$, `Representation.choose` fills the frames with
+# `rigpt_hf.symmetry.tokens` does this for a whole RiGPT: the residual stream, values of each head, and neurons, which
+# can only change places. Queries and keys take part where positions are learned. Here they are rotary, and the group
+# leaves queries and keys alone (exercise 3). `TokenSymmetry` is $\pi$, `Representation.choose` fills the frames with
 # irreducible parts and gives $\rho$, `symmetrize` is $P$ (and gives each matrix its norm back), and `symmetry_error`
 # measures the function, in nats.
 
 # %%
-config = RiGPTConfig(vocab_size=V, hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
+sizes = {"vocab_size": V, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+config = RiGPTConfig(**sizes)
 torch.manual_seed(SEED)
 gpt = RiGPTForCausalLM(config).double().eval()
 symmetry = TokenSymmetry.named("symmetric", [[0, 1, 2]], V)  # S3 on a, b, c
 representation = Representation.choose(config, symmetry)
+acted_on = set(representation.filling.frames)
+learned = RiGPTConfig(**sizes, position_embedding_type="learned")
+only_learned = set(Representation.choose(learned, symmetry).filling.frames) - acted_on
+print(f"the group acts on {sorted(acted_on)}; with learned positions also on {sorted(only_learned)}")
+assert acted_on == {"stream", "head_vo", "neurons"} and only_learned == {"head_qk"}
 by_library = torch.stack([one.character for one in symmetry.group.irreducibles])
 # Elements are in another order there: the values of characters are compared, sorted.
 characters_apart = float((by_library.sort(1).values - table_of_characters.sort(1).values).abs().max())
@@ -452,7 +460,7 @@ assert "whose steps leave it" in refusal and kept < 1e-10 and left > 1e-3
 #
 # SCAN (Lake and Baroni) has commands and the actions that they mean: "run around left twice", "look and walk right".
 # In its split "add jump" a model sees "jump" only alone, JUMP being the answer, while walk, look and run come in all
-# kinds of commands. The test are commands in which "jump" stands beside other words. Networks that are good at
+# kinds of commands. The test consists of commands in which "jump" stands beside other words. Networks that are good at
 # everything else fail: nothing tells them that "jump" is a verb like others.
 #
 # The symmetry: an exchange of the four verbs in a circle, in commands and in actions alike. This is knowledge that is
@@ -477,7 +485,7 @@ print(f"{len(commands.test)} to test on, such as {' '.join(commands.test[-1].com
 assert {one.command for one in commands.often} == {("jump",)}
 assert all(one.command == ("jump",) for one in commands.trained if "jump" in one.command)
 
-curves, scan = {}, {}
+curves, scan, models = {}, {}, {}
 for name, (learner, rate) in LEARNERS.items():
     model, points = make_model(learner, len(VOCABULARY), SIZES, SEED), []
 
@@ -492,7 +500,7 @@ for name, (learner, rate) in LEARNERS.items():
     carried_by = train(
         learner, model, batches, steps=SCAN_STEPS, rate=rate, seed=SEED, symmetries={"verbs": verbs}, on_step=measure
     )
-    curves[name] = points
+    curves[name], models[name] = points, model
     scan[name] = {
         "other verbs": share_right(model, commands.kept_back)[1],
         "jump": share_right(model, commands.test)[1],
@@ -507,16 +515,47 @@ assert carries["jump"] > 0.9 and carries["other verbs"] > 0.85
 assert carries["nats"] < 1e-2 < 0.1 < min(untold["nats"], sees["nats"])
 
 # %% [markdown]
-# The third figure: commands answered right along the training, all of them new. Dotted are other verbs, solid is
-# "jump".
+# Are these commands new? None was in the training as it stands. To a model that carries the symmetry, though, a
+# trained command is trained under all names that exchanges give it. The cell counts how many commands are such, and
+# asks each model for one command under its four names.
+
+# %%
+
+
+def exchanged(one: Example, places: int) -> Example:
+    """The command and its actions after each verb went so many places around the circle."""
+    new = {verb: VERBS[(i + places) % 4] for i, verb in enumerate(VERBS)}
+    new |= {verb.upper(): other.upper() for verb, other in new.items()}
+    return Example(*(tuple(new.get(word, word) for word in words) for words in one))
+
+
+seen = {one.command for one in commands.trained}
+new = {}
+for name, asked in (("jump", commands.test), ("other verbs", commands.kept_back)):
+    new[name] = [one for one in asked if not any(exchanged(one, i).command in seen for i in range(4))]
+    known = len(asked) - len(new[name])
+    print(f"{name}: {known} of {len(asked)} are trained commands after an exchange, none before")
+    assert 0 < len(new[name]) < 0.2 * len(asked) and not any(one.command in seen for one in asked)
+orbit, spread = [exchanged(commands.test[-1], i) for i in range(4)], {}
+for name, model in models.items():
+    losses = [share_right(model, [one])[0] for one in orbit]
+    spread[name] = max(losses) - min(losses)
+    right = share_right(model, new["other verbs"])[1]
+    shown = ", ".join(f"{loss:.4f}" for loss in losses)
+    print(f"{name}: {shown} nats per token; {right:.0%} right of the kept-back commands that stay new")
+assert spread["carries it"] < 1e-3 < 0.1 < spread["told nothing"]
+
+# %% [markdown]
+# The third figure: commands answered right along the training. Dotted are other verbs, solid is "jump".
 
 # %%
 figure = draw_generalisation(curves)
-figure.suptitle("add jump: a word in new company")
+figure.suptitle("Only models told of the symmetry answer jump")
+figure.axes[0].set_ylabel("commands answered right")
 show(
     figure,
     "add-jump",
-    "New commands with other verbs all three learn. With jump the model that was told nothing answers "
+    "Kept-back commands with other verbs all three learn. With jump the model that was told nothing answers "
     f"{untold['jump']:.1%} right, the one that carries the symmetry {carries['jump']:.1%}, and the one that sees it "
     f"in its data {sees['jump']:.1%}.",
 )
@@ -528,8 +567,9 @@ show(
 #   in new company, under the name of an exchange. The difference is what it has at the end: a symmetry where it was
 #   shown, and off by several nats at worst, instead of one up to rounding, everywhere. And all of its numbers were
 #   free.
-# - Solid and dotted lines of the model that carries the symmetry go together. They must: a command with "jump" is to
-#   it the same question as that command with another verb.
+# - To the model that carries the symmetry nearly every command with "jump" is a trained command renamed. Its solid
+#   line shows what it learned by heart, so the solid and the dotted line need not agree. One command under its four
+#   names must give one loss, and does.
 # - A symmetry that is not one of the data would be carried as faithfully, and cost.
 
 # %% [markdown]
@@ -565,7 +605,7 @@ print(f"({carries['nats']:.0e} nats off), seen in data {sees['jump']:.1%} ({sees
 # 2. Rows of the table that are exchanged are equal, and so are logits: the letters are one letter to it. It may say
 #    how many there are, and not which.
 # 3. What commutes with turns of different planes by different angles turns each plane, and such turns commute with
-#    each other. Of $S_3$ that leaves what it is without commutators: a sign.
+#    each other. A commuting image of $S_3$ is trivial or the sign.
 # 4. The diagonal matrix has to commute with all $\rho(g)$. In a basis of irreducibles its gains are equal inside each
 #    of them; in the permuting basis, equal along each orbit. Nothing in a stock training keeps them so.
 # </details>
@@ -599,4 +639,6 @@ for gains, commutes in ((constant, True), (differing, False)):
 #   Generalization in Language* (ICLR 2020): a network made for SCAN's symmetry.
 # - T. Cohen, M. Welling, *Group Equivariant Convolutional Networks*, arXiv 1602.07576.
 # - Y. Schiff and others, *Caduceus*, arXiv 2403.03234: DNA read from both ends.
+# - E. Bekkers, *Group Equivariant Deep Learning*, lectures at the University of Amsterdam.
+# - M. Bronstein, J. Bruna, T. Cohen, P. Veličković, *Geometric Deep Learning*, lectures.
 # - `docs/symmetry.md` of this project, section 9.
