@@ -1,13 +1,18 @@
 """Adapters of PEFT on disk."""
 
+import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ..extras import require
 from .read import quiet_loading, reading
-from .source import ADAPTER
+from .source import ADAPTER, read_json
+from .written import file_sha256
 
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -36,3 +41,29 @@ def with_adapter(model: Any, folder: Path, argument: str = "adapter") -> Any:
         if odd := [*left.unexpected_keys, *(name for name in left.missing_keys if "lora_" in name)]:
             raise ValueError(f"{len(odd)} of its tensors have no counterpart here, {odd[0]} among them.")
         return adapted
+
+
+def warn_of_other_base(folder: Path, model: str):
+    """
+    Say so where an adapter was made on other weights than those of a model.
+
+    Its tensors fit every model of that shape, and do little in the frames of another.
+
+    Args:
+        folder (`Path`): Of the adapter, which names its model.
+        model (`str`): The model that it is used with, as a person named it.
+    """
+    base = read_json(folder / ADAPTER, "adapter").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or os.path.realpath(base) == os.path.realpath(model):
+        return
+    said = f"The adapter {str(folder)!r} was made on {base!r}"
+    held = [{path.name: path for path in Path(name).glob("*.safetensors")} for name in (base, model)]
+    if not all(held):
+        logger.warning(f"{said}. Whether {model!r} has the same weights was not seen.")
+    elif held[0].keys() != held[1].keys() or any(
+        file_sha256(path) != file_sha256(held[1][name]) for name, path in held[0].items()
+    ):
+        logger.warning(
+            f"{said}, whose weights are not those of {model!r}: it does little in the frames of another model. `rigpt "
+            f"transport {folder} OUTPUT --from {base} --to {model}` carries it there."
+        )

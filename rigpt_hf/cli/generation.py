@@ -65,9 +65,10 @@ def generate(
     check_ids(tokenizer, config, model)
     loaded = load_model(model, argument="model", revision=revision, dtype=to_dtype(dtype) or "auto")
     if adapter is not None:
-        from ..checkpoints.adapters import with_adapter
+        from ..checkpoints.adapters import warn_of_other_base, with_adapter
 
         loaded = with_adapter(loaded, adapter)
+        warn_of_other_base(adapter, model)
     loaded = loaded.to(device or best_device()).eval()
     text = sys.stdin.read() if prompt is None else prompt
     if text.encode(errors="replace").decode() != text:

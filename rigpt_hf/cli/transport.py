@@ -102,6 +102,7 @@ def transport(
 
         rigpt transport sae/ sae-for-b/ --from my-rigpt --to relative --hook blocks.3.hook_resid_post
     """
+    from ..checkpoints.adapters import warn_of_other_base
     from ..checkpoints.named import rigpt_config
     from ..conversion.families import ARCHITECTURES
     from ..symmetry import transport as carry
@@ -116,6 +117,8 @@ def transport(
     base = settings.get("base_model_name_or_path") if is_peft else None
     if is_peft:
         check_base(settings, base)
+        if source:
+            warn_of_other_base(state, source)
     known = source or target or base
     if known is None or (transformation is None and not (source and target)):
         raise ValueError(

@@ -78,6 +78,7 @@ TARGETS: dict[str, Target] = {
 }
 
 REASONS = {
+    "apertus": "its activation has numbers of its own to learn; a RiGPT is exported to it, with those of ReLU², one way",
     "rigpt": "it is a RiGPT already",
     "bitnet": "it rounds activations coordinate by coordinate, which prefers a basis",
     "hunyuan_v1_dense": "its queries and keys have gains behind their rotation",
@@ -106,16 +107,17 @@ def architecture_of(config: PreTrainedConfig, class_name: str | None = None) -> 
     Raises:
         ValueError: for an architecture that is not in the table, or a quantized checkpoint.
     """
-    supported = ", ".join(dict.fromkeys(entry.class_name for entry in ARCHITECTURES.values()))
+    supported = [entry.class_name for entry in ARCHITECTURES.values()]
     entry = ARCHITECTURES.get(config.model_type)
     if entry is None:
         reason = REASONS.get(config.model_type, "no weight map has been written for it")
         raise ValueError(
-            f"`model_type={config.model_type!r}` cannot be converted: {reason}. Supported are {supported}."
+            f"`model_type={config.model_type!r}` cannot be converted: {reason}. `rigpt families` lists the "
+            f"{len(supported)} that can."
         )
     if class_name is not None and class_name != entry.class_name:
         raise ValueError(
-            f"`hf_model` must be one of {supported}, got {class_name}. Load the checkpoint with "
+            f"`hf_model` must be one of {', '.join(supported)}, got {class_name}. Load the checkpoint with "
             f"`{entry.class_name}.from_pretrained`."
         )
     quantization = getattr(config, "quantization_config", None)

@@ -87,7 +87,7 @@ def test_a_chat_needs_a_template(rigpt, with_tokenizer):
     assert "`--chat` needs a tokenizer with a chat" in in_one_line(rigpt("generate", folder, PROMPT, "--chat"))
 
 
-def test_an_adapter_is_heard(done, rigpt, folders, tmp_path, capsys):
+def test_an_adapter_is_heard(done, rigpt, folders, tmp_path, capsys, caplog):
     model = AutoModelForCausalLM.from_pretrained(folders / "rigpt")
     torch.manual_seed(0)
     settings = LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "up_proj"], lora_alpha=99)
@@ -96,6 +96,11 @@ def test_an_adapter_is_heard(done, rigpt, folders, tmp_path, capsys):
     words = ("generate", folders / "rigpt", PROMPT, "--max-new-tokens", 8)
     code, said, errors = rigpt(*words, "--adapter", tmp_path / "adapter")
     assert (code, errors) == (0, "") and said != done(*words)
+    settings = tmp_path / "adapter/adapter_config.json"
+    turned = json.loads(settings.read_text()) | {"base_model_name_or_path": str(folders / "rigpt-untied")}
+    settings.write_text(json.dumps(turned))
+    assert not caplog.records and rigpt(*words, "--adapter", tmp_path / "adapter")[0] == 0
+    assert "whose weights are not those of" in caplog.records.pop().message
     # One of its tensors left out, or by the name of a layer that is not there, or of another shape.
     file = tmp_path / "adapter/adapter_model.safetensors"
     tensors = load_file(file)

@@ -1,6 +1,7 @@
 """The verb that carries adapters, autoencoders and vectors, as a person meets it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_an_adapter_works_on_the_turned_model(done, place, tmp_path):
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
         place / "a"
     )
+
+
+@pytest.mark.parametrize(
+    "made_on, said", [("a", ""), ("copy", ""), ("b", "whose weights are not"), ("x/y", "not seen")]
+)
+def test_an_adapter_of_another_model_is_noticed(done, place, tmp_path, caplog, made_on, said):
+    """Not of a copy, and of a model that is not here it is said that nothing is known."""
+    shutil.copytree(place / "lora", tmp_path / "lora")
+    shutil.copytree(place / "a", tmp_path / "copy")
+    base = {"copy": str(tmp_path / "copy"), "x/y": "x/y"}.get(made_on, str(place / made_on))
+    path = tmp_path / "lora/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    words = ("--from", place / "a", "--transformation", place / "g.safetensors")
+    caplog.clear()
+    done("transport", tmp_path / "lora", tmp_path / "out", *words)
+    notices = [record.message for record in caplog.records if "was made on" in record.message]
+    assert [said in notice for notice in notices] == [True] * bool(said)
 
 
 def test_the_transformation_is_found_where_none_is_given(done, place, tmp_path):

@@ -28,7 +28,10 @@ def result(config, *dropout):
             lambda: result(llama_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})),
             "partial_rotary_factor",
         ),
-        (lambda: architecture_of(GPTBigCodeConfig()), "'gpt_bigcode'` cannot.*for it.*Supported are GPT2LMHeadModel"),
+        (
+            lambda: architecture_of(GPTBigCodeConfig()),
+            "'gpt_bigcode'` cannot.*for it. `rigpt families` lists the 39 that can",
+        ),
         (lambda: architecture_of(llama_config(quantization_config={"quant_method": "awq"})), "`quantization_config`"),
     ],
 )
