@@ -199,8 +199,13 @@ def measure_path(
     table = Table("model", "loss (nats per token)")
     for index, value in enumerate(losses, 1):
         table.add_row(f"source {index}", f"{value:.4f}")
-    table.add_row("merged", f"{merged_loss:.4f}")
+    table.add_row("merged" if learned is None else "merged, fitted to this text", f"{merged_loss:.4f}")
     Console().print(table)
+    if learned is not None:
+        Console().print(
+            "The merged model was fitted to the text of which this is the end, its sources were not: only another text "
+            "says which is better."
+        )
     Console().print(
         f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "
         f"{path.barrier_after:.4f} aligned{'' if learned is None else f', {path.barrier_learned:.4f} learned'}."

@@ -196,6 +196,7 @@ def test_an_alignment_is_learned_on_the_text_but_for_its_end(done, folders, tmp_
     assert (
         facts["learned_steps"] == 4 and facts["aligned"] and f"{facts['loss']['barrier_learned']:.4f} learned" in said
     )
+    assert "merged, fitted to this text" in said and "only another text says which is better" in " ".join(said.split())
     first, second = facts["loss"]["sources"]
     assert facts["loss"]["learned"][::2] == pytest.approx([second, first], rel=1e-5)
     assert facts["loss"]["learned"][1] == pytest.approx(facts["loss"]["merged"], rel=1e-5)
