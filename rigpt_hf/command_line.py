@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from .extras import advice
+from .help import App
 from .stops import leave_to_program
 from .terminal import Console, Output, safe_output, silenced, visible
 
@@ -62,9 +63,7 @@ class Terminated(BaseException):
 def make_app(**options: Any) -> typer.Typer:
     """A Typer application in the style of the project: `-h` beside `--help`, Markdown, errors without boxes."""
     settings = {"help_option_names": ["-h", "--help"]}
-    return typer.Typer(
-        rich_markup_mode="markdown", pretty_exceptions_enable=False, context_settings=settings, **options
-    )
+    return App(rich_markup_mode="markdown", pretty_exceptions_enable=False, context_settings=settings, **options)
 
 
 def execute(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
@@ -359,10 +358,20 @@ def fail(name: str, message: str, code: int = 2) -> int:
 def usage_message(error: Any, name: str) -> str:
     """The fault of a command line, in one line, and where its help is."""
     path = error.ctx.command_path if error.ctx else name
+    if (typed := getattr(error, "option_name", None)) and error.ctx and hasattr(error, "possibilities"):
+        error.possibilities = like_option(typed, error.ctx.command)
     message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     # What was typed is repeated by the library as a whole.
     message = re.sub(r"'[^']{81,}'|\S{81,}", lambda match: f"{match[0][:77]}...", message)
     return f"{message}{'' if message.endswith('?') else '.'} See {path} --help"
+
+
+def like_option(typed: str, command: Any) -> list[str]:
+    """The options that a person may have meant: by a part of a name (`--epochs`), initials (`--lr`), or a slip."""
+    known = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    word = typed.lstrip("-")
+    near = [name for name in known if word in name or word == "".join(part[0] for part in name[2:].split("-"))]
+    return near or difflib.get_close_matches(typed, known, cutoff=0.7)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

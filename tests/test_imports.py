@@ -173,6 +173,48 @@ def test_loading_converting_and_turning_need_no_extra(tmp_path):
         assert f"is needed for this, and not installed. Run `pip install 'rigpt-hf[{extra}]'`." in line, line
 
 
+# What the README says that an extra is for, with that extra alone.
+ALONE = {
+    "cards": (
+        "convert GPT2 OUT/rigpt",
+        "rotate OUT/rigpt OUT/turned",
+        "card OUT/turned",
+        "publish OUT/turned me/it --dry-run",
+    ),
+    "gguf": (
+        "convert GPT2 OUT/rigpt",
+        "export OUT/rigpt OUT/gguf --to gguf",
+        "convert OUT/gguf/gguf-F32.gguf OUT/back",
+    ),
+    "align": (
+        "convert GPT2 OUT/rigpt",
+        "rotate OUT/rigpt OUT/turned",
+        "diff OUT/rigpt OUT/turned",
+        "merge OUT/rigpt OUT/turned OUT/merged",
+    ),
+}
+RUN = """
+from rigpt_hf.cli import app
+from rigpt_hf.command_line import execute
+for line in sys.argv[3:]:
+    words = [word.replace("GPT2", sys.argv[1]).replace("OUT", sys.argv[2]) for word in line.split()]
+    code = execute(app, "rigpt", words)
+    print("code", code, "of", line)
+"""
+
+
+@pytest.mark.parametrize("extra", ALONE)
+def test_an_extra_is_enough_for_what_it_is_for(extra, tmp_path):
+    from tests.conversion.sources import stock_model
+
+    stock_model("llama-tied").save_pretrained(tmp_path / "stock")
+    others = {name for names in EXTRAS.values() for name in names} - {*EXTRAS[extra]}
+    done = fresh(WITHOUT.format(packages=others) + RUN, tmp_path / "stock", tmp_path, *ALONE[extra])
+    assert [line for line in done.stdout.splitlines() if line.startswith("code ")] == [
+        f"code 0 of {line}" for line in ALONE[extra]
+    ], done.stderr[-3000:]
+
+
 @pytest.mark.full
 def test_the_demo_needs_no_other_extra(tmp_path):
     others = {name for names in EXTRAS.values() for name in names} - {*EXTRAS["demo"]}

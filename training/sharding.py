@@ -4,17 +4,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rigpt_hf.optim import full_tensor, shard_like, unwrapped_name
 
 from .options import RunOptions
+
+
+if TYPE_CHECKING:  # cards read records of runs without it
+    from accelerate import Accelerator
 
 
 # What is in errors of collectives; Gloo raises no class of its own, nor does it always give its name.
@@ -81,7 +84,7 @@ def shard(model: nn.Module, precision: str, mesh: DeviceMesh | None = None) -> n
 
 
 @contextmanager
-def local_gradients(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+def local_gradients(accelerator: "Accelerator", model: nn.Module, last: bool) -> Iterator[None]:
     """Backward passes inside leave gradients on their process, unless it is the `last` of a step."""
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(last)

@@ -7,9 +7,9 @@ import re
 import textwrap
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import escape
-from matplotlib.figure import Figure
+
+from rigpt_hf.pictures.style import Figure
 
 from ..drawing import LETTERS, draw_intervals, has_interval
 from .tables import measure_of
@@ -63,8 +63,11 @@ def drawn(task: dict[str, Any], models: list[str]) -> tuple[str, str, Figure] | 
     measure = measure_of(task)
     if not names or (measure.draw is draw_intervals and not any(map(has_interval, task["quantities"]))):
         return None
+    import matplotlib as mpl
+    import matplotlib.figure
+
     with mpl.rc_context(STYLE):
-        picture = Figure(layout="constrained")
+        picture = mpl.figure.Figure(layout="constrained")
         words = measure.draw(picture, task, names)
         explain(picture, len(names))
     return measure.picture, words, picture
@@ -75,6 +78,8 @@ def figure(task: dict[str, Any], models: list[str]) -> tuple[str, str] | None:
     made = drawn(task, models)
     if made is None:
         return None
+    import matplotlib as mpl
+
     title, words, picture = made
     buffer = io.StringIO()
     with mpl.rc_context(STYLE | {"svg.hashsalt": task["task"]}):

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
 from ..drawing import STEPS, number
 from ..numbers import plain
 from .tables import converted, measure_of, tested, verdict
@@ -169,6 +167,8 @@ def _panel(unit: str, is_directed: bool, measured: list[_Measured], is_long: boo
         ]
         bounds = (scale.place(min(sides)), scale.place(max(sides))) if sides else (None, None)
         rows.append(Row("Others", f"{len(hidden)} more, from end to end", NONE, "", "", None, *bounds))
+    from matplotlib.ticker import MaxNLocator
+
     places = MaxNLocator(TICKS, steps=STEPS).tick_values(scale.low, scale.high)
     # On both sides the distance: which of them is better is said above.
     ticks = [

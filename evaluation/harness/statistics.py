@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 
 # Resamples of a bootstrap.
@@ -62,6 +61,8 @@ def ratio_interval(amounts: Sequence[float], weights: Sequence[float], seed: int
     if len(a) < 2:
         return Interval(value, math.nan, math.nan)
     if bool(np.isin(a, (0, 1)).all() and (w == 1).all()):
+        from scipy import stats
+
         # A bootstrap knows nothing of a proportion near 0 and 1 (Wilson 1927).
         share = stats.binomtest(int(a.sum()), len(a)).proportion_ci(LEVEL, method="wilson")
         return Interval(value, float(share.low), float(share.high))
@@ -88,6 +89,8 @@ def paired_difference(
     value = float(differences.sum() / w.sum())
     if len(a) < 2 or math.isnan(value):
         return Difference(value, math.nan, math.nan, 1.0)
+    from scipy import stats
+
     low, high = _percentiles(_resampled(differences, w, seed))
     test = stats.permutation_test(
         (differences,),
@@ -103,6 +106,8 @@ def paired_difference(
 
 def paired_ratio(ratios: Sequence[float]) -> Difference:
     """The geometric mean of repeated measurements of a ratio, its interval and Student's t test of logarithms."""
+    from scipy import stats
+
     logs = np.log(np.asarray(ratios, float))
     result = stats.ttest_1samp(logs, 0.0)
     interval = result.confidence_interval(LEVEL)

@@ -12,6 +12,7 @@ from itertools import cycle
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from rigpt_hf import RiGPTConfig
 from rigpt_hf.checkpoints.dequantized import of_weights
@@ -85,6 +86,7 @@ def invariance(
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(f"`frame` must be among {', '.join(known)} for this model, or 'all', got {unknown[0]!r}.")
     errors: dict[str, dict[str, dict[str, float]]] = {}
+    bar = tqdm(total=len(precisions) * len(wanted), desc="Turning frames", unit="frame", delay=2, disable=None)
     for label, dtype in precisions.items():
         copied = copy.deepcopy(of_weights(measured.model)).to(dtype).eval()
         for name in wanted:
@@ -93,6 +95,8 @@ def invariance(
             # That nothing moved when nothing was turned is no measurement.
             if values := [value for value in drawn if value is not None]:
                 errors.setdefault(name, {})[label] = {"mean": statistics.mean(values), "largest": largest(values)}
+            bar.update()
+    bar.close()
     if not errors:
         raise ValueError(f"`frame` must name one that turns with all lengths kept, got {', '.join(wanted)}.")
     return {

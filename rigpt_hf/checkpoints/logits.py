@@ -1,9 +1,13 @@
 """The logits of a model on stated inputs, as certificates compare them; kept after the model is gone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
+from tqdm.auto import tqdm
 
 from .precision import in_own_precision
 from .routes import Routing, differing_routes, on_routes, recorded_routes
@@ -81,7 +85,7 @@ def record_logits(
     kept = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).cpu().bool().flatten()
     held, error = None, None
     try:
-        with in_own_precision(model):
+        with in_own_precision(model), layers_counted(model):
             with recorded_routes(model) as routes:
                 logits = model(**inputs).logits.cpu()
             if like is not None and differing_routes(like.routes, routes, kept):
@@ -92,3 +96,16 @@ def record_logits(
         model.train(training)
     digest = weights_sha256(model) if hashed else ""
     return LogitsSnapshot(logits, model.dtype, digest, tuple(routes), held, error)
+
+
+@contextmanager
+def layers_counted(model: Any) -> Iterator[tqdm]:
+    """Inside, a bar on a terminal counts the layers that have run, once they have taken two seconds."""
+    layers = max((each for each in model.modules() if isinstance(each, nn.ModuleList)), key=len, default=())
+    with tqdm(total=len(layers), desc="Computing logits", unit="layer", delay=2, disable=None) as bar:
+        hooks = [layer.register_forward_hook(lambda *_: bar.update() and None) for layer in layers]
+        try:
+            yield bar
+        finally:
+            for hook in hooks:
+                hook.remove()

@@ -78,7 +78,9 @@ def find_source(
             "--adapter, or move it out of the folder."
         )
     if config and not (folder / "config.json").is_file():
-        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which has no `config.json`.")
+        files = [path for path in folder.iterdir() if path.suffix.lower() == GGUF]
+        advice = f" Convert its file first: `rigpt convert {files[0]} my-rigpt`." if files else ""
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which has no `config.json`.{advice}")
     for file in ("config.json", "generation_config.json"):
         content = read_json(folder / file, argument) if (folder / file).is_file() else {}
         for field, kind in KINDS.items():
@@ -109,10 +111,14 @@ def check_name(name: str, argument: str) -> None:
     """Raise a `ValueError` if a name that is no folder's cannot be that of a repository on the Hub either."""
     if os.path.lexists(name):
         kind = "a file" if os.path.isfile(name) else "a link that leads nowhere"
-        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which is {kind}. Name the folder.")
+        advice = (
+            f"Convert it first: `rigpt convert {name} my-rigpt`" if name.lower().endswith(GGUF) else "Name the folder"
+        )
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which is {kind}. {advice}.")
     # A folder may be meant where the first part of the name is one.
     if not HUB_ID.fullmatch(name) or ("/" in name and os.path.isdir(name.split("/")[0])):
-        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. Look at the spelling.")
+        kind = "file" if name.lower().endswith(GGUF) else "folder"
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such {kind}. Look at the spelling.")
 
 
 def _fetched(name: str, argument: str, revision: str | None) -> Path:

@@ -1,5 +1,6 @@
 """The verb that lets a model write."""
 
+import logging
 import sys
 from json import dumps
 from pathlib import Path
@@ -11,6 +12,8 @@ from ..terminal import say, visible_lines
 from .arguments import DTYPES, Device, Revision, argument, flag, one_of, option
 from .common import check_device, to_dtype
 
+
+logger = logging.getLogger(__name__)
 
 NEW_TOKENS = 100
 
@@ -90,8 +93,11 @@ def generate(
         streamer = None if json else shown_as_written(tokenizer)
         with quiet_loading(), torch.inference_mode():
             whole = loaded.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **settings)
+        written = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+        if not written.strip():
+            hint = " Its tokenizer has a chat template: try --chat." if tokenizer.chat_template and not chat else ""
+            logger.warning(f"The model ended the text at once.{hint}")
         if json:
-            written = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
             print(dumps({"prompt": text, "text": written, "seed": each}), flush=True)
 
 

@@ -203,8 +203,8 @@ def measure_path(
     Console().print(table)
     if learned is not None:
         Console().print(
-            "The merged model was fitted to the text of which this is the end, its sources were not: only another text "
-            "says which is better."
+            "The merged model was fitted to the text of which this is the end, its sources were not: only another "
+            "text says which is better."
         )
     Console().print(
         f"Barrier on the straight path between the first two: {path.barrier_before:.4f} nats unaligned, "

@@ -78,7 +78,7 @@ TARGETS: dict[str, Target] = {
 }
 
 REASONS = {
-    "apertus": "its activation has numbers of its own to learn; a RiGPT is exported to it, with those of ReLU², one way",
+    "apertus": "its activation has numbers of its own to learn; a RiGPT is exported to it as ReLU², one way",
     "rigpt": "it is a RiGPT already",
     "bitnet": "it rounds activations coordinate by coordinate, which prefers a basis",
     "hunyuan_v1_dense": "its queries and keys have gains behind their rotation",

@@ -146,7 +146,8 @@ def export_gguf(
             logger.warning(
                 f"Rounded to {'q8_0' if stored == CODES else stored} the logits change by "
                 f"{change.relative_logit_error:.1%} of the largest: at most {change.max_abs_logit_error:.3g} of "
-                f"{change.max_abs_logit:.3g}, on random tokens."
+                f"{change.max_abs_logit:.3g}, on random tokens. The certificate is of the model before that; what the "
+                "rounding costs on a text, llama-perplexity measures."
             )
     return certificate
 

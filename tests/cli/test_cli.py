@@ -126,7 +126,10 @@ def test_verify_tells_different_models_apart(rigpt, gpt2_folder, tmp_path):
         (("verify", "GPT2", "TEXT"), "`B` must be a folder, an id on the Hub, or one file"),
         (("verify", "GPT2", "GPT2", "--text", "TEXT"), "`--text` needs a tokenizer, and"),
         (("convert", "GPT2"), "Missing argument 'output'. See rigpt convert --help"),
-        (("convert", "--no-such-option"), "No such option: --no-such-option"),
+        (("convert", "--no-such-option"), "No such option: --no-such-option. See rigpt convert --help"),
+        (("finetune", "--lr"), "No such option: --lr (Possible options: --learning-rate, --lr-scheduler-type). See"),
+        (("finetune", "--epochs"), "No such option: --epochs (Possible options: --num-train-epochs). See"),
+        (("finetune", "--sede"), "No such option: --sede (Possible options: --seed). See"),
         (("convret", "GPT2", "OUT"), "No such command 'convret'. Did you mean 'convert'?"),
         (("demo", "--steps", "many"), "Invalid value for '--steps'"),
         (("demo", "--steps", "0"), "`--steps` must be at least 1, got 0"),
@@ -183,9 +186,19 @@ def test_help_teaches(done):
     ):
         out = done(verb, "--help")
         assert out.count(f"rigpt {verb}") >= 2, "no example beside the usage line"
-        options = re.findall(r"│ (--\S+).*", out)
-        assert "--help" in options
-        assert out.count("[default:") == len(options) - 1, verb
+        options = re.findall(r"^  (--\S+|-h, --help).*", out, re.MULTILINE)
+        assert "-h, --help" in options
+        assert " ".join(out.split()).count("[default:") == len(options) - 1, verb
+
+
+def test_help_cuts_nothing_and_leaves_examples_as_they_are_typed(done):
+    out = done("finetune", "--help", columns=80)
+    assert "  --gradient-checkpointing / --no-gradient-checkpointing\n" in out and "…" not in out
+    assert "\n      rigpt finetune my-rigpt book.txt my-book\n      rigpt finetune" in out
+    text, _, options = out.partition("\nArguments:\n")
+    assert max(map(len, options.splitlines())) <= 80 < max(map(len, text.splitlines())), "an example is not wrapped"
+    assert "\n      rigpt convert nanoGPT/out/ckpt.pt my-rigpt\n" in done("convert", "--help", columns=80)
+    assert "\nOptions of rigpt demo alone" in done("demo", "--help", columns=80)
 
 
 def test_no_verb_at_all_shows_the_help(done):

@@ -32,10 +32,11 @@ def texts(said: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["rigpt", "gpt2"])
-def test_the_likeliest_text_is_shown_as_it_is_written(done, folders, name):
+def test_the_likeliest_text_is_shown_as_it_is_written(done, folders, name, caplog):
     wanted = expected(folders / name, PROMPT, 5)
     said = done("generate", folders / name, PROMPT, "--max-new-tokens", 5, "--device", "cpu")
     assert said == wanted + "\n" and (wanted.strip() or name == "gpt2")
+    assert any("ended the text at once." in record.message for record in caplog.records) == (not wanted.strip())
     lines = done("generate", folders / name, PROMPT, "--max-new-tokens", 5, "--device", "cpu", "--json")
     assert json.loads(lines) == {"prompt": PROMPT, "text": wanted, "seed": 0}
 
@@ -155,3 +156,14 @@ def test_verbs_that_train_are_the_programs(done, rigpt, folders, with_tokenizer,
     capsys.readouterr()
     words = ("pretrain", "--prepare-only", "--data", tmp_path / "none.txt", "--output-dir", tmp_path / "run")
     assert "none.txt" in in_one_line(rigpt(*words)) and not (tmp_path / "run").exists()
+
+
+def test_a_model_that_says_nothing_is_noticed(done, with_tokenizer, caplog, monkeypatch):
+    """Nothing but spaces, as of a model for chats that is not asked as one."""
+    folder = with_tokenizer(chat_template=TEMPLATE)
+    monkeypatch.setattr(type(AutoTokenizer.from_pretrained(folder)), "decode", lambda *_, **__: " ")
+    for chat, hint in (([], True), (["--chat"], False)):
+        caplog.clear()
+        done("generate", folder, PROMPT, "--max-new-tokens", 2, "--json", *chat)
+        (notice,) = [one.message for one in caplog.records if "ended the text at once" in one.message]
+        assert ("try --chat" in notice) == hint
