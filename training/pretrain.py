@@ -43,6 +43,7 @@ def pretrain(options: PretrainOptions) -> None:
         say(prepare_data(options))
         return
     from rigpt_hf.training.loop import PretrainingRun
+    from rigpt_hf.training.symmetry import kept_in_words
 
     run = PretrainingRun(options)
     report = run.train()
@@ -52,6 +53,8 @@ def pretrain(options: PretrainOptions) -> None:
         else:
             last = f"validation loss {report.validation[-1][1]:.4f}" if report.validation else "nothing left to do"
             say(f"{report.steps} steps, {last}. Written to {report.model_folder}")
+            if report.symmetry_distance is not None:
+                say(kept_in_words(report.symmetry_distance))
             say_next(("rigpt", "generate", report.model_folder, "TEXT"))
 
 
