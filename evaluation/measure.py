@@ -127,6 +127,8 @@ class Measure:
         hub_types (`dict[str, str]`): What the Hub's widgets call its quantities.
         difference_in: How the difference of a quantity (an entry of the results) is told at a glance: in percent of
             the baseline's, in percentage points (of a share near 0 a percentage is absurd), or in its own unit.
+        words: What people read for the name of a quantity; the name itself if not given.
+        note (`str`): What stands under tables with its numbers, for whoever would misread them.
         of_conversion: Whether a quantity, by its name, is that of a stock model's conversion.
         together (`bool`): Whether models take turns, with the machine to themselves.
     """
@@ -142,5 +144,7 @@ class Measure:
     card_words: str = ""
     hub_types: Mapping[str, str] = field(default_factory=dict)
     difference_in: Callable[[dict[str, Any]], Literal["percent", "points", "unit"]] = lambda quantity: "percent"
+    words: Callable[[str], str] = lambda name: name
+    note: str = ""
     of_conversion: Callable[[str], bool] = lambda name: False
     together: bool = False

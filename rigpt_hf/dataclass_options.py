@@ -14,7 +14,8 @@ The command line of a program, made from a dataclass: its fields are the options
 A field that is a dataclass itself is a group: `run: RunOptions` has options such as `--run.save-steps`, and the
 section `run` in YAML. A field of type `X | None` takes `null` too, a list its items with commas, a dict `key=value`
 with commas; lists and dicts may also be YAML. A path is marked `READS` or `WRITES`, as in `Annotated[Path, WRITES]`.
-`--config` names a YAML file, or a preset; what the command line gives wins, in a dict key by key.
+`--config` names a YAML file, or a preset; what the command line gives wins, in a dict key by key, but for `{}`,
+which empties it.
 Imports nothing heavy, so that `--help` answers at once.
 '''
 
@@ -112,7 +113,7 @@ def command(options: type[T], run: Callable[[T], Any], *, presets: Path | None =
         filed = typer_context.default_map or {}
         for name, value in values.items():
             if isinstance(value, dict) and isinstance(filed.get(name), dict):
-                values[name] = filed[name] | value
+                values[name] = filed[name] | value if value else {}
         return run(build(options, values))
 
     def read(context: typer.Context, names: list[str] | None) -> list[str] | None:

@@ -81,13 +81,14 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
     kind = KINDS[options.model_kind]
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text)
     defaults = {"vocab_size": vocab_size, kind.positions: context} | tokens | dict(kind.defaults)
-    if unknown := sorted(set(options.config_overrides) - set(kind.config().to_dict())):
+    given, _ = kind.fields(options.config_overrides)
+    if unknown := sorted(set(given) - set(kind.config().to_dict())):
         raise ValueError(
             f"`config_overrides` must hold fields of {kind.config.__name__}, got {', '.join(unknown)}. See its "
             "docstring."
         )
     try:
-        config = kind.config(**(defaults | options.config_overrides))
+        config = kind.config(**(defaults | given))
     except StrictDataclassError as error:
         raise ValueError(f"`config_overrides` must fit together: {' '.join(str(error).split())}") from error
     if context > config.max_position_embeddings:
@@ -100,7 +101,7 @@ def build_model(options: ModelOptions, vocab_size: int, context: int, end_of_tex
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"`config_overrides` must hold values that {kind.model.__name__} can be made with, got "
-            f"{options.config_overrides}: {type(error).__name__}: {error}. See the docstring of "
+            f"{given}: {type(error).__name__}: {error}. See the docstring of "
             f"{kind.config.__name__}."
         ) from error
 

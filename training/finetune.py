@@ -44,6 +44,8 @@ def tell(options: FinetuneOptions) -> None:
     if state.is_main_process:
         console = Console()
         console.print(report.table())
+        for line in report.sentences():
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
         console.print(f"Written to {report.output_dir}", soft_wrap=True, markup=False, highlight=False)
         adapter = options.lora and not options.merge
         where = (options.model, "TEXT", "--adapter", report.output_dir) if adapter else (report.output_dir, "TEXT")

@@ -169,6 +169,7 @@ class FinetuneReport:
         measured_on: Whether the losses are of held-out or of training examples.
         loss_before, loss_after: In nats per token.
         loss_projected: That of the weights that training began with, projected on a symmetry, if there is one.
+        symmetry_distance: Of the trained weights from that symmetry, as a share of their norm.
         steps, tokens: Steps of the optimizer and tokens read in them, all epochs and interrupted runs together.
         seconds: Of this run's training.
         curve: (step, loss) as logged.
@@ -187,6 +188,7 @@ class FinetuneReport:
     tokens: int
     seconds: float
     curve: list[tuple[int, float]]
+    symmetry_distance: float | None = None
 
     def table(self) -> Any:
         """For the terminal, a `rich.table.Table`."""
@@ -197,15 +199,22 @@ class FinetuneReport:
         measured = {heading: loss for heading, loss in losses.items() if loss is not None}
         for heading in ("", *measured):
             table.add_column(heading, justify="right" if heading else "left")
-        between = [""] * (len(measured) - 2)
         table.add_row(
             f"loss, {self.measured_on} examples (nats/token)", *(f"{loss:.4f}" for loss in measured.values())
         )
         table.add_row("perplexity", *(f"{perplexity(loss):.2f}" for loss in measured.values()))
-        table.add_row("parameters trained, of all", *between, f"{self.trained:,}", f"{self.parameters:,}")
-        table.add_row("tokens read, in steps", *between, f"{self.tokens:,}", f"{self.steps:,}")
-        table.add_row("time (seconds)", *between, "", f"{self.seconds:.1f}")
         return table
+
+    def sentences(self) -> list[str]:
+        """What stands under the table, as it has no before and after."""
+        which = "All" if self.trained == self.parameters else f"{self.trained:,} of"
+        trained = f"{which} {self.parameters:,} parameters were trained on {self.tokens:,} tokens"
+        said = [f"{trained} in {self.steps:,} steps, in {self.seconds:.1f} seconds."]
+        if self.symmetry_distance is not None:
+            from .symmetry import kept_in_words
+
+            said.append(kept_in_words(self.symmetry_distance))
+        return said
 
 
 def perplexity(loss: float) -> float:

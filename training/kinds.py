@@ -21,6 +21,8 @@ class Kind:
             table of frames, so that the equivariant optimizer cannot train them.
         positions (`str`): The field of the configuration that holds the longest row.
         defaults: Values of other fields.
+        names: What fields of a RiGPT are called here, so that sizes in presets are those of this class too; all other
+            fields of a RiGPT are left out then. Without it none of them is known.
     """
 
     config: Any
@@ -28,12 +30,28 @@ class Kind:
     param_groups: Callable[..., list[dict[str, Any]]] | None = None
     positions: str = "max_position_embeddings"
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def fields(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Fields of this configuration from those given, and which of a RiGPT's are left out; its own names win."""
+        own, of_rigpt = self.config().to_dict(), RiGPTConfig().to_dict() if self.names else {}
+        left = [name for name in given if name in of_rigpt and name not in {*own, *self.names}]
+        called = {self.names[name]: value for name, value in given.items() if name in self.names}
+        return called | {name: given[name] for name in given if name not in {*left, *self.names}}, left
 
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+# The sizes, which a preset of a RiGPT has for both.
+SIZES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+}
 KINDS = {
     "rigpt": Kind(RiGPTConfig, RiGPTForCausalLM, equivariant_param_groups),
-    "stock-gpt2": Kind(GPT2Config, GPT2LMHeadModel, positions="n_positions", defaults=NO_DROPOUT),
+    "stock-gpt2": Kind(GPT2Config, GPT2LMHeadModel, positions="n_positions", defaults=NO_DROPOUT, names=SIZES),
 }
 
 

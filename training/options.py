@@ -41,7 +41,8 @@ class ModelOptions:
     """The model that is trained."""
 
     model_kind: str = "rigpt"
-    """The class: `rigpt`, or to compare with, `stock-gpt2`. Experiments add their own to `training/kinds.py`'s."""
+    """The class: `rigpt`, or to compare with, `stock-gpt2`, which needs --optim adamw and has the sizes of the preset.
+    Experiments add their own to `training/kinds.py`'s."""
     config_overrides: dict[str, Any] = field(default_factory=dict)
     """Fields of its configuration; the vocabulary comes from the data."""
     init_from: Annotated[str | None, READS] = None
@@ -133,7 +134,10 @@ class OptimizerOptions:
             if factor < 0:
                 raise ValueError(f"`lr_multipliers` must be at least 0, got {factor} for {name!r}.")
         if self.lr_multipliers and self.optim == "adamw":
-            raise ValueError("`lr_multipliers` must be left out with `adamw`, which has one rate for all.")
+            raise ValueError(
+                f"`lr_multipliers` must be empty with `adamw`, which has one rate for all, got {self.lr_multipliers}. "
+                "Pass --lr-multipliers {}."
+            )
 
 
 @dataclass

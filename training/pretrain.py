@@ -42,9 +42,13 @@ def pretrain(options: PretrainOptions) -> None:
     if options.prepare_only:
         say(prepare_data(options))
         return
+    from rigpt_hf.training.kinds import KINDS
     from rigpt_hf.training.loop import PretrainingRun
+    from rigpt_hf.training.symmetry import kept_in_words
 
     run = PretrainingRun(options)
+    if run.accelerator.is_main_process and (left := KINDS[options.model_kind].fields(options.config_overrides)[1]):
+        say(f"The model has the sizes that were asked for, and none of {', '.join(left)}, which only a RiGPT has.")
     report = run.train()
     if run.accelerator.is_main_process:
         if report.model_folder is None:
@@ -52,6 +56,8 @@ def pretrain(options: PretrainOptions) -> None:
         else:
             last = f"validation loss {report.validation[-1][1]:.4f}" if report.validation else "nothing left to do"
             say(f"{report.steps} steps, {last}. Written to {report.model_folder}")
+            if report.symmetry_distance is not None:
+                say(kept_in_words(report.symmetry_distance))
             say_next(("rigpt", "generate", report.model_folder, "TEXT"))
 
 

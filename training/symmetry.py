@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rigpt_hf.checkpoints.read import load_config
-from rigpt_hf.symmetry.tokens import TokenSymmetry
+from rigpt_hf.symmetry.tokens import Representation, TokenSymmetry
 from rigpt_hf.symmetry.tokens.training import recorded
 from rigpt_hf.text.tokenizer import vocabulary_size
 
@@ -37,6 +39,16 @@ def read_symmetry(
             "Make it with the same tokenizer."
         )
     return symmetry
+
+
+def kept_in_words(distance: float) -> str:
+    """A sentence on whether weights keep their symmetry, by their distance from it as a share of their norm."""
+    most = Representation.tolerance(torch.float32)
+    word = "kept" if distance <= most else "left"
+    return (
+        f"The weights have {word} the symmetry: their distance from it is {distance:.1e} of their norm, and up to "
+        f"{most:.0e} is rounding."
+    )
 
 
 def resumed(options: Any, model: Any, symmetry: TokenSymmetry | None, checkpoint: Path | None) -> None:

@@ -215,9 +215,10 @@ def _finetune(
             f"`model` must have a finite loss on {kind} examples, got {before} by {source!r} before any training. "
             "Download or save it once more, or give other data."
         )
-    projected = None
+    projected = symmetric = None
     if representation is not None:  # as the trainer would first; what that does to the loss is not training's
-        SymmetricTraining(model, representation, project_weights=True).begin_(None)
+        symmetric = SymmetricTraining(model, representation, project_weights=True)
+        symmetric.begin_(None)
         projected = trainer.mean_loss(measured)
     if state.is_main_process:
         begin(options, record)  # nothing is left that could refuse
@@ -247,6 +248,7 @@ def _finetune(
         steps=trainer.state.global_step,
         tokens=int(trainer.state.num_input_tokens_seen),
         seconds=round(seconds, 1),
+        symmetry_distance=None if symmetric is None else symmetric.distance(),
         curve=[(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     )
     if state.is_main_process:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..drawing import STEPS, number
+from ..measures.quantization_robustness import ADDED
 from ..numbers import plain
 from .tables import converted, measure_of, tested, verdict
 
@@ -121,7 +122,7 @@ def _measured(task: dict[str, Any], quantity: dict[str, Any], baseline: str) -> 
     difference = quantity["difference"]
     value, low, high = (number(difference[key]) for key in ("value", "low", "high"))
     # In frames that a model has only as its conversion, its number is that of another model.
-    name = quantity["name"].removeprefix("loss of ") + ("*" if converted(task, quantity) else "")
+    name = measure_of(task).words(quantity["name"]).removeprefix(ADDED) + ("*" if converted(task, quantity) else "")
     own = quantity["models"][baseline]["value"]
     better, percent = quantity["better"], f"in percent of {baseline}'s"
     told_in = measure_of(task).difference_in(quantity)

@@ -17,6 +17,7 @@ from rigpt_hf import __version__
 from rigpt_hf.checkpoints.certificate import library_versions
 from rigpt_hf.checkpoints.dequantized import dtype_in_words, numbers_of
 from rigpt_hf.checkpoints.folder import Seen, begin_record, check_ours, new_file
+from rigpt_hf.checkpoints.source import names_of
 from rigpt_hf.checkpoints.written import WRITTEN, inventory
 
 from ..likelihood import exponential
@@ -27,7 +28,7 @@ from .standard_tasks import MEASURE as STANDARD
 from .statistics import LEVEL, RESAMPLES, Difference, holm, paired_difference, paired_ratio, ratio_interval
 from .suites import Suite
 from .tables import measure_of, tested
-from .texts import Texts, name_of
+from .texts import Texts
 
 
 # Raised when a reader of older results would misread newer ones.
@@ -94,6 +95,7 @@ def build(
         entry["quantities"] = _compared(measure, per_model, list(models))
         tasks.append(entry)
     _correct(tasks)
+    sources = names_of([model.source for model in models.values()])
     results = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,7 +110,11 @@ def build(
         },
         "batch_size": options.batch_size,
         "statistics": {"level": LEVEL, "resamples": RESAMPLES, "correction": "Holm, over all differences"},
-        "models": {name: _model(model, hashes[name]) for name, model in models.items()},
+        "models": {
+            # Where a model lies on this machine is nobody's business.
+            name: _model(model, hashes[name], source)
+            for (name, model), source in zip(models.items(), sources, strict=True)
+        },
         "baseline": list(models)[1] if len(models) > 1 else None,
         "tasks": tasks,
     }
@@ -120,11 +126,10 @@ def _absent(model: str, what: str, reason: str) -> dict[str, str]:
     return {"model": model, "what": what, "reason": reason}
 
 
-def _model(model: EvaluatedModel, digest: str) -> dict[str, Any]:
+def _model(model: EvaluatedModel, digest: str, source: str) -> dict[str, Any]:
     config = model.model.config
     return {
-        # A folder's last part: where it lies on this machine is nobody's business.
-        "source": name_of(model.source),
+        "source": source,
         "type": config.model_type,
         "parameters": numbers_of(model.model),
         "dtype": dtype_in_words(model.model),

@@ -18,6 +18,7 @@ from rich.text import Text
 from rigpt_hf.checkpoints.disk import DiskFullError, check_writable
 from rigpt_hf.checkpoints.folder import Seen
 from rigpt_hf.checkpoints.leftovers import remove_leftovers
+from rigpt_hf.checkpoints.source import names_of
 from rigpt_hf.checkpoints.written import parse_json
 from rigpt_hf.terminal import Console
 from rigpt_hf.text.paths import without_path
@@ -49,8 +50,8 @@ class EvaluateOptions:
     """Folder or Hub id of the baseline."""
     suite: str = "core"
     """A packaged suite, or a YAML file."""
-    output: Path = Path("runs/evaluation")
-    """Folder for results, report and cache."""
+    output: Path | None = None
+    """Folder for results, report and cache; one of `runs/evaluation` with the names of the models if not given."""
     text: str | None = None
     """Where the text comes from, instead of what the suite says."""
     documents: int | None = None
@@ -71,6 +72,12 @@ class EvaluateOptions:
     """Names of the two in tables and figures."""
     force: bool = False
     """Whether results of other models in the folder may be replaced."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        sources = [source for source in (self.model, self.against) if source is not None]
+        return self.output or Path("runs/evaluation", "-against-".join(names_of(sources, "-")))
 
 
 @dataclass
@@ -99,8 +106,8 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     console = console or Console()
     # Processes wait for each other's measurements, which may take hours.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
-    suite = _suite(options)
-    seen = check_output(options.output)
+    suite, output = _suite(options), options.folder
+    seen = check_output(output)
     check_names(options, suite)
     check_standard_tasks(options.standard_tasks, options.standard)
     # A number of documents that was asked for is meant.
@@ -111,8 +118,8 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     suite = fitted(suite, models)
     hashes = {name: fingerprint(model) for name, model in models.items()}
     if not options.force:
-        check_same_models(options.output, hashes)
-    cache = Cache(options.output / "cache")
+        check_same_models(output, hashes)
+    cache = Cache(output / "cache")
     jobs = list(_jobs(options, suite, texts, models, hashes, cache))
     own = [
         job
@@ -128,7 +135,7 @@ def evaluate(options: EvaluateOptions, console: Console | None = None) -> dict[s
     found = {job.key: cache.get(job.key) for job in jobs}
     results = writing.build(options, suite, texts, models, hashes, jobs, found, gathered)
     if state.is_main_process:
-        writing.write(results, options.output, seen)
+        writing.write(results, output, seen)
     state.wait_for_everyone()
     return results
 
@@ -163,18 +170,24 @@ def check_output(output: Path) -> Seen:
 
 
 def check_same_models(output: Path, hashes: dict[str, str]) -> None:
-    """A `ValueError` if results in the folder are of a model that is not measured now; they would be lost."""
+    """A `ValueError` if results in the folder have another model or baseline than is measured now."""
     path = output / writing.RESULTS
     if not path.is_file():
         return
     try:
-        recorded = {name: each["sha256"] for name, each in parse_json(path.read_text("utf-8"))["models"].items()}
+        recorded = [(name, each["sha256"]) for name, each in parse_json(path.read_text("utf-8"))["models"].items()]
+        # The order says which is the baseline: the other way round every difference is another.
+        own = [*hashes.values(), *[None] * len(recorded)]
+        lost = [
+            f"other weights as {name}" for (name, digest), now in zip(recorded, own, strict=False) if digest != now
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        recorded = {writing.RESULTS: "cannot be read"}
-    if lost := [name for name, digest in recorded.items() if digest not in hashes.values()]:
+        lost = [f"a {writing.RESULTS} that cannot be read"]
+    if lost:
         raise ValueError(
-            f"`output` must hold results of the same weights or none, got {str(output)!r} with others' ({lost[0]}). "
-            "Name another folder, or pass `force=True` to replace them; what was measured stays in its cache."
+            f"`output` must hold results of the same weights in the same roles or none, got {str(output)!r} with "
+            f"{lost[0]}. Name another folder, or pass `force=True` to replace them; what was measured stays in its "
+            "cache."
         )
 
 

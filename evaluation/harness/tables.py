@@ -13,13 +13,6 @@ from ..numbers import number
 from .standard_tasks import MEASURE as STANDARD
 
 
-LEGEND = (
-    "W4A8: weights rounded to 4 bits, activations to 8 (16: left as they are). identity: in the model's own frame; "
-    "haar, hadamard, pca: turned at random, by a Hadamard matrix, to principal axes; gptq: codes as rigpt quantize "
-    "chooses them."
-)
-
-
 def measure_of(task: dict[str, Any]) -> Measure:
     """The measure of a task in the results."""
     return STANDARD if task["metric"] == STANDARD.name else MEASURES[task["metric"]]
@@ -83,8 +76,24 @@ def converted(task: dict[str, Any], quantity: dict[str, Any]) -> list[str]:
 
 def quantity_text(task: dict[str, Any], quantity: dict[str, Any]) -> str:
     """The name of a quantity, and the models whose number is that of their conversion."""
-    names = converted(task, quantity)
-    return f"{quantity['name']} ({' and '.join(names)}, converted)" if names else quantity["name"]
+    words, names = measure_of(task).words(quantity["name"]), converted(task, quantity)
+    return f"{words} ({' and '.join(names)}, converted)" if names else words
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What stands under a table of these results, once for each measure that has numbers in it."""
+    measures = [measure_of(task) for task in results["tasks"] if task["quantities"]]
+    return list(dict.fromkeys(measure.note for measure in measures if measure.note))
+
+
+def none_right(task: dict[str, Any]) -> str:
+    """A line for questions of which no model answered one, whose shares say nothing more; nothing elsewhere."""
+    of_share = [each for each in task["quantities"] if measure_of(task).difference_in(each) == "points"]
+    values = [entry["value"] for quantity in of_share for entry in quantity["models"].values()]
+    if not values or len(of_share) < len(task["quantities"]) or any(value != 0 for value in values):
+        return ""
+    counts = {result.get("examples") for result in task["models"].values()}
+    return f"none of {counts.pop()} right" if len(counts) == 1 and None not in counts else "none right"
 
 
 def not_applicable(task: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -115,7 +124,9 @@ def on_terminal(results: dict[str, Any]) -> Table:
     body: list[list[Text]] = []
     for task in results["tasks"]:
         body += [[], [Text(task["task"], "bold")]]
-        for quantity in task["quantities"]:
+        nothing = none_right(task)
+        body += [[Text(nothing)]] if nothing else []
+        for quantity in [] if nothing else task["quantities"]:
             entries = [quantity["models"].get(name) for name in names]
             values = ["–" if entry is None else number(entry["value"], quantity["unit"]) for entry in entries]
             told = [difference_text(quantity).partition(" (")[0], verdict(quantity)] if compared else []
@@ -131,8 +142,8 @@ def on_terminal(results: dict[str, Any]) -> Table:
     table = Table(Column(overflow="fold"), *columns, *others, box=None, pad_edge=False)
     for row in body:
         table.add_row(*row)
-    if any(task["metric"] == "quantization_robustness" for task in results["tasks"]):
-        table.caption, table.caption_justify = LEGEND, "left"
+    if said := notes(results):
+        table.caption, table.caption_justify = "\n".join(said), "left"
     return table
 
 
@@ -177,4 +188,4 @@ def as_markdown(results: dict[str, Any]) -> str:
 
     columns = header(results)
     table = [line(columns), f"|{' --- |' * len(columns)}", *map(line, rows(results))]
-    return "\n".join([literal(description(results)), "", *table, "", FOOTNOTE, ""])
+    return "\n".join([literal(description(results)), "", *table, "", *notes(results), FOOTNOTE, ""])

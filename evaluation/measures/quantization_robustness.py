@@ -33,6 +33,14 @@ from .perplexity import perplexity, plain
 
 SCHEMES = ("W8A8", "W4A16", "W4A8", "W4A4")
 SCHEME = re.compile(r"W(\d+)A(\d+)")
+FRAME_WORDS = {
+    "identity": "own frame",
+    "haar": "random frame",
+    "hadamard": "Hadamard frame",
+    "pca": "principal axes",
+    "gptq": "GPTQ",
+}
+ADDED = "added loss, "
 # Numbers of so many bits are left as they are.
 WHOLE = 16
 # The row whose weights are not rounded to nearest, and the tokens that it is calibrated on.
@@ -309,6 +317,21 @@ def quantities(result: dict[str, Any]) -> list[Quantity]:
     return listed
 
 
+def in_words(name: str) -> str:
+    """What people read for the name of a quantity; one of another version stays as it is."""
+    match = re.fullmatch(rf"loss of {SCHEME.pattern}, (\w+)", name)
+    if match is None:
+        return name
+    weights, activations = (f"{bits}-bit" if int(bits) < WHOLE else "" for bits in match.groups()[:2])
+    if weights == activations:
+        rounded = f"{weights or 'unrounded'} weights and activations"
+    else:
+        rounded = ", ".join(
+            [f"{weights} weights"] * bool(weights) + [f"{activations} activations"] * bool(activations)
+        )
+    return f"{ADDED}{rounded}, {FRAME_WORDS.get(match[3], match[3])}"
+
+
 def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
     """The increase of the loss, scheme by scheme."""
     picture.set_size_inches(WIDTH, 2.5)
@@ -326,7 +349,7 @@ def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
         # Only a RiGPT has other frames than its own.
         is_converted = frame != "identity" and protocol.get("converted") is True
         called = f"{name}, converted" if is_converted else name
-        label = called if len(rounded) == 1 else f"{called}, {frame}"
+        label = called if len(rounded) == 1 else f"{called}, {FRAME_WORDS.get(frame, frame)}"
         # Side by side, as numbers of one function in the same frame are one.
         places = [schemes.index(each) + aside(index, len(series)) for each in rounded[frame]]
         values = [number(each["increase"]) for each in rounded[frame].values()]
@@ -344,14 +367,13 @@ def draw(picture: Any, task: dict[str, Any], names: dict[str, str]) -> str:
     axes.set_xticks(range(len(schemes)), schemes)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(schemes) - 0.5)
-    axes.set(xlabel="bits of weights (W) and activations (A)", ylabel="increase of the loss (nats per token)")
+    axes.set(xlabel="bits of weights (W) and activations (A)", ylabel="added loss (nats per token)")
     return IN_TABLE
 
 
 MEASURE = Measure(
     "quantization_robustness",
-    "What does rounding cost? W4A8 are four bits for weights and eight for activations; the frames are bases in which "
-    "the same model is rounded.",
+    "What does rounding cost?",
     quantization_robustness,
     quantities,
     "what rounding costs, with intervals of 95 %; below zero it was a gain",
@@ -360,5 +382,8 @@ MEASURE = Measure(
     card_words="robustness to rounding",
     # An increase has a zero that means something, and no size to be a percentage of.
     difference_in=lambda quantity: "unit",
+    words=in_words,
+    note="Added loss: the loss after rounding minus the loss before. Own frame: the weights are rounded as they are; "
+    "random frame, Hadamard frame, principal axes: turned so before; GPTQ: rounded as rigpt quantize does it.",
     of_conversion=lambda name: not name.endswith(", identity"),
 )

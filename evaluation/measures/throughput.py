@@ -265,6 +265,8 @@ MEASURE = Measure(
     draw,
     needs=needs,
     fit=fit,
+    note="Speeds of a model are medians over all turns. The ratio (×) of two is the geometric mean of their ratios in "
+    "the same turn, as the machine's pace changes between turns; it is not the quotient of the medians.",
     card_words="speed",
     together=True,
 )

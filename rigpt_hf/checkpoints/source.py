@@ -7,7 +7,7 @@ It needs neither torch nor transformers, so that a mistyped path is answered at 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
@@ -26,6 +26,7 @@ AGAIN = "Download it again, or save it once more."
 KINDS = {"model_type": str, "auto_map": dict, "quantization_config": dict, "architectures": list, "dtype": str}
 KINDS |= {"torch_dtype": str, "id2label": dict, "label2id": dict, "problem_type": str}
 GGUF = ".gguf"  # how names of such files end
+TRAINED = "model"  # what a training calls the folder of its model
 SHOWN = 80  # characters of a value that a message repeats
 
 # Only files with these names are copied: a folder may hold anything.
@@ -212,6 +213,36 @@ def shown(value: object) -> str:
     """A value as a message repeats it: its beginning, if it is long."""
     text = str(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def names_of(sources: Sequence[str], between: str = "/") -> list[str]:
+    """
+    Short names of models, which differ where their places do: the last part of a path, or the one before it where that
+    is `model`, as after every pretraining; more parts where others have the same; an id on the Hub whole.
+
+    Args:
+        sources: Folders, files or ids on the Hub.
+        between (`str`, defaults to `"/"`): What stands between parts; the name of a file can have no slash.
+    """
+    parts = [_parts(source) for source in sources]
+    names: list[str] = []
+    for others in range(max(map(len, parts), default=0)):
+        ends = [
+            each[-2:-1] if not others and len(each) > 1 and each[-1] == TRAINED else each[-others - 1 :]
+            for each in parts
+        ]
+        names = ["/".join(end).replace("/", between) for end in ends]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def _parts(source: str) -> tuple[str, ...]:
+    if not os.path.exists(source):
+        return (source,)
+    path, home = Path(os.path.abspath(source)), Path.home()
+    # Names go into results that are published; that of a person's home is nobody's business.
+    return path.relative_to(home if path.is_relative_to(home) else path.anchor).parts or (path.name,)
 
 
 def is_inside(path: Path, folder: Path, *caches: str | os.PathLike) -> bool:

@@ -33,7 +33,7 @@ def card(
     made up: what nobody has stated or measured is listed as such. Without an evaluation the invariance error is
     measured now, on random tokens.
 
-        rigpt card my-rigpt --repo me/my-rigpt --results runs/evaluation/results.json --metadata metadata.yaml
+        rigpt card my-rigpt --repo me/my-rigpt --results runs/mine/results.json --metadata metadata.yaml
     """
     from ..checkpoints.read import quiet_loading
     from ..model_cards.card import CARD, write_card

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..checkpoints.source import is_model
-from ..command_line import READS, WRITES
+from ..command_line import READS, WRITES, check_apart
 from ..extras import needs
 from ..terminal import Console, say_next
 from .arguments import DTYPES, Device, argument, one_of, option
@@ -21,9 +21,11 @@ def evaluate(
         str | None, option("Folder or Hub id of the baseline to compare with.", "none"), READS, is_model
     ] = None,
     suite: Annotated[str, option("What is measured: core, full, or a YAML file of your own.")] = "core",
-    output: Annotated[Path, option("Folder for results.json, table.md, report.html."), WRITES] = Path(
-        "runs/evaluation"
-    ),
+    output: Annotated[
+        Path | None,
+        option("Folder for results.json, table.md, report.html.", "one named for the models, in runs/evaluation"),
+        WRITES,
+    ] = None,
     text: Annotated[
         str | None,
         option(
@@ -62,7 +64,7 @@ def evaluate(
     is one line, and the others are kept; the exit code is 1 then. What says nothing about a model is not applicable,
     and no failure.
 
-        rigpt evaluate my-rigpt --against gpt2 --output runs/evaluation
+        rigpt evaluate my-rigpt --against gpt2 --output runs/mine
 
         rigpt evaluate my-rigpt --suite full --standard-tasks lambada_openai,blimp --batch-size 16
 
@@ -111,6 +113,8 @@ def evaluate(
         names=called,
         force=force,
     )
+    output = options.folder
+    check_apart({"MODEL": model, "--against": against}, {"--output": output})
     with quiet_loading():
         results = run(options, console)
     # Every process has the results; one says them.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ..checkpoints.source import is_model_or_file
+from ..checkpoints.source import is_model_or_file, names_of
 from ..command_line import READS, WRITES
 from ..extras import require
 from ..terminal import Console, say_next
@@ -55,9 +55,9 @@ def fingerprint(
             f"`sources` must be at most {WIDEST}, which fit into a table, got {len(sources)}. `rigpt identify` holds "
             "one against a folder of any size."
         )
-    names = [f"{Path(source).name}.fingerprint" for source in sources]
+    names = [f"{name}.fingerprint" for name in names_of(sources, "-")]
     if output is not None and len(set(names)) < len(names):
-        raise ValueError(f"`sources` must end in names of their own, got {', '.join(names)}. Write one at a time.")
+        raise ValueError(f"`sources` must be different models, got {', '.join(names)}. Name each once.")
     places = [output] if len(sources) == 1 else [None if output is None else output / name for name in names]
     seen = [check_file(place, "output", force) for place in places]
     seen_json = check_file(json_file, "json", force)

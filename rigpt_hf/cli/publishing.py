@@ -78,7 +78,7 @@ def publish(
 
         rigpt publish my-rigpt me/my-rigpt --dry-run
 
-        rigpt publish my-rigpt me/my-rigpt --private --results runs/evaluation/results.json
+        rigpt publish my-rigpt me/my-rigpt --private --results runs/mine/results.json
 
         rigpt publish my-adapter me/my-adapter --base me/my-rigpt --collection "My RiGPT"
 

@@ -1,6 +1,7 @@
 """`rigpt fingerprint`, `identify`, and `diff` of models that no one configuration holds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,16 @@ def test_distances_of_several_models(done, folders, tmp_path):
     assert [each["layers"] for each in facts["facts"]] == [3, 2, 3]
 
 
+def test_models_whose_folders_have_one_name_get_fingerprints_of_their_own(done, folders, tmp_path):
+    for run, name in (("one", "model"), ("two", "shorter")):
+        shutil.copytree(folders / name, tmp_path / run / "model")
+    done("fingerprint", tmp_path / "one/model", tmp_path / "two/model", "--output", tmp_path / "known")
+    assert sorted(path.name for path in (tmp_path / "known").glob("*.fingerprint")) == [
+        "one.fingerprint",
+        "two.fingerprint",
+    ]
+
+
 def test_the_source_of_a_model_is_identified(rigpt, done, folders, tmp_path):
     (tmp_path / "known").mkdir()
     for name in ("model", "unrelated", "stock"):
@@ -88,7 +99,7 @@ def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders,
     [
         (("fingerprint", "nowhere"), "`SOURCES` must"),
         (("fingerprint", *13 * ["model"]), "`SOURCES` must be at most 12"),
-        (("fingerprint", "model", "model", "--output", "x"), "`SOURCES` must end in names of their own"),
+        (("fingerprint", "model", "model", "--output", "x"), "`SOURCES` must be different models"),
         (("fingerprint", "model", "--output", "stock"), "`--output` must"),
         (("identify", "model", "--against", "nowhere"), "`--against` must"),
         (("identify", "model", "--against", "stock"), "must hold fingerprints"),

@@ -14,7 +14,7 @@ import pytest
 from rigpt_hf.evaluation.harness.figures import drawn, figure
 from rigpt_hf.evaluation.harness.overview import MOST, overview
 from rigpt_hf.evaluation.harness.report import as_html
-from rigpt_hf.evaluation.harness.tables import verdict
+from rigpt_hf.evaluation.harness.tables import measure_of, verdict
 from rigpt_hf.evaluation.measures import MEASURES
 from rigpt_hf.evaluation.numbers import plain
 
@@ -213,7 +213,7 @@ def test_names_of_pictures_do_not_meet_in_a_page():
 def test_the_overview_has_a_row_for_every_difference(name):
     results = committed(name)
     tested = [
-        (each["task"], quantity["name"].removeprefix("loss of "), verdict(quantity))
+        (each["task"], measure_of(each).words(quantity["name"]).removeprefix("added loss, "), verdict(quantity))
         for each in results["tasks"]
         for quantity in each["quantities"]
         if "difference" in quantity
@@ -244,9 +244,9 @@ def test_the_overview_says_what_was_measured():
     assert percent["throughput", "time to first token"].value > percent["throughput", "decoding"].value
     assert points["last word", "accuracy"].text == "+14.4"
     assert points["last word", "accuracy"].bounds == "+10.9 to +18.1"
-    assert nats["quantization_robustness", "W4A4, pca*"].text == "+0.189"
-    assert nats["quantization_robustness", "W8A8, identity"].kind == "none"
-    assert {name.endswith("*") for _, name in nats if "identity" not in name} == {True}
+    assert nats["quantization_robustness", "4-bit weights and activations, principal axes*"].text == "+0.189"
+    assert nats["quantization_robustness", "8-bit weights and activations, own frame"].kind == "none"
+    assert {name.endswith("*") for _, name in nats if "own frame" not in name} == {True}
 
 
 def test_differences_of_nothing_stay_at_zero():

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from rigpt_hf.conversion import convert_model
 from rigpt_hf.evaluation.harness import runner
 from rigpt_hf.evaluation.harness.cache import Cache, code_fingerprint
 from rigpt_hf.evaluation.harness.results import build, commit
-from rigpt_hf.evaluation.harness.runner import EvaluationJob, check_same_models, one_line
+from rigpt_hf.evaluation.harness.runner import EvaluateOptions, EvaluationJob, check_same_models, one_line
 from rigpt_hf.evaluation.harness.suites import Suite, Task, TextOptions
 from rigpt_hf.evaluation.harness.tasks import measure, measure_together
 from rigpt_hf.evaluation.harness.texts import Texts
@@ -76,17 +77,37 @@ def test_results_of_other_models_are_not_replaced(tmp_path):
     a, b, c = ("a" * 64, "b" * 64, "c" * 64)
     check_same_models(tmp_path, {"model": a})
     (tmp_path / "results.json").write_text(json.dumps({"models": {"model": {"sha256": a}, "baseline": {"sha256": b}}}))
-    # The same models, in any order and by any name, and more of them.
+    # The same models by any name, and more of them.
     check_same_models(tmp_path, {"model": a, "baseline": b})
-    check_same_models(tmp_path, {"x": b, "y": a, "z": c})
-    for hashes in ({"model": c, "baseline": b}, {"model": a}):
-        with pytest.raises(
-            ValueError, match="`output` must hold results of the same weights or none, got .*`force=Tr"
-        ):
+    check_same_models(tmp_path, {"x": a, "y": b, "z": c})
+    rule = "`output` must hold results of the same weights in the same roles or none, got"
+    wrong = [
+        ({"model": c, "baseline": b}, "model"),
+        ({"model": a}, "baseline"),
+        ({"model": a, "baseline": c}, "baseline"),
+    ]
+    # In each other's place every difference would have another sign.
+    wrong.append(({"model": b, "baseline": a}, "model"))
+    for hashes, role in wrong:
+        with pytest.raises(ValueError, match=f"{rule} .* with other weights as {role}. .*`force=True`"):
             check_same_models(tmp_path, hashes)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"`output` must hold results of the same weights.*\(results.json\)"):
+    with pytest.raises(ValueError, match=f"{rule} .* with a results.json that cannot be read"):
         check_same_models(tmp_path, {"model": a})
+
+
+def test_without_an_output_each_pair_of_models_has_a_folder_of_its_own(tmp_path):
+    for name in ("runs/smoke/model", "tuned"):
+        (tmp_path / name).mkdir(parents=True)
+    smoke, tuned = (str(tmp_path / name) for name in ("runs/smoke/model", "tuned"))
+    folders = {
+        EvaluateOptions(smoke).folder: "smoke",
+        EvaluateOptions(smoke, tuned).folder: "smoke-against-tuned",
+        EvaluateOptions(tuned, smoke).folder: "tuned-against-smoke",
+        EvaluateOptions(tuned, "me/gpt2").folder: "tuned-against-me-gpt2",
+    }
+    assert folders == {Path("runs/evaluation", name): name for name in folders.values()} and len(folders) == 4
+    assert EvaluateOptions(smoke, tuned, output=tmp_path).folder == tmp_path
 
 
 def codegen() -> CodeGenForCausalLM:
@@ -107,14 +128,15 @@ tasks:
 
 def test_what_does_not_apply_is_no_failure(world, tmp_path):
     """A model of a family that nobody converts, beside one whose frames can be turned."""
-    codegen().save_pretrained(tmp_path / "codegen")
+    codegen().save_pretrained(tmp_path / "codegen/model")
     (tmp_path / "suite.yaml").write_text(SUITE.format(source=world / "tokens.bin"))
-    models = [str(tmp_path / "codegen"), "--against", str(world / "rigpt"), "--names", "CodeGen,RiGPT"]
+    models = [str(tmp_path / "codegen/model"), "--against", str(world / "rigpt"), "--names", "CodeGen,RiGPT"]
     where = ["--suite", str(tmp_path / "suite.yaml"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     done = CliRunner().invoke(app, ["evaluate", *models, *where])
     assert done.exit_code == 0, done.output
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert re.fullmatch("[0-9a-f]{64}", results["code"]["sha256"]) and results["code"]["sha256"] == code_fingerprint()
+    assert [each["source"] for each in results["models"].values()] == ["codegen", "rigpt"]
     tasks = {task["task"]: task for task in results["tasks"]}
     assert not any(task["errors"] for task in tasks.values())
     reason = r"`model_type='codegen'` cannot be converted"

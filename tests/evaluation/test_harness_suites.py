@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
+from rigpt_hf.checkpoints.source import names_of
 from rigpt_hf.demo.run import documentation
 from rigpt_hf.evaluation.harness import tasks
 from rigpt_hf.evaluation.harness.runner import fitted
@@ -161,6 +162,21 @@ def test_a_folder_has_its_name_however_it_is_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "model")
     assert name_of(".") == name_of(str(tmp_path / "model")) == name_of("../model/") == "model"
     assert name_of("me/model") == "me/model"
+
+
+def test_a_folder_called_model_has_the_name_of_the_one_around_it(tmp_path, monkeypatch):
+    for name in ("a/run/model", "b/run/model", "b/tuned", "model"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert names_of(["a/run/model", "b/tuned", "me/model"]) == ["run", "tuned", "me/model"]
+    monkeypatch.chdir(tmp_path / "a/run/model")
+    assert names_of([".", "../../../b/tuned/"], "-") == ["run", "tuned"]
+    monkeypatch.chdir(tmp_path)
+    # As many parts as tell them apart, and one name for one place.
+    assert names_of(["a/run/model", "b/run/model"], "-") == ["a-run-model", "b-run-model"]
+    assert names_of(["b/tuned", str(tmp_path / "b/tuned")]) == ["tuned", "tuned"] and names_of([""]) == [""]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names_of(["model"]) == ["model"], "the name of a home"
 
 
 def of_positions(count: int | None) -> EvaluatedModel:

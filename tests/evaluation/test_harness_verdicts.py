@@ -211,17 +211,19 @@ def committed() -> dict:
 def test_numbers_of_a_conversion_are_called_so(committed):
     """A stock model has no other frames than its own."""
     listed = rows(committed)
-    turned = [row[1] for row in listed if "identity" not in row[1]]
+    turned = [row[1] for row in listed if "own frame" not in row[1]]
     assert turned and all(text.endswith(" (stock GPT-2, converted)") for text in turned)
-    own = [row[1] for row in listed if "identity" in row[1]]
+    own = [row[1] for row in listed if "own frame" in row[1]]
     assert own and not any("converted" in text for text in own)
     page, table = as_html(committed), as_markdown(committed)
-    assert page.count("hadamard (stock GPT-2, converted)</td>") == sum("hadamard" in text for text in turned) > 0
-    assert "hadamard (stock GPT-2, converted) |" in table
+    assert page.count("Hadamard frame (stock GPT-2, converted)</td>") == sum("Hadamard" in text for text in turned) > 0
+    assert "Hadamard frame (stock GPT-2, converted) |" in table
     # The library that draws letters as curves says in a comment what they are.
     _, picture = figure(committed["tasks"][0], list(committed["models"]))
-    assert "<!-- stock GPT-2, converted, hadamard -->" in picture and "<!-- stock GPT-2, identity -->" in picture
-    assert "<!-- converted, hadamard -->" in picture  # the name of the other model, which is a RiGPT
+    assert (
+        "<!-- stock GPT-2, converted, Hadamard frame -->" in picture and "<!-- stock GPT-2, own frame -->" in picture
+    )
+    assert "<!-- converted, Hadamard frame -->" in picture  # the name of the other model, which is a RiGPT
 
 
 def test_a_rigpt_is_called_what_it_is(committed):
@@ -240,6 +242,34 @@ def test_committed_results_can_be_read(name):
     assert "Wilson's for shares of right answers" in as_markdown(results)
 
 
+def test_rounding_is_told_in_words():
+    told = {
+        "loss of W8A8, identity": "added loss, 8-bit weights and activations, own frame",
+        "loss of W4A16, hadamard": "added loss, 4-bit weights, Hadamard frame",
+        "loss of W4A8, haar": "added loss, 4-bit weights, 8-bit activations, random frame",
+        "loss of W16A8, pca": "added loss, 8-bit activations, principal axes",
+        "loss of W4A16, gptq": "added loss, 4-bit weights, GPTQ",
+        "loss of int8, mine": "loss of int8, mine",
+    }
+    assert {name: MEASURES["quantization_robustness"].words(name) for name in told} == told
+    assert MEASURES["perplexity"].words("loss") == "loss"
+
+
+def test_questions_that_nobody_answered_are_one_line_on_a_terminal():
+    def said(*values):
+        entries = [{"a": {"value": value}, "b": {"value": 0}} for value in values]
+        names = ("accuracy", "accuracy, normalized")
+        listed = [{"name": name, "unit": "", "models": own} for name, own in zip(names, entries, strict=True)]
+        task = {"task": "which ending", "metric": "multiple_choice", "quantities": listed, "errors": {}}
+        task["models"] = {name: {"examples": 24} for name in "ab"}
+        out = io.StringIO()
+        Console(file=out, width=80).print(on_terminal({"models": dict.fromkeys("ab"), "tasks": [task]}))
+        return out.getvalue()
+
+    assert "none of 24 right" in said(0, 0) and "accuracy" not in said(0, 0)
+    assert "none" not in said(0, 0.25) and "accuracy, normalized" in said(0, 0.25)
+
+
 @pytest.mark.parametrize("name", ["converted", "rigpt", "smollm2"])
 def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
     results = json.loads((RESULTS / f"evaluate_{name}.json").read_text())
@@ -252,7 +282,9 @@ def test_the_table_on_a_terminal_fits_and_says_what_its_words_mean(name):
     quantities = [quantity for task in results["tasks"] for quantity in task["quantities"]]
     worth = {word for quantity in quantities for word in verdict(quantity).split()}
     assert len(worth) > 2 and worth <= {*said.split()} and "nats per token" in " ".join(said.split())
-    assert "W4A8: weights rounded to 4 bits" in said and ": no room" in " ".join(said.split())
+    words = " ".join(said.split())
+    assert "added loss, 4-bit weights" in words and "W4A" not in said and ": no room" in words
+    assert "The ratio (×) of two is the geometric mean of their ratios in the same turn" in words
     longer = json.loads(json.dumps(results).replace(f'"{names[0]}"', f'"HuggingFaceTB/{9 * "long"}"'))
     out = io.StringIO()
     Console(file=out, width=80, markup=False).print(on_terminal(longer))

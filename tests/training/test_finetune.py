@@ -357,6 +357,10 @@ def test_the_command_line(options, tmp_path, capsys, monkeypatch):
         assert f"{report[name]:.4f}" in shown and f"{math.exp(report[name]):.2f}" in shown
     for part in (report["measured_on"], f"{report['tokens']:,}", f"{report['parameters']:,}", report["seconds"]):
         assert str(part) in shown, part
+    table, _, below = shown.partition("└")
+    assert "before" in table and "parameters" not in table, "counts have no before and after"
+    told = f"All {report['parameters']:,} parameters were trained on {report['tokens']:,} tokens in 2 steps, in "
+    assert f"{told}{report['seconds']:.1f} seconds." in below and "symmetry" not in below
     assert program.main([*words, "--force", "--quiet"]) == 0
     assert capsys.readouterr() == ("", ""), "what is quiet says nothing"
     assert program.main(words) == 2

@@ -47,6 +47,7 @@ def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, 
     report = finetune(options(symmetry=str(file), **WAY), [seen])
     logged = [entry["symmetry_distance"] for entry in seen.log if "loss" in entry]
     assert len(logged) == 3 and max(logged) < KEPT and report.loss_after < report.loss_before
+    assert report.symmetry_distance < KEPT and "have kept the symmetry: their distance" in report.sentences()[1]
     # What the projection does to the loss is told apart from what training does.
     assert report.loss_projected is not None and abs(report.loss_projected - report.loss_before) > 1e-4
     still = finetune(options(**WAY | STILL | {"symmetry": str(file), "output_dir": str(tmp_path / "still")}))
@@ -60,12 +61,14 @@ def test_it_is_kept_and_goes_with_the_model(options, file, tokenizer, tmp_path, 
     # It goes on from there, and without a projection it is lost.
     more = {"model": str(tmp_path / "out"), "output_dir": str(tmp_path / "more"), "symmetry": str(file)}
     monkeypatch.setattr(SymmetricTraining, "project_gradients_", lambda training: None)
-    finetune(options(**WAY | more), [seen])
-    assert seen.log[-2]["symmetry_distance"] > 1e-3
+    lost = finetune(options(**WAY | more), [seen])
+    assert seen.log[-2]["symmetry_distance"] > 1e-3 and lost.symmetry_distance > 1e-3
+    assert "The weights have left the symmetry: their distance from it is" in lost.sentences()[1]
     free = AutoModelForCausalLM.from_pretrained(tmp_path / "more")
     assert free.config.token_symmetry == model.config.token_symmetry and known.distance(free) > 1e-3
     free = finetune(options(**WAY | more | {"symmetry": None, "output_dir": str(tmp_path / "free")}))
-    assert free.loss_projected is None and [column.header for column in free.table().columns] == [
+    assert free.symmetry_distance is free.loss_projected is None and len(free.sentences()) == 1
+    assert [column.header for column in free.table().columns] == [
         "",
         "before",
         "after",

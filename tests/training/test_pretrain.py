@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from rigpt_hf.training import loop
 from rigpt_hf.training.build import build_model
 from rigpt_hf.training.data import TokenShards, Windows, window_index
 from rigpt_hf.training.diagnostics import excess_kurtosis, flops_per_token
+from rigpt_hf.training.kinds import KINDS
 from rigpt_hf.training.options import (
     NOT_DECISIVE,
     PRESETS,
@@ -158,6 +160,28 @@ def test_stock_gpt2_trains_too(data, tmp_path):
     going_on["model_kind"] = "stock-gpt2"
     more = pretrain(data, tmp_path / "more", **going_on, optim="adamw", max_steps=8)
     assert more.losses[0] < report.losses[0] - 0.2
+
+
+def test_a_preset_of_a_rigpt_gives_a_stock_model_its_sizes(data, tmp_path, capsys):
+    way = "--model-kind stock-gpt2 --optim adamw --max-steps 2 --warmup-steps 1 --report-to none --context-length 16"
+    words = [*way.split(), "--data-dir", str(data), "--data", "null", "--eval-batches", "1"]
+
+    def made(name: str, *more: str) -> Any:
+        assert main([*words, "--config", name, *more, "--output-dir", str(tmp_path / name)]) == 0, capsys.readouterr()
+        return AutoModelForCausalLM.from_pretrained(tmp_path / name / "model").config
+
+    config = made("smoke", "--config-overrides", "n_layer=1,intermediate_size=96")
+    assert (config.n_embd, config.n_head, config.n_layer, config.n_inner) == (64, 4, 1, 96)
+    left = "and none of embedding_size, qk_norm, hidden_act, which only a RiGPT has."
+    assert config.activation_function == "gelu_new" and left in " ".join(capsys.readouterr().out.split())
+    # The rates of a preset for an optimizer that has none can be emptied, as the message says.
+    assert main([*words, "--config", "tiny-docs", "--output-dir", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("Pass --lr-multipliers {}.")
+    assert made("tiny-docs", "--lr-multipliers", "{}", "--config-overrides", "hidden_size=12").n_embd == 12
+    # What no class has is refused all the same, and what is left out of one is not left out of a RiGPT.
+    assert main([*words, "--config-overrides", "colour=1,qk_norm=true"]) == 2
+    assert "`--config-overrides` must hold fields of GPT2Config, got colour." in capsys.readouterr().err
+    assert KINDS["rigpt"].fields({"qk_norm": True, "colour": 1}) == ({"qk_norm": True, "colour": 1}, [])
 
 
 def at_step(step: int, act):

@@ -13,6 +13,7 @@ from rigpt_hf.symmetry.tokens.filling import Filling
 from rigpt_hf.symmetry.tokens.training import SymmetricTraining, recorded
 from rigpt_hf.training import build, loop
 from rigpt_hf.training.pretrain import main
+from rigpt_hf.training.symmetry import kept_in_words
 from tests.evaluation.toys import word_tokenizer
 from tests.models import tokens
 from tests.processes import ROOT
@@ -235,7 +236,12 @@ def test_the_program_takes_strings_and_refuses_before_data_are_made(tmp_path, ca
     known = recorded(RiGPTConfig.from_pretrained(tmp_path / "run" / "model"))
     tokenizer = loop.load_tokenizer(tmp_path / "run" / "model")
     assert known.symmetry.generators == ((tuple(tokenizer.convert_tokens_to_ids(["Ġcat", "Ġdog"])),),)
-    assert log_of(tmp_path / "run")[-1]["symmetry_distance"] < KEPT
+    away = log_of(tmp_path / "run")[-1]["symmetry_distance"]
+    told = (
+        f"The weights have kept the symmetry: their distance from it is {away:.1e} of their norm, and up to 1e-04 is"
+    )
+    assert away < KEPT and told in capsys.readouterr().out
+    assert kept_in_words(2e-4).startswith("The weights have left the symmetry: their distance from it is 2.0e-04 of")
 
 
 def test_the_file_on_the_page_is_one(tmp_path):
