@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -139,7 +140,9 @@ def finetune(options: FinetuneOptions, callbacks: Sequence[TrainerCallback] = ()
     datasets.disable_progress_bars()
     try:
         seen = check_places(options)  # another run may have ended since
-        with ExitStack() as notices:
+        with warnings.catch_warnings(), ExitStack() as notices:
+            # PEFT and TRL ask by the name that Transformers had before.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             notices.enter_context(notices_after("rigpt_hf.symmetry", __name__))
             return _finetune(options, state, [*callbacks], seen, notices.close)
     except BaseException:
