@@ -186,7 +186,6 @@ def diff(
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
     from ..symmetry.common_form import in_common_form
-    from ..symmetry.comparison import VERDICTS
     from ..symmetry.rates import in_words
 
     check_device(device, "float64")
@@ -212,7 +211,7 @@ def diff(
             is_one, comparison.verdict = False, "relative"
             console.print("The weights agree up to rounding, and yet the two are not one function.")
     console.print(in_words(comparison.fingerprint), markup=False)
-    console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
+    console.print(f"[bold]{comparison.meaning}[/bold]")
     if save_transformation is not None and comparison.transformation is None:
         reason = comparison.incomparable or "fingerprints are not of relatives. `--search always` looks all the same."
         say([f"No transformation is in {save_transformation}, as none was looked for: {reason}"])

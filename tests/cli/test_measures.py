@@ -63,6 +63,7 @@ def test_canonical_forms_of_one_orbit_are_one_model(rigpt, done, folders, tmp_pa
         assert "equal up to rounding" in out
         assert ("smallest gap" in out and "stream" in out) is (command[0] == "canonicalize")
     check_equal(tmp_path / "a", tmp_path / "b")
+    assert "B is A: every weight is equal up to rounding." in done("diff", tmp_path / "a", tmp_path / "b")
     check_equal(folders / "model", tmp_path / "back")
     code, _, err = rigpt("canonicalize", folders / "model", tmp_path / "b", "--save-transformation", saved)
     assert code == 2 and "must be empty or absent" in err and "--force" in err
