@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+import textwrap
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -26,6 +27,8 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, to
 # The part of it that may be of routers' logits: a root mean square, as rounding is noise and a wrong router is not. In
 # bfloat16 right models have up to 0.48, and routers whose weights are off by 5 % from 0.61, see docs/families.md.
 ROUTERS = 0.6
+# Of a terminal that nobody made wider.
+COLUMNS = 80
 # Positions compared at a time, so that float64 copies of the logits stay small.
 ROWS = 32
 REPORT_IT = (
@@ -212,8 +215,15 @@ class Certificate:
             "weights": f"of the target, sha256 {self.weights_sha256[:12]}" if self.weights_sha256 else "",
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
         }
-        width = max(map(len, rows))
-        return "\n".join(["Certificate", *(f"  {name:<{width}}  {value}" for name, value in rows.items() if value)])
+        width = max(map(len, rows)) + 4
+        lines = [f"  {name:<{width - 2}}{_folded(value, width)}" for name, value in rows.items() if value]
+        return "\n".join(["Certificate", *lines])
+
+
+def _folded(value: str, width: int) -> str:
+    """A value behind `width` characters in lines of at most `COLUMNS`; a word that is longer stays whole."""
+    lines = textwrap.wrap(value, COLUMNS - width, break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * width}".join(lines)
 
 
 def tolerance_of(*dtypes: str) -> float:

@@ -1,5 +1,8 @@
 """Verbs that say which weights these are: fingerprints, the nearest of many, and whether B was made from A."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 from math import log10
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +20,15 @@ from .common import as_json, check_device, check_file, check_picture, new_files,
 
 # Width of a bar in a table, in characters, and what an empty one stands for.
 BAR, SMALLEST = 12, 1e-6
+# So many neighbouring layers become one row where their distances are within this factor of each other.
+RUN, FACTOR = 3, 2.0
 SEARCHES = ("auto", "always", "never")
+# What stands behind a verdict that is no likelihood.
+PROOFS = {
+    "same": "This is proof, not likelihood: the weights were compared as they are, and so were the logits.",
+    "disguise": "This is proof, not likelihood: one transformation brings all weights of A to those of B, and their "
+    "logits agree. --save-transformation FILE keeps it.",
+}
 # Models in a matrix of distances, and fingerprints that `identify` shows.
 WIDEST, NEAREST = 12, 5
 # Tokens on which the certificate of a comparison is made.
@@ -175,8 +186,8 @@ def diff(
 
     Fingerprints come first, whatever the shapes of the two are. Where one configuration holds both, A is brought as
     near to B as rotations, stretches and permutations of its frames allow, layer by layer, on a GPU where there is
-    one; what is left is held against what rounding explains. A verdict comes with the rate of its errors: see
-    docs/provenance.md.
+    one; what is left is held against what rounding explains. A verdict that is no proof comes with the rate of its
+    errors: see docs/provenance.md.
 
         rigpt diff my-model suspect --picture diff.png
     """
@@ -186,7 +197,6 @@ def diff(
     from ..pictures.symmetry import plot_comparison
     from ..symmetry import compare
     from ..symmetry.common_form import in_common_form
-    from ..symmetry.comparison import VERDICTS
     from ..symmetry.rates import in_words
 
     check_device(device, "float64")
@@ -198,21 +208,27 @@ def diff(
     comparison = compare(*models, search=search, device=device, progress=True)
     say(notes + comparison.notes)
     console = Console()
-    if comparison.total is not None:
-        show_distances(comparison, console)
+    is_one, certificate = comparison.verdict in ("same", "disguise"), None
+    if is_one:
+        certificate = certified(*in_common_form(*models)[:2], seed)
+        if not certificate.passed:
+            is_one, comparison.verdict = False, "relative"
+    is_equal = comparison.verdict == "same" and comparison.total.before == 0
+    console.print(f"[bold]{comparison.meaning}[/bold]")
+    if certificate and not is_one:
+        console.print("The weights agree up to rounding, and yet the two are not one function.")
+    if not is_equal:
+        console.print(PROOFS.get(comparison.verdict, in_words(comparison.fingerprint)), markup=False)
     if comparison.incomparable is not None:
         console.print(
             f"Fingerprints alone decide, as no one configuration holds both. {comparison.incomparable}", markup=False
         )
-    is_one, certificate = comparison.verdict in ("same", "disguise"), None
-    if is_one:
-        certificate = certified(*in_common_form(*models)[:2], seed)
+    if comparison.total is not None:
+        comparison.layers.name = "all layers"
+        if not is_equal:
+            show_distances(comparison, console)
+    if certificate:
         console.print(str(certificate), highlight=False, markup=False, soft_wrap=True)
-        if not certificate.passed:
-            is_one, comparison.verdict = False, "relative"
-            console.print("The weights agree up to rounding, and yet the two are not one function.")
-    console.print(in_words(comparison.fingerprint), markup=False)
-    console.print(f"[bold]{VERDICTS[comparison.verdict]}[/bold]")
     if save_transformation is not None and comparison.transformation is None:
         reason = comparison.incomparable or "fingerprints are not of relatives. `--search always` looks all the same."
         say([f"No transformation is in {save_transformation}, as none was looked for: {reason}"])
@@ -224,8 +240,9 @@ def diff(
             place = begin(save_transformation, "save_transformation", seen_transformation)
             place.write_bytes(comparison.transformation.to_bytes())
         save_picture(picture, seen, lambda: plot_comparison(comparison, f"{a} and {b}"), begin)
-    is_near = comparison.verdict != "unrelated" and comparison.incomparable is None
-    if is_near and not any(model.stock for model in models) and revision_a is revision_b is None:
+    # From a model to itself there is nothing to carry.
+    is_other = comparison.verdict in ("disguise", "relative") and comparison.incomparable is None
+    if is_other and not any(model.stock for model in models) and revision_a is revision_b is None:
         say_next(("rigpt", "transport", "ADAPTER", "OUTPUT", "--from", a, "--to", b))
     if not is_one:
         raise typer.Exit(1)
@@ -246,21 +263,67 @@ def certified(a: Any, b: Any, seed: int) -> Any:
 
 def show_distances(comparison: Any, console: Console) -> None:
     """The distances that the search left, part by part, and the frames that it turned."""
-    table = Table(Column("part", no_wrap=True), "before", "aligned", Column(no_wrap=True), "rounding")
-    table.title = "Relative distances"
-    comparison.layers.name, comparison.total.name = "all layers", "all"
-    for part in (*comparison.parts, comparison.layers, comparison.total):
-        explained = "-" if part.rounding is None else f"{part.rounding:.2g}"
-        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), explained)
+    rows = [*in_rows(comparison.parts, comparison.limit), comparison.layers, comparison.total]
+    is_rounded = comparison.total.rounding is not None
+    bars = Column(f"{SMALLEST:g} to 1", no_wrap=True)
+    table = Table(Column("part", no_wrap=True), "before", "aligned", bars, *["rounding"] * is_rounded)
+    table.title, table.caption = "Relative distances", "Bars: aligned distances, on a logarithmic scale."
+    if len(rows) < len(comparison.parts) + 2:
+        table.caption += "\nOf several layers the largest; --json FILE has every layer."
+    for part in rows:
+        explained = [f"{part.rounding:.2g}"] if is_rounded else []
+        table.add_row(part.name, f"{part.before:.2g}", f"{part.distance:.2g}", bar(part.distance), *explained)
     console.print(table)
-    if comparison.layers.distance > comparison.layers.before:
+    if comparison.layers.distance > max(comparison.layers.before, comparison.limit):
         console.print(
             "Aligned distances are larger here: they are those of balanced weights, on which no stretch of a frame "
-            "has a say. Hold them against rounding, not against those before."
+            "has a say. Hold them against what rounding explains, not against those before."
         )
     for kind, words in comparison.turned.items():
         console.print(f"{kind}: {words}")
     console.print(f"Precision of the weights: {' and '.join(comparison.precision)}")
+    console.print(f"Rounding explains distances up to {comparison.limit:.2g}")
+
+
+def in_rows(parts: Sequence[Any], limit: float) -> list[Any]:
+    """The parts, with one in the place of each part of neighbouring layers that are alike: their largest distances."""
+    blocks = [list(block) for _, block in groupby(parts, key=lambda part: _split(part.name)[0])]
+    rows: list[Any] = []
+    while blocks:
+        run = [blocks.pop(0)]
+        while blocks and _are_alike([*run, blocks[0]], limit):
+            run.append(blocks.pop(0))
+        if len(run) < RUN:
+            rows += [part for block in run for part in block]
+            continue
+        for same in zip(*run, strict=True):
+            first, last = (_split(part.name)[0].removeprefix("layers.") for part in (same[0], same[-1]))
+            largest = {
+                name: max((getattr(part, name) for part in same if getattr(part, name) is not None), default=None)
+                for name in ("distance", "before", "rounding")
+            }
+            rows.append(replace(same[0], name=f"layers {first} to {last}, {_split(same[0].name)[1]}", **largest))
+    return rows
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The layer of a part and what it is there, such as `layers.3` and `self_attn`; or the name and nothing."""
+    pieces = name.split(".", 2)
+    return (".".join(pieces[:2]), pieces[2]) if pieces[0] == "layers" else (name, "")
+
+
+def _are_alike(blocks: Sequence[Sequence[Any]], limit: float) -> bool:
+    """Whether some layers have the same parts, at distances that differ by rounding or little."""
+    if not all(block[0].name.startswith("layers.") for block in blocks):
+        return False
+    if len({tuple(_split(part.name)[1] for part in block) for block in blocks}) > 1:
+        return False
+    distances = [
+        [max(getattr(part, name), limit) for part in same]
+        for same in zip(*blocks, strict=True)
+        for name in ("distance", "before")
+    ]
+    return all(max(values) <= FACTOR * min(values) for values in distances)
 
 
 def bar(value: float) -> str:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..symmetry.comparison import VERDICTS, Comparison, Part
+from ..symmetry.comparison import Comparison, Part
 from ..symmetry.drift import ROUNDING, DriftReport
 from ..symmetry.merging import LossPath
 from ..symmetry.rates import related
@@ -26,7 +26,7 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
         panel.bar(range(len(comparison.layers_apart)), comparison.layers_apart, color=BLUE, label="fingerprints")
         panel.axhline(related(), color=ORANGE, label="relatives below")
         panel.set(xlabel="layer", ylabel="distance", ylim=(0, None))
-    words = f"{title}: {VERDICTS[comparison.verdict]}" if title else VERDICTS[comparison.verdict]
+    words = f"{title}: {comparison.meaning}" if title else comparison.meaning
     panel.set_title(textwrap.fill(words, 80), parse_math=False)
     made.legend(loc="outside lower center", ncols=4)
     return made

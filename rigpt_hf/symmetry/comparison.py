@@ -26,6 +26,8 @@ from .rates import related
 
 # A distance of at most so many times what one rounding causes is rounding: a disguise may be rounded twice or more.
 ROUNDINGS = 3.0
+# Canonical forms and other frames are computed in float64, and lose so much where eigenvalues are near each other.
+FRAMES = ALGEBRA**2 * torch.finfo(torch.float64).eps
 # Sweeps at most.
 SWEEPS = 50
 SEARCHES = ("auto", "always", "never")
@@ -35,6 +37,7 @@ VERDICTS = {
     "relative": "B is a relative of A: made from it, or it from B, or both from a common ancestor.",
     "unrelated": "B is unrelated to A, as far as can be told: no nearer than independently trained models are.",
 }
+ROUNDED = "B is A: every weight is equal up to rounding."
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Comparison:
         total (`Part`, *optional*): over all weights; layers (`Part`, *optional*): over those of the layers, as token
             tables resemble each other wherever the text is the same. `None` where nothing was searched for.
         parts (`list[Part]`): per part of the network.
+        limit (`float`, *optional*): the distance over all weights up to which rounding explains it.
         precision (`list[str]`): the coarsest dtypes that hold the weights of A and of B exactly.
         turned (`dict[str, str]`): what the alignment does in each kind of frame, in words.
         transformation (`GaugeTransformation`, *optional*): brings A to B, in their common configuration.
@@ -82,17 +86,24 @@ class Comparison:
     total: Part | None = None
     layers: Part | None = None
     parts: list[Part] = field(default_factory=list)
+    limit: float | None = None
     precision: list[str] = field(default_factory=list)
     turned: dict[str, str] = field(default_factory=dict)
     transformation: GaugeTransformation | None = field(default=None, repr=False)
     sweeps: int = 0
+
+    @property
+    def meaning(self) -> str:
+        """What the verdict means, in words."""
+        is_rounded = self.verdict == "same" and self.total is not None and self.total.before > 0
+        return ROUNDED if is_rounded else VERDICTS[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the transformation, as JSON can hold it."""
         values = {name: value for name, value in vars(self).items() if name != "transformation"}
         for name in ("total", "layers"):
             values[name] = None if values[name] is None else asdict(values[name])
-        return values | {"meaning": VERDICTS[self.verdict], "parts": [asdict(part) for part in self.parts]}
+        return values | {"meaning": self.meaning, "parts": [asdict(part) for part in self.parts]}
 
 
 @torch.no_grad()
@@ -155,16 +166,25 @@ def _search(
     found = search_between(a, b, device, progress)
     parts = {name: Part(name, distance, before[name]) for name, distance in found.parts.items()}
     total, layers = parts.pop("all"), parts.pop("layers")
+    coarsest = max(torch.finfo(precision).eps for precision in precisions)
     floor = ALGEBRA * max(torch.finfo(torch.promote_types(each, torch.float32)).eps for each in precisions)
     everything = {**parts, "all": total, "layers": layers}
-    if floor < total.distance < ALGEBRA * max(torch.finfo(precision).eps for precision in precisions):
+    if floor < total.distance < ALGEBRA * coarsest:
         for name, value in rounding(found, b, precisions).items():
             everything[name].rounding = value
     result.total, result.layers, result.parts = total, layers, list(parts.values())
     result.sweeps, result.transformation = len(found.distances), found.transformation
-    result.turned = describe(found.transformation)
-    if total.distance <= max(ROUNDINGS * (total.rounding or 0.0), floor):
+    # Far beyond rounding its scale will do.
+    explained = coarsest if total.distance >= ALGEBRA * coarsest else total.rounding or 0.0
+    result.limit = max(ROUNDINGS * explained, floor)
+    if total.distance <= result.limit:
         result.verdict = "disguise"
+        # Part by part, as two small neurons that changed places are lost among all weights.
+        least = max(result.limit, FRAMES)
+        if all(part.before <= max(ROUNDINGS * (part.rounding or 0.0), least) for part in everything.values()):
+            # A search turns what is zero in both, too.
+            result.verdict, result.transformation = "same", GaugeTransformation.identity(b.config)
+    result.turned = describe(result.transformation)
 
 
 def search_between(
@@ -181,7 +201,11 @@ def describe(transformation: GaugeTransformation) -> dict[str, str]:
     for key, frame, element in transformation.items():
         difference = (element - frame.group.identity(frame.copies)).double().flatten(1)
         scale = frame.group.identity(1).double().norm().clamp_min(1.0)
-        moved.setdefault(key.kind, []).extend((difference.norm(dim=1) / scale).tolist())
+        sizes = difference.norm(dim=1) / scale
+        if frame.group.exchanges:
+            # Two of many that changed places are little beside all indices.
+            sizes = torch.maximum(sizes, (difference.abs().amax(dim=1) >= 1).double())
+        moved.setdefault(key.kind, []).extend(sizes.tolist())
     words = {}
     for kind in transformation.table.kinds:
         values = moved.get(kind, [])

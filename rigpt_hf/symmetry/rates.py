@@ -24,17 +24,20 @@ def related() -> float:
 
 
 def in_words(distance: float) -> str:
-    """The experiment's rates for pairs whose fingerprints are as near as this."""
+    """What the experiment says of the verdict, relatives or unrelated, that fingerprints as far apart as this give."""
     known = table()
     row = min(bisect_left(known["distance"], distance), len(known["distance"]) - 1)
-    share, total = known["independent"][row], known["independent_pairs"]
-    by_model, by_pair = known["independent_upper"][row], known["independent_upper_by_pair"][row]
-    farther = {kind: 1 - shares[row] for kind, shares in known["derived"].items()}
-    missed = sum(part * known["derived_pairs"][kind] for kind, part in farther.items())
+    start = f"Fingerprints are {distance:.3g} apart, {{}} the {related():.3g} of relatives: "
+    if distance < related():
+        total, near = known["independent_pairs"], round(known["independent"][row] * known["independent_pairs"])
+        by_model, by_pair = known["independent_upper"][row], known["independent_upper_by_pair"][row]
+        return start.format("below") + (
+            f"{near or 'none'} of {total} pairs of independently trained small models came as near, so at most "
+            f"{by_pair:.1%} of such pairs do, or {by_model:.0%} by the most cautious count (docs/provenance.md)."
+        )
     derived = sum(known["derived_pairs"].values())
-    return (
-        f"Fingerprints {distance:.3g} apart (relatives: below {related():.3g}). Of {total} pairs of independently "
-        f"trained models {round(share * total)} were as near: at most {by_pair:.1%} of pairs, if none shared a model, "
-        f"and {by_model:.0%} by model, at 95 %. Of {derived} derived pairs {round(missed)} were farther apart. Small "
-        "models: see docs/provenance.md."
+    missed = round(sum((1 - shares[row]) * known["derived_pairs"][kind] for kind, shares in known["derived"].items()))
+    return start.format("not below") + (
+        f"{missed or 'none'} of {derived} small models that were made from another came out as far from it, and yet "
+        "kinship may be overlooked (docs/provenance.md)."
     )

@@ -63,6 +63,7 @@ def test_canonical_forms_of_one_orbit_are_one_model(rigpt, done, folders, tmp_pa
         assert "equal up to rounding" in out
         assert ("smallest gap" in out and "stream" in out) is (command[0] == "canonicalize")
     check_equal(tmp_path / "a", tmp_path / "b")
+    assert "B is A: every weight is equal up to rounding." in done("diff", tmp_path / "a", tmp_path / "b")
     check_equal(folders / "model", tmp_path / "back")
     code, _, err = rigpt("canonicalize", folders / "model", tmp_path / "b", "--save-transformation", saved)
     assert code == 2 and "must be empty or absent" in err and "--force" in err
@@ -71,7 +72,7 @@ def test_canonical_forms_of_one_orbit_are_one_model(rigpt, done, folders, tmp_pa
 def test_diff_recognises_a_disguise(done, folders, tmp_path):
     places = ("--picture", tmp_path / "d.png", "--json", tmp_path / "d.json", "--save-transformation", tmp_path / "g")
     out = done("diff", folders / "model", folders / "disguise", *places)
-    assert "B is A in disguise" in out and "layers.1.self_attn" in out and "float32 and bfloat16" in out
+    assert "B is A in disguise" in out and "layers 0 to 2, self_attn" in out and "float32 and bfloat16" in out
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads((tmp_path / "d.json").read_text())
     assert facts["verdict"] == "disguise" and len(facts["parts"]) >= 8

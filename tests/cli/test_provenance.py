@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from rigpt_hf.cli.provenance import in_rows, show_distances
 from rigpt_hf.conversion import convert_model
-from rigpt_hf.symmetry import GaugeTransformation
+from rigpt_hf.symmetry import Comparison, GaugeTransformation
+from rigpt_hf.symmetry.comparison import Part
+from rigpt_hf.terminal import Console
 from tests.conversion.sources import stock_model
 from tests.models import SYMMETRIES, tiny_model
 
 
 OPTIONS = SYMMETRIES["gated"] | {"hidden_size": 64, "num_attention_heads": 4}
+KINDS = ("self_attn", "mlp")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_a_cast_of_a_stock_model_is_that_model(done, folders, tmp_path):
     """Though a conversion folds gains into what was cast."""
     stock_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "cast")
     out = done("diff", folders / "stock", tmp_path / "cast")
-    assert "B is A in disguise" in out and "float32 and bfloat16" in out
+    assert "B is A: every weight is equal up to rounding." in out and "float32 and bfloat16" in out
 
 
 def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders, tmp_path):
@@ -85,13 +89,61 @@ def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders,
     assert "B is A in disguise" in out and "equal up to rounding" in out
     certificate = json.loads((tmp_path / "d.json").read_text())["certificate"]
     assert certificate["relative_logit_error"] <= certificate["tolerance"]
+    assert out.index("B is A in disguise") < out.index("proof, not likelihood") < out.index("Relative distances")
+    assert out.index("Relative distances") < out.index("Certificate") and "pairs" not in out
     code, out, err = rigpt("diff", folders / "model", folders / "shorter", "--save-transformation", tmp_path / "g")
     assert not (tmp_path / "g").exists() and "none was looked for: `model` and `reference` must" in " ".join(
         (out + err).split()
     )
     assert code == 1 and "Fingerprints alone decide" in out and "B is a relative of A" in out
     code, out, _ = rigpt("diff", folders / "model", folders / "stock")
-    assert code == 1 and "B is unrelated to A" in out
+    assert code == 1 and "B is unrelated to A" in out and "made from another" in out
+    out = done("diff", folders / "model", folders / "model")
+    assert out.startswith("B is A: every weight is equal.\nCertificate"), "no statistics and no table of zeros"
+    assert "Next" not in out, "there is nothing to carry from a model to itself"
+
+
+def made(distances, before=1.4, rounding=None):
+    """A comparison of models whose layers are so far apart; two parts each, beside a token table."""
+    parts = [Part("embed_tokens", 1e-3, before, rounding)]
+    for index, distance in enumerate(distances):
+        parts += [Part(f"layers.{index}.{kind}", distance, before, rounding) for kind in KINDS]
+    total, layers = (Part(name, max(distances), before, rounding) for name in ("all", "layers"))
+    return Comparison(
+        0.1, [], "relative", total=total, layers=layers, parts=parts, limit=1e-5, precision=["float32"] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("distances", "largest", "rows"),
+    [
+        ([1e-6, 9e-6, 1e-7, 0.0], 9e-6, ["layers 0 to 3, self_attn", "layers 0 to 3, mlp"]),
+        (
+            [1e-3, 1.5e-3, 1.9e-3, 5e-3, 5e-2],
+            1.9e-3,
+            ["layers 0 to 2, self_attn", "layers 0 to 2, mlp", *(f"layers.{n}.{k}" for n in (3, 4) for k in KINDS)],
+        ),
+        ([1e-3, 1.1e-3], 1e-3, [f"layers.{n}.{kind}" for n in (0, 1) for kind in KINDS]),
+    ],
+    ids=["rounding", "one-differs", "few"],
+)
+def test_layers_that_are_alike_are_one_row(distances, largest, rows):
+    found = made(distances)
+    shown = in_rows(found.parts, found.limit)
+    assert [row.name for row in shown] == ["embed_tokens", *rows] and len(found.parts) == 1 + 2 * len(distances)
+    assert shown[1].distance == largest
+
+
+@pytest.mark.parametrize("rounding", [None, 2e-3])
+def test_the_table_of_distances_fits_and_names_what_it_shows(capsys, rounding):
+    found = made([1.1e-3] * 29 + [0.9], rounding=rounding)
+    show_distances(found, Console(width=80))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 25
+    assert "1e-06 to 1" in out and "logarithmic scale" in out and "--json FILE has every layer" in out
+    assert "layers 0 to 28, self_attn" in out and "layers.29.mlp" in out
+    assert ("┃ rounding" in out) is (rounding is not None) and "Rounding explains distances up to 1e-05" in out
+    assert found.to_dict()["parts"][-1]["name"] == "layers.29.mlp" and len(found.parts) == 61
 
 
 @pytest.mark.parametrize(

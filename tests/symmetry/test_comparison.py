@@ -11,7 +11,7 @@ from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
 from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
-from rigpt_hf.symmetry.comparison import SWEEPS, VERDICTS, describe
+from rigpt_hf.symmetry.comparison import ROUNDED, SWEEPS, VERDICTS, describe
 from rigpt_hf.symmetry.expectation import unaligned
 from rigpt_hf.symmetry.given import given
 from rigpt_hf.symmetry.layered import part_of
@@ -106,6 +106,44 @@ def test_shuffled_entries_are_unrelated(option):
     assert abs(squares[0] - squares[1]) <= SYMMETRY[torch.float64] * squares[0], "the entries are others"
 
 
+@torch.no_grad()
+def exchanged(model: nn.Module, neurons: int = 2) -> nn.Module:
+    """A copy in which the first neurons of the first layer are in the other order."""
+    other = tiny_model(**model.config.to_diff_dict())
+    other.load_state_dict(model.state_dict())
+    mlp = other.model.layers[0].mlp
+    for name, parameter in mlp.named_parameters():
+        rows = parameter.T if name == "down_proj.weight" else parameter
+        if rows.shape[0] == model.config.intermediate_size:
+            rows[:neurons] = rows[:neurons].flip(0).clone()
+    return other
+
+
+@one
+@torch.no_grad()
+def test_weights_that_are_equal_up_to_rounding_are_the_same(option):
+    """And not those that differ by two neurons, which are little among all weights."""
+    model = tiny_model(**SHALLOW[option])
+    single, half = (tiny_model(**SHALLOW[option]).to(dtype) for dtype in (torch.float32, torch.bfloat16))
+    noise = noisy(single, torch.finfo(torch.float32).eps)
+    for a, b in ((single, noise), (model, half), (half, model)):
+        found = compare(a, b)
+        assert found.verdict == "same" and found.meaning == ROUNDED and 0 < found.total.before <= found.limit
+        assert set(found.turned.values()) == {"as it was"}
+        moved = found.transformation(a).to(torch.float64)
+        for one_weight, same in zip(moved.parameters(), a.to(torch.float64).parameters(), strict=True):
+            assert torch.equal(one_weight, same), "the identity brings A to B"
+    mlp = model.model.layers[0].mlp
+    for size in (1.0, 0.05):
+        for name, parameter in mlp.named_parameters():
+            rows = parameter.T if name == "down_proj.weight" else parameter
+            if rows.shape[0] == model.config.intermediate_size:
+                rows[:2] *= size
+        found = compare(model, exchanged(model).to(torch.bfloat16))
+        assert found.verdict == "disguise" and found.turned["neurons"] == "1 of 2 moved"
+    assert found.total.before < 2 * found.limit, "the neurons are not little"
+
+
 @over(SEARCHED[3:], SEARCHED)
 def test_the_parts_are_the_whole(option):
     a = tiny_model(**SHALLOW[option])
@@ -193,7 +231,7 @@ def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
         assert facts["total"]["distance"] == found.total.distance
         assert [part["name"] for part in facts["parts"]] == [part.name for part in found.parts]
         told = {"verdict", "meaning", "total", "layers", "parts", "precision", "turned", "sweeps", "notes"}
-        assert set(facts) == told | {"fingerprint", "layers_apart", "incomparable"}
+        assert set(facts) == told | {"limit", "fingerprint", "layers_apart", "incomparable"}
         assert (verdict != "same") <= facts["sweeps"] <= SWEEPS
         save(plot_comparison(found, title="a and b"), tmp_path / f"{verdict}.png")
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")

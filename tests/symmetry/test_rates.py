@@ -1,6 +1,7 @@
 """The rates that the package ships say what the experiment measured, at every distance."""
 
 import json
+import re
 
 import pytest
 
@@ -22,9 +23,17 @@ def test_rates_grow_with_the_distance():
     assert 0.3 < related() < 0.9
 
 
-@pytest.mark.parametrize(("distance", "accused"), [(0.0, True), (1.0, False)])
-def test_in_words(distance, accused):
-    known = table()
-    words = in_words(distance)
-    assert f"Of {known['independent_pairs']} pairs" in words and f"below {related():.3g}" in words
-    assert ("models 0 were as near" in words) is accused
+@pytest.mark.parametrize("distance", [0.0, 0.999 * related()])
+def test_words_for_relatives_are_of_independent_pairs(distance):
+    known, words = table(), in_words(distance)
+    assert f"apart, below the {related():.3g} of relatives: none of {known['independent_pairs']} pairs" in words
+    assert f"at most {known['independent_upper_by_pair'][0]:.1%}" in words and "made from another" not in words
+
+
+@pytest.mark.parametrize(("distance", "least", "most"), [(related(), 10, 20), (0.99, 0, 5)])
+def test_words_for_the_unrelated_are_of_derived_pairs(distance, least, most):
+    total, words = sum(table()["derived_pairs"].values()), in_words(distance)
+    found = re.search(
+        rf"not below the {related():.3g} of relatives: (\w+) of {total} small models that were made", words
+    )
+    assert least <= int(found[1].replace("none", "0")) <= most and "independently" not in words
