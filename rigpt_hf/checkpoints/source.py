@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -112,7 +113,17 @@ def check_name(name: str, argument: str) -> None:
         raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}, which is {kind}. Name the folder.")
     # A folder may be meant where the first part of the name is one.
     if not HUB_ID.fullmatch(name) or ("/" in name and os.path.isdir(name.split("/")[0])):
-        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. Look at the spelling.")
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. {_spelling(name)}.")
+
+
+def _spelling(name: str) -> str:
+    """What to do about a name that is no folder's: those of its neighbours that are like it, if there are any."""
+    parent, last = os.path.split(name.rstrip("/"))
+    with suppress(OSError):
+        folders = [entry.name for entry in os.scandir(parent or os.curdir) if entry.is_dir()]
+        if near := get_close_matches(last, folders, n=2):
+            return f"Look at the spelling: there is {' and '.join(repr(os.path.join(parent, one)) for one in near)}"
+    return "Look at the spelling"
 
 
 def _fetched(name: str, argument: str, revision: str | None) -> Path:
@@ -144,9 +155,11 @@ def _fetched(name: str, argument: str, revision: str | None) -> Path:
         if not words:
             unreached = any(one.__name__ == "TransportError" for one in type(error).__mro__)
             words = "cannot be reached" if unreached else f"gave: {in_short(error)}"
-        raise ValueError(
-            f"`{argument}` must be {KNOWN}, got {name!r}: no such folder, and the Hub {words}. Look at the spelling."
-        ) from error
+        # Where the Hub has the repository, the spelling is right.
+        there = errors.GatedRepoError, errors.RevisionNotFoundError, errors.EntryNotFoundError
+        is_there = isinstance(error, there) and not isinstance(error, errors.LocalEntryNotFoundError)
+        advice = f"The Hub {words}" if is_there else f"{_spelling(name)}. As an id: the Hub {words}"
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. {advice}.") from error
 
 
 def read_json(path: Path, argument: str) -> dict[str, Any]:
