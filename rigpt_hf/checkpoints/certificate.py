@@ -216,14 +216,18 @@ class Certificate:
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
         }
         width = max(map(len, rows)) + 4
-        lines = [f"  {name:<{width - 2}}{_folded(value, width)}" for name, value in rows.items() if value]
+        # A path stays in one line, to be copied.
+        folded = {
+            name: value if value in (self.source, self.target) else _folded(value, width)
+            for name, value in rows.items()
+        }
+        lines = [f"  {name:<{width - 2}}{value}" for name, value in folded.items() if value]
         return "\n".join(["Certificate", *lines])
 
 
 def _folded(value: str, width: int) -> str:
-    """A value behind `width` characters in lines of at most `COLUMNS`; a word that is longer stays whole."""
-    lines = textwrap.wrap(value, COLUMNS - width, break_long_words=False, break_on_hyphens=False)
-    return f"\n{' ' * width}".join(lines)
+    """A value behind `width` characters in lines of at most `COLUMNS`."""
+    return f"\n{' ' * width}".join(textwrap.wrap(value, COLUMNS - width, break_on_hyphens=False))
 
 
 def tolerance_of(*dtypes: str) -> float:

@@ -59,7 +59,8 @@ def locked(folder: Path, seconds: float = 2.0) -> Iterator[None]:
     """
     Has a folder for this process alone, among those that ask for it; only for moments.
 
-    Whoever does not get it in `seconds` goes on without, as a person may hold it for a whole command.
+    Whoever does not get it goes on without, as a person may hold it for a whole command: after `seconds` in which
+    nothing came into the folder or left it, and after thirty times as many in any case.
     """
     with ExitStack() as held:
         with suppress(ImportError, OSError):
@@ -67,12 +68,15 @@ def locked(folder: Path, seconds: float = 2.0) -> Iterator[None]:
 
             descriptor = os.open(folder, os.O_RDONLY)
             held.callback(os.close, descriptor)  # which lets it go
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
+            start = moved = time.monotonic()
+            seen = os.fstat(descriptor).st_mtime_ns
+            while (now := time.monotonic()) - moved < seconds and now - start < 30 * seconds:
                 with suppress(BlockingIOError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.01)
+                if (stamp := os.fstat(descriptor).st_mtime_ns) != seen:  # others like this one have their turns
+                    seen, moved = stamp, time.monotonic()
         yield
 
 

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -119,7 +120,17 @@ def check_name(name: str, argument: str) -> None:
     # A folder may be meant where the first part of the name is one.
     if not HUB_ID.fullmatch(name) or ("/" in name and os.path.isdir(name.split("/")[0])):
         kind = "file" if name.lower().endswith(GGUF) else "folder"
-        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such {kind}. Look at the spelling.")
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such {kind}. {_spelling(name)}.")
+
+
+def _spelling(name: str) -> str:
+    """What to do about a name that leads nowhere: its neighbours (folders, GGUF files) that are like it, if any."""
+    parent, last = os.path.split(name.rstrip("/"))
+    with suppress(OSError):
+        names = [it.name for it in os.scandir(parent or os.curdir) if it.is_dir() or it.name.lower().endswith(GGUF)]
+        if near := get_close_matches(last, names, n=2):
+            return f"Look at the spelling: there is {' and '.join(repr(os.path.join(parent, one)) for one in near)}"
+    return "Look at the spelling"
 
 
 def _fetched(name: str, argument: str, revision: str | None) -> Path:
@@ -151,9 +162,11 @@ def _fetched(name: str, argument: str, revision: str | None) -> Path:
         if not words:
             unreached = any(one.__name__ == "TransportError" for one in type(error).__mro__)
             words = "cannot be reached" if unreached else f"gave: {in_short(error)}"
-        raise ValueError(
-            f"`{argument}` must be {KNOWN}, got {name!r}: no such folder, and the Hub {words}. Look at the spelling."
-        ) from error
+        # Where the Hub has the repository, the spelling is right.
+        there = errors.GatedRepoError, errors.RevisionNotFoundError, errors.EntryNotFoundError
+        is_there = isinstance(error, there) and not isinstance(error, errors.LocalEntryNotFoundError)
+        advice = f"The Hub {words}" if is_there else f"{_spelling(name)}. As an id: the Hub {words}"
+        raise ValueError(f"`{argument}` must be {KNOWN}, got {name!r}: no such folder. {advice}.") from error
 
 
 def read_json(path: Path, argument: str) -> dict[str, Any]:

@@ -240,6 +240,9 @@ def verify(
     Console().print(str(said), highlight=False, markup=False, soft_wrap=True)
     save_json(said.to_dict(), json_file, seen)
     if not certificate.passed:
+        error, most = certificate.relative_logit_error, certificate.tolerance
+        # Last, as it is what the exit code means.
+        say([f"The two are not one function: logits differ by {error:.2g} of the largest, rounding by {most:.0e}."])
         say_next(("rigpt", "diff", a, b, *as_given(revision_a=revision_a, revision_b=revision_b)))
         raise typer.Exit(1)
 

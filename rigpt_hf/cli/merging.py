@@ -136,7 +136,7 @@ def merge(
             from ..pictures.style import encoded
             from ..pictures.symmetry import plot_paths
 
-            place.write_bytes(encoded(plot_paths([path]), picture.suffix[1:]))
+            place.write_bytes(encoded(plot_paths([path], names=(sources[0], sources[1])), picture.suffix[1:]))
         files = {"merge.json": facts}
         if as_source:
             beside = partial(save_facts, files)

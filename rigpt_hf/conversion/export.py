@@ -144,7 +144,7 @@ def _origin(config: RiGPTConfig, state: dict[str, torch.Tensor]) -> str:
     else:
         reasons = {name: refused_options(config, state, target) for name, target in TARGETS.items()}
         advice = f"No class has all of its options: {nearest(reasons)}. {ELSEWHERE}"
-    raise ValueError(f"`target` must be named for a model that has {record}, got None. {advice}.")
+    raise ValueError(f"`target` must be named for a model that has {record}, and none was given. {advice}.")
 
 
 def _best_plan(config: RiGPTConfig, state: dict[str, torch.Tensor], frame: str, even: bool) -> ExportPlan:

@@ -3,13 +3,20 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from ..symmetry.comparison import Comparison, Part
 from ..symmetry.drift import ROUNDING, DriftReport
 from ..symmetry.merging import LossPath
 from ..symmetry.rates import related
-from .style import BLUE, GREEN, ORANGE, Figure, figure, picture
+from .style import BLACK, BLUE, COLOURS, GREEN, ORANGE, Figure, figure, picture
+
+
+# Bars that can be told apart on a page of 700 pixels, and names of layers below an axis.
+BARS, TICKS = 12, 10
+# Letters of a name at an end of a path.
+LETTERS = 32
 
 
 @picture
@@ -18,14 +25,18 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
     Distances per part of the network on a logarithmic scale, or, where nothing was searched for, those of the
     fingerprints per layer; the title says the verdict.
     """
-    parts = comparison.parts
-    made, (panel,) = figure(width=max(7.0, 0.28 * len(parts or comparison.layers_apart) + 3), height=4.5)
-    if parts:
-        _draw_parts(panel, parts)
+    made, (panel,) = figure(width=7.0, height=4.5)
+    if comparison.parts:
+        if len(comparison.parts) <= BARS:
+            _draw_parts(panel, comparison.parts)
+        else:
+            _draw_depth(panel, comparison.parts)
+        _draw_scale(panel, comparison)
     else:
         panel.bar(range(len(comparison.layers_apart)), comparison.layers_apart, color=BLUE, label="fingerprints")
         panel.axhline(related(), color=ORANGE, label="relatives below")
         panel.set(xlabel="layer", ylabel="distance", ylim=(0, None))
+        panel.xaxis.get_major_locator().set_params(integer=True)
     words = f"{title}: {comparison.meaning}" if title else comparison.meaning
     panel.set_title(textwrap.fill(words, 80), parse_math=False)
     made.legend(loc="outside lower center", ncols=4)
@@ -33,35 +44,99 @@ def plot_comparison(comparison: Comparison, title: str = "") -> Figure:
 
 
 def _draw_parts(panel: Any, parts: Sequence[Part]) -> None:
-    """The distance left in every part, beside the distance before and what rounding explains."""
+    """The distance left in every part as a bar, beside the distance before and what rounding explains."""
     places = list(range(len(parts)))
-    smallest = min(
-        [part.distance for part in parts if part.distance] + [part.rounding for part in parts if part.rounding] + [1.0]
-    )
-    panel.bar(places, [max(part.distance, smallest) for part in parts], color=BLUE, label="aligned")
-    panel.plot(places, [part.before for part in parts], "o", color="0.6", ms=4, label="unaligned")
-    values = [part.rounding for part in parts]
-    if all(value is not None for value in values):
-        panel.plot(places, values, "_", color=GREEN, ms=12, mew=2, label="explained by rounding")
+    panel.bar(places, [part.distance for part in parts], color=BLUE, label="aligned")
+    _draw_beside(panel, places, parts)
     names = [part.name.replace("layers.", "") for part in parts]
-    panel.set_xticks(places, names, rotation=90, fontsize=7)
-    panel.set(yscale="log", ylabel="relative distance")
+    panel.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _draw_beside(panel: Any, places: Sequence[int], parts: Sequence[Part]) -> None:
+    panel.plot(places, [part.before for part in parts], "o", color="0.6", ms=4, label="unaligned")
+    if all(part.rounding is not None for part in parts):
+        values = [part.rounding for part in parts]
+        panel.plot(places, values, "_", color=GREEN, ms=12, mew=2, label="explained by rounding")
+
+
+def _draw_depth(panel: Any, parts: Sequence[Part]) -> None:
+    """The distances left over the depth, a line for each kind of part; what is in no layer stands before the first."""
+    lines: dict[str, dict[int, Part]] = {}
+    outside = [part for part in parts if not part.name.startswith("layers.")]
+    # Far enough from each other for their names.
+    step = max(1, len(parts) // 24)
+    places = {part.name: step * (index - len(outside)) for index, part in enumerate(outside)}
+    for part in parts:
+        if part.name not in places:
+            _, layer, kind = part.name.split(".", 2)
+            places[part.name] = int(layer)
+            lines.setdefault(kind, {})[int(layer)] = part
+    _draw_beside(panel, [places[part.name] for part in parts], parts)
+    for colour, (kind, by_layer) in zip(cycle(COLOURS), lines.items(), strict=False):
+        values = [part.distance for part in by_layer.values()]
+        panel.plot(list(by_layer), values, "o-", ms=3, color=colour, label=f"aligned: {kind}")
+    if outside:
+        values = [part.distance for part in outside]
+        panel.plot([places[part.name] for part in outside], values, "D", ms=5, color=BLACK, label="aligned: no layer")
+    depth = 1 + max(places.values())
+    layers = list(range(0, depth, -(-depth // TICKS)))
+    panel.set_xticks([*(places[part.name] for part in outside), *layers], [*(p.name for p in outside), *layers])
+    for label in panel.get_xticklabels()[: len(outside)]:
+        label.set(rotation=40, ha="right", rotation_mode="anchor")
+    panel.set_xlabel("layer")
+
+
+def _draw_scale(panel: Any, comparison: Comparison) -> None:
+    """An axis from rounding to 1, with both in words."""
+    parts = comparison.parts
+    values = [value for part in parts for value in (part.distance, part.before, part.rounding) if value]
+    panel.set_ylabel("relative distance")
+    said = {1.0: "1: as large as\nthe weights"}
+    if comparison.limit is not None:
+        said[comparison.limit] = f"{comparison.limit:.2g}: up to here\nit may be rounding"
+    if values:
+        panel.set(yscale="log", ylim=(min([*values, *said]) / 3, 3 * max([*values, *said])))
+    else:
+        panel.set_ylim(0, 1.1)
+        panel.text(0.5, 0.5, "all distances are 0", transform=panel.transAxes, ha="center")
+    for value, words in said.items():
+        panel.axhline(value, color="0.5", lw=0.8, ls=":", zorder=0)
+        panel.text(1.01, value, words, transform=panel.get_yaxis_transform(), va="center", fontsize=8)
 
 
 @picture
-def plot_paths(paths: Sequence[LossPath], title: str = "The way from one model to the other") -> Figure:
-    """Losses on one or several ways between two models, before and after alignment."""
+def plot_paths(
+    paths: Sequence[LossPath],
+    title: str = "Loss on the straight way between two models",
+    names: tuple[str, str] | None = None,
+) -> Figure:
+    """
+    Losses on one or several ways between two models, before and after alignment.
+
+    Args:
+        paths: Each from a model B to a model A.
+        title: Of the picture.
+        names: Of A and of B, for the two ends.
+    """
     made, (panel,) = figure(width=6.5, height=4.2)
     for index, path in enumerate(paths):
+        # Thinner lines lie on thicker ones, so that all are seen where they coincide.
         lines = (
-            (path.before, ORANGE, "unaligned"),
-            (path.after, BLUE, "aligned"),
-            (path.learned, GREEN, "learned on text"),
+            (path.before, ORANGE, "unaligned", 5.0),
+            (path.after, BLUE, "aligned", 2.0),
+            (path.learned, GREEN, "learned on text", 1.0),
         )
-        for losses, colour, words in lines:
+        for losses, colour, words, width in lines:
             if losses is not None:
-                panel.plot(path.t, losses, color=colour, alpha=0.8, label=None if index else words)
+                panel.plot(path.t, losses, color=colour, alpha=0.8, lw=width, label=None if index else words)
     panel.set(xlabel="share of model A", ylabel="loss in nats per token", title=title)
+    if names is not None:
+        first, second = (name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in names)
+        ticks = [0, 0.25, 0.5, 0.75, 1]
+        panel.set_xticks(ticks, [f"0\n{second}", *ticks[1:-1], f"1\n{first}"], parse_math=False)
+        for label, side in zip(panel.get_xticklabels()[::4], ("left", "right"), strict=True):
+            label.set_ha(side)
+        panel.set_xlabel("share of the model on the right")
     panel.legend()
     return made
 

@@ -81,7 +81,7 @@ class Recipe:
         if self.gauges and self.group is None:
             raise ValueError(
                 "`gauges` need `group`: where a whole row shares a scale, stretched values and neurons lose more than "
-                "they gain, got None. Give a group such as 32, or leave gauges out."
+                "they gain, and no group was given. Give one such as 32, or leave gauges out."
             )
 
     @property
@@ -309,7 +309,9 @@ def _alike(names: list[str], measured: Moments, gains: Mapping[str, torch.Tensor
 def _check_calibration(recipe: Recipe, calibration: torch.Tensor | None, moments: object) -> None:
     if calibration is None and (recipe.tune or (recipe.method == "gptq" and moments is None)):
         what = "tune" if recipe.tune else "method='gptq'"
-        raise ValueError(f"`calibration` must be given for `{what}`, got None. Give text, or take `method='round'`.")
+        raise ValueError(
+            f"`calibration` must be given for `{what}`, and none is. Give text, or take `method='round'`."
+        )
     if calibration is not None and calibration.numel() < LEAST_TOKENS:
         raise ValueError(
             f"`calibration` must hold at least {LEAST_TOKENS} tokens, got {calibration.numel()}; 25,000 are better. "

@@ -25,6 +25,7 @@ from .action import GaugeTransformation
 from .balance import balance
 from .contraction import ENTRY, UNBALANCED, View, Weights, decomposable, token_vectors, views, weights_of
 from .local_frames import along, without_transports
+from .progress import bar_to
 
 
 @dataclass
@@ -100,7 +101,7 @@ def find_alignment(
     check_alike(model.config, reference.config)
     check_same_parameters(model, reference)
     dtype = torch.promote_types(torch.promote_types(model.dtype, reference.dtype), torch.float32)
-    with tqdm(total=max_sweeps, desc="Aligning", unit="sweep", disable=not progress) as bar:
+    with bar_to(max_sweeps, "Aligning", "sweep", progress) as bar:
         limits = max_sweeps, tolerance, bar, stop_above
         alignment = _find_alignment(model, reference, dtype, UNPAIRED, *limits)
         if dtype == torch.float64 and alignment.distance < EXACT:

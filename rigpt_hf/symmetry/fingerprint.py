@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tqdm.auto import tqdm
 
 from ..checkpoints.folder import named_file
 from ..frames import refuse_shared_frames
 from ..modeling_rigpt import RiGPTForCausalLM
 from .given import Model, given
+from .progress import bar_to
 from .sketch import KINDS, sketch
 
 
@@ -245,7 +245,7 @@ def fingerprint(model: Model, *, salt: int = 0, progress: bool = False) -> Finge
         "vocab_size": source.config.vocab_size,
         "salt": salt,
     }
-    with tqdm(total=len(source.weights.shapes), desc="Fingerprint", unit="tensor", disable=not progress) as bar:
+    with bar_to(len(source.weights.shapes), "Fingerprint", "tensor", progress) as bar:
         tick: Callable[[], Any] = bar.update
         probes = count_probes(layers, parameters)
         sketches = sketch(source.config, tuple(source.weights.shapes), source.weights.read, probes, salt, tick)

@@ -17,7 +17,6 @@ from math import frexp, isfinite
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..checkpoints.opened import OpenedModel
 from ..configuration_rigpt import RiGPTConfig
@@ -28,6 +27,7 @@ from .alignment import EXACT, FOUND, UNPAIRED, Search, one_thread
 from .balance import PASSES, balance
 from .contraction import UNBALANCED, View, Weights, decomposable
 from .local_frames import along, flattening, without_transports
+from .progress import bar_to
 
 
 # The block of what lies outside the layers.
@@ -270,7 +270,7 @@ def search_layers(
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     blocks = len(blocks_of(list(a.weights.shapes)))
-    with tqdm(total=blocks * max_sweeps, desc="Aligning", unit="layer", disable=not progress) as bar:
+    with bar_to(blocks * max_sweeps, "Aligning", "layer", progress) as bar:
 
         def tick(distances: list[float]) -> None:
             bar.update()

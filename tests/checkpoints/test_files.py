@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -225,6 +226,20 @@ def test_writers_of_other_files_in_one_folder_keep_each_others_records(tmp_path)
     assert foreign(tmp_path) == [] and len(record_of(tmp_path).files) == 80
     with locked(tmp_path):  # as a person may hold it
         write_text(tmp_path / "late", "ours", named=True)
+    assert foreign(tmp_path) == []
+
+
+def test_a_slow_disk_costs_no_record(tmp_path, monkeypatch):
+    """A turn is a fifteenth of what a writer waits where nothing moves, and eight writers have eighty turns."""
+
+    def slow(where, *args):
+        time.sleep(0.05)
+        return record_of(where, *args)
+
+    monkeypatch.setattr(module, "record_of", slow)
+    monkeypatch.setattr(module, "locked", partial(locked, seconds=0.75))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: write_text(tmp_path / str(name), "ours", named=True), range(80)))
     assert foreign(tmp_path) == []
 
 

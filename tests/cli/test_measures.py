@@ -161,7 +161,7 @@ def test_force_replaces_only_files_that_were_written_here(rigpt, folders, tmp_pa
 def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_path, monkeypatch):
     """Losses of the two ends are those of the models, in merge.json and in the picture."""
     drawn, plot = [], pictures.plot_paths
-    monkeypatch.setattr(pictures, "plot_paths", lambda paths: drawn.append(plot(paths)) or drawn[0])
+    monkeypatch.setattr(pictures, "plot_paths", lambda *args, **named: drawn.append(plot(*args, **named)) or drawn[0])
     monkeypatch.setattr(tokenizer, "text_ids", lambda source, path: torch.arange(40).view(2, 20))
     measured = ("--text", folders / "text.txt", "--picture", tmp_path / "p.png", "--points", 3)
     done("merge", folders / "model", folders / "unrelated", tmp_path / "m", "--unaligned", *measured)
@@ -171,7 +171,10 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
     assert said["t"] == [0, 0.5, 1] and said["before"][::2] == pytest.approx([second, first], rel=1e-5)
     assert said["after"][::2] == pytest.approx([second, first], rel=1e-5)
     (panel,) = drawn[0].axes
-    assert panel.get_xlabel() == "share of model A" and len(panel.lines) == 2
+    assert panel.get_xlabel() == "share of the model on the right" and len(panel.lines) == 2
+    ends = [label.get_text() for label in panel.get_xticklabels()]
+    assert ends[0].startswith("0\n") and ends[0].endswith("unrelated")
+    assert ends[-1].startswith("1\n") and ends[-1].endswith("model")
     for line in panel.lines:
         assert line.get_ydata()[-1] == pytest.approx(first, rel=1e-5)
 
@@ -180,7 +183,7 @@ def test_the_path_of_a_merge_is_by_the_share_of_the_first(done, folders, tmp_pat
 def test_an_alignment_is_learned_on_the_text_but_for_its_end(done, folders, tmp_path, monkeypatch):
     """The losses are those of the text's end, the path has a third line, and what was learned is the merged model."""
     drawn, plot, asked = [], pictures.plot_paths, []
-    monkeypatch.setattr(pictures, "plot_paths", lambda paths: drawn.append(plot(paths)) or drawn[0])
+    monkeypatch.setattr(pictures, "plot_paths", lambda *args, **named: drawn.append(plot(*args, **named)) or drawn[0])
     row = torch.randint(40, (3000,), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(tokenizer, "text_row", lambda source, path, length: asked.append(length) or row)
     learned_on, find = [], symmetries.find_learned_alignment

@@ -1,6 +1,7 @@
 """`rigpt fingerprint`, `identify`, and `diff` of models that no one configuration holds."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,13 @@ def test_diff_of_stock_folders_and_of_models_of_two_depths(rigpt, done, folders,
     out = done("diff", folders / "model", folders / "model")
     assert out.startswith("B is A: every weight is equal.\nCertificate"), "no statistics and no table of zeros"
     assert "Next" not in out, "there is nothing to carry from a model to itself"
+
+
+def test_bars_end_full_however_soon_the_work_was_done(rigpt, folders):
+    _, _, bars = rigpt("diff", folders / "stock", folders / "disguise")
+    for name, count in (("Fingerprint", 2), ("Aligning", 1)):
+        ends = [line for line in re.split(r"[\r\n]", bars) if line.startswith(f"{name}: 100%")]
+        assert len(ends) >= count, bars
 
 
 def made(distances, before=1.4, rounding=None):

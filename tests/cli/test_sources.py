@@ -196,6 +196,19 @@ def test_a_path_that_is_wrong_is_answered_before_anything_is_imported(folders, t
         assert time.perf_counter() - begun < 20
 
 
+@pytest.mark.parametrize("name", ["modle", "runs/modle", "place/none/modle"])
+def test_a_name_that_is_like_a_folder_beside_is_a_slip_of_spelling(rigpt, tmp_path, monkeypatch, name):
+    """Said before anything of the Hub, which is asked where the name could be an id."""
+    for folder in ("model", "runs/model", "runs/other"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    line = in_one_line(rigpt("verify", name, name))
+    near = "there is 'model'" if name == "modle" else "there is 'runs/model'"
+    assert "no such folder. Look at the spelling" in line and "other" not in line
+    assert (near in line) is ("none" not in name)
+    assert ("As an id: the Hub " in line) is (name == "modle")
+
+
 @pytest.mark.full
 def test_names_of_wrapped_models_lose_what_stands_in_front(folders, answer, caplog, tmp_path):
     for prefix in ("module.", "_orig_mod.", "module._orig_mod."):

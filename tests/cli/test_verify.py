@@ -92,6 +92,11 @@ def test_a_rotation_that_is_right_is_told_from_one_that_is_not(rigpt, done, plac
     for wrong in ("mistaken", "rounded"):
         code, out, _ = rigpt("verify", places / "before", places / wrong)
         assert code == 1 and "NOT EQUAL" in out
+        *_, reason, following = out.strip().splitlines()
+        assert reason.startswith("The two are not one function: logits differ by ") and reason.endswith(
+            "rounding by 1e-12."
+        )
+        assert following.startswith("Next: ")
     assert in_one_line(rigpt("verify", places / "before", places / "nothing"))
 
 

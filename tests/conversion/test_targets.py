@@ -309,7 +309,8 @@ def test_the_class_that_a_model_came_from_is_recorded(tmp_path):
             ),
         ):
             model = tiny_model(**options, converted_from=origin)
-            with pytest.raises(ValueError, match=f"^`target` must be .* has {record}, got None. {advice}") as caught:
+            message = f"^`target` must be .* has {record}, and none was given. {advice}"
+            with pytest.raises(ValueError, match=message) as caught:
                 export_model(model)
             assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
     # A record that is not true is no more than a wish.

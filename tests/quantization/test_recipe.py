@@ -235,8 +235,8 @@ def test_gains_of_a_stock_model_are_kept(gated, moments):
 
 def test_what_cannot_be_rounded_is_refused(gated, moments):
     for match, recipe, given in [
-        ("`calibration` must be given for `method='gptq'`, got None", Recipe(), {}),
-        ("`calibration` must be given for `tune`, got None", Recipe(method="round", tune=3), {}),
+        ("`calibration` must be given for `method='gptq'`, and none is", Recipe(), {}),
+        ("`calibration` must be given for `tune`, and none is", Recipe(method="round", tune=3), {}),
         ("`calibration` must hold at least 1024 tokens, got 20", Recipe(), {"calibration": tokens(2, 10)}),
         ("`group` must divide the 32 numbers in a row of model.layers.0", Recipe(group=5), {"moments": moments}),
     ]:

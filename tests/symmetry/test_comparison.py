@@ -11,7 +11,7 @@ from rigpt_hf.pictures import save
 from rigpt_hf.pictures.symmetry import plot_comparison
 from rigpt_hf.symmetry import GaugeTransformation, canonical_gauge, compare, table_of
 from rigpt_hf.symmetry.alignment import find_alignment
-from rigpt_hf.symmetry.comparison import ROUNDED, SWEEPS, VERDICTS, describe
+from rigpt_hf.symmetry.comparison import ROUNDED, SWEEPS, VERDICTS, Comparison, Part, describe
 from rigpt_hf.symmetry.expectation import unaligned
 from rigpt_hf.symmetry.given import given
 from rigpt_hf.symmetry.layered import part_of
@@ -237,6 +237,49 @@ def test_the_outcome_can_be_written_and_read_and_drawn(turned, tmp_path):
         assert (tmp_path / f"{verdict}.png").read_bytes().startswith(b"\x89PNG")
     save(plot_comparison(found), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
+
+
+def drawn_of(layers, distance, limit=1e-5):
+    """The picture of models of so many layers, and its size in pixels."""
+    names = ["embed_tokens", *(f"layers.{index}.{kind}" for index in range(layers) for kind in ("self_attn", "mlp"))]
+    parts = [Part(name, distance, distance) for name in names]
+    whole = Part("all", distance, distance)
+    found = Comparison(0.1, [], "relative", total=whole, layers=whole, parts=parts, limit=limit)
+    made = plot_comparison(found, "a and b")
+    made.canvas.draw()
+    return made.axes[0], made.get_size_inches() * made.dpi
+
+
+@pytest.mark.parametrize("layers", [2, 5, 6, 30, 100])
+def test_a_picture_of_many_layers_is_a_line_over_depth(layers):
+    panel, (width, _) = drawn_of(layers, 0.003)
+    assert width < 800, "no wider than a page"
+    names = [label.get_text() for label in panel.get_xticklabels()]
+    if layers <= 5:
+        assert len(panel.patches) == 2 * layers + 1 and names[1] == "0.self_attn"
+        return
+    assert not panel.patches and len(names) <= 12 and names[0] == "embed_tokens"
+    assert all(name.isdigit() for name in names[1:]) and panel.get_xlabel() == "layer"
+    lines = [line for line in panel.lines if str(line.get_label()).startswith("aligned: ")]
+    assert [len(line.get_xdata()) for line in lines] == [layers, layers, 1]
+    places = [label.get_window_extent().x0 for label in panel.get_xticklabels()]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("distance", [0.003, 1e-7, 0.0])
+def test_the_axis_of_distances_goes_from_rounding_to_one(distance):
+    panel, _ = drawn_of(2, distance, None if distance == 0 else 1e-5)
+    low, high = panel.get_ylim()
+    words = [text.get_text() for text in panel.texts]
+    assert high > 1 and any(text.startswith("1: as large as") for text in words)
+    assert (low <= min(distance, 1e-5) and "1e-05: up to here\nit may be rounding" in words) is (distance > 0)
+    assert ("all distances are 0" in words) is (distance == 0)
+
+
+def test_layers_of_fingerprints_are_counted_in_whole_numbers():
+    made = plot_comparison(Comparison(0.99, [0.99, 0.98], "unrelated"))
+    made.canvas.draw()
+    assert all(float(tick).is_integer() for tick in made.axes[0].get_xticks())
 
 
 def test_words_for_what_a_transformation_does():

@@ -1,6 +1,7 @@
 """Merging after alignment: what an average of models is, and what it does to the loss."""
 
 import copy
+import itertools
 import json
 import math
 from functools import cache
@@ -224,6 +225,15 @@ def test_pictures_of_paths(tmp_path):
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
     save(plot_paths([path], title="One way"), tmp_path / "no-suffix", "svg")
     assert "<svg" in (tmp_path / "no-suffix").read_text()
+
+
+def test_paths_that_coincide_are_all_seen_and_ends_have_names():
+    losses = [2.0, 2.1, 2.2]
+    (panel,) = plot_paths([LossPath([0.0, 0.5, 1.0], losses, losses, losses)], names=("a" * 60 + "-end", "my_$b")).axes
+    widths = [line.get_linewidth() for line in panel.lines]
+    assert len(widths) == 3 and all(wide >= 2 * narrow for wide, narrow in itertools.pairwise(widths))
+    texts = [label.get_text() for label in panel.get_xticklabels()]
+    assert texts[0] == "0\nmy_$b" and texts[-1].endswith("aaa-end") and len(texts[-1]) < 40
 
 
 # A text to learn: every token depends on the two before it, so that attention has something to do.
