@@ -4,6 +4,8 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
+import tempfile
 import tomllib
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +22,7 @@ from rigpt_hf.cli import app
 from rigpt_hf.command_line import UsageError, hyphenated
 from rigpt_hf.conversion.families import ARCHITECTURES
 from rigpt_hf.extras import EXTRAS
+from rigpt_hf.symmetry.tokens import TokenSymmetry
 from rigpt_hf.training.options import parse_options
 from tests.conversion.sources import stock_model
 from tests.evaluation.toys import word_tokenizer
@@ -29,6 +32,24 @@ from tests.models import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+HOW_TO = sorted((ROOT / "docs/how-to").glob("*.md"))
+# Programs of others, which are not here, or fetch; SLURM's job, which `bash -n` reads; and what writes a file.
+FOREIGN = {"automodel", "git", "jupyter", "llama-cli", "llama-server", "lms", "mlx_lm.convert", "sky", "vllm"}
+FOREIGN |= {"sglang.launch_server", "torchtitan.train"}
+FOREIGN |= {
+    "#!/bin/bash",
+    "#SBATCH",
+    "scancel",
+    "scontrol",
+    "wait",
+    "trap",
+    "train",
+    "train()",
+    "stop()",
+    "}",
+    "$SLURM_JOB_NODELIST",
+}
+FOREIGN |= {"cat", "echo", ""}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -86,28 +107,48 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_blocks_of_the_other_pages_run(monkeypatch, tmp_path, capsys):
-    """With a small model at hand, as the text around them says, and with fewer steps of a descent."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("datasets.config.HF_MODULES_CACHE", str(tmp_path))
-    given = {"rigpt_hf": rigpt_hf, "model": tiny_model(dtype=torch.float32), "texts": [" a b" * 9, " b a" * 9]}
-    given |= {"tokenizer": word_tokenizer(["<s>", " a", " b"])}
-    fewer = {"(1200, 2400)": "(12, 24)", "context=1024, stride=512": "context=32, stride=16"}
-    ran = 0
-    for page in PAGES:
-        for block in blocks(page, "python"):
-            for old, new in fewer.items():
-                block = block.replace(old, new)
-            namespace = dict(given)
-            exec(block, namespace)
-            ran += 1
-    assert ran == 7 and len(namespace["optimizer"].param_groups) > 1
+CODE = [page for page in (*PAGES, *HOW_TO) if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_as_pasted(page, monkeypatch, tmp_path):
+    """One after the other, beside a model that was converted before and a text; with fewer steps of a descent."""
+    tokenizer = word_tokenizer(["<s>", " a", " b"])
+    tokenizer.eos_token = "<s>"
+    tokenizer.save_pretrained(tmp_path / "my-rigpt")
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "my-rigpt")
+    (tmp_path / "text.txt").write_text(" a b" * 9 + "\n\n" + " b a" * 9)
+    (tmp_path / "evaluation").symlink_to(ROOT / "evaluation")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    namespace: dict = {}
+    for block in blocks(page, "python"):
+        for old, new in {"(1200, 2400)": "(12, 24)", "context=1024, stride=512": "context=32, stride=16"}.items():
+            block = block.replace(old, new)
+        exec(block, namespace)
+
+
+def test_every_block_has_a_language_that_a_test_reads():
+    """Python and lines of a shell run, or are looked at; a file of JSON is loaded; nothing else is left unnamed."""
+    pages = (*PAGES, *HOW_TO, ROOT / "README.md", ROOT / "docs/course/README.md")
+    languages = partial(re.findall, r"^```(\S+)$", flags=re.MULTILINE)
+    fences = [(page, kind) for page in pages for kind in languages(page.read_text(encoding="utf-8"))]
+    assert {kind for _, kind in fences} == {"python", "bash", "json"}
+    assert len(CODE) == len({page for page, kind in fences if kind == "python"}) - 1 > 9, "all but the README"
+    (written,) = (block for page in pages for block in blocks(page, "json"))
+    words = re.findall(r'"(\w+)"', written.partition("generators")[2])
+    tokenizer = word_tokenizer([*words, *map(str, range(40 - len(words)))])
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(written)
+        file.flush()
+        symmetry = TokenSymmetry.load(file.name, tokenizer=tokenizer)
+    assert symmetry.order == 4 and len(words) == 8
 
 
 def lines_of(page: Path) -> list[str]:
-    """The command lines of a page, without comments."""
-    text = "".join(blocks(page, "bash")).replace("\\\n", " ")
-    return [line.partition(" #")[0].strip() for line in text.splitlines()]
+    """The command lines of a page, without comments, and without what a `cat` takes up to `END`."""
+    text = re.sub(r"<<'END'\n.*?\nEND$", "", "".join(blocks(page, "bash")), flags=re.DOTALL | re.MULTILINE)
+    return [line.partition(" #")[0].strip() for line in text.replace("\\\n", " ").splitlines()]
 
 
 def options_are_known(name: str, words: list[str], folder: Path) -> None:
@@ -133,10 +174,11 @@ def test_every_command_line_is_understood(tmp_path):
     """Verbs and options that there are, files, modules and targets that exist, and extras with these names."""
     verbs, seen = typer.main.get_command(app).commands, []
     extras = PROJECT["optional-dependencies"]
-    how_to = sorted((ROOT / "docs/how-to").glob("*.md"))
-    for page in (*PAGES, *how_to, ROOT / "README.md", ROOT / "docs/course/README.md"):
+    for page in (*PAGES, *HOW_TO, ROOT / "README.md", ROOT / "docs/course/README.md"):
         for line in lines_of(page):
             program, *words = shlex.split(line) or [""]
+            while re.match(r"\w+=", program):  # variables
+                program, *words = words or [""]
             if program == "rigpt":
                 verbs[words[0]].make_context(words[0], hyphenated(words[1:]))
             elif program == "make":
@@ -151,6 +193,7 @@ def test_every_command_line_is_understood(tmp_path):
                 module = files[0].removesuffix(".py").replace("/", ".")
                 options_are_known(module, words[words.index(files[0]) + 1 :], tmp_path)
             else:
+                assert {program, *words} & FOREIGN, f"{page.name}: {line}"
                 continue
             seen.append(program)
     assert {"rigpt", "make", "pip", "python", "accelerate", "torchrun"} <= set(seen) and len(seen) > 30
@@ -158,6 +201,12 @@ def test_every_command_line_is_understood(tmp_path):
         verbs["rotate"].make_context("rotate", ["a", "b", "--spin"])
     with pytest.raises(UsageError):
         options_are_known("evaluation.experiments.compare", ["a", "b", "--spin"], tmp_path)
+
+
+def test_the_job_for_slurm_is_a_script():
+    (job,) = (block for block in blocks(ROOT / "docs/training.md", "bash") if block.startswith("#!"))
+    for script, right in ((job, True), (job.replace("\n}\n", "\n", 1), False)):
+        assert (subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).returncode == 0) is right
 
 
 def test_the_file_for_citations_is_of_this_version():

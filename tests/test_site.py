@@ -8,13 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-import rigpt_hf
 from rigpt_hf.cli import VERBS
-from tests.evaluation.toys import word_tokenizer
-from tests.models import tiny_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,19 +146,6 @@ def test_links_lead_to_pages_or_to_the_repository():
     assert links.rewritten("[x](1_gpt.ipynb#a)", "docs/course/README.md") == "[x](1_gpt.md#a)"
     assert links.rewritten("[x](../families.md)", "docs/how-to/convert.md") == "[x](../families.md)"
     assert links.rewritten("[x](gone.md)", "README.md") == "[x](gone.md)", "a strict build refuses it"
-
-
-@pytest.mark.parametrize("page", [page for page in HOW_TO if page.stem != "convert"], ids=lambda page: page.stem)
-def test_the_blocks_of_how_to_pages_run(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tokenizer = word_tokenizer(["<s>", " a", " b"])
-    tokenizer.pad_token = tokenizer.eos_token = "<s>"
-    model = tiny_model(dtype=torch.float32)
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    namespace = {"rigpt_hf": rigpt_hf, "model": model, "tokenizer": tokenizer, "texts": [" a b" * 9, " b a" * 9]}
-    for block in blocks:
-        exec(block, namespace)
-    assert blocks
 
 
 @pytest.mark.skipif(not find_spec("mkdocs") or not find_spec("mkdocstrings"), reason="needs the extra `docs`")

@@ -372,7 +372,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         results["twice_the_steps"] = {"pairs": [pair.to_dict() for pair in longer], "summary": summarise(longer)}
     with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
-        title = f"The way between {len(pairs)} pairs of independently trained models"
+        title = "Averaging two models trained apart costs less once one is turned to fit the other"
         save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
     console.print(as_table(pairs, summary, options.steps))
     if longer:

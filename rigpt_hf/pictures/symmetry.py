@@ -107,20 +107,20 @@ def _draw_scale(panel: Any, comparison: Comparison) -> None:
 @picture
 def plot_paths(
     paths: Sequence[LossPath],
-    title: str = "Loss on the straight way between two models",
+    title: str = "Loss on the straight path between two models",
     names: tuple[str, str] | None = None,
 ) -> Figure:
     """
-    Losses on one or several ways between two models, before and after alignment.
+    Losses on one or several straight paths between two models, before and after alignment.
 
     Args:
         paths: Each from a model B to a model A.
         title: Of the picture.
         names: Of A and of B, for the two ends.
     """
-    made, (panel,) = figure(width=6.5, height=4.2)
+    made, (panel,) = figure(title=title, width=6.5, height=4.2)
     for index, path in enumerate(paths):
-        # Thinner lines lie on thicker ones, so that all are seen where they coincide.
+        # Of one pair thinner lines lie on thicker ones, so that all are seen where they coincide.
         lines = (
             (path.before, ORANGE, "unaligned", 5.0),
             (path.after, BLUE, "aligned", 2.0),
@@ -128,8 +128,15 @@ def plot_paths(
         )
         for losses, colour, words, width in lines:
             if losses is not None:
-                panel.plot(path.t, losses, color=colour, alpha=0.8, lw=width, label=None if index else words)
-    panel.set(xlabel="share of model A", ylabel="loss in nats per token", title=title)
+                panel.plot(
+                    path.t,
+                    losses,
+                    color=colour,
+                    alpha=0.8,
+                    lw=width if len(paths) == 1 else 1.6,
+                    label=None if index else words,
+                )
+    panel.set(xlabel="share of model A", ylabel="loss in nats per token")
     if names is not None:
         first, second = (name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in names)
         ticks = [0, 0.25, 0.5, 0.75, 1]

@@ -4,6 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -218,6 +219,34 @@ def test_what_llama_cpp_does_in_another_way_is_said(tmp_path, caplog):
     with opened(file_of(fast, tmp_path)) as other:
         assert same_tokens(other, fast, TRICKY)
     assert "composes letters with their accents first (NFC)" in caplog.text and "`<mask>`" in caplog.text
+
+
+def test_a_server_answers_over_http(tmp_path):
+    """llama.cpp's server, as the wheel has it, chats by the template in the file, as Transformers does."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    tokenizer = byte_level("llama-bpe", False)
+    model = convert_model(model_for(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_gguf(tmp_path / "model", tmp_path / "out", progress=False)
+    asked = [{"role": "user", "content": PLAIN}]
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(tmp_path / "out" / "out-F32.gguf"), 64, 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    body = json.dumps({"messages": asked, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 3})
+    request = Request(f"{server.listening_address}/v1/chat/completions", body.encode())
+    request.add_header("Content-Type", "application/json")
+    with urlopen(request, timeout=60) as answer:
+        (said,) = json.load(answer)["choices"]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        wanted = model(ids).logits[0, -1].double().log_softmax(-1).topk(3)
+    (token,) = said["logprobs"]["content"]
+    assert [one["id"] for one in token["top_logprobs"]] == wanted.indices.tolist()
+    for one, value in zip(token["top_logprobs"], wanted.values.tolist(), strict=True):
+        assert one["logprob"] == pytest.approx(value, abs=1e-4)
 
 
 def test_a_folder_becomes_a_file_that_speaks(tmp_path):
