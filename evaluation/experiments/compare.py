@@ -302,13 +302,14 @@ LABELS = {
 def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
     """Validation losses by tokens: the mean of a candidate's seeds, and a band from the lowest to the highest."""
     made, (panel,) = figure(title="Loss on text that was held out, by the tokens that were read", width=7, height=4.4)
-    for name, runs in results.items():
+    # The legend has the order of the curves.
+    ends = {name: statistics.mean(run["final_loss"] for run in runs) for name, runs in results.items()}
+    for name, runs in sorted(results.items(), key=lambda item: -ends[item[0]]):
         curves = np.array([[loss for _, loss in run["validation"]] for run in runs])
         millions = [step * runs[0]["tokens_per_step"] / 1e6 for step, _ in runs[0]["validation"]]
         band(panel, millions, curves, f"{LABELS.get(name, name)}, {runs[0]['parameters'] / 1e6:.1f}M", alpha=0.2)
     if "stock-gpt2" in results:
-        goal = statistics.mean(run["final_loss"] for run in results["stock-gpt2"])
-        panel.axhline(goal, color="0.6", linestyle=":", label="stock GPT-2 at the end")
+        panel.axhline(ends["stock-gpt2"], color="0.6", linestyle=":", label="stock GPT-2 at the end")
     panel.set(xlabel="million tokens", ylabel="validation loss, nats per token")
     panel.legend()
     return made

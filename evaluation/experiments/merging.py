@@ -15,7 +15,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ from rigpt_hf.command_line import READS, WRITES
 from rigpt_hf.dataclass_options import program
 from rigpt_hf.groups import assignment
 from rigpt_hf.pictures import save
+from rigpt_hf.pictures.style import Figure
 from rigpt_hf.pictures.symmetry import plot_paths
 from rigpt_hf.symmetry import Learning, LossPath, find_learned_alignment, gauge_distance, loss_path, merge
 from rigpt_hf.symmetry.alignment import Search
@@ -259,6 +260,11 @@ def summarise(pairs: list[Pair]) -> dict[str, Any]:
     }
 
 
+def drawn(paths: Sequence[LossPath]) -> Figure:
+    """The picture of all pairs."""
+    return plot_paths(paths, "Averaging two models trained apart costs less once one is turned to fit the other")
+
+
 def as_table(pairs: list[Pair], summary: dict[str, Any], steps: int) -> Table:
     """The pairs for the terminal."""
     table = Table(title=f"Barriers in nats per token after {steps:,} steps (permuted: half way)")
@@ -372,8 +378,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Any]:
         results["twice_the_steps"] = {"pairs": [pair.to_dict() for pair in longer], "summary": summarise(longer)}
     with new_folder(options.output, seen, "output") as folder:
         write_json(folder / "results.json", results)
-        title = "Averaging two models trained apart costs less once one is turned to fit the other"
-        save(plot_paths([pair.path for pair in pairs], title), folder / "paths.png")
+        save(drawn([pair.path for pair in pairs]), folder / "paths.png")
     console.print(as_table(pairs, summary, options.steps))
     if longer:
         console.print(as_table(longer, summarise(longer), 2 * options.steps))
