@@ -1,14 +1,13 @@
 # %% [markdown]
 # # 1. A GPT in 100 lines
 #
-# You know backpropagation and linear algebra. This chapter leads from there to a GPT, and keeps it short, because every
-# later chapter takes it apart. It speaks as a physicist does: attention is a thermal average, and losses are measured
+# You know backpropagation and linear algebra. This chapter leads from there to a GPT, a short one, because every later
+# chapter takes it apart. It speaks as a physicist does: attention is a thermal average, and losses are measured
 # against entropies that can be counted. Public lectures that go more slowly:
 #
-# - G. Strang, [MIT 18.06SC, *Linear Algebra*](https://ocw.mit.edu/courses/18-06sc-linear-algebra-fall-2011/);
+# - G. Strang, [*Linear Algebra*](https://ocw.mit.edu/courses/18-06sc-linear-algebra-fall-2011/) (MIT 18.06SC);
 # - 3Blue1Brown, [*Neural networks*](https://www.3blue1brown.com/topics/neural-networks): gradients, then transformers;
-# - A. Karpathy, [*Neural Networks: Zero to Hero*](https://github.com/karpathy/nn-zero-to-hero): from one derivative to a
-#   GPT that is typed into an empty file.
+# - A. Karpathy, [*Zero to Hero*](https://github.com/karpathy/nn-zero-to-hero): from one derivative to a GPT.
 #
 # Letters: $V$ characters, $d$ dimensions of the *residual stream*, $H$ heads of $h = d/H$ dimensions, $L$ layers, $T$
 # positions, $B$ rows of text that are read at once (the *batch*).

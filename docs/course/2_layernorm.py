@@ -450,8 +450,8 @@ print(f"- The stock class runs turned weights if Q fixes the ones ({in_class[0]:
 # 2. $n(a x) = a x / |a x| \cdot \sqrt d = n(x)$ for $a > 0$. With $\epsilon$,
 #    $n(ax) = x / \sqrt{|x|^2/d + \epsilon/a^2}$: another $\epsilon$. If $a^2 \epsilon$ takes the place of $\epsilon$
 #    while writers grow by $a$, the function stays.
-# 3. No: only the products $W \operatorname{diag}(g)$ and $W \beta$ count, and they have not changed. The fold gives the
-#    same weights. Special directions of a *function* are in the products, such as their singular vectors.
+# 3. No: only the products $W \operatorname{diag}(g)$ and $W \beta$ count, and they have not changed: the fold gives
+#    the same weights. Special directions of a *function* are in the products, such as their singular vectors.
 # </details>
 
 # %% [markdown]

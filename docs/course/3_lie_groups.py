@@ -459,7 +459,9 @@ p_repaired, p_generated = (
     for x in (repaired, generated)
 )
 print(f"determinants at least {float(torch.det(repaired).min()):.2f}; angles: p = {p_repaired:.2f}", end="")
-print(f", of generated ones {p_generated:.0e}; whole matrices turned round in four dimensions {float(still.min()):.2f}")
+print(
+    f", of generated ones {p_generated:.0e}; whole matrices turned round in four dimensions {float(still.min()):.2f}"
+)
 assert float(torch.det(repaired).min()) > 1 - 1e-12 and p_repaired > 1e-4
 assert p_generated < 1e-10 and float(still.min()) < -1 + 1e-12
 
