@@ -626,9 +626,18 @@ print("The right mean is a multiple of one, the wrong one half of the transpose.
 sizes = torch.tensor([1, 1, *(basis.shape[1] for basis in bases["S3"])])
 constant = torch.repeat_interleave(torch.arange(1.0, len(sizes) + 1, dtype=D.dtype), sizes)
 differing = constant + 0.3 * torch.arange(d, dtype=D.dtype)
-alike, unlike = (float((gains[:, None] * rho - rho * gains).abs().max()) for gains in (constant, differing))
-print(f"gains equal inside irreducibles: off by {alike:.0e}, different there: {unlike:.1f}")
-assert alike < 1e-12 < 0.1 < unlike
+orbits = torch.tensor([1.0, 2.0, *[3.0] * 6], dtype=D.dtype)
+permuting = RHO["permuting"]
+alike, unlike, along, across = (
+    float((gains[:, None] * R - R * gains).abs().max())
+    for gains, R in ((constant, rho), (differing, rho), (orbits, permuting), (constant, permuting))
+)
+print(
+    f"gains equal inside irreducibles: off by {alike:.0e}, different there: {unlike:.1f}; where coordinates are",
+    end="",
+)
+print(f" permuted, equal along orbits: {along:.0e}, those of the irreducibles: {across:.1f}")
+assert max(alike, along) < 1e-12 < 0.1 < min(unlike, across)
 
 # %% [markdown]
 # Solution 3 as code: whether all that commutes with the turns of two planes commutes with each other. The control
